@@ -1,0 +1,2 @@
+//! Plain data shared between the eBPF programs and user space.
+#![no_std]

@@ -1,0 +1,2 @@
+//! Embeds the BPF object that xtask built, or an empty stub.
+fn main() {}

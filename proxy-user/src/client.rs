@@ -1,0 +1,54 @@
+//! Who is calling. In: an accepted socket's addresses and what eBPF attests of it. Out: [`Connection`], shared by
+//! all requests on it; per request the credential (`Authorization: Bearer`) is added by `handle`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::Serialize;
+
+/// Which of our sockets accepted the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Port {
+    /// 127.0.0.1:10261 or 169.254.2.1:10261.
+    Plain,
+    /// 169.254.2.1:10268.
+    Secure,
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Which socket accepted it.
+    pub port: Port,
+    /// Our address, as the client dialled it (after steering).
+    pub local: SocketAddr,
+    /// The client's address.
+    pub remote: SocketAddr,
+    /// TLS, as opposed to plain HTTP.
+    pub tls: bool,
+    /// What eBPF attests; `None` is "unknown", never a privilege.
+    pub process: Option<Process>,
+}
+
+/// The process that called connect(), as the kernel saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Process {
+    /// Thread group id, in the initial pid namespace.
+    pub pid: u32,
+    /// User id, in the initial user namespace.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// cgroup v2 id (the inode of the cgroup's directory).
+    pub cgroup_id: u64,
+    /// Path of that cgroup below the v2 root, when it could be resolved at accept.
+    pub cgroup: Option<String>,
+    /// Network namespace cookie (`SO_NETNS_COOKIE`).
+    pub netns: u64,
+    /// `comm`: settable by the process; a convenience, never a security attribute.
+    pub command: String,
+    /// The address that the client dialled before steering.
+    pub original: Option<(Ipv4Addr, u16)>,
+    /// Steered here, as opposed to dialled directly.
+    pub steered: bool,
+}

@@ -1,0 +1,166 @@
+//! The effective configuration: one checked struct a stage. Flags (`config::flags`) and one TOML-free
+//! environment go in; [`Config`] comes out, printable, and every later stage takes its own part of it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Everything that the daemon was told, checked.
+#[derive(Debug, Clone, Serialize)]
+pub struct Config {
+    /// This node's name (`--node-name`): the CN of the serving certificate is `system:node:NAME`.
+    pub node_name: String,
+    /// The interface and the eBPF programs.
+    pub setup: SetupConfig,
+    /// The certificates.
+    pub certs: CertsConfig,
+    /// The sockets that clients reach.
+    pub listen: ListenConfig,
+    /// The admin listener (`--bind-address:--serve-port`): health, readiness, metrics, status.
+    pub admin: SocketAddr,
+    /// The API servers.
+    pub cloud: CloudConfig,
+    /// The store.
+    pub cache: CacheConfig,
+    /// Answers from the store.
+    pub local: LocalConfig,
+    /// Log verbosity: klog's `--v` (0 warnings, 1–2 information, 3–4 debug, 5 and more trace).
+    pub verbosity: u8,
+}
+
+/// Interface and eBPF.
+#[derive(Debug, Clone, Serialize)]
+pub struct SetupConfig {
+    /// The link to make and the address on it; `None` with `--enable-dummy-if=false`.
+    pub dummy: Option<DummyConfig>,
+    /// API service addresses that host processes dial and that are steered to hublet (`--steer`); empty = off.
+    pub steer: Vec<SocketAddr>,
+    /// The cgroup v2 directory that the programs are attached to; `None` = the v2 root, found by itself.
+    pub cgroup: Option<PathBuf>,
+    /// Where bpffs is (or is to be) mounted.
+    pub bpffs: PathBuf,
+    /// aya-log's debug lines of the programs (`--bpf-log`), off by default.
+    pub bpf_log: bool,
+}
+
+/// The link-local address and its link.
+#[derive(Debug, Clone, Serialize)]
+pub struct DummyConfig {
+    /// `--dummy-if-name`, at most 15 characters.
+    pub name: String,
+    /// `--dummy-if-ip`.
+    pub ip: IpAddr,
+}
+
+/// How hublet gets its certificates (`--bootstrap-mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootstrapMode {
+    /// An embedded CA signs the serving certificate.
+    Development,
+    /// YurtHub's `token`: certificates from the cluster by a bootstrap token (a later issue).
+    Token,
+    /// YurtHub's `kubeletcertificate`: the kubelet's own client certificate (a later issue).
+    KubeletCertificate,
+}
+
+/// Certificates.
+#[derive(Debug, Clone, Serialize)]
+pub struct CertsConfig {
+    /// `--bootstrap-mode`.
+    pub mode: BootstrapMode,
+    /// `--bootstrap-file`: a kubeconfig; its CA is what the cloud is trusted by.
+    pub bootstrap_file: Option<PathBuf>,
+    /// `--root-dir`; certificates live in `ROOT_DIR/pki`.
+    pub root_dir: PathBuf,
+    /// `--hub-cert-organizations`, besides `system:nodes`.
+    pub organizations: Vec<String>,
+    /// IP addresses of the serving certificate: the service addresses steered, the dummy address, the bind
+    /// addresses, the node's own.
+    pub ip_sans: Vec<IpAddr>,
+}
+
+/// Listeners.
+#[derive(Debug, Clone, Serialize)]
+pub struct ListenConfig {
+    /// Where plain HTTP and TLS are told apart by the first byte (`127.0.0.1:10261`, `169.254.2.1:10261`).
+    pub plain: Vec<SocketAddr>,
+    /// TLS with h2 and http/1.1 (`169.254.2.1:10268`).
+    pub secure: SocketAddr,
+    /// Connections open at once; one more is closed at accept.
+    pub max_connections: usize,
+    /// Requests answered at once; one more gets 429.
+    pub max_requests: usize,
+    /// How long streams may go on after a signal to end.
+    #[serde(with = "seconds")]
+    pub drain: Duration,
+}
+
+/// One API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Server {
+    /// DNS name or IP address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// `--lb-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LbMode {
+    /// `rr`.
+    Rr,
+    /// `priority`.
+    Priority,
+}
+
+/// The API servers and how their health is judged.
+#[derive(Debug, Clone, Serialize)]
+pub struct CloudConfig {
+    /// `--server-addr`, in order.
+    pub servers: Vec<Server>,
+    /// `--lb-mode`.
+    pub lb_mode: LbMode,
+    /// Probe interval while connected (`--heartbeat-interval-seconds`).
+    #[serde(with = "seconds")]
+    pub probe_interval: Duration,
+    /// How long one probe may take (`--heartbeat-timeout-seconds`).
+    #[serde(with = "seconds")]
+    pub probe_timeout: Duration,
+    /// Successful probes in a row that make the cloud Connected again (`--heartbeat-healthy-threshold`).
+    pub healthy_threshold: u32,
+    /// SO_MARK of our own upstream sockets, which are never steered.
+    pub mark: u32,
+}
+
+/// The store.
+#[derive(Debug, Clone, Serialize)]
+pub struct CacheConfig {
+    /// `--disk-cache-path`: the directory of `hublet.redb`.
+    pub dir: PathBuf,
+    /// redb's page cache in bytes.
+    pub page_cache: usize,
+}
+
+/// Answers from the store.
+#[derive(Debug, Clone, Serialize)]
+pub struct LocalConfig {
+    /// How long what the cloud allowed an identity stays allowed while the cloud is away.
+    #[serde(with = "seconds")]
+    pub grant_max_age: Duration,
+    /// Length of an offline watch without `timeoutSeconds` (`--min-request-timeout`), stretched ×1–2 at random.
+    #[serde(with = "seconds")]
+    pub min_request_timeout: Duration,
+}
+
+mod seconds {
+    //! Durations print as seconds.
+    use std::time::Duration;
+
+    pub(super) fn serialize<S: serde::Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(value.as_secs_f64())
+    }
+}

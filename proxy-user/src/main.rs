@@ -1,0 +1,2 @@
+//! Arguments, logging, runtimes, exit codes; nothing else.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the suites stand on: which piece to use when.

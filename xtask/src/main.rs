@@ -1,0 +1,2 @@
+//! The verbs of `cargo xtask`.
+fn main() {}
