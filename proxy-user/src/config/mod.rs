@@ -39,7 +39,7 @@ pub struct SetupConfig {
     pub steer: Vec<SocketAddr>,
     /// The cgroup v2 directory that the programs are attached to; `None` = the v2 root, found by itself.
     pub cgroup: Option<PathBuf>,
-    /// Where bpffs is (or is to be) mounted.
+    /// Where bpffs is mounted, or is to be mounted by us (`--bpffs`, default /sys/fs/bpf); pins go to `BPFFS/hublet/HASH/`.
     pub bpffs: PathBuf,
     /// aya-log's debug lines of the programs (`--bpf-log`), off by default.
     pub bpf_log: bool,
