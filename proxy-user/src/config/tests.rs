@@ -222,8 +222,7 @@ fn every_ignored_flag_gives_one_warning_and_no_secret() {
 
 #[test]
 fn every_yurthub_flag_is_known() {
-    let help =
-        <crate::config::flags::Flags as clap::Args>::augment_args(clap::Command::new("t")).render_long_help();
+    let help = <flags::Flags as clap::Args>::augment_args(clap::Command::new("t")).render_long_help();
     let help = help.to_string();
     for flag in [
         "node-name",
