@@ -158,7 +158,8 @@ fn segments(path: &str) -> Option<Vec<Cow<'_, str>>> {
     let trimmed = trimmed.strip_suffix('/').unwrap_or(trimmed);
     let mut parts = Vec::with_capacity(8);
     for part in trimmed.split('/') {
-        let decoded = if part.contains('%') { percent_decode_str(part).decode_utf8().ok()? } else { part.into() };
+        let decoded =
+            if part.contains('%') { percent_decode_str(part).decode_utf8().ok()? } else { part.into() };
         // A decoded slash, NUL or dot segment would make a key that means something else.
         if decoded.is_empty() || decoded == "." || decoded == ".." || decoded.contains(['/', '\0']) {
             return None;
@@ -181,7 +182,8 @@ fn resource<'a>(method: &Method, path: &'a str, query: &Query<'a>) -> Option<Api
         rest.remove(0);
     }
     // namespaces/NS/RESOURCE…, but namespaces/NS/{status,finalize} are subresources of the namespace itself.
-    let namespaced = rest.len() > 2 && rest[0] == "namespaces" && !matches!(rest[2].as_ref(), "status" | "finalize");
+    let namespaced =
+        rest.len() > 2 && rest[0] == "namespaces" && !matches!(rest[2].as_ref(), "status" | "finalize");
     let mut rest = rest.into_iter();
     let namespace = if namespaced {
         rest.next();

@@ -163,20 +163,22 @@ impl Grants {
         }
         let mut known = self.known.write();
         if let Credential::Token { digest, .. } = credential {
-            if known.credentials.len() >= MAX_CREDENTIALS && !known.credentials.contains_key(digest) {
-                if let Some(oldest) = oldest(&known.credentials) {
-                    known.credentials.remove(&oldest);
-                    ops.push(Op::Credential { digest: oldest, value: Vec::new() });
-                }
+            if known.credentials.len() >= MAX_CREDENTIALS
+                && !known.credentials.contains_key(digest)
+                && let Some(oldest) = oldest(&known.credentials)
+            {
+                known.credentials.remove(&oldest);
+                ops.push(Op::Credential { digest: oldest, value: Vec::new() });
             }
             known.credentials.insert(*digest, now);
             ops.push(Op::Credential { digest: *digest, value: now.to_le_bytes().to_vec() });
         }
-        if known.grants.len() >= MAX_GRANTS && !known.grants.contains_key(key) {
-            if let Some(oldest) = oldest(&known.grants) {
-                known.grants.remove(&oldest);
-                ops.push(Op::Revoke { key: oldest });
-            }
+        if known.grants.len() >= MAX_GRANTS
+            && !known.grants.contains_key(key)
+            && let Some(oldest) = oldest(&known.grants)
+        {
+            known.grants.remove(&oldest);
+            ops.push(Op::Revoke { key: oldest });
         }
         known.grants.insert(key.to_vec(), now);
         ops.push(Op::Grant { key: key.to_vec(), at: now });

@@ -269,8 +269,10 @@ impl Writer {
                 drop(permit);
             }
             Message::End(id) => {
-                let finished =
-                    self.observers.remove(&id).map(|o| o.finish(self.clock.now(), &mut self.pages, &mut self.ops));
+                let finished = self
+                    .observers
+                    .remove(&id)
+                    .map(|o| o.finish(self.clock.now(), &mut self.pages, &mut self.ops));
                 if let Some(Err(error)) = finished {
                     log_malformed(&error);
                 }

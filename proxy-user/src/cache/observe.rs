@@ -78,7 +78,8 @@ pub fn document_key(request: &ApiRequest<'_>) -> String {
 impl Exchange {
     /// Of a request and the head of its answer; `None` where the answer tells nothing to store.
     pub fn of(request: &ApiRequest<'_>, status: u16, headers: &HeaderMap, asked: u64) -> Option<Self> {
-        let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let text =
+            |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let content_type = text(header::CONTENT_TYPE);
         let encoding = Encoding::of_content_type(content_type);
         let gzip = match text(header::CONTENT_ENCODING) {
@@ -126,7 +127,9 @@ impl Exchange {
     fn tells(&self) -> bool {
         match self.verb {
             Verb::Get => matches!(self.status, 200 | 404),
-            Verb::List | Verb::Watch | Verb::Patch | Verb::Update | Verb::DeleteCollection => self.status == 200,
+            Verb::List | Verb::Watch | Verb::Patch | Verb::Update | Verb::DeleteCollection => {
+                self.status == 200
+            }
             Verb::Create => matches!(self.status, 200..=202),
             Verb::Delete => matches!(self.status, 200 | 202 | 404),
             Verb::Document | Verb::Other => false,
@@ -167,7 +170,9 @@ impl Observer {
     pub fn new(exchange: Exchange) -> Self {
         let members = exchange.initial_events.then(Vec::new);
         let shape = match (exchange.verb, exchange.encoding) {
-            (Verb::List | Verb::DeleteCollection, Encoding::Json) => Shape::JsonList(Box::default(), Vec::new()),
+            (Verb::List | Verb::DeleteCollection, Encoding::Json) => {
+                Shape::JsonList(Box::default(), Vec::new())
+            }
             (Verb::List | Verb::DeleteCollection, Encoding::Protobuf) => {
                 Shape::ProtobufList(ProtobufList::default(), Vec::new())
             }
@@ -211,7 +216,9 @@ impl Observer {
             }
             Shape::JsonList(list, members) => list.push(chunk, &mut *item(exchange, members, ops)),
             Shape::ProtobufList(list, members) => list.push(chunk, &mut *item(exchange, members, ops)),
-            Shape::JsonWatch(frames, members) => frames.push(chunk, &mut *frame(exchange, members, (now, ops))),
+            Shape::JsonWatch(frames, members) => {
+                frames.push(chunk, &mut *frame(exchange, members, (now, ops)))
+            }
             Shape::ProtobufWatch(frames, members) => {
                 frames.push(chunk, &mut *frame(exchange, members, (now, ops)))
             }
@@ -239,7 +246,9 @@ fn item<'a>(exchange: &'a Exchange, members: &'a mut Vec<Vec<u8>>, ops: &'a mut 
     Box::new(move |head, bytes| {
         let Some(kind) = head.kind.strip_suffix("List") else {
             // Custom resources say their list's kind behind the items; each item says its own.
-            return if head.unstructured { store_item(exchange, TypeHint::default(), bytes, (members, ops)) } else {
+            return if head.unstructured {
+                store_item(exchange, TypeHint::default(), bytes, (members, ops))
+            } else {
                 Err(CodecError::Json(format!("{:?} is no list of objects", head.kind)))
             };
         };
@@ -414,7 +423,8 @@ fn whole(exchange: &Exchange, bytes: &[u8], now: u64, ops: &mut Vec<Op>) -> Resu
     if exchange.verb == Verb::Document {
         let (content_type, etag) = (&exchange.document.0, &exchange.document.1);
         if content_type.starts_with("application/json") {
-            serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|e| CodecError::Json(e.to_string()))?;
+            serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
+                .map_err(|e| CodecError::Json(e.to_string()))?;
         }
         let key = [&exchange.key, b"\n".as_slice(), content_type.as_bytes()].concat();
         ops.push(Op::Document { key, value: Document { at: now, content_type, etag, body: bytes }.write() });

@@ -41,7 +41,8 @@ impl<'a> Record<'a> {
         let encoding = if header[1] == 0 { Encoding::Json } else { Encoding::Protobuf };
         let lens = [header[3], header[4], header[5]].map(usize::from);
         let number = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
-        let short = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default()) as usize;
+        let short =
+            |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default()) as usize;
         let mut rest = &value[HEADER..];
         let mut text = |len: usize| -> Option<&'a str> {
             let (text, after) = rest.split_at_checked(len)?;
@@ -143,7 +144,12 @@ impl NewRecord {
             }
         };
         body.push(b'\n');
-        Self::build(Encoding::Json, &head.meta, TypeHint { api_version, kind }, &Body { bytes: &body, item, at })
+        Self::build(
+            Encoding::Json,
+            &head.meta,
+            TypeHint { api_version, kind },
+            &Body { bytes: &body, item, at },
+        )
     }
 
     /// An object in protobuf: a whole body.
@@ -179,8 +185,10 @@ impl NewRecord {
         if meta.name.is_empty() {
             return Err(CodecError::Json("an object without a name".into()));
         }
-        let version = meta.version().ok_or_else(|| CodecError::Json("no resourceVersion to order it by".into()))?;
-        let short = |text: &str| u8::try_from(text.len()).map_err(|_| CodecError::Limit("a type is too long"));
+        let version =
+            meta.version().ok_or_else(|| CodecError::Json("no resourceVersion to order it by".into()))?;
+        let short =
+            |text: &str| u8::try_from(text.len()).map_err(|_| CodecError::Limit("a type is too long"));
         let long = |n: usize| u32::try_from(n).map_err(|_| CodecError::Limit("an object is too long"));
         let mut value = Vec::with_capacity(HEADER + 80 + body.bytes.len());
         let lens = [short(kind.api_version)?, short(kind.kind)?, short(&meta.uid)?];

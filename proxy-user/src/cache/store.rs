@@ -35,6 +35,9 @@ pub const CREDENTIALS: Bytes2 = TableDefinition::new("credentials");
 /// Schema version and such.
 pub const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
+/// A row of a small table: key and value.
+type Row = (Vec<u8>, Vec<u8>);
+
 /// Why the store could not be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -240,7 +243,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub fn document<T>(&self, key: &[u8], read: impl FnOnce(Document<'_>) -> T) -> Result<Option<T>, StoreError> {
+    pub fn document<T>(
+        &self,
+        key: &[u8],
+        read: impl FnOnce(Document<'_>) -> T,
+    ) -> Result<Option<T>, StoreError> {
         let value = self.txn.open_table(DOCUMENTS)?.get(key)?;
         value.map(|v| Document::read(v.value()).map(read).ok_or(StoreError::Damaged)).transpose()
     }
@@ -291,7 +298,7 @@ impl Snapshot {
     }
 
     /// As [`Snapshot::grants`].
-    pub(super) fn credentials(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub(super) fn credentials(&self) -> Result<Vec<Row>, StoreError> {
         let rows = self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)?;
         rows.map(|row| row.map(|(k, v)| (k.value().to_vec(), v.value().to_vec())).map_err(StoreError::from))
             .collect()

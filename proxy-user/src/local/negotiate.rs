@@ -97,7 +97,8 @@ pub fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
     text.split(',').position(|clause| {
         let wanted = form(clause);
         // A document in plain text (the index of OpenAPI v3) is what the server sends whatever is asked for.
-        let media = matches!(wanted.0, "*/*" | "application/*") || wanted.0 == stored.0 || stored.0 == "text/plain";
+        let media =
+            matches!(wanted.0, "*/*" | "application/*") || wanted.0 == stored.0 || stored.0 == "text/plain";
         media && wanted.1 == stored.1
     })
 }

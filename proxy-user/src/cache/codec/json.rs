@@ -238,13 +238,18 @@ mod tests {
         let status = br#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"m",
             "reason":"NotFound","details":{"name":"x","kind":"pods"},"code":404}"#;
         let head = head(status).unwrap();
-        assert_eq!((&*head.status.reason, &*head.status.name, &*head.status.resource), ("NotFound", "x", "pods"));
+        assert_eq!(
+            (&*head.status.reason, &*head.status.name, &*head.status.resource),
+            ("NotFound", "x", "pods")
+        );
         assert!(super::head(br#"{"kind":"X","metadata":{},"details":[1],"status":7,"reason":null}"#).is_ok());
     }
 
     #[test]
     fn resource_versions_are_decimal_numbers() {
-        for (text, expected) in [("7", Some(7)), ("07", None), ("0", None), ("", None), ("-1", None), ("a", None)] {
+        for (text, expected) in
+            [("7", Some(7)), ("07", None), ("0", None), ("", None), ("-1", None), ("a", None)]
+        {
             assert_eq!(super::super::parse_version(text), expected, "{text}");
         }
     }

@@ -165,7 +165,8 @@ impl JsonList {
             self.envelope.push(byte);
             let bracket = self.step(byte)?;
             if self.depth == 0 && !byte.is_ascii_whitespace() {
-                self.state = if bracket && byte == b'}' { State::End } else { return Err(bad("not an object")) };
+                self.state =
+                    if bracket && byte == b'}' { State::End } else { return Err(bad("not an object")) };
                 return Ok(&chunk[i + 1..]);
             }
             if bracket && self.depth == 2 && byte == b'[' && self.key_is_items {
@@ -195,7 +196,8 @@ impl JsonList {
         if std::mem::replace(&mut self.seen_items, true) {
             return Err(bad("items twice"));
         }
-        self.head.unstructured = !memchr::memmem::find(&self.envelope, b"\"metadata\"").is_some_and(|at| at > 0);
+        self.head.unstructured =
+            !memchr::memmem::find(&self.envelope, b"\"metadata\"").is_some_and(|at| at > 0);
         self.read_head(b"]}")?;
         self.state = State::Value { first: true };
         Ok(())

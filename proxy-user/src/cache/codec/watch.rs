@@ -146,7 +146,12 @@ mod tests {
         for chunk in 1..body.len() + 1 {
             let (mut frames, mut seen) = (ProtobufFrames::default(), Vec::new());
             for part in body.chunks(chunk) {
-                frames.push(part, &mut |f| { seen.push(f.len()); Ok(()) }).unwrap();
+                frames
+                    .push(part, &mut |f| {
+                        seen.push(f.len());
+                        Ok(())
+                    })
+                    .unwrap();
             }
             assert_eq!(seen, [0, 1, 300]);
         }
