@@ -140,8 +140,7 @@ fn judge(ctx: &SockAddrContext, config: &Config, service: &Service, netns: u64) 
 fn listening(slot: u32) -> bool {
     // SAFETY: a lookup in a sockmap gives a referenced socket or null; the reference is given back at once.
     unsafe {
-        let sock =
-            bpf_map_lookup_elem((&raw const HUB_LISTEN).cast_mut().cast(), (&raw const slot).cast());
+        let sock = bpf_map_lookup_elem((&raw const HUB_LISTEN).cast_mut().cast(), (&raw const slot).cast());
         if sock.is_null() {
             return false;
         }

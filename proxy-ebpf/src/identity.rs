@@ -154,7 +154,9 @@ fn take_over(ctx: &SockOpsContext) {
 #[inline(always)]
 fn storage(sk: *mut bpf_sock, value: *mut Ident, flags: u64) -> *mut Ident {
     // SAFETY: aya's wrapper takes a connect context only; the map and the socket are what the helper wants.
-    unsafe { bpf_sk_storage_get((&raw const HUB_IDENT).cast_mut().cast(), sk.cast(), value.cast(), flags).cast() }
+    unsafe {
+        bpf_sk_storage_get((&raw const HUB_IDENT).cast_mut().cast(), sk.cast(), value.cast(), flags).cast()
+    }
 }
 
 #[inline(always)]
@@ -177,8 +179,10 @@ fn ends(ctx: &SockOpsContext) -> (([u8; 4], u16), ([u8; 4], u16)) {
     unsafe {
         let ops = ctx.ops;
         let family = ptr::read_volatile(&raw const (*ops).family);
-        let (local4, remote4) =
-            (ptr::read_volatile(&raw const (*ops).local_ip4), ptr::read_volatile(&raw const (*ops).remote_ip4));
+        let (local4, remote4) = (
+            ptr::read_volatile(&raw const (*ops).local_ip4),
+            ptr::read_volatile(&raw const (*ops).remote_ip4),
+        );
         let (local6, remote6) = (
             ptr::read_volatile(&raw const (*ops).local_ip6[3]),
             ptr::read_volatile(&raw const (*ops).remote_ip6[3]),
@@ -186,10 +190,7 @@ fn ends(ctx: &SockOpsContext) -> (([u8; 4], u16), ([u8; 4], u16)) {
         let (local, remote) = if family == AF_INET { (local4, remote4) } else { (local6, remote6) };
         let local_port = ptr::read_volatile(&raw const (*ops).local_port);
         let remote_port = ptr::read_volatile(&raw const (*ops).remote_port);
-        (
-            (local.to_ne_bytes(), local_port as u16),
-            (remote.to_ne_bytes(), u32::from_be(remote_port) as u16),
-        )
+        ((local.to_ne_bytes(), local_port as u16), (remote.to_ne_bytes(), u32::from_be(remote_port) as u16))
     }
 }
 
@@ -198,9 +199,6 @@ fn ends(ctx: &SockOpsContext) -> (([u8; 4], u16), ([u8; 4], u16)) {
 fn sequence(ctx: &SockOpsContext) -> (u32, u32) {
     // SAFETY: fields of the context.
     unsafe {
-        (
-            ptr::read_volatile(&raw const (*ctx.ops).snd_nxt),
-            ptr::read_volatile(&raw const (*ctx.ops).rcv_nxt),
-        )
+        (ptr::read_volatile(&raw const (*ctx.ops).snd_nxt), ptr::read_volatile(&raw const (*ctx.ops).rcv_nxt))
     }
 }
