@@ -1,1 +1,3 @@
 //! What the suites stand on: which piece to use when.
+
+pub mod kube;
