@@ -96,20 +96,23 @@ impl KubeCloud {
         flags::write_files(dir.path(), &authority, &options.addresses)?;
 
         let etcd = binaries.etcd(&dir.path().join("etcd"), &ports.etcd_url());
-        let etcd = Component::spawn("etcd", etcd, dir.path(), netns)?;
+        let mut etcd = Component::spawn("etcd", etcd, dir.path(), netns)?;
+        // An API server that finds etcd's port closed tries again only after a second.
+        until_it_listens(&mut etcd, ports.etcd, netns).await?;
         let command = flags::apiserver(binaries, dir.path(), &ports);
         let mut apiserver = Component::spawn("kube-apiserver", command, dir.path(), netns)?;
+        until_it_listens(&mut apiserver, ports.apiserver, netns).await?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.apiserver));
+        let server = format!("https://{address}");
+        let controller_manager = flags::controller_manager(binaries, dir.path(), &authority, &server)?
+            .map(|command| Component::spawn("kube-controller-manager", command, dir.path(), netns))
+            .transpose()?;
 
         let administrator = authority.client("kubernetes-admin", "system:masters")?;
         let ca = &authority.identity().certificate_pem;
         let endpoint = Endpoint::new(address, ca, Some(&administrator))?.within(netns);
         let admin = Api::new(endpoint, None);
-        wait_until_ready(&admin, &mut apiserver).await?;
-        let server = format!("https://{address}");
-        let controller_manager = flags::controller_manager(binaries, dir.path(), &authority, &server)?
-            .map(|command| Component::spawn("kube-controller-manager", command, dir.path(), netns))
-            .transpose()?;
+        until_ready(&admin, &mut apiserver).await?;
 
         let managed = controller_manager.is_some();
         let (calico_token, admin_token) = Box::pin(fill(&admin, &options.node, managed)).await.with_context(|| {
@@ -228,7 +231,21 @@ async fn fill(admin: &Api, node: &str, managed: bool) -> Result<(String, String)
     Ok(tokens)
 }
 
-async fn wait_until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {
+/// Waits for the component's port to open.
+async fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Path>) -> Result<()> {
+    let deadline = Instant::now() + READY;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    while netns::within(netns, || std::net::TcpStream::connect(address))?.is_err() {
+        component.check()?;
+        if Instant::now() > deadline {
+            bail!("nothing listens on {address} after {READY:?}; the log ends:\n{}", component.log_tail());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {
     let deadline = Instant::now() + READY;
     loop {
         apiserver.check()?;
