@@ -31,7 +31,10 @@ pub(crate) fn development(project: &Project) -> Result<PathBuf> {
     let object = object(project)?;
     let mut command = cargo(project, &object, "build");
     command.args(["--bins", "--package", "hublet", "--package", "hublet-tests"]);
-    step::run("building hublet (about five minutes the first time on two cores, seconds later)", &mut command)?;
+    step::run(
+        "building hublet (about five minutes the first time on two cores, seconds later)",
+        &mut command,
+    )?;
     Ok(object)
 }
 
@@ -43,13 +46,21 @@ pub(crate) fn release(project: &Project) -> Result<PathBuf> {
     let path = project.binary("release", "hublet");
     if let Some(triple) = musl_target(project) {
         command.args(["--target", &triple]);
-        step::run("building the release daemon, static (minutes: link-time optimisation of everything)", &mut command)?;
+        step::run(
+            "building the release daemon, static (minutes: link-time optimisation of everything)",
+            &mut command,
+        )?;
         let built = project.target.join(&triple).join("release").join("hublet");
         std::fs::create_dir_all(project.target.join("release"))?;
         std::fs::copy(&built, &path).with_context(|| format!("cannot copy {}", built.display()))?;
     } else {
-        step::run("building the release daemon (minutes: link-time optimisation of everything)", &mut command)?;
-        step::note("dynamic: needs this machine's glibc. For a static one: apt install musl-tools, and build again");
+        step::run(
+            "building the release daemon (minutes: link-time optimisation of everything)",
+            &mut command,
+        )?;
+        step::note(
+            "dynamic: needs this machine's glibc. For a static one: apt install musl-tools, and build again",
+        );
     }
     let size = std::fs::metadata(&path)?.len();
     println!("{} {:.1} MB", project.shown(&path), size as f64 / 1e6);

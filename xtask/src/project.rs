@@ -38,7 +38,9 @@ impl Project {
         let target = exe
             .ancestors()
             .nth(2)
-            .with_context(|| format!("{} is not in a target directory: start it as `cargo xtask`", exe.display()))?
+            .with_context(|| {
+                format!("{} is not in a target directory: start it as `cargo xtask`", exe.display())
+            })?
             .to_path_buf();
         Ok(Self { root, target })
     }

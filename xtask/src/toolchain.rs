@@ -77,7 +77,12 @@ pub(crate) fn apt(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
     let mut update = project.command("apt-get");
     step::run("refreshing apt's package lists", update.arg("update").arg("-qq"))?;
     let mut install = project.command("apt-get");
-    install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "-qq", "--no-install-recommends"]);
+    install.env("DEBIAN_FRONTEND", "noninteractive").args([
+        "install",
+        "-y",
+        "-qq",
+        "--no-install-recommends",
+    ]);
     step::run(&format!("installing {list}"), install.args(missing))
 }
 

@@ -54,10 +54,15 @@ pub(super) fn introduce(project: &Project, flags: &Flags, cloud: Option<&Cloud>,
     }
     let Some(cloud) = cloud else {
         println!("It forwards to {}.", flags.value("--server-addr").unwrap_or_default());
-        println!("Through hublet: kubectl --kubeconfig {dev}/kubeconfig --token=TOKEN get nodes\nCtrl-C ends it.");
+        println!(
+            "Through hublet: kubectl --kubeconfig {dev}/kubeconfig --token=TOKEN get nodes\nCtrl-C ends it."
+        );
         return;
     };
-    println!("The cloud is {} (behind the fault proxy: {}; log: {dev}/cloud.log)", cloud.direct, cloud.server);
+    println!(
+        "The cloud is {} (behind the fault proxy: {}; log: {dev}/cloud.log)",
+        cloud.direct, cloud.server
+    );
     println!(
         "\nThree commands to try in another shell, here:\n\
          \n1. Calico's call, answered by the cloud:\n   {}\n\
@@ -93,7 +98,8 @@ mod tests {
 
     #[test]
     fn the_kubeconfig_names_server_ca_and_token_file() {
-        let text = kubeconfig("https://169.254.2.1:10268", Path::new("/a b/ca.crt"), Some(Path::new("/a b/token")));
+        let text =
+            kubeconfig("https://169.254.2.1:10268", Path::new("/a b/ca.crt"), Some(Path::new("/a b/token")));
         assert!(text.contains("    server: https://169.254.2.1:10268\n"), "{text}");
         assert!(text.contains("certificate-authority: \"/a b/ca.crt\""), "{text}");
         assert!(text.contains("user: {\"tokenFile\":\"/a b/token\"}"), "{text}");
@@ -103,6 +109,8 @@ mod tests {
     fn the_call_to_try_is_the_documented_one() {
         let call = calico_call("169.254.2.1:10268");
         assert!(call.contains("--cacert target/dev/ca.crt"));
-        assert!(call.ends_with("https://169.254.2.1:10268/apis/crd.projectcalico.org/v1/clusterinformations/default"));
+        assert!(call.ends_with(
+            "https://169.254.2.1:10268/apis/crd.projectcalico.org/v1/clusterinformations/default"
+        ));
     }
 }

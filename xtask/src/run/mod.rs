@@ -55,7 +55,8 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
     let admin = flags.admin()?;
     port_is_free(admin)?;
 
-    let mut cloud = if own_cluster { None } else { Some(Cloud::start(project, arguments.cloud, &interrupt)?) };
+    let mut cloud =
+        if own_cluster { None } else { Some(Cloud::start(project, arguments.cloud, &interrupt)?) };
     if let Some(cloud) = &cloud {
         flags.default("--server-addr", &cloud.server);
         flags.default("--bootstrap-file", &dev.join("bootstrap.kubeconfig").display().to_string());
@@ -94,7 +95,9 @@ fn start_hublet(project: &Project, flags: &Flags) -> Result<Child> {
 /// A hublet that someone else started would answer our readiness check and hide that ours failed.
 fn port_is_free(admin: SocketAddr) -> Result<()> {
     if plain_http::ask(admin, "GET", "/v1/healthz").is_ok() {
-        bail!("a hublet (or YurtHub) already answers on {admin}: end it first, or add `-- --serve-port=PORT`");
+        bail!(
+            "a hublet (or YurtHub) already answers on {admin}: end it first, or add `-- --serve-port=PORT`"
+        );
     }
     Ok(())
 }

@@ -56,7 +56,8 @@ impl Outcome {
         let reason = reason.trim_start_matches([':', ' ', '(', 'P', 'E', 'D']).trim_end_matches(')');
         let name = self.section.as_deref().unwrap_or("?");
         let skip = format!("{name}: {reason}");
-        let again = self.section.is_some() && self.skipped.iter().any(|old| old.starts_with(&format!("{name}: ")));
+        let again =
+            self.section.is_some() && self.skipped.iter().any(|old| old.starts_with(&format!("{name}: ")));
         if !again && !self.skipped.contains(&skip) {
             self.skipped.push(skip);
         }
@@ -65,7 +66,9 @@ impl Outcome {
     fn conclude(&mut self, rest: &str) {
         let count = |what: &str| -> usize {
             rest.split("; ")
-                .filter_map(|part| part.trim_start_matches("ok. ").trim_start_matches("FAILED. ").strip_suffix(what))
+                .filter_map(|part| {
+                    part.trim_start_matches("ok. ").trim_start_matches("FAILED. ").strip_suffix(what)
+                })
                 .find_map(|number| number.trim().parse().ok())
                 .unwrap_or(0)
         };

@@ -28,6 +28,9 @@ pub(super) fn kube(project: &Project) -> Result<Option<PathBuf>> {
     let program = project.target.join("hublet-kube");
     let mut build = project.command("go");
     build.current_dir(source).args(["build", "-o"]).arg(&program).arg(".");
-    step::run("building the real kube-apiserver from Go modules (about five minutes the first time)", &mut build)?;
+    step::run(
+        "building the real kube-apiserver from Go modules (about five minutes the first time)",
+        &mut build,
+    )?;
     Ok(Some(program))
 }

@@ -122,7 +122,8 @@ impl Suite {
         command.env("CARGO_MANIFEST_DIR", &self.dir).env("CARGO_TARGET_DIR", &project.target);
         command.stdout(writer.try_clone()?).stderr(writer).process_group(0);
         environment(&mut command);
-        let mut process = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let mut process =
+            command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
         // Drops our ends of the pipe.
         drop(command);
         let group = Pid::from_raw(i32::try_from(process.id()).context("a pid fits i32")?);
