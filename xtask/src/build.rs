@@ -67,6 +67,28 @@ pub(crate) fn release(project: &Project) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// What the bench needs.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The release daemon.
+    pub(crate) daemon: PathBuf,
+    /// How it is linked.
+    pub(crate) kind: &'static str,
+    /// The load generator.
+    pub(crate) load: PathBuf,
+}
+
+/// The release daemon as it is shipped, the load generator, and the scriptable cloud.
+pub(crate) fn bench(project: &Project) -> Result<Built> {
+    let daemon = release(project)?;
+    let mut command = project.cargo();
+    command.args(["build", "--profile", "load", "--package", "hublet-load"]);
+    step::run("building the load generator", &mut command)?;
+    development(project)?;
+    let kind = if toolchain::musl_cc().is_some() { "static (musl)" } else { "dynamic (glibc)" };
+    Ok(Built { daemon, kind, load: project.binary("load", "hublet-load") })
+}
+
 /// The musl target, when a C compiler for it exists and rustup has (or gets) its standard library.
 fn musl_target(project: &Project) -> Option<String> {
     toolchain::musl_cc()?;

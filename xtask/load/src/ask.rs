@@ -20,8 +20,6 @@ pub(crate) struct Answer {
     /// From the request's last byte to the answer's first.
     #[serde(skip)]
     pub(crate) first_byte: Duration,
-    /// FNV-1a of the body when it was asked for.
-    pub(crate) hash: u64,
 }
 
 /// Takes the body in as it comes.
@@ -48,15 +46,8 @@ impl Sink {
     /// Closes the answer.
     pub(crate) fn answer(&self, status: u16, asked: Instant, first: Option<Instant>) -> Answer {
         let first_byte = first.map_or(Duration::ZERO, |first| first.duration_since(asked));
-        let hash = self.kept.as_deref().map_or(0, fnv);
-        Answer { status, length: self.length, first_byte, hash }
+        Answer { status, length: self.length, first_byte }
     }
-}
-
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A connection that answers.
@@ -93,15 +84,4 @@ impl Connection {
 /// The peer broke the protocol.
 pub(crate) fn broken(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hash_is_fnv_1a() {
-        assert_eq!(fnv(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv(b"a"), 0xaf63_dc4c_8601_ec8c);
-    }
 }

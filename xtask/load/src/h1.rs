@@ -35,7 +35,9 @@ impl<S: Read + Write> H1<S> {
     pub(crate) fn ask(&mut self, question: &Question, sink: &mut Sink) -> io::Result<Answer> {
         let asked = Instant::now();
         self.send(question)?;
-        self.fill()?;
+        if self.start == self.end {
+            self.fill()?;
+        }
         let first = Instant::now();
         let head = self.head()?;
         if head.chunked {

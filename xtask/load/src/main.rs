@@ -37,8 +37,8 @@ struct Arguments {
     /// File with a bearer token.
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
-    /// Path and query; several are asked in turn on each connection (`post`: the collection).
-    #[arg(long, value_name = "PATH", required = true)]
+    /// Path and query; several are asked in turn on each connection.
+    #[arg(long, value_name = "PATH", required_unless_present = "objects")]
     path: Vec<String>,
     /// Protocol.
     #[arg(long, value_enum, default_value_t = Protocol::H1)]
@@ -49,7 +49,7 @@ struct Arguments {
     /// Requests in all (`hold`: streams on each connection).
     #[arg(long, default_value_t = 1)]
     requests: usize,
-    /// File with one JSON object a line (`post`).
+    /// `post`: file with a collection's path, a tab and a JSON object on each line.
     #[arg(long, value_name = "FILE")]
     objects: Option<PathBuf>,
 }
@@ -94,16 +94,18 @@ fn run(arguments: &Arguments) -> Result<()> {
     let token = arguments.token.as_deref().map(target::token).transpose()?;
     let questions: Vec<Question> =
         arguments.path.iter().map(|path| Question::get(path, token.as_deref())).collect();
+    let first = questions.first();
+    let question = || first.context("--path is missing");
     let result = match arguments.mode {
-        Mode::Body => return sample::body(&target, &questions[0]),
         Mode::Post => {
             let objects = arguments.objects.as_deref().context("`post` needs --objects")?;
-            sample::post(&target, &arguments.path[0], token.as_deref(), objects)?
+            sample::post(&target, token.as_deref(), objects)?
         }
+        Mode::Body => return sample::body(&target, question()?),
         Mode::Fresh => sample::fresh(&target, &questions, arguments.requests)?,
         Mode::Kept => sample::kept(&target, &questions, arguments.connections, arguments.requests)?,
-        Mode::First => sample::first(&target, &questions[0])?,
-        Mode::Hold => hold::hold(&target, &questions[0], arguments.connections, arguments.requests)?,
+        Mode::First => sample::first(&target, question()?)?,
+        Mode::Hold => hold::hold(&target, question()?, arguments.connections, arguments.requests)?,
     };
     println!("{}", serde_json::to_string(&result)?);
     Ok(())

@@ -99,7 +99,7 @@ pub(crate) fn kept(
 
 /// From go to the first answer of a server that is starting.
 pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
-    if !ready(&Answer { status: 0, length: 0, first_byte: Duration::ZERO, hash: 0 })? {
+    if !ready(&Answer { status: 0, length: 0, first_byte: Duration::ZERO })? {
         return Ok(Sample::default());
     }
     let begin = Instant::now();
@@ -119,16 +119,18 @@ pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
     }
 }
 
-/// Posts each line of a file.
-pub(crate) fn post(target: &Target, path: &str, token: Option<&str>, objects: &Path) -> Result<Sample> {
+/// Posts each line of a file: the collection's path, a tab, the object.
+pub(crate) fn post(target: &Target, token: Option<&str>, objects: &Path) -> Result<Sample> {
     let file = std::fs::File::open(objects).with_context(|| format!("cannot read {}", objects.display()))?;
     let mut connection = Connection::open(target)?;
     let begin = Instant::now();
     let mut times = Times::with_capacity(1);
     for line in BufReader::new(file).lines() {
+        let line = line?;
+        let (path, object) = line.split_once('\t').context("a line of the objects' file has no tab")?;
         let mut sink = Sink::keeping();
         let started = Instant::now();
-        let answer = connection.ask(&Question::post(path, token, &line?), &mut sink)?;
+        let answer = connection.ask(&Question::post(path, token, object), &mut sink)?;
         if answer.status != 201 {
             let body = String::from_utf8_lossy(sink.kept.as_deref().unwrap_or_default()).into_owned();
             bail!("POST {path} was answered {}: {body}", answer.status);
@@ -154,7 +156,7 @@ fn lengths(target: &Target, questions: &[Question], times: usize) -> Result<Vec<
     let mut expected = Vec::with_capacity(questions.len());
     for question in questions {
         let answer = Connection::open(target)
-            .and_then(|mut open| open.ask(question, &mut Sink::keeping()))
+            .and_then(|mut open| open.ask(question, &mut Sink::default()))
             .context("the first request")?;
         if answer.status != 200 {
             bail!("the first request was answered {}", answer.status);

@@ -1,6 +1,7 @@
 //! The cloud that `run` starts. In: which one. Out: its process, its address behind the fault proxy, and its
 //! credentials in `target/dev/` (it writes them itself before it says that it is ready).
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -19,11 +20,11 @@ const GRACE: Duration = Duration::from_secs(20);
 /// A running cloud.
 #[derive(Debug)]
 pub(crate) struct Cloud {
-    pub(super) child: Child,
+    pub(crate) child: Child,
     /// Through the fault proxy: what hublet is told.
-    pub(super) server: String,
+    pub(crate) server: String,
     /// Past the fault proxy.
-    pub(super) direct: String,
+    pub(crate) direct: String,
 }
 
 /// The line that `hublet-cloud` prints when it is ready.
@@ -34,17 +35,21 @@ struct Ready {
 }
 
 impl Cloud {
-    /// Starts it and waits until it is ready.
-    pub(crate) fn start(project: &Project, kind: CloudKind, interrupt: &Interrupt) -> Result<Self> {
+    /// Starts it, its files in `dir`, and waits until it is ready.
+    pub(crate) fn start_in(
+        project: &Project,
+        kind: CloudKind,
+        dir: &Path,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
         let kind = match kind {
             CloudKind::Scripted => "scripted",
             CloudKind::Kube => "kube",
         };
-        let dev = project.dev();
         let mut command = project.command(project.binary("debug", "hublet-cloud"));
-        command.arg(kind).arg("--dir").arg(&dev);
+        command.arg(kind).arg("--dir").arg(dir);
         step::say(format_args!("starting the {kind} cloud"));
-        let (mut child, stdout) = Child::start_piped("the cloud", &command, &dev.join("cloud.log"), GRACE)?;
+        let (mut child, stdout) = Child::start_piped("the cloud", &command, &dir.join("cloud.log"), GRACE)?;
         let line = child.first_line(stdout, PATIENCE, interrupt)?;
         let ready: Ready = serde_json::from_str(&line)
             .with_context(|| format!("hublet-cloud's first line should be its addresses, but is: {line}"))?;

@@ -51,7 +51,8 @@ impl Flags {
     /// Where clients are served over TLS: on the dummy address, or on the proxy address without one.
     pub(super) fn secure(&self) -> Result<SocketAddr> {
         let loopback = LOOPBACK.to_string();
-        let address = if self.value("--enable-dummy-if") == Some("false") {
+        let no_dummy = ["false", "False", "FALSE", "f", "F", "0"];
+        let address = if self.value("--enable-dummy-if").is_some_and(|value| no_dummy.contains(&value)) {
             self.value("--bind-proxy-address").unwrap_or(&loopback)
         } else {
             self.value("--dummy-if-ip").unwrap_or(DUMMY_IP)

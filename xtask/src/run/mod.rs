@@ -16,7 +16,7 @@ use crate::interrupt::Interrupt;
 use crate::project::{Project, is_root};
 use crate::{build, plain_http, step};
 
-use cloud::Cloud;
+pub(crate) use cloud::Cloud;
 use flags::Flags;
 
 /// How long hublet may take to be ready.
@@ -56,7 +56,7 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
     port_is_free(admin)?;
 
     let mut cloud =
-        if own_cluster { None } else { Some(Cloud::start(project, arguments.cloud, &interrupt)?) };
+        if own_cluster { None } else { Some(Cloud::start_in(project, arguments.cloud, &dev, &interrupt)?) };
     if let Some(cloud) = &cloud {
         flags.default("--server-addr", &cloud.server);
         flags.default("--bootstrap-file", &dev.join("bootstrap.kubeconfig").display().to_string());

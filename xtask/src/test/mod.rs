@@ -2,7 +2,6 @@
 //! all. Out: what each suite said, what was skipped and why, and `N passed, N failed, N skipped` as the last line.
 
 mod outcome;
-mod program;
 mod suite;
 
 use std::process::Command;
@@ -42,7 +41,6 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     toolchain::for_tests(project)?;
     let object = build::development(project)?;
-    let kube = program::kube(project)?;
     let suites = chosen(suite::build(project, &object)?, &arguments.names)?;
     if arguments.list {
         suites.iter().for_each(|suite| println!("{}", suite.name));
@@ -52,9 +50,6 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
         command.env("HUBLET_BIN", project.binary("debug", "hublet"));
         command.env("HUBLET_CLOUD_BIN", project.binary("debug", "hublet-cloud"));
         command.env(build::OBJECT, &object);
-        if let Some(kube) = &kube {
-            command.env(program::KUBE, kube);
-        }
     };
     let mut ran = Vec::new();
     for suite in &suites {

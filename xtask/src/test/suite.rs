@@ -20,8 +20,8 @@ use crate::interrupt::Interrupt;
 use crate::project::Project;
 use crate::{build, step};
 
-/// A suite that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(15 * 60);
+/// A suite that takes longer hangs (the first that needs the real kube-apiserver builds it for some minutes).
+const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Lines that may wait between the program and us.
 const QUEUE: usize = 1024;
 /// What a process that the suite left behind may keep the pipe open for.
