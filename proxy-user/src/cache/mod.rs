@@ -11,6 +11,9 @@ pub mod pages;
 pub mod record;
 pub mod store;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
