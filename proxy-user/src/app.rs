@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::admin::{Admin, Condition, Sources, State};
 use crate::certs::{Certificates, CertsError, cloud_roots};
+use crate::client::Port;
 use crate::config::Config;
 use crate::handle::{HandleError, Handler};
 use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry};
@@ -84,7 +85,7 @@ impl Bound {
         let certificates = Certificates::open(&config.certs, &config.node_name, OffsetDateTime::now_utc())?;
         let certificates = Arc::new(certificates);
         let mut sockets = Sockets::of_the_host(&config)?;
-        let setup = Setup::prepare(&config.setup).await?;
+        let setup = Setup::prepare(&config.setup, config.cloud.mark).await?;
         let built = async {
             sockets.add_dummy(&config, &setup)?;
             let handler = Handler::start(&config, roots).await?;
@@ -163,12 +164,19 @@ impl Bound {
                 return;
             }
         }
-        if self.sockets.on_dummy() {
-            if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {
-                warn!("steering stays off: {error}");
+        for plain in self.sockets.listeners().iter().filter(|listener| listener.port == Port::Plain) {
+            if let Err(error) = self.setup.attest(plain.socket.as_fd()) {
+                warn!("callers aren't attested: {error}");
             }
-            self.setup.heartbeat();
         }
+        if !self.sockets.on_dummy() {
+            warn!("steering stays off: it needs the interface ({})", self.sockets.secure_address());
+            return;
+        }
+        if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {
+            warn!("steering stays off: {error}");
+        }
+        self.setup.heartbeat();
     }
 
     /// Probes twice a second for ever; each answer is a heartbeat.

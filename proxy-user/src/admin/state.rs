@@ -115,7 +115,9 @@ impl State {
 
     /// Why clients shouldn't be sent here; empty = ready.
     pub fn unready(&self) -> Vec<String> {
-        self.unready_at(self.started.elapsed())
+        let mut reasons = self.unready_at(self.started.elapsed());
+        reasons.extend(self.sources().and_then(|sources| sources.handler.waiting_for()).map(str::to_owned));
+        reasons
     }
 
     fn unready_at(&self, uptime: Duration) -> Vec<String> {
