@@ -8,6 +8,7 @@
 mod announce;
 mod bind;
 mod drain;
+mod limits;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -103,8 +104,10 @@ impl Bound {
         };
         state.met(Condition::Store);
         let setup = Arc::new(setup);
-        let (registry, counters) =
-            (Registry::new(config.listen.max_connections), Arc::new(Counters::default()));
+        let (registry, counters) = (
+            Registry::new(limits::connections(config.listen.max_connections)),
+            Arc::new(Counters::default()),
+        );
         let parts = (Arc::clone(&handler), Arc::clone(&setup), Arc::clone(&registry), Arc::clone(&counters));
         let front = Front::new(parts.0, parts.1, tls, parts.2, parts.3);
         state.attach(Sources {
