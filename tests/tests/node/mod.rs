@@ -1,12 +1,13 @@
 //! A node of its own for one test: a network and a mount namespace of the test's thread, a private bpffs in it,
 //! and the tools of a client. All of it goes with the thread, also after a panic or kill -9.
-#![allow(dead_code, reason = "each suite uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each suite is a program of its own and uses its part")]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hublet::client::Process;
@@ -24,8 +25,13 @@ pub const OWN: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(169, 254
 /// SO_MARK of the daemon's own sockets.
 pub const MARK: u32 = 0x4855_4221;
 
+/// The programs see the whole machine, so a node that dials the same address in its own namespace would show in
+/// the other's counters: one at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
 /// One node.
 pub struct Node {
+    _one: MutexGuard<'static, ()>,
     pub dir: TempDir,
     pub runtime: tokio::runtime::Runtime,
 }
@@ -36,6 +42,7 @@ impl Node {
         if !nix::unistd::geteuid().is_root() {
             return skip("network namespaces and BPF need root");
         }
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("own namespaces");
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("mounts stay ours");
@@ -45,7 +52,7 @@ impl Node {
             .enable_all()
             .build()
             .expect("a runtime of this thread");
-        Some(Self { dir, runtime })
+        Some(Self { _one: one, dir, runtime })
     }
 
     /// Where this node's pins go.
