@@ -16,6 +16,7 @@ pub mod api;
 pub mod binaries;
 pub mod calico;
 pub mod connection;
+pub mod dev;
 mod flags;
 pub mod process;
 pub mod workload;
