@@ -207,8 +207,8 @@ impl Handler {
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
         self.cache.judge(&call.credential, request.verb, &call.grant, status);
-        let capture =
-            Exchange::of(&request, status, &head.headers, asked).and_then(|e| self.cache.capture(e));
+        let capture = Exchange::of(&request, &call.parts.headers, (status, &head.headers), asked)
+            .and_then(|e| self.cache.capture(e));
         let watch = request.verb == Verb::Watch && status == 200;
         let body = CloudBody::new(body, capture, Some(place), watch, Arc::clone(&self.metrics));
         let mut response = Response::new(Body::cloud(body));

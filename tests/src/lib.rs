@@ -3,8 +3,8 @@
 //! | a test needs | it takes |
 //! |---|---|
 //! | an API server to start without Go, or one that lies | [`cloud`] |
-//! | the real kube-apiserver | [`kube`] |
-//! | recorded traffic, replayed | [`replay`] |
+//! | the real API server, with Calico's resources | [`kube`] |
+//! | recorded traffic of a real client, held against live answers | [`replay`] |
 //! | a link that can be cut, slowed, black-holed | [`fault`] |
 //! | certificates, kubeconfigs, tokens | [`pki`] |
 //! | a node or a pod of its own | [`netns`] |

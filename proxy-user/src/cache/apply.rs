@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use super::key;
-use super::record::{Collection, NewRecord, Record};
+use super::record::{Collection, Document, NewRecord, Record};
 use super::store::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, OBJECTS, Store, StoreError,
 };
@@ -14,6 +14,10 @@ use crate::local::negotiate::Encoding;
 
 /// Most absences remembered; beyond it the oldest tenth goes.
 const MAX_ABSENT: u64 = 50_000;
+/// Most documents kept; beyond it the oldest tenth goes.
+const MAX_DOCUMENTS: u64 = 2_048;
+/// Most collections kept; beyond it the oldest tenth goes, and their members.
+const MAX_COLLECTIONS: u64 = 8_192;
 
 /// One thing that the cloud said.
 #[derive(Debug)]
@@ -117,6 +121,12 @@ pub fn apply(store: &Store, ops: &[Op]) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The time up to which a tenth of them lies.
+fn oldest_tenth(mut times: Vec<u64>) -> u64 {
+    let tenth = times.len() / 10;
+    if times.is_empty() { 0 } else { *times.select_nth_unstable(tenth).1 }
+}
+
 struct Batch<'t> {
     objects: Table<'t, &'static [u8], &'static [u8]>,
     absent: Table<'t, &'static [u8], (u64, u64)>,
@@ -164,7 +174,7 @@ impl<'t> Batch<'t> {
             }
             Op::Document { key, value } => {
                 self.documents.insert(key.as_slice(), value.as_slice())?;
-                Ok(())
+                if self.documents.len()? > MAX_DOCUMENTS { self.evict_documents() } else { Ok(()) }
             }
             Op::Grant { key, at } => {
                 self.grants.insert(key.as_slice(), *at)?;
@@ -246,10 +256,40 @@ impl<'t> Batch<'t> {
         for row in self.absent.iter()? {
             times.push(row?.1.value().0);
         }
-        let tenth = times.len() / 10;
-        let (_, limit, _) = times.select_nth_unstable(tenth);
-        let limit = *limit;
+        let limit = oldest_tenth(times);
         self.absent.retain(|_, (at, _)| at > limit)?;
+        Ok(())
+    }
+
+    fn evict_documents(&mut self) -> Result<(), StoreError> {
+        let at = |value: &[u8]| Document::read(value).map_or(0, |d| d.at);
+        let mut times = Vec::new();
+        for row in self.documents.iter()? {
+            times.push(at(row?.1.value()));
+        }
+        let limit = oldest_tenth(times);
+        self.documents.retain(|_, value| at(value) > limit)?;
+        Ok(())
+    }
+
+    fn evict_collections(&mut self) -> Result<(), StoreError> {
+        let at = |value: &[u8]| serde_json::from_slice::<Collection>(value).map_or(0, |c| c.at);
+        let mut times = Vec::new();
+        for row in self.collections.iter()? {
+            times.push(at(row?.1.value()));
+        }
+        let limit = oldest_tenth(times);
+        let mut gone = Vec::new();
+        for row in self.collections.iter()? {
+            let (key, value) = row?;
+            if at(value.value()) <= limit {
+                gone.push(key.value().to_vec());
+            }
+        }
+        for key in gone {
+            self.collections.remove(key.as_slice())?;
+            self.replace_members(&key, &[])?;
+        }
         Ok(())
     }
 
@@ -312,7 +352,8 @@ impl<'t> Batch<'t> {
                 self.take(&key)?;
             }
         }
-        self.put_collection(collection, new)
+        self.put_collection(collection, new)?;
+        if self.collections.len()? > MAX_COLLECTIONS { self.evict_collections() } else { Ok(()) }
     }
 
     fn replace_members(&mut self, collection: &[u8], members: &[Vec<u8>]) -> Result<(), StoreError> {

@@ -223,6 +223,10 @@ struct Writer {
     last_error: Option<Instant>,
 }
 
+fn answer(waiting: oneshot::Sender<()>) {
+    let _ = waiting.send(());
+}
+
 /// Set once a malformed answer has been logged, so that a poisoned cloud can't fill the log.
 static LOGGED: OnceLock<()> = OnceLock::new();
 
@@ -246,8 +250,13 @@ impl Writer {
             }
             self.commit();
             self.counters.done.fetch_add(taken, Ordering::Release);
-            for waiting in self.waiting.drain(..) {
-                let _ = waiting.send(());
+            let waiting: Vec<_> = self.waiting.drain(..).collect();
+            if open {
+                waiting.into_iter().for_each(answer);
+            } else {
+                // Whoever waited for the end may open the file again at once.
+                drop(self);
+                return waiting.into_iter().for_each(answer);
             }
         }
     }

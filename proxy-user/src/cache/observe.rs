@@ -13,7 +13,7 @@ use super::codec::{CodecError, MAX_OBJECT, json, parse_version, protobuf};
 use super::key;
 use super::pages::{Page, Pages};
 use super::record::{Collection, Document, NewRecord, TypeHint};
-use crate::local::negotiate::Encoding;
+use crate::local::negotiate::{Encoding, other_form};
 use crate::request::{ApiRequest, Verb};
 
 /// Longest document that is stored, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
@@ -52,6 +52,8 @@ pub struct Exchange {
     pub gzip: bool,
     /// `Content-Type` and `ETag` of a document.
     pub document: (String, String),
+    /// The other form of the objects (a Table) that was asked for: kept as a document.
+    pub form: Option<String>,
     /// When the question was asked, milliseconds since the epoch.
     pub asked: u64,
 }
@@ -77,7 +79,12 @@ pub fn document_key(request: &ApiRequest<'_>) -> String {
 
 impl Exchange {
     /// Of a request and the head of its answer; `None` where the answer tells nothing to store.
-    pub fn of(request: &ApiRequest<'_>, status: u16, headers: &HeaderMap, asked: u64) -> Option<Self> {
+    pub fn of(
+        request: &ApiRequest<'_>,
+        asked_for: &HeaderMap,
+        (status, headers): (u16, &HeaderMap),
+        asked: u64,
+    ) -> Option<Self> {
         let text =
             |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let content_type = text(header::CONTENT_TYPE);
@@ -103,6 +110,7 @@ impl Exchange {
             encoding: encoding.unwrap_or(Encoding::Json),
             gzip,
             document: (content_type.to_owned(), text(header::ETAG).to_owned()),
+            form: if request.verb.is_read() { other_form(asked_for) } else { None },
             asked,
         };
         if request.verb == Verb::Document {
@@ -125,6 +133,10 @@ impl Exchange {
     }
 
     fn tells(&self) -> bool {
+        if self.form.is_some() && self.status == 200 {
+            // Of another form only whole answers are kept.
+            return matches!(self.verb, Verb::Get | Verb::List) && self.continue_token.is_empty();
+        }
         match self.verb {
             Verb::Get => matches!(self.status, 200 | 404),
             Verb::List | Verb::Watch | Verb::Patch | Verb::Update | Verb::DeleteCollection => {
@@ -170,6 +182,7 @@ impl Observer {
     pub fn new(exchange: Exchange) -> Self {
         let members = exchange.initial_events.then(Vec::new);
         let shape = match (exchange.verb, exchange.encoding) {
+            _ if exchange.form.is_some() => Shape::Whole(Vec::new()),
             (Verb::List | Verb::DeleteCollection, Encoding::Json) => {
                 Shape::JsonList(Box::default(), Vec::new())
             }
@@ -207,7 +220,8 @@ impl Observer {
         let exchange = &self.exchange;
         match &mut self.shape {
             Shape::Whole(bytes) => {
-                let limit = if exchange.verb == Verb::Document { MAX_DOCUMENT } else { MAX_OBJECT };
+                let document = exchange.verb == Verb::Document || exchange.form.is_some();
+                let limit = if document { MAX_DOCUMENT } else { MAX_OBJECT };
                 if bytes.len() + chunk.len() > limit {
                     return Err(CodecError::Limit("a body is too long"));
                 }
@@ -430,6 +444,9 @@ fn whole(exchange: &Exchange, bytes: &[u8], now: u64, ops: &mut Vec<Op>) -> Resu
         ops.push(Op::Document { key, value: Document { at: now, content_type, etag, body: bytes }.write() });
         return Ok(());
     }
+    if let (200, Some(form)) = (exchange.status, &exchange.form) {
+        return other(exchange, form, bytes, ops);
+    }
     if exchange.status == 404 {
         if is_not_found(exchange, bytes)? {
             ops.push(Op::Gone { key: exchange.key.clone(), version: 0, asked: exchange.asked, at: now });
@@ -455,6 +472,25 @@ fn whole(exchange: &Exchange, bytes: &[u8], now: u64, ops: &mut Vec<Op>) -> Resu
         _ => Op::Upsert { key, record, asked: exchange.asked },
     });
     Ok(())
+}
+
+/// Objects in another form, kept whole under what was asked for.
+fn other(exchange: &Exchange, form: &str, bytes: &[u8], ops: &mut Vec<Op>) -> Result<(), CodecError> {
+    let head = json::head(bytes)?;
+    if !matches!(&*head.kind, "Table" | "PartialObjectMetadata" | "PartialObjectMetadataList") {
+        return Err(CodecError::Json(format!("{:?} is not the form that was asked for", head.kind)));
+    }
+    if head.meta.continue_token.is_empty() {
+        let document =
+            Document { at: exchange.asked, content_type: "application/json", etag: "", body: bytes };
+        ops.push(Op::Document { key: form_key(&exchange.key, form), value: document.write() });
+    }
+    Ok(())
+}
+
+/// The key of objects in another form.
+pub fn form_key(scope: &[u8], form: &str) -> Vec<u8> {
+    [scope, b"\n", form.as_bytes()].concat()
 }
 
 /// A 404 that is about the object itself, not about its group, version or subresource.

@@ -272,6 +272,25 @@ impl Snapshot {
         Ok(Walk::Members { members, skip: start.len(), objects: self.txn.open_table(OBJECTS)? })
     }
 
+    /// Something under a prefix is newer than this resourceVersion, or was found gone after this time.
+    ///
+    /// # Errors
+    /// redb's.
+    pub fn changed_since(&self, prefix: &[u8], version: u64, at: u64) -> Result<bool, StoreError> {
+        let end = key::end_of(prefix);
+        for row in self.txn.open_table(OBJECTS)?.range(prefix..end.as_slice())? {
+            if Record::read(row?.1.value()).is_none_or(|r| r.version > version) {
+                return Ok(true);
+            }
+        }
+        for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
+            if row?.1.value().0 > at {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Each member of a collection with selectors is stored, or known to be gone.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ impl Bench {
         }
         let request = ApiRequest::parse(&method, &uri);
         let asked = self.cache.clock.now() - ago;
-        if let Some(exchange) = Exchange::of(&request, status, &headers, asked) {
+        if let Some(exchange) = Exchange::of(&request, &HeaderMap::new(), (status, &headers), asked) {
             let mut capture = self.cache.capture(exchange).unwrap();
             for chunk in body.chunks(100) {
                 let chunk = bytes::Bytes::copy_from_slice(chunk);
@@ -114,7 +114,11 @@ async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
     bench.said("PUT /api/v1/namespaces/d/pods/a?dryRun=All", 200, pod("a", 11).as_bytes(), 0).await;
     assert_eq!(bench.version("/pods/d/a").await, Some(9), "a dry run is no write");
     bench.said("GET /api/v1/namespaces/d/pods/a", 200, pod("b", 99).as_bytes(), 0).await;
-    assert_eq!(bench.version("/pods/d/b").await, Some(5), "another object than was asked for is not believed");
+    assert_eq!(
+        bench.version("/pods/d/b").await,
+        Some(5),
+        "another object than was asked for is not believed"
+    );
 }
 
 #[tokio::test]
@@ -166,7 +170,8 @@ async fn i2_a_list_counts_only_when_it_is_whole() {
     bench.said(PODS, 200, list(10, "", &[("b", 5)]).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown, "no longer listed, but nobody said 404");
     assert_eq!(bench.names("/pods/d/").await, 1);
-    let table = r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"12"},"rows":[]}"#;
+    let table =
+        r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"12"},"rows":[]}"#;
     bench.said(PODS, 200, table.as_bytes(), 0).await;
     let partial = list(13, "", &[]).replace("PodList", "PartialObjectMetadataList");
     bench.said(PODS, 200, partial.as_bytes(), 0).await;
@@ -184,7 +189,11 @@ async fn watches_carry_a_list_on_and_a_gap_stops_it() {
     assert!(bench.is_absent("/pods/d/a").await);
     assert_eq!(bench.names("/pods/d/").await, 1);
     bench.said(&watch(50), 200, event("ADDED", "c", 51).as_bytes(), 0).await;
-    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 12, "events between 12 and 50 were missed");
+    assert_eq!(
+        bench.collection("/pods/d/").await.unwrap().version,
+        12,
+        "events between 12 and 50 were missed"
+    );
     assert_eq!(bench.version("/pods/d/c").await, Some(51), "the object itself is known all the same");
     let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"60"}}}"#;
     bench.said(&watch(12), 200, bookmark.as_bytes(), 0).await;
@@ -214,7 +223,10 @@ async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
     let watch = format!("{by_label}&watch=true&resourceVersion=10");
     bench.said(&watch, 200, event("DELETED", "a", 12).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
-    assert!(!bench.collection("/pods/").await.unwrap().complete, "it may be there still: the whole list isn't known");
+    assert!(
+        !bench.collection("/pods/").await.unwrap().complete,
+        "it may be there still: the whole list isn't known"
+    );
     let by_node = "GET /api/v1/pods?fieldSelector=spec.nodeName%3Dn&watch=true&resourceVersion=10";
     bench.said(by_node, 200, event("DELETED", "b", 13).as_bytes(), 0).await;
     assert!(bench.is_absent("/pods/d/b").await);

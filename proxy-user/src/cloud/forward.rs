@@ -109,10 +109,10 @@ impl Cloud {
         *request.headers_mut() = end_to_end(&parts.headers);
         for last in [false, true] {
             let mut stream = self.upstreams.stream().await.inspect_err(|error| self.failed(error))?;
-            set_host(&mut request, server, &stream.sender);
+            let copy = repeatable.then(|| copy(&request));
+            set_host(&mut request, &stream.sender);
             let began = Instant::now();
             sent.store(true, std::sync::atomic::Ordering::Relaxed);
-            let copy = repeatable.then(|| copy(&request));
             match Self::once(&mut stream, request).await {
                 Ok(response) => {
                     self.health.answered(began.elapsed());

@@ -20,9 +20,9 @@ use crate::config::CloudConfig;
 
 /// Signals that wait to be looked at; more of the same tell nothing new.
 const SIGNALS: usize = 16;
-/// First and longest pause between probes while the cloud is away; with the second probe of Recovering, a cloud that
-/// is back is used again within five seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
+/// First and longest pause between probes while the cloud is away. A probe that was lost in the dead link may still
+/// have to time out when the cloud comes back, and the promise is to use it again within five seconds.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(2500));
 /// Shortest and longest patience with a read that the store can answer.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(800));
 /// Patience as a multiple of the usual latency.

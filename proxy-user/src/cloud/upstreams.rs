@@ -215,7 +215,7 @@ impl Upstreams {
         let mut request = Request::new(Either::Right(Empty::new()));
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri(server, Some("/readyz"));
-        set_host(&mut request, server, &stream.sender);
+        set_host(&mut request, &stream.sender);
         let response = match &mut stream.sender {
             Sender::H2(sender) => sender.send_request(request).await?,
             Sender::H1(sender) => sender.send_request(request).await?,
@@ -247,7 +247,7 @@ pub fn uri(server: &crate::config::Server, path_and_query: Option<&str>) -> http
 }
 
 /// HTTP/1.1 wants the host in a header and the path alone in the request line.
-pub fn set_host(request: &mut Request<Upload>, _server: &crate::config::Server, sender: &Sender) {
+pub fn set_host(request: &mut Request<Upload>, sender: &Sender) {
     if matches!(sender, Sender::H1(_)) {
         let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
         if let Ok(value) = http::HeaderValue::from_str(&authority) {

@@ -269,6 +269,7 @@ fn certs(flags: &YurthubFlags, warnings: &mut Vec<String>) -> Result<CertsConfig
         root_dir: flags.root_dir.clone(),
         organizations,
         ip_sans: Vec::new(),
+        node_ip: flags.node_ip,
     })
 }
 

@@ -91,6 +91,8 @@ pub struct CertsConfig {
     /// IP addresses of the serving certificate: the service addresses steered, the dummy address, the bind
     /// addresses, the node's own.
     pub ip_sans: Vec<IpAddr>,
+    /// `--node-ip`; `None` = found by itself at start.
+    pub node_ip: Option<IpAddr>,
 }
 
 /// Listeners.

@@ -1,15 +1,39 @@
-//! Discovery, OpenAPI, `/version` and the like from the store: the form that the `Accept` header asks for.
+//! Discovery, OpenAPI, `/version` and the like from the store, and Tables: the form that the `Accept` header asks for.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::negotiate::document_rank;
+use super::negotiate::{Encoding, document_rank, other_form};
 use super::{Local, Question};
 use crate::body::Body;
-use crate::cache::observe::document_key;
+use crate::cache::codec::json;
+use crate::cache::key;
+use crate::cache::observe::{document_key, form_key};
+use crate::cache::store::Snapshot;
 use crate::status::Refusal;
 
 impl Local {
+    /// Objects in another form (a Table), as the cloud wrote it, where nothing has been seen to change since.
+    pub(super) fn other_form(
+        &self,
+        snapshot: &Snapshot,
+        question: &Question<'_>,
+    ) -> Result<Option<Response<Body>>, Refusal> {
+        let Some(form) = other_form(question.headers) else { return Ok(None) };
+        let key = form_key(question.scope(), &form);
+        let Some((at, body)) = snapshot.document(&key, |d| (d.at, Bytes::copy_from_slice(d.body)))? else {
+            return Ok(None);
+        };
+        let version = json::head(&body).ok().and_then(|head| head.meta.version());
+        let scope = key::without_selectors(question.scope());
+        let Some(version) = version else { return Ok(None) };
+        if snapshot.changed_since(scope, version, at)? {
+            return Ok(None);
+        }
+        self.allowed(question)?;
+        Ok(Some(self.response(Encoding::Json.content_type(), at, Body::full(body))))
+    }
+
     pub(super) async fn document(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
         let path = document_key(question.request);
         let snapshot = self.cache.snapshot().await?;

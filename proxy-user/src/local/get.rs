@@ -38,7 +38,11 @@ impl Local {
                 Copy::OtherEncoding(record.encoding)
             }
         };
-        let found = self.cache.snapshot().await?.object(question.scope(), copy)?;
+        let snapshot = self.cache.snapshot().await?;
+        if let Some(response) = self.other_form(&snapshot, &question)? {
+            return Ok(response);
+        }
+        let found = snapshot.object(question.scope(), copy)?;
         if matches!(found, Lookup::Unknown) {
             return Err(question.unknown());
         }

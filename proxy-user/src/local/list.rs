@@ -94,7 +94,11 @@ impl Local {
         if !request.subresource.is_empty() {
             return Err(question.unknown());
         }
-        let found = self.collection(self.cache.snapshot().await?, &question)?;
+        let snapshot = self.cache.snapshot().await?;
+        if let Some(response) = self.other_form(&snapshot, &question)? {
+            return Ok(response);
+        }
+        let found = self.collection(snapshot, &question)?;
         self.allowed(&question)?;
         if !request.query.continue_token.is_empty() {
             let what = "hublet: the cloud is away; the rest of this list can't be continued, list again from the start";

@@ -87,6 +87,15 @@ impl Accepts {
     }
 }
 
+/// The other form of the objects (a Table, PartialObjectMetadata) that the first clause of `Accept` asks for in JSON, in
+/// one spelling; `None` where plain objects are asked for.
+pub fn other_form(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok())?;
+    let (media, chosen) = form(text.split(',').next()?);
+    let asks = media == "application/json" && chosen.iter().any(|p| p.starts_with("as="));
+    asks.then(|| format!("{media};{}", chosen.join(";")))
+}
+
 /// A stored document of this `Content-Type` answers that `Accept` header: media type, `as`, `g` and `v` agree. The
 /// rank of the clause that it answers, lower is better.
 pub fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
@@ -143,6 +152,14 @@ mod tests {
             assert_eq!(got.errors, errors, "{accept}");
         }
         assert!(!Accepts::of(&headers("application/cbor")).takes(Json));
+    }
+
+    #[test]
+    fn a_table_is_told_from_plain_objects() {
+        let table = headers("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
+        assert_eq!(other_form(&table).unwrap(), "application/json;as=Table;g=meta.k8s.io;v=v1");
+        assert_eq!(other_form(&headers("application/json")), None);
+        assert_eq!(other_form(&headers("")), None);
     }
 
     #[test]
