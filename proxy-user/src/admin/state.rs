@@ -115,9 +115,7 @@ impl State {
 
     /// Why clients shouldn't be sent here; empty = ready.
     pub fn unready(&self) -> Vec<String> {
-        let mut reasons = self.unready_at(self.started.elapsed());
-        reasons.extend(self.sources().and_then(|sources| sources.handler.waiting_for()).map(str::to_owned));
-        reasons
+        self.unready_at(self.started.elapsed())
     }
 
     fn unready_at(&self, uptime: Duration) -> Vec<String> {
@@ -130,6 +128,9 @@ impl State {
         }
         if !self.listeners.load(Relaxed) {
             reasons.push("the listeners aren't bound yet".to_owned());
+        }
+        if let Some(reason) = self.sources().and_then(|sources| sources.handler.waiting_for()) {
+            reasons.push(reason.to_owned());
         }
         match self.probed.load(Relaxed) {
             0 => reasons.push("the traffic runtime hasn't answered its own probe yet".to_owned()),

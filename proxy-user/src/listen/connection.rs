@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -57,8 +57,8 @@ pub(super) async fn serve(
     let tls = speech == Speech::Tls;
     let connection = Arc::new(Connection::new(port, local, remote, tls, process));
     // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
-    if tls || port == Port::Plain {
-        front.handler.metrics().callers.accepted(&connection, milliseconds());
+    if tls || (port == Port::Plain && speech != Speech::Nothing) {
+        front.handler.accepted(&connection);
     }
     match (port, speech) {
         (_, Speech::Nothing) => {}
@@ -70,12 +70,6 @@ pub(super) async fn serve(
         (Port::Plain, Speech::Http1) => http1(&front, stream, connection, activity).await,
         (Port::Plain, Speech::Http2) => http2(&front, stream, connection, activity).await,
     }
-}
-
-/// Milliseconds since the epoch.
-fn milliseconds() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Looks at the first bytes without taking them.

@@ -17,6 +17,8 @@ struct Arguments {
 enum Cloud {
     /// The scriptable cloud: small, in this process; its control port also makes it lie.
     Scripted(Where),
+    /// The real kube-apiserver with etcd and controller manager; built with Go at the first start (5 minutes).
+    Kube(Where),
 }
 
 #[derive(Args)]
@@ -45,5 +47,6 @@ impl From<Where> for Place {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().cloud {
         Cloud::Scripted(place) => dev::run_scripted(&place.into()),
+        Cloud::Kube(place) => hublet_tests::kube::dev::run(&place.into()),
     }
 }

@@ -5,7 +5,6 @@
 //! habits of its own stands in between.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,10 +16,11 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 
-use super::pki::Identity;
+use crate::netns::Netns;
+use crate::pki::Identity;
 
 /// No test answer takes longer than this; a longer silence is a failure with a message instead of a hang.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -29,7 +29,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     address: SocketAddr,
-    netns: Option<PathBuf>,
+    netns: Option<Netns>,
     tls: Arc<ClientConfig>,
 }
 
@@ -50,22 +50,18 @@ impl Endpoint {
         let mut tls = match identity {
             None => builder.with_no_client_auth(),
             Some(identity) => {
-                let chain = CertificateDer::pem_slice_iter(identity.certificate_pem.as_bytes())
-                    .collect::<Result<Vec<_>, _>>()?;
-                builder.with_client_auth_cert(
-                    chain,
-                    PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?,
-                )?
+                let (chain, key) = identity.rustls();
+                builder.with_client_auth_cert(chain, key)?
             }
         };
         tls.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self { address, netns: None, tls: Arc::new(tls) })
     }
 
-    /// Dials from the network namespace mounted at this path (`/run/netns/NAME`, `/proc/PID/ns/net`).
+    /// Dials from this network namespace.
     #[must_use]
-    pub fn within(mut self, netns: Option<&Path>) -> Self {
-        self.netns = netns.map(Path::to_owned);
+    pub fn within(mut self, netns: Option<&Netns>) -> Self {
+        self.netns = netns.cloned();
         self
     }
 
@@ -88,12 +84,13 @@ impl Endpoint {
         let address = self.address;
         let socket = match &self.netns {
             None => TcpStream::connect(address).await,
-            Some(path) => super::netns::within(Some(path), move || {
-                let socket = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
-                socket.set_nonblocking(true)?;
-                Ok(socket)
-            })?
-            .and_then(TcpStream::from_std),
+            Some(netns) => netns
+                .run(|| {
+                    let socket = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+                    socket.set_nonblocking(true)?;
+                    Ok(socket)
+                })
+                .and_then(TcpStream::from_std),
         }
         .with_context(|| {
             format!("no connection to {address}: is the server up in this network namespace?")

@@ -7,12 +7,21 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::binaries::Binaries;
-use super::kubeconfig;
-use super::pki::{Authority, service_account_key};
+use crate::netns::Netns;
+use crate::pki::{Ca, Credential, Identity, kubeconfig};
 
-/// The first address of the service network: the API server's own service.
 const SERVICE_NETWORK: &str = "10.96.0.0/16";
-const SERVICE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+
+/// What the API server's certificate names, as kubeadm's does; 10.96.0.1 is its own service.
+const SERVED: [&str; 7] = [
+    "127.0.0.1",
+    "10.96.0.1",
+    "localhost",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+];
 
 /// What the tests need of the controller manager. Left out are those that act on a node's silence: no kubelet
 /// renews the test node's lease, and its pods must not be evicted while a test looks at them.
@@ -35,12 +44,12 @@ pub(super) struct Ports {
 
 impl Ports {
     /// Ports that are free in the namespace now.
-    pub(super) fn choose(netns: Option<&Path>) -> Result<Self> {
-        let listeners = super::netns::within(netns, || {
+    pub(super) fn choose(netns: Option<&Netns>) -> Result<Self> {
+        let listeners = super::within(netns, || {
             [(); 2].map(|()| {
                 TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|one| one.local_addr().map(|a| (one, a)))
             })
-        })?;
+        });
         // Both listeners live until here, so that the ports differ.
         let [etcd, apiserver] = listeners
             .map(|one| one.context("no free port on 127.0.0.1: is `lo` up in this network namespace?"));
@@ -53,24 +62,26 @@ impl Ports {
 }
 
 /// Writes certificates, keys and the audit policy into `dir`.
-pub(super) fn write_files(dir: &Path, authority: &Authority, addresses: &[IpAddr]) -> Result<()> {
-    authority.identity().write(dir, "ca")?;
-    let mut served = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), SERVICE_ADDRESS];
-    served.extend_from_slice(addresses);
-    let names = [
-        "localhost",
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "kubernetes.default.svc.cluster.local",
-    ];
-    authority.server("kube-apiserver", &served, &names)?.write(dir, "apiserver")?;
-    authority.client("kube-apiserver-kubelet-client", "system:masters")?.write(dir, "kubelet-client")?;
-    let (private, public) = service_account_key()?;
-    std::fs::write(dir.join("sa.key"), private)?;
-    std::fs::write(dir.join("sa.pub"), public)?;
-    std::fs::write(dir.join("audit-policy.yaml"), AUDIT_POLICY)?;
-    Ok(())
+pub(super) fn write_files(dir: &Path, authority: &Ca, addresses: &[IpAddr]) -> Result<()> {
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    let pair = |name: &str, identity: &Identity| {
+        write(&format!("{name}.crt"), &identity.cert_pem)?;
+        write(&format!("{name}.key"), &identity.key_pem)
+    };
+    write("ca.crt", authority.pem())?;
+    write("ca.key", &authority.key_pem())?;
+    let further: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    let names: Vec<&str> = SERVED.into_iter().chain(further.iter().map(String::as_str)).collect();
+    pair("apiserver", &authority.server("kube-apiserver", &names)?)?;
+    pair("kubelet-client", &authority.client("kube-apiserver-kubelet-client", &["system:masters"])?)?;
+    // The key pair that signs service account tokens.
+    let key = rcgen::KeyPair::generate()?;
+    write("sa.key", &key.serialize_pem())?;
+    write("sa.pub", &key.public_key_pem())?;
+    write("audit-policy.yaml", AUDIT_POLICY)
 }
 
 /// kube-apiserver with its flags.
@@ -108,15 +119,14 @@ pub(super) fn apiserver(binaries: &Binaries, dir: &Path, ports: &Ports) -> Comma
 pub(super) fn controller_manager(
     binaries: &Binaries,
     dir: &Path,
-    authority: &Authority,
+    authority: &Ca,
     server: &str,
 ) -> Result<Option<Command>> {
     let Some(mut command) = binaries.controller_manager() else { return Ok(None) };
     let user = "system:kube-controller-manager";
-    let identity = authority.client(user, user)?;
-    let ca = &authority.identity().certificate_pem;
+    let identity = authority.client(user, &[user])?;
     let config = dir.join("kcm.kubeconfig");
-    kubeconfig::write(&config, &kubeconfig::with_certificate(server, ca, &identity))?;
+    std::fs::write(&config, kubeconfig(server, authority.pem(), Credential::Certificate(&identity)))?;
     let file = |name: &str| dir.join(name).display().to_string();
     command.args([
         format!("--kubeconfig={}", config.display()),

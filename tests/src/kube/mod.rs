@@ -16,15 +16,13 @@ pub mod api;
 pub mod binaries;
 pub mod calico;
 pub mod connection;
+pub mod dev;
 mod flags;
-pub mod kubeconfig;
-pub mod netns;
-pub mod pki;
 pub mod process;
 pub mod workload;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -34,8 +32,9 @@ use tokio::time::Instant;
 pub use self::api::Api;
 pub use self::binaries::{Binaries, Unavailable};
 use self::connection::Endpoint;
-use self::pki::{Authority, Identity};
 use self::process::Component;
+use crate::netns::Netns;
+use crate::pki::{Ca, Identity};
 
 /// Until the API server is ready. It takes 2–3 s alone, more beside a build.
 const READY: Duration = Duration::from_secs(90);
@@ -43,8 +42,8 @@ const READY: Duration = Duration::from_secs(90);
 /// What a cloud is to be like.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The network namespace that the control plane listens in, as a path; `None` is the caller's.
-    pub netns: Option<PathBuf>,
+    /// The network namespace that the control plane listens in; `None` is the caller's.
+    pub netns: Option<Netns>,
     /// The node that exists from the start.
     pub node: String,
     /// Further addresses that the API server's certificate names (a proxy that passes TLS through).
@@ -65,7 +64,7 @@ pub struct KubeCloud {
     apiserver: Component,
     _etcd: Component,
     admin: Api,
-    authority: Authority,
+    authority: Ca,
     calico_token: String,
     admin_token: String,
     address: SocketAddr,
@@ -89,10 +88,10 @@ impl KubeCloud {
     /// # Errors
     /// As there.
     pub async fn start_with(binaries: &Binaries, options: Options) -> Result<Self> {
-        let netns = options.netns.as_deref();
+        let netns = options.netns.as_ref();
         let dir = tempfile::Builder::new().prefix("hublet-kube-").tempdir()?;
         let ports = flags::Ports::choose(netns)?;
-        let authority = Authority::new()?;
+        let authority = Ca::new("kubernetes")?;
         flags::write_files(dir.path(), &authority, &options.addresses)?;
 
         let etcd = binaries.etcd(&dir.path().join("etcd"), &ports.etcd_url());
@@ -108,9 +107,8 @@ impl KubeCloud {
             .map(|command| Component::spawn("kube-controller-manager", command, dir.path(), netns))
             .transpose()?;
 
-        let administrator = authority.client("kubernetes-admin", "system:masters")?;
-        let ca = &authority.identity().certificate_pem;
-        let endpoint = Endpoint::new(address, ca, Some(&administrator))?.within(netns);
+        let administrator = authority.client("kubernetes-admin", &["system:masters"])?;
+        let endpoint = Endpoint::new(address, authority.pem(), Some(&administrator))?.within(netns);
         let admin = Api::new(endpoint, None);
         until_ready(&admin, &mut apiserver).await?;
 
@@ -142,7 +140,7 @@ impl KubeCloud {
 
     /// The CA that the API server and its clients are trusted by, PEM.
     pub fn ca(&self) -> &str {
-        &self.authority.identity().certificate_pem
+        self.authority.pem()
     }
 
     /// The administrator, straight to the API server.
@@ -165,11 +163,11 @@ impl KubeCloud {
     /// # Errors
     /// The name can't stand in a certificate.
     pub fn node(&self, name: &str) -> Result<Identity> {
-        self.authority.client(&format!("system:node:{name}"), "system:nodes")
+        self.authority.client(&format!("system:node:{name}"), &["system:nodes"])
     }
 
     /// The cluster's CA, for certificates of other kinds.
-    pub fn authority(&self) -> &Authority {
+    pub fn authority(&self) -> &Ca {
         &self.authority
     }
 
@@ -232,10 +230,10 @@ async fn fill(admin: &Api, node: &str, managed: bool) -> Result<(String, String)
 }
 
 /// Waits for the component's port to open.
-async fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Path>) -> Result<()> {
+async fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Netns>) -> Result<()> {
     let deadline = Instant::now() + READY;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    while netns::within(netns, || std::net::TcpStream::connect(address))?.is_err() {
+    while within(netns, || std::net::TcpStream::connect(address)).is_err() {
         component.check()?;
         if Instant::now() > deadline {
             bail!("nothing listens on {address} after {READY:?}; the log ends:\n{}", component.log_tail());
@@ -262,5 +260,13 @@ async fn until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {
             );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Does something in the network namespace; `None` is the caller's own.
+fn within<T: Send>(netns: Option<&Netns>, work: impl FnOnce() -> T + Send) -> T {
+    match netns {
+        None => work(),
+        Some(netns) => netns.run(work),
     }
 }

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::netns::Netns;
+
 /// A running component.
 #[derive(Debug)]
 pub struct Component {
@@ -22,13 +24,18 @@ impl Component {
     ///
     /// # Errors
     /// The program can't be run, or the namespace can't be entered.
-    pub fn spawn(name: &'static str, mut command: Command, dir: &Path, netns: Option<&Path>) -> Result<Self> {
+    pub fn spawn(
+        name: &'static str,
+        mut command: Command,
+        dir: &Path,
+        netns: Option<&Netns>,
+    ) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         // The pipe that `kube` watches: it breaks when we die, however we die.
         command.stdin(Stdio::piped()).env("KUBE_EXIT_WITH_STDIN", "1");
         command.stdout(output.try_clone()?).stderr(output);
-        let child = super::netns::within(netns, || command.spawn())?
+        let child = super::within(netns, || command.spawn())
             .with_context(|| format!("running {} ({name})", command.get_program().to_string_lossy()))?;
         Ok(Self { name, child, log })
     }

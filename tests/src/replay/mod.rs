@@ -10,6 +10,8 @@ pub mod known;
 mod learn;
 pub mod protobuf;
 mod recording;
+#[cfg(test)]
+mod tests;
 
 use anyhow::Result;
 use bytes::Bytes;
