@@ -11,7 +11,8 @@ static HUB_STATS: PerCpuArray<u64, MAX_STATS> = PerCpuArray::new();
 #[inline(always)]
 pub(crate) fn count(decision: Decision) {
     if let Some(slot) = HUB_STATS.get_ptr_mut(decision as u32) {
-        // SAFETY: a slot of this CPU; programs of a CPU do not interrupt each other here.
+        // SAFETY: a live slot of this CPU. (A task preempted between load and store by another that connects may
+        // lose one count; the target has no atomic add, and nothing is decided by these numbers.)
         unsafe { *slot += 1 }
     }
 }

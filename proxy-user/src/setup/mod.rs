@@ -112,7 +112,7 @@ impl Setup {
         let steering = Steering::prepare(config, mark);
         let setup = Self { services, skipped, log_wanted: config.bpf_log, interface, steering };
         for part in setup.parts() {
-            if part.on {
+            if part.on || (part.name == "steering" && setup.steering.is_ok()) {
                 tracing::info!(part = part.name, "{}", part.detail);
             } else {
                 tracing::warn!(part = part.name, "off: {}", part.detail);
@@ -133,7 +133,10 @@ impl Setup {
         steering
             .programs
             .steer(listener, own, &services)
-            .map_err(|source| SetupError::Listener { address: own.into(), source })
+            .map_err(|source| SetupError::Listener { address: own.into(), source })?;
+        let part = self.steering_part(steering);
+        tracing::info!(part = part.name, listener = %own, "{}", part.detail);
+        Ok(())
     }
 
     /// Has connections to another listener (the plain ports) attested too. Any time.
@@ -172,6 +175,12 @@ impl Setup {
             original: Some((Ipv4Addr::from(ident.orig_ip), ident.orig_port)),
             steered: ident.flags & IDENT_STEERED != 0,
         })
+    }
+
+    /// Cookie of the network namespace that is steered, which is hublet's own: what [`Process::netns`] is for
+    /// processes of the host.
+    pub fn netns(&self) -> Option<u64> {
+        self.steering.as_ref().ok().map(|steering| steering.programs.netns())
     }
 
     /// The parts, for log, status and metrics.
@@ -274,7 +283,11 @@ impl Steering {
         let cgroup_id =
             dir.metadata().map_err(|source| Missing::Cgroup { path: path.clone(), source })?.ino();
         ebpf::embedded()?;
-        let pins = Pins::open(&config.bpffs);
+        let pins = match Pins::open(&config.bpffs) {
+            // Its programs are not to be replaced under it.
+            Err(busy @ Missing::Busy { .. }) => return Err(busy),
+            pins => pins, // without bpffs the programs go with the process: also fail-open
+        };
         let attach =
             Attach { cgroup: dir.as_fd(), cgroup_id, pins: pins.as_ref().ok(), mark, log: config.bpf_log };
         let loaded = Programs::load(&attach);
@@ -291,8 +304,12 @@ impl Steering {
             }
         };
         let (programs, pins) = programs;
-        let sees_itself = cgroups.is_inside(&path);
-        Ok(Self { programs, cgroups, attached: path.display().to_string(), sees_itself, pins })
+        let sees_itself = config.cgroup.is_none() || cgroups.is_inside(&path);
+        let mut attached = path.display().to_string();
+        if cgroup_id != cgroup::ROOT_ID {
+            attached.push_str(" (not the root of the hierarchy: processes outside of it are not seen)");
+        }
+        Ok(Self { programs, cgroups, attached, sees_itself, pins })
     }
 }
 

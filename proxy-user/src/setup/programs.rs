@@ -138,6 +138,11 @@ impl Programs {
         DECISIONS.iter().map(|(decision, name)| (*name, sum(*decision as u32))).collect()
     }
 
+    /// Cookie of the network namespace that is steered.
+    pub(super) fn netns(&self) -> u64 {
+        self.control.lock().config.netns
+    }
+
     /// The programs.
     pub(super) fn loaded(&self) -> &[Loaded] {
         &self.loaded
