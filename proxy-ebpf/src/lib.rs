@@ -1,2 +1,274 @@
-//! Plain data shared between the eBPF programs and user space.
+//! Plain data shared between the eBPF programs and user space: keys and values of the maps, their limits, the
+//! names of maps and programs, and one hash over all of it ([`LAYOUT`]), which is part of the pins' path.
+//!
+//! Addresses are `[u8; 4]` and ports are in host order, so that `bpftool map dump` reads well. No struct has
+//! padding: what user space writes is exactly what a program compares.
 #![no_std]
+
+/// Service addresses and own listeners at most ([`ServiceKey`] entries of `HUB_SERVICES`).
+pub const MAX_SERVICES: usize = 1024;
+/// Connections between their two "established" callbacks at most; the least recently used goes first.
+pub const MAX_JOINS: usize = 4096;
+/// Listeners of `HUB_LISTEN` at most.
+pub const MAX_LISTENERS: usize = 8;
+/// Slots of `HUB_STATS`; [`Decision`] uses the first ones.
+pub const MAX_STATS: usize = 32;
+/// Length of a task's name.
+pub const COMM_LEN: usize = 16;
+
+/// [`Config::flags`]: steering is on.
+pub const CONFIG_STEER: u32 = 1;
+
+/// [`Service::flags`]: steer what dials this address.
+pub const SERVICE_STEER: u32 = 1;
+/// [`Service::flags`]: this is one of our own listeners; what dials it is attested but not rewritten.
+pub const SERVICE_OWN: u32 = 2;
+
+/// [`Ident::flags`]: the client dialled our address itself.
+pub const IDENT_DIRECT: u16 = 1;
+/// [`Ident::flags`]: the client dialled [`Ident::orig_ip`] and was steered.
+pub const IDENT_STEERED: u16 = 2;
+/// [`Ident::flags`]: the record sits on the accepted socket, as opposed to the client's.
+pub const IDENT_ACCEPTED: u16 = 4;
+
+/// `IPPROTO_TCP`, the only protocol of [`ServiceKey::proto`] so far.
+pub const PROTO_TCP: u8 = 6;
+
+/// Names of the maps, as pinned and as bpftool shows them (15 characters at most).
+pub mod maps {
+    /// Array of one [`super::Config`].
+    pub const CONFIG: &str = "HUB_CONFIG";
+    /// Hash [`super::ServiceKey`] → [`super::Service`].
+    pub const SERVICES: &str = "HUB_SERVICES";
+    /// Sockmap: the serving listeners; the kernel empties a slot when the last descriptor closes.
+    pub const LISTEN: &str = "HUB_LISTEN";
+    /// Socket storage: [`super::Ident`] of a client's socket and of the accepted one.
+    pub const IDENT: &str = "HUB_IDENT";
+    /// LRU hash [`super::JoinKey`] → [`super::Ident`], from the client's callback to the server's.
+    pub const JOIN: &str = "HUB_JOIN";
+    /// Per-CPU array of u64, one slot a [`super::Decision`].
+    pub const STATS: &str = "HUB_STATS";
+    /// All of them.
+    pub const ALL: [&str; 6] = [CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS];
+}
+
+/// Names of the programs.
+pub mod programs {
+    /// `cgroup/connect4`.
+    pub const CONNECT4: &str = "hub_connect4";
+    /// `cgroup/connect6`: clients whose IPv6 socket dials an IPv4-mapped address.
+    pub const CONNECT6: &str = "hub_connect6";
+    /// `sockops`: hands the identity from the client's socket to the accepted one.
+    pub const SOCKOPS: &str = "hub_sockops";
+}
+
+/// Defines the structs and, from their very text, [`LAYOUT`]: a field that is added, moved, renamed or retyped
+/// changes the hash, so that a daemon never takes over maps whose bytes mean something else.
+macro_rules! shared {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$doc:meta])* pub $field:ident: $type:ty,)* })*) => {
+        $(
+            $(#[$meta])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            pub struct $name { $($(#[$doc])* pub $field: $type,)* }
+
+            impl Sealed for $name {}
+            impl Shared for $name {}
+            // No padding: the fields' sizes add up to the struct's.
+            const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())*);
+        )*
+        const TEXT: &str = concat!($(stringify!($name), "{", $(stringify!($field), ":", stringify!($type), ";",)* "}",)*);
+    };
+}
+
+trait Sealed {}
+
+/// A type of this crate that is plain bytes: `repr(C)`, no padding, every bit pattern valid.
+#[expect(private_bounds, reason = "sealed: only this crate knows which of its types are plain")]
+pub trait Shared: Sealed + Copy + 'static {}
+
+shared! {
+    /// What the daemon tells the programs; the only entry of `HUB_CONFIG`.
+    pub struct Config {
+        /// When the daemon last proved that it serves (CLOCK_MONOTONIC).
+        pub heartbeat_ns: u64,
+        /// How long that proof holds.
+        pub ttl_ns: u64,
+        /// Cookie of the network namespace whose sockets are steered: the daemon's own.
+        pub netns: u64,
+        /// [`CONFIG_STEER`].
+        pub flags: u32,
+        /// SO_MARK of the daemon's own upstream sockets, never steered; 0 = none.
+        pub bypass_mark: u32,
+    }
+
+    /// An address that someone dials.
+    pub struct ServiceKey {
+        /// IPv4 address.
+        pub ip: [u8; 4],
+        /// Port.
+        pub port: u16,
+        /// [`PROTO_TCP`].
+        pub proto: u8,
+        /// Always 0.
+        pub zero: u8,
+    }
+
+    /// What to do with it.
+    pub struct Service {
+        /// Steer to this address.
+        pub ip: [u8; 4],
+        /// Steer to this port.
+        pub port: u16,
+        /// Slot of `HUB_LISTEN` that must hold a listener.
+        pub slot: u16,
+        /// [`SERVICE_STEER`] or [`SERVICE_OWN`].
+        pub flags: u32,
+    }
+
+    /// Who called connect(), as the kernel saw it.
+    pub struct Ident {
+        /// cgroup v2 id.
+        pub cgroup_id: u64,
+        /// Network namespace cookie.
+        pub netns: u64,
+        /// Cookie of the client's socket (`ss -e` shows it).
+        pub cookie: u64,
+        /// When connect() was called (CLOCK_MONOTONIC).
+        pub connect_ns: u64,
+        /// Thread group id in the initial pid namespace.
+        pub pid: u32,
+        /// User id in the initial user namespace.
+        pub uid: u32,
+        /// Group id in the initial user namespace.
+        pub gid: u32,
+        /// SO_MARK of the client's socket.
+        pub mark: u32,
+        /// The address that was dialled.
+        pub orig_ip: [u8; 4],
+        /// The port that was dialled.
+        pub orig_port: u16,
+        /// [`IDENT_DIRECT`], [`IDENT_STEERED`], [`IDENT_ACCEPTED`].
+        pub flags: u16,
+        /// The task's name.
+        pub comm: [u8; COMM_LEN],
+    }
+
+    /// One connection, named alike by both of its ends: the addresses and both initial sequence numbers. The
+    /// latter are 64 bits that nobody else knows, so a namespace with the same addresses can't claim a record.
+    pub struct JoinKey {
+        /// Client's address.
+        pub client_ip: [u8; 4],
+        /// Server's address.
+        pub server_ip: [u8; 4],
+        /// Client's port.
+        pub client_port: u16,
+        /// Server's port.
+        pub server_port: u16,
+        /// The client's next sequence number when established.
+        pub client_seq: u32,
+        /// The server's next sequence number when established.
+        pub server_seq: u32,
+    }
+}
+
+macro_rules! decisions {
+    ($($(#[$doc:meta])* $name:ident = $slot:literal $text:literal,)*) => {
+        /// What a program decided; its slot in `HUB_STATS`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Decision { $($(#[$doc])* $name = $slot,)* }
+
+        /// All decisions with their names, in the order of their slots.
+        pub const DECISIONS: &[(Decision, &str)] = &[$((Decision::$name, $text),)*];
+        const DECISION_TEXT: &str = concat!($(stringify!($slot), $text, ";",)*);
+    };
+}
+
+decisions! {
+    /// A TCP connect was looked at.
+    Seen = 0 "seen",
+    /// It dials nothing of ours.
+    NoService = 1 "no_service",
+    /// It dials our own listener: attested, not rewritten.
+    Direct = 2 "direct",
+    /// Rewritten to our listener.
+    Steered = 3 "steered",
+    /// Passed through: steering is switched off.
+    Off = 4 "off",
+    /// Passed through: the daemon's own upstream socket, by its mark.
+    Marked = 5 "marked",
+    /// Passed through: a socket of another network namespace.
+    OtherNetns = 6 "other_netns",
+    /// Passed through: the heartbeat is too old, so the daemon hangs.
+    Stale = 7 "stale",
+    /// Passed through: no listener, so the daemon is dead.
+    NoListener = 8 "no_listener",
+    /// The identity could not be kept on the client's socket (no memory); the connection will be "unknown".
+    NoStorage = 9 "no_storage",
+    /// An accepted socket got its client's identity.
+    Joined = 10 "joined",
+    /// An accepted socket has no record: off-node client, or connected before we were attached.
+    JoinMiss = 11 "join_miss",
+    /// The record could not be handed over (table full, no memory).
+    JoinFailed = 12 "join_failed",
+}
+
+/// Hash over everything that the programs and user space must agree on; part of the pins' path.
+pub const LAYOUT: u64 = {
+    let limits = [MAX_SERVICES as u64, MAX_JOINS as u64, MAX_LISTENERS as u64, MAX_STATS as u64];
+    let mut hash = fnv(fnv(0xcbf2_9ce4_8422_2325, TEXT.as_bytes()), DECISION_TEXT.as_bytes());
+    let mut i = 0;
+    while i < limits.len() {
+        hash = fnv(hash, &limits[i].to_le_bytes());
+        i += 1;
+    }
+    hash
+};
+
+/// FNV-1a.
+const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
+    let mut i = 0;
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        i += 1;
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_what_the_maps_are_documented_with() {
+        assert_eq!(size_of::<Config>(), 32);
+        assert_eq!(size_of::<ServiceKey>(), 8);
+        assert_eq!(size_of::<Service>(), 12);
+        assert_eq!(size_of::<Ident>(), 72);
+        assert_eq!(size_of::<JoinKey>(), 20);
+    }
+
+    #[test]
+    fn kernel_cuts_no_name() {
+        for name in maps::ALL.iter().chain(&[programs::CONNECT4, programs::CONNECT6, programs::SOCKOPS]) {
+            assert!(name.len() <= 15, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_decision_has_its_own_slot() {
+        for (slot, (decision, name)) in DECISIONS.iter().enumerate() {
+            assert_eq!(*decision as usize, slot, "{name}");
+        }
+        assert!(DECISIONS.len() <= MAX_STATS);
+    }
+
+    #[test]
+    fn layout_follows_names_types_and_order() {
+        let one = fnv(1, b"Ident{pid:u32;uid:u32;}");
+        assert_ne!(one, fnv(1, b"Ident{uid:u32;pid:u32;}"));
+        assert_ne!(one, fnv(1, b"Ident{pid:u64;uid:u32;}"));
+        assert!(TEXT.contains("Ident{cgroup_id:u64;netns:u64;"), "{TEXT}");
+    }
+}

@@ -3,6 +3,8 @@
 //! | a test needs | it takes |
 //! |---|---|
 //! | an API server to start without Go, or one that lies | [`cloud`] |
+//! | the real API server, with Calico's resources | [`kube`] |
+//! | recorded traffic of a real client, held against live answers | [`replay`] |
 //! | a link that can be cut, slowed, black-holed | [`fault`] |
 //! | the daemon itself, to start, kill and restart | [`daemon`] |
 //! | a client: TLS or plain, HTTP/1.1 or 2, in a namespace | [`client`] |
@@ -20,8 +22,10 @@ pub mod daemon;
 pub mod dev;
 pub mod eventually;
 pub mod fault;
+pub mod kube;
 pub mod metrics;
 pub mod netns;
 pub mod pki;
+pub mod replay;
 pub mod require;
 pub mod worker;

@@ -69,6 +69,12 @@ impl Ca {
         &self.pem
     }
 
+    /// Its key, PEM (PKCS#8): for a controller manager that signs CSRs with it.
+    #[must_use]
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A serving certificate for these addresses and names, valid for a year.
     pub fn server(&self, common_name: &str, names: &[&str]) -> anyhow::Result<Identity> {
         let validity = (now() - time::Duration::HOUR, now() + time::Duration::days(365));

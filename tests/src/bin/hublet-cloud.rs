@@ -18,6 +18,8 @@ struct Arguments {
 enum Cloud {
     /// The scriptable cloud: small, in this process; its control port also makes it lie.
     Scripted(Where),
+    /// The real kube-apiserver with etcd and controller manager; built with Go at the first start (5 minutes).
+    Kube(Where),
 }
 
 #[derive(Args)]
@@ -46,6 +48,7 @@ impl From<Where> for Place {
 fn main() -> ExitCode {
     let ended = match Arguments::parse().cloud {
         Cloud::Scripted(place) => dev::run_scripted(&place.into()),
+        Cloud::Kube(place) => hublet_tests::kube::dev::run(&place.into()),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

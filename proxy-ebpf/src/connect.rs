@@ -1,0 +1,150 @@
+//! connect(): where does this socket go? In: the address that a process dials. Out: the same, or our listener's
+//! address; and who it was ([`identity::remember`]), for the accepted side.
+//!
+//! Fails open twice over: without a listener in its slot (the daemon died) or with a stale heartbeat (it hangs)
+//! the address stays as it was.
+
+use core::ptr;
+
+use aya_ebpf::btf_maps::{Array, HashMap, SockMap};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release,
+};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::SockAddrContext;
+use hublet_ebpf::{
+    CONFIG_STEER, Config, Decision, IDENT_DIRECT, IDENT_STEERED, MAX_LISTENERS, MAX_SERVICES, PROTO_TCP,
+    SERVICE_OWN, Service, ServiceKey,
+};
+
+use crate::identity;
+use crate::stats::count;
+
+#[btf_map]
+static HUB_CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+static HUB_SERVICES: HashMap<ServiceKey, Service, MAX_SERVICES> = HashMap::new();
+#[btf_map]
+static HUB_LISTEN: SockMap<MAX_LISTENERS> = SockMap::new();
+
+const SOCK_STREAM: u32 = 1;
+/// `::ffff:0:0/96` in network order.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// An IPv4 socket.
+#[inline(always)]
+pub(crate) fn ipv4(ctx: &SockAddrContext) {
+    let addr = ctx.sock_addr;
+    // SAFETY: the context is valid for the program's run; volatile keeps LLVM from merging or widening the
+    // accesses, which the verifier refuses on a context.
+    unsafe {
+        let ip = ptr::read_volatile(&raw const (*addr).user_ip4);
+        if let Some(service) = decide(ctx, ip) {
+            ptr::write_volatile(&raw mut (*addr).user_ip4, u32::from_ne_bytes(service.ip));
+            ptr::write_volatile(&raw mut (*addr).user_port, u32::from(service.port.to_be()));
+        }
+    }
+}
+
+/// An IPv6 socket: ours only when it dials an IPv4-mapped address (Java and some C clients do).
+#[inline(always)]
+pub(crate) fn ipv6(ctx: &SockAddrContext) {
+    let addr = ctx.sock_addr;
+    // SAFETY: as above.
+    unsafe {
+        let high = ptr::read_volatile(&raw const (*addr).user_ip6[0])
+            | ptr::read_volatile(&raw const (*addr).user_ip6[1]);
+        if high != 0 || ptr::read_volatile(&raw const (*addr).user_ip6[2]) != MAPPED {
+            return;
+        }
+        let ip = ptr::read_volatile(&raw const (*addr).user_ip6[3]);
+        if let Some(service) = decide(ctx, ip) {
+            ptr::write_volatile(&raw mut (*addr).user_ip6[3], u32::from_ne_bytes(service.ip));
+            ptr::write_volatile(&raw mut (*addr).user_port, u32::from(service.port.to_be()));
+        }
+    }
+}
+
+/// The service at an address, if it is one of ours.
+#[inline(always)]
+pub(crate) fn service(ip: [u8; 4], port: u16) -> Option<&'static Service> {
+    let key = ServiceKey { ip, port, proto: PROTO_TCP, zero: 0 };
+    // SAFETY: entries change only when the daemon starts and stops; a torn read can at worst pass one through.
+    unsafe { HUB_SERVICES.get(&key) }
+}
+
+/// Decides, counts, and remembers the caller. `Some` = go there instead.
+#[inline(always)]
+fn decide(ctx: &SockAddrContext, ip: u32) -> Option<&'static Service> {
+    // SAFETY: as in `ipv4`.
+    let (kind, protocol, port) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*ctx.sock_addr).type_),
+            ptr::read_volatile(&raw const (*ctx.sock_addr).protocol),
+            ptr::read_volatile(&raw const (*ctx.sock_addr).user_port),
+        )
+    };
+    if kind != SOCK_STREAM || protocol != u32::from(PROTO_TCP) {
+        return None;
+    }
+    count(Decision::Seen);
+    let (ip, port) = (ip.to_ne_bytes(), u16::from_be(port as u16));
+    let Some(service) = service(ip, port) else {
+        count(Decision::NoService);
+        return None;
+    };
+    let Some(config) = HUB_CONFIG.get(0) else { return None };
+    // SAFETY: a helper that reads the context's socket.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
+    if service.flags & SERVICE_OWN != 0 {
+        // A loopback address means ours only in our own network namespace.
+        if ip[0] != 127 || netns == config.netns {
+            count(Decision::Direct);
+            identity::remember(ctx, ip, port, IDENT_DIRECT);
+        }
+        return None;
+    }
+    let decision = judge(ctx, config, service, netns);
+    count(decision);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(ctx, "connect {:i}:{} → decision {}", ip, port, decision as u32);
+    if decision != Decision::Steered {
+        return None;
+    }
+    identity::remember(ctx, ip, port, IDENT_STEERED);
+    Some(service)
+}
+
+/// May this call be steered?
+#[inline(always)]
+fn judge(ctx: &SockAddrContext, config: &Config, service: &Service, netns: u64) -> Decision {
+    if config.flags & CONFIG_STEER == 0 {
+        return Decision::Off;
+    }
+    if config.bypass_mark != 0 && identity::mark(ctx) == config.bypass_mark {
+        return Decision::Marked;
+    }
+    if netns != config.netns {
+        return Decision::OtherNetns;
+    }
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if now.wrapping_sub(config.heartbeat_ns) > config.ttl_ns {
+        return Decision::Stale;
+    }
+    if listening(u32::from(service.slot)) { Decision::Steered } else { Decision::NoListener }
+}
+
+/// Does the slot hold a listener? The kernel takes it out when its last descriptor closes.
+#[inline(always)]
+fn listening(slot: u32) -> bool {
+    // SAFETY: a lookup in a sockmap gives a referenced socket or null; the reference is given back at once.
+    unsafe {
+        let sock = bpf_map_lookup_elem((&raw const HUB_LISTEN).cast_mut().cast(), (&raw const slot).cast());
+        if sock.is_null() {
+            return false;
+        }
+        bpf_sk_release(sock);
+    }
+    true
+}

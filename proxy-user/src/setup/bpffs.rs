@@ -1,0 +1,105 @@
+//! The BPF file system and our place in it: `BPFFS/hublet/LAYOUT/{maps,links,progs}/NAME`. In: where it is, or is
+//! to be mounted. Out: paths for the pins; [`Pins::remove`] leaves nothing of ours behind.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hublet_ebpf::LAYOUT;
+use nix::mount::{MsFlags, mount, umount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::fallback::{self, Missing};
+
+/// Our directory in bpffs.
+#[derive(Debug)]
+pub(super) struct Pins {
+    bpffs: PathBuf,
+    mounted: bool,
+}
+
+impl Pins {
+    /// Mounts bpffs when there is none, and makes our directories.
+    pub(super) fn open(bpffs: &Path) -> Result<Self, Missing> {
+        let mounted = mount_if_needed(bpffs)
+            .map_err(|error| fallback::bpf(format!("mounting bpffs at {}", bpffs.display()), &error))?;
+        let pins = Self { bpffs: bpffs.to_path_buf(), mounted };
+        for kind in ["maps", "links", "progs"] {
+            let dir = pins.layout().join(kind);
+            fs::create_dir_all(&dir)
+                .map_err(|error| fallback::bpf(format!("making {}", dir.display()), &error))?;
+        }
+        Ok(pins)
+    }
+
+    /// The directory of this layout.
+    pub(super) fn layout(&self) -> PathBuf {
+        self.ours().join(format!("{LAYOUT:016x}"))
+    }
+
+    /// Pin of a map.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.layout().join("maps").join(name)
+    }
+
+    /// Pin of a program.
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.layout().join("progs").join(name)
+    }
+
+    /// Pin of a link.
+    pub(super) fn link(&self, name: &str) -> PathBuf {
+        self.layout().join("links").join(name)
+    }
+
+    /// Removes the pins of this layout, which detaches the programs; the directories stay.
+    pub(super) fn clear(&self) {
+        for kind in ["links", "progs", "maps"] {
+            let Ok(entries) = fs::read_dir(self.layout().join(kind)) else { continue };
+            for entry in entries.flatten() {
+                let _gone = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Removes what a daemon of another version left: its programs would steer a second time.
+    pub(super) fn remove_other_layouts(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.ours()) else { return Vec::new() };
+        let keep = self.layout();
+        let others = entries.flatten().map(|entry| entry.path()).filter(|path| *path != keep);
+        others.filter(|path| fs::remove_dir_all(path).is_ok()).collect()
+    }
+
+    /// Removes all pins and directories, and the mount if it is ours and nobody else uses it.
+    pub(super) fn remove(self) -> io::Result<()> {
+        // Links first: nothing is steered by half a set.
+        self.clear();
+        fs::remove_dir_all(self.layout())?;
+        let _others_use_it = fs::remove_dir(self.ours());
+        if self.mounted && fs::read_dir(&self.bpffs)?.flatten().all(|entry| is_kernels(&entry)) {
+            umount(&self.bpffs)?;
+        }
+        Ok(())
+    }
+
+    fn ours(&self) -> PathBuf {
+        self.bpffs.join("hublet")
+    }
+}
+
+/// The kernel's own iterators, which every first mount of bpffs shows.
+fn is_kernels(entry: &fs::DirEntry) -> bool {
+    ["maps.debug", "progs.debug"].iter().any(|name| entry.file_name() == *name)
+}
+
+/// True when it was mounted by us.
+fn mount_if_needed(bpffs: &Path) -> io::Result<bool> {
+    let is_bpffs = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    if is_bpffs(bpffs) {
+        return Ok(false);
+    }
+    fs::create_dir_all(bpffs)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), bpffs, Some("bpf"), flags, Some("mode=700"))?;
+    Ok(true)
+}

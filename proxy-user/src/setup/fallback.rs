@@ -1,0 +1,170 @@
+//! What can be missing, and the way out. In: an error of the kernel. Out: [`Missing`], whose text becomes the
+//! detail of a [`Part`](super::Part) that is off. Nothing here stops the daemon.
+
+use std::io;
+use std::path::PathBuf;
+
+use nix::libc;
+
+/// Why a part of the setup is off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Missing {
+    /// Switched off by the user.
+    #[error("switched off by {0}")]
+    NotWanted(&'static str),
+    /// Built without the BPF object.
+    #[error("this binary was built without the BPF programs; build it with `cargo xtask build`")]
+    Stub,
+    /// EPERM or EACCES for want of a capability.
+    #[error("{what} needs privileges that this process lacks: run it as root, or give it {needs}")]
+    Privilege {
+        /// What was tried.
+        what: String,
+        /// The capabilities to give.
+        needs: &'static str,
+    },
+    /// EPERM although the capabilities are there.
+    #[error(
+        "{what} is refused although the capabilities are there: the kernel is locked down \
+         (see /sys/kernel/security/lockdown) or the container's seccomp profile forbids it"
+    )]
+    Refused {
+        /// What was tried.
+        what: String,
+    },
+    /// The kernel has no such thing.
+    #[error("this kernel ({release}) can't do {what}: {needs}")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// `uname -r`.
+        release: String,
+        /// Version or build option that brings it.
+        needs: &'static str,
+    },
+    /// No cgroup v2.
+    #[error(
+        "no cgroup v2 hierarchy, and mounting one failed ({0}): mount it, or boot with cgroup v2 enabled"
+    )]
+    NoCgroup(io::Error),
+    /// `--cgroup` can't be opened.
+    #[error("cgroup {path}: {source}; name a directory of the cgroup v2 hierarchy")]
+    Cgroup {
+        /// As configured.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The verifier said no.
+    #[error("the kernel's verifier refuses {program} ({source}); please report this with the log:\n{log}")]
+    Verifier {
+        /// Program name.
+        program: &'static str,
+        /// The error number.
+        source: io::Error,
+        /// Its log, with the source lines.
+        log: String,
+    },
+    /// Anything else, in the words of who failed.
+    #[error("{what}: {why}")]
+    Other {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        why: String,
+    },
+}
+
+/// Capabilities for loading and attaching.
+pub(super) const NEEDS_BPF: &str = "CAP_BPF, CAP_NET_ADMIN, and CAP_SYS_ADMIN for the mount of bpffs";
+/// Capabilities for the interface.
+pub(super) const NEEDS_NET: &str = "CAP_NET_ADMIN";
+/// What the whole eBPF part needs of a kernel.
+const NEEDS_KERNEL: &str = "Linux 5.14 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_BPF_STREAM_PARSER (sockmap) is needed";
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
+
+/// Gives an error of a bpf(), mount() or socket call its cause.
+pub(super) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
+    let what = what.into();
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            let held = effective_capabilities();
+            let may = |cap: u32| held & (1 << cap) != 0;
+            if (may(CAP_BPF) && may(CAP_NET_ADMIN)) || may(CAP_SYS_ADMIN) {
+                Missing::Refused { what }
+            } else {
+                Missing::Privilege { what, needs: NEEDS_BPF }
+            }
+        }
+        Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::ENODEV) => old_kernel(what),
+        Some(libc::EINVAL) if release_before((5, 14)) => old_kernel(what),
+        _ => Missing::Other { what, why: error.to_string() },
+    }
+}
+
+fn old_kernel(what: String) -> Missing {
+    Missing::Kernel { what, release: release(), needs: NEEDS_KERNEL }
+}
+
+fn release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "?".into(), |name| name.release().to_string_lossy().into_owned())
+}
+
+/// Is the running kernel older than this?
+fn release_before(wanted: (u32, u32)) -> bool {
+    version(&release()).is_some_and(|found| found < wanted)
+}
+
+/// `6.1.190-amd64` → (6, 1).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// The capabilities in force, as bits; none when they can't be read.
+fn effective_capabilities() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    capabilities_of(&status)
+}
+
+fn capabilities_of(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert_eq!(version("6.18.44-fc-v595"), Some((6, 18)));
+        assert_eq!(version("5.4.0-150-generic"), Some((5, 4)));
+        assert_eq!(version("6.1-rc3"), Some((6, 1)));
+        assert!(version("5.10.0").unwrap() < version("5.14").unwrap());
+        assert_eq!(version("strange"), None);
+    }
+
+    #[test]
+    fn capabilities_are_read_as_bits() {
+        assert_eq!(capabilities_of("Name:\tx\nCapEff:\t000001ffffffffff\n") & (1 << CAP_BPF), 1 << CAP_BPF);
+        assert_eq!(capabilities_of("CapEff:\t0000000000000000\n"), 0);
+        assert_eq!(capabilities_of(""), 0);
+    }
+
+    #[test]
+    fn every_reason_names_a_way_out() {
+        let text = bpf("loading the programs", &io::Error::from_raw_os_error(libc::ENOSYS)).to_string();
+        assert!(text.contains("5.14") && text.contains("CONFIG_BPF_SYSCALL"), "{text}");
+        let text = Missing::Privilege { what: "x".into(), needs: NEEDS_NET }.to_string();
+        assert!(text.contains("root") && text.contains("CAP_NET_ADMIN"), "{text}");
+        assert!(Missing::Stub.to_string().contains("cargo xtask build"));
+    }
+}
