@@ -8,6 +8,7 @@
 mod announce;
 mod bind;
 mod drain;
+mod limits;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::admin::{Admin, Condition, Sources, State};
 use crate::certs::{Certificates, CertsError, cloud_roots};
+use crate::client::Port;
 use crate::config::Config;
 use crate::handle::{HandleError, Handler};
 use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry};
@@ -102,8 +104,10 @@ impl Bound {
         };
         state.met(Condition::Store);
         let setup = Arc::new(setup);
-        let (registry, counters) =
-            (Registry::new(config.listen.max_connections), Arc::new(Counters::default()));
+        let (registry, counters) = (
+            Registry::new(limits::connections(config.listen.max_connections)),
+            Arc::new(Counters::default()),
+        );
         let parts = (Arc::clone(&handler), Arc::clone(&setup), Arc::clone(&registry), Arc::clone(&counters));
         let front = Front::new(parts.0, parts.1, tls, parts.2, parts.3);
         state.attach(Sources {
@@ -163,12 +167,19 @@ impl Bound {
                 return;
             }
         }
-        if self.sockets.on_dummy() {
-            if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {
-                warn!("steering stays off: {error}");
+        for plain in self.sockets.listeners().iter().filter(|listener| listener.port == Port::Plain) {
+            if let Err(error) = self.setup.attest(plain.socket.as_fd()) {
+                warn!("callers aren't attested: {error}");
             }
-            self.setup.heartbeat();
         }
+        if !self.sockets.on_dummy() {
+            warn!("steering stays off: it needs the interface ({})", self.sockets.secure_address());
+            return;
+        }
+        if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {
+            warn!("steering stays off: {error}");
+        }
+        self.setup.heartbeat();
     }
 
     /// Probes twice a second for ever; each answer is a heartbeat.

@@ -160,7 +160,7 @@ mod tests {
         std::fs::write(&file, text).expect("written");
         let config = CertsConfig {
             mode: BootstrapMode::Development,
-            bootstrap_file: Some(file.clone()),
+            bootstrap_file: Some(file),
             root_dir: PathBuf::new(),
             organizations: vec![],
             ip_sans: vec![],

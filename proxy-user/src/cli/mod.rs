@@ -25,10 +25,6 @@ struct CommandLine {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "clap's derive takes no boxed Args, and there is one value a process"
-)]
 pub enum Command {
     /// Serve (what hublet does without a command, too)
     #[command(args_override_self = true)]

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Output, StatusArgs};
 
@@ -109,27 +109,44 @@ fn is_table(value: &Value) -> bool {
     value.as_array().is_some_and(|rows| !rows.is_empty() && rows.iter().all(Value::is_object))
 }
 
-/// Columns in the order in which the rows bring them.
+/// Columns that come first, in this order.
+const FIRST: [&str; 12] = [
+    "name", "on", "detail", "pid", "uid", "command", "cgroup", "original", "steered", "address", "port", "id",
+];
+
+/// Columns for programs only: `-o json` has them.
+const HIDDEN: [&str; 5] = ["process", "gid", "cgroup_id", "netns", "last"];
+
+/// Rows as a table; an object within a row adds its own columns.
 fn table(rows: &[Value], out: &mut dyn Write) -> io::Result<()> {
-    let mut columns: Vec<&String> = Vec::new();
-    for key in rows.iter().filter_map(Value::as_object).flat_map(|row| row.keys()) {
-        if !columns.contains(&key) {
+    let rows: Vec<Map<String, Value>> = rows.iter().filter_map(Value::as_object).map(flat).collect();
+    let mut columns: Vec<&str> = Vec::new();
+    for key in rows.iter().flat_map(|row| row.keys()).filter(|key| !HIDDEN.contains(&key.as_str())) {
+        if !columns.contains(&key.as_str()) {
             columns.push(key);
         }
     }
-    let lines: Vec<Vec<String>> = std::iter::once(columns.iter().map(|c| c.to_uppercase()).collect())
-        .chain(rows.iter().map(|row| columns.iter().map(|column| cell(&row[column.as_str()])).collect()))
-        .collect();
+    columns.sort_by_key(|column| FIRST.iter().position(|first| first == column).unwrap_or(FIRST.len()));
+    let line = |row: &Map<String, Value>| {
+        columns.iter().map(|column| cell(row.get(*column).unwrap_or(&Value::Null))).collect::<Vec<_>>()
+    };
+    let head = columns.iter().map(|column| column.to_uppercase()).collect();
+    let lines: Vec<Vec<String>> = std::iter::once(head).chain(rows.iter().map(line)).collect();
     let width = |n: usize| lines.iter().map(|line| line[n].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     for line in &lines {
-        let mut text = String::from(" ");
-        for (value, width) in line.iter().zip(&widths) {
-            text.push_str(&format!(" {value:width$} "));
-        }
-        writeln!(out, "{}", text.trim_end())?;
+        let cells = line.iter().zip(&widths).map(|(value, width)| format!("{value:width$}"));
+        writeln!(out, "  {}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
+}
+
+fn flat(row: &Map<String, Value>) -> Map<String, Value> {
+    let mut flat = row.clone();
+    for inner in row.values().filter_map(Value::as_object) {
+        flat.extend(inner.clone());
+    }
+    flat
 }
 
 /// One value in words; an address that serde made a pair of is an address again.
@@ -163,7 +180,11 @@ mod tests {
             "parts": [{"name": "steering", "on": false, "detail": "no CAP_BPF"}],
             "ebpf": {"programs": [{"name": "hub_connect4", "id": 7, "attached": "/sys/fs/cgroup"}],
                 "counters": {"steered": 12}},
-            "callers": [{"pid": 42, "uid": 0, "command": "kubelet", "cgroup": null, "original": ["10.96.0.1", 443]}],
+            "callers": [
+                {"process": {"pid": 42, "uid": 0, "command": "kubelet", "cgroup": null, "original": ["10.96.0.1", 443],
+                    "netns": 4026531840_u64}, "address": "169.254.2.1:40000", "last": 1},
+                {"process": null, "address": "10.244.0.7:40001", "last": 2},
+            ],
         });
         let mut out = Vec::new();
         tables(&status, &mut out).expect("written");

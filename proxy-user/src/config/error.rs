@@ -1,5 +1,7 @@
 //! Why a command line is refused.
 
+use std::fmt::Display;
+
 /// A refused setting: the flag, what was said, and the way out. Usage, so exit code 2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -27,8 +29,8 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn value(flag: &'static str, value: impl ToString, reason: impl Into<String>) -> Self {
-        Self::Value { flag, value: value.to_string(), reason: reason.into() }
+    pub(super) fn value(flag: &'static str, value: impl Display, reason: impl Into<String>) -> Self {
+        Self::Value { flag, value: format!("{value}"), reason: reason.into() }
     }
     pub(super) fn missing(flag: &'static str, way_out: impl Into<String>) -> Self {
         Self::Missing { flag, way_out: way_out.into() }

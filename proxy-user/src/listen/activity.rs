@@ -212,3 +212,7 @@ impl<T: Write> Write for Watched<T> {
         self.project().stream.poll_write_vectored(cx, bufs)
     }
 }
+
+#[cfg(test)]
+#[path = "activity_tests.rs"]
+mod tests;

@@ -56,6 +56,7 @@ pub(super) async fn serve(
     };
     let tls = speech == Speech::Tls;
     let connection = Arc::new(Connection::new(port, local, remote, tls, process));
+    // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
     if tls || (port == Port::Plain && speech != Speech::Nothing) {
         front.handler.accepted(&connection);
     }

@@ -126,7 +126,7 @@ impl Registry {
         }
     }
 
-    fn sweep(&self, counters: &Counters) {
+    pub(super) fn sweep(&self, counters: &Counters) {
         self.each(|record, activity| match judge(record, activity.glimpse()) {
             Verdict::Keep => {}
             Verdict::Idle => {

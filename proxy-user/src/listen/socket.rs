@@ -77,9 +77,9 @@ fn reason(error: &io::Error, address: SocketAddr, purpose: Purpose) -> String {
             ip = address.ip()
         ),
         ErrorKind::PermissionDenied => {
-            format!("not permitted ({error}); run as root, or choose a port above 1023 by {port_flag}")
+            format!("not permitted; run as root, or choose a port above 1023 by {port_flag}")
         }
-        _ => format!("{error}; choose another address by {address_flag} or port by {port_flag}"),
+        _ => format!("the kernel refuses; choose another address by {address_flag} or port by {port_flag}"),
     }
 }
 

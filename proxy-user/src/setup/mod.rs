@@ -110,15 +110,7 @@ impl Setup {
             }
         }
         let steering = Steering::prepare(config, mark);
-        let setup = Self { services, skipped, log_wanted: config.bpf_log, interface, steering };
-        for part in setup.parts() {
-            if part.on {
-                tracing::info!(part = part.name, "{}", part.detail);
-            } else {
-                tracing::warn!(part = part.name, "off: {}", part.detail);
-            }
-        }
-        Ok(setup)
+        Ok(Self { services, skipped, log_wanted: config.bpf_log, interface, steering })
     }
 
     /// Puts the serving listener into the liveness map and switches steering on. Call after the self-probe. Its
