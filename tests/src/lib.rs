@@ -10,12 +10,17 @@
 //! | a node or a pod of its own | [`netns`] |
 //! | a thread with a runtime in a namespace | [`worker`] |
 //! | a cloud for hands, scripts, other processes | [`dev`] and the binary `hublet-cloud`; [`control`] steers it |
+pub mod client;
 pub mod cloud;
 pub mod control;
+pub mod daemon;
 pub mod dev;
+pub mod eventually;
 pub mod fault;
 pub mod kube;
+pub mod metrics;
 pub mod netns;
 pub mod pki;
 pub mod replay;
+pub mod require;
 pub mod worker;
