@@ -84,7 +84,7 @@ impl Bound {
         let certificates = Certificates::open(&config.certs, &config.node_name, OffsetDateTime::now_utc())?;
         let certificates = Arc::new(certificates);
         let mut sockets = Sockets::of_the_host(&config)?;
-        let setup = Setup::prepare(&config.setup).await?;
+        let setup = Setup::prepare(&config.setup, config.cloud.mark).await?;
         let built = async {
             sockets.add_dummy(&config, &setup)?;
             let handler = Handler::start(&config, roots).await?;

@@ -40,6 +40,7 @@ pub struct Handler {
     local: Local,
     metrics: Arc<Metrics>,
     in_flight: Arc<Semaphore>,
+    max_requests: usize,
     late: Arc<Semaphore>,
 }
 
@@ -99,8 +100,14 @@ impl Handler {
             local,
             metrics,
             in_flight: Arc::new(Semaphore::new(config.listen.max_requests)),
+            max_requests: config.listen.max_requests,
             late: Arc::new(Semaphore::new(LATE)),
         }))
+    }
+
+    /// A connection has been accepted and speaks a protocol that is served here.
+    pub fn accepted(&self, connection: &Connection) {
+        self.metrics.callers.accepted(connection, self.cache.clock.now());
     }
 
     /// Answers one request; never fails (an error is a `Status` answer).
@@ -249,6 +256,8 @@ impl Handler {
         };
         set(&self.metrics.copies_given_up, self.cache.ingest().given_up());
         set(&self.metrics.store_failures, self.cache.ingest().failures());
+        let in_flight = self.max_requests.saturating_sub(self.in_flight.available_permits());
+        set(&self.metrics.in_flight, in_flight as u64);
         self.metrics.render()
     }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::project::Project;
 use crate::{ebpf, step, toolchain};
@@ -40,20 +40,22 @@ pub(crate) fn development(project: &Project) -> Result<PathBuf> {
 
 /// The release daemon at `target/release/hublet`; static when there is a C compiler for musl.
 pub(crate) fn release(project: &Project) -> Result<PathBuf> {
+    let path = released(project, &["hublet"])?.remove(0);
+    let size = std::fs::metadata(&path)?.len();
+    println!("{} {:.1} MB", project.shown(&path), size as f64 / 1e6);
+    Ok(path)
+}
+
+/// Builds programs (each in the package of its name) and puts them into `target/release/`.
+fn released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
     let object = object(project)?;
     let mut command = cargo(project, &object, "build");
-    command.args(["--release", "--package", "hublet", "--bin", "hublet"]);
-    let path = project.binary("release", "hublet");
-    if let Some(triple) = musl_target(project) {
-        command.args(["--target", &triple]);
-        step::run(
-            "building the release daemon, static (minutes: link-time optimisation of everything)",
-            &mut command,
-        )?;
-        let built = project.target.join(&triple).join("release").join("hublet");
-        std::fs::create_dir_all(project.target.join("release"))?;
-        std::fs::copy(&built, &path).with_context(|| format!("cannot copy {}", built.display()))?;
-    } else {
+    command.arg("--release");
+    for program in programs {
+        command.args(["--package", program]);
+    }
+    let paths: Vec<PathBuf> = programs.iter().map(|program| project.binary("release", program)).collect();
+    let Some(triple) = musl_target(project) else {
         step::run(
             "building the release daemon (minutes: link-time optimisation of everything)",
             &mut command,
@@ -61,10 +63,19 @@ pub(crate) fn release(project: &Project) -> Result<PathBuf> {
         step::note(
             "dynamic: needs this machine's glibc. For a static one: apt install musl-tools, and build again",
         );
+        return Ok(paths);
+    };
+    command.args(["--target", &triple]);
+    step::run(
+        "building the release daemon, static (minutes: link-time optimisation of everything)",
+        &mut command,
+    )?;
+    std::fs::create_dir_all(project.target.join("release"))?;
+    for (program, path) in programs.iter().zip(&paths) {
+        let built = project.target.join(&triple).join("release").join(program);
+        std::fs::copy(&built, path).with_context(|| format!("cannot copy {}", built.display()))?;
     }
-    let size = std::fs::metadata(&path)?.len();
-    println!("{} {:.1} MB", project.shown(&path), size as f64 / 1e6);
-    Ok(path)
+    Ok(paths)
 }
 
 /// What the bench needs.
@@ -80,13 +91,13 @@ pub(crate) struct Built {
 
 /// The release daemon as it is shipped, the load generator, and the scriptable cloud.
 pub(crate) fn bench(project: &Project) -> Result<Built> {
-    let daemon = release(project)?;
-    let mut command = project.cargo();
-    command.args(["build", "--profile", "load", "--package", "hublet-load"]);
-    step::run("building the load generator", &mut command)?;
+    let mut paths = released(project, &["hublet", "hublet-load"])?.into_iter();
+    let (Some(daemon), Some(load)) = (paths.next(), paths.next()) else {
+        bail!("two programs give two paths")
+    };
     development(project)?;
-    let kind = if toolchain::musl_cc().is_some() { "static (musl)" } else { "dynamic (glibc)" };
-    Ok(Built { daemon, kind, load: project.binary("load", "hublet-load") })
+    let kind = if musl_target(project).is_some() { "static (musl)" } else { "dynamic (glibc)" };
+    Ok(Built { daemon, kind, load })
 }
 
 /// The musl target, when a C compiler for it exists and rustup has (or gets) its standard library.

@@ -49,6 +49,8 @@ fn lints(project: &Project) -> Result<()> {
 /// The parts that need no advisory database, which is outside of the registries.
 fn deny(project: &Project) -> Result<()> {
     toolchain::cargo_deny(project)?;
+    // It reads the manifests of every crate in the lock file, other systems' too.
+    step::output(project.cargo().args(["fetch", "--locked", "--quiet"]))?;
     let mut deny = project.cargo();
     deny.args(["deny", "--offline", "--locked", "check", "licenses", "bans", "sources"]);
     step::run("licences, bans, sources: cargo deny", &mut deny)

@@ -1,21 +1,104 @@
-//! Builds the BPF object. In: proxy-ebpf. Out: the path of the object that the daemon embeds.
+//! Builds the BPF object. In: proxy-ebpf, rust-src and bpf-linker (`toolchain` sees to them). Out: the path of the
+//! object that the daemon embeds: the same bytes on every machine with the same toolchain, with BTF and source
+//! lines but without DWARF.
+//!
+//! `HUBLET_BPF_LOG=1` builds it with aya-log's debug lines (for a daemon with the feature `bpf-log`). What ships
+//! has none: their ring is a map of the old kind, which libbpf and bpftool refuse to load.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::project::Project;
 use crate::step;
 
+/// Both of our architectures are little-endian; one object serves them.
 const TARGET: &str = "bpfel-unknown-none";
+/// Between flags in `CARGO_ENCODED_RUSTFLAGS`.
+const SEPARATOR: &str = "\x1f";
 
-/// Builds proxy-ebpf for the kernel and gives the object's path.
+/// Builds proxy-ebpf for the kernel and gives the object's path. Instant when nothing changed.
 pub(crate) fn build(project: &Project) -> Result<PathBuf> {
+    let with_log = std::env::var_os("HUBLET_BPF_LOG").is_some_and(|value| value == "1");
+    // A target directory of its own: other flags, and cargo would wait for its own lock.
     let dir = project.target.join("bpf");
+    let sysroot = PathBuf::from(step::output(project.command("rustc").args(["--print", "sysroot"]))?.trim());
     let mut cargo = project.cargo();
-    cargo.args(["build", "--release", "--package", "hublet-ebpf", "--bin", "hublet-bpf", "--target", TARGET]);
-    cargo.args(["-Z", "build-std=core"]).env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", &dir);
-    cargo.env("RUSTFLAGS", "-C linker=bpf-linker -C panic=abort -C debuginfo=2 -C link-arg=--btf");
-    step::run("building the BPF object", &mut cargo)?;
-    Ok(dir.join(TARGET).join("release").join("hublet-bpf"))
+    cargo.args(["build", "--quiet", "--release", "--package", "hublet-ebpf", "--bin", "hublet-bpf"]);
+    cargo.args(["--target", TARGET, "-Z", "build-std=core"]);
+    if with_log {
+        cargo.args(["--features", "log"]);
+    }
+    // RUSTC_BOOTSTRAP: `-Z` on the stable compiler that builds everything else too.
+    cargo.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", &dir).env_remove("RUSTFLAGS");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(project, &sysroot)?);
+    let what = if with_log { "building the BPF object with debug lines" } else { "building the BPF object" };
+    step::run(&format!("{what} (half a minute the first time)"), &mut cargo)?;
+
+    let built = dir.join(TARGET).join("release").join("hublet-bpf");
+    let object = dir.join(if with_log { "hublet-log.bpf.o" } else { "hublet.bpf.o" });
+    strip(project, &sysroot, &built, &object)?;
+    Ok(object)
+}
+
+/// What rustc and bpf-linker are told. Paths of this machine become `hublet/…`, `cargo/…` and `rust/…`: they are in
+/// the source lines that bpftool and the verifier show.
+fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
+    let home = match std::env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
+            .join(".cargo"),
+    };
+    let library = sysroot.join("lib/rustlib/src/rust");
+    // bpf_target_arch chooses registers that none of our programs reads: fixed, so that all hosts build the same.
+    let mut flags = OsString::from("--cfg=bpf_target_arch=\"x86_64\"");
+    for flag in ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Alinker_messages"] {
+        flags.push(SEPARATOR);
+        flags.push(flag);
+    }
+    for (from, to) in
+        [(project.root.as_path(), "hublet"), (home.as_path(), "cargo"), (library.as_path(), "rust")]
+    {
+        flags.push(SEPARATOR);
+        flags.push("--remap-path-prefix=");
+        flags.push(from);
+        flags.push("=");
+        flags.push(to);
+    }
+    Ok(flags)
+}
+
+/// Takes the DWARF out (four fifths of the object; BTF was made from it) with the objcopy that comes with rustc.
+/// An object that did not change keeps its time, so that the daemon is not built again.
+fn strip(project: &Project, sysroot: &Path, built: &Path, object: &Path) -> Result<()> {
+    let host = step::output(project.command("rustc").arg("-vV"))?;
+    let host =
+        host.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
+    let objcopy = sysroot.join("lib/rustlib").join(host).join("bin/rust-objcopy");
+    let stripped = object.with_extension("new");
+    if objcopy.is_file() {
+        let mut command = project.command(&objcopy);
+        // It is linked with rustc's own LLVM.
+        command.env("LD_LIBRARY_PATH", sysroot.join("lib")).arg("--strip-debug").arg(built).arg(&stripped);
+        step::output(&mut command)?;
+    } else {
+        step::note(format_args!("no {}: the object keeps its DWARF", objcopy.display()));
+        fs::copy(built, &stripped).with_context(|| format!("cannot copy {}", built.display()))?;
+    }
+    let new = fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))?;
+    if !contains(&new, b"hub_connect4") || !contains(&new, b".BTF.ext") {
+        bail!("{} has no programs or no BTF: was it linked by bpf-linker?", built.display());
+    }
+    if fs::read(object).is_ok_and(|old| old == new) {
+        fs::remove_file(&stripped)?;
+    } else {
+        fs::rename(&stripped, object).with_context(|| format!("cannot write {}", object.display()))?;
+    }
+    Ok(())
+}
+
+fn contains(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|window| window == word)
 }

@@ -44,16 +44,8 @@ struct StateLabels {
 pub struct Metrics {
     registry: Mutex<Registry>,
     requests: [[Counter; 3]; 10],
-    /// Connections open now.
-    pub connections: Gauge,
-    /// Connections closed at accept because the limit was reached.
-    pub connections_refused: Counter,
-    /// Connections that ended before a request could be read (TLS, first byte, time).
-    pub handshake_failures: Counter,
     /// Requests being answered now.
     pub in_flight: Gauge,
-    /// Bytes of bodies sent to clients.
-    pub response_bytes: Counter,
     /// Bytes of bodies received from the cloud.
     pub cloud_bytes: Counter,
     /// Connections to the cloud that were opened.
@@ -91,11 +83,7 @@ impl Default for Metrics {
         let requests = VERBS.map(|v| [Source::Cloud, Source::Store, Source::Hublet].map(|s| slot(v, s)));
         let metrics = Self {
             requests,
-            connections: Gauge::default(),
-            connections_refused: Counter::default(),
-            handshake_failures: Counter::default(),
             in_flight: Gauge::default(),
-            response_bytes: Counter::default(),
             cloud_bytes: Counter::default(),
             cloud_connects: Counter::default(),
             copies_given_up: Gauge::default(),
@@ -113,19 +101,7 @@ impl Default for Metrics {
 
 impl Metrics {
     fn register(&self, to: &mut Registry) {
-        to.register("connections", "Client connections open now", self.connections.clone());
-        to.register(
-            "connections_refused",
-            "Client connections closed at accept: the limit was reached",
-            self.connections_refused.clone(),
-        );
-        to.register(
-            "handshake_failures",
-            "Client connections that ended before a request",
-            self.handshake_failures.clone(),
-        );
         to.register("requests_in_flight", "Requests being answered now", self.in_flight.clone());
-        to.register("response_bytes", "Bytes of bodies sent to clients", self.response_bytes.clone());
         to.register("cloud_bytes", "Bytes of bodies received from the cloud", self.cloud_bytes.clone());
         to.register("cloud_connects", "Connections opened to the cloud", self.cloud_connects.clone());
         to.register(

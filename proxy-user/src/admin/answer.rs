@@ -69,7 +69,7 @@ fn say(status: StatusCode, kind: &'static str, body: String) -> Answer {
 fn metrics(state: &State) -> String {
     let mut text = String::new();
     if let Some(sources) = state.sources() {
-        let rendered = sources.handler.metrics().render();
+        let rendered = sources.handler.render_metrics();
         text.push_str(rendered.trim_end().strip_suffix("# EOF").unwrap_or(&rendered));
         text.push_str(&sources.counters.render(sources.registry.open(), sources.registry.limit()));
         parts(&mut text, &sources);

@@ -129,6 +129,9 @@ impl State {
         if !self.listeners.load(Relaxed) {
             reasons.push("the listeners aren't bound yet".to_owned());
         }
+        if let Some(reason) = self.sources().and_then(|sources| sources.handler.waiting_for()) {
+            reasons.push(reason.to_owned());
+        }
         match self.probed.load(Relaxed) {
             0 => reasons.push("the traffic runtime hasn't answered its own probe yet".to_owned()),
             millis => {

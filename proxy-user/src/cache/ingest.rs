@@ -250,7 +250,7 @@ impl Writer {
             }
             self.commit();
             self.counters.done.fetch_add(taken, Ordering::Release);
-            let waiting: Vec<_> = self.waiting.drain(..).collect();
+            let waiting = std::mem::take(&mut self.waiting);
             if open {
                 waiting.into_iter().for_each(answer);
             } else {

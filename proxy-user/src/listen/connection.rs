@@ -55,7 +55,10 @@ pub(super) async fn serve(
         return;
     };
     let tls = speech == Speech::Tls;
-    let connection = Arc::new(Connection { port, local, remote, tls, process });
+    let connection = Arc::new(Connection::new(port, local, remote, tls, process));
+    if tls || (port == Port::Plain && speech != Speech::Nothing) {
+        front.handler.accepted(&connection);
+    }
     match (port, speech) {
         (_, Speech::Nothing) => {}
         (_, Speech::Tls) => secure(&front, stream, connection, activity).await,

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStreamExt, future};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
@@ -15,7 +15,7 @@ use netlink_packet_route::link::{
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::{Handle, LinkBridge, LinkDummy, LinkIfb, LinkUnspec, MulticastGroup};
+use rtnetlink::{Handle, LinkBridge, LinkDummy, LinkGetRequest, LinkIfb, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
 
 use super::SetupError;
@@ -34,7 +34,8 @@ const RECHECK: Duration = Duration::from_secs(30);
 pub(super) struct Interface {
     node: Node,
     state: Arc<Mutex<State>>,
-    tasks: [JoinHandle<()>; 2],
+    repair: JoinHandle<()>,
+    connection: JoinHandle<()>,
 }
 
 /// What there is, and what of it is ours.
@@ -96,7 +97,7 @@ impl Interface {
                 }
             }
         });
-        Ok(Self { node, state, tasks: [repair, connection] })
+        Ok(Self { node, state, repair, connection })
     }
 
     /// `hub-dummy0 (bridge) 169.254.2.1/32`.
@@ -111,9 +112,7 @@ impl Interface {
 
     /// Takes away what we made.
     pub(super) async fn remove(self) -> Result<(), SetupError> {
-        let [repair, connection] = self.tasks;
-        repair.abort();
-        let _ended = repair.await;
+        self.repair.abort();
         let state = self.state.lock().clone();
         let result = if state.made_link {
             self.node.handle.link().del(state.index).execute().await
@@ -123,11 +122,17 @@ impl Interface {
         } else {
             Ok(())
         };
-        connection.abort();
         match result {
             Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::EADDRNOTAVAIL)) => Ok(()),
             result => result.map_err(|error| netlink(format!("removing {}", state.link), error)),
         }
+    }
+}
+
+impl Drop for Interface {
+    fn drop(&mut self) {
+        self.repair.abort();
+        self.connection.abort();
     }
 }
 
@@ -136,7 +141,7 @@ impl Node {
     async fn put(&self) -> Result<State, Failed> {
         let mut state = match self.find_address().await? {
             Some(index) => {
-                let link = self.link(LinkUnspec::new_with_index(index).build()).await?;
+                let link = self.link(self.handle.link().get().match_index(index)).await?;
                 let link = link.ok_or_else(|| gone(&self.name))?;
                 if name_of(&link) != self.name && name_of(&link) != "lo" {
                     return Err(Failed::Error(SetupError::AddressElsewhere {
@@ -166,14 +171,14 @@ impl Node {
     }
 
     async fn find_or_make_link(&self) -> Result<State, Failed> {
-        let by_name = || LinkUnspec::new_with_name(&self.name).build();
+        let by_name = || self.handle.link().get().match_name(&self.name);
         if let Some(link) = self.link(by_name()).await? {
             return Ok(state_of(&link));
         }
         let kinds = [
-            LinkDummy::new(&self.name).up().build(),
-            LinkIfb::new(&self.name).up().build(),
-            LinkBridge::new(&self.name).up().build(),
+            LinkDummy::new(&self.name).build(),
+            LinkIfb::new(&self.name).build(),
+            LinkBridge::new(&self.name).build(),
         ];
         for message in kinds {
             match self.handle.link().add(message).execute().await {
@@ -197,7 +202,7 @@ impl Node {
             self.mark_as_ours(index).await;
             return Ok(State { made_link: true, ..state_of(&link) });
         }
-        let lo = self.link(LinkUnspec::new_with_name("lo").build()).await?.ok_or_else(|| gone("lo"))?;
+        let lo = self.link(self.handle.link().get().match_name("lo")).await?.ok_or_else(|| gone("lo"))?;
         Ok(state_of(&lo))
     }
 
@@ -233,17 +238,18 @@ impl Node {
 
     /// Index of the link that has our address.
     async fn find_address(&self) -> Result<Option<u32>, SetupError> {
-        let mut all = self.handle.address().get().set_address_filter(self.ip).execute();
-        match all.try_next().await {
+        // The kernel's dump knows no filter by address.
+        let all = self.handle.address().get().execute();
+        let mut ours = all.try_filter(|message| future::ready(has_address(message, self.ip))).boxed();
+        match ours.try_next().await {
             Ok(found) => Ok(found.map(|message| message.header.index)),
             Err(error) => Err(netlink(format!("looking for {}", self.ip), error)),
         }
     }
 
-    async fn link(&self, message: LinkMessage) -> Result<Option<LinkMessage>, SetupError> {
-        let mut request = self.handle.link().get();
-        *request.message_mut() = message;
-        match request.execute().try_next().await {
+    async fn link(&self, request: LinkGetRequest) -> Result<Option<LinkMessage>, SetupError> {
+        let mut found = request.execute().boxed();
+        match found.try_next().await {
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
             result => result.map_err(|error| netlink(format!("looking for the link {}", self.name), error)),
         }
@@ -258,9 +264,7 @@ impl Node {
     fn is_about_us(&self, payload: &NetlinkPayload<rtnetlink::packet_route::RouteNetlinkMessage>) -> bool {
         use rtnetlink::packet_route::RouteNetlinkMessage::{DelAddress, DelLink};
         match payload {
-            NetlinkPayload::InnerMessage(DelAddress(message)) => {
-                message.attributes.contains(&AddressAttribute::Address(self.ip))
-            }
+            NetlinkPayload::InnerMessage(DelAddress(message)) => has_address(message, self.ip),
             NetlinkPayload::InnerMessage(DelLink(message)) => name_of(message) == self.name,
             _ => false,
         }
@@ -282,6 +286,10 @@ impl Node {
             Err(Failed::Error(error)) => tracing::error!("our address is gone: {error}"),
         }
     }
+}
+
+fn has_address(message: &AddressMessage, ip: IpAddr) -> bool {
+    message.attributes.contains(&AddressAttribute::Address(ip))
 }
 
 /// Prefix length of a single address.
