@@ -16,6 +16,7 @@ pub mod api;
 pub mod binaries;
 pub mod calico;
 pub mod dev;
+pub mod edge;
 mod flags;
 pub mod process;
 pub mod workload;
