@@ -1,1 +1,250 @@
-//! (being written)
+//! Builds the stages in their order, runs them, and takes them down in the reverse one.
+//!
+//! Start: admin socket → certificates → the host's listeners → interface and eBPF (switched off) → the interface's
+//! listeners → store and cloud → accept → self-probe → steering on. The host's listeners come before the interface,
+//! so that a second hublet fails on a taken port before it touches what the first one made.
+//! Stop: steering off → no new connections → finish answers, up to `--drain-timeout` → close the store → undo.
+
+mod announce;
+mod bind;
+mod drain;
+mod limits;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin::{Admin, Condition, Sources, State};
+use crate::certs::{Certificates, CertsError, cloud_roots};
+use crate::client::Port;
+use crate::config::Config;
+use crate::handle::{HandleError, Handler};
+use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry};
+use crate::setup::{Setup, SetupError};
+
+use bind::Sockets;
+pub use drain::Stop;
+
+/// How often the serving certificate is looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(600);
+
+/// Why hublet could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A certificate or the bootstrap file.
+    #[error(transparent)]
+    Certs(#[from] CertsError),
+    /// A socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The interface.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The store or the cloud.
+    #[error(transparent)]
+    Handle(#[from] HandleError),
+    /// Threads, runtimes, signals.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+/// A hublet whose sockets are bound and which accepts.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    admin: Admin,
+    state: Arc<State>,
+    setup: Arc<Setup>,
+    handler: Arc<Handler>,
+    front: Arc<Front>,
+    certificates: Arc<Certificates>,
+    registry: Arc<Registry>,
+    counters: Arc<Counters>,
+    sockets: Sockets,
+    stop_accepting: CancellationToken,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Bound {
+    /// Builds every stage up to accepting connections. Call on the traffic runtime.
+    ///
+    /// # Errors
+    /// The first stage that can't be built; what was made until then is undone.
+    pub async fn build(mut config: Config) -> Result<Self, AppError> {
+        let roots = cloud_roots(&config.certs)?;
+        let state = State::new(config.node_name.clone());
+        let admin = listen::bind(config.admin, listen::Purpose::Admin)?;
+        let admin =
+            Admin::start(admin, Arc::clone(&state)).map_err(|e| AppError::System("admin thread", e))?;
+        add_node_address(&mut config);
+        let certificates = Certificates::open(&config.certs, &config.node_name, OffsetDateTime::now_utc())?;
+        let certificates = Arc::new(certificates);
+        let mut sockets = Sockets::of_the_host(&config)?;
+        let setup = Setup::prepare(&config.setup, config.cloud.mark).await?;
+        let built = async {
+            sockets.add_dummy(&config, &setup)?;
+            let handler = Handler::start(&config, roots).await?;
+            Ok::<_, AppError>((
+                handler,
+                listen::server_config(certificates.resolver()).map_err(ListenError::from)?,
+            ))
+        };
+        let (handler, tls) = match Box::pin(built).await {
+            Ok(built) => built,
+            Err(error) => {
+                setup.undo().await;
+                return Err(error);
+            }
+        };
+        state.met(Condition::Store);
+        let setup = Arc::new(setup);
+        let (registry, counters) = (
+            Registry::new(limits::connections(config.listen.max_connections)),
+            Arc::new(Counters::default()),
+        );
+        let parts = (Arc::clone(&handler), Arc::clone(&setup), Arc::clone(&registry), Arc::clone(&counters));
+        let front = Front::new(parts.0, parts.1, tls, parts.2, parts.3);
+        state.attach(Sources {
+            handler: Arc::clone(&handler),
+            setup: Arc::clone(&setup),
+            certificates: Arc::clone(&certificates),
+            registry: Arc::clone(&registry),
+            counters: Arc::clone(&counters),
+            listeners: announce::listeners(&sockets, admin.address()),
+        });
+        admin.runtime().spawn(renew(Arc::clone(&certificates)));
+        let (stop_accepting, tasks) = (CancellationToken::new(), Vec::new());
+        Ok(Self {
+            config,
+            admin,
+            state,
+            setup,
+            handler,
+            front,
+            certificates,
+            registry,
+            counters,
+            sockets,
+            stop_accepting,
+            tasks,
+        })
+    }
+
+    /// The addresses that were bound: plain ones, the secure one, the admin one.
+    pub fn addresses(&self) -> (Vec<SocketAddr>, SocketAddr, SocketAddr) {
+        (self.sockets.plain_addresses(), self.sockets.secure_address(), self.admin.address())
+    }
+
+    /// Accepts, steers, and serves until told to stop; then drains and undoes.
+    pub async fn run(mut self, stop: Stop) {
+        for listener in self.sockets.listeners() {
+            self.tasks.push(listen::serve(&self.front, listener, self.stop_accepting.clone()));
+        }
+        self.tasks.push(tokio::spawn(Arc::clone(&self.registry).sweep_on_time(Arc::clone(&self.counters))));
+        self.state.met(Condition::Listeners);
+        self.steer().await;
+        self.tasks.push(tokio::spawn(self.heartbeat()));
+        announce::all(&self);
+        let stop = stop.first().await;
+        drain::drain(self, stop).await;
+    }
+
+    /// Steering on, once the listener has answered a probe.
+    async fn steer(&self) {
+        match listen::probe(self.sockets.secure_address()).await {
+            Ok(()) => self.state.probed(),
+            Err(error) => {
+                warn!(
+                    "{} doesn't answer its own probe ({error}): steering stays off",
+                    self.sockets.secure_address()
+                );
+                return;
+            }
+        }
+        for plain in self.sockets.listeners().iter().filter(|listener| listener.port == Port::Plain) {
+            if let Err(error) = self.setup.attest(plain.socket.as_fd()) {
+                warn!("callers aren't attested: {error}");
+            }
+        }
+        if !self.sockets.on_dummy() {
+            warn!("steering stays off: it needs the interface ({})", self.sockets.secure_address());
+            return;
+        }
+        if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {
+            warn!("steering stays off: {error}");
+        }
+        self.setup.heartbeat();
+    }
+
+    /// Probes twice a second for ever; each answer is a heartbeat.
+    fn heartbeat(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (setup, state, counters) =
+            (Arc::clone(&self.setup), Arc::clone(&self.state), Arc::clone(&self.counters));
+        let secure = self.sockets.secure_address();
+        async move {
+            let mut interval = tokio::time::interval(PROBE_INTERVAL);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut well = true;
+            loop {
+                interval.tick().await;
+                let probed = listen::probe(secure).await;
+                match &probed {
+                    Ok(()) => {
+                        setup.heartbeat();
+                        state.probed();
+                        if !well {
+                            info!("{secure} answers its own probe again");
+                        }
+                    }
+                    Err(error) => {
+                        counters.probe_failed();
+                        if well {
+                            warn!(
+                                "{secure} doesn't answer its own probe: {error}; new connections of host processes \
+                                pass to the API server by themselves"
+                            );
+                        }
+                    }
+                }
+                well = probed.is_ok();
+            }
+        }
+    }
+}
+
+/// Looks at the serving certificate now and then; runs on the admin runtime.
+async fn renew(certificates: Arc<Certificates>) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_CHECK).await;
+        if let Err(error) = certificates.refresh(OffsetDateTime::now_utc()) {
+            warn!("the serving certificate can't be renewed: {error}");
+        }
+    }
+}
+
+/// The node's own address, when `--node-ip` doesn't say it: the source address towards the first API server.
+fn add_node_address(config: &mut Config) {
+    let Some(ip) = config.cloud.servers.first().and_then(|server| source_towards(&server.host, server.port))
+    else {
+        return;
+    };
+    if config.certs.node_ip.is_none() && !config.certs.ip_sans.contains(&ip) {
+        config.certs.ip_sans.push(ip);
+    }
+}
+
+/// Connecting a UDP socket sends nothing; the kernel only chooses a route. Names are not looked up: this is the start.
+fn source_towards(host: &str, port: u16) -> Option<IpAddr> {
+    let server: IpAddr = host.parse().ok()?;
+    let any: IpAddr = if server.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((server, port)).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_unspecified()).then_some(ip)
+}

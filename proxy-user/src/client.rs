@@ -3,7 +3,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use http::HeaderValue;
+use parking_lot::Mutex;
 use serde::Serialize;
+
+use crate::cache::grants::Credential;
 
 /// Which of our sockets accepted the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -28,6 +32,34 @@ pub struct Connection {
     pub tls: bool,
     /// What eBPF attests; `None` is "unknown", never a privilege.
     pub process: Option<Process>,
+    /// The `Authorization` header last seen here and what it stands for: clients send the same one each time.
+    last: Mutex<Option<(HeaderValue, Credential)>>,
+}
+
+impl Connection {
+    /// A connection just accepted.
+    pub fn new(
+        port: Port,
+        local: SocketAddr,
+        remote: SocketAddr,
+        tls: bool,
+        process: Option<Process>,
+    ) -> Self {
+        Self { port, local, remote, tls, process, last: Mutex::new(None) }
+    }
+
+    /// What a request's `Authorization` header stands for.
+    pub fn credential(&self, authorization: Option<&HeaderValue>) -> Credential {
+        let Some(value) = authorization else { return Credential::Anonymous };
+        let mut last = self.last.lock();
+        if let Some((seen, credential)) = last.as_ref().filter(|(seen, _)| seen == value) {
+            let _ = seen;
+            return credential.clone();
+        }
+        let credential = Credential::of(Some(value.as_bytes()));
+        *last = Some((value.clone(), credential.clone()));
+        credential
+    }
 }
 
 /// The process that called connect(), as the kernel saw it.

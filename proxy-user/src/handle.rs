@@ -2,28 +2,112 @@
 
 use std::sync::Arc;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::account::Metrics;
+use crate::account::{Metrics, Source};
 use crate::body::Body;
+use crate::cache::Cache;
+use crate::cache::grants::Credential;
+use crate::cache::observe::Exchange;
+use crate::cache::store::StoreError;
 use crate::client::Connection;
+use crate::clock::Clock;
+use crate::cloud::dial::Dialer;
+use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
+use crate::cloud::health::{Health, Signal};
+use crate::cloud::stream::CloudBody;
+use crate::cloud::upgrade::is_upgrade;
+use crate::cloud::upstreams::Upstreams;
 use crate::config::Config;
+use crate::local::negotiate::Accepts;
+use crate::local::{Local, Question, SOURCE, away, grant_key};
+use crate::request::{ApiRequest, Verb};
+use crate::route::{Route, route};
+use crate::status::Refusal;
+
+/// Answers that came too late for their caller and still go into the store, at once.
+const LATE: usize = 32;
 
 /// Answers requests. One for the whole process, shared by all connections.
 #[derive(Debug)]
 pub struct Handler {
+    cache: Arc<Cache>,
+    cloud: Cloud,
+    local: Local,
     metrics: Arc<Metrics>,
+    in_flight: Arc<Semaphore>,
+    max_requests: usize,
+    late: Arc<Semaphore>,
+}
+
+/// Why the handler could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum HandleError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The server's name.
+    #[error("the host of --server-addr, {host:?}, is neither a DNS name nor an IP address")]
+    Host {
+        /// As given.
+        host: String,
+    },
+    /// No server.
+    #[error("no API server is given: --server-addr=https://HOST:PORT")]
+    NoServer,
+}
+
+/// A request, and who it is from.
+struct Call {
+    parts: Parts,
+    credential: Credential,
+    grant: Vec<u8>,
 }
 
 impl Handler {
     /// Opens the store, starts the cloud's health task and the writer. Call on the traffic runtime.
     ///
     /// # Errors
-    /// The store's directory can't be made or written.
+    /// The store's directory can't be made or written, or the server's name isn't one.
     pub async fn start(config: &Config, roots: Arc<rustls::RootCertStore>) -> Result<Arc<Self>, HandleError> {
-        let _ = (config, roots);
-        Ok(Arc::new(Self { metrics: Arc::new(Metrics::default()) }))
+        Self::start_with(config, roots, Clock::default()).await
+    }
+
+    /// As [`Handler::start`], with a clock of the caller's.
+    ///
+    /// # Errors
+    /// As [`Handler::start`].
+    pub async fn start_with(
+        config: &Config,
+        roots: Arc<rustls::RootCertStore>,
+        clock: Clock,
+    ) -> Result<Arc<Self>, HandleError> {
+        let server = config.cloud.servers.first().ok_or(HandleError::NoServer)?;
+        let dialer = Dialer::new(server, &roots, config.cloud.mark)
+            .map_err(|_| HandleError::Host { host: server.host.clone() })?;
+        let metrics = Arc::new(Metrics::default());
+        let cache = Arc::new(Cache::open(&config.cache, clock)?);
+        let upstreams = Arc::new(Upstreams::new(dialer, Arc::clone(&metrics)));
+        let health = Health::start(&config.cloud, Arc::clone(&upstreams), Arc::clone(&metrics));
+        let local = Local::new(Arc::clone(&cache), &config.local, health.subscribe());
+        Ok(Arc::new(Self {
+            cache,
+            cloud: Cloud { upstreams, health },
+            local,
+            metrics,
+            in_flight: Arc::new(Semaphore::new(config.listen.max_requests)),
+            max_requests: config.listen.max_requests,
+            late: Arc::new(Semaphore::new(LATE)),
+        }))
+    }
+
+    /// A connection has been accepted and speaks a protocol that is served here.
+    pub fn accepted(&self, connection: &Connection) {
+        self.metrics.callers.accepted(connection, self.cache.clock.now());
     }
 
     /// Answers one request; never fails (an error is a `Status` answer).
@@ -32,8 +116,127 @@ impl Handler {
         connection: Arc<Connection>,
         request: Request<Incoming>,
     ) -> Response<Body> {
-        let _ = (connection, request);
-        Response::new(Body::empty())
+        let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
+            self.metrics.answered(Verb::Other, Source::Hublet);
+            return Refusal::TooManyRequests.response(Accepts::of(request.headers()).errors);
+        };
+        if is_upgrade(request.headers()) {
+            return self.upgrade(request, permit).await;
+        }
+        let (parts, body) = request.into_parts();
+        let credential = connection.credential(parts.headers.get(header::AUTHORIZATION));
+        let grant = grant_key(&ApiRequest::parse(&parts.method, &parts.uri), &credential);
+        let call = Call { parts, credential, grant };
+        let mut response = self.routed(call, body).await;
+        response.body_mut().hold(permit);
+        response
+    }
+
+    async fn routed(self: &Arc<Self>, call: Call, body: Incoming) -> Response<Body> {
+        let verb = call.request().verb;
+        let errors = Accepts::of(&call.parts.headers).errors;
+        let answer = match route(verb, self.cloud.health.state(), false) {
+            Route::Local => self.local.answer(call.question(&call.request())).await,
+            Route::Refuse => Err(Refusal::WriteWhileAway(away(&call.question(&call.request())))),
+            Route::LocalThenCloud => match self.local.answer(call.question(&call.request())).await {
+                Ok(response) => Ok(response),
+                Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
+            },
+            Route::CloudThenLocal => Box::pin(self.patiently(call)).await,
+            Route::Cloud => {
+                let body = (!body.is_end_stream()).then_some(body);
+                self.fetch(&call, body).await.map_err(|error| refused(&call, &error))
+            }
+        };
+        match answer {
+            Ok(response) => {
+                let stored = response.headers().get(SOURCE).is_some_and(|v| v == "store");
+                self.metrics.answered(verb, if stored { Source::Store } else { Source::Cloud });
+                response
+            }
+            Err(refusal) => {
+                self.metrics.answered(verb, Source::Hublet);
+                refusal.response(errors)
+            }
+        }
+    }
+
+    /// A read while the cloud is there: its answer, or the store's where it fails or takes too long (I11).
+    async fn patiently(self: &Arc<Self>, call: Call) -> Result<Response<Body>, Refusal> {
+        let call = Arc::new(call);
+        let (this, mine) = (Arc::clone(self), Arc::clone(&call));
+        let mut fetch = Box::pin(async move { this.fetch(&mine, None).await });
+        let patience = self.cloud.health.patience();
+        let error = match tokio::time::timeout(patience, &mut fetch).await {
+            Ok(Ok(response)) => return Ok(response),
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
+        };
+        if error.is_none() {
+            self.cloud.health.signal(Signal::Slow);
+        }
+        let request = call.request();
+        match (self.local.answer(call.question(&request)).await, error) {
+            (Ok(response), None) => {
+                self.take_late(request.verb, fetch);
+                Ok(response)
+            }
+            (Ok(response), Some(_)) => Ok(response),
+            (Err(refusal), Some(_)) => Err(refusal),
+            // Only the cloud can tell: wait for it, or for the news that it is away.
+            (Err(refusal), None) => fetch.await.map_err(|_| refusal),
+        }
+    }
+
+    /// The caller has its answer; what the cloud says after all still goes into the store.
+    fn take_late(
+        &self,
+        verb: Verb,
+        fetch: impl Future<Output = Result<Response<Body>, ForwardError>> + Send + 'static,
+    ) {
+        let Ok(permit) = Arc::clone(&self.late).try_acquire_owned() else { return };
+        if verb == Verb::Watch {
+            return;
+        }
+        tokio::spawn(async move {
+            if let Ok(mut response) = fetch.await {
+                while let Some(Ok(_)) = response.body_mut().frame().await {}
+            }
+            drop(permit);
+        });
+    }
+
+    /// Sends to the cloud; its answer is copied into the store as it passes.
+    async fn fetch(&self, call: &Call, body: Option<Incoming>) -> Result<Response<Body>, ForwardError> {
+        let request = call.request();
+        let asked = self.cache.clock.now();
+        let (response, place) = self.cloud.send(&call.parts, body).await?;
+        let (head, body) = response.into_parts();
+        let status = head.status.as_u16();
+        self.cache.judge(&call.credential, request.verb, &call.grant, status);
+        let capture = Exchange::of(&request, &call.parts.headers, (status, &head.headers), asked)
+            .and_then(|e| self.cache.capture(e));
+        let watch = request.verb == Verb::Watch && status == 200;
+        let body = CloudBody::new(body, capture, Some(place), watch, Arc::clone(&self.metrics));
+        let mut response = Response::new(Body::cloud(body));
+        *response.status_mut() = head.status;
+        *response.headers_mut() = end_to_end(&head.headers);
+        response.headers_mut().insert(SOURCE, HeaderValue::from_static("cloud"));
+        Ok(response)
+    }
+
+    async fn upgrade(&self, request: Request<Incoming>, permit: OwnedSemaphorePermit) -> Response<Body> {
+        let errors = Accepts::of(request.headers()).errors;
+        let route = route(Verb::Other, self.cloud.health.state(), true);
+        let answer = match route {
+            Route::Refuse => Err(ForwardError::Away),
+            _ => self.cloud.upgrade(request, &self.metrics, permit).await,
+        };
+        let source = if answer.is_ok() { Source::Cloud } else { Source::Hublet };
+        self.metrics.answered(Verb::Other, source);
+        answer.unwrap_or_else(|error| {
+            Refusal::Unknown(format!("hublet: no stream to the cloud: {error}")).response(errors)
+        })
     }
 
     /// The process's metrics.
@@ -41,18 +244,70 @@ impl Handler {
         &self.metrics
     }
 
+    /// What is not ready yet; nothing when all is.
+    pub fn waiting_for(&self) -> Option<&'static str> {
+        (!self.cloud.health.is_decided()).then_some("the first probe of the cloud has not ended")
+    }
+
+    /// The text of `/metrics`.
+    pub fn render_metrics(&self) -> String {
+        let set = |gauge: &prometheus_client::metrics::gauge::Gauge, n: u64| {
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        };
+        set(&self.metrics.copies_given_up, self.cache.ingest().given_up());
+        set(&self.metrics.store_failures, self.cache.ingest().failures());
+        let in_flight = self.max_requests.saturating_sub(self.in_flight.available_permits());
+        set(&self.metrics.in_flight, in_flight as u64);
+        self.metrics.render()
+    }
+
     /// Cloud state, store figures and the last callers, for `hublet status`.
     pub fn status(&self) -> serde_json::Value {
-        serde_json::Value::Null
+        let server = self.cloud.upstreams.dialer().server();
+        serde_json::json!({
+            "cloud": {
+                "state": self.cloud.health.state(),
+                "server": format!("https://{}:{}", server.host, server.port),
+                "connections": self.cloud.upstreams.len(),
+                "latencySeconds": self.cloud.health.latency().as_secs_f64(),
+                "patienceSeconds": self.cloud.health.patience().as_secs_f64(),
+            },
+            "store": self.cache.status(),
+            "callers": self.metrics.callers.list(),
+        })
     }
 
     /// Ends the streams that hublet itself holds open (offline watches), so that a drain can finish.
-    pub fn end_streams(&self) {}
+    pub fn end_streams(&self) {
+        self.local.end_streams();
+    }
 
     /// Commits what is pending and closes the store.
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        self.cloud.upstreams.close_all();
+        self.cache.close().await;
+    }
 }
 
-/// Why the handler could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum HandleError {}
+impl Call {
+    fn request(&self) -> ApiRequest<'_> {
+        ApiRequest::parse(&self.parts.method, &self.parts.uri)
+    }
+
+    fn question<'a>(&'a self, request: &'a ApiRequest<'a>) -> Question<'a> {
+        Question { request, headers: &self.parts.headers, credential: &self.credential, grant: &self.grant }
+    }
+}
+
+/// What the caller of a write is told.
+fn refused(call: &Call, error: &ForwardError) -> Refusal {
+    let request = call.request();
+    let what = away(&call.question(&request));
+    match error {
+        ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(what),
+        ForwardError::Lost(_) => Refusal::OutcomeUnknown(format!(
+            "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",
+            request.verb.as_str()
+        )),
+    }
+}

@@ -17,6 +17,7 @@ pub mod cache;
 pub mod certs;
 pub mod cli;
 pub mod client;
+pub mod clock;
 pub mod cloud;
 pub mod config;
 pub mod handle;

@@ -1,1 +1,57 @@
-//! (being written)
+//! Where a request goes. In: its verb, the cloud's state, whether it asks to leave HTTP. Out: [`Route`]; pure.
+//! Next stage: `cloud` or `local`.
+
+use crate::cloud::health::CloudState;
+use crate::request::Verb;
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To the cloud alone.
+    Cloud,
+    /// To the cloud, and from the store where it does not answer within patience.
+    CloudThenLocal,
+    /// From the store at once where it knows; else to the cloud.
+    LocalThenCloud,
+    /// From the store alone.
+    Local,
+    /// Nowhere: 503.
+    Refuse,
+}
+
+/// Chooses.
+pub fn route(verb: Verb, state: CloudState, upgrade: bool) -> Route {
+    use CloudState::{Connected, Disconnected, Recovering, Suspect};
+    match (state, verb.is_read() && !upgrade) {
+        (Connected, true) => Route::CloudThenLocal,
+        (Suspect, true) => Route::LocalThenCloud,
+        (Disconnected | Recovering, true) => Route::Local,
+        (Connected | Suspect, false) => Route::Cloud,
+        (Disconnected | Recovering, false) => Route::Refuse,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i11_nothing_goes_to_a_cloud_that_is_known_to_be_away() {
+        use CloudState::{Connected, Disconnected, Recovering, Suspect};
+        let table = [
+            (Verb::Get, Connected, false, Route::CloudThenLocal),
+            (Verb::Get, Connected, true, Route::Cloud),
+            (Verb::List, Suspect, false, Route::LocalThenCloud),
+            (Verb::Watch, Disconnected, false, Route::Local),
+            (Verb::Document, Recovering, false, Route::Local),
+            (Verb::Create, Connected, false, Route::Cloud),
+            (Verb::Patch, Suspect, false, Route::Cloud),
+            (Verb::Delete, Disconnected, false, Route::Refuse),
+            (Verb::Get, Disconnected, true, Route::Refuse),
+            (Verb::Other, Disconnected, false, Route::Refuse),
+        ];
+        for (verb, state, upgrade, expected) in table {
+            assert_eq!(route(verb, state, upgrade), expected, "{verb:?} {state:?} upgrade={upgrade}");
+        }
+    }
+}

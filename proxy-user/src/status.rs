@@ -1,1 +1,204 @@
-//! (being written)
+//! Every error that hublet itself answers, as a Kubernetes `Status` with its HTTP code: one table.
+//! Source: `k8s.io/apimachinery/pkg/api/errors`, wire forms as recorded from kube-apiserver 1.34.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
+
+use crate::body::Body;
+use crate::local::negotiate::Encoding;
+
+/// What hublet refuses, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The cloud is away and the store does not know: 503. No `Retry-After`, so that callers fail fast.
+    Unknown(String),
+    /// The cloud is away and this is a write: 503.
+    WriteWhileAway(String),
+    /// The cloud did not answer after the request was sent, so a write's outcome is not known: 504.
+    OutcomeUnknown(String),
+    /// The stored copy is in an encoding or version that the caller does not take: 503.
+    Encoding(String),
+    /// No credential that the cloud has accepted before: 401.
+    Unauthorized,
+    /// Known caller, but the cloud has not been seen to allow this: 403.
+    Forbidden(String),
+    /// The cloud said 404, remembered: 404.
+    NotFound {
+        /// API group.
+        group: String,
+        /// Resource.
+        resource: String,
+        /// Object name.
+        name: String,
+    },
+    /// A limit of ours is reached: 429 with `Retry-After: 1`.
+    TooManyRequests,
+    /// The store failed: 500.
+    Store(String),
+    /// A resourceVersion that can't be resumed from: 410 `Expired`.
+    Expired(String),
+    /// The request is malformed: 400.
+    BadRequest(String),
+}
+
+#[derive(Serialize)]
+struct Details<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    group: &'a str,
+    kind: &'a str,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    kind: &'static str,
+    #[serde(rename = "apiVersion")]
+    api_version: &'static str,
+    metadata: Empty,
+    status: &'static str,
+    message: &'a str,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Details<'a>>,
+    code: u16,
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+impl Refusal {
+    /// HTTP code, `reason` and message.
+    fn parts(&self) -> (StatusCode, &'static str, String) {
+        match self {
+            Self::Unknown(what) | Self::WriteWhileAway(what) | Self::Encoding(what) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", what.clone())
+            }
+            Self::OutcomeUnknown(what) => (StatusCode::GATEWAY_TIMEOUT, "Timeout", what.clone()),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized".to_owned()),
+            Self::Forbidden(what) => (StatusCode::FORBIDDEN, "Forbidden", what.clone()),
+            Self::NotFound { group, resource, name } => {
+                let dot = if group.is_empty() { "" } else { "." };
+                (StatusCode::NOT_FOUND, "NotFound", format!("{resource}{dot}{group} \"{name}\" not found"))
+            }
+            Self::TooManyRequests => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "TooManyRequests",
+                "hublet: too many requests at once, please try again later".to_owned(),
+            ),
+            Self::Store(what) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", what.clone()),
+            Self::Expired(what) => (StatusCode::GONE, "Expired", what.clone()),
+            Self::BadRequest(what) => (StatusCode::BAD_REQUEST, "BadRequest", what.clone()),
+        }
+    }
+
+    /// The `Status` object in the given encoding, as the API server writes it.
+    pub fn body(&self, encoding: Encoding) -> Bytes {
+        let (code, reason, message) = self.parts();
+        let details = match self {
+            Self::NotFound { group, resource, name } => Some(Details { name, group, kind: resource }),
+            _ => None,
+        };
+        match encoding {
+            Encoding::Protobuf => protobuf(&message, reason, details.as_ref(), code.as_u16()),
+            Encoding::Json => {
+                let status = Status {
+                    kind: "Status",
+                    api_version: "v1",
+                    metadata: Empty {},
+                    status: "Failure",
+                    message: &message,
+                    reason,
+                    details,
+                    code: code.as_u16(),
+                };
+                let mut text = serde_json::to_vec(&status).unwrap_or_default();
+                text.push(b'\n');
+                text.into()
+            }
+        }
+    }
+
+    /// The whole answer.
+    pub fn response(&self, encoding: Encoding) -> Response<Body> {
+        let mut response = Response::new(Body::full(self.body(encoding)));
+        *response.status_mut() = self.parts().0;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoding.content_type()));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        if *self == Self::TooManyRequests {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// `k8s\0` + `runtime.Unknown{typeMeta, raw = metav1.Status}` (field numbers: apimachinery's generated.proto).
+fn protobuf(message: &str, reason: &str, details: Option<&Details<'_>>, code: u16) -> Bytes {
+    use crate::cache::codec::protobuf::{envelope, put_bytes, put_varint_field};
+    let mut list_meta = Vec::new();
+    put_bytes(&mut list_meta, 1, b"");
+    put_bytes(&mut list_meta, 2, b"");
+    put_bytes(&mut list_meta, 3, b"");
+    let mut raw = Vec::with_capacity(256);
+    put_bytes(&mut raw, 1, &list_meta);
+    put_bytes(&mut raw, 2, b"Failure");
+    put_bytes(&mut raw, 3, message.as_bytes());
+    put_bytes(&mut raw, 4, reason.as_bytes());
+    if let Some(d) = details {
+        let mut bytes = Vec::new();
+        put_bytes(&mut bytes, 1, d.name.as_bytes());
+        put_bytes(&mut bytes, 2, d.group.as_bytes());
+        put_bytes(&mut bytes, 3, d.kind.as_bytes());
+        put_varint_field(&mut bytes, 5, 0);
+        put_bytes(&mut bytes, 6, b"");
+        put_bytes(&mut raw, 5, &bytes);
+    }
+    put_varint_field(&mut raw, 6, u64::from(code));
+    envelope("v1", "Status", &raw).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn not_found() -> Refusal {
+        let (group, resource) = ("crd.projectcalico.org".into(), "ipamconfigs".into());
+        Refusal::NotFound { group, resource, name: "default".into() }
+    }
+
+    #[test]
+    fn a_remembered_404_reads_as_the_api_server_wrote_it() {
+        let expected = concat!(
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"#,
+            r#""ipamconfigs.crd.projectcalico.org \"default\" not found","reason":"NotFound","details":"#,
+            r#"{"name":"default","group":"crd.projectcalico.org","kind":"ipamconfigs"},"code":404}"#,
+            "\n"
+        );
+        assert_eq!(not_found().body(Encoding::Json), expected);
+    }
+
+    /// Recorded: GET ipamconfigs/default with Accept protobuf,json at kube-apiserver 1.34.4.
+    #[test]
+    fn a_remembered_404_in_protobuf_is_the_recorded_one() {
+        let hex = "6b3873000a0c0a0276311206537461747573128801\
+            0a060a0012001a0012074661696c7572651a356970616d636f6e666967732e6372642e70726f6a65637463616c\
+            69636f2e6f7267202264656661756c7422206e6f7420666f756e6422084e6f74466f756e642a310a0764656661756c74\
+            12156372642e70726f6a65637463616c69636f2e6f72671a0b6970616d636f6e6669677328003200309403\
+            1a002200";
+        let hex: Vec<u8> = hex.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
+        let bytes: Vec<u8> = hex
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect();
+        assert_eq!(not_found().body(Encoding::Protobuf), bytes);
+    }
+
+    #[test]
+    fn only_a_limit_of_ours_says_when_to_come_back() {
+        let away = Refusal::WriteWhileAway("x".into()).response(Encoding::Json);
+        assert_eq!(away.status(), 503);
+        assert!(!away.headers().contains_key("retry-after"));
+        assert!(Refusal::TooManyRequests.response(Encoding::Json).headers().contains_key("retry-after"));
+    }
+}

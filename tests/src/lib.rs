@@ -1,1 +1,21 @@
 //! What the suites stand on: which piece to use when.
+//!
+//! | a test needs | it takes |
+//! |---|---|
+//! | an API server to start without Go, or one that lies | [`cloud`] |
+//! | the real API server, with Calico's resources | [`kube`] |
+//! | recorded traffic of a real client, held against live answers | [`replay`] |
+//! | a link that can be cut, slowed, black-holed | [`fault`] |
+//! | certificates, kubeconfigs, tokens | [`pki`] |
+//! | a node or a pod of its own | [`netns`] |
+//! | a thread with a runtime in a namespace | [`worker`] |
+//! | a cloud for hands, scripts, other processes | [`dev`] and the binary `hublet-cloud`; [`control`] steers it |
+pub mod cloud;
+pub mod control;
+pub mod dev;
+pub mod fault;
+pub mod kube;
+pub mod netns;
+pub mod pki;
+pub mod replay;
+pub mod worker;

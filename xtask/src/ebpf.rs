@@ -48,7 +48,8 @@ pub(crate) fn build(project: &Project) -> Result<PathBuf> {
 fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
     let home = match std::env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
-        None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?).join(".cargo"),
+        None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
+            .join(".cargo"),
     };
     let library = sysroot.join("lib/rustlib/src/rust");
     // bpf_target_arch chooses registers that none of our programs reads: fixed, so that all hosts build the same.
@@ -59,7 +60,9 @@ fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
         flags.push(SEPARATOR);
         flags.push(flag);
     }
-    for (from, to) in [(project.root.as_path(), "hublet"), (home.as_path(), "cargo"), (library.as_path(), "rust")] {
+    for (from, to) in
+        [(project.root.as_path(), "hublet"), (home.as_path(), "cargo"), (library.as_path(), "rust")]
+    {
         flags.push(SEPARATOR);
         flags.push("--remap-path-prefix=");
         flags.push(from);
@@ -73,7 +76,8 @@ fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
 /// An object that did not change keeps its time, so that the daemon is not built again.
 fn strip(project: &Project, sysroot: &Path, built: &Path, object: &Path) -> Result<()> {
     let host = step::output(project.command("rustc").arg("-vV"))?;
-    let host = host.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
+    let host =
+        host.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
     let objcopy = sysroot.join("lib/rustlib").join(host).join("bin/rust-objcopy");
     let stripped = object.with_extension("new");
     if objcopy.is_file() {

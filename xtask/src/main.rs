@@ -1,2 +1,65 @@
-//! The verbs of `cargo xtask`.
-fn main() {}
+//! The verbs of `cargo xtask`: one module a verb. In: the command line. Out: an exit code (2 for usage, 1 for
+//! any other failure) and what the verb made.
+#![allow(clippy::print_stdout, reason = "what a verb reports is its product")]
+
+mod bench;
+mod build;
+mod child;
+mod ci;
+mod ebpf;
+mod interrupt;
+mod plain_http;
+mod project;
+mod run;
+mod step;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::project::Project;
+
+/// Every command of the project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Builds everything, starts a cloud and hublet against it, and prints three commands to try.
+    Run(run::RunArguments),
+    /// Builds the BPF object and the release daemon, target/release/hublet.
+    Build,
+    /// Builds the BPF object alone and prints its path.
+    Ebpf,
+    /// Runs every test, or the suites named.
+    Test(test::TestArguments),
+    /// What CI runs: format, lints, licences, documentation, then every test.
+    Ci,
+    /// Measures hublet beside nginx on the same objects in the same run.
+    Bench(bench::BenchArguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = Project::find().and_then(|project| match arguments.verb {
+        Verb::Run(arguments) => run::run(&project, &arguments),
+        Verb::Build => build::release(&project).map(drop),
+        Verb::Ebpf => build::object(&project).map(|path| println!("{}", path.display())),
+        Verb::Test(arguments) => test::run(&project, &arguments),
+        Verb::Ci => ci::run(&project),
+        Verb::Bench(arguments) => bench::run(&project, &arguments),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<project::Usage>() { 2 } else { 1 })
+        }
+    }
+}

@@ -1,1 +1,113 @@
-//! (being written)
+//! The only door to stored objects: one copy of each, the newest, whoever asked for it. In: what the cloud answered
+//! ([`Cache::capture`]) and allowed. Out: snapshots to answer from.
+
+pub mod apply;
+pub mod codec;
+pub mod grants;
+pub mod ingest;
+pub mod key;
+pub mod observe;
+pub mod pages;
+pub mod record;
+pub mod store;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::config::CacheConfig;
+use crate::request::Verb;
+use grants::{Credential, Grants};
+use ingest::{Capture, Ingest};
+use observe::Exchange;
+use store::{Snapshot, Store, StoreError};
+
+/// How long an answer from the store waits for what has been seen but not written yet.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// Store, writer and grants.
+#[derive(Debug)]
+pub struct Cache {
+    store: Arc<Store>,
+    ingest: Ingest,
+    /// What the cloud has allowed whom.
+    pub grants: Grants,
+    /// The clock that ages are judged by.
+    pub clock: Clock,
+}
+
+impl Cache {
+    /// Opens the store and starts the writer.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open(config: &CacheConfig, clock: Clock) -> Result<Self, StoreError> {
+        let store = Arc::new(Store::open(&config.dir, config.page_cache)?);
+        let grants = Grants::load(&store.snapshot()?)?;
+        let ingest = Ingest::start(Arc::clone(&store), clock.clone())?;
+        Ok(Self { store, ingest, grants, clock })
+    }
+
+    /// A snapshot that holds what has been seen so far: waits for the writer only where it is behind.
+    ///
+    /// # Errors
+    /// redb's.
+    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        if self.ingest.is_behind() {
+            // A writer that can't keep up (a failing disk) must not make readers hang: they get what is there.
+            let _ = tokio::time::timeout(SETTLE, self.ingest.settle()).await;
+        }
+        self.store.snapshot()
+    }
+
+    /// Begins to copy an answer of the cloud into the store.
+    pub fn capture(&self, exchange: Exchange) -> Option<Capture> {
+        self.ingest.capture(exchange)
+    }
+
+    /// Remembers what the cloud's status code says of the caller.
+    pub fn judge(&self, credential: &Credential, verb: Verb, grant: &[u8], status: u16) {
+        let ops = match status {
+            401 => self.grants.rejected(credential),
+            403 => self.grants.forbidden(grant),
+            200..=299 | 404 if verb.is_read() => self.grants.allowed(credential, grant, self.clock.now()),
+            _ => return,
+        };
+        self.ingest.ops(ops);
+    }
+
+    /// Waits until all that was seen is on disk.
+    pub async fn settle(&self) {
+        self.ingest.settle().await;
+    }
+
+    /// Writes what is pending and ends the writer.
+    pub async fn close(&self) {
+        self.ingest.close().await;
+    }
+
+    /// Figures for `hublet status`.
+    pub fn status(&self) -> serde_json::Value {
+        let counts = self.store.snapshot().and_then(|s| s.counts()).unwrap_or_default();
+        let (grants, credentials) = self.grants.len();
+        serde_json::json!({
+            "bytes": self.store.size(),
+            "objects": counts[0],
+            "absent": counts[1],
+            "collections": counts[2],
+            "documents": counts[3],
+            "grants": grants,
+            "credentials": credentials,
+            "copiesGivenUp": self.ingest.given_up(),
+            "writesFailed": self.ingest.failures(),
+        })
+    }
+
+    /// The writer's counters: copies given up, batches that failed, objects' bytes waiting.
+    pub fn ingest(&self) -> &Ingest {
+        &self.ingest
+    }
+}

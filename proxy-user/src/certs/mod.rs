@@ -1,1 +1,86 @@
-//! (being written)
+//! Certificates: whom we trust as the cloud ([`cloud_roots`]) and what we show to clients ([`Certificates`]).
+//!
+//! In: [`CertsConfig`](crate::config::CertsConfig), the node's name and the time (always an argument: a node may
+//! start with a clock of 1970). Out: a root store for `cloud`, and for `listen` a resolver whose certificate can be
+//! replaced while connections are served. Certificates from the cluster (CSR, rotation) will be another source
+//! beside [`development`]; the resolver is the seam for them.
+
+mod development;
+mod files;
+mod inspect;
+mod serving;
+mod trust;
+
+use std::path::{Path, PathBuf};
+
+pub use serving::{Certificates, Resolver};
+pub use trust::cloud_roots;
+
+/// Why certificates can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CertsError {
+    /// A file can't be read.
+    #[error("{what} {path} can't be read: {source}; {way_out}", path = path.display())]
+    Read {
+        /// What the file is for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// A file was read and holds something else than expected.
+    #[error("{what} {path} {reason}", path = path.display())]
+    Content {
+        /// What the file is for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what is expected, to follow the path in a sentence.
+        reason: String,
+    },
+    /// A file or directory can't be written.
+    #[error("{path} can't be written: {source}; run as root, or choose another --root-dir", path = path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// Key or certificate generation failed.
+    #[error("a certificate can't be made: {0}; this is a fault of hublet's")]
+    Generate(#[from] rcgen::Error),
+}
+
+impl CertsError {
+    fn content(what: &'static str, path: &Path, reason: impl Into<String>) -> Self {
+        Self::Content { what, path: path.to_owned(), reason: reason.into() }
+    }
+    fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self::Write { path, source }
+    }
+}
+
+/// What a serving certificate is made out for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Subject {
+    /// The node: CN is `system:node:NODE`, O is `system:nodes` and nothing else (YurtHub's approver insists).
+    pub(crate) node: String,
+    /// IP addresses, besides [`DNS_NAMES`].
+    pub(crate) ips: Vec<std::net::IpAddr>,
+}
+
+/// The names under which pods know the API server.
+const DNS_NAMES: [&str; 4] =
+    ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+
+const ORGANIZATION: &str = "system:nodes";
+
+impl Subject {
+    fn common_name(&self) -> String {
+        format!("system:node:{}", self.node)
+    }
+}

@@ -1,6 +1,17 @@
 //! The effective configuration: one checked struct a stage. Flags (`config::flags`) and one TOML-free
 //! environment go in; [`Config`] comes out, printable, and every later stage takes its own part of it.
 
+mod check;
+pub mod duration;
+mod error;
+pub mod flags;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use check::{Checked, UPSTREAM_MARK, checked};
+pub use error::ConfigError;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -75,11 +86,13 @@ pub struct CertsConfig {
     pub bootstrap_file: Option<PathBuf>,
     /// `--root-dir`; certificates live in `ROOT_DIR/pki`.
     pub root_dir: PathBuf,
-    /// `--hub-cert-organizations`, besides `system:nodes`.
+    /// `--hub-cert-organizations` other than `system:nodes`: for the client certificate.
     pub organizations: Vec<String>,
     /// IP addresses of the serving certificate: the service addresses steered, the dummy address, the bind
     /// addresses, the node's own.
     pub ip_sans: Vec<IpAddr>,
+    /// `--node-ip`; `None` = found by itself at start.
+    pub node_ip: Option<IpAddr>,
 }
 
 /// Listeners.

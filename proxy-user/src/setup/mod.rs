@@ -110,15 +110,7 @@ impl Setup {
             }
         }
         let steering = Steering::prepare(config, mark);
-        let setup = Self { services, skipped, log_wanted: config.bpf_log, interface, steering };
-        for part in setup.parts() {
-            if part.on || (part.name == "steering" && setup.steering.is_ok()) {
-                tracing::info!(part = part.name, "{}", part.detail);
-            } else {
-                tracing::warn!(part = part.name, "off: {}", part.detail);
-            }
-        }
-        Ok(setup)
+        Ok(Self { services, skipped, log_wanted: config.bpf_log, interface, steering })
     }
 
     /// Puts the serving listener into the liveness map and switches steering on. Call after the self-probe. Its
@@ -133,10 +125,7 @@ impl Setup {
         steering
             .programs
             .steer(listener, own, &services)
-            .map_err(|source| SetupError::Listener { address: own.into(), source })?;
-        let part = self.steering_part(steering);
-        tracing::info!(part = part.name, listener = %own, "{}", part.detail);
-        Ok(())
+            .map_err(|source| SetupError::Listener { address: own.into(), source })
     }
 
     /// Has connections to another listener (the plain ports) attested too. Any time.

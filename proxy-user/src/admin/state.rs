@@ -1,0 +1,169 @@
+//! What the admin listener knows: which stages are up, and whom to ask for figures.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::certs::Certificates;
+use crate::handle::Handler;
+use crate::listen::{Counters, Registry};
+use crate::setup::Setup;
+
+/// A self-probe older than this means that traffic isn't served: three of them are missing.
+const PROBE_AGE: Duration = Duration::from_secs(3);
+
+/// Something that must be so before the node's clients are sent here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Every listener is bound and accepting.
+    Listeners,
+    /// The store is open.
+    Store,
+}
+
+/// The running stages.
+pub struct Sources {
+    /// Requests, store, cloud.
+    pub handler: Arc<Handler>,
+    /// Interface and eBPF.
+    pub setup: Arc<Setup>,
+    /// Serving certificate.
+    pub certificates: Arc<Certificates>,
+    /// Open connections.
+    pub registry: Arc<Registry>,
+    /// Listener counters.
+    pub counters: Arc<Counters>,
+    /// Where clients are served, in words.
+    pub listeners: Vec<String>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("listeners", &self.listeners).finish_non_exhaustive()
+    }
+}
+
+/// Shared by `app`, which fills it, and the admin thread, which reads it.
+#[derive(Debug)]
+pub struct State {
+    started: Instant,
+    node: String,
+    listeners: AtomicBool,
+    store: AtomicBool,
+    draining: AtomicBool,
+    /// Milliseconds after `started` of the last answered self-probe, plus one; 0 = none yet.
+    probed: AtomicU64,
+    sources: Mutex<Option<Arc<Sources>>>,
+}
+
+impl State {
+    /// Nothing is up yet.
+    pub fn new(node: String) -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            node,
+            listeners: AtomicBool::new(false),
+            store: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            probed: AtomicU64::new(0),
+            sources: Mutex::new(None),
+        })
+    }
+
+    /// A condition is met from now on.
+    pub fn met(&self, condition: Condition) {
+        match condition {
+            Condition::Listeners => self.listeners.store(true, Relaxed),
+            Condition::Store => self.store.store(true, Relaxed),
+        }
+    }
+
+    /// The traffic runtime has answered its own probe just now.
+    pub fn probed(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.probed.store(millis + 1, Relaxed);
+    }
+
+    /// No new clients, please.
+    pub fn draining(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    /// The stages are up: figures can be had from them.
+    pub fn attach(&self, sources: Sources) {
+        *self.sources.lock() = Some(Arc::new(sources));
+    }
+
+    /// Forgets the stages, which are about to go.
+    pub fn detach(&self) {
+        *self.sources.lock() = None;
+    }
+
+    pub(super) fn sources(&self) -> Option<Arc<Sources>> {
+        self.sources.lock().clone()
+    }
+
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub(super) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Why clients shouldn't be sent here; empty = ready.
+    pub fn unready(&self) -> Vec<String> {
+        self.unready_at(self.started.elapsed())
+    }
+
+    fn unready_at(&self, uptime: Duration) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.draining.load(Relaxed) {
+            reasons.push("hublet is stopping".to_owned());
+        }
+        if !self.store.load(Relaxed) {
+            reasons.push("the store isn't open yet".to_owned());
+        }
+        if !self.listeners.load(Relaxed) {
+            reasons.push("the listeners aren't bound yet".to_owned());
+        }
+        if let Some(reason) = self.sources().and_then(|sources| sources.handler.waiting_for()) {
+            reasons.push(reason.to_owned());
+        }
+        match self.probed.load(Relaxed) {
+            0 => reasons.push("the traffic runtime hasn't answered its own probe yet".to_owned()),
+            millis => {
+                let age = uptime.saturating_sub(Duration::from_millis(millis - 1));
+                if age > PROBE_AGE {
+                    reasons.push(format!(
+                        "the traffic runtime last answered its own probe {} s ago",
+                        age.as_secs()
+                    ));
+                }
+            }
+        }
+        reasons
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_names_what_is_missing_and_notices_a_hung_runtime() {
+        let state = State::new("edge-1".into());
+        assert_eq!(state.unready().len(), 3, "{:?}", state.unready());
+        state.met(Condition::Store);
+        state.met(Condition::Listeners);
+        assert!(state.unready()[0].contains("own probe yet"));
+        state.probed();
+        assert_eq!(state.unready(), Vec::<String>::new());
+        let hung = state.unready_at(state.uptime() + Duration::from_secs(7));
+        assert!(hung.len() == 1 && hung[0].contains("7 s ago"), "{hung:?}");
+        state.draining();
+        assert!(state.unready()[0].contains("stopping"));
+    }
+}

@@ -1,0 +1,42 @@
+//! The block at start that says in plain words what is on, what is off and why.
+
+use std::net::SocketAddr;
+
+use tracing::{info, warn};
+
+use super::Bound;
+use super::bind::Sockets;
+use crate::cli::VERSION;
+use crate::client::Port;
+
+/// Where clients are served, one line a socket.
+pub(super) fn listeners(sockets: &Sockets, admin: SocketAddr) -> Vec<String> {
+    let line = |listener: &crate::listen::Listener| {
+        let speaks = match listener.port {
+            Port::Plain => "HTTP and HTTPS",
+            Port::Secure => "HTTPS",
+        };
+        listener.socket.local_addr().map(|address| format!("{address} {speaks}")).unwrap_or_default()
+    };
+    sockets.listeners().iter().map(line).chain([format!("{admin} health, metrics, status")]).collect()
+}
+
+/// Logs the block.
+pub(super) fn all(bound: &Bound) {
+    info!("hublet {VERSION} serves node {}", bound.config.node_name);
+    for listener in listeners(&bound.sockets, bound.admin.address()) {
+        info!("on   listener: {listener}");
+    }
+    for part in bound.setup.parts() {
+        if part.on {
+            info!("on   {}: {}", part.name, part.detail);
+        } else {
+            warn!("off  {}: {}", part.name, part.detail);
+        }
+    }
+    info!("on   certificate: {}", bound.certificates.describe());
+    let servers: Vec<_> =
+        bound.config.cloud.servers.iter().map(|server| format!("{}:{}", server.host, server.port)).collect();
+    info!("on   cloud: {}", servers.join(", "));
+    info!("on   store: {}", bound.config.cache.dir.display());
+}

@@ -1,0 +1,256 @@
+//! The JSON envelope of an object: type and metadata, by visitors that accept maps only (a derived struct would take
+//! `"metadata":["ns","name"]` too). In: the bytes of one object. Out: [`Head`].
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{CodecError, INITIAL_EVENTS_END, Meta};
+
+/// Type and metadata of one object, list, or bookmark.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Head<'a> {
+    /// `apiVersion`, empty for an item of a built-in list.
+    pub api_version: Cow<'a, str>,
+    /// `kind`, likewise.
+    pub kind: Cow<'a, str>,
+    /// `metadata`.
+    pub meta: Meta<'a>,
+    /// `status`, `reason`, `details.name` and `details.kind` of a `Status`; empty otherwise.
+    pub status: StatusHead<'a>,
+}
+
+/// What of a `Status` decides how it is remembered.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct StatusHead<'a> {
+    /// `status`: `Success` or `Failure`. Objects' own `status` is a map and is passed over.
+    pub status: Cow<'a, str>,
+    /// `reason`.
+    pub reason: Cow<'a, str>,
+    /// `details.name`.
+    pub name: Cow<'a, str>,
+    /// `details.kind`: the resource.
+    pub resource: Cow<'a, str>,
+}
+
+/// Reads the head of one whole JSON object.
+///
+/// # Errors
+/// Not UTF-8, not JSON, not an object, or `metadata` is no map.
+pub fn head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
+    serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))
+}
+
+/// A watch event: its type, and its object's own bytes.
+///
+/// # Errors
+/// Not UTF-8, not JSON, or a field is missing.
+pub fn watch_event(bytes: &[u8]) -> Result<(Cow<'_, str>, &[u8]), CodecError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
+    let event: Event<'_> = serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))?;
+    let object = event.object.ok_or_else(|| CodecError::Json("a watch event without an object".into()))?;
+    Ok((event.kind, object.get().as_bytes()))
+}
+
+/// A string that is borrowed from the input where it holds no escapes; anything that is no string reads as empty.
+struct Lenient<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Lenient<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Lenient<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Self::Value, E> {
+                Ok(Lenient(Cow::Borrowed(v)))
+            }
+            fn visit_str<E>(self, v: &str) -> Result<Self::Value, E> {
+                Ok(Lenient(Cow::Owned(v.to_owned())))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Lenient(Cow::Borrowed("")))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Lenient(Cow::Borrowed("")))
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Lenient(Cow::Borrowed("")))
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(Lenient(Cow::Borrowed("")))
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(Lenient(Cow::Borrowed("")))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Lenient(Cow::Borrowed("")))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Lenient(Cow::Borrowed("")))
+            }
+        }
+        from.deserialize_any(Text)
+    }
+}
+
+/// Makes a `Deserialize` out of a map's keys; every other key is passed over, an array is refused.
+macro_rules! from_map {
+    ($type:ident, $what:literal, |$out:ident, $map:ident| { $($key:literal => $read:expr,)* }) => {
+        impl<'de> Deserialize<'de> for $type<'de> {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                struct Keys;
+                impl<'de> Visitor<'de> for Keys {
+                    type Value = $type<'de>;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($what)
+                    }
+                    fn visit_map<A: MapAccess<'de>>(self, mut $map: A) -> Result<Self::Value, A::Error> {
+                        let mut $out = $type::default();
+                        while let Some(key) = $map.next_key::<Lenient<'de>>()? {
+                            match key.0.as_ref() {
+                                $($key => $read,)*
+                                _ => {
+                                    $map.next_value::<IgnoredAny>()?;
+                                }
+                            }
+                        }
+                        Ok($out)
+                    }
+                }
+                from.deserialize_map(Keys)
+            }
+        }
+    };
+}
+
+#[derive(Default)]
+struct Event<'a> {
+    kind: Cow<'a, str>,
+    object: Option<&'a RawValue>,
+}
+
+#[derive(Default)]
+struct Details<'a> {
+    name: Cow<'a, str>,
+    kind: Cow<'a, str>,
+}
+
+struct Annotations(bool);
+
+from_map!(Event, "a watch event", |out, map| {
+    "type" => out.kind = map.next_value::<Lenient<'de>>()?.0,
+    "object" => out.object = Some(map.next_value()?),
+});
+
+from_map!(Details, "details", |out, map| {
+    "name" => out.name = map.next_value::<Lenient<'de>>()?.0,
+    "kind" => out.kind = map.next_value::<Lenient<'de>>()?.0,
+});
+
+from_map!(Head, "an object", |out, map| {
+    "apiVersion" => out.api_version = map.next_value::<Lenient<'de>>()?.0,
+    "kind" => out.kind = map.next_value::<Lenient<'de>>()?.0,
+    "metadata" => out.meta = map.next_value()?,
+    "status" => out.status.status = map.next_value::<Lenient<'de>>()?.0,
+    "reason" => out.status.reason = map.next_value::<Lenient<'de>>()?.0,
+    "details" => {
+        // Only a Status has `details` with these two; an Event or a CR may have anything by that name.
+        let raw: &RawValue = map.next_value()?;
+        if let Ok(details) = serde_json::from_str::<Details<'de>>(raw.get()) {
+            (out.status.name, out.status.resource) = (details.name, details.kind);
+        }
+    },
+});
+
+from_map!(Meta, "metadata", |out, map| {
+    "name" => out.name = map.next_value::<Lenient<'de>>()?.0,
+    "namespace" => out.namespace = map.next_value::<Lenient<'de>>()?.0,
+    "uid" => out.uid = map.next_value::<Lenient<'de>>()?.0,
+    "resourceVersion" => out.resource_version = map.next_value::<Lenient<'de>>()?.0,
+    "continue" => out.continue_token = map.next_value::<Lenient<'de>>()?.0,
+    "deletionTimestamp" => out.deleting = !map.next_value::<Lenient<'de>>()?.0.is_empty(),
+    "deletionGracePeriodSeconds" => out.grace_seconds = map.next_value::<Option<u64>>()?.unwrap_or(0),
+    "finalizers" => out.finalizers = map.next_value::<Option<Vec<IgnoredAny>>>()?.is_some_and(|f| !f.is_empty()),
+    "annotations" => out.initial_events_end = map.next_value::<Annotations>()?.0,
+});
+
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Annotations;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Annotations(false))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut end = false;
+                while let Some(key) = map.next_key::<Lenient<'de>>()? {
+                    if key.0 == INITIAL_EVENTS_END {
+                        end = map.next_value::<Lenient<'de>>()?.0 == "true";
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Annotations(end))
+            }
+        }
+        from.deserialize_any(Keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_read_and_arrays_are_refused() {
+        let pod = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"d","uid":"u",
+            "resourceVersion":"7","labels":{"x":"y"},"finalizers":["f"]},"status":{"phase":"Running"}}"#;
+        let head = head(pod).unwrap();
+        assert_eq!((&*head.kind, &*head.api_version, &*head.meta.name), ("Pod", "v1", "a"));
+        assert_eq!((head.meta.version(), head.meta.finalizers, head.meta.deleting), (Some(7), true, false));
+        assert_eq!(head.status.status, "");
+        for bad in [
+            &br#"{"kind":"Pod","metadata":["d","a","1","u",{}]}"#[..],
+            br#"["Pod","v1"]"#,
+            br#"{"kind":"Pod","metadata":{"name":"a"}"#,
+            br#"{"kind":"Pod","metadata":{"name":"a"}} x"#,
+            b"{\"kind\":\"\xff\"}",
+            b"",
+        ] {
+            assert!(super::head(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    #[test]
+    fn a_status_and_an_event_with_details_are_told_apart() {
+        let status = br#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"m",
+            "reason":"NotFound","details":{"name":"x","kind":"pods"},"code":404}"#;
+        let head = head(status).unwrap();
+        assert_eq!(
+            (&*head.status.reason, &*head.status.name, &*head.status.resource),
+            ("NotFound", "x", "pods")
+        );
+        assert!(super::head(br#"{"kind":"X","metadata":{},"details":[1],"status":7,"reason":null}"#).is_ok());
+    }
+
+    #[test]
+    fn resource_versions_are_decimal_numbers() {
+        for (text, expected) in
+            [("7", Some(7)), ("07", None), ("0", None), ("", None), ("-1", None), ("a", None)]
+        {
+            assert_eq!(super::super::parse_version(text), expected, "{text}");
+        }
+    }
+}

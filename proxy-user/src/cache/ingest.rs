@@ -1,0 +1,329 @@
+//! From the response path to the store, without making the client wait for the disk. In: [`Capture`]s that copy
+//! answers' frames. Out: batches for `apply`, on one writer thread that groups all that has arrived into one commit.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Sleep;
+use tokio_util::sync::PollSemaphore;
+
+use super::apply::{Op, apply};
+use super::observe::{Exchange, Observer};
+use super::pages::Pages;
+use super::store::{Store, StoreError};
+use crate::clock::Clock;
+
+/// Bytes of answers that wait for the writer, in KiB; beyond it a stream waits for room.
+const ROOM: usize = 8 << 10;
+/// Messages that wait; room for one of each KiB above, and as many beginnings and ends.
+const MESSAGES: usize = 4 * ROOM;
+/// How long a stream waits for room before its copy is given up. The client's own bytes go on then.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the first event of a batch waits for more, to spare flash; a reader that asks ends the wait.
+const LINGER: Duration = Duration::from_millis(50);
+/// Operations, and bytes of objects, that make a batch at the most.
+const BATCH: (usize, usize) = (512, 1 << 20);
+
+#[derive(Debug)]
+enum Message {
+    Begin(u64, Box<Exchange>),
+    Data(u64, Bytes, OwnedSemaphorePermit),
+    End(u64),
+    Abort(u64),
+    Ops(Vec<Op>),
+    Settle(oneshot::Sender<()>),
+    Close(oneshot::Sender<()>),
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    sent: AtomicU64,
+    done: AtomicU64,
+    given_up: AtomicU64,
+    failures: AtomicU64,
+    next: AtomicU64,
+}
+
+/// The way to the writer thread.
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    to: SyncSender<Message>,
+    room: Arc<tokio::sync::Semaphore>,
+    counters: Arc<Counters>,
+}
+
+impl Ingest {
+    /// Starts the writer thread.
+    ///
+    /// # Errors
+    /// The kernel refuses a thread.
+    pub fn start(store: Arc<Store>, clock: Clock) -> Result<Self, StoreError> {
+        let (to, from) = sync_channel(MESSAGES);
+        let counters = Arc::new(Counters::default());
+        let writer = Writer {
+            store,
+            clock,
+            from,
+            counters: Arc::clone(&counters),
+            observers: HashMap::new(),
+            pages: Pages::default(),
+            ops: Vec::new(),
+            bytes: 0,
+            waiting: Vec::new(),
+            last_error: None,
+        };
+        std::thread::Builder::new()
+            .name("hublet-store".into())
+            .spawn(move || writer.run())
+            .map_err(redb::Error::Io)?;
+        Ok(Self { to, room: Arc::new(tokio::sync::Semaphore::new(ROOM)), counters })
+    }
+
+    fn send(&self, message: Message) -> bool {
+        self.counters.sent.fetch_add(1, Ordering::Relaxed);
+        match self.to.try_send(message) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.counters.sent.fetch_sub(1, Ordering::Relaxed);
+                false
+            }
+        }
+    }
+
+    /// Begins to copy an answer; `None` when the writer is too far behind.
+    pub fn capture(&self, exchange: Exchange) -> Option<Capture> {
+        let id = self.counters.next.fetch_add(1, Ordering::Relaxed);
+        if !self.send(Message::Begin(id, Box::new(exchange))) {
+            self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Capture {
+            id,
+            ingest: self.clone(),
+            room: PollSemaphore::new(Arc::clone(&self.room)),
+            waiting: None,
+            open: true,
+        })
+    }
+
+    /// Hands over operations that come from no body.
+    pub fn ops(&self, ops: Vec<Op>) {
+        if !ops.is_empty() && !self.send(Message::Ops(ops)) {
+            self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Something has been seen that is not in the store yet.
+    pub fn is_behind(&self) -> bool {
+        self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire)
+    }
+
+    /// Waits until all that has been sent is in the store.
+    pub async fn settle(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.send(Message::Settle(done)) {
+            let _ = wait.await;
+        }
+    }
+
+    /// As [`Ingest::settle`], and ends the thread.
+    pub async fn close(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.send(Message::Close(done)) {
+            let _ = wait.await;
+        }
+    }
+
+    /// Copies given up since the start.
+    pub fn given_up(&self) -> u64 {
+        self.counters.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Batches that could not be written since the start.
+    pub fn failures(&self) -> u64 {
+        self.counters.failures.load(Ordering::Relaxed)
+    }
+}
+
+/// Copies one answer's body.
+#[derive(Debug)]
+pub struct Capture {
+    id: u64,
+    ingest: Ingest,
+    room: PollSemaphore,
+    waiting: Option<Pin<Box<Sleep>>>,
+    open: bool,
+}
+
+impl Capture {
+    /// Copies a frame. Pending while the writer has no room, for a stated time; then the copy is given up and the
+    /// answer goes on without it.
+    pub fn poll_push(&mut self, cx: &mut Context<'_>, frame: &Bytes) -> Poll<()> {
+        if !self.open || frame.is_empty() {
+            return Poll::Ready(());
+        }
+        let kib = u32::try_from(frame.len().div_ceil(1024).min(ROOM)).unwrap_or(1);
+        match self.room.poll_acquire_many(cx, kib) {
+            Poll::Ready(Some(permit)) => {
+                self.waiting = None;
+                if !self.ingest.send(Message::Data(self.id, frame.clone(), permit)) {
+                    self.give_up();
+                }
+            }
+            Poll::Ready(None) => self.give_up(),
+            Poll::Pending => {
+                let sleep = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+                ready!(sleep.as_mut().poll(cx));
+                self.give_up();
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn give_up(&mut self) {
+        self.open = false;
+        self.ingest.counters.given_up.fetch_add(1, Ordering::Relaxed);
+        self.ingest.send(Message::Abort(self.id));
+    }
+
+    /// The body has ended well.
+    pub fn end(mut self) {
+        if self.open && self.ingest.send(Message::End(self.id)) {
+            self.open = false;
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if self.open {
+            self.ingest.send(Message::Abort(self.id));
+        }
+    }
+}
+
+struct Writer {
+    store: Arc<Store>,
+    clock: Clock,
+    from: Receiver<Message>,
+    counters: Arc<Counters>,
+    observers: HashMap<u64, Observer>,
+    pages: Pages,
+    ops: Vec<Op>,
+    bytes: usize,
+    waiting: Vec<oneshot::Sender<()>>,
+    last_error: Option<Instant>,
+}
+
+fn answer(waiting: oneshot::Sender<()>) {
+    let _ = waiting.send(());
+}
+
+/// Set once a malformed answer has been logged, so that a poisoned cloud can't fill the log.
+static LOGGED: OnceLock<()> = OnceLock::new();
+
+impl Writer {
+    fn run(mut self) {
+        let mut open = true;
+        while open {
+            let Ok(first) = self.from.recv() else { return };
+            let mut taken = 1;
+            open = self.take(first);
+            let until = Instant::now() + LINGER;
+            while open && self.waiting.is_empty() && self.ops.len() < BATCH.0 && self.bytes < BATCH.1 {
+                match self.from.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(message) => {
+                        taken += 1;
+                        open = self.take(message);
+                    }
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => open = false,
+                }
+            }
+            self.commit();
+            self.counters.done.fetch_add(taken, Ordering::Release);
+            let waiting = std::mem::take(&mut self.waiting);
+            if open {
+                waiting.into_iter().for_each(answer);
+            } else {
+                // Whoever waited for the end may open the file again at once.
+                drop(self);
+                return waiting.into_iter().for_each(answer);
+            }
+        }
+    }
+
+    /// Takes a message in; false at the end.
+    fn take(&mut self, message: Message) -> bool {
+        let before = self.ops.len();
+        match message {
+            Message::Begin(id, exchange) => {
+                self.observers.insert(id, Observer::new(*exchange));
+            }
+            Message::Data(id, bytes, permit) => {
+                let now = self.clock.now();
+                let result = self.observers.get_mut(&id).map(|o| o.push(&bytes, now, &mut self.ops));
+                if let Some(Err(error)) = result {
+                    self.observers.remove(&id);
+                    log_malformed(&error);
+                }
+                drop(permit);
+            }
+            Message::End(id) => {
+                let finished = self
+                    .observers
+                    .remove(&id)
+                    .map(|o| o.finish(self.clock.now(), &mut self.pages, &mut self.ops));
+                if let Some(Err(error)) = finished {
+                    log_malformed(&error);
+                }
+            }
+            Message::Abort(id) => {
+                self.observers.remove(&id);
+            }
+            Message::Ops(mut ops) => self.ops.append(&mut ops),
+            Message::Settle(done) => self.waiting.push(done),
+            Message::Close(done) => {
+                self.waiting.push(done);
+                return false;
+            }
+        }
+        let size = |op: &Op| if let Op::Upsert { record, .. } = op { record.value.len() } else { 64 };
+        self.bytes += self.ops[before..].iter().map(size).sum::<usize>();
+        true
+    }
+
+    fn commit(&mut self) {
+        if self.ops.is_empty() {
+            return;
+        }
+        if let Err(error) = apply(&self.store, &self.ops) {
+            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+            // What was lost may be a step of a watch: nothing that runs now may count as complete any more.
+            self.observers.clear();
+            if self.last_error.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+                self.last_error = Some(Instant::now());
+                tracing::error!(%error, "what the cloud says can't be stored; answers go on from what is there");
+            }
+        }
+        self.ops.clear();
+        self.ops.shrink_to(BATCH.0);
+        self.bytes = 0;
+    }
+}
+
+fn log_malformed(error: &super::codec::CodecError) {
+    if LOGGED.set(()).is_ok() {
+        tracing::warn!(%error, "an answer of the cloud was passed on but not stored (further ones: debug level)");
+    } else {
+        tracing::debug!(%error, "an answer of the cloud was passed on but not stored");
+    }
+}

@@ -1,0 +1,91 @@
+//! Keys of the store: what a thing is, never who asked. In: a request or an object's metadata. Out: bytes that sort as
+//! etcd's keys do, so that a range is a list in the API server's order.
+//!
+//! `group/resource/namespace/name`, or `group/resource/name` in cluster scope; no segment can hold a slash.
+
+use crate::request::ApiRequest;
+
+/// Appends `group/resource/`.
+pub fn push_resource(out: &mut Vec<u8>, group: &str, resource: &str) {
+    out.extend_from_slice(group.as_bytes());
+    out.push(b'/');
+    out.extend_from_slice(resource.as_bytes());
+    out.push(b'/');
+}
+
+/// Appends an object's key behind its resource.
+pub fn push_object(out: &mut Vec<u8>, namespace: &str, name: &str) {
+    if !namespace.is_empty() {
+        out.extend_from_slice(namespace.as_bytes());
+        out.push(b'/');
+    }
+    out.extend_from_slice(name.as_bytes());
+}
+
+/// Appends the key of what a request is about: an object, a collection (with its selectors), or a document's path.
+pub fn push_scope(out: &mut Vec<u8>, request: &ApiRequest<'_>) {
+    if !request.is_resource() {
+        out.extend_from_slice(request.path.as_bytes());
+        return;
+    }
+    push_resource(out, &request.group, &request.resource);
+    push_object(out, &request.namespace, &request.name);
+    if request.name.is_empty() {
+        push_selectors(out, request);
+    }
+}
+
+/// Appends `?l=…&f=…` where there are selectors.
+fn push_selectors(out: &mut Vec<u8>, request: &ApiRequest<'_>) {
+    if request.has_selectors() {
+        out.extend_from_slice(b"?l=");
+        out.extend_from_slice(request.query.label_selector.as_bytes());
+        out.extend_from_slice(b"&f=");
+        out.extend_from_slice(request.query.field_selector.as_bytes());
+    }
+}
+
+/// The collection without its selectors: the prefix of its objects' keys.
+pub fn without_selectors(collection: &[u8]) -> &[u8] {
+    collection.iter().position(|b| *b == b'?').map_or(collection, |at| &collection[..at])
+}
+
+/// The first key behind every key that starts with `prefix`.
+pub fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.last_mut() {
+        if *last < u8::MAX {
+            *last += 1;
+            break;
+        }
+        end.pop();
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Uri};
+
+    use super::*;
+
+    fn scope(uri: &str) -> String {
+        let uri: Uri = uri.parse().unwrap();
+        let mut out = Vec::new();
+        push_scope(&mut out, &ApiRequest::parse(&Method::GET, &uri));
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn scopes() {
+        assert_eq!(scope("/api/v1/namespaces/d/pods/a"), "/pods/d/a");
+        assert_eq!(scope("/api/v1/namespaces/d/pods"), "/pods/d/");
+        assert_eq!(scope("/api/v1/pods"), "/pods/");
+        assert_eq!(scope("/apis/x.io/v1/ys/z"), "x.io/ys/z");
+        assert_eq!(scope("/api/v1/pods?fieldSelector=spec.nodeName%3Dn"), "/pods/?l=&f=spec.nodeName=n");
+        assert_eq!(scope("/version"), "/version");
+        assert_eq!(without_selectors(b"/pods/?l=a&f="), b"/pods/");
+        assert_eq!(end_of(b"/pods/"), b"/pods0");
+        assert_eq!(end_of(&[1, 255]), [2]);
+    }
+}

@@ -1,0 +1,86 @@
+//! Puts the pages of one list together: they count only once all have come (I2). In: each page with the token that it
+//! was asked by and the token that it ends with. Out: the whole list.
+
+use std::collections::HashMap;
+
+use super::observe::MAX_MEMBERS;
+use super::record::Collection;
+
+/// Most lists that wait for their next page; at the limit the one that has waited longest is given up.
+const MAX_WAITING: usize = 64;
+
+/// Some pages of a list.
+#[derive(Debug)]
+pub struct Page {
+    /// The collection's key.
+    pub collection: Vec<u8>,
+    /// What the list says of itself.
+    pub record: Collection,
+    /// The keys of its objects so far.
+    pub members: Vec<Vec<u8>>,
+    /// When the last page came.
+    pub since: u64,
+}
+
+/// The lists that wait, by the token of their next page.
+#[derive(Debug, Default)]
+pub struct Pages(HashMap<String, Page>);
+
+impl Pages {
+    /// Takes a page; the whole list where it was the last one and all before it are here.
+    pub fn join(&mut self, asked_by: &str, next: &str, mut page: Page) -> Option<Page> {
+        if !asked_by.is_empty() {
+            let before = self.0.remove(asked_by)?;
+            let same = before.collection == page.collection && before.record.version == page.record.version;
+            if !same || before.members.len() + page.members.len() > MAX_MEMBERS {
+                return None;
+            }
+            let mut members = before.members;
+            members.append(&mut page.members);
+            // Asked, as a whole, when the first page was.
+            page.record.at = before.record.at;
+            page.members = members;
+        }
+        if next.is_empty() {
+            return Some(page);
+        }
+        if self.0.len() >= MAX_WAITING {
+            let oldest = self.0.iter().min_by_key(|(_, page)| page.since).map(|(token, _)| token.clone());
+            oldest.and_then(|token| self.0.remove(&token));
+        }
+        self.0.insert(next.to_owned(), page);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(version: u64, member: &str) -> Page {
+        let record = Collection {
+            version,
+            at: 0,
+            kind: "L".into(),
+            api_version: "v1".into(),
+            unstructured: false,
+            complete: true,
+        };
+        Page { collection: b"c".to_vec(), record, members: vec![member.into()], since: 0 }
+    }
+
+    #[test]
+    fn i2_pages_count_once_all_have_come() {
+        let mut pages = Pages::default();
+        assert!(pages.join("", "1", page(7, "a")).is_none());
+        assert!(pages.join("1", "2", page(7, "b")).is_none());
+        assert_eq!(pages.join("2", "", page(7, "c")).unwrap().members.len(), 3);
+        assert!(pages.join("2", "", page(7, "c")).is_none(), "its first pages are not here");
+        assert!(pages.join("", "1", page(7, "a")).is_none());
+        assert!(pages.join("1", "", page(8, "b")).is_none(), "another snapshot");
+        for n in 0..1000 {
+            pages.join("", &n.to_string(), page(7, "a"));
+        }
+        assert_eq!(pages.0.len(), MAX_WAITING);
+    }
+}

@@ -1,0 +1,348 @@
+//! What stands in the store under an object's key, a collection's and a document's: byte-exact in
+//! `docs/cache-format.md`. In: fields. Out: bytes, and back.
+
+use serde::{Deserialize, Serialize};
+
+use super::codec::{CodecError, Meta, json, protobuf};
+use crate::local::negotiate::Encoding;
+
+/// Format of everything in this module; another number in the store sets it aside.
+pub const FORMAT: u8 = 1;
+
+const HEADER: usize = 32;
+
+/// One stored object, borrowed from the store's page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Encoding of `body`.
+    pub encoding: Encoding,
+    /// resourceVersion.
+    pub version: u64,
+    /// When the cloud said so, milliseconds since the epoch.
+    pub stored_at: u64,
+    /// `apiVersion`.
+    pub api_version: &'a str,
+    /// `kind`.
+    pub kind: &'a str,
+    /// `metadata.uid`.
+    pub uid: &'a str,
+    /// The answer to a GET: JSON with its newline, or the whole protobuf body.
+    pub body: &'a [u8],
+    item: (usize, usize),
+}
+
+impl<'a> Record<'a> {
+    /// Reads a stored value; `None` where it isn't one of ours (a damaged page that redb did not notice).
+    pub fn read(value: &'a [u8]) -> Option<Self> {
+        let header = value.first_chunk::<HEADER>()?;
+        if header[0] != FORMAT {
+            return None;
+        }
+        let encoding = if header[1] == 0 { Encoding::Json } else { Encoding::Protobuf };
+        let lens = [header[3], header[4], header[5]].map(usize::from);
+        let number = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
+        let short =
+            |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default()) as usize;
+        let mut rest = &value[HEADER..];
+        let mut text = |len: usize| -> Option<&'a str> {
+            let (text, after) = rest.split_at_checked(len)?;
+            rest = after;
+            std::str::from_utf8(text).ok()
+        };
+        let (api_version, kind, uid) = (text(lens[0])?, text(lens[1])?, text(lens[2])?);
+        let item = (short(24), short(28));
+        (item.0.checked_add(item.1)? <= rest.len()).then_some(Self {
+            encoding,
+            version: number(8),
+            stored_at: number(16),
+            api_version,
+            kind,
+            uid,
+            body: rest,
+            item,
+        })
+    }
+
+    /// Appends the object as an item of a list: bare (without kind and apiVersion) in a list of a built-in kind.
+    pub fn push_item(&self, out: &mut Vec<u8>, unstructured: bool) {
+        let (at, len) = self.item;
+        match self.encoding {
+            Encoding::Protobuf => protobuf::put_bytes(out, 2, &self.body[at..at + len]),
+            Encoding::Json if unstructured || at == 0 => out.extend_from_slice(&self.body[..at + len]),
+            Encoding::Json => {
+                out.push(b'{');
+                out.extend_from_slice(&self.body[at..at + len]);
+            }
+        }
+    }
+
+    /// Length of what [`Record::push_item`] appends for a protobuf list.
+    pub fn protobuf_item_len(&self) -> usize {
+        let mut head = Vec::with_capacity(12);
+        protobuf::put_varint(&mut head, self.item.1 as u64);
+        1 + head.len() + self.item.1
+    }
+
+    /// Appends the object as the `object` of a JSON watch event.
+    pub fn object(&self) -> &'a [u8] {
+        match self.encoding {
+            Encoding::Json => &self.body[..self.item.0 + self.item.1],
+            Encoding::Protobuf => self.body,
+        }
+    }
+}
+
+/// An object on its way into the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRecord {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// resourceVersion.
+    pub version: u64,
+    /// Deleted for good, as far as a DELETE's answer shows: nothing holds it back.
+    pub going: bool,
+    /// The annotation that ends initial events.
+    pub initial_events_end: bool,
+    /// The value for the store.
+    pub value: Vec<u8>,
+}
+
+/// `apiVersion` and `kind` for an item that does not carry them itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TypeHint<'a> {
+    /// `apiVersion`.
+    pub api_version: &'a str,
+    /// `kind`.
+    pub kind: &'a str,
+}
+
+impl NewRecord {
+    /// An object in JSON, as a GET answers it or as an item of a list.
+    ///
+    /// # Errors
+    /// Not an object with a name and a numeric resourceVersion.
+    pub fn json(bytes: &[u8], hint: TypeHint<'_>, at: u64) -> Result<Self, CodecError> {
+        let bytes = bytes.trim_ascii();
+        let head = json::head(bytes)?;
+        let bare = head.kind.is_empty();
+        let (api_version, kind) =
+            if bare { (hint.api_version, hint.kind) } else { (&*head.api_version, &*head.kind) };
+        let prefix = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",");
+        let mut body = Vec::with_capacity(bytes.len() + prefix.len() + 1);
+        let item = if bare {
+            body.extend_from_slice(prefix.as_bytes());
+            body.extend_from_slice(&bytes[1..]);
+            (prefix.len(), bytes.len() - 1)
+        } else {
+            body.extend_from_slice(bytes);
+            if bytes.starts_with(prefix.as_bytes()) {
+                (prefix.len(), bytes.len() - prefix.len())
+            } else {
+                (0, bytes.len())
+            }
+        };
+        body.push(b'\n');
+        Self::build(
+            Encoding::Json,
+            &head.meta,
+            TypeHint { api_version, kind },
+            &Body { bytes: &body, item, at },
+        )
+    }
+
+    /// An object in protobuf: a whole body.
+    ///
+    /// # Errors
+    /// As [`NewRecord::json`].
+    pub fn protobuf(bytes: &[u8], at: u64) -> Result<Self, CodecError> {
+        let unknown = protobuf::Unknown::parse(bytes)?;
+        let meta = protobuf::object_meta(unknown.raw)?;
+        let hint = TypeHint { api_version: unknown.api_version, kind: unknown.kind };
+        let offset = (unknown.raw.as_ptr() as usize) - (bytes.as_ptr() as usize);
+        let item = (offset, unknown.raw.len());
+        Self::build(Encoding::Protobuf, &meta, hint, &Body { bytes, item, at })
+    }
+
+    /// An item of a protobuf list.
+    ///
+    /// # Errors
+    /// As [`NewRecord::json`].
+    pub fn protobuf_item(raw: &[u8], hint: TypeHint<'_>, at: u64) -> Result<Self, CodecError> {
+        Self::protobuf(&protobuf::envelope(hint.api_version, hint.kind, raw), at)
+    }
+
+    fn build(
+        encoding: Encoding,
+        meta: &Meta<'_>,
+        kind: TypeHint<'_>,
+        body: &Body<'_>,
+    ) -> Result<Self, CodecError> {
+        if matches!(kind.kind, "" | "Table" | "PartialObjectMetadata" | "Status") {
+            return Err(CodecError::Json(format!("kind {:?} is no object to store", kind.kind)));
+        }
+        if meta.name.is_empty() {
+            return Err(CodecError::Json("an object without a name".into()));
+        }
+        let version =
+            meta.version().ok_or_else(|| CodecError::Json("no resourceVersion to order it by".into()))?;
+        let short =
+            |text: &str| u8::try_from(text.len()).map_err(|_| CodecError::Limit("a type is too long"));
+        let long = |n: usize| u32::try_from(n).map_err(|_| CodecError::Limit("an object is too long"));
+        let mut value = Vec::with_capacity(HEADER + 80 + body.bytes.len());
+        let lens = [short(kind.api_version)?, short(kind.kind)?, short(&meta.uid)?];
+        value.extend_from_slice(&[FORMAT, encoding as u8, 0, lens[0], lens[1], lens[2], 0, 0]);
+        value.extend_from_slice(&version.to_le_bytes());
+        value.extend_from_slice(&body.at.to_le_bytes());
+        value.extend_from_slice(&long(body.item.0)?.to_le_bytes());
+        value.extend_from_slice(&long(body.item.1)?.to_le_bytes());
+        for text in [kind.api_version, kind.kind, &meta.uid] {
+            value.extend_from_slice(text.as_bytes());
+        }
+        value.extend_from_slice(body.bytes);
+        Ok(Self {
+            namespace: meta.namespace.clone().into_owned(),
+            name: meta.name.clone().into_owned(),
+            version,
+            going: !(meta.deleting && (meta.finalizers || meta.grace_seconds > 0)),
+            initial_events_end: meta.initial_events_end,
+            value,
+        })
+    }
+}
+
+struct Body<'a> {
+    bytes: &'a [u8],
+    /// Offset and length of the object without type (and without newline).
+    item: (usize, usize),
+    at: u64,
+}
+
+/// What is known of a list as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collection {
+    /// The list's resourceVersion, moved on by watches.
+    pub version: u64,
+    /// When the cloud last said so, milliseconds since the epoch.
+    pub at: u64,
+    /// The list's `kind`.
+    pub kind: String,
+    /// The list's `apiVersion`.
+    pub api_version: String,
+    /// Keys sorted, items before metadata, items carry their type (custom resources).
+    pub unstructured: bool,
+    /// Some pages only, or a member is no longer known: not to be served.
+    pub complete: bool,
+}
+
+/// A stored document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Document<'a> {
+    /// When the cloud said so, milliseconds since the epoch.
+    pub at: u64,
+    /// `Content-Type`.
+    pub content_type: &'a str,
+    /// `ETag`, empty when none.
+    pub etag: &'a str,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+impl<'a> Document<'a> {
+    /// The value for the store.
+    pub fn write(&self) -> Vec<u8> {
+        let mut value = Vec::with_capacity(16 + self.content_type.len() + self.etag.len() + self.body.len());
+        value.extend_from_slice(&self.at.to_le_bytes());
+        for text in [self.content_type, self.etag] {
+            let len = u16::try_from(text.len()).unwrap_or(0);
+            value.extend_from_slice(&len.to_le_bytes());
+            value.extend_from_slice(&text.as_bytes()[..usize::from(len)]);
+        }
+        value.extend_from_slice(self.body);
+        value
+    }
+
+    /// Reads a stored value.
+    pub fn read(value: &'a [u8]) -> Option<Self> {
+        let (at, mut rest) = value.split_first_chunk::<8>()?;
+        let mut text = || -> Option<&'a str> {
+            let (len, after) = rest.split_first_chunk::<2>()?;
+            let (text, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;
+            rest = after;
+            std::str::from_utf8(text).ok()
+        };
+        let (content_type, etag) = (text()?, text()?);
+        Some(Self { at: u64::from_le_bytes(*at), content_type, etag, body: rest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HINT: TypeHint<'_> = TypeHint { api_version: "v1", kind: "Pod" };
+
+    #[test]
+    fn a_built_in_item_becomes_the_answer_to_a_get_and_back() {
+        let item = br#"{"metadata":{"name":"a","namespace":"d","uid":"u","resourceVersion":"7"},"spec":{}}"#;
+        let new = NewRecord::json(item, HINT, 5).unwrap();
+        let record = Record::read(&new.value).unwrap();
+        let whole = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"d","uid":"u","resourceVersion":"7"},"spec":{}}"#;
+        assert_eq!(record.body.trim_ascii_end(), whole);
+        assert_eq!((record.version, record.stored_at, record.uid), (7, 5, "u"));
+        let mut out = Vec::new();
+        record.push_item(&mut out, false);
+        assert_eq!(out, item);
+        // And the same from a GET.
+        let got = NewRecord::json(&[&whole[..], b"\n"].concat(), TypeHint::default(), 5).unwrap();
+        assert_eq!(got, new);
+    }
+
+    #[test]
+    fn a_custom_resource_stays_as_it_came() {
+        let cr = br#"{"apiVersion":"x/v1","kind":"Y","metadata":{"name":"a","resourceVersion":"7"}}"#;
+        let new = NewRecord::json(cr, HINT, 5).unwrap();
+        let record = Record::read(&new.value).unwrap();
+        assert_eq!((record.api_version, record.kind), ("x/v1", "Y"));
+        let mut out = Vec::new();
+        record.push_item(&mut out, true);
+        assert_eq!(out, cr);
+        assert_eq!(record.object(), cr);
+    }
+
+    #[test]
+    fn protobuf_items_are_wrapped_and_unwrapped() {
+        let mut raw = Vec::new();
+        protobuf::put_bytes(&mut raw, 1, b"\x0a\x01a\x32\x017");
+        let new = NewRecord::protobuf_item(&raw, HINT, 5).unwrap();
+        assert_eq!((&*new.name, new.version), ("a", 7));
+        let record = Record::read(&new.value).unwrap();
+        let (mut out, mut expected) = (Vec::new(), Vec::new());
+        record.push_item(&mut out, false);
+        protobuf::put_bytes(&mut expected, 2, &raw);
+        assert_eq!(out, expected);
+        assert_eq!(out.len(), record.protobuf_item_len());
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        for bad in [
+            r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"7"},"rows":[]}"#,
+            r#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":"a","resourceVersion":"7"}}"#,
+            r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a"}}"#,
+        ] {
+            assert!(NewRecord::json(bad.as_bytes(), HINT, 0).is_err(), "{bad}");
+        }
+        for cut in 0..HEADER {
+            assert!(Record::read(&[FORMAT; HEADER][..cut]).is_none());
+        }
+    }
+
+    #[test]
+    fn documents_read_back() {
+        let doc = Document { at: 3, content_type: "application/json", etag: "\"e\"", body: b"{}" };
+        assert_eq!(Document::read(&doc.write()), Some(doc));
+        assert_eq!(Document::read(&doc.write()[..12]), None);
+    }
+}

@@ -1,0 +1,279 @@
+//! The store's promises, over a real redb file: what the cloud said last is what is read, in whatever order it came.
+
+use http::{HeaderMap, Method, Uri};
+
+use super::observe::Exchange;
+use super::store::Lookup;
+use super::*;
+use crate::cache::record::Collection;
+use crate::request::ApiRequest;
+
+struct Bench {
+    cache: Cache,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = CacheConfig { dir: dir.path().to_owned(), page_cache: 1 << 20 };
+        Self { cache: Cache::open(&config, Clock::default()).unwrap(), _dir: dir }
+    }
+
+    /// One exchange with the cloud: `METHOD uri`, the status, the body (cut into small chunks), asked this long ago.
+    async fn said(&self, call: &str, status: u16, body: &[u8], ago: u64) {
+        let (method, uri) = call.split_once(' ').unwrap();
+        let (method, uri): (Method, Uri) = (method.parse().unwrap(), uri.parse().unwrap());
+        let mut headers = HeaderMap::new();
+        let protobuf = body.starts_with(b"k8s\0");
+        let kind = if protobuf { "application/vnd.kubernetes.protobuf" } else { "application/json" };
+        headers.insert("content-type", kind.parse().unwrap());
+        if body.starts_with(&[0x1f, 0x8b]) {
+            headers.insert("content-encoding", "gzip".parse().unwrap());
+        }
+        let request = ApiRequest::parse(&method, &uri);
+        let asked = self.cache.clock.now() - ago;
+        if let Some(exchange) = Exchange::of(&request, &HeaderMap::new(), (status, &headers), asked) {
+            let mut capture = self.cache.capture(exchange).unwrap();
+            for chunk in body.chunks(100) {
+                let chunk = bytes::Bytes::copy_from_slice(chunk);
+                std::future::poll_fn(|cx| capture.poll_push(cx, &chunk)).await;
+            }
+            capture.end();
+        }
+        self.cache.settle().await;
+    }
+
+    async fn object(&self, key: &str) -> Lookup<String> {
+        let snapshot = self.cache.snapshot().await.unwrap();
+        snapshot.object(key.as_bytes(), |r| String::from_utf8_lossy(r.body).into_owned()).unwrap()
+    }
+
+    async fn version(&self, key: &str) -> Option<u64> {
+        let snapshot = self.cache.snapshot().await.unwrap();
+        match snapshot.object(key.as_bytes(), |r| r.version).unwrap() {
+            Lookup::Found(version) => Some(version),
+            _ => None,
+        }
+    }
+
+    async fn is_absent(&self, key: &str) -> bool {
+        matches!(self.object(key).await, Lookup::Absent(_))
+    }
+
+    async fn collection(&self, key: &str) -> Option<Collection> {
+        self.cache.snapshot().await.unwrap().collection(key.as_bytes()).unwrap()
+    }
+
+    async fn names(&self, prefix: &str) -> usize {
+        let mut walk = self.cache.snapshot().await.unwrap().walk(prefix.as_bytes()).unwrap();
+        let mut n = 0;
+        while walk.next(|_| ()).unwrap().is_some() {
+            n += 1;
+        }
+        n
+    }
+}
+
+fn pod(name: &str, version: u64) -> String {
+    format!(
+        r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"d","uid":"u-{name}","resourceVersion":"{version}"}}}}{}"#,
+        "\n"
+    )
+}
+
+fn list(version: u64, token: &str, names: &[(&str, u64)]) -> String {
+    let item = |(n, v): &(&str, u64)| {
+        format!(r#"{{"metadata":{{"name":"{n}","namespace":"d","uid":"u-{n}","resourceVersion":"{v}"}}}}"#)
+    };
+    let items: Vec<String> = names.iter().map(item).collect();
+    let next = if token.is_empty() { String::new() } else { format!(r#","continue":"{token}""#) };
+    format!(
+        r#"{{"kind":"PodList","apiVersion":"v1","metadata":{{"resourceVersion":"{version}"{next}}},"items":[{}]}}{}"#,
+        items.join(","),
+        "\n"
+    )
+}
+
+fn event(kind: &str, name: &str, version: u64) -> String {
+    format!(r#"{{"type":"{kind}","object":{}}}{}"#, pod(name, version).trim_end(), "\n")
+}
+
+const POD: &str = "GET /api/v1/namespaces/d/pods/a";
+const PODS: &str = "GET /api/v1/namespaces/d/pods";
+const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"a\" not found","reason":"NotFound","details":{"name":"a","kind":"pods"},"code":404}"#;
+
+#[tokio::test]
+async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
+    let bench = Bench::new();
+    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Found(pod("a", 7)));
+    bench.said("PATCH /api/v1/namespaces/d/pods/a/status", 200, pod("a", 9).as_bytes(), 0).await;
+    bench.said(PODS, 200, list(8, "", &[("a", 7), ("b", 5)]).as_bytes(), 0).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(9), "an older list changes nothing");
+    bench.said("PUT /api/v1/namespaces/d/pods/a?dryRun=All", 200, pod("a", 11).as_bytes(), 0).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(9), "a dry run is no write");
+    bench.said("GET /api/v1/namespaces/d/pods/a", 200, pod("b", 99).as_bytes(), 0).await;
+    assert_eq!(
+        bench.version("/pods/d/b").await,
+        Some(5),
+        "another object than was asked for is not believed"
+    );
+}
+
+#[tokio::test]
+async fn i2_only_what_the_cloud_said_404_to_is_absent() {
+    let bench = Bench::new();
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
+    bench.said(POD, 404, b"404 page not found\n", 0).await;
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown, "an unknown group is no absent object");
+    bench.said(POD, 404, GONE.as_bytes(), 0).await;
+    assert!(bench.is_absent("/pods/d/a").await);
+    bench.said("POST /api/v1/namespaces/d/pods", 201, pod("a", 7).as_bytes(), 0).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(7));
+    bench.said(POD, 404, GONE.as_bytes(), 5_000).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(7), "a 404 asked for before the object was seen");
+    let success = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","details":{"name":"a","kind":"pods","uid":"u-a"}}"#;
+    bench.said("DELETE /api/v1/namespaces/d/pods/a", 200, success.as_bytes(), 0).await;
+    assert!(bench.is_absent("/pods/d/a").await);
+    bench.said(PODS, 200, list(7, "", &[("a", 7)]).as_bytes(), 0).await;
+    assert!(bench.is_absent("/pods/d/a").await, "an old list does not bring it back");
+    bench.said(PODS, 200, list(20, "", &[("a", 19)]).as_bytes(), 0).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(19), "made anew");
+}
+
+#[tokio::test]
+async fn a_delete_that_waits_for_finalizers_or_a_grace_period_is_no_end() {
+    let bench = Bench::new();
+    let held = pod("a", 8).replace(
+        "\"uid\"",
+        "\"deletionTimestamp\":\"2026-01-01T00:00:00Z\",\"deletionGracePeriodSeconds\":30,\"uid\"",
+    );
+    bench.said("DELETE /api/v1/namespaces/d/pods/a", 200, held.as_bytes(), 0).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(8));
+    let now = held.replace("\"deletionGracePeriodSeconds\":30", "\"deletionGracePeriodSeconds\":0");
+    bench.said("DELETE /api/v1/namespaces/d/pods/a", 200, now.as_bytes(), 0).await;
+    assert!(bench.is_absent("/pods/d/a").await);
+}
+
+#[tokio::test]
+async fn i2_a_list_counts_only_when_it_is_whole() {
+    let bench = Bench::new();
+    let whole = list(8, "", &[("a", 7), ("b", 5)]);
+    bench.said(PODS, 200, &whole.as_bytes()[..whole.len() - 4], 0).await;
+    assert_eq!(bench.collection("/pods/d/").await, None);
+    bench.said(PODS, 200, list(8, "next", &[("a", 7)]).as_bytes(), 0).await;
+    assert_eq!(bench.collection("/pods/d/").await, None);
+    let second = format!("{PODS}?limit=1&continue=next");
+    bench.said(&second, 200, list(8, "", &[("b", 5)]).as_bytes(), 0).await;
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 8);
+    bench.said(PODS, 200, list(10, "", &[("b", 5)]).as_bytes(), 0).await;
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown, "no longer listed, but nobody said 404");
+    assert_eq!(bench.names("/pods/d/").await, 1);
+    let table =
+        r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"12"},"rows":[]}"#;
+    bench.said(PODS, 200, table.as_bytes(), 0).await;
+    let partial = list(13, "", &[]).replace("PodList", "PartialObjectMetadataList");
+    bench.said(PODS, 200, partial.as_bytes(), 0).await;
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 10, "another form of it is not the list");
+}
+
+#[tokio::test]
+async fn watches_carry_a_list_on_and_a_gap_stops_it() {
+    let bench = Bench::new();
+    bench.said(PODS, 200, list(10, "", &[("a", 7)]).as_bytes(), 0).await;
+    let watch = |from: u64| format!("{PODS}?watch=true&resourceVersion={from}");
+    let events = event("ADDED", "b", 11) + &event("DELETED", "a", 12);
+    bench.said(&watch(10), 200, events.as_bytes(), 0).await;
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 12);
+    assert!(bench.is_absent("/pods/d/a").await);
+    assert_eq!(bench.names("/pods/d/").await, 1);
+    bench.said(&watch(50), 200, event("ADDED", "c", 51).as_bytes(), 0).await;
+    assert_eq!(
+        bench.collection("/pods/d/").await.unwrap().version,
+        12,
+        "events between 12 and 50 were missed"
+    );
+    assert_eq!(bench.version("/pods/d/c").await, Some(51), "the object itself is known all the same");
+    let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"60"}}}"#;
+    bench.said(&watch(12), 200, bookmark.as_bytes(), 0).await;
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 60);
+}
+
+#[tokio::test]
+async fn initial_events_are_a_list_once_their_bookmark_has_come() {
+    let bench = Bench::new();
+    let call = format!("{PODS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
+    let end = r#"{"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"20","annotations":{"k8s.io/initial-events-end":"true"}}}}"#;
+    bench.said(&call, 200, (event("ADDED", "a", 15) + &event("ADDED", "b", 9)).as_bytes(), 0).await;
+    assert_eq!(bench.collection("/pods/d/").await, None);
+    let events = event("ADDED", "a", 15) + end + &event("ADDED", "c", 21);
+    bench.said(&call, 200, events.as_bytes(), 0).await;
+    let collection = bench.collection("/pods/d/").await.unwrap();
+    assert_eq!((collection.version, &*collection.kind), (20, "PodList"));
+    assert_eq!(bench.object("/pods/d/b").await, Lookup::Unknown, "not among the initial events");
+}
+
+#[tokio::test]
+async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
+    let bench = Bench::new();
+    bench.said("GET /api/v1/pods", 200, list(10, "", &[("a", 7), ("b", 7)]).as_bytes(), 0).await;
+    let by_label = "GET /api/v1/pods?labelSelector=x%3Dy";
+    bench.said(by_label, 200, list(10, "", &[("a", 7)]).as_bytes(), 0).await;
+    let watch = format!("{by_label}&watch=true&resourceVersion=10");
+    bench.said(&watch, 200, event("DELETED", "a", 12).as_bytes(), 0).await;
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
+    assert!(
+        !bench.collection("/pods/").await.unwrap().complete,
+        "it may be there still: the whole list isn't known"
+    );
+    let by_node = "GET /api/v1/pods?fieldSelector=spec.nodeName%3Dn&watch=true&resourceVersion=10";
+    bench.said(by_node, 200, event("DELETED", "b", 13).as_bytes(), 0).await;
+    assert!(bench.is_absent("/pods/d/b").await);
+}
+
+#[tokio::test]
+async fn gzip_is_undone_for_the_store_and_a_bomb_is_not_swallowed() {
+    use std::io::Write;
+    let bench = Bench::new();
+    let gzip = |body: &[u8]| {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        out.write_all(body).unwrap();
+        out.finish().unwrap()
+    };
+    bench.said(PODS, 200, &gzip(list(8, "", &[("a", 7)]).as_bytes()), 0).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(7));
+    let bomb = pod("a", 9).replace("u-a", &"x".repeat(codec::MAX_OBJECT));
+    bench.said(POD, 200, &gzip(bomb.as_bytes()), 0).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(7));
+}
+
+#[tokio::test]
+async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = CacheConfig { dir: dir.path().to_owned(), page_cache: 1 << 20 };
+    let open = || Cache::open(&config, Clock::default()).unwrap();
+    let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
+    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.cache.close().await;
+    let second = Cache::open(&config, Clock::default());
+    assert!(matches!(second, Err(StoreError::InUse(_))), "two daemons over one store");
+    drop(bench);
+    let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
+    assert_eq!(bench.version("/pods/d/a").await, Some(7));
+    bench.cache.close().await;
+    drop(bench);
+    std::fs::write(dir.path().join("hublet.redb"), vec![0x5a; 200_000]).unwrap();
+    let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
+    let aside = std::fs::read_dir(dir.path())
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("aside"))
+        .count();
+    assert_eq!(aside, 1, "kept for whoever wants to look");
+    let mode = |p: &std::path::Path| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::metadata(p).unwrap().permissions().mode() & 0o777
+    };
+    assert_eq!((mode(dir.path()), mode(&dir.path().join("hublet.redb"))), (0o700, 0o600));
+}

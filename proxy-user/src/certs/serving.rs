@@ -1,0 +1,232 @@
+//! The certificate that clients see: found or made at start, looked at again now and then, replaced without a
+//! restart.
+//!
+//! `PKI/yurthub-server-current.pem` holds certificate and key. In development mode it is ours: renewed when its time
+//! is nearly up or the addresses have changed, set aside when it is unusable. In YurtHub's modes that file belongs
+//! to the cluster: it is used when it is valid and never touched; otherwise a development certificate is kept
+//! beside it in `PKI/dev-server.pem`, so that the store can still be served.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use time::OffsetDateTime;
+use tracing::{info, warn};
+
+use super::development::Authority;
+use super::inspect::{Facts, Shared, certified_key, is_signed_by};
+use super::{CertsError, Subject, files};
+use crate::config::{BootstrapMode, CertsConfig};
+
+/// Hands the current certificate to each handshake.
+#[derive(Debug)]
+pub struct Resolver {
+    current: ArcSwap<CertifiedKey>,
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+/// The serving certificate and where it comes from.
+#[derive(Debug)]
+pub struct Certificates {
+    mode: BootstrapMode,
+    pki: PathBuf,
+    subject: Subject,
+    resolver: Arc<Resolver>,
+    origin: ArcSwap<Origin>,
+}
+
+/// Where the current certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Origin {
+    file: PathBuf,
+    /// The development CA that clients must trust, if it is one of ours.
+    ca: Option<PathBuf>,
+    expires: OffsetDateTime,
+}
+
+impl Certificates {
+    /// Finds or makes the serving certificate.
+    ///
+    /// # Errors
+    /// The directory can't be written, or the files there belong to another user.
+    pub fn open(config: &CertsConfig, node: &str, now: OffsetDateTime) -> Result<Self, CertsError> {
+        let pki = config.root_dir.join("pki");
+        files::private_directory(&pki)?;
+        let subject = Subject { node: node.to_owned(), ips: config.ip_sans.clone() };
+        let (key, origin) = choose(config.mode, &pki, &subject, now)?;
+        let resolver = Arc::new(Resolver { current: ArcSwap::new(key) });
+        Ok(Self { mode: config.mode, pki, subject, resolver, origin: ArcSwap::from_pointee(origin) })
+    }
+
+    /// For the TLS listeners.
+    pub fn resolver(&self) -> Arc<Resolver> {
+        Arc::clone(&self.resolver)
+    }
+
+    /// Looks at the certificate again and replaces it when its time is nearly up, or when a better one has appeared.
+    ///
+    /// # Errors
+    /// As [`Certificates::open`]; the certificate in use stays.
+    pub fn refresh(&self, now: OffsetDateTime) -> Result<(), CertsError> {
+        let (key, origin) = choose(self.mode, &self.pki, &self.subject, now)?;
+        if key.cert != self.resolver.current.load().cert {
+            info!(
+                "serving certificate replaced by {}, valid until {}",
+                origin.file.display(),
+                origin.expires.date()
+            );
+            self.resolver.current.store(key);
+            self.origin.store(Arc::new(origin));
+        }
+        Ok(())
+    }
+
+    /// For people: which certificate, until when, and whom clients must trust.
+    pub fn describe(&self) -> String {
+        let origin = self.origin.load();
+        let trust = match &origin.ca {
+            Some(ca) => format!("clients must trust {}", ca.display()),
+            None => "from the cluster".to_owned(),
+        };
+        format!("{} until {}, {trust}", origin.file.display(), origin.expires.date())
+    }
+}
+
+type Choice = (Shared, Origin);
+
+fn choose(
+    mode: BootstrapMode,
+    pki: &Path,
+    subject: &Subject,
+    now: OffsetDateTime,
+) -> Result<Choice, CertsError> {
+    let current = pki.join("yurthub-server-current.pem");
+    if mode == BootstrapMode::Development {
+        return development(&current, pki, subject, now);
+    }
+    match clusters(&current, subject, now) {
+        Ok(choice) => Ok(choice),
+        Err(reason) => {
+            tracing::debug!("{} {reason}: serving with the development CA", current.display());
+            development(&pki.join("dev-server.pem"), pki, subject, now)
+        }
+    }
+}
+
+/// The cluster's certificate, or why it can't be used.
+fn clusters(file: &Path, subject: &Subject, now: OffsetDateTime) -> Result<Choice, String> {
+    let pem = files::read(file).map_err(|error| format!("can't be read ({error})"))?;
+    let key = certified_key(&pem)?;
+    let facts = Facts::of(&key.cert)?;
+    if !facts.is_valid(now) {
+        return Err(format!("is valid from {} to {} only", facts.not_before.date(), facts.not_after.date()));
+    }
+    let lacks = facts.lacks(subject);
+    if !lacks.is_empty() {
+        warn!(
+            "{} isn't made out for {}: clients that dial these will refuse it",
+            file.display(),
+            lacks.join(", ")
+        );
+    }
+    let origin = Origin { file: file.to_owned(), ca: None, expires: facts.not_after };
+    Ok((Arc::new(key), origin))
+}
+
+/// Our own certificate, kept in this file.
+fn development(
+    file: &Path,
+    pki: &Path,
+    subject: &Subject,
+    now: OffsetDateTime,
+) -> Result<Choice, CertsError> {
+    let authority = Authority::open(pki, now)?;
+    let origin = |facts: &Facts| Origin {
+        file: file.to_owned(),
+        ca: Some(authority.path().to_owned()),
+        expires: facts.not_after,
+    };
+    match kept(file)? {
+        Kept::Nothing => {}
+        Kept::Unusable(reason) => {
+            let aside = files::set_aside(file, now)?;
+            warn!(
+                "serving certificate {} {reason}: set aside as {}, a new one is made",
+                file.display(),
+                aside.display()
+            );
+        }
+        Kept::Certificate(key, facts) => {
+            let ours = key.cert.first().is_some_and(|leaf| is_signed_by(leaf, authority.certificate(), now));
+            if ours && facts.is_for(subject) && now < facts.renewal() {
+                files::close_to_others(file);
+                let origin = origin(&facts);
+                return Ok((Arc::new(*key), origin));
+            }
+            info!(
+                "serving certificate {} is renewed: {}",
+                file.display(),
+                staleness(ours, &facts, subject, now)
+            );
+        }
+    }
+    let pem = authority.issue(subject, now)?;
+    files::write_private(file, &pem)?;
+    let broken = |reason| CertsError::content("serving certificate", file, reason);
+    let key = certified_key(&pem).map_err(broken)?;
+    let facts = Facts::of(&key.cert).map_err(broken)?;
+    let origin = origin(&facts);
+    Ok((Arc::new(key), origin))
+}
+
+/// Why a readable certificate is renewed.
+fn staleness(ours: bool, facts: &Facts, subject: &Subject, now: OffsetDateTime) -> &'static str {
+    if !facts.is_valid(now) {
+        "it isn't valid at this time"
+    } else if !ours {
+        "another CA signed it"
+    } else if !facts.is_for(subject) {
+        "the node's name or addresses have changed"
+    } else {
+        "its time is nearly up"
+    }
+}
+
+/// What a file holds.
+enum Kept {
+    Nothing,
+    Unusable(String),
+    Certificate(Box<CertifiedKey>, Facts),
+}
+
+fn kept(file: &Path) -> Result<Kept, CertsError> {
+    let pem = match files::read(file) {
+        Ok(pem) => pem,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(CertsError::Read {
+                what: "serving certificate",
+                path: file.to_owned(),
+                source: error,
+                way_out: "run as the user who made it, or choose another --root-dir",
+            });
+        }
+        Err(error) => return Ok(Kept::Unusable(format!("can't be read ({error})"))),
+    };
+    Ok(match certified_key(&pem).and_then(|key| Facts::of(&key.cert).map(|facts| (key, facts))) {
+        Ok((key, facts)) => Kept::Certificate(Box::new(key), facts),
+        Err(reason) => Kept::Unusable(reason),
+    })
+}
+
+#[cfg(test)]
+#[path = "serving_tests.rs"]
+mod tests;

@@ -1,0 +1,146 @@
+//! Opens one connection to an API server: DNS, TCP (marked, so that eBPF never steers it back to us), TLS, HTTP. In: a
+//! server's address. Out: a TLS stream and the protocol that both sides chose.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config::Server;
+
+/// Longest time for one connection to be ready for requests.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why no connection could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name does not resolve.
+    #[error("{host} does not resolve: {source}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// The resolver's words.
+        source: io::Error,
+    },
+    /// TCP.
+    #[error("no connection to {address}: {source}")]
+    Connect {
+        /// The address tried last.
+        address: SocketAddr,
+        /// The kernel's words.
+        source: io::Error,
+    },
+    /// TLS.
+    #[error("TLS with {host} failed: {source}; does the CA in --bootstrap-file belong to this server?")]
+    Tls {
+        /// The server.
+        host: String,
+        /// rustls' words.
+        source: io::Error,
+    },
+    /// HTTP.
+    #[error("HTTP with the server failed: {0}")]
+    Http(#[from] hyper::Error),
+    /// The time is up.
+    #[error("no connection within {} s", DIAL_TIMEOUT.as_secs())]
+    Timeout,
+    /// The limit of connections is reached.
+    #[error("too many connections to the cloud are in use")]
+    Busy,
+}
+
+impl DialError {
+    /// Nobody listens there.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
+/// Opens connections to one server.
+#[derive(Clone)]
+pub struct Dialer {
+    server: Server,
+    name: ServerName<'static>,
+    both: TlsConnector,
+    http1: TlsConnector,
+    mark: u32,
+}
+
+impl std::fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dialer").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+impl Dialer {
+    /// To one server, trusted by `roots`.
+    ///
+    /// # Errors
+    /// The host is neither a DNS name nor an IP address.
+    pub fn new(
+        server: &Server,
+        roots: &Arc<rustls::RootCertStore>,
+        mark: u32,
+    ) -> Result<Self, rustls::pki_types::InvalidDnsNameError> {
+        let name = ServerName::try_from(server.host.clone())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = |alpn: &[&[u8]]| {
+            let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+                .with_safe_default_protocol_versions()
+                .expect("aws-lc-rs supports TLS 1.2 and 1.3")
+                .with_root_certificates(Arc::clone(roots))
+                .with_no_client_auth();
+            config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+            TlsConnector::from(Arc::new(config))
+        };
+        let (both, http1) = (config(&[b"h2", b"http/1.1"]), config(&[b"http/1.1"]));
+        Ok(Self { server: server.clone(), name, both, http1, mark })
+    }
+
+    /// The server.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// A TLS connection; with `http1`, HTTP/1.1 alone is offered (upgrades need it).
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn dial(&self, http1: bool) -> Result<TlsStream<TcpStream>, DialError> {
+        let dial = async {
+            let tcp = self.connect().await?;
+            let tls = if http1 { &self.http1 } else { &self.both };
+            let failed = |source| DialError::Tls { host: self.server.host.clone(), source };
+            tls.connect(self.name.clone(), tcp).await.map_err(failed)
+        };
+        tokio::time::timeout(DIAL_TIMEOUT, dial).await.unwrap_or(Err(DialError::Timeout))
+    }
+
+    async fn connect(&self) -> Result<TcpStream, DialError> {
+        let (host, port) = (self.server.host.as_str(), self.server.port);
+        let resolve = |source| DialError::Resolve { host: host.to_owned(), source };
+        let mut last = None;
+        for address in tokio::net::lookup_host((host, port)).await.map_err(resolve)? {
+            match self.connect_to(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(source) => last = Some(DialError::Connect { address, source }),
+            }
+        }
+        Err(last.unwrap_or_else(|| resolve(io::Error::other("no address"))))
+    }
+
+    async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Without CAP_NET_ADMIN there is no steering of ours either, so an unmarked socket is right.
+        if let Err(error) = socket2::SockRef::from(&socket).set_mark(self.mark) {
+            tracing::trace!(%error, "upstream socket not marked");
+        }
+        socket.set_nodelay(true)?;
+        socket.connect(address).await
+    }
+}

@@ -1,0 +1,191 @@
+//! Sends one request to the cloud. In: the client's request. Out: the head of the answer and its body, or why there is
+//! none. Ends at once when the cloud is found to be away.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, Request, Response, header};
+use http_body_util::{Either, Empty};
+use hyper::body::Incoming;
+
+use super::dial::DialError;
+use super::health::{CloudState, Health, Signal};
+use super::upstreams::{Place, Sender, Stream, Upload, Upstreams, set_host, uri};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// Nothing has been sent.
+    #[error("{0}")]
+    NotSent(#[from] DialError),
+    /// The cloud is away; nothing has been sent.
+    #[error("the cloud is away")]
+    Away,
+    /// Sent, and then the link broke: what became of it isn't known.
+    #[error("the cloud's connection broke after the request was sent: {0}")]
+    Lost(String),
+}
+
+/// Headers that belong to one connection, not to the request (RFC 9110 §7.6.1).
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::HOST,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::EXPECT,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Everything but the hop-by-hop headers, those that `Connection` names among them.
+pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let mut out = HeaderMap::with_capacity(headers.len() + 2);
+    for (name, value) in headers {
+        if !HOP_BY_HOP.contains(name) && !named.iter().any(|n| n == name.as_str()) {
+            out.append(name, value.clone());
+        }
+    }
+    out
+}
+
+/// Sends requests.
+#[derive(Debug)]
+pub struct Cloud {
+    /// The connections.
+    pub upstreams: Arc<Upstreams>,
+    /// The state.
+    pub health: Arc<Health>,
+}
+
+impl Cloud {
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// See [`ForwardError`]; each has already been told to [`Health`].
+    pub async fn send(
+        &self,
+        parts: &Parts,
+        body: Option<Incoming>,
+    ) -> Result<(Response<Incoming>, Place), ForwardError> {
+        let mut state = self.health.subscribe();
+        let away = async {
+            // The state was looked at before: only what it becomes from here on ends the wait.
+            let _ = state.wait_for(|s| *s == CloudState::Disconnected).await;
+        };
+        let sent = std::sync::atomic::AtomicBool::new(false);
+        tokio::select! {
+            biased;
+            answer = self.exchange(parts, body, &sent) => answer,
+            () = away => Err(match sent.into_inner() {
+                true => ForwardError::Lost("no answer before the link was found dead".into()),
+                false => ForwardError::Away,
+            }),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        parts: &Parts,
+        body: Option<Incoming>,
+        sent: &std::sync::atomic::AtomicBool,
+    ) -> Result<(Response<Incoming>, Place), ForwardError> {
+        let server = self.upstreams.dialer().server();
+        let repeatable = body.is_none();
+        let mut request =
+            Request::new(body.map_or_else(|| Either::Right(Empty::<Bytes>::new()), Either::Left));
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = uri(server, parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str));
+        *request.headers_mut() = end_to_end(&parts.headers);
+        for last in [false, true] {
+            let mut stream = self.upstreams.stream().await.inspect_err(|error| self.failed(error))?;
+            let copy = repeatable.then(|| copy(&request));
+            set_host(&mut request, &stream.sender);
+            let began = Instant::now();
+            sent.store(true, std::sync::atomic::Ordering::Relaxed);
+            match Self::once(&mut stream, request).await {
+                Ok(response) => {
+                    self.health.answered(began.elapsed());
+                    return Ok((response, stream.place));
+                }
+                Err(failed) => {
+                    let (error, back) = *failed;
+                    // A connection that closed under us took nothing of the request, or the request may be repeated.
+                    match back.or(copy) {
+                        Some(again) if !last => request = again,
+                        _ => {
+                            self.health.signal(Signal::Failed);
+                            return Err(ForwardError::Lost(error.to_string()));
+                        }
+                    }
+                }
+            }
+        }
+        Err(ForwardError::Away)
+    }
+
+    async fn once(
+        stream: &mut Stream,
+        request: Request<Upload>,
+    ) -> Result<Response<Incoming>, Box<(hyper::Error, Option<Request<Upload>>)>> {
+        let tried = match &mut stream.sender {
+            Sender::H2(sender) => sender.try_send_request(request).await,
+            Sender::H1(sender) => sender.try_send_request(request).await,
+        };
+        tried.map_err(|mut failed| {
+            let back = failed.take_message();
+            Box::new((failed.into_error(), back))
+        })
+    }
+
+    fn failed(&self, error: &DialError) {
+        match error {
+            DialError::Busy => {}
+            error if error.is_refused() => self.health.signal(Signal::Refused),
+            _ => self.health.signal(Signal::Failed),
+        }
+    }
+}
+
+/// The same request again; it has no body.
+fn copy(request: &Request<Upload>) -> Request<Upload> {
+    let mut copy = Request::new(Either::Right(Empty::new()));
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i3_only_hop_by_hop_headers_are_left_out() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("upgrade", "h2c"),
+            ("authorization", "Bearer t"),
+            ("accept", "application/json"),
+            ("impersonate-user", "u"),
+        ] {
+            headers.append(name, value.parse().unwrap());
+        }
+        let kept = end_to_end(&headers);
+        let mut names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept", "authorization", "impersonate-user"]);
+    }
+}

@@ -1,0 +1,101 @@
+//! A body from the cloud on its way to a client, copied into the cache as it passes. In: hyper's body. Out: the same
+//! frames, unchanged (I3).
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::upstreams::Place;
+use crate::account::Metrics;
+use crate::body::BodyError;
+use crate::cache::ingest::Capture;
+
+/// The body of a forwarded answer.
+#[derive(Debug)]
+pub struct CloudBody {
+    inner: Incoming,
+    capture: Option<Capture>,
+    /// A frame that waits for room in the copy.
+    waiting: Option<Bytes>,
+    /// Bytes still to come, where the answer said how many.
+    left: Option<u64>,
+    /// When the link breaks, a watch ends like any other: the client watches again at once.
+    watch: bool,
+    metrics: Arc<Metrics>,
+    _place: Option<Place>,
+}
+
+impl CloudBody {
+    /// Wraps a body.
+    pub fn new(
+        inner: Incoming,
+        capture: Option<Capture>,
+        place: Option<Place>,
+        watch: bool,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let left = inner.size_hint().exact();
+        Self { inner, capture, waiting: None, left, watch, metrics, _place: place }
+    }
+
+    /// As [`http_body::Body::poll_frame`].
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            if let Some(bytes) = self.waiting.take() {
+                if let Some(capture) = &mut self.capture
+                    && capture.poll_push(cx, &bytes).is_pending()
+                {
+                    self.waiting = Some(bytes);
+                    return Poll::Pending;
+                }
+                self.counted(&bytes);
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => self.waiting = Some(bytes),
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                Some(Err(error)) => {
+                    self.capture = None;
+                    let end = if self.watch { None } else { Some(Err(error.into())) };
+                    return Poll::Ready(end);
+                }
+                None => {
+                    self.end();
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+
+    /// hyper does not poll again behind the last byte that it knows of: the copy must end with it.
+    fn counted(&mut self, bytes: &Bytes) {
+        let len = bytes.len() as u64;
+        self.metrics.cloud_bytes.inc_by(len);
+        self.left = self.left.map(|left| left.saturating_sub(len));
+        if self.left == Some(0) || self.inner.is_end_stream() {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(capture) = self.capture.take() {
+            capture.end();
+        }
+    }
+
+    /// As [`http_body::Body::is_end_stream`].
+    pub fn is_end_stream(&self) -> bool {
+        self.waiting.is_none() && self.capture.is_none() && self.inner.is_end_stream()
+    }
+
+    /// As [`http_body::Body::size_hint`].
+    pub fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

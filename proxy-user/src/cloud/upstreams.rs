@@ -1,0 +1,260 @@
+//! The connections to the API server: a few HTTP/2 ones, shared by all requests, opened when needed. In: requests for
+//! a place on one. Out: [`Stream`], which gives its place back when dropped.
+//!
+//! A server that speaks HTTP/1.1 only gets one connection a request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{Either, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
+
+use super::dial::{DialError, Dialer};
+use crate::account::Metrics;
+
+/// The body of a request on its way to the cloud.
+pub type Upload = Either<Incoming, Empty<Bytes>>;
+
+/// Requests on one connection: under the 100 streams that the API server allows.
+const STREAMS: usize = 90;
+/// Connections at once.
+const CONNECTIONS: usize = 64;
+/// Dead links are found by pings.
+const PING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(10));
+/// Flow control windows of a stream and of a connection, in bytes.
+const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
+
+/// Sends requests on one connection.
+#[derive(Debug)]
+pub enum Sender {
+    /// Shared.
+    H2(http2::SendRequest<Upload>),
+    /// For one request.
+    H1(http1::SendRequest<Upload>),
+}
+
+#[derive(Debug)]
+struct Kept {
+    sender: http2::SendRequest<Upload>,
+    active: Arc<AtomicUsize>,
+    retired: AtomicBool,
+    driver: AbortHandle,
+}
+
+/// A place on a connection.
+#[derive(Debug)]
+pub struct Stream {
+    /// To send the request by.
+    pub sender: Sender,
+    /// Gives the place back.
+    pub place: Place,
+}
+
+/// One request's place on a connection, given back when dropped.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a probe says that the cloud isn't there.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// No connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The connection broke.
+    #[error("the probe failed: {0}")]
+    Http(#[from] hyper::Error),
+    /// A server that isn't ready.
+    #[error("the server's /readyz answered {0}")]
+    NotReady(http::StatusCode),
+    /// No answer in time.
+    #[error("no answer to a probe within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+}
+
+impl ProbeError {
+    /// Nobody listens there.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Dial(error) if error.is_refused())
+    }
+}
+
+/// All connections to one server.
+#[derive(Debug)]
+pub struct Upstreams {
+    dialer: Dialer,
+    kept: Mutex<Vec<Kept>>,
+    /// One dials, the others wait for its connection.
+    dialing: tokio::sync::Mutex<()>,
+    metrics: Arc<Metrics>,
+}
+
+impl Upstreams {
+    /// To one server; nothing is opened yet.
+    pub fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
+        Self { dialer, kept: Mutex::new(Vec::new()), dialing: tokio::sync::Mutex::new(()), metrics }
+    }
+
+    /// Opens connections.
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// A place on a connection, opened where none has room.
+    ///
+    /// # Errors
+    /// None can be opened, or the limit is reached.
+    pub async fn stream(&self) -> Result<Stream, DialError> {
+        if let Some(stream) = self.find()? {
+            return Ok(stream);
+        }
+        let _dialing = self.dialing.lock().await;
+        if let Some(stream) = self.find()? {
+            return Ok(stream);
+        }
+        // Boxed: a handshake's state is large and rarely needed.
+        Box::pin(self.open()).await
+    }
+
+    /// A place on an open connection; `None` where a new one is needed.
+    fn find(&self) -> Result<Option<Stream>, DialError> {
+        let mut kept = self.kept.lock();
+        kept.retain(|k| !k.sender.is_closed());
+        let usable =
+            |k: &&Kept| !k.retired.load(Ordering::Relaxed) && k.active.load(Ordering::Relaxed) < STREAMS;
+        if let Some(found) = kept.iter().find(usable) {
+            return Ok(Some(found.place()));
+        }
+        if kept.len() >= CONNECTIONS { Err(DialError::Busy) } else { Ok(None) }
+    }
+
+    async fn open(&self) -> Result<Stream, DialError> {
+        let tls = self.dialer.dial(false).await?;
+        self.metrics.cloud_connects.inc();
+        let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        let io = TokioIo::new(tls);
+        if !h2 {
+            let (sender, connection) = http1::handshake(io).await?;
+            tokio::spawn(connection);
+            return Ok(Stream { sender: Sender::H1(sender), place: Place(Arc::new(AtomicUsize::new(1))) });
+        }
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING.0)
+            .keep_alive_timeout(PING.1)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1)
+            .max_header_list_size(64 << 10)
+            .handshake(io)
+            .await?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to the cloud ended");
+            }
+        });
+        let kept = Kept {
+            sender,
+            active: Arc::new(AtomicUsize::new(0)),
+            retired: AtomicBool::new(false),
+            driver: driver.abort_handle(),
+        };
+        let stream = kept.place();
+        self.kept.lock().push(kept);
+        Ok(stream)
+    }
+
+    /// New requests take new connections; what runs goes on.
+    pub fn retire_all(&self) {
+        for kept in self.kept.lock().iter() {
+            kept.retired.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends every connection, and with it every stream: clients turn to the other side at once.
+    pub fn close_all(&self) {
+        for kept in self.kept.lock().drain(..) {
+            kept.driver.abort();
+        }
+    }
+
+    /// Connections open.
+    pub fn len(&self) -> usize {
+        self.kept.lock().len()
+    }
+
+    /// None open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Asks the server whether it is ready, on a connection of its own or on one in use.
+    ///
+    /// # Errors
+    /// It isn't there, or isn't ready.
+    pub async fn probe(&self, fresh: bool) -> Result<(), ProbeError> {
+        let mut stream = if fresh {
+            // Kept for the requests that follow, where it turns out to be good.
+            Box::pin(self.open()).await?
+        } else {
+            self.stream().await?
+        };
+        let server = self.dialer.server();
+        let mut request = Request::new(Either::Right(Empty::new()));
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = uri(server, Some("/readyz"));
+        set_host(&mut request, &stream.sender);
+        let response = match &mut stream.sender {
+            Sender::H2(sender) => sender.send_request(request).await?,
+            Sender::H1(sender) => sender.send_request(request).await?,
+        };
+        // 401 and 403 come from a living server that lets nobody look.
+        if response.status().is_server_error() {
+            return Err(ProbeError::NotReady(response.status()));
+        }
+        Ok(())
+    }
+}
+
+impl Kept {
+    fn place(&self) -> Stream {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Stream { sender: Sender::H2(self.sender.clone()), place: Place(Arc::clone(&self.active)) }
+    }
+}
+
+/// The absolute URI of a path on a server.
+pub fn uri(server: &crate::config::Server, path_and_query: Option<&str>) -> http::Uri {
+    let host = if server.host.contains(':') { format!("[{}]", server.host) } else { server.host.clone() };
+    http::Uri::builder()
+        .scheme("https")
+        .authority(format!("{host}:{}", server.port))
+        .path_and_query(path_and_query.unwrap_or("/"))
+        .build()
+        .unwrap_or_default()
+}
+
+/// HTTP/1.1 wants the host in a header and the path alone in the request line.
+pub fn set_host(request: &mut Request<Upload>, sender: &Sender) {
+    if matches!(sender, Sender::H1(_)) {
+        let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        if let Ok(value) = http::HeaderValue::from_str(&authority) {
+            request.headers_mut().insert(http::header::HOST, value);
+        }
+        if let Some(path) = request.uri().path_and_query().cloned() {
+            *request.uri_mut() = http::Uri::from(path);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Flags that YurtHub doesn't have.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+
+use super::go_bool;
+use crate::config::duration;
+
+/// Our own flags.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "hublet's own")]
+pub struct OwnFlags {
+    /// Service addresses that host processes dial and that eBPF steers to hublet, or `none`
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', action = ArgAction::Append,
+        default_value = "10.96.0.1:443")]
+    pub steer: Vec<String>,
+    /// Where bpffs is mounted, or is to be mounted
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+    /// cgroup v2 directory whose processes are steered [default: the root of cgroup v2]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// Log what the eBPF programs decide (needs a build with the feature bpf-log)
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, value_parser = go_bool, action = ArgAction::Set)]
+    pub bpf_log: bool,
+    /// Connections open at once; one more is closed as soon as it is accepted
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub max_connections: usize,
+    /// Requests answered at once, watches included; one more gets 429
+    #[arg(long, value_name = "N", default_value_t = 16384)]
+    pub max_requests: usize,
+    /// Page cache of the store, in bytes or with Ki, Mi, Gi
+    #[arg(long, value_name = "SIZE", default_value = "1Mi", value_parser = size)]
+    pub store_page_cache: usize,
+    /// How long what the cloud allowed a caller stays allowed while the cloud is away
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration::parse)]
+    pub grant_max_age: Duration,
+    /// How long requests may go on after SIGTERM
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration::parse)]
+    pub drain_timeout: Duration,
+    /// Print the effective configuration as JSON and exit
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, value_parser = go_bool, action = ArgAction::Set)]
+    pub print_config: bool,
+}
+
+/// A size as Kubernetes writes quantities of memory: a whole number with nothing, Ki, Mi or Gi behind it.
+fn size(text: &str) -> Result<usize, String> {
+    let (number, shift) = [("Ki", 10), ("Mi", 20), ("Gi", 30)]
+        .iter()
+        .find_map(|(unit, shift)| text.strip_suffix(unit).map(|n| (n, *shift)))
+        .unwrap_or((text, 0));
+    number.parse::<usize>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(|| {
+        format!("{text:?} is not a size: write bytes or a number with Ki, Mi or Gi, as in 1Mi")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_are_quantities() {
+        for (text, bytes) in [("1048576", 1 << 20), ("4Ki", 4096), ("1Mi", 1 << 20), ("2Gi", 2 << 30)] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for text in ["", "Mi", "1M", "1.5Mi", "-1", "99999999999999Gi"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The accept loop: one a listener, a place in the registry for each connection, patience when descriptors run out.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{Counters, Registry, connection};
+use crate::client::Port;
+use crate::handle::Handler;
+use crate::setup::Setup;
+
+/// Pause after accept has failed, doubled up to the second.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Largest request head, and largest piece of a body that is read at once.
+const BUFFER: usize = 64 * 1024;
+/// Header fields in a request's head.
+const HEADERS: usize = 128;
+/// Requests at once on an HTTP/2 connection, as the API server allows.
+const STREAMS: u32 = 250;
+/// A node's uploads are small; this bounds what a client can make us hold.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Pings find peers that vanished with their network namespace.
+const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
+
+/// What every connection needs.
+pub struct Front {
+    pub(super) handler: Arc<Handler>,
+    pub(super) setup: Arc<Setup>,
+    pub(super) tls: TlsAcceptor,
+    pub(super) http1: http1::Builder,
+    pub(super) http2: http2::Builder<TokioExecutor>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) counters: Arc<Counters>,
+}
+
+impl Front {
+    /// Puts the parts together.
+    pub fn new(
+        handler: Arc<Handler>,
+        setup: Arc<Setup>,
+        tls: Arc<rustls::ServerConfig>,
+        registry: Arc<Registry>,
+        counters: Arc<Counters>,
+    ) -> Arc<Self> {
+        let mut http1 = http1::Builder::new();
+        // The registry finds slow heads; hyper's own timer would cost an allocation a request and end idle
+        // connections after half a minute.
+        http1.header_read_timeout(None).max_buf_size(BUFFER).max_headers(HEADERS);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(BUFFER as u32)
+            .keep_alive_interval(PING.0)
+            .keep_alive_timeout(PING.1);
+        Arc::new(Self { handler, setup, tls: TlsAcceptor::from(tls), http1, http2, registry, counters })
+    }
+}
+
+impl std::fmt::Debug for Front {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Front").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+/// Accepts until told to stop; what is in the backlog by then is still accepted.
+pub(super) async fn accept(
+    front: Arc<Front>,
+    listener: Arc<TcpListener>,
+    port: Port,
+    stop: CancellationToken,
+) {
+    let mut pause = PAUSE.0;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, remote)) => {
+                pause = PAUSE.0;
+                front.counters.accepted(port);
+                match front.registry.enter() {
+                    Some(activity) => {
+                        tokio::spawn(connection::serve(Arc::clone(&front), stream, (remote, port), activity));
+                    }
+                    None => refused(&front),
+                }
+            }
+            Err(error) if concerns_one_connection(&error) => front.counters.accept_error(),
+            Err(error) => {
+                front.counters.accept_error();
+                if pause == PAUSE.0 {
+                    warn!(
+                        "accept failed: {error}; trying again, up to a second apart (raise the limit of open files?)"
+                    );
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE.1),
+                    () = stop.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+fn refused(front: &Front) {
+    let count = front.counters.refused();
+    if count.is_power_of_two() {
+        let limit = front.registry.limit();
+        warn!("{count} connections refused so far: all {limit} of --max-connections are open");
+    }
+}
+
+/// The peer gave up before we came, as opposed to a want of our own.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
+}

@@ -1,0 +1,198 @@
+//! One connection, from accept to its end: who calls, TLS or plain, which HTTP, and every request to the handler.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::Front;
+use super::activity::{Activity, Answer, Open, Watched};
+use super::tls::H2;
+use crate::client::{Connection, Port};
+
+/// A client that connects and says nothing.
+const FIRST_BYTE: Duration = Duration::from_secs(30);
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// While the first bytes could still become HTTP/2's preface.
+const PREFACE_POLL: Duration = Duration::from_millis(5);
+
+/// What Go's TLS server says to plain HTTP, so that YurtHub's users meet the same words.
+const PLAIN_ON_SECURE: &[u8] =
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+
+/// The first byte of a TLS handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    Tls,
+    Http1,
+    Http2,
+    /// The peer closed without a word.
+    Nothing,
+}
+
+/// Serves one accepted connection to its end.
+pub(super) async fn serve(
+    front: Arc<Front>,
+    stream: TcpStream,
+    (remote, port): (SocketAddr, Port),
+    activity: Arc<Activity>,
+) {
+    let process = front.setup.identify(stream.as_fd());
+    let Ok(local) = stream.local_addr() else { return };
+    let Some(Ok(Ok(speech))) = activity.unless_ordered(timeout(FIRST_BYTE, listen_first(&stream))).await
+    else {
+        return;
+    };
+    let tls = speech == Speech::Tls;
+    let connection = Arc::new(Connection::new(port, local, remote, tls, process));
+    // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
+    if tls || (port == Port::Plain && speech != Speech::Nothing) {
+        front.handler.accepted(&connection);
+    }
+    match (port, speech) {
+        (_, Speech::Nothing) => {}
+        (_, Speech::Tls) => secure(&front, stream, connection, activity).await,
+        (Port::Secure, _) => {
+            front.counters.plain_on_secure();
+            refuse_plain(stream).await;
+        }
+        (Port::Plain, Speech::Http1) => http1(&front, stream, connection, activity).await,
+        (Port::Plain, Speech::Http2) => http2(&front, stream, connection, activity).await,
+    }
+}
+
+/// Looks at the first bytes without taking them.
+async fn listen_first(stream: &TcpStream) -> io::Result<Speech> {
+    let mut first = [0; 3];
+    loop {
+        let seen = stream.peek(&mut first).await?;
+        match speech(&first[..seen]) {
+            Some(speech) => return Ok(speech),
+            None => tokio::time::sleep(PREFACE_POLL).await,
+        }
+    }
+}
+
+/// No HTTP/1 method begins with `PRI`: that is HTTP/2's preface. `None`: too little to tell.
+fn speech(first: &[u8]) -> Option<Speech> {
+    match first {
+        [] => Some(Speech::Nothing),
+        [TLS_HANDSHAKE, ..] => Some(Speech::Tls),
+        b"PRI" => Some(Speech::Http2),
+        b"P" | b"PR" => None,
+        _ => Some(Speech::Http1),
+    }
+}
+
+async fn secure(front: &Front, stream: TcpStream, connection: Arc<Connection>, activity: Arc<Activity>) {
+    let handshake = timeout(HANDSHAKE, front.tls.accept(stream));
+    // Boxed: a handshake is many times larger than what it leaves behind.
+    let stream = match activity.unless_ordered(Box::pin(handshake)).await {
+        None => return,
+        Some(Ok(Ok(stream))) => stream,
+        Some(Ok(Err(error))) => {
+            front.counters.handshake_error();
+            debug!("TLS handshake with {} failed: {error}; does the client trust our CA?", connection.remote);
+            return;
+        }
+        Some(Err(_)) => {
+            front.counters.handshake_error();
+            debug!("TLS handshake with {} took longer than {HANDSHAKE:?}", connection.remote);
+            return;
+        }
+    };
+    if stream.get_ref().1.alpn_protocol() == Some(H2) {
+        http2(front, stream, connection, activity).await;
+    } else {
+        http1(front, stream, connection, activity).await;
+    }
+}
+
+/// hyper's service: one reference to handler and connection a request, nothing else.
+macro_rules! requests {
+    ($front:expr, $connection:expr, $activity:expr) => {{
+        let (handler, connection, activity) =
+            (Arc::clone(&$front.handler), $connection, Arc::clone(&$activity));
+        service_fn(move |request| {
+            let open = Open::new(&activity);
+            let answer = Arc::clone(&handler).handle(Arc::clone(&connection), request);
+            async move { Ok::<_, Infallible>(answer.await.map(|body| Answer { body, open })) }
+        })
+    }};
+}
+
+async fn http1<T>(front: &Front, stream: T, connection: Arc<Connection>, activity: Arc<Activity>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let requests = requests!(front, connection, activity);
+    let stream =
+        Watched { stream: TokioIo::new(stream), activity: Arc::clone(&activity), one_at_a_time: true };
+    let serving = front.http1.serve_connection(stream, requests).with_upgrades();
+    ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await);
+}
+
+async fn http2<T>(front: &Front, stream: T, connection: Arc<Connection>, activity: Arc<Activity>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let requests = requests!(front, connection, activity);
+    let stream =
+        Watched { stream: TokioIo::new(stream), activity: Arc::clone(&activity), one_at_a_time: false };
+    let serving = front.http2.serve_connection(stream, requests);
+    ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await);
+}
+
+fn ended(end: Option<hyper::Result<()>>) {
+    if let Some(Err(error)) = end {
+        debug!("connection ended: {error}");
+    }
+}
+
+/// Answers plain HTTP on the TLS port. What the client sent is read first: closing over unread bytes would reset the
+/// connection, and the answer with it.
+async fn refuse_plain(mut stream: TcpStream) {
+    let mut request = [0; 4096];
+    let _ = stream.try_read(&mut request);
+    let _ = timeout(HANDSHAKE, async {
+        stream.write_all(PLAIN_ON_SECURE).await?;
+        stream.shutdown().await
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_what_the_client_speaks() {
+        for (bytes, heard) in [
+            (&b""[..], Some(Speech::Nothing)),
+            (b"\x16\x03\x01", Some(Speech::Tls)),
+            (b"\x16", Some(Speech::Tls)),
+            (b"GET", Some(Speech::Http1)),
+            (b"POS", Some(Speech::Http1)),
+            (b"PUT", Some(Speech::Http1)),
+            (b"PAT", Some(Speech::Http1)),
+            (b"PRO", Some(Speech::Http1)),
+            (b"PRI", Some(Speech::Http2)),
+            (b"P", None),
+            (b"PR", None),
+            (b"\x80\x2e\x01", Some(Speech::Http1)),
+        ] {
+            assert_eq!(speech(bytes), heard, "{bytes:?}");
+        }
+    }
+}

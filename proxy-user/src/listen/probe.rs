@@ -1,0 +1,48 @@
+//! The self-probe: a real connection through the real accept loop, twice a second. Its answer is what the eBPF
+//! heartbeat and readiness stand on, so it runs on the traffic runtime and nowhere else.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Between two probes.
+pub const INTERVAL: Duration = Duration::from_millis(500);
+
+/// An answer that takes longer counts as none.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Asks the secure listener for its answer to plain HTTP: no TLS is spent, and every stage up to the first byte works.
+///
+/// # Errors
+/// No connection, another answer, or none within a second.
+pub async fn probe(secure: SocketAddr) -> io::Result<()> {
+    timeout(PATIENCE, ask(reachable(secure))).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn ask(secure: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(secure).await?;
+    // A reset instead of TIME_WAIT: two probes a second would keep 120 of them.
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await?;
+    if &answer == b"HTTP/1.0 400" {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "another server answers on our address"))
+}
+
+/// Where a listener on every address can be dialled.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}

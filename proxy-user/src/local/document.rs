@@ -1,0 +1,67 @@
+//! Discovery, OpenAPI, `/version` and the like from the store, and Tables: the form that the `Accept` header asks for.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::negotiate::{Encoding, document_rank, other_form};
+use super::{Local, Question};
+use crate::body::Body;
+use crate::cache::codec::json;
+use crate::cache::key;
+use crate::cache::observe::{document_key, form_key};
+use crate::cache::store::Snapshot;
+use crate::status::Refusal;
+
+impl Local {
+    /// Objects in another form (a Table), as the cloud wrote it, where nothing has been seen to change since.
+    pub(super) fn other_form(
+        &self,
+        snapshot: &Snapshot,
+        question: &Question<'_>,
+    ) -> Result<Option<Response<Body>>, Refusal> {
+        let Some(form) = other_form(question.headers) else { return Ok(None) };
+        let key = form_key(question.scope(), &form);
+        let Some((at, body)) = snapshot.document(&key, |d| (d.at, Bytes::copy_from_slice(d.body)))? else {
+            return Ok(None);
+        };
+        let version = json::head(&body).ok().and_then(|head| head.meta.version());
+        let scope = key::without_selectors(question.scope());
+        let Some(version) = version else { return Ok(None) };
+        if snapshot.changed_since(scope, version, at)? {
+            return Ok(None);
+        }
+        self.allowed(question)?;
+        Ok(Some(self.response(Encoding::Json.content_type(), at, Body::full(body))))
+    }
+
+    pub(super) async fn document(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+        let path = document_key(question.request);
+        let snapshot = self.cache.snapshot().await?;
+        let types = snapshot.documents(&path)?;
+        let ranked = types.iter().filter_map(|t| document_rank(question.headers, t).map(|rank| (rank, t)));
+        let Some((_, content_type)) = ranked.min_by_key(|(rank, _)| *rank) else {
+            return Err(question.unknown());
+        };
+        self.allowed(&question)?;
+        let key = format!("{path}\n{content_type}");
+        let copy = snapshot
+            .document(key.as_bytes(), |d| (d.at, d.etag.to_owned(), Bytes::copy_from_slice(d.body)))?
+            .ok_or_else(|| question.unknown())?;
+        let (at, etag, body) = copy;
+        let unchanged = !etag.is_empty()
+            && question.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
+        let mut response = Response::new(if unchanged { Body::empty() } else { Body::full(body) });
+        if unchanged {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        }
+        let headers = response.headers_mut();
+        for (name, value) in [(header::CONTENT_TYPE, content_type.as_str()), (header::ETAG, &etag)] {
+            if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_str(value)) {
+                headers.insert(name, value);
+            }
+        }
+        headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+        self.age(headers, at);
+        Ok(response)
+    }
+}

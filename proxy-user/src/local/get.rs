@@ -1,0 +1,88 @@
+//! GET of one object from the store: the bytes that came, the newest of them.
+
+use bytes::Bytes;
+use http::Response;
+
+use super::negotiate::{Accepts, Encoding};
+use super::{Local, Question};
+use crate::body::Body;
+use crate::cache::codec::parse_version;
+use crate::cache::record::Record;
+use crate::cache::store::Lookup;
+use crate::status::Refusal;
+
+/// What is copied out of the store's page.
+enum Copy {
+    Body(Encoding, u64, Bytes),
+    OtherVersion(String),
+    OtherEncoding(Encoding),
+    TooOld,
+}
+
+impl Local {
+    pub(super) async fn get(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+        let request = question.request;
+        if !matches!(request.subresource.as_ref(), "" | "status") {
+            return Err(question.unknown());
+        }
+        let accepts = Accepts::of(question.headers);
+        let wanted = parse_version(&request.query.resource_version).unwrap_or(0);
+        let copy = |record: Record<'_>| {
+            if !is_version(record.api_version, &request.group, &request.version) {
+                Copy::OtherVersion(record.api_version.to_owned())
+            } else if record.version < wanted {
+                Copy::TooOld
+            } else if accepts.takes(record.encoding) {
+                Copy::Body(record.encoding, record.stored_at, Bytes::copy_from_slice(record.body))
+            } else {
+                Copy::OtherEncoding(record.encoding)
+            }
+        };
+        let snapshot = self.cache.snapshot().await?;
+        if let Some(response) = self.other_form(&snapshot, &question)? {
+            return Ok(response);
+        }
+        let found = snapshot.object(question.scope(), copy)?;
+        if matches!(found, Lookup::Unknown) {
+            return Err(question.unknown());
+        }
+        self.allowed(&question)?;
+        let what = || question.describe();
+        match found {
+            Lookup::Found(Copy::Body(encoding, at, bytes)) => {
+                Ok(self.response(encoding.content_type(), at, Body::full(bytes)))
+            }
+            Lookup::Found(Copy::OtherVersion(stored)) => Err(Refusal::Encoding(format!(
+                "hublet: the cloud is away and the newest copy of {} is of apiVersion {stored}",
+                what()
+            ))),
+            Lookup::Found(Copy::OtherEncoding(stored)) => Err(Refusal::Encoding(format!(
+                "hublet: the cloud is away and the newest copy of {} is in {}, which the request does not accept",
+                what(),
+                stored.content_type()
+            ))),
+            Lookup::Found(Copy::TooOld) | Lookup::Unknown => Err(question.unknown()),
+            Lookup::Absent(at) => Ok(self.remembered_404(&question, accepts.errors, at)),
+        }
+    }
+
+    fn remembered_404(&self, question: &Question<'_>, encoding: Encoding, at: u64) -> Response<Body> {
+        let r = question.request;
+        let refusal = Refusal::NotFound {
+            group: r.group.clone().into_owned(),
+            resource: r.resource.clone().into_owned(),
+            name: r.name.clone().into_owned(),
+        };
+        let mut response = refusal.response(encoding);
+        self.age(response.headers_mut(), at);
+        response
+    }
+}
+
+/// `api_version` is that group and version.
+fn is_version(api_version: &str, group: &str, version: &str) -> bool {
+    match api_version.split_once('/') {
+        Some((g, v)) => g == group && v == version,
+        None => group.is_empty() && api_version == version,
+    }
+}

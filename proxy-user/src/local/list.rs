@@ -1,0 +1,199 @@
+//! LIST from the store: a complete collection only (I2), streamed from a snapshot in the API server's order and form,
+//! without building it in memory.
+
+use bytes::Bytes;
+use http::Response;
+
+use super::negotiate::{Accepts, Encoding};
+use super::{Local, Question};
+use crate::body::Body;
+use crate::cache::codec::{parse_version, protobuf};
+use crate::cache::key;
+use crate::cache::record::{Collection, Record};
+use crate::cache::store::{Snapshot, StoreError, Walk};
+use crate::request::ApiRequest;
+use crate::status::Refusal;
+
+/// Bytes of one chunk, but for the item that goes over it.
+const CHUNK: usize = 16 << 10;
+
+/// A complete collection, found for a question.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) snapshot: Snapshot,
+    pub(super) collection: Collection,
+    /// The key under which members stand, where there are selectors.
+    selective: Option<Vec<u8>>,
+    prefix: Vec<u8>,
+}
+
+impl Found {
+    /// A walk over its objects.
+    pub(super) fn walk(&self) -> Result<Walk, StoreError> {
+        match &self.selective {
+            Some(key) => self.snapshot.walk_members(key),
+            None => self.snapshot.walk(&self.prefix),
+        }
+    }
+
+    /// The encoding to answer in: one that the caller takes and that every object is stored in.
+    pub(super) fn encoding(&self, request: &ApiRequest<'_>, accepts: &Accepts) -> Result<Encoding, Refusal> {
+        let resource_end =
+            self.prefix.iter().enumerate().filter(|(_, b)| **b == b'/').nth(1).map(|(i, _)| i + 1);
+        let forms = self.snapshot.forms(&self.prefix[..resource_end.unwrap_or(self.prefix.len())])?;
+        let forms = if forms.len() > 1 { self.forms_here()? } else { forms };
+        let version = request.api_version();
+        let refuse = |what: String| {
+            Refusal::Encoding(format!(
+                "hublet: the cloud is away and the newest copies of these objects are {what}"
+            ))
+        };
+        if let Some((_, other)) = forms.iter().find(|(_, stored)| *stored != version) {
+            return Err(refuse(format!("of apiVersion {other}")));
+        }
+        let stored = |e: Encoding| forms.iter().all(|(form, _)| *form == e as u8);
+        accepts
+            .first_of(stored)
+            .ok_or_else(|| refuse("not all in an encoding that the request accepts".to_owned()))
+    }
+
+    /// The forms in this collection alone, where those of the whole resource differ: a walk over it.
+    fn forms_here(&self) -> Result<Vec<(u8, String)>, StoreError> {
+        let (mut forms, mut walk) = (Vec::new(), self.walk()?);
+        while let Some(()) = walk.next(|r| {
+            if !forms.iter().any(|(e, v)| *e == r.encoding as u8 && v == r.api_version) {
+                forms.push((r.encoding as u8, r.api_version.to_owned()));
+            }
+        })? {}
+        Ok(forms)
+    }
+}
+
+impl Local {
+    /// Finds the complete collection that answers: its own, or that of all namespaces where there are no selectors.
+    pub(super) fn collection(&self, snapshot: Snapshot, question: &Question<'_>) -> Result<Found, Refusal> {
+        let (request, scope) = (question.request, question.scope());
+        let prefix = key::without_selectors(scope).to_vec();
+        let complete = |key: &[u8]| snapshot.collection(key).map(|c| c.filter(|c| c.complete));
+        let selective = request.has_selectors().then(|| scope.to_vec());
+        let mut collection = complete(scope)?;
+        if selective.as_deref().is_some_and(|key| !snapshot.members_known(key).unwrap_or(false)) {
+            collection = None;
+        }
+        if collection.is_none() && selective.is_none() && !request.namespace.is_empty() {
+            let mut all = Vec::new();
+            key::push_resource(&mut all, &request.group, &request.resource);
+            collection = complete(&all)?;
+        }
+        let collection = collection.ok_or_else(|| question.unknown())?;
+        Ok(Found { snapshot, collection, selective, prefix })
+    }
+
+    pub(super) async fn list(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+        let request = question.request;
+        if !request.subresource.is_empty() {
+            return Err(question.unknown());
+        }
+        let snapshot = self.cache.snapshot().await?;
+        if let Some(response) = self.other_form(&snapshot, &question)? {
+            return Ok(response);
+        }
+        let found = self.collection(snapshot, &question)?;
+        self.allowed(&question)?;
+        if !request.query.continue_token.is_empty() {
+            let what = "hublet: the cloud is away; the rest of this list can't be continued, list again from the start";
+            return Err(Refusal::Expired(what.to_owned()));
+        }
+        let wanted = parse_version(&request.query.resource_version).unwrap_or(0);
+        let version = found.collection.version;
+        if version < wanted || (request.query.exact && version != wanted) {
+            return Err(question.unknown());
+        }
+        let encoding = found.encoding(request, &Accepts::of(question.headers))?;
+        let list = StoredList::new(&found, encoding)?;
+        Ok(self.response(encoding.content_type(), found.collection.at, Body::stored(list)))
+    }
+}
+
+/// A list on its way to a client.
+#[derive(Debug)]
+pub struct StoredList {
+    walk: Option<Walk>,
+    encoding: Encoding,
+    unstructured: bool,
+    first: bool,
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl StoredList {
+    fn new(found: &Found, encoding: Encoding) -> Result<Self, StoreError> {
+        let collection = &found.collection;
+        let (head, tail) = match encoding {
+            Encoding::Json => json_envelope(collection),
+            Encoding::Protobuf => protobuf_envelope(collection, found.walk()?)?,
+        };
+        let unstructured = collection.unstructured;
+        Ok(Self { walk: Some(found.walk()?), encoding, unstructured, first: true, head, tail })
+    }
+
+    /// The next bytes of the list.
+    pub fn next_chunk(&mut self) -> Option<Result<Bytes, StoreError>> {
+        let walk = self.walk.as_mut()?;
+        let mut out = std::mem::take(&mut self.head);
+        out.reserve(CHUNK + (CHUNK >> 2));
+        while out.len() < CHUNK {
+            let (first, encoding, unstructured) = (self.first, self.encoding, self.unstructured);
+            let push = |record: Record<'_>| {
+                if !first && encoding == Encoding::Json {
+                    out.push(b',');
+                }
+                record.push_item(&mut out, unstructured);
+            };
+            match walk.next(push) {
+                Ok(Some(())) => self.first = false,
+                Ok(None) => {
+                    out.extend_from_slice(&self.tail);
+                    self.walk = None;
+                    break;
+                }
+                Err(error) => {
+                    self.walk = None;
+                    return Some(Err(error));
+                }
+            }
+        }
+        Some(Ok(out.into()))
+    }
+}
+
+/// What stands before and behind the items, as the API server writes it.
+fn json_envelope(collection: &Collection) -> (Vec<u8>, Vec<u8>) {
+    let Collection { kind, api_version, version, .. } = collection;
+    if collection.unstructured {
+        let tail =
+            format!(r#"],"kind":"{kind}","metadata":{{"continue":"","resourceVersion":"{version}"}}}}"#);
+        (format!(r#"{{"apiVersion":"{api_version}","items":["#).into_bytes(), (tail + "\n").into_bytes())
+    } else {
+        let meta = format!(r#""metadata":{{"resourceVersion":"{version}"}}"#);
+        let head = format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta},"items":["#);
+        (head.into_bytes(), b"]}\n".to_vec())
+    }
+}
+
+/// As [`json_envelope`]; the length of all items stands before them, so they are walked once to add it up.
+fn protobuf_envelope(collection: &Collection, mut walk: Walk) -> Result<(Vec<u8>, Vec<u8>), StoreError> {
+    let mut meta = Vec::new();
+    protobuf::put_bytes(&mut meta, 1, b"");
+    protobuf::put_bytes(&mut meta, 2, collection.version.to_string().as_bytes());
+    protobuf::put_bytes(&mut meta, 3, b"");
+    let mut list_meta = Vec::new();
+    protobuf::put_bytes(&mut list_meta, 1, &meta);
+    let mut len = list_meta.len();
+    while let Some(item) = walk.next(|r| r.protobuf_item_len())? {
+        len += item;
+    }
+    let mut head = protobuf::envelope_head(&collection.api_version, &collection.kind, len);
+    head.extend_from_slice(&list_meta);
+    Ok((head, protobuf::TAIL.to_vec()))
+}

@@ -1,0 +1,209 @@
+//! A WATCH while the cloud is away: stays open, begins with what is stored where the client asks for initial events,
+//! sends bookmarks where it asks for them, and ends at its time, when the cloud is back, or at a drain (I5).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::Response;
+use tokio::time::{Instant, sleep_until};
+
+use super::list::Found;
+use super::negotiate::{Accepts, Encoding};
+use super::{Local, Question};
+use crate::body::Body;
+use crate::cache::codec::{INITIAL_EVENTS_END, parse_version, protobuf};
+use crate::cache::record::Record;
+use crate::cache::store::Walk;
+use crate::cloud::health::CloudState;
+use crate::status::Refusal;
+
+/// How often a client that asked for bookmarks gets one, as the API server does.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// When the cloud is back, watches end within this time, each at its own moment.
+const RETURN_SPREAD: Duration = Duration::from_secs(1);
+/// Bytes of initial events in one chunk, but for the event that goes over it.
+const CHUNK: usize = 16 << 10;
+
+struct Bookmarks {
+    encoding: Encoding,
+    kind: String,
+    api_version: String,
+    version: u64,
+}
+
+struct Open {
+    initial: Option<Walk>,
+    /// The client waits for the bookmark that ends the initial events.
+    marks_initial_end: bool,
+    bookmarks: Option<Bookmarks>,
+    next_bookmark: Instant,
+    end: Instant,
+    state: tokio::sync::watch::Receiver<CloudState>,
+    draining: tokio_util::sync::CancellationToken,
+    spread: Duration,
+}
+
+impl Local {
+    pub(super) async fn watch(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+        self.allowed(&question)?;
+        let query = &question.request.query;
+        let accepts = Accepts::of(question.headers);
+        let found = self.collection(self.cache.snapshot().await?, &question);
+        let from = parse_version(&query.resource_version);
+        // Without a version to resume from, the client expects what is there as events first.
+        let initial = query.send_initial_events || from.is_none();
+        let (encoding, walk) = match &found {
+            Ok(found) if initial => {
+                let encoding = found.encoding(question.request, &accepts)?;
+                (encoding, Some(found.walk()?))
+            }
+            Err(_) if initial => return Err(question.unknown()),
+            _ => (accepts.first_of(|_| true).unwrap_or(Encoding::Json), None),
+        };
+        let bookmarks = found.ok().filter(|_| query.bookmarks || query.send_initial_events);
+        let bookmarks = bookmarks.map(|found| Bookmarks::of(&found, encoding, from.filter(|_| !initial)));
+        let age = self.cache.clock.now();
+        let open = Open {
+            initial: walk,
+            marks_initial_end: query.send_initial_events,
+            bookmarks,
+            next_bookmark: Instant::now() + BOOKMARK_EVERY,
+            end: Instant::now() + self.length(query.timeout_seconds),
+            state: self.state.clone(),
+            draining: self.draining.clone(),
+            spread: RETURN_SPREAD.mul_f64(random()),
+        };
+        let body = Body::events(Box::pin(stream::unfold(Some(open), next)));
+        Ok(self.response(encoding.watch_content_type(), age, body))
+    }
+
+    fn length(&self, asked: Option<u64>) -> Duration {
+        match asked {
+            Some(seconds) if seconds > 0 => Duration::from_secs(seconds.min(86_400)),
+            _ => self.min_request_timeout.mul_f64(1.0 + random()),
+        }
+    }
+}
+
+/// A number in 0..1; the spread of reconnects needs no more than the system's own randomness gives.
+fn random() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness all end at once, which is what there is then.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+/// The next chunk of a watch held open, or its end.
+async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
+    let mut open = open?;
+    if let Some(mut walk) = open.initial.take() {
+        let mut out = Vec::with_capacity(CHUNK + (CHUNK >> 2));
+        while out.len() < CHUNK {
+            match walk.next(|record| push_event(&mut out, "ADDED", record)) {
+                Ok(Some(())) => {}
+                Ok(None) => {
+                    if let (true, Some(bookmarks)) = (open.marks_initial_end, &open.bookmarks) {
+                        out.extend_from_slice(&bookmarks.event(true));
+                    }
+                    return if out.is_empty() { hold(open).await } else { Some((out.into(), Some(open))) };
+                }
+                // What can't be read can't be sent: the client lists again.
+                Err(_) => return None,
+            }
+        }
+        open.initial = Some(walk);
+        return Some((out.into(), Some(open)));
+    }
+    hold(open).await
+}
+
+async fn hold(mut open: Open) -> Option<(Bytes, Option<Open>)> {
+    let back = async {
+        let _ = open.state.wait_for(|state| *state == CloudState::Connected).await;
+        tokio::time::sleep(open.spread).await;
+    };
+    let bookmark = async {
+        match &open.bookmarks {
+            Some(_) => sleep_until(open.next_bookmark).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = sleep_until(open.end) => None,
+        () = open.draining.cancelled() => None,
+        () = back => None,
+        () = bookmark => {
+            let event = open.bookmarks.as_ref().map(|b| b.event(false)).unwrap_or_default();
+            open.next_bookmark += BOOKMARK_EVERY;
+            Some((event.into(), Some(open)))
+        }
+    }
+}
+
+fn push_event(out: &mut Vec<u8>, kind: &str, record: Record<'_>) {
+    push_frame(out, kind, record.encoding, record.object());
+}
+
+fn push_frame(out: &mut Vec<u8>, kind: &str, encoding: Encoding, object: &[u8]) {
+    match encoding {
+        Encoding::Json => {
+            out.extend_from_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
+            out.extend_from_slice(object);
+            out.extend_from_slice(b"}\n");
+        }
+        Encoding::Protobuf => {
+            let mut raw = Vec::with_capacity(object.len() + 8);
+            protobuf::put_bytes(&mut raw, 1, object);
+            let mut event = Vec::with_capacity(raw.len() + 24);
+            protobuf::put_bytes(&mut event, 1, kind.as_bytes());
+            protobuf::put_bytes(&mut event, 2, &raw);
+            out.extend_from_slice(&u32::try_from(event.len()).unwrap_or(u32::MAX).to_be_bytes());
+            out.extend_from_slice(&event);
+        }
+    }
+}
+
+impl Bookmarks {
+    /// `from`: the version that the client resumed at, where nothing newer was sent to it.
+    fn of(found: &Found, encoding: Encoding, from: Option<u64>) -> Self {
+        let collection = &found.collection;
+        Self {
+            encoding,
+            kind: collection.kind.strip_suffix("List").unwrap_or(&collection.kind).to_owned(),
+            api_version: collection.api_version.clone(),
+            version: from.unwrap_or(collection.version),
+        }
+    }
+
+    fn event(&self, initial_end: bool) -> Vec<u8> {
+        let Self { encoding, kind, api_version, version } = self;
+        let object = match encoding {
+            Encoding::Json => {
+                let end = if initial_end {
+                    format!(r#","annotations":{{"{INITIAL_EVENTS_END}":"true"}}"#)
+                } else {
+                    String::new()
+                };
+                let meta = format!(r#""metadata":{{"resourceVersion":"{version}"{end}}}"#);
+                format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta}}}"#).into_bytes()
+            }
+            Encoding::Protobuf => {
+                let mut meta = Vec::new();
+                protobuf::put_bytes(&mut meta, 6, version.to_string().as_bytes());
+                if initial_end {
+                    let mut entry = Vec::new();
+                    protobuf::put_bytes(&mut entry, 1, INITIAL_EVENTS_END.as_bytes());
+                    protobuf::put_bytes(&mut entry, 2, b"true");
+                    protobuf::put_bytes(&mut meta, 12, &entry);
+                }
+                let mut raw = Vec::new();
+                protobuf::put_bytes(&mut raw, 1, &meta);
+                protobuf::envelope(api_version, kind, &raw)
+            }
+        };
+        let mut out = Vec::new();
+        push_frame(&mut out, "BOOKMARK", *encoding, &object);
+        out
+    }
+}

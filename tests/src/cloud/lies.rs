@@ -1,0 +1,219 @@
+//! What the cloud does wrong on command. In: rules, from a test or the control port. Out: which one a request meets,
+//! and the true answer made false.
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::answer::{Answer, Body, BodyError, pieces, whole};
+use super::status::Failure;
+
+/// A rule: these requests, so many times, get this.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Paths that start so.
+    #[serde(default)]
+    pub path: String,
+    /// HTTP method or Kubernetes verb (`GET`, `list`, `watch` …); empty: all.
+    #[serde(default)]
+    pub method: String,
+    /// How many requests; absent: every one until the rules are cleared.
+    #[serde(default)]
+    pub count: Option<u32>,
+    /// What they get.
+    pub lie: Lie,
+}
+
+impl Rule {
+    /// For every request of this method or verb under this path.
+    #[must_use]
+    pub fn new(method: &str, path: &str, lie: Lie) -> Rule {
+        Rule { path: path.to_owned(), method: method.to_owned(), count: None, lie }
+    }
+
+    /// Only so many times.
+    #[must_use]
+    pub fn times(self, count: u32) -> Rule {
+        Rule { count: Some(count), ..self }
+    }
+}
+
+/// A wrong answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lie {
+    /// This code with a `Status` body, and a `Retry-After`.
+    Status {
+        /// HTTP status code.
+        code: u16,
+        /// `Retry-After`, in seconds.
+        #[serde(default)]
+        retry_after: u32,
+    },
+    /// The true answer, so many milliseconds late.
+    Delay(u64),
+    /// No answer, ever; the connection stays open.
+    Hang,
+    /// The true answer's first bytes, then a proper end: broken JSON in sound HTTP.
+    Truncate(usize),
+    /// The true answer's first bytes, then the stream is torn down.
+    CutAfter(usize),
+    /// So many whole events (of a list: 0), half of the next one, then the stream is torn down.
+    CutFrame(usize),
+    /// Bytes that are no JSON.
+    Garbage,
+    /// The true body under another content type.
+    ContentType(String),
+    /// A body that never ends.
+    Endless,
+    /// A header of so many bytes.
+    HugeHeader(usize),
+    /// A GET gets the object as it was before its last change.
+    Stale,
+    /// A LIST gets no items.
+    EmptyList,
+}
+
+/// The rules in force.
+#[derive(Debug, Default)]
+pub struct Lies(Mutex<Vec<Rule>>);
+
+impl Lies {
+    /// Adds a rule; older ones go first.
+    pub fn tell(&self, rule: Rule) {
+        self.0.lock().push(rule);
+    }
+
+    /// The truth from now on.
+    pub fn clear(&self) {
+        self.0.lock().clear();
+    }
+
+    /// The rules that are left.
+    #[must_use]
+    pub fn rules(&self) -> Vec<Rule> {
+        self.0.lock().clone()
+    }
+
+    pub(super) fn meet(&self, path: &str, method: &str, verb: &str) -> Option<Lie> {
+        let mut rules = self.0.lock();
+        let index = rules.iter().position(|rule| {
+            let named = [method, verb].iter().any(|name| rule.method.eq_ignore_ascii_case(name));
+            path.starts_with(&rule.path) && (rule.method.is_empty() || named)
+        })?;
+        let lie = rules[index].lie.clone();
+        if let Some(count) = &mut rules[index].count {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                rules.remove(index);
+            }
+        }
+        Some(lie)
+    }
+}
+
+impl Lie {
+    /// The lie that stands in for an answer, after the wait that it brings.
+    pub(super) async fn instead(&self) -> Option<Answer> {
+        match *self {
+            Lie::Status { code, retry_after } => Some(status(code).retry_after(retry_after).into()),
+            Lie::Delay(milliseconds) => {
+                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                None
+            }
+            Lie::Hang => std::future::pending().await,
+            _ => None,
+        }
+    }
+
+    /// The true answer, falsified.
+    pub(super) fn twist(&self, mut answer: Answer) -> Answer {
+        if matches!(
+            self,
+            Lie::Truncate(_) | Lie::CutAfter(_) | Lie::CutFrame(_) | Lie::Garbage | Lie::Endless
+        ) {
+            answer.headers_mut().remove(CONTENT_LENGTH);
+        }
+        match self {
+            Lie::Truncate(bytes) => answer.map(|body| first(body, *bytes, false)),
+            Lie::CutAfter(bytes) => answer.map(|body| first(body, *bytes, true)),
+            Lie::CutFrame(frames) => answer.map(|body| cut_frame(body, *frames)),
+            Lie::Garbage => answer.map(|_| whole(b"\xff\x00<html>not what you asked for".repeat(40))),
+            Lie::Endless => answer.map(|_| endless()),
+            Lie::ContentType(name) => {
+                if let Ok(value) = HeaderValue::from_str(name) {
+                    answer.headers_mut().insert(CONTENT_TYPE, value);
+                }
+                answer
+            }
+            Lie::HugeHeader(bytes) => {
+                if let Ok(value) = HeaderValue::from_str(&"x".repeat(*bytes)) {
+                    answer.headers_mut().insert(HeaderName::from_static("x-huge"), value);
+                }
+                answer
+            }
+            _ => answer,
+        }
+    }
+}
+
+fn status(code: u16) -> Failure {
+    let (reason, message) = match code {
+        401 => ("Unauthorized", "Unauthorized"),
+        403 => ("Forbidden", "forbidden: on command"),
+        404 => ("NotFound", "the server could not find the requested resource"),
+        410 => ("Expired", "The resourceVersion for the provided list is too old."),
+        429 => ("TooManyRequests", "Too many requests, please try again later."),
+        503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
+        504 => ("Timeout", "Timeout: request did not complete within the allotted timeout"),
+        _ => ("InternalError", "Internal error occurred: on command"),
+    };
+    Failure::new(code, reason, message)
+}
+
+fn cut() -> BodyError {
+    BodyError::other("cut on command")
+}
+
+/// Pieces until `budget` bytes have gone, then a tear or an end.
+fn first(body: Body, budget: usize, tear: bool) -> Body {
+    pieces(stream::unfold(
+        (body.into_data_stream(), budget, false),
+        move |(mut body, left, over)| async move {
+            if over {
+                return None;
+            }
+            if left == 0 {
+                return tear.then(|| (Err(cut()), (body, 0, true)));
+            }
+            let piece: Bytes = body.next().await?.ok()?;
+            let sent = piece.slice(..piece.len().min(left));
+            let left = left - sent.len();
+            Some((Ok(sent), (body, left, false)))
+        },
+    ))
+}
+
+fn cut_frame(body: Body, frames: usize) -> Body {
+    pieces(stream::unfold((body.into_data_stream(), Some(frames)), |(mut body, left)| async move {
+        let Some(left) = left else { return Some((Err(cut()), (body, None))) };
+        let piece: Bytes = body.next().await?.ok()?;
+        match left.checked_sub(1) {
+            Some(left) => Some((Ok(piece), (body, Some(left)))),
+            None => Some((Ok(piece.slice(..piece.len() / 2)), (body, None))),
+        }
+    }))
+}
+
+fn endless() -> Body {
+    let item = Bytes::from(format!("{{\"metadata\":{{\"name\":\"{}\"}}}},", "a".repeat(200)).repeat(64));
+    let head = Bytes::from_static(
+        b"{\"kind\":\"List\",\"apiVersion\":\"v1\",\"metadata\":{\"resourceVersion\":\"1\"},\"items\":[",
+    );
+    pieces(stream::once(async { Ok(head) }).chain(stream::repeat_with(move || Ok(item.clone()))))
+}

@@ -1,0 +1,265 @@
+//! The scriptable cloud: a small TLS server that answers a node's clients as the API server does, lies on command,
+//! and tells what it was asked.
+//!
+//! In: [`Options`], then objects, rules and lies from the test or from the control port. Out: an address, a CA,
+//! tokens, and the record of requests. It speaks JSON only (a client that takes nothing else gets 406) and stops
+//! where the API server's semantics get deep: see `write` and `read` for the limits.
+//!
+//! A request's way: `serve` (record, lie, who, may they) → `discovery` | `read` | `watch` | `write` → `answer`.
+mod answer;
+mod discovery;
+pub mod json;
+pub mod kinds;
+mod lies;
+mod rbac;
+mod read;
+mod record;
+mod request;
+mod selector;
+mod serve;
+mod status;
+mod store;
+mod watch;
+mod write;
+
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use http::{Method, Uri};
+use serde_json::Value;
+use tokio_rustls::TlsAcceptor;
+
+pub(crate) use answer::{Answer, json as json_answer, text as text_answer};
+pub use lies::{Lie, Lies, Rule as LieRule};
+pub use rbac::{Rbac, Rule, User};
+pub use record::{Record, Request};
+pub use status::Failure;
+
+use crate::netns::Netns;
+use crate::pki::{Ca, Identity};
+use crate::worker::{Spawner, Worker};
+use json::Json;
+use request::Target;
+use store::Store;
+
+/// What a fresh cloud holds, one object a line: a small cluster with Calico and the node `edge-1`.
+const SEED: &str = include_str!("seed.jsonl");
+
+/// How a cloud starts.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Names and addresses in its certificate, beside 127.0.0.1, localhost and the address it listens on.
+    pub names: Vec<String>,
+    /// The network namespace it lives in.
+    pub netns: Option<Netns>,
+    /// Starts with the seed of objects, or empty.
+    pub seeded: bool,
+    /// How often a watch that asks for bookmarks gets one.
+    pub bookmark_every: Duration,
+    /// How wrong its clock is (`Date`, `creationTimestamp`).
+    pub clock_skew: time::Duration,
+    /// Its serving certificate, when the test has one of its own (of the authority given with it).
+    pub identity: Option<(Arc<Ca>, Identity)>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            names: Vec::new(),
+            netns: None,
+            seeded: true,
+            bookmark_every: Duration::from_secs(60),
+            clock_skew: time::Duration::ZERO,
+            identity: None,
+        }
+    }
+}
+
+/// What all parts of a cloud share.
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    rbac: Rbac,
+    lies: Lies,
+    record: Record,
+    options: Options,
+    spawner: Spawner,
+    flow_schema: String,
+    priority_level: String,
+}
+
+/// A hand on a running cloud; clones are the same cloud.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+/// A running cloud. Dropping it ends it, and passes on its panics.
+#[derive(Debug)]
+pub struct Cloud {
+    handle: Handle,
+    /// The authority of its certificate.
+    pub ca: Arc<Ca>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The token of Calico's CNI plugin: exactly its rights.
+    pub calico_token: String,
+    /// A token that may do everything.
+    pub admin_token: String,
+    worker: Worker,
+}
+
+impl Cloud {
+    /// Starts a cloud.
+    pub fn start(options: Options) -> anyhow::Result<Cloud> {
+        let worker = Worker::start("cloud", options.netns.as_ref())?;
+        let listen = options.listen;
+        let (listener, address) = worker.spawner().run(async move { serve::listen(listen).await })?;
+        let (ca, identity) = match options.identity.clone() {
+            Some(own) => own,
+            None => {
+                let ca = Ca::new("scriptable cloud")?;
+                let ip = address.ip().to_string();
+                let mut names = vec!["127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1", &ip];
+                names.extend(options.names.iter().map(String::as_str));
+                names.dedup();
+                let identity = ca.server("kube-apiserver", &names)?;
+                (Arc::new(ca), identity)
+            }
+        };
+        let tls = TlsAcceptor::from(Arc::new(ca.tls_server(&identity)?));
+        let shared = Arc::new(Shared {
+            store: Store::new(options.clock_skew),
+            rbac: Rbac::default(),
+            lies: Lies::default(),
+            record: Record::default(),
+            spawner: worker.spawner().clone(),
+            flow_schema: crate::pki::uuid(),
+            priority_level: crate::pki::uuid(),
+            options,
+        });
+        let handle = Handle { shared: Arc::clone(&shared) };
+        if shared.options.seeded {
+            for line in SEED.lines() {
+                handle.put(serde_json::from_str::<Json>(line).context("the seed is one object a line")?)?;
+            }
+        }
+        let calico_token = shared.rbac.issue(User::service_account("kube-system", "calico-cni-plugin"));
+        let admin_token = shared.rbac.issue(User::new("admin", &["system:masters"]));
+        worker.spawner().spawn(serve::accept(shared, listener, tls));
+        Ok(Cloud { handle, ca, address, calico_token, admin_token, worker })
+    }
+
+    /// `https://ADDRESS`
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// A hand on it that outlives borrows.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Ends it now; panics with its panic, if there was one.
+    pub fn join(self) {
+        self.worker.join();
+    }
+}
+
+impl Deref for Cloud {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Handle {
+    /// Who may do what.
+    #[must_use]
+    pub fn rbac(&self) -> &Rbac {
+        &self.shared.rbac
+    }
+
+    /// What it does wrong.
+    #[must_use]
+    pub fn lies(&self) -> &Lies {
+        &self.shared.lies
+    }
+
+    /// What it was asked.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.shared.record
+    }
+
+    /// The version of its last change.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.shared.store.version()
+    }
+
+    /// Forgets the past: watches and pages from before get 410.
+    pub fn compact(&self) {
+        self.shared.store.compact();
+    }
+
+    /// Creates an object, or puts it in the place of the one with its name; `apiVersion` and `kind` say what it is.
+    /// Past all rights and conflicts: what the rest of the cluster does. Out: the object as it is now.
+    pub fn put(&self, object: impl Into<Json>) -> anyhow::Result<Value> {
+        let mut object: Json = object.into();
+        let (version, name) = (object.text(&["apiVersion"]).to_owned(), object.text(&["kind"]).to_owned());
+        let kind =
+            kinds::of(&version, &name).ok_or_else(|| anyhow!("the cloud has no kind {name} in {version}"))?;
+        let namespace = match object.text(&["metadata", "namespace"]) {
+            "" => "default".to_owned(),
+            namespace => namespace.to_owned(),
+        };
+        let key = write::key(kind, &namespace, object.text(&["metadata", "name"]));
+        let store = &self.shared.store;
+        let put = store.change(kind, &key, |present| {
+            match present {
+                None => store.stamp(kind, &mut object, &key),
+                Some(present) => {
+                    for field in ["namespace", "uid", "resourceVersion", "generation", "creationTimestamp"] {
+                        if let Some(value) = present.at(&["metadata", field]) {
+                            object.set(&["metadata", field], value.clone());
+                        }
+                    }
+                }
+            }
+            Ok(Some(object))
+        });
+        Ok(put.map_err(|failure| anyhow!(failure.message))?.value())
+    }
+
+    /// The object at a path such as `/api/v1/nodes/edge-1`.
+    pub fn get(&self, path: &str) -> anyhow::Result<Option<Value>> {
+        let (kind, key) = locate(path)?;
+        Ok(self.shared.store.get(kind, &key).map(|object| object.value()))
+    }
+
+    /// Deletes the object at a path, at once.
+    pub fn delete(&self, path: &str) -> anyhow::Result<()> {
+        let (kind, key) = locate(path)?;
+        self.shared.store.change(kind, &key, |_| Ok(None)).map_err(|failure| anyhow!(failure.message))?;
+        Ok(())
+    }
+}
+
+fn locate(path: &str) -> anyhow::Result<(&'static kinds::Kind, store::Key)> {
+    let uri: Uri = path.parse()?;
+    let resource =
+        Target::parse(&Method::GET, &uri).resource.with_context(|| format!("{path} is no resource"))?;
+    let kind = kinds::find(&resource.group, &resource.version, &resource.resource)
+        .with_context(|| format!("the cloud has no {path}"))?;
+    Ok((kind, write::key(kind, &resource.namespace, &resource.name)))
+}

@@ -1,0 +1,233 @@
+//! Connections and the way of a request: record, lie, authenticate, authorize, answer. In: a listener. Out: answers
+//! with the real server's headers.
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, IF_NONE_MATCH, USER_AGENT};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use time::format_description::well_known::Rfc2822;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use super::Shared;
+use super::answer::{Answer, set, text};
+use super::kinds::{self, Kind};
+use super::lies::Lie;
+use super::rbac::User;
+use super::read::{self, Collection};
+use super::record::Request;
+use super::request::Target;
+use super::status::Failure;
+use super::write::{self, Write};
+use super::{discovery, watch};
+use crate::pki;
+use crate::worker::Spawner;
+
+/// Connections at a time.
+const CONNECTIONS: usize = 4_096;
+/// A request body's limit, as the real server's.
+const BODY_LIMIT: usize = 3 << 20;
+
+impl<F> hyper::rt::Executor<F> for Spawner
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        self.spawn(async move {
+            future.await;
+        });
+    }
+}
+
+pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    for number in 0_u64.. {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok((stream, _peer)) = listener.accept().await else { continue };
+        let (shared, tls) = (Arc::clone(&shared), tls.clone());
+        shared.spawner.clone().spawn(async move {
+            // A client that breaks off is no failure of the cloud's.
+            let _ = serve(shared, stream, tls, number).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number: u64) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
+    let stream = tls.accept(stream).await?;
+    let session = stream.get_ref().1;
+    let h2 = session.alpn_protocol() == Some(b"h2");
+    let certificate = session.peer_certificates().and_then(|certs| certs.first()).and_then(|cert| {
+        let (user, groups) = pki::names(cert).ok()?;
+        Some(User::new(&user, &groups.iter().map(String::as_str).collect::<Vec<_>>()))
+    });
+    let caller = Arc::new((certificate, number));
+    let spawner = shared.spawner.clone();
+    let service = service_fn(move |request| {
+        let (shared, caller) = (Arc::clone(&shared), Arc::clone(&caller));
+        async move {
+            let (parts, body) = request.into_parts();
+            let spawner = shared.spawner.clone();
+            let answer = spawner.guard(Box::pin(respond(&shared, &caller, parts, body))).await;
+            Ok::<Answer, std::convert::Infallible>(
+                answer.unwrap_or_else(|| text(500, "the scriptable cloud panicked")),
+            )
+        }
+    });
+    let io = TokioIo::new(stream);
+    if h2 {
+        let mut http = hyper::server::conn::http2::Builder::new(spawner);
+        http.timer(TokioTimer::new()).serve_connection(io, service).await?;
+    } else {
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).title_case_headers(true);
+        http.serve_connection(io, service).with_upgrades().await?;
+    }
+    Ok(())
+}
+
+fn header(headers: &HeaderMap, name: &HeaderName) -> String {
+    let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    values.join(",")
+}
+
+async fn respond(
+    shared: &Arc<Shared>,
+    caller: &(Option<User>, u64),
+    parts: http::request::Parts,
+    body: Incoming,
+) -> Answer {
+    let target = Target::parse(&parts.method, &parts.uri);
+    let credential = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let user = shared.rbac.authenticate(credential, caller.0.as_ref());
+    shared.record.add(Request {
+        method: parts.method.to_string(),
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        user: user.as_ref().map(|user| user.name.clone()).unwrap_or_default(),
+        user_agent: header(&parts.headers, &USER_AGENT),
+        protocol: format!("{:?}", parts.version),
+        accept: header(&parts.headers, &ACCEPT),
+        connection: caller.1,
+    });
+    let lie = shared.lies.meet(&target.path, parts.method.as_str(), target.verb);
+    let instead = match &lie {
+        Some(lie) => lie.instead().await,
+        None => None,
+    };
+    let mut answer = match (instead, user) {
+        (Some(answer), _) => answer,
+        (None, Err(failure)) => failure.into(),
+        (None, Ok(user)) => {
+            let truth = truth(shared, &user, &target, (&parts.headers, body), lie.as_ref()).await;
+            truth.unwrap_or_else(Into::into)
+        }
+    };
+    dress(shared, &mut answer);
+    match lie {
+        Some(lie) => lie.twist(answer),
+        None => answer,
+    }
+}
+
+/// The headers that every answer of the real server carries.
+fn dress(shared: &Shared, answer: &mut Answer) {
+    set(answer, "audit-id", &pki::uuid());
+    if !answer.headers().contains_key("cache-control") {
+        set(answer, "cache-control", "no-cache, private");
+    }
+    if answer.status() != http::StatusCode::UNAUTHORIZED {
+        set(answer, "x-kubernetes-pf-flowschema-uid", &shared.flow_schema);
+        set(answer, "x-kubernetes-pf-prioritylevel-uid", &shared.priority_level);
+    }
+    if let Ok(date) = shared.store.now().format(&Rfc2822) {
+        set(answer, "date", &date.replace("+0000", "GMT"));
+    }
+}
+
+async fn truth(
+    shared: &Arc<Shared>,
+    user: &User,
+    target: &Target,
+    (headers, body): (&HeaderMap, Incoming),
+    lie: Option<&Lie>,
+) -> Result<Answer, Failure> {
+    shared.rbac.authorize(user, target)?;
+    let store = &shared.store;
+    let accept = header(headers, &ACCEPT);
+    let Some(resource) = &target.resource else {
+        let found = discovery::document(&target.path, &accept, &header(headers, &IF_NONE_MATCH));
+        return Ok(found.unwrap_or_else(|| text(404, "404 page not found\n")));
+    };
+    let Some(kind) = kinds::find(&resource.group, &resource.version, &resource.resource) else {
+        let group =
+            kinds::KINDS.iter().any(|kind| kind.group == resource.group && kind.version == resource.version);
+        return if group { Err(Failure::unknown_resource()) } else { Ok(text(404, "404 page not found\n")) };
+    };
+    if !(resource.subresource.is_empty() || (kind.status && resource.subresource == "status")) {
+        return Err(Failure::unknown_resource());
+    }
+    acceptable(kind, &accept)?;
+    let key = write::key(kind, &resource.namespace, &resource.name);
+    if matches!(target.verb, "get" | "list" | "watch" | "deletecollection") {
+        let collection = Collection::parse(store, kind, resource, target)?;
+        return match target.verb {
+            "get" => {
+                read::await_version(store, collection.version()?.unwrap_or(0)).await?;
+                read::get(store, kind, &key, lie)
+            }
+            "list" => collection.list(lie).await,
+            "watch" => watch::watch(shared, &collection),
+            _ => write::delete_collection(&collection),
+        };
+    }
+    let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|_| {
+        let message = format!("Request entity too large: limit is {BODY_LIMIT}");
+        Failure::new(413, "RequestEntityTooLarge", message)
+    })?;
+    let body: Bytes = body.to_bytes();
+    let content_type = header(headers, &CONTENT_TYPE);
+    let content_type = content_type.split(';').next().unwrap_or_default().trim();
+    let write = Write { store, kind, resource, target, content_type, body: &body };
+    match target.verb {
+        "create" if resource.name.is_empty() => write.create(),
+        "update" if !resource.name.is_empty() => write.update(),
+        "patch" if !resource.name.is_empty() => write.patch(),
+        "delete" => write.delete(),
+        _ => Err(Failure::method_not_allowed()),
+    }
+}
+
+/// JSON is all there is here, also for the built-in kinds that the real server has in protobuf and YAML.
+fn acceptable(kind: &Kind, accept: &str) -> Result<(), Failure> {
+    let plain = |clause: &str| {
+        let mut parts = clause.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default();
+        matches!(media, "" | "*/*" | "application/*" | "application/json")
+            && !parts.any(|part| part.starts_with("as="))
+    };
+    if accept.split(',').any(plain) {
+        return Ok(());
+    }
+    Err(Failure::not_acceptable(if kind.builtin {
+        "application/json"
+    } else {
+        "application/json, application/yaml"
+    }))
+}
+
+/// The address that clients dial.
+pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    use anyhow::Context as _;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("the cloud cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}

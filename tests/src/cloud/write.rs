@@ -1,0 +1,302 @@
+//! POST, PUT, PATCH and DELETE. In: a body and the object that is there. Out: the object that shall be, or the
+//! conflict that the real server would see. Limits: no admission, defaulting, validation or managedFields; a strategic
+//! merge patch is a merge patch that also merges `conditions` by type; JSON patch and server-side apply get 415.
+use super::answer::{Answer, json};
+use super::json::Json;
+use super::kinds::{self, Kind};
+use super::read::{Collection, Page, one, write};
+use super::request::{Resource, Target};
+use super::status::{Failure, deleted};
+use super::store::{Key, Store};
+use crate::pki;
+
+/// A write, parsed.
+pub(super) struct Write<'a> {
+    pub(super) store: &'a Store,
+    pub(super) kind: &'static Kind,
+    pub(super) resource: &'a Resource,
+    pub(super) target: &'a Target,
+    pub(super) content_type: &'a str,
+    pub(super) body: &'a [u8],
+}
+
+const OBJECT_TYPES: [&str; 2] = ["application/json", ""];
+
+impl Write<'_> {
+    fn key(&self) -> Key {
+        key(self.kind, &self.resource.namespace, &self.resource.name)
+    }
+
+    fn dry(&self) -> bool {
+        self.target.parameter("dryRun") == "All"
+    }
+
+    /// The body as an object of the kind.
+    fn object(&self) -> Result<Json, Failure> {
+        if !OBJECT_TYPES.contains(&self.content_type) {
+            return Err(Failure::unsupported_media("application/json"));
+        }
+        let kind = self.kind;
+        let text = String::from_utf8_lossy(self.body);
+        let object: Json = serde_json::from_slice(self.body).map_err(|cause| {
+            let why = format!("couldn't get version/kind; json parse error: {cause} ({text})");
+            let message =
+                format!("the object provided is unrecognized (must be of type {}): {why}", kind.kind);
+            Failure::bad_request(message)
+        })?;
+        let (said, version) = (object.text(&["kind"]), object.text(&["apiVersion"]));
+        if (!said.is_empty() && said != kind.kind) || (!version.is_empty() && version != kind.api_version()) {
+            let message = format!(
+                "{version}, Kind={said} in body does not match {}, Kind={}",
+                kind.api_version(),
+                kind.kind
+            );
+            return Err(Failure::bad_request(message));
+        }
+        let namespace = object.text(&["metadata", "namespace"]);
+        if kind.namespaced && !namespace.is_empty() && namespace != self.resource.namespace {
+            let message =
+                "the namespace of the provided object does not match the namespace sent on the request";
+            return Err(Failure::bad_request(message));
+        }
+        Ok(object)
+    }
+
+    pub(super) fn create(&self) -> Result<Answer, Failure> {
+        let mut object = self.object()?;
+        let kind = self.kind;
+        let mut name = object.text(&["metadata", "name"]).to_owned();
+        let prefix = object.text(&["metadata", "generateName"]);
+        if name.is_empty() && !prefix.is_empty() {
+            let letters = b"bcdfghjklmnpqrstvwxz2456789";
+            let letter = |byte: u8| char::from(letters[usize::from(byte) % letters.len()]);
+            name = prefix.chars().chain(pki::random::<5>().map(letter)).collect();
+        }
+        if name.is_empty() {
+            let why = "Required value: name or generateName is required";
+            return Err(Failure::invalid(kind, "", "metadata.name", why));
+        }
+        if !matches!(object.text(&["metadata", "resourceVersion"]), "" | "0") {
+            return Err(Failure::new(500, "", "resourceVersion should not be set on objects to be created"));
+        }
+        let key = key(kind, &self.resource.namespace, &name);
+        if let Some(namespaces) = kinds::find("", "v1", "namespaces").filter(|_| kind.namespaced)
+            && self.store.get(namespaces, &(String::new(), key.0.clone())).is_none()
+        {
+            return Err(Failure::not_found(namespaces, &key.0));
+        }
+        self.store.stamp(kind, &mut object, &key);
+        if self.dry() {
+            return Ok(one(201, &object.canonical(kind.builtin)));
+        }
+        let created = self.store.change(kind, &key, |present| match present {
+            Some(_) => Err(Failure::already_exists(kind, &name)),
+            None => Ok(Some(object)),
+        })?;
+        Ok(one(201, &created))
+    }
+
+    pub(super) fn update(&self) -> Result<Answer, Failure> {
+        let object = self.object()?;
+        let version = object.text(&["metadata", "resourceVersion"]);
+        if !self.kind.builtin && matches!(version, "" | "0") {
+            let why = "Invalid value: 0: must be specified for an update";
+            return Err(Failure::invalid(self.kind, &self.resource.name, "metadata.resourceVersion", why));
+        }
+        self.replace(|_| Ok(object))
+    }
+
+    pub(super) fn patch(&self) -> Result<Answer, Failure> {
+        let strategic = match self.content_type {
+            "application/merge-patch+json" => false,
+            "application/strategic-merge-patch+json" if self.kind.builtin => true,
+            _ if self.kind.builtin => {
+                let types = "application/merge-patch+json, application/strategic-merge-patch+json";
+                return Err(Failure::unsupported_media(types));
+            }
+            _ => return Err(Failure::unsupported_media("application/merge-patch+json")),
+        };
+        let patch: Json = serde_json::from_slice(self.body)
+            .map_err(|cause| Failure::bad_request(format!("error decoding patch: {cause}")))?;
+        self.replace(|present| {
+            let mut object = present.clone();
+            merge(&mut object, patch, strategic);
+            Ok(object)
+        })
+    }
+
+    /// Puts another object in the place of the present one, if versions and UIDs agree.
+    fn replace(&self, make: impl FnOnce(&Json) -> Result<Json, Failure>) -> Result<Answer, Failure> {
+        let (kind, key) = (self.kind, self.key());
+        let mut dry = None;
+        let result = self.store.change(kind, &key, |present| {
+            let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
+            let object = make(present)?;
+            let differs = |field: &str| {
+                let (wanted, found) = (object.text(&["metadata", field]), present.text(&["metadata", field]));
+                (!matches!(wanted, "" | "0") && wanted != found)
+                    .then(|| (wanted.to_owned(), found.to_owned()))
+            };
+            if let Some((wanted, found)) = differs("uid") {
+                return Err(Failure::uid_of_update(kind, &key.1, &wanted, &found));
+            }
+            if differs("resourceVersion").is_some() {
+                return Err(Failure::conflict(kind, &key.1));
+            }
+            if let Some((wanted, found)) = differs("name") {
+                let why =
+                    format!("the name of the object ({wanted}) does not match the name on the URL ({found})");
+                return Err(Failure::bad_request(why));
+            }
+            let object = self.settle(present, object);
+            if self.dry() {
+                dry = Some(object);
+                return Ok(Some(present.clone()));
+            }
+            // A finalizer that goes last takes the object with it.
+            let dying = !object.text(&["metadata", "deletionTimestamp"]).is_empty();
+            Ok((!(dying && finalizers(&object) == 0 && finalizers(present) > 0)).then_some(object))
+        })?;
+        Ok(one(200, &dry.map_or(result.as_ref().clone(), |object| object.canonical(kind.builtin))))
+    }
+
+    /// Keeps what clients can't change: identity, and status or spec, depending on the subresource.
+    fn settle(&self, present: &Json, mut object: Json) -> Json {
+        let kind = self.kind;
+        object.set(&["kind"], kind.kind);
+        object.set(&["apiVersion"], kind.api_version());
+        let own = [
+            "name",
+            "namespace",
+            "uid",
+            "resourceVersion",
+            "generation",
+            "creationTimestamp",
+            "deletionTimestamp",
+        ];
+        for field in own {
+            let path = ["metadata", field];
+            match present.at(&path) {
+                Some(value) => object.set(&path, value.clone()),
+                None => drop(object.remove(&path)),
+            }
+        }
+        let kept = |name: &str| match self.resource.subresource.as_str() {
+            "status" => name != "status" && name != "metadata",
+            _ => kind.status && name == "status",
+        };
+        if let Json::Object(entries) = &mut object {
+            entries.retain(|(name, _)| matches!(name.as_str(), "kind" | "apiVersion") || !kept(name));
+        }
+        for (name, value) in present.entries().iter().filter(|(name, _)| kept(name)) {
+            object.set(&[name], value.clone());
+        }
+        let object_spec = |object: &Json| object.clone().canonical(kind.builtin).at(&["spec"]).cloned();
+        if let Some(Json::Number(number)) = present.at(&["metadata", "generation"])
+            && object_spec(present) != object_spec(&object)
+        {
+            object.set(&["metadata", "generation"], number.as_u64().unwrap_or(0) + 1);
+        }
+        object
+    }
+
+    pub(super) fn delete(&self) -> Result<Answer, Failure> {
+        let (kind, key) = (self.kind, self.key());
+        let options: Json = serde_json::from_slice(self.body).unwrap_or_else(|_| Json::object());
+        let grace = match options.at(&["gracePeriodSeconds"]) {
+            Some(Json::Number(number)) => number.as_u64(),
+            _ => self.target.parameter("gracePeriodSeconds").parse().ok(),
+        };
+        let mut graceful = false;
+        let result = self.store.change(kind, &key, |present| {
+            let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
+            for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
+                let (wanted, found) =
+                    (options.text(&["preconditions", field]), present.text(&["metadata", field]));
+                if !wanted.is_empty() && wanted != found {
+                    return Err(Failure::delete_precondition(kind, &key.1, what, [wanted, found]));
+                }
+            }
+            let scheduled = kind.resource == "pods" && !present.text(&["spec", "nodeName"]).is_empty();
+            graceful = (scheduled && grace != Some(0)) || finalizers(present) > 0;
+            if self.dry() || (graceful && !present.text(&["metadata", "deletionTimestamp"]).is_empty()) {
+                return Ok(Some(present.clone()));
+            }
+            let mut dying = present.clone();
+            dying.set(&["metadata", "deletionTimestamp"], self.store.timestamp());
+            dying.set(
+                &["metadata", "deletionGracePeriodSeconds"],
+                grace.unwrap_or(if scheduled { 30 } else { 0 }),
+            );
+            Ok(graceful.then_some(dying))
+        })?;
+        if graceful || kind.resource == "pods" {
+            return Ok(one(200, &result));
+        }
+        Ok(json(200, deleted(kind, &key.1, result.text(&["metadata", "uid"]))))
+    }
+}
+
+/// Deletes all that a collection selects, and answers with it.
+pub(super) fn delete_collection(collection: &Collection<'_>) -> Result<Answer, Failure> {
+    let (store, kind) = (collection.store, collection.kind);
+    let Ok((_, objects)) = store.list(kind, None) else { unreachable!("the present is never compacted") };
+    let mut gone = Vec::new();
+    for (key, _) in collection.select(objects) {
+        gone.push(store.change(kind, &key, |_| Ok(None))?);
+    }
+    Ok(json(200, write(kind, &Page::all(store.version()), &gone)))
+}
+
+pub(super) fn key(kind: &Kind, namespace: &str, name: &str) -> Key {
+    (if kind.namespaced { namespace.to_owned() } else { String::new() }, name.to_owned())
+}
+
+fn finalizers(object: &Json) -> usize {
+    match object.at(&["metadata", "finalizers"]) {
+        Some(Json::Array(items)) => items.len(),
+        _ => 0,
+    }
+}
+
+/// RFC 7386, and of strategic merge what a node's clients use: directives are dropped, conditions merge by type.
+fn merge(object: &mut Json, patch: Json, strategic: bool) {
+    let Json::Object(changes) = patch else {
+        *object = patch;
+        return;
+    };
+    object.make(&[]);
+    if !matches!(object, Json::Object(_)) {
+        *object = Json::object();
+    }
+    for (name, value) in changes {
+        let key = [name.as_str()];
+        match value {
+            _ if strategic && name.starts_with('$') => {}
+            Json::Null => drop(object.remove(&key)),
+            Json::Object(_) => merge(object.make(&key), value, strategic),
+            Json::Array(items) if strategic => {
+                let present = match object.at(&key) {
+                    Some(Json::Array(present)) if name == "conditions" => present.clone(),
+                    _ => Vec::new(),
+                };
+                object.set(&key, merge_items(present, items));
+            }
+            value => object.set(&key, value),
+        }
+    }
+}
+
+/// Items over `present` ones of the same type; elements that are directives are dropped.
+fn merge_items(mut present: Vec<Json>, items: Vec<Json>) -> Json {
+    let known = present.len();
+    for item in items {
+        let same = present[..known].iter_mut().find(|one| one.text(&["type"]) == item.text(&["type"]));
+        match same {
+            Some(same) => merge(same, item, true),
+            None if item.entries().iter().any(|(name, _)| name.starts_with('$')) => {}
+            None => present.push(item),
+        }
+    }
+    Json::Array(present)
+}

@@ -1,0 +1,154 @@
+//! The control port: HTTP on loopback for scripts and for tests in other processes. In: `PUT /fault`, `GET /fault`,
+//! `GET /stats`, and, where the cloud is the scriptable one, `GET|DELETE /requests`, `GET|POST|DELETE /lies`,
+//! `PUT|DELETE /objects`, `POST /compact`. Out: those things done, and JSON or one line of text.
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+use crate::cloud::json::Json;
+use crate::cloud::{self, Answer, json_answer, text_answer};
+use crate::fault;
+use crate::worker::Worker;
+
+/// A request body's limit.
+const BODY_LIMIT: usize = 16 << 20;
+
+/// What the port controls.
+#[derive(Clone, Debug)]
+pub struct Controls {
+    /// The fault proxy.
+    pub fault: fault::Handle,
+    /// The scriptable cloud, if that is what is behind it.
+    pub cloud: Option<cloud::Handle>,
+}
+
+/// A running control port.
+#[derive(Debug)]
+pub struct Control {
+    address: SocketAddr,
+    worker: Worker,
+}
+
+impl Control {
+    /// Listens on `listen`; port 0 takes a free one.
+    pub fn start(listen: SocketAddr, controls: Controls) -> anyhow::Result<Control> {
+        let worker = Worker::start("control", None)?;
+        let bound = worker.spawner().run(async move { TcpListener::bind(listen).await });
+        let listener = bound.with_context(|| format!("the control port cannot listen on {listen}"))?;
+        let address = listener.local_addr()?;
+        let spawner = worker.spawner().clone();
+        worker.spawner().spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let controls = controls.clone();
+                let service = service_fn(move |request| {
+                    let controls = controls.clone();
+                    async move { Ok::<Answer, std::convert::Infallible>(respond(&controls, request).await) }
+                });
+                spawner.spawn(async move {
+                    let http = hyper::server::conn::http1::Builder::new();
+                    // A caller that hangs up is its own affair.
+                    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Ok(Control { address, worker })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it now; panics with its panic, if there was one.
+    pub fn join(self) {
+        self.worker.join();
+    }
+}
+
+async fn respond(controls: &Controls, request: Request<Incoming>) -> Answer {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let body = match Limited::new(request.into_body(), BODY_LIMIT).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(cause) => return text_answer(400, &format!("{cause}\n")),
+    };
+    let text = String::from_utf8_lossy(&body);
+    let done = match &controls.cloud {
+        Some(cloud) => of_cloud(cloud, (&method, &path, &query), &text),
+        None => Ok(None),
+    };
+    let done = match done {
+        Ok(None) => of_fault(&controls.fault, (&method, &path), &text).await,
+        done => done,
+    };
+    match done {
+        Ok(Some(answer)) => answer,
+        Ok(None) => text_answer(404, &format!("{method} {path}: no such control\n")),
+        Err(cause) => text_answer(400, &format!("{cause:#}\n")),
+    }
+}
+
+async fn of_fault(
+    fault: &fault::Handle,
+    (method, path): (&Method, &str),
+    body: &str,
+) -> anyhow::Result<Option<Answer>> {
+    Ok(Some(match (method.as_str(), path) {
+        ("GET", "/fault") => text_answer(200, &format!("{}\n", fault.fault())),
+        ("PUT", "/fault") => {
+            fault.order(body.parse()?).await?;
+            text_answer(200, &format!("{}\n", fault.fault()))
+        }
+        ("GET", "/stats") => json_answer(200, serde_json::to_vec(&fault.stats())?),
+        _ => return Ok(None),
+    }))
+}
+
+fn of_cloud(
+    cloud: &cloud::Handle,
+    (method, path, query): (&Method, &str, &str),
+    body: &str,
+) -> anyhow::Result<Option<Answer>> {
+    let ok = || text_answer(200, "ok\n");
+    Ok(Some(match (method.as_str(), path) {
+        ("GET", "/requests") => json_answer(200, serde_json::to_vec(&cloud.record().requests())?),
+        ("DELETE", "/requests") => {
+            cloud.record().clear();
+            ok()
+        }
+        ("GET", "/lies") => json_answer(200, serde_json::to_vec(&cloud.lies().rules())?),
+        ("POST", "/lies") => {
+            let example =
+                r#"{"path":"/api/v1/pods","method":"list","count":1,"lie":{"status":{"code":503}}}"#;
+            let rule = serde_json::from_str(body).with_context(|| format!("a lie looks like {example}"))?;
+            cloud.lies().tell(rule);
+            ok()
+        }
+        ("DELETE", "/lies") => {
+            cloud.lies().clear();
+            ok()
+        }
+        ("PUT", "/objects") => {
+            let object: Json = serde_json::from_str(body).context("the body shall be one object, as JSON")?;
+            json_answer(200, serde_json::to_vec(&cloud.put(object)?)?)
+        }
+        ("DELETE", "/objects") => {
+            let path =
+                query.strip_prefix("path=").context("say which: /objects?path=/api/v1/nodes/edge-1")?;
+            cloud.delete(path)?;
+            ok()
+        }
+        ("POST", "/compact") => {
+            cloud.compact();
+            ok()
+        }
+        _ => return Ok(None),
+    }))
+}

@@ -1,0 +1,179 @@
+//! One connection through the fault proxy. In: the client's socket and the faults as they come. Out: its bytes at the
+//! cloud's socket and back, as the fault in force has it.
+use std::net::{Shutdown, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Counters, Direction, Fault, State};
+
+/// Bytes in a piece, and pieces under way in one direction.
+const PIECE: usize = 16 * 1024;
+const PIECES: usize = 64;
+/// How long a cut connection's client has to read what came before the cut.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a connection's bytes stop.
+enum End {
+    /// A socket failed: what happened at one end happens at the other.
+    Broken,
+    /// `cut-after` is used up.
+    Cut,
+}
+
+pub(super) async fn link(
+    client: TcpStream,
+    upstream: SocketAddr,
+    state: watch::Receiver<State>,
+    counters: &Counters,
+) {
+    let resets = state.borrow().resets;
+    let mut told = state.clone();
+    let reset = async { told.wait_for(|state| state.resets != resets).await.map(drop) };
+    tokio::pin!(reset);
+    let mut opening = state.clone();
+    let connect = async {
+        let _ = opening.wait_for(|state| !state.fault.holds(Direction::Up)).await;
+        TcpStream::connect(upstream).await
+    };
+    let cloud = tokio::select! {
+        _ = &mut reset => return abort(&[&client]),
+        connected = connect => match connected {
+            Ok(cloud) => cloud,
+            Err(_) => return abort(&[&client]),
+        },
+    };
+    let _ = (client.set_nodelay(true), cloud.set_nodelay(true));
+    let up = pump([&client, &cloud], Direction::Up, state.clone(), counters);
+    let down = pump([&cloud, &client], Direction::Down, state, counters);
+    tokio::select! {
+        _ = &mut reset => abort(&[&client, &cloud]),
+        ended = async { tokio::try_join!(up, down) } => match ended {
+            Ok(_) => {}
+            Err(End::Broken) => abort(&[&client, &cloud]),
+            Err(End::Cut) => say_farewell(&client).await,
+        },
+    }
+}
+
+/// Makes the sockets' close a reset.
+fn abort(sockets: &[&TcpStream]) {
+    for socket in sockets {
+        let _ = SockRef::from(*socket).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// FIN, then reading on: a close with unread bytes would be a reset, which eats what the client has not read yet.
+async fn say_farewell(client: &TcpStream) {
+    let _ = SockRef::from(client).shutdown(Shutdown::Write);
+    let mut sink = [0; 1024];
+    let _ = timeout(FAREWELL, async {
+        while client.readable().await.is_ok() {
+            match client.try_read(&mut sink) {
+                Ok(0) => return,
+                Err(cause) if cause.kind() != std::io::ErrorKind::WouldBlock => return,
+                _ => {}
+            }
+        }
+    })
+    .await;
+}
+
+/// Moves bytes one way until the source's end, which it passes on.
+async fn pump(
+    [from, to]: [&TcpStream; 2],
+    direction: Direction,
+    state: watch::Receiver<State>,
+    counters: &Counters,
+) -> Result<(), End> {
+    let (pieces, arriving) = mpsc::channel(PIECES);
+    tokio::try_join!(
+        take(from, pieces, direction, state.clone()),
+        give(to, arriving, (direction, state), counters)
+    )?;
+    Ok(())
+}
+
+async fn take(
+    from: &TcpStream,
+    pieces: mpsc::Sender<(Instant, Bytes)>,
+    direction: Direction,
+    mut state: watch::Receiver<State>,
+) -> Result<(), End> {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let fault =
+            state.wait_for(|state| !state.fault.holds(direction)).await.map_err(|_| End::Broken)?.fault;
+        tokio::select! {
+            biased;
+            _ = state.changed() => continue,
+            ready = from.readable() => ready.map_err(|_| End::Broken)?,
+        }
+        match from.try_read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                let delay = if let Fault::Delay(delay) = fault { delay } else { Duration::ZERO };
+                let piece = (Instant::now() + delay, Bytes::copy_from_slice(&buffer[..count]));
+                pieces.send(piece).await.map_err(|_| End::Broken)?;
+            }
+            Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(End::Broken),
+        }
+    }
+}
+
+async fn give(
+    to: &TcpStream,
+    mut pieces: mpsc::Receiver<(Instant, Bytes)>,
+    (direction, mut state): (Direction, watch::Receiver<State>),
+    counters: &Counters,
+) -> Result<(), End> {
+    let (mut setting, mut budget) = (0, 0);
+    let counter = if direction == Direction::Up { &counters.up } else { &counters.down };
+    while let Some((due, mut piece)) = pieces.recv().await {
+        sleep_until(due).await;
+        while !piece.is_empty() {
+            let now =
+                *state.wait_for(|state| !state.fault.holds(direction)).await.map_err(|_| End::Broken)?;
+            if now.setting != setting {
+                setting = now.setting;
+                budget = if let Fault::CutAfter(bytes) = now.fault { bytes } else { 0 };
+            }
+            let cut = direction == Direction::Down && matches!(now.fault, Fault::CutAfter(_));
+            if cut && budget == 0 {
+                return Err(End::Cut);
+            }
+            let most = match now.fault {
+                _ if cut => usize::try_from(budget).unwrap_or(usize::MAX),
+                Fault::Rate(rate) => usize::try_from(rate / 20).unwrap_or(usize::MAX).max(1),
+                _ => usize::MAX,
+            };
+            let sent = write(to, &piece[..piece.len().min(most)]).await?;
+            piece = piece.split_off(sent);
+            budget = budget.saturating_sub(sent as u64);
+            counter.fetch_add(sent as u64, Ordering::Relaxed);
+            if let Fault::Rate(rate) = now.fault {
+                tokio::time::sleep(Duration::from_secs_f64(sent as f64 / rate as f64)).await;
+            }
+        }
+    }
+    let _ = SockRef::from(to).shutdown(Shutdown::Write);
+    Ok(())
+}
+
+/// Writes some of the bytes.
+async fn write(to: &TcpStream, bytes: &[u8]) -> Result<usize, End> {
+    loop {
+        to.writable().await.map_err(|_| End::Broken)?;
+        match to.try_write(bytes) {
+            Ok(sent) => return Ok(sent),
+            Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(End::Broken),
+        }
+    }
+}

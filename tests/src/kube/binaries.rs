@@ -1,0 +1,187 @@
+//! Where the control plane's programs come from: `KUBEBUILDER_ASSETS` (envtest's convention) or our own build of
+//! `tests/kube` with Go, kept in the workspace's target directory.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+/// Small, and with the version that the modules leave out of themselves (`kubectl version`, `/version`).
+const LINK_FLAGS: &str = "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=v1.34.4";
+
+/// The programs of one control plane.
+#[derive(Debug, Clone)]
+pub enum Binaries {
+    /// Our program with its verbs `etcd`, `apiserver`, `kcm`.
+    Built(PathBuf),
+    /// A folder with `kube-apiserver`, `etcd`, and perhaps `kube-controller-manager`.
+    Assets(PathBuf),
+}
+
+/// Why there is no control plane on this machine, and how to get one.
+#[derive(Debug, Clone)]
+pub struct Unavailable(String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Binaries {
+    /// Finds the programs, building them when needed (five minutes the first time, nothing later).
+    ///
+    /// # Errors
+    /// The build failed, or `KUBEBUILDER_ASSETS` names a folder without the programs. A machine without both Go
+    /// and that variable is not an error but `Unavailable`.
+    pub fn find() -> Result<Result<Self, Unavailable>> {
+        if let Some(folder) = std::env::var_os("KUBEBUILDER_ASSETS") {
+            let folder = PathBuf::from(folder);
+            for program in ["kube-apiserver", "etcd"] {
+                if !folder.join(program).is_file() {
+                    bail!("KUBEBUILDER_ASSETS={}: there is no {program} in it", folder.display());
+                }
+            }
+            return Ok(Ok(Self::Assets(folder)));
+        }
+        let go = Command::new("go").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !go.is_ok_and(|status| status.success()) {
+            return Ok(Err(Unavailable(
+                "the real kube-apiserver is built with Go: install Go 1.24 or newer (https://go.dev/dl/), or set \
+                 KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd (`setup-envtest use -p path`)"
+                    .into(),
+            )));
+        }
+        build().map(|program| Ok(Self::Built(program)))
+    }
+
+    /// etcd with its data in `dir`, serving clients at `url`.
+    pub fn etcd(&self, dir: &Path, url: &str) -> Command {
+        match self {
+            Self::Built(program) => {
+                let mut command = Command::new(program);
+                command.arg("etcd").arg(dir).arg(url);
+                command
+            }
+            Self::Assets(folder) => {
+                let mut command = Command::new(folder.join("etcd"));
+                command.arg("--data-dir").arg(dir).args(["--unsafe-no-fsync", "--log-level=warn"]);
+                command
+                    .arg(format!("--listen-client-urls={url}"))
+                    .arg(format!("--advertise-client-urls={url}"));
+                command.arg("--listen-peer-urls=http://127.0.0.1:0");
+                command
+            }
+        }
+    }
+
+    /// kube-apiserver, without flags.
+    pub fn apiserver(&self) -> Command {
+        match self {
+            Self::Built(program) => verb(program, "apiserver"),
+            Self::Assets(folder) => Command::new(folder.join("kube-apiserver")),
+        }
+    }
+
+    /// kube-controller-manager, without flags, if there is one.
+    pub fn controller_manager(&self) -> Option<Command> {
+        match self {
+            Self::Built(program) => Some(verb(program, "kcm")),
+            Self::Assets(folder) => {
+                let program = folder.join("kube-controller-manager");
+                program.is_file().then(|| Command::new(program))
+            }
+        }
+    }
+}
+
+fn verb(program: &Path, verb: &str) -> Command {
+    let mut command = Command::new(program);
+    command.arg(verb);
+    command
+}
+
+/// Builds `tests/kube` into `TARGET/kube/kube`. Several test processes may call it at once: one builds.
+fn build() -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube");
+    let folder = target_directory().join("kube");
+    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let program = folder.join("kube");
+    let lock = std::fs::File::create(folder.join(".lock"))?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("locking the build of the real kube-apiserver")?;
+    if !is_newer(&program, &source) {
+        run_go(&source, &program)?;
+    }
+    Ok(program)
+}
+
+/// The program is newer than each of its sources: then Go need not be asked (which costs seconds).
+fn is_newer(program: &Path, source: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
+    let Ok(built) = modified(program) else { return false };
+    // This file too: the flags are in it.
+    let flags = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kube/binaries.rs");
+    let sources = std::fs::read_dir(source).into_iter().flatten().flatten().map(|entry| entry.path());
+    sources.chain([flags]).all(|path| modified(&path).is_ok_and(|changed| changed < built))
+}
+
+fn run_go(source: &Path, program: &Path) -> Result<()> {
+    let started = Instant::now();
+    say(format_args!("building the real kube-apiserver (tests/kube): about 5 minutes the first time"));
+    let mut child = Command::new("go")
+        .args(["build", "-v", "-trimpath", "-buildvcs=false", LINK_FLAGS, "-o"])
+        .arg(program)
+        .arg(".")
+        .current_dir(source)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("running go")?;
+    // `-v` prints a line for each module fetched and each package compiled.
+    let mut last = Vec::new();
+    let (mut lines, mut said) = (0_u32, Instant::now());
+    for line in BufReader::new(child.stderr.take().expect("stderr is piped")).lines() {
+        let line = line?;
+        lines += 1;
+        if said.elapsed() > Duration::from_secs(10) {
+            said = Instant::now();
+            say(format_args!("  {:>4} s, {lines} steps: {line}", started.elapsed().as_secs()));
+        }
+        last.push(line);
+        if last.len() > 20 {
+            last.remove(0);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!(
+            "go build in {} failed ({status}): is the Go module proxy reachable?\n{}",
+            source.display(),
+            last.join("\n")
+        );
+    }
+    say(format_args!("built in {} s", started.elapsed().as_secs()));
+    // Go leaves an unchanged output's time alone; what we compare with is when it was last known to be right.
+    std::fs::File::options().append(true).open(program)?.set_modified(std::time::SystemTime::now())?;
+    Ok(())
+}
+
+/// The test harness captures `eprintln!`; a long build must be seen while it runs.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// The target directory that the running program was built into: the nearest with cargo's tag, else the workspace's.
+fn target_directory() -> PathBuf {
+    let tagged = std::env::current_exe().ok().and_then(|program| {
+        program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file()).map(Path::to_owned)
+    });
+    tagged.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"))
+}

@@ -1,0 +1,33 @@
+//! The real control plane for hands and for other processes: what `hublet-cloud kube` runs, with the same files,
+//! control port and line as the scriptable cloud (see [`crate::dev`]).
+
+use std::io::Write;
+
+use anyhow::Result;
+
+use super::{KubeCloud, Options};
+use crate::dev::{Access, Front, Place, wait_for_the_end};
+use crate::worker::Worker;
+
+/// Runs the control plane behind the fault proxy until SIGINT or SIGTERM.
+///
+/// # Errors
+/// The control plane can't be built or started, or an address is taken.
+pub fn run(place: &Place) -> Result<()> {
+    let worker = Worker::start("kube", None)?;
+    let _ = writeln!(std::io::stderr().lock(), "starting the real kube-apiserver …");
+    let cloud = worker.spawner().run(KubeCloud::start(Options::default()))?;
+    let front = Front::start(place, cloud.address(), None)?;
+    front.announce(
+        place,
+        &Access {
+            server: front.server(),
+            direct: cloud.address(),
+            control: front.control(),
+            ca_pem: cloud.ca().to_owned(),
+            calico_token: cloud.calico_token().to_owned(),
+            admin_token: cloud.admin_token().to_owned(),
+        },
+    )?;
+    wait_for_the_end(place)
+}

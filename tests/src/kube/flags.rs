@@ -1,0 +1,145 @@
+//! The flags and files of the components, and the ports they listen on.
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::binaries::Binaries;
+use crate::netns::Netns;
+use crate::pki::{Ca, Credential, Identity, kubeconfig};
+
+const SERVICE_NETWORK: &str = "10.96.0.0/16";
+
+/// What the API server's certificate names, as kubeadm's does; 10.96.0.1 is its own service.
+const SERVED: [&str; 7] = [
+    "127.0.0.1",
+    "10.96.0.1",
+    "localhost",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+];
+
+/// What the tests need of the controller manager. Left out are those that act on a node's silence: no kubelet
+/// renews the test node's lease, and its pods must not be evicted while a test looks at them.
+const CONTROLLERS: &str = "serviceaccount-controller,serviceaccount-token-controller,\
+    root-ca-certificate-publisher-controller,certificatesigningrequest-signing-controller,\
+    certificatesigningrequest-approving-controller,certificatesigningrequest-cleaner-controller,\
+    endpoints-controller,endpointslice-controller,namespace-controller,garbage-collector-controller,\
+    deployment-controller,replicaset-controller,daemonset-controller,ttl-controller,\
+    clusterrole-aggregation-controller,bootstrap-signer-controller,token-cleaner-controller";
+
+/// Every request that the API server finished, without bodies.
+const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived, ResponseStarted]\nrules: [{level: Metadata}]\n";
+
+/// Free loopback ports of one control plane.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ports {
+    pub(super) etcd: u16,
+    pub(super) apiserver: u16,
+}
+
+impl Ports {
+    /// Ports that are free in the namespace now.
+    pub(super) fn choose(netns: Option<&Netns>) -> Result<Self> {
+        let listeners = super::within(netns, || {
+            [(); 2].map(|()| {
+                TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|one| one.local_addr().map(|a| (one, a)))
+            })
+        });
+        // Both listeners live until here, so that the ports differ.
+        let [etcd, apiserver] = listeners
+            .map(|one| one.context("no free port on 127.0.0.1: is `lo` up in this network namespace?"));
+        Ok(Self { etcd: etcd?.1.port(), apiserver: apiserver?.1.port() })
+    }
+
+    pub(super) fn etcd_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.etcd)
+    }
+}
+
+/// Writes certificates, keys and the audit policy into `dir`.
+pub(super) fn write_files(dir: &Path, authority: &Ca, addresses: &[IpAddr]) -> Result<()> {
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    let pair = |name: &str, identity: &Identity| {
+        write(&format!("{name}.crt"), &identity.cert_pem)?;
+        write(&format!("{name}.key"), &identity.key_pem)
+    };
+    write("ca.crt", authority.pem())?;
+    write("ca.key", &authority.key_pem())?;
+    let further: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    let names: Vec<&str> = SERVED.into_iter().chain(further.iter().map(String::as_str)).collect();
+    pair("apiserver", &authority.server("kube-apiserver", &names)?)?;
+    pair("kubelet-client", &authority.client("kube-apiserver-kubelet-client", &["system:masters"])?)?;
+    // The key pair that signs service account tokens.
+    let key = rcgen::KeyPair::generate()?;
+    write("sa.key", &key.serialize_pem())?;
+    write("sa.pub", &key.public_key_pem())?;
+    write("audit-policy.yaml", AUDIT_POLICY)
+}
+
+/// kube-apiserver with its flags.
+pub(super) fn apiserver(binaries: &Binaries, dir: &Path, ports: &Ports) -> Command {
+    let file = |name: &str| dir.join(name).display().to_string();
+    let mut command = binaries.apiserver();
+    command.args([
+        format!("--etcd-servers={}", ports.etcd_url()),
+        "--bind-address=127.0.0.1".into(),
+        "--advertise-address=127.0.0.1".into(),
+        "--endpoint-reconciler-type=none".into(), // it refuses a loopback advertise address otherwise
+        format!("--secure-port={}", ports.apiserver),
+        format!("--tls-cert-file={}", file("apiserver.crt")),
+        format!("--tls-private-key-file={}", file("apiserver.key")),
+        format!("--client-ca-file={}", file("ca.crt")),
+        "--service-account-issuer=https://kubernetes.default.svc".into(),
+        format!("--service-account-key-file={}", file("sa.pub")),
+        format!("--service-account-signing-key-file={}", file("sa.key")),
+        format!("--service-cluster-ip-range={SERVICE_NETWORK}"),
+        "--authorization-mode=Node,RBAC".into(),
+        "--enable-admission-plugins=NodeRestriction".into(),
+        "--enable-bootstrap-token-auth".into(),
+        "--allow-privileged=true".into(),
+        "--kubelet-preferred-address-types=InternalIP".into(),
+        format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
+        format!("--kubelet-client-key={}", file("kubelet-client.key")),
+        format!("--audit-policy-file={}", file("audit-policy.yaml")),
+        format!("--audit-log-path={}", file("audit.log")),
+        "--profiling=false".into(),
+    ]);
+    command
+}
+
+/// kube-controller-manager with its flags, where there is one.
+pub(super) fn controller_manager(
+    binaries: &Binaries,
+    dir: &Path,
+    authority: &Ca,
+    server: &str,
+) -> Result<Option<Command>> {
+    let Some(mut command) = binaries.controller_manager() else { return Ok(None) };
+    let user = "system:kube-controller-manager";
+    let identity = authority.client(user, &[user])?;
+    let config = dir.join("kcm.kubeconfig");
+    std::fs::write(&config, kubeconfig(server, authority.pem(), Credential::Certificate(&identity)))?;
+    let file = |name: &str| dir.join(name).display().to_string();
+    command.args([
+        format!("--kubeconfig={}", config.display()),
+        "--secure-port=0".into(),
+        "--leader-elect=false".into(),
+        "--use-service-account-credentials".into(),
+        format!("--controllers={CONTROLLERS}"),
+        format!("--service-account-private-key-file={}", file("sa.key")),
+        format!("--root-ca-file={}", file("ca.crt")),
+        format!("--cluster-signing-cert-file={}", file("ca.crt")),
+        format!("--cluster-signing-key-file={}", file("ca.key")),
+        "--kube-api-qps=200".into(),
+        "--kube-api-burst=400".into(),
+    ]);
+    Ok(Some(command))
+}

@@ -1,0 +1,272 @@
+//! The real Kubernetes control plane as a test's cloud: etcd, kube-apiserver and kube-controller-manager on
+//! loopback, with Calico's resources, a node and two pods in it.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use hublet_tests::kube::{KubeCloud, Options};
+//! let cloud = KubeCloud::start(Options::default()).await?;
+//! let node = cloud.admin().get("/api/v1/nodes/edge-1").await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Everything is made anew for each cloud (certificates, data, ports) and is gone when the value is dropped. The
+//! programs come from [`binaries`]; where they can't be had, [`Binaries::find`] says how to get them.
+
+pub mod api;
+pub mod binaries;
+pub mod calico;
+pub mod connection;
+pub mod dev;
+mod flags;
+pub mod process;
+pub mod workload;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tokio::time::Instant;
+
+pub use self::api::Api;
+pub use self::binaries::{Binaries, Unavailable};
+use self::connection::Endpoint;
+use self::process::Component;
+use crate::netns::Netns;
+use crate::pki::{Ca, Identity};
+
+/// Until the API server is ready. It takes 2–3 s alone, more beside a build.
+const READY: Duration = Duration::from_secs(90);
+
+/// What a cloud is to be like.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The network namespace that the control plane listens in; `None` is the caller's.
+    pub netns: Option<Netns>,
+    /// The node that exists from the start.
+    pub node: String,
+    /// Further addresses that the API server's certificate names (a proxy that passes TLS through).
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { netns: None, node: "edge-1".into(), addresses: Vec::new() }
+    }
+}
+
+/// A running control plane.
+#[derive(Debug)]
+pub struct KubeCloud {
+    // In the order in which they are to end.
+    controller_manager: Option<Component>,
+    apiserver: Component,
+    _etcd: Component,
+    admin: Api,
+    authority: Ca,
+    calico_token: String,
+    admin_token: String,
+    address: SocketAddr,
+    dir: tempfile::TempDir,
+}
+
+impl KubeCloud {
+    /// Starts the control plane and fills it; ready for use when this returns.
+    ///
+    /// # Errors
+    /// No programs (the message says how to get them), a component that ends or isn't ready in time (with the end
+    /// of its log), or a refusal of the API server.
+    pub async fn start(options: Options) -> Result<Self> {
+        let binaries = tokio::task::spawn_blocking(Binaries::find).await??;
+        let binaries = binaries.map_err(|why| anyhow::anyhow!("{why}"))?;
+        Box::pin(Self::start_with(&binaries, options)).await
+    }
+
+    /// As [`KubeCloud::start`], with programs that were found before.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_with(binaries: &Binaries, options: Options) -> Result<Self> {
+        let netns = options.netns.as_ref();
+        let dir = tempfile::Builder::new().prefix("hublet-kube-").tempdir()?;
+        let ports = flags::Ports::choose(netns)?;
+        let authority = Ca::new("kubernetes")?;
+        flags::write_files(dir.path(), &authority, &options.addresses)?;
+
+        let etcd = binaries.etcd(&dir.path().join("etcd"), &ports.etcd_url());
+        let mut etcd = Component::spawn("etcd", etcd, dir.path(), netns)?;
+        // An API server that finds etcd's port closed tries again only after a second.
+        until_it_listens(&mut etcd, ports.etcd, netns).await?;
+        let command = flags::apiserver(binaries, dir.path(), &ports);
+        let mut apiserver = Component::spawn("kube-apiserver", command, dir.path(), netns)?;
+        until_it_listens(&mut apiserver, ports.apiserver, netns).await?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.apiserver));
+        let server = format!("https://{address}");
+        let controller_manager = flags::controller_manager(binaries, dir.path(), &authority, &server)?
+            .map(|command| Component::spawn("kube-controller-manager", command, dir.path(), netns))
+            .transpose()?;
+
+        let administrator = authority.client("kubernetes-admin", &["system:masters"])?;
+        let endpoint = Endpoint::new(address, authority.pem(), Some(&administrator))?.within(netns);
+        let admin = Api::new(endpoint, None);
+        until_ready(&admin, &mut apiserver).await?;
+
+        let managed = controller_manager.is_some();
+        let (calico_token, admin_token) = Box::pin(fill(&admin, &options.node, managed)).await.with_context(|| {
+            let log = controller_manager.as_ref().map_or_else(String::new, Component::log_tail);
+            format!(
+                "filling the cloud failed; the ends of the logs: kube-apiserver\n{}\nkube-controller-manager\n{log}",
+                apiserver.log_tail()
+            )
+        })?;
+        Ok(Self {
+            controller_manager,
+            apiserver,
+            _etcd: etcd,
+            admin,
+            authority,
+            calico_token,
+            admin_token,
+            address,
+            dir,
+        })
+    }
+
+    /// Where the API server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The CA that the API server and its clients are trusted by, PEM.
+    pub fn ca(&self) -> &str {
+        self.authority.pem()
+    }
+
+    /// The administrator, straight to the API server.
+    pub fn admin(&self) -> &Api {
+        &self.admin
+    }
+
+    /// The token of `kube-system/calico-cni-plugin`.
+    pub fn calico_token(&self) -> &str {
+        &self.calico_token
+    }
+
+    /// The token of a service account with every right.
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
+    }
+
+    /// A client certificate of a node: `O=system:nodes, CN=system:node:NAME`.
+    ///
+    /// # Errors
+    /// The name can't stand in a certificate.
+    pub fn node(&self, name: &str) -> Result<Identity> {
+        self.authority.client(&format!("system:node:{name}"), &["system:nodes"])
+    }
+
+    /// The cluster's CA, for certificates of other kinds.
+    pub fn authority(&self) -> &Ca {
+        &self.authority
+    }
+
+    /// Stops the API server where it stands: connections and the port stay open, nothing answers.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn pause(&self) -> Result<()> {
+        self.apiserver.pause()
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn resume(&self) -> Result<()> {
+        self.apiserver.resume()
+    }
+
+    /// A controller manager runs (it doesn't where `KUBEBUILDER_ASSETS` has none).
+    pub fn has_controller_manager(&self) -> bool {
+        self.controller_manager.is_some()
+    }
+
+    /// What the API server got, as it says itself: its audit events of stage `ResponseComplete`.
+    ///
+    /// # Errors
+    /// The audit log can't be read.
+    pub fn audit(&self) -> Result<Vec<Value>> {
+        let text = std::fs::read_to_string(self.dir.path().join("audit.log"))?;
+        // The last line may be half written.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// The folder with the logs, certificates and data; gone with the cloud.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Puts everything into the fresh cluster: (Calico's token, the administrator's token).
+async fn fill(admin: &Api, node: &str, managed: bool) -> Result<(String, String)> {
+    let calico = async {
+        calico::register(admin).await?;
+        calico::install(admin).await
+    };
+    let accounts = async {
+        calico::grant(admin).await?;
+        let name = "hublet-tests-admin";
+        calico::account(admin, "kube-system", name).await?;
+        calico::bind(admin, "cluster-admin", name).await?;
+        tokio::try_join!(admin.token("kube-system", "calico-cni-plugin"), admin.token("kube-system", name))
+    };
+    let workload = async {
+        workload::add_node(admin, node, managed).await?;
+        workload::add_pods(admin, node, managed).await
+    };
+    let ((), tokens, ()) = tokio::try_join!(calico, accounts, workload)?;
+    Ok(tokens)
+}
+
+/// Waits for the component's port to open.
+async fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Netns>) -> Result<()> {
+    let deadline = Instant::now() + READY;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    while within(netns, || std::net::TcpStream::connect(address)).is_err() {
+        component.check()?;
+        if Instant::now() > deadline {
+            bail!("nothing listens on {address} after {READY:?}; the log ends:\n{}", component.log_tail());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {
+    let deadline = Instant::now() + READY;
+    loop {
+        apiserver.check()?;
+        let ready = admin.request(http::Method::GET, "/readyz", None).await;
+        if matches!(&ready, Ok((status, _)) if status.is_success()) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let last =
+                ready.map_or_else(|error| format!("{error:#}"), |(status, body)| format!("{status} {body}"));
+            bail!(
+                "kube-apiserver isn't ready after {READY:?} ({last}); its log ends:\n{}",
+                apiserver.log_tail()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Does something in the network namespace; `None` is the caller's own.
+fn within<T: Send>(netns: Option<&Netns>, work: impl FnOnce() -> T + Send) -> T {
+    match netns {
+        None => work(),
+        Some(netns) => netns.run(work),
+    }
+}

@@ -1,0 +1,126 @@
+//! What the cloud has said last: the yardstick for answers given after the cut.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use serde_json::Value;
+
+use super::learn::identities;
+use super::protobuf;
+use super::recording::Exchange;
+
+/// For each read made, the newest truth: its own answer, or that of a later write of the same object.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// By path without query: objects' last states, lists' last answers are by path with query.
+    answers: BTreeMap<String, (StatusCode, Bytes)>,
+    /// The reads, each once, by URI.
+    reads: BTreeMap<String, Exchange>,
+}
+
+impl Known {
+    /// Takes note of an exchange and its live answer.
+    pub fn note(&mut self, exchange: &Exchange, answer: &Response<Bytes>) {
+        let path = exchange.uri.trim_end_matches("/status").to_owned();
+        let told = (answer.status(), answer.body().clone());
+        match exchange.method {
+            Method::GET => {
+                self.reads.insert(exchange.uri.clone(), exchange.clone());
+                self.answers.insert(path, told);
+            }
+            _ if !answer.status().is_success() => {}
+            Method::DELETE => {
+                self.answers.insert(path, (StatusCode::NOT_FOUND, Bytes::new()));
+            }
+            // The object's own path is the collection's with its name.
+            Method::POST => {
+                for identity in identities(answer.body()) {
+                    self.answers
+                        .insert(format!("{path}/{}", identity.name), (StatusCode::OK, told.1.clone()));
+                }
+            }
+            _ => {
+                self.answers.insert(path, told);
+            }
+        }
+    }
+
+    /// The reads made so far, each once.
+    pub fn reads(&self) -> impl Iterator<Item = &Exchange> {
+        self.reads.values()
+    }
+
+    /// How an answer from the store to this read differs from what the cloud said last: `None` if it doesn't.
+    pub fn contradiction(&self, read: &Exchange, answer: &Response<Bytes>) -> Option<String> {
+        let Some((status, body)) = self.answers.get(&read.uri) else {
+            return Some("the cloud was never asked".into());
+        };
+        if answer.status() != *status {
+            let text = String::from_utf8_lossy(answer.body());
+            return Some(format!("the cloud said {status}, the store {}: {text}", answer.status()));
+        }
+        if *status == StatusCode::NOT_FOUND {
+            let reason = status_reason(answer.body());
+            return (reason.as_deref() != Some("NotFound")).then(|| format!("a 404 with reason {reason:?}"));
+        }
+        if is_list(body) {
+            return self.list_contradiction(read, body, answer.body());
+        }
+        (answer.body() != body).then(|| {
+            format!("not the newest copy: {} instead of {}", describe(answer.body()), describe(body))
+        })
+    }
+
+    /// A list holds what the cloud listed, each item as it was told last, and nothing that the cloud never told of.
+    fn list_contradiction(&self, read: &Exchange, told: &[u8], answer: &[u8]) -> Option<String> {
+        let path = read.uri.split('?').next().unwrap_or_default();
+        let stored = identities(answer);
+        for listed in identities(told) {
+            let newest = self.answers.get(&format!("{path}/{}", listed.name));
+            if newest.is_some_and(|(status, _)| *status == StatusCode::NOT_FOUND) {
+                continue;
+            }
+            let version = newest
+                .and_then(|(_, body)| identities(body).into_iter().next())
+                .map_or(listed.version, |identity| identity.version);
+            if !stored.iter().any(|item| item.name == listed.name && item.version == version) {
+                return Some(format!("{} isn't in the list in its version {version}", listed.name));
+            }
+        }
+        let known = |name: &str| {
+            self.answers.get(&format!("{path}/{name}")).is_some_and(|(status, _)| status.is_success())
+                || identities(told).iter().any(|listed| listed.name == name)
+        };
+        stored
+            .iter()
+            .find(|item| !known(&item.name))
+            .map(|item| format!("the cloud never told of {}", item.name))
+    }
+}
+
+/// Lists and discovery documents have no name of their own; only lists have items with identities.
+fn is_list(body: &[u8]) -> bool {
+    match protobuf::decode(body) {
+        Ok(envelope) => envelope.kind.ends_with("List"),
+        Err(_) => serde_json::from_slice::<Value>(body).is_ok_and(|value| {
+            value["kind"].as_str().is_some_and(|kind| kind.ends_with("List") && !kind.starts_with("API"))
+        }),
+    }
+}
+
+/// `reason` of a `Status` in either encoding.
+pub fn status_reason(body: &[u8]) -> Option<String> {
+    if let Ok(envelope) = protobuf::decode(body) {
+        return (envelope.kind == "Status").then(|| envelope.object["4"][0].as_str().map(str::to_owned))?;
+    }
+    let value: Value = serde_json::from_slice(body).ok()?;
+    (value["kind"] == "Status").then(|| value["reason"].as_str().map(str::to_owned))?
+}
+
+fn describe(body: &[u8]) -> String {
+    match identities(body).first() {
+        Some(identity) => format!("{} at {} ({} bytes)", identity.name, identity.version, body.len()),
+        None => format!("{} bytes", body.len()),
+    }
+}

@@ -1,0 +1,133 @@
+//! Reading `tests/data/calico-cni`: its index and bodies.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http::request::Builder;
+use http::{Method, Request, StatusCode};
+use serde::Deserialize;
+
+/// One recorded request with its answer.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// Its number in the recording.
+    pub id: u32,
+    /// The sequence it belongs to.
+    pub case: String,
+    /// The request's method.
+    pub method: Method,
+    /// The request's path and query.
+    pub uri: String,
+    /// The request's headers, but for `Authorization` and `Content-Length`.
+    pub headers: BTreeMap<String, String>,
+    /// The request's body.
+    pub body: Option<Bytes>,
+    /// The answer's status.
+    pub status: StatusCode,
+    /// The answer's headers by lower-case name; an empty value stands for one that differs each time.
+    pub answer_headers: BTreeMap<String, String>,
+    /// The answer's body.
+    pub answer: Bytes,
+}
+
+impl Exchange {
+    /// The plugin's processes each begin with discovery, on a connection of their own.
+    pub fn starts_process(&self) -> bool {
+        self.uri == "/api"
+    }
+
+    /// A read, as opposed to a write.
+    pub fn is_read(&self) -> bool {
+        self.method == Method::GET
+    }
+
+    /// The request with its recorded headers.
+    pub fn request(&self) -> Builder {
+        let request = Request::builder().method(self.method.clone()).uri(&self.uri);
+        self.headers.iter().fold(request, |request, (name, value)| request.header(name, value))
+    }
+}
+
+impl std::fmt::Display for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} #{} {} {}", self.case, self.id, self.method, self.uri)
+    }
+}
+
+/// The sequences of one client.
+#[derive(Debug, Clone)]
+pub struct Recording {
+    exchanges: Vec<Exchange>,
+}
+
+/// A line of the index.
+#[derive(Deserialize)]
+struct Line {
+    id: u32,
+    case: String,
+    method: String,
+    uri: String,
+    request_headers: BTreeMap<String, String>,
+    request_body: Option<String>,
+    status: u16,
+    response_headers: BTreeMap<String, String>,
+    response_body: String,
+}
+
+impl Recording {
+    /// The Calico CNI plugin: `add-first-pod-of-the-node`, `add-second-pod`, `del`.
+    ///
+    /// # Errors
+    /// The files are missing or damaged.
+    pub fn calico() -> Result<Self> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/calico-cni");
+        let read = |name: &str| {
+            let path = dir.join(name);
+            std::fs::read(&path).map(Bytes::from).with_context(|| format!("reading {}", path.display()))
+        };
+        let index = read("index.jsonl")?;
+        let exchanges = index
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                let line: Line = serde_json::from_slice(line).context("a line of index.jsonl")?;
+                Ok(Exchange {
+                    id: line.id,
+                    case: line.case,
+                    method: line.method.parse()?,
+                    uri: line.uri,
+                    headers: line.request_headers,
+                    body: line.request_body.as_deref().map(read).transpose()?,
+                    status: StatusCode::from_u16(line.status)?,
+                    answer_headers: line
+                        .response_headers
+                        .into_iter()
+                        .map(|(name, value)| (name.to_lowercase(), value))
+                        .collect(),
+                    answer: read(&line.response_body)?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { exchanges })
+    }
+
+    /// Every exchange, in order.
+    pub fn all(&self) -> &[Exchange] {
+        &self.exchanges
+    }
+
+    /// The exchanges of one sequence.
+    ///
+    /// # Errors
+    /// There is no such sequence.
+    pub fn sequence(&self, case: &str) -> Result<&[Exchange]> {
+        let of_case = |exchange: &Exchange| exchange.case == case;
+        let Some(first) = self.exchanges.iter().position(of_case) else {
+            bail!("no sequence {case:?} in the recording");
+        };
+        let length = self.exchanges[first..].iter().take_while(|exchange| of_case(exchange)).count();
+        Ok(&self.exchanges[first..first + length])
+    }
+}

@@ -1,0 +1,214 @@
+//! HTTP/1.1 with keep-alive: just enough to measure. In: a TLS stream. Out: status and body, by Content-Length
+//! or chunks.
+
+use std::io::{self, Read, Write};
+use std::time::Instant;
+
+use crate::ask::{Answer, Sink, broken};
+use crate::target::{Question, Stream};
+
+/// A longer head is a broken server.
+const HEAD_LIMIT: usize = 64 << 10;
+const BUFFER: usize = 64 << 10;
+
+/// A kept connection over any byte stream.
+#[derive(Debug)]
+pub(crate) struct H1<S = Stream> {
+    stream: S,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    status: u16,
+    length: Option<u64>,
+    chunked: bool,
+}
+
+impl<S: Read + Write> H1<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, buffer: vec![0; BUFFER], start: 0, end: 0 }
+    }
+
+    pub(crate) fn ask(&mut self, question: &Question, sink: &mut Sink) -> io::Result<Answer> {
+        let asked = Instant::now();
+        self.send(question)?;
+        if self.start == self.end {
+            self.fill()?;
+        }
+        let first = Instant::now();
+        let head = self.head()?;
+        if head.chunked {
+            self.chunks(sink)?;
+        } else {
+            let length = head.length.ok_or_else(|| broken("neither Content-Length nor chunks"))?;
+            self.exactly(length, sink)?;
+        }
+        Ok(sink.answer(head.status, asked, Some(first)))
+    }
+
+    pub(crate) fn begin(&mut self, question: &Question) -> io::Result<u16> {
+        self.send(question)?;
+        Ok(self.head()?.status)
+    }
+
+    fn send(&mut self, question: &Question) -> io::Result<()> {
+        self.stream.write_all(&question.h1)?;
+        self.stream.flush()
+    }
+
+    /// Reads more into the buffer.
+    fn fill(&mut self) -> io::Result<()> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.end == self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let read = self.stream.read(&mut self.buffer[self.end..])?;
+        if read == 0 {
+            return Err(broken("the connection ended within an answer"));
+        }
+        self.end += read;
+        Ok(())
+    }
+
+    fn head(&mut self) -> io::Result<Head> {
+        loop {
+            let bytes = &self.buffer[self.start..self.end];
+            if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+                let head = parse(&bytes[..at])?;
+                self.start += at + 4;
+                return Ok(head);
+            }
+            if bytes.len() >= HEAD_LIMIT {
+                return Err(broken("the answer's head is longer than 64 KiB"));
+            }
+            self.fill()?;
+        }
+    }
+
+    fn exactly(&mut self, mut length: u64, sink: &mut Sink) -> io::Result<()> {
+        while length > 0 {
+            if self.start == self.end {
+                self.fill()?;
+            }
+            let here = (self.end - self.start).min(usize::try_from(length).unwrap_or(usize::MAX));
+            sink.take(&self.buffer[self.start..self.start + here]);
+            self.start += here;
+            length -= here as u64;
+        }
+        Ok(())
+    }
+
+    fn chunks(&mut self, sink: &mut Sink) -> io::Result<()> {
+        loop {
+            let line = self.line()?;
+            let size = line.split(';').next().unwrap_or_default().trim();
+            let size = u64::from_str_radix(size, 16).map_err(|_| broken(format!("chunk size {line:?}")))?;
+            if size == 0 {
+                while !self.line()?.is_empty() {}
+                return Ok(());
+            }
+            self.exactly(size, sink)?;
+            if !self.line()?.is_empty() {
+                return Err(broken("a chunk is longer than it says"));
+            }
+        }
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        loop {
+            let bytes = &self.buffer[self.start..self.end];
+            if let Some(at) = bytes.windows(2).position(|two| two == b"\r\n") {
+                let line = String::from_utf8_lossy(&bytes[..at]).into_owned();
+                self.start += at + 2;
+                return Ok(line);
+            }
+            if bytes.len() >= HEAD_LIMIT {
+                return Err(broken("a line is longer than 64 KiB"));
+            }
+            self.fill()?;
+        }
+    }
+}
+
+fn parse(head: &[u8]) -> io::Result<Head> {
+    let text = std::str::from_utf8(head).map_err(|_| broken("the answer's head is no text"))?;
+    let mut lines = text.split("\r\n");
+    let first = lines.next().unwrap_or_default();
+    let status =
+        first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
+    let status = status.ok_or_else(|| broken(format!("no HTTP/1.1 answer: {first:?}")))?;
+    let mut parsed = Head { status, length: None, chunked: false };
+    for line in lines {
+        let Some((name, value)) = line.split_once(':') else { continue };
+        if name.eq_ignore_ascii_case("content-length") {
+            parsed.length = value.trim().parse().ok();
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            parsed.chunked = value.trim().eq_ignore_ascii_case("chunked");
+        }
+    }
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives its bytes a few at a time.
+    #[derive(Debug)]
+    struct Trickle(Vec<u8>, usize);
+
+    impl Read for Trickle {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let here = self.1.min(self.0.len()).min(buffer.len());
+            buffer[..here].copy_from_slice(&self.0[..here]);
+            self.0.drain(..here);
+            Ok(here)
+        }
+    }
+
+    impl Write for Trickle {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            Ok(buffer.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn answers(text: &str, step: usize, count: usize) -> Vec<(u16, Vec<u8>)> {
+        let mut connection = H1::new(Trickle(text.as_bytes().to_vec(), step));
+        let question = Question::get("/", None);
+        (0..count)
+            .map(|_| {
+                let mut sink = Sink::keeping();
+                let answer = connection.ask(&question, &mut sink).unwrap();
+                (answer.status, sink.kept.unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn answers_are_told_apart_however_their_bytes_arrive() {
+        let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello\
+                    HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n\
+                    HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n";
+        for step in [1, 2, 3, 7, 64, 4096] {
+            let seen = answers(text, step, 3);
+            assert_eq!(seen[0], (200, b"hello".to_vec()), "step {step}");
+            assert_eq!(seen[1], (200, b"abc0123456789".to_vec()), "step {step}");
+            assert_eq!(seen[2], (503, Vec::new()), "step {step}");
+        }
+    }
+
+    #[test]
+    fn a_cut_answer_is_an_error() {
+        let text = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello".to_vec();
+        let mut connection = H1::new(Trickle(text, 100));
+        assert!(connection.ask(&Question::get("/", None), &mut Sink::default()).is_err());
+    }
+}

@@ -1,0 +1,119 @@
+//! `hublet-load`: asks one server one question many times, and says how long that took. In: where, what, how
+//! often. Out: on the standard output one JSON line when it is ready and one with the result; between the two it
+//! waits for a line on its standard input, so that the caller can read the server's CPU time around the sample.
+#![allow(clippy::print_stdout, reason = "the lines on standard output are the interface")]
+
+mod ask;
+mod h1;
+mod h2;
+mod hold;
+mod sample;
+mod target;
+
+use std::io::{BufRead, stdin};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use target::{Question, Target};
+
+/// A blocking TLS client for measurements: TLS 1.3, X25519, no resumption, TCP_NODELAY.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// What to do.
+    #[arg(value_enum)]
+    mode: Mode,
+    /// Address of the server.
+    #[arg(long, value_name = "IP:PORT")]
+    connect: std::net::SocketAddr,
+    /// Name that the certificate must carry.
+    #[arg(long, default_value = "kubernetes")]
+    name: String,
+    /// PEM file of the CA that signed the certificate.
+    #[arg(long, value_name = "FILE")]
+    ca: PathBuf,
+    /// File with a bearer token.
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
+    /// Path and query; several are asked in turn on each connection.
+    #[arg(long, value_name = "PATH", required_unless_present = "objects")]
+    path: Vec<String>,
+    /// Protocol.
+    #[arg(long, value_enum, default_value_t = Protocol::H1)]
+    protocol: Protocol,
+    /// Connections that are kept open, one thread each.
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+    /// Requests in all (`hold`: streams on each connection).
+    #[arg(long, default_value_t = 1)]
+    requests: usize,
+    /// `post`: file with a collection's path, a tab and a JSON object on each line.
+    #[arg(long, value_name = "FILE")]
+    objects: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Each request on a new TCP and TLS connection.
+    Fresh,
+    /// All requests on kept connections.
+    Kept,
+    /// Tries until the first answer, from the moment that the line on standard input comes.
+    First,
+    /// Opens watches and holds them until the standard input ends.
+    Hold,
+    /// Posts the objects of a file (to fill a cloud).
+    Post,
+    /// Prints the body of one answer and nothing else.
+    Body,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Protocol {
+    /// HTTP/1.1 with keep-alive.
+    H1,
+    /// HTTP/2.
+    H2,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let h2 = arguments.protocol == Protocol::H2;
+    let target = Target::new(arguments.connect, &arguments.name, &arguments.ca, h2)?;
+    let token = arguments.token.as_deref().map(target::token).transpose()?;
+    let questions: Vec<Question> =
+        arguments.path.iter().map(|path| Question::get(path, token.as_deref())).collect();
+    let first = questions.first();
+    let question = || first.context("--path is missing");
+    let result = match arguments.mode {
+        Mode::Post => {
+            let objects = arguments.objects.as_deref().context("`post` needs --objects")?;
+            sample::post(&target, token.as_deref(), objects)?
+        }
+        Mode::Body => return sample::body(&target, question()?),
+        Mode::Fresh => sample::fresh(&target, &questions, arguments.requests)?,
+        Mode::Kept => sample::kept(&target, &questions, arguments.connections, arguments.requests)?,
+        Mode::First => sample::first(&target, question()?)?,
+        Mode::Hold => hold::hold(&target, question()?, arguments.connections, arguments.requests)?,
+    };
+    println!("{}", serde_json::to_string(&result)?);
+    Ok(())
+}
+
+/// Says that all is set up, and waits for the caller to say go; false when the caller is gone.
+fn ready(answer: &ask::Answer) -> Result<bool> {
+    println!("{}", serde_json::to_string(answer)?);
+    let mut line = String::new();
+    Ok(stdin().lock().read_line(&mut line).context("standard input")? > 0)
+}

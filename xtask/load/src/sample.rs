@@ -1,0 +1,236 @@
+//! The samples. In: a target, questions, how often. Out: a [`Sample`]; every answer must be 200 and as long as
+//! the first one was.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::ask::{Answer, Connection, Sink};
+use crate::ready;
+use crate::target::{Question, Target};
+
+/// Requests on new connections before the sample.
+const WARM_UP: usize = 20;
+/// Between two tries of `first`.
+const RETRY: Duration = Duration::from_micros(500);
+const FIRST_LIMIT: Duration = Duration::from_secs(30);
+
+/// A result.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Sample {
+    /// Requests answered between go and the end.
+    pub(crate) requests: usize,
+    /// From go to the end.
+    pub(crate) seconds: f64,
+    /// Bytes of bodies.
+    pub(crate) bytes: u64,
+    /// Latency of the whole exchange, microseconds.
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) max: f64,
+    /// Request sent to first byte, microseconds, median.
+    pub(crate) first_byte: f64,
+}
+
+/// Each request on a connection of its own; the latency covers TCP, TLS, request and the whole answer.
+pub(crate) fn fresh(target: &Target, questions: &[Question], requests: usize) -> Result<Sample> {
+    let expected = lengths(target, questions, WARM_UP)?;
+    if !ready(&expected[0])? {
+        return Ok(Sample::default());
+    }
+    let begin = Instant::now();
+    let mut times = Times::with_capacity(requests);
+    for at in 0..requests {
+        let (question, expected) = (&questions[at % questions.len()], &expected[at % questions.len()]);
+        let started = Instant::now();
+        let answer = Connection::open(target)?.ask(question, &mut Sink::default())?;
+        check(&answer, expected)?;
+        times.add(started.elapsed(), &answer);
+    }
+    Ok(times.sample(begin.elapsed()))
+}
+
+/// All requests on kept connections, a thread each, in a closed loop.
+pub(crate) fn kept(
+    target: &Target,
+    questions: &[Question],
+    connections: usize,
+    requests: usize,
+) -> Result<Sample> {
+    let expected = Arc::new(lengths(target, questions, 1)?);
+    let questions: Arc<[Question]> = questions.into();
+    let barrier = Arc::new(Barrier::new(connections + 1));
+    let each = requests.div_ceil(connections);
+    let mut threads = Vec::new();
+    for _ in 0..connections {
+        let mut connection = Connection::open(target).context("cannot connect")?;
+        connection.ask(&questions[0], &mut Sink::default())?;
+        let (questions, expected, barrier) =
+            (Arc::clone(&questions), Arc::clone(&expected), Arc::clone(&barrier));
+        threads.push(thread::spawn(move || -> Result<Times> {
+            barrier.wait();
+            let mut times = Times::with_capacity(each);
+            for at in 0..each {
+                let started = Instant::now();
+                let answer = connection.ask(&questions[at % questions.len()], &mut Sink::default())?;
+                check(&answer, &expected[at % questions.len()])?;
+                times.add(started.elapsed(), &answer);
+            }
+            Ok(times)
+        }));
+    }
+    if !ready(&expected[0])? {
+        // The caller is gone: so are we, threads and all.
+        return Ok(Sample::default());
+    }
+    let begin = Instant::now();
+    barrier.wait();
+    let mut times = Times::with_capacity(requests);
+    for thread in threads {
+        times.merge(thread.join().map_err(|_| anyhow::anyhow!("a connection's thread panicked"))??);
+    }
+    Ok(times.sample(begin.elapsed()))
+}
+
+/// From go to the first answer of a server that is starting.
+pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
+    if !ready(&Answer { status: 0, length: 0, first_byte: Duration::ZERO })? {
+        return Ok(Sample::default());
+    }
+    let begin = Instant::now();
+    loop {
+        let answer = Connection::open(target).and_then(|mut open| open.ask(question, &mut Sink::default()));
+        if let Ok(answer) = answer
+            && answer.status == 200
+        {
+            let mut times = Times::with_capacity(1);
+            times.add(begin.elapsed(), &answer);
+            return Ok(times.sample(begin.elapsed()));
+        }
+        if begin.elapsed() > FIRST_LIMIT {
+            bail!("no answer within {} s; the last try: {answer:?}", FIRST_LIMIT.as_secs());
+        }
+        thread::park_timeout(RETRY);
+    }
+}
+
+/// Posts each line of a file: the collection's path, a tab, the object.
+pub(crate) fn post(target: &Target, token: Option<&str>, objects: &Path) -> Result<Sample> {
+    let file = std::fs::File::open(objects).with_context(|| format!("cannot read {}", objects.display()))?;
+    let mut connection = Connection::open(target)?;
+    let begin = Instant::now();
+    let mut times = Times::with_capacity(1);
+    for line in BufReader::new(file).lines() {
+        let line = line?;
+        let (path, object) = line.split_once('\t').context("a line of the objects' file has no tab")?;
+        let mut sink = Sink::keeping();
+        let started = Instant::now();
+        let answer = connection.ask(&Question::post(path, token, object), &mut sink)?;
+        if answer.status != 201 {
+            let body = String::from_utf8_lossy(sink.kept.as_deref().unwrap_or_default()).into_owned();
+            bail!("POST {path} was answered {}: {body}", answer.status);
+        }
+        times.add(started.elapsed(), &answer);
+    }
+    Ok(times.sample(begin.elapsed()))
+}
+
+/// The body of one answer, on standard output.
+pub(crate) fn body(target: &Target, question: &Question) -> Result<()> {
+    let mut sink = Sink::keeping();
+    let answer = Connection::open(target)?.ask(question, &mut sink)?;
+    let body = sink.kept.unwrap_or_default();
+    if answer.status != 200 {
+        bail!("answered {}: {}", answer.status, String::from_utf8_lossy(&body));
+    }
+    Ok(io::stdout().lock().write_all(&body)?)
+}
+
+/// Asks each question on new connections; the first answers are what later ones are checked against.
+fn lengths(target: &Target, questions: &[Question], times: usize) -> Result<Vec<Answer>> {
+    let mut expected = Vec::with_capacity(questions.len());
+    for question in questions {
+        let answer = Connection::open(target)
+            .and_then(|mut open| open.ask(question, &mut Sink::default()))
+            .context("the first request")?;
+        if answer.status != 200 {
+            bail!("the first request was answered {}", answer.status);
+        }
+        expected.push(answer);
+    }
+    for at in 1..times {
+        Connection::open(target)?.ask(&questions[at % questions.len()], &mut Sink::default())?;
+    }
+    Ok(expected)
+}
+
+fn check(answer: &Answer, expected: &Answer) -> Result<()> {
+    if (answer.status, answer.length) != (expected.status, expected.length) {
+        bail!("an answer differs: {answer:?}, the first was {expected:?}");
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Times {
+    whole: Vec<Duration>,
+    first: Vec<Duration>,
+    bytes: u64,
+}
+
+impl Times {
+    fn with_capacity(count: usize) -> Self {
+        Self { whole: Vec::with_capacity(count), first: Vec::with_capacity(count), bytes: 0 }
+    }
+
+    fn add(&mut self, whole: Duration, answer: &Answer) {
+        self.whole.push(whole);
+        self.first.push(answer.first_byte);
+        self.bytes += answer.length;
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.whole.extend(other.whole);
+        self.first.extend(other.first);
+        self.bytes += other.bytes;
+    }
+
+    fn sample(mut self, took: Duration) -> Sample {
+        self.whole.sort_unstable();
+        self.first.sort_unstable();
+        Sample {
+            requests: self.whole.len(),
+            seconds: took.as_secs_f64(),
+            bytes: self.bytes,
+            p50: percentile(&self.whole, 50),
+            p99: percentile(&self.whole, 99),
+            max: percentile(&self.whole, 100),
+            first_byte: percentile(&self.first, 50),
+        }
+    }
+}
+
+/// Nearest rank, in microseconds.
+fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).map_or(0.0, |time| time.as_secs_f64() * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_nearest_ranks() {
+        let times: Vec<Duration> = (1..=200).map(Duration::from_micros).collect();
+        let near = |percent, wanted: f64| (percentile(&times, percent) - wanted).abs() < 1e-6;
+        assert!(near(50, 100.0) && near(99, 198.0) && near(100, 200.0));
+        assert!((percentile(&times[..1], 99) - 1.0).abs() < 1e-6);
+        assert!(percentile(&[], 50).abs() < f64::EPSILON);
+    }
+}

@@ -1,0 +1,107 @@
+//! `cargo xtask bench`: hublet beside nginx on the same objects in the same run. In: names of tests, or none for
+//! all; root. Out: a table, or JSON, of medians with ranges, ratios per round, and bars met or missed.
+
+mod daemon;
+mod facts;
+mod nginx;
+mod objects;
+mod phases;
+mod place;
+mod plan;
+mod process;
+mod report;
+mod server;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::interrupt::Interrupt;
+use crate::project::{Project, Usage, is_root};
+use crate::{build, step, toolchain};
+
+use facts::{Facts, stolen};
+use phases::Bench;
+use place::Place;
+use report::Report;
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// Tests to run, by name or by how their names begin (`kept16`); all without one.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// How the figures are printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Rounds of each test; eleven or more where a bar is nearer than 10 %.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u8).range(1..))]
+    rounds: u8,
+    /// Two rounds of a quarter of the requests: shows that all works, no figures to keep.
+    #[arg(long)]
+    quick: bool,
+    /// Prints the tests' names and runs nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// Which tests, how often.
+#[derive(Debug)]
+struct Extent {
+    names: Vec<String>,
+    rounds: usize,
+    quick: bool,
+}
+
+impl Extent {
+    fn wants(&self, test: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|name| test.starts_with(name.as_str()))
+    }
+}
+
+/// Builds, installs nginx, measures, prints.
+pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
+    if arguments.list {
+        plan::names().iter().for_each(|name| println!("{name}"));
+        return Ok(());
+    }
+    let unknown =
+        arguments.names.iter().find(|name| !plan::names().iter().any(|test| test.starts_with(name.as_str())));
+    if let Some(unknown) = unknown {
+        return Err(Usage(format!("no test begins with {unknown}; see `cargo xtask bench --list`")).into());
+    }
+    if !is_root() {
+        bail!(
+            "the bench needs root: a network namespace for hublet's address, and eBPF (sudo -E cargo xtask bench)"
+        );
+    }
+    let extent = Extent {
+        names: arguments.names.clone(),
+        rounds: if arguments.quick { 2 } else { usize::from(arguments.rounds) },
+        quick: arguments.quick,
+    };
+    let interrupt = Interrupt::listen()?;
+    toolchain::apt(project, &[("nginx", "nginx-light"), ("taskset", "util-linux"), ("ip", "iproute2")])?;
+    let built = build::bench(project)?;
+    let facts = Facts::gather(project, extent.rounds, built.kind);
+    let mut report = Report::new(facts);
+    let before = stolen();
+    let place = Place::take(project)?;
+    let measured = Bench::new(project, &built, &place, &extent, &interrupt)?.run(&mut report);
+    drop(place);
+    measured?;
+    let after = stolen();
+    report.facts.steal_percent = 100.0 * (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
+    report.conclude(plan::BARS);
+    match arguments.output {
+        Output::Table => println!("{}", report.text()),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+    }
+    step::say("done");
+    Ok(())
+}

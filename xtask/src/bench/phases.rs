@@ -1,0 +1,302 @@
+//! The run, in its order: fill a cloud, warm the store through hublet, measure while the cloud answers, cut it,
+//! measure what is stored. In: the built programs, the place. Out: values in the [`Report`].
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::daemon::{self, Daemon};
+use super::place::Place;
+use super::plan::{self, CPU, FIRST_BYTE, P50, P99, PEAK, RSS, TOTAL, Test};
+use super::report::Report;
+use super::server::{Generator, Load, Running, Server};
+use super::{Extent, nginx, objects};
+use crate::build::Built;
+use crate::child::{Child, Pause};
+use crate::interrupt::Interrupt;
+use crate::project::Project;
+use crate::run::{Cloud, CloudKind};
+use crate::step;
+
+/// After a start, and after work, before memory is read as idle.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Lists in one sample, one after the other.
+const LISTS: usize = 4;
+/// Lists at once.
+const AT_ONCE: usize = 8;
+/// Watches, and how they are spread over connections: (connections, streams on each, HTTP/2).
+const WATCHES: [(usize, usize, bool); 2] = [(1_000, 1, false), (20, 50, true)];
+const WATCH: &str = "/api/v1/namespaces/bench/configmaps?watch=true&resourceVersion=1&timeoutSeconds=3000";
+
+/// A bench in its place.
+#[derive(Debug)]
+pub(super) struct Bench<'a> {
+    project: &'a Project,
+    built: &'a Built,
+    extent: &'a Extent,
+    interrupt: &'a Interrupt,
+    dir: PathBuf,
+    cgroup: Option<PathBuf>,
+    generator: Generator,
+}
+
+impl<'a> Bench<'a> {
+    /// An empty folder in target/bench/.
+    pub(super) fn new(
+        project: &'a Project,
+        built: &'a Built,
+        place: &Place,
+        extent: &'a Extent,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self> {
+        let dir = project.root.join("target").join("bench");
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+        }
+        std::fs::create_dir_all(&dir)?;
+        let generator = Generator { binary: built.load.clone(), token: dir.join("admin.token") };
+        let cgroup = place.cgroup().map(Path::to_path_buf);
+        Ok(Self { project, built, extent, interrupt, dir, cgroup, generator })
+    }
+
+    /// All phases.
+    pub(super) fn run(&self, report: &mut Report) -> Result<()> {
+        let cloud = Cloud::start_in(self.project, CloudKind::Scripted, &self.dir, self.interrupt)?;
+        let direct = self.direct(&cloud)?;
+        step::say(format_args!("filling the cloud with {} Pods", objects::PODS));
+        let file = self.dir.join("objects");
+        std::fs::write(&file, objects::lines())?;
+        self.generator.post(&direct, &file)?;
+
+        let daemon = self.daemon(&cloud);
+        let (child, hublet) = daemon.start()?;
+        step::say("warming the store through hublet");
+        let bodies = self.warm(&hublet)?;
+        let beside = nginx::start(self.project, &self.dir, &daemon.pem(), &bodies, Some(direct.address))?;
+        self.online(report, &[hublet, nginx::passing(&beside, &daemon.ca()), direct])?;
+        daemon::stop(child)?;
+
+        step::say("the cloud is cut: from here on all comes from the store");
+        drop(cloud);
+        self.starts(report, &daemon)?;
+        self.stored(report, &daemon, &beside)?;
+        self.list_offline(report, &daemon, &beside)?;
+        self.memory(report, &daemon, &beside)
+    }
+
+    fn direct(&self, cloud: &Cloud) -> Result<Server> {
+        let address = cloud.direct.trim_start_matches("https://");
+        let address: SocketAddr =
+            address.parse().with_context(|| format!("the cloud's address {address}"))?;
+        Ok(Server::new("cloud", address, &self.dir.join("cloud-ca.crt"), cloud.child.pid()))
+    }
+
+    fn daemon(&self, cloud: &Cloud) -> Daemon<'a> {
+        Daemon {
+            project: self.project,
+            binary: self.built.daemon.clone(),
+            dir: self.dir.clone(),
+            cloud: cloud.server.clone(),
+            cgroup: self.cgroup.clone(),
+        }
+    }
+
+    /// Asks once for all that is asked for later, and gives the bodies.
+    fn warm(&self, hublet: &Server) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let mut bodies = Vec::new();
+        for path in [objects::SMALL, objects::LARGE, objects::LIST] {
+            bodies.push((path, hublet.body(&self.generator, path)?));
+        }
+        self.watches(hublet, (1, 1, false)).map(drop).context("a watch while the cloud answers")?;
+        Ok(bodies)
+    }
+
+    /// Forwarded GETs and the list, hublet beside a passing nginx and beside nobody.
+    fn online(&self, report: &mut Report, servers: &[Server; 3]) -> Result<()> {
+        for round in 0..self.extent.rounds {
+            for test in plan::forwarded(self.extent.quick) {
+                self.sample_each(report, round, &test, servers)?;
+            }
+            if self.extent.wants(plan::LIST_ONLINE) {
+                for server in servers {
+                    self.list(report, plan::LIST_ONLINE, server)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stored GETs, hublet beside nginx, interleaved.
+    fn stored(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
+        let tests = plan::stored(self.extent.quick);
+        if !tests.iter().any(|test| self.extent.wants(&test.name)) {
+            return Ok(());
+        }
+        let (child, hublet) = daemon.start()?;
+        let nginx = nginx::stored(beside, &daemon.ca());
+        let servers = [hublet, nginx];
+        self.same_bodies(&servers)?;
+        let mut anchors = Vec::new();
+        for round in 0..self.extent.rounds {
+            step::say(format_args!("stored GETs, round {} of {}", round + 1, self.extent.rounds));
+            for test in &tests {
+                let costs = self.sample_each(report, round, test, &servers)?;
+                if test.name == tests[0].name {
+                    anchors.extend(costs.last().copied());
+                }
+            }
+        }
+        if let (Some(first), Some(last)) = (anchors.first(), anchors.last()) {
+            report.facts.drift = last / first;
+        }
+        Pause::new().wait(SETTLE);
+        report.add(plan::AFTER, servers[0].name, RSS, servers[0].family().memory("VmRSS")?);
+        daemon::stop(child)
+    }
+
+    /// One sample of each server, the first one changing by round; gives the servers' CPU costs in their order.
+    fn sample_each(
+        &self,
+        report: &mut Report,
+        round: usize,
+        test: &Test,
+        servers: &[Server],
+    ) -> Result<Vec<f64>> {
+        if !self.extent.wants(&test.name) {
+            return Ok(Vec::new());
+        }
+        let mut costs = vec![0.0; servers.len()];
+        for turn in 0..servers.len() {
+            let at = (turn + round) % servers.len();
+            let server = &servers[at];
+            self.go_on()?;
+            let sample = server.sample(&self.generator, &test.load).with_context(|| test.name.clone())?;
+            report.add(&test.name, server.name, CPU, sample.cpu);
+            report.add(&test.name, server.name, P50, sample.seen.p50);
+            report.add(&test.name, server.name, P99, sample.seen.p99);
+            costs[at] = sample.cpu;
+        }
+        Ok(costs)
+    }
+
+    fn same_bodies(&self, servers: &[Server]) -> Result<()> {
+        for path in [objects::SMALL, objects::LARGE] {
+            let bodies: Vec<Vec<u8>> =
+                servers.iter().map(|server| server.body(&self.generator, path)).collect::<Result<_>>()?;
+            if bodies.iter().any(|body| *body != bodies[0]) {
+                bail!("the servers answer {path} differently: there is nothing to compare");
+            }
+            step::note(format_args!("{path}: {} bytes, the same from all", bodies[0].len()));
+        }
+        Ok(())
+    }
+
+    fn list(&self, report: &mut Report, test: &str, server: &Server) -> Result<()> {
+        self.go_on()?;
+        let load =
+            Load { mode: "kept", path: objects::LIST.to_owned(), h2: false, connections: 1, requests: LISTS };
+        let sample = server.sample(&self.generator, &load).with_context(|| test.to_owned())?;
+        report.add(test, server.name, FIRST_BYTE, sample.seen.first_byte / 1e3);
+        report.add(test, server.name, TOTAL, sample.seen.p50 / 1e3);
+        report.add(test, server.name, "cpu ms", sample.cpu / 1e3);
+        Ok(())
+    }
+
+    /// The list from the store: a fresh process each round, since the peak is what counts.
+    fn list_offline(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
+        if !self.extent.wants(plan::LIST_OFFLINE) {
+            return Ok(());
+        }
+        let nginx = nginx::stored(beside, &daemon.ca());
+        for round in 0..self.extent.rounds {
+            step::say(format_args!("LIST from the store, round {} of {}", round + 1, self.extent.rounds));
+            let (child, hublet) = daemon.start()?;
+            for server in [&hublet, &nginx] {
+                server.family().reset_peak()?;
+                self.list(report, plan::LIST_OFFLINE, server)?;
+                report.add(plan::LIST_OFFLINE, server.name, PEAK, server.family().memory("VmHWM")?);
+                server.family().reset_peak()?;
+                let path = objects::LIST.to_owned();
+                let load = Load { mode: "kept", path, h2: false, connections: AT_ONCE, requests: AT_ONCE };
+                server.sample(&self.generator, &load)?;
+                report.add(
+                    plan::LIST_OFFLINE,
+                    server.name,
+                    "peak at 8 MiB",
+                    server.family().memory("VmHWM")?,
+                );
+            }
+            daemon::stop(child)?;
+        }
+        Ok(())
+    }
+
+    /// From the process's start, store and cloud as they are after a cut, to the first stored answer over TLS.
+    fn starts(&self, report: &mut Report, daemon: &Daemon<'_>) -> Result<()> {
+        if !self.extent.wants(plan::START) {
+            return Ok(());
+        }
+        let path = objects::SMALL.to_owned();
+        let load = Load { mode: "first", path, h2: false, connections: 1, requests: 1 };
+        for round in 0..self.extent.rounds {
+            self.go_on()?;
+            step::say(format_args!("cold start, round {} of {}", round + 1, self.extent.rounds));
+            let mut waiting = Running::start(&self.generator, &daemon.to_be(), &load)?;
+            waiting.go()?;
+            let child = daemon.spawn()?;
+            let seen = waiting.result().context("cold start")?;
+            report.add(plan::START, "hublet", "first answer ms", seen.seconds * 1e3);
+            daemon::stop(child)?;
+        }
+        Ok(())
+    }
+
+    /// Idle, and with a thousand idle watches: a fresh process each time.
+    fn memory(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
+        let pause = Pause::new();
+        if self.extent.wants(plan::IDLE) {
+            step::say("idle memory");
+            for _ in 0..self.extent.rounds.min(3) {
+                let (child, hublet) = daemon.start()?;
+                pause.wait(SETTLE);
+                report.add(plan::IDLE, hublet.name, RSS, hublet.family().memory("VmRSS")?);
+                daemon::stop(child)?;
+            }
+            let nginx = nginx::stored(beside, &daemon.ca());
+            report.add(plan::IDLE, nginx.name, "RSS summed MiB", nginx.family().memory("VmRSS")?);
+            report.add(plan::IDLE, nginx.name, "Pss MiB", nginx.family().proportional()?);
+        }
+        if self.extent.wants(plan::WATCHES) {
+            for shape in WATCHES {
+                let (connections, streams, h2) = shape;
+                step::say(format_args!(
+                    "memory with {} idle watches on {connections} connections",
+                    connections * streams
+                ));
+                let (child, hublet) = daemon.start()?;
+                let held = self.watches(&hublet, shape)?;
+                pause.wait(SETTLE);
+                let metric = if h2 { "RSS MiB, h2 20×50" } else { "RSS MiB, h1 1000×1" };
+                report.add(plan::WATCHES, hublet.name, metric, hublet.family().memory("VmRSS")?);
+                drop(held);
+                daemon::stop(child)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens watches; they are open until what is returned is dropped.
+    fn watches(&self, hublet: &Server, (connections, streams, h2): (usize, usize, bool)) -> Result<Running> {
+        let load = Load { mode: "hold", path: WATCH.to_owned(), h2, connections, requests: streams };
+        Running::start(&self.generator, hublet, &load)
+    }
+
+    fn go_on(&self) -> Result<()> {
+        if self.interrupt.wait(Duration::ZERO) {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+}

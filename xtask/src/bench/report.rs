@@ -1,0 +1,222 @@
+//! The figures. In: values, one a round. Out: medians with ranges, ratios taken round by round, bars met or missed;
+//! as a table and as JSON.
+
+use serde::Serialize;
+
+use super::facts::Facts;
+
+/// A median and the values around it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Range {
+    pub(super) median: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
+}
+
+/// One metric of one server in one test.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Row {
+    test: String,
+    server: &'static str,
+    /// With its unit: `cpu µs`, `first byte ms`, `RSS MiB`.
+    metric: &'static str,
+    #[serde(flatten)]
+    range: Range,
+    values: Vec<f64>,
+}
+
+/// hublet by another server, per round.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Ratio {
+    test: String,
+    metric: &'static str,
+    by: &'static str,
+    #[serde(flatten)]
+    range: Range,
+}
+
+/// A bar and how it stands.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Bar {
+    what: String,
+    measured: f64,
+    at_most: f64,
+    met: bool,
+}
+
+/// A bar to be looked up in the rows or ratios: test, metric, `nginx` for a ratio, limit.
+pub(super) type Wanted = (&'static str, &'static str, Option<&'static str>, f64);
+
+/// All of a run.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) facts: Facts,
+    rows: Vec<Row>,
+    ratios: Vec<Ratio>,
+    bars: Vec<Bar>,
+    /// What was not run, and why: a hole that nobody sees is worse than a miss.
+    pub(super) left_out: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn new(facts: Facts) -> Self {
+        Self { facts, rows: Vec::new(), ratios: Vec::new(), bars: Vec::new(), left_out: Vec::new() }
+    }
+
+    /// Adds one round's value.
+    pub(super) fn add(&mut self, test: &str, server: &'static str, metric: &'static str, value: f64) {
+        let known = self
+            .rows
+            .iter_mut()
+            .find(|row| (row.test.as_str(), row.server, row.metric) == (test, server, metric));
+        if let Some(row) = known {
+            row.values.push(value);
+            return;
+        }
+        let range = Range { median: value, min: value, max: value };
+        self.rows.push(Row { test: test.to_owned(), server, metric, range, values: vec![value] });
+    }
+
+    /// Sums up: ranges, ratios, bars.
+    pub(super) fn conclude(&mut self, bars: &[Wanted]) {
+        for row in &mut self.rows {
+            row.range = range(&row.values);
+        }
+        let hublet: Vec<&Row> = self.rows.iter().filter(|row| row.server == "hublet").collect();
+        for row in hublet {
+            let others = self.rows.iter().filter(|other| {
+                other.server != "hublet"
+                    && other.test == row.test
+                    && other.metric == row.metric
+                    && other.values.len() == row.values.len()
+            });
+            for other in others {
+                let each: Vec<f64> =
+                    row.values.iter().zip(&other.values).map(|(ours, theirs)| ours / theirs).collect();
+                self.ratios.push(Ratio {
+                    test: row.test.clone(),
+                    metric: row.metric,
+                    by: other.server,
+                    range: range(&each),
+                });
+            }
+        }
+        self.bars = bars.iter().filter_map(|wanted| self.bar(wanted)).collect();
+    }
+
+    fn bar(&self, (test, metric, by, at_most): &Wanted) -> Option<Bar> {
+        let (what, measured) = match by {
+            Some(by) => {
+                let ratio = self
+                    .ratios
+                    .iter()
+                    .find(|r| (r.test.as_str(), r.metric, r.by) == (*test, *metric, *by))?;
+                (format!("{test} {metric}, by {by}"), ratio.range.median)
+            }
+            None => {
+                let row = self
+                    .rows
+                    .iter()
+                    .find(|row| (row.test.as_str(), row.server, row.metric) == (*test, "hublet", *metric))?;
+                (format!("{test} {metric}"), row.range.median)
+            }
+        };
+        Some(Bar { what, measured, at_most: *at_most, met: measured <= *at_most })
+    }
+
+    /// The report as text.
+    pub(super) fn text(&self) -> String {
+        let mut text = self.facts.lines().join("\n");
+        let mut test = "";
+        for row in &self.rows {
+            if row.test != test {
+                test = &row.test;
+                text.push_str(&format!("\n\n{test}"));
+            }
+            text.push_str(&format!("\n  {:<14} {:<14} {}", row.server, row.metric, shown(&row.range)));
+            let ratios = self.ratios.iter().filter(|ratio| {
+                row.server == "hublet" && ratio.test == row.test && ratio.metric == row.metric
+            });
+            for ratio in ratios {
+                text.push_str(&format!("   {}× {}", shown(&ratio.range), ratio.by));
+            }
+        }
+        text.push_str("\n\nbars");
+        for bar in &self.bars {
+            let verdict = if bar.met { "pass" } else { "MISS" };
+            text.push_str(&format!(
+                "\n  {verdict}  {:<36} {:.2} (at most {})",
+                bar.what, bar.measured, bar.at_most
+            ));
+        }
+        for left_out in &self.left_out {
+            text.push_str(&format!("\nnot run: {left_out}"));
+        }
+        text
+    }
+}
+
+fn shown(range: &Range) -> String {
+    let Range { median, min, max } = range;
+    if (max - min).abs() < f64::EPSILON {
+        number(*median)
+    } else {
+        format!("{} [{}–{}]", number(*median), number(*min), number(*max))
+    }
+}
+
+fn number(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else if value >= 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+fn range(values: &[f64]) -> Range {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    let middle = sorted.len() / 2;
+    let even = sorted.len().is_multiple_of(2) && !sorted.is_empty();
+    let median = if even { f64::midpoint(at(middle - 1), at(middle)) } else { at(middle) };
+    Range { median, min: at(0), max: at(sorted.len().saturating_sub(1)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let project = crate::project::Project { root: "/".into(), target: "/".into() };
+        Report::new(Facts::gather(&project, 3, "dynamic"))
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let mut report = report();
+        for (ours, theirs) in [(10.0, 20.0), (30.0, 40.0), (12.0, 60.0)] {
+            report.add("fresh", "hublet", "cpu µs", ours);
+            report.add("fresh", "nginx", "cpu µs", theirs);
+        }
+        report.conclude(&[("fresh", "cpu µs", Some("nginx"), 0.65), ("fresh", "cpu µs", None, 11.0)]);
+        // 0.5, 0.75, 0.2: not 12 / 40.
+        assert_eq!(report.ratios[0].range, Range { median: 0.5, min: 0.2, max: 0.75 });
+        assert_eq!(report.bars.iter().map(|bar| bar.met).collect::<Vec<_>>(), [true, false]);
+        assert!(report.text().contains("MISS  fresh cpu µs "), "{}", report.text());
+    }
+
+    #[test]
+    fn a_bar_without_figures_is_not_called_met() {
+        let mut report = report();
+        report.conclude(&[("fresh", "cpu µs", Some("nginx"), 0.65)]);
+        assert!(report.bars.is_empty());
+    }
+
+    #[test]
+    fn the_median_of_an_even_count_lies_between() {
+        assert!((range(&[4.0, 1.0, 3.0, 2.0]).median - 2.5).abs() < 1e-9);
+    }
+}

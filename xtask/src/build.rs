@@ -1,0 +1,120 @@
+//! `cargo xtask build`, and the builds that the other verbs stand on. In: the sources. Out: the BPF object,
+//! the daemon in the dev profile, the release daemon (static where musl is at hand), the tests' clouds.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::project::Project;
+use crate::{ebpf, step, toolchain};
+
+/// The daemon's build script embeds the object that this variable names.
+pub(crate) const OBJECT: &str = "HUBLET_BPF_OBJECT";
+
+/// The BPF object, built from source.
+pub(crate) fn object(project: &Project) -> Result<PathBuf> {
+    toolchain::for_bpf(project)?;
+    ebpf::build(project)
+}
+
+/// `cargo SUBCOMMAND` with the object named for the daemon's build script.
+pub(crate) fn cargo(project: &Project, object: &Path, subcommand: &str) -> Command {
+    let mut command = project.cargo();
+    command.arg(subcommand).env(OBJECT, object);
+    command
+}
+
+/// The object, the daemon and the tests' cloud in the dev profile: quick to build, optimised where it counts.
+/// Gives the object's path. Always the same packages, so that cargo settles on one set of features for all verbs.
+pub(crate) fn development(project: &Project) -> Result<PathBuf> {
+    let object = object(project)?;
+    let mut command = cargo(project, &object, "build");
+    command.args(["--bins", "--package", "hublet", "--package", "hublet-tests"]);
+    step::run(
+        "building hublet (about five minutes the first time on two cores, seconds later)",
+        &mut command,
+    )?;
+    Ok(object)
+}
+
+/// The release daemon at `target/release/hublet`; static when there is a C compiler for musl.
+pub(crate) fn release(project: &Project) -> Result<PathBuf> {
+    let path = released(project, &["hublet"])?.remove(0);
+    let size = std::fs::metadata(&path)?.len();
+    println!("{} {:.1} MB", project.shown(&path), size as f64 / 1e6);
+    Ok(path)
+}
+
+/// Builds programs (each in the package of its name) and puts them into `target/release/`.
+fn released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
+    let object = object(project)?;
+    let mut command = cargo(project, &object, "build");
+    command.arg("--release");
+    for program in programs {
+        command.args(["--package", program]);
+    }
+    let paths: Vec<PathBuf> = programs.iter().map(|program| project.binary("release", program)).collect();
+    let Some(triple) = musl_target(project) else {
+        step::run(
+            "building the release daemon (minutes: link-time optimisation of everything)",
+            &mut command,
+        )?;
+        step::note(
+            "dynamic: needs this machine's glibc. For a static one: apt install musl-tools, and build again",
+        );
+        return Ok(paths);
+    };
+    command.args(["--target", &triple]);
+    step::run(
+        "building the release daemon, static (minutes: link-time optimisation of everything)",
+        &mut command,
+    )?;
+    std::fs::create_dir_all(project.target.join("release"))?;
+    for (program, path) in programs.iter().zip(&paths) {
+        let built = project.target.join(&triple).join("release").join(program);
+        std::fs::copy(&built, path).with_context(|| format!("cannot copy {}", built.display()))?;
+    }
+    Ok(paths)
+}
+
+/// What the bench needs.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The release daemon.
+    pub(crate) daemon: PathBuf,
+    /// How it is linked.
+    pub(crate) kind: &'static str,
+    /// The load generator.
+    pub(crate) load: PathBuf,
+}
+
+/// The release daemon as it is shipped, the load generator, and the scriptable cloud.
+pub(crate) fn bench(project: &Project) -> Result<Built> {
+    let mut paths = released(project, &["hublet", "hublet-load"])?.into_iter();
+    let (Some(daemon), Some(load)) = (paths.next(), paths.next()) else {
+        bail!("two programs give two paths")
+    };
+    development(project)?;
+    let kind = if musl_target(project).is_some() { "static (musl)" } else { "dynamic (glibc)" };
+    Ok(Built { daemon, kind, load })
+}
+
+/// The musl target, when a C compiler for it exists and rustup has (or gets) its standard library.
+fn musl_target(project: &Project) -> Option<String> {
+    toolchain::musl_cc()?;
+    let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let installed = step::output(project.command("rustup").args(["target", "list", "--installed"])).ok()?;
+    if installed.lines().any(|line| line == triple) {
+        return Some(triple);
+    }
+    let mut add = project.command("rustup");
+    add.args(["target", "add", &triple]);
+    match step::run(&format!("fetching the standard library for {triple}"), &mut add) {
+        Ok(()) => Some(triple),
+        Err(error) => {
+            step::note(format_args!("no static build: {error:#}"));
+            None
+        }
+    }
+}

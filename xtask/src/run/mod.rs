@@ -1,0 +1,141 @@
+//! `cargo xtask run`: everything from a bare checkout to a served call. In: which cloud, and flags for hublet.
+//! Out: a cloud and hublet running, `target/dev/` filled, three commands to try; all of it ended in order.
+
+mod cloud;
+mod files;
+mod flags;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::child::Child;
+use crate::interrupt::Interrupt;
+use crate::project::{Project, is_root};
+use crate::{build, plain_http, step};
+
+pub(crate) use cloud::Cloud;
+use flags::Flags;
+
+/// How long hublet may take to be ready.
+const READY: Duration = Duration::from_secs(30);
+/// How long hublet may take to drain and undo.
+const DRAIN: Duration = Duration::from_secs(45);
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// The cloud to start: a small scriptable one, or the real kube-apiserver (needs Go or KUBEBUILDER_ASSETS).
+    #[arg(long, value_enum, default_value_t = CloudKind::Scripted)]
+    cloud: CloudKind,
+    /// Flags for hublet, after `--`. With `--server-addr` among them no cloud is started.
+    #[arg(last = true, value_name = "HUBLET FLAGS")]
+    hublet: Vec<String>,
+}
+
+/// The clouds of tests/.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CloudKind {
+    /// The scriptable cloud.
+    Scripted,
+    /// The real kube-apiserver with etcd and the controller manager.
+    Kube,
+}
+
+/// Builds, starts, tells, waits for Ctrl-C, ends.
+pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
+    let interrupt = Interrupt::listen()?;
+    let mut flags = Flags::from_user(&arguments.hublet);
+    let own_cluster = flags.value("--server-addr").is_some();
+    build::development(project)?;
+    let dev = project.dev();
+    std::fs::create_dir_all(&dev)?;
+    let admin = flags.admin()?;
+    port_is_free(admin)?;
+
+    let mut cloud =
+        if own_cluster { None } else { Some(Cloud::start_in(project, arguments.cloud, &dev, &interrupt)?) };
+    if let Some(cloud) = &cloud {
+        flags.default("--server-addr", &cloud.server);
+        flags.default("--bootstrap-file", &dev.join("bootstrap.kubeconfig").display().to_string());
+    }
+    flags.default("--node-name", "dev-node");
+    flags.default("--bootstrap-mode", "development");
+    flags.default("--root-dir", &dev.join("hublet").display().to_string());
+    flags.default("--disk-cache-path", &dev.join("hublet").join("cache").display().to_string());
+    let restricted = !is_root();
+    if restricted {
+        flags.default("--enable-dummy-if", "false");
+        flags.default("--steer", "none");
+    }
+    let mut hublet = start_hublet(project, &flags)?;
+    wait_ready(admin, &mut hublet, cloud.as_mut(), &interrupt)?;
+    files::write(project, &flags, cloud.is_some())?;
+    files::introduce(project, &flags, cloud.as_ref(), restricted);
+    until_interrupted(&mut hublet, cloud.as_mut(), &interrupt)?;
+    step::say("ending: hublet drains, gives steering back and removes its interface and pins");
+    let status = hublet.stop()?;
+    drop(cloud);
+    if !status.success() {
+        bail!("hublet ended with {status}: see {}", project.shown(&dev.join("hublet.log")));
+    }
+    Ok(())
+}
+
+fn start_hublet(project: &Project, flags: &Flags) -> Result<Child> {
+    let binary = project.binary("debug", "hublet");
+    let mut command = project.command(&binary);
+    command.args(flags.all());
+    step::say(format_args!("starting hublet {}", flags.all().join(" ")));
+    Child::start("hublet", &command, &project.dev().join("hublet.log"), DRAIN)
+}
+
+/// A hublet that someone else started would answer our readiness check and hide that ours failed.
+fn port_is_free(admin: SocketAddr) -> Result<()> {
+    if plain_http::ask(admin, "GET", "/v1/healthz").is_ok() {
+        bail!(
+            "a hublet (or YurtHub) already answers on {admin}: end it first, or add `-- --serve-port=PORT`"
+        );
+    }
+    Ok(())
+}
+
+fn wait_ready(
+    admin: SocketAddr,
+    hublet: &mut Child,
+    mut cloud: Option<&mut Cloud>,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let deadline = Instant::now() + READY;
+    let mut last = String::from("no answer yet");
+    while Instant::now() < deadline {
+        match plain_http::ask(admin, "GET", "/v1/readyz") {
+            Ok((200, body)) if body == "OK" => return Ok(()),
+            Ok((status, body)) => last = format!("{status} {}", body.trim()),
+            Err(error) => last = format!("{error:#}"),
+        }
+        hublet.check()?;
+        if let Some(cloud) = cloud.as_deref_mut() {
+            cloud.child.check()?;
+        }
+        if interrupt.wait(Duration::from_millis(50)) {
+            bail!("interrupted while hublet was starting");
+        }
+    }
+    bail!("hublet is not ready after {} s: http://{admin}/v1/readyz says: {last}", READY.as_secs())
+}
+
+fn until_interrupted(hublet: &mut Child, mut cloud: Option<&mut Cloud>, interrupt: &Interrupt) -> Result<()> {
+    while !interrupt.wait(Duration::from_millis(500)) {
+        hublet.check()?;
+        if let Some(cloud) = cloud.as_deref_mut() {
+            cloud.child.check()?;
+        }
+    }
+    Ok(())
+}
+
+/// Loopback.
+pub(crate) const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;

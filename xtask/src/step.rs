@@ -1,0 +1,59 @@
+//! Running other programs so that the user sees what happens. In: a command and what it is for. Out: one line
+//! before it, its own output, its time when it took long; an error that names the command.
+
+use std::fmt::Display;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// Says what is about to be done.
+pub(crate) fn say(what: impl Display) {
+    eprintln!("==> {what}");
+}
+
+/// Adds to what was said.
+pub(crate) fn note(what: impl Display) {
+    for line in what.to_string().lines() {
+        eprintln!("    {line}");
+    }
+}
+
+/// Says `what`, runs the command with its output shown, and says how long it took when that was noticeable.
+pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
+    say(what);
+    let begin = Instant::now();
+    let status = command.status().with_context(|| cannot_start(command))?;
+    let took = begin.elapsed();
+    if !status.success() {
+        bail!("{what}: `{}` ended with {status}; what it printed is above", shown(command));
+    }
+    if took > Duration::from_secs(2) {
+        note(format_args!("{:.0} s", took.as_secs_f64()));
+    }
+    Ok(())
+}
+
+/// Runs the command silently and gives what it printed.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| cannot_start(command))?;
+    if !output.status.success() {
+        let printed = String::from_utf8_lossy(&output.stderr);
+        bail!("`{}` ended with {}: {}", shown(command), output.status, printed.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The command as it could be typed.
+pub(crate) fn shown(command: &Command) -> String {
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        line.push(' ');
+        line.push_str(&argument.to_string_lossy());
+    }
+    line
+}
+
+fn cannot_start(command: &Command) -> String {
+    format!("cannot start `{}`: is it installed and in PATH?", shown(command))
+}

@@ -1,0 +1,136 @@
+//! Reads what libtest prints. In: its lines, with `--show-output`. Out: counts, failures, and the tests that said
+//! SKIP because the machine lacks something (libtest knows them as passed).
+
+/// What a test program said, as far as it was read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// Tests that ran and passed.
+    pub(super) passed: usize,
+    /// Tests that failed, or 1 when the program itself died.
+    pub(super) failed: usize,
+    /// `test name: reason` of those that said SKIP, and the ignored ones.
+    pub(super) skipped: Vec<String>,
+    /// Names of the failed ones.
+    pub(super) failures: Vec<String>,
+    /// The test whose captured output is being read.
+    section: Option<String>,
+    /// Between `successes:` and `failures:` or the conclusion.
+    quiet: bool,
+    concluded: bool,
+}
+
+impl Outcome {
+    /// Takes one line in.
+    pub(super) fn line(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.section = Some(name.to_owned());
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
+            self.conclude(rest);
+        } else if let Some(rest) = line.strip_prefix("test ") {
+            self.verdict(rest);
+        } else if let Some(reason) = line.strip_prefix("SKIP") {
+            self.skip(reason);
+        } else if line == "successes:" {
+            self.quiet = true;
+        } else if line == "failures:" {
+            self.quiet = false;
+        }
+    }
+
+    /// Is the line worth the screen? All but what passed tests printed, which is in the log.
+    pub(super) fn shows(&self, line: &str) -> bool {
+        !self.quiet && !line.is_empty()
+    }
+
+    fn verdict(&mut self, rest: &str) {
+        if let Some((name, verdict)) = rest.split_once(" ... ") {
+            if verdict.ends_with("FAILED") {
+                self.failures.push(name.to_owned());
+            } else if let Some((_, reason)) = verdict.split_once("ignored") {
+                self.skipped.push(format!("{name}: ignored{reason}"));
+            }
+        }
+    }
+
+    fn skip(&mut self, reason: &str) {
+        let reason = reason.trim_start_matches([':', ' ', '(', 'P', 'E', 'D']).trim_end_matches(')');
+        let name = self.section.as_deref().unwrap_or("?");
+        let skip = format!("{name}: {reason}");
+        let again =
+            self.section.is_some() && self.skipped.iter().any(|old| old.starts_with(&format!("{name}: ")));
+        if !again && !self.skipped.contains(&skip) {
+            self.skipped.push(skip);
+        }
+    }
+
+    fn conclude(&mut self, rest: &str) {
+        let count = |what: &str| -> usize {
+            rest.split("; ")
+                .filter_map(|part| {
+                    part.trim_start_matches("ok. ").trim_start_matches("FAILED. ").strip_suffix(what)
+                })
+                .find_map(|number| number.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        let said_skip = self.skipped.iter().filter(|skip| !skip.contains(": ignored")).count();
+        self.passed += count("passed").saturating_sub(said_skip);
+        self.failed += count("failed");
+        self.section = None;
+        self.quiet = false;
+        self.concluded = true;
+    }
+
+    /// The program has ended; without libtest's conclusion, or with a bad status, that is a failure by itself.
+    pub(super) fn ended(&mut self, how: &str, success: bool) {
+        if !self.concluded || (!success && self.failed == 0) {
+            self.failed += 1;
+            self.failures.push(format!("the test program {how}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Outcome {
+        let mut outcome = Outcome::default();
+        text.lines().for_each(|line| outcome.line(line));
+        outcome
+    }
+
+    #[test]
+    fn counts_come_from_the_conclusion_and_skips_are_no_passes() {
+        let outcome = read(
+            "running 4 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ok\ntest d ... ignored, needs a TPM\n\n\
+             successes:\n\n---- c stdout ----\nSKIP: needs root\n\nSKIP: needs root\n\nfailures:\n\n\
+             ---- b stdout ----\nboom\n\n\
+             test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+        );
+        assert_eq!((outcome.passed, outcome.failed), (1, 1));
+        assert_eq!(outcome.skipped, ["d: ignored, needs a TPM", "c: needs root"]);
+        assert_eq!(outcome.failures, ["b"]);
+    }
+
+    #[test]
+    fn a_program_that_dies_before_its_conclusion_is_a_failure() {
+        let mut died = read("running 2 tests\ntest a ... ok");
+        died.ended("was killed by signal 11", false);
+        assert_eq!(died.failed, 1);
+        assert_eq!(died.failures, ["the test program was killed by signal 11"]);
+    }
+
+    #[test]
+    fn a_bad_status_after_a_good_conclusion_is_a_failure() {
+        let mut odd = read("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        odd.ended("ended with 101", false);
+        assert_eq!((odd.passed, odd.failed), (1, 1));
+    }
+
+    #[test]
+    fn a_good_end_adds_nothing() {
+        let mut good = read("test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        good.ended("ended with 0", true);
+        assert_eq!((good.passed, good.failed), (7, 0));
+    }
+}

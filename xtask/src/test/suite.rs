@@ -1,0 +1,194 @@
+//! Test programs: built by one cargo call, run one after the other. In: the workspace. Out: an [`Outcome`] each,
+//! the whole output in `target/test-logs/`, the tests' own lines on the screen as they come.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::Deserialize;
+
+use super::outcome::Outcome;
+use crate::interrupt::Interrupt;
+use crate::project::Project;
+use crate::{build, step};
+
+/// A suite that takes longer hangs (the first that needs the real kube-apiserver builds it for some minutes).
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Lines that may wait between the program and us.
+const QUEUE: usize = 1024;
+/// What a process that the suite left behind may keep the pipe open for.
+const LEFT_OVER: Duration = Duration::from_secs(2);
+
+/// One test program, or the documentation's tests.
+#[derive(Debug)]
+pub(super) struct Suite {
+    /// `package` for unit tests, `package::file` for a file of `tests/`.
+    pub(super) name: String,
+    program: PathBuf,
+    arguments: Vec<String>,
+    dir: PathBuf,
+}
+
+/// What cargo says of each thing that it has built.
+#[derive(Debug, Deserialize)]
+struct Message {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    profile: Option<Profile>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+/// Builds every test program of the workspace.
+pub(super) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
+    step::say("building the tests");
+    let mut command = build::cargo(project, object, "test");
+    command.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the tests do not build: see above");
+    }
+    let mut suites = Vec::new();
+    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{")) {
+        let message: Message = serde_json::from_slice(line).context("cargo's message is not as expected")?;
+        suites.extend(from_message(message));
+    }
+    // Unit tests first: they are quick, and what breaks them breaks the rest.
+    suites.sort_by_key(|suite: &Suite| (suite.name.contains("::"), suite.name.clone()));
+    let mut doc = build::cargo(project, object, "test");
+    doc.args(["--workspace", "--doc", "--", "--show-output"]);
+    suites.push(Suite {
+        name: "documentation".to_owned(),
+        program: doc.get_program().into(),
+        arguments: doc.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+        dir: project.root.clone(),
+    });
+    Ok(suites)
+}
+
+fn from_message(message: Message) -> Option<Suite> {
+    let (target, program) = (message.target?, message.executable?);
+    if message.reason != "compiler-artifact" || !message.profile?.test {
+        return None;
+    }
+    let dir = message.manifest_path?.parent()?.to_path_buf();
+    let package = dir.file_name()?.to_string_lossy().into_owned();
+    let kind = target.kind.first().map_or("", String::as_str);
+    let name = match kind {
+        "test" => format!("{package}::{}", target.name),
+        "bin" => format!("{package} (bin {})", target.name),
+        _ => package,
+    };
+    Some(Suite { name, program, arguments: vec!["--show-output".to_owned()], dir })
+}
+
+impl Suite {
+    /// Is it this suite that `name` means: its whole name, its package, or its file?
+    pub(super) fn answers_to(&self, name: &str) -> bool {
+        let package = self.name.split([':', ' ']).next();
+        let file = self.name.rsplit("::").next();
+        self.name == name || package == Some(name) || file == Some(name)
+    }
+
+    /// Runs it to its end, or to the limit.
+    pub(super) fn run(
+        &self,
+        project: &Project,
+        environment: &dyn Fn(&mut Command),
+        interrupt: &Interrupt,
+    ) -> Result<Outcome> {
+        let (reader, writer) = pipe()?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).current_dir(&self.dir).stdin(Stdio::null());
+        command.env("CARGO_MANIFEST_DIR", &self.dir).env("CARGO_TARGET_DIR", &project.target);
+        command.stdout(writer.try_clone()?).stderr(writer).process_group(0);
+        environment(&mut command);
+        let mut process =
+            command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        // Drops our ends of the pipe.
+        drop(command);
+        let group = Pid::from_raw(i32::try_from(process.id()).context("a pid fits i32")?);
+        let lines = read(reader, self.log(project)?);
+        let mut outcome = Outcome::default();
+        let begin = Instant::now();
+        let mut ended: Option<Instant> = None;
+        loop {
+            match lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => take(&mut outcome, &line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if ended.is_none() && process.try_wait()?.is_some() {
+                ended = Some(Instant::now());
+            }
+            if ended.is_some_and(|at| at.elapsed() > LEFT_OVER) {
+                step::note("a process that the suite started is still there");
+                break;
+            }
+            let interrupted = interrupt.wait(Duration::ZERO);
+            if interrupted || begin.elapsed() > LIMIT {
+                // The group is gone when this fails.
+                let _ = killpg(group, Signal::SIGKILL);
+                process.wait()?;
+                if interrupted {
+                    bail!("interrupted");
+                }
+                outcome.ended(&format!("did not end within {} minutes: killed", LIMIT.as_secs() / 60), false);
+                return Ok(outcome);
+            }
+        }
+        let status = process.wait()?;
+        outcome.ended(&format!("ended with {status}"), status.success());
+        Ok(outcome)
+    }
+
+    fn log(&self, project: &Project) -> Result<File> {
+        let dir = project.root.join("target").join("test-logs");
+        std::fs::create_dir_all(&dir)?;
+        let name: String = self.name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+        Ok(File::create(dir.join(format!("{name}.log")))?)
+    }
+}
+
+/// Every line into the log and to whoever reads the channel.
+fn read(reader: PipeReader, mut log: File) -> Receiver<String> {
+    let (sender, receiver) = sync_channel(QUEUE);
+    thread::spawn(move || {
+        for line in BufReader::new(reader).split(b'\n').map_while(std::result::Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            // The log is for reading later: the run goes on without it.
+            let _ = writeln!(log, "{line}");
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Counts the line, and shows it unless it is what a passed test printed.
+fn take(outcome: &mut Outcome, line: &str) {
+    outcome.line(line);
+    if outcome.shows(line) {
+        println!("    {line}");
+    }
+}

@@ -1,0 +1,92 @@
+//! What a fresh machine lacks for a build. In: rustup and cargo. Out: rust-src and bpf-linker installed, each
+//! step said; nothing is done, and nothing said but one line, when all is there.
+
+use anyhow::{Context, Result, bail};
+
+use crate::project::{Project, is_root, which};
+use crate::step;
+
+/// Must fit rustc's LLVM (rust-toolchain.toml); change both together.
+const BPF_LINKER: &str = "0.10.3";
+/// Used by `ci` alone; any installed version does.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Installs rust-src and bpf-linker when they are missing.
+pub(crate) fn for_bpf(project: &Project) -> Result<()> {
+    rust_src(project)?;
+    bpf_linker(project)
+}
+
+fn rust_src(project: &Project) -> Result<()> {
+    let sysroot = step::output(project.command("rustc").args(["--print", "sysroot"]))?;
+    let library = std::path::Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
+    if library.join("core").is_dir() {
+        return Ok(());
+    }
+    if which("rustup").is_none() {
+        bail!("the BPF programs need rust-src in {} and there is no rustup to fetch it", library.display());
+    }
+    let mut add = project.command("rustup");
+    add.args(["component", "add", "rust-src"]);
+    step::run("fetching rust-src, which the BPF programs' core is built from", &mut add)
+}
+
+fn bpf_linker(project: &Project) -> Result<()> {
+    if let Some(found) = which("bpf-linker") {
+        let version = step::output(project.command(&found).arg("--version")).unwrap_or_default();
+        if version.split_whitespace().any(|word| word == BPF_LINKER) {
+            return Ok(());
+        }
+        step::note(format_args!("{} is {}, not {BPF_LINKER}", found.display(), version.trim()));
+    }
+    let package = format!("bpf-linker@{BPF_LINKER}");
+    let mut install = project.cargo();
+    install.env_remove("CARGO_TARGET_DIR").args(["install", "--locked", "--force", &package]);
+    step::run(&format!("installing {package} (one to three minutes, once)"), &mut install)
+        .context("without bpf-linker there are no BPF programs")
+}
+
+/// cargo-deny, for CI and for whoever runs the same at home.
+pub(crate) fn cargo_deny(project: &Project) -> Result<()> {
+    if which("cargo-deny").is_some() {
+        return Ok(());
+    }
+    let package = format!("cargo-deny@{CARGO_DENY}");
+    let mut install = project.cargo();
+    install.env_remove("CARGO_TARGET_DIR").args(["install", "--locked", "--debug", &package]);
+    step::run(&format!("installing {package} (some minutes, once)"), &mut install)
+}
+
+/// The programs that tests call, from Debian's packages where we are root; elsewhere the tests say what they miss.
+pub(crate) fn for_tests(project: &Project) -> Result<()> {
+    apt(project, &[("curl", "curl"), ("ip", "iproute2"), ("nsenter", "util-linux")])
+}
+
+/// Installs the packages whose program is missing, where that is possible; one line says so where it is not.
+pub(crate) fn apt(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> =
+        wanted.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !is_root() || which("apt-get").is_none() {
+        step::note(format_args!("not here: {list}. Install them (Debian: sudo apt-get install {list})"));
+        return Ok(());
+    }
+    let mut update = project.command("apt-get");
+    step::run("refreshing apt's package lists", update.arg("update").arg("-qq"))?;
+    let mut install = project.command("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive").args([
+        "install",
+        "-y",
+        "-qq",
+        "--no-install-recommends",
+    ]);
+    step::run(&format!("installing {list}"), install.args(missing))
+}
+
+/// Is there a C compiler for static builds with musl?
+pub(crate) fn musl_cc() -> Option<std::path::PathBuf> {
+    ["x86_64-linux-musl-gcc", "musl-gcc"].into_iter().find_map(which)
+}
