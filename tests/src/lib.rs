@@ -6,16 +6,26 @@
 //! | the real API server, with Calico's resources | [`kube`] |
 //! | recorded traffic of a real client, held against live answers | [`replay`] |
 //! | a link that can be cut, slowed, black-holed | [`fault`] |
+//! | the daemon itself, to start, kill and restart | [`daemon`] |
+//! | a client: TLS or plain, HTTP/1.1 or 2, in a namespace | [`client`] |
 //! | certificates, kubeconfigs, tokens | [`pki`] |
 //! | a node or a pod of its own | [`netns`] |
 //! | a thread with a runtime in a namespace | [`worker`] |
 //! | a cloud for hands, scripts, other processes | [`dev`] and the binary `hublet-cloud`; [`control`] steers it |
+//! | to assert on metrics | [`metrics`] |
+//! | to wait for something | [`eventually`] |
+//! | root, BPF or Go | [`require`] |
+pub mod client;
 pub mod cloud;
 pub mod control;
+pub mod daemon;
 pub mod dev;
+pub mod eventually;
 pub mod fault;
 pub mod kube;
+pub mod metrics;
 pub mod netns;
 pub mod pki;
 pub mod replay;
+pub mod require;
 pub mod worker;

@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 
 use super::fallback::Missing;
 
+/// Id of the true root; a container's own root has another.
+pub(super) const ROOT_ID: u64 = 1;
 /// Names kept; at the limit all are forgotten (a name is found again in microseconds).
 const MAX_NAMES: usize = 1024;
 /// Directories that one search visits at most.

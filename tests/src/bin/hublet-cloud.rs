@@ -2,6 +2,7 @@
 //! and the files that tell how to reach it (see `hublet_tests::dev`).
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use hublet_tests::dev::{self, Place};
@@ -44,9 +45,16 @@ impl From<Where> for Place {
     }
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().cloud {
+fn main() -> ExitCode {
+    let ended = match Arguments::parse().cloud {
         Cloud::Scripted(place) => dev::run_scripted(&place.into()),
         Cloud::Kube(place) => hublet_tests::kube::dev::run(&place.into()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("hublet-cloud: {cause:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -176,7 +176,9 @@ fn status(code: u16) -> Failure {
     Failure::new(code, reason, message)
 }
 
-fn cut() -> BodyError {
+/// Lets what was sent before reach the socket (HTTP/2 drops queued frames at a reset), then breaks off.
+async fn cut() -> BodyError {
+    tokio::time::sleep(Duration::from_millis(50)).await;
     BodyError::other("cut on command")
 }
 
@@ -189,7 +191,7 @@ fn first(body: Body, budget: usize, tear: bool) -> Body {
                 return None;
             }
             if left == 0 {
-                return tear.then(|| (Err(cut()), (body, 0, true)));
+                return if tear { Some((Err(cut().await), (body, 0, true))) } else { None };
             }
             let piece: Bytes = body.next().await?.ok()?;
             let sent = piece.slice(..piece.len().min(left));
@@ -201,7 +203,7 @@ fn first(body: Body, budget: usize, tear: bool) -> Body {
 
 fn cut_frame(body: Body, frames: usize) -> Body {
     pieces(stream::unfold((body.into_data_stream(), Some(frames)), |(mut body, left)| async move {
-        let Some(left) = left else { return Some((Err(cut()), (body, None))) };
+        let Some(left) = left else { return Some((Err(cut().await), (body, None))) };
         let piece: Bytes = body.next().await?.ok()?;
         match left.checked_sub(1) {
             Some(left) => Some((Ok(piece), (body, Some(left)))),

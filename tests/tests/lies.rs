@@ -1,0 +1,140 @@
+//! The scriptable cloud lies exactly as told, so often as told, and tells the truth to everyone else.
+use std::time::Duration;
+
+use hublet_tests::client::{Client, Options};
+use hublet_tests::cloud::{self, Cloud, Lie, LieRule};
+use hublet_tests::control::{Control, Controls};
+use hublet_tests::fault::FaultProxy;
+use serde_json::{Value, json};
+
+const SOON: Duration = Duration::from_secs(5);
+const NODES: &str = "/api/v1/nodes";
+const NODE: &str = "/api/v1/nodes/edge-1";
+
+fn start(alpn: &'static str) -> (Cloud, Client) {
+    let cloud = Cloud::start(cloud::Options::default()).unwrap();
+    let options = Options::new(&cloud.url(), cloud.ca.pem(), Some(&cloud.admin_token));
+    let patience = Duration::from_millis(500);
+    let client = Client::new(Options { alpn: vec![alpn], patience, ..options }).unwrap();
+    (cloud, client)
+}
+
+fn tell(cloud: &Cloud, method: &str, lie: Lie) {
+    cloud.lies().tell(LieRule::new(method, "/api/v1/", lie).times(1));
+}
+
+#[test]
+fn errors_come_with_a_status_a_count_and_retry_after() {
+    let (cloud, client) = start("h2");
+    cloud.lies().tell(LieRule::new("GET", NODES, Lie::Status { code: 429, retry_after: 7 }).times(2));
+    assert_eq!(client.get("/version").unwrap().status, 200, "another path hears the truth");
+    for _ in 0..2 {
+        let answer = client.get(NODE).unwrap();
+        assert_eq!((answer.status, answer.header("retry-after")), (429, "7"));
+        assert_eq!(answer.json()["details"]["retryAfterSeconds"], 7);
+        assert_eq!(answer.json()["reason"], "TooManyRequests");
+    }
+    assert_eq!(client.get(NODE).unwrap().status, 200, "the lie is used up");
+    tell(&cloud, "list", Lie::Status { code: 500, retry_after: 0 });
+    assert_eq!(client.get(NODE).unwrap().status, 200, "a lie to lists is none to gets");
+    let answer = client.get(NODES).unwrap();
+    assert_eq!((answer.status, answer.header("retry-after")), (500, ""));
+}
+
+#[test]
+fn bodies_can_be_poisoned_in_sound_http() {
+    for alpn in ["h2", "http/1.1"] {
+        let (cloud, client) = start(alpn);
+        let truth = client.get(NODE).unwrap();
+        tell(&cloud, "", Lie::Truncate(100));
+        assert_eq!(client.get(NODE).unwrap().body, truth.body[..100]);
+        tell(&cloud, "", Lie::Garbage);
+        let garbage = client.get(NODE).unwrap();
+        assert_eq!((garbage.header("content-type"), garbage.json()), ("application/json", Value::Null));
+        tell(&cloud, "", Lie::ContentType("text/html".into()));
+        let odd = client.get(NODE).unwrap();
+        assert_eq!((odd.header("content-type"), &odd.body), ("text/html", &truth.body));
+        tell(&cloud, "", Lie::HugeHeader(8_000));
+        assert_eq!(client.get(NODE).unwrap().header("x-huge").len(), 8_000);
+        assert_eq!(client.get(NODE).unwrap().body, truth.body);
+    }
+}
+
+#[test]
+fn an_endless_body_never_ends() {
+    let (cloud, client) = start("http/1.1");
+    tell(&cloud, "list", Lie::Endless);
+    let mut stream = client.watch(NODES).unwrap();
+    let mut bytes = 0;
+    while bytes < 20 << 20 {
+        bytes += stream.piece(SOON).unwrap().expect("no end").len();
+    }
+}
+
+#[test]
+fn lists_and_watches_break_off_in_the_middle() {
+    for alpn in ["h2", "http/1.1"] {
+        let (cloud, client) = start(alpn);
+        tell(&cloud, "list", Lie::CutFrame(0));
+        let mut list = client.watch("/api/v1/pods").unwrap();
+        let first = list.piece(SOON).unwrap().unwrap();
+        assert!(first.starts_with(br#"{"kind":"PodList""#));
+        assert!(list.piece(SOON).unwrap_err().to_string().contains("broke off"));
+        tell(&cloud, "watch", Lie::CutFrame(2));
+        let mut watch = client.watch("/api/v1/pods?watch=true").unwrap();
+        assert_eq!(watch.event(SOON).unwrap().unwrap()["type"], "ADDED");
+        assert_eq!(watch.event(SOON).unwrap().unwrap()["type"], "ADDED");
+        assert!(watch.event(SOON).unwrap_err().to_string().contains("broke off"));
+        tell(&cloud, "get", Lie::CutAfter(10));
+        assert!(format!("{:#}", client.get(NODE).unwrap_err()).contains("broke off"));
+    }
+}
+
+#[test]
+fn answers_can_be_late_or_never_come() {
+    let (cloud, client) = start("h2");
+    tell(&cloud, "", Lie::Delay(200));
+    let late = client.get(NODE).unwrap();
+    assert!(late.status == 200 && late.took >= Duration::from_millis(200));
+    tell(&cloud, "", Lie::Hang);
+    assert!(format!("{:#}", client.get(NODE).unwrap_err()).contains("no answer within"));
+}
+
+#[test]
+fn old_tales_and_empty_lists() {
+    let (cloud, client) = start("h2");
+    let before = cloud.get(NODE).unwrap().unwrap();
+    let mut node = before.clone();
+    node["metadata"]["labels"]["changed"] = json!("yes");
+    cloud.put(node).unwrap();
+    tell(&cloud, "get", Lie::Stale);
+    assert_eq!(client.get(NODE).unwrap().json(), before);
+    assert_eq!(client.get(NODE).unwrap().json()["metadata"]["labels"]["changed"], "yes");
+    tell(&cloud, "list", Lie::EmptyList);
+    let list = client.get(NODES).unwrap().json();
+    assert_eq!((&list["kind"], &list["items"]), (&json!("NodeList"), &json!([])));
+    assert_eq!(client.get(NODES).unwrap().json()["items"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn the_control_port_makes_it_lie_and_tells_what_it_was_asked() {
+    let (cloud, client) = start("h2");
+    let fault = FaultProxy::start("127.0.0.1:0".parse().unwrap(), cloud.address, None).unwrap();
+    let controls = Controls { fault: fault.handle(), cloud: Some(cloud.handle()) };
+    let control = Control::start("127.0.0.1:0".parse().unwrap(), controls).unwrap();
+    let port = Client::new(Options::new(&format!("http://{}", control.address()), "", None)).unwrap();
+    let lie = json!({"path": NODES, "method": "list", "count": 1, "lie": {"status": {"code": 503}}});
+    assert_eq!(port.json("POST", "/lies", &lie).unwrap().status, 200);
+    assert_eq!(client.get(NODES).unwrap().status, 503);
+    let wrong = port.json("POST", "/lies", &json!({"lie": "whatever"})).unwrap();
+    assert!(wrong.status == 400 && wrong.text().contains("a lie looks like"), "{}", wrong.text());
+    let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m"}, "data": {"a": "b"}});
+    assert_eq!(port.json("PUT", "/objects", &map).unwrap().status, 200);
+    assert_eq!(client.get("/api/v1/namespaces/default/configmaps/m").unwrap().json()["data"]["a"], "b");
+    let requests = port.get("/requests").unwrap().json();
+    assert_eq!(requests[0]["path"], NODES);
+    assert_eq!(requests[0]["user"], "admin");
+    port.json("DELETE", "/requests", &Value::Null).unwrap();
+    assert_eq!(port.get("/requests").unwrap().json(), json!([]));
+    assert_eq!(port.get("/nope").unwrap().status, 404);
+}
