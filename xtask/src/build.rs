@@ -26,11 +26,12 @@ pub(crate) fn cargo(project: &Project, object: &Path, subcommand: &str) -> Comma
 }
 
 /// The object, the daemon and the tests' cloud in the dev profile: quick to build, optimised where it counts.
-/// Gives the object's path. Always the same packages, so that cargo settles on one set of features for all verbs.
+/// Gives the object's path. Always the whole workspace, as `test` and clippy do, so that cargo settles
+/// on one set of features and builds each dependency once.
 pub(crate) fn development(project: &Project) -> Result<PathBuf> {
     let object = object(project)?;
     let mut command = cargo(project, &object, "build");
-    command.args(["--bins", "--package", "hublet", "--package", "hublet-tests"]);
+    command.args(["--bins", "--workspace"]);
     step::run(
         "building hublet (about five minutes the first time on two cores, seconds later)",
         &mut command,
