@@ -126,6 +126,11 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
         token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
     }
     let whole = admin.get("/api/v1/namespaces")?;
+    // Informers watch after they have listed: so the cloud has allowed it.
+    assert_eq!(
+        admin.watch(&format!("{maps}?watch=true&resourceVersion={}", site.cloud.version()))?.status,
+        200
+    );
     site.cut()?;
     let stored = admin.get(maps)?;
     assert_eq!(stored.json()["items"].as_array().map(Vec::len), Some(25), "{stored:?}");
