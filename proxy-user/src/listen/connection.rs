@@ -195,4 +195,15 @@ mod tests {
             assert_eq!(speech(bytes), heard, "{bytes:?}");
         }
     }
+
+    /// What a future takes in a task.
+    fn size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        let bytes = size(serve);
+        assert!(bytes <= 8 * 1024, "{bytes} bytes a connection, before what hyper and rustls allocate");
+    }
 }
