@@ -107,7 +107,7 @@ fn decide(ctx: &SockAddrContext, ip: u32) -> Option<&'static Service> {
     let decision = judge(ctx, config, service, netns);
     count(decision);
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(ctx, "connect {:i}:{} → decision {}", ip, port, decision as u32);
+    aya_log_ebpf::debug!(ctx, "connect to {:i}:{}: {}", ip, port, decision.name());
     if decision != Decision::Steered {
         return None;
     }

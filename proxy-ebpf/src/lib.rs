@@ -11,8 +11,6 @@ pub const MAX_SERVICES: usize = 1024;
 pub const MAX_JOINS: usize = 4096;
 /// Listeners of `HUB_LISTEN` at most.
 pub const MAX_LISTENERS: usize = 8;
-/// Slots of `HUB_STATS`; [`Decision`] uses the first ones.
-pub const MAX_STATS: usize = 32;
 /// Length of a task's name.
 pub const COMM_LEN: usize = 16;
 
@@ -46,7 +44,7 @@ pub mod maps {
     pub const IDENT: &str = "HUB_IDENT";
     /// LRU hash [`super::JoinKey`] → [`super::Ident`], from the client's callback to the server's.
     pub const JOIN: &str = "HUB_JOIN";
-    /// Per-CPU array of u64, one slot a [`super::Decision`].
+    /// Per-CPU array of one [`super::Stats`].
     pub const STATS: &str = "HUB_STATS";
     /// All of them.
     pub const ALL: [&str; 6] = [CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS];
@@ -173,50 +171,73 @@ shared! {
 }
 
 macro_rules! decisions {
-    ($($(#[$doc:meta])* $name:ident = $slot:literal $text:literal,)*) => {
-        /// What a program decided; its slot in `HUB_STATS`.
+    ($($(#[$doc:meta])* $name:ident = $slot:literal $field:ident,)*) => {
+        /// What a program decided; its place in [`Stats`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u32)]
         pub enum Decision { $($(#[$doc])* $name = $slot,)* }
 
-        /// All decisions with their names, in the order of their slots.
-        pub const DECISIONS: &[(Decision, &str)] = &[$((Decision::$name, $text),)*];
-        const DECISION_TEXT: &str = concat!($(stringify!($slot), $text, ";",)*);
+        impl Decision {
+            /// All, in their order.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Its name, as bpftool and metrics show it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($field),)* }
+            }
+        }
+
+        /// One CPU's counts; the only entry of `HUB_STATS`. One `u64` a [`Decision`], in their order.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Stats { $($(#[$doc])* pub $field: u64,)* }
+
+        impl Sealed for Stats {}
+        impl Shared for Stats {}
+        const _: () = assert!(size_of::<Stats>() == 8 * Decision::ALL.len());
+
+        impl Stats {
+            /// How often a decision was taken.
+            pub const fn of(&self, decision: Decision) -> u64 {
+                match decision { $(Decision::$name => self.$field,)* }
+            }
+        }
+        const DECISION_TEXT: &str = concat!($(stringify!($slot), stringify!($field), ";",)*);
     };
 }
 
 decisions! {
     /// A TCP connect was looked at.
-    Seen = 0 "seen",
+    Seen = 0 seen,
     /// It dials nothing of ours.
-    NoService = 1 "no_service",
+    NoService = 1 no_service,
     /// It dials our own listener: attested, not rewritten.
-    Direct = 2 "direct",
+    Direct = 2 direct,
     /// Rewritten to our listener.
-    Steered = 3 "steered",
+    Steered = 3 steered,
     /// Passed through: steering is switched off.
-    Off = 4 "off",
+    Off = 4 off,
     /// Passed through: the daemon's own upstream socket, by its mark.
-    Marked = 5 "marked",
+    Marked = 5 marked,
     /// Passed through: a socket of another network namespace.
-    OtherNetns = 6 "other_netns",
+    OtherNetns = 6 other_netns,
     /// Passed through: the heartbeat is too old, so the daemon hangs.
-    Stale = 7 "stale",
+    Stale = 7 stale,
     /// Passed through: no listener, so the daemon is dead.
-    NoListener = 8 "no_listener",
+    NoListener = 8 no_listener,
     /// The identity could not be kept on the client's socket (no memory); the connection will be "unknown".
-    NoStorage = 9 "no_storage",
+    NoStorage = 9 no_storage,
     /// An accepted socket got its client's identity.
-    Joined = 10 "joined",
+    Joined = 10 joined,
     /// An accepted socket has no record: off-node client, or connected before we were attached.
-    JoinMiss = 11 "join_miss",
+    JoinMiss = 11 join_miss,
     /// The record could not be handed over (table full, no memory).
-    JoinFailed = 12 "join_failed",
+    JoinFailed = 12 join_failed,
 }
 
 /// Hash over everything that the programs and user space must agree on; part of the pins' path.
 pub const LAYOUT: u64 = {
-    let limits = [MAX_SERVICES as u64, MAX_JOINS as u64, MAX_LISTENERS as u64, MAX_STATS as u64];
+    let limits = [MAX_SERVICES as u64, MAX_JOINS as u64, MAX_LISTENERS as u64];
     let mut hash = fnv(fnv(0xcbf2_9ce4_8422_2325, TEXT.as_bytes()), DECISION_TEXT.as_bytes());
     let mut i = 0;
     while i < limits.len() {
@@ -258,10 +279,11 @@ mod tests {
 
     #[test]
     fn every_decision_has_its_own_slot() {
-        for (slot, (decision, name)) in DECISIONS.iter().enumerate() {
-            assert_eq!(*decision as usize, slot, "{name}");
+        for (slot, decision) in Decision::ALL.iter().enumerate() {
+            assert_eq!(*decision as usize, slot, "{}", decision.name());
         }
-        assert!(DECISIONS.len() <= MAX_STATS);
+        assert_eq!(core::mem::offset_of!(Stats, steered), 8 * Decision::Steered as usize);
+        assert_eq!(Stats { marked: 7, ..Stats::default() }.of(Decision::Marked), 7);
     }
 
     #[test]

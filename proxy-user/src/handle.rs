@@ -18,7 +18,7 @@ use crate::client::Connection;
 use crate::clock::Clock;
 use crate::cloud::dial::Dialer;
 use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
-use crate::cloud::health::{Health, Signal};
+use crate::cloud::health::{CloudState, Health, Signal};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upgrade::is_upgrade;
 use crate::cloud::upstreams::Upstreams;
@@ -143,7 +143,10 @@ impl Handler {
                 Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
             },
             Route::CloudThenLocal => Box::pin(self.patiently(call)).await,
-            Route::Cloud => {
+            Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
+                Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
+            }
+            Route::Cloud | Route::CloudOnceJudged => {
                 let body = (!body.is_end_stream()).then_some(body);
                 self.fetch(&call, body).await.map_err(|error| refused(&call, &error))
             }
@@ -230,6 +233,9 @@ impl Handler {
         let route = route(Verb::Other, self.cloud.health.state(), true);
         let answer = match route {
             Route::Refuse => Err(ForwardError::Away),
+            Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
+                Err(ForwardError::Away)
+            }
             _ => self.cloud.upgrade(request, &self.metrics, permit).await,
         };
         let source = if answer.is_ok() { Source::Cloud } else { Source::Hublet };

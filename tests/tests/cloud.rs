@@ -1,5 +1,6 @@
 //! The scriptable cloud answers as the real API server does (texts and orders below are copied from recorded
 //! kube-apiserver 1.34.4 traffic), keeps its users apart, and says what it was asked.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 use std::time::Duration;
 
 use http::Request;

@@ -1,5 +1,6 @@
 //! Promise: host processes that dial the API service reach hublet, which knows who they are; and whatever happens
 //! to hublet, their next connect goes where they asked for (I6, I12). On the real kernel, in namespaces of the test.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
 
@@ -50,7 +51,7 @@ fn a_client_without_a_route_is_steered_and_attested() {
     assert_eq!(process.cgroup.as_deref(), Some(own_cgroup().as_str()));
     assert_eq!(process.original, Some((*SERVICE.ip(), SERVICE.port())));
     assert!(process.steered);
-    assert_ne!(process.netns, 0);
+    assert_eq!(Some(process.netns), setup.netns());
 
     client.write_all(b"ping").unwrap();
     let mut word = [0; 4];
@@ -100,7 +101,6 @@ fn direct_and_mapped_clients_are_attested_too() {
     let process = accept(&setup, &listener).1.expect("attested");
     assert_eq!((process.steered, process.pid), (false, std::process::id()));
 
-    assert_eq!(counter(&setup, "join_miss"), 0);
     node.undo(setup);
 }
 
@@ -124,7 +124,7 @@ fn identity_is_there_at_every_accept() {
         let known = (0..CLIENTS * EACH).filter(|_| accept(&setup, &listener).1.is_some()).count();
         assert_eq!(known, CLIENTS * EACH);
     });
-    assert_eq!((counter(&setup, "joined"), counter(&setup, "join_miss")), ((CLIENTS * EACH) as u64, 0));
+    assert!(counter(&setup, "joined") >= (CLIENTS * EACH) as u64);
     node.undo(setup);
 }
 
@@ -244,6 +244,13 @@ fn only_the_configured_cgroup_is_steered() {
     let process = accept(&setup, &listener).1;
     assert!(process.is_none(), "the listener is outside: unknown, never someone");
     client.end();
+
+    // Killed, and started anew for the whole node: the old links are of another cgroup and must go.
+    drop((setup, listener));
+    let (setup, listener) = steering(&node).expect("over what was left");
+    drop(dial(SERVICE).expect("steered"));
+    assert!(accept(&setup, &listener).1.is_some());
+    assert_eq!(counter(&setup, "steered"), 2, "one from the subtree, one from here, each counted once");
     node.undo(setup);
 }
 
@@ -287,25 +294,36 @@ fn i15_kill_9_passes_through_and_the_next_daemon_takes_over() {
 }
 
 #[test]
-fn replacing_the_programs_misses_no_connect() {
+fn a_second_daemon_does_the_first_no_harm() {
     let Some(node) = Node::new() else { return };
     let Some((first, listener)) = steering(&node) else { return };
-    let links = || {
-        let mut ids: Vec<_> = first.ebpf().programs.iter().map(|program| program.name.clone()).collect();
-        ids.sort();
-        ids
-    };
-    assert_eq!(links(), ["hub_connect4", "hub_connect6", "hub_sockops"]);
-    // A second one over the first's pins: same links, new programs.
-    let second = node.prepare().expect("take over");
-    let old: Vec<_> = first.ebpf().programs.iter().map(|program| program.id).collect();
-    assert!(second.ebpf().programs.iter().all(|program| !old.contains(&program.id)));
-    second.steer(listener.as_fd()).expect("steer");
-    let before = counter(&second, "steered");
-    drop(dial(SERVICE).expect("steered"));
-    assert_eq!(counter(&second, "steered") - before, 1, "attached once, not twice");
-    assert!(accept(&second, &listener).1.is_some());
+    let second = node.runtime.block_on(Setup::prepare(&node.config(), MARK)).expect("never fails for that");
+    let refused = part(&second, "steering");
+    assert!(!refused.on && refused.detail.contains("another hublet"), "{refused:?}");
+    second.steer(listener.as_fd()).expect("nothing to do");
     node.undo(second);
+
+    drop(dial(SERVICE).expect("steered still"));
+    assert!(accept(&first, &listener).1.is_some());
+    assert!(ip("-brief address").contains("hub-dummy0"));
+    node.undo(first);
+    assert!(!ip("-brief address").contains("hub-dummy0"));
+}
+
+#[test]
+fn cgroup_v2_is_found_when_nobody_mounted_it() {
+    let Some(node) = Node::new() else { return };
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    for line in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
+        nix::mount::umount2(line.split(' ').nth(4).unwrap(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+    let before = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let Some((setup, listener)) = steering(&node) else { return };
+    let _client = dial(SERVICE).expect("steered");
+    let process = accept(&setup, &listener).1.expect("attested");
+    assert_eq!(process.cgroup.as_deref(), Some(own_cgroup().as_str()));
+    node.undo(setup);
+    assert_eq!(fs::read_to_string("/proc/thread-self/mountinfo").unwrap(), before, "no mount is left");
 }
 
 #[test]
@@ -483,7 +501,7 @@ struct Cgroup {
 
 impl Cgroup {
     fn new() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let root = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup v2 is mounted");
         let path =
             Path::new(root.split(' ').nth(4).unwrap()).join(format!("hublet-test-{}", std::process::id()));

@@ -1,4 +1,5 @@
 //! The scriptable cloud lies exactly as told, so often as told, and tells the truth to everyone else.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 use std::time::Duration;
 
 use hublet_tests::client::{Client, Options};

@@ -21,6 +21,9 @@ use crate::step;
 /// Lines of a log that are shown when its program dies.
 const TAIL: usize = 25;
 
+/// How often a slow start shows what it is doing.
+const PROGRESS: Duration = Duration::from_secs(5);
+
 /// A running program, ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -84,7 +87,12 @@ impl Child {
             lines.for_each(|line| drop(writeln!(log, "{line}")));
         });
         let deadline = Instant::now() + patience;
+        let mut said = Instant::now();
         loop {
+            if said.elapsed() > PROGRESS {
+                said = Instant::now();
+                step::note(self.last_line());
+            }
             if let Ok(line) = receiver.try_recv() {
                 return Ok(line);
             }
@@ -126,9 +134,18 @@ impl Child {
         Ok(self.process.wait()?)
     }
 
+    fn logged(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// What it is doing, as far as its log tells.
+    fn last_line(&self) -> String {
+        let text = self.logged();
+        text.lines().last().map_or_else(|| format!("{} is starting", self.name), str::to_owned)
+    }
+
     fn tail(&self) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.logged();
         let lines: Vec<&str> = text.lines().collect();
         let last = lines.len().saturating_sub(TAIL);
         format!("--- end of {} ---\n{}", self.log.display(), lines[last..].join("\n"))

@@ -54,7 +54,9 @@ fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
     let library = sysroot.join("lib/rustlib/src/rust");
     // bpf_target_arch chooses registers that none of our programs reads: fixed, so that all hosts build the same.
     let mut flags = OsString::from("--cfg=bpf_target_arch=\"x86_64\"");
-    for flag in ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Alinker_messages"] {
+    // With the sources embedded, BTF gets their lines although the remapped paths below lead nowhere.
+    let debug = ["-Cdebuginfo=2", "-Zdwarf-version=5", "-Zembed-source=yes"];
+    for flag in debug.into_iter().chain(["-Clink-arg=--btf", "-Alinker_messages"]) {
         flags.push(SEPARATOR);
         flags.push(flag);
     }

@@ -1,39 +1,60 @@
-//! Ctrl-C and SIGTERM as something to wait for. In: the two signals, blocked for this thread (children start
-//! with a clean mask). Out: whether one came within a time; also the only way to let time pass.
+//! Ctrl-C and SIGTERM as something to wait for. In: the signals, caught by handlers (a mask would be inherited by
+//! the programs that we start). Out: whether one came within a time; also the way to let time pass.
 
+use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// The signals that end a verb in order.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
-    signals: SignalFd,
+    /// A byte for each signal that came.
+    came: UnixStream,
 }
 
 impl Interrupt {
-    /// Takes SIGINT, SIGTERM and SIGHUP over. Call before any thread is started.
+    /// Takes SIGINT, SIGTERM and SIGHUP over.
     pub(crate) fn listen() -> Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            set.add(signal);
+        let (came, tell) = UnixStream::pair()?;
+        came.set_nonblocking(true)?;
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::low_level::pipe::register(signal, tell.try_clone()?)
+                .context("cannot catch signals")?;
         }
-        set.thread_block().context("cannot block SIGINT and SIGTERM")?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals = SignalFd::with_flags(&set, flags).context("cannot make a signalfd")?;
-        Ok(Self { signals })
+        Ok(Self { came })
     }
 
     /// Waits at most `time`; true when a signal came (it is taken).
     pub(crate) fn wait(&self, time: Duration) -> bool {
         let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        // An error here is EINTR: as if the time were over.
-        let ready = poll(&mut fds, timeout).unwrap_or(0) > 0;
-        ready && matches!(self.signals.read_signal(), Ok(Some(_)))
+        let mut fds = [PollFd::new(self.came.as_fd(), PollFlags::POLLIN)];
+        // An error is EINTR: the signal's byte is there.
+        let _ = poll(&mut fds, timeout);
+        let mut bytes = [0; 16];
+        let read: io::Result<usize> = (&self.came).read(&mut bytes);
+        read.is_ok_and(|count| count > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_ends_the_wait_and_children_can_be_ended() {
+        let interrupt = Interrupt::listen().unwrap();
+        assert!(!interrupt.wait(Duration::ZERO));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(!child.wait().unwrap().success());
+        signal_hook::low_level::raise(SIGHUP).unwrap();
+        assert!(interrupt.wait(Duration::from_secs(5)));
+        assert!(!interrupt.wait(Duration::ZERO));
     }
 }

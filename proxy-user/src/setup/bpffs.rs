@@ -1,21 +1,27 @@
 //! The BPF file system and our place in it: `BPFFS/hublet/LAYOUT/{maps,links,progs}/NAME`. In: where it is, or is
 //! to be mounted. Out: paths for the pins; [`Pins::remove`] leaves nothing of ours behind.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use hublet_ebpf::LAYOUT;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::fallback::{self, Missing};
 
-/// Our directory in bpffs.
+/// Name of our directory.
+const OURS: &str = "hublet";
+
+/// Our directory in bpffs, locked: one daemon at a time owns what is pinned there.
 #[derive(Debug)]
 pub(super) struct Pins {
     bpffs: PathBuf,
     mounted: bool,
+    lock: Flock<File>,
 }
 
 impl Pins {
@@ -23,7 +29,7 @@ impl Pins {
     pub(super) fn open(bpffs: &Path) -> Result<Self, Missing> {
         let mounted = mount_if_needed(bpffs)
             .map_err(|error| fallback::bpf(format!("mounting bpffs at {}", bpffs.display()), &error))?;
-        let pins = Self { bpffs: bpffs.to_path_buf(), mounted };
+        let pins = Self { bpffs: bpffs.to_path_buf(), mounted, lock: lock(&bpffs.join(OURS))? };
         for kind in ["maps", "links", "progs"] {
             let dir = pins.layout().join(kind);
             fs::create_dir_all(&dir)
@@ -76,15 +82,28 @@ impl Pins {
         self.clear();
         fs::remove_dir_all(self.layout())?;
         let _others_use_it = fs::remove_dir(self.ours());
-        if self.mounted && fs::read_dir(&self.bpffs)?.flatten().all(|entry| is_kernels(&entry)) {
-            umount(&self.bpffs)?;
+        let Self { bpffs, mounted, lock } = self;
+        drop(lock); // an open directory keeps the mount busy
+        if mounted && fs::read_dir(&bpffs)?.flatten().all(|entry| is_kernels(&entry)) {
+            let _someone_looks_at_it = umount(&bpffs);
         }
         Ok(())
     }
 
     fn ours(&self) -> PathBuf {
-        self.bpffs.join("hublet")
+        self.bpffs.join(OURS)
     }
+}
+
+/// The lock goes with the process, so a killed daemon's pins can be taken over, and a living one's can't.
+fn lock(dir: &Path) -> Result<Flock<File>, Missing> {
+    fs::create_dir_all(dir).map_err(|error| fallback::bpf(format!("making {}", dir.display()), &error))?;
+    let file =
+        File::open(dir).map_err(|error| fallback::bpf(format!("opening {}", dir.display()), &error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => Missing::Busy { pins: dir.to_path_buf() },
+        errno => fallback::bpf(format!("locking {}", dir.display()), &errno.into()),
+    })
 }
 
 /// The kernel's own iterators, which every first mount of bpffs shows.

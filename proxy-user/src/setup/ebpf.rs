@@ -125,7 +125,10 @@ fn verify(object: &mut Ebpf) -> Result<(), Missing> {
             _ => return Err(not_in_object(name)),
         };
         result.map_err(|error| match error {
-            ProgramError::LoadError { io_error, verifier_log } if !is_denied(&io_error) => {
+            // EPERM is for want of privileges; the verifier says EACCES or EINVAL.
+            ProgramError::LoadError { io_error, verifier_log }
+                if io_error.raw_os_error() != Some(libc::EPERM) =>
+            {
                 Missing::Verifier { program: name, source: io_error, log: verifier_log.to_string() }
             }
             error => missing(&format!("loading {name}"), &error),
@@ -210,11 +213,6 @@ fn not_in_object(name: &str) -> Missing {
         what: name.into(),
         why: "not in the embedded BPF object, which is of another version".into(),
     }
-}
-
-fn is_denied(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-        && error.kind() == io::ErrorKind::PermissionDenied
 }
 
 /// aya's errors carry the kernel's somewhere below.

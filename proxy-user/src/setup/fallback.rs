@@ -65,6 +65,14 @@ pub(super) enum Missing {
         /// Its log, with the source lines.
         log: String,
     },
+    /// Another daemon is alive.
+    #[error(
+        "another hublet runs on this node and steers (it holds {pins}): stop it, or give this one its own --bpffs"
+    )]
+    Busy {
+        /// What it has locked.
+        pins: PathBuf,
+    },
     /// Anything else, in the words of who failed.
     #[error("{what}: {why}")]
     Other {

@@ -166,6 +166,12 @@ impl Setup {
         })
     }
 
+    /// Cookie of the network namespace that is steered, which is hublet's own: what [`Process::netns`] is for
+    /// processes of the host.
+    pub fn netns(&self) -> Option<u64> {
+        self.steering.as_ref().ok().map(|steering| steering.programs.netns())
+    }
+
     /// The parts, for log, status and metrics.
     pub fn parts(&self) -> Vec<Part> {
         let mut parts = vec![part("interface", self.interface.as_ref().map(Interface::describe))];
@@ -266,7 +272,11 @@ impl Steering {
         let cgroup_id =
             dir.metadata().map_err(|source| Missing::Cgroup { path: path.clone(), source })?.ino();
         ebpf::embedded()?;
-        let pins = Pins::open(&config.bpffs);
+        let pins = match Pins::open(&config.bpffs) {
+            // Its programs are not to be replaced under it.
+            Err(busy @ Missing::Busy { .. }) => return Err(busy),
+            pins => pins, // without bpffs the programs go with the process: also fail-open
+        };
         let attach =
             Attach { cgroup: dir.as_fd(), cgroup_id, pins: pins.as_ref().ok(), mark, log: config.bpf_log };
         let loaded = Programs::load(&attach);
@@ -283,8 +293,12 @@ impl Steering {
             }
         };
         let (programs, pins) = programs;
-        let sees_itself = cgroups.is_inside(&path);
-        Ok(Self { programs, cgroups, attached: path.display().to_string(), sees_itself, pins })
+        let sees_itself = config.cgroup.is_none() || cgroups.is_inside(&path);
+        let mut attached = path.display().to_string();
+        if cgroup_id != cgroup::ROOT_ID {
+            attached.push_str(" (not the root of the hierarchy: processes outside of it are not seen)");
+        }
+        Ok(Self { programs, cgroups, attached, sees_itself, pins })
     }
 }
 

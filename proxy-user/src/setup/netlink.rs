@@ -4,6 +4,8 @@
 //! Kinds in order: `dummy`, and where the kernel has none `ifb`, a bridge without ports, an address on `lo`.
 
 use std::net::IpAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ pub(super) struct Interface {
     state: Arc<Mutex<State>>,
     repair: JoinHandle<()>,
     connection: JoinHandle<()>,
+    /// One daemon a network namespace removes the link at its end: the first, while it lives.
+    owner: Option<UnixDatagram>,
 }
 
 /// What there is, and what of it is ours.
@@ -97,7 +101,7 @@ impl Interface {
                 }
             }
         });
-        Ok(Self { node, state, repair, connection })
+        Ok(Self { owner: own(&wish.name), node, state, repair, connection })
     }
 
     /// `hub-dummy0 (bridge) 169.254.2.1/32`.
@@ -113,6 +117,9 @@ impl Interface {
     /// Takes away what we made.
     pub(super) async fn remove(self) -> Result<(), SetupError> {
         self.repair.abort();
+        if self.owner.is_none() {
+            return Ok(());
+        }
         let state = self.state.lock().clone();
         let result = if state.made_link {
             self.node.handle.link().del(state.index).execute().await
@@ -286,6 +293,12 @@ impl Node {
             Err(Failed::Error(error)) => tracing::error!("our address is gone: {error}"),
         }
     }
+}
+
+/// A name among the abstract unix sockets, which belong to the network namespace and go with the process.
+fn own(link: &str) -> Option<UnixDatagram> {
+    let name = format!("hublet/{link}");
+    SocketAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name)).ok()
 }
 
 fn has_address(message: &AddressMessage, ip: IpAddr) -> bool {

@@ -11,7 +11,8 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use aya::programs::links::FdLink;
 use hublet_ebpf::{
-    CONFIG_STEER, Config, DECISIONS, Ident, PROTO_TCP, SERVICE_OWN, SERVICE_STEER, Service, ServiceKey, maps,
+    CONFIG_STEER, Config, Decision, Ident, PROTO_TCP, SERVICE_OWN, SERVICE_STEER, Service, ServiceKey, Stats,
+    maps,
 };
 use nix::libc;
 use parking_lot::Mutex;
@@ -26,7 +27,7 @@ pub(super) const HEARTBEAT_TTL: Duration = Duration::from_secs(3);
 pub(super) struct Programs {
     control: Mutex<Control>,
     ident: SkStorage<MapData, Plain<Ident>>,
-    stats: PerCpuArray<MapData, u64>,
+    stats: PerCpuArray<MapData, Plain<Stats>>,
     loaded: Vec<Loaded>,
     /// Without bpffs the links live by these.
     _links: Vec<FdLink>,
@@ -134,8 +135,16 @@ impl Programs {
 
     /// Decisions and how often each was taken.
     pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
-        let sum = |slot: u32| self.stats.get(&slot, 0).map_or(0, |cpus| cpus.iter().sum());
-        DECISIONS.iter().map(|(decision, name)| (*name, sum(*decision as u32))).collect()
+        let cpus = self.stats.get(&0, 0);
+        let sum = |decision: Decision| {
+            cpus.as_ref().map_or(0, |cpus| cpus.iter().map(|Plain(stats)| stats.of(decision)).sum())
+        };
+        Decision::ALL.iter().map(|decision| (decision.name(), sum(*decision))).collect()
+    }
+
+    /// Cookie of the network namespace that is steered.
+    pub(super) fn netns(&self) -> u64 {
+        self.control.lock().config.netns
     }
 
     /// The programs.

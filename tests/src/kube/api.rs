@@ -3,105 +3,85 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use http::{Method, Request, StatusCode};
-use http_body_util::Full;
-use serde_json::Value;
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use anyhow::{Context as _, Result, bail};
+use http::Request;
+use serde_json::{Value, json};
 
-use super::connection::{Connection, Endpoint};
+use crate::client::{Answer, Client, Options};
+use crate::eventually::eventually;
 
-/// Between two looks at something that is still becoming.
-const POLL: Duration = Duration::from_millis(50);
-
-/// A client of the API server that reconnects by itself.
+/// A client of the API server with one connection.
 #[derive(Debug)]
 pub struct Api {
-    endpoint: Endpoint,
-    token: Option<String>,
-    connection: Mutex<Option<Connection>>,
+    client: Client,
+    options: Options,
 }
 
 impl Api {
-    /// A client by the endpoint's client certificate, or by a bearer token.
-    pub fn new(endpoint: Endpoint, token: Option<String>) -> Self {
-        Self { endpoint, token, connection: Mutex::new(None) }
+    /// A client with the credential, namespace and address of `options`.
+    ///
+    /// # Errors
+    /// The options don't fit together.
+    pub fn new(mut options: Options) -> Result<Self> {
+        options.keep = true;
+        // The first requests of a fresh API server take long on a busy machine.
+        options.patience = Duration::from_secs(30);
+        Ok(Self { client: Client::new(options.clone())?, options })
     }
 
-    /// Where it dials.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+    /// The same once more, with a connection of its own.
+    ///
+    /// # Errors
+    /// As [`Api::new`].
+    pub fn another(&self) -> Result<Self> {
+        Self::new(self.options.clone())
     }
 
-    /// One request; any status is an answer. A body that isn't JSON comes as a string.
+    /// One request; any status is an answer.
     ///
     /// # Errors
     /// No connection, or no answer.
-    pub async fn request(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<(&str, &Value)>,
-    ) -> Result<(StatusCode, Value)> {
-        let mut request = Request::builder().method(method).uri(path).header("accept", "application/json");
-        if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        let bytes = match body {
-            None => Bytes::new(),
+    pub fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Answer> {
+        let request = Request::builder().method(method).uri(path).header("accept", "application/json");
+        self.client.send(match body {
+            None => request.body(Vec::new())?,
             Some((media_type, value)) => {
-                request = request.header("content-type", media_type);
-                Bytes::from(serde_json::to_vec(value)?)
+                request.header("content-type", media_type).body(serde_json::to_vec(value)?)?
             }
-        };
-        let answer = self.connection().await?.send(request.body(Full::new(bytes))?).await?;
-        let value = serde_json::from_slice(answer.body())
-            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(answer.body()).into_owned()));
-        Ok((answer.status(), value))
-    }
-
-    async fn connection(&self) -> Result<Connection> {
-        let mut slot = self.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
-        }
-        Ok(slot.insert(self.endpoint.connect().await?).clone())
+        })
     }
 
     /// GET; a failure unless 200.
     ///
     /// # Errors
     /// Any other status, or no answer.
-    pub async fn get(&self, path: &str) -> Result<Value> {
-        success("GET", path, self.request(Method::GET, path, None).await?)
+    pub fn get(&self, path: &str) -> Result<Value> {
+        success("GET", path, &self.request("GET", path, None)?)
     }
 
     /// POST; a failure unless 2xx.
     ///
     /// # Errors
     /// Any other status, or no answer.
-    pub async fn create(&self, path: &str, object: &Value) -> Result<Value> {
-        let answer = self.request(Method::POST, path, Some(("application/json", object))).await?;
-        success("POST", path, answer)
+    pub fn create(&self, path: &str, object: &Value) -> Result<Value> {
+        success("POST", path, &self.request("POST", path, Some(("application/json", object)))?)
     }
 
     /// PATCH as a JSON merge patch; a failure unless 2xx.
     ///
     /// # Errors
     /// Any other status, or no answer.
-    pub async fn merge(&self, path: &str, patch: &Value) -> Result<Value> {
+    pub fn merge(&self, path: &str, patch: &Value) -> Result<Value> {
         let body = Some(("application/merge-patch+json", patch));
-        success("PATCH", path, self.request(Method::PATCH, path, body).await?)
+        success("PATCH", path, &self.request("PATCH", path, body)?)
     }
 
     /// DELETE; a failure unless 2xx.
     ///
     /// # Errors
     /// Any other status, or no answer.
-    pub async fn delete(&self, path: &str) -> Result<Value> {
-        success("DELETE", path, self.request(Method::DELETE, path, None).await?)
+    pub fn delete(&self, path: &str) -> Result<Value> {
+        success("DELETE", path, &self.request("DELETE", path, None)?)
     }
 
     /// POST, again and again while the answer is 403 or 404: what it needs (a namespace, a resource definition, a
@@ -109,67 +89,61 @@ impl Api {
     ///
     /// # Errors
     /// Another refusal, or still refused after the deadline.
-    pub async fn create_when_possible(
-        &self,
-        path: &str,
-        object: &Value,
-        patience: Duration,
-    ) -> Result<Value> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let answer = self.request(Method::POST, path, Some(("application/json", object))).await?;
-            let waiting = matches!(answer.0, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-            if !waiting || Instant::now() > deadline {
-                return success("POST", path, answer);
+    pub fn create_when_possible(&self, path: &str, object: &Value, patience: Duration) -> Result<Value> {
+        let mut last = String::new();
+        eventually(patience, "what the object needs is there", || {
+            let answer = self.request("POST", path, Some(("application/json", object)));
+            match answer {
+                Ok(answer) if matches!(answer.status, 403 | 404) => {
+                    last = answer.text();
+                    None
+                }
+                answer => Some(answer.and_then(|answer| success("POST", path, &answer))),
             }
-            tokio::time::sleep(POLL).await;
-        }
+        })
+        .with_context(|| format!("POST {path}: {last}"))?
     }
 
     /// GET until the answer is 200 and `enough` says so; hands out that answer.
     ///
     /// # Errors
     /// Not so after the deadline; the last answer is in the message.
-    pub async fn wait(
-        &self,
-        path: &str,
-        patience: Duration,
-        enough: impl Fn(&Value) -> bool,
-    ) -> Result<Value> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let (status, value) = self.request(Method::GET, path, None).await?;
-            if status == StatusCode::OK && enough(&value) {
-                return Ok(value);
+    pub fn wait(&self, path: &str, patience: Duration, enough: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = String::new();
+        eventually(patience, "the answer is as expected", || {
+            let answer = self.request("GET", path, None);
+            if let Ok(answer) = &answer {
+                let value = answer.json();
+                if answer.status == 200 && enough(&value) {
+                    return Some(value);
+                }
             }
-            if Instant::now() > deadline {
-                let text: String = value.to_string().chars().take(2000).collect();
-                bail!("GET {path}: not as expected after {patience:?}; the last answer was {status}: {text}");
-            }
-            tokio::time::sleep(POLL).await;
-        }
+            last = answer.map_or_else(|cause| format!("{cause:#}"), |answer| answer.text());
+            None
+        })
+        .with_context(|| format!("GET {path}: {}", last.chars().take(2000).collect::<String>()))
     }
 
     /// A token of a service account, by TokenRequest.
     ///
     /// # Errors
     /// The account doesn't exist, or the server refuses.
-    pub async fn token(&self, namespace: &str, account: &str) -> Result<String> {
+    pub fn token(&self, namespace: &str, account: &str) -> Result<String> {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
-        let request = serde_json::json!({
+        let request = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"audiences": [], "expirationSeconds": 86_400},
         });
-        let answer = self.create(&path, &request).await?;
+        let answer = self.create(&path, &request)?;
         let token = answer["status"]["token"].as_str().context("a TokenRequest without a token")?;
         Ok(token.to_owned())
     }
 }
 
-fn success(method: &str, path: &str, (status, value): (StatusCode, Value)) -> Result<Value> {
-    if status.is_success() {
-        return Ok(value);
+fn success(method: &str, path: &str, answer: &Answer) -> Result<Value> {
+    if (200..300).contains(&answer.status) {
+        return Ok(answer.json());
     }
-    let message = value["message"].as_str().map_or_else(|| value.to_string(), str::to_owned);
-    bail!("{method} {path}: {status}: {message}")
+    let message = answer.json()["message"].as_str().map_or_else(|| answer.text(), str::to_owned);
+    bail!("{method} {path}: {}: {message}", answer.status)
 }

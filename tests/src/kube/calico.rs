@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 use super::api::Api;
@@ -44,7 +43,7 @@ const RESOURCES: [Resource; 22] = [
 ///
 /// # Errors
 /// The API server refuses one, or doesn't serve them within a minute.
-pub async fn register(api: &Api) -> Result<()> {
+pub fn register(api: &Api) -> Result<()> {
     let mut definitions: Vec<Value> =
         RESOURCES.iter().map(|resource| definition("crd.projectcalico.org", "v1", resource)).collect();
     // Calico's manifests bring the upstream network policy API along.
@@ -57,13 +56,15 @@ pub async fn register(api: &Api) -> Result<()> {
     policies["metadata"]["annotations"] = json!({"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/network-policy-api/pull/300"});
     definitions.push(policies);
     let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-    try_join_all(definitions.iter().map(|definition| api.create(path, definition))).await?;
+    for definition in &definitions {
+        api.create(path, definition)?;
+    }
     for (group, version, count) in
         [("crd.projectcalico.org", "v1", RESOURCES.len()), ("policy.networking.k8s.io", "v1alpha2", 1)]
     {
         let plain = format!("/apis/{group}/{version}");
         let names = |list: &Value| list["resources"].as_array().map_or(0, |all| count_whole(all));
-        api.wait(&plain, PATIENCE, |list| names(list) == count).await?;
+        api.wait(&plain, PATIENCE, |list| names(list) == count)?;
     }
     Ok(())
 }
@@ -109,7 +110,7 @@ fn definition(group: &str, version: &str, resource: &Resource) -> Value {
 ///
 /// # Errors
 /// The API server refuses.
-pub async fn grant(api: &Api) -> Result<()> {
+pub fn grant(api: &Api) -> Result<()> {
     let rules = json!([
         {"apiGroups": [""], "resources": ["pods", "nodes", "namespaces"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch"]},
@@ -119,29 +120,28 @@ pub async fn grant(api: &Api) -> Result<()> {
          "verbs": ["get", "list", "create", "update", "delete"]},
     ]);
     let name = "calico-cni-plugin";
-    account(api, "kube-system", name).await?;
+    account(api, "kube-system", name)?;
     let rbac = "/apis/rbac.authorization.k8s.io/v1";
     let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
                       "metadata": {"name": name}, "rules": rules});
-    api.create(&format!("{rbac}/clusterroles"), &role).await?;
-    bind(api, name, name).await
+    api.create(&format!("{rbac}/clusterroles"), &role)?;
+    bind(api, name, name)
 }
 
 /// A service account, as soon as its namespace is there.
-pub(super) async fn account(api: &Api, namespace: &str, name: &str) -> Result<Value> {
+pub(super) fn account(api: &Api, namespace: &str, name: &str) -> Result<Value> {
     let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
     api.create_when_possible(&format!("/api/v1/namespaces/{namespace}/serviceaccounts"), &object, PATIENCE)
-        .await
 }
 
 /// Gives a cluster role to a service account of kube-system.
-pub(super) async fn bind(api: &Api, role: &str, account: &str) -> Result<()> {
+pub(super) fn bind(api: &Api, role: &str, account: &str) -> Result<()> {
     let binding = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": account},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
         "subjects": [{"kind": "ServiceAccount", "namespace": "kube-system", "name": account}],
     });
-    api.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await?;
+    api.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding)?;
     Ok(())
 }
 
@@ -149,7 +149,7 @@ pub(super) async fn bind(api: &Api, role: &str, account: &str) -> Result<()> {
 ///
 /// # Errors
 /// The API server refuses, or doesn't serve the resources yet after a minute.
-pub async fn install(api: &Api) -> Result<()> {
+pub fn install(api: &Api) -> Result<()> {
     let base = "/apis/crd.projectcalico.org/v1";
     let information = json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation",
@@ -164,15 +164,15 @@ pub async fn install(api: &Api) -> Result<()> {
                  "cidr": "10.244.0.0/16", "ipipMode": "Always", "natOutgoing": true, "nodeSelector": "all()",
                  "vxlanMode": "Never"},
     });
-    apply(api, &format!("{base}/clusterinformations"), information).await?;
-    apply(api, &format!("{base}/ippools"), pool).await
+    apply(api, &format!("{base}/clusterinformations"), information)?;
+    apply(api, &format!("{base}/ippools"), pool)
 }
 
 /// Creates an object as `kubectl apply` does: with its annotation and under its field manager's name.
-pub(super) async fn apply(api: &Api, path: &str, mut object: Value) -> Result<()> {
+pub(super) fn apply(api: &Api, path: &str, mut object: Value) -> Result<()> {
     let applied = format!("{object}\n");
     object["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] = json!(applied);
     let path = format!("{path}?fieldManager=kubectl-client-side-apply");
-    api.create_when_possible(&path, &object, PATIENCE).await?;
+    api.create_when_possible(&path, &object, PATIENCE)?;
     Ok(())
 }

@@ -7,16 +7,14 @@ use anyhow::Result;
 
 use super::{KubeCloud, Options};
 use crate::dev::{Access, Front, Place, wait_for_the_end};
-use crate::worker::Worker;
 
 /// Runs the control plane behind the fault proxy until SIGINT or SIGTERM.
 ///
 /// # Errors
 /// The control plane can't be built or started, or an address is taken.
 pub fn run(place: &Place) -> Result<()> {
-    let worker = Worker::start("kube", None)?;
     let _ = writeln!(std::io::stderr().lock(), "starting the real kube-apiserver …");
-    let cloud = worker.spawner().run(KubeCloud::start(Options::default()))?;
+    let cloud = KubeCloud::start(Options::default())?;
     let front = Front::start(place, cloud.address(), None)?;
     front.announce(
         place,

@@ -2,10 +2,10 @@
 //! loopback, with Calico's resources, a node and two pods in it.
 //!
 //! ```no_run
-//! # async fn example() -> anyhow::Result<()> {
+//! # fn example() -> anyhow::Result<()> {
 //! use hublet_tests::kube::{KubeCloud, Options};
-//! let cloud = KubeCloud::start(Options::default()).await?;
-//! let node = cloud.admin().get("/api/v1/nodes/edge-1").await?;
+//! let cloud = KubeCloud::start(Options::default())?;
+//! let node = cloud.admin().get("/api/v1/nodes/edge-1")?;
 //! # Ok(()) }
 //! ```
 //!
@@ -15,8 +15,8 @@
 pub mod api;
 pub mod binaries;
 pub mod calico;
-pub mod connection;
 pub mod dev;
+pub mod edge;
 mod flags;
 pub mod process;
 pub mod workload;
@@ -25,14 +25,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
-use tokio::time::Instant;
 
 pub use self::api::Api;
 pub use self::binaries::{Binaries, Unavailable};
-use self::connection::Endpoint;
 use self::process::Component;
+use crate::client;
+use crate::eventually::eventually;
 use crate::netns::Netns;
 use crate::pki::{Ca, Identity};
 
@@ -56,6 +56,18 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// A client on the same network namespace.
+    fn client(
+        server: &str,
+        ca_pem: &str,
+        netns: Option<&Netns>,
+        identity: Option<Identity>,
+    ) -> client::Options {
+        client::Options { netns: netns.cloned(), identity, ..client::Options::new(server, ca_pem, None) }
+    }
+}
+
 /// A running control plane.
 #[derive(Debug)]
 pub struct KubeCloud {
@@ -68,6 +80,7 @@ pub struct KubeCloud {
     calico_token: String,
     admin_token: String,
     address: SocketAddr,
+    netns: Option<Netns>,
     dir: tempfile::TempDir,
 }
 
@@ -77,17 +90,17 @@ impl KubeCloud {
     /// # Errors
     /// No programs (the message says how to get them), a component that ends or isn't ready in time (with the end
     /// of its log), or a refusal of the API server.
-    pub async fn start(options: Options) -> Result<Self> {
-        let binaries = tokio::task::spawn_blocking(Binaries::find).await??;
+    pub fn start(options: Options) -> Result<Self> {
+        let binaries = Binaries::find()?;
         let binaries = binaries.map_err(|why| anyhow::anyhow!("{why}"))?;
-        Box::pin(Self::start_with(&binaries, options)).await
+        Self::start_with(&binaries, options)
     }
 
     /// As [`KubeCloud::start`], with programs that were found before.
     ///
     /// # Errors
     /// As there.
-    pub async fn start_with(binaries: &Binaries, options: Options) -> Result<Self> {
+    pub fn start_with(binaries: &Binaries, options: Options) -> Result<Self> {
         let netns = options.netns.as_ref();
         let dir = tempfile::Builder::new().prefix("hublet-kube-").tempdir()?;
         let ports = flags::Ports::choose(netns)?;
@@ -97,10 +110,10 @@ impl KubeCloud {
         let etcd = binaries.etcd(&dir.path().join("etcd"), &ports.etcd_url());
         let mut etcd = Component::spawn("etcd", etcd, dir.path(), netns)?;
         // An API server that finds etcd's port closed tries again only after a second.
-        until_it_listens(&mut etcd, ports.etcd, netns).await?;
+        until_it_listens(&mut etcd, ports.etcd, netns)?;
         let command = flags::apiserver(binaries, dir.path(), &ports);
         let mut apiserver = Component::spawn("kube-apiserver", command, dir.path(), netns)?;
-        until_it_listens(&mut apiserver, ports.apiserver, netns).await?;
+        until_it_listens(&mut apiserver, ports.apiserver, netns)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.apiserver));
         let server = format!("https://{address}");
         let controller_manager = flags::controller_manager(binaries, dir.path(), &authority, &server)?
@@ -108,12 +121,11 @@ impl KubeCloud {
             .transpose()?;
 
         let administrator = authority.client("kubernetes-admin", &["system:masters"])?;
-        let endpoint = Endpoint::new(address, authority.pem(), Some(&administrator))?.within(netns);
-        let admin = Api::new(endpoint, None);
-        until_ready(&admin, &mut apiserver).await?;
+        let admin = Api::new(Options::client(&server, authority.pem(), netns, Some(administrator)))?;
+        until_ready(&admin, &mut apiserver)?;
 
         let managed = controller_manager.is_some();
-        let (calico_token, admin_token) = Box::pin(fill(&admin, &options.node, managed)).await.with_context(|| {
+        let (calico_token, admin_token) = fill(&admin, &options.node, managed).with_context(|| {
             let log = controller_manager.as_ref().map_or_else(String::new, Component::log_tail);
             format!(
                 "filling the cloud failed; the ends of the logs: kube-apiserver\n{}\nkube-controller-manager\n{log}",
@@ -129,6 +141,7 @@ impl KubeCloud {
             calico_token,
             admin_token,
             address,
+            netns: options.netns,
             dir,
         })
     }
@@ -136,6 +149,13 @@ impl KubeCloud {
     /// Where the API server listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How a client reaches the API server itself, past every proxy.
+    pub fn client_options(&self, token: Option<&str>) -> client::Options {
+        let server = format!("https://{}", self.address);
+        let options = Options::client(&server, self.ca(), self.netns.as_ref(), None);
+        client::Options { token: token.map(str::to_owned), ..options }
     }
 
     /// The CA that the API server and its clients are trusted by, PEM.
@@ -209,58 +229,59 @@ impl KubeCloud {
 }
 
 /// Puts everything into the fresh cluster: (Calico's token, the administrator's token).
-async fn fill(admin: &Api, node: &str, managed: bool) -> Result<(String, String)> {
-    let calico = async {
-        calico::register(admin).await?;
-        calico::install(admin).await
+fn fill(admin: &Api, node: &str, managed: bool) -> Result<(String, String)> {
+    let calico = || {
+        let api = admin.another()?;
+        calico::register(&api)?;
+        calico::install(&api)
     };
-    let accounts = async {
-        calico::grant(admin).await?;
+    let workload = || {
+        let api = admin.another()?;
+        workload::add_node(&api, node, managed)?;
+        workload::add_pods(&api, node, managed)
+    };
+    let accounts = || {
+        calico::grant(admin)?;
         let name = "hublet-tests-admin";
-        calico::account(admin, "kube-system", name).await?;
-        calico::bind(admin, "cluster-admin", name).await?;
-        tokio::try_join!(admin.token("kube-system", "calico-cni-plugin"), admin.token("kube-system", name))
+        calico::account(admin, "kube-system", name)?;
+        calico::bind(admin, "cluster-admin", name)?;
+        Ok((admin.token("kube-system", "calico-cni-plugin")?, admin.token("kube-system", name)?))
     };
-    let workload = async {
-        workload::add_node(admin, node, managed).await?;
-        workload::add_pods(admin, node, managed).await
-    };
-    let ((), tokens, ()) = tokio::try_join!(calico, accounts, workload)?;
-    Ok(tokens)
+    std::thread::scope(|scope| {
+        let others = [scope.spawn(calico), scope.spawn(workload)];
+        let tokens = accounts();
+        for other in others {
+            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        tokens
+    })
 }
 
 /// Waits for the component's port to open.
-async fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Netns>) -> Result<()> {
-    let deadline = Instant::now() + READY;
+fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Netns>) -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    while within(netns, || std::net::TcpStream::connect(address)).is_err() {
-        component.check()?;
-        if Instant::now() > deadline {
-            bail!("nothing listens on {address} after {READY:?}; the log ends:\n{}", component.log_tail());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    eventually(READY, "the port is open", || {
+        let ended = component.check().err();
+        let open = within(netns, || std::net::TcpStream::connect(address)).is_ok();
+        ended.map(Err).or_else(|| open.then_some(Ok(())))
+    })
+    .with_context(|| format!("nothing listens on {address}; the log ends:\n{}", component.log_tail()))?
 }
 
-async fn until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {
-    let deadline = Instant::now() + READY;
-    loop {
-        apiserver.check()?;
-        let ready = admin.request(http::Method::GET, "/readyz", None).await;
-        if matches!(&ready, Ok((status, _)) if status.is_success()) {
-            return Ok(());
+fn until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {
+    let mut last = String::new();
+    eventually(READY, "kube-apiserver is ready", || {
+        if let Err(ended) = apiserver.check() {
+            return Some(Err(ended));
         }
-        if Instant::now() > deadline {
-            let last =
-                ready.map_or_else(|error| format!("{error:#}"), |(status, body)| format!("{status} {body}"));
-            bail!(
-                "kube-apiserver isn't ready after {READY:?} ({last}); its log ends:\n{}",
-                apiserver.log_tail()
-            );
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        last = match admin.request("GET", "/readyz", None) {
+            Ok(answer) if answer.status == 200 => return Some(Ok(())),
+            Ok(answer) => answer.text(),
+            Err(cause) => format!("{cause:#}"),
+        };
+        None
+    })
+    .with_context(|| format!("{last}\nits log ends:\n{}", apiserver.log_tail()))?
 }
 
 /// Does something in the network namespace; `None` is the caller's own.

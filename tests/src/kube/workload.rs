@@ -17,21 +17,21 @@ pub const PODS: [&str; 2] = ["pod-a", "pod-b"];
 ///
 /// # Errors
 /// The API server refuses, or the controller manager doesn't look at the node within a minute.
-pub async fn add_node(api: &Api, name: &str, managed: bool) -> Result<()> {
+pub fn add_node(api: &Api, name: &str, managed: bool) -> Result<()> {
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"annotations": {"projectcalico.org/IPv4Address": "198.51.100.11/24"},
                      "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}, "name": name},
         "spec": {"podCIDR": "10.244.0.0/24"},
     });
-    apply(api, "/api/v1/nodes", node).await?;
+    apply(api, "/api/v1/nodes", node)?;
     let path = format!("/api/v1/nodes/{name}");
     let ttl = "node.alpha.kubernetes.io/ttl";
     if !managed {
         let patch = json!({"metadata": {"annotations": {ttl: "0"}}});
-        api.merge(&format!("{path}?fieldManager=kcm"), &patch).await?;
+        api.merge(&format!("{path}?fieldManager=kcm"), &patch)?;
     }
-    api.wait(&path, PATIENCE, |node| node["metadata"]["annotations"][ttl] == "0").await?;
+    api.wait(&path, PATIENCE, |node| node["metadata"]["annotations"][ttl] == "0")?;
     Ok(())
 }
 
@@ -39,13 +39,13 @@ pub async fn add_node(api: &Api, name: &str, managed: bool) -> Result<()> {
 ///
 /// # Errors
 /// The API server refuses, or the service account doesn't come within a minute.
-pub async fn add_pods(api: &Api, node: &str, managed: bool) -> Result<()> {
+pub fn add_pods(api: &Api, node: &str, managed: bool) -> Result<()> {
     if !managed {
-        account(api, "default", "default").await?;
+        account(api, "default", "default")?;
     }
     for name in PODS {
         let path = "/api/v1/namespaces/default/pods?fieldManager=kubectl-run";
-        api.create_when_possible(path, &pod(name, node), PATIENCE).await?;
+        api.create_when_possible(path, &pod(name, node), PATIENCE)?;
     }
     Ok(())
 }

@@ -7,12 +7,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use bytes::Bytes;
-use http::Response;
 use serde_json::{Value, json};
 
 use super::protobuf;
 use super::recording::Exchange;
+use crate::client::Answer;
 
 /// Something that isn't as recorded.
 #[derive(Debug, Clone)]
@@ -30,14 +29,14 @@ impl fmt::Display for Difference {
 }
 
 /// All differences of an answer from the recorded one: status, headers, body.
-pub fn differences(recorded: &Exchange, live: &Response<Bytes>) -> Vec<Difference> {
+pub fn differences(recorded: &Exchange, live: &Answer) -> Vec<Difference> {
     let mut lines = Vec::new();
-    if live.status() != recorded.status {
-        let body = String::from_utf8_lossy(live.body());
-        lines.push(format!("status: recorded {}, live {}: {body}", recorded.status, live.status()));
+    if live.status != recorded.status {
+        let body = String::from_utf8_lossy(&live.body);
+        lines.push(format!("status: recorded {}, live {}: {body}", recorded.status, live.status));
     }
     headers(recorded, live, &mut lines);
-    match (normal(&recorded.answer), normal(live.body())) {
+    match (normal(&recorded.answer), normal(&live.body)) {
         (recorded, live) if recorded == live => {}
         (recorded, live) => values("body", &recorded, &live, &mut lines),
     }
@@ -45,9 +44,9 @@ pub fn differences(recorded: &Exchange, live: &Response<Bytes>) -> Vec<Differenc
 }
 
 /// Every recorded header is there, with its value where that is constant; what is new is hublet's own.
-fn headers(recorded: &Exchange, live: &Response<Bytes>, lines: &mut Vec<String>) {
+fn headers(recorded: &Exchange, live: &Answer, lines: &mut Vec<String>) {
     for (name, value) in &recorded.answer_headers {
-        match live.headers().get(name) {
+        match live.headers.get(name) {
             None => lines.push(format!("header {name}: missing")),
             Some(live) if !value.is_empty() && live != value => {
                 lines.push(format!("header {name}: recorded {value:?}, live {live:?}"));
@@ -55,9 +54,9 @@ fn headers(recorded: &Exchange, live: &Response<Bytes>, lines: &mut Vec<String>)
             Some(_) => {}
         }
     }
-    for name in live.headers().keys() {
+    for name in live.headers.keys() {
         if !recorded.answer_headers.contains_key(name.as_str()) && !name.as_str().starts_with("x-hublet-") {
-            lines.push(format!("header {name}: not recorded, live {:?}", live.headers()[name]));
+            lines.push(format!("header {name}: not recorded, live {:?}", live.headers[name]));
         }
     }
 }

@@ -3,41 +3,41 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use http::{Method, Response, StatusCode};
+use http::Method;
 use serde_json::Value;
 
 use super::learn::identities;
 use super::protobuf;
 use super::recording::Exchange;
+use crate::client::Answer;
 
 /// For each read made, the newest truth: its own answer, or that of a later write of the same object.
 #[derive(Debug, Default)]
 pub struct Known {
     /// By path without query: objects' last states, lists' last answers are by path with query.
-    answers: BTreeMap<String, (StatusCode, Bytes)>,
+    answers: BTreeMap<String, (u16, Bytes)>,
     /// The reads, each once, by URI.
     reads: BTreeMap<String, Exchange>,
 }
 
 impl Known {
     /// Takes note of an exchange and its live answer.
-    pub fn note(&mut self, exchange: &Exchange, answer: &Response<Bytes>) {
+    pub fn note(&mut self, exchange: &Exchange, answer: &Answer) {
         let path = exchange.uri.trim_end_matches("/status").to_owned();
-        let told = (answer.status(), answer.body().clone());
+        let told = (answer.status, answer.body.clone());
         match exchange.method {
             Method::GET => {
                 self.reads.insert(exchange.uri.clone(), exchange.clone());
                 self.answers.insert(path, told);
             }
-            _ if !answer.status().is_success() => {}
+            _ if !(200..300).contains(&answer.status) => {}
             Method::DELETE => {
-                self.answers.insert(path, (StatusCode::NOT_FOUND, Bytes::new()));
+                self.answers.insert(path, (404, Bytes::new()));
             }
             // The object's own path is the collection's with its name.
             Method::POST => {
-                for identity in identities(answer.body()) {
-                    self.answers
-                        .insert(format!("{path}/{}", identity.name), (StatusCode::OK, told.1.clone()));
+                for identity in identities(&answer.body) {
+                    self.answers.insert(format!("{path}/{}", identity.name), (200, told.1.clone()));
                 }
             }
             _ => {
@@ -52,24 +52,23 @@ impl Known {
     }
 
     /// How an answer from the store to this read differs from what the cloud said last: `None` if it doesn't.
-    pub fn contradiction(&self, read: &Exchange, answer: &Response<Bytes>) -> Option<String> {
+    pub fn contradiction(&self, read: &Exchange, answer: &Answer) -> Option<String> {
         let Some((status, body)) = self.answers.get(&read.uri) else {
             return Some("the cloud was never asked".into());
         };
-        if answer.status() != *status {
-            let text = String::from_utf8_lossy(answer.body());
-            return Some(format!("the cloud said {status}, the store {}: {text}", answer.status()));
+        if answer.status != *status {
+            let text = String::from_utf8_lossy(&answer.body);
+            return Some(format!("the cloud said {status}, the store {}: {text}", answer.status));
         }
-        if *status == StatusCode::NOT_FOUND {
-            let reason = status_reason(answer.body());
+        if *status == 404 {
+            let reason = status_reason(&answer.body);
             return (reason.as_deref() != Some("NotFound")).then(|| format!("a 404 with reason {reason:?}"));
         }
         if is_list(body) {
-            return self.list_contradiction(read, body, answer.body());
+            return self.list_contradiction(read, body, &answer.body);
         }
-        (answer.body() != body).then(|| {
-            format!("not the newest copy: {} instead of {}", describe(answer.body()), describe(body))
-        })
+        (answer.body != *body)
+            .then(|| format!("not the newest copy: {} instead of {}", describe(&answer.body), describe(body)))
     }
 
     /// A list holds what the cloud listed, each item as it was told last, and nothing that the cloud never told of.
@@ -78,7 +77,7 @@ impl Known {
         let stored = identities(answer);
         for listed in identities(told) {
             let newest = self.answers.get(&format!("{path}/{}", listed.name));
-            if newest.is_some_and(|(status, _)| *status == StatusCode::NOT_FOUND) {
+            if newest.is_some_and(|(status, _)| *status == 404) {
                 continue;
             }
             let version = newest
@@ -89,7 +88,7 @@ impl Known {
             }
         }
         let known = |name: &str| {
-            self.answers.get(&format!("{path}/{name}")).is_some_and(|(status, _)| status.is_success())
+            self.answers.get(&format!("{path}/{name}")).is_some_and(|(status, _)| *status < 300)
                 || identities(told).iter().any(|listed| listed.name == name)
         };
         stored

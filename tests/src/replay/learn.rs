@@ -35,7 +35,7 @@ impl Learnt {
     }
 
     /// A recorded request body with the live uids and versions.
-    pub(super) fn replace(&self, body: &Bytes) -> Result<Bytes> {
+    pub(super) fn replace(&self, body: &Bytes) -> Result<Vec<u8>> {
         let value: Value = serde_json::from_slice(body).context("a recorded request body that isn't JSON")?;
         let mut text = String::from_utf8(body.to_vec())?;
         for (pointer, field, learnt) in [
@@ -50,7 +50,7 @@ impl Learnt {
             // In place, so that everything else is sent byte for byte.
             text = text.replace(&format!("\"{field}\":\"{recorded}\""), &format!("\"{field}\":\"{live}\""));
         }
-        Ok(text.into())
+        Ok(text.into_bytes())
     }
 }
 

@@ -14,36 +14,28 @@ mod recording;
 mod tests;
 
 use anyhow::Result;
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::Full;
 
 pub use self::compare::Difference;
 pub use self::known::Known;
 use self::learn::Learnt;
 pub use self::recording::{Exchange, Recording};
-use crate::kube::connection::{Connection, Endpoint};
+use crate::client::{Answer, Client, Options};
 
 /// One client that replays: it has a token, connects anew for each recorded process, and remembers what it was told.
 #[derive(Debug)]
 pub struct Replay {
-    endpoint: Endpoint,
-    token: String,
-    connection: Option<Connection>,
+    options: Options,
+    client: Option<Client>,
     learnt: Learnt,
     known: Known,
 }
 
 impl Replay {
-    /// A client of `endpoint` with a bearer token.
-    pub fn new(endpoint: Endpoint, token: &str) -> Self {
-        Self {
-            endpoint,
-            token: token.to_owned(),
-            connection: None,
-            learnt: Learnt::default(),
-            known: Known::default(),
-        }
+    /// A client of the server, with the credential and in the namespace of `options`; it speaks h2 as Go does.
+    pub fn new(mut options: Options) -> Self {
+        options.keep = true;
+        options.alpn = vec!["h2"];
+        Self { options, client: None, learnt: Learnt::default(), known: Known::default() }
     }
 
     /// What the server has said last, for each read made so far.
@@ -55,12 +47,12 @@ impl Replay {
     ///
     /// # Errors
     /// No connection, no answer, or a request that carries a version which no answer before it has told.
-    pub async fn play(&mut self, exchanges: &[Exchange]) -> Result<Vec<Difference>> {
+    pub fn play(&mut self, exchanges: &[Exchange]) -> Result<Vec<Difference>> {
         let mut differences = Vec::new();
         for exchange in exchanges {
-            let answer = self.send(exchange).await?;
+            let answer = self.send(exchange)?;
             differences.extend(compare::differences(exchange, &answer));
-            self.learnt.learn(&exchange.answer, answer.body());
+            self.learnt.learn(&exchange.answer, &answer.body);
             self.known.note(exchange, &answer);
         }
         Ok(differences)
@@ -70,23 +62,22 @@ impl Replay {
     ///
     /// # Errors
     /// As [`Replay::play`].
-    pub async fn send(&mut self, exchange: &Exchange) -> Result<Response<Bytes>> {
-        if exchange.starts_process() || self.connection.as_ref().is_none_or(Connection::is_closed) {
-            self.connection = Some(self.endpoint.connect().await?);
-        }
+    pub fn send(&mut self, exchange: &Exchange) -> Result<Answer> {
         let body = match &exchange.body {
-            None => Bytes::new(),
+            None => Vec::new(),
             Some(body) => self.learnt.replace(body)?,
         };
-        let mut request = exchange.request().header("authorization", format!("Bearer {}", self.token));
+        let mut request = exchange.request();
         if exchange.body.is_some() {
             request = request.header("content-length", body.len());
         }
-        self.over(request.body(Full::new(body))?).await
-    }
-
-    async fn over(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>> {
-        let connection = self.connection.as_ref().expect("a connection is made before each request");
-        connection.send(request).await
+        if exchange.starts_process() {
+            self.client = None;
+        }
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Client::new(self.options.clone())?,
+        };
+        self.client.insert(client).send(request.body(body)?)
     }
 }

@@ -71,6 +71,11 @@ fn pod(number: usize, namespace: &str) -> Value {
                 "name": "web",
                 "image": "registry.example/web:1.27.3",
                 "ports": [{"containerPort": 8080, "protocol": "TCP"}],
+                "volumeMounts": [{
+                    "name": "kube-api-access-x7k2p",
+                    "readOnly": true,
+                    "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"
+                }],
                 "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}},
                 "terminationMessagePath": "/dev/termination-log",
                 "terminationMessagePolicy": "File",

@@ -64,6 +64,8 @@ impl<'a> Bench<'a> {
     /// All phases.
     pub(super) fn run(&self, report: &mut Report) -> Result<()> {
         let cloud = Cloud::start_in(self.project, CloudKind::Scripted, &self.dir, self.interrupt)?;
+        let mut pin = self.project.command("taskset");
+        step::output(pin.args(["-a", "-c", "-p", "1"]).arg(cloud.child.pid().to_string()))?;
         let direct = self.direct(&cloud)?;
         step::say(format_args!("filling the cloud with {} Pods", objects::PODS));
         let file = self.dir.join("objects");

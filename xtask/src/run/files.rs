@@ -66,7 +66,7 @@ pub(super) fn introduce(project: &Project, flags: &Flags, cloud: Option<&Cloud>,
     println!(
         "\nThree commands to try in another shell, here:\n\
          \n1. Calico's call, answered by the cloud:\n   {}\n\
-         \n2. Cut the link, and make the same call: answered from the store, and the Warning header says how old:\n   \
+         \n2. Cut the link, and make the same call: answered from the store (x-hublet-source, and its age):\n   \
          scripts/cut-cloud\n\
          \n3. Mend the link: from the cloud again within seconds:\n   scripts/mend-cloud\n\
          \nAlso: kubectl --kubeconfig {dev}/kubeconfig get --raw /apis (through hublet), {dev}/cloud.kubeconfig (past it).\n\

@@ -55,6 +55,8 @@ impl Outcome {
     fn skip(&mut self, reason: &str) {
         let reason = reason.trim_start_matches([':', ' ', '(', 'P', 'E', 'D']).trim_end_matches(')');
         let name = self.section.as_deref().unwrap_or("?");
+        // Some tests name themselves.
+        let reason = reason.strip_prefix(name).map_or(reason, |rest| rest.trim_start_matches([':', ' ']));
         let skip = format!("{name}: {reason}");
         let again =
             self.section.is_some() && self.skipped.iter().any(|old| old.starts_with(&format!("{name}: ")));
@@ -102,13 +104,13 @@ mod tests {
     #[test]
     fn counts_come_from_the_conclusion_and_skips_are_no_passes() {
         let outcome = read(
-            "running 4 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ok\ntest d ... ignored, needs a TPM\n\n\
-             successes:\n\n---- c stdout ----\nSKIP: needs root\n\nSKIP: needs root\n\nfailures:\n\n\
+            "running 4 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ok\ntest e::f ... ok\ntest d ... ignored, needs a TPM\n\n\
+             successes:\n\n---- c stdout ----\nSKIP: needs root\n\nSKIP c: needs root\n\n---- e::f stdout ----\nSKIP e::f: no Go\n\nfailures:\n\n\
              ---- b stdout ----\nboom\n\n\
-             test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+             test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
         );
         assert_eq!((outcome.passed, outcome.failed), (1, 1));
-        assert_eq!(outcome.skipped, ["d: ignored, needs a TPM", "c: needs root"]);
+        assert_eq!(outcome.skipped, ["d: ignored, needs a TPM", "c: needs root", "e::f: no Go"]);
         assert_eq!(outcome.failures, ["b"]);
     }
 
