@@ -1,5 +1,7 @@
 //! The daemon's life on a node of its own: ready, serving, killed, started again over the same disk, ended. What it
 //! serves in detail is other suites' affair.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
 use std::net::Ipv4Addr;
 use std::time::Duration;
 

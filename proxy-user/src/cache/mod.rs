@@ -60,7 +60,7 @@ impl Cache {
     pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         if self.ingest.is_behind() {
             // A writer that can't keep up (a failing disk) must not make readers hang: they get what is there.
-            let _ = tokio::time::timeout(SETTLE, self.ingest.settle()).await;
+            let _ = Box::pin(tokio::time::timeout(SETTLE, self.ingest.settle())).await;
         }
         self.store.snapshot()
     }
