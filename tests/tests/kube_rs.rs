@@ -27,11 +27,18 @@ fn client(edge: &Edge) -> Result<Client> {
     config.root_cert = Some(vec![ca.to_vec()]);
     config.auth_info.token = Some(edge.cloud.admin_token().to_owned().into());
     config.default_namespace = "default".into();
+    // kube-rs asks again after a 503, for minutes: here every answer counts as it comes.
+    config.default_retry = false;
+    // Longer than any answer may take; a watch that stays open is silent for less.
+    config.read_timeout = Some(Duration::from_secs(20));
     Ok(Client::try_from(config)?)
 }
 
 /// Runs the program on the node.
-fn on_the_node<F: Future<Output = Result<()>>>(edge: &Edge, program: impl FnOnce() -> F + Send) -> Result<()> {
+fn on_the_node<F: Future<Output = Result<()>>>(
+    edge: &Edge,
+    program: impl FnOnce() -> F + Send,
+) -> Result<()> {
     edge.netns.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(program())
@@ -69,7 +76,8 @@ fn kube_rs_lists_and_gets_online_and_after_the_cut() -> Result<()> {
         let kube = client(&edge)?;
         let pods: Api<Pod> = Api::namespaced(kube.clone(), "default");
         let kind = GroupVersionKind::gvk("crd.projectcalico.org", "v1", "IPPool");
-        let pools: Api<DynamicObject> = Api::all_with(kube, &ApiResource::from_gvk_with_plural(&kind, "ippools"));
+        let pools: Api<DynamicObject> =
+            Api::all_with(kube, &ApiResource::from_gvk_with_plural(&kind, "ippools"));
         let online = (names(&pods).await?, pods.get("pod-a").await?, pools.get("default-ipv4-ippool").await?);
         assert_eq!(online.0, ["pod-a", "pod-b"]);
         assert!(pods.get_opt("absent").await?.is_none());
