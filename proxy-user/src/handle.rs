@@ -18,12 +18,12 @@ use crate::client::Connection;
 use crate::clock::Clock;
 use crate::cloud::dial::Dialer;
 use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
-use crate::cloud::health::{Health, Signal};
+use crate::cloud::health::{CloudState, Health, Signal};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upgrade::is_upgrade;
 use crate::cloud::upstreams::Upstreams;
 use crate::config::Config;
-use crate::local::negotiate::Accepts;
+use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{Local, Question, SOURCE, away, grant_key};
 use crate::request::{ApiRequest, Verb};
 use crate::route::{Route, route};
@@ -121,33 +121,57 @@ impl Handler {
             return Refusal::TooManyRequests.response(Accepts::of(request.headers()).errors);
         };
         if is_upgrade(request.headers()) {
-            return self.upgrade(request, permit).await;
+            return Box::pin(self.upgrade(request, permit)).await;
         }
         let (parts, body) = request.into_parts();
         let credential = connection.credential(parts.headers.get(header::AUTHORIZATION));
-        let grant = grant_key(&ApiRequest::parse(&parts.method, &parts.uri), &credential);
-        let call = Call { parts, credential, grant };
-        let mut response = self.routed(call, body).await;
+        let api = ApiRequest::parse(&parts.method, &parts.uri);
+        let grant = grant_key(&api, &credential);
+        let (verb, errors) = (api.verb, Accepts::of(&parts.headers).errors);
+        let route = route(verb, self.cloud.health.state(), false);
+        let answer = if route == Route::Local {
+            let headers = &parts.headers;
+            let question = Question { request: &api, headers, credential: &credential, grant: &grant };
+            self.local.answer(question).await
+        } else {
+            // Boxed: the way to the cloud is long, and the connection would keep room for it.
+            Box::pin(self.routed(route, Call { parts, credential, grant }, body)).await
+        };
+        let mut response = self.counted(verb, errors, answer);
         response.body_mut().hold(permit);
         response
     }
 
-    async fn routed(self: &Arc<Self>, call: Call, body: Incoming) -> Response<Body> {
-        let verb = call.request().verb;
-        let errors = Accepts::of(&call.parts.headers).errors;
-        let answer = match route(verb, self.cloud.health.state(), false) {
+    async fn routed(
+        self: &Arc<Self>,
+        route: Route,
+        call: Call,
+        body: Incoming,
+    ) -> Result<Response<Body>, Refusal> {
+        match route {
             Route::Local => self.local.answer(call.question(&call.request())).await,
             Route::Refuse => Err(Refusal::WriteWhileAway(away(&call.question(&call.request())))),
             Route::LocalThenCloud => match self.local.answer(call.question(&call.request())).await {
                 Ok(response) => Ok(response),
                 Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
             },
-            Route::CloudThenLocal => Box::pin(self.patiently(call)).await,
-            Route::Cloud => {
+            Route::CloudThenLocal => self.patiently(call).await,
+            Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
+                Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
+            }
+            Route::Cloud | Route::CloudOnceJudged => {
                 let body = (!body.is_end_stream()).then_some(body);
                 self.fetch(&call, body).await.map_err(|error| refused(&call, &error))
             }
-        };
+        }
+    }
+
+    fn counted(
+        &self,
+        verb: Verb,
+        errors: Encoding,
+        answer: Result<Response<Body>, Refusal>,
+    ) -> Response<Body> {
         match answer {
             Ok(response) => {
                 let stored = response.headers().get(SOURCE).is_some_and(|v| v == "store");
@@ -217,7 +241,8 @@ impl Handler {
         let capture = Exchange::of(&request, &call.parts.headers, (status, &head.headers), asked)
             .and_then(|e| self.cache.capture(e));
         let watch = request.verb == Verb::Watch && status == 200;
-        let body = CloudBody::new(body, capture, Some(place), watch, Arc::clone(&self.metrics));
+        let ends = watch.then(|| self.local.draining());
+        let body = CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics));
         let mut response = Response::new(Body::cloud(body));
         *response.status_mut() = head.status;
         *response.headers_mut() = end_to_end(&head.headers);
@@ -230,6 +255,9 @@ impl Handler {
         let route = route(Verb::Other, self.cloud.health.state(), true);
         let answer = match route {
             Route::Refuse => Err(ForwardError::Away),
+            Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
+                Err(ForwardError::Away)
+            }
             _ => self.cloud.upgrade(request, &self.metrics, permit).await,
         };
         let source = if answer.is_ok() { Source::Cloud } else { Source::Hublet };
@@ -277,7 +305,7 @@ impl Handler {
         })
     }
 
-    /// Ends the streams that hublet itself holds open (offline watches), so that a drain can finish.
+    /// Ends all watches, forwarded and held open, so that a drain can finish; clients watch again elsewhere.
     pub fn end_streams(&self) {
         self.local.end_streams();
     }

@@ -13,6 +13,8 @@ pub enum Route {
     CloudThenLocal,
     /// From the store at once where it knows; else to the cloud.
     LocalThenCloud,
+    /// To the cloud once it is known whether it is there: a write that was never sent has a known outcome.
+    CloudOnceJudged,
     /// From the store alone.
     Local,
     /// Nowhere: 503.
@@ -26,7 +28,8 @@ pub fn route(verb: Verb, state: CloudState, upgrade: bool) -> Route {
         (Connected, true) => Route::CloudThenLocal,
         (Suspect, true) => Route::LocalThenCloud,
         (Disconnected | Recovering, true) => Route::Local,
-        (Connected | Suspect, false) => Route::Cloud,
+        (Connected, false) => Route::Cloud,
+        (Suspect, false) => Route::CloudOnceJudged,
         (Disconnected | Recovering, false) => Route::Refuse,
     }
 }
@@ -45,7 +48,7 @@ mod tests {
             (Verb::Watch, Disconnected, false, Route::Local),
             (Verb::Document, Recovering, false, Route::Local),
             (Verb::Create, Connected, false, Route::Cloud),
-            (Verb::Patch, Suspect, false, Route::Cloud),
+            (Verb::Patch, Suspect, false, Route::CloudOnceJudged),
             (Verb::Delete, Disconnected, false, Route::Refuse),
             (Verb::Get, Disconnected, true, Route::Refuse),
             (Verb::Other, Disconnected, false, Route::Refuse),

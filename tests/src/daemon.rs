@@ -218,6 +218,11 @@ impl Daemon {
         Ok(Client::new(self.admin_options())?.get("/metrics")?.text())
     }
 
+    /// What `/v1/status` says, as `hublet status -o json` shows it.
+    pub fn status(&self) -> anyhow::Result<serde_json::Value> {
+        Ok(Client::new(self.admin_options())?.get("/v1/status")?.json())
+    }
+
     /// `kill -9`; returns when it is gone.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         let mut child = self.child.take().context("the daemon does not run")?;

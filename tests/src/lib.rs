@@ -9,6 +9,7 @@
 //! | the daemon itself, to start, kill and restart | [`daemon`] |
 //! | a client: TLS or plain, HTTP/1.1 or 2, in a namespace | [`client`] |
 //! | certificates, kubeconfigs, tokens | [`pki`] |
+//! | a node with the daemon, the small cloud and the link between | [`site`] |
 //! | a node or a pod of its own | [`netns`] |
 //! | a thread with a runtime in a namespace | [`worker`] |
 //! | a cloud for hands, scripts, other processes | [`dev`] and the binary `hublet-cloud`; [`control`] steers it |
@@ -28,4 +29,5 @@ pub mod netns;
 pub mod pki;
 pub mod replay;
 pub mod require;
+pub mod site;
 pub mod worker;

@@ -313,17 +313,17 @@ fn a_second_daemon_does_the_first_no_harm() {
 #[test]
 fn cgroup_v2_is_found_when_nobody_mounted_it() {
     let Some(node) = Node::new() else { return };
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     for line in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
         nix::mount::umount2(line.split(' ').nth(4).unwrap(), nix::mount::MntFlags::MNT_DETACH).unwrap();
     }
-    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let Some((setup, listener)) = steering(&node) else { return };
     let _client = dial(SERVICE).expect("steered");
     let process = accept(&setup, &listener).1.expect("attested");
     assert_eq!(process.cgroup.as_deref(), Some(own_cgroup().as_str()));
     node.undo(setup);
-    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before, "no mount is left");
+    assert_eq!(fs::read_to_string("/proc/thread-self/mountinfo").unwrap(), before, "no mount is left");
 }
 
 #[test]
@@ -501,7 +501,7 @@ struct Cgroup {
 
 impl Cgroup {
     fn new() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let root = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup v2 is mounted");
         let path =
             Path::new(root.split(' ').nth(4).unwrap()).join(format!("hublet-test-{}", std::process::id()));

@@ -26,11 +26,12 @@ pub(crate) fn cargo(project: &Project, object: &Path, subcommand: &str) -> Comma
 }
 
 /// The object, the daemon and the tests' cloud in the dev profile: quick to build, optimised where it counts.
-/// Gives the object's path. Always the same packages, so that cargo settles on one set of features for all verbs.
+/// Gives the object's path. Always the whole workspace, as `test` and clippy do, so that cargo settles
+/// on one set of features and builds each dependency once.
 pub(crate) fn development(project: &Project) -> Result<PathBuf> {
     let object = object(project)?;
     let mut command = cargo(project, &object, "build");
-    command.args(["--bins", "--package", "hublet", "--package", "hublet-tests"]);
+    command.args(["--bins", "--workspace"]);
     step::run(
         "building hublet (about five minutes the first time on two cores, seconds later)",
         &mut command,
@@ -90,14 +91,30 @@ pub(crate) struct Built {
 }
 
 /// The release daemon as it is shipped, the load generator, and the scriptable cloud.
-pub(crate) fn bench(project: &Project) -> Result<Built> {
+pub(crate) fn bench(project: &Project, given: Option<&Path>) -> Result<Built> {
+    bench_cloud(project)?;
+    if let Some(daemon) = given {
+        let mut command = project.cargo();
+        command.args(["build", "--package", "hublet-load"]);
+        step::run("building the load generator", &mut command)?;
+        let daemon = daemon.canonicalize().with_context(|| format!("no {}", daemon.display()))?;
+        return Ok(Built { daemon, kind: "a given daemon", load: project.binary("debug", "hublet-load") });
+    }
     let mut paths = released(project, &["hublet", "hublet-load"])?.into_iter();
     let (Some(daemon), Some(load)) = (paths.next(), paths.next()) else {
         bail!("two programs give two paths")
     };
-    development(project)?;
     let kind = if musl_target(project).is_some() { "static (musl)" } else { "dynamic (glibc)" };
     Ok(Built { daemon, kind, load })
+}
+
+/// The scriptable cloud, optimised: unoptimised it takes longer for the long list than hublet has patience.
+fn bench_cloud(project: &Project) -> Result<()> {
+    let object = object(project)?;
+    let mut command = cargo(project, &object, "build");
+    command.args(["--package", "hublet", "--package", "hublet-tests", "--bins"]);
+    command.args(["--config", "profile.dev.package.hublet-tests.opt-level=2"]);
+    step::run("building the scriptable cloud", &mut command)
 }
 
 /// The musl target, when a C compiler for it exists and rustup has (or gets) its standard library.

@@ -15,7 +15,7 @@ pub mod store;
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::config::CacheConfig;
@@ -33,6 +33,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 pub struct Cache {
     store: Arc<Store>,
     ingest: Ingest,
+    opened_in: Duration,
     /// What the cloud has allowed whom.
     pub grants: Grants,
     /// The clock that ages are judged by.
@@ -45,10 +46,11 @@ impl Cache {
     /// # Errors
     /// As [`Store::open`].
     pub fn open(config: &CacheConfig, clock: Clock) -> Result<Self, StoreError> {
+        let began = Instant::now();
         let store = Arc::new(Store::open(&config.dir, config.page_cache)?);
         let grants = Grants::load(&store.snapshot()?)?;
         let ingest = Ingest::start(Arc::clone(&store), clock.clone())?;
-        Ok(Self { store, ingest, grants, clock })
+        Ok(Self { store, ingest, opened_in: began.elapsed(), grants, clock })
     }
 
     /// A snapshot that holds what has been seen so far: waits for the writer only where it is behind.
@@ -58,7 +60,7 @@ impl Cache {
     pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         if self.ingest.is_behind() {
             // A writer that can't keep up (a failing disk) must not make readers hang: they get what is there.
-            let _ = tokio::time::timeout(SETTLE, self.ingest.settle()).await;
+            let _ = Box::pin(tokio::time::timeout(SETTLE, self.ingest.settle())).await;
         }
         self.store.snapshot()
     }
@@ -103,6 +105,8 @@ impl Cache {
             "credentials": credentials,
             "copiesGivenUp": self.ingest.given_up(),
             "writesFailed": self.ingest.failures(),
+            "behind": self.ingest.is_behind(),
+            "openedInSeconds": self.opened_in.as_secs_f64(),
         })
     }
 

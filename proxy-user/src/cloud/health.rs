@@ -96,6 +96,13 @@ impl Health {
         *self.state.borrow()
     }
 
+    /// The state once it is no longer Suspect: after one probe at the latest.
+    pub async fn judged(&self) -> CloudState {
+        let mut state = self.state.subscribe();
+        // The sender lives as long as we do.
+        state.wait_for(|s| *s != CloudState::Suspect).await.map_or(CloudState::Disconnected, |s| *s)
+    }
+
     /// To be told of changes.
     pub fn subscribe(&self) -> watch::Receiver<CloudState> {
         self.state.subscribe()

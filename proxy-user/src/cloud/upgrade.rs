@@ -45,7 +45,7 @@ impl Cloud {
         let mut answer = sender.send_request(upstream).await.map_err(lost)?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (head, body) = answer.into_parts();
-            let body = CloudBody::new(body, None, None, false, Arc::clone(metrics));
+            let body = CloudBody::new(body, None, None, None, Arc::clone(metrics));
             let mut response = Response::new(Body::cloud(body));
             *response.status_mut() = head.status;
             *response.headers_mut() = end_to_end(&head.headers);

@@ -1,4 +1,4 @@
-//! The cgroup v2 hierarchy: where it is, and which path a cgroup id has. In: /proc/self/mountinfo. Out: a
+//! The cgroup v2 hierarchy: where it is, and which path a cgroup id has. In: /proc/thread-self/mountinfo. Out: a
 //! directory to attach to, and names for the ids that eBPF attests.
 
 use std::collections::HashMap;
@@ -41,7 +41,7 @@ struct Names {
 impl Cgroups {
     /// Finds the v2 root, or mounts it for this process alone.
     pub(super) fn find() -> Result<Self, Missing> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(Missing::NoCgroup)?;
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").map_err(Missing::NoCgroup)?;
         let (root, private) = match root_in(&mounts) {
             Some(root) => (root, None),
             None => {

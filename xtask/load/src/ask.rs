@@ -20,6 +20,9 @@ pub(crate) struct Answer {
     /// From the request's last byte to the answer's first.
     #[serde(skip)]
     pub(crate) first_byte: Duration,
+    /// hublet said that it comes from its store (`x-hublet-source`, looked at in HTTP/1.1 alone).
+    #[serde(skip)]
+    pub(crate) stored: bool,
 }
 
 /// Takes the body in as it comes.
@@ -46,7 +49,7 @@ impl Sink {
     /// Closes the answer.
     pub(crate) fn answer(&self, status: u16, asked: Instant, first: Option<Instant>) -> Answer {
         let first_byte = first.map_or(Duration::ZERO, |first| first.duration_since(asked));
-        Answer { status, length: self.length, first_byte }
+        Answer { status, length: self.length, first_byte, stored: false }
     }
 }
 

@@ -25,6 +25,7 @@ struct Head {
     status: u16,
     length: Option<u64>,
     chunked: bool,
+    stored: bool,
 }
 
 impl<S: Read + Write> H1<S> {
@@ -46,7 +47,7 @@ impl<S: Read + Write> H1<S> {
             let length = head.length.ok_or_else(|| broken("neither Content-Length nor chunks"))?;
             self.exactly(length, sink)?;
         }
-        Ok(sink.answer(head.status, asked, Some(first)))
+        Ok(Answer { stored: head.stored, ..sink.answer(head.status, asked, Some(first)) })
     }
 
     pub(crate) fn begin(&mut self, question: &Question) -> io::Result<u16> {
@@ -142,13 +143,15 @@ fn parse(head: &[u8]) -> io::Result<Head> {
     let status =
         first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
     let status = status.ok_or_else(|| broken(format!("no HTTP/1.1 answer: {first:?}")))?;
-    let mut parsed = Head { status, length: None, chunked: false };
+    let mut parsed = Head { status, length: None, chunked: false, stored: false };
     for line in lines {
         let Some((name, value)) = line.split_once(':') else { continue };
         if name.eq_ignore_ascii_case("content-length") {
             parsed.length = value.trim().parse().ok();
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             parsed.chunked = value.trim().eq_ignore_ascii_case("chunked");
+        } else if name.eq_ignore_ascii_case("x-hublet-source") {
+            parsed.stored = value.trim() == "store";
         }
     }
     Ok(parsed)

@@ -33,6 +33,6 @@ pub(crate) fn hold(
         open.push(connection);
     }
     let seconds = begin.elapsed().as_secs_f64();
-    ready(&Answer { status: 200, length: 0, first_byte: begin.elapsed() })?;
+    ready(&Answer { status: 200, length: 0, first_byte: begin.elapsed(), stored: false })?;
     Ok(Sample { requests: open.len() * streams, seconds, ..Sample::default() })
 }

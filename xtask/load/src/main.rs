@@ -29,7 +29,7 @@ struct Arguments {
     #[arg(long, value_name = "IP:PORT")]
     connect: std::net::SocketAddr,
     /// Name that the certificate must carry.
-    #[arg(long, default_value = "kubernetes")]
+    #[arg(long, default_value = "kubernetes.default.svc")]
     name: String,
     /// PEM file of the CA that signed the certificate.
     #[arg(long, value_name = "FILE")]

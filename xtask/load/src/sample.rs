@@ -35,6 +35,8 @@ pub(crate) struct Sample {
     pub(crate) max: f64,
     /// Request sent to first byte, microseconds, median.
     pub(crate) first_byte: f64,
+    /// Answers that hublet took from its store.
+    pub(crate) stored: usize,
 }
 
 /// Each request on a connection of its own; the latency covers TCP, TLS, request and the whole answer.
@@ -99,7 +101,7 @@ pub(crate) fn kept(
 
 /// From go to the first answer of a server that is starting.
 pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
-    if !ready(&Answer { status: 0, length: 0, first_byte: Duration::ZERO })? {
+    if !ready(&Answer { status: 0, length: 0, first_byte: Duration::ZERO, stored: false })? {
         return Ok(Sample::default());
     }
     let begin = Instant::now();
@@ -181,23 +183,26 @@ struct Times {
     whole: Vec<Duration>,
     first: Vec<Duration>,
     bytes: u64,
+    stored: usize,
 }
 
 impl Times {
     fn with_capacity(count: usize) -> Self {
-        Self { whole: Vec::with_capacity(count), first: Vec::with_capacity(count), bytes: 0 }
+        Self { whole: Vec::with_capacity(count), first: Vec::with_capacity(count), bytes: 0, stored: 0 }
     }
 
     fn add(&mut self, whole: Duration, answer: &Answer) {
         self.whole.push(whole);
         self.first.push(answer.first_byte);
         self.bytes += answer.length;
+        self.stored += usize::from(answer.stored);
     }
 
     fn merge(&mut self, other: Self) {
         self.whole.extend(other.whole);
         self.first.extend(other.first);
         self.bytes += other.bytes;
+        self.stored += other.stored;
     }
 
     fn sample(mut self, took: Duration) -> Sample {
@@ -211,6 +216,7 @@ impl Times {
             p99: percentile(&self.whole, 99),
             max: percentile(&self.whole, 100),
             first_byte: percentile(&self.first, 50),
+            stored: self.stored,
         }
     }
 }

@@ -12,6 +12,8 @@ mod process;
 mod report;
 mod server;
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
@@ -39,6 +41,9 @@ pub(crate) struct BenchArguments {
     /// Two rounds of a quarter of the requests: shows that all works, no figures to keep.
     #[arg(long)]
     quick: bool,
+    /// Measures this daemon and builds none (to compare two builds); the generator is then a dev build.
+    #[arg(long, value_name = "FILE")]
+    daemon: Option<PathBuf>,
     /// Prints the tests' names and runs nothing.
     #[arg(long)]
     list: bool,
@@ -87,7 +92,7 @@ pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
     };
     let interrupt = Interrupt::listen()?;
     toolchain::apt(project, &[("nginx", "nginx-light"), ("taskset", "util-linux"), ("ip", "iproute2")])?;
-    let built = build::bench(project)?;
+    let built = build::bench(project, arguments.daemon.as_deref())?;
     let facts = Facts::gather(project, extent.rounds, built.kind);
     let mut report = Report::new(facts);
     let before = stolen();

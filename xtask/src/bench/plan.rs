@@ -47,7 +47,7 @@ pub(super) fn stored(quick: bool) -> Vec<Test> {
         for (size, path) in [("1k", SMALL), ("20k", LARGE)] {
             for (name, mode, connections, requests) in shapes {
                 let requests = if size == "20k" { requests * 2 / 3 } else { requests };
-                let load = Load { mode, path: path.to_owned(), h2, connections, requests };
+                let load = Load { mode, path: path.to_owned(), h2, connections, requests, forwarded: false };
                 tests.push(test(name, size, load, quick));
             }
         }
@@ -64,7 +64,7 @@ pub(super) fn forwarded(quick: bool) -> Vec<Test> {
     ]
     .into_iter()
     .map(|(name, mode, connections, requests)| {
-        let load = Load { mode, path: SMALL.to_owned(), h2: false, connections, requests };
+        let load = Load { mode, path: SMALL.to_owned(), h2: false, connections, requests, forwarded: true };
         test(name, "1k", load, quick)
     })
     .collect()

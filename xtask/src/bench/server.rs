@@ -28,6 +28,8 @@ pub(super) struct Load {
     pub(super) h2: bool,
     pub(super) connections: usize,
     pub(super) requests: usize,
+    /// The answers must come from the cloud: hublet takes what it has from its store when the cloud is slow.
+    pub(super) forwarded: bool,
 }
 
 /// The generator and the credential it shows.
@@ -49,6 +51,8 @@ pub(super) struct Seen {
     pub(super) p50: f64,
     pub(super) p99: f64,
     pub(super) first_byte: f64,
+    /// Answers from hublet's store.
+    stored: usize,
 }
 
 /// One sample.
@@ -77,12 +81,22 @@ impl Server {
         running.go()?;
         let seen = running.result()?;
         let spent = family.cpu()?.saturating_sub(before);
+        if load.forwarded && seen.stored > 0 {
+            bail!("{} of {} answers came from the store: the cloud was too slow", seen.stored, seen.requests);
+        }
         Ok(Sample { seen, cpu: spent as f64 / 1e3 / seen.requests.max(1) as f64 })
     }
 
     /// The body of one answer.
     pub(super) fn body(&self, generator: &Generator, path: &str) -> Result<Vec<u8>> {
-        let load = Load { mode: "body", path: path.to_owned(), h2: false, connections: 1, requests: 1 };
+        let load = Load {
+            mode: "body",
+            path: path.to_owned(),
+            h2: false,
+            connections: 1,
+            requests: 1,
+            forwarded: false,
+        };
         let output = generator.command(self, &load).output().context("cannot start hublet-load")?;
         if !output.status.success() {
             bail!("{} {path}: {}", self.name, String::from_utf8_lossy(&output.stderr).trim());

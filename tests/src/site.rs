@@ -1,0 +1,62 @@
+//! A node with a small cloud: the scriptable cloud, the fault proxy and the real daemon in a network namespace of
+//! their own. In: how the daemon is to run. Out: handles on all of them, in the order in which they end.
+
+use anyhow::Result;
+
+use crate::client::Client;
+use crate::cloud::{self, Cloud};
+use crate::daemon::{self, Daemon};
+use crate::fault::{Fault, FaultProxy};
+use crate::netns::Netns;
+use crate::require;
+
+/// The node.
+#[derive(Debug)]
+pub struct Site {
+    /// The daemon, in front of the fault proxy.
+    pub daemon: Daemon,
+    /// The link between the daemon and the cloud.
+    pub fault: FaultProxy,
+    /// The cloud.
+    pub cloud: Cloud,
+    /// Where all of them are.
+    pub netns: Netns,
+}
+
+impl Site {
+    /// Starts all of it; `with` changes how the daemon runs. `None`: the machine can't, which has been said (in CI that
+    /// fails).
+    ///
+    /// # Errors
+    /// A part doesn't start; the message holds the end of its log.
+    pub fn start(role: &str, with: impl FnOnce(&mut daemon::Options)) -> Result<Option<Self>> {
+        if !require::root() {
+            return Ok(None);
+        }
+        let netns = Netns::new(role)?;
+        let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..Default::default() })?;
+        let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
+        let mut options = daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns));
+        with(&mut options);
+        let daemon = Daemon::start(options)?;
+        Ok(Some(Self { daemon, fault, cloud, netns }))
+    }
+
+    /// A client on the node with the administrator's token, on one kept connection.
+    ///
+    /// # Errors
+    /// The daemon's CA can't be read.
+    pub fn admin(&self) -> Result<Client> {
+        let mut options = self.daemon.client_options(Some(&self.cloud.admin_token))?;
+        options.keep = true;
+        Client::new(options)
+    }
+
+    /// Cuts the link.
+    ///
+    /// # Errors
+    /// The proxy is gone.
+    pub fn cut(&self) -> Result<()> {
+        self.fault.set(Fault::Refuse)
+    }
+}

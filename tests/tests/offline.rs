@@ -1,0 +1,180 @@
+//! Promise: what a first user sees by hand. Online the cloud answers; cut the link, and the same call is answered from
+//! the store, at once and with its age, to whom the cloud had allowed it; nothing is pretended; mend it, and the cloud
+//! answers again within five seconds.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use http::Request;
+use hublet_tests::client::{Answer, Client};
+use hublet_tests::cloud::{Lie, LieRule};
+use hublet_tests::eventually::eventually;
+use hublet_tests::fault::Fault;
+use hublet_tests::metrics::metric;
+use hublet_tests::site::Site;
+use serde_json::json;
+
+const INFORMATION: &str = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
+const ABSENT: &str = "/apis/crd.projectcalico.org/v1/ipamconfigs/default";
+const NODES: &str = "/api/v1/nodes";
+
+fn source(answer: &Answer) -> &str {
+    answer.header("x-hublet-source")
+}
+
+fn post(client: &Client) -> Answer {
+    client
+        .json("POST", "/apis/crd.projectcalico.org/v1/ipamhandles", &json!({"metadata": {"name": "x"}}))
+        .unwrap()
+}
+
+fn walk(fault: Fault, first: Duration) -> Result<()> {
+    let Some(site) = Site::start("offline", |_| {})? else { return Ok(()) };
+    let calico = site.daemon.client(Some(&site.cloud.calico_token))?;
+    let online = calico.get(INFORMATION)?;
+    assert_eq!((online.status, source(&online)), (200, "cloud"), "{online:?}");
+    assert_eq!(calico.get(ABSENT)?.status, 404);
+
+    site.fault.set(fault)?;
+    let cut = Instant::now();
+    let stored = calico.get(INFORMATION)?;
+    let took = cut.elapsed();
+    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(stored.body, online.body, "the same bytes");
+    assert!(stored.header("age").parse::<u64>()? < 60);
+    assert!(took < first, "the first answer took {took:?}");
+    for _ in 0..20 {
+        let again = calico.get(INFORMATION)?;
+        assert_eq!((again.status, source(&again)), (200, "store"));
+    }
+    let missing = calico.get(ABSENT)?;
+    assert_eq!((missing.status, source(&missing)), (404, "store"), "what the cloud said 404 to: {missing:?}");
+
+    let stranger = site.daemon.client(Some("another-token"))?.get(INFORMATION)?;
+    assert_eq!(stranger.status, 401, "{stranger:?}");
+    let nobody = site.daemon.client(None)?.get(INFORMATION)?;
+    assert_eq!(nobody.status, 403, "anonymous was never allowed this: {nobody:?}");
+    let write = post(&calico);
+    assert_eq!((write.status, write.json()["kind"].as_str()), (503, Some("Status")), "{write:?}");
+    assert_eq!(write.header("retry-after"), "", "callers fail fast");
+    let unknown = calico.get("/apis/crd.projectcalico.org/v1/ipamblocks/10-0-0-0-26")?;
+    assert_eq!(unknown.status, 503, "not knowing is no 404: {unknown:?}");
+    let list = calico.get("/apis/crd.projectcalico.org/v1/ipamblocks")?;
+    assert_eq!(list.status, 503, "and no empty list: {list:?}");
+    metric("hublet_requests_total")
+        .label("verb", "get")
+        .label("source", "Store")
+        .assert_in(&site.daemon.scrape()?);
+
+    site.fault.set(Fault::None)?;
+    eventually(Duration::from_secs(5), "the cloud answers again", || {
+        calico.get(INFORMATION).ok().filter(|answer| source(answer) == "cloud")
+    })?;
+    Ok(())
+}
+
+#[test]
+fn i11_a_refused_link_is_known_at_once() -> Result<()> {
+    walk(Fault::Refuse, Duration::from_millis(500))
+}
+
+#[test]
+fn i11_a_silent_link_costs_the_first_caller_less_than_a_second() -> Result<()> {
+    walk(Fault::Blackhole(None), Duration::from_secs(1))
+}
+
+#[test]
+fn i5_a_watch_stays_open_over_the_cut_and_sees_what_came_after_the_mend() -> Result<()> {
+    let Some(site) = Site::start("watch", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let path = format!("{NODES}?watch=true&resourceVersion={version}&allowWatchBookmarks=true");
+    let mut online = admin.watch(&path)?;
+    site.cut()?;
+    let deadline = Duration::from_secs(10);
+    while online.event(deadline)?.is_some() {}
+    let mut offline = admin.watch(&path)?;
+    assert_eq!(offline.headers["x-hublet-source"], "store");
+    let silent = offline.event(Duration::from_millis(300));
+    assert!(silent.is_err(), "open, and nothing to say: {silent:?}");
+    let mut node = site.cloud.get("/api/v1/nodes/edge-1")?.unwrap();
+    node["metadata"]["labels"]["seen"] = json!("after");
+    site.cloud.put(node)?;
+    site.fault.set(Fault::None)?;
+    assert_eq!(offline.event(deadline)?, None, "ends when the cloud is back");
+    let mut back = admin.watch(&path)?;
+    let event = back.event(deadline)?.unwrap();
+    assert_eq!(event["object"]["metadata"]["labels"]["seen"], "after", "{event}");
+    Ok(())
+}
+
+#[test]
+fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
+    let Some(site) = Site::start("lists", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    for n in 0..25 {
+        let name = format!("paged-{n:02}");
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}});
+        site.cloud.put(map)?;
+    }
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let first = admin.get(&format!("{maps}?limit=10"))?.json();
+    let mut token = first["metadata"]["continue"].as_str().unwrap().to_owned();
+    while !token.is_empty() {
+        let page = admin.get(&format!("{maps}?limit=10&continue={token}"))?.json();
+        token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+    }
+    let whole = admin.get("/api/v1/namespaces")?;
+    // Informers watch after they have listed: so the cloud has allowed it.
+    assert_eq!(
+        admin.watch(&format!("{maps}?watch=true&resourceVersion={}", site.cloud.version()))?.status,
+        200
+    );
+    site.cut()?;
+    let stored = admin.get(maps)?;
+    assert_eq!(stored.json()["items"].as_array().map(Vec::len), Some(25), "{stored:?}");
+    assert_eq!(admin.get("/api/v1/namespaces")?.body, whole.body, "the same list, byte for byte");
+    assert_eq!(admin.get("/api/v1/configmaps")?.status, 503, "all namespaces were never listed");
+    let mut watch = admin.watch(&format!(
+        "{maps}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+    ))?;
+    let mut seen = 0;
+    loop {
+        let event = watch.event(Duration::from_secs(5))?.unwrap();
+        if event["type"] == "BOOKMARK" {
+            assert_eq!(event["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+            break;
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 25);
+    Ok(())
+}
+
+#[test]
+fn what_the_cloud_answers_badly_is_passed_on_and_not_stored() -> Result<()> {
+    let Some(site) = Site::start("lies", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let good = admin.get(INFORMATION)?;
+    site.cloud
+        .lies()
+        .tell(LieRule::new("GET", INFORMATION, Lie::Status { code: 500, retry_after: 0 }).times(1));
+    assert_eq!(admin.get(INFORMATION)?.status, 500, "passed on as it came");
+    site.cut()?;
+    let stored = admin.get(INFORMATION)?;
+    assert_eq!((stored.status, &stored.body), (200, &good.body));
+    Ok(())
+}
+
+#[test]
+fn i2_an_older_copy_is_never_served_in_another_encoding() -> Result<()> {
+    let Some(site) = Site::start("encoding", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(INFORMATION)?.status, 200);
+    site.cut()?;
+    let only_protobuf = Request::get(INFORMATION).header("accept", "application/vnd.kubernetes.protobuf");
+    let refused = admin.send(only_protobuf.body(Vec::new())?)?;
+    assert_eq!(refused.status, 503, "stored in JSON: {refused:?}");
+    Ok(())
+}
