@@ -27,6 +27,10 @@ fn client(edge: &Edge) -> Result<Client> {
     config.root_cert = Some(vec![ca.to_vec()]);
     config.auth_info.token = Some(edge.cloud.admin_token().to_owned().into());
     config.default_namespace = "default".into();
+    // kube-rs asks again after a 503, for minutes: here every answer counts as it comes.
+    config.default_retry = false;
+    // Longer than any answer may take; a watch that stays open is silent for less.
+    config.read_timeout = Some(Duration::from_secs(20));
     Ok(Client::try_from(config)?)
 }
 
