@@ -178,3 +178,33 @@ fn i2_an_older_copy_is_never_served_in_another_encoding() -> Result<()> {
     assert_eq!(refused.status, 503, "stored in JSON: {refused:?}");
     Ok(())
 }
+
+/// The families of a scrape: their names as `# TYPE` says them, with the suffix that their samples have.
+fn families(scrape: &str) -> Vec<String> {
+    let kind = |line: &str| -> Option<String> {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        Some(format!("{name}{suffix}"))
+    };
+    scrape.lines().filter_map(kind).collect()
+}
+
+#[test]
+fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> {
+    let Some(site) = Site::start("metrics", |_| {})? else { return Ok(()) };
+    let mut said = families(&site.daemon.scrape()?);
+    let page = include_str!("../../docs/metrics.md");
+    let mut written: Vec<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|line| line.split(['`', '{']).next().map(str::to_owned))
+        .collect();
+    said.sort();
+    written.sort();
+    assert_eq!(said, written);
+    Ok(())
+}
