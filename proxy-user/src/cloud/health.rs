@@ -248,7 +248,7 @@ impl Judge {
             loop {
                 tokio::select! {
                     () = &mut pausing => break,
-                    Some(answered) = probes.next() => if answered.is_ok() {
+                    Some::<Result<(), ProbeError>>(answered) = probes.next() => if answered.is_ok() {
                         return (CloudState::Recovering, "the probe was answered".into());
                     },
                 }
