@@ -173,7 +173,12 @@ impl Bound {
             }
         }
         if !self.sockets.on_dummy() {
-            warn!("steering stays off: it needs the interface ({})", self.sockets.secure_address());
+            if !self.config.setup.steer.is_empty() {
+                warn!(
+                    "steering stays off: it needs the interface, and TLS is on {}",
+                    self.sockets.secure_address()
+                );
+            }
             return;
         }
         if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {

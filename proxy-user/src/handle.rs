@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, header};
-use http_body_util::BodyExt;
+use http::{HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::account::{Metrics, Source};
 use crate::body::Body;
 use crate::cache::Cache;
+use crate::cache::codec::protobuf;
+use crate::cache::exchange::Exchange;
 use crate::cache::grants::Credential;
-use crate::cache::observe::Exchange;
 use crate::cache::store::StoreError;
 use crate::client::Connection;
 use crate::clock::Clock;
@@ -21,9 +22,9 @@ use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
 use crate::cloud::health::{CloudState, Health, Signal};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upgrade::is_upgrade;
-use crate::cloud::upstreams::Upstreams;
+use crate::cloud::upstreams::{Upload, Upstreams};
 use crate::config::Config;
-use crate::local::negotiate::Accepts;
+use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{Local, Question, SOURCE, away, grant_key};
 use crate::request::{ApiRequest, Verb};
 use crate::route::{Route, route};
@@ -31,6 +32,8 @@ use crate::status::Refusal;
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;
+/// Longest body of a DELETE, in bytes: options, a few hundred at the most.
+const MAX_OPTIONS: usize = 64 << 10;
 
 /// Answers requests. One for the whole process, shared by all connections.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ struct Call {
     parts: Parts,
     credential: Credential,
     grant: Vec<u8>,
+    /// A DELETE whose options say `dryRun`: its answer reads like a real one's.
+    dry_run: bool,
 }
 
 impl Handler {
@@ -121,36 +126,59 @@ impl Handler {
             return Refusal::TooManyRequests.response(Accepts::of(request.headers()).errors);
         };
         if is_upgrade(request.headers()) {
-            return self.upgrade(request, permit).await;
+            return Box::pin(self.upgrade(request, permit)).await;
         }
         let (parts, body) = request.into_parts();
         let credential = connection.credential(parts.headers.get(header::AUTHORIZATION));
-        let grant = grant_key(&ApiRequest::parse(&parts.method, &parts.uri), &credential);
-        let call = Call { parts, credential, grant };
-        let mut response = self.routed(call, body).await;
+        let api = ApiRequest::parse(&parts.method, &parts.uri);
+        let grant = grant_key(&api, &credential);
+        let (verb, errors) = (api.verb, Accepts::of(&parts.headers).errors);
+        let route = route(verb, self.cloud.health.state(), false);
+        let answer = if route == Route::Local {
+            let headers = &parts.headers;
+            let question = Question { request: &api, headers, credential: &credential, grant: &grant };
+            self.local.answer(question).await
+        } else {
+            // Boxed: the way to the cloud is long, and the connection would keep room for it.
+            Box::pin(self.routed(route, Call { parts, credential, grant, dry_run: false }, body)).await
+        };
+        let mut response = self.counted(verb, errors, answer);
         response.body_mut().hold(permit);
         response
     }
 
-    async fn routed(self: &Arc<Self>, call: Call, body: Incoming) -> Response<Body> {
-        let verb = call.request().verb;
-        let errors = Accepts::of(&call.parts.headers).errors;
-        let answer = match route(verb, self.cloud.health.state(), false) {
+    async fn routed(
+        self: &Arc<Self>,
+        route: Route,
+        call: Call,
+        body: Incoming,
+    ) -> Result<Response<Body>, Refusal> {
+        match route {
             Route::Local => self.local.answer(call.question(&call.request())).await,
             Route::Refuse => Err(Refusal::WriteWhileAway(away(&call.question(&call.request())))),
             Route::LocalThenCloud => match self.local.answer(call.question(&call.request())).await {
                 Ok(response) => Ok(response),
                 Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
             },
-            Route::CloudThenLocal => Box::pin(self.patiently(call)).await,
+            Route::CloudThenLocal if call.may_be_stored() => self.patiently(call).await,
+            Route::CloudThenLocal => self.fetch(&call, None).await.map_err(|error| refused(&call, &error)),
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
             }
             Route::Cloud | Route::CloudOnceJudged => {
-                let body = (!body.is_end_stream()).then_some(body);
+                let mut call = call;
+                let body = call.upload(body).await?;
                 self.fetch(&call, body).await.map_err(|error| refused(&call, &error))
             }
-        };
+        }
+    }
+
+    fn counted(
+        &self,
+        verb: Verb,
+        errors: Encoding,
+        answer: Result<Response<Body>, Refusal>,
+    ) -> Response<Body> {
         match answer {
             Ok(response) => {
                 let stored = response.headers().get(SOURCE).is_some_and(|v| v == "store");
@@ -210,7 +238,7 @@ impl Handler {
     }
 
     /// Sends to the cloud; its answer is copied into the store as it passes.
-    async fn fetch(&self, call: &Call, body: Option<Incoming>) -> Result<Response<Body>, ForwardError> {
+    async fn fetch(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, ForwardError> {
         let request = call.request();
         let asked = self.cache.clock.now();
         let (response, place) = self.cloud.send(&call.parts, body).await?;
@@ -218,9 +246,11 @@ impl Handler {
         let status = head.status.as_u16();
         self.cache.judge(&call.credential, request.verb, &call.grant, status);
         let capture = Exchange::of(&request, &call.parts.headers, (status, &head.headers), asked)
+            .filter(|_| !call.dry_run)
             .and_then(|e| self.cache.capture(e));
         let watch = request.verb == Verb::Watch && status == 200;
-        let body = CloudBody::new(body, capture, Some(place), watch, Arc::clone(&self.metrics));
+        let ends = watch.then(|| self.local.draining());
+        let body = CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics));
         let mut response = Response::new(Body::cloud(body));
         *response.status_mut() = head.status;
         *response.headers_mut() = end_to_end(&head.headers);
@@ -283,7 +313,7 @@ impl Handler {
         })
     }
 
-    /// Ends the streams that hublet itself holds open (offline watches), so that a drain can finish.
+    /// Ends all watches, forwarded and held open, so that a drain can finish; clients watch again elsewhere.
     pub fn end_streams(&self) {
         self.local.end_streams();
     }
@@ -296,6 +326,28 @@ impl Handler {
 }
 
 impl Call {
+    /// The body as it is to be sent: as it streams, but a DELETE's options whole, since they may say `dryRun`.
+    async fn upload(&mut self, body: Incoming) -> Result<Option<Upload>, Refusal> {
+        if body.is_end_stream() {
+            return Ok(None);
+        }
+        if self.parts.method != Method::DELETE {
+            return Ok(Some(Either::Left(body)));
+        }
+        let whole = Limited::new(body, MAX_OPTIONS).collect().await;
+        let options =
+            whole.map_err(|error| Refusal::BadRequest(format!("hublet: a DELETE's options: {error}")))?;
+        let options = options.to_bytes();
+        self.dry_run = memchr::memmem::find(&options, b"dryRun").is_some() || is_dry_run_protobuf(&options);
+        Ok(Some(Either::Right(Full::new(options))))
+    }
+
+    /// The store may know the answer; of logs and other subresources it never does.
+    fn may_be_stored(&self) -> bool {
+        let request = self.request();
+        !request.is_resource() || matches!(request.subresource.as_ref(), "" | "status")
+    }
+
     fn request(&self) -> ApiRequest<'_> {
         ApiRequest::parse(&self.parts.method, &self.parts.uri)
     }
@@ -303,6 +355,12 @@ impl Call {
     fn question<'a>(&'a self, request: &'a ApiRequest<'a>) -> Question<'a> {
         Question { request, headers: &self.parts.headers, credential: &self.credential, grant: &self.grant }
     }
+}
+
+/// `DeleteOptions` in protobuf with `dryRun` (field 5).
+fn is_dry_run_protobuf(options: &[u8]) -> bool {
+    let Ok(unknown) = protobuf::Unknown::parse(options) else { return false };
+    protobuf::Fields::new(unknown.raw).flatten().any(|(field, _)| field == 5)
 }
 
 /// What the caller of a write is told.

@@ -41,25 +41,26 @@ fn the_recording_holds_against_the_api_server_itself() -> Result<()> {
 
 #[test]
 fn online_calico_gets_what_the_api_server_answers_i3() -> Result<()> {
-    let Some(edge) = Edge::start()? else { return Ok(()) };
-    let mut replay = Replay::new(edge.daemon.client_options(Some(edge.cloud.calico_token()))?);
-    play_all(&mut replay)?;
-    // It was the cloud that answered: each request of the recording is in the API server's own log, once.
-    let asked = edge.cloud.audit()?;
-    for exchange in Recording::calico()?.all().iter().filter(|exchange| !exchange.is_read()) {
-        let of_calico = asked.iter().filter(|event| {
-            event["requestURI"] == exchange.uri.as_str()
-                && event["user"]["username"] == "system:serviceaccount:kube-system:calico-cni-plugin"
-                && event["verb"] == verb(exchange.method.as_str())
-        });
-        let recorded = Recording::calico()?
-            .all()
-            .iter()
-            .filter(|other| other.uri == exchange.uri && other.method == exchange.method)
-            .count();
-        assert_eq!(of_calico.count(), recorded, "{exchange}");
-    }
-    Ok(())
+    Edge::run(|edge| {
+        let mut replay = Replay::new(edge.daemon.client_options(Some(edge.cloud.calico_token()))?);
+        play_all(&mut replay)?;
+        // It was the cloud that answered: each request of the recording is in the API server's own log, once.
+        let asked = edge.cloud.audit()?;
+        for exchange in Recording::calico()?.all().iter().filter(|exchange| !exchange.is_read()) {
+            let of_calico = asked.iter().filter(|event| {
+                event["requestURI"] == exchange.uri.as_str()
+                    && event["user"]["username"] == "system:serviceaccount:kube-system:calico-cni-plugin"
+                    && event["verb"] == verb(exchange.method.as_str())
+            });
+            let recorded = Recording::calico()?
+                .all()
+                .iter()
+                .filter(|other| other.uri == exchange.uri && other.method == exchange.method)
+                .count();
+            assert_eq!(of_calico.count(), recorded, "{exchange}");
+        }
+        Ok(())
+    })
 }
 
 fn verb(method: &str) -> &'static str {
@@ -82,24 +83,25 @@ fn in_a_black_hole_calico_reads_what_the_cloud_said_last_i11() -> Result<()> {
 }
 
 fn reads_survive(cut: Fault) -> Result<()> {
-    let Some(edge) = Edge::start()? else { return Ok(()) };
-    let mut replay = Replay::new(edge.daemon.client_options(Some(edge.cloud.calico_token()))?);
-    play_all(&mut replay)?;
-    edge.fault.set(cut)?;
+    Edge::run(|edge| {
+        let mut replay = Replay::new(edge.daemon.client_options(Some(edge.cloud.calico_token()))?);
+        play_all(&mut replay)?;
+        edge.fault.set(cut)?;
 
-    check_reads(&edge, &replay)?;
-    check_writes(&edge)?;
-    check_strangers(&edge)?;
+        check_reads(edge, &replay)?;
+        check_writes(edge)?;
+        check_strangers(edge)?;
 
-    // A change that only the cloud knows of is seen as soon as the link is back.
-    edge.cloud.admin().merge(INFORMATION, &json!({"metadata": {"labels": {"while": "away"}}}))?;
-    let client = edge.daemon.client(Some(edge.cloud.calico_token()))?;
-    let stored = client.get(INFORMATION)?;
-    check_stored(&stored)?;
-    assert!(stored.json()["metadata"]["labels"].is_null(), "{}", stored.text());
-    let fresh = edge.mend(&client, INFORMATION)?;
-    assert_eq!((fresh.status, &fresh.json()["metadata"]["labels"]["while"]), (200, &json!("away")));
-    Ok(())
+        // A change that only the cloud knows of is seen as soon as the link is back.
+        edge.cloud.admin().merge(INFORMATION, &json!({"metadata": {"labels": {"while": "away"}}}))?;
+        let client = edge.daemon.client(Some(edge.cloud.calico_token()))?;
+        let stored = client.get(INFORMATION)?;
+        check_stored(&stored)?;
+        assert!(stored.json()["metadata"]["labels"].is_null(), "{}", stored.text());
+        let fresh = edge.mend(&client, INFORMATION)?;
+        assert_eq!((fresh.status, &fresh.json()["metadata"]["labels"]["while"]), (200, &json!("away")));
+        Ok(())
+    })
 }
 
 /// Each read made before the cut, again, with its headers: all contradictions at once.
@@ -166,16 +168,17 @@ fn assert_refused(answer: &Answer, status: u16, reason: &str, what: &str) {
 /// A server that hangs with its port open: connections are accepted by the kernel and nothing ever answers.
 #[test]
 fn a_hanging_api_server_is_away_too_i11() -> Result<()> {
-    let Some(edge) = Edge::start()? else { return Ok(()) };
-    let client = edge.daemon.client(Some(edge.cloud.calico_token()))?;
-    let online = client.get(INFORMATION)?;
-    assert_eq!((online.status, online.header("x-hublet-source")), (200, "cloud"));
-    edge.cloud.pause()?;
-    let first = client.get(INFORMATION)?;
-    check_stored(&first)?;
-    assert_eq!(first.body, online.body);
-    assert!(first.took.as_millis() < 1000, "the first answer took {:?}", first.took);
-    edge.cloud.resume()?;
-    edge.mend(&client, INFORMATION)?;
-    Ok(())
+    Edge::run(|edge| {
+        let client = edge.daemon.client(Some(edge.cloud.calico_token()))?;
+        let online = client.get(INFORMATION)?;
+        assert_eq!((online.status, online.header("x-hublet-source")), (200, "cloud"));
+        edge.cloud.pause()?;
+        let first = client.get(INFORMATION)?;
+        check_stored(&first)?;
+        assert_eq!(first.body, online.body);
+        assert!(first.took.as_millis() < 1000, "the first answer took {:?}", first.took);
+        edge.cloud.resume()?;
+        edge.mend(&client, INFORMATION)?;
+        Ok(())
+    })
 }

@@ -27,6 +27,10 @@ fn client(edge: &Edge) -> Result<Client> {
     config.root_cert = Some(vec![ca.to_vec()]);
     config.auth_info.token = Some(edge.cloud.admin_token().to_owned().into());
     config.default_namespace = "default".into();
+    // kube-rs asks again after a 503, for minutes: here every answer counts as it comes.
+    config.default_retry = false;
+    // Longer than any answer may take; a watch that stays open is silent for less.
+    config.read_timeout = Some(Duration::from_secs(20));
     Ok(Client::try_from(config)?)
 }
 
@@ -67,35 +71,37 @@ where
 
 #[test]
 fn kube_rs_lists_and_gets_online_and_after_the_cut() -> Result<()> {
-    let Some(edge) = Edge::start()? else { return Ok(()) };
-    on_the_node(&edge, async || {
-        let kube = client(&edge)?;
-        let pods: Api<Pod> = Api::namespaced(kube.clone(), "default");
-        let kind = GroupVersionKind::gvk("crd.projectcalico.org", "v1", "IPPool");
-        let pools: Api<DynamicObject> =
-            Api::all_with(kube, &ApiResource::from_gvk_with_plural(&kind, "ippools"));
-        let online = (names(&pods).await?, pods.get("pod-a").await?, pools.get("default-ipv4-ippool").await?);
-        assert_eq!(online.0, ["pod-a", "pod-b"]);
-        assert!(pods.get_opt("absent").await?.is_none());
+    Edge::run(|edge| {
+        on_the_node(edge, async || {
+            let kube = client(edge)?;
+            let pods: Api<Pod> = Api::namespaced(kube.clone(), "default");
+            let kind = GroupVersionKind::gvk("crd.projectcalico.org", "v1", "IPPool");
+            let pools: Api<DynamicObject> =
+                Api::all_with(kube, &ApiResource::from_gvk_with_plural(&kind, "ippools"));
+            let online =
+                (names(&pods).await?, pods.get("pod-a").await?, pools.get("default-ipv4-ippool").await?);
+            assert_eq!(online.0, ["pod-a", "pod-b"]);
+            assert!(pods.get_opt("absent").await?.is_none());
 
-        for fault in [Fault::Refuse, Fault::Blackhole(None)] {
-            edge.fault.order(fault).await?;
-            // The same client, and one that connects anew.
-            for kube in [pods.clone().into_client(), client(&edge)?] {
-                let pods: Api<Pod> = Api::namespaced(kube, "default");
-                assert_eq!(names(&pods).await?, online.0, "{fault}");
-                assert_eq!(pods.get("pod-a").await?, online.1, "{fault}");
-                assert!(pods.get_opt("absent").await?.is_none(), "{fault}");
+            for fault in [Fault::Refuse, Fault::Blackhole(None)] {
+                edge.fault.order(fault).await?;
+                // The same client, and one that connects anew.
+                for kube in [pods.clone().into_client(), client(edge)?] {
+                    let pods: Api<Pod> = Api::namespaced(kube, "default");
+                    assert_eq!(names(&pods).await?, online.0, "{fault}");
+                    assert_eq!(pods.get("pod-a").await?, online.1, "{fault}");
+                    assert!(pods.get_opt("absent").await?.is_none(), "{fault}");
+                }
+                assert_eq!(pools.get("default-ipv4-ippool").await?.data, online.2.data, "{fault}");
+                let name = format!("never-asked-for-before-{fault}");
+                let unknown = pods.get(&name).await.expect_err("it can't be known");
+                let kube::Error::Api(status) = unknown else { bail!("no Status: {unknown}") };
+                assert_eq!((status.code, status.reason.as_str()), (503, "ServiceUnavailable"), "{fault}");
+                edge.fault.order(Fault::None).await?;
+                wait_for_the_cloud(&pods, &name).await?;
             }
-            assert_eq!(pools.get("default-ipv4-ippool").await?.data, online.2.data, "{fault}");
-            let name = format!("never-asked-for-before-{fault}");
-            let unknown = pods.get(&name).await.expect_err("it can't be known");
-            let kube::Error::Api(status) = unknown else { bail!("no Status: {unknown}") };
-            assert_eq!((status.code, status.reason.as_str()), (503, "ServiceUnavailable"), "{fault}");
-            edge.fault.order(Fault::None).await?;
-            wait_for_the_cloud(&pods, &name).await?;
-        }
-        Ok(())
+            Ok(())
+        })
     })
 }
 
@@ -123,23 +129,24 @@ fn a_kube_rs_watch_outlives_a_black_hole_i5() -> Result<()> {
 }
 
 fn watch_survives(fault: Fault) -> Result<()> {
-    let Some(edge) = Edge::start()? else { return Ok(()) };
-    on_the_node(&edge, async || {
-        let pods: Api<Pod> = Api::namespaced(client(&edge)?, "default");
-        let mut watch = Box::pin(watcher(pods, watcher::Config::default()));
-        see(&mut watch, "pod-b").await?;
-        edge.cloud.admin().create(PODS, &pod("pod-c", "edge-1"))?;
-        see(&mut watch, "pod-c").await?;
+    Edge::run(|edge| {
+        on_the_node(edge, async || {
+            let pods: Api<Pod> = Api::namespaced(client(edge)?, "default");
+            let mut watch = Box::pin(watcher(pods, watcher::Config::default()));
+            see(&mut watch, "pod-b").await?;
+            edge.cloud.admin().create(PODS, &pod("pod-c", "edge-1"))?;
+            see(&mut watch, "pod-c").await?;
 
-        edge.fault.order(fault).await?;
-        edge.cloud.admin().create(PODS, &pod("pod-d", "edge-1"))?;
-        // Four seconds of silence: longer than hublet needs to know that the cloud is away.
-        let quiet = tokio::time::timeout(Duration::from_secs(4), see(&mut watch, "pod-d")).await;
-        if let Ok(seen) = quiet {
-            seen?;
-            bail!("pod-d came through a link that is cut");
-        }
-        edge.fault.order(Fault::None).await?;
-        see(&mut watch, "pod-d").await
+            edge.fault.order(fault).await?;
+            edge.cloud.admin().create(PODS, &pod("pod-d", "edge-1"))?;
+            // Four seconds of silence: longer than hublet needs to know that the cloud is away.
+            let quiet = tokio::time::timeout(Duration::from_secs(4), see(&mut watch, "pod-d")).await;
+            if let Ok(seen) = quiet {
+                seen?;
+                bail!("pod-d came through a link that is cut");
+            }
+            edge.fault.order(Fault::None).await?;
+            see(&mut watch, "pod-d").await
+        })
     })
 }

@@ -142,100 +142,103 @@ impl Drop for Watch {
     }
 }
 
-fn start() -> Result<Option<Edge>> {
+fn on_an_edge(test: impl FnOnce(&Edge) -> Result<()>) -> Result<()> {
     let kubectl = Command::new("kubectl").args(["version", "--client"]).output();
     let there = kubectl.is_ok_and(|output| output.status.success());
     if !require::met(there, "it needs kubectl: install it (https://kubernetes.io/docs/tasks/tools/)") {
-        return Ok(None);
+        return Ok(());
     }
-    Edge::start()
+    Edge::run(test)
 }
 
 #[test]
 fn what_kubectl_reads_is_the_same_past_through_and_after_the_cut() -> Result<()> {
-    let Some(edge) = start()? else { return Ok(()) };
-    let objects = [
-        "get pods --all-namespaces",
-        "get pod pod-a --namespace=default",
-        "get nodes",
-        "get ippools.crd.projectcalico.org",
-        "get clusterinformations.crd.projectcalico.org default",
-        "get services --all-namespaces",
-    ];
-    let (past, through) = (Kubectl::past_hublet(&edge)?, Kubectl::through_hublet(&edge)?);
-    let mut online = Vec::new();
-    for words in objects {
-        let (json, table) = (through.json(words)?, through.table(words)?);
-        assert_eq!(json, past.json(words)?, "online: {words} -o json");
-        assert_eq!(table, past.table(words)?, "online: {words}");
-        online.push((words, json, table));
-    }
-    for fault in [Fault::Refuse, Fault::Blackhole(None)] {
-        edge.fault.set(fault)?;
-        for (words, json, table) in &online {
-            assert_eq!(&through.json(words)?, json, "{fault}: {words} -o json");
-            assert_eq!(&through.table(words)?, table, "{fault}: {words}");
+    on_an_edge(|edge| {
+        let objects = [
+            "get pods --all-namespaces",
+            "get pod pod-a --namespace=default",
+            "get nodes",
+            "get ippools.crd.projectcalico.org",
+            "get clusterinformations.crd.projectcalico.org default",
+            "get services --all-namespaces",
+        ];
+        let (past, through) = (Kubectl::past_hublet(edge)?, Kubectl::through_hublet(edge)?);
+        let mut online = Vec::new();
+        for words in objects {
+            let (json, table) = (through.json(words)?, through.table(words)?);
+            assert_eq!(json, past.json(words)?, "online: {words} -o json");
+            assert_eq!(table, past.table(words)?, "online: {words}");
+            online.push((words, json, table));
         }
-        // What was never read isn't known: an error, and no empty list.
-        let output = through.run("get secrets --all-namespaces")?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
-        assert!(error.contains("ServiceUnavailable"), "{error}");
-        let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
-        edge.mend(&client, PODS)?;
-    }
-    Ok(())
+        for fault in [Fault::Refuse, Fault::Blackhole(None)] {
+            edge.fault.set(fault)?;
+            for (words, json, table) in &online {
+                assert_eq!(&through.json(words)?, json, "{fault}: {words} -o json");
+                assert_eq!(&through.table(words)?, table, "{fault}: {words}");
+            }
+            // What was never read isn't known: an error, and no empty list.
+            let output = through.run("get secrets --all-namespaces")?;
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+            assert!(error.contains("ServiceUnavailable"), "{error}");
+            let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
+            edge.mend(&client, PODS)?;
+        }
+        Ok(())
+    })
 }
 
 #[test]
 fn kubectl_watches_online_and_after_the_cut_i5() -> Result<()> {
-    let Some(edge) = start()? else { return Ok(()) };
-    let kubectl = Kubectl::through_hublet(&edge)?;
-    let words = "get pods --namespace=default";
+    on_an_edge(|edge| {
+        let kubectl = Kubectl::through_hublet(edge)?;
+        let words = "get pods --namespace=default";
 
-    let mut watch = kubectl.watch(words)?;
-    watch.expect("pod/pod-b")?;
-    edge.cloud.admin().create(PODS, &pod("pod-c", "edge-1"))?;
-    watch.expect("pod/pod-c")?;
-    drop(watch);
+        let mut watch = kubectl.watch(words)?;
+        watch.expect("pod/pod-b")?;
+        edge.cloud.admin().create(PODS, &pod("pod-c", "edge-1"))?;
+        watch.expect("pod/pod-c")?;
+        drop(watch);
 
-    edge.fault.set(Fault::Refuse)?;
-    let mut watch = kubectl.watch(words)?;
-    for name in ["pod/pod-a", "pod/pod-b", "pod/pod-c"] {
-        watch.expect(name)?;
-    }
-    watch.stays_open(Duration::from_secs(3))?;
+        edge.fault.set(Fault::Refuse)?;
+        let mut watch = kubectl.watch(words)?;
+        for name in ["pod/pod-a", "pod/pod-b", "pod/pod-c"] {
+            watch.expect(name)?;
+        }
+        watch.stays_open(Duration::from_secs(3))?;
 
-    let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
-    edge.mend(&client, PODS)?;
-    edge.cloud.admin().create(PODS, &pod("pod-d", "edge-1"))?;
-    kubectl.watch(words)?.expect("pod/pod-d")
+        let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
+        edge.mend(&client, PODS)?;
+        edge.cloud.admin().create(PODS, &pod("pod-d", "edge-1"))?;
+        kubectl.watch(words)?.expect("pod/pod-d")
+    })
 }
 
 #[test]
 fn after_the_cut_kubectl_is_told_that_nothing_was_written_i1() -> Result<()> {
-    let Some(edge) = start()? else { return Ok(()) };
-    let kubectl = Kubectl::through_hublet(&edge)?;
-    kubectl.json("get node edge-1")?;
-    kubectl.json("get configmaps --namespace=default")?;
-    edge.fault.set(Fault::Refuse)?;
-    for words in [
-        "create configmap kept --from-literal=a=b --namespace=default",
-        "label node edge-1 kept=yes",
-        "delete pod pod-a --namespace=default --wait=false",
-    ] {
-        let output = kubectl.run(words)?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "kubectl {words} said that it was done");
-        assert!(error.contains("hublet: the cloud is away"), "kubectl {words}: {error}");
-    }
-    let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
-    edge.mend(&client, PODS)?;
-    let absent = edge.cloud.admin().request("GET", "/api/v1/namespaces/default/configmaps/kept", None)?;
-    assert_eq!(absent.status, 404, "{}", absent.text());
-    let node = edge.cloud.admin().get("/api/v1/nodes/edge-1")?;
-    assert!(node["metadata"]["labels"]["kept"].is_null(), "{node}");
-    let kept = edge.cloud.admin().get(&format!("{PODS}/pod-a"))?;
-    assert!(kept["metadata"]["deletionTimestamp"].is_null(), "{kept}");
-    Ok(())
+    on_an_edge(|edge| {
+        let kubectl = Kubectl::through_hublet(edge)?;
+        kubectl.json("get node edge-1")?;
+        kubectl.json("get configmaps --namespace=default")?;
+        edge.fault.set(Fault::Refuse)?;
+        for words in [
+            "create configmap kept --from-literal=a=b --namespace=default",
+            "label node edge-1 kept=yes",
+            "delete pod pod-a --namespace=default --wait=false",
+        ] {
+            let output = kubectl.run(words)?;
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success(), "kubectl {words} said that it was done");
+            assert!(error.contains("hublet: the cloud is away"), "kubectl {words}: {error}");
+        }
+        let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
+        edge.mend(&client, PODS)?;
+        let absent = edge.cloud.admin().request("GET", "/api/v1/namespaces/default/configmaps/kept", None)?;
+        assert_eq!(absent.status, 404, "{}", absent.text());
+        let node = edge.cloud.admin().get("/api/v1/nodes/edge-1")?;
+        assert!(node["metadata"]["labels"]["kept"].is_null(), "{node}");
+        let kept = edge.cloud.admin().get(&format!("{PODS}/pod-a"))?;
+        assert!(kept["metadata"]["deletionTimestamp"].is_null(), "{kept}");
+        Ok(())
+    })
 }

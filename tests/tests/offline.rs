@@ -126,6 +126,11 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
         token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
     }
     let whole = admin.get("/api/v1/namespaces")?;
+    // Informers watch after they have listed: so the cloud has allowed it.
+    assert_eq!(
+        admin.watch(&format!("{maps}?watch=true&resourceVersion={}", site.cloud.version()))?.status,
+        200
+    );
     site.cut()?;
     let stored = admin.get(maps)?;
     assert_eq!(stored.json()["items"].as_array().map(Vec::len), Some(25), "{stored:?}");
@@ -171,5 +176,35 @@ fn i2_an_older_copy_is_never_served_in_another_encoding() -> Result<()> {
     let only_protobuf = Request::get(INFORMATION).header("accept", "application/vnd.kubernetes.protobuf");
     let refused = admin.send(only_protobuf.body(Vec::new())?)?;
     assert_eq!(refused.status, 503, "stored in JSON: {refused:?}");
+    Ok(())
+}
+
+/// The families of a scrape: their names as `# TYPE` says them, with the suffix that their samples have.
+fn families(scrape: &str) -> Vec<String> {
+    let kind = |line: &str| -> Option<String> {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        Some(format!("{name}{suffix}"))
+    };
+    scrape.lines().filter_map(kind).collect()
+}
+
+#[test]
+fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> {
+    let Some(site) = Site::start("metrics", |_| {})? else { return Ok(()) };
+    let mut said = families(&site.daemon.scrape()?);
+    let page = include_str!("../../docs/metrics.md");
+    let mut written: Vec<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|line| line.split(['`', '{']).next().map(str::to_owned))
+        .collect();
+    said.sort();
+    written.sort();
+    assert_eq!(said, written);
     Ok(())
 }

@@ -11,7 +11,7 @@ use hublet_tests::eventually::eventually;
 use hublet_tests::require;
 use hublet_tests::site::Site;
 
-const SERVICE: &str = "https://10.96.0.1";
+const SERVICE: &str = "https://10.96.0.1:443";
 
 #[test]
 fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {

@@ -22,6 +22,10 @@ pub(crate) fn object(project: &Project) -> Result<PathBuf> {
 pub(crate) fn cargo(project: &Project, object: &Path, subcommand: &str) -> Command {
     let mut command = project.cargo();
     command.arg(subcommand).env(OBJECT, object);
+    if std::env::var_os("HUBLET_BPF_LOG").is_some_and(|v| v == "1") {
+        // The object has debug lines then; the daemon must read them.
+        command.args(["--features", "hublet/bpf-log"]);
+    }
     command
 }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::upstreams::Place;
 use crate::account::Metrics;
@@ -23,8 +24,9 @@ pub struct CloudBody {
     waiting: Option<Bytes>,
     /// Bytes still to come, where the answer said how many.
     left: Option<u64>,
-    /// When the link breaks, a watch ends like any other: the client watches again at once.
-    watch: bool,
+    /// Of a watch: done when hublet stops. A watch ends like any other then, and so when the link breaks: the client
+    /// watches again at once.
+    watch: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     metrics: Arc<Metrics>,
     _place: Option<Place>,
 }
@@ -35,11 +37,11 @@ impl CloudBody {
         inner: Incoming,
         capture: Option<Capture>,
         place: Option<Place>,
-        watch: bool,
+        watch: Option<WaitForCancellationFutureOwned>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let left = inner.size_hint().exact();
-        Self { inner, capture, waiting: None, left, watch, metrics, _place: place }
+        Self { inner, capture, waiting: None, left, watch: watch.map(Box::pin), metrics, _place: place }
     }
 
     /// As [`http_body::Body::poll_frame`].
@@ -55,14 +57,24 @@ impl CloudBody {
                 self.counted(&bytes);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    // Only an idle watch asks whether it is to end.
+                    let Some(stops) = &mut self.watch else { return Poll::Pending };
+                    ready!(stops.as_mut().poll(cx));
+                    self.capture = None;
+                    return Poll::Ready(None);
+                }
+            };
+            match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(bytes) => self.waiting = Some(bytes),
                     Err(frame) => return Poll::Ready(Some(Ok(frame))),
                 },
                 Some(Err(error)) => {
                     self.capture = None;
-                    let end = if self.watch { None } else { Some(Err(error.into())) };
+                    let end = if self.watch.is_some() { None } else { Some(Err(error.into())) };
                     return Poll::Ready(end);
                 }
                 None => {

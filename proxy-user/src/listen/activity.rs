@@ -85,13 +85,13 @@ impl Activity {
         .await
     }
 
-    /// Runs a connection of hyper's until it ends or is dropped by order; `finish` is its graceful shutdown.
+    /// Runs a connection of hyper's until it ends or is dropped by order; `finish` is its graceful shutdown. Boxed,
+    /// because a future that is handed on by value takes its size once more at each step.
     pub(super) async fn drive<C: Future>(
         &self,
-        connection: C,
+        mut connection: Pin<Box<C>>,
         finish: impl Fn(Pin<&mut C>),
     ) -> Option<C::Output> {
-        let mut connection = pin!(connection);
         let (mut registered, mut told) = (false, false);
         poll_fn(|cx| {
             // The task and so its waker stay the same; registering once spares each request an exchange.

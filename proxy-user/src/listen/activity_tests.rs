@@ -51,7 +51,7 @@ impl Rig {
             });
             let mut builder = http1::Builder::new();
             builder.header_read_timeout(None);
-            let connection = builder.serve_connection(stream, service).with_upgrades();
+            let connection = Box::pin(builder.serve_connection(stream, service).with_upgrades());
             activity.drive(connection, |connection| connection.graceful_shutdown()).await
         });
         Self { registry, counters: Counters::default(), client, answers, serving }

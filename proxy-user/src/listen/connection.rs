@@ -7,11 +7,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
 use super::Front;
@@ -62,7 +64,7 @@ pub(super) async fn serve(
     }
     match (port, speech) {
         (_, Speech::Nothing) => {}
-        (_, Speech::Tls) => secure(&front, stream, connection, activity).await,
+        (_, Speech::Tls) => Box::pin(secure(&front, stream, connection, activity)).await,
         (Port::Secure, _) => {
             front.counters.plain_on_secure();
             refuse_plain(stream).await;
@@ -96,27 +98,35 @@ fn speech(first: &[u8]) -> Option<Speech> {
 }
 
 async fn secure(front: &Front, stream: TcpStream, connection: Arc<Connection>, activity: Arc<Activity>) {
-    let handshake = timeout(HANDSHAKE, front.tls.accept(stream));
-    // Boxed: a handshake is many times larger than what it leaves behind.
-    let stream = match activity.unless_ordered(Box::pin(handshake)).await {
-        None => return,
-        Some(Ok(Ok(stream))) => stream,
-        Some(Ok(Err(error))) => {
-            front.counters.handshake_error();
-            debug!("TLS handshake with {} failed: {error}; does the client trust our CA?", connection.remote);
-            return;
-        }
-        Some(Err(_)) => {
-            front.counters.handshake_error();
-            debug!("TLS handshake with {} took longer than {HANDSHAKE:?}", connection.remote);
-            return;
+    let shaken = handshake(front, stream, &connection, &activity).await;
+    // The stream must be gone from here before the long wait: a scope ends what a move does not.
+    let serving = {
+        let Some(stream) = shaken else { return };
+        if stream.get_ref().1.alpn_protocol() == Some(H2) {
+            Either::Left(http2(front, *stream, connection, activity))
+        } else {
+            Either::Right(http1(front, *stream, connection, activity))
         }
     };
-    if stream.get_ref().1.alpn_protocol() == Some(H2) {
-        http2(front, stream, connection, activity).await;
-    } else {
-        http1(front, stream, connection, activity).await;
-    }
+    serving.await;
+}
+
+/// Boxed on both sides: a handshake is many times larger than what it leaves behind.
+async fn handshake(
+    front: &Front,
+    stream: TcpStream,
+    connection: &Connection,
+    activity: &Activity,
+) -> Option<Box<TlsStream<TcpStream>>> {
+    let handshake = Box::pin(timeout(HANDSHAKE, front.tls.accept(stream)));
+    let failure = match activity.unless_ordered(handshake).await? {
+        Ok(Ok(stream)) => return Some(Box::new(stream)),
+        Ok(Err(error)) => format!("failed: {error}; does the client trust our CA?"),
+        Err(_) => format!("took longer than {HANDSHAKE:?}"),
+    };
+    front.counters.handshake_error();
+    debug!("TLS handshake with {} {failure}", connection.remote);
+    None
 }
 
 /// hyper's service: one reference to handler and connection a request, nothing else.
@@ -132,26 +142,36 @@ macro_rules! requests {
     }};
 }
 
-async fn http1<T>(front: &Front, stream: T, connection: Arc<Connection>, activity: Arc<Activity>)
+fn http1<T>(
+    front: &Front,
+    stream: T,
+    connection: Arc<Connection>,
+    activity: Arc<Activity>,
+) -> impl Future<Output = ()> + Send + 'static + use<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let requests = requests!(front, connection, activity);
     let stream =
         Watched { stream: TokioIo::new(stream), activity: Arc::clone(&activity), one_at_a_time: true };
-    let serving = front.http1.serve_connection(stream, requests).with_upgrades();
-    ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await);
+    let serving = Box::pin(front.http1.serve_connection(stream, requests).with_upgrades());
+    async move { ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await) }
 }
 
-async fn http2<T>(front: &Front, stream: T, connection: Arc<Connection>, activity: Arc<Activity>)
+fn http2<T>(
+    front: &Front,
+    stream: T,
+    connection: Arc<Connection>,
+    activity: Arc<Activity>,
+) -> impl Future<Output = ()> + Send + 'static + use<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let requests = requests!(front, connection, activity);
     let stream =
         Watched { stream: TokioIo::new(stream), activity: Arc::clone(&activity), one_at_a_time: false };
-    let serving = front.http2.serve_connection(stream, requests);
-    ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await);
+    let serving = Box::pin(front.http2.serve_connection(stream, requests));
+    async move { ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await) }
 }
 
 fn ended(end: Option<hyper::Result<()>>) {
@@ -163,8 +183,10 @@ fn ended(end: Option<hyper::Result<()>>) {
 /// Answers plain HTTP on the TLS port. What the client sent is read first: closing over unread bytes would reset the
 /// connection, and the answer with it.
 async fn refuse_plain(mut stream: TcpStream) {
-    let mut request = [0; 4096];
-    let _ = stream.try_read(&mut request);
+    {
+        let mut request = [0; 4096];
+        let _ = stream.try_read(&mut request);
+    }
     let _ = timeout(HANDSHAKE, async {
         stream.write_all(PLAIN_ON_SECURE).await?;
         stream.shutdown().await
@@ -194,5 +216,18 @@ mod tests {
         ] {
             assert_eq!(speech(bytes), heard, "{bytes:?}");
         }
+    }
+
+    /// What a future takes in a task.
+    fn size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connections_task_is_small() {
+        let bytes = size(serve);
+        assert!(bytes <= 1280, "{bytes} bytes a connection, before what hyper and rustls allocate");
+        let secure = size(secure);
+        assert!(secure <= 768, "{secure} bytes more with TLS");
     }
 }

@@ -1,4 +1,4 @@
-//! The TLS side of the listeners. The choices and what they are worth: `docs/performance.md`, TLS.
+//! The TLS side of the listeners: a resolver in, rustls's configuration out.
 
 use std::sync::Arc;
 

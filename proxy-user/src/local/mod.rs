@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Response, header};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::body::Body;
 use crate::cache::Cache;
@@ -33,7 +34,7 @@ pub struct Local {
     grant_max_age: u64,
     min_request_timeout: Duration,
     state: tokio::sync::watch::Receiver<CloudState>,
-    draining: tokio_util::sync::CancellationToken,
+    draining: CancellationToken,
 }
 
 /// One question to the store.
@@ -107,7 +108,7 @@ impl Local {
             grant_max_age: u64::try_from(config.grant_max_age.as_millis()).unwrap_or(u64::MAX),
             min_request_timeout: config.min_request_timeout,
             state,
-            draining: tokio_util::sync::CancellationToken::new(),
+            draining: CancellationToken::new(),
         }
     }
 
@@ -121,9 +122,9 @@ impl Local {
         }
         match question.request.verb {
             Verb::Get => self.get(question).await,
-            Verb::List => self.list(question).await,
-            Verb::Watch => self.watch(question).await,
-            Verb::Document => self.document(question).await,
+            Verb::List => Box::pin(self.list(question)).await,
+            Verb::Watch => Box::pin(self.watch(question)).await,
+            Verb::Document => Box::pin(self.document(question)).await,
             _ => Err(Refusal::WriteWhileAway(away(&question))),
         }
     }
@@ -131,6 +132,11 @@ impl Local {
     /// Ends all watches held open, so that a drain can finish.
     pub fn end_streams(&self) {
         self.draining.cancel();
+    }
+
+    /// Cancelled when watches are to end.
+    pub fn draining(&self) -> WaitForCancellationFutureOwned {
+        self.draining.clone().cancelled_owned()
     }
 
     /// The cloud has allowed exactly this, or the same verb in a wider scope: all namespaces, no selectors.

@@ -178,10 +178,12 @@ fn say(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-/// The target directory that the running program was built into: the nearest with cargo's tag, else the workspace's.
+/// The target directory that the running program was built into: the parent of its profile's folder.
 fn target_directory() -> PathBuf {
-    let tagged = std::env::current_exe().ok().and_then(|program| {
-        program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file()).map(Path::to_owned)
+    let built = std::env::current_exe().ok().and_then(|program| {
+        let profile =
+            program.ancestors().find(|folder| folder.ends_with("debug") || folder.ends_with("release"))?;
+        profile.parent().map(Path::to_owned)
     });
-    tagged.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"))
+    built.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"))
 }

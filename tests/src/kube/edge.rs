@@ -55,6 +55,15 @@ impl Edge {
         Ok(Some(Self { daemon, fault, cloud, netns, _turn: turn }))
     }
 
+    /// Runs a test on a node of its own; shows hublet's log when it fails.
+    ///
+    /// # Errors
+    /// The test's, or as [`Edge::start`].
+    pub fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let Some(edge) = Self::start()? else { return Ok(()) };
+        test(&edge).inspect_err(|_| eprintln!("hublet's log:\n{}", edge.daemon.log()))
+    }
+
     /// Mends the link, and waits until this read is answered by the cloud again.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ pub struct OwnFlags {
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration::parse)]
     pub grant_max_age: Duration,
     /// How long requests may go on after SIGTERM
-    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
     pub drain_timeout: Duration,
     /// Print the effective configuration as JSON and exit
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1,

@@ -1,0 +1,274 @@
+//! Promise: YurtHub's addresses answer as YurtHub's clients expect: plain HTTP and TLS on 10261, TLS with HTTP/2 and
+//! HTTP/1.1 on 10268, the certificate's subject and names, and `OK` on 10267. Each test is a node of its own.
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hublet_tests::client::{Client, Options as ClientOptions};
+use hublet_tests::daemon::{ADMIN, Daemon, Options, SECURE};
+use hublet_tests::eventually::eventually;
+use hublet_tests::metrics::metric;
+use hublet_tests::netns::Netns;
+use hublet_tests::pki::Ca;
+use hublet_tests::require;
+
+/// Nobody listens there: what listeners do, they do without the cloud.
+const NO_CLOUD: &str = "https://127.0.0.1:6443";
+
+/// A daemon on a node of its own, with these flags.
+fn node(flags: &[&str]) -> Option<(Netns, Daemon)> {
+    if !require::root() {
+        return None;
+    }
+    let netns = Netns::new("node").expect("a namespace");
+    let ca = Ca::new("cloud").expect("a CA");
+    let mut options = Options::new(NO_CLOUD, ca.pem(), Some(&netns));
+    options.flags = flags.iter().map(ToString::to_string).collect();
+    if let Some(steer) = flags.iter().find_map(|flag| flag.strip_prefix("--steer=")) {
+        options.steer = steer.into();
+        options.flags.retain(|flag| !flag.starts_with("--steer="));
+    }
+    // Pins of its own: other daemons of these tests run beside it.
+    options.bpffs = true;
+    let daemon = Daemon::start(options).expect("ready");
+    Some((netns, daemon))
+}
+
+fn client(netns: &Netns, url: &str, ca_pem: &str, alpn: &[&'static str]) -> Client {
+    let options = ClientOptions::new(url, ca_pem, None);
+    Client::new(ClientOptions { netns: Some(netns.clone()), alpn: alpn.to_vec(), ..options })
+        .expect("a client")
+}
+
+/// Bytes said on a fresh TCP connection, and all that comes back until it is closed.
+fn exchange(netns: &Netns, address: &str, bytes: &[u8]) -> Vec<u8> {
+    netns.run(|| {
+        let mut stream = TcpStream::connect(address).expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+        stream.write_all(bytes).expect("written");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("closed by hublet");
+        answer
+    })
+}
+
+#[test]
+fn every_address_answers_in_every_form() {
+    let Some((netns, daemon)) = node(&[]) else { return };
+    let ca = daemon.ca_pem().expect("the CA");
+    let forms = [
+        ("http://127.0.0.1:10261", &["http/1.1"][..], "HTTP/1.1"),
+        ("http://169.254.2.1:10261", &["http/1.1"], "HTTP/1.1"),
+        ("https://127.0.0.1:10261", &["h2", "http/1.1"], "HTTP/2.0"),
+        ("https://169.254.2.1:10261", &["http/1.1"], "HTTP/1.1"),
+        (SECURE, &["h2", "http/1.1"], "HTTP/2.0"),
+        (SECURE, &["http/1.1"], "HTTP/1.1"),
+        (SECURE, &[], "HTTP/1.1"),
+    ];
+    for (url, alpn, protocol) in forms {
+        let answer = client(&netns, url, &ca, alpn).get("/api/v1/namespaces/default/pods/a").expect(url);
+        assert_eq!(format!("{:?}", answer.protocol), protocol, "{url} {alpn:?}");
+        assert_eq!(answer.json()["kind"], "Status", "{url}: the handler answers: {}", answer.text());
+        let subject = if url.starts_with("https") { "O=system:nodes; CN=system:node:edge-1" } else { "" };
+        assert_eq!(answer.subject, subject, "{url}");
+    }
+}
+
+#[test]
+fn plain_http2_is_known_by_its_preface() {
+    let Some((netns, _daemon)) = node(&[]) else { return };
+    // A client's preface and empty SETTINGS; the server's first frame is SETTINGS (type 4).
+    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+    let frame = netns.run(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:10261").expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+        // In two pieces that alone could still become PUT or POST.
+        stream.set_nodelay(true).expect("set");
+        stream.write_all(&hello[..1]).expect("written");
+        stream.write_all(&hello[1..]).expect("written");
+        let mut frame = [0; 9];
+        stream.read_exact(&mut frame).expect("a frame");
+        frame
+    });
+    assert_eq!(frame[3], 4, "{frame:?}");
+}
+
+#[test]
+fn plain_http_on_the_secure_port_gets_gos_words() {
+    let Some((netns, _daemon)) = node(&[]) else { return };
+    let answer = exchange(&netns, "169.254.2.1:10268", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
+    let expected = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+    assert_eq!(String::from_utf8_lossy(&answer), expected);
+}
+
+#[test]
+fn the_certificate_is_the_one_that_curl_and_openssl_expect() {
+    let Some((netns, daemon)) = node(&["--steer=10.96.0.1:443,10.97.0.1:443", "--node-ip=192.168.1.7"])
+    else {
+        return;
+    };
+    let shell = |command: &str| {
+        let output = netns.run(|| Command::new("sh").args(["-c", command]).output()).expect("sh");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let verbose = shell(&format!("curl -sk -v {SECURE}/apis 2>&1 | grep subject:"));
+    assert_eq!(verbose.trim(), "*  subject: O=system:nodes; CN=system:node:edge-1");
+    let x509 = shell(
+        "openssl s_client -connect 169.254.2.1:10268 </dev/null 2>/dev/null | \
+         openssl x509 -noout -subject -ext subjectAltName,keyUsage,extendedKeyUsage",
+    );
+    let names = [
+        "DNS:kubernetes",
+        "DNS:kubernetes.default",
+        "DNS:kubernetes.default.svc",
+        "DNS:kubernetes.default.svc.cluster.local",
+        "IP Address:10.96.0.1",
+        "IP Address:10.97.0.1",
+        "IP Address:169.254.2.1",
+        "IP Address:127.0.0.1",
+        "IP Address:192.168.1.7",
+    ];
+    let line = x509.lines().find(|line| line.contains("DNS:")).expect("names").trim();
+    let mut shown: Vec<_> = line.split(", ").collect();
+    let mut expected = names.to_vec();
+    shown.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(shown, expected);
+    for part in ["Digital Signature, Key Encipherment", "TLS Web Server Authentication", "system:node:edge-1"]
+    {
+        assert!(x509.contains(part), "{part} in {x509}");
+    }
+    let ca = daemon.root_dir().join("pki/dev-ca.crt");
+    let trusted =
+        shell(&format!("curl -s --cacert {} -o /dev/null -w '%{{http_code}}' {SECURE}/apis", ca.display()));
+    assert_eq!(trusted, "503", "a client that trusts the CA is served");
+}
+
+#[test]
+fn the_certificate_survives_a_restart() {
+    let Some((netns, mut daemon)) = node(&[]) else { return };
+    let ca = daemon.ca_pem().expect("the CA");
+    let pem =
+        || std::fs::read(daemon.root_dir().join("pki/yurthub-server-current.pem")).expect("the certificate");
+    let before = pem();
+    daemon.restart().expect("ready again");
+    let pem =
+        std::fs::read(daemon.root_dir().join("pki/yurthub-server-current.pem")).expect("the certificate");
+    assert_eq!(pem, before);
+    client(&netns, SECURE, &ca, &["h2"]).get("/version").expect("served under the same CA");
+}
+
+#[test]
+fn health_readiness_metrics_and_status_are_on_10267() {
+    let Some((netns, daemon)) = node(&[]) else { return };
+    let admin = client(&netns, ADMIN, "", &["http/1.1"]);
+    for path in ["/v1/healthz", "/v1/readyz"] {
+        let answer = admin.get(path).expect(path);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "OK"), "{path}");
+    }
+    client(&netns, SECURE, &daemon.ca_pem().expect("the CA"), &["h2"]).get("/version").expect("an answer");
+    let scrape = daemon.scrape().expect("metrics");
+    metric("hublet_ready").value(1.0).assert_in(&scrape);
+    metric("hublet_connections_limit").value(4096.0).assert_in(&scrape);
+    metric("hublet_self_probe_failures_total").value(0.0).assert_in(&scrape);
+    metric("hublet_part_on").label("part", "interface").value(1.0).assert_in(&scrape);
+    assert!(
+        metric("hublet_connections_accepted_total").label("port", "secure").sum(&scrape) >= 2.0,
+        "{scrape}"
+    );
+    assert!(scrape.ends_with("# EOF\n") && scrape.matches("# EOF").count() == 1, "one OpenMetrics text");
+    let status = admin.get("/v1/status").expect("status").json();
+    assert_eq!(status["node"], "edge-1");
+    assert!(status["listeners"].as_array().is_some_and(|listeners| listeners.len() == 4), "{status}");
+    assert_eq!(status["callers"][0]["port"], "secure", "the self-probe is no caller: {status}");
+    for (path, code) in [("/v1/token", 501), ("/pods", 501), ("/", 404)] {
+        assert_eq!(admin.get(path).expect(path).status, code, "{path}");
+    }
+}
+
+#[test]
+fn status_shows_the_callers_as_a_table_and_as_json() {
+    let Some((netns, daemon)) = node(&[]) else { return };
+    client(&netns, SECURE, &daemon.ca_pem().expect("the CA"), &["h2"]).get("/version").expect("an answer");
+    let status = |words: &[&str]| {
+        let binary = hublet_tests::daemon::binary().expect("the binary");
+        let output = netns.run(|| Command::new(binary).arg("status").args(words).output()).expect("ran");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let table = status(&[]);
+    for part in ["PARTS", "interface", "CALLERS", "ADDRESS", "CLOUD", "STORE", "169.254.2.1:10268 HTTPS"] {
+        assert!(
+            table.contains(part),
+            "{part} in
+{table}"
+        );
+    }
+    let json: serde_json::Value = serde_json::from_str(&status(&["-o", "json"])).expect("JSON");
+    assert_eq!(json["node"], "edge-1");
+}
+
+#[test]
+fn the_connection_limit_closes_the_newcomer_and_counts_it() {
+    let Some((netns, daemon)) = node(&["--max-connections=8"]) else { return };
+    netns.run(|| {
+        let held: Vec<_> =
+            (0..8).map(|_| TcpStream::connect("127.0.0.1:10261").expect("connected")).collect();
+        let refused = eventually(Duration::from_secs(5), "a newcomer is closed", || {
+            let mut newcomer = TcpStream::connect("127.0.0.1:10261").ok()?;
+            newcomer.set_read_timeout(Some(Duration::from_millis(300))).ok()?;
+            matches!(newcomer.read(&mut [0; 1]), Ok(0)).then_some(())
+        });
+        refused.expect("refused");
+        drop(held);
+    });
+    assert!(
+        metric("hublet_connections_closed_total")
+            .label("cause", "limit")
+            .sum(&daemon.scrape().expect("metrics"))
+            >= 1.0
+    );
+    let admin = client(&netns, ADMIN, "", &["http/1.1"]);
+    eventually(Duration::from_secs(5), "places come back, and the self-probe with them", || {
+        (admin.get("/v1/readyz").ok()?.text() == "OK").then_some(())
+    })
+    .expect("ready");
+    client(&netns, "http://127.0.0.1:10261", "", &["http/1.1"]).get("/version").expect("served again");
+}
+
+#[test]
+fn a_drain_is_quick_when_nobody_waits_and_leaves_nothing() {
+    let Some((netns, mut daemon)) = node(&[]) else { return };
+    let kept = netns.run(|| TcpStream::connect("127.0.0.1:10261").expect("an idle connection"));
+    let begin = Instant::now();
+    let status = daemon.stop().expect("ended");
+    assert!(status.success(), "{status}: {}", daemon.log());
+    assert!(
+        begin.elapsed() < Duration::from_secs(3),
+        "an idle connection holds nothing up: {:?}",
+        begin.elapsed()
+    );
+    drop(kept);
+    let links = netns.run(|| Command::new("ip").args(["-br", "addr"]).output()).expect("ip");
+    let links = String::from_utf8_lossy(&links.stdout).into_owned();
+    assert!(!links.contains("169.254.2.1"), "{links}");
+    daemon.restart().expect("starts again");
+}
+
+#[test]
+fn a_second_daemon_fails_without_touching_the_first_one() {
+    let Some((netns, daemon)) = node(&[]) else { return };
+    let other = Ca::new("cloud").expect("a CA");
+    let mut second = Daemon::prepare(Options::new(NO_CLOUD, other.pem(), Some(&netns))).expect("folders");
+    second.spawn().expect("started");
+    // Its readiness can't be asked: the first one answers there.
+    eventually(Duration::from_secs(10), "the second one gives up", || {
+        second.log().contains("another process listens there").then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}; its log:\n{}", second.log()));
+    second.stop().expect("it has ended");
+    client(&netns, SECURE, &daemon.ca_pem().expect("the CA"), &["h2"])
+        .get("/version")
+        .expect("the first one serves");
+}
