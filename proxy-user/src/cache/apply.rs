@@ -23,23 +23,26 @@ const MAX_COLLECTIONS: u64 = 8_192;
 /// What one batch does to the count of objects by form.
 type FormDeltas = HashMap<Vec<u8>, i64>;
 
-/// Applies a batch in one transaction, on disk when this returns.
+/// Applies a batch in one transaction, on disk when this returns; false where nothing of it was new.
 ///
 /// # Errors
 /// redb's: nothing of the batch is stored then.
-pub fn apply(store: &Store, ops: &[Op]) -> Result<(), StoreError> {
+pub fn apply(store: &Store, ops: &[Op]) -> Result<bool, StoreError> {
     let mut txn = store.database().begin_write()?;
     // A kill at any instant must not cost the next start a scan of the whole file.
     txn.set_quick_repair(true);
-    {
-        let mut batch = Batch::open(&txn)?;
-        for op in ops {
-            batch.one(op)?;
-        }
-        batch.finish(&txn)?;
+    let mut batch = Batch::open(&txn)?;
+    for op in ops {
+        batch.one(op)?;
     }
-    txn.commit()?;
-    Ok(())
+    // What is asked again and again mostly says nothing new: that must not cost a flush.
+    let changed = batch.finish(&txn)?;
+    if changed {
+        txn.commit()?
+    } else {
+        txn.abort()?
+    }
+    Ok(changed)
 }
 
 /// The time up to which a tenth of them lies.
@@ -57,6 +60,8 @@ struct Batch<'t> {
     grants: Table<'t, &'static [u8], u64>,
     credentials: Table<'t, &'static [u8], &'static [u8]>,
     forms: FormDeltas,
+    /// Something is to be committed.
+    changed: bool,
 }
 
 /// `group/resource/` of an object's or collection's key.
@@ -81,10 +86,13 @@ impl<'t> Batch<'t> {
             grants: txn.open_table(GRANTS)?,
             credentials: txn.open_table(CREDENTIALS)?,
             forms: HashMap::new(),
+            changed: false,
         })
     }
 
     fn one(&mut self, op: &Op) -> Result<(), StoreError> {
+        self.changed |=
+            !matches!(op, Op::Upsert { .. } | Op::Gone { .. } | Op::Document { .. } | Op::Complete { .. });
         match op {
             Op::Upsert { key, record, asked } => self.upsert(key, record, *asked),
             Op::Gone { key, version, asked, at } => self.gone(key, *version, *asked, *at),
@@ -94,6 +102,17 @@ impl<'t> Batch<'t> {
                 self.advance(collection, (*from, *version, *at), member.as_ref())
             }
             Op::Document { key, value } => {
+                let fresh =
+                    |old: Document<'_>, new: Document<'_>| old.body == new.body && new.at < old.at + 60_000;
+                let old = self.documents.get(key.as_slice())?;
+                if old.is_some_and(|old| {
+                    Document::read(old.value())
+                        .zip(Document::read(value))
+                        .is_some_and(|(old, new)| fresh(old, new))
+                }) {
+                    return Ok(());
+                }
+                self.changed = true;
                 self.documents.insert(key.as_slice(), value.as_slice())?;
                 if self.documents.len()? > MAX_DOCUMENTS { self.evict_documents() } else { Ok(()) }
             }
@@ -125,6 +144,7 @@ impl<'t> Batch<'t> {
                 return Ok(());
             }
             self.absent.remove(key)?;
+            self.changed = true;
         }
         let old = self.objects.get(key)?.and_then(|v| {
             Record::read(v.value()).map(|r| (r.version, r.encoding, r.stored_at, form_key(key, &r)))
@@ -139,6 +159,7 @@ impl<'t> Batch<'t> {
             }
             *self.forms.entry(form).or_default() -= 1;
         }
+        self.changed = true;
         *self.forms.entry(form_key(key, &incoming)).or_default() += 1;
         self.objects.insert(key, new.value.as_slice())?;
         Ok(())
@@ -146,6 +167,7 @@ impl<'t> Batch<'t> {
 
     /// Takes an object out; its resourceVersion and when it was stored.
     fn take(&mut self, key: &[u8]) -> Result<Option<(u64, u64)>, StoreError> {
+        self.changed = true;
         let Some(value) = self.objects.remove(key)? else { return Ok(None) };
         let Some(record) = Record::read(value.value()) else { return Ok(None) };
         *self.forms.entry(form_key(key, &record)).or_default() -= 1;
@@ -164,7 +186,12 @@ impl<'t> Batch<'t> {
                 return Ok(());
             }
         }
+        let again = self.absent.get(key)?.map(|v| v.value());
+        if again.is_some_and(|(before, known)| at < before + 10_000 && version <= known) {
+            return Ok(());
+        }
         let known = self.take(key)?.map_or(0, |(version, _)| version);
+        self.changed = true;
         self.absent.insert(key, (at, version.max(known)))?;
         if self.absent.len()? > MAX_ABSENT {
             self.evict_absent()?;
@@ -240,6 +267,7 @@ impl<'t> Batch<'t> {
     }
 
     fn put_collection(&mut self, key: &[u8], collection: &Collection) -> Result<(), StoreError> {
+        self.changed = true;
         let value = serde_json::to_vec(collection).map_err(|_| StoreError::Damaged)?;
         self.collections.insert(key, value.as_slice())?;
         Ok(())
@@ -251,7 +279,11 @@ impl<'t> Batch<'t> {
         new: &Collection,
         members: &[Vec<u8>],
     ) -> Result<(), StoreError> {
-        if self.collection(collection)?.is_some_and(|old| old.complete && old.version > new.version) {
+        let old = self.collection(collection)?.filter(|old| old.complete);
+        // Known to be newer; or the same again, whose age is not worth a write each time.
+        if old.is_some_and(|old| {
+            old.version > new.version || (old.version == new.version && new.at < old.at + 10_000)
+        }) {
             return Ok(());
         }
         let prefix = key::without_selectors(collection);
@@ -311,7 +343,8 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn finish(self, txn: &WriteTransaction) -> Result<(), StoreError> {
+    /// Writes the counts by form; whether there is anything to commit.
+    fn finish(self, txn: &WriteTransaction) -> Result<bool, StoreError> {
         let mut forms = txn.open_table(FORMS)?;
         for (key, delta) in self.forms.iter().filter(|(_, delta)| **delta != 0) {
             let count = forms.get(key.as_slice())?.map_or(0, |v| v.value()).saturating_add_signed(*delta);
@@ -321,6 +354,6 @@ impl<'t> Batch<'t> {
                 forms.insert(key.as_slice(), count)?;
             }
         }
-        Ok(())
+        Ok(self.changed)
     }
 }

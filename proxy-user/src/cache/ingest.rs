@@ -51,6 +51,7 @@ struct Counters {
     done: AtomicU64,
     given_up: AtomicU64,
     failures: AtomicU64,
+    commits: AtomicU64,
     next: AtomicU64,
 }
 
@@ -147,6 +148,11 @@ impl Ingest {
     /// Copies given up since the start.
     pub fn given_up(&self) -> u64 {
         self.counters.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Batches written since the start.
+    pub fn commits(&self) -> u64 {
+        self.counters.commits.load(Ordering::Relaxed)
     }
 
     /// Batches that could not be written since the start.
@@ -307,7 +313,11 @@ impl Writer {
         if self.ops.is_empty() {
             return;
         }
-        if let Err(error) = apply(&self.store, &self.ops) {
+        let applied = apply(&self.store, &self.ops);
+        if let Ok(true) = applied {
+            self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Err(error) = applied {
             self.counters.failures.fetch_add(1, Ordering::Relaxed);
             // What was lost may be a step of a watch: nothing that runs now may count as complete any more.
             self.observers.clear();

@@ -277,3 +277,35 @@ async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
     };
     assert_eq!((mode(dir.path()), mode(&dir.path().join("hublet.redb"))), (0o700, 0o600));
 }
+
+#[tokio::test]
+async fn what_says_nothing_new_costs_no_write() {
+    let bench = Bench::new();
+    let written = || bench.cache.ingest().commits();
+    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.said(PODS, 200, list(8, "", &[("a", 7)]).as_bytes(), 0).await;
+    bench
+        .said(
+            "GET /api/v1/namespaces/d/pods/b",
+            404,
+            GONE.replace("\\\"a\\\"", "\\\"b\\\"").replace("\"a\"", "\"b\"").as_bytes(),
+            0,
+        )
+        .await;
+    let before = written();
+    for _ in 0..3 {
+        bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+        bench.said(PODS, 200, list(8, "", &[("a", 7)]).as_bytes(), 0).await;
+        bench
+            .said(
+                "GET /api/v1/namespaces/d/pods/b",
+                404,
+                GONE.replace("\\\"a\\\"", "\\\"b\\\"").replace("\"a\"", "\"b\"").as_bytes(),
+                0,
+            )
+            .await;
+    }
+    assert_eq!(written(), before);
+    bench.said(POD, 200, pod("a", 9).as_bytes(), 0).await;
+    assert_eq!(written(), before + 1);
+}
