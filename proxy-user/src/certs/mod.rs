@@ -3,7 +3,7 @@
 //! In: [`CertsConfig`](crate::config::CertsConfig), the node's name and the time (always an argument: a node may
 //! start with a clock of 1970). Out: a root store for `cloud`, and for `listen` a resolver whose certificate can be
 //! replaced while connections are served. Certificates from the cluster (CSR, rotation) will be another source
-//! beside [`development`]; the resolver is the seam for them.
+//! beside `development`; the resolver is the seam for them.
 
 mod development;
 mod files;

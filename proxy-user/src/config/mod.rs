@@ -71,9 +71,9 @@ pub struct DummyConfig {
 pub enum BootstrapMode {
     /// An embedded CA signs the serving certificate.
     Development,
-    /// YurtHub's `token`: certificates from the cluster by a bootstrap token (a later issue).
+    /// YurtHub's `token`; not implemented yet: it serves with the development CA and says so.
     Token,
-    /// YurtHub's `kubeletcertificate`: the kubelet's own client certificate (a later issue).
+    /// YurtHub's `kubeletcertificate`; as `Token`.
     KubeletCertificate,
 }
 

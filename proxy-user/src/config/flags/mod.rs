@@ -1,6 +1,6 @@
 //! The command line of `hublet run`, as clap reads it: YurtHub's flags that have an effect ([`yurthub`]), our own
 //! ([`own`]), and those that are accepted for the sake of existing manifests ([`ignored`]). Nothing is judged here
-//! beyond syntax; [`super::check`] makes a [`super::Config`] of it.
+//! beyond syntax; `super::check` makes a [`super::Config`] of it.
 
 pub mod ignored;
 pub mod own;
