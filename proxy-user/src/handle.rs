@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, header};
-use http_body_util::BodyExt;
+use http::{HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::account::{Metrics, Source};
 use crate::body::Body;
 use crate::cache::Cache;
+use crate::cache::codec::protobuf;
+use crate::cache::exchange::Exchange;
 use crate::cache::grants::Credential;
-use crate::cache::observe::Exchange;
 use crate::cache::store::StoreError;
 use crate::client::Connection;
 use crate::clock::Clock;
@@ -21,7 +22,7 @@ use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
 use crate::cloud::health::{CloudState, Health, Signal};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upgrade::is_upgrade;
-use crate::cloud::upstreams::Upstreams;
+use crate::cloud::upstreams::{Upload, Upstreams};
 use crate::config::Config;
 use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{Local, Question, SOURCE, away, grant_key};
@@ -31,6 +32,8 @@ use crate::status::Refusal;
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;
+/// Longest body of a DELETE, in bytes: options, a few hundred at the most.
+const MAX_OPTIONS: usize = 64 << 10;
 
 /// Answers requests. One for the whole process, shared by all connections.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ struct Call {
     parts: Parts,
     credential: Credential,
     grant: Vec<u8>,
+    /// A DELETE whose options say `dryRun`: its answer reads like a real one's.
+    dry_run: bool,
 }
 
 impl Handler {
@@ -135,7 +140,7 @@ impl Handler {
             self.local.answer(question).await
         } else {
             // Boxed: the way to the cloud is long, and the connection would keep room for it.
-            Box::pin(self.routed(route, Call { parts, credential, grant }, body)).await
+            Box::pin(self.routed(route, Call { parts, credential, grant, dry_run: false }, body)).await
         };
         let mut response = self.counted(verb, errors, answer);
         response.body_mut().hold(permit);
@@ -155,12 +160,14 @@ impl Handler {
                 Ok(response) => Ok(response),
                 Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
             },
-            Route::CloudThenLocal => self.patiently(call).await,
+            Route::CloudThenLocal if call.may_be_stored() => self.patiently(call).await,
+            Route::CloudThenLocal => self.fetch(&call, None).await.map_err(|error| refused(&call, &error)),
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
             }
             Route::Cloud | Route::CloudOnceJudged => {
-                let body = (!body.is_end_stream()).then_some(body);
+                let mut call = call;
+                let body = call.upload(body).await?;
                 self.fetch(&call, body).await.map_err(|error| refused(&call, &error))
             }
         }
@@ -231,7 +238,7 @@ impl Handler {
     }
 
     /// Sends to the cloud; its answer is copied into the store as it passes.
-    async fn fetch(&self, call: &Call, body: Option<Incoming>) -> Result<Response<Body>, ForwardError> {
+    async fn fetch(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, ForwardError> {
         let request = call.request();
         let asked = self.cache.clock.now();
         let (response, place) = self.cloud.send(&call.parts, body).await?;
@@ -239,6 +246,7 @@ impl Handler {
         let status = head.status.as_u16();
         self.cache.judge(&call.credential, request.verb, &call.grant, status);
         let capture = Exchange::of(&request, &call.parts.headers, (status, &head.headers), asked)
+            .filter(|_| !call.dry_run)
             .and_then(|e| self.cache.capture(e));
         let watch = request.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
@@ -318,6 +326,28 @@ impl Handler {
 }
 
 impl Call {
+    /// The body as it is to be sent: as it streams, but a DELETE's options whole, since they may say `dryRun`.
+    async fn upload(&mut self, body: Incoming) -> Result<Option<Upload>, Refusal> {
+        if body.is_end_stream() {
+            return Ok(None);
+        }
+        if self.parts.method != Method::DELETE {
+            return Ok(Some(Either::Left(body)));
+        }
+        let whole = Limited::new(body, MAX_OPTIONS).collect().await;
+        let options =
+            whole.map_err(|error| Refusal::BadRequest(format!("hublet: a DELETE's options: {error}")))?;
+        let options = options.to_bytes();
+        self.dry_run = memchr::memmem::find(&options, b"dryRun").is_some() || is_dry_run_protobuf(&options);
+        Ok(Some(Either::Right(Full::new(options))))
+    }
+
+    /// The store may know the answer; of logs and other subresources it never does.
+    fn may_be_stored(&self) -> bool {
+        let request = self.request();
+        !request.is_resource() || matches!(request.subresource.as_ref(), "" | "status")
+    }
+
     fn request(&self) -> ApiRequest<'_> {
         ApiRequest::parse(&self.parts.method, &self.parts.uri)
     }
@@ -325,6 +355,12 @@ impl Call {
     fn question<'a>(&'a self, request: &'a ApiRequest<'a>) -> Question<'a> {
         Question { request, headers: &self.parts.headers, credential: &self.credential, grant: &self.grant }
     }
+}
+
+/// `DeleteOptions` in protobuf with `dryRun` (field 5).
+fn is_dry_run_protobuf(options: &[u8]) -> bool {
+    let Ok(unknown) = protobuf::Unknown::parse(options) else { return false };
+    protobuf::Fields::new(unknown.raw).flatten().any(|(field, _)| field == 5)
 }
 
 /// What the caller of a write is told.

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::RwLock;
 use serde::Deserialize;
 
-use super::apply::Op;
+use super::op::Op;
 use super::store::{Snapshot, StoreError};
 use crate::request::Verb;
 

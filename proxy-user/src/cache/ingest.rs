@@ -15,8 +15,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
-use super::apply::{Op, apply};
-use super::observe::{Exchange, Observer};
+use super::apply::apply;
+use super::exchange::Exchange;
+use super::observe::Observer;
+use super::op::Op;
 use super::pages::Pages;
 use super::store::{Store, StoreError};
 use crate::clock::Clock;

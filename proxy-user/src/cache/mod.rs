@@ -3,10 +3,12 @@
 
 pub mod apply;
 pub mod codec;
+pub mod exchange;
 pub mod grants;
 pub mod ingest;
 pub mod key;
 pub mod observe;
+pub mod op;
 pub mod pages;
 pub mod record;
 pub mod store;
@@ -20,9 +22,9 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 use crate::request::Verb;
+use exchange::Exchange;
 use grants::{Credential, Grants};
 use ingest::{Capture, Ingest};
-use observe::Exchange;
 use store::{Snapshot, Store, StoreError};
 
 /// How long an answer from the store waits for what has been seen but not written yet.

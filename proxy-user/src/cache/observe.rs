@@ -3,161 +3,21 @@
 
 use std::io::Write;
 
-use flate2::write::MultiGzDecoder;
-use http::{HeaderMap, header};
-
-use super::apply::Op;
 use super::codec::list::{JsonList, ListHead, OnItem, ProtobufList};
 use super::codec::watch::{JsonFrames, OnFrame, ProtobufFrames};
 use super::codec::{CodecError, MAX_OBJECT, json, parse_version, protobuf};
-use super::key;
+use super::exchange::{Exchange, form_key};
+use super::op::Op;
 use super::pages::{Page, Pages};
 use super::record::{Collection, Document, NewRecord, TypeHint};
-use crate::local::negotiate::{Encoding, other_form};
-use crate::request::{ApiRequest, Verb};
+use crate::local::negotiate::Encoding;
+use crate::request::Verb;
+use flate2::write::MultiGzDecoder;
 
 /// Longest document that is stored, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
 const MAX_DOCUMENT: usize = 8 << 20;
 /// Most members of one list that is stored.
 pub const MAX_MEMBERS: usize = 250_000;
-
-/// What was asked and how the answer began.
-#[derive(Debug, Clone)]
-pub struct Exchange {
-    /// The verb.
-    pub verb: Verb,
-    /// `apiVersion` that the objects must have.
-    pub api_version: String,
-    /// Key of the object, the collection with its selectors, or the document's path and query.
-    pub key: Vec<u8>,
-    /// `group/resource/`.
-    pub resource: Vec<u8>,
-    /// The resource's plural name.
-    pub plural: String,
-    /// The object's name, empty for a collection.
-    pub name: String,
-    /// Selectors whose result can't lose a member but by its deletion.
-    pub fixed_selector: bool,
-    /// resourceVersion that a watch began at.
-    pub from: u64,
-    /// A watch that begins with what is there.
-    pub initial_events: bool,
-    /// The page asked for.
-    pub continue_token: String,
-    /// HTTP status.
-    pub status: u16,
-    /// Encoding of the body.
-    pub encoding: Encoding,
-    /// The body is gzipped.
-    pub gzip: bool,
-    /// `Content-Type` and `ETag` of a document.
-    pub document: (String, String),
-    /// The other form of the objects (a Table) that was asked for: kept as a document.
-    pub form: Option<String>,
-    /// When the question was asked, milliseconds since the epoch.
-    pub asked: u64,
-}
-
-/// Resources that are questions rather than things: nothing of them is stored.
-fn is_review(plural: &str) -> bool {
-    plural.ends_with("reviews")
-}
-
-/// Documents that say how the server is at this moment are not remembered.
-fn is_document(path: &str) -> bool {
-    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    matches!(first, "api" | "apis" | "version" | "openapi" | "openid" | ".well-known")
-}
-
-/// Path and query of a document, without what does not change it.
-pub fn document_key(request: &ApiRequest<'_>) -> String {
-    let kept: Vec<&str> =
-        request.query.raw.split('&').filter(|p| !p.is_empty() && !p.starts_with("timeout=")).collect();
-    let mark = if kept.is_empty() { "" } else { "?" };
-    format!("{}{mark}{}", request.path, kept.join("&"))
-}
-
-impl Exchange {
-    /// Of a request and the head of its answer; `None` where the answer tells nothing to store.
-    pub fn of(
-        request: &ApiRequest<'_>,
-        asked_for: &HeaderMap,
-        (status, headers): (u16, &HeaderMap),
-        asked: u64,
-    ) -> Option<Self> {
-        let text =
-            |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let content_type = text(header::CONTENT_TYPE);
-        let encoding = Encoding::of_content_type(content_type);
-        let gzip = match text(header::CONTENT_ENCODING) {
-            "" | "identity" => false,
-            "gzip" => true,
-            _ => return None,
-        };
-        let query = &request.query;
-        let mut exchange = Self {
-            verb: request.verb,
-            api_version: request.api_version().into_owned(),
-            key: Vec::new(),
-            resource: Vec::new(),
-            plural: request.resource.clone().into_owned(),
-            name: request.name.clone().into_owned(),
-            fixed_selector: false,
-            from: parse_version(&query.resource_version).unwrap_or(u64::MAX),
-            initial_events: query.send_initial_events,
-            continue_token: query.continue_token.clone().into_owned(),
-            status,
-            encoding: encoding.unwrap_or(Encoding::Json),
-            gzip,
-            document: (content_type.to_owned(), text(header::ETAG).to_owned()),
-            form: if request.verb.is_read() { other_form(asked_for) } else { None },
-            asked,
-        };
-        if request.verb == Verb::Document {
-            exchange.key = document_key(request).into_bytes();
-            return (status == 200 && is_document(request.path)).then_some(exchange);
-        }
-        if encoding.is_none() || query.dry_run || query.pretty || is_review(&request.resource) {
-            return None;
-        }
-        if !request.is_resource() || !matches!(request.subresource.as_ref(), "" | "status") {
-            return None;
-        }
-        key::push_resource(&mut exchange.resource, &request.group, &request.resource);
-        key::push_scope(&mut exchange.key, request);
-        let fields = &query.field_selector;
-        exchange.fixed_selector = query.label_selector.is_empty()
-            && (fields.starts_with("metadata.name=") || fields.starts_with("spec.nodeName="))
-            && !fields.contains(',');
-        exchange.tells().then_some(exchange)
-    }
-
-    fn tells(&self) -> bool {
-        if self.form.is_some() && self.status == 200 {
-            // Of another form only whole answers are kept.
-            return matches!(self.verb, Verb::Get | Verb::List) && self.continue_token.is_empty();
-        }
-        match self.verb {
-            Verb::Get => matches!(self.status, 200 | 404),
-            Verb::List | Verb::Watch | Verb::Patch | Verb::Update | Verb::DeleteCollection => {
-                self.status == 200
-            }
-            Verb::Create => matches!(self.status, 200..=202),
-            Verb::Delete => matches!(self.status, 200 | 202 | 404),
-            Verb::Document | Verb::Other => false,
-        }
-    }
-
-    fn object_key(&self, namespace: &str, name: &str) -> Vec<u8> {
-        let mut out = self.resource.clone();
-        key::push_object(&mut out, namespace, name);
-        out
-    }
-
-    fn selective(&self) -> bool {
-        key::without_selectors(&self.key).len() < self.key.len()
-    }
-}
 
 #[derive(Debug)]
 enum Shape {
@@ -486,11 +346,6 @@ fn other(exchange: &Exchange, form: &str, bytes: &[u8], ops: &mut Vec<Op>) -> Re
         ops.push(Op::Document { key: form_key(&exchange.key, form), value: document.write() });
     }
     Ok(())
-}
-
-/// The key of objects in another form.
-pub fn form_key(scope: &[u8], form: &str) -> Vec<u8> {
-    [scope, b"\n", form.as_bytes()].concat()
 }
 
 /// A 404 that is about the object itself, not about its group, version or subresource.

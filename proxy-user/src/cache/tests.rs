@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, Method, Uri};
 
-use super::observe::Exchange;
+use super::exchange::Exchange;
 use super::store::Lookup;
 use super::*;
 use crate::cache::record::Collection;

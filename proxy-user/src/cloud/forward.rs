@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Request, Response, header};
-use http_body_util::{Either, Empty};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 
 use super::dial::DialError;
@@ -76,7 +75,7 @@ impl Cloud {
     pub async fn send(
         &self,
         parts: &Parts,
-        body: Option<Incoming>,
+        body: Option<Upload>,
     ) -> Result<(Response<Incoming>, Place), ForwardError> {
         let mut state = self.health.subscribe();
         let away = async {
@@ -97,13 +96,12 @@ impl Cloud {
     async fn exchange(
         &self,
         parts: &Parts,
-        body: Option<Incoming>,
+        body: Option<Upload>,
         sent: &std::sync::atomic::AtomicBool,
     ) -> Result<(Response<Incoming>, Place), ForwardError> {
         let server = self.upstreams.dialer().server();
         let repeatable = body.is_none();
-        let mut request =
-            Request::new(body.map_or_else(|| Either::Right(Empty::<Bytes>::new()), Either::Left));
+        let mut request = Request::new(body.unwrap_or_else(|| Either::Right(Full::default())));
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = uri(server, parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str));
         *request.headers_mut() = end_to_end(&parts.headers);
@@ -159,7 +157,7 @@ impl Cloud {
 
 /// The same request again; it has no body.
 fn copy(request: &Request<Upload>) -> Request<Upload> {
-    let mut copy = Request::new(Either::Right(Empty::new()));
+    let mut copy = Request::new(Either::Right(Full::default()));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();

@@ -11,18 +11,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
+use super::dial::DIAL_TIMEOUT;
 use super::upstreams::{ProbeError, Upstreams};
 use crate::account::Metrics;
 use crate::config::CloudConfig;
 
 /// Signals that wait to be looked at; more of the same tell nothing new.
 const SIGNALS: usize = 16;
-/// First and longest pause between probes while the cloud is away. A probe that was lost in the dead link may still
-/// have to time out when the cloud comes back, and the promise is to use it again within five seconds.
+/// First and longest pause between probes while the cloud is away: the promise is to use it again within five seconds.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(2500));
+/// Probes under way at once while the cloud is away.
+const PROBES: usize = 4;
 /// Shortest and longest patience with a read that the store can answer.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(800));
 /// Patience as a multiple of the usual latency.
@@ -149,22 +153,14 @@ struct Judge {
 
 impl Judge {
     async fn run(mut self) {
-        let mut backoff = BACKOFF.0;
         loop {
             let state = self.health.state();
             let (next, why) = match state {
                 CloudState::Connected => self.connected().await,
                 CloudState::Suspect => self.suspect().await,
-                CloudState::Disconnected => {
-                    tokio::time::sleep(backoff.mul_f64(0.75 + jitter() / 4.0)).await;
-                    backoff = (backoff * 2).min(BACKOFF.1);
-                    self.disconnected().await
-                }
+                CloudState::Disconnected => self.disconnected().await,
                 CloudState::Recovering => self.recovering().await,
             };
-            if next == CloudState::Connected {
-                backoff = BACKOFF.0;
-            }
             self.enter(state, next, &why);
             let _ = self.health.decided.send_replace(true);
         }
@@ -241,10 +237,26 @@ impl Judge {
         }
     }
 
+    /// Probes until one is answered. Nobody waits for these, so on a slow link each may take its time; but a new one
+    /// begins at every pause, since an older one may hang in a link that was dead when it began.
     async fn disconnected(&self) -> (CloudState, String) {
-        match self.probe_fresh().await {
-            Ok(()) => (CloudState::Recovering, "the probe was answered".into()),
-            Err(error) => (CloudState::Disconnected, error.to_string()),
+        let mut probes = FuturesUnordered::new();
+        let mut pause = BACKOFF.0;
+        loop {
+            let pausing = tokio::time::sleep(pause.mul_f64(0.75 + jitter() / 4.0));
+            tokio::pin!(pausing);
+            loop {
+                tokio::select! {
+                    () = &mut pausing => break,
+                    Some::<Result<(), ProbeError>>(answered) = probes.next() => if answered.is_ok() {
+                        return (CloudState::Recovering, "the probe was answered".into());
+                    },
+                }
+            }
+            if probes.len() < PROBES {
+                probes.push(Box::pin(self.timed(self.upstreams.probe(true), DIAL_TIMEOUT)));
+            }
+            pause = (pause * 2).min(BACKOFF.1);
         }
     }
 
@@ -258,15 +270,18 @@ impl Judge {
     }
 
     async fn probe_kept(&self) -> Result<(), ProbeError> {
-        self.timed(self.upstreams.probe(false)).await
+        self.timed(self.upstreams.probe(false), self.config.probe_timeout).await
     }
 
     async fn probe_fresh(&self) -> Result<(), ProbeError> {
-        self.timed(self.upstreams.probe(true)).await
+        self.timed(self.upstreams.probe(true), self.config.probe_timeout).await
     }
 
-    async fn timed(&self, probe: impl Future<Output = Result<(), ProbeError>>) -> Result<(), ProbeError> {
-        let timeout = self.config.probe_timeout;
+    async fn timed(
+        &self,
+        probe: impl Future<Output = Result<(), ProbeError>>,
+        timeout: Duration,
+    ) -> Result<(), ProbeError> {
         tokio::time::timeout(timeout, probe).await.unwrap_or(Err(ProbeError::Timeout(timeout)))
     }
 }

@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
-use http_body_util::{Either, Empty};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -73,7 +72,7 @@ fn upstream_request(cloud: &Cloud, parts: &http::request::Parts, body: Incoming)
     let has_body = parts.headers.contains_key(header::CONTENT_LENGTH)
         || parts.headers.contains_key(header::TRANSFER_ENCODING);
     let mut upstream =
-        Request::new(if has_body { Either::Left(body) } else { Either::Right(Empty::<Bytes>::new()) });
+        Request::new(if has_body { Either::Left(body) } else { Either::Right(Full::default()) });
     *upstream.method_mut() = parts.method.clone();
     if let Some(path) = parts.uri.path_and_query() {
         *upstream.uri_mut() = http::Uri::from(path.clone());

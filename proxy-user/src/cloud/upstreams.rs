@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request};
-use http_body_util::{Either, Empty};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,8 +19,8 @@ use tokio::task::AbortHandle;
 use super::dial::{DialError, Dialer};
 use crate::account::Metrics;
 
-/// The body of a request on its way to the cloud.
-pub type Upload = Either<Incoming, Empty<Bytes>>;
+/// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
+pub type Upload = Either<Incoming, Full<Bytes>>;
 
 /// Requests on one connection: under the 100 streams that the API server allows.
 const STREAMS: usize = 90;
@@ -212,7 +212,7 @@ impl Upstreams {
             self.stream().await?
         };
         let server = self.dialer.server();
-        let mut request = Request::new(Either::Right(Empty::new()));
+        let mut request = Request::new(Either::Right(Full::default()));
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri(server, Some("/readyz"));
         set_host(&mut request, &stream.sender);

@@ -7,8 +7,8 @@ use super::negotiate::{Encoding, document_rank, other_form};
 use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::json;
+use crate::cache::exchange::{document_key, form_key};
 use crate::cache::key;
-use crate::cache::observe::{document_key, form_key};
 use crate::cache::store::Snapshot;
 use crate::status::Refusal;
 

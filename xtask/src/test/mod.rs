@@ -83,6 +83,7 @@ fn sum_up(ran: &[Ran]) -> Result<()> {
         println!("{name:<40} {passed:>7} {failed:>6} {:>7} {seconds:>8.1}", skipped.len());
     }
     for Ran { name, outcome, .. } in ran {
+        outcome.ignored.iter().for_each(|ignored| println!("ignored {name}: {ignored}"));
         outcome.skipped.iter().for_each(|skip| println!("SKIPPED {name}: {skip}"));
         outcome.failures.iter().for_each(|failure| println!("FAILED {name}: {failure}"));
     }

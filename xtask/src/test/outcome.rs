@@ -1,6 +1,8 @@
 //! Reads what libtest prints. In: its lines, with `--show-output`. Out: counts, failures, and the tests that said
 //! SKIP because the machine lacks something (libtest knows them as passed).
 
+const IGNORED: &str = "ignored without a reason";
+
 /// What a test program said, as far as it was read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
@@ -8,8 +10,10 @@ pub(super) struct Outcome {
     pub(super) passed: usize,
     /// Tests that failed, or 1 when the program itself died.
     pub(super) failed: usize,
-    /// `test name: reason` of those that said SKIP, and the ignored ones.
+    /// `test name: reason` of those that said SKIP, and those ignored without a reason.
     pub(super) skipped: Vec<String>,
+    /// `test name: reason` of those ignored on purpose.
+    pub(super) ignored: Vec<String>,
     /// Names of the failed ones.
     pub(super) failures: Vec<String>,
     /// The test whose captured output is being read.
@@ -46,8 +50,12 @@ impl Outcome {
         if let Some((name, verdict)) = rest.split_once(" ... ") {
             if verdict.ends_with("FAILED") {
                 self.failures.push(name.to_owned());
-            } else if let Some((_, reason)) = verdict.split_once("ignored") {
-                self.skipped.push(format!("{name}: ignored{reason}"));
+            } else if let Some(reason) = verdict.strip_prefix("ignored") {
+                match reason.strip_prefix(", ") {
+                    // On purpose, and the reason says so (a role that another test starts).
+                    Some(reason) => self.ignored.push(format!("{name}: {reason}")),
+                    None => self.skipped.push(format!("{name}: {IGNORED}")),
+                }
             }
         }
     }
@@ -74,7 +82,7 @@ impl Outcome {
                 .find_map(|number| number.trim().parse().ok())
                 .unwrap_or(0)
         };
-        let said_skip = self.skipped.iter().filter(|skip| !skip.contains(": ignored")).count();
+        let said_skip = self.skipped.iter().filter(|skip| !skip.ends_with(IGNORED)).count();
         self.passed += count("passed").saturating_sub(said_skip);
         self.failed += count("failed");
         self.section = None;
@@ -104,13 +112,14 @@ mod tests {
     #[test]
     fn counts_come_from_the_conclusion_and_skips_are_no_passes() {
         let outcome = read(
-            "running 4 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ok\ntest e::f ... ok\ntest d ... ignored, needs a TPM\n\n\
+            "running 4 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ok\ntest e::f ... ok\ntest d ... ignored, started by c\ntest g ... ignored\n\n\
              successes:\n\n---- c stdout ----\nSKIP: needs root\n\nSKIP c: needs root\n\n---- e::f stdout ----\nSKIP e::f: no Go\n\nfailures:\n\n\
              ---- b stdout ----\nboom\n\n\
              test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
         );
         assert_eq!((outcome.passed, outcome.failed), (1, 1));
-        assert_eq!(outcome.skipped, ["d: ignored, needs a TPM", "c: needs root", "e::f: no Go"]);
+        assert_eq!(outcome.skipped, ["g: ignored without a reason", "c: needs root", "e::f: no Go"]);
+        assert_eq!(outcome.ignored, ["d: started by c"]);
         assert_eq!(outcome.failures, ["b"]);
     }
 
