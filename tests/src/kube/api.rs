@@ -42,7 +42,16 @@ impl Api {
     /// # Errors
     /// No connection, or no answer.
     pub fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Answer> {
-        let request = Request::builder().method(method).uri(path).header("accept", "application/json");
+        self.request_as("application/json", (method, path), body)
+    }
+
+    fn request_as(
+        &self,
+        accept: &str,
+        (method, path): (&str, &str),
+        body: Option<(&str, &Value)>,
+    ) -> Result<Answer> {
+        let request = Request::builder().method(method).uri(path).header("accept", accept);
         self.client.send(match body {
             None => request.body(Vec::new())?,
             Some((media_type, value)) => {
@@ -109,9 +118,23 @@ impl Api {
     /// # Errors
     /// Not so after the deadline; the last answer is in the message.
     pub fn wait(&self, path: &str, patience: Duration, enough: impl Fn(&Value) -> bool) -> Result<Value> {
+        self.wait_as("application/json", path, patience, enough)
+    }
+
+    /// As [`Api::wait`], with an `Accept` of the caller's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_as(
+        &self,
+        accept: &str,
+        path: &str,
+        patience: Duration,
+        enough: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let mut last = String::new();
         eventually(patience, "the answer is as expected", || {
-            let answer = self.request("GET", path, None);
+            let answer = self.request_as(accept, ("GET", path), None);
             if let Ok(answer) = &answer {
                 let value = answer.json();
                 if answer.status == 200 && enough(&value) {

@@ -59,13 +59,27 @@ pub fn register(api: &Api) -> Result<()> {
     for definition in &definitions {
         api.create(path, definition)?;
     }
-    for (group, version, count) in
-        [("crd.projectcalico.org", "v1", RESOURCES.len()), ("policy.networking.k8s.io", "v1alpha2", 1)]
-    {
-        let plain = format!("/apis/{group}/{version}");
-        let names = |list: &Value| list["resources"].as_array().map_or(0, |all| count_whole(all));
-        api.wait(&plain, PATIENCE, |list| names(list) == count)?;
+    until_discovered(api, "crd.projectcalico.org", "v1", RESOURCES.len())?;
+    until_discovered(api, "policy.networking.k8s.io", "v1alpha2", 1)?;
+    // Until a resource's watch cache is filled, its lists are answered with 429 "storage is (re)initializing".
+    for Resource(plural, ..) in &RESOURCES {
+        api.wait(&format!("/apis/crd.projectcalico.org/v1/{plural}"), PATIENCE, |_| true)?;
     }
+    Ok(())
+}
+
+/// Both forms of discovery show the group with so many resources; each is brought up to date by itself.
+fn until_discovered(api: &Api, group: &str, version: &str, count: usize) -> Result<()> {
+    api.wait(&format!("/apis/{group}/{version}"), PATIENCE, |list| {
+        list["resources"].as_array().is_some_and(|all| count_whole(all) == count)
+    })?;
+    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+    api.wait_as(aggregated, "/apis", PATIENCE, |list| {
+        let of_group = |item: &&Value| item["metadata"]["name"] == group;
+        let item = list["items"].as_array().and_then(|items| items.iter().find(of_group));
+        item.and_then(|item| item["versions"][0]["resources"].as_array())
+            .is_some_and(|all| all.len() == count)
+    })?;
     Ok(())
 }
 
