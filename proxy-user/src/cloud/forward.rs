@@ -106,7 +106,12 @@ impl Cloud {
         *request.uri_mut() = uri(server, parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str));
         *request.headers_mut() = end_to_end(&parts.headers);
         for last in [false, true] {
-            let mut stream = self.upstreams.stream().await.inspect_err(|error| self.failed(error))?;
+            let stream = if request.headers().contains_key(header::AUTHORIZATION) {
+                self.upstreams.stream().await
+            } else {
+                Box::pin(self.upstreams.apart()).await
+            };
+            let mut stream = stream.inspect_err(|error| self.failed(error))?;
             let copy = repeatable.then(|| copy(&request));
             set_host(&mut request, &stream.sender);
             let began = Instant::now();

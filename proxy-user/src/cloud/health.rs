@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::dial::DIAL_TIMEOUT;
 use super::upstreams::{ProbeError, Upstreams};
@@ -77,6 +77,8 @@ pub struct Health {
     decided: watch::Sender<bool>,
     /// Usual time to an answer's head, in microseconds.
     latency: AtomicU64,
+    /// An answer's head has come.
+    heard: Notify,
 }
 
 impl Health {
@@ -88,6 +90,7 @@ impl Health {
             signals,
             decided: watch::Sender::new(false),
             latency: AtomicU64::new(0),
+            heard: Notify::new(),
         });
         let judge =
             Judge { config: config.clone(), upstreams, metrics, health: Arc::clone(&health), signals: from };
@@ -129,6 +132,7 @@ impl Health {
         let before = self.latency.load(Ordering::Relaxed);
         let usual = if before == 0 { micros } else { (before * 7 + micros) / 8 };
         self.latency.store(usual.max(1), Ordering::Relaxed);
+        self.heard.notify_waiters();
     }
 
     /// How long a read that the store can answer waits for the cloud.
@@ -186,6 +190,7 @@ impl Judge {
         self.health.state.send_replace(to);
     }
 
+    /// While connections are open, their pings watch the link, at no cost to it; without any, a probe does.
     async fn connected(&mut self) -> (CloudState, String) {
         let wait = self.config.probe_interval.mul_f64(0.9 + jitter() / 5.0);
         tokio::select! {
@@ -194,46 +199,32 @@ impl Judge {
                 Some(signal) => (CloudState::Suspect, format!("a request met {signal:?}")),
                 None => std::future::pending().await,
             },
-            () = tokio::time::sleep(wait) => match self.probe_kept().await {
-                Ok(()) => (CloudState::Connected, String::new()),
-                Err(error) => (CloudState::Suspect, error.to_string()),
-            },
-        }
-    }
-
-    /// Both the connection in use and a fresh one are asked: either shows that the cloud is there.
-    async fn suspect(&mut self) -> (CloudState, String) {
-        let fresh = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            self.probe_fresh().await
-        };
-        let (kept, fresh) = (self.probe_kept(), fresh);
-        tokio::pin!(kept, fresh);
-        tokio::select! {
-            kept = &mut kept => match kept {
-                Ok(()) => (CloudState::Connected, "the probe was answered".into()),
-                Err(error) if error.is_refused() => (CloudState::Disconnected, error.to_string()),
-                Err(_) => self.after_fresh(fresh.await),
-            },
-            fresh = &mut fresh => match fresh {
-                Ok(()) => self.after_fresh(Ok(())),
-                Err(error) if error.is_refused() => (CloudState::Disconnected, error.to_string()),
-                Err(error) => match kept.await {
-                    Ok(()) => (CloudState::Connected, "the probe was answered".into()),
-                    Err(_) => (CloudState::Disconnected, error.to_string()),
-                },
-            },
-        }
-    }
-
-    fn after_fresh(&self, fresh: Result<(), ProbeError>) -> (CloudState, String) {
-        match fresh {
-            Ok(()) => {
-                // The connections in use are dead, or dying: new requests take new ones.
-                self.upstreams.retire_all();
-                (CloudState::Connected, "a fresh connection was answered".into())
+            () = self.upstreams.lost() => (CloudState::Suspect, "a connection broke".into()),
+            () = tokio::time::sleep(wait) => {
+                if !self.upstreams.is_empty() {
+                    return (CloudState::Connected, String::new());
+                }
+                match self.probe().await {
+                    Ok(()) => (CloudState::Connected, String::new()),
+                    Err(error) => (CloudState::Suspect, error.to_string()),
+                }
             }
-            Err(error) => (CloudState::Disconnected, error.to_string()),
+        }
+    }
+
+    /// A probe on a connection of its own is asked, and an answer to anybody's request counts as well.
+    async fn suspect(&mut self) -> (CloudState, String) {
+        let health = Arc::clone(&self.health);
+        tokio::select! {
+            probe = self.probe() => match probe {
+                Ok(()) => {
+                    // The connections in use have been silent meanwhile: new requests take new ones.
+                    self.upstreams.retire_all();
+                    (CloudState::Connected, "the probe was answered".into())
+                }
+                Err(error) => (CloudState::Disconnected, error.to_string()),
+            },
+            () = health.heard.notified() => (CloudState::Connected, "a request was answered".into()),
         }
     }
 
@@ -254,7 +245,7 @@ impl Judge {
                 }
             }
             if probes.len() < PROBES {
-                probes.push(Box::pin(self.timed(self.upstreams.probe(true), DIAL_TIMEOUT)));
+                probes.push(Box::pin(self.timed(self.upstreams.probe(), DIAL_TIMEOUT)));
             }
             pause = (pause * 2).min(BACKOFF.1);
         }
@@ -262,19 +253,15 @@ impl Judge {
 
     async fn recovering(&self) -> (CloudState, String) {
         for _ in 1..self.config.healthy_threshold {
-            if let Err(error) = self.probe_kept().await {
+            if let Err(error) = self.probe().await {
                 return (CloudState::Disconnected, error.to_string());
             }
         }
         (CloudState::Connected, "the probes were answered".into())
     }
 
-    async fn probe_kept(&self) -> Result<(), ProbeError> {
-        self.timed(self.upstreams.probe(false), self.config.probe_timeout).await
-    }
-
-    async fn probe_fresh(&self) -> Result<(), ProbeError> {
-        self.timed(self.upstreams.probe(true), self.config.probe_timeout).await
+    async fn probe(&self) -> Result<(), ProbeError> {
+        self.timed(self.upstreams.probe(), self.config.probe_timeout).await
     }
 
     async fn timed(
@@ -303,6 +290,7 @@ mod tests {
             signals: mpsc::channel(1).0,
             decided: watch::Sender::new(true),
             latency: AtomicU64::new(0),
+            heard: Notify::new(),
         }
     }
 

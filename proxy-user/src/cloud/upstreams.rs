@@ -1,7 +1,9 @@
 //! The connections to the API server: a few HTTP/2 ones, shared by all requests, opened when needed. In: requests for
 //! a place on one. Out: [`Stream`], which gives its place back when dropped.
 //!
-//! A server that speaks HTTP/1.1 only gets one connection a request.
+//! A server that speaks HTTP/1.1 only gets one connection a request, and so does a request without a credential, and a
+//! probe: the API server answers those with GOAWAY (its `UnauthenticatedHTTP2DOSMitigation`), which would end the
+//! connection that all others share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +16,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
+use tokio_rustls::client::TlsStream;
 
 use super::dial::{DialError, Dialer};
 use crate::account::Metrics;
@@ -26,6 +31,10 @@ pub type Upload = Either<Incoming, Full<Bytes>>;
 const STREAMS: usize = 90;
 /// Connections at once.
 const CONNECTIONS: usize = 64;
+/// Connections for one request each, at once.
+const APART: usize = 32;
+/// Retired connections that go on for the sake of their streams; beyond it the oldest is closed.
+const RETIRED: usize = 8;
 /// Dead links are found by pings.
 const PING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(10));
 /// Flow control windows of a stream and of a connection, in bytes.
@@ -59,11 +68,14 @@ pub struct Stream {
 
 /// One request's place on a connection, given back when dropped.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicUsize>);
+pub struct Place {
+    active: Arc<AtomicUsize>,
+    _apart: Option<OwnedSemaphorePermit>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -98,13 +110,23 @@ pub struct Upstreams {
     kept: Mutex<Vec<Kept>>,
     /// One dials, the others wait for its connection.
     dialing: tokio::sync::Mutex<()>,
+    apart: Arc<Semaphore>,
+    /// A kept connection has broken (its pings went unanswered, or it was reset).
+    lost: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
 impl Upstreams {
     /// To one server; nothing is opened yet.
     pub fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
-        Self { dialer, kept: Mutex::new(Vec::new()), dialing: tokio::sync::Mutex::new(()), metrics }
+        Self {
+            dialer,
+            kept: Mutex::new(Vec::new()),
+            dialing: tokio::sync::Mutex::new(()),
+            apart: Arc::new(Semaphore::new(APART)),
+            lost: Arc::new(Notify::new()),
+            metrics,
+        }
     }
 
     /// Opens connections.
@@ -143,12 +165,8 @@ impl Upstreams {
     async fn open(&self) -> Result<Stream, DialError> {
         let tls = self.dialer.dial(false).await?;
         self.metrics.cloud_connects.inc();
-        let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        let io = TokioIo::new(tls);
-        if !h2 {
-            let (sender, connection) = http1::handshake(io).await?;
-            tokio::spawn(connection);
-            return Ok(Stream { sender: Sender::H1(sender), place: Place(Arc::new(AtomicUsize::new(1))) });
+        if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Self::single(tls, None).await;
         }
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -158,11 +176,13 @@ impl Upstreams {
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)
             .max_header_list_size(64 << 10)
-            .handshake(io)
+            .handshake(TokioIo::new(tls))
             .await?;
+        let lost = Arc::clone(&self.lost);
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the cloud ended");
+                tracing::debug!(%error, "a connection to the cloud broke");
+                lost.notify_waiters();
             }
         });
         let kept = Kept {
@@ -176,10 +196,43 @@ impl Upstreams {
         Ok(stream)
     }
 
+    /// A connection for one request, HTTP/1.1.
+    ///
+    /// # Errors
+    /// None can be opened, or the limit is reached.
+    pub async fn apart(&self) -> Result<Stream, DialError> {
+        let permit = Arc::clone(&self.apart).try_acquire_owned().map_err(|_| DialError::Busy)?;
+        let tls = self.dialer.dial(true).await?;
+        self.metrics.cloud_connects.inc();
+        Self::single(tls, Some(permit)).await
+    }
+
+    async fn single(
+        tls: TlsStream<TcpStream>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Stream, DialError> {
+        let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
+        tokio::spawn(connection);
+        Ok(Stream {
+            sender: Sender::H1(sender),
+            place: Place { active: Arc::new(AtomicUsize::new(1)), _apart: permit },
+        })
+    }
+
+    /// Waits until a kept connection breaks.
+    pub async fn lost(&self) {
+        self.lost.notified().await;
+    }
+
     /// New requests take new connections; what runs goes on.
     pub fn retire_all(&self) {
-        for kept in self.kept.lock().iter() {
-            kept.retired.store(true, Ordering::Relaxed);
+        let mut kept = self.kept.lock();
+        kept.retain(|k| !k.sender.is_closed());
+        for one in kept.iter() {
+            one.retired.store(true, Ordering::Relaxed);
+        }
+        while kept.len() > RETIRED {
+            kept.remove(0).driver.abort();
         }
     }
 
@@ -200,17 +253,12 @@ impl Upstreams {
         self.len() == 0
     }
 
-    /// Asks the server whether it is ready, on a connection of its own or on one in use.
+    /// Asks the server whether it is ready, on a connection of its own.
     ///
     /// # Errors
     /// It isn't there, or isn't ready.
-    pub async fn probe(&self, fresh: bool) -> Result<(), ProbeError> {
-        let mut stream = if fresh {
-            // Kept for the requests that follow, where it turns out to be good.
-            Box::pin(self.open()).await?
-        } else {
-            self.stream().await?
-        };
+    pub async fn probe(&self) -> Result<(), ProbeError> {
+        let mut stream = Box::pin(self.apart()).await?;
         let server = self.dialer.server();
         let mut request = Request::new(Either::Right(Full::default()));
         *request.method_mut() = Method::GET;
@@ -231,7 +279,10 @@ impl Upstreams {
 impl Kept {
     fn place(&self) -> Stream {
         self.active.fetch_add(1, Ordering::Relaxed);
-        Stream { sender: Sender::H2(self.sender.clone()), place: Place(Arc::clone(&self.active)) }
+        Stream {
+            sender: Sender::H2(self.sender.clone()),
+            place: Place { active: Arc::clone(&self.active), _apart: None },
+        }
     }
 }
 
