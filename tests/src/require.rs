@@ -1,7 +1,7 @@
 //! What a test needs of the machine. In: a requirement. Out: `true`, or one line `SKIP …` with the reason; with
 //! `CI=true` a missing thing fails the test instead, so that nothing is skipped quietly.
 //!
-//! ```ignore
+//! ```text
 //! if !require::root() { return; }
 //! ```
 use std::io::Write as _;
