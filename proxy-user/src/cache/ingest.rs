@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -61,6 +62,7 @@ pub struct Ingest {
     to: SyncSender<Message>,
     room: Arc<tokio::sync::Semaphore>,
     counters: Arc<Counters>,
+    thread: Thread,
 }
 
 impl Ingest {
@@ -83,11 +85,12 @@ impl Ingest {
             waiting: Vec::new(),
             last_error: None,
         };
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("hublet-store".into())
             .spawn(move || writer.run())
             .map_err(redb::Error::Io)?;
-        Ok(Self { to, room: Arc::new(tokio::sync::Semaphore::new(ROOM)), counters })
+        let thread = thread.thread().clone();
+        Ok(Self { to, room: Arc::new(tokio::sync::Semaphore::new(ROOM)), counters, thread })
     }
 
     fn send(&self, message: Message) -> bool {
@@ -124,6 +127,11 @@ impl Ingest {
         }
     }
 
+    /// Ends the writer's pause between batches.
+    fn wake(&self) {
+        self.thread.unpark();
+    }
+
     /// Something has been seen that is not in the store yet.
     pub fn is_behind(&self) -> bool {
         self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire)
@@ -133,6 +141,7 @@ impl Ingest {
     pub async fn settle(&self) {
         let (done, wait) = oneshot::channel();
         if self.send(Message::Settle(done)) {
+            self.wake();
             let _ = wait.await;
         }
     }
@@ -141,6 +150,7 @@ impl Ingest {
     pub async fn close(&self) {
         let (done, wait) = oneshot::channel();
         if self.send(Message::Close(done)) {
+            self.wake();
             let _ = wait.await;
         }
     }
@@ -182,12 +192,16 @@ impl Capture {
         match self.room.poll_acquire_many(cx, kib) {
             Poll::Ready(Some(permit)) => {
                 self.waiting = None;
+                if self.ingest.room.available_permits() < ROOM / 2 {
+                    self.ingest.wake();
+                }
                 if !self.ingest.send(Message::Data(self.id, frame.clone(), permit)) {
                     self.give_up();
                 }
             }
             Poll::Ready(None) => self.give_up(),
             Poll::Pending => {
+                self.ingest.wake();
                 let sleep = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
                 ready!(sleep.as_mut().poll(cx));
                 self.give_up();
@@ -247,13 +261,21 @@ impl Writer {
             open = self.take(first);
             let until = Instant::now() + LINGER;
             while open && self.waiting.is_empty() && self.ops.len() < BATCH.0 && self.bytes < BATCH.1 {
-                match self.from.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                match self.from.try_recv() {
                     Ok(message) => {
                         taken += 1;
                         open = self.take(message);
                     }
-                    Err(RecvTimeoutError::Timeout) => break,
-                    Err(RecvTimeoutError::Disconnected) => open = false,
+                    Err(TryRecvError::Disconnected) => open = false,
+                    Err(TryRecvError::Empty) => {
+                        let left = until.saturating_duration_since(Instant::now());
+                        if left.is_zero() {
+                            break;
+                        }
+                        // Messages don't end the pause, or each would cost the traffic a change of threads: only
+                        // whoever waits, and a crowd, does (`Ingest::wake`).
+                        std::thread::park_timeout(left);
+                    }
                 }
             }
             self.commit();
