@@ -64,7 +64,12 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
     flags.default("--node-name", "dev-node");
     flags.default("--bootstrap-mode", "development");
     flags.default("--root-dir", &dev.join("hublet").display().to_string());
-    flags.default("--disk-cache-path", &dev.join("hublet").join("cache").display().to_string());
+    let store = dev.join("hublet").join(if own_cluster { "cache-of-your-cluster" } else { "cache" });
+    if !own_cluster && store.exists() {
+        // Each start of a cloud of ours is a new cluster: what was stored of the last one says nothing of it.
+        std::fs::remove_dir_all(&store)?;
+    }
+    flags.default("--disk-cache-path", &store.display().to_string());
     let restricted = !is_root();
     if restricted {
         flags.default("--enable-dummy-if", "false");
