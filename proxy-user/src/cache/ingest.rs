@@ -5,10 +5,9 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -38,8 +37,9 @@ const BATCH: (usize, usize) = (512, 1 << 20);
 #[derive(Debug)]
 enum Message {
     Begin(u64, Box<Exchange>),
-    Data(u64, Bytes, OwnedSemaphorePermit),
-    End(u64),
+    /// Bytes, and when they came: what is compared with the time of another question must not depend on the writer.
+    Data(u64, Bytes, OwnedSemaphorePermit, u64),
+    End(u64, u64),
     Abort(u64),
     Ops(Vec<Op>),
     Settle(oneshot::Sender<()>),
@@ -62,7 +62,7 @@ pub struct Ingest {
     to: SyncSender<Message>,
     room: Arc<tokio::sync::Semaphore>,
     counters: Arc<Counters>,
-    thread: Thread,
+    clock: Clock,
 }
 
 impl Ingest {
@@ -75,7 +75,6 @@ impl Ingest {
         let counters = Arc::new(Counters::default());
         let writer = Writer {
             store,
-            clock,
             from,
             counters: Arc::clone(&counters),
             observers: HashMap::new(),
@@ -85,12 +84,11 @@ impl Ingest {
             waiting: Vec::new(),
             last_error: None,
         };
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("hublet-store".into())
             .spawn(move || writer.run())
             .map_err(redb::Error::Io)?;
-        let thread = thread.thread().clone();
-        Ok(Self { to, room: Arc::new(tokio::sync::Semaphore::new(ROOM)), counters, thread })
+        Ok(Self { to, room: Arc::new(tokio::sync::Semaphore::new(ROOM)), counters, clock })
     }
 
     fn send(&self, message: Message) -> bool {
@@ -127,11 +125,6 @@ impl Ingest {
         }
     }
 
-    /// Ends the writer's pause between batches.
-    fn wake(&self) {
-        self.thread.unpark();
-    }
-
     /// Something has been seen that is not in the store yet.
     pub fn is_behind(&self) -> bool {
         self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire)
@@ -141,7 +134,6 @@ impl Ingest {
     pub async fn settle(&self) {
         let (done, wait) = oneshot::channel();
         if self.send(Message::Settle(done)) {
-            self.wake();
             let _ = wait.await;
         }
     }
@@ -150,7 +142,6 @@ impl Ingest {
     pub async fn close(&self) {
         let (done, wait) = oneshot::channel();
         if self.send(Message::Close(done)) {
-            self.wake();
             let _ = wait.await;
         }
     }
@@ -192,16 +183,13 @@ impl Capture {
         match self.room.poll_acquire_many(cx, kib) {
             Poll::Ready(Some(permit)) => {
                 self.waiting = None;
-                if self.ingest.room.available_permits() < ROOM / 2 {
-                    self.ingest.wake();
-                }
-                if !self.ingest.send(Message::Data(self.id, frame.clone(), permit)) {
+                let now = self.ingest.clock.now();
+                if !self.ingest.send(Message::Data(self.id, frame.clone(), permit, now)) {
                     self.give_up();
                 }
             }
             Poll::Ready(None) => self.give_up(),
             Poll::Pending => {
-                self.ingest.wake();
                 let sleep = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
                 ready!(sleep.as_mut().poll(cx));
                 self.give_up();
@@ -218,7 +206,7 @@ impl Capture {
 
     /// The body has ended well.
     pub fn end(mut self) {
-        if self.open && self.ingest.send(Message::End(self.id)) {
+        if self.open && self.ingest.send(Message::End(self.id, self.ingest.clock.now())) {
             self.open = false;
         }
     }
@@ -234,7 +222,6 @@ impl Drop for Capture {
 
 struct Writer {
     store: Arc<Store>,
-    clock: Clock,
     from: Receiver<Message>,
     counters: Arc<Counters>,
     observers: HashMap<u64, Observer>,
@@ -261,21 +248,13 @@ impl Writer {
             open = self.take(first);
             let until = Instant::now() + LINGER;
             while open && self.waiting.is_empty() && self.ops.len() < BATCH.0 && self.bytes < BATCH.1 {
-                match self.from.try_recv() {
+                match self.from.recv_timeout(until.saturating_duration_since(Instant::now())) {
                     Ok(message) => {
                         taken += 1;
                         open = self.take(message);
                     }
-                    Err(TryRecvError::Disconnected) => open = false,
-                    Err(TryRecvError::Empty) => {
-                        let left = until.saturating_duration_since(Instant::now());
-                        if left.is_zero() {
-                            break;
-                        }
-                        // Messages don't end the pause, or each would cost the traffic a change of threads: only
-                        // whoever waits, and a crowd, does (`Ingest::wake`).
-                        std::thread::park_timeout(left);
-                    }
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => open = false,
                 }
             }
             self.commit();
@@ -298,8 +277,7 @@ impl Writer {
             Message::Begin(id, exchange) => {
                 self.observers.insert(id, Observer::new(*exchange));
             }
-            Message::Data(id, bytes, permit) => {
-                let now = self.clock.now();
+            Message::Data(id, bytes, permit, now) => {
                 let result = self.observers.get_mut(&id).map(|o| o.push(&bytes, now, &mut self.ops));
                 if let Some(Err(error)) = result {
                     self.observers.remove(&id);
@@ -307,11 +285,9 @@ impl Writer {
                 }
                 drop(permit);
             }
-            Message::End(id) => {
-                let finished = self
-                    .observers
-                    .remove(&id)
-                    .map(|o| o.finish(self.clock.now(), &mut self.pages, &mut self.ops));
+            Message::End(id, now) => {
+                let finished =
+                    self.observers.remove(&id).map(|o| o.finish(now, &mut self.pages, &mut self.ops));
                 if let Some(Err(error)) = finished {
                     log_malformed(&error);
                 }

@@ -309,3 +309,33 @@ async fn what_says_nothing_new_costs_no_write() {
     bench.said(POD, 200, pod("a", 9).as_bytes(), 0).await;
     assert_eq!(written(), before + 1);
 }
+
+/// The Calico plugin reads a handle (404) and creates it at once, faster than the writer reads either answer.
+#[tokio::test]
+async fn a_create_right_after_a_404_is_not_taken_for_older() {
+    let bench = Bench::new();
+    for n in 0..50 {
+        let clock = &bench.cache.clock;
+        let asked = |clock: &Clock| clock.now();
+        let (get, create) = (format!("/api/v1/namespaces/d/pods/p{n}"), "/api/v1/namespaces/d/pods");
+        let gone = GONE.replace("\\\"a\\\"", &format!("\\\"p{n}\\\"")).replace("\"a\"", &format!("\"p{n}\""));
+        for (method, path, status, body) in [
+            (Method::GET, get.as_str(), 404, gone),
+            (Method::POST, create, 201, pod(&format!("p{n}"), 7 + n)),
+        ] {
+            let uri: Uri = path.parse().unwrap();
+            let mut headers = HeaderMap::new();
+            headers.insert("content-type", "application/json".parse().unwrap());
+            let request = ApiRequest::parse(&method, &uri);
+            let exchange =
+                Exchange::of(&request, &HeaderMap::new(), (status, &headers), asked(clock)).unwrap();
+            let mut capture = bench.cache.capture(exchange).unwrap();
+            let body = bytes::Bytes::from(body);
+            std::future::poll_fn(|cx| capture.poll_push(cx, &body)).await;
+            capture.end();
+        }
+    }
+    for n in 0..50 {
+        assert_eq!(bench.version(&format!("/pods/d/p{n}")).await, Some(7 + n), "p{n}");
+    }
+}
