@@ -1,5 +1,5 @@
 //! connect(): where does this socket go? In: the address that a process dials. Out: the same, or our listener's
-//! address; and who it was ([`identity::remember`]), for the accepted side.
+//! address; who it was ([`identity::remember`]), for the accepted side and for the audit.
 //!
 //! Fails open twice over: without a listener in its slot (the daemon died) or with a stale heartbeat (it hangs)
 //! the address stays as it was.
@@ -13,12 +13,12 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use hublet_ebpf::{
-    CONFIG_STEER, Config, Decision, IDENT_DIRECT, IDENT_STEERED, MAX_LISTENERS, MAX_SERVICES, PROTO_TCP,
-    SERVICE_OWN, Service, ServiceKey,
+    Address, CONFIG_STEER, Config, Decision, IDENT_DIRECT, IDENT_PASSED, IDENT_STEERED, MAX_LISTENERS,
+    MAX_SERVICES, PROTO_TCP, SERVICE_OWN, Service, ServiceKey,
 };
 
-use crate::identity;
 use crate::stats::count;
+use crate::{audit, identity, select};
 
 #[btf_map]
 static HUB_CONFIG: Array<Config, 1> = Array::new();
@@ -39,43 +39,83 @@ pub(crate) fn ipv4(ctx: &SockAddrContext) {
     // accesses, which the verifier refuses on a context.
     unsafe {
         let ip = ptr::read_volatile(&raw const (*addr).user_ip4);
-        if let Some(service) = decide(ctx, ip) {
-            ptr::write_volatile(&raw mut (*addr).user_ip4, u32::from_ne_bytes(service.ip));
+        if let Some(service) = decide(ctx, mapped(ip)) {
+            ptr::write_volatile(&raw mut (*addr).user_ip4, u32::from_ne_bytes(service.ip.ip));
             ptr::write_volatile(&raw mut (*addr).user_port, u32::from(service.port.to_be()));
         }
     }
 }
 
-/// An IPv6 socket: ours only when it dials an IPv4-mapped address (Java and some C clients do).
+/// An IPv6 socket; also one that dials an IPv4-mapped address (Java and some C clients do).
 #[inline(always)]
 pub(crate) fn ipv6(ctx: &SockAddrContext) {
     let addr = ctx.sock_addr;
     // SAFETY: as above.
     unsafe {
-        let high = ptr::read_volatile(&raw const (*addr).user_ip6[0])
-            | ptr::read_volatile(&raw const (*addr).user_ip6[1]);
-        if high != 0 || ptr::read_volatile(&raw const (*addr).user_ip6[2]) != MAPPED {
-            return;
-        }
-        let ip = ptr::read_volatile(&raw const (*addr).user_ip6[3]);
+        let ip = address([
+            ptr::read_volatile(&raw const (*addr).user_ip6[0]),
+            ptr::read_volatile(&raw const (*addr).user_ip6[1]),
+            ptr::read_volatile(&raw const (*addr).user_ip6[2]),
+            ptr::read_volatile(&raw const (*addr).user_ip6[3]),
+        ]);
         if let Some(service) = decide(ctx, ip) {
-            ptr::write_volatile(&raw mut (*addr).user_ip6[3], u32::from_ne_bytes(service.ip));
+            let to = words(&service.ip);
+            ptr::write_volatile(&raw mut (*addr).user_ip6[0], to[0]);
+            ptr::write_volatile(&raw mut (*addr).user_ip6[1], to[1]);
+            ptr::write_volatile(&raw mut (*addr).user_ip6[2], to[2]);
+            ptr::write_volatile(&raw mut (*addr).user_ip6[3], to[3]);
             ptr::write_volatile(&raw mut (*addr).user_port, u32::from(service.port.to_be()));
         }
     }
 }
 
+/// What the daemon told us.
+#[inline(always)]
+pub(crate) fn config() -> Option<&'static Config> {
+    HUB_CONFIG.get(0)
+}
+
+/// Four words as the kernel holds them, in network order.
+#[inline(always)]
+pub(crate) fn address(words: [u32; 4]) -> Address {
+    // SAFETY: both are sixteen plain bytes.
+    unsafe { core::mem::transmute(words) }
+}
+
+/// The IPv4-mapped form of an IPv4 address in network order.
+#[inline(always)]
+pub(crate) fn mapped(ip: u32) -> Address {
+    address([0, 0, MAPPED, ip])
+}
+
+/// An address as the kernel holds it.
+#[inline(always)]
+pub(crate) fn words(ip: &Address) -> [u32; 4] {
+    // SAFETY: both are sixteen plain bytes.
+    unsafe { core::mem::transmute(*ip) }
+}
+
+/// Could anything of ours be on this port?
+#[inline(always)]
+pub(crate) fn ours(config: &Config, port: u16) -> bool {
+    let mut found = false;
+    for ours in &config.ports {
+        found |= *ours == port;
+    }
+    found && port != 0
+}
+
 /// The service at an address, if it is one of ours.
 #[inline(always)]
-pub(crate) fn service(ip: [u8; 4], port: u16) -> Option<&'static Service> {
+pub(crate) fn service(ip: Address, port: u16) -> Option<&'static Service> {
     let key = ServiceKey { ip, port, proto: PROTO_TCP, zero: 0 };
-    // SAFETY: entries change only when the daemon starts and stops; a torn read can at worst pass one through.
+    // SAFETY: the daemon replaces an entry as a whole; the kernel frees the old one after the last reader.
     unsafe { HUB_SERVICES.get(&key) }
 }
 
 /// Decides, counts, and remembers the caller. `Some` = go there instead.
 #[inline(always)]
-fn decide(ctx: &SockAddrContext, ip: u32) -> Option<&'static Service> {
+fn decide(ctx: &SockAddrContext, ip: Address) -> Option<&'static Service> {
     // SAFETY: as in `ipv4`.
     let (kind, protocol, port) = unsafe {
         (
@@ -88,31 +128,43 @@ fn decide(ctx: &SockAddrContext, ip: u32) -> Option<&'static Service> {
         return None;
     }
     count(Decision::Seen);
-    let (ip, port) = (ip.to_ne_bytes(), u16::from_be(port as u16));
-    let Some(service) = service(ip, port) else {
+    let config = config()?;
+    let port = u16::from_be(port as u16);
+    let Some(service) = Some(port).filter(|port| ours(config, *port)).and_then(|port| service(ip, port))
+    else {
         count(Decision::NoService);
         return None;
     };
-    let Some(config) = HUB_CONFIG.get(0) else { return None };
     // SAFETY: a helper that reads the context's socket.
     let netns = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    if service.flags & SERVICE_OWN != 0 {
+    let decision = if service.flags & SERVICE_OWN != 0 {
         // A loopback address means ours only in our own network namespace.
-        if ip[0] != 127 || netns == config.netns {
-            count(Decision::Direct);
-            identity::remember(ctx, ip, port, IDENT_DIRECT);
+        if netns != config.netns && is_loopback(&ip) {
+            return None;
         }
-        return None;
-    }
-    let decision = judge(ctx, config, service, netns);
+        Decision::Direct
+    } else {
+        judge(ctx, config, service, netns)
+    };
     count(decision);
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(ctx, "connect to {:i}:{}: {}", ip, port, decision.name());
-    if decision != Decision::Steered {
-        return None;
-    }
-    identity::remember(ctx, ip, port, IDENT_STEERED);
-    Some(service)
+    aya_log_ebpf::debug!(ctx, "connect to {:i}:{}: {}", ip.bytes(), port, decision.name());
+    let flags = match decision {
+        Decision::Direct => IDENT_DIRECT,
+        Decision::Steered => IDENT_STEERED,
+        _ => IDENT_PASSED,
+    };
+    let cgroup = identity::remember(ctx, ip, port, flags);
+    audit::decided(cgroup, ip, port, decision);
+    if decision == Decision::Steered { Some(service) } else { None }
+}
+
+/// 127/8 or ::1.
+#[inline(always)]
+fn is_loopback(ip: &Address) -> bool {
+    let words = words(ip);
+    let v4 = words[2] == MAPPED && ip.ip[0] == 127;
+    words[0] | words[1] == 0 && (v4 || (words[2] == 0 && words[3] == 1_u32.to_be()))
 }
 
 /// May this call be steered?
@@ -124,8 +176,8 @@ fn judge(ctx: &SockAddrContext, config: &Config, service: &Service, netns: u64) 
     if config.bypass_mark != 0 && identity::mark(ctx) == config.bypass_mark {
         return Decision::Marked;
     }
-    if netns != config.netns {
-        return Decision::OtherNetns;
+    if let Some(not) = select::refuses(config, netns) {
+        return not;
     }
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };

@@ -15,7 +15,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::{
     BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    bpf_sock,
+    BPF_SOCK_OPS_STATE_CB, bpf_sock,
 };
 use aya_ebpf::btf_maps::{LruHashMap, SkStorage};
 use aya_ebpf::helpers::generated::{
@@ -25,9 +25,10 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use hublet_ebpf::{Decision, IDENT_ACCEPTED, Ident, JoinKey, MAX_JOINS, SERVICE_OWN};
+use hublet_ebpf::{Address, Decision, IDENT_ACCEPTED, Ident, JoinKey, MAX_JOINS, SERVICE_OWN};
 
-use crate::connect::service;
+use crate::audit;
+use crate::connect::{address, config, mapped, ours, service};
 use crate::stats::count;
 
 #[btf_map]
@@ -47,9 +48,15 @@ pub(crate) fn mark(ctx: &SockAddrContext) -> u32 {
     }
 }
 
-/// Puts the calling task's identity into the storage of the socket that connects.
+/// The record of the socket of a [`connect`](crate::connect) or [`peer`](crate::peer) hook, or null.
 #[inline(always)]
-pub(crate) fn remember(ctx: &SockAddrContext, orig_ip: [u8; 4], orig_port: u16, flags: u16) {
+pub(crate) fn of(ctx: &SockAddrContext) -> *mut Ident {
+    HUB_IDENT.get_ptr_mut(ctx)
+}
+
+/// Puts the calling task's identity into the storage of the socket that connects; gives its cgroup.
+#[inline(always)]
+pub(crate) fn remember(ctx: &SockAddrContext, orig_ip: Address, orig_port: u16, flags: u16) -> u64 {
     let (pid, user) = (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid());
     // SAFETY: helpers that read the current task and the context's socket.
     let ident = unsafe {
@@ -65,6 +72,7 @@ pub(crate) fn remember(ctx: &SockAddrContext, orig_ip: [u8; 4], orig_port: u16, 
             orig_ip,
             orig_port,
             flags,
+            zero: 0,
             comm: bpf_get_current_comm().unwrap_or_default(),
         }
     };
@@ -76,26 +84,38 @@ pub(crate) fn remember(ctx: &SockAddrContext, orig_ip: [u8; 4], orig_port: u16, 
         // address overwrites what it left the first time.
         unsafe { *stored = ident }
     }
+    ident.cgroup_id
 }
 
-/// A connection is established, seen by either end.
+/// A callback of a socket: established at either end, or another state of one that is audited.
 #[inline(always)]
-pub(crate) fn established(ctx: &SockOpsContext) {
-    match ctx.op() {
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => hand_over(ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => take_over(ctx),
-        _ => {}
+pub(crate) fn event(ctx: &SockOpsContext) {
+    let op = ctx.op();
+    if op == BPF_SOCK_OPS_STATE_CB {
+        if let Some(ident) = socket(ctx).and_then(record) {
+            audit::state(ctx, ident);
+        }
+        return;
+    }
+    if op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        return;
+    }
+    // Nearly every connection of the node ends here.
+    let (Some(config), (local, remote)) = (config(), ports(ctx)) else { return };
+    if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+        if ours(config, remote) {
+            hand_over(ctx);
+        }
+    } else if ours(config, local) {
+        take_over(ctx);
     }
 }
 
 /// The client's end: from its socket into `HUB_JOIN`.
 #[inline(always)]
 fn hand_over(ctx: &SockOpsContext) {
-    let Some(sk) = socket(ctx) else { return };
-    let ident = storage(sk, ptr::null_mut(), 0);
-    if ident.is_null() {
-        return; // nearly every connection of the node ends here
-    }
+    let Some(ident) = socket(ctx).and_then(record) else { return };
+    audit::established(ctx, ident);
     let (local, remote) = ends(ctx);
     // The socket may have gone elsewhere after a first try at ours.
     if !is_own(remote) {
@@ -110,8 +130,7 @@ fn hand_over(ctx: &SockOpsContext) {
         client_seq: snd,
         server_seq: rcv,
     };
-    // SAFETY: not null, and the socket outlives this callback.
-    if HUB_JOIN.insert(&key, unsafe { &*ident }, 0).is_err() {
+    if HUB_JOIN.insert(&key, ident, 0).is_err() {
         count(Decision::JoinFailed);
     }
 }
@@ -159,6 +178,14 @@ fn storage(sk: *mut bpf_sock, value: *mut Ident, flags: u64) -> *mut Ident {
     }
 }
 
+/// A socket's record, if it has one.
+#[inline(always)]
+fn record<'a>(sk: *mut bpf_sock) -> Option<&'a Ident> {
+    let ident = storage(sk, ptr::null_mut(), 0);
+    // SAFETY: not null, and the socket outlives this callback.
+    if ident.is_null() { None } else { Some(unsafe { &*ident }) }
+}
+
 #[inline(always)]
 fn socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
     // SAFETY: a field of the context; null when the socket is not a full one.
@@ -167,30 +194,52 @@ fn socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
 }
 
 #[inline(always)]
-fn is_own(end: ([u8; 4], u16)) -> bool {
+fn is_own(end: (Address, u16)) -> bool {
     service(end.0, end.1).is_some_and(|service| service.flags & SERVICE_OWN != 0)
 }
 
-/// Local and remote address; of IPv6 sockets the last four bytes (only mapped ones find a service).
+/// Local and remote port.
 #[inline(always)]
-fn ends(ctx: &SockOpsContext) -> (([u8; 4], u16), ([u8; 4], u16)) {
+fn ports(ctx: &SockOpsContext) -> (u16, u16) {
+    // SAFETY: fields of the context.
+    unsafe {
+        let local = ptr::read_volatile(&raw const (*ctx.ops).local_port);
+        let remote = ptr::read_volatile(&raw const (*ctx.ops).remote_port);
+        (local as u16, u32::from_be(remote) as u16)
+    }
+}
+
+/// Local and remote address and port.
+#[inline(always)]
+fn ends(ctx: &SockOpsContext) -> ((Address, u16), (Address, u16)) {
+    let ops = ctx.ops;
+    let (local_port, remote_port) = ports(ctx);
     // SAFETY: fields of the context. All are read before one is chosen: LLVM would otherwise choose between
     // pointers into the context, which the verifier refuses.
     unsafe {
-        let ops = ctx.ops;
         let family = ptr::read_volatile(&raw const (*ops).family);
         let (local4, remote4) = (
             ptr::read_volatile(&raw const (*ops).local_ip4),
             ptr::read_volatile(&raw const (*ops).remote_ip4),
         );
-        let (local6, remote6) = (
+        let local6 = [
+            ptr::read_volatile(&raw const (*ops).local_ip6[0]),
+            ptr::read_volatile(&raw const (*ops).local_ip6[1]),
+            ptr::read_volatile(&raw const (*ops).local_ip6[2]),
             ptr::read_volatile(&raw const (*ops).local_ip6[3]),
+        ];
+        let remote6 = [
+            ptr::read_volatile(&raw const (*ops).remote_ip6[0]),
+            ptr::read_volatile(&raw const (*ops).remote_ip6[1]),
+            ptr::read_volatile(&raw const (*ops).remote_ip6[2]),
             ptr::read_volatile(&raw const (*ops).remote_ip6[3]),
-        );
-        let (local, remote) = if family == AF_INET { (local4, remote4) } else { (local6, remote6) };
-        let local_port = ptr::read_volatile(&raw const (*ops).local_port);
-        let remote_port = ptr::read_volatile(&raw const (*ops).remote_port);
-        ((local.to_ne_bytes(), local_port as u16), (remote.to_ne_bytes(), u32::from_be(remote_port) as u16))
+        ];
+        let (local, remote) = if family == AF_INET {
+            (mapped(local4), mapped(remote4))
+        } else {
+            (address(local6), address(remote6))
+        };
+        ((local, local_port), (remote, remote_port))
     }
 }
 

@@ -1,8 +1,9 @@
 //! Plain data shared between the eBPF programs and user space: keys and values of the maps, their limits, the
 //! names of maps and programs, and one hash over all of it ([`LAYOUT`]), which is part of the pins' path.
 //!
-//! Addresses are `[u8; 4]` and ports are in host order, so that `bpftool map dump` reads well. No struct has
-//! padding: what user space writes is exactly what a program compares.
+//! Addresses are an [`Address`], whose last four bytes are the IPv4 address of an IPv4 one, and ports are in host
+//! order, so that `bpftool map dump` reads well. No struct has padding: what user space writes is exactly what a
+//! program compares.
 #![no_std]
 
 /// Service addresses and own listeners at most ([`ServiceKey`] entries of `HUB_SERVICES`).
@@ -11,16 +12,57 @@ pub const MAX_SERVICES: usize = 1024;
 pub const MAX_JOINS: usize = 4096;
 /// Listeners of `HUB_LISTEN` at most.
 pub const MAX_LISTENERS: usize = 8;
+/// Who is steered and who is not ([`SelectKey`] entries of `HUB_SELECT`).
+pub const MAX_SELECT: usize = 4096;
+/// Task names of `HUB_SELECT_CMD`.
+pub const MAX_COMMANDS: usize = 64;
+/// Callers and services in the audit; the least recently used goes first.
+pub const MAX_AUDIT: usize = 1024;
+/// Interfaces that the guard knows.
+pub const MAX_INTERFACES: usize = 1024;
+/// Different ports of [`Config::ports`].
+pub const MAX_PORTS: usize = 8;
+/// Levels of the cgroup tree that a selection looks at, counted from the root.
+pub const MAX_LEVELS: i32 = 10;
 /// Length of a task's name.
 pub const COMM_LEN: usize = 16;
+/// Buckets of the latency histogram: bucket `i` counts connects that took less than 2^(i+4) µs; the last, all others.
+pub const LATENCY_BUCKETS: usize = 16;
 
 /// [`Config::flags`]: steering is on.
 pub const CONFIG_STEER: u32 = 1;
+/// [`Config::flags`]: of the host's processes only those that a selection names are steered.
+pub const CONFIG_SELECTED: u32 = 2;
+/// [`Config::flags`]: some pods are steered.
+pub const CONFIG_PODS: u32 = 4;
+/// [`Config::flags`]: the guard refuses what has no business with our addresses.
+pub const CONFIG_GUARD: u32 = 8;
 
 /// [`Service::flags`]: steer what dials this address.
 pub const SERVICE_STEER: u32 = 1;
 /// [`Service::flags`]: this is one of our own listeners; what dials it is attested but not rewritten.
 pub const SERVICE_OWN: u32 = 2;
+/// [`Service::flags`], with [`SERVICE_OWN`]: pods may reach it, too.
+pub const SERVICE_PODS: u32 = 4;
+
+/// [`SelectKey::kind`]: a host process in this cgroup or below it (cgroup v2 id).
+pub const SELECT_CGROUP: u32 = 1;
+/// [`SelectKey::kind`]: a host process of this user.
+pub const SELECT_UID: u32 = 2;
+/// [`SelectKey::kind`]: a process of a pod, in this cgroup or below it.
+pub const SELECT_POD_CGROUP: u32 = 3;
+/// [`SelectKey::kind`]: a process of a pod, in this network namespace (its cookie).
+pub const SELECT_POD_NETNS: u32 = 4;
+
+/// Verdict of a selection: steer.
+pub const VERDICT_STEER: u32 = 1;
+/// Verdict of a selection: do not steer, whatever other selections say.
+pub const VERDICT_EXCEPT: u32 = 2;
+
+/// Kind of an interface for the guard: packets of this node (`lo`, and the link that carries our address).
+pub const IFACE_LOCAL: u32 = 1;
+/// Kind of an interface for the guard: packets from elsewhere. What the guard doesn't know is a pod's.
+pub const IFACE_UPLINK: u32 = 2;
 
 /// [`Ident::flags`]: the client dialled our address itself.
 pub const IDENT_DIRECT: u16 = 1;
@@ -28,6 +70,8 @@ pub const IDENT_DIRECT: u16 = 1;
 pub const IDENT_STEERED: u16 = 2;
 /// [`Ident::flags`]: the record sits on the accepted socket, as opposed to the client's.
 pub const IDENT_ACCEPTED: u16 = 4;
+/// [`Ident::flags`]: the client dialled a service and was not steered; for the audit only.
+pub const IDENT_PASSED: u16 = 8;
 
 /// `IPPROTO_TCP`, the only protocol of [`ServiceKey::proto`] so far.
 pub const PROTO_TCP: u8 = 6;
@@ -46,8 +90,17 @@ pub mod maps {
     pub const JOIN: &str = "HUB_JOIN";
     /// Per-CPU array of one [`super::Stats`].
     pub const STATS: &str = "HUB_STATS";
+    /// Hash [`super::SelectKey`] → verdict.
+    pub const SELECT: &str = "HUB_SELECT";
+    /// Hash task name → verdict.
+    pub const SELECT_CMD: &str = "HUB_SELECT_CMD";
+    /// Per-CPU LRU hash [`super::AuditKey`] → [`super::Audit`].
+    pub const AUDIT: &str = "HUB_AUDIT";
+    /// Hash ifindex → kind of interface.
+    pub const IFACES: &str = "HUB_IFACES";
     /// All of them.
-    pub const ALL: [&str; 6] = [CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS];
+    pub const ALL: [&str; 10] =
+        [CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS, SELECT, SELECT_CMD, AUDIT, IFACES];
 }
 
 /// Names of the programs.
@@ -56,8 +109,18 @@ pub mod programs {
     pub const CONNECT4: &str = "hub_connect4";
     /// `cgroup/connect6`: clients whose IPv6 socket dials an IPv4-mapped address.
     pub const CONNECT6: &str = "hub_connect6";
-    /// `sockops`: hands the identity from the client's socket to the accepted one.
+    /// `sockops`: hands the identity from the client's socket to the accepted one, and audits.
     pub const SOCKOPS: &str = "hub_sockops";
+    /// `cgroup/getpeername4`: a steered client sees the address that it dialled.
+    pub const GETPEER4: &str = "hub_getpeer4";
+    /// `cgroup/getpeername6`: the same for IPv6 sockets, IPv4-mapped ones among them.
+    pub const GETPEER6: &str = "hub_getpeer6";
+    /// `sk_lookup`: the guard of our addresses.
+    pub const LOOKUP: &str = "hub_lookup";
+    /// `xdp`: the guard on an uplink.
+    pub const XDP: &str = "hub_xdp";
+    /// All of them.
+    pub const ALL: [&str; 7] = [CONNECT4, CONNECT6, SOCKOPS, GETPEER4, GETPEER6, LOOKUP, XDP];
 }
 
 /// Defines the structs and, from their very text, [`LAYOUT`]: a field that is added, moved, renamed or retyped
@@ -94,16 +157,30 @@ shared! {
         pub ttl_ns: u64,
         /// Cookie of the network namespace whose sockets are steered: the daemon's own.
         pub netns: u64,
-        /// [`CONFIG_STEER`].
+        /// The daemon's cgroup, if it has one of its own: never steered; 0 = none.
+        pub own_cgroup: u64,
+        /// [`CONFIG_STEER`] and the others.
         pub flags: u32,
         /// SO_MARK of the daemon's own upstream sockets, never steered; 0 = none.
         pub bypass_mark: u32,
+        /// Our address: of an IPv4 one the guard defends the whole /24.
+        pub proxy: Address,
+        /// The ports of all services and listeners; 0 = none. What is on another port is left alone at once.
+        pub ports: [u16; MAX_PORTS],
+    }
+
+    /// An IP address. An IPv4 one is IPv4-mapped: `ip` is the address, `prefix` is `::ffff:0:0/96`.
+    pub struct Address {
+        /// The first twelve bytes.
+        pub prefix: [u8; 12],
+        /// The last four bytes.
+        pub ip: [u8; 4],
     }
 
     /// An address that someone dials.
     pub struct ServiceKey {
-        /// IPv4 address.
-        pub ip: [u8; 4],
+        /// Address.
+        pub ip: Address,
         /// Port.
         pub port: u16,
         /// [`PROTO_TCP`].
@@ -115,7 +192,7 @@ shared! {
     /// What to do with it.
     pub struct Service {
         /// Steer to this address.
-        pub ip: [u8; 4],
+        pub ip: Address,
         /// Steer to this port.
         pub port: u16,
         /// Slot of `HUB_LISTEN` that must hold a listener.
@@ -143,22 +220,74 @@ shared! {
         /// SO_MARK of the client's socket.
         pub mark: u32,
         /// The address that was dialled.
-        pub orig_ip: [u8; 4],
+        pub orig_ip: Address,
         /// The port that was dialled.
         pub orig_port: u16,
-        /// [`IDENT_DIRECT`], [`IDENT_STEERED`], [`IDENT_ACCEPTED`].
+        /// [`IDENT_DIRECT`] and the others.
         pub flags: u16,
+        /// Always 0.
+        pub zero: u32,
         /// The task's name.
         pub comm: [u8; COMM_LEN],
+    }
+
+    /// Who is steered, or is not.
+    pub struct SelectKey {
+        /// cgroup id, user id, or network namespace cookie.
+        pub value: u64,
+        /// [`SELECT_CGROUP`] and the others.
+        pub kind: u32,
+        /// Always 0.
+        pub zero: u32,
+    }
+
+    /// Who dialled what, for the audit.
+    pub struct AuditKey {
+        /// cgroup v2 id.
+        pub cgroup_id: u64,
+        /// The address that was dialled.
+        pub ip: Address,
+        /// The port that was dialled.
+        pub port: u16,
+        /// Always 0.
+        pub zero: [u8; 6],
+    }
+
+    /// What came of it; one CPU's part.
+    pub struct Audit {
+        /// connect() calls that were steered.
+        pub steered: u64,
+        /// connect() calls to our own address.
+        pub direct: u64,
+        /// connect() calls that passed through: steering off, the daemon's own, or not selected.
+        pub passed: u64,
+        /// connect() calls that passed through because the daemon hangs (stale heartbeat).
+        pub stale: u64,
+        /// connect() calls that passed through because the daemon is dead (no listener).
+        pub dead: u64,
+        /// Connections established.
+        pub established: u64,
+        /// Connections closed, whose bytes are counted.
+        pub closed: u64,
+        /// Payload bytes that the peer acknowledged (one more for a close by FIN).
+        pub bytes_up: u64,
+        /// Payload bytes received (one more for a close by the peer's FIN).
+        pub bytes_down: u64,
+        /// Segments sent again.
+        pub retransmits: u64,
+        /// Time from connect() to established, in all, in µs.
+        pub latency_us: u64,
+        /// Connects by that time ([`LATENCY_BUCKETS`]).
+        pub latency: [u64; LATENCY_BUCKETS],
     }
 
     /// One connection, named alike by both of its ends: the addresses and both initial sequence numbers. The
     /// latter are 64 bits that nobody else knows, so a namespace with the same addresses can't claim a record.
     pub struct JoinKey {
         /// Client's address.
-        pub client_ip: [u8; 4],
+        pub client_ip: Address,
         /// Server's address.
-        pub server_ip: [u8; 4],
+        pub server_ip: Address,
         /// Client's port.
         pub client_port: u16,
         /// Server's port.
@@ -233,11 +362,66 @@ decisions! {
     JoinMiss = 11 join_miss,
     /// The record could not be handed over (table full, no memory).
     JoinFailed = 12 join_failed,
+    /// Passed through: a process of the daemon's own cgroup.
+    OwnCgroup = 13 own_cgroup,
+    /// Passed through: no selection names this caller, or one excepts it.
+    NotSelected = 14 not_selected,
+    /// Refused by the guard: a packet from an uplink to one of our addresses, or to 127/8.
+    UplinkRefused = 15 uplink_refused,
+    /// Refused by the guard: a pod's packet to a port that is not for pods.
+    PodRefused = 16 pod_refused,
+    /// Dropped on an uplink by XDP.
+    XdpDropped = 17 xdp_dropped,
+    /// A connection could not be entered into the audit (no memory).
+    AuditFailed = 18 audit_failed,
+}
+
+impl Address {
+    /// An IPv4 address.
+    pub const fn v4(ip: [u8; 4]) -> Self {
+        Self { prefix: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff], ip }
+    }
+
+    /// Sixteen bytes in network order.
+    pub const fn v6(bytes: [u8; 16]) -> Self {
+        let (mut prefix, mut ip) = ([0; 12], [0; 4]);
+        let mut i = 0;
+        while i < 16 {
+            if i < 12 {
+                prefix[i] = bytes[i];
+            } else {
+                ip[i - 12] = bytes[i];
+            }
+            i += 1;
+        }
+        Self { prefix, ip }
+    }
+
+    /// The sixteen bytes in network order.
+    pub const fn bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            bytes[i] = if i < 12 { self.prefix[i] } else { self.ip[i - 12] };
+            i += 1;
+        }
+        bytes
+    }
 }
 
 /// Hash over everything that the programs and user space must agree on; part of the pins' path.
 pub const LAYOUT: u64 = {
-    let limits = [MAX_SERVICES as u64, MAX_JOINS as u64, MAX_LISTENERS as u64];
+    let limits = [
+        MAX_SERVICES as u64,
+        MAX_JOINS as u64,
+        MAX_LISTENERS as u64,
+        MAX_SELECT as u64,
+        MAX_COMMANDS as u64,
+        MAX_AUDIT as u64,
+        MAX_INTERFACES as u64,
+        MAX_PORTS as u64,
+        LATENCY_BUCKETS as u64,
+    ];
     let mut hash = fnv(fnv(0xcbf2_9ce4_8422_2325, TEXT.as_bytes()), DECISION_TEXT.as_bytes());
     let mut i = 0;
     while i < limits.len() {
@@ -263,18 +447,31 @@ mod tests {
 
     #[test]
     fn sizes_are_what_the_maps_are_documented_with() {
-        assert_eq!(size_of::<Config>(), 32);
-        assert_eq!(size_of::<ServiceKey>(), 8);
-        assert_eq!(size_of::<Service>(), 12);
-        assert_eq!(size_of::<Ident>(), 72);
-        assert_eq!(size_of::<JoinKey>(), 20);
+        assert_eq!(size_of::<Config>(), 72);
+        assert_eq!(size_of::<ServiceKey>(), 20);
+        assert_eq!(size_of::<Service>(), 24);
+        assert_eq!(size_of::<Ident>(), 88);
+        assert_eq!(size_of::<JoinKey>(), 44);
+        assert_eq!(size_of::<AuditKey>(), 32);
+        assert_eq!(size_of::<Audit>(), 216);
     }
 
     #[test]
     fn kernel_cuts_no_name() {
-        for name in maps::ALL.iter().chain(&[programs::CONNECT4, programs::CONNECT6, programs::SOCKOPS]) {
+        for name in maps::ALL.iter().chain(&programs::ALL) {
             assert!(name.len() <= 15, "{name}");
         }
+    }
+
+    #[test]
+    fn addresses_are_sixteen_bytes_in_network_order() {
+        assert_eq!(
+            Address::v4([10, 96, 0, 1]).bytes(),
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 96, 0, 1]
+        );
+        let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
+        assert_eq!(Address::v6(v6).bytes(), v6);
+        assert_eq!(Address::v6(Address::v4([1, 2, 3, 4]).bytes()), Address::v4([1, 2, 3, 4]));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod announce;
 mod bind;
+mod discover;
 mod drain;
 mod limits;
 
@@ -29,6 +30,7 @@ use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry
 use crate::setup::{Setup, SetupError};
 
 use bind::Sockets;
+use discover::Discovery;
 pub use drain::Stop;
 
 /// How often the serving certificate is looked at.
@@ -148,7 +150,15 @@ impl Bound {
         }
         self.tasks.push(tokio::spawn(Arc::clone(&self.registry).sweep_on_time(Arc::clone(&self.counters))));
         self.state.met(Condition::Listeners);
+        let mut discovery = Discovery::new(
+            (&self.config.setup, &self.config.cloud),
+            self.handler.cache(),
+            &self.setup,
+            &self.certificates,
+        );
+        discovery.once().await;
         self.steer().await;
+        self.tasks.push(tokio::spawn(discovery.watch()));
         self.tasks.push(tokio::spawn(self.heartbeat()));
         announce::all(&self);
         let stop = stop.first().await;
@@ -171,6 +181,9 @@ impl Bound {
             if let Err(error) = self.setup.attest(plain.socket.as_fd()) {
                 warn!("callers aren't attested: {error}");
             }
+        }
+        if let Err(error) = self.setup.defend(self.admin.address()) {
+            warn!("pods aren't kept from the admin port: {error}");
         }
         if !self.sockets.on_dummy() {
             if !self.config.setup.steer.is_empty() {

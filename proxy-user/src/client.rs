@@ -1,7 +1,7 @@
 //! Who is calling. In: an accepted socket's addresses and what eBPF attests of it. Out: [`Connection`], shared by
 //! all requests on it; per request the credential (`Authorization: Bearer`) is added by `handle`.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use http::HeaderValue;
 use parking_lot::Mutex;
@@ -75,12 +75,18 @@ pub struct Process {
     pub cgroup_id: u64,
     /// Path of that cgroup below the v2 root, when it could be resolved at accept.
     pub cgroup: Option<String>,
+    /// UID of the pod whose cgroup that is.
+    pub pod_uid: Option<String>,
+    /// Id of the container whose cgroup that is.
+    pub container_id: Option<String>,
     /// Network namespace cookie (`SO_NETNS_COOKIE`).
     pub netns: u64,
     /// `comm`: settable by the process; a convenience, never a security attribute.
     pub command: String,
+    /// Its executable, as its mount namespace names it; `None` when it had ended by the time of accept().
+    pub executable: Option<String>,
     /// The address that the client dialled before steering.
-    pub original: Option<(Ipv4Addr, u16)>,
+    pub original: Option<SocketAddr>,
     /// Steered here, as opposed to dialled directly.
     pub steered: bool,
 }

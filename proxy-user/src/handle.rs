@@ -275,6 +275,11 @@ impl Handler {
         })
     }
 
+    /// The store, for what it says about steering.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
     /// The process's metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics

@@ -49,7 +49,7 @@ fn a_client_without_a_route_is_steered_and_attested() {
     assert_eq!((process.uid, process.gid), (0, 0));
     assert_eq!(process.command, own_command());
     assert_eq!(process.cgroup.as_deref(), Some(own_cgroup().as_str()));
-    assert_eq!(process.original, Some((*SERVICE.ip(), SERVICE.port())));
+    assert_eq!(process.original, Some(SERVICE.into()));
     assert!(process.steered);
     assert_eq!(Some(process.netns), setup.netns());
 
@@ -86,7 +86,7 @@ fn direct_and_mapped_clients_are_attested_too() {
 
     let _direct = dial(OWN).expect("direct");
     let process = accept(&setup, &listener).1.expect("attested");
-    assert_eq!((process.steered, process.original), (false, Some((*OWN.ip(), OWN.port()))));
+    assert_eq!((process.steered, process.original), (false, Some(OWN.into())));
     assert_eq!(process.pid, std::process::id());
 
     let _loopback = dial(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10261)).expect("loopback");
@@ -95,7 +95,7 @@ fn direct_and_mapped_clients_are_attested_too() {
 
     let _mapped = dial_mapped(SERVICE).expect("IPv4-mapped, as Java dials");
     let process = accept(&setup, &listener).1.expect("attested");
-    assert_eq!((process.steered, process.original), (true, Some((*SERVICE.ip(), SERVICE.port()))));
+    assert_eq!((process.steered, process.original), (true, Some(SERVICE.into())));
 
     let _mapped_direct = dial_mapped(OWN).expect("IPv4-mapped and direct");
     let process = accept(&setup, &listener).1.expect("attested");

@@ -151,7 +151,11 @@ fn wrong_usage_is_exit_code_2_and_names_the_way_out() {
         ("--lb-mode=round-robin", "rr"),
         ("--proxy-port=10268", "own"),
         ("--min-request-timeout=0s", "more than zero"),
-        ("--steer=kubernetes", "10.96.0.1:443"),
+        ("--steer=kubernetes:443", "10.96.0.1:443"),
+        ("--steer-only=kubelet", "command:NAME"),
+        ("--steer-except=uid:root", "number"),
+        ("--steer-pods=all", "annotated"),
+        ("--uplink=a/b", "interface name"),
         ("--enable-dummy-if=perhaps", "true nor false"),
         ("surprise", "surprise"),
     ] {

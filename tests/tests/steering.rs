@@ -52,7 +52,7 @@ fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
     let me = i64::from(std::process::id());
     let mine = callers.iter().find(|c| c["process"]["pid"] == me && c["process"]["steered"] == true);
     let mine = mine.unwrap_or_else(|| panic!("hublet status names the caller: {status:#}"));
-    assert_eq!(mine["process"]["original"][0], "10.96.0.1");
+    assert_eq!(mine["process"]["original"], "10.96.0.1:443");
 
     assert!(site.daemon.stop()?.success());
     assert_eq!(real.get("/version")?.status, 200, "and so after a clean end");

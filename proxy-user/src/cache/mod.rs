@@ -11,6 +11,7 @@ pub mod observe;
 pub mod op;
 pub mod pages;
 pub mod record;
+pub mod steering;
 pub mod store;
 
 #[cfg(test)]
@@ -64,6 +65,14 @@ impl Cache {
             // A writer that can't keep up (a failing disk) must not make readers hang: they get what is there.
             let _ = Box::pin(tokio::time::timeout(SETTLE, self.ingest.settle())).await;
         }
+        self.store.snapshot()
+    }
+
+    /// A snapshot of what is on disk; what was just seen may be missing.
+    ///
+    /// # Errors
+    /// redb's.
+    pub fn stored(&self) -> Result<Snapshot, StoreError> {
         self.store.snapshot()
     }
 

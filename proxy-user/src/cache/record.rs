@@ -63,6 +63,12 @@ impl<'a> Record<'a> {
         })
     }
 
+    /// A record of nothing but its body.
+    #[cfg(test)]
+    pub(super) fn bare(encoding: Encoding, body: &'a [u8]) -> Self {
+        Self { encoding, version: 1, stored_at: 0, api_version: "", kind: "", uid: "", body, item: (0, 0) }
+    }
+
     /// Appends the object as an item of a list: bare (without kind and apiVersion) in a list of a built-in kind.
     pub fn push_item(&self, out: &mut Vec<u8>, unstructured: bool) {
         let (at, len) = self.item;

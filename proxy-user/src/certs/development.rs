@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
 use super::inspect::Facts;
-use super::{CertsError, DNS_NAMES, ORGANIZATION, Subject, files};
+use super::{CertsError, ORGANIZATION, Subject, files};
 
 const CA_NAME: &str = "hublet development CA";
 
@@ -90,7 +90,8 @@ impl Authority {
     /// A new P-256 key and a certificate for it, as one PEM text.
     pub(super) fn issue(&self, subject: &Subject, now: OffsetDateTime) -> Result<String, CertsError> {
         let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = CertificateParams::new(DNS_NAMES.map(String::from).to_vec())?;
+        let mut params =
+            CertificateParams::new(subject.dns_names().into_iter().map(String::from).collect::<Vec<_>>())?;
         params.subject_alt_names.extend(subject.ips.iter().map(|ip| SanType::IpAddress(*ip)));
         let mut name = DistinguishedName::new();
         name.push(DnType::OrganizationName, ORGANIZATION);

@@ -12,7 +12,7 @@ use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{DNS_NAMES, ORGANIZATION, Subject};
+use super::{ORGANIZATION, Subject};
 
 /// Certificate and key out of one PEM text, or the reason why not, to follow the file's name in a sentence.
 pub(super) fn certified_key(pem: &str) -> Result<CertifiedKey, String> {
@@ -79,14 +79,15 @@ impl Facts {
     pub(super) fn is_for(&self, subject: &Subject) -> bool {
         self.common_name == subject.common_name()
             && self.organizations == [ORGANIZATION]
-            && self.dns.iter().map(String::as_str).eq(BTreeSet::from(DNS_NAMES))
+            && self.dns.iter().map(String::as_str).eq(subject.dns_names())
             && self.ips == subject.ips.iter().copied().collect()
     }
 
     /// Names of the subject that the certificate lacks.
     pub(super) fn lacks(&self, subject: &Subject) -> Vec<String> {
         let ips = subject.ips.iter().filter(|ip| !self.ips.contains(ip)).map(ToString::to_string);
-        let dns = DNS_NAMES.iter().filter(|name| !self.dns.contains(**name)).map(ToString::to_string);
+        let dns =
+            subject.dns_names().into_iter().filter(|name| !self.dns.contains(*name)).map(ToString::to_string);
         ips.chain(dns).collect()
     }
 

@@ -69,8 +69,10 @@ impl CertsError {
 pub(crate) struct Subject {
     /// The node: CN is `system:node:NODE`, O is `system:nodes` and nothing else (YurtHub's approver insists).
     pub(crate) node: String,
-    /// IP addresses, besides [`DNS_NAMES`].
+    /// IP addresses.
     pub(crate) ips: Vec<std::net::IpAddr>,
+    /// DNS names besides [`DNS_NAMES`].
+    pub(crate) dns: Vec<String>,
 }
 
 /// The names under which pods know the API server.
@@ -82,5 +84,9 @@ const ORGANIZATION: &str = "system:nodes";
 impl Subject {
     fn common_name(&self) -> String {
         format!("system:node:{}", self.node)
+    }
+
+    fn dns_names(&self) -> std::collections::BTreeSet<&str> {
+        DNS_NAMES.into_iter().chain(self.dns.iter().map(String::as_str)).collect()
     }
 }

@@ -7,10 +7,12 @@
 //! beside it in `PKI/dev-server.pem`, so that the store can still be served.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
@@ -38,7 +40,8 @@ impl ResolvesServerCert for Resolver {
 pub struct Certificates {
     mode: BootstrapMode,
     pki: PathBuf,
-    subject: Subject,
+    /// Held while the files are looked at, so that two looks don't issue two certificates.
+    subject: Mutex<Subject>,
     resolver: Arc<Resolver>,
     origin: ArcSwap<Origin>,
 }
@@ -60,10 +63,12 @@ impl Certificates {
     pub fn open(config: &CertsConfig, node: &str, now: OffsetDateTime) -> Result<Self, CertsError> {
         let pki = config.root_dir.join("pki");
         files::private_directory(&pki)?;
-        let subject = Subject { node: node.to_owned(), ips: config.ip_sans.clone() };
+        let subject =
+            Subject { node: node.to_owned(), ips: config.ip_sans.clone(), dns: config.dns_sans.clone() };
         let (key, origin) = choose(config.mode, &pki, &subject, now)?;
         let resolver = Arc::new(Resolver { current: ArcSwap::new(key) });
-        Ok(Self { mode: config.mode, pki, subject, resolver, origin: ArcSwap::from_pointee(origin) })
+        let (subject, origin) = (Mutex::new(subject), ArcSwap::from_pointee(origin));
+        Ok(Self { mode: config.mode, pki, subject, resolver, origin })
     }
 
     /// For the TLS listeners.
@@ -76,7 +81,26 @@ impl Certificates {
     /// # Errors
     /// As [`Certificates::open`]; the certificate in use stays.
     pub fn refresh(&self, now: OffsetDateTime) -> Result<(), CertsError> {
-        let (key, origin) = choose(self.mode, &self.pki, &self.subject, now)?;
+        self.choose_for(&self.subject.lock(), now)
+    }
+
+    /// Makes sure that the certificate is good for this address, too: clients are steered from it. True when it is;
+    /// a certificate that belongs to the cluster stays as it is.
+    ///
+    /// # Errors
+    /// As [`Certificates::open`]; the certificate in use stays.
+    pub fn cover(&self, ip: IpAddr, now: OffsetDateTime) -> Result<bool, CertsError> {
+        let mut subject = self.subject.lock();
+        if !subject.ips.contains(&ip) {
+            subject.ips.push(ip);
+            self.choose_for(&subject, now)?;
+        }
+        let current = self.resolver.current.load();
+        Ok(Facts::of(&current.cert).is_ok_and(|facts| facts.ips.contains(&ip)))
+    }
+
+    fn choose_for(&self, subject: &Subject, now: OffsetDateTime) -> Result<(), CertsError> {
+        let (key, origin) = choose(self.mode, &self.pki, subject, now)?;
         if key.cert != self.resolver.current.load().cert {
             info!(
                 "serving certificate replaced by {}, valid until {}",

@@ -29,6 +29,7 @@ impl Node {
             root_dir: self.directory.path().join("root"),
             organizations: vec!["openyurt:tenant:x".into()],
             ip_sans: self.ips.clone(),
+            dns_sans: vec![],
             node_ip: None,
         };
         Certificates::open(&config, "edge-1", now).expect("certificates")

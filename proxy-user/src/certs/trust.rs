@@ -164,6 +164,7 @@ mod tests {
             root_dir: PathBuf::new(),
             organizations: vec![],
             ip_sans: vec![],
+            dns_sans: vec![],
             node_ip: None,
         };
         cloud_roots(&config).map(|roots| roots.len()).map_err(|error| {

@@ -115,7 +115,7 @@ const FIRST: [&str; 12] = [
 ];
 
 /// Columns for programs only: `-o json` has them.
-const HIDDEN: [&str; 5] = ["process", "gid", "cgroup_id", "netns", "last"];
+const HIDDEN: [&str; 6] = ["process", "gid", "cgroup_id", "netns", "last", "latency"];
 
 /// Rows as a table; an object within a row adds its own columns.
 fn table(rows: &[Value], out: &mut dyn Write) -> io::Result<()> {
@@ -181,7 +181,7 @@ mod tests {
             "ebpf": {"programs": [{"name": "hub_connect4", "id": 7, "attached": "/sys/fs/cgroup"}],
                 "counters": {"steered": 12}},
             "callers": [
-                {"process": {"pid": 42, "uid": 0, "command": "kubelet", "cgroup": null, "original": ["10.96.0.1", 443],
+                {"process": {"pid": 42, "uid": 0, "command": "kubelet", "cgroup": null, "original": "10.96.0.1:443",
                     "netns": 4026531840_u64}, "address": "169.254.2.1:40000", "last": 1},
                 {"process": null, "address": "10.244.0.7:40001", "last": 2},
             ],

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::flags::{Flags, OwnFlags, YurthubFlags};
 use super::{
-    BootstrapMode, CacheConfig, CertsConfig, CloudConfig, Config, ConfigError, DummyConfig, LbMode,
-    ListenConfig, LocalConfig, SetupConfig, server,
+    BootstrapMode, CacheConfig, CertsConfig, CloudConfig, Config, ConfigError, DummyConfig, GuardConfig,
+    LbMode, ListenConfig, LocalConfig, SelectConfig, Server, Services, SetupConfig, server, steer,
 };
 
 /// SO_MARK of our own upstream sockets ("hubl"), which the eBPF programs let pass.
@@ -38,28 +38,60 @@ pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Che
     let mut warnings = ignored.warnings;
     working_mode(&yurthub.working_mode)?;
     let node_name = node_name(yurthub.node_name.as_deref(), env)?;
-    let dummy = dummy(&yurthub)?;
-    let steer = server::steered(&own.steer)?;
+    let setup = setup(&yurthub, &own)?;
+    let dummy = &setup.dummy;
     let (admin, listen) = listeners(&yurthub, &own, dummy.as_ref())?;
+    let cloud = cloud(&yurthub)?;
     warnings.extend(exposed("bind-address", admin.ip()));
     warnings.extend(exposed("bind-proxy-address", listen.plain[0].ip()));
     let certs = certs(&yurthub, &mut warnings)?;
-    let ip_sans = ip_sans(&steer, dummy.as_ref(), [admin.ip(), listen.plain[0].ip()], yurthub.node_ip);
+    let (dns_sans, servers) = servers_as_services(&setup.steer, &cloud.servers);
+    let steered = setup.steer.addresses.iter().map(SocketAddr::ip).chain(servers);
+    let ip_sans = ip_sans(steered, dummy.as_ref(), [admin.ip(), listen.plain[0].ip()], yurthub.node_ip);
     let config = Config {
         node_name,
-        cloud: cloud(&yurthub)?,
+        cloud,
         cache: CacheConfig { dir: yurthub.disk_cache_path, page_cache: page_cache(own.store_page_cache)? },
         local: LocalConfig {
             grant_max_age: positive("grant-max-age", own.grant_max_age)?,
             min_request_timeout: positive("min-request-timeout", yurthub.min_request_timeout)?,
         },
-        setup: SetupConfig { dummy, steer, cgroup: own.cgroup, bpffs: own.bpffs, bpf_log: own.bpf_log },
-        certs: CertsConfig { ip_sans, ..certs },
+        setup,
+        certs: CertsConfig { ip_sans, dns_sans, ..certs },
         listen,
         admin,
         verbosity: yurthub.v,
     };
     Ok(Checked { config, warnings })
+}
+
+fn setup(yurthub: &YurthubFlags, own: &OwnFlags) -> Result<SetupConfig, ConfigError> {
+    for (flag, names) in [("uplink", &own.uplink), ("xdp-uplink", &own.xdp_uplink)] {
+        for name in names {
+            interface_name(flag, name)?;
+        }
+    }
+    Ok(SetupConfig {
+        dummy: dummy(yurthub)?,
+        steer: steer::services(&own.steer)?,
+        select: SelectConfig {
+            only: steer::selections("steer-only", &own.steer_only)?,
+            except: steer::selections("steer-except", &own.steer_except)?,
+            pods: steer::selections("steer-pods", &own.steer_pods)?,
+        },
+        guard: GuardConfig { on: own.guard, uplinks: own.uplink.clone(), xdp: own.xdp_uplink.clone() },
+        getpeername: own.steer_getpeername,
+        cgroup: own.cgroup.clone(),
+        bpffs: own.bpffs.clone(),
+        bpf_log: own.bpf_log,
+    })
+}
+
+/// With `--steer=cloud` clients verify the API servers' own names against our certificate.
+fn servers_as_services(steer: &Services, servers: &[Server]) -> (Vec<String>, Vec<IpAddr>) {
+    let hosts = servers.iter().filter(|_| steer.cloud).map(|server| &server.host);
+    let (ips, names): (Vec<_>, Vec<_>) = hosts.partition(|host| host.parse::<IpAddr>().is_ok());
+    (names.into_iter().cloned().collect(), ips.into_iter().filter_map(|ip| ip.parse().ok()).collect())
 }
 
 fn working_mode(mode: &str) -> Result<(), ConfigError> {
@@ -110,21 +142,7 @@ fn dummy(flags: &YurthubFlags) -> Result<Option<DummyConfig>, ConfigError> {
         return Ok(None);
     }
     let name = &flags.dummy_if_name;
-    let allowed = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
-    if name.len() > 15 {
-        return Err(ConfigError::value(
-            "dummy-if-name",
-            name,
-            "is longer than the 15 characters of an interface name",
-        ));
-    }
-    if name.is_empty() || name == "." || name == ".." || !name.bytes().all(allowed) {
-        return Err(ConfigError::value(
-            "dummy-if-name",
-            name,
-            "is no interface name: write one like hub-dummy0",
-        ));
-    }
+    interface_name("dummy-if-name", name)?;
     let default = match flags.node_ip {
         Some(IpAddr::V6(_)) => IpAddr::V6(DUMMY_V6),
         _ => IpAddr::V4(DUMMY_V4),
@@ -134,6 +152,17 @@ fn dummy(flags: &YurthubFlags) -> Result<Option<DummyConfig>, ConfigError> {
         None => default,
     };
     Ok(Some(DummyConfig { name: name.clone(), ip }))
+}
+
+fn interface_name(flag: &'static str, name: &str) -> Result<(), ConfigError> {
+    let allowed = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
+    if name.len() > 15 {
+        return Err(ConfigError::value(flag, name, "is longer than the 15 characters of an interface name"));
+    }
+    if name.is_empty() || name == "." || name == ".." || !name.bytes().all(allowed) {
+        return Err(ConfigError::value(flag, name, "is no interface name: write one like hub-dummy0"));
+    }
+    Ok(())
 }
 
 fn dummy_ip(text: &str) -> Result<IpAddr, ConfigError> {
@@ -269,19 +298,20 @@ fn certs(flags: &YurthubFlags, warnings: &mut Vec<String>) -> Result<CertsConfig
         root_dir: flags.root_dir.clone(),
         organizations,
         ip_sans: Vec::new(),
+        dns_sans: Vec::new(),
         node_ip: flags.node_ip,
     })
 }
 
 /// What the serving certificate is valid for, each once: `0.0.0.0` is nobody's address.
 fn ip_sans(
-    steer: &[SocketAddr],
+    steered: impl Iterator<Item = IpAddr>,
     dummy: Option<&DummyConfig>,
     bound: [IpAddr; 2],
     node: Option<IpAddr>,
 ) -> Vec<IpAddr> {
     let mut sans = Vec::new();
-    let all = steer.iter().map(SocketAddr::ip).chain(dummy.map(|dummy| dummy.ip)).chain(bound).chain(node);
+    let all = steered.chain(dummy.map(|dummy| dummy.ip)).chain(bound).chain(node);
     for ip in all.filter(|ip| !ip.is_unspecified()) {
         if !sans.contains(&ip) {
             sans.push(ip);

@@ -6,11 +6,13 @@ pub mod duration;
 mod error;
 pub mod flags;
 mod server;
+mod steer;
 #[cfg(test)]
 mod tests;
 
 pub use check::{Checked, UPSTREAM_MARK, checked};
 pub use error::ConfigError;
+pub use steer::{PodSelector, Selector, Services};
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -46,14 +48,48 @@ pub struct Config {
 pub struct SetupConfig {
     /// The link to make and the address on it; `None` with `--enable-dummy-if=false`.
     pub dummy: Option<DummyConfig>,
-    /// API service addresses that host processes dial and that are steered to hublet (`--steer`); empty = off.
-    pub steer: Vec<SocketAddr>,
+    /// API service addresses that are steered to hublet when they are dialled (`--steer`).
+    pub steer: Services,
+    /// Whose calls are steered.
+    pub select: SelectConfig,
+    /// The guard of our addresses.
+    pub guard: GuardConfig,
+    /// getpeername() of steered clients gives the address that they dialled (`--steer-getpeername`).
+    pub getpeername: bool,
     /// The cgroup v2 directory that the programs are attached to; `None` = the v2 root, found by itself.
     pub cgroup: Option<PathBuf>,
     /// Where bpffs is mounted, or is to be mounted by us (`--bpffs`, default /sys/fs/bpf); pins go to `BPFFS/hublet/HASH/`.
     pub bpffs: PathBuf,
     /// aya-log's debug lines of the programs (`--bpf-log`), off by default.
     pub bpf_log: bool,
+}
+
+/// Whose calls are steered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SelectConfig {
+    /// Of the host's processes these only (`--steer-only`); empty = all.
+    pub only: Vec<Selector>,
+    /// But not these (`--steer-except`).
+    pub except: Vec<Selector>,
+    /// Pods, which are not steered otherwise (`--steer-pods`).
+    pub pods: Vec<PodSelector>,
+}
+
+/// The guard of our addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GuardConfig {
+    /// `--guard`.
+    pub on: bool,
+    /// Interfaces that lead out of the node beside those found by themselves (`--uplink`).
+    pub uplinks: Vec<String>,
+    /// Interfaces whose packets XDP looks at (`--xdp-uplink`); uplinks, too.
+    pub xdp: Vec<String>,
+}
+
+impl Default for GuardConfig {
+    fn default() -> Self {
+        Self { on: true, uplinks: Vec::new(), xdp: Vec::new() }
+    }
 }
 
 /// The link-local address and its link.
@@ -91,6 +127,8 @@ pub struct CertsConfig {
     /// IP addresses of the serving certificate: the service addresses steered, the dummy address, the bind
     /// addresses, the node's own.
     pub ip_sans: Vec<IpAddr>,
+    /// DNS names of the serving certificate beside Kubernetes' own: the API servers' with `--steer=cloud`.
+    pub dns_sans: Vec<String>,
     /// `--node-ip`; `None` = found by itself at start.
     pub node_ip: Option<IpAddr>,
 }

@@ -1,14 +1,9 @@
-//! `--server-addr` and `--steer`: texts in, checked addresses out.
-
-use std::net::SocketAddr;
+//! `--server-addr`: texts in, checked addresses out.
 
 use super::{ConfigError, Server};
 
 /// More servers than any control plane has.
 const MAX_SERVERS: usize = 16;
-
-/// As many service addresses as make sense on one node; the eBPF map holds more.
-const MAX_STEERED: usize = 64;
 
 const FLAG: &str = "server-addr";
 
@@ -81,48 +76,6 @@ fn is_host(host: &str) -> bool {
     rustls_pki_types::DnsName::try_from(host).is_ok()
 }
 
-/// The service addresses whose callers are steered; empty for `none`.
-///
-/// # Errors
-/// One that is no `ADDR:PORT`, or `none` beside others.
-pub(super) fn steered(texts: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
-    const FLAG: &str = "steer";
-    let texts: Vec<&str> = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty()).collect();
-    if texts.contains(&"none") {
-        return match texts.len() {
-            1 => Ok(Vec::new()),
-            _ => Err(ConfigError::value(
-                FLAG,
-                texts.join(","),
-                "mixes none with addresses: write one or the other",
-            )),
-        };
-    }
-    let mut steered = Vec::new();
-    for text in texts {
-        let wrong = |reason: &str| Err(ConfigError::value(FLAG, text, reason));
-        let Ok(address) = text.parse::<SocketAddr>() else {
-            return wrong("is no ADDR:PORT: write an IP address and a port, as in 10.96.0.1:443, or none");
-        };
-        if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
-            return wrong(
-                "can't be dialled: write the address and port of an API service, as in 10.96.0.1:443",
-            );
-        }
-        if !steered.contains(&address) {
-            steered.push(address);
-        }
-    }
-    if steered.len() > MAX_STEERED {
-        return Err(ConfigError::value(
-            FLAG,
-            format!("({} addresses)", steered.len()),
-            format!("are too many: at most {MAX_STEERED}"),
-        ));
-    }
-    Ok(steered)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,20 +134,5 @@ mod tests {
         assert!(list(&["", " "]).is_err());
         let many: Vec<String> = (0..17).map(|n| format!("https://a{n}:1")).collect();
         assert!(servers(&many).expect_err("17").to_string().contains("at most 16"));
-    }
-
-    #[test]
-    fn steering_is_addresses_or_none() {
-        let list = |texts: &[&str]| steered(&texts.iter().map(ToString::to_string).collect::<Vec<_>>());
-        assert_eq!(list(&["none"]), Ok(vec![]));
-        assert_eq!(
-            list(&["10.96.0.1:443", "[fd00::1]:443", "10.96.0.1:443"]).map(|l| l.len()),
-            Ok(2),
-            "the same address twice is one"
-        );
-        for wrong in ["10.96.0.1", "10.96.0.1:0", "0.0.0.0:443", "kubernetes:443", "224.0.0.1:443"] {
-            assert!(list(&[wrong]).expect_err(wrong).to_string().contains("10.96.0.1:443"), "{wrong}");
-        }
-        assert!(list(&["none", "10.96.0.1:443"]).expect_err("mixed").to_string().contains("none"));
     }
 }

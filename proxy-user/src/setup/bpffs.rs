@@ -68,6 +68,16 @@ impl Pins {
         }
     }
 
+    /// Removes the pins of all links but these: what an earlier daemon attached and this one doesn't want.
+    pub(super) fn keep_links(&self, keep: &[&Path]) {
+        let Ok(entries) = fs::read_dir(self.layout().join("links")) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if !keep.contains(&path.as_path()) {
+                let _detached = fs::remove_file(path);
+            }
+        }
+    }
+
     /// Removes what a daemon of another version left: its programs would steer a second time.
     pub(super) fn remove_other_layouts(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.ours()) else { return Vec::new() };

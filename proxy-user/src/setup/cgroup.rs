@@ -68,6 +68,19 @@ impl Cgroups {
         }
     }
 
+    /// Where the hierarchy is.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// This process's cgroup, if it is its own: no other process is in it, and it isn't the root.
+    pub(super) fn own(&self) -> Option<u64> {
+        let path = self.root.join(path_of_process("self")?.trim_start_matches('/'));
+        let id = fs::metadata(&path).ok()?.ino();
+        let processes = fs::read_to_string(path.join("cgroup.procs")).ok()?;
+        (id != ROOT_ID && processes.trim() == std::process::id().to_string()).then_some(id)
+    }
+
     /// Is this process in `subtree`? The programs see accepted sockets by the cgroup of the *listening* process.
     pub(super) fn is_inside(&self, subtree: &Path) -> bool {
         let Some(own) = path_of_process("self") else { return false };
@@ -106,6 +119,21 @@ impl Cgroups {
     fn id_of(&self, path: &str) -> Option<u64> {
         fs::metadata(self.root.join(path.trim_start_matches('/'))).ok().map(|meta| meta.ino())
     }
+}
+
+/// The pod's UID in the name of a pod's cgroup: `podUID`, `kubepods-burstable-podUID.slice` (with `_` for `-`). A static
+/// pod's UID is 32 hexadecimal digits.
+pub(super) fn pod_of(name: &str) -> Option<String> {
+    let (_, uid) = name.strip_suffix(".slice").unwrap_or(name).rsplit_once("pod")?;
+    let allowed = |b: u8| b.is_ascii_hexdigit() || matches!(b, b'-' | b'_');
+    (matches!(uid.len(), 32 | 36) && uid.bytes().all(allowed)).then(|| uid.replace('_', "-"))
+}
+
+/// The container's id in the name of its cgroup: 64 hexadecimal digits, as in `cri-containerd-ID.scope`.
+pub(super) fn container_of(name: &str) -> Option<String> {
+    let name = name.strip_suffix(".scope").unwrap_or(name);
+    let id = name.rsplit_once(['-', ':']).map_or(name, |(_, id)| id);
+    (id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
 }
 
 /// `/proc/PID/cgroup`'s v2 line.

@@ -1,21 +1,23 @@
 //! The BPF object in the kernel: loaded, pinned, attached. In: the embedded object, a cgroup, the pins that an
 //! earlier daemon may have left. Out: maps for [`programs`](super::programs); links that live by their pins.
 //!
-//! The only file with `unsafe`: three bpf() calls that aya has no words for, two reads of the kernel's clocks and
+//! The only file with `unsafe`: four bpf() calls that aya has no words for, two reads of the kernel's clocks and
 //! cookies, and the promise that the shared types are plain bytes.
 #![allow(unsafe_code, reason = "bpf() calls that aya lacks; every block says why it is sound")]
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapError};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, Program, ProgramError};
+use aya::programs::{CgroupAttachMode, Program, ProgramError, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use hublet_ebpf::{Shared, maps, programs};
 use nix::libc;
@@ -26,31 +28,34 @@ use super::fallback::{self, Missing};
 /// The object that build.rs embedded; empty in a build without the BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hublet.bpf.o"));
 
-/// The programs in the order of their attachment: identity is handed over before anything is steered. With the
-/// kernel's number of the attach type.
-const ORDER: [(&str, u32, &str); 3] = [
+/// The programs without which nothing is steered, in the order of their attachment: identity is handed over before
+/// anything is steered. With the kernel's number of the attach type.
+const CORE: [(&str, u32, &str); 3] = [
     (programs::SOCKOPS, 3, "sock_ops"),
     (programs::CONNECT4, 10, "connect4"),
     (programs::CONNECT6, 11, "connect6"),
 ];
+/// Those for getpeername().
+const GETPEER: [(&str, u32, &str); 2] =
+    [(programs::GETPEER4, 29, "getpeername4"), (programs::GETPEER6, 30, "getpeername6")];
 
 /// A shared type as aya wants it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(transparent)]
 pub(super) struct Plain<T>(pub(super) T);
 
 // SAFETY: `Shared` is sealed in hublet-ebpf and given to `repr(C)` structs without padding only.
 unsafe impl<T: Shared> aya::Pod for Plain<T> {}
 
-/// One program in the kernel.
+/// One attached program.
 #[derive(Debug)]
 pub(super) struct Loaded {
     /// As bpftool shows it.
     pub(super) name: &'static str,
     /// The kernel's id.
     pub(super) id: u32,
-    /// `connect4` …
-    pub(super) hook: &'static str,
+    /// Where: `connect4 /sys/fs/cgroup`, `sk_lookup`, `xdp eth0` …
+    pub(super) hook: String,
     /// The pin of its link.
     pub(super) pin: Option<PathBuf>,
 }
@@ -61,12 +66,58 @@ pub(super) struct Attach<'a> {
     pub(super) cgroup: BorrowedFd<'a>,
     /// Its id.
     pub(super) cgroup_id: u64,
+    /// Its path.
+    pub(super) cgroup_path: &'a Path,
     /// Where the pins go; `None` = the links end with the process.
     pub(super) pins: Option<&'a Pins>,
-    /// SO_MARK that is never steered.
-    pub(super) mark: u32,
-    /// Drain the programs' debug lines.
-    pub(super) log: bool,
+    /// getpeername(), too.
+    pub(super) getpeername: bool,
+    /// The guard, in this network namespace.
+    pub(super) guard: bool,
+    /// Names and indices of the interfaces for XDP.
+    pub(super) xdp: &'a [(String, u32)],
+}
+
+/// What was attached.
+#[derive(Default)]
+pub(super) struct Attached {
+    /// The programs, one entry a link.
+    pub(super) loaded: Vec<Loaded>,
+    /// The links, where there is no bpffs.
+    pub(super) links: Vec<FdLink>,
+    /// What could not be had of the parts that can be missing: `getpeername`, `guard`, `xdp`.
+    pub(super) off: Vec<(&'static str, Missing)>,
+}
+
+/// A place for one link.
+struct Place<'a> {
+    program: &'static str,
+    /// As in [`Loaded::hook`].
+    hook: String,
+    /// Name of the link's pin.
+    pin: String,
+    target: Target<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    Cgroup { dir: BorrowedFd<'a>, id: u64, kind: u32 },
+    Netns { file: &'a fs::File, inode: u64 },
+    Interface { index: u32 },
+}
+
+impl Target<'_> {
+    /// Is that link here? The words are those of `struct bpf_link_info` behind the common ones.
+    fn is(&self, info: &LinkInfo) -> bool {
+        let words = info.words;
+        match *self {
+            Self::Cgroup { id, kind, .. } => {
+                (u64::from(words[1]) << 32 | u64::from(words[0]), words[2]) == (id, kind)
+            }
+            Self::Netns { inode, .. } => u64::from(words[0]) == inode,
+            Self::Interface { index } => words[0] == index,
+        }
+    }
 }
 
 /// Is there an object at all?
@@ -106,73 +157,138 @@ pub(super) fn map<M: TryFrom<Map, Error = MapError>>(
     M::try_from(map).map_err(|error| missing(name, &error))
 }
 
-/// Loads and attaches the programs: all, or none.
-pub(super) fn attach(object: &mut Ebpf, to: &Attach<'_>) -> Result<(Vec<Loaded>, Vec<FdLink>), Missing> {
-    verify(object)?;
-    let attached = attach_all(object, to);
-    if attached.is_err() {
+/// Loads and attaches the programs: of the core all or none; the others each for itself.
+pub(super) fn attach(object: &mut Ebpf, to: &Attach<'_>) -> Result<Attached, Missing> {
+    let mut attached = Attached::default();
+    let core = in_cgroup(&CORE, to);
+    let done = verify(object, &core).and_then(|()| place_all(object, to.pins, core, &mut attached));
+    if let Err(missing) = done {
         to.pins.inspect(|pins| pins.clear());
+        return Err(missing);
     }
-    attached
+    let netns = fs::File::open("/proc/thread-self/ns/net");
+    let mut extras = vec![];
+    if to.getpeername {
+        extras.push(("getpeername", in_cgroup(&GETPEER, to)));
+    }
+    if let (true, Ok(file)) = (to.guard, &netns) {
+        let inode = file.metadata().map(|meta| meta.ino()).unwrap_or_default();
+        let target = Target::Netns { file, inode };
+        let pin = programs::LOOKUP.into();
+        extras.push((
+            "guard",
+            vec![Place {
+                program: programs::LOOKUP,
+                hook: "sk_lookup, this network namespace".into(),
+                pin,
+                target,
+            }],
+        ));
+    }
+    for (name, index) in to.xdp {
+        let (hook, pin) = (format!("xdp {name}"), format!("{}-{index}", programs::XDP));
+        let target = Target::Interface { index: *index };
+        extras.push(("xdp", vec![Place { program: programs::XDP, hook, pin, target }]));
+    }
+    for (part, places) in extras {
+        let done = verify(object, &places).and_then(|()| place_all(object, to.pins, places, &mut attached));
+        if let Err(missing) = done {
+            attached.off.push((part, missing));
+        }
+    }
+    if let Some(pins) = to.pins {
+        let keep: Vec<_> = attached.loaded.iter().filter_map(|loaded| loaded.pin.as_deref()).collect();
+        pins.keep_links(&keep);
+    }
+    Ok(attached)
 }
 
-/// Loads all programs; nothing is attached before the verifier has passed every one.
-fn verify(object: &mut Ebpf) -> Result<(), Missing> {
-    for (name, ..) in ORDER {
+fn in_cgroup<'a>(programs: &[(&'static str, u32, &str)], to: &Attach<'a>) -> Vec<Place<'a>> {
+    let place = |(program, kind, hook): &(&'static str, u32, &str)| Place {
+        program,
+        hook: format!("{hook} {}", to.cgroup_path.display()),
+        pin: (*program).to_owned(),
+        target: Target::Cgroup { dir: to.cgroup, id: to.cgroup_id, kind: *kind },
+    };
+    programs.iter().map(place).collect()
+}
+
+/// Loads the programs; nothing is attached before the verifier has passed every one.
+fn verify(object: &mut Ebpf, places: &[Place<'_>]) -> Result<(), Missing> {
+    for name in places.iter().map(|place| place.program) {
         let result = match object.program_mut(name).ok_or_else(|| not_in_object(name))? {
             Program::SockOps(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::SkLookup(program) => program.load(),
+            Program::Xdp(program) => program.load(),
             _ => return Err(not_in_object(name)),
         };
-        result.map_err(|error| match error {
+        match result {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
             // EPERM is for want of privileges; the verifier says EACCES or EINVAL.
-            ProgramError::LoadError { io_error, verifier_log }
+            Err(ProgramError::LoadError { io_error, verifier_log })
                 if io_error.raw_os_error() != Some(libc::EPERM) =>
             {
-                Missing::Verifier { program: name, source: io_error, log: verifier_log.to_string() }
+                return Err(Missing::Verifier {
+                    program: name,
+                    source: io_error,
+                    log: verifier_log.to_string(),
+                });
             }
-            error => missing(&format!("loading {name}"), &error),
-        })?;
+            Err(error) => return Err(missing(&format!("loading {name}"), &error)),
+        }
     }
     Ok(())
 }
 
-fn attach_all(object: &mut Ebpf, to: &Attach<'_>) -> Result<(Vec<Loaded>, Vec<FdLink>), Missing> {
-    let (mut loaded, mut links) = (Vec::new(), Vec::new());
-    for (name, kind, hook) in ORDER {
+fn place_all(
+    object: &mut Ebpf,
+    pins: Option<&Pins>,
+    places: Vec<Place<'_>>,
+    attached: &mut Attached,
+) -> Result<(), Missing> {
+    for place in places {
+        let name = place.program;
         let program = object.program_mut(name).ok_or_else(|| not_in_object(name))?;
         let failed = |error: ProgramError| missing(&format!("attaching {name}"), &error);
         let id = program.info().map_err(failed)?.id();
-        match to.pins {
+        let mut pin = None;
+        match pins {
             Some(pins) => {
-                let link = pins.link(name);
+                let link = pins.link(&place.pin);
                 let fresh = pin_program(program, &pins.program(name))
-                    .and_then(|()| replace(program, id, &link, (kind, to.cgroup_id)))
+                    .and_then(|()| replace(program, id, &link, place.target))
                     .map_err(|error| fallback::bpf(format!("pinning {name}"), &error))?;
                 if fresh {
-                    let attached = attach_one(program, to.cgroup).map_err(failed)?;
-                    attached.pin(&link).map_err(|error| missing(&format!("pinning {name}"), &error))?;
+                    let made = attach_one(program, place.target).map_err(failed)?;
+                    made.pin(&link).map_err(|error| missing(&format!("pinning {name}"), &error))?;
                 }
-                loaded.push(Loaded { name, id, hook, pin: Some(link) });
+                pin = Some(link);
             }
-            None => {
-                links.push(attach_one(program, to.cgroup).map_err(failed)?);
-                loaded.push(Loaded { name, id, hook, pin: None });
-            }
+            None => attached.links.push(attach_one(program, place.target).map_err(failed)?),
         }
+        attached.loaded.push(Loaded { name, id, hook: place.hook, pin });
     }
-    Ok((loaded, links))
+    Ok(())
 }
 
 /// A new link. `Single`: aya's `AllowMultiple` is EINVAL for links, which are multi anyway (aya#1078).
-fn attach_one(program: &mut Program, cgroup: BorrowedFd<'_>) -> Result<FdLink, ProgramError> {
-    match program {
-        Program::SockOps(program) => {
-            let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+fn attach_one(program: &mut Program, target: Target<'_>) -> Result<FdLink, ProgramError> {
+    match (program, target) {
+        (Program::SockOps(program), Target::Cgroup { dir, .. }) => {
+            let id = program.attach(dir, CgroupAttachMode::Single)?;
             Ok(program.take_link(id)?.try_into()?)
         }
-        Program::CgroupSockAddr(program) => {
-            let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+        (Program::CgroupSockAddr(program), Target::Cgroup { dir, .. }) => {
+            let id = program.attach(dir, CgroupAttachMode::Single)?;
+            Ok(program.take_link(id)?.try_into()?)
+        }
+        (Program::SkLookup(program), Target::Netns { file, .. }) => {
+            let id = program.attach(file)?;
+            Ok(program.take_link(id)?.into())
+        }
+        (Program::Xdp(program), Target::Interface { index }) => {
+            let id = program.attach(index, XdpMode::default())?;
             Ok(program.take_link(id)?.try_into()?)
         }
         _ => Err(ProgramError::UnexpectedProgramType),
@@ -189,14 +305,14 @@ fn pin_program(program: &mut Program, path: &Path) -> io::Result<()> {
 
 /// Puts our program into the link that is pinned at `path`, atomically: no connect in between is missed. True
 /// when there is none that fits (same hook, same cgroup), so that a new one is due; one that doesn't fit goes.
-fn replace(program: &Program, id: u32, path: &Path, fits: (u32, u64)) -> io::Result<bool> {
+fn replace(program: &Program, id: u32, path: &Path, target: Target<'_>) -> io::Result<bool> {
     let link = match object_get(path) {
         Ok(link) => link,
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(true),
         Err(error) => return Err(error),
     };
     let found = link_info(&link)?;
-    if (found.attach_type, found.cgroup_id) == fits {
+    if target.is(&found) {
         let program = program.fd().map_err(io::Error::other)?;
         link_update(&link, program.as_fd())?;
         // The kernel takes a connect6 program for a connect4 link without a word: look again.
@@ -206,6 +322,33 @@ fn replace(program: &Program, id: u32, path: &Path, fits: (u32, u64)) -> io::Res
     }
     fs::remove_file(path)?;
     Ok(true)
+}
+
+/// Names of the programs that see a connect() of an IPv4 socket in this cgroup before ours: what they rewrite, ours
+/// doesn't see. Those of cgroups below run earlier, too, and aren't looked for.
+pub(super) fn before_ours(cgroup: BorrowedFd<'_>, ours: &[Loaded]) -> io::Result<Vec<String>> {
+    const MAX: usize = 64;
+    let (name, kind, _) = CORE[1];
+    let Some(own) = ours.iter().find(|loaded| loaded.name == name) else { return Ok(Vec::new()) };
+    let mut ids = [0u32; MAX];
+    let attr = ProgramQuery {
+        target: cgroup.as_raw_fd().unsigned_abs(),
+        kind,
+        ids: ids.as_mut_ptr() as u64,
+        count: u32::try_from(MAX).unwrap_or_default(),
+        ..ProgramQuery::default()
+    };
+    let attr = Cell::new(attr);
+    bpf(BPF_PROG_QUERY, &attr)?;
+    let count = usize::try_from(attr.get().count).unwrap_or_default().min(MAX);
+    let earlier: Vec<u32> = ids[..count].iter().copied().take_while(|id| *id != own.id).collect();
+    let name = |id: &u32| {
+        let found = aya::programs::loaded_programs().flatten().find(|program| program.id() == *id);
+        found
+            .and_then(|program| program.name_as_str().map(str::to_owned))
+            .unwrap_or_else(|| format!("program {id}"))
+    };
+    Ok(earlier.iter().map(name).collect())
 }
 
 fn not_in_object(name: &str) -> Missing {
@@ -257,18 +400,31 @@ pub(super) fn netns_cookie() -> io::Result<u64> {
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
-/// `struct bpf_link_info` of a cgroup link.
+/// `struct bpf_link_info`: what all kinds of links have, and the words of ours.
 #[repr(C)]
 #[derive(Default)]
-struct CgroupLinkInfo {
+struct LinkInfo {
     kind: u32,
     id: u32,
     prog_id: u32,
     _pad: u32,
-    cgroup_id: u64,
-    attach_type: u32,
+    /// cgroup: id (two words), attach type. Network namespace: inode, attach type. XDP: ifindex.
+    words: [u32; 4],
+}
+
+/// Of `union bpf_attr`; the kernel writes the count.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ProgramQuery {
+    target: u32,
+    kind: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
     _end: u32,
 }
 
@@ -286,15 +442,15 @@ fn object_get(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) })
 }
 
-fn link_info(link: &OwnedFd) -> io::Result<CgroupLinkInfo> {
+fn link_info(link: &OwnedFd) -> io::Result<LinkInfo> {
     #[repr(C)]
     struct Attr {
         fd: u32,
         length: u32,
         info: u64,
     }
-    const _: () = assert!(offset_of!(CgroupLinkInfo, cgroup_id) == 16 && size_of::<CgroupLinkInfo>() == 32);
-    let mut info = CgroupLinkInfo::default();
+    const _: () = assert!(offset_of!(LinkInfo, words) == 16 && size_of::<LinkInfo>() == 32);
+    let mut info = LinkInfo::default();
     let attr = Attr { fd: link.as_raw_fd().unsigned_abs(), length: 32, info: &raw mut info as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
     Ok(info)
@@ -314,7 +470,7 @@ fn link_update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
 
 /// One bpf() call; `attr` must be what the command takes.
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
-    // SAFETY: called by the three functions above only, each with the struct of its command; what the structs
+    // SAFETY: called by the functions of this file only, each with the struct of its command; what the structs
     // point to outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

@@ -104,6 +104,11 @@ impl Interface {
         Ok(Self { owner: own(&wish.name), node, state, repair, connection })
     }
 
+    /// The link that carries the address.
+    pub(super) fn link(&self) -> String {
+        self.state.lock().link.clone()
+    }
+
     /// `hub-dummy0 (bridge) 169.254.2.1/32`.
     pub(super) fn describe(&self) -> String {
         let state = self.state.lock();
@@ -322,7 +327,8 @@ fn state_of(link: &LinkMessage) -> State {
     }
 }
 
-fn name_of(link: &LinkMessage) -> String {
+/// Its name.
+pub(super) fn name_of(link: &LinkMessage) -> String {
     let name = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
@@ -330,17 +336,25 @@ fn name_of(link: &LinkMessage) -> String {
     name.unwrap_or_default()
 }
 
-fn kind_of(link: &LinkMessage) -> String {
+/// What `ip -d link` calls it; none for a network card.
+pub(super) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
     let infos = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
     });
-    let kind = infos.into_iter().flatten().find_map(|info| match info {
-        LinkInfo::Kind(InfoKind::Other(other)) => Some(other.clone()),
-        LinkInfo::Kind(kind) => Some(kind.to_string()),
+    infos.into_iter().flatten().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
         _ => None,
-    });
-    kind.unwrap_or_else(|| if name_of(link) == "lo" { "loopback".into() } else { "device".into() })
+    })
+}
+
+fn kind_of(link: &LinkMessage) -> String {
+    match info_kind(link) {
+        Some(InfoKind::Other(other)) => other.clone(),
+        Some(kind) => kind.to_string(),
+        None if name_of(link) == "lo" => "loopback".into(),
+        None => "device".into(),
+    }
 }
 
 fn errno(error: &rtnetlink::Error) -> Option<Errno> {

@@ -1,24 +1,27 @@
-//! What the daemon says to its programs and hears from them. In: a listener, service addresses, heartbeats, an
-//! accepted socket. Out: map entries; who called; counters. Holds map descriptors only: the links live by their
-//! pins ([`ebpf`]), so that they outlast a crash and go when the pins are removed.
+//! What the daemon says to its programs and hears from them. In: listeners, services, selections, interfaces,
+//! heartbeats, an accepted socket. Out: map entries; who called; counters. Holds map descriptors only: the links live
+//! by their pins ([`ebpf`]), so that they outlast a crash and go when the pins are removed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage, SockMap};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, SkStorage, SockMap};
 use aya::programs::links::FdLink;
 use hublet_ebpf::{
-    CONFIG_STEER, Config, Decision, Ident, PROTO_TCP, SERVICE_OWN, SERVICE_STEER, Service, ServiceKey, Stats,
-    maps,
+    Address, Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision,
+    Ident, MAX_PORTS, PROTO_TCP, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER, SelectKey, Service, ServiceKey,
+    Stats, maps,
 };
 use nix::libc;
 use parking_lot::Mutex;
 
 use super::ebpf::{self, Attach, Loaded, Plain, map, missing};
 use super::fallback::{self, Missing};
+use super::select::Entries;
 
 /// How long a heartbeat holds; steering stops this long after the serving runtime's last proof of life.
 pub(super) const HEARTBEAT_TTL: Duration = Duration::from_secs(3);
@@ -28,7 +31,9 @@ pub(super) struct Programs {
     control: Mutex<Control>,
     ident: SkStorage<MapData, Plain<Ident>>,
     stats: PerCpuArray<MapData, Plain<Stats>>,
+    audit: PerCpuHashMap<MapData, Plain<AuditKey>, Plain<Audit>>,
     loaded: Vec<Loaded>,
+    off: Vec<(&'static str, Missing)>,
     /// Without bpffs the links live by these.
     _links: Vec<FdLink>,
     /// aya-log's reader, which ends with us.
@@ -45,65 +50,96 @@ impl std::fmt::Debug for Programs {
     }
 }
 
+/// How the programs know the daemon's own sockets.
+pub(super) struct Own {
+    /// SO_MARK; 0 = none.
+    pub(super) mark: u32,
+    /// The daemon's cgroup, when nobody else is in it; 0 = none.
+    pub(super) cgroup: u64,
+}
+
 /// The maps that the daemon writes.
 struct Control {
     config: Config,
     config_map: Array<MapData, Plain<Config>>,
     services: HashMap<MapData, Plain<ServiceKey>, Plain<Service>>,
     listen: SockMap<MapData>,
+    select: HashMap<MapData, Plain<SelectKey>, u32>,
+    commands: HashMap<MapData, [u8; 16], u32>,
+    ifaces: HashMap<MapData, u32, u32>,
+    /// Our listeners, and what pods may reach of them.
+    own: BTreeMap<SocketAddr, u32>,
+    /// Where services are steered to.
+    target: Option<SocketAddr>,
+    steered: BTreeSet<SocketAddr>,
 }
 
 impl Programs {
     /// Loads and attaches everything, switched off. Takes over the maps and links that a dead daemon left.
-    pub(super) fn load(to: &Attach<'_>) -> Result<Self, Missing> {
+    pub(super) fn load(to: &Attach<'_>, own: &Own, log: bool) -> Result<Self, Missing> {
         let netns =
             ebpf::netns_cookie().map_err(|error| fallback::bpf("asking for the netns cookie", &error))?;
         let mut object = ebpf::load(to.pins)?;
-        let mut control = control(&mut object, netns, to.mark)?;
+        let mut control = control(&mut object, netns, own)?;
         control.reset().map_err(|error| missing("writing the maps", &error))?;
         let ident = map(&mut object, maps::IDENT)?;
         let stats = map(&mut object, maps::STATS)?;
+        let audit = map(&mut object, maps::AUDIT)?;
         #[cfg(feature = "bpf-log")]
-        let log = to.log.then(|| super::log::Drain::start(&mut object)).flatten();
+        let log = log.then(|| super::log::Drain::start(&mut object)).flatten();
         #[cfg(not(feature = "bpf-log"))]
-        let _ = to.log;
-        let (loaded, links) = ebpf::attach(&mut object, to)?;
+        let _ = log;
+        let attached = ebpf::attach(&mut object, to)?;
         Ok(Self {
             control: Mutex::new(control),
             ident,
             stats,
-            loaded,
-            _links: links,
+            audit,
+            loaded: attached.loaded,
+            off: attached.off,
+            _links: attached.links,
             #[cfg(feature = "bpf-log")]
             _log: log,
         })
     }
 
-    /// Connections to `own`, a listener of ours, are attested.
-    pub(super) fn attest(&self, own: SocketAddrV4) -> io::Result<()> {
-        self.control
-            .lock()
-            .put(own, Service { ip: own.ip().octets(), port: own.port(), slot: 0, flags: SERVICE_OWN })
+    /// Connections to `own`, a listener of ours, are attested; pods may reach it only with `pods`.
+    pub(super) fn attest(&self, own: SocketAddr, pods: bool) -> io::Result<()> {
+        self.control.lock().attest(own, pods)
     }
 
-    /// Steers `services` to the listener at `own`.
-    pub(super) fn steer(
-        &self,
-        listener: BorrowedFd<'_>,
-        own: SocketAddrV4,
-        services: &[SocketAddrV4],
-    ) -> io::Result<()> {
+    /// Steers to the listener at `own`: what [`Programs::services`] names.
+    pub(super) fn steer(&self, listener: BorrowedFd<'_>, own: SocketAddr) -> io::Result<()> {
         let mut control = self.control.lock();
-        let to = Service { ip: own.ip().octets(), port: own.port(), slot: 0, flags: SERVICE_STEER };
-        for service in services {
-            control.put(*service, to)?;
-        }
-        control.put(own, Service { flags: SERVICE_OWN, ..to })?;
+        control.attest(own, true)?;
+        control.target = Some(own);
+        control.config.proxy = address(own.ip());
         control.listen.set(0, &listener, 0).map_err(io_error)?;
-        if !services.is_empty() {
-            control.config.flags |= CONFIG_STEER;
-        }
+        let steered = control.steered.clone();
+        control.services(&steered)?;
         control.beat()
+    }
+
+    /// These services are steered from now on, and no others. Gives back those that can't be: of the other address
+    /// family than our listener, or on one port too many.
+    pub(super) fn services(&self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
+        self.control.lock().services(services)
+    }
+
+    /// Who is steered.
+    pub(super) fn select(&self, entries: &Entries) -> io::Result<()> {
+        self.control.lock().select(entries)
+    }
+
+    /// Interfaces that the guard knows, with their kinds; switches it on.
+    pub(super) fn guard(&self, ifaces: &[(u32, u32)]) -> io::Result<()> {
+        let mut control = self.control.lock();
+        replace(&mut control.ifaces, ifaces)?;
+        if control.config.flags & CONFIG_GUARD == 0 {
+            control.config.flags |= CONFIG_GUARD;
+            control.write()?;
+        }
+        Ok(())
     }
 
     /// Proves that the daemon serves.
@@ -114,6 +150,7 @@ impl Programs {
     /// Switches steering off; attested listeners stay attested.
     pub(super) fn stop(&self) -> io::Result<()> {
         let mut control = self.control.lock();
+        control.target = None;
         control.config.flags &= !CONFIG_STEER;
         control.write()?;
         match control.listen.clear_index(&0).map_err(io_error) {
@@ -125,6 +162,13 @@ impl Programs {
     /// Is steering switched on (whatever the guards say)?
     pub(super) fn is_steering(&self) -> bool {
         self.control.lock().config.flags & CONFIG_STEER != 0
+    }
+
+    /// What is steered now, and what is not because it is of another address family than our listener.
+    pub(super) fn steered(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        let control = self.control.lock();
+        let family = control.target.map(|target| target.is_ipv4());
+        control.steered.iter().partition(|service| family.is_none_or(|v4| service.is_ipv4() == v4))
     }
 
     /// Who is at the other end of an accepted socket.
@@ -142,15 +186,53 @@ impl Programs {
         Decision::ALL.iter().map(|decision| (decision.name(), sum(*decision))).collect()
     }
 
+    /// The audit: every caller and service, summed over the CPUs.
+    pub(super) fn audit(&self) -> Vec<(AuditKey, Audit)> {
+        audit(&self.audit)
+    }
+
     /// Cookie of the network namespace that is steered.
     pub(super) fn netns(&self) -> u64 {
         self.control.lock().config.netns
+    }
+
+    /// Parts that could not even be tried.
+    pub(super) fn miss(&mut self, parts: Vec<(&'static str, Missing)>) {
+        self.off.extend(parts);
     }
 
     /// The programs.
     pub(super) fn loaded(&self) -> &[Loaded] {
         &self.loaded
     }
+
+    /// Parts that could not be had, and why.
+    pub(super) fn off(&self) -> &[(&'static str, Missing)] {
+        &self.off
+    }
+}
+
+/// Sums a map of the audit over the CPUs.
+pub(super) fn audit(map: &PerCpuHashMap<MapData, Plain<AuditKey>, Plain<Audit>>) -> Vec<(AuditKey, Audit)> {
+    let sum = |cpus: aya::maps::PerCpuValues<Plain<Audit>>| {
+        cpus.iter().fold(Audit::default(), |mut sum, Plain(part)| {
+            sum.steered += part.steered;
+            sum.direct += part.direct;
+            sum.passed += part.passed;
+            sum.stale += part.stale;
+            sum.dead += part.dead;
+            sum.established += part.established;
+            sum.closed += part.closed;
+            sum.bytes_up += part.bytes_up;
+            sum.bytes_down += part.bytes_down;
+            sum.retransmits += part.retransmits;
+            sum.latency_us += part.latency_us;
+            sum.latency.iter_mut().zip(part.latency).for_each(|(sum, part)| *sum += part);
+            sum
+        })
+    };
+    // An entry may go while we look: it is the least recently used one.
+    map.iter().flatten().map(|(Plain(key), cpus)| (key, sum(cpus))).collect()
 }
 
 impl Control {
@@ -163,9 +245,70 @@ impl Control {
         Ok(())
     }
 
-    fn put(&mut self, at: SocketAddrV4, service: Service) -> io::Result<()> {
-        let key = ServiceKey { ip: at.ip().octets(), port: at.port(), proto: PROTO_TCP, zero: 0 };
-        self.services.insert(&Plain(key), &Plain(service), 0).map_err(io_error)
+    fn attest(&mut self, own: SocketAddr, pods: bool) -> io::Result<()> {
+        let flags = SERVICE_OWN | if pods { SERVICE_PODS } else { 0 };
+        self.own.insert(own, flags);
+        self.ports()?;
+        self.put(own, Service { ip: address(own.ip()), port: own.port(), slot: 0, flags })
+    }
+
+    fn services(&mut self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
+        let before = std::mem::replace(&mut self.steered, services.clone());
+        let Some(target) = self.target else { return Ok(()) };
+        self.ports()?;
+        let to = Service { ip: address(target.ip()), port: target.port(), slot: 0, flags: SERVICE_STEER };
+        let mut any = false;
+        for service in services {
+            if service.is_ipv4() == target.is_ipv4() && !self.own.contains_key(service) {
+                self.put(*service, to)?;
+                any = true;
+            }
+        }
+        for gone in before.difference(services) {
+            let _was_not_there = self.services.remove(&Plain(key(*gone)));
+        }
+        let flags = self.config.flags & !CONFIG_STEER | if any { CONFIG_STEER } else { 0 };
+        if flags != self.config.flags {
+            self.config.flags = flags;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Tells the programs which ports to look at, before anything is on them.
+    fn ports(&mut self) -> io::Result<()> {
+        let ports: BTreeSet<u16> = self.own.keys().chain(&self.steered).map(SocketAddr::port).collect();
+        if ports.len() > MAX_PORTS {
+            return Err(io::Error::other(format!(
+                "services and listeners are on {} different ports, and {MAX_PORTS} are possible",
+                ports.len()
+            )));
+        }
+        let mut all = [0; MAX_PORTS];
+        all.iter_mut().zip(ports).for_each(|(slot, port)| *slot = port);
+        if all != self.config.ports {
+            self.config.ports = all;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn select(&mut self, entries: &Entries) -> io::Result<()> {
+        let keys = entries.keys.iter().map(|(key, verdict)| (Plain(*key), *verdict));
+        replace(&mut self.select, &keys.collect::<Vec<_>>())?;
+        replace(&mut self.commands, &entries.commands)?;
+        let wanted =
+            if entries.only { CONFIG_SELECTED } else { 0 } | if entries.pods { CONFIG_PODS } else { 0 };
+        let flags = self.config.flags & !(CONFIG_SELECTED | CONFIG_PODS) | wanted;
+        if flags != self.config.flags {
+            self.config.flags = flags;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, at: SocketAddr, service: Service) -> io::Result<()> {
+        self.services.insert(&Plain(key(at)), &Plain(service), 0).map_err(io_error)
     }
 
     fn beat(&mut self) -> io::Result<()> {
@@ -178,13 +321,52 @@ impl Control {
     }
 }
 
-fn control(object: &mut Ebpf, netns: u64, bypass_mark: u32) -> Result<Control, Missing> {
+/// Makes a map hold exactly these entries: new ones first, so that nobody is forgotten meanwhile.
+fn replace<K: aya::Pod + PartialEq>(
+    map: &mut HashMap<MapData, K, u32>,
+    wanted: &[(K, u32)],
+) -> io::Result<()> {
+    for (key, value) in wanted {
+        map.insert(key, value, 0).map_err(io_error)?;
+    }
+    for key in map.keys().flatten().collect::<Vec<_>>() {
+        if !wanted.iter().any(|(wanted, _)| *wanted == key) {
+            let _gone = map.remove(&key);
+        }
+    }
+    Ok(())
+}
+
+fn key(at: SocketAddr) -> ServiceKey {
+    ServiceKey { ip: address(at.ip()), port: at.port(), proto: PROTO_TCP, zero: 0 }
+}
+
+/// As the maps hold it.
+pub(super) fn address(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(ip) => Address::v4(ip.octets()),
+        IpAddr::V6(ip) => Address::v6(ip.octets()),
+    }
+}
+
+/// Out of a map; an IPv4-mapped address is an IPv4 one.
+pub(super) fn ip(address: Address) -> IpAddr {
+    IpAddr::from(address.bytes()).to_canonical()
+}
+
+fn control(object: &mut Ebpf, netns: u64, own: &Own) -> Result<Control, Missing> {
     let ttl_ns = u64::try_from(HEARTBEAT_TTL.as_nanos()).unwrap_or(u64::MAX);
     Ok(Control {
-        config: Config { heartbeat_ns: 0, ttl_ns, netns, flags: 0, bypass_mark },
+        config: Config { ttl_ns, netns, own_cgroup: own.cgroup, bypass_mark: own.mark, ..Config::default() },
         config_map: map(object, maps::CONFIG)?,
         services: map(object, maps::SERVICES)?,
         listen: map(object, maps::LISTEN)?,
+        select: map(object, maps::SELECT)?,
+        commands: map(object, maps::SELECT_CMD)?,
+        ifaces: map(object, maps::IFACES)?,
+        own: BTreeMap::new(),
+        target: None,
+        steered: BTreeSet::new(),
     })
 }
 

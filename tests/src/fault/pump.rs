@@ -136,7 +136,10 @@ async fn give(
     let (mut setting, mut budget) = (0, 0);
     let counter = if direction == Direction::Up { &counters.up } else { &counters.down };
     while let Some((due, mut piece)) = pieces.recv().await {
-        sleep_until(due).await;
+        // tokio's clock ticks in milliseconds: even a moment that is past would cost one or two.
+        if due > Instant::now() {
+            sleep_until(due).await;
+        }
         while !piece.is_empty() {
             let now =
                 *state.wait_for(|state| !state.fault.holds(direction)).await.map_err(|_| End::Broken)?;

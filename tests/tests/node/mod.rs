@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hublet::client::Process;
-use hublet::config::{DummyConfig, SetupConfig};
+use hublet::config::{DummyConfig, GuardConfig, SelectConfig, Services, SetupConfig};
 use hublet::setup::{Part, Setup};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -102,7 +102,10 @@ impl Node {
 pub fn config(bpffs: &Path) -> SetupConfig {
     SetupConfig {
         dummy: Some(DummyConfig { name: "hub-dummy0".into(), ip: IpAddr::V4(*OWN.ip()) }),
-        steer: vec![SERVICE.into()],
+        steer: Services { addresses: vec![SERVICE.into()], ..Services::default() },
+        select: SelectConfig::default(),
+        guard: GuardConfig::default(),
+        getpeername: false,
         cgroup: None,
         bpffs: bpffs.to_path_buf(),
         bpf_log: false,

@@ -12,10 +12,34 @@ use crate::config::duration;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "hublet's own")]
 pub struct OwnFlags {
-    /// Service addresses that host processes dial and that eBPF steers to hublet, or `none`
+    /// What callers dial and eBPF steers to hublet: addresses, `kubernetes` (the Service's ClusterIP, as soon as it is
+    /// known), `cloud` (the API servers' own addresses), or `none`
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', action = ArgAction::Append,
-        default_value = "10.96.0.1:443")]
+        default_value = "10.96.0.1:443,kubernetes")]
     pub steer: Vec<String>,
+    /// Of the host's processes steer these only: cgroup:PATH, uid:NUMBER, command:NAME
+    #[arg(long, value_name = "SELECTION", value_delimiter = ',', action = ArgAction::Append)]
+    pub steer_only: Vec<String>,
+    /// Do not steer these: cgroup:PATH, uid:NUMBER, command:NAME
+    #[arg(long, value_name = "SELECTION", value_delimiter = ',', action = ArgAction::Append)]
+    pub steer_except: Vec<String>,
+    /// Pods to steer: annotated (hublet.io/steer: "true" on the pod or its namespace), cgroup:PATH, netns:COOKIE, or none
+    #[arg(long, value_name = "SELECTION", value_delimiter = ',', action = ArgAction::Append, default_value = "annotated")]
+    pub steer_pods: Vec<String>,
+    /// getpeername() of steered clients gives the address that they dialled
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, value_parser = go_bool, action = ArgAction::Set)]
+    pub steer_getpeername: bool,
+    /// Refuse packets of uplinks to our addresses, and pods on ports that are not for them (eBPF, Linux 5.17)
+    #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, value_parser = go_bool, action = ArgAction::Set)]
+    pub guard: bool,
+    /// Interfaces that lead out of the node, beside those that the guard finds by itself
+    #[arg(long, value_name = "INTERFACE", value_delimiter = ',', action = ArgAction::Append)]
+    pub uplink: Vec<String>,
+    /// Uplinks whose packets to our addresses are dropped by XDP already
+    #[arg(long, value_name = "INTERFACE", value_delimiter = ',', action = ArgAction::Append)]
+    pub xdp_uplink: Vec<String>,
     /// Where bpffs is mounted, or is to be mounted
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,

@@ -1,0 +1,75 @@
+//! Who is steered. In: the calling task, the network namespace of its socket. Out: why it is not, or nothing.
+//!
+//! Processes of the host are steered unless a selection excepts them, or (with `CONFIG_SELECTED`) unless one names
+//! them. Processes in other network namespaces, pods, are steered only when one names them. An exception wins.
+
+use aya_ebpf::btf_maps::HashMap;
+use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
+use aya_ebpf::macros::btf_map;
+use hublet_ebpf::{
+    COMM_LEN, CONFIG_PODS, CONFIG_SELECTED, Config, Decision, MAX_COMMANDS, MAX_LEVELS, MAX_SELECT,
+    SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID, SelectKey, VERDICT_EXCEPT, VERDICT_STEER,
+};
+
+#[btf_map]
+static HUB_SELECT: HashMap<SelectKey, u32, MAX_SELECT> = HashMap::new();
+#[btf_map]
+static HUB_SELECT_CMD: HashMap<[u8; COMM_LEN], u32, MAX_COMMANDS> = HashMap::new();
+
+/// `None`: this caller may be steered.
+#[inline(always)]
+pub(crate) fn refuses(config: &Config, netns: u64) -> Option<Decision> {
+    // SAFETY: a helper without arguments.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    if config.own_cgroup != 0 && cgroup == config.own_cgroup {
+        return Some(Decision::OwnCgroup);
+    }
+    let host = netns == config.netns;
+    if !host && config.flags & CONFIG_PODS == 0 {
+        return Some(Decision::OtherNetns);
+    }
+    let mut verdicts = subtree(if host { SELECT_CGROUP } else { SELECT_POD_CGROUP });
+    if host {
+        verdicts |= verdict(SELECT_UID, u64::from(bpf_get_current_uid_gid() as u32)) | command();
+    } else {
+        verdicts |= verdict(SELECT_POD_NETNS, netns);
+    }
+    if verdicts & VERDICT_EXCEPT != 0 {
+        return Some(Decision::NotSelected);
+    }
+    if verdicts & VERDICT_STEER != 0 || (host && config.flags & CONFIG_SELECTED == 0) {
+        return None;
+    }
+    Some(if host { Decision::NotSelected } else { Decision::OtherNetns })
+}
+
+/// The verdicts on the task's cgroup and on those above it, but for the root.
+#[inline(always)]
+fn subtree(kind: u32) -> u32 {
+    let mut verdicts = 0;
+    for level in 1..=MAX_LEVELS {
+        // SAFETY: a helper that reads the current task.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if id == 0 {
+            break;
+        }
+        verdicts |= verdict(kind, id);
+    }
+    verdicts
+}
+
+#[inline(always)]
+fn verdict(kind: u32, value: u64) -> u32 {
+    let key = SelectKey { value, kind, zero: 0 };
+    // SAFETY: a whole word, replaced as a whole.
+    unsafe { HUB_SELECT.get(&key) }.copied().unwrap_or(0)
+}
+
+/// By the task's name, which a process sets as it likes: a convenience, never a security attribute.
+#[inline(always)]
+fn command() -> u32 {
+    let Ok(name) = bpf_get_current_comm() else { return 0 };
+    // SAFETY: as above.
+    unsafe { HUB_SELECT_CMD.get(&name) }.copied().unwrap_or(0)
+}

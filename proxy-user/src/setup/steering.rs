@@ -1,0 +1,293 @@
+//! The eBPF half of the setup. In: the configuration. Out: programs that are attached, told whom to steer, kept true,
+//! and taken away.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use super::bpffs::Pins;
+use super::cgroup::{self, Cgroups};
+use super::ebpf::{self, Attach};
+use super::fallback::Missing;
+use super::guard::{Guard, Wish};
+use super::identity::Processes;
+use super::programs::{Own, Programs, ip};
+use super::select::Selection;
+use super::status::{AuditStatus, EbpfStatus, Part, ProgramStatus};
+use crate::client::Process;
+use crate::config::SetupConfig;
+
+/// How long the end waits for tasks that still hold the programs.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+const NOT_THE_ROOT: &str = " (not the root of the hierarchy: processes outside of it are not seen)";
+
+/// Parts that are off, and why.
+type Off = Vec<(&'static str, Missing)>;
+
+/// Programs, and what keeps their maps true.
+#[derive(Debug)]
+pub(super) struct Steering {
+    pub(super) programs: Arc<Programs>,
+    pub(super) selection: Arc<Selection>,
+    cgroups: Cgroups,
+    processes: Processes,
+    attached: String,
+    /// Is the daemon's own cgroup below the attached one? Otherwise accepted sockets have no identity.
+    sees_itself: bool,
+    /// Programs of others that see a connect() before ours.
+    before: Vec<String>,
+    guard: Result<Option<Guard>, Missing>,
+    /// Parts that the user wished for beside the usual ones.
+    wished: Vec<&'static str>,
+    pins: Result<Pins, Missing>,
+    selecting: Task,
+}
+
+/// Ends when it is dropped.
+#[derive(Debug)]
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Steering {
+    /// `link` carries our address.
+    pub(super) async fn prepare(config: &SetupConfig, mark: u32, link: String) -> Result<Self, Missing> {
+        let cgroups = Cgroups::find()?;
+        let (dir, path) = cgroups.open(config.cgroup.as_deref())?;
+        let cgroup_id =
+            dir.metadata().map_err(|source| Missing::Cgroup { path: path.clone(), source })?.ino();
+        ebpf::embedded()?;
+        let pins = match Pins::open(&config.bpffs) {
+            // Its programs are not to be replaced under it.
+            Err(busy @ Missing::Busy { .. }) => return Err(busy),
+            pins => pins, // without bpffs the programs go with the process: also fail-open
+        };
+        let (xdp, unknown) = interfaces(&config.guard.xdp);
+        let attach = Attach {
+            cgroup: dir.as_fd(),
+            cgroup_id,
+            cgroup_path: &path,
+            pins: pins.as_ref().ok(),
+            getpeername: config.getpeername,
+            guard: config.guard.on,
+            xdp: &xdp,
+        };
+        let own = Own { mark, cgroup: cgroups.own().unwrap_or_default() };
+        let loaded = Programs::load(&attach, &own, config.bpf_log);
+        if let Ok(pins) = &pins {
+            for old in pins.remove_other_layouts() {
+                tracing::info!("removed the pins of another version: {}", old.display());
+            }
+        }
+        let (mut programs, pins) = match loaded {
+            Ok(programs) => (programs, pins),
+            Err(missing) => {
+                let _nothing_to_keep = pins.map(Pins::remove);
+                return Err(missing);
+            }
+        };
+        programs.miss(unknown);
+        let programs = Arc::new(programs);
+        let wish = Wish { own: link, uplinks: [&config.guard.uplinks[..], &config.guard.xdp].concat() };
+        let guard = guard(config, wish, &programs).await;
+        let selection = Selection::new(&config.select, cgroups.root());
+        let services: BTreeSet<SocketAddr> = config.steer.addresses.iter().copied().collect();
+        programs
+            .services(&services)
+            .and_then(|()| programs.select(&selection.entries().0))
+            .map_err(|error| other("telling the programs what and whom to steer", &error))?;
+        let selecting = Task(tokio::spawn(Arc::clone(&selection).keep(Arc::clone(&programs))));
+        let narrow = if cgroup_id == cgroup::ROOT_ID { "" } else { NOT_THE_ROOT };
+        Ok(Self {
+            before: ebpf::before_ours(dir.as_fd(), programs.loaded()).unwrap_or_default(),
+            sees_itself: config.cgroup.is_none() || cgroups.is_inside(&path),
+            wished: wished(config),
+            processes: Processes::default(),
+            programs,
+            selection,
+            cgroups,
+            attached: format!("{}{narrow}", path.display()),
+            guard,
+            pins,
+            selecting,
+        })
+    }
+
+    /// Who is at the other end of an accepted socket.
+    pub(super) fn identify(&self, accepted: BorrowedFd<'_>) -> Option<Process> {
+        let ident = self.programs.identify(accepted)?;
+        Some(self.processes.describe(&ident, &self.cgroups))
+    }
+
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let mut parts = vec![self.steering_part(), self.identity_part(), self.guard_part()];
+        for name in &self.wished {
+            let off = self.programs.off().iter().find(|(part, _)| part == name);
+            let hooks = || {
+                let ours = self.programs.loaded().iter().filter(|loaded| loaded.hook.starts_with(name));
+                ours.map(|loaded| loaded.hook.clone()).collect::<Vec<_>>().join(", ")
+            };
+            parts.push(Part::of(name, off.map_or_else(|| Ok(hooks()), |(_, missing)| Err(missing))));
+        }
+        parts.push(Part::of("pins", self.pins.as_ref().map(|pins| pins.layout().display().to_string())));
+        parts
+    }
+
+    fn steering_part(&self) -> Part {
+        let list = |addresses: &[SocketAddr]| {
+            addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let (steered, other) = self.programs.steered();
+        let on = self.programs.is_steering();
+        let mut detail = if on {
+            format!("{} from {}, at {}", list(&steered), self.selection.describe(), self.attached)
+        } else if steered.is_empty() && other.is_empty() {
+            "no service address is known to steer (--steer)".into()
+        } else {
+            let all = [&steered[..], &other].concat();
+            format!("ready for {}; switched off until the listener serves, and while it drains", list(&all))
+        };
+        if on && !other.is_empty() {
+            detail.push_str(&format!(
+                "; not {}: of another address family than our own address (--dummy-if-ip)",
+                list(&other)
+            ));
+        }
+        if !self.before.is_empty() {
+            detail.push_str(&format!(
+                "; after {} on the same cgroup: what that rewrites is not steered",
+                self.before.join(", ")
+            ));
+        }
+        Part { name: "steering", on, detail }
+    }
+
+    fn identity_part(&self) -> Part {
+        let detail = if self.sees_itself {
+            format!("callers are attested at {}", self.attached)
+        } else {
+            format!(
+                "hublet's own cgroup is not below {}: move it there, or attach at the root",
+                self.attached
+            )
+        };
+        Part { name: "identity", on: self.sees_itself, detail }
+    }
+
+    fn guard_part(&self) -> Part {
+        let off = self.programs.off().iter().find(|(part, _)| *part == "guard").map(|(_, missing)| missing);
+        let state =
+            match (&self.guard, off) {
+                (Err(missing), _) | (Ok(None), Some(missing)) => Err(missing),
+                _ => Ok("packets of uplinks to our addresses are refused, pods reach the secure port only"
+                    .to_owned()),
+            };
+        Part::of("guard", state)
+    }
+
+    /// Programs, counters, audit.
+    pub(super) fn status(&self) -> EbpfStatus {
+        let program = |program: &ebpf::Loaded| ProgramStatus {
+            name: program.name.into(),
+            id: program.id,
+            attached: match &program.pin {
+                Some(pin) => format!("{}, link {}", program.hook, pin.display()),
+                None => format!("{}, link not pinned", program.hook),
+            },
+        };
+        EbpfStatus {
+            programs: self.programs.loaded().iter().map(program).collect(),
+            counters: self.programs.counters(),
+            audit: self.audit(),
+        }
+    }
+
+    fn audit(&self) -> Vec<AuditStatus> {
+        let mut rows: Vec<_> = self
+            .programs
+            .audit()
+            .into_iter()
+            .map(|(key, audit)| AuditStatus {
+                cgroup_id: key.cgroup_id,
+                cgroup: self.cgroups.path(key.cgroup_id, 0),
+                service: SocketAddr::new(ip(key.ip), key.port),
+                steered: audit.steered,
+                direct: audit.direct,
+                passed: audit.passed,
+                stale: audit.stale,
+                dead: audit.dead,
+                established: audit.established,
+                closed: audit.closed,
+                bytes_up: audit.bytes_up,
+                bytes_down: audit.bytes_down,
+                retransmits: audit.retransmits,
+                latency_us: audit.latency_us,
+                latency: audit.latency.to_vec(),
+            })
+            .collect();
+        rows.sort_by_key(|row| (row.cgroup_id, row.service));
+        rows
+    }
+
+    /// Ends the tasks and removes the pins.
+    pub(super) async fn remove(self) -> io::Result<()> {
+        let Self { programs, guard, selecting, pins, .. } = self;
+        drop((selecting, guard));
+        // The maps live as long as somebody holds them; the tasks let go when they are next polled.
+        let began = Instant::now();
+        while Arc::strong_count(&programs) > 1 && began.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(programs);
+        pins.map_or(Ok(()), Pins::remove)
+    }
+}
+
+async fn guard(config: &SetupConfig, wish: Wish, programs: &Arc<Programs>) -> Result<Option<Guard>, Missing> {
+    if !config.guard.on {
+        return Err(Missing::NotWanted("--guard=false"));
+    }
+    let attached = |part| programs.off().iter().all(|(off, _)| *off != part);
+    if !attached("guard") && (config.guard.xdp.is_empty() || !attached("xdp")) {
+        return Ok(None);
+    }
+    Guard::start(wish, Arc::clone(programs)).await.map(Some)
+}
+
+fn wished(config: &SetupConfig) -> Vec<&'static str> {
+    let wishes = [("getpeername", config.getpeername), ("xdp", !config.guard.xdp.is_empty())];
+    wishes.into_iter().filter(|(_, wished)| *wished).map(|(name, _)| name).collect()
+}
+
+/// Interfaces by name: those that are there, and what to say of those that aren't.
+fn interfaces(names: &[String]) -> (Vec<(String, u32)>, Off) {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for name in names {
+        match nix::net::if_::if_nametoindex(name.as_str()) {
+            Ok(index) => found.push((name.clone(), index)),
+            Err(_) => missing.push((
+                "xdp",
+                Missing::Other {
+                    what: name.clone(),
+                    why: "no such interface; `ip link` lists those that are".into(),
+                },
+            )),
+        }
+    }
+    (found, missing)
+}
+
+fn other(what: &str, error: &io::Error) -> Missing {
+    Missing::Other { what: what.into(), why: error.to_string() }
+}

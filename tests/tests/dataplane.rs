@@ -1,0 +1,601 @@
+//! Promise: exactly those are steered that should be, everybody is known for who they are, and nobody else reaches us
+//! (I6, I10). Selections, pods, the guard, the audit, other programs beside ours: on the real kernel, in namespaces of
+//! the test.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "the other processes tell their test what they saw")]
+
+mod node;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use hublet::config::{DummyConfig, PodSelector, Selector, SetupConfig};
+use hublet::setup::Setup;
+use hublet_tests::netns::Netns;
+use node::{Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped, ip, listen, part};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// A node that steers with this configuration.
+fn steering(node: &Node, change: impl FnOnce(&mut SetupConfig)) -> Option<(Setup, TcpListener)> {
+    let mut config = node.config();
+    change(&mut config);
+    let setup = node.prepare_with(&config)?;
+    let listener = listen(OWN);
+    setup.steer(listener.as_fd()).expect("steer");
+    Some((setup, listener))
+}
+
+/// A cgroup below the root that goes when it is dropped; nested ones are given with their parents.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Self {
+        let path = Self::root().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn root() -> PathBuf {
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup v2 is mounted");
+        line.split(' ').nth(4).unwrap().into()
+    }
+
+    /// As the configuration names it.
+    fn name(&self) -> PathBuf {
+        PathBuf::from("/").join(self.0.strip_prefix(Self::root()).unwrap())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let root = Self::root();
+        let mut path = self.0.clone();
+        while path != root && fs::remove_dir(&path).is_ok() {
+            path.pop();
+        }
+    }
+}
+
+/// A program of its own that dials and stays connected until it is dropped.
+struct Client {
+    child: std::process::Child,
+}
+
+impl Client {
+    /// `before` runs in its shell first; `None` when it can't connect.
+    fn dial(to: SocketAddrV4, before: &str, change: impl FnOnce(&mut Command)) -> Option<Self> {
+        let script =
+            format!("{before}; exec 3<>/dev/tcp/{}/{} || exit 1; echo on; read -r _", to.ip(), to.port());
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        change(&mut command);
+        let mut child = command.spawn().expect("bash");
+        let mut said = [0; 3];
+        let connected = child.stdout.as_mut().unwrap().read_exact(&mut said).is_ok();
+        let mut client = Self { child };
+        if !connected {
+            client.child.wait().unwrap();
+        }
+        connected.then_some(client)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+fn join(cgroup: &Cgroup) -> String {
+    format!("echo $$ > {}/cgroup.procs", cgroup.0.display())
+}
+
+/// A pod: a network namespace on a veth, with a default route to the node.
+struct Pod {
+    netns: Netns,
+}
+
+impl Pod {
+    fn new() -> Self {
+        let netns = Netns::new("pod").expect("a network namespace");
+        ip(&format!("link add pod0 type veth peer name eth0 netns {}", netns.path().display()));
+        ip("address add 10.244.0.1/24 dev pod0");
+        ip("link set pod0 up");
+        for words in [
+            "address add 10.244.0.2/24 dev eth0",
+            "link set eth0 up",
+            "route add default via 10.244.0.1",
+            // What isn't steered fails at once, as on the node.
+            "route add unreachable 10.96.0.1/32",
+            "address add 198.51.100.7/32 dev eth0",
+            "address add 169.254.7.7/32 dev eth0",
+        ] {
+            netns.ip(words).unwrap();
+        }
+        Self { netns }
+    }
+
+    fn dial(&self, to: SocketAddrV4) -> std::io::Result<TcpStream> {
+        self.netns.run(|| TcpStream::connect_timeout(&to.into(), Duration::from_millis(800)))
+    }
+
+    /// From an address that isn't the pod's.
+    fn dial_from(&self, from: Ipv4Addr, to: SocketAddrV4) -> std::io::Result<TcpStream> {
+        self.netns.run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            socket.bind(&SocketAddrV4::new(from, 0).into())?;
+            socket.connect_timeout(&SocketAddr::from(to).into(), Duration::from_millis(800))?;
+            Ok(socket.into())
+        })
+    }
+
+    /// Its network namespace's cookie, as the kernel attests it.
+    fn cookie(&self, node: &Node) -> Option<u64> {
+        let (setup, listener) = steering(node, |_| {})?;
+        let _client = self.dial(OWN).expect("direct");
+        let cookie = accept(&setup, &listener).1.expect("attested").netns;
+        assert_ne!(Some(cookie), setup.netns());
+        node.undo(setup);
+        Some(cookie)
+    }
+}
+
+#[test]
+fn the_host_is_selected_by_user_name_and_cgroup() {
+    let Some(node) = Node::new() else { return };
+    let inside = Cgroup::new(&format!("hublet-test-in-{}", std::process::id()));
+    let only =
+        vec![Selector::Uid(4242), Selector::Command("picked-one".into()), Selector::Cgroup(inside.name())];
+    let Some((setup, listener)) = steering(&node, |config| config.select.only = only) else { return };
+
+    assert_passes_through(dial(SERVICE));
+    assert_eq!(counter(&setup, "not_selected"), 1);
+    let by_user = Client::dial(SERVICE, ":", |command| {
+        command.uid(4242);
+    });
+    assert!(by_user.is_some(), "by its user");
+    assert_eq!(accept(&setup, &listener).1.expect("attested").uid, 4242);
+    let by_name = std::thread::spawn(|| {
+        fs::write("/proc/thread-self/comm", "picked-one").unwrap();
+        dial(SERVICE).map(drop)
+    });
+    by_name.join().unwrap().expect("by its name");
+    assert_eq!(accept(&setup, &listener).1.expect("attested").command, "picked-one");
+    let by_cgroup = Client::dial(SERVICE, &join(&inside), |_| {});
+    assert!(by_cgroup.is_some(), "by its cgroup");
+    assert_eq!(
+        accept(&setup, &listener).1.expect("attested").cgroup,
+        Some(inside.name().display().to_string())
+    );
+    drop((by_user, by_cgroup));
+    node.undo(setup);
+}
+
+#[test]
+fn exceptions_win_and_a_cgroup_may_come_later() {
+    let Some(node) = Node::new() else { return };
+    let name = format!("hublet-test-out-{}", std::process::id());
+    let except = vec![Selector::Cgroup(format!("/{name}").into()), Selector::Uid(4242)];
+    let change = |config: &mut SetupConfig| {
+        config.select.only = vec![Selector::Uid(0), Selector::Uid(4242)];
+        config.select.except = except;
+    };
+    let Some((setup, _listener)) = steering(&node, change) else { return };
+    drop(dial(SERVICE).expect("selected"));
+    let other = Client::dial(SERVICE, ":", |command| {
+        command.uid(4242);
+    });
+    assert!(other.is_none(), "selected and excepted");
+    let cgroup = Cgroup::new(&name);
+    node.until("the new cgroup is excepted", || Client::dial(SERVICE, &join(&cgroup), |_| {}).is_none());
+    drop(dial(SERVICE).expect("everybody else is still steered"));
+    node.undo(setup);
+}
+
+#[test]
+fn a_daemon_in_a_cgroup_of_its_own_needs_no_mark() {
+    let Some(node) = Node::new() else { return };
+    let Some(setup) = node.prepare() else { return };
+    node.undo(setup);
+    let cgroup = Cgroup::new(&format!("hublet-test-own-{}", std::process::id()));
+    let output =
+        role("alone", &node).env("HUBLET_TEST_CGROUP", &cgroup.0).output().expect("the other process");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("own_cgroup 1, steered 1"), "{said}{output:?}");
+}
+
+#[test]
+fn pods_are_steered_when_their_namespace_is_named() {
+    let Some(node) = Node::new() else { return };
+    let (pod, beside) = (Pod::new(), Netns::new("beside").unwrap());
+    let Some(cookie) = pod.cookie(&node) else { return };
+    let pods = vec![PodSelector::Netns(cookie)];
+    let Some((setup, listener)) = steering(&node, |config| config.select.pods = pods) else { return };
+    let _client = pod.dial(SERVICE).expect("steered");
+    let process = accept(&setup, &listener).1.expect("attested");
+    assert_eq!((process.netns, process.steered), (cookie, true));
+    assert_passes_through(beside.run(|| dial(SERVICE)));
+    drop(dial(SERVICE).expect("the host still is, too"));
+    node.undo(setup);
+}
+
+#[test]
+fn a_pod_that_opts_in_is_steered_and_attested_with_its_ids() {
+    const UID: &str = "0a1b2c3d-1111-4222-8333-0123456789ab";
+    const OTHER: &str = "0a1b2c3d-1111-4222-8333-0123456789ac";
+    let container = "c0ffee".repeat(11)[..64].to_owned();
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    let top = format!("kubepods-hublet-test-{}", std::process::id());
+    let pods = vec![PodSelector::Annotated];
+    let Some((setup, listener)) = steering(&node, |config| config.select.pods = pods) else { return };
+    let wished = Cgroup::new(&format!("{top}/burstable/pod{UID}/{container}"));
+    let silent = Cgroup::new(&format!("{top}/burstable/pod{OTHER}/{container}"));
+    let dial_in = |cgroup: &Cgroup| pod.netns.run(|| Client::dial(SERVICE, &join(cgroup), |_| {}));
+
+    assert!(dial_in(&wished).is_none(), "nobody asked yet");
+    setup.opt_in(BTreeSet::from([UID.to_owned()]));
+    node.until("the pod is steered", || dial_in(&wished).is_some());
+    let process = accept(&setup, &listener).1.expect("attested");
+    assert_eq!(process.pod_uid.as_deref(), Some(UID));
+    assert_eq!(process.container_id, Some(container));
+    assert_ne!(Some(process.netns), setup.netns());
+    let client = dial_in(&wished).expect("steered");
+    let process = accept(&setup, &listener).1.expect("attested");
+    assert!(process.executable.is_some_and(|path| path.ends_with("bash")));
+    assert!(dial_in(&silent).is_none(), "the pod beside it was not opted in");
+    setup.opt_in(BTreeSet::new());
+    node.until("the wish is withdrawn", || dial_in(&wished).is_none());
+    drop(client);
+    node.undo(setup);
+}
+
+#[test]
+fn ipv6_services_are_steered_to_an_ipv6_address() {
+    let Some(node) = Node::new() else { return };
+    let own: SocketAddr = "[fd00::2:1]:10268".parse().unwrap();
+    let service: SocketAddr = "[fd00:96::1]:443".parse().unwrap();
+    let mut config = node.config();
+    config.dummy = Some(DummyConfig { name: "hub-dummy0".into(), ip: own.ip() });
+    config.steer.addresses = vec![service, SERVICE.into()];
+    let Some(setup) = node.prepare_with(&config) else { return };
+    let listener = TcpListener::bind(own).unwrap();
+    setup.steer(listener.as_fd()).expect("steer");
+    let steering = part(&setup, "steering");
+    assert!(steering.on && steering.detail.contains("another address family"), "{steering:?}");
+
+    let _client = dial(service).expect("steered");
+    let process = accept(&setup, &listener).1.expect("attested");
+    assert_eq!((process.original, process.steered), (Some(service), true));
+    assert_eq!(process.pid, std::process::id());
+    let _direct = dial(own).expect("direct");
+    let process = accept(&setup, &listener).1.expect("attested");
+    assert_eq!((process.original, process.steered), (Some(own), false));
+    assert_passes_through(dial(SERVICE));
+    node.undo(setup);
+}
+
+#[test]
+fn getpeername_tells_steered_clients_what_they_dialled() {
+    let Some(node) = Node::new() else { return };
+    let Some((setup, listener)) = steering(&node, |config| config.getpeername = true) else { return };
+    assert!(part(&setup, "getpeername").on);
+    let client = dial(SERVICE).expect("steered");
+    assert_eq!(client.peer_addr().unwrap(), SERVICE.into());
+    let (accepted, _) = accept(&setup, &listener);
+    assert_eq!(accepted.peer_addr().unwrap(), client.local_addr().unwrap(), "the server sees its client");
+    let mapped = dial_mapped(SERVICE).expect("steered");
+    let peer = mapped.peer_addr().unwrap().as_socket().unwrap();
+    assert_eq!(peer.ip(), IpAddr::V6(SERVICE.ip().to_ipv6_mapped()));
+    let direct = dial(OWN).expect("direct");
+    assert_eq!(direct.peer_addr().unwrap(), OWN.into());
+    node.undo(setup);
+}
+
+#[test]
+fn i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside() {
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    let Some((setup, _secure)) = steering(&node, |_| {}) else { return };
+    if !part(&setup, "guard").on {
+        let _: Option<()> = node::skip(&part(&setup, "guard").detail);
+        return;
+    }
+    let [plain, loopback, foreign] = [(*OWN.ip(), 10261), (Ipv4Addr::LOCALHOST, 10261), (*OWN.ip(), 9999)]
+        .map(|(ip, port)| SocketAddrV4::new(ip, port));
+    let listeners = [plain, loopback, foreign].map(listen);
+    listeners.iter().take(2).for_each(|listener| setup.attest(listener.as_fd()).unwrap());
+    for sysctl in ["all", "pod0"] {
+        fs::write(format!("/proc/sys/net/ipv4/conf/{sysctl}/route_localnet"), "1").unwrap();
+        fs::write(format!("/proc/sys/net/ipv4/conf/{sysctl}/rp_filter"), "0").unwrap();
+    }
+
+    for address in [OWN, plain, loopback, foreign] {
+        drop(dial(address).unwrap_or_else(|error| panic!("the host itself reaches {address}: {error}")));
+    }
+    pod.dial(OWN).expect("a pod reaches the secure port");
+    assert_eq!(counter(&setup, "pod_refused"), 0);
+    pod.dial(plain).expect_err("a pod and the plain port");
+    pod.dial(foreign).expect_err("a pod and another port of our address");
+    assert!(counter(&setup, "pod_refused") >= 2);
+
+    // The veth becomes the way out of the node: from now on what comes by it is from outside.
+    ip("route add default via 10.244.0.2 dev pod0");
+    node.until("the uplink is noticed", || pod.dial(OWN).is_err());
+    let refused = counter(&setup, "uplink_refused");
+    assert!(refused >= 1);
+    for from in [Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(169, 254, 7, 7)] {
+        pod.dial_from(from, OWN).expect_err("a spoofed source");
+    }
+    assert!(
+        counter(&setup, "uplink_refused") >= refused + 2,
+        "foreign and link-local sources came as far as the guard"
+    );
+    drop(dial(OWN).expect("the host itself"));
+    ip("route del default via 10.244.0.2 dev pod0");
+    node.until("it is a pod's again", || pod.dial(OWN).is_ok());
+    node.undo(setup);
+}
+
+#[test]
+fn without_the_guard_the_same_packets_are_answered() {
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    let Some((setup, _secure)) = steering(&node, |config| config.guard.on = false) else { return };
+    assert!(part(&setup, "guard").detail.contains("--guard=false"));
+    let plain = SocketAddrV4::new(*OWN.ip(), 10261);
+    let _plain = listen(plain);
+    ip("route add default via 10.244.0.2 dev pod0");
+    pod.dial(plain).expect("nobody refuses it: the guard's test proves something");
+    node.undo(setup);
+}
+
+#[test]
+fn xdp_drops_on_the_uplinks_that_are_named() {
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    let change = |config: &mut SetupConfig| config.guard.xdp = vec!["pod0".into()];
+    let Some((setup, secure)) = steering(&node, change) else { return };
+    assert!(part(&setup, "xdp").on, "{:?}", part(&setup, "xdp"));
+    pod.dial(OWN).expect_err("dropped before anything answers");
+    assert!(counter(&setup, "xdp_dropped") >= 1);
+    let elsewhere = listen(SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), 8080));
+    pod.dial(SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), 8080))
+        .expect("other addresses are not our business");
+    drop(elsewhere);
+    drop(dial(OWN).expect("the host itself"));
+    node.undo(setup);
+    drop(secure);
+
+    let change = |config: &mut SetupConfig| config.guard.xdp = vec!["no-such-link".into()];
+    let Some((setup, _secure)) = steering(&node, change) else { return };
+    let missing = part(&setup, "xdp");
+    assert!(!missing.on && missing.detail.contains("no-such-link"), "{missing:?}");
+    drop(dial(SERVICE).expect("the rest works"));
+    node.undo(setup);
+}
+
+#[test]
+fn the_audit_counts_what_the_ends_count() {
+    const CONNECTIONS: u64 = 20;
+    const UP: u64 = 3_000;
+    const DOWN: u64 = 50_000;
+    let Some(node) = Node::new() else { return };
+    let Some((setup, listener)) = steering(&node, |_| {}) else { return };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..CONNECTIONS {
+                let mut client = dial(SERVICE).unwrap();
+                client.write_all(&[1; UP as usize]).unwrap();
+                let mut all = Vec::new();
+                client.read_to_end(&mut all).unwrap();
+                assert_eq!(all.len() as u64, DOWN);
+            }
+        });
+        for _ in 0..CONNECTIONS {
+            let (mut stream, _) = accept(&setup, &listener);
+            stream.read_exact(&mut vec![0; UP as usize]).unwrap();
+            stream.write_all(&vec![2; DOWN as usize]).unwrap();
+        }
+    });
+    let row = || {
+        let audit = setup.ebpf().audit;
+        audit.into_iter().find(|row| row.service == SERVICE.into()).expect("a row for the service")
+    };
+    node.until("all are closed", || row().closed == CONNECTIONS);
+    let seen = row();
+    assert_eq!((seen.steered, seen.established, seen.passed), (CONNECTIONS, CONNECTIONS, 0));
+    // Per connection at most one for the FIN, each way; the SYN is taken off already.
+    assert!((CONNECTIONS * UP..=CONNECTIONS * (UP + 1)).contains(&seen.bytes_up), "{seen:?}");
+    assert!((CONNECTIONS * DOWN..=CONNECTIONS * (DOWN + 1)).contains(&seen.bytes_down), "{seen:?}");
+    assert_eq!(seen.latency.iter().sum::<u64>(), CONNECTIONS);
+    assert!(seen.latency_us > 0 && seen.retransmits == 0, "{seen:?}");
+    assert_eq!(seen.cgroup, own_cgroup());
+
+    setup.stop_steering();
+    assert_passes_through(dial(SERVICE));
+    assert_eq!(row().passed, 1, "what went past us is audited, too");
+    let _direct = dial(OWN).unwrap();
+    let direct = setup.ebpf().audit.into_iter().find(|row| row.service == OWN.into()).expect("a row");
+    assert_eq!((direct.direct, direct.steered), (1, 0));
+    node.undo(setup);
+}
+
+fn own_cgroup() -> Option<String> {
+    let lines = fs::read_to_string("/proc/self/cgroup").unwrap();
+    lines.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+}
+
+#[test]
+fn i6_a_namespace_with_the_same_addresses_claims_nothing() {
+    const ROUNDS: u16 = 300;
+    let Some(node) = Node::new() else { return };
+    let Some((setup, listener)) = steering(&node, |_| {}) else { return };
+    // Of another user, in namespaces of its own making, where it is root and has all our addresses. The program is
+    // run by a descriptor: its folder may be closed to other users.
+    let unshared = "exec setpriv --reuid 4242 --regid 4242 --clear-groups unshare -Urn /proc/self/fd/9 \"$@\" 9</proc/$PPID/exe";
+    let mut attacker = Command::new("bash")
+        .args(["-c", unshared, "attacker"])
+        .args(ROLE_ARGUMENTS)
+        .env("HUBLET_TEST_ROLE", "attack")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(attacker.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("attacking") {
+        line.clear();
+        assert_ne!(std::io::BufRead::read_line(&mut said, &mut line).unwrap(), 0, "the attacker ended");
+    }
+    for round in 0..ROUNDS {
+        // The attacker uses the same few source ports, addresses and destination all the time.
+        let client = bound(40_000 + round % 4);
+        let (_stream, process) = accept(&setup, &listener);
+        let process = process.expect("attested");
+        assert_eq!((process.pid, process.uid), (std::process::id(), 0), "round {round}: {process:?}");
+        drop(client);
+    }
+    drop(attacker.stdin.take());
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert!(attacker.wait().unwrap().success(), "{rest}");
+    let tried =
+        rest.lines().find_map(|line| line.split_once("tried ")).expect("it counts").1.trim().parse::<u32>();
+    assert!(tried.as_ref().is_ok_and(|tried| *tried > 50), "the attack was mounted: {tried:?}");
+    node.undo(setup);
+}
+
+/// A connection from our own address and this port to the secure port; a reset ends it, so that the port is free.
+fn bound(port: u16) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    socket.bind(&SocketAddrV4::new(*OWN.ip(), port).into()).unwrap();
+    socket.connect(&OWN.into()).unwrap();
+    socket
+}
+
+#[test]
+fn beside_another_program_the_order_decides_and_nothing_breaks() {
+    let Some(node) = Node::new() else { return };
+    // What Cilium's kube-proxy replacement does: the service's address becomes a backend's at connect().
+    let backend = listen(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 6443));
+    let mut other = node.config();
+    other.dummy = None;
+    other.bpffs = node.dir.path().join("other");
+    other.guard.on = false;
+
+    // Ours first: it steers, and the other one has nothing to do with our address.
+    let Some((ours, listener)) = steering(&node, |_| {}) else { return };
+    let theirs = node.prepare_with(&other).expect("beside ours");
+    theirs.steer(backend.as_fd()).unwrap();
+    let _client = dial(SERVICE).expect("steered");
+    let process = accept(&ours, &listener).1.expect("attested");
+    assert_eq!((process.original, process.steered), (Some(SERVICE.into()), true));
+    node.undo(ours);
+    drop(listener);
+    let _client = dial(SERVICE).expect("by the other program");
+    let (_stream, _) = backend.accept().expect("at its backend");
+
+    // Theirs first: the call is theirs, ours never sees the service's address.
+    let Some((ours, listener)) = steering(&node, |_| {}) else { return };
+    let _client = dial(SERVICE).expect("by the other program");
+    let (_stream, _) = backend.accept().expect("at its backend");
+    assert_eq!(counter(&ours, "steered"), 0);
+    let before = part(&ours, "steering");
+    assert!(before.detail.contains("hub_connect4"), "it says who comes first: {before:?}");
+    drop(dial(OWN).expect("direct"));
+    assert!(accept(&ours, &listener).1.is_some(), "and attests as ever");
+    node.undo(ours);
+    node.undo(theirs);
+}
+
+#[test]
+fn half_of_the_programs_harm_nobody() {
+    let Some(node) = Node::new() else { return };
+    let Some((setup, listener)) = steering(&node, |_| {}) else { return };
+    let links =
+        fs::read_dir(node.bpffs().join("hublet")).unwrap().flatten().next().unwrap().path().join("links");
+    // The kernel detaches a moment after the last reference has gone.
+    fs::remove_file(links.join("hub_sockops")).unwrap();
+    node.until("callers are unknown, never someone", || {
+        let _client = dial(SERVICE).expect("steered still");
+        accept(&setup, &listener).1.is_none()
+    });
+    fs::remove_file(links.join("hub_connect4")).unwrap();
+    node.until("connects pass through", || dial(SERVICE).is_err());
+    assert_passes_through(dial(SERVICE));
+    node.undo(setup);
+}
+
+// ---- what the tests start ----
+
+const ROLE_ARGUMENTS: [&str; 5] =
+    ["--ignored", "--exact", "other_process", "--nocapture", "--test-threads=1"];
+
+fn role(name: &str, node: &Node) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(ROLE_ARGUMENTS);
+    command.env("HUBLET_TEST_ROLE", name).env("HUBLET_TEST_BPFFS", node.bpffs());
+    command
+}
+
+/// What the other processes do; not a test.
+#[test]
+#[ignore = "started by the tests above"]
+fn other_process() {
+    match std::env::var("HUBLET_TEST_ROLE").expect("started by a test").as_str() {
+        "alone" => alone(),
+        "attack" => attack(),
+        other => panic!("no role {other}"),
+    }
+}
+
+fn alone() {
+    let cgroup = Cgroup(std::env::var_os("HUBLET_TEST_CGROUP").unwrap().into());
+    fs::write(cgroup.0.join("cgroup.procs"), "0").unwrap();
+    let bpffs = PathBuf::from(std::env::var_os("HUBLET_TEST_BPFFS").unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let setup = runtime.block_on(Setup::prepare(&node::config(&bpffs), 0)).unwrap();
+    let listener = listen(OWN);
+    setup.steer(listener.as_fd()).unwrap();
+    assert_passes_through(dial(SERVICE));
+    let out = format!("echo $$ > {}/cgroup.procs", Cgroup::root().display());
+    assert!(Client::dial(SERVICE, &out, |_| {}).is_some(), "others are steered");
+    println!("own_cgroup {}, steered {}", counter(&setup, "own_cgroup"), counter(&setup, "steered"));
+    runtime.block_on(setup.undo());
+    // Not removed while we are in it: the test does that.
+    std::mem::forget(cgroup);
+}
+
+/// A process of a user's own making, who is root in its namespaces.
+fn attack() {
+    ip("link set lo up");
+    ip("address add 169.254.2.1/32 dev lo");
+    let listener = listen(OWN);
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            drop(stream);
+        }
+    });
+    println!("attacking");
+    let mut tried = 0;
+    let stop = std::thread::spawn(|| {
+        let _end = std::io::stdin().read(&mut [0; 1]);
+    });
+    while !stop.is_finished() {
+        drop(bound(40_000 + tried % 4));
+        tried += 1;
+    }
+    println!("tried {tried}");
+}
