@@ -34,6 +34,10 @@ fn main() -> ExitCode {
         Command::Status(args) => {
             cli::status::status(&args, &mut std::io::stdout().lock()).map_err(Into::into)
         }
+        Command::Bpf(command) => cli::bpf::bpf(&command, &mut std::io::stdout().lock()).map_err(Into::into),
+        Command::Uninstall(args) => {
+            cli::uninstall::uninstall(&args, &mut std::io::stdout().lock()).map_err(Into::into)
+        }
         Command::Version => writeln!(std::io::stdout(), "hublet {}", cli::VERSION).map_err(Into::into),
     };
     done.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)

@@ -16,6 +16,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use hublet::cli::Output;
+use hublet::cli::bpf::{BpfArgs, BpfCommand, DumpArgs, bpf};
+use hublet::cli::uninstall::{UninstallArgs, uninstall};
 use hublet::config::{DummyConfig, PodSelector, Selector, SetupConfig};
 use hublet::setup::Setup;
 use hublet_tests::netns::Netns;
@@ -538,6 +541,94 @@ fn half_of_the_programs_harm_nobody() {
     node.undo(setup);
 }
 
+fn cli(command: &BpfCommand) -> Result<serde_json::Value, String> {
+    let mut out = Vec::new();
+    bpf(command, &mut out).map_err(|error| error.to_string())?;
+    Ok(serde_json::from_slice(&out).expect("JSON"))
+}
+
+#[test]
+fn without_bpftool_the_pins_are_shown_and_detached() {
+    let Some(node) = Node::new() else { return };
+    let at = BpfArgs { bpffs: node.bpffs(), output: Output::Json };
+    let nothing = cli(&BpfCommand::Status(at.clone())).unwrap_err();
+    assert!(nothing.contains("nothing of hublet is pinned"), "{nothing}");
+    let Some((setup, _listener)) = steering(&node, |config| config.select.except = vec![Selector::Uid(4242)])
+    else {
+        return;
+    };
+    drop(dial(SERVICE).unwrap());
+    let status = cli(&BpfCommand::Status(at.clone())).unwrap();
+    let links = status["links"].as_array().unwrap();
+    let found = |name: &str| links.iter().any(|link| link["name"] == name && link["program"] == name);
+    assert!(found("hub_connect4") && found("hub_connect6") && found("hub_sockops"), "{links:?}");
+    assert_eq!((&status["config"]["steering"], &status["stats"]["steered"]), (&true.into(), &1.into()));
+    assert_eq!(status["config"]["proxy"], "169.254.2.1");
+    assert_eq!(status["select"][0]["verdict"], "except");
+    let services = cli(&BpfCommand::Dump(DumpArgs { map: "hub_services".into(), at: at.clone() })).unwrap();
+    let services = services.as_array().unwrap();
+    assert!(services.iter().any(|row| row["service"] == "10.96.0.1:443" && row["to"] == "169.254.2.1:10268"));
+    let unknown = cli(&BpfCommand::Dump(DumpArgs { map: "HUB_NONE".into(), at: at.clone() })).unwrap_err();
+    assert!(unknown.contains("HUB_SERVICES"), "{unknown}");
+
+    let gone = cli(&BpfCommand::Detach(at)).unwrap();
+    assert!(gone["detached"].as_array().unwrap().len() >= 3);
+    node.until("nothing is steered", || dial(SERVICE).is_err());
+    drop(dial(OWN).expect("the daemon goes on serving"));
+    node.undo(setup);
+}
+
+#[test]
+fn uninstall_leaves_nothing_and_spares_the_living() {
+    let Some(node) = Node::new() else { return };
+    let before = (ip("-brief link"), ip("-brief address"));
+    let Some(setup) = node.prepare() else { return };
+    let root = node.dir.path().join("root");
+    fs::create_dir_all(root.join("pki")).unwrap();
+    fs::write(root.join("pki/dev-ca.crt"), "ours").unwrap();
+    fs::write(root.join("pki/yurthub-server-current.pem"), "the cluster's").unwrap();
+    let store = node.dir.path().join("store");
+    fs::create_dir_all(&store).unwrap();
+    fs::write(store.join("hublet.redb"), "").unwrap();
+    let args = UninstallArgs {
+        bpffs: node.bpffs(),
+        dummy_if_name: "hub-dummy0".into(),
+        root_dir: root.clone(),
+        disk_cache_path: store.clone(),
+        keep_files: false,
+    };
+    let refused = uninstall(&args, &mut Vec::new()).unwrap_err().to_string();
+    assert!(refused.contains("another hublet runs") && refused.contains("stop hublet first"), "{refused}");
+    assert!(store.join("hublet.redb").exists() && ip("-brief link").contains("hub-dummy0"));
+
+    // As a crash leaves it.
+    let mut killed = role("daemon", &node).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    node.undo(setup);
+    killed.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let mut said = std::io::BufReader::new(killed.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("ready") {
+        line.clear();
+        assert_ne!(std::io::BufRead::read_line(&mut said, &mut line).unwrap(), 0, "the daemon ended");
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(ip("-brief link").contains("hub-dummy0"), "it left its link");
+
+    let mut out = Vec::new();
+    uninstall(&args, &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert!(out.contains("removed the interface hub-dummy0") && out.contains("hublet.redb"), "{out}");
+    assert_eq!((ip("-brief link"), ip("-brief address")), before);
+    assert!(
+        !node.bpffs().join("hublet").exists() && !store.exists() && !root.join("pki/dev-ca.crt").exists()
+    );
+    assert!(root.join("pki/yurthub-server-current.pem").exists(), "what isn't ours stays");
+    let mut out = Vec::new();
+    uninstall(&args, &mut out).unwrap();
+    assert!(out.is_empty(), "again: nothing to do");
+}
+
 // ---- what the tests start ----
 
 const ROLE_ARGUMENTS: [&str; 5] =
@@ -556,9 +647,19 @@ fn role(name: &str, node: &Node) -> Command {
 fn other_process() {
     match std::env::var("HUBLET_TEST_ROLE").expect("started by a test").as_str() {
         "alone" => alone(),
+        "daemon" => daemon(),
         "attack" => attack(),
         other => panic!("no role {other}"),
     }
+}
+
+fn daemon() {
+    let bpffs = PathBuf::from(std::env::var_os("HUBLET_TEST_BPFFS").unwrap());
+    let _go = std::io::stdin().read(&mut [0; 3]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _setup = runtime.block_on(Setup::prepare(&node::config(&bpffs), 0)).unwrap();
+    println!("ready");
+    let _killed = std::io::stdin().read(&mut [0; 1]);
 }
 
 fn alone() {

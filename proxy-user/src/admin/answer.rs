@@ -6,6 +6,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
+use super::audit;
 use super::state::{Sources, State};
 use crate::cli::VERSION;
 
@@ -93,9 +94,11 @@ fn parts(text: &mut String, sources: &Sources) {
         let _ = writeln!(text, "hublet_part_on{{part=\"{}\"}} {}", part.name, u8::from(part.on));
     }
     text.push_str("# HELP hublet_ebpf_decisions Decisions of the eBPF programs.\n# TYPE hublet_ebpf_decisions counter\n");
-    for (decision, count) in sources.setup.ebpf().counters {
+    let ebpf = sources.setup.ebpf();
+    for (decision, count) in &ebpf.counters {
         let _ = writeln!(text, "hublet_ebpf_decisions_total{{decision=\"{decision}\"}} {count}");
     }
+    audit::render(text, &ebpf.audit);
 }
 
 fn status(state: &State) -> serde_json::Value {
@@ -112,6 +115,7 @@ fn status(state: &State) -> serde_json::Value {
         let ebpf = sources.setup.ebpf();
         status["ebpf"] = json!({
             "programs": ebpf.programs,
+            "audit": ebpf.audit,
             "counters": ebpf.counters.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<serde_json::Map<_, _>>(),
         });
         status["connections"] = sources.counters.status(sources.registry.open(), sources.registry.limit());

@@ -5,6 +5,7 @@
 //! `/v1/readyz` (bodies exactly `OK`), `/metrics`, and `/v1/status` for `hublet status`.
 
 mod answer;
+mod audit;
 mod state;
 
 use std::io;

@@ -75,6 +75,12 @@ pub(crate) struct Subject {
     pub(crate) dns: Vec<String>,
 }
 
+/// Our own files in this directory: the development CA, what it signed, what was set aside. A certificate of the
+/// cluster's is not ours.
+pub fn own_files(pki: &Path) -> Vec<PathBuf> {
+    serving::own_files(pki)
+}
+
 /// The names under which pods know the API server.
 const DNS_NAMES: [&str; 4] =
     ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];

@@ -15,6 +15,8 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
@@ -22,6 +24,9 @@ use super::development::Authority;
 use super::inspect::{Facts, Shared, certified_key, is_signed_by};
 use super::{CertsError, Subject, files};
 use crate::config::{BootstrapMode, CertsConfig};
+
+/// YurtHub's name for the serving certificate and its key.
+const CURRENT: &str = "yurthub-server-current.pem";
 
 /// Hands the current certificate to each handshake.
 #[derive(Debug)]
@@ -124,6 +129,24 @@ impl Certificates {
     }
 }
 
+/// See [`super::own_files`].
+pub(super) fn own_files(pki: &Path) -> Vec<PathBuf> {
+    let current = pki.join(CURRENT);
+    let ca = files::read(&pki.join("dev-ca.crt")).ok();
+    let ca = ca.and_then(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
+    let signed = |file: &Path| {
+        let key = files::read(file).ok().and_then(|pem| certified_key(&pem).ok());
+        let leaf = key.and_then(|key| key.cert.first().cloned());
+        ca.as_ref().zip(leaf).is_some_and(|(ca, leaf)| is_signed_by(&leaf, ca, OffsetDateTime::now_utc()))
+    };
+    let entries = std::fs::read_dir(pki).into_iter().flatten().flatten().map(|entry| entry.path());
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("dev-ca.") || name.starts_with("dev-server.") || (*path == current && signed(path))
+    };
+    entries.filter(ours).collect()
+}
+
 type Choice = (Shared, Origin);
 
 fn choose(
@@ -132,7 +155,7 @@ fn choose(
     subject: &Subject,
     now: OffsetDateTime,
 ) -> Result<Choice, CertsError> {
-    let current = pki.join("yurthub-server-current.pem");
+    let current = pki.join(CURRENT);
     if mode == BootstrapMode::Development {
         return development(&current, pki, subject, now);
     }

@@ -3,7 +3,9 @@
 //! In: the process's arguments. Out: a [`Command`]. The daemon's flags may stand with or without the word `run`,
 //! whatever the binary is called, so that a manifest written for YurtHub needs no edit.
 
+pub mod bpf;
 pub mod status;
+pub mod uninstall;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -34,6 +36,11 @@ pub enum Command {
     Config(Flags),
     /// Show a running hublet: its parts, eBPF programs and counters, cloud, store and last callers
     Status(StatusArgs),
+    /// Look at the eBPF programs and maps, or take them off, also without a daemon
+    #[command(subcommand)]
+    Bpf(bpf::BpfCommand),
+    /// Remove everything that hublet made on this node: programs, interface, store, certificates
+    Uninstall(uninstall::UninstallArgs),
     /// Print the version
     Version,
 }

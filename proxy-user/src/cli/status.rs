@@ -65,7 +65,7 @@ fn ask(admin: SocketAddr) -> Result<String, StatusError> {
 }
 
 /// Scalars first, then a section for each object or list; rows of a list of objects become a table.
-fn tables(status: &Value, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn tables(status: &Value, out: &mut dyn Write) -> io::Result<()> {
     let Value::Object(sections) = status else { return writeln!(out, "{status}") };
     let scalars: Vec<_> =
         sections.iter().filter(|(_, value)| !value.is_object() && !value.is_array()).collect();

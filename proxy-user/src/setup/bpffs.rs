@@ -14,7 +14,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::fallback::{self, Missing};
 
 /// Name of our directory.
-const OURS: &str = "hublet";
+pub(super) const OURS: &str = "hublet";
 
 /// Our directory in bpffs, locked: one daemon at a time owns what is pinned there.
 #[derive(Debug)]

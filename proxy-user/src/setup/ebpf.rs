@@ -1,7 +1,7 @@
 //! The BPF object in the kernel: loaded, pinned, attached. In: the embedded object, a cgroup, the pins that an
 //! earlier daemon may have left. Out: maps for [`programs`](super::programs); links that live by their pins.
 //!
-//! The only file with `unsafe`: four bpf() calls that aya has no words for, two reads of the kernel's clocks and
+//! The only file with `unsafe`, which is why it is longer than others: four bpf() calls that aya has no words for, two reads of the kernel's clocks and
 //! cookies, and the promise that the shared types are plain bytes.
 #![allow(unsafe_code, reason = "bpf() calls that aya lacks; every block says why it is sound")]
 
@@ -342,13 +342,26 @@ pub(super) fn before_ours(cgroup: BorrowedFd<'_>, ours: &[Loaded]) -> io::Result
     bpf(BPF_PROG_QUERY, &attr)?;
     let count = usize::try_from(attr.get().count).unwrap_or_default().min(MAX);
     let earlier: Vec<u32> = ids[..count].iter().copied().take_while(|id| *id != own.id).collect();
-    let name = |id: &u32| {
-        let found = aya::programs::loaded_programs().flatten().find(|program| program.id() == *id);
-        found
-            .and_then(|program| program.name_as_str().map(str::to_owned))
-            .unwrap_or_else(|| format!("program {id}"))
+    Ok(earlier.into_iter().map(program_name).collect())
+}
+
+/// What is attached at a pin: the kind of the place, and the program's name.
+pub(super) fn link_at(pin: &Path) -> io::Result<(String, String)> {
+    let info = link_info(&object_get(pin)?)?;
+    let hook = match (info.kind, info.words) {
+        (3, [low, high, ..]) => format!("cgroup {}", u64::from(high) << 32 | u64::from(low)),
+        (5, [inode, ..]) => format!("network namespace {inode}"),
+        (6, [index, ..]) => format!("xdp on interface {index}"),
+        (kind, _) => format!("link of kind {kind}"),
     };
-    Ok(earlier.iter().map(name).collect())
+    Ok((hook, program_name(info.prog_id)))
+}
+
+fn program_name(id: u32) -> String {
+    let found = aya::programs::loaded_programs().flatten().find(|program| program.id() == id);
+    found
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .unwrap_or_else(|| format!("program {id}"))
 }
 
 fn not_in_object(name: &str) -> Missing {

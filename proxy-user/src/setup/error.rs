@@ -25,6 +25,15 @@ pub enum SetupError {
         /// What the kernel said.
         source: Box<rtnetlink::Error>,
     },
+    /// No way to the kernel.
+    #[error("opening a netlink socket: {0}")]
+    NoNetlink(std::io::Error),
+    /// A living daemon needs it.
+    #[error("a hublet runs with the interface {name}: stop it first")]
+    InUse {
+        /// The link.
+        name: String,
+    },
     /// A link vanished between two looks at it.
     #[error(
         "the link {name} vanished while it was set up; something else manages it (NetworkManager, systemd-networkd?): exclude it there"

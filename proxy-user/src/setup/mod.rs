@@ -17,6 +17,7 @@ mod identity;
 #[cfg(feature = "bpf-log")]
 mod log;
 mod netlink;
+pub mod pinned;
 mod programs;
 mod select;
 mod status;
@@ -35,6 +36,7 @@ use crate::client::Process;
 use crate::config::SetupConfig;
 
 pub use self::error::SetupError;
+pub use self::netlink::remove_interface;
 pub use self::status::{AuditStatus, EbpfStatus, Part, ProgramStatus};
 
 /// What setup made, and what it could not make and why. Undone by [`Setup::undo`].

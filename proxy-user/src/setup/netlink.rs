@@ -300,6 +300,30 @@ impl Node {
     }
 }
 
+/// Removes the link of this name if a hublet made it, and none lives on it. True when there was one.
+///
+/// # Errors
+/// A daemon lives on it, or the kernel refuses.
+pub async fn remove_interface(name: &str) -> Result<bool, SetupError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(SetupError::NoNetlink)?;
+    let connection = tokio::spawn(connection);
+    let mut found = handle.link().get().match_name(name.to_owned()).execute().boxed();
+    let ours = match found.try_next().await {
+        Ok(link) => link.filter(|link| state_of(link).made_link),
+        Err(_) => None, // no such link
+    };
+    let removed = match ours {
+        None => Ok(false),
+        Some(_) if own(name).is_none() => Err(SetupError::InUse { name: name.into() }),
+        Some(link) => match handle.link().del(link.header.index).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) => Err(netlink(format!("removing {name}"), error)),
+        },
+    };
+    connection.abort();
+    removed
+}
+
 /// A name among the abstract unix sockets, which belong to the network namespace and go with the process.
 fn own(link: &str) -> Option<UnixDatagram> {
     let name = format!("hublet/{link}");

@@ -1,0 +1,59 @@
+//! The eBPF audit as metrics: summed over all callers and services, whose names are in `hublet status`. In: the rows.
+//! Out: OpenMetrics text.
+
+use std::fmt::Write;
+
+use crate::setup::AuditStatus;
+
+/// Appends the metrics. A caller that is forgotten (the table is an LRU) takes its counts with it: scrapers see a reset.
+pub(super) fn render(text: &mut String, rows: &[AuditStatus]) {
+    let sum = |field: fn(&AuditStatus) -> u64| rows.iter().map(field).sum::<u64>();
+    let connects: [(&str, u64); 5] = [
+        ("steered", sum(|row| row.steered)),
+        ("direct", sum(|row| row.direct)),
+        ("passed", sum(|row| row.passed)),
+        ("stale", sum(|row| row.stale)),
+        ("dead", sum(|row| row.dead)),
+    ];
+    text.push_str("# HELP hublet_audit_connects Calls of connect() to a service or to hublet, by what became of them.\n");
+    text.push_str("# TYPE hublet_audit_connects counter\n");
+    for (outcome, count) in connects {
+        let _ = writeln!(text, "hublet_audit_connects_total{{outcome=\"{outcome}\"}} {count}");
+    }
+    text.push_str("# HELP hublet_audit_bytes Payload of closed connections, as the kernel counted it.\n");
+    text.push_str("# TYPE hublet_audit_bytes counter\n");
+    for (direction, count) in [("up", sum(|row| row.bytes_up)), ("down", sum(|row| row.bytes_down))] {
+        let _ = writeln!(text, "hublet_audit_bytes_total{{direction=\"{direction}\"}} {count}");
+    }
+    text.push_str("# HELP hublet_audit_retransmits Segments of closed connections that were sent again.\n");
+    let _ = writeln!(
+        text,
+        "# TYPE hublet_audit_retransmits counter\nhublet_audit_retransmits_total {}",
+        sum(|row| row.retransmits)
+    );
+    text.push_str("# HELP hublet_audit_connect_seconds From connect() to established.\n");
+    text.push_str(
+        "# TYPE hublet_audit_connect_seconds histogram\n# UNIT hublet_audit_connect_seconds seconds\n",
+    );
+    latency(text, rows);
+}
+
+fn latency(text: &mut String, rows: &[AuditStatus]) {
+    let buckets = rows.first().map_or(0, |row| row.latency.len());
+    let mut below = 0;
+    for bucket in 0..buckets {
+        below += rows.iter().filter_map(|row| row.latency.get(bucket)).sum::<u64>();
+        let limit = if bucket + 1 == buckets {
+            "+Inf".to_owned()
+        } else {
+            format!("{:.6}", f64::from(1_u32 << (bucket + 4)) / 1e6)
+        };
+        let _ = writeln!(text, "hublet_audit_connect_seconds_bucket{{le=\"{limit}\"}} {below}");
+    }
+    if buckets == 0 {
+        text.push_str("hublet_audit_connect_seconds_bucket{le=\"+Inf\"} 0\n");
+    }
+    let us = rows.iter().map(|row| row.latency_us).sum::<u64>();
+    let _ = writeln!(text, "hublet_audit_connect_seconds_count {below}");
+    let _ = writeln!(text, "hublet_audit_connect_seconds_sum {}.{:06}", us / 1_000_000, us % 1_000_000);
+}

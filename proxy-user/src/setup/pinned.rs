@@ -1,0 +1,269 @@
+//! What is pinned, whoever pinned it: for looking at the programs and for taking them away without the daemon. In: where
+//! bpffs is. Out: tables of what the maps hold; nothing left.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
+use hublet_ebpf::{
+    Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision, IFACE_LOCAL,
+    LAYOUT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID, SERVICE_OWN, SERVICE_PODS,
+    SelectKey, Service, ServiceKey, Stats, VERDICT_EXCEPT, VERDICT_STEER, maps,
+};
+use serde_json::{Value, json};
+
+use super::bpffs::{OURS, Pins};
+use super::ebpf::{self, Plain};
+use super::fallback::Missing;
+use super::programs::{audit, ip};
+
+/// Maps that [`Pinned::dump`] can show.
+pub const MAPS: [&str; 7] =
+    [maps::CONFIG, maps::SERVICES, maps::SELECT, maps::SELECT_CMD, maps::IFACES, maps::STATS, maps::AUDIT];
+
+/// Why what is pinned can't be shown or taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum PinnedError {
+    /// Nothing there.
+    #[error(
+        "nothing of hublet is pinned in {0}: no hublet runs with that --bpffs, or eBPF is off (`hublet status` says why)"
+    )]
+    Nothing(PathBuf),
+    /// Another version's.
+    #[error(
+        "what is pinned is of another version's layout ({found}; this is {LAYOUT:016x}): use that version's binary"
+    )]
+    Layout {
+        /// Its directory's name.
+        found: String,
+    },
+    /// Not one that can be shown.
+    #[error("there is no map {name} to show; there are {}", MAPS.join(", "))]
+    NoSuchMap {
+        /// As asked for.
+        name: String,
+    },
+    /// The kernel refuses.
+    #[error("{what}: {source}; root may (CAP_BPF, CAP_SYS_ADMIN)")]
+    Map {
+        /// Which.
+        what: String,
+        /// Why.
+        source: Box<MapError>,
+    },
+    /// bpffs.
+    #[error("{0}: {1}")]
+    File(PathBuf, io::Error),
+    /// A living daemon.
+    #[error("{0}")]
+    Busy(String),
+}
+
+/// The pins below a bpffs.
+#[derive(Debug)]
+pub struct Pinned {
+    ours: PathBuf,
+    bpffs: PathBuf,
+}
+
+impl Pinned {
+    /// Looks there.
+    ///
+    /// # Errors
+    /// Nothing is pinned.
+    pub fn find(bpffs: &Path) -> Result<Self, PinnedError> {
+        let pinned = Self { ours: bpffs.join(OURS), bpffs: bpffs.to_path_buf() };
+        if pinned.layouts()?.is_empty() {
+            return Err(PinnedError::Nothing(bpffs.to_path_buf()));
+        }
+        Ok(pinned)
+    }
+
+    /// Directories of all versions that left something.
+    fn layouts(&self) -> Result<Vec<PathBuf>, PinnedError> {
+        match fs::read_dir(&self.ours) {
+            Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(PinnedError::File(self.ours.clone(), error)),
+        }
+    }
+
+    /// Links of all versions: pin, attach point, program.
+    ///
+    /// # Errors
+    /// A pin can't be opened.
+    pub fn links(&self) -> Result<Value, PinnedError> {
+        let mut rows = Vec::new();
+        for pin in self.link_pins()? {
+            let (hook, program) =
+                ebpf::link_at(&pin).map_err(|error| PinnedError::File(pin.clone(), error))?;
+            rows.push(json!({
+                "name": pin.file_name().map(|name| name.to_string_lossy().into_owned()),
+                "hook": hook,
+                "program": program,
+                "pin": pin.display().to_string(),
+            }));
+        }
+        Ok(Value::Array(rows))
+    }
+
+    fn link_pins(&self) -> Result<Vec<PathBuf>, PinnedError> {
+        let mut pins = Vec::new();
+        for layout in self.layouts()? {
+            pins.extend(
+                fs::read_dir(layout.join("links")).into_iter().flatten().flatten().map(|entry| entry.path()),
+            );
+        }
+        pins.sort();
+        Ok(pins)
+    }
+
+    /// A map's entries, in words.
+    ///
+    /// # Errors
+    /// No such map, another version's layout, or the kernel refuses.
+    pub fn dump(&self, name: &str) -> Result<Value, PinnedError> {
+        let layout = self.ours.join(format!("{LAYOUT:016x}"));
+        if !layout.exists() {
+            let found = self
+                .layouts()?
+                .iter()
+                .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+                .collect::<Vec<_>>();
+            return Err(PinnedError::Layout { found: found.join(", ") });
+        }
+        let known = MAPS.into_iter().find(|known| known.eq_ignore_ascii_case(name));
+        let name = known.ok_or_else(|| PinnedError::NoSuchMap { name: name.to_owned() })?;
+        let failed = |source| PinnedError::Map { what: name.into(), source: Box::new(source) };
+        let map =
+            MapData::from_pin(layout.join("maps").join(name)).and_then(Map::from_map_data).map_err(failed)?;
+        rows(name, map).map_err(failed)
+    }
+
+    /// Takes the links' pins away, which detaches the programs; a daemon that runs goes on serving those who dial it
+    /// themselves. Gives the pins.
+    ///
+    /// # Errors
+    /// A pin can't be removed.
+    pub fn detach(&self) -> Result<Vec<PathBuf>, PinnedError> {
+        let pins = self.link_pins()?;
+        for pin in &pins {
+            fs::remove_file(pin).map_err(|error| PinnedError::File(pin.clone(), error))?;
+        }
+        Ok(pins)
+    }
+
+    /// Takes everything away that is pinned, when no daemon lives on it.
+    ///
+    /// # Errors
+    /// A daemon lives on it, or a pin can't be removed.
+    pub fn remove(self) -> Result<(), PinnedError> {
+        let pins =
+            Pins::open(&self.bpffs).map_err(|missing: Missing| PinnedError::Busy(missing.to_string()))?;
+        pins.remove_other_layouts();
+        pins.remove().map_err(|error| PinnedError::File(self.ours, error))
+    }
+}
+
+fn rows(name: &str, map: Map) -> Result<Value, MapError> {
+    Ok(match name {
+        maps::CONFIG => {
+            let Plain(config) = Array::<_, Plain<Config>>::try_from(map)?.get(&0, 0)?;
+            config_row(&config)
+        }
+        maps::SERVICES => list(
+            &HashMap::<_, Plain<ServiceKey>, Plain<Service>>::try_from(map)?,
+            |Plain(key), Plain(to)| service_row(&key, &to),
+        )?,
+        maps::SELECT => list(
+            &HashMap::<_, Plain<SelectKey>, u32>::try_from(map)?,
+            |Plain(key), verdict| json!({"kind": kind(key.kind), "value": key.value, "verdict": self::verdict(verdict)}),
+        )?,
+        maps::SELECT_CMD => list(&HashMap::<_, [u8; 16], u32>::try_from(map)?, |name, verdict| {
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            json!({"command": String::from_utf8_lossy(name), "verdict": self::verdict(verdict)})
+        })?,
+        maps::IFACES => list(&HashMap::<_, u32, u32>::try_from(map)?, |index, kind| {
+            let name = nix::net::if_::if_indextoname(index).map(|name| name.to_string_lossy().into_owned());
+            json!({"name": name.unwrap_or_default(), "index": index, "kind": if kind == IFACE_LOCAL { "local" } else { "uplink" }})
+        })?,
+        maps::STATS => {
+            let cpus = PerCpuArray::<_, Plain<Stats>>::try_from(map)?.get(&0, 0)?;
+            let sum = |decision| cpus.iter().map(|Plain(stats)| stats.of(decision)).sum::<u64>();
+            Decision::ALL.iter().map(|decision| (decision.name().to_owned(), json!(sum(*decision)))).collect()
+        }
+        _ => {
+            let map = PerCpuHashMap::<_, Plain<AuditKey>, Plain<Audit>>::try_from(map)?;
+            audit(&map).iter().map(|(key, audit)| audit_row(key, audit)).collect()
+        }
+    })
+}
+
+fn list<K: aya::Pod, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+    row: impl Fn(K, V) -> Value,
+) -> Result<Value, MapError> {
+    map.iter().map(|entry| entry.map(|(key, value)| row(key, value))).collect()
+}
+
+fn config_row(config: &Config) -> Value {
+    let on = |flag| config.flags & flag != 0;
+    let age = ebpf::monotonic_ns().saturating_sub(config.heartbeat_ns);
+    json!({
+        "steering": on(CONFIG_STEER),
+        "guard": on(CONFIG_GUARD),
+        "selected": on(CONFIG_SELECTED),
+        "pods": on(CONFIG_PODS),
+        "heartbeatAgeMs": if config.heartbeat_ns == 0 { Value::Null } else { json!(age / 1_000_000) },
+        "ttlMs": config.ttl_ns / 1_000_000,
+        "netns": config.netns,
+        "ownCgroup": config.own_cgroup,
+        "bypassMark": config.bypass_mark,
+        "proxy": ip(config.proxy).to_string(),
+        "ports": config.ports.iter().filter(|port| **port != 0).collect::<Vec<_>>(),
+    })
+}
+
+fn service_row(key: &ServiceKey, to: &Service) -> Value {
+    let use_ = match to.flags {
+        flags if flags & SERVICE_OWN == 0 => "steered",
+        flags if flags & SERVICE_PODS != 0 => "own, pods too",
+        _ => "own",
+    };
+    json!({
+        "service": SocketAddr::new(ip(key.ip), key.port).to_string(),
+        "to": SocketAddr::new(ip(to.ip), to.port).to_string(),
+        "use": use_,
+    })
+}
+
+fn audit_row(key: &AuditKey, audit: &Audit) -> Value {
+    json!({
+        "cgroup_id": key.cgroup_id,
+        "service": SocketAddr::new(ip(key.ip), key.port).to_string(),
+        "steered": audit.steered, "direct": audit.direct, "passed": audit.passed, "stale": audit.stale,
+        "dead": audit.dead, "established": audit.established, "closed": audit.closed, "bytes_up": audit.bytes_up,
+        "bytes_down": audit.bytes_down, "retransmits": audit.retransmits, "latency_us": audit.latency_us,
+        "latency": audit.latency,
+    })
+}
+
+fn kind(kind: u32) -> &'static str {
+    match kind {
+        SELECT_CGROUP => "cgroup",
+        SELECT_UID => "uid",
+        SELECT_POD_CGROUP => "pod cgroup",
+        SELECT_POD_NETNS => "pod netns",
+        _ => "?",
+    }
+}
+
+fn verdict(verdict: u32) -> &'static str {
+    match verdict {
+        VERDICT_STEER => "steer",
+        v if v & VERDICT_EXCEPT != 0 => "except",
+        _ => "?",
+    }
+}
