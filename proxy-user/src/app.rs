@@ -9,10 +9,11 @@ mod announce;
 mod bind;
 mod discover;
 mod drain;
+mod handover;
 mod limits;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,8 @@ use crate::setup::{Setup, SetupError};
 use bind::Sockets;
 use discover::Discovery;
 pub use drain::Stop;
+pub use handover::HandoverError;
+use handover::{Door, Successor, Taken};
 
 /// How often the serving certificate is looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(600);
@@ -51,6 +54,9 @@ pub enum AppError {
     /// The store or the cloud.
     #[error(transparent)]
     Handle(#[from] HandleError),
+    /// The old daemon.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// Threads, runtimes, signals.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
@@ -69,6 +75,9 @@ pub struct Bound {
     registry: Arc<Registry>,
     counters: Arc<Counters>,
     sockets: Sockets,
+    /// The admin socket once more, for a successor.
+    admin_socket: TcpListener,
+    taken: Taken,
     stop_accepting: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -80,22 +89,20 @@ impl Bound {
     /// The first stage that can't be built; what was made until then is undone.
     pub async fn build(mut config: Config) -> Result<Self, AppError> {
         let roots = cloud_roots(&config.certs)?;
-        let state = State::new(config.node_name.clone());
-        let admin = listen::bind(config.admin, listen::Purpose::Admin)?;
-        let admin =
-            Admin::start(admin, Arc::clone(&state)).map_err(|e| AppError::System("admin thread", e))?;
         add_node_address(&mut config);
-        let certificates = Certificates::open(&config.certs, &config.node_name, OffsetDateTime::now_utc())?;
-        let certificates = Arc::new(certificates);
-        let mut sockets = Sockets::of_the_host(&config)?;
-        let setup = Setup::prepare(&config.setup, config.cloud.mark).await?;
+        let (mut taken, certificates) = take_over(&config)?;
+        let state = State::new(config.node_name.clone());
+        let admin_socket = bind::bind_or_take(config.admin, listen::Purpose::Admin, &mut taken)?;
+        let admin = admin_socket.try_clone().and_then(|socket| Admin::start(socket, Arc::clone(&state)));
+        let admin = admin.map_err(|e| AppError::System("admin thread", e))?;
+        let certificates = certificates.map_or_else(|| open_certificates(&config), Ok)?;
+        let mut sockets = Sockets::of_the_host(&config, &mut taken)?;
+        let inherited = std::mem::take(&mut taken.setup);
+        let setup = Setup::take_over(&config.setup, config.cloud.mark, inherited).await?;
         let built = async {
-            sockets.add_dummy(&config, &setup)?;
-            let handler = Handler::start(&config, roots).await?;
-            Ok::<_, AppError>((
-                handler,
-                listen::server_config(certificates.resolver()).map_err(ListenError::from)?,
-            ))
+            sockets.add_dummy(&config, &setup, &mut taken)?;
+            let tls = listen::server_config(certificates.resolver()).map_err(ListenError::from)?;
+            Ok::<_, AppError>((Handler::start(&config, roots).await?, tls))
         };
         let (handler, tls) = match Box::pin(built).await {
             Ok(built) => built,
@@ -133,6 +140,8 @@ impl Bound {
             registry,
             counters,
             sockets,
+            admin_socket,
+            taken,
             stop_accepting,
             tasks,
         })
@@ -144,7 +153,7 @@ impl Bound {
     }
 
     /// Accepts, steers, and serves until told to stop; then drains and undoes.
-    pub async fn run(mut self, stop: Stop) {
+    pub async fn run(mut self, mut stop: Stop) {
         for listener in self.sockets.listeners() {
             self.tasks.push(listen::serve(&self.front, listener, self.stop_accepting.clone()));
         }
@@ -161,8 +170,22 @@ impl Bound {
         self.tasks.push(tokio::spawn(discovery.watch()));
         self.tasks.push(tokio::spawn(self.heartbeat()));
         announce::all(&self);
-        let stop = stop.first().await;
-        drain::drain(self, stop).await;
+        std::mem::take(&mut self.taken).serving();
+        let mut door = Door::open(&self.config.certs.root_dir);
+        let successor = tokio::select! {
+            () = stop.first() => None,
+            successor = asked(&mut door) => Some(successor),
+        };
+        match successor {
+            None => {
+                if let Some(door) = door {
+                    door.close();
+                }
+                drain::drain(self, stop).await;
+            }
+            // The socket in the root directory is the successor's from now on.
+            Some(successor) => drain::hand_over(self, successor).await,
+        }
     }
 
     /// Steering on, once the listener has answered a probe.
@@ -234,6 +257,27 @@ impl Bound {
             }
         }
     }
+}
+
+async fn asked(door: &mut Option<Door>) -> Successor {
+    match door {
+        Some(door) => door.asked().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The old daemon's place, if we are to have it; what can fail without it fails before the old one stops.
+fn take_over(config: &Config) -> Result<(Taken, Option<Arc<Certificates>>), AppError> {
+    if !config.take_over {
+        return Ok((Taken::default(), None));
+    }
+    let certificates = open_certificates(config)?;
+    Ok((Taken::ask(&config.certs.root_dir)?, Some(certificates)))
+}
+
+fn open_certificates(config: &Config) -> Result<Arc<Certificates>, AppError> {
+    let certificates = Certificates::open(&config.certs, &config.node_name, OffsetDateTime::now_utc())?;
+    Ok(Arc::new(certificates))
 }
 
 /// Looks at the serving certificate now and then; runs on the admin runtime.

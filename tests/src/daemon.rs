@@ -243,6 +243,33 @@ impl Daemon {
         ended.with_context(|| format!("its log:\n{}", self.log()))
     }
 
+    /// Starts another one in its place (`--take-over`); returns when the new one is ready and the old one has ended,
+    /// with the old one's exit status.
+    pub fn succeed(&mut self) -> anyhow::Result<ExitStatus> {
+        let mut old = self.child.take().context("the daemon does not run")?;
+        self.options.flags.push("--take-over".into());
+        let spawned = self.spawn();
+        self.options.flags.pop();
+        spawned?;
+        let ended = eventually(END, "the old hublet ends", || old.try_wait().ok().flatten());
+        if ended.is_err() {
+            old.kill()?;
+            old.wait()?;
+        }
+        let ended = ended.with_context(|| format!("its log:\n{}", self.log()))?;
+        self.wait_ready()?;
+        Ok(ended)
+    }
+
+    /// Starts it with one more flag, this time only.
+    pub fn start_with(&mut self, flag: &str) -> anyhow::Result<Duration> {
+        self.options.flags.push(flag.into());
+        let spawned = self.spawn();
+        self.options.flags.pop();
+        spawned?;
+        self.wait_ready()
+    }
+
     /// Starts it again over the same folders; says how long it took to be ready.
     pub fn restart(&mut self) -> anyhow::Result<Duration> {
         if self.child.is_some() {

@@ -13,6 +13,82 @@ use hublet_tests::site::Site;
 
 const SERVICE: &str = "https://10.96.0.1:443";
 
+/// A steered node, and the two servers that a client may find at the service's address: hublet, or the real one.
+struct Steered {
+    site: Site,
+    _there: Cloud,
+    hublet: Client,
+    real: Client,
+}
+
+impl Steered {
+    fn start() -> Result<Option<Self>> {
+        let with = |options: &mut hublet_tests::daemon::Options| {
+            options.steer = "10.96.0.1:443".into();
+            options.bpffs = true;
+        };
+        if !require::bpf() {
+            return Ok(None);
+        }
+        let Some(site) = Site::start("steering", with)? else { return Ok(None) };
+        site.netns.ip("address add 10.96.0.1/32 dev lo")?;
+        let there = Cloud::start(cloud::Options {
+            listen: ([10, 96, 0, 1], 443).into(),
+            netns: Some(site.netns.clone()),
+            ..Default::default()
+        })?;
+        let by = |ca: &str, token: &str| -> Result<Client> {
+            let options = client::Options::new(SERVICE, ca, Some(token));
+            // A hung daemon's backlog takes connections that nobody answers.
+            let patience = Duration::from_secs(1);
+            Client::new(client::Options { netns: Some(site.netns.clone()), patience, ..options })
+        };
+        let hublet = by(&site.daemon.ca_pem()?, &site.cloud.admin_token)?;
+        let real = by(there.ca.pem(), &there.admin_token)?;
+        let steered = Self { _there: there, hublet, real, site };
+        eventually(Duration::from_secs(5), "steered to hublet", || steered.is_served().then_some(()))?;
+        Ok(Some(steered))
+    }
+
+    fn is_served(&self) -> bool {
+        self.hublet.get("/version").is_ok_and(|answer| answer.status == 200)
+    }
+
+    fn passes(&self) -> bool {
+        self.real.get("/version").is_ok_and(|answer| answer.status == 200)
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
+        let pid = self.site.daemon.pid().unwrap().to_string();
+        let status = std::process::Command::new(program).args(arguments).arg(&pid).status()?;
+        anyhow::ensure!(status.success(), "{program}: {status}");
+        Ok(())
+    }
+}
+
+/// The heartbeat holds for three seconds; the rest is the test's own way.
+const STALE: Duration = Duration::from_secs(6);
+
+#[test]
+fn i12_a_daemon_that_hangs_is_passed_by_and_found_again() -> Result<()> {
+    let Some(node) = Steered::start()? else { return Ok(()) };
+    node.run("kill", &["-STOP"])?;
+    let passed = eventually(STALE, "connects pass through", || node.passes().then_some(()));
+    node.run("kill", &["-CONT"])?;
+    passed?;
+    eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))
+}
+
+#[test]
+fn i12_a_daemon_out_of_descriptors_is_passed_by_and_found_again() -> Result<()> {
+    let Some(node) = Steered::start()? else { return Ok(()) };
+    node.run("prlimit", &["--nofile=8:", "--pid"])?;
+    let passed = eventually(STALE * 2, "connects pass through", || node.passes().then_some(()));
+    node.run("prlimit", &["--nofile=1024:", "--pid"])?;
+    passed?;
+    eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))
+}
+
 #[test]
 fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
     if !require::bpf() {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tracing::warn;
 
+use super::handover::Taken;
+
 use crate::client::Port;
 use crate::config::Config;
 use crate::listen::{ListenError, Listener, Purpose, bind};
@@ -19,21 +21,26 @@ pub(super) struct Sockets {
 
 impl Sockets {
     /// Binds what needs no interface of ours.
-    pub(super) fn of_the_host(config: &Config) -> Result<Self, ListenError> {
+    pub(super) fn of_the_host(config: &Config, taken: &mut Taken) -> Result<Self, ListenError> {
         let dummy = config.setup.dummy.as_ref().map(|dummy| dummy.ip);
         let mut sockets = Self { listeners: Vec::new(), dummy };
         for address in config.listen.plain.iter().filter(|address| Some(address.ip()) != dummy) {
-            sockets.add(*address, Port::Plain)?;
+            sockets.add(*address, Port::Plain, taken)?;
         }
         if Some(config.listen.secure.ip()) != dummy {
-            sockets.add(config.listen.secure, Port::Secure)?;
+            sockets.add(config.listen.secure, Port::Secure, taken)?;
         }
         Ok(sockets)
     }
 
     /// Binds what the interface carries. Without the interface (no privileges), the secure port moves to the host's
     /// address, so that clients that are told so are still served.
-    pub(super) fn add_dummy(&mut self, config: &Config, setup: &Setup) -> Result<(), ListenError> {
+    pub(super) fn add_dummy(
+        &mut self,
+        config: &Config,
+        setup: &Setup,
+        taken: &mut Taken,
+    ) -> Result<(), ListenError> {
         let Some(dummy) = self.dummy else { return Ok(()) };
         let plain: Vec<_> =
             config.listen.plain.iter().copied().filter(|address| address.ip() == dummy).collect();
@@ -41,20 +48,20 @@ impl Sockets {
         if let Some(secure) = secure.filter(|_| !is_up(setup) && !is_local(dummy)) {
             let host = SocketAddr::new(config.listen.plain[0].ip(), secure.port());
             warn!("{secure} can't be served without its interface: TLS is served on {host} instead");
-            return self.add(host, Port::Secure);
+            return self.add(host, Port::Secure, taken);
         }
         for address in plain {
-            self.add(address, Port::Plain)?;
+            self.add(address, Port::Plain, taken)?;
         }
-        secure.map_or(Ok(()), |secure| self.add(secure, Port::Secure))
+        secure.map_or(Ok(()), |secure| self.add(secure, Port::Secure, taken))
     }
 
-    fn add(&mut self, address: SocketAddr, port: Port) -> Result<(), ListenError> {
+    fn add(&mut self, address: SocketAddr, port: Port, taken: &mut Taken) -> Result<(), ListenError> {
         let purpose = match port {
             Port::Plain => Purpose::Plain,
             Port::Secure => Purpose::Secure,
         };
-        let socket = bind(address, purpose)?;
+        let socket = bind_or_take(address, purpose, taken)?;
         let socket = tokio::net::TcpListener::from_std(socket).map_err(|source| ListenError::Bind {
             address,
             reason: source.to_string(),
@@ -87,6 +94,18 @@ impl Sockets {
     /// The secure listener is where eBPF sends clients.
     pub(super) fn on_dummy(&self) -> bool {
         Some(self.secure_address().ip()) == self.dummy
+    }
+}
+
+/// An old daemon's socket for this address, or a new one.
+pub(super) fn bind_or_take(
+    address: SocketAddr,
+    purpose: Purpose,
+    taken: &mut Taken,
+) -> Result<TcpListener, ListenError> {
+    match taken.listener(address) {
+        Some(socket) => Ok(socket),
+        None => bind(address, purpose),
     }
 }
 

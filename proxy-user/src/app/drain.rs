@@ -1,6 +1,8 @@
 //! The end: signals, and the stages taken down in the reverse of their order.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,11 +11,14 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::handover::Successor;
 use super::{AppError, Bound};
 use crate::setup::Setup;
 
 /// How long a dropped connection may take to be gone, and the last reference to setup.
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// How long answers may take while a successor waits: new connections queue up meanwhile.
+const HAND_OVER: Duration = Duration::from_secs(2);
 
 /// When to stop: the first message ends gracefully, a second one at once.
 #[derive(Debug)]
@@ -47,9 +52,8 @@ impl Stop {
     }
 
     /// Waits for the first message; what is left hears the second.
-    pub(super) async fn first(mut self) -> Self {
+    pub(super) async fn first(&mut self) {
         self.0.recv().await;
-        self
     }
 
     async fn second(&mut self) {
@@ -83,6 +87,75 @@ pub(super) async fn drain(bound: Bound, mut stop: Stop) {
     bound.handler.close().await;
     undo(bound).await;
     info!("stopped after {:.1?}", started.elapsed());
+}
+
+/// Leaves everything to a successor. Returns when it serves; when it dies before, this process starts itself anew.
+pub(super) async fn hand_over(bound: Bound, successor: Successor) {
+    let started = Instant::now();
+    info!("a new hublet takes over: no new connections, {} are open", bound.registry.open());
+    let admin = (bound.admin.address(), bound.admin_socket.as_fd());
+    let listeners = bound
+        .sockets
+        .listeners()
+        .iter()
+        .filter_map(|listener| Some((listener.socket.local_addr().ok()?, listener.socket.as_fd())));
+    let listeners: Vec<_> = listeners.chain([admin]).collect();
+    if let Err(error) = successor.give(&listeners, &bound.setup.hand_over()) {
+        warn!("the new hublet did not take our sockets: {error}");
+        return again();
+    }
+    drop(listeners);
+    bound.state.draining();
+    bound.stop_accepting.cancel();
+    bound.registry.drain(false);
+    bound.handler.end_streams();
+    let patience = bound.config.listen.drain.min(HAND_OVER);
+    if timeout(patience, bound.registry.emptied()).await.is_err() {
+        warn!("{} connections are cut after {patience:?}", bound.registry.open());
+    }
+    bound.registry.drain(true);
+    let _ = timeout(AT_ONCE, bound.registry.emptied()).await;
+    bound.handler.close().await;
+    let Bound { front, state, admin, tasks, sockets, handler, setup, admin_socket, .. } = bound;
+    for task in &tasks {
+        task.abort();
+    }
+    state.detach();
+    drop((front, sockets, admin_socket));
+    for task in tasks {
+        let _ = task.await;
+    }
+    admin.stop();
+    // The store is closed when the last one lets go of it.
+    let deadline = Instant::now() + AT_ONCE;
+    while Arc::strong_count(&handler) > 1 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(handler);
+    let serving = tokio::task::spawn_blocking(|| successor.wait()).await;
+    match serving {
+        Ok(Ok(())) => {
+            // Pins, interface and their locks are the successor's.
+            drop(setup);
+            info!("handed over after {:.1?}", started.elapsed());
+        }
+        Ok(Err(error)) => {
+            warn!("the new hublet did not come up ({error}): starting again");
+            again();
+        }
+        Err(_) => again(),
+    }
+}
+
+/// This program anew, as it was started. Our sockets close with the old image, so that callers pass through meanwhile.
+fn again() {
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    let error = command.args(arguments).exec();
+    tracing::error!("hublet can't be started again: {error}");
 }
 
 /// Undoes the setup, once nobody else holds it.

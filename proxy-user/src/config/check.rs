@@ -60,6 +60,7 @@ pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Che
         certs: CertsConfig { ip_sans, dns_sans, ..certs },
         listen,
         admin,
+        take_over: own.take_over,
         verbosity: yurthub.v,
     };
     Ok(Checked { config, warnings })

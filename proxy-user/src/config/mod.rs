@@ -39,6 +39,8 @@ pub struct Config {
     pub cache: CacheConfig,
     /// Answers from the store.
     pub local: LocalConfig,
+    /// Take the place of the daemon that runs with the same root directory (`--take-over`).
+    pub take_over: bool,
     /// Log verbosity: klog's `--v` (0 warnings, 1–2 information, 3–4 debug, 5 and more trace).
     pub verbosity: u8,
 }

@@ -71,14 +71,14 @@ impl Activity {
         }
     }
 
-    /// Runs what comes before HTTP (first byte, handshake); `None` when an order ends it.
-    pub(super) async fn unless_ordered<F: Future>(&self, work: F) -> Option<F::Output> {
+    /// Runs what comes before HTTP (first byte, handshake); `None` when this order, or a stricter one, ends it.
+    pub(super) async fn unless_ordered<F: Future>(&self, ends: Order, work: F) -> Option<F::Output> {
         let mut work = pin!(work);
         poll_fn(|cx| {
             self.waker.register(cx.waker());
             match work.as_mut().poll(cx) {
                 Poll::Ready(output) => Poll::Ready(Some(output)),
-                Poll::Pending if self.ordered() > Order::GoOn => Poll::Ready(None),
+                Poll::Pending if self.ordered() >= ends => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             }
         })

@@ -17,12 +17,14 @@ use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
 use super::Front;
-use super::activity::{Activity, Answer, Open, Watched};
+use super::activity::{Activity, Answer, Open, Order, Watched};
 use super::tls::H2;
 use crate::client::{Connection, Port};
 
 /// A client that connects and says nothing.
 const FIRST_BYTE: Duration = Duration::from_secs(30);
+/// How long a drain waits for the first byte of a connection.
+const LAST_WORD: Duration = Duration::from_millis(250);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// While the first bytes could still become HTTP/2's preface.
 const PREFACE_POLL: Duration = Duration::from_millis(5);
@@ -52,10 +54,7 @@ pub(super) async fn serve(
 ) {
     let process = front.setup.identify(stream.as_fd());
     let Ok(local) = stream.local_addr() else { return };
-    let Some(Ok(Ok(speech))) = activity.unless_ordered(timeout(FIRST_BYTE, listen_first(&stream))).await
-    else {
-        return;
-    };
+    let Some(speech) = first_byte(&stream, &activity).await else { return };
     let tls = speech == Speech::Tls;
     let connection = Arc::new(Connection::new(port, local, remote, tls, process));
     // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
@@ -72,6 +71,16 @@ pub(super) async fn serve(
         (Port::Plain, Speech::Http1) => http1(&front, stream, connection, activity).await,
         (Port::Plain, Speech::Http2) => http2(&front, stream, connection, activity).await,
     }
+}
+
+/// What the client begins with. One that has just connected when the drain begins is about to say something.
+async fn first_byte(stream: &TcpStream, activity: &Activity) -> Option<Speech> {
+    let first = timeout(FIRST_BYTE, listen_first(stream));
+    let heard = match activity.unless_ordered(Order::Finish, first).await {
+        Some(heard) => heard,
+        None => activity.unless_ordered(Order::Drop, timeout(LAST_WORD, listen_first(stream))).await?,
+    };
+    heard.ok()?.ok()
 }
 
 /// Looks at the first bytes without taking them.
@@ -119,7 +128,7 @@ async fn handshake(
     activity: &Activity,
 ) -> Option<Box<TlsStream<TcpStream>>> {
     let handshake = Box::pin(timeout(HANDSHAKE, front.tls.accept(stream)));
-    let failure = match activity.unless_ordered(handshake).await? {
+    let failure = match activity.unless_ordered(Order::Drop, handshake).await? {
         Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => format!("failed: {error}; does the client trust our CA?"),
         Err(_) => format!("took longer than {HANDSHAKE:?}"),

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hublet_ebpf::LAYOUT;
@@ -26,10 +27,11 @@ pub(super) struct Pins {
 
 impl Pins {
     /// Mounts bpffs when there is none, and makes our directories.
-    pub(super) fn open(bpffs: &Path) -> Result<Self, Missing> {
+    /// `inherited` is an old daemon's lock.
+    pub(super) fn open(bpffs: &Path, inherited: Option<OwnedFd>) -> Result<Self, Missing> {
         let mounted = mount_if_needed(bpffs)
             .map_err(|error| fallback::bpf(format!("mounting bpffs at {}", bpffs.display()), &error))?;
-        let pins = Self { bpffs: bpffs.to_path_buf(), mounted, lock: lock(&bpffs.join(OURS))? };
+        let pins = Self { bpffs: bpffs.to_path_buf(), mounted, lock: lock(&bpffs.join(OURS), inherited)? };
         for kind in ["maps", "links", "progs"] {
             let dir = pins.layout().join(kind);
             fs::create_dir_all(&dir)
@@ -41,6 +43,11 @@ impl Pins {
     /// The directory of this layout.
     pub(super) fn layout(&self) -> PathBuf {
         self.ours().join(format!("{LAYOUT:016x}"))
+    }
+
+    /// For a daemon that takes this one's place.
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// Pin of a map.
@@ -106,10 +113,12 @@ impl Pins {
 }
 
 /// The lock goes with the process, so a killed daemon's pins can be taken over, and a living one's can't.
-fn lock(dir: &Path) -> Result<Flock<File>, Missing> {
+fn lock(dir: &Path, inherited: Option<OwnedFd>) -> Result<Flock<File>, Missing> {
     fs::create_dir_all(dir).map_err(|error| fallback::bpf(format!("making {}", dir.display()), &error))?;
-    let file =
-        File::open(dir).map_err(|error| fallback::bpf(format!("opening {}", dir.display()), &error))?;
+    // An inherited descriptor holds the lock already; to lock it again is no change.
+    let file = inherited
+        .map_or_else(|| File::open(dir), |lock| Ok(File::from(lock)))
+        .map_err(|error| fallback::bpf(format!("opening {}", dir.display()), &error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => Missing::Busy { pins: dir.to_path_buf() },
         errno => fallback::bpf(format!("locking {}", dir.display()), &errno.into()),

@@ -25,7 +25,7 @@ mod steering;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, SocketAddrV6};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use socket2::SockRef;
 
@@ -38,6 +38,24 @@ use crate::config::SetupConfig;
 pub use self::error::SetupError;
 pub use self::netlink::remove_interface;
 pub use self::status::{AuditStatus, EbpfStatus, Part, ProgramStatus};
+
+/// What an old daemon's setup hands over to a new one's, so that nobody else gets it in between.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// The lock on the pins.
+    pub pins: Option<OwnedFd>,
+    /// The name that stands for the right to remove the interface.
+    pub interface: Option<OwnedFd>,
+}
+
+/// The same, in the old daemon's hands.
+#[derive(Debug, Default)]
+pub struct Held<'a> {
+    /// See [`Inherited::pins`].
+    pub pins: Option<BorrowedFd<'a>>,
+    /// See [`Inherited::interface`].
+    pub interface: Option<BorrowedFd<'a>>,
+}
 
 /// What setup made, and what it could not make and why. Undone by [`Setup::undo`].
 #[derive(Debug)]
@@ -56,16 +74,25 @@ impl Setup {
     /// # Errors
     /// The address belongs to another interface, or netlink refuses for a reason other than privileges.
     pub async fn prepare(config: &SetupConfig, mark: u32) -> Result<Self, SetupError> {
+        Self::take_over(config, mark, Inherited::default()).await
+    }
+
+    /// As [`Setup::prepare`], in the place of an old daemon, whose programs steer until ours have replaced them: with
+    /// its pins inherited, what it told its programs stays in force until [`Setup::steer`].
+    ///
+    /// # Errors
+    /// As [`Setup::prepare`].
+    pub async fn take_over(config: &SetupConfig, mark: u32, from: Inherited) -> Result<Self, SetupError> {
         let interface = match &config.dummy {
             None => Err(Missing::NotWanted("--enable-dummy-if=false")),
-            Some(wish) => match Interface::ensure(wish).await {
+            Some(wish) => match Interface::ensure(wish, from.interface).await {
                 Ok(interface) => Ok(interface),
                 Err(Failed::Off(missing)) => Err(missing),
                 Err(Failed::Error(error)) => return Err(error),
             },
         };
         let own = interface.as_ref().map_or_else(|_| String::new(), Interface::link);
-        let steering = Steering::prepare(config, mark, own).await;
+        let steering = Steering::prepare(config, mark, (own, from.pins)).await;
         Ok(Self { log_wanted: config.bpf_log, interface, steering })
     }
 
@@ -77,7 +104,20 @@ impl Setup {
     pub fn steer(&self, listener: BorrowedFd<'_>) -> Result<(), SetupError> {
         let Ok(steering) = &self.steering else { return Ok(()) };
         let own = own_address(listener)?;
-        steering.programs.steer(listener, own).map_err(|source| SetupError::Listener { address: own, source })
+        steering
+            .programs
+            .steer(listener, own)
+            .map_err(|source| SetupError::Listener { address: own, source })?;
+        steering.forget_other_layouts();
+        Ok(())
+    }
+
+    /// What a new daemon needs to take this one's place.
+    pub fn hand_over(&self) -> Held<'_> {
+        Held {
+            pins: self.steering.as_ref().ok().and_then(Steering::lock),
+            interface: self.interface.as_ref().ok().and_then(Interface::owner),
+        }
     }
 
     /// Has connections to another listener (the plain ports) attested too. Any time. Pods are kept from it.

@@ -4,6 +4,7 @@
 //! Kinds in order: `dummy`, and where the kernel has none `ifb`, a bridge without ports, an address on `lo`.
 
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
@@ -77,7 +78,7 @@ impl From<SetupError> for Failed {
 
 impl Interface {
     /// Finds or makes it, and keeps it there. Call on a tokio runtime, in the network namespace to serve.
-    pub(super) async fn ensure(wish: &DummyConfig) -> Result<Self, Failed> {
+    pub(super) async fn ensure(wish: &DummyConfig, owner: Option<OwnedFd>) -> Result<Self, Failed> {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|error| Failed::Off(fallback::bpf("opening a netlink socket", &error)))?;
@@ -101,7 +102,13 @@ impl Interface {
                 }
             }
         });
-        Ok(Self { owner: own(&wish.name), node, state, repair, connection })
+        let owner = owner.map(UnixDatagram::from).or_else(|| own(&wish.name));
+        Ok(Self { owner, node, state, repair, connection })
+    }
+
+    /// The right to remove it, if it is ours.
+    pub(super) fn owner(&self) -> Option<BorrowedFd<'_>> {
+        self.owner.as_ref().map(AsFd::as_fd)
     }
 
     /// The link that carries the address.

@@ -160,8 +160,8 @@ impl Pinned {
     /// # Errors
     /// A daemon lives on it, or a pin can't be removed.
     pub fn remove(self) -> Result<(), PinnedError> {
-        let pins =
-            Pins::open(&self.bpffs).map_err(|missing: Missing| PinnedError::Busy(missing.to_string()))?;
+        let pins = Pins::open(&self.bpffs, None)
+            .map_err(|missing: Missing| PinnedError::Busy(missing.to_string()))?;
         pins.remove_other_layouts();
         pins.remove().map_err(|error| PinnedError::File(self.ours, error))
     }

@@ -72,16 +72,22 @@ struct Control {
     /// Where services are steered to.
     target: Option<SocketAddr>,
     steered: BTreeSet<SocketAddr>,
+    /// What the map says is steered.
+    told: BTreeSet<SocketAddr>,
+    /// Ports of an old daemon, until we steer ourselves.
+    kept_ports: BTreeSet<u16>,
 }
 
 impl Programs {
-    /// Loads and attaches everything, switched off. Takes over the maps and links that a dead daemon left.
-    pub(super) fn load(to: &Attach<'_>, own: &Own, log: bool) -> Result<Self, Missing> {
+    /// Loads and attaches everything, switched off. Takes over the maps and links that a dead daemon left; with
+    /// `living` those of one that hands over: what it told its programs stays in force until we steer ourselves.
+    pub(super) fn load(to: &Attach<'_>, own: &Own, living: bool, log: bool) -> Result<Self, Missing> {
         let netns =
             ebpf::netns_cookie().map_err(|error| fallback::bpf("asking for the netns cookie", &error))?;
         let mut object = ebpf::load(to.pins)?;
         let mut control = control(&mut object, netns, own)?;
-        control.reset().map_err(|error| missing("writing the maps", &error))?;
+        if living { control.adopt() } else { control.reset() }
+            .map_err(|error| missing("writing the maps", &error))?;
         let ident = map(&mut object, maps::IDENT)?;
         let stats = map(&mut object, maps::STATS)?;
         let audit = map(&mut object, maps::AUDIT)?;
@@ -113,6 +119,7 @@ impl Programs {
         let mut control = self.control.lock();
         control.attest(own, true)?;
         control.target = Some(own);
+        control.kept_ports.clear();
         control.config.proxy = address(own.ip());
         control.listen.set(0, &listener, 0).map_err(io_error)?;
         let steered = control.steered.clone();
@@ -245,6 +252,25 @@ impl Control {
         Ok(())
     }
 
+    /// Goes on with what a living daemon wrote.
+    fn adopt(&mut self) -> Result<(), MapError> {
+        let Plain(theirs) = self.config_map.get(&0, 0)?;
+        if theirs.netns != self.config.netns {
+            // New maps: the old one's are of another layout, and steer until its links go.
+            return self.reset();
+        }
+        self.config =
+            Config { own_cgroup: self.config.own_cgroup, bypass_mark: self.config.bypass_mark, ..theirs };
+        self.kept_ports = theirs.ports.into_iter().filter(|port| *port != 0).collect();
+        for entry in self.services.iter() {
+            let (Plain(key), Plain(service)) = entry?;
+            if service.flags & SERVICE_OWN == 0 {
+                self.told.insert(SocketAddr::new(ip(key.ip), key.port));
+            }
+        }
+        self.config_map.set(0, &Plain(self.config), 0)
+    }
+
     fn attest(&mut self, own: SocketAddr, pods: bool) -> io::Result<()> {
         let flags = SERVICE_OWN | if pods { SERVICE_PODS } else { 0 };
         self.own.insert(own, flags);
@@ -253,21 +279,22 @@ impl Control {
     }
 
     fn services(&mut self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
-        let before = std::mem::replace(&mut self.steered, services.clone());
+        self.steered.clone_from(services);
         let Some(target) = self.target else { return Ok(()) };
         self.ports()?;
         let to = Service { ip: address(target.ip()), port: target.port(), slot: 0, flags: SERVICE_STEER };
-        let mut any = false;
-        for service in services {
-            if service.is_ipv4() == target.is_ipv4() && !self.own.contains_key(service) {
-                self.put(*service, to)?;
-                any = true;
-            }
+        let fits =
+            |service: &&SocketAddr| service.is_ipv4() == target.is_ipv4() && !self.own.contains_key(service);
+        let fitting: BTreeSet<SocketAddr> = services.iter().filter(fits).copied().collect();
+        for service in &fitting {
+            self.put(*service, to)?;
         }
-        for gone in before.difference(services) {
+        for gone in self.told.difference(&fitting).filter(|gone| !self.own.contains_key(gone)) {
             let _was_not_there = self.services.remove(&Plain(key(*gone)));
         }
-        let flags = self.config.flags & !CONFIG_STEER | if any { CONFIG_STEER } else { 0 };
+        let steer = if fitting.is_empty() { 0 } else { CONFIG_STEER };
+        self.told = fitting;
+        let flags = self.config.flags & !CONFIG_STEER | steer;
         if flags != self.config.flags {
             self.config.flags = flags;
             self.write()?;
@@ -277,7 +304,8 @@ impl Control {
 
     /// Tells the programs which ports to look at, before anything is on them.
     fn ports(&mut self) -> io::Result<()> {
-        let ports: BTreeSet<u16> = self.own.keys().chain(&self.steered).map(SocketAddr::port).collect();
+        let mut ports: BTreeSet<u16> = self.own.keys().chain(&self.steered).map(SocketAddr::port).collect();
+        ports.extend(&self.kept_ports);
         if ports.len() > MAX_PORTS {
             return Err(io::Error::other(format!(
                 "services and listeners are on {} different ports, and {MAX_PORTS} are possible",
@@ -367,6 +395,8 @@ fn control(object: &mut Ebpf, netns: u64, own: &Own) -> Result<Control, Missing>
         own: BTreeMap::new(),
         target: None,
         steered: BTreeSet::new(),
+        told: BTreeSet::new(),
+        kept_ports: BTreeSet::new(),
     })
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,14 +61,19 @@ impl Drop for Task {
 }
 
 impl Steering {
-    /// `link` carries our address.
-    pub(super) async fn prepare(config: &SetupConfig, mark: u32, link: String) -> Result<Self, Missing> {
+    /// `link` carries our address; `lock` is an old daemon's on its pins.
+    pub(super) async fn prepare(
+        config: &SetupConfig,
+        mark: u32,
+        (link, lock): (String, Option<OwnedFd>),
+    ) -> Result<Self, Missing> {
+        let living = lock.is_some();
         let cgroups = Cgroups::find()?;
         let (dir, path) = cgroups.open(config.cgroup.as_deref())?;
         let cgroup_id =
             dir.metadata().map_err(|source| Missing::Cgroup { path: path.clone(), source })?.ino();
         ebpf::embedded()?;
-        let pins = match Pins::open(&config.bpffs) {
+        let pins = match Pins::open(&config.bpffs, lock) {
             // Its programs are not to be replaced under it.
             Err(busy @ Missing::Busy { .. }) => return Err(busy),
             pins => pins, // without bpffs the programs go with the process: also fail-open
@@ -84,11 +89,9 @@ impl Steering {
             xdp: &xdp,
         };
         let own = Own { mark, cgroup: cgroups.own().unwrap_or_default() };
-        let loaded = Programs::load(&attach, &own, config.bpf_log);
-        if let Ok(pins) = &pins {
-            for old in pins.remove_other_layouts() {
-                tracing::info!("removed the pins of another version: {}", old.display());
-            }
+        let loaded = Programs::load(&attach, &own, living, config.bpf_log);
+        if let (Ok(pins), false) = (&pins, living) {
+            forget_others(pins);
         }
         let (mut programs, pins) = match loaded {
             Ok(programs) => (programs, pins),
@@ -122,6 +125,18 @@ impl Steering {
             pins,
             selecting,
         })
+    }
+
+    /// What a daemon of another version pinned goes: it steered until we did.
+    pub(super) fn forget_other_layouts(&self) {
+        if let Ok(pins) = &self.pins {
+            forget_others(pins);
+        }
+    }
+
+    /// For a daemon that takes this one's place.
+    pub(super) fn lock(&self) -> Option<BorrowedFd<'_>> {
+        self.pins.as_ref().ok().map(Pins::lock)
     }
 
     /// Who is at the other end of an accepted socket.
@@ -251,6 +266,12 @@ impl Steering {
         }
         drop(programs);
         pins.map_or(Ok(()), Pins::remove)
+    }
+}
+
+fn forget_others(pins: &Pins) {
+    for old in pins.remove_other_layouts() {
+        tracing::info!("removed the pins of another version: {}", old.display());
     }
 }
 

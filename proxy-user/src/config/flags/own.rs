@@ -62,6 +62,10 @@ pub struct OwnFlags {
     /// How long what the cloud allowed a caller stays allowed while the cloud is away
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration::parse)]
     pub grant_max_age: Duration,
+    /// Take the place of the hublet that runs with the same --root-dir: an upgrade without a failed connection
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, value_parser = go_bool, action = ArgAction::Set)]
+    pub take_over: bool,
     /// How long requests may go on after SIGTERM
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
     pub drain_timeout: Duration,

@@ -1,0 +1,160 @@
+//! Promise: an upgrade loses no connection attempt (I12): a new hublet takes the old one's sockets, store, programs and
+//! interface, under load, with the cloud away; and if it dies on the way, the old one is back.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::Result;
+use hublet_tests::client::{self, Client};
+use hublet_tests::eventually::eventually;
+use hublet_tests::require;
+use hublet_tests::site::Site;
+
+const SERVICE: &str = "https://10.96.0.1:443";
+const CALL: &str = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
+
+fn site() -> Result<Option<Site>> {
+    if !require::bpf() {
+        return Ok(None);
+    }
+    Site::start("handover", |options| {
+        options.steer = "10.96.0.1:443".into();
+        options.bpffs = true;
+    })
+}
+
+/// Steered: nothing else answers at the service's address, so that a call which passes through fails.
+fn by_service(site: &Site) -> Result<Client> {
+    let options = client::Options::new(SERVICE, &site.daemon.ca_pem()?, Some(&site.cloud.admin_token));
+    Client::new(client::Options { netns: Some(site.netns.clone()), ..options })
+}
+
+#[test]
+fn i12_an_upgrade_under_load_loses_nothing() -> Result<()> {
+    upgrades_under_load(|_| Ok(()))
+}
+
+#[test]
+fn i12_an_upgrade_to_another_layout_of_the_maps_loses_nothing() -> Result<()> {
+    upgrades_under_load(|site| {
+        // What the old one pinned looks like another version's: the new one can't take over its maps.
+        let ours = site.daemon.bpffs().unwrap().join("hublet");
+        let layout = std::fs::read_dir(&ours)?.next().unwrap()?.path();
+        Ok(std::fs::rename(layout, ours.join("0123456789abcdef"))?)
+    })
+}
+
+/// Calls until it is told to stop; gives what went wrong.
+fn call(client: &Client, served: &AtomicU32, stop: &AtomicBool) -> Vec<String> {
+    let mut lost = Vec::new();
+    while !stop.load(Relaxed) {
+        match client.get(CALL) {
+            Ok(answer) if answer.status == 200 => drop(served.fetch_add(1, Relaxed)),
+            Ok(answer) => lost.push(format!("{} {}", answer.status, answer.text())),
+            Err(cause) => lost.push(format!("{cause:#}")),
+        }
+    }
+    lost
+}
+
+fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
+    const CLIENTS: usize = 3;
+    const UPGRADES: usize = 3;
+    let Some(mut site) = site()? else { return Ok(()) };
+    let client = by_service(&site)?;
+    eventually(Duration::from_secs(5), "steered", || {
+        client.get(CALL).is_ok_and(|a| a.status == 200).then_some(())
+    })?;
+    site.cut()?;
+    let stored = || client.get(CALL).is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "store");
+    eventually(Duration::from_secs(10), "answered from the store", || stored().then_some(()))?;
+
+    let (served, stop) = (AtomicU32::new(0), AtomicBool::new(false));
+    let clients: Vec<Client> = (0..CLIENTS).map(|_| by_service(&site)).collect::<Result<_>>()?;
+    let lost = std::thread::scope(|scope| -> Result<Vec<String>> {
+        let (served, stop) = (&served, &stop);
+        let calling: Vec<_> =
+            clients.iter().map(|client| scope.spawn(move || call(client, served, stop))).collect();
+        let upgraded = (|| {
+            for _ in 0..UPGRADES {
+                let before = served.load(Relaxed);
+                prepare(&site)?;
+                let ended = site.daemon.succeed()?;
+                assert!(ended.success(), "the old one ends well: {ended}");
+                eventually(Duration::from_secs(5), "the new one serves", || {
+                    (served.load(Relaxed) > before + 20).then_some(())
+                })?;
+            }
+            Ok(())
+        })();
+        stop.store(true, Relaxed);
+        let lost = calling.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        upgraded.map(|()| lost)
+    })?;
+    let layouts = std::fs::read_dir(site.daemon.bpffs().unwrap().join("hublet"))?.count();
+    assert_eq!(layouts, 1, "what the old ones pinned is gone");
+    assert!(
+        lost.is_empty(),
+        "{} calls lost of {}: {:?}",
+        lost.len(),
+        served.load(Relaxed),
+        &lost[..lost.len().min(5)]
+    );
+
+    let status = site.daemon.status()?;
+    let off: Vec<_> = status["parts"].as_array().unwrap().iter().filter(|part| part["on"] != true).collect();
+    assert!(off.is_empty(), "{off:?}");
+    assert!(site.daemon.stop()?.success());
+    let links = site.netns.run(|| std::process::Command::new("ip").args(["-brief", "link"]).output())?;
+    assert!(
+        !String::from_utf8_lossy(&links.stdout).contains("hub-dummy0"),
+        "the last one removes the interface"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_successor_that_dies_brings_the_old_one_back() -> Result<()> {
+    let Some(site) = site()? else { return Ok(()) };
+    let client = by_service(&site)?;
+    let served = || client.get(CALL).is_ok_and(|a| a.status == 200);
+    eventually(Duration::from_secs(5), "steered", || served().then_some(()))?;
+    let pid = site.daemon.pid();
+
+    let mut successor = UnixStream::connect(site.daemon.root_dir().join("handover.sock"))?;
+    successor.write_all(b"?")?;
+    drop(successor);
+    let again = || site.daemon.log().matches("serves node").count() == 2;
+    eventually(Duration::from_secs(10), "it starts itself anew", || again().then_some(()))?;
+    eventually(Duration::from_secs(10), "steered again", || served().then_some(()))?;
+    assert_eq!(site.daemon.pid(), pid, "in the same process: whoever watches over it sees none end");
+    Ok(())
+}
+
+#[test]
+fn nobody_else_may_ask() -> Result<()> {
+    let Some(site) = site()? else { return Ok(()) };
+    let socket = site.daemon.root_dir().join("handover.sock");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket)?.permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let mut stranger = UnixStream::connect(&socket)?;
+    stranger.write_all(b"x")?;
+    let refused = || site.daemon.log().contains("somebody asked for our place and was refused");
+    eventually(Duration::from_secs(5), "it is refused", || refused().then_some(()))?;
+    assert_eq!(by_service(&site)?.get(CALL)?.status, 200, "and all goes on");
+    Ok(())
+}
+
+#[test]
+fn without_an_old_one_take_over_is_an_ordinary_start() -> Result<()> {
+    let Some(mut site) = site()? else { return Ok(()) };
+    site.daemon.kill()?;
+    assert!(site.daemon.root_dir().join("handover.sock").exists(), "left by the killed one");
+    let take_over = |site: &mut Site| site.daemon.start_with("--take-over");
+    take_over(&mut site)?;
+    assert_eq!(by_service(&site)?.get(CALL)?.status, 200);
+    Ok(())
+}
