@@ -14,6 +14,9 @@ use crate::step;
 const MODULES: [&str; 8] =
     ["dummy", "ifb", "bridge", "veth", "sch_ingress", "sch_netem", "sch_tbf", "cls_bpf"];
 
+/// Kinds of links that hublet makes, the best first.
+const LINKS: [&str; 3] = ["dummy", "ifb", "bridge"];
+
 /// A kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -23,10 +26,12 @@ pub(super) struct Kernel {
     pub(super) image: PathBuf,
     /// The folder in which `lib/modules/RELEASE` is.
     modules: Option<(PathBuf, String)>,
+    /// Modules that are not loaded.
+    without: Vec<String>,
 }
 
 /// What must hold on a release; anything else fails the run, so that a fallback is never taken unnoticed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Expected {
     /// Facts that the machine reports.
     pub(super) facts: Vec<(&'static str, &'static str)>,
@@ -50,6 +55,11 @@ impl Kernel {
         Self::unpacked(&package(project, wanted)?)
     }
 
+    /// The same kernel, with these modules left out.
+    pub(super) fn without(self, modules: &[String]) -> Self {
+        Self { without: modules.to_vec(), ..self }
+    }
+
     /// The tree of a kernel's package.
     fn unpacked(tree: &Path) -> Result<Self> {
         let mut images = entries(&tree.join("boot"))?;
@@ -61,7 +71,7 @@ impl Kernel {
         }
         let release = entries(&tree.join("lib/modules")).unwrap_or_default().pop();
         let modules = release.map(|release| (tree.to_path_buf(), file_name(&release)));
-        Ok(Self { name: file_name(tree), image, modules })
+        Ok(Self { name: file_name(tree), image, modules, without: Vec::new() })
     }
 
     fn image(image: &Path, modules: Option<&Path>) -> Result<Self> {
@@ -77,7 +87,7 @@ impl Kernel {
                 Some((root.to_path_buf(), file_name(&dir)))
             }
         };
-        Ok(Self { name: file_name(image), image: image.to_path_buf(), modules })
+        Ok(Self { name: file_name(image), image: image.to_path_buf(), modules, without: Vec::new() })
     }
 
     /// The files of the wanted modules and of what they stand on, in the order of loading.
@@ -87,7 +97,7 @@ impl Kernel {
             step::output(project.command("depmod").arg("-b").arg(root).arg(release))?;
         }
         let mut files: Vec<PathBuf> = Vec::new();
-        for module in MODULES {
+        for module in MODULES.into_iter().filter(|module| self.loads(module)) {
             let mut show = project.command("modprobe");
             // Without this machine's own configuration.
             show.args(["--show-depends", "-C", "/dev/null", "-S", release, "-d"]).arg(root).arg(module);
@@ -106,28 +116,26 @@ impl Kernel {
         Ok(files)
     }
 
+    fn loads(&self, module: &str) -> bool {
+        !self.without.iter().any(|left| left == module)
+    }
+
     /// What is expected of it, as far as its release is known before it boots.
     pub(super) fn expected(&self) -> Expected {
-        self.modules.as_ref().map_or_else(Expected::unknown, |(root, release)| {
-            let has_dummy = fs::read_to_string(root.join("lib/modules").join(release).join("modules.dep"))
-                .is_ok_and(|text| text.contains("/dummy.ko"));
-            Expected::of(release, has_dummy)
+        self.modules.as_ref().map_or_else(Expected::default, |(root, release)| {
+            let list = root.join("lib/modules").join(release).join("modules.dep");
+            let list = fs::read_to_string(list).unwrap_or_default();
+            let has = |kind: &&&str| list.contains(&format!("/{kind}.ko")) && self.loads(kind);
+            Expected::of(release, LINKS.iter().find(has).copied())
         })
     }
 }
 
 impl Expected {
-    fn unknown() -> Self {
-        Self { facts: Vec::new(), left_out: Vec::new() }
-    }
-
-    /// By version, from the table in docs/vm.md.
-    fn of(release: &str, has_dummy: bool) -> Self {
-        let mut expected = Self::unknown();
-        if has_dummy {
-            // Distributions have it, so hublet must not fall back to ifb or a bridge there.
-            expected.facts.push(("link", "dummy"));
-        }
+    /// By version, from the table in docs/vm.md; `link` is the best kind of link that it has as a module.
+    fn of(release: &str, link: Option<&'static str>) -> Self {
+        let mut expected = Self::default();
+        expected.facts.extend(link.map(|kind| ("link", kind)));
         if let Some(version) = version(release) {
             expected.facts.push(("tcx", if version >= (6, 6) { "present" } else { "absent" }));
         }
@@ -235,9 +243,9 @@ mod tests {
 
     #[test]
     fn what_is_expected_follows_from_the_release() {
-        let old = Expected::of("6.1.0-56-amd64", true);
+        let old = Expected::of("6.1.0-56-amd64", Some("dummy"));
         assert_eq!(old.facts, [("link", "dummy"), ("tcx", "absent")]);
-        assert_eq!(Expected::of("6.12.9+deb13-cloud-amd64", false).facts, [("tcx", "present")]);
-        assert_eq!(Expected::of("nonsense", false), Expected::unknown());
+        assert_eq!(Expected::of("6.12.9+deb13-cloud-amd64", None).facts, [("tcx", "present")]);
+        assert_eq!(Expected::of("nonsense", None), Expected::default());
     }
 }

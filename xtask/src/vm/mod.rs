@@ -48,6 +48,9 @@ pub(crate) struct VmArguments {
     /// The modules of an image, …/lib/modules/RELEASE.
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
+    /// A module to leave out, to see what hublet does without it (`dummy`); several by repeating it.
+    #[arg(long, value_name = "MODULE")]
+    without: Vec<String>,
     /// Minutes that one machine may take.
     #[arg(long, value_name = "MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
     limit: u16,
@@ -87,6 +90,7 @@ pub(crate) fn in_ci(project: &Project) -> Result<()> {
         names: Vec::new(),
         kernels: vec![KERNEL.to_owned()],
         modules: None,
+        without: Vec::new(),
         limit: 15,
         output: Output::Table,
     };
@@ -108,7 +112,10 @@ pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
             return Err(Lacks(format!("{program} is not installed here, and the machine needs it")).into());
         }
     }
-    let find = |wanted: &String| Kernel::find(project, wanted, arguments.modules.as_deref());
+    let find = |wanted: &String| -> Result<Kernel> {
+        let kernel = Kernel::find(project, wanted, arguments.modules.as_deref())?;
+        Ok(kernel.without(&arguments.without))
+    };
     let kernels = arguments.kernels.iter().map(find).collect::<Result<Vec<_>>>()?;
     let contents = Contents::build(project, &arguments.names)?;
     let limit = Duration::from_secs(60 * u64::from(arguments.limit));
@@ -158,7 +165,7 @@ impl Contents {
         }
         let mut seen = BTreeSet::new();
         suites.retain(|suite| seen.insert(suite.name.clone()));
-        Ok(Self { daemon: build::release(project)?, suites })
+        Ok(Self { daemon: build::daemon(project)?, suites })
     }
 
     /// The machine's files.
@@ -225,7 +232,7 @@ fn boot(
     step::say(format_args!("packing the machine's files for {}", kernel.name));
     contents.tree(project, kernel, &expected)?.write(&initramfs)?;
     initramfs::shown_size(&initramfs)?;
-    step::say(format_args!("booting {} (at most {})", kernel.name, report::shown(limit)));
+    step::say(format_args!("booting {} (at most {} s)", kernel.name, limit.as_secs()));
     let machine = Machine { board: &X86_64, kernel: &kernel.image, initramfs: &initramfs, dir: &dir };
     let mut run = Run::new(&kernel.name, &expected);
     let end = machine.run(project, limit, interrupt, |line| {
@@ -233,15 +240,13 @@ fn boot(
             eprintln!("    {line}");
         }
     })?;
-    let (panic, tail) = machine.last_words();
     let why = match end {
-        End::TooLong => Some(format!("the machine did not end within {}", report::shown(limit))),
-        End::Gone => panic,
+        End::TooLong => Some(format!("the machine did not end within {} s", limit.as_secs())),
+        End::Gone => machine.panic(),
     };
     run.end(why, &expected);
     if !run.problems.is_empty() {
-        step::note(format_args!("--- end of {} ---\n{tail}", machine.console_log().display()));
-        step::note(format_args!("the suites' lines: {}", machine.suites_log().display()));
+        step::note(machine.last_words());
     }
     Ok(run)
 }

@@ -19,7 +19,9 @@ use crate::test::suite;
 const PROCESSORS: &str = "2";
 const MEMORY: &str = "2G";
 /// Lines of a log that are shown when a machine dies.
-const TAIL: usize = 30;
+const TAIL: usize = 20;
+/// How a kernel that gives up says so.
+const PANIC: &str = "Kernel panic - not syncing";
 
 /// Names of QEMU and of devices.
 #[derive(Debug)]
@@ -113,13 +115,27 @@ impl Machine<'_> {
         command
     }
 
-    /// Why the kernel ended, if its console says so, with the lines around it; else the console's last lines.
-    pub(super) fn last_words(&self) -> (Option<String>, String) {
-        let text = String::from_utf8_lossy(&fs::read(self.console_log()).unwrap_or_default()).into_owned();
-        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-        let panic = lines.iter().position(|line| line.contains("Kernel panic - not syncing"));
-        let until = panic.map_or(lines.len(), |at| (at + 1).min(lines.len()));
-        let tail = lines[until.saturating_sub(TAIL)..until].join("\n");
-        (panic.map(|at| lines[at].to_owned()), tail)
+    /// Why the kernel ended, if its console says so.
+    pub(super) fn panic(&self) -> Option<String> {
+        let console = text(&self.console_log());
+        console.lines().find(|line| line.contains(PANIC)).map(|line| line.trim_end().to_owned())
     }
+
+    /// What helps to see why it went wrong: the console's lines up to a panic, or the last ones of both logs.
+    pub(super) fn last_words(&self) -> String {
+        let mut words = String::new();
+        for log in [self.console_log(), self.suites_log()] {
+            let text = text(&log);
+            let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+            let panic = lines.iter().position(|line| line.contains(PANIC));
+            let until = panic.map_or(lines.len(), |at| at + 1);
+            let tail = lines[until.saturating_sub(TAIL)..until].join("\n");
+            words.push_str(&format!("--- end of {} ---\n{tail}\n", log.display()));
+        }
+        words
+    }
+}
+
+fn text(log: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
 }

@@ -2,7 +2,7 @@
 //! each failing test with what it printed; what differs from what was expected of the kernel; as text and as JSON.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -176,14 +176,6 @@ impl Run {
         lines.extend(self.left_out.iter().map(|left| format!("LEFT OUT on this kernel: {left}")));
         lines.extend(self.problems.iter().map(|problem| format!("PROBLEM: {problem}")));
         lines.join("\n")
-    }
-}
-
-/// `15 minutes`, `90 s`.
-pub(super) fn shown(limit: Duration) -> String {
-    match limit.as_secs() {
-        seconds if seconds % 60 == 0 => format!("{} minutes", seconds / 60),
-        seconds => format!("{seconds} s"),
     }
 }
 
