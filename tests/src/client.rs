@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::eventually::slowness;
 use crate::netns::Netns;
 use crate::pki::{self, Identity};
 use crate::worker::{Spawner, Worker};
@@ -53,7 +54,7 @@ impl Options {
             identity: None,
             alpn: vec!["h2", "http/1.1"],
             netns: None,
-            patience: Duration::from_secs(10),
+            patience: Duration::from_secs(10) * slowness(),
             keep: false,
         }
     }

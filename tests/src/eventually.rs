@@ -3,12 +3,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-/// Asks every 10 ms until there is an answer; fails with `what` after `patience`.
+/// How many times slower than a machine this one is: `HUBLET_TEST_SLOWNESS`, or 1. `cargo xtask vm` sets it, for its
+/// processors are emulated. It stretches only how long tests wait for what must come.
+#[must_use]
+pub fn slowness() -> u32 {
+    std::env::var("HUBLET_TEST_SLOWNESS").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
+/// Asks every 10 ms until there is an answer; fails with `what` after `patience` (see [`slowness`]).
 pub fn eventually<T>(
     patience: Duration,
     what: &str,
     mut ask: impl FnMut() -> Option<T>,
 ) -> anyhow::Result<T> {
+    let patience = patience * slowness();
     let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask() {

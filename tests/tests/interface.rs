@@ -33,6 +33,10 @@ fn link_and_address_are_made_and_serve() {
     let setup = prepare(&node).expect("setup");
     let interface = part(&setup, "interface");
     assert!(interface.on && interface.detail.starts_with("hub-dummy0 ("), "{interface:?}");
+    // `cargo xtask vm` says which kind is the first that its kernel has: another one is a fallback without need.
+    if let Ok(kind) = std::env::var("HUBLET_TEST_LINK_KIND") {
+        assert!(interface.detail.contains(&format!("({kind})")), "the kernel has {kind}: {interface:?}");
+    }
     let shown = ip("-details address show dev hub-dummy0");
     assert!(shown.contains("inet 169.254.2.1/32 scope link"), "{shown}");
     assert!(shown.contains("alias made by hublet"), "{shown}");

@@ -45,10 +45,15 @@ pub(crate) fn development(project: &Project) -> Result<PathBuf> {
 
 /// The release daemon at `target/release/hublet`; static when there is a C compiler for musl.
 pub(crate) fn release(project: &Project) -> Result<PathBuf> {
-    let path = released(project, &["hublet"])?.remove(0);
+    let path = daemon(project)?;
     let size = std::fs::metadata(&path)?.len();
     println!("{} {:.1} MB", project.shown(&path), size as f64 / 1e6);
     Ok(path)
+}
+
+/// The same for another verb, which prints its own.
+pub(crate) fn daemon(project: &Project) -> Result<PathBuf> {
+    Ok(released(project, &["hublet"])?.remove(0))
 }
 
 /// Builds programs (each in the package of its name) and puts them into `target/release/`.

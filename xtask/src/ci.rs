@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::project::Project;
 use crate::test::TestArguments;
-use crate::{step, test, toolchain};
+use crate::{step, test, toolchain, vm};
 
 type Step = fn(&Project) -> Result<()>;
 
@@ -15,12 +15,13 @@ type Step = fn(&Project) -> Result<()>;
 pub(crate) fn run(project: &Project) -> Result<()> {
     let begin = Instant::now();
     let mut times = Vec::new();
-    let steps: [(&str, Step); 5] = [
+    let steps: [(&str, Step); 6] = [
         ("format", format),
         ("lints", lints),
         ("licences and sources", deny),
         ("documentation", documentation),
         ("tests", |project| test::run(project, &TestArguments::default())),
+        ("the kernel's suites on Debian's kernel", vm::in_ci),
     ];
     let outcome = steps.iter().try_for_each(|(name, step)| {
         let begin = Instant::now();

@@ -1,5 +1,5 @@
-//! The verbs of `cargo xtask`: one module a verb. In: the command line. Out: an exit code (2 for usage, 1 for
-//! any other failure) and what the verb made.
+//! The verbs of `cargo xtask`: one module a verb. In: the command line. Out: an exit code (2 for usage, 3 when
+//! this machine lacks what the verb stands on, 1 for any other failure) and what the verb made.
 #![allow(clippy::print_stdout, reason = "what a verb reports is its product")]
 
 mod bench;
@@ -14,6 +14,7 @@ mod run;
 mod step;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -39,7 +40,9 @@ enum Verb {
     Ebpf,
     /// Runs every test, or the suites named.
     Test(test::TestArguments),
-    /// What CI runs: format, lints, licences, documentation, then every test.
+    /// Boots Debian's kernel, or the ones named, under QEMU and runs the suites there that speak of the kernel.
+    Vm(vm::VmArguments),
+    /// What CI runs: format, lints, licences, documentation, every test, then the kernel's suites in `vm`.
     Ci,
     /// Measures hublet beside nginx on the same objects in the same run.
     Bench(bench::BenchArguments),
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Build => build::release(&project).map(drop),
         Verb::Ebpf => build::object(&project).map(|path| println!("{}", path.display())),
         Verb::Test(arguments) => test::run(&project, &arguments),
+        Verb::Vm(arguments) => vm::run(&project, &arguments),
         Verb::Ci => ci::run(&project),
         Verb::Bench(arguments) => bench::run(&project, &arguments),
     });
@@ -59,7 +63,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<project::Usage>() { 2 } else { 1 })
+            ExitCode::from(match &error {
+                error if error.is::<project::Usage>() => 2,
+                error if error.is::<vm::Lacks>() => 3,
+                _ => 1,
+            })
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Running other programs so that the user sees what happens. In: a command and what it is for. Out: one line
-//! before it, its own output, its time when it took long; an error that names the command.
+//! before it, its own output, its time when it took long; an error that names the command. All of it on standard
+//! error: standard output is for what a verb makes.
 
 use std::fmt::Display;
 use std::process::{Command, Stdio};
@@ -23,7 +24,7 @@ pub(crate) fn note(what: impl Display) {
 pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
     say(what);
     let begin = Instant::now();
-    let status = command.status().with_context(|| cannot_start(command))?;
+    let status = command.stdout(std::io::stderr()).status().with_context(|| cannot_start(command))?;
     let took = begin.elapsed();
     if !status.success() {
         bail!("{what}: `{}` ended with {status}; what it printed is above", shown(command));

@@ -62,6 +62,15 @@ pub(crate) fn for_tests(project: &Project) -> Result<()> {
     apt(project, &[("curl", "curl"), ("ip", "iproute2"), ("nsenter", "util-linux")])
 }
 
+/// What `vm` stands on: QEMU, the machine's programs, and a C compiler for the static daemon.
+pub(crate) fn for_vm(project: &Project) -> Result<()> {
+    let machine =
+        [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static"), ("depmod", "kmod")];
+    let called = [("bpftool", "bpftool"), ("openssl", "openssl"), ("musl-gcc", "musl-tools")];
+    for_tests(project)?;
+    apt(project, &[machine, called].concat())
+}
+
 /// Installs the packages whose program is missing, where that is possible; one line says so where it is not.
 pub(crate) fn apt(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =

@@ -197,7 +197,7 @@ impl Node {
         let kinds = [
             LinkDummy::new(&self.name).build(),
             LinkIfb::new(&self.name).build(),
-            LinkBridge::new(&self.name).build(),
+            LinkBridge::new(&self.name).down().build(), // made up, it has an IPv6 address already
         ];
         for message in kinds {
             match self.handle.link().add(message).execute().await {

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: every test of the workspace, one test program at a time. In: names of suites, or none for
 //! all. Out: what each suite said, what was skipped and why, and `N passed, N failed, N skipped` as the last line.
 
-mod outcome;
-mod suite;
+pub(crate) mod outcome;
+pub(crate) mod suite;
 
 use std::process::Command;
 use std::time::Instant;
@@ -48,7 +48,6 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
     }
     let environment = |command: &mut Command| {
         command.env("HUBLET_BIN", project.binary("debug", "hublet"));
-        command.env("HUBLET_CLOUD_BIN", project.binary("debug", "hublet-cloud"));
         command.env(build::OBJECT, &object);
     };
     let mut ran = Vec::new();

@@ -5,17 +5,19 @@ const IGNORED: &str = "ignored without a reason";
 
 /// What a test program said, as far as it was read.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// Tests that ran and passed.
-    pub(super) passed: usize,
+    pub(crate) passed: usize,
     /// Tests that failed, or 1 when the program itself died.
-    pub(super) failed: usize,
+    pub(crate) failed: usize,
     /// `test name: reason` of those that said SKIP, and those ignored without a reason.
-    pub(super) skipped: Vec<String>,
+    pub(crate) skipped: Vec<String>,
     /// `test name: reason` of those ignored on purpose.
-    pub(super) ignored: Vec<String>,
+    pub(crate) ignored: Vec<String>,
     /// Names of the failed ones.
-    pub(super) failures: Vec<String>,
+    pub(crate) failures: Vec<String>,
+    /// What failed ones printed: name and text.
+    pub(crate) printed: Vec<(String, String)>,
     /// The test whose captured output is being read.
     section: Option<String>,
     /// Between `successes:` and `failures:` or the conclusion.
@@ -25,9 +27,12 @@ pub(super) struct Outcome {
 
 impl Outcome {
     /// Takes one line in.
-    pub(super) fn line(&mut self, line: &str) {
+    pub(crate) fn line(&mut self, line: &str) {
         if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
             self.section = Some(name.to_owned());
+            if !self.quiet {
+                self.printed.push((name.to_owned(), String::new()));
+            }
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             self.conclude(rest);
         } else if let Some(rest) = line.strip_prefix("test ") {
@@ -38,11 +43,16 @@ impl Outcome {
             self.quiet = true;
         } else if line == "failures:" {
             self.quiet = false;
+            self.section = None;
+        } else if let (Some(_), false, Some((_, text))) = (&self.section, self.quiet, self.printed.last_mut())
+        {
+            text.push_str(line);
+            text.push('\n');
         }
     }
 
     /// Is the line worth the screen? All but what passed tests printed, which is in the log.
-    pub(super) fn shows(&self, line: &str) -> bool {
+    pub(crate) fn shows(&self, line: &str) -> bool {
         !self.quiet && !line.is_empty()
     }
 
@@ -91,7 +101,7 @@ impl Outcome {
     }
 
     /// The program has ended; without libtest's conclusion, or with a bad status, that is a failure by itself.
-    pub(super) fn ended(&mut self, how: &str, success: bool) {
+    pub(crate) fn ended(&mut self, how: &str, success: bool) {
         if !self.concluded || (!success && self.failed == 0) {
             self.failed += 1;
             self.failures.push(format!("the test program {how}"));

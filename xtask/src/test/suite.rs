@@ -2,7 +2,7 @@
 //! the whole output in `target/test-logs/`, the tests' own lines on the screen as they come.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
+use std::io::{BufRead, BufReader, Read, Write, pipe};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,17 +22,20 @@ use crate::{build, step};
 
 /// A suite that takes longer hangs (the first that needs the real kube-apiserver builds it for some minutes).
 const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// The suite that is cargo's.
+const DOCUMENTATION: &str = "documentation";
 /// Lines that may wait between the program and us.
 const QUEUE: usize = 1024;
 /// What a process that the suite left behind may keep the pipe open for.
 const LEFT_OVER: Duration = Duration::from_secs(2);
 
 /// One test program, or the documentation's tests.
-#[derive(Debug)]
-pub(super) struct Suite {
+#[derive(Debug, Clone)]
+pub(crate) struct Suite {
     /// `package` for unit tests, `package::file` for a file of `tests/`.
-    pub(super) name: String,
-    program: PathBuf,
+    pub(crate) name: String,
+    /// What is started; cargo for the documentation's tests.
+    pub(crate) program: PathBuf,
     arguments: Vec<String>,
     dir: PathBuf,
 }
@@ -59,7 +62,7 @@ struct Profile {
 }
 
 /// Builds every test program of the workspace.
-pub(super) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
+pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
     step::say("building the tests");
     let mut command = build::cargo(project, object, "test");
     command.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
@@ -77,7 +80,7 @@ pub(super) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
     let mut doc = build::cargo(project, object, "test");
     doc.args(["--workspace", "--doc", "--", "--show-output"]);
     suites.push(Suite {
-        name: "documentation".to_owned(),
+        name: DOCUMENTATION.to_owned(),
         program: doc.get_program().into(),
         arguments: doc.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect(),
         dir: project.root.clone(),
@@ -103,14 +106,19 @@ fn from_message(message: Message) -> Option<Suite> {
 
 impl Suite {
     /// Is it this suite that `name` means: its whole name, its package, or its file?
-    pub(super) fn answers_to(&self, name: &str) -> bool {
+    pub(crate) fn answers_to(&self, name: &str) -> bool {
         let package = self.name.split([':', ' ']).next();
         let file = self.name.rsplit("::").next();
         self.name == name || package == Some(name) || file == Some(name)
     }
 
+    /// Is it a program by itself, which runs without cargo?
+    pub(crate) fn is_program(&self) -> bool {
+        self.name != DOCUMENTATION
+    }
+
     /// Runs it to its end, or to the limit.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         project: &Project,
         environment: &dyn Fn(&mut Command),
@@ -170,7 +178,7 @@ impl Suite {
 }
 
 /// Every line into the log and to whoever reads the channel.
-fn read(reader: PipeReader, mut log: File) -> Receiver<String> {
+pub(crate) fn read(reader: impl Read + Send + 'static, mut log: File) -> Receiver<String> {
     let (sender, receiver) = sync_channel(QUEUE);
     thread::spawn(move || {
         for line in BufReader::new(reader).split(b'\n').map_while(std::result::Result::ok) {

@@ -1,0 +1,251 @@
+//! Kernels to boot. In: a package of Debian's, or a path. Out: the image, its modules in the order of loading, and
+//! what is to be expected of that release.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::Lacks;
+use crate::project::{Project, Usage, which};
+use crate::step;
+
+/// What the suites and hublet itself may want; what a kernel has built in, or has not at all, is not loaded.
+const MODULES: [&str; 8] =
+    ["dummy", "ifb", "bridge", "veth", "sch_ingress", "sch_netem", "sch_tbf", "cls_bpf"];
+
+/// Kinds of links that hublet makes, the best first.
+const LINKS: [&str; 3] = ["dummy", "ifb", "bridge"];
+
+/// A kernel.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    /// As reports name it, and as its folder in `target/vm/` is called.
+    pub(super) name: String,
+    /// What QEMU boots.
+    pub(super) image: PathBuf,
+    /// The folder in which `lib/modules/RELEASE` is.
+    modules: Option<(PathBuf, String)>,
+    /// Modules that are not loaded.
+    without: Vec<String>,
+}
+
+/// What must hold on a release; anything else fails the run, so that a fallback is never taken unnoticed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Expected {
+    /// Facts that the machine reports.
+    pub(super) facts: Vec<(&'static str, &'static str)>,
+    /// Tests that can't run there, with the reason; they are named in the report.
+    pub(super) left_out: Vec<(&'static str, &'static str)>,
+}
+
+impl Kernel {
+    /// Finds what `--kernel` names: a package, the folder of an unpacked one, or an image (with `--modules`).
+    pub(super) fn find(project: &Project, wanted: &str, modules: Option<&Path>) -> Result<Self> {
+        let path = Path::new(wanted);
+        if path.is_dir() {
+            return Self::unpacked(&path.canonicalize()?);
+        }
+        if path.is_file() {
+            return Self::image(&path.canonicalize()?, modules);
+        }
+        if wanted.contains('/') {
+            return Err(Usage(format!("--kernel={wanted}: there is no such file or folder")).into());
+        }
+        Self::unpacked(&package(project, wanted)?)
+    }
+
+    /// The same kernel, with these modules left out.
+    pub(super) fn without(self, modules: &[String]) -> Self {
+        Self { without: modules.to_vec(), ..self }
+    }
+
+    /// The tree of a kernel's package.
+    fn unpacked(tree: &Path) -> Result<Self> {
+        let mut images = entries(&tree.join("boot"))?;
+        images.retain(|path| file_name(path).starts_with("vmlinu"));
+        let image = images.pop().with_context(|| format!("no boot/vmlinuz-* in {}", tree.display()))?;
+        // Debian 13 and later have the modules in usr/lib; depmod and modprobe are told the folder above lib.
+        if !tree.join("lib").exists() && tree.join("usr/lib").exists() {
+            std::os::unix::fs::symlink("usr/lib", tree.join("lib"))?;
+        }
+        let release = entries(&tree.join("lib/modules")).unwrap_or_default().pop();
+        let modules = release.map(|release| (tree.to_path_buf(), file_name(&release)));
+        Ok(Self { name: file_name(tree), image, modules, without: Vec::new() })
+    }
+
+    fn image(image: &Path, modules: Option<&Path>) -> Result<Self> {
+        let modules = match modules {
+            None => None,
+            Some(dir) => {
+                let dir = dir.canonicalize().with_context(|| format!("--modules={}", dir.display()))?;
+                let root = dir
+                    .ancestors()
+                    .nth(3)
+                    .filter(|root| root.join("lib/modules") == dir.parent().unwrap_or(root));
+                let root = root.with_context(|| format!("{} is not …/lib/modules/RELEASE", dir.display()))?;
+                Some((root.to_path_buf(), file_name(&dir)))
+            }
+        };
+        Ok(Self { name: file_name(image), image: image.to_path_buf(), modules, without: Vec::new() })
+    }
+
+    /// The files of the wanted modules and of what they stand on, in the order of loading.
+    pub(super) fn modules(&self, project: &Project) -> Result<Vec<PathBuf>> {
+        let Some((root, release)) = &self.modules else { return Ok(Vec::new()) };
+        if !root.join("lib/modules").join(release).join("modules.dep").exists() {
+            step::output(project.command("depmod").arg("-b").arg(root).arg(release))?;
+        }
+        let mut files: Vec<PathBuf> = Vec::new();
+        for module in MODULES.into_iter().filter(|module| self.loads(module)) {
+            let mut show = project.command("modprobe");
+            // Without this machine's own configuration.
+            show.args(["--show-depends", "-C", "/dev/null", "-S", release, "-d"]).arg(root).arg(module);
+            let Ok(printed) = step::output(&mut show) else {
+                step::note(format_args!("{} has no module {module}", self.name));
+                continue;
+            };
+            for line in printed.lines() {
+                let Some(path) = line.trim().strip_prefix("insmod ") else { continue };
+                let path = plain(project, Path::new(path.trim()))?;
+                if !files.contains(&path) {
+                    files.push(path);
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    fn loads(&self, module: &str) -> bool {
+        !self.without.iter().any(|left| left == module)
+    }
+
+    /// What is expected of it, as far as its release is known before it boots.
+    pub(super) fn expected(&self) -> Expected {
+        self.modules.as_ref().map_or_else(Expected::default, |(root, release)| {
+            let list = root.join("lib/modules").join(release).join("modules.dep");
+            let list = fs::read_to_string(list).unwrap_or_default();
+            let has = |kind: &&&str| list.contains(&format!("/{kind}.ko")) && self.loads(kind);
+            Expected::of(release, LINKS.iter().find(has).copied())
+        })
+    }
+}
+
+impl Expected {
+    /// By version, from the table in docs/vm.md; `link` is the best kind of link that it has as a module.
+    fn of(release: &str, link: Option<&'static str>) -> Self {
+        let mut expected = Self::default();
+        expected.facts.extend(link.map(|kind| ("link", kind)));
+        if let Some(version) = version(release) {
+            expected.facts.push(("tcx", if version >= (6, 6) { "present" } else { "absent" }));
+        }
+        expected
+    }
+}
+
+/// `6.1.0-56-amd64` is (6, 1).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+/// The unpacked tree of a package, downloaded when it is not here yet. A package that stands for the newest kernel
+/// (`linux-image-amd64`) means the one that it depends on.
+fn package(project: &Project, wanted: &str) -> Result<PathBuf> {
+    if which("apt-get").is_none() || which("dpkg-deb").is_none() {
+        let text = format!(
+            "no apt to fetch {wanted} with: unpack a kernel's package and name its folder, --kernel=DIR"
+        );
+        return Err(Lacks(text).into());
+    }
+    let mut depends = project.command("apt-cache");
+    depends.args(["depends", wanted]);
+    let printed = match step::output(&mut depends) {
+        Ok(printed) => printed,
+        Err(_) => {
+            step::run("refreshing apt's package lists", project.command("apt-get").args(["update", "-qq"]))?;
+            let hint = || format!("apt knows no package {wanted} (or give a path: --kernel=./{wanted})");
+            step::output(&mut depends).map_err(|error| Lacks(format!("{}: {error:#}", hint())))?
+        }
+    };
+    let real = printed
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|name| name.starts_with("linux-image-"))
+        .unwrap_or(wanted);
+    let dir = project.target.join("vm").join("packages");
+    fs::create_dir_all(&dir)?;
+    let archive = downloaded(project, real, &dir)?;
+    let tree = dir.join(file_name(&archive).trim_end_matches(".deb"));
+    if !tree.is_dir() {
+        let fresh = dir.join("unpacking");
+        if fresh.exists() {
+            fs::remove_dir_all(&fresh)?;
+        }
+        let mut unpack = project.command("dpkg-deb");
+        step::run(&format!("unpacking {}", file_name(&archive)), unpack.arg("-x").arg(&archive).arg(&fresh))?;
+        fs::rename(&fresh, &tree)?;
+    }
+    Ok(tree)
+}
+
+/// The package's file; apt checks its sum against the signed lists.
+fn downloaded(project: &Project, package: &str, dir: &Path) -> Result<PathBuf> {
+    let mut apt = project.command("apt-get");
+    // As root it would otherwise warn that the user _apt can't write here.
+    apt.args(["-q", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(dir);
+    // Asked elsewhere, for where the file is already apt prints nothing.
+    let mut print = project.command("apt-get");
+    let printed = step::output(print.args(["download", "--print-uris", package]))?;
+    let name = printed.split_whitespace().nth(1).with_context(|| format!("apt has no file for {package}"))?;
+    let archive = dir.join(name);
+    if !archive.is_file() {
+        let what = format!("fetching {package}");
+        if step::run(&what, &mut apt).is_err() {
+            // The lists name a file that has been replaced since.
+            step::run("refreshing apt's package lists", project.command("apt-get").args(["update", "-qq"]))?;
+            step::run(&what, &mut apt).map_err(|error| Lacks(format!("{error:#}")))?;
+            return downloaded(project, package, dir);
+        }
+    }
+    Ok(archive)
+}
+
+/// A module that busybox can load: unpacked when the kernel's package has it compressed.
+fn plain(project: &Project, module: &Path) -> Result<PathBuf> {
+    let tool = match module.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        Some("gz") => "gzip",
+        _ => return Ok(module.to_path_buf()),
+    };
+    let unpacked = module.with_extension("");
+    if !unpacked.exists() {
+        step::output(project.command(tool).args(["-d", "-k", "-q"]).arg(module))?;
+    }
+    Ok(unpacked)
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let found = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut found = found.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    found.sort();
+    Ok(found)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_expected_follows_from_the_release() {
+        let old = Expected::of("6.1.0-56-amd64", Some("dummy"));
+        assert_eq!(old.facts, [("link", "dummy"), ("tcx", "absent")]);
+        assert_eq!(Expected::of("6.12.9+deb13-cloud-amd64", None).facts, [("tcx", "present")]);
+        assert_eq!(Expected::of("nonsense", None), Expected::default());
+    }
+}

@@ -1,0 +1,141 @@
+//! The machine. In: a kernel, an initial file system, a limit. Out: the suites' lines as they come, and how it
+//! ended: switched off, or over its limit, or gone (then its console says why). QEMU translates (TCG): no KVM, so that it
+//! is the same machine everywhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::child::Child;
+use crate::interrupt::Interrupt;
+use crate::project::Project;
+use crate::test::suite;
+
+/// As many as CI has, for QEMU's translation runs beside itself.
+const PROCESSORS: &str = "2";
+const MEMORY: &str = "2G";
+/// Lines of a log that are shown when a machine dies.
+const TAIL: usize = 20;
+/// How a kernel that gives up says so.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// Names of QEMU and of devices.
+#[derive(Debug)]
+pub(super) struct Board {
+    /// QEMU's program.
+    pub(super) qemu: &'static str,
+    machine: &'static str,
+    console: &'static str,
+    /// Where the suites print.
+    pub(super) results: &'static str,
+}
+
+/// An ordinary PC with two serial ports.
+pub(super) const X86_64: Board =
+    Board { qemu: "qemu-system-x86_64", machine: "q35", console: "ttyS0", results: "/dev/ttyS1" };
+
+/// What is booted.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    pub(super) board: &'a Board,
+    pub(super) kernel: &'a Path,
+    pub(super) initramfs: &'a Path,
+    /// Its logs go here.
+    pub(super) dir: &'a Path,
+}
+
+/// How it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// QEMU ended by itself: switched off, or the kernel panicked.
+    Gone,
+    /// The limit came first.
+    TooLong,
+}
+
+impl Machine<'_> {
+    /// What the suites printed.
+    pub(super) fn suites_log(&self) -> PathBuf {
+        self.dir.join("suites.log")
+    }
+
+    /// What the kernel printed.
+    pub(super) fn console_log(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    /// Boots it and hears it to its end.
+    pub(super) fn run(
+        &self,
+        project: &Project,
+        limit: Duration,
+        interrupt: &Interrupt,
+        mut hear: impl FnMut(&str),
+    ) -> Result<End> {
+        let begin = Instant::now();
+        let (child, output) = Child::start_piped(
+            "qemu",
+            &self.command(project),
+            &self.dir.join("qemu.log"),
+            Duration::from_secs(5),
+        )?;
+        let lines = suite::read(output, fs::File::create(self.suites_log())?);
+        let end = loop {
+            match lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => hear(&line),
+                Err(RecvTimeoutError::Disconnected) => break End::Gone,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if interrupt.wait(Duration::ZERO) {
+                bail!("interrupted");
+            }
+            if begin.elapsed() > limit {
+                break End::TooLong;
+            }
+        };
+        drop(child);
+        Ok(end)
+    }
+
+    fn command(&self, project: &Project) -> Command {
+        let Board { qemu, machine, console, .. } = self.board;
+        let mut command = project.command(qemu);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-machine", machine, "-accel", "tcg,thread=multi", "-cpu", "max"]);
+        command.args(["-smp", PROCESSORS, "-m", MEMORY]);
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        // A panic ends QEMU at once (with -no-reboot), and what the kernel calls an oops is one too.
+        command.arg("-append").arg(format!("console={console} panic=-1 oops=panic"));
+        command.arg("-serial").arg(format!("file:{}", self.console_log().display()));
+        command.args(["-serial", "stdio"]);
+        command
+    }
+
+    /// Why the kernel ended, if its console says so.
+    pub(super) fn panic(&self) -> Option<String> {
+        let console = text(&self.console_log());
+        console.lines().find(|line| line.contains(PANIC)).map(|line| line.trim_end().to_owned())
+    }
+
+    /// What helps to see why it went wrong: the console's lines up to a panic, or the last ones of both logs.
+    pub(super) fn last_words(&self) -> String {
+        let mut words = String::new();
+        for log in [self.console_log(), self.suites_log()] {
+            let text = text(&log);
+            let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+            let panic = lines.iter().position(|line| line.contains(PANIC));
+            let until = panic.map_or(lines.len(), |at| at + 1);
+            let tail = lines[until.saturating_sub(TAIL)..until].join("\n");
+            words.push_str(&format!("--- end of {} ---\n{tail}\n", log.display()));
+        }
+        words
+    }
+}
+
+fn text(log: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+}

@@ -1,0 +1,239 @@
+//! What came of a machine. In: the lines that `init.sh` and the suites print. Out: per suite what passed and failed,
+//! each failing test with what it printed; what differs from what was expected of the kernel; as text and as JSON.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::kernel::Expected;
+use crate::test::outcome::Outcome;
+
+/// How `init.sh` begins its own lines.
+const MARK: &str = "hublet-vm: ";
+
+/// One kernel's run.
+#[derive(Debug, Serialize)]
+pub(super) struct Run {
+    /// The kernel.
+    pub(super) kernel: String,
+    /// From QEMU's start to process 1.
+    pub(super) boot_seconds: Option<f64>,
+    /// To the end.
+    pub(super) seconds: f64,
+    /// What the machine found out about its kernel.
+    facts: BTreeMap<String, String>,
+    suites: Vec<Ran>,
+    /// Tests that the kernel can't run: `test: reason`.
+    left_out: Vec<String>,
+    /// What is wrong besides failing tests; empty is good.
+    pub(super) problems: Vec<String>,
+    #[serde(skip)]
+    done: bool,
+    #[serde(skip)]
+    begin: Instant,
+    #[serde(skip)]
+    current: Option<(String, Instant, Outcome)>,
+}
+
+/// One suite's.
+#[derive(Debug, Serialize)]
+struct Ran {
+    name: String,
+    seconds: f64,
+    passed: usize,
+    failed: usize,
+    skipped: Vec<String>,
+    ignored: Vec<String>,
+    failures: Vec<Failure>,
+}
+
+/// One test's.
+#[derive(Debug, Serialize)]
+struct Failure {
+    test: String,
+    printed: String,
+}
+
+impl Run {
+    /// Of a machine that is started now.
+    pub(super) fn new(kernel: &str, expected: &Expected) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            boot_seconds: None,
+            seconds: 0.0,
+            facts: BTreeMap::new(),
+            suites: Vec::new(),
+            left_out: expected.left_out.iter().map(|(test, why)| format!("{test}: {why}")).collect(),
+            problems: Vec::new(),
+            done: false,
+            begin: Instant::now(),
+            current: None,
+        }
+    }
+
+    /// Takes one line in; true when it is worth the screen.
+    pub(super) fn line(&mut self, line: &str) -> bool {
+        if let Some(words) = line.strip_prefix(MARK) {
+            self.said(words);
+            return true;
+        }
+        let Some((_, _, outcome)) = &mut self.current else { return !line.is_empty() };
+        outcome.line(line);
+        outcome.shows(line)
+    }
+
+    fn said(&mut self, words: &str) {
+        let (verb, rest) = words.split_once(' ').unwrap_or((words, ""));
+        match verb {
+            "up" => self.boot_seconds = Some(self.begin.elapsed().as_secs_f64()),
+            "fact" => {
+                let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
+                self.facts.insert(name.to_owned(), value.to_owned());
+            }
+            "begin" => self.current = Some((rest.to_owned(), Instant::now(), Outcome::default())),
+            "end" => {
+                let code = rest.rsplit(' ').next().unwrap_or_default();
+                self.end_suite(&format!("ended with {code}"), code == "0");
+            }
+            "done" => self.done = true,
+            _ => self.problems.push(format!("init.sh said something unknown: {words}")),
+        }
+    }
+
+    fn end_suite(&mut self, how: &str, success: bool) {
+        let Some((name, begin, mut outcome)) = self.current.take() else { return };
+        outcome.ended(how, success);
+        let printed = |test: &String| {
+            let found = outcome.printed.iter().find(|(name, _)| name == test);
+            found.map(|(_, text)| text.trim().to_owned()).unwrap_or_default()
+        };
+        let failures =
+            outcome.failures.iter().map(|test| Failure { test: test.clone(), printed: printed(test) });
+        self.suites.push(Ran {
+            name,
+            seconds: begin.elapsed().as_secs_f64(),
+            passed: outcome.passed,
+            failed: outcome.failed,
+            failures: failures.collect(),
+            skipped: outcome.skipped,
+            ignored: outcome.ignored,
+        });
+    }
+
+    /// The machine has ended; `why` when it did not switch itself off after the last suite.
+    pub(super) fn end(&mut self, why: Option<String>, expected: &Expected) {
+        self.seconds = self.begin.elapsed().as_secs_f64();
+        if let Some((name, ..)) = &self.current {
+            let name = name.clone();
+            self.end_suite("was cut off: the machine ended first", false);
+            self.problems.push(
+                why.unwrap_or_else(|| "the machine ended without a word".to_owned()) + " in suite " + &name,
+            );
+        } else if !self.done {
+            self.problems.push(why.unwrap_or_else(|| "the machine ended before its last suite".to_owned()));
+        }
+        for (name, value) in &expected.facts {
+            match self.facts.get(*name) {
+                Some(found) if found == value => {}
+                Some(found) => self.problems.push(format!("{name} is {found}, and {value} was expected")),
+                None => self.problems.push(format!("{name} is unknown, and {value} was expected")),
+            }
+        }
+    }
+
+    /// Tests that passed, failed, were skipped.
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        self.suites.iter().fold((0, 0, 0), |(passed, failed, skipped), suite| {
+            (passed + suite.passed, failed + suite.failed, skipped + suite.skipped.len())
+        })
+    }
+
+    /// Is all as it should be? CI takes no skipped test.
+    pub(super) fn good(&self, strict: bool) -> bool {
+        let (passed, failed, skipped) = self.counts();
+        self.problems.is_empty() && failed == 0 && passed > 0 && !(strict && skipped > 0)
+    }
+
+    /// For the screen.
+    pub(super) fn text(&self) -> String {
+        let boot =
+            self.boot_seconds.map_or("never came up".to_owned(), |boot| format!("up after {boot:.1} s"));
+        let mut lines = vec![format!("\nkernel {}: {boot}, {:.0} s in all", self.kernel, self.seconds)];
+        let facts: Vec<String> = self.facts.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        lines.push(format!("found: {}", facts.join(", ")));
+        lines.push("suite                                     passed failed skipped  seconds".to_owned());
+        for Ran { name, seconds, passed, failed, skipped, .. } in &self.suites {
+            lines.push(format!("{name:<40} {passed:>7} {failed:>6} {:>7} {seconds:>8.1}", skipped.len()));
+        }
+        for Ran { name, skipped, failures, .. } in &self.suites {
+            lines.extend(skipped.iter().map(|skip| format!("SKIPPED {name}: {skip}")));
+            for Failure { test, printed } in failures {
+                lines.push(format!("FAILED {name}: {test}"));
+                lines.extend(printed.lines().map(|line| format!("    {line}")));
+            }
+        }
+        lines.extend(self.left_out.iter().map(|left| format!("LEFT OUT on this kernel: {left}")));
+        lines.extend(self.problems.iter().map(|problem| format!("PROBLEM: {problem}")));
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expected() -> Expected {
+        Expected { facts: vec![("link", "dummy")], left_out: vec![] }
+    }
+
+    fn hear(text: &str) -> Run {
+        let mut run = Run::new("test", &expected());
+        for line in text.lines() {
+            run.line(line);
+        }
+        run
+    }
+
+    const GOOD: &str = "hublet-vm: up\nhublet-vm: fact link dummy\nhublet-vm: begin tests::a\n\
+        running 1 test\ntest b ... ok\n\
+        test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+        hublet-vm: end tests::a 0\nhublet-vm: done";
+
+    #[test]
+    fn a_good_run_is_good() {
+        let mut run = hear(GOOD);
+        run.end(None, &expected());
+        assert!(run.good(true), "{}", run.text());
+        assert_eq!(run.counts(), (1, 0, 0));
+        assert!(run.boot_seconds.is_some());
+    }
+
+    #[test]
+    fn a_failing_test_is_told_with_what_it_printed() {
+        let mut run = hear(
+            "hublet-vm: fact link dummy\nhublet-vm: begin tests::a\ntest b ... FAILED\n\nfailures:\n\n\
+             ---- b stdout ----\nboom\n\nfailures:\n    b\n\n\
+             test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured\nhublet-vm: end tests::a 101\nhublet-vm: done",
+        );
+        run.end(None, &expected());
+        assert!(!run.good(false) && run.problems.is_empty());
+        assert!(run.text().ends_with("FAILED tests::a: b\n    boom"), "{}", run.text());
+    }
+
+    #[test]
+    fn a_machine_that_dies_within_a_suite_fails_it() {
+        let mut run = hear("hublet-vm: fact link dummy\nhublet-vm: begin tests::a\ntest b ... ok");
+        run.end(Some("Kernel panic".into()), &expected());
+        assert_eq!(run.counts(), (0, 1, 0));
+        assert_eq!(run.problems, ["Kernel panic in suite tests::a"]);
+    }
+
+    #[test]
+    fn a_fallback_that_nobody_expected_is_a_problem() {
+        let mut run = hear(&GOOD.replace("dummy", "bridge"));
+        run.end(None, &expected());
+        assert_eq!(run.problems, ["link is bridge, and dummy was expected"]);
+        assert!(!run.good(false));
+    }
+}
