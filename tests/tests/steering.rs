@@ -134,3 +134,27 @@ fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
     assert_eq!(real.get("/version")?.status, 200, "and so after a clean end");
     Ok(())
 }
+
+#[test]
+fn the_api_services_address_is_found_in_the_store_and_the_certificate_is_good_for_it() -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    let with = |options: &mut hublet_tests::daemon::Options| {
+        options.steer = "kubernetes".into();
+        options.bpffs = true;
+    };
+    let Some(mut site) = Site::start("found", with)? else { return Ok(()) };
+    let options = client::Options::new(SERVICE, &site.daemon.ca_pem()?, Some(&site.cloud.admin_token));
+    let by_service = Client::new(client::Options { netns: Some(site.netns.clone()), ..options })?;
+    assert!(by_service.get("/version").is_err(), "nobody has told the address yet");
+
+    assert_eq!(site.admin()?.get("/api/v1/namespaces/default/services/kubernetes")?.status, 200);
+    let served = || by_service.get("/version").is_ok_and(|answer| answer.status == 200);
+    eventually(Duration::from_secs(10), "what the Service says is steered", || served().then_some(()))?;
+
+    site.cut()?;
+    site.daemon.restart()?;
+    assert!(served(), "known from the start, with the cloud away");
+    Ok(())
+}

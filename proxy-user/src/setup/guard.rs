@@ -1,8 +1,8 @@
 //! Which interfaces lead out of the node. In: the node's links and default routes, as they change. Out: the guard's
 //! map, kept true.
 //!
-//! Ours and the loopback are local. A veth's, a bridge's and a netkit's packets are pods', as long as no default
-//! route leads there. Everything else (network cards, tunnels to other nodes) is an uplink.
+//! Ours and the loopback are local. A veth's, a bridge's, a netkit's and an Open vSwitch port's packets are pods', as
+//! long as no default route leads there. Everything else (network cards, tunnels to other nodes) is an uplink.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -114,6 +114,7 @@ fn kind(link: &LinkMessage, leading: &BTreeSet<u32>, wish: &Wish) -> Option<(u32
     }
     let pods = match info_kind(link) {
         Some(InfoKind::Veth | InfoKind::Bridge | InfoKind::Netkit) => true,
+        Some(InfoKind::Other(kind)) => kind == "openvswitch",
         Some(InfoKind::Dummy | InfoKind::Ifb) => return None, // nothing comes in by these
         _ => false,
     };

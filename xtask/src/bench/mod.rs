@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: hublet beside nginx on the same objects in the same run. In: names of tests, or none for
 //! all; root. Out: a table, or JSON, of medians with ranges, ratios per round, and bars met or missed.
 
+mod connect;
 mod daemon;
 mod facts;
 mod nginx;

@@ -86,6 +86,7 @@ impl<'a> Bench<'a> {
         drop(cloud);
         self.starts(report, &daemon)?;
         self.stored(report, &daemon, &beside)?;
+        self.steered(report, &daemon, &beside)?;
         self.list_offline(report, &daemon, &beside)?;
         self.memory(report, &daemon, &beside)
     }
@@ -187,8 +188,34 @@ impl<'a> Bench<'a> {
         daemon::stop(child)
     }
 
+    /// What steering costs.
+    fn steered(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
+        if !self.extent.wants(plan::CONNECT) {
+            return Ok(());
+        }
+        let (child, hublet) = daemon.start()?;
+        self.connects(report, beside, &hublet, &daemon.ca())?;
+        daemon::stop(child)
+    }
+
+    pub(super) fn extent(&self) -> &Extent {
+        self.extent
+    }
+
+    pub(super) fn generator(&self) -> &Generator {
+        &self.generator
+    }
+
+    pub(super) fn project(&self) -> &Project {
+        self.project
+    }
+
+    pub(super) fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_deref()
+    }
+
     /// One sample of each server, the first one changing by round; gives the servers' CPU costs in their order.
-    fn sample_each(
+    pub(super) fn sample_each(
         &self,
         report: &mut Report,
         round: usize,

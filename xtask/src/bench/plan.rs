@@ -10,6 +10,8 @@ pub(super) const LIST_OFFLINE: &str = "list-offline";
 pub(super) const IDLE: &str = "idle";
 pub(super) const WATCHES: &str = "watches";
 pub(super) const START: &str = "start";
+/// Fresh calls that are steered, beside direct ones; and the eBPF programs' own time.
+pub(super) const CONNECT: &str = "connect";
 /// hublet after the stored GETs; measured with them.
 pub(super) const AFTER: &str = "after-load";
 
@@ -81,7 +83,7 @@ fn test(name: &str, size: &str, mut load: Load, quick: bool) -> Test {
 pub(super) fn names() -> Vec<String> {
     let mut names: Vec<String> =
         stored(false).into_iter().chain(forwarded(false)).map(|test| test.name).collect();
-    names.extend([LIST_ONLINE, LIST_OFFLINE, IDLE, WATCHES, START].map(str::to_owned));
+    names.extend([LIST_ONLINE, LIST_OFFLINE, IDLE, WATCHES, START, CONNECT].map(str::to_owned));
     names
 }
 

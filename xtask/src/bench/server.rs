@@ -64,6 +64,11 @@ pub(super) struct Sample {
 }
 
 impl Server {
+    /// The same server, dialled at another address.
+    pub(super) fn dialled_by(&self, name: &'static str, address: SocketAddr) -> Self {
+        Self { name, address, ..self.clone() }
+    }
+
     pub(super) fn new(name: &'static str, address: SocketAddr, ca: &Path, pid: u32) -> Self {
         Self { name, address, ca: ca.to_path_buf(), pid }
     }

@@ -26,11 +26,13 @@ use qemu::{End, Machine, X86_64};
 use report::Run;
 
 /// What needs the kernel, and the daemon's ways as a whole. Suites that need Go, recordings or much time stay out.
-const SUITES: [&str; 7] = ["ebpf", "interface", "steering", "daemon", "listeners", "startup", "offline"];
+const SUITES: [&str; 9] =
+    ["ebpf", "dataplane", "handover", "interface", "steering", "daemon", "listeners", "startup", "offline"];
 /// The distribution's own kernel.
 const KERNEL: &str = "linux-image-amd64";
 /// What tests and init.sh call, besides busybox.
-const PROGRAMS: [&str; 5] = ["ip", "nsenter", "bpftool", "curl", "openssl"];
+const PROGRAMS: [&str; 9] =
+    ["ip", "nsenter", "bpftool", "curl", "openssl", "bash", "setpriv", "unshare", "prlimit"];
 /// A test at a time for each of the machine's processors.
 const THREADS: u8 = 2;
 /// What tests multiply their patience with: processors are emulated, and the machine below may have other work.

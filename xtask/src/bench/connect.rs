@@ -1,0 +1,129 @@
+//! What steering costs: the eBPF programs' own time (the kernel's `bpf_stats`), and a fresh call that is steered beside one
+//! that dials hublet itself. In: a daemon that steers, nginx as somebody else's server. Out: values in the [`Report`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::nginx;
+use super::phases::Bench;
+use super::plan::{self, Test};
+use super::report::Report;
+use super::server::{Load, Server};
+use crate::child::Child;
+use crate::step;
+
+/// What `--steer` names by default.
+const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 443);
+const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+/// A program in `bpftool prog show -j`.
+#[derive(Debug, Deserialize)]
+struct Program {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    run_time_ns: u64,
+    #[serde(default)]
+    run_cnt: u64,
+}
+
+/// The kernel counts while this lives.
+struct Counting {
+    before: String,
+}
+
+impl Counting {
+    fn start() -> Result<Self> {
+        let before = std::fs::read_to_string(SWITCH).context("bpf_stats need root")?;
+        std::fs::write(SWITCH, "1")?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let _as_it_was = std::fs::write(SWITCH, self.before.trim());
+    }
+}
+
+impl Bench<'_> {
+    /// Steered and direct fresh calls, interleaved; then the programs' time for each, and for calls to somebody else.
+    pub(super) fn connects(
+        &self,
+        report: &mut Report,
+        beside: &Child,
+        hublet: &Server,
+        ca: &Path,
+    ) -> Result<()> {
+        if !self.extent().wants(plan::CONNECT) || self.cgroup().is_none() {
+            return Ok(());
+        }
+        let requests = if self.extent().quick { 250 } else { 1_000 };
+        let path = super::objects::SMALL.to_owned();
+        let load = Load { mode: "fresh", path, h2: false, connections: 1, requests, forwarded: false };
+        let steered = hublet.dialled_by(hublet.name, SERVICE);
+        let direct = hublet.dialled_by("direct", hublet.address);
+        let elsewhere = nginx::stored(beside, ca);
+        let test = Test { name: plan::CONNECT.to_owned(), load };
+        for round in 0..self.extent().rounds {
+            step::say(format_args!(
+                "steered and direct calls, round {} of {}",
+                round + 1,
+                self.extent().rounds
+            ));
+            self.sample_each(report, round, &test, &[steered.clone(), direct.clone()])?;
+            let _counting = Counting::start()?;
+            for (server, metrics) in [
+                (
+                    &steered,
+                    ["connect4 ns, steered", "sock_ops ns a call, steered", "sk_lookup ns a call, steered"],
+                ),
+                (
+                    &direct,
+                    ["connect4 ns, direct", "sock_ops ns a call, direct", "sk_lookup ns a call, direct"],
+                ),
+                (
+                    &elsewhere,
+                    [
+                        "connect4 ns, elsewhere",
+                        "sock_ops ns a call, elsewhere",
+                        "sk_lookup ns a call, elsewhere",
+                    ],
+                ),
+            ] {
+                let before = self.programs()?;
+                server.sample(self.generator(), &test.load)?;
+                let after = self.programs()?;
+                let spent = |name: &str| {
+                    let (time, count) = after.get(name).copied().unwrap_or_default();
+                    let (was, counted) = before.get(name).copied().unwrap_or_default();
+                    ((time - was) as f64, (count - counted) as f64)
+                };
+                // Its own self-probe calls meanwhile, too: calls are what connect4 counted.
+                let (time, calls) = spent("hub_connect4");
+                report.add(PROGRAMS, "hublet", metrics[0], time / calls.max(1.0));
+                report.add(PROGRAMS, "hublet", metrics[1], spent("hub_sockops").0 / calls.max(1.0));
+                report.add(PROGRAMS, "hublet", metrics[2], spent("hub_lookup").0 / calls.max(1.0));
+            }
+        }
+        Ok(())
+    }
+
+    fn programs(&self) -> Result<BTreeMap<String, (u64, u64)>> {
+        let text = step::output(self.project().command("bpftool").args(["prog", "show", "-j"]))?;
+        let programs: Vec<Program> = serde_json::from_str(&text).context("bpftool's answer")?;
+        let mut sums = BTreeMap::new();
+        for program in programs.into_iter().filter(|program| program.name.starts_with("hub_")) {
+            let sum: &mut (u64, u64) = sums.entry(program.name).or_default();
+            *sum = (sum.0 + program.run_time_ns, sum.1 + program.run_cnt);
+        }
+        Ok(sums)
+    }
+}
+
+/// Where the programs' figures stand.
+const PROGRAMS: &str = "programs";
