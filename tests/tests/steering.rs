@@ -22,6 +22,7 @@ struct Steered {
 }
 
 impl Steered {
+    /// What really is at that address is another server, with another authority.
     fn start() -> Result<Option<Self>> {
         let with = |options: &mut hublet_tests::daemon::Options| {
             options.steer = "10.96.0.1:443".into();
@@ -91,47 +92,25 @@ fn i12_a_daemon_out_of_descriptors_is_passed_by_and_found_again() -> Result<()> 
 
 #[test]
 fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
-    if !require::bpf() {
-        return Ok(());
-    }
-    let with = |options: &mut hublet_tests::daemon::Options| {
-        options.steer = "10.96.0.1:443".into();
-        options.bpffs = true;
-    };
-    let Some(mut site) = Site::start("steering", with)? else { return Ok(()) };
-    // What really is at that address: another server, with another authority.
-    site.netns.ip("address add 10.96.0.1/32 dev lo")?;
-    let there = Cloud::start(cloud::Options {
-        listen: ([10, 96, 0, 1], 443).into(),
-        netns: Some(site.netns.clone()),
-        ..Default::default()
-    })?;
-    let by = |ca: &str, token: &str| -> Result<Client> {
-        let options = client::Options::new(SERVICE, ca, Some(token));
-        Client::new(client::Options { netns: Some(site.netns.clone()), ..options })
-    };
-    let hublet = by(&site.daemon.ca_pem()?, &site.cloud.admin_token)?;
-    let real = by(there.ca.pem(), &there.admin_token)?;
-    let steered =
-        || hublet.get("/version").is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "cloud");
+    let Some(mut node) = Steered::start()? else { return Ok(()) };
+    assert!(!node.passes(), "the address itself is not reached: its certificate is another's");
+    let answer = node.hublet.get("/version")?;
+    assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"));
 
-    eventually(Duration::from_secs(5), "steered to hublet", || steered().then_some(()))?;
-    assert!(real.get("/version").is_err(), "the address itself is not reached: its certificate is another's");
+    node.site.daemon.kill()?;
+    assert_eq!(node.real.get("/version")?.status, 200, "the next connect passes through");
 
-    site.daemon.kill()?;
-    assert_eq!(real.get("/version")?.status, 200, "the next connect passes through");
-
-    site.daemon.restart()?;
-    eventually(Duration::from_secs(5), "steered again", || steered().then_some(()))?;
-    let status = site.daemon.status()?;
+    node.site.daemon.restart()?;
+    eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))?;
+    let status = node.site.daemon.status()?;
     let callers = status["callers"].as_array().unwrap();
     let me = i64::from(std::process::id());
     let mine = callers.iter().find(|c| c["process"]["pid"] == me && c["process"]["steered"] == true);
     let mine = mine.unwrap_or_else(|| panic!("hublet status names the caller: {status:#}"));
     assert_eq!(mine["process"]["original"], "10.96.0.1:443");
 
-    assert!(site.daemon.stop()?.success());
-    assert_eq!(real.get("/version")?.status, 200, "and so after a clean end");
+    assert!(node.site.daemon.stop()?.success());
+    assert_eq!(node.real.get("/version")?.status, 200, "and so after a clean end");
     Ok(())
 }
 
