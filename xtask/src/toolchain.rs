@@ -71,6 +71,12 @@ pub(crate) fn for_vm(project: &Project) -> Result<()> {
     apt(project, &[machine, called].concat())
 }
 
+/// The same for a machine with an aarch64 processor, whose programs come from its own packages.
+pub(crate) fn for_aarch64(project: &Project) -> Result<()> {
+    let machine = ("qemu-system-aarch64", "qemu-system-arm");
+    apt(project, &[machine, ("depmod", "kmod"), ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")])
+}
+
 /// Installs the packages whose program is missing, where that is possible; one line says so where it is not.
 pub(crate) fn apt(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =

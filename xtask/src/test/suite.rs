@@ -65,16 +65,8 @@ struct Profile {
 pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
     step::say("building the tests");
     let mut command = build::cargo(project, object, "test");
-    command.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
-    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("the tests do not build: see above");
-    }
-    let mut suites = Vec::new();
-    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{")) {
-        let message: Message = serde_json::from_slice(line).context("cargo's message is not as expected")?;
-        suites.extend(from_message(message));
-    }
+    command.args(["--workspace", "--no-run"]);
+    let mut suites = built(command)?;
     // Unit tests first: they are quick, and what breaks them breaks the rest.
     suites.sort_by_key(|suite: &Suite| (suite.name.contains("::"), suite.name.clone()));
     let mut doc = build::cargo(project, object, "test");
@@ -85,6 +77,21 @@ pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
         arguments: doc.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect(),
         dir: project.root.clone(),
     });
+    Ok(suites)
+}
+
+/// The test programs that a `cargo test --no-run` builds.
+pub(crate) fn built(mut command: Command) -> Result<Vec<Suite>> {
+    command.arg("--message-format=json-render-diagnostics");
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the tests do not build: see above");
+    }
+    let mut suites = Vec::new();
+    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{")) {
+        let message: Message = serde_json::from_slice(line).context("cargo's message is not as expected")?;
+        suites.extend(from_message(message));
+    }
     Ok(suites)
 }
 

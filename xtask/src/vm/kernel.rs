@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::Lacks;
-use crate::project::{Project, Usage, which};
+use crate::project::{Project, Usage};
 use crate::step;
 
 /// What the suites and hublet itself may want; what a kernel has built in, or has not at all, is not loaded.
@@ -41,7 +40,12 @@ pub(super) struct Expected {
 
 impl Kernel {
     /// Finds what `--kernel` names: a package, the folder of an unpacked one, or an image (with `--modules`).
-    pub(super) fn find(project: &Project, wanted: &str, modules: Option<&Path>) -> Result<Self> {
+    /// Packages come by `fetch`.
+    pub(super) fn find(
+        wanted: &str,
+        modules: Option<&Path>,
+        fetch: impl FnOnce(&str) -> Result<PathBuf>,
+    ) -> Result<Self> {
         let path = Path::new(wanted);
         if path.is_dir() {
             return Self::unpacked(&path.canonicalize()?);
@@ -52,7 +56,7 @@ impl Kernel {
         if wanted.contains('/') {
             return Err(Usage(format!("--kernel={wanted}: there is no such file or folder")).into());
         }
-        Self::unpacked(&package(project, wanted)?)
+        Self::unpacked(&fetch(wanted)?)
     }
 
     /// The same kernel, with these modules left out.
@@ -147,68 +151,6 @@ impl Expected {
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
     Some((numbers.next()?, numbers.next()?))
-}
-
-/// The unpacked tree of a package, downloaded when it is not here yet. A package that stands for the newest kernel
-/// (`linux-image-amd64`) means the one that it depends on.
-fn package(project: &Project, wanted: &str) -> Result<PathBuf> {
-    if which("apt-get").is_none() || which("dpkg-deb").is_none() {
-        let text = format!(
-            "no apt to fetch {wanted} with: unpack a kernel's package and name its folder, --kernel=DIR"
-        );
-        return Err(Lacks(text).into());
-    }
-    let mut depends = project.command("apt-cache");
-    depends.args(["depends", wanted]);
-    let printed = match step::output(&mut depends) {
-        Ok(printed) => printed,
-        Err(_) => {
-            step::run("refreshing apt's package lists", project.command("apt-get").args(["update", "-qq"]))?;
-            let hint = || format!("apt knows no package {wanted} (or give a path: --kernel=./{wanted})");
-            step::output(&mut depends).map_err(|error| Lacks(format!("{}: {error:#}", hint())))?
-        }
-    };
-    let real = printed
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|name| name.starts_with("linux-image-"))
-        .unwrap_or(wanted);
-    let dir = project.target.join("vm").join("packages");
-    fs::create_dir_all(&dir)?;
-    let archive = downloaded(project, real, &dir)?;
-    let tree = dir.join(file_name(&archive).trim_end_matches(".deb"));
-    if !tree.is_dir() {
-        let fresh = dir.join("unpacking");
-        if fresh.exists() {
-            fs::remove_dir_all(&fresh)?;
-        }
-        let mut unpack = project.command("dpkg-deb");
-        step::run(&format!("unpacking {}", file_name(&archive)), unpack.arg("-x").arg(&archive).arg(&fresh))?;
-        fs::rename(&fresh, &tree)?;
-    }
-    Ok(tree)
-}
-
-/// The package's file; apt checks its sum against the signed lists.
-fn downloaded(project: &Project, package: &str, dir: &Path) -> Result<PathBuf> {
-    let mut apt = project.command("apt-get");
-    // As root it would otherwise warn that the user _apt can't write here.
-    apt.args(["-q", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(dir);
-    // Asked elsewhere, for where the file is already apt prints nothing.
-    let mut print = project.command("apt-get");
-    let printed = step::output(print.args(["download", "--print-uris", package]))?;
-    let name = printed.split_whitespace().nth(1).with_context(|| format!("apt has no file for {package}"))?;
-    let archive = dir.join(name);
-    if !archive.is_file() {
-        let what = format!("fetching {package}");
-        if step::run(&what, &mut apt).is_err() {
-            // The lists name a file that has been replaced since.
-            step::run("refreshing apt's package lists", project.command("apt-get").args(["update", "-qq"]))?;
-            step::run(&what, &mut apt).map_err(|error| Lacks(format!("{error:#}")))?;
-            return downloaded(project, package, dir);
-        }
-    }
-    Ok(archive)
 }
 
 /// A module that busybox can load: unpacked when the kernel's package has it compressed.

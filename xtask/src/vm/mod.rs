@@ -2,6 +2,9 @@
 //! packages or paths) and names of suites, or none for the usual ones. Out: per kernel and suite what passed and
 //! failed; the logs in `target/vm/KERNEL/`. docs/vm.md tells more.
 
+mod apt;
+mod contents;
+mod cross;
 mod initramfs;
 mod kernel;
 mod qemu;
@@ -9,34 +12,28 @@ mod report;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::interrupt::Interrupt;
-use crate::project::{Project, Usage, is_ci, which};
+use crate::project::{Project, Usage, is_ci};
 use crate::test::suite::{self, Suite};
 use crate::{build, step, toolchain};
 
-use initramfs::Tree;
-use kernel::{Expected, Kernel};
-use qemu::{End, Machine, X86_64};
+use apt::Apt;
+use contents::{Contents, Programs};
+use kernel::Kernel;
+use qemu::{Board, End, Machine};
 use report::Run;
 
 /// What needs the kernel, and the daemon's ways as a whole. Suites that need Go, recordings or much time stay out.
 const SUITES: [&str; 9] =
-    ["ebpf", "dataplane", "handover", "interface", "steering", "daemon", "listeners", "startup", "offline"];
-/// The distribution's own kernel.
-const KERNEL: &str = "linux-image-amd64";
-/// What tests and init.sh call, besides busybox.
-const PROGRAMS: [&str; 9] =
-    ["ip", "nsenter", "bpftool", "curl", "openssl", "bash", "setpriv", "unshare", "prlimit"];
-/// A test at a time for each of the machine's processors.
-const THREADS: u8 = 2;
-/// What tests multiply their patience with: processors are emulated, and the machine below may have other work.
-const SLOWNESS: u8 = 5;
+    ["ebpf", "interface", "steering", "daemon", "dataplane", "handover", "listeners", "startup", "offline"];
+/// The first of them show that the object and the daemon work on another architecture.
+const SMOKE: usize = 4;
 
 /// Arguments of `vm`.
 #[derive(Debug, Args)]
@@ -44,8 +41,12 @@ pub(crate) struct VmArguments {
     /// Suites to run (as `cargo xtask test --list` prints them); the usual ones without one.
     #[arg(value_name = "SUITE")]
     names: Vec<String>,
-    /// A kernel: a package of Debian's, the folder of an unpacked one, or an image; several by repeating it.
-    #[arg(long = "kernel", value_name = "PACKAGE|PATH", default_value = KERNEL)]
+    /// The machine's architecture; with aarch64 the smoke part alone, unless suites are named.
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
+    /// A kernel: a package of Debian's (its own without one), the folder of an unpacked one, or an image; several
+    /// by repeating it.
+    #[arg(long = "kernel", value_name = "PACKAGE|PATH")]
     kernels: Vec<String>,
     /// The modules of an image, …/lib/modules/RELEASE.
     #[arg(long, value_name = "DIR")]
@@ -67,6 +68,14 @@ enum Output {
     Json,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Arch {
+    #[value(name = "x86_64")]
+    X86_64,
+    #[value(name = "aarch64")]
+    Aarch64,
+}
+
 /// This machine lacks what the verb stands on, so nothing was run: exit code 3.
 #[derive(Debug)]
 pub(crate) struct Lacks(String);
@@ -79,18 +88,12 @@ impl std::fmt::Display for Lacks {
 
 impl std::error::Error for Lacks {}
 
-/// What goes into every machine.
-#[derive(Debug)]
-struct Contents {
-    daemon: PathBuf,
-    suites: Vec<Suite>,
-}
-
 /// As a step of `ci`: where QEMU can't be had it is left out, which is said; with `CI=true` it fails then.
 pub(crate) fn in_ci(project: &Project) -> Result<()> {
     let arguments = VmArguments {
         names: Vec::new(),
-        kernels: vec![KERNEL.to_owned()],
+        arch: Arch::X86_64,
+        kernels: Vec::new(),
         modules: None,
         without: Vec::new(),
         limit: 15,
@@ -108,22 +111,14 @@ pub(crate) fn in_ci(project: &Project) -> Result<()> {
 /// Finds the kernels, builds, boots one after the other, reports.
 pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
     let interrupt = Interrupt::listen()?;
-    toolchain::for_vm(project)?;
-    for program in [X86_64.qemu, "busybox", "depmod", "modprobe"].iter().chain(&PROGRAMS) {
-        if which(program).is_none() {
-            return Err(Lacks(format!("{program} is not installed here, and the machine needs it")).into());
-        }
-    }
-    let find = |wanted: &String| -> Result<Kernel> {
-        let kernel = Kernel::find(project, wanted, arguments.modules.as_deref())?;
-        Ok(kernel.without(&arguments.without))
-    };
-    let kernels = arguments.kernels.iter().map(find).collect::<Result<Vec<_>>>()?;
-    let contents = Contents::build(project, &arguments.names)?;
+    let arch = arguments.arch;
+    arch.prepare(project)?;
+    let kernels = arch.kernels(project, arguments)?;
+    let contents = arch.contents(project, &arguments.names)?;
     let limit = Duration::from_secs(60 * u64::from(arguments.limit));
     let mut runs = Vec::new();
     for kernel in &kernels {
-        let run = boot(project, kernel, &contents, limit, &interrupt)?;
+        let run = boot(project, (arch.board(), kernel), &contents, limit, &interrupt)?;
         if arguments.output == Output::Table {
             println!("{}", run.text());
         }
@@ -149,80 +144,106 @@ fn conclude(runs: &[Run], output: Output) -> Result<()> {
     Ok(())
 }
 
-impl Contents {
-    /// The daemon as it is shipped, and the suites as `cargo xtask test` builds them.
-    fn build(project: &Project, names: &[String]) -> Result<Self> {
-        let object = build::development(project)?;
-        let all = suite::build(project, &object)?;
-        let usual = SUITES.map(str::to_owned);
-        let names = if names.is_empty() { &usual[..] } else { names };
-        let mut suites = Vec::new();
-        for name in names {
-            let before = suites.len();
-            suites.extend(all.iter().filter(|suite| suite.answers_to(name) && suite.is_program()).cloned());
-            if suites.len() == before {
-                let text = format!("no suite {name}; see `cargo xtask test --list`");
-                return Err(Usage(text).into());
+impl Arch {
+    fn board(self) -> &'static Board {
+        match self {
+            Self::X86_64 => &qemu::X86_64,
+            Self::Aarch64 => &qemu::AARCH64,
+        }
+    }
+
+    fn suites(self) -> impl Iterator<Item = &'static str> {
+        let count = match self {
+            Self::X86_64 => SUITES.len(),
+            Self::Aarch64 => SMOKE,
+        };
+        SUITES.into_iter().take(count)
+    }
+
+    /// Debian's own kernel.
+    fn kernel(self) -> &'static str {
+        match self {
+            Self::X86_64 => "linux-image-amd64",
+            Self::Aarch64 => "linux-image-arm64",
+        }
+    }
+
+    /// Installs what this machine needs for it, or says what is missing.
+    fn prepare(self, project: &Project) -> Result<()> {
+        let common = ["depmod", "modprobe", self.board().qemu];
+        match self {
+            Self::X86_64 => {
+                toolchain::for_vm(project)?;
+                contents::check(&[&common[..], &["busybox"], &contents::PROGRAMS].concat())
+            }
+            Self::Aarch64 => {
+                toolchain::for_aarch64(project)?;
+                contents::check(&[&common[..], &[cross::GCC]].concat())
             }
         }
-        let mut seen = BTreeSet::new();
-        suites.retain(|suite| seen.insert(suite.name.clone()));
-        Ok(Self { daemon: build::daemon(project)?, suites })
     }
 
-    /// The machine's files.
-    fn tree(&self, project: &Project, kernel: &Kernel, expected: &Expected) -> Result<Tree> {
-        let mut tree = Tree::new();
-        tree.script("/init", include_str!("init.sh"));
-        tree.program("/bin/busybox", &found("busybox")?)?;
-        tree.link("/bin/sh", "busybox");
-        for name in PROGRAMS {
-            let program = found(name)?;
-            tree.program(&program, &program)?;
+    fn apt(self, project: &Project) -> Result<Apt<'_>> {
+        match self {
+            Self::X86_64 => Apt::host(project),
+            Self::Aarch64 => Apt::foreign(project, cross::DEBIAN),
         }
-        tree.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n");
-        tree.text("/etc/hosts", "127.0.0.1 localhost\n");
-        tree.program("/vm/hublet", &self.daemon)?;
-        // Where the suites were told at their build that it is.
-        let cloud = project.binary("debug", "hublet-cloud");
-        tree.program(&cloud, &cloud)?;
-        let mut suites = String::new();
-        for suite in &self.suites {
-            let path = format!("/vm/{}", suite.name.replace("::", "-"));
-            tree.program(&path, &suite.program)?;
-            suites.push_str(&format!("{}\t{path}\n", suite.name));
+    }
+
+    fn kernels(self, project: &Project, arguments: &VmArguments) -> Result<Vec<Kernel>> {
+        let usual = [self.kernel().to_owned()];
+        let wanted = if arguments.kernels.is_empty() { &usual[..] } else { &arguments.kernels };
+        let find = |wanted: &String| -> Result<Kernel> {
+            let fetch = |package: &str| -> Result<PathBuf> {
+                let apt = self.apt(project)?;
+                apt.tree(&apt.kernel(package)?)
+            };
+            let kernel = Kernel::find(wanted, arguments.modules.as_deref(), fetch)?;
+            Ok(kernel.without(&arguments.without))
+        };
+        wanted.iter().map(find).collect()
+    }
+
+    /// The daemon as it is shipped, and the suites: here as `cargo xtask test` builds them.
+    fn contents(self, project: &Project, names: &[String]) -> Result<Contents> {
+        let usual = self.suites().map(str::to_owned).collect::<Vec<_>>();
+        let names = if names.is_empty() { &usual } else { names };
+        match self {
+            Self::X86_64 => {
+                let object = build::development(project)?;
+                let suites = chosen(&suite::build(project, &object)?, names)?;
+                let daemon = build::daemon(project)?;
+                let cloud = Some(project.binary("debug", "hublet-cloud"));
+                Ok(Contents { daemon, cloud, suites, programs: Programs::Ours })
+            }
+            Self::Aarch64 => {
+                let apt = self.apt(project)?;
+                let programs = Programs::Of(cross::programs(&apt)?);
+                let (daemon, suites) = cross::build(project, &apt, names)?;
+                Ok(Contents { daemon, cloud: None, suites, programs })
+            }
         }
-        tree.text("/vm/suites", suites);
-        let mut modules = String::new();
-        for module in kernel.modules(project)? {
-            let path = Path::new("/vm/modules.d").join(module.file_name().unwrap_or_default());
-            tree.file(&path, &module);
-            modules.push_str(&format!("{}\n", path.display()));
-        }
-        tree.text("/vm/modules", modules);
-        tree.text("/vm/environment", environment(expected));
-        Ok(tree)
     }
 }
 
-/// What init.sh reads, and what it gives to the suites. Nothing may be skipped there but what is known.
-fn environment(expected: &Expected) -> String {
-    let left_out: Vec<String> = expected.left_out.iter().map(|(test, _)| format!("--skip={test}")).collect();
-    format!(
-        "RESULTS={}\nTHREADS={THREADS}\nLEFT_OUT='{}'\n\
-         export CI=true HUBLET_BIN=/vm/hublet HUBLET_TEST_SLOWNESS={SLOWNESS}\n",
-        X86_64.results,
-        left_out.join(" ")
-    )
-}
-
-fn found(program: &str) -> Result<PathBuf> {
-    which(program).ok_or_else(|| Lacks(format!("{program} is not installed here")).into())
+/// The suites of these names, each once.
+fn chosen(all: &[Suite], names: &[String]) -> Result<Vec<Suite>> {
+    let mut suites: Vec<Suite> = Vec::new();
+    for name in names {
+        let before = suites.len();
+        suites.extend(all.iter().filter(|suite| suite.answers_to(name) && suite.is_program()).cloned());
+        if suites.len() == before {
+            return Err(Usage(format!("no suite {name}; see `cargo xtask test --list`")).into());
+        }
+    }
+    let mut seen = BTreeSet::new();
+    suites.retain(|suite| seen.insert(suite.name.clone()));
+    Ok(suites)
 }
 
 fn boot(
     project: &Project,
-    kernel: &Kernel,
+    (board, kernel): (&Board, &Kernel),
     contents: &Contents,
     limit: Duration,
     interrupt: &Interrupt,
@@ -232,10 +253,10 @@ fn boot(
     let expected = kernel.expected();
     let initramfs = dir.join("initramfs.cpio");
     step::say(format_args!("packing the machine's files for {}", kernel.name));
-    contents.tree(project, kernel, &expected)?.write(&initramfs)?;
+    contents.tree(project, board, kernel, &expected)?.write(&initramfs)?;
     initramfs::shown_size(&initramfs)?;
     step::say(format_args!("booting {} (at most {} s)", kernel.name, limit.as_secs()));
-    let machine = Machine { board: &X86_64, kernel: &kernel.image, initramfs: &initramfs, dir: &dir };
+    let machine = Machine { board, kernel: &kernel.image, initramfs: &initramfs, dir: &dir };
     let mut run = Run::new(&kernel.name, &expected);
     let end = machine.run(project, limit, interrupt, |line| {
         if run.line(line) {

@@ -1,0 +1,153 @@
+//! Debian's packages without installing them. In: names. Out: their files, unpacked below `target/vm/`. For another
+//! architecture apt gets a state of its own there: what this machine knows of architectures and packages stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::Lacks;
+use crate::project::{Project, which};
+use crate::step;
+
+/// apt, for one architecture.
+#[derive(Debug)]
+pub(super) struct Apt<'a> {
+    project: &'a Project,
+    /// Packages and their trees go here.
+    dir: PathBuf,
+    options: Vec<String>,
+}
+
+impl<'a> Apt<'a> {
+    /// For this machine's own architecture.
+    pub(super) fn host(project: &'a Project) -> Result<Self> {
+        // As root it would otherwise warn that the user _apt can't write to our folder.
+        Self::with(project, "packages", vec!["APT::Sandbox::User=root".to_owned()])
+    }
+
+    /// For another architecture, by Debian's name, from the same sources.
+    pub(super) fn foreign(project: &'a Project, architecture: &str) -> Result<Self> {
+        let state = project.target.join("vm").join(format!("apt-{architecture}"));
+        for folder in ["state/lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(state.join(folder))?;
+        }
+        fs::write(state.join("state/status"), "")?;
+        let at = |what: &str, path: &str| format!("{what}={}", state.join(path).display());
+        let options = vec![
+            "APT::Sandbox::User=root".to_owned(),
+            format!("APT::Architecture={architecture}"),
+            format!("APT::Architectures::={architecture}"),
+            at("Dir::State", "state"),
+            at("Dir::State::status", "state/status"),
+            at("Dir::Cache", "cache"),
+        ];
+        Self::with(project, &format!("packages-{architecture}"), options)
+    }
+
+    fn with(project: &'a Project, dir: &str, options: Vec<String>) -> Result<Self> {
+        if which("apt-get").is_none() || which("dpkg-deb").is_none() {
+            let text = "no apt to fetch packages with: name a kernel's unpacked package, --kernel=DIR";
+            return Err(Lacks(text.to_owned()).into());
+        }
+        let dir = project.target.join("vm").join(dir);
+        fs::create_dir_all(&dir)?;
+        Ok(Self { project, dir, options })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = self.project.command(program);
+        command.args(self.options.iter().flat_map(|option| ["-o", option.as_str()]));
+        command
+    }
+
+    fn update(&self) -> Result<()> {
+        step::run("refreshing apt's package lists", self.command("apt-get").args(["update", "-qq"]))
+    }
+
+    /// The package itself, or the kernel that it depends on when it stands for the newest one (`linux-image-amd64`).
+    pub(super) fn kernel(&self, wanted: &str) -> Result<String> {
+        let depends = || step::output(self.command("apt-cache").args(["depends", wanted]));
+        let printed = match depends() {
+            Ok(printed) => printed,
+            Err(_) => {
+                self.update()?;
+                let hint = format!("apt knows no package {wanted} (or give a path: --kernel=./{wanted})");
+                depends().map_err(|error| Lacks(format!("{hint}: {error:#}")))?
+            }
+        };
+        let depends = printed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(depends.into_iter().find(|name| name.starts_with("linux-image-")).unwrap_or(wanted).to_owned())
+    }
+
+    /// The unpacked tree of one package, named after it and its version; fetched when it is not here yet.
+    pub(super) fn tree(&self, package: &str) -> Result<PathBuf> {
+        let archive = self.archive(package)?;
+        let tree = archive.with_extension("");
+        if !tree.is_dir() {
+            self.unpack(&[archive], &tree)?;
+        }
+        Ok(tree)
+    }
+
+    /// One tree of several packages and all that they depend on.
+    pub(super) fn trees(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+        let tree = self.dir.join(name);
+        if tree.is_dir() {
+            return Ok(tree);
+        }
+        let mut install = self.command("apt-get");
+        install.args(["install", "-y", "-qq", "--no-install-recommends", "--download-only"]).args(packages);
+        let what = format!("fetching {} and what they depend on", packages.join(", "));
+        if step::run(&what, &mut install).is_err() {
+            self.update()?;
+            step::run(&what, &mut install).map_err(|error| Lacks(format!("{error:#}")))?;
+        }
+        let cache = self.command("apt-config").args(["shell", "DIR", "Dir::Cache::archives/d"]).output()?;
+        let cache = String::from_utf8_lossy(&cache.stdout).into_owned();
+        let cache = cache.split('\'').nth(1).context("apt-config names no Dir::Cache::archives")?;
+        let mut archives = Vec::new();
+        for entry in fs::read_dir(cache).with_context(|| format!("cannot read {cache}"))? {
+            archives.push(entry?.path());
+        }
+        archives.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        self.unpack(&archives, &tree)?;
+        Ok(tree)
+    }
+
+    /// The package's file; apt checks its sum against the signed lists.
+    fn archive(&self, package: &str) -> Result<PathBuf> {
+        let mut apt = self.command("apt-get");
+        apt.args(["-q", "download", package]).current_dir(&self.dir);
+        let what = format!("fetching {package}");
+        let name = || {
+            // Asked elsewhere, for where the file is already apt prints nothing.
+            let printed = step::output(self.command("apt-get").args(["download", "--print-uris", package]))?;
+            printed.split_whitespace().nth(1).map(str::to_owned).context("apt has no file for it")
+        };
+        let archive = self.dir.join(name().with_context(|| what.clone())?);
+        if archive.is_file() {
+            return Ok(archive);
+        }
+        if step::run(&what, &mut apt).is_err() {
+            // The lists name a file that has been replaced since.
+            self.update()?;
+            step::run(&what, &mut apt).map_err(|error| Lacks(format!("{error:#}")))?;
+        }
+        Ok(self.dir.join(name()?))
+    }
+
+    /// All of them into one new tree, which is there whole or not at all.
+    fn unpack(&self, archives: &[PathBuf], tree: &Path) -> Result<()> {
+        let fresh = self.dir.join("unpacking");
+        if fresh.exists() {
+            fs::remove_dir_all(&fresh)?;
+        }
+        step::say(format_args!("unpacking {}", tree.file_name().unwrap_or_default().to_string_lossy()));
+        for archive in archives {
+            step::output(self.project.command("dpkg-deb").arg("-x").arg(archive).arg(&fresh))?;
+        }
+        fs::rename(&fresh, tree).with_context(|| format!("cannot make {}", tree.display()))
+    }
+}

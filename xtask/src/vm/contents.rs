@@ -1,0 +1,156 @@
+//! What goes into a machine. In: the daemon, the suites, programs of this machine or of another architecture's
+//! packages, a kernel's modules. Out: the tree that `initramfs` writes, with what `init.sh` reads.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::Lacks;
+use super::initramfs::Tree;
+use super::kernel::{Expected, Kernel};
+use super::qemu::Board;
+use crate::project::{Project, which};
+use crate::test::suite::Suite;
+
+/// What tests and init.sh call, besides busybox.
+pub(super) const PROGRAMS: [&str; 9] =
+    ["ip", "nsenter", "bpftool", "curl", "openssl", "bash", "setpriv", "unshare", "prlimit"];
+/// Where packages have programs.
+const FOLDERS: [&str; 4] = ["bin", "sbin", "usr/bin", "usr/sbin"];
+/// One test at a time: QEMU gives both processors together the time of one.
+const THREADS: u8 = 1;
+/// What tests multiply their patience with: processors are emulated, and the machine below may have other work.
+const SLOWNESS: u8 = 5;
+
+/// The same for every kernel of an architecture.
+#[derive(Debug)]
+pub(super) struct Contents {
+    /// The daemon as it is shipped.
+    pub(super) daemon: PathBuf,
+    /// Where the suites were told at their build that the scriptable cloud is, if it runs here.
+    pub(super) cloud: Option<PathBuf>,
+    pub(super) suites: Vec<Suite>,
+    pub(super) programs: Programs,
+}
+
+/// Whose programs the machine has.
+#[derive(Debug)]
+pub(super) enum Programs {
+    /// This machine's.
+    Ours,
+    /// Those of unpacked packages, with their libraries.
+    Of(PathBuf),
+}
+
+impl Contents {
+    /// The machine's files.
+    pub(super) fn tree(
+        &self,
+        project: &Project,
+        board: &Board,
+        kernel: &Kernel,
+        expected: &Expected,
+    ) -> Result<Tree> {
+        let mut tree = Tree::new();
+        tree.script("/init", include_str!("init.sh"));
+        self.programs.put(&mut tree)?;
+        tree.link("/bin/sh", "busybox");
+        tree.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n");
+        tree.text("/etc/hosts", "127.0.0.1 localhost\n");
+        tree.program("/vm/hublet", &self.daemon)?;
+        if let Some(cloud) = &self.cloud {
+            tree.program(cloud, cloud)?;
+        }
+        let mut suites = String::new();
+        for suite in &self.suites {
+            let path = format!("/vm/{}", suite.name.replace("::", "-"));
+            tree.program(&path, &suite.program)?;
+            suites.push_str(&format!("{}\t{path}\n", suite.name));
+        }
+        tree.text("/vm/suites", suites);
+        let mut modules = String::new();
+        for module in kernel.modules(project)? {
+            let path = Path::new("/vm/modules.d").join(module.file_name().unwrap_or_default());
+            tree.file(&path, &module);
+            modules.push_str(&format!("{}\n", path.display()));
+        }
+        tree.text("/vm/modules", modules);
+        tree.text("/vm/environment", environment(board, expected));
+        Ok(tree)
+    }
+}
+
+/// What init.sh reads, and what it gives to the suites. Nothing may be skipped there but what is known.
+fn environment(board: &Board, expected: &Expected) -> String {
+    let left_out: Vec<String> = expected.left_out.iter().map(|(test, _)| format!("--skip={test}")).collect();
+    format!(
+        "RESULTS={}\nTHREADS={THREADS}\nLEFT_OUT='{}'\n\
+         export CI=true HUBLET_BIN=/vm/hublet HUBLET_TEST_SLOWNESS={SLOWNESS}\n",
+        board.results,
+        left_out.join(" ")
+    )
+}
+
+impl Programs {
+    fn put(&self, tree: &mut Tree) -> Result<()> {
+        match self {
+            Self::Ours => {
+                tree.program("/bin/busybox", &found("busybox")?)?;
+                for name in PROGRAMS {
+                    let program = found(name)?;
+                    tree.program(&program, &program)?;
+                }
+                Ok(())
+            }
+            Self::Of(root) => {
+                let busybox = FOLDERS.map(|folder| root.join(folder).join("busybox"));
+                let busybox =
+                    busybox.iter().find(|path| path.is_file()).context("busybox-static has no busybox")?;
+                tree.file("/bin/busybox", busybox);
+                for name in PROGRAMS {
+                    let paths = FOLDERS.map(|folder| root.join(folder).join(name));
+                    if let Some(path) = paths.iter().find(|path| path.is_file()) {
+                        tree.file(Path::new("/usr/sbin").join(name), path);
+                    }
+                }
+                libraries(tree, root)
+            }
+        }
+    }
+}
+
+/// All libraries of the packages: the loader that would say which are needed is another architecture's.
+fn libraries(tree: &mut Tree, root: &Path) -> Result<()> {
+    let parents = ["lib", "usr/lib"].map(|parent| root.join(parent));
+    for parent in parents.iter().filter(|parent| parent.is_dir()) {
+        let mut folders = vec![parent.clone()];
+        for entry in parent.read_dir()? {
+            let path = entry?.path();
+            if path.is_dir() && path.to_string_lossy().ends_with("-linux-gnu") {
+                folders.push(path);
+            }
+        }
+        for folder in folders {
+            for entry in folder.read_dir()? {
+                let path = entry?.path();
+                let library = path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"));
+                if library && path.is_file() {
+                    // Links as what they lead to: `file` follows them.
+                    tree.file(Path::new("/").join(path.strip_prefix(root)?), &path);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whatever the machine needs of this one is here, or the verb can't run.
+pub(super) fn check(needed: &[&str]) -> Result<()> {
+    needed.iter().try_for_each(|program| found(program).map(drop))
+}
+
+fn found(program: &str) -> Result<PathBuf> {
+    let lacks =
+        || Lacks(format!("{program} is not installed here, and the machine is made with it (docs/vm.md)"));
+    which(program).ok_or_else(|| lacks().into())
+}
