@@ -8,8 +8,10 @@ use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use super::key;
 use super::op::Op;
 use super::record::{Collection, Document, NewRecord, Record};
+use super::steering;
 use super::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, OBJECTS, Store, StoreError,
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store, StoreError,
+    WISHES,
 };
 use crate::local::negotiate::Encoding;
 
@@ -60,6 +62,8 @@ struct Batch<'t> {
     grants: Table<'t, &'static [u8], u64>,
     credentials: Table<'t, &'static [u8], &'static [u8]>,
     forms: FormDeltas,
+    /// A pod or a namespace says something about steering.
+    wishes: bool,
     /// Something is to be committed.
     changed: bool,
 }
@@ -86,6 +90,7 @@ impl<'t> Batch<'t> {
             grants: txn.open_table(GRANTS)?,
             credentials: txn.open_table(CREDENTIALS)?,
             forms: HashMap::new(),
+            wishes: false,
             changed: false,
         })
     }
@@ -162,6 +167,7 @@ impl<'t> Batch<'t> {
         self.changed = true;
         *self.forms.entry(form_key(key, &incoming)).or_default() += 1;
         self.objects.insert(key, new.value.as_slice())?;
+        self.wishes |= steering::mentions(key, &new.value);
         Ok(())
     }
 
@@ -353,6 +359,9 @@ impl<'t> Batch<'t> {
             } else {
                 forms.insert(key.as_slice(), count)?;
             }
+        }
+        if self.wishes {
+            txn.open_table(META)?.insert(WISHES, 1)?;
         }
         Ok(self.changed)
     }

@@ -34,6 +34,10 @@ pub fn api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
 /// # Errors
 /// The store's.
 pub fn opted_in(snapshot: &Snapshot) -> Result<BTreeSet<String>, StoreError> {
+    // To walk over all pods takes time and pushes everything else out of the page cache.
+    if !snapshot.has_wishes()? {
+        return Ok(BTreeSet::new());
+    }
     let mut namespaces = BTreeSet::new();
     let mut walk = snapshot.walk(&resource("namespaces"))?;
     while let Some(wish) = walk.next(|record| Wish::of(&record))? {
@@ -51,6 +55,12 @@ pub fn opted_in(snapshot: &Snapshot) -> Result<BTreeSet<String>, StoreError> {
         pods.extend(wish.filter(steered).map(|wish| wish.uid));
     }
     Ok(pods)
+}
+
+/// Does a pod's or a namespace's record mention [`STEER`]?
+pub(super) fn mentions(key: &[u8], value: &[u8]) -> bool {
+    (key.starts_with(b"/pods/") || key.starts_with(b"/namespaces/"))
+        && memchr::memmem::find(value, STEER.as_bytes()).is_some()
 }
 
 /// Key of a core object.
@@ -203,7 +213,11 @@ impl ServiceSpec {
 
 #[cfg(test)]
 mod tests {
+    use super::super::apply::apply;
     use super::super::codec::protobuf::{envelope, put_bytes, put_varint_field};
+    use super::super::op::Op;
+    use super::super::record::{NewRecord, TypeHint};
+    use super::super::store::Store;
     use super::*;
 
     fn record(encoding: Encoding, body: &[u8]) -> Record<'_> {
@@ -230,6 +244,36 @@ mod tests {
         let silent = br#"{"metadata":{"name":"a","labels":{"x":"hublet.io/steer"}}}"#;
         assert_eq!(Wish::of(&record(Encoding::Json, silent)).and_then(|wish| wish.steer), None);
         assert_eq!(Wish::of(&record(Encoding::Json, b"{")), None);
+    }
+
+    #[test]
+    fn pods_opt_in_by_themselves_and_by_their_namespace() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path(), 1 << 20).expect("store");
+        let put = |key: &str, json: &str| {
+            let record = NewRecord::json(json.as_bytes(), TypeHint::default(), 1).expect("an object");
+            let ops = [Op::Upsert { key: key.as_bytes().to_vec(), record, asked: 1 }];
+            apply(&store, &ops).expect("applied");
+        };
+        let wishes = || {
+            let snapshot = store.snapshot().expect("snapshot");
+            (snapshot.has_wishes().expect("read"), opted_in(&snapshot).expect("read"))
+        };
+        let pod = |namespace: &str, name: &str, more: &str| {
+            let json = format!(
+                r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"{namespace}","uid":"{name}","resourceVersion":"5"{more}}}}}"#
+            );
+            put(&format!("/pods/{namespace}/{name}"), &json);
+        };
+        pod("a", "silent", "");
+        assert_eq!(wishes(), (false, BTreeSet::new()), "nobody has said a word: nobody is looked for");
+        pod("a", "wants", r#","annotations":{"hublet.io/steer":"true"}"#);
+        assert_eq!(wishes(), (true, BTreeSet::from(["wants".to_owned()])));
+        let namespace = r#"{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"b","uid":"n","resourceVersion":"6","labels":{"hublet.io/steer":"true"}}}"#;
+        put("/namespaces/b", namespace);
+        pod("b", "follows", "");
+        pod("b", "refuses", r#","labels":{"hublet.io/steer":"false"}"#);
+        assert_eq!(wishes().1, BTreeSet::from(["follows".to_owned(), "wants".to_owned()]));
     }
 
     #[test]

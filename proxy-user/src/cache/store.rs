@@ -35,6 +35,9 @@ pub const CREDENTIALS: Bytes2 = TableDefinition::new("credentials");
 /// Schema version and such.
 pub const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
+/// In [`META`]: a pod or namespace has said something about steering, ever.
+pub const WISHES: &str = "wishes";
+
 /// A row of a small table: key and value.
 type Row = (Vec<u8>, Vec<u8>);
 
@@ -196,6 +199,14 @@ impl Snapshot {
         }
         let absent = self.txn.open_table(ABSENT)?.get(key)?.map(|v| v.value().0);
         Ok(absent.map_or(Lookup::Unknown, Lookup::Absent))
+    }
+
+    /// Has any pod or namespace ever said something about steering? Otherwise nobody needs to look for it.
+    ///
+    /// # Errors
+    /// redb's.
+    pub fn has_wishes(&self) -> Result<bool, StoreError> {
+        Ok(self.txn.open_table(META)?.get(WISHES)?.is_some())
     }
 
     /// What is known of a collection.
