@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hublet_ebpf::{IDENT_STEERED, Ident};
 use nix::fcntl::{OFlag, open, openat, readlinkat};
@@ -22,9 +22,22 @@ use crate::client::Process;
 /// Processes whose /proc directory is held open: the same few call again and again.
 const MAX_HELD: usize = 64;
 
+/// A look at a process holds this long: its pid can't come round again in less, nor does it matter that it called exec.
+const HOLDS: Duration = Duration::from_millis(100);
+
 /// The processes that called last.
 #[derive(Debug, Default)]
-pub(super) struct Processes(Mutex<VecDeque<(u32, OwnedFd)>>);
+pub(super) struct Processes(Mutex<VecDeque<Held>>);
+
+/// One of them.
+#[derive(Debug)]
+struct Held {
+    pid: u32,
+    /// Its /proc directory: of this very process, however often its pid is used again.
+    dir: OwnedFd,
+    executable: String,
+    looked: Instant,
+}
 
 impl Processes {
     /// Adds to a record what can be found out at accept.
@@ -48,21 +61,36 @@ impl Processes {
         }
     }
 
-    /// The executable of the process that called. A descriptor of its /proc directory stands for that very process,
-    /// however often its pid is used again; and one that started after the call is another one.
+    /// The executable of the process that called.
     fn executable(&self, ident: &Ident) -> Option<String> {
         let mut held = self.0.lock();
-        let known = held.iter().position(|(pid, _)| *pid == ident.pid).and_then(|at| held.remove(at));
-        let known = known.and_then(|(pid, dir)| link(&dir).map(|path| (pid, dir, path)));
-        let (pid, dir, path) = known.or_else(|| {
-            let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let dir = open(format!("/proc/{}", ident.pid).as_str(), flags, Mode::empty()).ok()?;
-            let path = link(&dir)?;
-            (started(&dir)? <= since_boot(ident.connect_ns)?).then_some((ident.pid, dir, path))
-        })?;
-        held.push_front((pid, dir));
+        let known = held.iter().position(|held| held.pid == ident.pid);
+        if let Some(known) = known.map(|at| &held[at]).filter(|known| known.looked.elapsed() < HOLDS) {
+            return Some(known.executable.clone());
+        }
+        let known = known.and_then(|at| held.remove(at));
+        let looked = known.and_then(Held::again).or_else(|| Held::of(ident))?;
+        let executable = looked.executable.clone();
+        held.push_front(looked);
         held.truncate(MAX_HELD);
-        Some(path)
+        Some(executable)
+    }
+}
+
+impl Held {
+    /// `None`: there is no such process, or it is another one, that started after the call.
+    fn of(ident: &Ident) -> Option<Self> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = open(format!("/proc/{}", ident.pid).as_str(), flags, Mode::empty()).ok()?;
+        let executable = link(&dir)?;
+        let called = since_boot(ident.connect_ns)?;
+        (started(&dir)? <= called).then(|| Self { pid: ident.pid, dir, executable, looked: Instant::now() })
+    }
+
+    /// `None`: it has ended.
+    fn again(self) -> Option<Self> {
+        let executable = link(&self.dir)?;
+        Some(Self { executable, looked: Instant::now(), ..self })
     }
 }
 
@@ -148,7 +176,10 @@ mod tests {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).expect("clock");
         let call = Ident { connect_ns: u64::try_from(now.as_nanos()).expect("small"), ..early };
         let own = std::env::current_exe().expect("exe").display().to_string();
-        assert_eq!(processes.executable(&call), Some(own.clone()));
-        assert_eq!(processes.executable(&call), Some(own), "again, by the descriptor that is held");
+        assert_eq!(processes.executable(&call).as_deref(), Some(own.as_str()));
+        assert_eq!(processes.executable(&call).as_deref(), Some(own.as_str()), "again, as it was seen");
+        processes.0.lock()[0].looked -= HOLDS;
+        assert_eq!(processes.executable(&call).as_deref(), Some(own.as_str()), "again, by the descriptor");
+        assert_eq!(processes.0.lock().len(), 1);
     }
 }
