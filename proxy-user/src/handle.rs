@@ -1,7 +1,9 @@
 //! One request's way: client → request → route → cloud or local, and back as a response.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, Either, Full, Limited};
@@ -32,6 +34,10 @@ use crate::status::Refusal;
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;
+/// Most bytes of a refused write that are taken in before it is refused, and how long that may take.
+const MAX_UNWANTED: usize = 4 << 20;
+const UNWANTED: Duration = Duration::from_secs(1);
+
 /// Longest body of a DELETE, in bytes: options, a few hundred at the most.
 const MAX_OPTIONS: usize = 64 << 10;
 
@@ -155,7 +161,10 @@ impl Handler {
     ) -> Result<Response<Body>, Refusal> {
         match route {
             Route::Local => self.local.answer(call.question(&call.request())).await,
-            Route::Refuse => Err(Refusal::WriteWhileAway(away(&call.question(&call.request())))),
+            Route::Refuse => {
+                swallow(body).await;
+                Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
+            }
             Route::LocalThenCloud => match self.local.answer(call.question(&call.request())).await {
                 Ok(response) => Ok(response),
                 Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
@@ -163,6 +172,7 @@ impl Handler {
             Route::CloudThenLocal if call.may_be_stored() => self.patiently(call).await,
             Route::CloudThenLocal => self.fetch(&call, None).await.map_err(|error| refused(&call, &error)),
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
+                swallow(body).await;
                 Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
             }
             Route::Cloud | Route::CloudOnceJudged => {
@@ -360,6 +370,21 @@ impl Call {
     fn question<'a>(&'a self, request: &'a ApiRequest<'a>) -> Question<'a> {
         Question { request, headers: &self.parts.headers, credential: &self.credential, grant: &self.grant }
     }
+}
+
+/// Takes in a body that nobody wants: an answer before its end would reset the HTTP/2 stream, which curl and others take
+/// for a failure of the connection, and never read the answer.
+async fn swallow(mut body: Incoming) {
+    let mut taken = 0;
+    let rest = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, Bytes::len);
+            if taken > MAX_UNWANTED {
+                break;
+            }
+        }
+    };
+    let _slow_or_long = tokio::time::timeout(UNWANTED, rest).await;
 }
 
 /// `DeleteOptions` in protobuf with `dryRun` (field 5).

@@ -208,3 +208,36 @@ fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> 
     assert_eq!(said, written);
     Ok(())
 }
+
+#[test]
+fn i1_a_refused_write_is_heard_by_http2_clients() -> Result<()> {
+    let Some(site) = Site::start("refused", |_| {})? else { return Ok(()) };
+    let path = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
+    assert_eq!(site.admin()?.get(path)?.status, 200);
+    site.cut()?;
+    let token = format!("Authorization: Bearer {}", site.cloud.admin_token);
+    let url = format!("{}{path}", hublet_tests::daemon::SECURE);
+    let said = || -> Result<String> {
+        let mut curl = std::process::Command::new("curl");
+        curl.args([
+            "-sk",
+            "--http2",
+            "-X",
+            "POST",
+            "-d",
+            "{}",
+            "-H",
+            "content-type: application/json",
+            "-H",
+            &token,
+        ]);
+        curl.args(["-o", "/dev/null", "-w", "%{http_code} %{errormsg}", &url]);
+        Ok(String::from_utf8_lossy(&site.netns.run(|| curl.output())?.stdout).into_owned())
+    };
+    let away = || said().is_ok_and(|said| said.starts_with("503")).then_some(());
+    eventually(Duration::from_secs(5), "the cloud is known to be away", away)?;
+    for _ in 0..30 {
+        assert_eq!(said()?, "503 ", "an answer, and no reset of its stream");
+    }
+    Ok(())
+}
