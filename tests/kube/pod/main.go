@@ -70,7 +70,7 @@ func call(url, caFile, tokenFile string) error {
 		return fmt.Errorf("no certificate in %s", caFile)
 	}
 	client := &http.Client{
-		Timeout: 2 * time.Second,
+		Timeout: 5 * time.Second,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			TLSClientConfig:   &tls.Config{RootCAs: trusted},
