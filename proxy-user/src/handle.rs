@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::account::{Metrics, Source};
+use crate::account::{Metrics, Source, Traffic};
 use crate::body::Body;
 use crate::cache::Cache;
 use crate::cache::codec::protobuf;
@@ -116,9 +116,9 @@ impl Handler {
         }))
     }
 
-    /// A connection has been accepted and speaks a protocol that is served here.
-    pub fn accepted(&self, connection: &Connection) {
-        self.metrics.callers.accepted(connection, self.cache.clock.now());
+    /// A connection has been accepted and speaks a protocol that is served here; its bytes are to be counted there.
+    pub fn accepted(&self, connection: &Connection) -> Arc<Traffic> {
+        self.metrics.callers.accepted(connection, self.cache.clock.now())
     }
 
     /// Answers one request; never fails (an error is a `Status` answer).

@@ -1,15 +1,23 @@
 //! Promise: a client that knows nothing of hublet dials the API service address and is served by it; when hublet dies,
 //! the next connect goes to the real address; when it is back, it serves again.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+#![allow(clippy::print_stdout, reason = "the two accounts stand in the suite's log")]
 
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use hublet_tests::client::{self, Client};
 use hublet_tests::cloud::{self, Cloud};
 use hublet_tests::eventually::eventually;
+use hublet_tests::metrics::metric;
 use hublet_tests::require;
 use hublet_tests::site::Site;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use serde_json::Value;
 
 const SERVICE: &str = "https://10.96.0.1:443";
 
@@ -135,5 +143,107 @@ fn the_api_services_address_is_found_in_the_store_and_the_certificate_is_good_fo
     site.cut()?;
     site.daemon.restart()?;
     assert!(served(), "known from the start, with the cloud away");
+    Ok(())
+}
+
+/// A TLS connection to the service, as HTTP/1.1; it ends in order, with nothing left unread at either end.
+struct Plainly {
+    tls: rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
+}
+
+impl Plainly {
+    fn dial(site: &Site) -> Result<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(site.daemon.ca_pem()?.as_bytes())?)?;
+        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let tls = rustls::ClientConnection::new(Arc::new(config), "10.96.0.1".try_into()?)?;
+        let tcp = site.netns.run(|| TcpStream::connect("10.96.0.1:443"))?;
+        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+        Ok(Self { tls: rustls::StreamOwned::new(tls, tcp) })
+    }
+
+    fn say(&mut self, token: &str, request: &str, body: &[u8]) -> Result<()> {
+        let length = body.len();
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: 10.96.0.1\r\nAuthorization: Bearer {token}\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        );
+        self.tls.write_all(&[head.as_bytes(), body].concat())?;
+        Ok(self.tls.flush()?)
+    }
+
+    /// Closes our half, and reads what is still to come, down to the other half's end.
+    fn end(mut self) -> Result<()> {
+        self.tls.sock.shutdown(Shutdown::Write)?;
+        let mut rest = Vec::new();
+        // hublet ends such a connection without TLS' own farewell, or with it.
+        let _ended = self.tls.read_to_end(&mut rest);
+        self.tls.sock.read_to_end(&mut rest).context("the end of TCP")?;
+        Ok(())
+    }
+
+    fn status(&mut self) -> Result<u16> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            self.tls.read_exact(&mut byte)?;
+            head.extend(byte);
+        }
+        let status = std::str::from_utf8(&head)?.split(' ').nth(1).context("no status line")?;
+        Ok(status.parse()?)
+    }
+}
+
+#[test]
+fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
+    const CONNECTIONS: u64 = 12;
+    if !require::bpf() {
+        return Ok(());
+    }
+    let with = |options: &mut hublet_tests::daemon::Options| {
+        options.steer = "10.96.0.1:443".into();
+        options.bpffs = true;
+    };
+    let Some(site) = Site::start("account", with)? else { return Ok(()) };
+    let token = site.cloud.admin_token.clone();
+    let large =
+        serde_json::json!({"metadata": {"generateName": "large-"}, "data": {"text": "x".repeat(200_000)}});
+    let asked = [
+        ("GET /version", String::new(), 200),
+        ("GET /api/v1/nodes", String::new(), 200),
+        ("POST /api/v1/namespaces/default/configmaps", large.to_string(), 201),
+        ("GET /api/v1/namespaces/default/configmaps", String::new(), 200),
+    ];
+    for number in 0..CONNECTIONS {
+        let mut connection = Plainly::dial(&site)?;
+        let (request, body, expected) = &asked[usize::try_from(number)? % asked.len()];
+        connection.say(&token, request, body.as_bytes())?;
+        assert_eq!(connection.status()?, *expected, "{request}");
+        connection.end()?;
+    }
+
+    let row = |status: &Value| {
+        let rows = status["ebpf"]["audit"].as_array()?;
+        rows.iter().find(|row| row["service"] == "10.96.0.1:443").cloned()
+    };
+    let status = eventually(Duration::from_secs(10), "the kernel has seen every end", || {
+        site.daemon.status().ok().filter(|status| row(status).is_some_and(|row| row["closed"] == CONNECTIONS))
+    })?;
+    let kernel = row(&status).context("a row for the service")?;
+    let me = i64::from(std::process::id());
+    let callers = status["callers"].as_array().context("callers")?;
+    let daemon = callers.iter().find(|caller| caller["process"]["pid"] == me).context("the caller")?;
+    for direction in ["bytes_up", "bytes_down"] {
+        let [kernel, daemon] = [&kernel, daemon].map(|account| account[direction].as_u64().unwrap());
+        println!("{direction}: the kernel {kernel}, hublet {daemon}, {CONNECTIONS} ends");
+        // TCP numbers the FIN like a byte; the kernel's account has it, once for each end.
+        assert_eq!(kernel, daemon + CONNECTIONS, "{direction}");
+        assert!(daemon > 100_000, "{direction} {daemon}");
+    }
+    let scrape = site.daemon.scrape()?;
+    for direction in ["up", "down"] {
+        let all = daemon[format!("bytes_{direction}")].as_f64().unwrap();
+        metric("hublet_client_bytes_total").label("direction", direction).value(all).assert_in(&scrape);
+    }
     Ok(())
 }

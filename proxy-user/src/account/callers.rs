@@ -1,11 +1,14 @@
-//! The last callers, one line a process. In: accepted connections. Out: [`Caller`]s, latest first.
+//! The last callers, one line a process. In: accepted connections. Out: [`Caller`]s, latest first, and where the bytes
+//! of each are counted.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
+use super::traffic::{Totals, Traffic};
 use crate::client::{Connection, Port, Process};
 
 /// Most callers remembered.
@@ -24,34 +27,62 @@ pub struct Caller {
     pub connections: u64,
     /// When last, milliseconds since the epoch.
     pub last: u64,
+    /// `bytes_up` and `bytes_down`, of connections that are still open, too.
+    #[serde(flatten, serialize_with = "bytes")]
+    pub traffic: Arc<Traffic>,
+}
+
+fn bytes<S: Serializer>(traffic: &Arc<Traffic>, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Bytes {
+        bytes_up: u64,
+        bytes_down: u64,
+    }
+    let (bytes_up, bytes_down) = traffic.bytes();
+    Bytes { bytes_up, bytes_down }.serialize(to)
 }
 
 /// The last callers.
 #[derive(Debug, Default)]
-pub struct Callers(Mutex<VecDeque<Caller>>);
+pub struct Callers {
+    last: Mutex<VecDeque<Caller>>,
+    /// Bytes of all of them, and of those that were forgotten.
+    totals: Totals,
+}
 
 impl Callers {
-    /// Remembers a connection: once when it is accepted.
-    pub fn accepted(&self, connection: &Connection, now: u64) {
-        let mut callers = self.0.lock();
+    /// Nobody yet; what they all send and get is summed here.
+    pub fn new(totals: Totals) -> Self {
+        Self { last: Mutex::default(), totals }
+    }
+
+    /// Remembers a connection, once when it is accepted; hands out where its bytes are to be counted.
+    pub fn accepted(&self, connection: &Connection, now: u64) -> Arc<Traffic> {
+        let mut callers = self.last.lock();
         let same = |c: &Caller| match (&c.process, &connection.process) {
             (Some(a), Some(b)) => a.pid == b.pid && a.command == b.command && a.cgroup_id == b.cgroup_id,
             (None, None) => c.address.ip() == connection.remote.ip() && c.port == connection.port,
             _ => false,
         };
         let before = callers.iter().position(same).and_then(|at| callers.remove(at));
+        let (connections, traffic) = before.map_or_else(
+            || (0, Arc::new(Traffic::new(self.totals.clone()))),
+            |before| (before.connections, before.traffic),
+        );
         callers.push_front(Caller {
             process: connection.process.clone(),
             address: connection.remote,
             port: connection.port,
-            connections: before.map_or(0, |c| c.connections) + 1,
+            connections: connections + 1,
             last: now,
+            traffic: Arc::clone(&traffic),
         });
         callers.truncate(MAX);
+        traffic
     }
 
     /// Latest first.
     pub fn list(&self) -> Vec<Caller> {
-        self.0.lock().iter().cloned().collect()
+        self.last.lock().iter().cloned().collect()
     }
 }

@@ -2,8 +2,10 @@
 //! of `/metrics`, and lines for `hublet status`.
 
 mod callers;
+mod traffic;
 
 pub use callers::{Caller, Callers};
+pub use traffic::{Totals, Traffic};
 
 use std::sync::atomic::AtomicI64;
 
@@ -37,6 +39,11 @@ struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabels {
+    direction: &'static str,
 }
 
 /// The process's metrics (names and units: `docs/metrics.md`).
@@ -81,6 +88,11 @@ impl Default for Metrics {
         let label = |verb: Verb| if verb == Verb::Document { "document" } else { verb.as_str() };
         let slot = |verb, source| family.get_or_create(&RequestLabels { verb: label(verb), source }).clone();
         let requests = VERBS.map(|v| [Source::Cloud, Source::Store, Source::Hublet].map(|s| slot(v, s)));
+        let bytes = Family::<DirectionLabels, Counter>::default();
+        registry.register("client_bytes", "Bytes on clients' connections, TLS included", bytes.clone());
+        let direction = |direction| bytes.get_or_create(&DirectionLabels { direction }).clone();
+        let totals = Totals { up: direction("up"), down: direction("down") };
+        let callers = Callers::new(totals);
         let metrics = Self {
             requests,
             in_flight: Gauge::default(),
@@ -90,7 +102,7 @@ impl Default for Metrics {
             store_failures: Gauge::default(),
             state: Family::default(),
             transitions: Family::default(),
-            callers: Callers::default(),
+            callers,
             registry: Mutex::new(Registry::default()),
         };
         metrics.register(&mut registry);

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tracing::{info, warn};
@@ -16,8 +16,8 @@ use crate::certs::Certificates;
 use crate::config::{CloudConfig, PodSelector, Services, SetupConfig};
 use crate::setup::Setup;
 
-/// How often the store is looked at, when something was written to it.
-const INTERVAL: Duration = Duration::from_secs(2);
+/// At least so long between two looks at the store, and so many times as long as a look takes.
+const PAUSE: (Duration, u32) = (Duration::from_millis(100), 20);
 
 /// Where discoveries come from and go to.
 pub(super) struct Discovery {
@@ -71,18 +71,14 @@ impl Discovery {
         }
     }
 
-    /// Looks for ever.
+    /// Looks for ever: whenever a pod, a namespace or the API service has been written to the store. A pod's first
+    /// connect comes some tenths of a second after the kubelet has seen it.
     pub(super) async fn watch(mut self) {
-        let mut seen = None;
-        let mut interval = tokio::time::interval(INTERVAL);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            interval.tick().await;
-            let commits = self.cache.ingest().commits();
-            if seen != Some(commits) {
-                seen = Some(commits);
-                self.once().await;
-            }
+            self.cache.ingest().steering().await;
+            let begin = Instant::now();
+            self.once().await;
+            tokio::time::sleep(PAUSE.0.max(begin.elapsed() * PAUSE.1)).await;
         }
     }
 

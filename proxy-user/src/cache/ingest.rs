@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
@@ -20,6 +20,7 @@ use super::exchange::Exchange;
 use super::observe::Observer;
 use super::op::Op;
 use super::pages::Pages;
+use super::steering;
 use super::store::{Store, StoreError};
 use crate::clock::Clock;
 
@@ -54,6 +55,8 @@ struct Counters {
     failures: AtomicU64,
     commits: AtomicU64,
     next: AtomicU64,
+    /// Told of each commit that may say something about steering.
+    steering: Notify,
 }
 
 /// The way to the writer thread.
@@ -154,6 +157,11 @@ impl Ingest {
     /// Batches written since the start.
     pub fn commits(&self) -> u64 {
         self.counters.commits.load(Ordering::Relaxed)
+    }
+
+    /// Waits for what may say something about steering, since the last call; for one waiter.
+    pub async fn steering(&self) {
+        self.counters.steering.notified().await;
     }
 
     /// Batches that could not be written since the start.
@@ -314,6 +322,9 @@ impl Writer {
         let applied = apply(&self.store, &self.ops);
         if let Ok(true) = applied {
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
+            if self.ops.iter().any(steering::concerns) {
+                self.counters.steering.notify_one();
+            }
         }
         if let Err(error) = applied {
             self.counters.failures.fetch_add(1, Ordering::Relaxed);

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::codec::protobuf::{Fields, Unknown, Value};
 use super::key;
+use super::op::Op;
 use super::record::Record;
 use super::store::{Lookup, Snapshot, StoreError};
 use crate::local::negotiate::Encoding;
@@ -21,8 +22,7 @@ pub const STEER: &str = "hublet.io/steer";
 /// # Errors
 /// The store's.
 pub fn api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
-    let key = object("services", "default", "kubernetes");
-    match snapshot.object(&key, |record| service_addresses(&record).unwrap_or_default())? {
+    match snapshot.object(&api_service_key(), |record| service_addresses(&record).unwrap_or_default())? {
         Lookup::Found(addresses) => Ok(addresses),
         _ => Ok(Vec::new()),
     }
@@ -61,6 +61,18 @@ pub fn opted_in(snapshot: &Snapshot) -> Result<BTreeSet<String>, StoreError> {
 pub(super) fn mentions(key: &[u8], value: &[u8]) -> bool {
     (key.starts_with(b"/pods/") || key.starts_with(b"/namespaces/"))
         && memchr::memmem::find(value, STEER.as_bytes()).is_some()
+}
+
+/// May it change what the functions above find?
+pub(super) fn concerns(op: &Op) -> bool {
+    let (Op::Upsert { key, .. } | Op::Gone { key, .. } | Op::Complete { collection: key, .. }) = op else {
+        return false;
+    };
+    key.starts_with(b"/pods/") || key.starts_with(b"/namespaces/") || *key == api_service_key()
+}
+
+fn api_service_key() -> Vec<u8> {
+    object("services", "default", "kubernetes")
 }
 
 /// Key of a core object.

@@ -18,6 +18,7 @@ use tracing::debug;
 
 use super::Front;
 use super::activity::{Activity, Answer, Open, Order, Watched};
+use super::metered::Metered;
 use super::tls::H2;
 use crate::client::{Connection, Port};
 
@@ -57,19 +58,21 @@ pub(super) async fn serve(
     let Some(speech) = first_byte(&stream, &activity).await else { return };
     let tls = speech == Speech::Tls;
     let connection = Arc::new(Connection::new(port, local, remote, tls, process));
-    // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
-    if tls || (port == Port::Plain && speech != Speech::Nothing) {
-        front.handler.accepted(&connection);
+    if speech == Speech::Nothing {
+        return;
     }
-    match (port, speech) {
-        (_, Speech::Nothing) => {}
-        (_, Speech::Tls) => Box::pin(secure(&front, stream, connection, activity)).await,
-        (Port::Secure, _) => {
-            front.counters.plain_on_secure();
-            refuse_plain(stream).await;
-        }
-        (Port::Plain, Speech::Http1) => http1(&front, stream, connection, activity).await,
-        (Port::Plain, Speech::Http2) => http2(&front, stream, connection, activity).await,
+    // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
+    if port == Port::Secure && !tls {
+        front.counters.plain_on_secure();
+        return refuse_plain(stream).await;
+    }
+    let stream = Metered::new(stream, front.handler.accepted(&connection));
+    if tls {
+        Box::pin(secure(&front, stream, connection, activity)).await;
+    } else if speech == Speech::Http2 {
+        http2(&front, stream, connection, activity).await;
+    } else {
+        http1(&front, stream, connection, activity).await;
     }
 }
 
@@ -106,7 +109,7 @@ fn speech(first: &[u8]) -> Option<Speech> {
     }
 }
 
-async fn secure(front: &Front, stream: TcpStream, connection: Arc<Connection>, activity: Arc<Activity>) {
+async fn secure(front: &Front, stream: Metered, connection: Arc<Connection>, activity: Arc<Activity>) {
     let shaken = handshake(front, stream, &connection, &activity).await;
     // The stream must be gone from here before the long wait: a scope ends what a move does not.
     let serving = {
@@ -123,10 +126,10 @@ async fn secure(front: &Front, stream: TcpStream, connection: Arc<Connection>, a
 /// Boxed on both sides: a handshake is many times larger than what it leaves behind.
 async fn handshake(
     front: &Front,
-    stream: TcpStream,
+    stream: Metered,
     connection: &Connection,
     activity: &Activity,
-) -> Option<Box<TlsStream<TcpStream>>> {
+) -> Option<Box<TlsStream<Metered>>> {
     let handshake = Box::pin(timeout(HANDSHAKE, front.tls.accept(stream)));
     let failure = match activity.unless_ordered(Order::Drop, handshake).await? {
         Ok(Ok(stream)) => return Some(Box::new(stream)),

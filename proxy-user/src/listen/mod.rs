@@ -16,6 +16,7 @@ mod accept;
 mod activity;
 mod connection;
 mod counters;
+mod metered;
 mod probe;
 mod registry;
 mod socket;
