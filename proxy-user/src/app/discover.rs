@@ -56,9 +56,10 @@ impl Discovery {
     pub(super) async fn once(&mut self) {
         let (kubernetes, pods, cache) = (self.kubernetes, self.pods, Arc::clone(&self.cache));
         let looked = tokio::task::spawn_blocking(move || {
+            let wanting = cache.ingest().wanting();
             let snapshot = cache.stored()?;
             let service = if kubernetes { api_service(&snapshot)? } else { Vec::new() };
-            let pods = if pods { opted_in(&snapshot)? } else { BTreeSet::new() };
+            let pods = if pods { &opted_in(&snapshot)? | &wanting } else { BTreeSet::new() };
             Ok::<_, crate::cache::store::StoreError>((service, pods))
         });
         match looked.await {
@@ -71,8 +72,8 @@ impl Discovery {
         }
     }
 
-    /// Looks for ever: whenever a pod, a namespace or the API service has been written to the store. A pod's first
-    /// connect comes some tenths of a second after the kubelet has seen it.
+    /// Looks for ever: whenever a pod, a namespace or the API service is written to the store. A pod's first connect
+    /// comes some tenths of a second after the kubelet has seen it.
     pub(super) async fn watch(mut self) {
         loop {
             self.cache.ingest().steering().await;

@@ -1,7 +1,7 @@
 //! From the response path to the store, without making the client wait for the disk. In: [`Capture`]s that copy
 //! answers' frames. Out: batches for `apply`, on one writer thread that groups all that has arrived into one commit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
@@ -55,8 +56,11 @@ struct Counters {
     failures: AtomicU64,
     commits: AtomicU64,
     next: AtomicU64,
-    /// Told of each commit that may say something about steering.
+    /// Told of what may say something about steering.
     steering: Notify,
+    /// Pods that want to be steered, of the batch that is being written: a slow disk takes longer for it than the
+    /// kubelet for a pod's start.
+    wanting: Mutex<BTreeSet<String>>,
 }
 
 /// The way to the writer thread.
@@ -162,6 +166,12 @@ impl Ingest {
     /// Waits for what may say something about steering, since the last call; for one waiter.
     pub async fn steering(&self) {
         self.counters.steering.notified().await;
+    }
+
+    /// UIDs of pods that want to be steered and are on their way into the store. To be asked before a snapshot is
+    /// taken, so that none is between the two.
+    pub fn wanting(&self) -> BTreeSet<String> {
+        self.counters.wanting.lock().clone()
     }
 
     /// Batches that could not be written since the start.
@@ -319,12 +329,18 @@ impl Writer {
         if self.ops.is_empty() {
             return;
         }
+        let wanting: BTreeSet<String> = self.ops.iter().filter_map(steering::wants).collect();
+        if !wanting.is_empty() {
+            *self.counters.wanting.lock() = wanting;
+            self.counters.steering.notify_one();
+        }
         let applied = apply(&self.store, &self.ops);
         if let Ok(true) = applied {
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
-            if self.ops.iter().any(steering::concerns) {
-                self.counters.steering.notify_one();
-            }
+        }
+        if self.ops.iter().any(steering::concerns) {
+            self.counters.wanting.lock().clear();
+            self.counters.steering.notify_one();
         }
         if let Err(error) = applied {
             self.counters.failures.fetch_add(1, Ordering::Relaxed);

@@ -71,6 +71,16 @@ pub(super) fn concerns(op: &Op) -> bool {
     key.starts_with(b"/pods/") || key.starts_with(b"/namespaces/") || *key == api_service_key()
 }
 
+/// The UID of a pod that wants to be steered by itself.
+pub(super) fn wants(op: &Op) -> Option<String> {
+    let Op::Upsert { key, record, .. } = op else { return None };
+    if !key.starts_with(b"/pods/") || !mentions(key, &record.value) {
+        return None;
+    }
+    let wish = Wish::of(&Record::read(&record.value)?)?;
+    (wish.steer == Some(true)).then_some(wish.uid)
+}
+
 fn api_service_key() -> Vec<u8> {
     object("services", "default", "kubernetes")
 }
@@ -266,6 +276,8 @@ mod tests {
             let record = NewRecord::json(json.as_bytes(), TypeHint::default(), 1).expect("an object");
             let ops = [Op::Upsert { key: key.as_bytes().to_vec(), record, asked: 1 }];
             apply(&store, &ops).expect("applied");
+            assert!(concerns(&ops[0]));
+            wants(&ops[0])
         };
         let wishes = || {
             let snapshot = store.snapshot().expect("snapshot");
@@ -275,16 +287,17 @@ mod tests {
             let json = format!(
                 r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"{namespace}","uid":"{name}","resourceVersion":"5"{more}}}}}"#
             );
-            put(&format!("/pods/{namespace}/{name}"), &json);
+            put(&format!("/pods/{namespace}/{name}"), &json)
         };
-        pod("a", "silent", "");
+        assert_eq!(pod("a", "silent", ""), None);
         assert_eq!(wishes(), (false, BTreeSet::new()), "nobody has said a word: nobody is looked for");
-        pod("a", "wants", r#","annotations":{"hublet.io/steer":"true"}"#);
+        let wanted = pod("a", "wants", r#","annotations":{"hublet.io/steer":"true"}"#);
+        assert_eq!(wanted.as_deref(), Some("wants"), "known before it is written");
         assert_eq!(wishes(), (true, BTreeSet::from(["wants".to_owned()])));
         let namespace = r#"{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"b","uid":"n","resourceVersion":"6","labels":{"hublet.io/steer":"true"}}}"#;
-        put("/namespaces/b", namespace);
-        pod("b", "follows", "");
-        pod("b", "refuses", r#","labels":{"hublet.io/steer":"false"}"#);
+        assert_eq!(put("/namespaces/b", namespace), None);
+        assert_eq!(pod("b", "follows", ""), None);
+        assert_eq!(pod("b", "refuses", r#","labels":{"hublet.io/steer":"false"}"#), None);
         assert_eq!(wishes().1, BTreeSet::from(["follows".to_owned(), "wants".to_owned()]));
     }
 

@@ -102,8 +102,10 @@ fn script(dir: &Path, options: &Options) -> String {
     }
     script += &format!(
         "containerd --config containerd.toml >containerd.log 2>&1 &\n\
-         {kube} kubelet --config=kubelet.yaml --kubeconfig=kubeconfig --hostname-override={name} \
-         --node-ip={address} --root-dir={dir}/kubelet --cert-dir={dir}/kubelet/pki >kubelet.log 2>&1 &\n\
+         # As systemd does: the kubelet gives up when containerd isn't there yet.\n\
+         until {kube} kubelet --config=kubelet.yaml --kubeconfig=kubeconfig --hostname-override={name} \
+         --node-ip={address} --root-dir={dir}/kubelet --cert-dir={dir}/kubelet/pki >>kubelet.log 2>&1\n\
+         do sleep 1; done &\n\
          echo started\nread -r end || true\n",
         kube = options.programs.join("kube").display(),
         name = options.name,
