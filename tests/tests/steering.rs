@@ -15,6 +15,9 @@ use hublet_tests::eventually::eventually;
 use hublet_tests::metrics::metric;
 use hublet_tests::require;
 use hublet_tests::site::Site;
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::Value;
@@ -85,6 +88,46 @@ fn i12_a_daemon_that_hangs_is_passed_by_and_found_again() -> Result<()> {
     let passed = eventually(STALE, "connects pass through", || node.passes().then_some(()));
     node.run("kill", &["-CONT"])?;
     passed?;
+    eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))
+}
+
+/// Threads of a process that stand still, as threads do that wait for each other; the rest goes on.
+struct Standing(Vec<Pid>);
+
+impl Standing {
+    fn of(process: u32, name: &str) -> Result<Self> {
+        let mut standing = Self(Vec::new());
+        for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+            let thread = thread?.path();
+            if std::fs::read_to_string(thread.join("comm"))?.trim() == name {
+                let id = thread.file_name().and_then(|id| id.to_str()).context("a thread's id")?;
+                let id = Pid::from_raw(id.parse()?);
+                ptrace::seize(id, ptrace::Options::empty())?;
+                standing.0.push(id);
+                ptrace::interrupt(id)?;
+                waitpid(id, Some(WaitPidFlag::__WALL))?;
+            }
+        }
+        anyhow::ensure!(!standing.0.is_empty(), "no thread is called {name}");
+        Ok(standing)
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        for id in &self.0 {
+            let _gone = ptrace::detach(*id, None);
+        }
+    }
+}
+
+#[test]
+fn i12_a_daemon_whose_traffic_is_deadlocked_is_passed_by_and_found_again() -> Result<()> {
+    let Some(node) = Steered::start()? else { return Ok(()) };
+    let standing = Standing::of(node.site.daemon.pid().unwrap(), "hublet-traffic")?;
+    assert!(node.site.daemon.status().is_ok(), "the admin's thread goes on");
+    eventually(STALE, "connects pass through", || node.passes().then_some(()))?;
+    drop(standing);
     eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))
 }
 
