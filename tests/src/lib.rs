@@ -11,6 +11,7 @@
 //! | certificates, kubeconfigs, tokens | [`pki`] |
 //! | a node with the daemon, the small cloud and the link between | [`site`] |
 //! | a node or a pod of its own | [`netns`] |
+//! | packets that no stack would send | [`frames`] |
 //! | a thread with a runtime in a namespace | [`worker`] |
 //! | a cloud for hands, scripts, other processes | [`dev`] and the binary `hublet-cloud`; [`control`] steers it |
 //! | to assert on metrics | [`metrics`] |
@@ -23,6 +24,7 @@ pub mod daemon;
 pub mod dev;
 pub mod eventually;
 pub mod fault;
+pub mod frames;
 pub mod kube;
 pub mod metrics;
 pub mod netns;

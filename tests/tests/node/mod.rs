@@ -2,6 +2,8 @@
 //! and the tools of a client. All of it goes with the thread, also after a panic or kill -9.
 #![allow(dead_code, unreachable_pub, reason = "each suite is a program of its own and uses its part")]
 
+pub mod pod;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -96,6 +98,16 @@ impl Node {
             }
         });
     }
+}
+
+/// A node that steers with this configuration.
+pub fn steering(node: &Node, change: impl FnOnce(&mut SetupConfig)) -> Option<(Setup, TcpListener)> {
+    let mut config = node.config();
+    change(&mut config);
+    let setup = node.prepare_with(&config)?;
+    let listener = listen(OWN);
+    setup.steer(listener.as_fd()).expect("steer");
+    Some((setup, listener))
 }
 
 /// See [`Node::config`].
