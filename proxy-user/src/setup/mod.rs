@@ -15,6 +15,7 @@ mod fallback;
 mod guard;
 mod identity;
 #[cfg(feature = "bpf-log")]
+mod link;
 mod log;
 mod netlink;
 pub mod pinned;
