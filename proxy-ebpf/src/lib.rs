@@ -258,6 +258,7 @@ shared! {
     }
 
     /// What came of it; one CPU's part.
+    #[cfg_attr(feature = "serde", derive(serde::Serialize))]
     pub struct Audit {
         /// connect() calls that were steered.
         pub steered: u64,

@@ -20,44 +20,13 @@ use hublet::cli::bpf::{BpfArgs, BpfCommand, DumpArgs, bpf};
 use hublet::cli::uninstall::{UninstallArgs, uninstall};
 use hublet::config::{DummyConfig, PodSelector, Selector, SetupConfig};
 use hublet::setup::Setup;
+use hublet_tests::cgroup::{self, Cgroup};
 use hublet_tests::netns::Netns;
 use node::pod::Pod;
 use node::{
     Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped, ip, listen, part, steering,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-
-/// A cgroup below the root that goes when it is dropped; nested ones are given with their parents.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let path = Self::root().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn root() -> PathBuf {
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup v2 is mounted");
-        line.split(' ').nth(4).unwrap().into()
-    }
-
-    /// As the configuration names it.
-    fn name(&self) -> PathBuf {
-        PathBuf::from("/").join(self.0.strip_prefix(Self::root()).unwrap())
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let root = Self::root();
-        let mut path = self.0.clone();
-        while path != root && fs::remove_dir(&path).is_ok() {
-            path.pop();
-        }
-    }
-}
 
 /// A program of its own that dials and stays connected until it is dropped.
 struct Client {
@@ -90,14 +59,10 @@ impl Drop for Client {
     }
 }
 
-fn join(cgroup: &Cgroup) -> String {
-    format!("echo $$ > {}/cgroup.procs", cgroup.0.display())
-}
-
 #[test]
 fn the_host_is_selected_by_user_name_and_cgroup() {
     let Some(node) = Node::new() else { return };
-    let inside = Cgroup::new(&format!("hublet-test-in-{}", std::process::id()));
+    let inside = Cgroup::new(&format!("hublet-test-in-{}", std::process::id())).unwrap();
     let only =
         vec![Selector::Uid(4242), Selector::Command("picked-one".into()), Selector::Cgroup(inside.name())];
     let Some((setup, listener)) = steering(&node, |config| config.select.only = only) else { return };
@@ -115,7 +80,7 @@ fn the_host_is_selected_by_user_name_and_cgroup() {
     });
     by_name.join().unwrap().expect("by its name");
     assert_eq!(accept(&setup, &listener).1.expect("attested").command, "picked-one");
-    let by_cgroup = Client::dial(SERVICE, &join(&inside), |_| {});
+    let by_cgroup = Client::dial(SERVICE, &inside.join(), |_| {});
     assert!(by_cgroup.is_some(), "by its cgroup");
     assert_eq!(
         accept(&setup, &listener).1.expect("attested").cgroup,
@@ -140,8 +105,8 @@ fn exceptions_win_and_a_cgroup_may_come_later() {
         command.uid(4242);
     });
     assert!(other.is_none(), "selected and excepted");
-    let cgroup = Cgroup::new(&name);
-    node.until("the new cgroup is excepted", || Client::dial(SERVICE, &join(&cgroup), |_| {}).is_none());
+    let cgroup = Cgroup::new(&name).unwrap();
+    node.until("the new cgroup is excepted", || Client::dial(SERVICE, &cgroup.join(), |_| {}).is_none());
     drop(dial(SERVICE).expect("everybody else is still steered"));
     node.undo(setup);
 }
@@ -151,9 +116,9 @@ fn a_daemon_in_a_cgroup_of_its_own_needs_no_mark() {
     let Some(node) = Node::new() else { return };
     let Some(setup) = node.prepare() else { return };
     node.undo(setup);
-    let cgroup = Cgroup::new(&format!("hublet-test-own-{}", std::process::id()));
+    let cgroup = Cgroup::new(&format!("hublet-test-own-{}", std::process::id())).unwrap();
     let output =
-        role("alone", &node).env("HUBLET_TEST_CGROUP", &cgroup.0).output().expect("the other process");
+        role("alone", &node).env("HUBLET_TEST_CGROUP", cgroup.path()).output().expect("the other process");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("own_cgroup 1, steered 1"), "{said}{output:?}");
 }
@@ -183,9 +148,9 @@ fn a_pod_that_opts_in_is_steered_and_attested_with_its_ids() {
     let top = format!("kubepods-hublet-test-{}", std::process::id());
     let pods = vec![PodSelector::Annotated];
     let Some((setup, listener)) = steering(&node, |config| config.select.pods = pods) else { return };
-    let wished = Cgroup::new(&format!("{top}/burstable/pod{UID}/{container}"));
-    let silent = Cgroup::new(&format!("{top}/burstable/pod{OTHER}/{container}"));
-    let dial_in = |cgroup: &Cgroup| pod.netns.run(|| Client::dial(SERVICE, &join(cgroup), |_| {}));
+    let wished = Cgroup::new(&format!("{top}/burstable/pod{UID}/{container}")).unwrap();
+    let silent = Cgroup::new(&format!("{top}/burstable/pod{OTHER}/{container}")).unwrap();
+    let dial_in = |cgroup: &Cgroup| pod.netns.run(|| Client::dial(SERVICE, &cgroup.join(), |_| {}));
 
     assert!(dial_in(&wished).is_none(), "nobody asked yet");
     setup.opt_in(BTreeSet::from([UID.to_owned()]));
@@ -273,22 +238,23 @@ fn the_audit_counts_what_the_ends_count() {
         let audit = setup.ebpf().audit;
         audit.into_iter().find(|row| row.service == SERVICE.into()).expect("a row for the service")
     };
-    node.until("all are closed", || row().closed == CONNECTIONS);
-    let seen = row();
+    node.until("all are closed", || row().counts.closed == CONNECTIONS);
+    let caller = row();
+    let seen = caller.counts;
     assert_eq!((seen.steered, seen.established, seen.passed), (CONNECTIONS, CONNECTIONS, 0));
     // Per connection at most one for the FIN, each way; the SYN is taken off already.
     assert!((CONNECTIONS * UP..=CONNECTIONS * (UP + 1)).contains(&seen.bytes_up), "{seen:?}");
     assert!((CONNECTIONS * DOWN..=CONNECTIONS * (DOWN + 1)).contains(&seen.bytes_down), "{seen:?}");
     assert_eq!(seen.latency.iter().sum::<u64>(), CONNECTIONS);
     assert!(seen.latency_us > 0 && seen.retransmits == 0, "{seen:?}");
-    assert_eq!(seen.cgroup, own_cgroup());
+    assert_eq!(caller.cgroup, own_cgroup());
 
     setup.stop_steering();
     assert_passes_through(dial(SERVICE));
-    assert_eq!(row().passed, 1, "what went past us is audited, too");
+    assert_eq!(row().counts.passed, 1, "what went past us is audited, too");
     let _direct = dial(OWN).unwrap();
     let direct = setup.ebpf().audit.into_iter().find(|row| row.service == OWN.into()).expect("a row");
-    assert_eq!((direct.direct, direct.steered), (1, 0));
+    assert_eq!((direct.counts.direct, direct.counts.steered), (1, 0));
     node.undo(setup);
 }
 
@@ -522,20 +488,19 @@ fn daemon() {
 }
 
 fn alone() {
-    let cgroup = Cgroup(std::env::var_os("HUBLET_TEST_CGROUP").unwrap().into());
-    fs::write(cgroup.0.join("cgroup.procs"), "0").unwrap();
+    // Removed by the test, when we are no longer in it.
+    let cgroup = PathBuf::from(std::env::var_os("HUBLET_TEST_CGROUP").unwrap());
+    fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
     let bpffs = PathBuf::from(std::env::var_os("HUBLET_TEST_BPFFS").unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let setup = runtime.block_on(Setup::prepare(&node::config(&bpffs), 0)).unwrap();
     let listener = listen(OWN);
     setup.steer(listener.as_fd()).unwrap();
     assert_passes_through(dial(SERVICE));
-    let out = format!("echo $$ > {}/cgroup.procs", Cgroup::root().display());
+    let out = cgroup::join(&cgroup::root().unwrap());
     assert!(Client::dial(SERVICE, &out, |_| {}).is_some(), "others are steered");
     println!("own_cgroup {}, steered {}", counter(&setup, "own_cgroup"), counter(&setup, "steered"));
     runtime.block_on(setup.undo());
-    // Not removed while we are in it: the test does that.
-    std::mem::forget(cgroup);
 }
 
 /// A process of a user's own making, who is root in its namespaces.

@@ -7,6 +7,7 @@
 //! undo:    off → slot empty → pins (which detaches) → address and link
 //! ```
 
+mod audit;
 mod bpffs;
 mod cgroup;
 mod ebpf;
@@ -36,9 +37,10 @@ use self::steering::Steering;
 use crate::client::Process;
 use crate::config::SetupConfig;
 
+pub use self::audit::AuditStatus;
 pub use self::error::SetupError;
 pub use self::netlink::remove_interface;
-pub use self::status::{AuditStatus, EbpfStatus, Part, ProgramStatus};
+pub use self::status::{EbpfStatus, Part, ProgramStatus};
 
 /// What an old daemon's setup hands over to a new one's, so that nobody else gets it in between.
 #[derive(Debug, Default)]
