@@ -15,8 +15,8 @@ mod error;
 mod fallback;
 mod guard;
 mod identity;
-#[cfg(feature = "bpf-log")]
 mod link;
+#[cfg(feature = "bpf-log")]
 mod log;
 mod netlink;
 pub mod pinned;
@@ -120,6 +120,16 @@ impl Setup {
         Held {
             pins: self.steering.as_ref().ok().and_then(Steering::lock),
             interface: self.interface.as_ref().ok().and_then(Interface::owner),
+        }
+    }
+
+    /// To be said when the daemon whose place this one took has ended: the cgroup that both were in may be this one's own
+    /// now, and then nothing in it is steered.
+    pub fn predecessor_ended(&self) {
+        if let Ok(steering) = &self.steering
+            && let Err(error) = steering.look_at_own_cgroup()
+        {
+            tracing::warn!(%error, "the programs can't be told of our cgroup; our sockets are still known by their mark");
         }
     }
 

@@ -139,6 +139,13 @@ impl Programs {
         self.control.lock().select(entries)
     }
 
+    /// The daemon's own cgroup, of which nothing is steered.
+    pub(super) fn own_cgroup(&self, id: u64) -> io::Result<()> {
+        let mut control = self.control.lock();
+        control.config.own_cgroup = id;
+        control.write()
+    }
+
     /// Interfaces that the guard knows, with their kinds; switches it on.
     pub(super) fn guard(&self, ifaces: &[(u32, u32)]) -> io::Result<()> {
         let mut control = self.control.lock();

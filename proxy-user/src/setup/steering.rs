@@ -135,6 +135,11 @@ impl Steering {
         }
     }
 
+    /// Tells the programs of the daemon's cgroup, if it has become its own.
+    pub(super) fn look_at_own_cgroup(&self) -> io::Result<()> {
+        self.cgroups.own().map_or(Ok(()), |own| self.programs.own_cgroup(own))
+    }
+
     /// For a daemon that takes this one's place.
     pub(super) fn lock(&self) -> Option<BorrowedFd<'_>> {
         self.pins.as_ref().ok().map(Pins::lock)
