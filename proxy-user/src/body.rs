@@ -74,6 +74,17 @@ impl Body {
         Self(Kind::Cloud(Box::new(body)), None)
     }
 
+    /// Waits until a stream from the cloud has begun; the others have.
+    ///
+    /// # Errors
+    /// It broke off before.
+    pub async fn begin(&mut self) -> Result<(), BodyError> {
+        match &mut self.0 {
+            Kind::Cloud(body) => body.begin().await,
+            Kind::Full(_) | Kind::Stored(_) | Kind::Events(_) => Ok(()),
+        }
+    }
+
     /// A watch that hublet holds open.
     pub fn events(events: Events) -> Self {
         Self(Kind::Events(events), None)

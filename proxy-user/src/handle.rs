@@ -201,7 +201,13 @@ impl Handler {
         let mut fetch = Box::pin(async move { this.fetch(&mine, None).await });
         let patience = self.cloud.health.patience();
         let error = match tokio::time::timeout(patience, &mut fetch).await {
-            Ok(Ok(response)) => return Ok(response),
+            Ok(Ok(mut response)) => match call.request().verb {
+                Verb::Get => match self.cloud.begun(response.body_mut()).await {
+                    Ok(()) => return Ok(response),
+                    Err(error) => Some(error),
+                },
+                _ => return Ok(response),
+            },
             Ok(Err(error)) => Some(error),
             Err(_) => None,
         };

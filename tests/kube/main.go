@@ -1,9 +1,10 @@
-// Command kube is the real Kubernetes control plane as one small program, built
-// from the published Go modules: the judge of hublet's suites.
+// Command kube is the real Kubernetes control plane, and the kubelet, as one
+// program, built from the published Go modules: the judge of hublet's suites.
 //
 //	kube etcd DIR CLIENT_URL    a single-member etcd that does not fsync
 //	kube apiserver FLAGS        kube-apiserver with its own flags
 //	kube kcm FLAGS              kube-controller-manager with its own flags
+//	kube kubelet FLAGS          kubelet with its own flags, for the suites with a real node
 //
 // The Rust side (tests/src/kube) makes the certificates, chooses the ports and
 // the flags, and ends the processes. With KUBE_EXIT_WITH_STDIN=1 in the
@@ -12,6 +13,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/url"
@@ -24,6 +26,7 @@ import (
 	"k8s.io/component-base/cli"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	kcm "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 
 	// The components register their metrics and log formats by import.
 	_ "k8s.io/component-base/logs/json/register"
@@ -31,7 +34,7 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/version"
 )
 
-const usage = "usage: kube etcd DIR CLIENT_URL | kube apiserver FLAGS | kube kcm FLAGS"
+const usage = "usage: kube etcd DIR CLIENT_URL | kube apiserver FLAGS | kube kcm FLAGS | kube kubelet FLAGS"
 
 func main() {
 	if len(os.Args) < 2 {
@@ -59,6 +62,8 @@ func main() {
 		os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
 	case "kcm":
 		os.Exit(cli.Run(kcm.NewControllerManagerCommand()))
+	case "kubelet":
+		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
 	case "-h", "--help", "help":
 		fmt.Println(usage)
 	default:

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | an API server to start without Go, or one that lies | [`cloud`] |
 //! | the real API server, with Calico's resources | [`kube`] |
+//! | a real node: kubelet, containerd, pods | [`kube::node`] |
 //! | recorded traffic of a real client, held against live answers | [`replay`] |
 //! | a link that can be cut, slowed, black-holed | [`fault`] |
 //! | the daemon itself, to start, kill and restart | [`daemon`] |

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use crate::project::{Project, is_root, which};
+use crate::project::{Project, is_ci, is_root, which};
 use crate::step;
 
 /// Must fit rustc's LLVM (rust-toolchain.toml); change both together.
@@ -60,6 +60,20 @@ pub(crate) fn cargo_deny(project: &Project) -> Result<()> {
 /// The programs that tests call, from Debian's packages where we are root; elsewhere the tests say what they miss.
 pub(crate) fn for_tests(project: &Project) -> Result<()> {
     apt(project, &[("curl", "curl"), ("ip", "iproute2"), ("nsenter", "util-linux")])
+}
+
+/// What the real node is made of, beside the kubelet, which Go builds. Debian's containerd is a service that starts
+/// with the machine: installed by itself in CI only.
+pub(crate) fn for_node(project: &Project) -> Result<()> {
+    let plugins = ["/usr/lib/cni/ptp", "/opt/cni/bin/ptp"];
+    let plugin = plugins.into_iter().find(|path| std::path::Path::new(path).exists()).unwrap_or(plugins[0]);
+    let wanted = [("containerd", "containerd"), ("runc", "runc"), (plugin, "containernetworking-plugins")];
+    if !is_ci() && wanted.iter().any(|(program, _)| which(program).is_none()) {
+        let list = wanted.map(|(_, package)| package).join(" ");
+        step::note(format_args!("the real node (suite real_node) needs: sudo apt-get install {list}"));
+        return Ok(());
+    }
+    apt(project, &wanted)
 }
 
 /// What `vm` stands on: QEMU, the machine's programs, and a C compiler for the static daemon.

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use super::dial::DialError;
 use super::health::{CloudState, Health, Signal};
 use super::upstreams::{Place, Sender, Stream, Upstreams, set_host, uri};
+use crate::body::Body;
 use crate::upload::Upload;
 
 /// Why there is no answer.
@@ -91,6 +92,27 @@ impl Cloud {
                 true => ForwardError::Lost("no answer before the link was found dead".into()),
                 false => ForwardError::Away,
             }),
+        }
+    }
+
+    /// Waits until the body of an object's answer has begun. The head alone is of no use to who asked for the object,
+    /// and while it isn't passed on, the store can still answer in its place.
+    ///
+    /// # Errors
+    /// The answer broke off, or the link was found dead.
+    pub async fn begun(&self, body: &mut Body) -> Result<(), ForwardError> {
+        let mut begun = std::pin::pin!(body.begin());
+        if let Ok(begun) = tokio::time::timeout(self.health.patience(), &mut begun).await {
+            return begun.map_err(|error| ForwardError::Lost(error.to_string()));
+        }
+        self.health.signal(Signal::Slow);
+        let mut state = self.health.subscribe();
+        tokio::select! {
+            biased;
+            begun = begun => begun.map_err(|error| ForwardError::Lost(error.to_string())),
+            _ = state.wait_for(|s| *s == CloudState::Disconnected) => {
+                Err(ForwardError::Lost("nothing behind the answer's head before the link was found dead".into()))
+            }
         }
     }
 

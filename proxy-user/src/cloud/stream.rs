@@ -22,6 +22,8 @@ pub struct CloudBody {
     capture: Option<Capture>,
     /// A frame that waits for room in the copy.
     waiting: Option<Bytes>,
+    /// The first frame, when it was waited for before the head went to the client.
+    ahead: Option<Frame<Bytes>>,
     /// Bytes still to come, where the answer said how many.
     left: Option<u64>,
     /// Of a watch: done when hublet stops. A watch ends like any other then, and so when the link breaks: the client
@@ -41,11 +43,34 @@ impl CloudBody {
         metrics: Arc<Metrics>,
     ) -> Self {
         let left = inner.size_hint().exact();
-        Self { inner, capture, waiting: None, left, watch: watch.map(Box::pin), metrics, _place: place }
+        Self {
+            inner,
+            capture,
+            waiting: None,
+            ahead: None,
+            left,
+            watch: watch.map(Box::pin),
+            metrics,
+            _place: place,
+        }
+    }
+
+    /// Waits for the first frame, or the end of an empty body. May be dropped and called again.
+    ///
+    /// # Errors
+    /// The body broke off before it began.
+    pub async fn begin(&mut self) -> Result<(), BodyError> {
+        if self.ahead.is_none() {
+            self.ahead = std::future::poll_fn(|cx| self.poll_frame(cx)).await.transpose()?;
+        }
+        Ok(())
     }
 
     /// As [`http_body::Body::poll_frame`].
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(frame) = self.ahead.take() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
         loop {
             if let Some(bytes) = self.waiting.take() {
                 if let Some(capture) = &mut self.capture
@@ -103,11 +128,16 @@ impl CloudBody {
 
     /// As [`http_body::Body::is_end_stream`].
     pub fn is_end_stream(&self) -> bool {
-        self.waiting.is_none() && self.capture.is_none() && self.inner.is_end_stream()
+        let passed = self.waiting.is_none() && self.ahead.is_none();
+        passed && self.capture.is_none() && self.inner.is_end_stream()
     }
 
     /// As [`http_body::Body::size_hint`].
     pub fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let ahead = self.ahead.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        match self.inner.size_hint().exact() {
+            Some(left) => SizeHint::with_exact(left + ahead),
+            None => SizeHint::default(),
+        }
     }
 }

@@ -59,6 +59,8 @@ pub enum Lie {
     Delay(u64),
     /// No answer, ever; the connection stays open.
     Hang,
+    /// The true answer's head, then nothing, ever.
+    Stall,
     /// The true answer's first bytes, then a proper end: broken JSON in sound HTTP.
     Truncate(usize),
     /// The true answer's first bytes, then the stream is torn down.
@@ -135,11 +137,12 @@ impl Lie {
     pub(super) fn twist(&self, mut answer: Answer) -> Answer {
         if matches!(
             self,
-            Lie::Truncate(_) | Lie::CutAfter(_) | Lie::CutFrame(_) | Lie::Garbage | Lie::Endless
+            Lie::Stall | Lie::Truncate(_) | Lie::CutAfter(_) | Lie::CutFrame(_) | Lie::Garbage | Lie::Endless
         ) {
             answer.headers_mut().remove(CONTENT_LENGTH);
         }
         match self {
+            Lie::Stall => answer.map(|_| pieces(stream::pending())),
             Lie::Truncate(bytes) => answer.map(|body| first(body, *bytes, false)),
             Lie::CutAfter(bytes) => answer.map(|body| first(body, *bytes, true)),
             Lie::CutFrame(frames) => answer.map(|body| cut_frame(body, *frames)),

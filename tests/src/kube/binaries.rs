@@ -1,5 +1,5 @@
 //! Where the control plane's programs come from: `KUBEBUILDER_ASSETS` (envtest's convention) or our own build of
-//! `tests/kube` with Go, kept in the workspace's target directory.
+//! `tests/kube` with Go, kept in the workspace's target directory. Ours has the kubelet, too, and what runs in pods.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
@@ -13,10 +13,13 @@ use nix::fcntl::{Flock, FlockArg};
 /// Small, and with the version that the modules leave out of themselves (`kubectl version`, `/version`).
 const LINK_FLAGS: &str = "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=v1.34.4";
 
+/// What Go makes of `tests/kube`.
+const PROGRAMS: [&str; 2] = ["kube", "pod"];
+
 /// The programs of one control plane.
 #[derive(Debug, Clone)]
 pub enum Binaries {
-    /// Our program with its verbs `etcd`, `apiserver`, `kcm`.
+    /// The folder of our `kube` with its verbs `etcd`, `apiserver`, `kcm`, `kubelet`, and of `pod`.
     Built(PathBuf),
     /// A folder with `kube-apiserver`, `etcd`, and perhaps `kube-controller-manager`.
     Assets(PathBuf),
@@ -62,9 +65,9 @@ impl Binaries {
     /// etcd with its data in `dir`, serving clients at `url`.
     pub fn etcd(&self, dir: &Path, url: &str) -> Command {
         match self {
-            Self::Built(program) => {
-                let mut command = Command::new(program);
-                command.arg("etcd").arg(dir).arg(url);
+            Self::Built(folder) => {
+                let mut command = verb(folder, "etcd");
+                command.arg(dir).arg(url);
                 command
             }
             Self::Assets(folder) => {
@@ -82,7 +85,7 @@ impl Binaries {
     /// kube-apiserver, without flags.
     pub fn apiserver(&self) -> Command {
         match self {
-            Self::Built(program) => verb(program, "apiserver"),
+            Self::Built(folder) => verb(folder, "apiserver"),
             Self::Assets(folder) => Command::new(folder.join("kube-apiserver")),
         }
     }
@@ -90,35 +93,42 @@ impl Binaries {
     /// kube-controller-manager, without flags, if there is one.
     pub fn controller_manager(&self) -> Option<Command> {
         match self {
-            Self::Built(program) => Some(verb(program, "kcm")),
+            Self::Built(folder) => Some(verb(folder, "kcm")),
             Self::Assets(folder) => {
                 let program = folder.join("kube-controller-manager");
                 program.is_file().then(|| Command::new(program))
             }
         }
     }
+
+    /// The folder with our `kube` (for the kubelet) and `pod` (for its pods); envtest's has neither.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Built(folder) => Some(folder),
+            Self::Assets(_) => None,
+        }
+    }
 }
 
-fn verb(program: &Path, verb: &str) -> Command {
-    let mut command = Command::new(program);
+fn verb(folder: &Path, verb: &str) -> Command {
+    let mut command = Command::new(folder.join("kube"));
     command.arg(verb);
     command
 }
 
-/// Builds `tests/kube` into `TARGET/kube/kube`. Several test processes may call it at once: one builds.
+/// Builds `tests/kube` into `TARGET/kube/`. Several test processes may call it at once: one builds.
 fn build() -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube");
     let folder = target_directory().join("kube");
     std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let program = folder.join("kube");
     let lock = std::fs::File::create(folder.join(".lock"))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .context("locking the build of the real kube-apiserver")?;
-    if !is_newer(&program, &source) {
-        run_go(&source, &program)?;
+    if !PROGRAMS.iter().all(|program| is_newer(&folder.join(program), &source)) {
+        run_go(&source, &folder)?;
     }
-    Ok(program)
+    Ok(folder)
 }
 
 /// The program is newer than each of its sources: then Go need not be asked (which costs seconds).
@@ -127,17 +137,21 @@ fn is_newer(program: &Path, source: &Path) -> bool {
     let Ok(built) = modified(program) else { return false };
     // This file too: the flags are in it.
     let flags = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kube/binaries.rs");
-    let sources = std::fs::read_dir(source).into_iter().flatten().flatten().map(|entry| entry.path());
-    sources.chain([flags]).all(|path| modified(&path).is_ok_and(|changed| changed < built))
+    let files = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sources = files(source.into()).chain(files(source.join("pod"))).map(|entry| entry.path());
+    let mut sources = sources.filter(|path| path.is_file()).chain([flags]);
+    sources.all(|path| modified(&path).is_ok_and(|changed| changed < built))
 }
 
-fn run_go(source: &Path, program: &Path) -> Result<()> {
+fn run_go(source: &Path, folder: &Path) -> Result<()> {
     let started = Instant::now();
     say(format_args!("building the real kube-apiserver (tests/kube): about 5 minutes the first time"));
     let mut child = Command::new("go")
         .args(["build", "-v", "-trimpath", "-buildvcs=false", LINK_FLAGS, "-o"])
-        .arg(program)
-        .arg(".")
+        .arg(folder)
+        .args([".", "./pod"])
+        // Static: `pod` is alone in its image.
+        .env("CGO_ENABLED", "0")
         .current_dir(source)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -169,7 +183,10 @@ fn run_go(source: &Path, program: &Path) -> Result<()> {
     }
     say(format_args!("built in {} s", started.elapsed().as_secs()));
     // Go leaves an unchanged output's time alone; what we compare with is when it was last known to be right.
-    std::fs::File::options().append(true).open(program)?.set_modified(std::time::SystemTime::now())?;
+    for program in PROGRAMS {
+        let built = std::fs::File::options().append(true).open(folder.join(program))?;
+        built.set_modified(std::time::SystemTime::now())?;
+    }
     Ok(())
 }
 

@@ -18,6 +18,7 @@ pub mod calico;
 pub mod dev;
 pub mod edge;
 mod flags;
+pub mod node;
 pub mod process;
 pub mod workload;
 

@@ -40,6 +40,7 @@ struct Ran {
 pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     toolchain::for_tests(project)?;
+    toolchain::for_node(project)?;
     let object = build::development(project)?;
     let suites = chosen(suite::build(project, &object)?, &arguments.names)?;
     if arguments.list {

@@ -1,0 +1,113 @@
+//! What containerd, its CNI plugins and the kubelet are told, and the script that starts them. In: the node's folder.
+//! Out: files in it, so that nothing of theirs is anywhere else on the machine.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{Options, image};
+
+/// What the kubelet would set for the whole machine (its own wishes, so that it finds nothing to do).
+const SYSCTLS: [(&str, &str); 6] = [
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// Writes them all. `kubeconfig` is the kubelet's.
+pub(super) fn write(dir: &Path, options: &Options, cni: &Path, cgroup: &str) -> Result<()> {
+    for folder in ["cni", "manifests", "sysctl", "kubelet"] {
+        fs::create_dir_all(dir.join(folder))?;
+    }
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    write("containerd.toml", &containerd(dir, cni))?;
+    write("cni/10-ptp.conflist", &network(dir, options).to_string())?;
+    write("kubeconfig", &options.kubeconfig)?;
+    // JSON is YAML, too.
+    write("kubelet.yaml", &kubelet(dir, cgroup).to_string())?;
+    write("ca.crt", &options.ca_pem)?;
+    for (name, value) in SYSCTLS {
+        write(&format!("sysctl/{}", name.replace('/', ".")), value)?;
+    }
+    write("start.sh", &script(dir, options))
+}
+
+/// For 1.6 and later. `restrict_oom_score_adj`: machines without CAP_SYS_RESOURCE can't lower it.
+fn containerd(dir: &Path, cni: &Path) -> String {
+    let at = |name: &str| format!("{:?}", dir.join(name).display().to_string());
+    format!(
+        "version = 2\nroot = {root}\nstate = {state}\n\
+         disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
+         [grpc]\naddress = {socket}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\"]\n\
+         sandbox_image = \"{image}\"\nrestrict_oom_score_adj = true\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"{cni}\"\nconf_dir = {conf}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"overlayfs\"\n",
+        root = at("images"),
+        state = at("state"),
+        socket = at("containerd.sock"),
+        image = image::NAME,
+        cni = cni.display(),
+        conf = at("cni"),
+    )
+}
+
+/// A veth for each pod, whose default route is the node.
+fn network(dir: &Path, options: &Options) -> Value {
+    json!({
+        "cniVersion": "0.4.0", "name": "pods",
+        "plugins": [{
+            "type": "ptp", "ipMasq": false,
+            "ipam": {"type": "host-local", "dataDir": dir.join("addresses"),
+                     "ranges": [[{"subnet": options.pod_network}]], "routes": [{"dst": "0.0.0.0/0"}]},
+        }],
+    })
+}
+
+fn kubelet(dir: &Path, cgroup: &str) -> Value {
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+        "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true},
+                           "x509": {"clientCAFile": dir.join("ca.crt")}},
+        "authorization": {"mode": "Webhook"},
+        "containerRuntimeEndpoint": format!("unix://{}", dir.join("containerd.sock").display()),
+        "staticPodPath": dir.join("manifests"), "podLogsDir": dir.join("logs"), "resolvConf": "",
+        "cgroupDriver": "cgroupfs", "cgroupRoot": cgroup, "enforceNodeAllocatable": [], "failCgroupV1": false,
+        "failSwapOn": false, "oomScoreAdj": 0, "evictionHard": {}, "imageGCHighThresholdPercent": 100,
+        "makeIPTablesUtilChains": false, "healthzPort": 0, "readOnlyPort": 0,
+    })
+}
+
+/// The node's first process, in namespaces of its own for processes and mounts: when it ends, by its standard input
+/// or by a signal, the kernel ends all that it started and forgets all that they mounted.
+fn script(dir: &Path, options: &Options) -> String {
+    let dir = dir.display();
+    let mut script = format!(
+        "set -eu\ncd {dir}\nunset KUBE_EXIT_WITH_STDIN\n\
+         # Where shims and CNI keep sockets and namespaces, and the kubelet its plugins' sockets.\n\
+         mount -t tmpfs node /run\n\
+         mkdir -p /var/lib/kubelet && mount -t tmpfs node /var/lib/kubelet\n"
+    );
+    for (name, _) in SYSCTLS {
+        let file = name.replace('/', ".");
+        script += &format!("[ ! -e /proc/sys/{name} ] || mount --bind sysctl/{file} /proc/sys/{name}\n");
+    }
+    script += &format!(
+        "containerd --config containerd.toml >containerd.log 2>&1 &\n\
+         {kube} kubelet --config=kubelet.yaml --kubeconfig=kubeconfig --hostname-override={name} \
+         --node-ip={address} --root-dir={dir}/kubelet --cert-dir={dir}/kubelet/pki >kubelet.log 2>&1 &\n\
+         echo started\nread -r end || true\n",
+        kube = options.programs.join("kube").display(),
+        name = options.name,
+        address = options.address,
+    );
+    script
+}
