@@ -187,7 +187,7 @@ fn guarded(setup: &Setup) -> bool {
 }
 
 #[test]
-fn i10_the_guard_is_in_nobody_elses_way_and_notices_where_the_uplink_is() {
+fn i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside() {
     let Some(node) = Node::new() else { return };
     let pod = Pod::new();
     let Some((setup, _secure)) = steering(&node, |_| {}) else { return };
@@ -223,6 +223,8 @@ fn xdp_drops_on_the_uplinks_that_are_named() {
     let pod = Pod::new();
     let change = |config: &mut SetupConfig| config.guard.xdp = vec![pod::LINK.into()];
     let Some((setup, secure)) = steering(&node, change) else { return };
+    let guard = part(&setup, "guard");
+    assert!(guard.on || guard.detail.contains("XDP drops"), "half a guard is told as such: {guard:?}");
     pod.dial(OWN).expect_err("dropped before anything answers");
     let elsewhere = listen(SocketAddrV4::new(pod::NODE, 8080));
     pod.dial(SocketAddrV4::new(pod::NODE, 8080)).expect("other addresses are not our business");
