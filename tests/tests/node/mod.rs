@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use hublet::client::Process;
 use hublet::config::{DummyConfig, GuardConfig, SelectConfig, Services, SetupConfig};
 use hublet::setup::{Part, Setup};
+use hublet_tests::eventually::slowness;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tempfile::TempDir;
 
 /// The service address that clients dial; no route leads to it.
@@ -150,9 +151,12 @@ pub fn ip(arguments: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// hublet's listener.
+/// hublet's listener. Who accepts in vain fails after a minute instead of waiting for ever.
 pub fn listen(at: SocketAddrV4) -> TcpListener {
-    TcpListener::bind(at).unwrap_or_else(|error| panic!("bind {at}: {error}"))
+    let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("bind {at}: {error}"));
+    let patience = Duration::from_secs(60) * slowness();
+    SockRef::from(&listener).set_read_timeout(Some(patience)).expect("SO_RCVTIMEO");
+    listener
 }
 
 /// connect() of an ordinary client.

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
+use hublet_tests::eventually::slowness;
 use hublet_tests::netns::Netns;
 
 use super::{Node, OWN, accept, ip, steering};
@@ -50,7 +51,8 @@ impl Pod {
     }
 
     pub fn dial(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
-        self.netns.run(|| TcpStream::connect_timeout(&to.into(), Duration::from_millis(800)))
+        let patience = Duration::from_millis(800) * slowness();
+        self.netns.run(|| TcpStream::connect_timeout(&to.into(), patience))
     }
 
     /// Its network namespace's cookie, as the kernel attests it.
