@@ -6,6 +6,10 @@
 //! program compares.
 #![no_std]
 
+mod decision;
+
+pub use decision::{Decision, Stats};
+
 /// Service addresses and own listeners at most ([`ServiceKey`] entries of `HUB_SERVICES`).
 pub const MAX_SERVICES: usize = 1024;
 /// Connections between their two "established" callbacks at most; the least recently used goes first.
@@ -254,6 +258,7 @@ shared! {
     }
 
     /// What came of it; one CPU's part.
+    #[cfg_attr(feature = "serde", derive(serde::Serialize))]
     pub struct Audit {
         /// connect() calls that were steered.
         pub steered: u64,
@@ -297,83 +302,6 @@ shared! {
         /// The server's next sequence number when established.
         pub server_seq: u32,
     }
-}
-
-macro_rules! decisions {
-    ($($(#[$doc:meta])* $name:ident = $slot:literal $field:ident,)*) => {
-        /// What a program decided; its place in [`Stats`].
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(u32)]
-        pub enum Decision { $($(#[$doc])* $name = $slot,)* }
-
-        impl Decision {
-            /// All, in their order.
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
-
-            /// Its name, as bpftool and metrics show it.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => stringify!($field),)* }
-            }
-        }
-
-        /// One CPU's counts; the only entry of `HUB_STATS`. One `u64` a [`Decision`], in their order.
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct Stats { $($(#[$doc])* pub $field: u64,)* }
-
-        impl Sealed for Stats {}
-        impl Shared for Stats {}
-        const _: () = assert!(size_of::<Stats>() == 8 * Decision::ALL.len());
-
-        impl Stats {
-            /// How often a decision was taken.
-            pub const fn of(&self, decision: Decision) -> u64 {
-                match decision { $(Decision::$name => self.$field,)* }
-            }
-        }
-        const DECISION_TEXT: &str = concat!($(stringify!($slot), stringify!($field), ";",)*);
-    };
-}
-
-decisions! {
-    /// A TCP connect was looked at.
-    Seen = 0 seen,
-    /// It dials nothing of ours.
-    NoService = 1 no_service,
-    /// It dials our own listener: attested, not rewritten.
-    Direct = 2 direct,
-    /// Rewritten to our listener.
-    Steered = 3 steered,
-    /// Passed through: steering is switched off.
-    Off = 4 off,
-    /// Passed through: the daemon's own upstream socket, by its mark.
-    Marked = 5 marked,
-    /// Passed through: a socket of another network namespace.
-    OtherNetns = 6 other_netns,
-    /// Passed through: the heartbeat is too old, so the daemon hangs.
-    Stale = 7 stale,
-    /// Passed through: no listener, so the daemon is dead.
-    NoListener = 8 no_listener,
-    /// The identity could not be kept on the client's socket (no memory); the connection will be "unknown".
-    NoStorage = 9 no_storage,
-    /// An accepted socket got its client's identity.
-    Joined = 10 joined,
-    /// An accepted socket has no record: off-node client, or connected before we were attached.
-    JoinMiss = 11 join_miss,
-    /// The record could not be handed over (table full, no memory).
-    JoinFailed = 12 join_failed,
-    /// Passed through: a process of the daemon's own cgroup.
-    OwnCgroup = 13 own_cgroup,
-    /// Passed through: no selection names this caller, or one excepts it.
-    NotSelected = 14 not_selected,
-    /// Refused by the guard: a packet from an uplink to one of our addresses, or to 127/8.
-    UplinkRefused = 15 uplink_refused,
-    /// Refused by the guard: a pod's packet to a port that is not for pods.
-    PodRefused = 16 pod_refused,
-    /// Dropped on an uplink by XDP.
-    XdpDropped = 17 xdp_dropped,
-    /// A connection could not be entered into the audit (no memory).
-    AuditFailed = 18 audit_failed,
 }
 
 impl Address {
@@ -422,7 +350,7 @@ pub const LAYOUT: u64 = {
         MAX_PORTS as u64,
         LATENCY_BUCKETS as u64,
     ];
-    let mut hash = fnv(fnv(0xcbf2_9ce4_8422_2325, TEXT.as_bytes()), DECISION_TEXT.as_bytes());
+    let mut hash = fnv(fnv(0xcbf2_9ce4_8422_2325, TEXT.as_bytes()), decision::TEXT.as_bytes());
     let mut i = 0;
     while i < limits.len() {
         hash = fnv(hash, &limits[i].to_le_bytes());
@@ -472,15 +400,6 @@ mod tests {
         let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
         assert_eq!(Address::v6(v6).bytes(), v6);
         assert_eq!(Address::v6(Address::v4([1, 2, 3, 4]).bytes()), Address::v4([1, 2, 3, 4]));
-    }
-
-    #[test]
-    fn every_decision_has_its_own_slot() {
-        for (slot, decision) in Decision::ALL.iter().enumerate() {
-            assert_eq!(*decision as usize, slot, "{}", decision.name());
-        }
-        assert_eq!(core::mem::offset_of!(Stats, steered), 8 * Decision::Steered as usize);
-        assert_eq!(Stats { marked: 7, ..Stats::default() }.of(Decision::Marked), 7);
     }
 
     #[test]

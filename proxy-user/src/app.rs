@@ -170,7 +170,13 @@ impl Bound {
         self.tasks.push(tokio::spawn(discovery.watch()));
         self.tasks.push(tokio::spawn(self.heartbeat()));
         announce::all(&self);
-        std::mem::take(&mut self.taken).serving();
+        if let Some(old) = std::mem::take(&mut self.taken).serving() {
+            let setup = Arc::clone(&self.setup);
+            self.tasks.push(tokio::spawn(async move {
+                old.ended().await;
+                setup.predecessor_ended();
+            }));
+        }
         let mut door = Door::open(&self.config.certs.root_dir);
         let successor = tokio::select! {
             () = stop.first() => None,

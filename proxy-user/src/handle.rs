@@ -1,19 +1,16 @@
 //! One request's way: client → request → route → cloud or local, and back as a response.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, header};
-use http_body_util::{BodyExt, Either, Full, Limited};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::account::{Metrics, Source, Traffic};
 use crate::body::Body;
 use crate::cache::Cache;
-use crate::cache::codec::protobuf;
 use crate::cache::exchange::Exchange;
 use crate::cache::grants::Credential;
 use crate::cache::store::StoreError;
@@ -24,22 +21,17 @@ use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
 use crate::cloud::health::{CloudState, Health, Signal};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upgrade::is_upgrade;
-use crate::cloud::upstreams::{Upload, Upstreams};
+use crate::cloud::upstreams::Upstreams;
 use crate::config::Config;
 use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{Local, Question, SOURCE, away, grant_key};
 use crate::request::{ApiRequest, Verb};
 use crate::route::{Route, route};
 use crate::status::Refusal;
+use crate::upload::{self, Upload};
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;
-/// Most bytes of a refused write that are taken in before it is refused, and how long that may take.
-const MAX_UNWANTED: usize = 4 << 20;
-const UNWANTED: Duration = Duration::from_secs(1);
-
-/// Longest body of a DELETE, in bytes: options, a few hundred at the most.
-const MAX_OPTIONS: usize = 64 << 10;
 
 /// Answers requests. One for the whole process, shared by all connections.
 #[derive(Debug)]
@@ -162,7 +154,7 @@ impl Handler {
         match route {
             Route::Local => self.local.answer(call.question(&call.request())).await,
             Route::Refuse => {
-                swallow(body).await;
+                upload::swallow(body).await;
                 Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
             }
             Route::LocalThenCloud => match self.local.answer(call.question(&call.request())).await {
@@ -172,12 +164,12 @@ impl Handler {
             Route::CloudThenLocal if call.may_be_stored() => self.patiently(call).await,
             Route::CloudThenLocal => self.fetch(&call, None).await.map_err(|error| refused(&call, &error)),
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
-                swallow(body).await;
+                upload::swallow(body).await;
                 Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
             }
             Route::Cloud | Route::CloudOnceJudged => {
-                let mut call = call;
-                let body = call.upload(body).await?;
+                let (body, dry_run) = upload::take(&call.parts.method, body).await?;
+                let call = Call { dry_run, ..call };
                 self.fetch(&call, body).await.map_err(|error| refused(&call, &error))
             }
         }
@@ -347,22 +339,6 @@ impl Handler {
 }
 
 impl Call {
-    /// The body as it is to be sent: as it streams, but a DELETE's options whole, since they may say `dryRun`.
-    async fn upload(&mut self, body: Incoming) -> Result<Option<Upload>, Refusal> {
-        if body.is_end_stream() {
-            return Ok(None);
-        }
-        if self.parts.method != Method::DELETE {
-            return Ok(Some(Either::Left(body)));
-        }
-        let whole = Limited::new(body, MAX_OPTIONS).collect().await;
-        let options =
-            whole.map_err(|error| Refusal::BadRequest(format!("hublet: a DELETE's options: {error}")))?;
-        let options = options.to_bytes();
-        self.dry_run = memchr::memmem::find(&options, b"dryRun").is_some() || is_dry_run_protobuf(&options);
-        Ok(Some(Either::Right(Full::new(options))))
-    }
-
     /// The store may know the answer; of logs and other subresources it never does.
     fn may_be_stored(&self) -> bool {
         let request = self.request();
@@ -376,27 +352,6 @@ impl Call {
     fn question<'a>(&'a self, request: &'a ApiRequest<'a>) -> Question<'a> {
         Question { request, headers: &self.parts.headers, credential: &self.credential, grant: &self.grant }
     }
-}
-
-/// Takes in a body that nobody wants: an answer before its end would reset the HTTP/2 stream, which curl and others take
-/// for a failure of the connection, and never read the answer.
-async fn swallow(mut body: Incoming) {
-    let mut taken = 0;
-    let rest = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            taken += frame.data_ref().map_or(0, Bytes::len);
-            if taken > MAX_UNWANTED {
-                break;
-            }
-        }
-    };
-    let _slow_or_long = tokio::time::timeout(UNWANTED, rest).await;
-}
-
-/// `DeleteOptions` in protobuf with `dryRun` (field 5).
-fn is_dry_run_protobuf(options: &[u8]) -> bool {
-    let Ok(unknown) = protobuf::Unknown::parse(options) else { return false };
-    protobuf::Fields::new(unknown.raw).flatten().any(|(field, _)| field == 5)
 }
 
 /// What the caller of a write is told.

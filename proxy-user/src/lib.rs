@@ -27,3 +27,4 @@ pub mod request;
 pub mod route;
 pub mod setup;
 pub mod status;
+pub mod upload;

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::cgroup;
 use crate::client::{self, Client};
 use crate::eventually::eventually;
 use crate::netns::Netns;
@@ -41,6 +42,8 @@ pub struct Options {
     pub bpffs: bool,
     /// Another binary than [`binary`], e.g. an older one.
     pub binary: Option<PathBuf>,
+    /// The cgroup's directory in which it starts; without one it is the test's.
+    pub cgroup: Option<PathBuf>,
     /// Further flags.
     pub flags: Vec<String>,
 }
@@ -57,6 +60,7 @@ impl Options {
             steer: "none".into(),
             bpffs: false,
             binary: None,
+            cgroup: None,
             flags: Vec::new(),
         }
     }
@@ -102,6 +106,14 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     beside.context("no hublet beside the tests: run `cargo build -p hublet` first (cargo xtask test does), or set HUBLET_BIN")
 }
 
+/// The binary, from within a cgroup; the shell that goes there becomes it.
+fn program(binary: &Path, cgroup: Option<&Path>) -> Command {
+    let Some(cgroup) = cgroup else { return Command::new(binary) };
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{} && exec \"$0\" \"$@\"", cgroup::join(cgroup))]).arg(binary);
+    command
+}
+
 impl Daemon {
     /// Starts a daemon and waits until it is ready.
     pub fn start(options: Options) -> anyhow::Result<Daemon> {
@@ -124,7 +136,7 @@ impl Daemon {
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         let binary = self.options.binary.clone().map_or_else(binary, Ok)?;
         let log = File::options().create(true).append(true).open(self.folder.path().join("log"))?;
-        let mut command = Command::new(&binary);
+        let mut command = program(&binary, self.options.cgroup.as_deref());
         let Options { node_name, server, steer, flags, .. } = &self.options;
         command
             .arg(format!("--node-name={node_name}"))

@@ -12,11 +12,14 @@
 //! | certificates, kubeconfigs, tokens | [`pki`] |
 //! | a node with the daemon, the small cloud and the link between | [`site`] |
 //! | a node or a pod of its own | [`netns`] |
+//! | packets that no stack would send | [`frames`] |
 //! | a thread with a runtime in a namespace | [`worker`] |
+//! | a cgroup of its own | [`cgroup`] |
 //! | a cloud for hands, scripts, other processes | [`dev`] and the binary `hublet-cloud`; [`control`] steers it |
 //! | to assert on metrics | [`metrics`] |
 //! | to wait for something | [`eventually`] |
 //! | root, BPF or Go | [`require`] |
+pub mod cgroup;
 pub mod client;
 pub mod cloud;
 pub mod control;
@@ -24,6 +27,7 @@ pub mod daemon;
 pub mod dev;
 pub mod eventually;
 pub mod fault;
+pub mod frames;
 pub mod kube;
 pub mod metrics;
 pub mod netns;

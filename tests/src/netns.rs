@@ -71,6 +71,15 @@ impl Netns {
         done.unwrap_or_else(|cause| std::panic::resume_unwind(cause))
     }
 
+    /// Runs a closure in it on the calling thread, which then comes back: for what can't change threads.
+    pub fn visit<T>(&self, work: impl FnOnce() -> T) -> anyhow::Result<T> {
+        let here = File::open("/proc/thread-self/ns/net").context("open this thread's network namespace")?;
+        self.enter()?;
+        let done = work();
+        setns(&here, CloneFlags::CLONE_NEWNET).context("come back from a network namespace")?;
+        Ok(done)
+    }
+
     /// Runs `ip` with these words in it.
     pub fn ip(&self, words: &str) -> anyhow::Result<()> {
         let output = self

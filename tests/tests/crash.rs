@@ -47,7 +47,14 @@ fn i15_a_hundred_kills_lose_nothing_that_was_stored() -> Result<()> {
         let marker = format!("marker-{n}");
         site.cloud.put(map(&marker, "kept"))?;
         let client = site.admin()?;
-        stored.push((marker.clone(), client.get(&format!("{MAPS}/{marker}"))?.body));
+        let online = client.get(&format!("{MAPS}/{marker}"))?;
+        assert_eq!(
+            (online.status, online.header("x-hublet-source")),
+            (200, "cloud"),
+            "what is kept for comparison is the cloud's answer: {}",
+            online.text()
+        );
+        stored.push((marker.clone(), online.body));
         eventually(Duration::from_secs(5), "all that was seen is on disk", || {
             let status = site.daemon.status().ok()?;
             (status["store"]["behind"] == false).then_some(())

@@ -1,6 +1,5 @@
-//! Promise: exactly those are steered that should be, everybody is known for who they are, and nobody else reaches us
-//! (I6, I10). Selections, pods, the guard, the audit, other programs beside ours: on the real kernel, in namespaces of
-//! the test.
+//! Promise: exactly those are steered that should be, and everybody is known for who they are (I6). Selections, pods,
+//! the audit, other programs beside ours: on the real kernel, in namespaces of the test. Who is kept out: `guard`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "the other processes tell their test what they saw")]
 
@@ -9,7 +8,7 @@ mod node;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -21,51 +20,13 @@ use hublet::cli::bpf::{BpfArgs, BpfCommand, DumpArgs, bpf};
 use hublet::cli::uninstall::{UninstallArgs, uninstall};
 use hublet::config::{DummyConfig, PodSelector, Selector, SetupConfig};
 use hublet::setup::Setup;
+use hublet_tests::cgroup::{self, Cgroup};
 use hublet_tests::netns::Netns;
-use node::{Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped, ip, listen, part};
+use node::pod::Pod;
+use node::{
+    Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped, ip, listen, part, steering,
+};
 use socket2::{Domain, Protocol, Socket, Type};
-
-/// A node that steers with this configuration.
-fn steering(node: &Node, change: impl FnOnce(&mut SetupConfig)) -> Option<(Setup, TcpListener)> {
-    let mut config = node.config();
-    change(&mut config);
-    let setup = node.prepare_with(&config)?;
-    let listener = listen(OWN);
-    setup.steer(listener.as_fd()).expect("steer");
-    Some((setup, listener))
-}
-
-/// A cgroup below the root that goes when it is dropped; nested ones are given with their parents.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let path = Self::root().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn root() -> PathBuf {
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup v2 is mounted");
-        line.split(' ').nth(4).unwrap().into()
-    }
-
-    /// As the configuration names it.
-    fn name(&self) -> PathBuf {
-        PathBuf::from("/").join(self.0.strip_prefix(Self::root()).unwrap())
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let root = Self::root();
-        let mut path = self.0.clone();
-        while path != root && fs::remove_dir(&path).is_ok() {
-            path.pop();
-        }
-    }
-}
 
 /// A program of its own that dials and stays connected until it is dropped.
 struct Client {
@@ -98,64 +59,10 @@ impl Drop for Client {
     }
 }
 
-fn join(cgroup: &Cgroup) -> String {
-    format!("echo $$ > {}/cgroup.procs", cgroup.0.display())
-}
-
-/// A pod: a network namespace on a veth, with a default route to the node.
-struct Pod {
-    netns: Netns,
-}
-
-impl Pod {
-    fn new() -> Self {
-        let netns = Netns::new("pod").expect("a network namespace");
-        ip(&format!("link add pod0 type veth peer name eth0 netns {}", netns.path().display()));
-        ip("address add 10.244.0.1/24 dev pod0");
-        ip("link set pod0 up");
-        for words in [
-            "address add 10.244.0.2/24 dev eth0",
-            "link set eth0 up",
-            "route add default via 10.244.0.1",
-            // What isn't steered fails at once, as on the node.
-            "route add unreachable 10.96.0.1/32",
-            "address add 198.51.100.7/32 dev eth0",
-            "address add 169.254.7.7/32 dev eth0",
-        ] {
-            netns.ip(words).unwrap();
-        }
-        Self { netns }
-    }
-
-    fn dial(&self, to: SocketAddrV4) -> std::io::Result<TcpStream> {
-        self.netns.run(|| TcpStream::connect_timeout(&to.into(), Duration::from_millis(800)))
-    }
-
-    /// From an address that isn't the pod's.
-    fn dial_from(&self, from: Ipv4Addr, to: SocketAddrV4) -> std::io::Result<TcpStream> {
-        self.netns.run(|| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-            socket.bind(&SocketAddrV4::new(from, 0).into())?;
-            socket.connect_timeout(&SocketAddr::from(to).into(), Duration::from_millis(800))?;
-            Ok(socket.into())
-        })
-    }
-
-    /// Its network namespace's cookie, as the kernel attests it.
-    fn cookie(&self, node: &Node) -> Option<u64> {
-        let (setup, listener) = steering(node, |_| {})?;
-        let _client = self.dial(OWN).expect("direct");
-        let cookie = accept(&setup, &listener).1.expect("attested").netns;
-        assert_ne!(Some(cookie), setup.netns());
-        node.undo(setup);
-        Some(cookie)
-    }
-}
-
 #[test]
 fn the_host_is_selected_by_user_name_and_cgroup() {
     let Some(node) = Node::new() else { return };
-    let inside = Cgroup::new(&format!("hublet-test-in-{}", std::process::id()));
+    let inside = Cgroup::new(&format!("hublet-test-in-{}", std::process::id())).unwrap();
     let only =
         vec![Selector::Uid(4242), Selector::Command("picked-one".into()), Selector::Cgroup(inside.name())];
     let Some((setup, listener)) = steering(&node, |config| config.select.only = only) else { return };
@@ -173,7 +80,7 @@ fn the_host_is_selected_by_user_name_and_cgroup() {
     });
     by_name.join().unwrap().expect("by its name");
     assert_eq!(accept(&setup, &listener).1.expect("attested").command, "picked-one");
-    let by_cgroup = Client::dial(SERVICE, &join(&inside), |_| {});
+    let by_cgroup = Client::dial(SERVICE, &inside.join(), |_| {});
     assert!(by_cgroup.is_some(), "by its cgroup");
     assert_eq!(
         accept(&setup, &listener).1.expect("attested").cgroup,
@@ -198,8 +105,8 @@ fn exceptions_win_and_a_cgroup_may_come_later() {
         command.uid(4242);
     });
     assert!(other.is_none(), "selected and excepted");
-    let cgroup = Cgroup::new(&name);
-    node.until("the new cgroup is excepted", || Client::dial(SERVICE, &join(&cgroup), |_| {}).is_none());
+    let cgroup = Cgroup::new(&name).unwrap();
+    node.until("the new cgroup is excepted", || Client::dial(SERVICE, &cgroup.join(), |_| {}).is_none());
     drop(dial(SERVICE).expect("everybody else is still steered"));
     node.undo(setup);
 }
@@ -209,9 +116,9 @@ fn a_daemon_in_a_cgroup_of_its_own_needs_no_mark() {
     let Some(node) = Node::new() else { return };
     let Some(setup) = node.prepare() else { return };
     node.undo(setup);
-    let cgroup = Cgroup::new(&format!("hublet-test-own-{}", std::process::id()));
+    let cgroup = Cgroup::new(&format!("hublet-test-own-{}", std::process::id())).unwrap();
     let output =
-        role("alone", &node).env("HUBLET_TEST_CGROUP", &cgroup.0).output().expect("the other process");
+        role("alone", &node).env("HUBLET_TEST_CGROUP", cgroup.path()).output().expect("the other process");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("own_cgroup 1, steered 1"), "{said}{output:?}");
 }
@@ -241,9 +148,9 @@ fn a_pod_that_opts_in_is_steered_and_attested_with_its_ids() {
     let top = format!("kubepods-hublet-test-{}", std::process::id());
     let pods = vec![PodSelector::Annotated];
     let Some((setup, listener)) = steering(&node, |config| config.select.pods = pods) else { return };
-    let wished = Cgroup::new(&format!("{top}/burstable/pod{UID}/{container}"));
-    let silent = Cgroup::new(&format!("{top}/burstable/pod{OTHER}/{container}"));
-    let dial_in = |cgroup: &Cgroup| pod.netns.run(|| Client::dial(SERVICE, &join(cgroup), |_| {}));
+    let wished = Cgroup::new(&format!("{top}/burstable/pod{UID}/{container}")).unwrap();
+    let silent = Cgroup::new(&format!("{top}/burstable/pod{OTHER}/{container}")).unwrap();
+    let dial_in = |cgroup: &Cgroup| pod.netns.run(|| Client::dial(SERVICE, &cgroup.join(), |_| {}));
 
     assert!(dial_in(&wished).is_none(), "nobody asked yet");
     setup.opt_in(BTreeSet::from([UID.to_owned()]));
@@ -305,89 +212,6 @@ fn getpeername_tells_steered_clients_what_they_dialled() {
 }
 
 #[test]
-fn i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside() {
-    let Some(node) = Node::new() else { return };
-    let pod = Pod::new();
-    let Some((setup, _secure)) = steering(&node, |_| {}) else { return };
-    if !part(&setup, "guard").on {
-        let _: Option<()> = node::skip(&part(&setup, "guard").detail);
-        return;
-    }
-    let [plain, loopback, foreign] = [(*OWN.ip(), 10261), (Ipv4Addr::LOCALHOST, 10261), (*OWN.ip(), 9999)]
-        .map(|(ip, port)| SocketAddrV4::new(ip, port));
-    let listeners = [plain, loopback, foreign].map(listen);
-    listeners.iter().take(2).for_each(|listener| setup.attest(listener.as_fd()).unwrap());
-    for sysctl in ["all", "pod0"] {
-        fs::write(format!("/proc/sys/net/ipv4/conf/{sysctl}/route_localnet"), "1").unwrap();
-        fs::write(format!("/proc/sys/net/ipv4/conf/{sysctl}/rp_filter"), "0").unwrap();
-    }
-
-    for address in [OWN, plain, loopback, foreign] {
-        drop(dial(address).unwrap_or_else(|error| panic!("the host itself reaches {address}: {error}")));
-    }
-    pod.dial(OWN).expect("a pod reaches the secure port");
-    assert_eq!(counter(&setup, "pod_refused"), 0);
-    pod.dial(plain).expect_err("a pod and the plain port");
-    pod.dial(foreign).expect_err("a pod and another port of our address");
-    assert!(counter(&setup, "pod_refused") >= 2);
-
-    // The veth becomes the way out of the node: from now on what comes by it is from outside.
-    ip("route add default via 10.244.0.2 dev pod0");
-    node.until("the uplink is noticed", || pod.dial(OWN).is_err());
-    let refused = counter(&setup, "uplink_refused");
-    assert!(refused >= 1);
-    for from in [Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(169, 254, 7, 7)] {
-        pod.dial_from(from, OWN).expect_err("a spoofed source");
-    }
-    assert!(
-        counter(&setup, "uplink_refused") >= refused + 2,
-        "foreign and link-local sources came as far as the guard"
-    );
-    drop(dial(OWN).expect("the host itself"));
-    ip("route del default via 10.244.0.2 dev pod0");
-    node.until("it is a pod's again", || pod.dial(OWN).is_ok());
-    node.undo(setup);
-}
-
-#[test]
-fn without_the_guard_the_same_packets_are_answered() {
-    let Some(node) = Node::new() else { return };
-    let pod = Pod::new();
-    let Some((setup, _secure)) = steering(&node, |config| config.guard.on = false) else { return };
-    assert!(part(&setup, "guard").detail.contains("--guard=false"));
-    let plain = SocketAddrV4::new(*OWN.ip(), 10261);
-    let _plain = listen(plain);
-    ip("route add default via 10.244.0.2 dev pod0");
-    pod.dial(plain).expect("nobody refuses it: the guard's test proves something");
-    node.undo(setup);
-}
-
-#[test]
-fn xdp_drops_on_the_uplinks_that_are_named() {
-    let Some(node) = Node::new() else { return };
-    let pod = Pod::new();
-    let change = |config: &mut SetupConfig| config.guard.xdp = vec!["pod0".into()];
-    let Some((setup, secure)) = steering(&node, change) else { return };
-    assert!(part(&setup, "xdp").on, "{:?}", part(&setup, "xdp"));
-    pod.dial(OWN).expect_err("dropped before anything answers");
-    assert!(counter(&setup, "xdp_dropped") >= 1);
-    let elsewhere = listen(SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), 8080));
-    pod.dial(SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), 8080))
-        .expect("other addresses are not our business");
-    drop(elsewhere);
-    drop(dial(OWN).expect("the host itself"));
-    node.undo(setup);
-    drop(secure);
-
-    let change = |config: &mut SetupConfig| config.guard.xdp = vec!["no-such-link".into()];
-    let Some((setup, _secure)) = steering(&node, change) else { return };
-    let missing = part(&setup, "xdp");
-    assert!(!missing.on && missing.detail.contains("no-such-link"), "{missing:?}");
-    drop(dial(SERVICE).expect("the rest works"));
-    node.undo(setup);
-}
-
-#[test]
 fn the_audit_counts_what_the_ends_count() {
     const CONNECTIONS: u64 = 20;
     const UP: u64 = 3_000;
@@ -414,22 +238,23 @@ fn the_audit_counts_what_the_ends_count() {
         let audit = setup.ebpf().audit;
         audit.into_iter().find(|row| row.service == SERVICE.into()).expect("a row for the service")
     };
-    node.until("all are closed", || row().closed == CONNECTIONS);
-    let seen = row();
+    node.until("all are closed", || row().counts.closed == CONNECTIONS);
+    let caller = row();
+    let seen = caller.counts;
     assert_eq!((seen.steered, seen.established, seen.passed), (CONNECTIONS, CONNECTIONS, 0));
     // Per connection at most one for the FIN, each way; the SYN is taken off already.
     assert!((CONNECTIONS * UP..=CONNECTIONS * (UP + 1)).contains(&seen.bytes_up), "{seen:?}");
     assert!((CONNECTIONS * DOWN..=CONNECTIONS * (DOWN + 1)).contains(&seen.bytes_down), "{seen:?}");
     assert_eq!(seen.latency.iter().sum::<u64>(), CONNECTIONS);
     assert!(seen.latency_us > 0 && seen.retransmits == 0, "{seen:?}");
-    assert_eq!(seen.cgroup, own_cgroup());
+    assert_eq!(caller.cgroup, own_cgroup());
 
     setup.stop_steering();
     assert_passes_through(dial(SERVICE));
-    assert_eq!(row().passed, 1, "what went past us is audited, too");
+    assert_eq!(row().counts.passed, 1, "what went past us is audited, too");
     let _direct = dial(OWN).unwrap();
     let direct = setup.ebpf().audit.into_iter().find(|row| row.service == OWN.into()).expect("a row");
-    assert_eq!((direct.direct, direct.steered), (1, 0));
+    assert_eq!((direct.counts.direct, direct.counts.steered), (1, 0));
     node.undo(setup);
 }
 
@@ -663,20 +488,19 @@ fn daemon() {
 }
 
 fn alone() {
-    let cgroup = Cgroup(std::env::var_os("HUBLET_TEST_CGROUP").unwrap().into());
-    fs::write(cgroup.0.join("cgroup.procs"), "0").unwrap();
+    // Removed by the test, when we are no longer in it.
+    let cgroup = PathBuf::from(std::env::var_os("HUBLET_TEST_CGROUP").unwrap());
+    fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
     let bpffs = PathBuf::from(std::env::var_os("HUBLET_TEST_BPFFS").unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let setup = runtime.block_on(Setup::prepare(&node::config(&bpffs), 0)).unwrap();
     let listener = listen(OWN);
     setup.steer(listener.as_fd()).unwrap();
     assert_passes_through(dial(SERVICE));
-    let out = format!("echo $$ > {}/cgroup.procs", Cgroup::root().display());
+    let out = cgroup::join(&cgroup::root().unwrap());
     assert!(Client::dial(SERVICE, &out, |_| {}).is_some(), "others are steered");
     println!("own_cgroup {}, steered {}", counter(&setup, "own_cgroup"), counter(&setup, "steered"));
     runtime.block_on(setup.undo());
-    // Not removed while we are in it: the test does that.
-    std::mem::forget(cgroup);
 }
 
 /// A process of a user's own making, who is root in its namespaces.

@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Result;
+use hublet::setup::pinned::Pinned;
+use hublet_tests::cgroup::Cgroup;
 use hublet_tests::client::{self, Client};
 use hublet_tests::eventually::eventually;
 use hublet_tests::require;
@@ -114,6 +117,28 @@ fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
         "the last one removes the interface"
     );
     Ok(())
+}
+
+#[test]
+fn a_successor_in_the_same_cgroup_has_it_for_itself_once_the_old_one_is_gone() -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    let cgroup = Cgroup::new(&format!("hublet-test-handover-{}", std::process::id()))?;
+    let site = Site::start("handover", |options| {
+        options.steer = "10.96.0.1:443".into();
+        options.bpffs = true;
+        options.cgroup = Some(cgroup.path().to_path_buf());
+    })?;
+    let Some(mut site) = site else { return Ok(()) };
+    let bpffs = site.daemon.bpffs().unwrap().to_path_buf();
+    let left_out = || Ok::<_, anyhow::Error>(Pinned::find(&bpffs)?.dump("hub_config")?["ownCgroup"].clone());
+    let own = std::fs::metadata(cgroup.path())?.ino();
+    assert_eq!(left_out()?, own, "alone in it from the start");
+    assert!(site.daemon.succeed()?.success());
+    eventually(Duration::from_secs(5), "the new one is alone in it", || {
+        left_out().is_ok_and(|id| id == own).then_some(())
+    })
 }
 
 #[test]

@@ -15,16 +15,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The command line of the product's first users, as their manifests have it.
-const SEED: [&str; 8] = [
-    "--v=2",
-    "--bind-address=127.0.0.1",
-    "--server-addr=https://192.168.1.102:6443",
-    "--node-name=$(NODE_NAME)",
-    "--bootstrap-file=/var/lib/yurthub/bootstrap-hub.conf",
-    "--working-mode=edge",
-    "--namespace=kube-system",
-    "--hub-cert-organizations=system:nodes",
-];
+fn seed() -> Vec<&'static str> {
+    include_str!("../data/yurthub/command-line").lines().collect()
+}
 
 fn hublet(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary().expect("the binary"));
@@ -110,12 +103,13 @@ fn the_seed_command_line_is_accepted_as_it_stands() {
         command.args(arguments);
         command
     };
+    let seed = seed();
     let commands = [
-        hublet(&[&SEED[..], &["--print-config"]].concat()),
-        hublet(&[&["run"], &SEED[..], &["--print-config=true"]].concat()),
-        hublet(&[&["config"], &SEED[..]].concat()),
-        as_yurthub(&[&SEED[..], &["--print-config"]].concat()),
-        as_yurthub(&[&["run"], &SEED[..], &["--print-config"]].concat()),
+        hublet(&[&seed[..], &["--print-config"]].concat()),
+        hublet(&[&["run"], &seed[..], &["--print-config=true"]].concat()),
+        hublet(&[&["config"], &seed[..]].concat()),
+        as_yurthub(&[&seed[..], &["--print-config"]].concat()),
+        as_yurthub(&[&["run"], &seed[..], &["--print-config"]].concat()),
     ];
     for mut command in commands {
         let config = config(command.env("NODE_NAME", "edge-7"));
@@ -129,7 +123,7 @@ fn the_seed_command_line_is_accepted_as_it_stands() {
 
 #[test]
 fn a_node_name_that_nobody_expanded_is_refused() {
-    let output = hublet(&SEED).output().expect("ran");
+    let output = hublet(&seed()).output().expect("ran");
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("spec.nodeName"), "{}", said(&output));
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::project::Project;
 use crate::test::TestArguments;
-use crate::{step, test, toolchain, vm};
+use crate::{reproducible, step, test, toolchain, vm};
 
 type Step = fn(&Project) -> Result<()>;
 
@@ -15,11 +15,12 @@ type Step = fn(&Project) -> Result<()>;
 pub(crate) fn run(project: &Project) -> Result<()> {
     let begin = Instant::now();
     let mut times = Vec::new();
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 7] = [
         ("format", format),
         ("lints", lints),
         ("licences and sources", deny),
         ("documentation", documentation),
+        ("the BPF object, twice the same", reproducible::in_ci),
         ("tests", |project| test::run(project, &TestArguments::default())),
         ("the kernel's suites on Debian's kernel", vm::in_ci),
     ];

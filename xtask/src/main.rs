@@ -10,6 +10,7 @@ mod ebpf;
 mod interrupt;
 mod plain_http;
 mod project;
+mod reproducible;
 mod run;
 mod step;
 mod test;
@@ -18,7 +19,7 @@ mod vm;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::project::Project;
 
@@ -37,15 +38,24 @@ enum Verb {
     /// Builds the BPF object and the release daemon, target/release/hublet.
     Build,
     /// Builds the BPF object alone and prints its path.
-    Ebpf,
+    Ebpf(EbpfArguments),
     /// Runs every test, or the suites named.
     Test(test::TestArguments),
     /// Boots Debian's kernel, or the ones named, under QEMU and runs the suites there that speak of the kernel.
     Vm(vm::VmArguments),
-    /// What CI runs: format, lints, licences, documentation, every test, then the kernel's suites in `vm`.
+    /// What CI runs: format, lints, licences, documentation, the BPF object twice, every test, then the kernel's suites in `vm`.
     Ci,
     /// Measures hublet beside nginx on the same objects in the same run.
     Bench(bench::BenchArguments),
+}
+
+/// Arguments of `ebpf`.
+#[derive(Debug, Args)]
+struct EbpfArguments {
+    /// Builds it a second time, from a copy of the sources in another folder, and fails unless both are the same;
+    /// prints what `sha256sum` does instead of the path.
+    #[arg(long)]
+    check: bool,
 }
 
 fn main() -> ExitCode {
@@ -53,7 +63,12 @@ fn main() -> ExitCode {
     let outcome = Project::find().and_then(|project| match arguments.verb {
         Verb::Run(arguments) => run::run(&project, &arguments),
         Verb::Build => build::release(&project).map(drop),
-        Verb::Ebpf => build::object(&project).map(|path| println!("{}", path.display())),
+        Verb::Ebpf(EbpfArguments { check: false }) => {
+            build::object(&project).map(|path| println!("{}", path.display()))
+        }
+        Verb::Ebpf(EbpfArguments { check: true }) => {
+            reproducible::check(&project).map(|sum| println!("{sum}"))
+        }
         Verb::Test(arguments) => test::run(&project, &arguments),
         Verb::Vm(arguments) => vm::run(&project, &arguments),
         Verb::Ci => ci::run(&project),

@@ -3,17 +3,19 @@
 
 use std::fmt::Write;
 
+use hublet_ebpf::Audit;
+
 use crate::setup::AuditStatus;
 
 /// Appends the metrics. A caller that is forgotten (the table is an LRU) takes its counts with it: scrapers see a reset.
 pub(super) fn render(text: &mut String, rows: &[AuditStatus]) {
-    let sum = |field: fn(&AuditStatus) -> u64| rows.iter().map(field).sum::<u64>();
+    let sum = |field: fn(&Audit) -> u64| rows.iter().map(|row| field(&row.counts)).sum::<u64>();
     let connects: [(&str, u64); 5] = [
-        ("steered", sum(|row| row.steered)),
-        ("direct", sum(|row| row.direct)),
-        ("passed", sum(|row| row.passed)),
-        ("stale", sum(|row| row.stale)),
-        ("dead", sum(|row| row.dead)),
+        ("steered", sum(|counts| counts.steered)),
+        ("direct", sum(|counts| counts.direct)),
+        ("passed", sum(|counts| counts.passed)),
+        ("stale", sum(|counts| counts.stale)),
+        ("dead", sum(|counts| counts.dead)),
     ];
     text.push_str("# HELP hublet_audit_connects Calls of connect() to a service or to hublet, by what became of them.\n");
     text.push_str("# TYPE hublet_audit_connects counter\n");
@@ -22,14 +24,16 @@ pub(super) fn render(text: &mut String, rows: &[AuditStatus]) {
     }
     text.push_str("# HELP hublet_audit_bytes Payload of closed connections, as the kernel counted it.\n");
     text.push_str("# TYPE hublet_audit_bytes counter\n");
-    for (direction, count) in [("up", sum(|row| row.bytes_up)), ("down", sum(|row| row.bytes_down))] {
+    for (direction, count) in
+        [("up", sum(|counts| counts.bytes_up)), ("down", sum(|counts| counts.bytes_down))]
+    {
         let _ = writeln!(text, "hublet_audit_bytes_total{{direction=\"{direction}\"}} {count}");
     }
     text.push_str("# HELP hublet_audit_retransmits Segments of closed connections that were sent again.\n");
     let _ = writeln!(
         text,
         "# TYPE hublet_audit_retransmits counter\nhublet_audit_retransmits_total {}",
-        sum(|row| row.retransmits)
+        sum(|counts| counts.retransmits)
     );
     text.push_str("# HELP hublet_audit_connect_seconds From connect() to established.\n");
     text.push_str(
@@ -39,10 +43,10 @@ pub(super) fn render(text: &mut String, rows: &[AuditStatus]) {
 }
 
 fn latency(text: &mut String, rows: &[AuditStatus]) {
-    let buckets = rows.first().map_or(0, |row| row.latency.len());
+    let buckets = rows.first().map_or(0, |row| row.counts.latency.len());
     let mut below = 0;
     for bucket in 0..buckets {
-        below += rows.iter().filter_map(|row| row.latency.get(bucket)).sum::<u64>();
+        below += rows.iter().filter_map(|row| row.counts.latency.get(bucket)).sum::<u64>();
         let limit = if bucket + 1 == buckets {
             "+Inf".to_owned()
         } else {
@@ -53,7 +57,7 @@ fn latency(text: &mut String, rows: &[AuditStatus]) {
     if buckets == 0 {
         text.push_str("hublet_audit_connect_seconds_bucket{le=\"+Inf\"} 0\n");
     }
-    let us = rows.iter().map(|row| row.latency_us).sum::<u64>();
+    let us = rows.iter().map(|row| row.counts.latency_us).sum::<u64>();
     let _ = writeln!(text, "hublet_audit_connect_seconds_count {below}");
     let _ = writeln!(text, "hublet_audit_connect_seconds_sum {}.{:06}", us / 1_000_000, us % 1_000_000);
 }

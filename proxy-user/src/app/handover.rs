@@ -23,11 +23,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -89,7 +93,12 @@ pub(super) struct Taken {
     /// For [`setup::Setup::take_over`].
     pub(super) setup: setup::Inherited,
     old: Option<UnixStream>,
+    process: Option<Predecessor>,
 }
+
+/// The old daemon's process.
+#[derive(Debug)]
+pub(super) struct Predecessor(AsyncFd<OwnedFd>);
 
 impl Taken {
     /// Asks the daemon that runs with this root directory for its place, and waits until its store is closed. Nothing
@@ -102,7 +111,7 @@ impl Taken {
         if places.protocol != PROTOCOL {
             return Err(HandoverError::Protocol(places.protocol));
         }
-        let mut taken = Self::default();
+        let mut taken = Self { process: Predecessor::behind(&old), ..Self::default() };
         for (place, descriptor) in places.places.into_iter().zip(descriptors) {
             match place {
                 Place::Listener(_) => taken.listeners.push(descriptor.into()),
@@ -122,13 +131,34 @@ impl Taken {
         Some(self.listeners.swap_remove(at))
     }
 
-    /// Lets the old one go; listeners that nobody wanted are closed.
-    pub(super) fn serving(mut self) {
+    /// Lets the old one go; listeners that nobody wanted are closed. Gives the old one, to wait for its end.
+    pub(super) fn serving(mut self) -> Option<Predecessor> {
         if let Some(mut old) = self.old.take()
             && let Err(error) = io::Write::write_all(&mut old, &[SERVING])
         {
             warn!("the old hublet has ended before it was told to: {error}");
         }
+        self.process
+    }
+}
+
+impl Predecessor {
+    /// The process at the other end; none where it can't be seen (in another pid namespace, or before Linux 5.3). Call
+    /// while it lives, on a tokio runtime.
+    #[expect(
+        deprecated,
+        reason = "it closes nothing under the runtime: an OwnedFd stays open as long as it lives"
+    )]
+    fn behind(old: &UnixStream) -> Option<Self> {
+        let pid = Pid::from_raw(getsockopt(old, PeerCredentials).ok()?.pid())?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        AsyncFd::with_interest(process, Interest::READABLE).ok().map(Self)
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn ended(self) {
+        // An error would mean that the runtime ends.
+        let _ready = self.0.readable().await;
     }
 }
 

@@ -103,6 +103,11 @@ const POD: &str = "GET /api/v1/namespaces/d/pods/a";
 const PODS: &str = "GET /api/v1/namespaces/d/pods";
 const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"a\" not found","reason":"NotFound","details":{"name":"a","kind":"pods"},"code":404}"#;
 
+/// [`GONE`] for another pod.
+fn gone(name: &str) -> String {
+    GONE.replace("\\\"a\\\"", &format!("\\\"{name}\\\"")).replace("\"a\"", &format!("\"{name}\""))
+}
+
 #[tokio::test]
 async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
     let bench = Bench::new();
@@ -282,28 +287,16 @@ async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
 async fn what_says_nothing_new_costs_no_write() {
     let bench = Bench::new();
     let written = || bench.cache.ingest().commits();
-    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
-    bench.said(PODS, 200, list(8, "", &[("a", 7)]).as_bytes(), 0).await;
-    bench
-        .said(
-            "GET /api/v1/namespaces/d/pods/b",
-            404,
-            GONE.replace("\\\"a\\\"", "\\\"b\\\"").replace("\"a\"", "\"b\"").as_bytes(),
-            0,
-        )
-        .await;
-    let before = written();
-    for _ in 0..3 {
+    let gone = gone("b");
+    let say = async || {
         bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
         bench.said(PODS, 200, list(8, "", &[("a", 7)]).as_bytes(), 0).await;
-        bench
-            .said(
-                "GET /api/v1/namespaces/d/pods/b",
-                404,
-                GONE.replace("\\\"a\\\"", "\\\"b\\\"").replace("\"a\"", "\"b\"").as_bytes(),
-                0,
-            )
-            .await;
+        bench.said("GET /api/v1/namespaces/d/pods/b", 404, gone.as_bytes(), 0).await;
+    };
+    say().await;
+    let before = written();
+    for _ in 0..3 {
+        say().await;
     }
     assert_eq!(written(), before);
     bench.said(POD, 200, pod("a", 9).as_bytes(), 0).await;
@@ -318,7 +311,7 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
         let clock = &bench.cache.clock;
         let asked = |clock: &Clock| clock.now();
         let (get, create) = (format!("/api/v1/namespaces/d/pods/p{n}"), "/api/v1/namespaces/d/pods");
-        let gone = GONE.replace("\\\"a\\\"", &format!("\\\"p{n}\\\"")).replace("\"a\"", &format!("\"p{n}\""));
+        let gone = gone(&format!("p{n}"));
         for (method, path, status, body) in [
             (Method::GET, get.as_str(), 404, gone),
             (Method::POST, create, 201, pod(&format!("p{n}"), 7 + n)),

@@ -11,8 +11,9 @@ use hyper::body::Incoming;
 
 use super::dial::DialError;
 use super::health::{CloudState, Health, Signal};
-use super::upstreams::{Place, Sender, Stream, Upload, Upstreams, set_host, uri};
+use super::upstreams::{Place, Sender, Stream, Upstreams, set_host, uri};
 use crate::body::Body;
+use crate::upload::Upload;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]

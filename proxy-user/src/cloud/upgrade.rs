@@ -12,9 +12,10 @@ use hyper_util::rt::TokioIo;
 use super::dial::DialError;
 use super::forward::{Cloud, ForwardError, end_to_end};
 use super::stream::CloudBody;
-use super::upstreams::{Upload, uri};
+use super::upstreams::uri;
 use crate::account::Metrics;
 use crate::body::Body;
+use crate::upload::Upload;
 
 /// The request asks to leave HTTP.
 pub fn is_upgrade(headers: &HeaderMap) -> bool {

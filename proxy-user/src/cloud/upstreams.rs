@@ -9,10 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -23,9 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::dial::{DialError, Dialer};
 use crate::account::Metrics;
-
-/// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
-pub type Upload = Either<Incoming, Full<Bytes>>;
+use crate::upload::Upload;
 
 /// Requests on one connection: under the 100 streams that the API server allows.
 const STREAMS: usize = 90;

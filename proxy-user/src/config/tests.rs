@@ -5,16 +5,10 @@ use std::ffi::OsString;
 use super::*;
 use crate::cli::{Command, parse};
 
-const SEED: &[&str] = &[
-    "--v=2",
-    "--bind-address=127.0.0.1",
-    "--server-addr=https://192.168.1.102:6443",
-    "--node-name=$(NODE_NAME)",
-    "--bootstrap-file=/var/lib/yurthub/bootstrap-hub.conf",
-    "--working-mode=edge",
-    "--namespace=kube-system",
-    "--hub-cert-organizations=system:nodes",
-];
+/// The command line of the product's first users, as their manifests have it.
+fn seed() -> Vec<&'static str> {
+    include_str!("../../../tests/data/yurthub/command-line").lines().collect()
+}
 
 const LEAST: &[&str] = &["--node-name=edge-1", "--server-addr=https://a:6443", "--bootstrap-file=/b"];
 
@@ -43,7 +37,7 @@ fn the_seed_command_line_is_taken_as_it_stands() {
     for (program, first) in
         [("hublet", &[][..]), ("hublet", &["run"][..]), ("/usr/local/bin/yurthub", &[][..])]
     {
-        let checked = judge(program, &[first, SEED].concat(), Some("edge-7")).expect("the seed's flags");
+        let checked = judge(program, &[first, &seed()].concat(), Some("edge-7")).expect("the seed's flags");
         let config = checked.config;
         assert_eq!(config.node_name, "edge-7");
         assert_eq!(config.verbosity, 2);
@@ -64,7 +58,7 @@ fn the_seed_command_line_is_taken_as_it_stands() {
 
 #[test]
 fn a_node_name_that_nobody_expanded_is_refused_with_the_reason() {
-    let (code, error) = judge("hublet", SEED, None).expect_err("no NODE_NAME");
+    let (code, error) = judge("hublet", &seed(), None).expect_err("no NODE_NAME");
     assert_eq!(code, 2);
     assert!(error.contains("$(NODE_NAME)") && error.contains("spec.nodeName"), "{error}");
 }

@@ -18,7 +18,7 @@ use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use super::fallback::{self, Missing};
-use super::netlink::{info_kind, name_of};
+use super::link::{info_kind, name_of};
 use super::programs::Programs;
 
 /// Changes come in bursts; they are looked at together.

@@ -7,6 +7,7 @@
 //! undo:    off → slot empty → pins (which detaches) → address and link
 //! ```
 
+mod audit;
 mod bpffs;
 mod cgroup;
 mod ebpf;
@@ -14,6 +15,7 @@ mod error;
 mod fallback;
 mod guard;
 mod identity;
+mod link;
 #[cfg(feature = "bpf-log")]
 mod log;
 mod netlink;
@@ -35,9 +37,10 @@ use self::steering::Steering;
 use crate::client::Process;
 use crate::config::SetupConfig;
 
+pub use self::audit::AuditStatus;
 pub use self::error::SetupError;
 pub use self::netlink::remove_interface;
-pub use self::status::{AuditStatus, EbpfStatus, Part, ProgramStatus};
+pub use self::status::{EbpfStatus, Part, ProgramStatus};
 
 /// What an old daemon's setup hands over to a new one's, so that nobody else gets it in between.
 #[derive(Debug, Default)]
@@ -117,6 +120,16 @@ impl Setup {
         Held {
             pins: self.steering.as_ref().ok().and_then(Steering::lock),
             interface: self.interface.as_ref().ok().and_then(Interface::owner),
+        }
+    }
+
+    /// To be said when the daemon whose place this one took has ended: the cgroup that both were in may be this one's own
+    /// now, and then nothing in it is steered.
+    pub fn predecessor_ended(&self) {
+        if let Ok(steering) = &self.steering
+            && let Err(error) = steering.look_at_own_cgroup()
+        {
+            tracing::warn!(%error, "the programs can't be told of our cgroup; our sockets are still known by their mark");
         }
     }
 

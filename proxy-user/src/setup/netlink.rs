@@ -12,9 +12,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, future};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
-};
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use rtnetlink::packet_core::NetlinkPayload;
@@ -23,10 +21,9 @@ use tokio::task::JoinHandle;
 
 use super::SetupError;
 use super::fallback::{self, Missing};
+use super::link::{self, ALIAS, name_of};
 use crate::config::DummyConfig;
 
-/// Written into the link's alias (`ip link` shows it), so that a later daemon knows it may be removed.
-const ALIAS: &str = "made by hublet";
 /// A pause before the address is put back, so that someone who insists on removing it does not start a race.
 const REPAIR_PAUSE: Duration = Duration::from_millis(200);
 /// Looked at this often without an event too: netlink drops events when its queue is full.
@@ -347,44 +344,13 @@ fn full(ip: IpAddr) -> u8 {
 }
 
 fn state_of(link: &LinkMessage) -> State {
-    let is_ours = link.attributes.contains(&LinkAttribute::IfAlias(ALIAS.into()));
     State {
         index: link.header.index,
         link: name_of(link),
-        kind: kind_of(link),
-        made_link: is_ours,
+        kind: link::kind_of(link),
+        made_link: link::is_ours(link),
         made_address: false,
         repairs: 0,
-    }
-}
-
-/// Its name.
-pub(super) fn name_of(link: &LinkMessage) -> String {
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    });
-    name.unwrap_or_default()
-}
-
-/// What `ip -d link` calls it; none for a network card.
-pub(super) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
-    let infos = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    });
-    infos.into_iter().flatten().find_map(|info| match info {
-        LinkInfo::Kind(kind) => Some(kind),
-        _ => None,
-    })
-}
-
-fn kind_of(link: &LinkMessage) -> String {
-    match info_kind(link) {
-        Some(InfoKind::Other(other)) => other.clone(),
-        Some(kind) => kind.to_string(),
-        None if name_of(link) == "lo" => "loopback".into(),
-        None => "device".into(),
     }
 }
 

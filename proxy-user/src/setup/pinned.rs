@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use hublet_ebpf::{
     Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision, IFACE_LOCAL,
     LAYOUT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID, SERVICE_OWN, SERVICE_PODS,
@@ -14,10 +14,11 @@ use hublet_ebpf::{
 };
 use serde_json::{Value, json};
 
+use super::audit;
 use super::bpffs::{OURS, Pins};
 use super::ebpf::{self, Plain};
 use super::fallback::Missing;
-use super::programs::{audit, ip};
+use super::programs::ip;
 
 /// Maps that [`Pinned::dump`] can show.
 pub const MAPS: [&str; 7] =
@@ -194,10 +195,10 @@ fn rows(name: &str, map: Map) -> Result<Value, MapError> {
             let sum = |decision| cpus.iter().map(|Plain(stats)| stats.of(decision)).sum::<u64>();
             Decision::ALL.iter().map(|decision| (decision.name().to_owned(), json!(sum(*decision)))).collect()
         }
-        _ => {
-            let map = PerCpuHashMap::<_, Plain<AuditKey>, Plain<Audit>>::try_from(map)?;
-            audit(&map).iter().map(|(key, audit)| audit_row(key, audit)).collect()
-        }
+        _ => audit::read(&audit::Table::try_from(map)?)
+            .iter()
+            .map(|(key, audit)| audit_row(key, audit))
+            .collect(),
     })
 }
 
@@ -239,15 +240,11 @@ fn service_row(key: &ServiceKey, to: &Service) -> Value {
     })
 }
 
-fn audit_row(key: &AuditKey, audit: &Audit) -> Value {
-    json!({
-        "cgroup_id": key.cgroup_id,
-        "service": SocketAddr::new(ip(key.ip), key.port).to_string(),
-        "steered": audit.steered, "direct": audit.direct, "passed": audit.passed, "stale": audit.stale,
-        "dead": audit.dead, "established": audit.established, "closed": audit.closed, "bytes_up": audit.bytes_up,
-        "bytes_down": audit.bytes_down, "retransmits": audit.retransmits, "latency_us": audit.latency_us,
-        "latency": audit.latency,
-    })
+fn audit_row(key: &AuditKey, counts: &Audit) -> Value {
+    let mut row = json!(counts);
+    row["cgroup_id"] = key.cgroup_id.into();
+    row["service"] = SocketAddr::new(ip(key.ip), key.port).to_string().into();
+    row
 }
 
 fn kind(kind: u32) -> &'static str {

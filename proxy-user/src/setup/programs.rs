@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, SkStorage, SockMap};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use aya::programs::links::FdLink;
 use hublet_ebpf::{
     Address, Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision,
@@ -19,6 +19,7 @@ use hublet_ebpf::{
 use nix::libc;
 use parking_lot::Mutex;
 
+use super::audit;
 use super::ebpf::{self, Attach, Loaded, Plain, map, missing};
 use super::fallback::{self, Missing};
 use super::select::Entries;
@@ -31,7 +32,7 @@ pub(super) struct Programs {
     control: Mutex<Control>,
     ident: SkStorage<MapData, Plain<Ident>>,
     stats: PerCpuArray<MapData, Plain<Stats>>,
-    audit: PerCpuHashMap<MapData, Plain<AuditKey>, Plain<Audit>>,
+    audit: audit::Table,
     loaded: Vec<Loaded>,
     off: Vec<(&'static str, Missing)>,
     /// Without bpffs the links live by these.
@@ -138,6 +139,13 @@ impl Programs {
         self.control.lock().select(entries)
     }
 
+    /// The daemon's own cgroup, of which nothing is steered.
+    pub(super) fn own_cgroup(&self, id: u64) -> io::Result<()> {
+        let mut control = self.control.lock();
+        control.config.own_cgroup = id;
+        control.write()
+    }
+
     /// Interfaces that the guard knows, with their kinds; switches it on.
     pub(super) fn guard(&self, ifaces: &[(u32, u32)]) -> io::Result<()> {
         let mut control = self.control.lock();
@@ -195,7 +203,7 @@ impl Programs {
 
     /// The audit: every caller and service, summed over the CPUs.
     pub(super) fn audit(&self) -> Vec<(AuditKey, Audit)> {
-        audit(&self.audit)
+        audit::read(&self.audit)
     }
 
     /// Cookie of the network namespace that is steered.
@@ -217,29 +225,6 @@ impl Programs {
     pub(super) fn off(&self) -> &[(&'static str, Missing)] {
         &self.off
     }
-}
-
-/// Sums a map of the audit over the CPUs.
-pub(super) fn audit(map: &PerCpuHashMap<MapData, Plain<AuditKey>, Plain<Audit>>) -> Vec<(AuditKey, Audit)> {
-    let sum = |cpus: aya::maps::PerCpuValues<Plain<Audit>>| {
-        cpus.iter().fold(Audit::default(), |mut sum, Plain(part)| {
-            sum.steered += part.steered;
-            sum.direct += part.direct;
-            sum.passed += part.passed;
-            sum.stale += part.stale;
-            sum.dead += part.dead;
-            sum.established += part.established;
-            sum.closed += part.closed;
-            sum.bytes_up += part.bytes_up;
-            sum.bytes_down += part.bytes_down;
-            sum.retransmits += part.retransmits;
-            sum.latency_us += part.latency_us;
-            sum.latency.iter_mut().zip(part.latency).for_each(|(sum, part)| *sum += part);
-            sum
-        })
-    };
-    // An entry may go while we look: it is the least recently used one.
-    map.iter().flatten().map(|(Plain(key), cpus)| (key, sum(cpus))).collect()
 }
 
 impl Control {

@@ -1,9 +1,8 @@
 //! What setup tells of itself: the same in the log, in `hublet status` and in metrics.
 
-use std::net::SocketAddr;
-
 use serde::Serialize;
 
+use super::audit::AuditStatus;
 use super::fallback::Missing;
 
 /// A part of the setup and how it stands; the same in the log, `hublet status` and metrics.
@@ -56,39 +55,4 @@ pub struct ProgramStatus {
     pub id: u32,
     /// Where it is attached.
     pub attached: String,
-}
-
-/// One caller (a cgroup) and service of the audit.
-#[derive(Debug, Clone, Serialize)]
-pub struct AuditStatus {
-    /// cgroup v2 id.
-    pub cgroup_id: u64,
-    /// Its path, while it exists.
-    pub cgroup: Option<String>,
-    /// The address that was dialled.
-    pub service: SocketAddr,
-    /// connect() calls that were steered.
-    pub steered: u64,
-    /// connect() calls to our own address.
-    pub direct: u64,
-    /// connect() calls that passed through: steering off, hublet's own, or not selected.
-    pub passed: u64,
-    /// connect() calls that passed through because the daemon hung.
-    pub stale: u64,
-    /// connect() calls that passed through because the daemon was dead.
-    pub dead: u64,
-    /// Connections established.
-    pub established: u64,
-    /// Connections closed; only their bytes are counted.
-    pub closed: u64,
-    /// Payload bytes to the service; up to one more for each close.
-    pub bytes_up: u64,
-    /// Payload bytes from the service; up to one more for each close.
-    pub bytes_down: u64,
-    /// Segments sent again.
-    pub retransmits: u64,
-    /// Time from connect() to established, in all, in µs.
-    pub latency_us: u64,
-    /// Connects by that time: bucket `i` took less than 2^(i+4) µs, the last one longer.
-    pub latency: Vec<u64>,
 }

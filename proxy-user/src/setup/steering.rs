@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
+use super::audit;
 use super::bpffs::Pins;
 use super::cgroup::{self, Cgroups};
 use super::ebpf::{self, Attach};
 use super::fallback::Missing;
 use super::guard::{Guard, Wish};
 use super::identity::Processes;
-use super::programs::{Own, Programs, ip};
+use super::programs::{Own, Programs};
 use super::select::Selection;
-use super::status::{AuditStatus, EbpfStatus, Part, ProgramStatus};
+use super::status::{EbpfStatus, Part, ProgramStatus};
 use crate::client::Process;
 use crate::config::SetupConfig;
 
@@ -134,6 +135,11 @@ impl Steering {
         }
     }
 
+    /// Tells the programs of the daemon's cgroup, if it has become its own.
+    pub(super) fn look_at_own_cgroup(&self) -> io::Result<()> {
+        self.cgroups.own().map_or(Ok(()), |own| self.programs.own_cgroup(own))
+    }
+
     /// For a daemon that takes this one's place.
     pub(super) fn lock(&self) -> Option<BorrowedFd<'_>> {
         self.pins.as_ref().ok().map(Pins::lock)
@@ -224,35 +230,8 @@ impl Steering {
         EbpfStatus {
             programs: self.programs.loaded().iter().map(program).collect(),
             counters: self.programs.counters(),
-            audit: self.audit(),
+            audit: audit::describe(self.programs.audit(), &self.cgroups),
         }
-    }
-
-    fn audit(&self) -> Vec<AuditStatus> {
-        let mut rows: Vec<_> = self
-            .programs
-            .audit()
-            .into_iter()
-            .map(|(key, audit)| AuditStatus {
-                cgroup_id: key.cgroup_id,
-                cgroup: self.cgroups.path(key.cgroup_id, 0),
-                service: SocketAddr::new(ip(key.ip), key.port),
-                steered: audit.steered,
-                direct: audit.direct,
-                passed: audit.passed,
-                stale: audit.stale,
-                dead: audit.dead,
-                established: audit.established,
-                closed: audit.closed,
-                bytes_up: audit.bytes_up,
-                bytes_down: audit.bytes_down,
-                retransmits: audit.retransmits,
-                latency_us: audit.latency_us,
-                latency: audit.latency.to_vec(),
-            })
-            .collect();
-        rows.sort_by_key(|row| (row.cgroup_id, row.service));
-        rows
     }
 
     /// Ends the tasks and removes the pins.

@@ -2,6 +2,8 @@
 //! and the tools of a client. All of it goes with the thread, also after a panic or kill -9.
 #![allow(dead_code, unreachable_pub, reason = "each suite is a program of its own and uses its part")]
 
+pub mod pod;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -13,9 +15,10 @@ use std::time::{Duration, Instant};
 use hublet::client::Process;
 use hublet::config::{DummyConfig, GuardConfig, SelectConfig, Services, SetupConfig};
 use hublet::setup::{Part, Setup};
+use hublet_tests::eventually::slowness;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tempfile::TempDir;
 
 /// The service address that clients dial; no route leads to it.
@@ -98,6 +101,16 @@ impl Node {
     }
 }
 
+/// A node that steers with this configuration.
+pub fn steering(node: &Node, change: impl FnOnce(&mut SetupConfig)) -> Option<(Setup, TcpListener)> {
+    let mut config = node.config();
+    change(&mut config);
+    let setup = node.prepare_with(&config)?;
+    let listener = listen(OWN);
+    setup.steer(listener.as_fd()).expect("steer");
+    Some((setup, listener))
+}
+
 /// See [`Node::config`].
 pub fn config(bpffs: &Path) -> SetupConfig {
     SetupConfig {
@@ -138,9 +151,12 @@ pub fn ip(arguments: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// hublet's listener.
+/// hublet's listener. Who accepts in vain fails after a minute instead of waiting for ever.
 pub fn listen(at: SocketAddrV4) -> TcpListener {
-    TcpListener::bind(at).unwrap_or_else(|error| panic!("bind {at}: {error}"))
+    let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("bind {at}: {error}"));
+    let patience = Duration::from_secs(60) * slowness();
+    SockRef::from(&listener).set_read_timeout(Some(patience)).expect("SO_RCVTIMEO");
+    listener
 }
 
 /// connect() of an ordinary client.

@@ -30,8 +30,18 @@ use qemu::{Board, End, Machine};
 use report::Run;
 
 /// What needs the kernel, and the daemon's ways as a whole. Suites that need Go, recordings or much time stay out.
-const SUITES: [&str; 9] =
-    ["ebpf", "interface", "steering", "daemon", "dataplane", "handover", "listeners", "startup", "offline"];
+const SUITES: [&str; 10] = [
+    "ebpf",
+    "interface",
+    "steering",
+    "daemon",
+    "dataplane",
+    "guard",
+    "handover",
+    "listeners",
+    "startup",
+    "offline",
+];
 /// The first of them show that the object and the daemon work on another architecture.
 const SMOKE: usize = 4;
 

@@ -1,0 +1,66 @@
+//! The audit: who dialled what, and what came of it. In: the programs' table, one part a CPU. Out: its rows, for status and
+//! metrics.
+
+use std::net::SocketAddr;
+
+use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
+use hublet_ebpf::{Audit, AuditKey};
+use serde::Serialize;
+
+use super::cgroup::Cgroups;
+use super::ebpf::Plain;
+use super::programs::ip;
+
+/// The programs' table.
+pub(super) type Table = PerCpuHashMap<MapData, Plain<AuditKey>, Plain<Audit>>;
+
+/// One caller (a cgroup) and service.
+#[derive(Debug, Clone, Serialize)]
+pub struct AuditStatus {
+    /// cgroup v2 id.
+    pub cgroup_id: u64,
+    /// Its path, while it exists.
+    pub cgroup: Option<String>,
+    /// The address that was dialled.
+    pub service: SocketAddr,
+    /// What came of it.
+    #[serde(flatten)]
+    pub counts: Audit,
+}
+
+/// The table's rows with the cgroups' paths, in the order of cgroups and services.
+pub(super) fn describe(entries: Vec<(AuditKey, Audit)>, cgroups: &Cgroups) -> Vec<AuditStatus> {
+    let row = |(key, counts): (AuditKey, Audit)| AuditStatus {
+        cgroup_id: key.cgroup_id,
+        cgroup: cgroups.path(key.cgroup_id, 0),
+        service: SocketAddr::new(ip(key.ip), key.port),
+        counts,
+    };
+    let mut rows: Vec<_> = entries.into_iter().map(row).collect();
+    rows.sort_by_key(|row| (row.cgroup_id, row.service));
+    rows
+}
+
+/// Every caller and service, summed over the CPUs.
+pub(super) fn read(table: &Table) -> Vec<(AuditKey, Audit)> {
+    // An entry may go while we look: it is the least recently used one.
+    table.iter().flatten().map(|(Plain(key), cpus)| (key, sum(&cpus))).collect()
+}
+
+fn sum(cpus: &PerCpuValues<Plain<Audit>>) -> Audit {
+    cpus.iter().fold(Audit::default(), |mut sum, Plain(part)| {
+        sum.steered += part.steered;
+        sum.direct += part.direct;
+        sum.passed += part.passed;
+        sum.stale += part.stale;
+        sum.dead += part.dead;
+        sum.established += part.established;
+        sum.closed += part.closed;
+        sum.bytes_up += part.bytes_up;
+        sum.bytes_down += part.bytes_down;
+        sum.retransmits += part.retransmits;
+        sum.latency_us += part.latency_us;
+        sum.latency.iter_mut().zip(part.latency).for_each(|(sum, part)| *sum += part);
+        sum
+    })
+}

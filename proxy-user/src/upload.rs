@@ -1,0 +1,62 @@
+//! What callers send: on its way to the cloud as it comes, or whole where hublet has to read it; taken in and forgotten
+//! where nobody wants it. In: the body of a request. Out: [`Upload`] for `cloud`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use http_body_util::{BodyExt, Either, Full, Limited};
+use hyper::body::{Body as _, Incoming};
+
+use crate::cache::codec::protobuf;
+use crate::status::Refusal;
+
+/// Longest body of a DELETE, in bytes: options, a few hundred at the most.
+const MAX_OPTIONS: usize = 64 << 10;
+/// Most bytes of a refused write that are taken in before it is refused, and how long that may take.
+const MAX_UNWANTED: usize = 4 << 20;
+const UNWANTED: Duration = Duration::from_secs(1);
+
+/// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
+pub type Upload = Either<Incoming, Full<Bytes>>;
+
+/// The body as it is to be sent, if there is one: as it streams, but a DELETE's options whole, since they may say
+/// `dryRun`, which is the second half of the answer.
+///
+/// # Errors
+/// The options are too long, or break off.
+pub async fn take(method: &Method, body: Incoming) -> Result<(Option<Upload>, bool), Refusal> {
+    if body.is_end_stream() {
+        return Ok((None, false));
+    }
+    if method != Method::DELETE {
+        return Ok((Some(Either::Left(body)), false));
+    }
+    let whole = Limited::new(body, MAX_OPTIONS).collect().await;
+    let options =
+        whole.map_err(|error| Refusal::BadRequest(format!("hublet: a DELETE's options: {error}")))?;
+    let options = options.to_bytes();
+    let dry_run = memchr::memmem::find(&options, b"dryRun").is_some() || is_dry_run_protobuf(&options);
+    Ok((Some(Either::Right(Full::new(options))), dry_run))
+}
+
+/// `DeleteOptions` in protobuf with `dryRun` (field 5).
+fn is_dry_run_protobuf(options: &[u8]) -> bool {
+    let Ok(unknown) = protobuf::Unknown::parse(options) else { return false };
+    protobuf::Fields::new(unknown.raw).flatten().any(|(field, _)| field == 5)
+}
+
+/// Takes in a body that nobody wants: an answer before its end would reset the HTTP/2 stream, which curl and others take
+/// for a failure of the connection, and never read the answer.
+pub async fn swallow(mut body: Incoming) {
+    let mut taken = 0;
+    let rest = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, Bytes::len);
+            if taken > MAX_UNWANTED {
+                break;
+            }
+        }
+    };
+    let _slow_or_long = tokio::time::timeout(UNWANTED, rest).await;
+}

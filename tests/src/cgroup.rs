@@ -1,0 +1,65 @@
+//! cgroups for tests. In: a name below the root of the v2 hierarchy. Out: the cgroup, which goes when it is dropped, and
+//! the words with which a shell joins it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+/// A cgroup below the root; nested ones are made and removed with their parents.
+#[derive(Debug)]
+pub struct Cgroup {
+    root: PathBuf,
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes it.
+    pub fn new(name: &str) -> anyhow::Result<Self> {
+        let root = root()?;
+        let path = root.join(name);
+        fs::create_dir_all(&path)
+            .with_context(|| format!("make the cgroup {}: this needs root", path.display()))?;
+        Ok(Self { root, path })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// As configurations and `/proc/PID/cgroup` name it.
+    #[must_use]
+    pub fn name(&self) -> PathBuf {
+        Path::new("/").join(self.path.strip_prefix(&self.root).unwrap_or(&self.path))
+    }
+
+    /// The shell's way in, for a program that it runs next.
+    #[must_use]
+    pub fn join(&self) -> String {
+        join(&self.path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let mut path = self.path.clone();
+        while path != self.root && fs::remove_dir(&path).is_ok() {
+            path.pop();
+        }
+    }
+}
+
+/// As [`Cgroup::join`], for any cgroup's directory.
+#[must_use]
+pub fn join(path: &Path) -> String {
+    format!("echo $$ > {}/cgroup.procs", path.display())
+}
+
+/// Where the hierarchy is.
+pub fn root() -> anyhow::Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).context("no cgroup v2 is mounted")?;
+    Ok(line.split(' ').nth(4).context("mountinfo names the mount point")?.into())
+}

@@ -1,0 +1,119 @@
+//! `cargo xtask ebpf --check`: the BPF object is the same bytes wherever it is built. In: the sources. Out: its SHA-256,
+//! once a second build from a copy of them, in another folder and with nothing built before, gave the same.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::project::Project;
+use crate::{build, ebpf, step};
+
+/// What a checkout has beside the sources.
+const NOT_SOURCES: [&str; 2] = ["target", ".git"];
+
+/// Builds the object twice; gives the line that `sha256sum` prints, with the path from the checkout.
+pub(crate) fn check(project: &Project) -> Result<String> {
+    let object = build::object(project)?;
+    let again = Again::of(project)?;
+    let second = ebpf::build(&again.0)?;
+    let (sum, other) = (sha256(project, &object)?, sha256(project, &second)?);
+    let line = format!("{sum}  {}", project.shown(&object));
+    match difference(&fs::read(&object)?, &fs::read(&second)?) {
+        None => {
+            again.remove()?;
+            Ok(line)
+        }
+        Some(at) => bail!(
+            "the BPF object differs from byte {at} on when it is built in another folder:\n{line}\n{other}  {}",
+            project.shown(&second)
+        ),
+    }
+}
+
+/// As a step of `ci`.
+pub(crate) fn in_ci(project: &Project) -> Result<()> {
+    step::note(check(project)?);
+    Ok(())
+}
+
+/// A copy of the sources with a target directory of its own. Stays when the check fails, to be looked at.
+struct Again(Project);
+
+impl Again {
+    fn of(project: &Project) -> Result<Self> {
+        let dir = project.target.join("bpf-again");
+        let copy = Project { root: dir.join("sources"), target: dir.join("target") };
+        let again = Self(copy);
+        again.remove()?;
+        copy_sources(&project.root, &again.0.root)
+            .with_context(|| format!("copying the sources to {}", again.0.root.display()))?;
+        Ok(again)
+    }
+
+    fn remove(&self) -> Result<()> {
+        let dir = self.0.root.parent().context("the copy has a folder of its own")?;
+        if dir.exists() {
+            fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn copy_sources(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            if !NOT_SOURCES.iter().any(|name| entry.file_name() == *name) {
+                copy_sources(&entry.path(), &to)?;
+            }
+        } else if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), &to)?;
+        }
+    }
+    Ok(())
+}
+
+fn sha256(project: &Project, path: &Path) -> Result<String> {
+    let printed = step::output(project.command("sha256sum").arg(path))?;
+    let sum = printed.split_whitespace().next().context("sha256sum prints a sum")?;
+    Ok(sum.to_owned())
+}
+
+/// Where two files begin to differ.
+fn difference(one: &[u8], other: &[u8]) -> Option<usize> {
+    let shorter = one.len().min(other.len());
+    let at = one.iter().zip(other).position(|(one, other)| one != other);
+    at.or_else(|| (one.len() != other.len()).then_some(shorter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_found_where_it_begins() {
+        assert_eq!(difference(b"same", b"same"), None);
+        assert_eq!(difference(b"same", b"sane"), Some(2));
+        assert_eq!(difference(b"same", b"same, and more"), Some(4));
+        assert_eq!(difference(b"", b"x"), Some(0));
+    }
+
+    #[test]
+    fn a_copy_has_the_sources_and_nothing_that_was_built() {
+        let dir = std::env::temp_dir().join(format!("xtask-copy-{}", std::process::id()));
+        let (from, to) = (dir.join("from"), dir.join("to"));
+        for file in ["Cargo.toml", "a/src/lib.rs", ".cargo/config.toml", "target/debug/a", ".git/HEAD"] {
+            fs::create_dir_all(from.join(file).parent().unwrap()).unwrap();
+            fs::write(from.join(file), file).unwrap();
+        }
+        copy_sources(&from, &to).unwrap();
+        let there = |file: &str| fs::read_to_string(to.join(file)).is_ok_and(|text| text == file);
+        let sources = ["Cargo.toml", "a/src/lib.rs", ".cargo/config.toml"].map(there);
+        let built = ["target", ".git"].map(|name| to.join(name).exists());
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!((sources, built), ([true; 3], [false; 2]));
+    }
+}
