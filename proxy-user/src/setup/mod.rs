@@ -17,6 +17,7 @@ mod identity;
 #[cfg(feature = "bpf-log")]
 mod log;
 mod netlink;
+mod netns;
 pub mod pinned;
 mod programs;
 mod select;

@@ -69,7 +69,7 @@ impl Steering {
     ) -> Result<Self, Missing> {
         let living = lock.is_some();
         let cgroups = Cgroups::find()?;
-        let (dir, path) = cgroups.open(config.cgroup.as_deref())?;
+        let ((root, _), (dir, path)) = (cgroups.open(None)?, cgroups.open(config.cgroup.as_deref())?);
         let cgroup_id =
             dir.metadata().map_err(|source| Missing::Cgroup { path: path.clone(), source })?.ino();
         ebpf::embedded()?;
@@ -80,6 +80,7 @@ impl Steering {
         };
         let (xdp, unknown) = interfaces(&config.guard.xdp);
         let attach = Attach {
+            root: root.as_fd(),
             cgroup: dir.as_fd(),
             cgroup_id,
             cgroup_path: &path,

@@ -39,13 +39,15 @@ impl<'a> Apt<'a> {
     /// For a release of Debian's, by its name; with an architecture, if it isn't this machine's.
     pub(super) fn release(project: &'a Project, suite: &str, architecture: Option<&str>) -> Result<Self> {
         if !Path::new(KEYRING).exists() {
-            let text = format!("no {KEYRING} to check {suite}'s packages with (Debian: debian-archive-keyring)");
+            let text =
+                format!("no {KEYRING} to check {suite}'s packages with (Debian: debian-archive-keyring)");
             return Err(Lacks(text).into());
         }
         let name = architecture.map_or_else(|| suite.to_owned(), |arch| format!("{suite}-{arch}"));
         let (state, mut options) = own_state(project, &name)?;
         let known = project.command("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output();
-        let known = known.map(|known| String::from_utf8_lossy(&known.stdout).into_owned()).unwrap_or_default();
+        let known =
+            known.map(|known| String::from_utf8_lossy(&known.stdout).into_owned()).unwrap_or_default();
         let sources = state.join("sources.list");
         fs::write(&sources, format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror(&known)))?;
         options.push(format!("Dir::Etc::sourcelist={}", sources.display()));
