@@ -369,6 +369,8 @@ fn xdp_drops_on_the_uplinks_that_are_named() {
     let change = |config: &mut SetupConfig| config.guard.xdp = vec!["pod0".into()];
     let Some((setup, secure)) = steering(&node, change) else { return };
     assert!(part(&setup, "xdp").on, "{:?}", part(&setup, "xdp"));
+    let guard = part(&setup, "guard");
+    assert!(guard.on || guard.detail.contains("XDP drops"), "half a guard is told as such: {guard:?}");
     pod.dial(OWN).expect_err("dropped before anything answers");
     assert!(counter(&setup, "xdp_dropped") >= 1);
     let elsewhere = listen(SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), 8080));

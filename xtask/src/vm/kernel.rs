@@ -16,6 +16,9 @@ const MODULES: [&str; 8] =
 /// Kinds of links that hublet makes, the best first.
 const LINKS: [&str; 3] = ["dummy", "ifb", "bridge"];
 
+/// The test that needs the guard; that it is off is another one's business.
+const GUARD: &str = "i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside";
+
 /// A kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -34,6 +37,8 @@ pub(super) struct Kernel {
 pub(super) struct Expected {
     /// Facts that the machine reports.
     pub(super) facts: Vec<(&'static str, &'static str)>,
+    /// Parts of hublet's setup that this kernel can't have, if that is known; the suite `steering` compares.
+    pub(super) off: Option<Vec<&'static str>>,
     /// Tests that can't run there, with the reason; they are named in the report.
     pub(super) left_out: Vec<(&'static str, &'static str)>,
 }
@@ -142,6 +147,11 @@ impl Expected {
         expected.facts.extend(link.map(|kind| ("link", kind)));
         if let Some(version) = version(release) {
             expected.facts.push(("tcx", if version >= (6, 6) { "present" } else { "absent" }));
+            let guard = version >= (5, 17);
+            expected.off = Some(if guard { vec![] } else { vec!["guard"] });
+            if !guard {
+                expected.left_out.push((GUARD, "sk_lookup doesn't tell the interface before Linux 5.17"));
+            }
         }
         expected
     }
@@ -188,6 +198,10 @@ mod tests {
         let old = Expected::of("6.1.0-56-amd64", Some("dummy"));
         assert_eq!(old.facts, [("link", "dummy"), ("tcx", "absent")]);
         assert_eq!(Expected::of("6.12.9+deb13-cloud-amd64", None).facts, [("tcx", "present")]);
+        assert_eq!((old.off, old.left_out), (Some(vec![]), vec![]));
         assert_eq!(Expected::of("nonsense", None), Expected::default());
+        let older = Expected::of("5.10.0-32-amd64", Some("dummy"));
+        assert_eq!(older.off, Some(vec!["guard"]));
+        assert_eq!(older.left_out.iter().map(|(test, _)| *test).collect::<Vec<_>>(), [GUARD]);
     }
 }
