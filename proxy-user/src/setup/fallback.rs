@@ -86,6 +86,8 @@ pub(super) enum Missing {
 
 /// Capabilities for loading and attaching.
 pub(super) const NEEDS_BPF: &str = "CAP_BPF, CAP_NET_ADMIN, and CAP_SYS_ADMIN for the mount of bpffs";
+/// What raises the limit of locked memory.
+const NEEDS_LIMIT: &str = "CAP_SYS_RESOURCE, or no limit of locked memory (LimitMEMLOCK=infinity), which Linux before 5.11 counts maps against";
 /// Capabilities for the interface.
 pub(super) const NEEDS_NET: &str = "CAP_NET_ADMIN";
 /// What the guard needs of a kernel.
@@ -93,8 +95,12 @@ const NEEDS_LOOKUP: &str = "sk_lookup tells the interface since Linux 5.17; on o
 /// What the whole eBPF part needs of a kernel.
 const NEEDS_KERNEL: &str = "Linux 5.8 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_BPF_STREAM_PARSER (sockmap) is needed";
 
+/// Since then maps are counted as the cgroup's memory.
+const OWN_MEMORY_ACCOUNT: (u32, u32) = (5, 11);
+
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_BPF: u32 = 39;
 
 /// Gives an error of a bpf(), mount() or socket call its cause.
@@ -102,17 +108,23 @@ pub(super) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
     let what = what.into();
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            let held = effective_capabilities();
-            let may = |cap: u32| held & (1 << cap) != 0;
-            if (may(CAP_BPF) && may(CAP_NET_ADMIN)) || may(CAP_SYS_ADMIN) {
-                Missing::Refused { what }
-            } else {
-                Missing::Privilege { what, needs: NEEDS_BPF }
-            }
+            denied(what, effective_capabilities(), release_before(OWN_MEMORY_ACCOUNT))
         }
         Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::ENODEV) => old_kernel(what),
         Some(libc::EINVAL) if release_before((5, 8)) => old_kernel(what),
         _ => Missing::Other { what, why: error.to_string() },
+    }
+}
+
+/// For want of which capability? A kernel that counts maps as locked memory wants one more, for raising that limit.
+fn denied(what: String, held: u64, counts_locked: bool) -> Missing {
+    let may = |cap: u32| held & (1 << cap) != 0;
+    if !(may(CAP_BPF) && may(CAP_NET_ADMIN)) && !may(CAP_SYS_ADMIN) {
+        Missing::Privilege { what, needs: NEEDS_BPF }
+    } else if counts_locked && !may(CAP_SYS_RESOURCE) {
+        Missing::Privilege { what, needs: NEEDS_LIMIT }
+    } else {
+        Missing::Refused { what }
     }
 }
 
@@ -178,6 +190,17 @@ mod tests {
         assert_eq!(capabilities_of("Name:\tx\nCapEff:\t000001ffffffffff\n") & (1 << CAP_BPF), 1 << CAP_BPF);
         assert_eq!(capabilities_of("CapEff:\t0000000000000000\n"), 0);
         assert_eq!(capabilities_of(""), 0);
+    }
+
+    #[test]
+    fn a_denial_names_the_capability_that_is_missing() {
+        let bpf = 1 << CAP_BPF | 1 << CAP_NET_ADMIN;
+        let said = |held, counts_locked| denied("loading the maps".into(), held, counts_locked).to_string();
+        assert!(said(0, false).contains("CAP_BPF"));
+        assert!(said(0, true).contains("CAP_BPF"));
+        assert!(said(bpf, true).contains("LimitMEMLOCK"));
+        assert!(said(bpf | 1 << CAP_SYS_RESOURCE, true).contains("locked down"));
+        assert!(said(bpf, false).contains("locked down"));
     }
 
     #[test]

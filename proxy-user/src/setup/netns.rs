@@ -58,3 +58,30 @@ fn note() -> io::Result<Socket> {
     let _refused = socket.connect(&NOWHERE.into());
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::cgroup::Cgroups;
+    use super::*;
+
+    #[test]
+    fn the_call_goes_nowhere_and_is_not_waited_for() {
+        let socket = note().unwrap();
+        assert!(socket.peer_addr().is_err(), "connected to {:?}", socket.peer_addr());
+    }
+
+    #[test]
+    fn the_program_tells_what_newer_kernels_tell() {
+        let Ok(told) = ebpf::netns_cookie() else { return eprintln!("SKIP: Linux 5.14 is needed") };
+        if let Err(missing) = ebpf::embedded() {
+            return eprintln!("SKIP: {missing}");
+        }
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("SKIP: it needs root");
+        }
+        let (root, _) = Cgroups::find().unwrap().open(None).unwrap();
+        let mut object = ebpf::load(None).unwrap();
+        let ident = ebpf::map(&mut object, hublet_ebpf::maps::IDENT).unwrap();
+        assert_eq!(by_program(&mut object, &ident, root.as_fd()).unwrap(), told);
+    }
+}
