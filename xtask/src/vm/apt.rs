@@ -75,7 +75,9 @@ impl<'a> Apt<'a> {
     }
 
     fn update(&self) -> Result<()> {
-        step::run("refreshing apt's package lists", self.command("apt-get").args(["update", "-qq"]))
+        let mut update = self.command("apt-get");
+        step::run("refreshing apt's package lists", update.args(["update", "-qq"]))
+            .map_err(|error| Lacks(format!("{error:#}")).into())
     }
 
     /// The package itself, or the kernel that it depends on when it stands for the newest one (`linux-image-amd64`).

@@ -157,6 +157,20 @@ impl Expected {
     }
 }
 
+/// `bullseye:linux-image-amd64` is a release of Debian's and a package; without a release it is the machine's own.
+pub(super) fn package(wanted: &str) -> Result<(Option<&str>, &str)> {
+    let (release, package) = wanted.split_once(':').map_or((None, wanted), |(a, b)| (Some(a), b));
+    let is_name = |name: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed)
+    };
+    if release.is_none_or(is_name) && is_name(package) {
+        Ok((release, package))
+    } else {
+        Err(Usage(format!("--kernel={wanted}: neither [RELEASE:]PACKAGE nor a file or folder")).into())
+    }
+}
+
 /// `6.1.0-56-amd64` is (6, 1).
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
@@ -192,6 +206,15 @@ fn file_name(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_package_may_be_of_another_release() {
+        assert_eq!(package("linux-image-amd64").unwrap(), (None, "linux-image-amd64"));
+        assert_eq!(package("trixie:linux-image-6.12.1+deb13").unwrap().0, Some("trixie"));
+        for wrong in ["", ":linux-image-amd64", "bullseye:", "a b:c", "a:b:c", "..:b", "-o:b"] {
+            assert!(package(wrong).unwrap_err().is::<Usage>(), "{wrong}");
+        }
+    }
 
     #[test]
     fn what_is_expected_follows_from_the_release() {

@@ -192,11 +192,11 @@ impl Arch {
 
     /// `[RELEASE:]PACKAGE`, unpacked.
     fn package(self, project: &Project, wanted: &str) -> Result<PathBuf> {
-        let (apt, package) = match wanted.split_once(':') {
-            None => (self.apt(project)?, wanted),
-            Some((release, package)) => {
-                let architecture = (self == Self::Aarch64).then_some(cross::DEBIAN);
-                (Apt::release(project, release, architecture)?, package)
+        let (release, package) = kernel::package(wanted)?;
+        let apt = match release {
+            None => self.apt(project)?,
+            Some(release) => {
+                Apt::release(project, release, (self == Self::Aarch64).then_some(cross::DEBIAN))?
             }
         };
         apt.tree(&apt.kernel(package)?)
