@@ -25,7 +25,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use hublet_ebpf::{Address, Decision, IDENT_ACCEPTED, Ident, JoinKey, MAX_JOINS, SERVICE_OWN};
+use hublet_ebpf::{Address, Decision, IDENT_ACCEPTED, IDENT_PASSED, Ident, JoinKey, MAX_JOINS, SERVICE_OWN};
 
 use crate::audit;
 use crate::connect::{address, config, mapped, ours, service};
@@ -85,6 +85,22 @@ pub(crate) fn remember(ctx: &SockAddrContext, orig_ip: Address, orig_port: u16, 
         unsafe { *stored = ident }
     }
     ident.cgroup_id
+}
+
+/// The daemon asks for its network namespace's cookie: it dials no address and no port, which nobody else does, and
+/// reads what is remembered.
+#[inline(always)]
+pub(crate) fn nowhere(ctx: &SockAddrContext) {
+    // SAFETY: fields of the context.
+    let (ip, port) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip4),
+            ptr::read_volatile(&raw const (*ctx.sock_addr).user_port),
+        )
+    };
+    if ip == 0 && port == 0 {
+        remember(ctx, mapped(ip), 0, IDENT_PASSED);
+    }
 }
 
 /// A callback of a socket: established at either end, or another state of one that is audited.

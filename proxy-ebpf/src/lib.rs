@@ -123,8 +123,10 @@ pub mod programs {
     pub const LOOKUP: &str = "hub_lookup";
     /// `xdp`: the guard on an uplink.
     pub const XDP: &str = "hub_xdp";
+    /// `cgroup/connect4`: tells the daemon its network namespace's cookie, where the kernel doesn't (before 5.14).
+    pub const NETNS: &str = "hub_netns";
     /// All of them.
-    pub const ALL: [&str; 7] = [CONNECT4, CONNECT6, SOCKOPS, GETPEER4, GETPEER6, LOOKUP, XDP];
+    pub const ALL: [&str; 8] = [CONNECT4, CONNECT6, SOCKOPS, GETPEER4, GETPEER6, LOOKUP, XDP, NETNS];
 }
 
 /// Defines the structs and, from their very text, [`LAYOUT`]: a field that is added, moved, renamed or retyped

@@ -8,6 +8,7 @@
 //! | `hub_getpeer4`, `6` | `cgroup/getpeername4`, `6` | show a steered client the address that it dialled ([`peer`]) |
 //! | `hub_lookup` | `sk_lookup` | refuse who has no business with our addresses ([`guard`]; Linux 5.17) |
 //! | `hub_xdp` | `xdp` | the same on uplinks that the user names |
+//! | `hub_netns` | `cgroup/connect4` | at the daemon's start, tell it its network namespace ([`identity`]; before 5.14) |
 //!
 //! connect() itself is never refused: whatever is wrong, it goes where the client asked for.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -78,6 +79,12 @@ mod list {
     #[xdp]
     pub(crate) fn hub_xdp(ctx: XdpContext) -> u32 {
         crate::guard::uplink(&ctx)
+    }
+
+    #[cgroup_sock_addr(connect4)]
+    pub(crate) fn hub_netns(ctx: SockAddrContext) -> i32 {
+        crate::identity::nowhere(&ctx);
+        GO_ON
     }
 }
 

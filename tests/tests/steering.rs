@@ -166,6 +166,31 @@ fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
 }
 
 #[test]
+fn what_is_off_is_told_with_its_reason_in_log_status_and_metrics() -> Result<()> {
+    let Some(node) = Steered::start()? else { return Ok(()) };
+    let (status, metrics) = (node.site.daemon.status()?, node.site.daemon.scrape()?);
+    let log = node.site.daemon.log();
+    let mut off = Vec::new();
+    for part in status["parts"].as_array().unwrap() {
+        let [name, detail] = ["name", "detail"].map(|field| part[field].as_str().unwrap());
+        let on = part["on"] == true;
+        let gauge = format!("hublet_part_on{{part=\"{name}\"}} {}\n", u8::from(on));
+        assert!(metrics.contains(&gauge), "{gauge}{metrics}");
+        if !on {
+            assert!(log.contains(&format!("off  {name}: {detail}")), "{part}\n{log}");
+            off.push(name);
+        }
+        if !on && name == "guard" {
+            assert!(detail.contains("Linux 5.17") && detail.contains("--xdp-uplink"), "{detail}");
+        }
+    }
+    if let Some(expected) = require::off() {
+        assert_eq!(off, expected, "{status:#}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_api_services_address_is_found_in_the_store_and_the_certificate_is_good_for_it() -> Result<()> {
     if !require::bpf() {
         return Ok(());

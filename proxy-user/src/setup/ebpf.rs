@@ -62,6 +62,8 @@ pub(super) struct Loaded {
 
 /// Where to attach, and with what.
 pub(super) struct Attach<'a> {
+    /// The hierarchy's root.
+    pub(super) root: BorrowedFd<'a>,
     /// The cgroup's directory.
     pub(super) cgroup: BorrowedFd<'a>,
     /// Its id.
@@ -225,20 +227,23 @@ fn verify(object: &mut Ebpf, places: &[Place<'_>]) -> Result<(), Missing> {
         };
         match result {
             Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-            // EPERM is for want of privileges; the verifier says EACCES or EINVAL.
-            Err(ProgramError::LoadError { io_error, verifier_log })
-                if io_error.raw_os_error() != Some(libc::EPERM) =>
-            {
-                return Err(Missing::Verifier {
-                    program: name,
-                    source: io_error,
-                    log: verifier_log.to_string(),
-                });
-            }
-            Err(error) => return Err(missing(&format!("loading {name}"), &error)),
+            Err(error) => return Err(not_loaded(name, error)),
         }
     }
     Ok(())
+}
+
+/// Why a program can't be loaded.
+pub(super) fn not_loaded(program: &'static str, error: ProgramError) -> Missing {
+    match error {
+        // EPERM is for want of privileges; the verifier says EACCES or EINVAL.
+        ProgramError::LoadError { io_error, verifier_log }
+            if io_error.raw_os_error() != Some(libc::EPERM) =>
+        {
+            fallback::verifier(program, io_error, verifier_log.to_string())
+        }
+        error => missing(&format!("loading {program}"), &error),
+    }
 }
 
 fn place_all(
@@ -364,7 +369,7 @@ fn program_name(id: u32) -> String {
         .unwrap_or_else(|| format!("program {id}"))
 }
 
-fn not_in_object(name: &str) -> Missing {
+pub(super) fn not_in_object(name: &str) -> Missing {
     Missing::Other {
         what: name.into(),
         why: "not in the embedded BPF object, which is of another version".into(),

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use hublet_ebpf::programs;
 use nix::libc;
 
 /// Why a part of the setup is off.
@@ -85,13 +86,21 @@ pub(super) enum Missing {
 
 /// Capabilities for loading and attaching.
 pub(super) const NEEDS_BPF: &str = "CAP_BPF, CAP_NET_ADMIN, and CAP_SYS_ADMIN for the mount of bpffs";
+/// What raises the limit of locked memory.
+const NEEDS_LIMIT: &str = "CAP_SYS_RESOURCE, or no limit of locked memory (LimitMEMLOCK=infinity), which Linux before 5.11 counts maps against";
 /// Capabilities for the interface.
 pub(super) const NEEDS_NET: &str = "CAP_NET_ADMIN";
+/// What the guard needs of a kernel.
+const NEEDS_LOOKUP: &str = "sk_lookup tells the interface since Linux 5.17; on older ones name the uplinks (--xdp-uplink), or filter with nft";
 /// What the whole eBPF part needs of a kernel.
-const NEEDS_KERNEL: &str = "Linux 5.14 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_BPF_STREAM_PARSER (sockmap) is needed";
+const NEEDS_KERNEL: &str = "Linux 5.8 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_BPF_STREAM_PARSER (sockmap) is needed";
+
+/// Since then maps are counted as the cgroup's memory.
+const OWN_MEMORY_ACCOUNT: (u32, u32) = (5, 11);
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_BPF: u32 = 39;
 
 /// Gives an error of a bpf(), mount() or socket call its cause.
@@ -99,18 +108,34 @@ pub(super) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
     let what = what.into();
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            let held = effective_capabilities();
-            let may = |cap: u32| held & (1 << cap) != 0;
-            if (may(CAP_BPF) && may(CAP_NET_ADMIN)) || may(CAP_SYS_ADMIN) {
-                Missing::Refused { what }
-            } else {
-                Missing::Privilege { what, needs: NEEDS_BPF }
-            }
+            denied(what, effective_capabilities(), release_before(OWN_MEMORY_ACCOUNT))
         }
         Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::ENODEV) => old_kernel(what),
-        Some(libc::EINVAL) if release_before((5, 14)) => old_kernel(what),
+        Some(libc::EINVAL) if release_before((5, 8)) => old_kernel(what),
         _ => Missing::Other { what, why: error.to_string() },
     }
+}
+
+/// For want of which capability? A kernel that counts maps as locked memory wants one more, for raising that limit.
+fn denied(what: String, held: u64, counts_locked: bool) -> Missing {
+    let may = |cap: u32| held & (1 << cap) != 0;
+    if !(may(CAP_BPF) && may(CAP_NET_ADMIN)) && !may(CAP_SYS_ADMIN) {
+        Missing::Privilege { what, needs: NEEDS_BPF }
+    } else if counts_locked && !may(CAP_SYS_RESOURCE) {
+        Missing::Privilege { what, needs: NEEDS_LIMIT }
+    } else {
+        Missing::Refused { what }
+    }
+}
+
+/// The verifier refused a program: because the kernel is too old for it, or for a reason that nobody knows yet.
+pub(super) fn verifier(program: &'static str, source: io::Error, log: String) -> Missing {
+    // Before 5.9 there are no such programs (and so no log), before 5.17 their context has no interface.
+    if program == programs::LOOKUP && (log.is_empty() || log.contains("invalid bpf_context access")) {
+        let what = "the guard".into();
+        return Missing::Kernel { what, release: release(), needs: NEEDS_LOOKUP };
+    }
+    Missing::Verifier { program, source, log }
 }
 
 fn old_kernel(what: String) -> Missing {
@@ -168,9 +193,35 @@ mod tests {
     }
 
     #[test]
+    fn a_denial_names_the_capability_that_is_missing() {
+        let bpf = 1 << CAP_BPF | 1 << CAP_NET_ADMIN;
+        let said = |held, counts_locked| denied("loading the maps".into(), held, counts_locked).to_string();
+        assert!(said(0, false).contains("CAP_BPF"));
+        assert!(said(0, true).contains("CAP_BPF"));
+        assert!(said(bpf, true).contains("LimitMEMLOCK"));
+        assert!(said(bpf | 1 << CAP_SYS_RESOURCE, true).contains("locked down"));
+        assert!(said(bpf, false).contains("locked down"));
+    }
+
+    #[test]
+    fn an_old_kernel_is_no_defect_of_ours() {
+        let refused = |program, log: &str| {
+            verifier(program, io::Error::from_raw_os_error(libc::EACCES), log.into()).to_string()
+        };
+        let log = "12: (61) r1 = *(u32 *)(r6 +64)\ninvalid bpf_context access off=64 size=4";
+        for log in [log, ""] {
+            let text = refused(programs::LOOKUP, log);
+            assert!(text.contains("5.17") && text.contains("--xdp-uplink"), "{text}");
+        }
+        let text = refused(programs::LOOKUP, "R1 !read_ok");
+        assert!(text.contains("please report") && text.ends_with("R1 !read_ok"), "{text}");
+        assert!(refused(programs::CONNECT4, log).contains("please report"));
+    }
+
+    #[test]
     fn every_reason_names_a_way_out() {
         let text = bpf("loading the programs", &io::Error::from_raw_os_error(libc::ENOSYS)).to_string();
-        assert!(text.contains("5.14") && text.contains("CONFIG_BPF_SYSCALL"), "{text}");
+        assert!(text.contains("5.8") && text.contains("CONFIG_BPF_SYSCALL"), "{text}");
         let text = Missing::Privilege { what: "x".into(), needs: NEEDS_NET }.to_string();
         assert!(text.contains("root") && text.contains("CAP_NET_ADMIN"), "{text}");
         assert!(Missing::Stub.to_string().contains("cargo xtask build"));

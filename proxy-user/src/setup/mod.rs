@@ -19,6 +19,7 @@ mod link;
 #[cfg(feature = "bpf-log")]
 mod log;
 mod netlink;
+mod netns;
 pub mod pinned;
 mod programs;
 mod select;

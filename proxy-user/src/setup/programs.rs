@@ -21,7 +21,8 @@ use parking_lot::Mutex;
 
 use super::audit;
 use super::ebpf::{self, Attach, Loaded, Plain, map, missing};
-use super::fallback::{self, Missing};
+use super::fallback::Missing;
+use super::netns;
 use super::select::Entries;
 
 /// How long a heartbeat holds; steering stops this long after the serving runtime's last proof of life.
@@ -83,13 +84,12 @@ impl Programs {
     /// Loads and attaches everything, switched off. Takes over the maps and links that a dead daemon left; with
     /// `living` those of one that hands over: what it told its programs stays in force until we steer ourselves.
     pub(super) fn load(to: &Attach<'_>, own: &Own, living: bool, log: bool) -> Result<Self, Missing> {
-        let netns =
-            ebpf::netns_cookie().map_err(|error| fallback::bpf("asking for the netns cookie", &error))?;
         let mut object = ebpf::load(to.pins)?;
+        let ident = map(&mut object, maps::IDENT)?;
+        let netns = netns::cookie(&mut object, &ident, to.root)?;
         let mut control = control(&mut object, netns, own)?;
         if living { control.adopt() } else { control.reset() }
             .map_err(|error| missing("writing the maps", &error))?;
-        let ident = map(&mut object, maps::IDENT)?;
         let stats = map(&mut object, maps::STATS)?;
         let audit = map(&mut object, maps::AUDIT)?;
         #[cfg(feature = "bpf-log")]

@@ -70,7 +70,7 @@ impl Steering {
     ) -> Result<Self, Missing> {
         let living = lock.is_some();
         let cgroups = Cgroups::find()?;
-        let (dir, path) = cgroups.open(config.cgroup.as_deref())?;
+        let ((root, _), (dir, path)) = (cgroups.open(None)?, cgroups.open(config.cgroup.as_deref())?);
         let cgroup_id =
             dir.metadata().map_err(|source| Missing::Cgroup { path: path.clone(), source })?.ino();
         ebpf::embedded()?;
@@ -81,6 +81,7 @@ impl Steering {
         };
         let (xdp, unknown) = interfaces(&config.guard.xdp);
         let attach = Attach {
+            root: root.as_fd(),
             cgroup: dir.as_fd(),
             cgroup_id,
             cgroup_path: &path,
@@ -208,13 +209,17 @@ impl Steering {
 
     fn guard_part(&self) -> Part {
         let off = self.programs.off().iter().find(|(part, _)| *part == "guard").map(|(_, missing)| missing);
-        let state =
-            match (&self.guard, off) {
-                (Err(missing), _) | (Ok(None), Some(missing)) => Err(missing),
-                _ => Ok("packets of uplinks to our addresses are refused, pods reach the secure port only"
-                    .to_owned()),
-            };
-        Part::of("guard", state)
+        let state = match (&self.guard, off) {
+            (Err(missing), _) | (Ok(_), Some(missing)) => Err(missing),
+            (Ok(_), None) => {
+                Ok("packets of uplinks to our addresses are refused, pods reach the secure port only".into())
+            }
+        };
+        let mut part = Part::of("guard", state);
+        if let (Ok(Some(_)), Some(_)) = (&self.guard, off) {
+            part.detail.push_str("; XDP drops packets of uplinks, but pods reach our other ports, too");
+        }
+        part
     }
 
     /// Programs, counters, audit.

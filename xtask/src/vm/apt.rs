@@ -1,5 +1,5 @@
 //! Debian's packages without installing them. In: names. Out: their files, unpacked below `target/vm/`. For another
-//! architecture apt gets a state of its own there: what this machine knows of architectures and packages stays.
+//! architecture or release apt gets a state of its own there: what this machine knows of both, and of packages, stays.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,10 @@ use super::Lacks;
 use crate::project::{Project, which};
 use crate::step;
 
-/// apt, for one architecture.
+/// What Debian signs its releases with, old and new ones.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// apt, for one architecture and release.
 #[derive(Debug)]
 pub(super) struct Apt<'a> {
     project: &'a Project,
@@ -29,21 +32,30 @@ impl<'a> Apt<'a> {
 
     /// For another architecture, by Debian's name, from the same sources.
     pub(super) fn foreign(project: &'a Project, architecture: &str) -> Result<Self> {
-        let state = project.target.join("vm").join(format!("apt-{architecture}"));
-        for folder in ["state/lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(state.join(folder))?;
+        let (_, options) = own_state(project, architecture)?;
+        Self::with(project, &format!("packages-{architecture}"), of_architecture(options, architecture))
+    }
+
+    /// For a release of Debian's, by its name; with an architecture, if it isn't this machine's.
+    pub(super) fn release(project: &'a Project, suite: &str, architecture: Option<&str>) -> Result<Self> {
+        if !Path::new(KEYRING).exists() {
+            let text =
+                format!("no {KEYRING} to check {suite}'s packages with (Debian: debian-archive-keyring)");
+            return Err(Lacks(text).into());
         }
-        fs::write(state.join("state/status"), "")?;
-        let at = |what: &str, path: &str| format!("{what}={}", state.join(path).display());
-        let options = vec![
-            "APT::Sandbox::User=root".to_owned(),
-            format!("APT::Architecture={architecture}"),
-            format!("APT::Architectures::={architecture}"),
-            at("Dir::State", "state"),
-            at("Dir::State::status", "state/status"),
-            at("Dir::Cache", "cache"),
-        ];
-        Self::with(project, &format!("packages-{architecture}"), options)
+        let name = architecture.map_or_else(|| suite.to_owned(), |arch| format!("{suite}-{arch}"));
+        let (state, mut options) = own_state(project, &name)?;
+        let known = project.command("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output();
+        let known =
+            known.map(|known| String::from_utf8_lossy(&known.stdout).into_owned()).unwrap_or_default();
+        let sources = state.join("sources.list");
+        fs::write(&sources, format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror(&known)))?;
+        options.push(format!("Dir::Etc::sourcelist={}", sources.display()));
+        options.push("Dir::Etc::sourceparts=-".to_owned());
+        if let Some(architecture) = architecture {
+            options = of_architecture(options, architecture);
+        }
+        Self::with(project, &format!("packages-{name}"), options)
     }
 
     fn with(project: &'a Project, dir: &str, options: Vec<String>) -> Result<Self> {
@@ -63,7 +75,9 @@ impl<'a> Apt<'a> {
     }
 
     fn update(&self) -> Result<()> {
-        step::run("refreshing apt's package lists", self.command("apt-get").args(["update", "-qq"]))
+        let mut update = self.command("apt-get");
+        step::run("refreshing apt's package lists", update.args(["update", "-qq"]))
+            .map_err(|error| Lacks(format!("{error:#}")).into())
     }
 
     /// The package itself, or the kernel that it depends on when it stands for the newest one (`linux-image-amd64`).
@@ -149,5 +163,47 @@ impl<'a> Apt<'a> {
             step::output(self.project.command("dpkg-deb").arg("-x").arg(archive).arg(&fresh))?;
         }
         fs::rename(&fresh, tree).with_context(|| format!("cannot make {}", tree.display()))
+    }
+}
+
+/// apt's options for a state of its own, and the folder that has it.
+fn own_state(project: &Project, name: &str) -> Result<(PathBuf, Vec<String>)> {
+    let state = project.target.join("vm").join(format!("apt-{name}"));
+    for folder in ["state/lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(state.join(folder))?;
+    }
+    fs::write(state.join("state/status"), "")?;
+    let at = |what: &str, path: &str| format!("{what}={}", state.join(path).display());
+    let options = vec![
+        "APT::Sandbox::User=root".to_owned(),
+        at("Dir::State", "state"),
+        at("Dir::State::status", "state/status"),
+        at("Dir::Cache", "cache"),
+    ];
+    Ok((state, options))
+}
+
+fn of_architecture(mut options: Vec<String>, architecture: &str) -> Vec<String> {
+    options.push(format!("APT::Architecture={architecture}"));
+    options.push(format!("APT::Architectures::={architecture}"));
+    options
+}
+
+/// Debian's archive among the addresses that this machine's apt knows; its public name where there is none.
+fn mirror(known: &str) -> &str {
+    let archive = |address: &&str| address.trim_end_matches('/').ends_with("/debian");
+    known.lines().map(str::trim).find(archive).unwrap_or("http://deb.debian.org/debian/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_come_from_the_mirror_that_the_machine_uses() {
+        let known = "https://deb.nodesource.com/node_20.x/\nhttp://mirror.example/debian-security/\n\
+                     http://mirror.example/debian/\nhttp://other.example/debian\n";
+        assert_eq!(mirror(known), "http://mirror.example/debian/");
+        assert_eq!(mirror("http://archive.ubuntu.com/ubuntu/\n"), "http://deb.debian.org/debian/");
     }
 }

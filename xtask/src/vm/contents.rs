@@ -83,11 +83,13 @@ impl Contents {
 /// What init.sh reads, and what it gives to the suites. Nothing may be skipped there but what is known.
 fn environment(board: &Board, expected: &Expected) -> String {
     let left_out: Vec<String> = expected.left_out.iter().map(|(test, _)| format!("--skip={test}")).collect();
+    let off = expected.off.as_ref().map(|off| format!("export HUBLET_TEST_OFF='{}'\n", off.join(" ")));
     format!(
         "RESULTS={}\nTHREADS={THREADS}\nLEFT_OUT='{}'\n\
-         export CI=true HUBLET_BIN=/vm/hublet HUBLET_TEST_SLOWNESS={SLOWNESS}\n",
+         export CI=true HUBLET_BIN=/vm/hublet HUBLET_TEST_SLOWNESS={SLOWNESS}\n{}",
         board.results,
-        left_out.join(" ")
+        left_out.join(" "),
+        off.unwrap_or_default()
     )
 }
 

@@ -16,6 +16,12 @@ const MODULES: [&str; 8] =
 /// Kinds of links that hublet makes, the best first.
 const LINKS: [&str; 3] = ["dummy", "ifb", "bridge"];
 
+/// The tests that need the guard; that it is off is another one's business.
+const GUARD: [&str; 2] = [
+    "i10_crafted_syns_come_no_further_than_the_guard",
+    "i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside",
+];
+
 /// A kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -34,6 +40,8 @@ pub(super) struct Kernel {
 pub(super) struct Expected {
     /// Facts that the machine reports.
     pub(super) facts: Vec<(&'static str, &'static str)>,
+    /// Parts of hublet's setup that this kernel can't have, if that is known; the suite `steering` compares.
+    pub(super) off: Option<Vec<&'static str>>,
     /// Tests that can't run there, with the reason; they are named in the report.
     pub(super) left_out: Vec<(&'static str, &'static str)>,
 }
@@ -142,8 +150,28 @@ impl Expected {
         expected.facts.extend(link.map(|kind| ("link", kind)));
         if let Some(version) = version(release) {
             expected.facts.push(("tcx", if version >= (6, 6) { "present" } else { "absent" }));
+            let guard = version >= (5, 17);
+            expected.off = Some(if guard { vec![] } else { vec!["guard"] });
+            if !guard {
+                let reason = "sk_lookup doesn't tell the interface before Linux 5.17";
+                expected.left_out.extend(GUARD.map(|test| (test, reason)));
+            }
         }
         expected
+    }
+}
+
+/// `bullseye:linux-image-amd64` is a release of Debian's and a package; without a release it is the machine's own.
+pub(super) fn package(wanted: &str) -> Result<(Option<&str>, &str)> {
+    let (release, package) = wanted.split_once(':').map_or((None, wanted), |(a, b)| (Some(a), b));
+    let is_name = |name: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed)
+    };
+    if release.is_none_or(is_name) && is_name(package) {
+        Ok((release, package))
+    } else {
+        Err(Usage(format!("--kernel={wanted}: neither [RELEASE:]PACKAGE nor a file or folder")).into())
     }
 }
 
@@ -184,10 +212,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_package_may_be_of_another_release() {
+        assert_eq!(package("linux-image-amd64").unwrap(), (None, "linux-image-amd64"));
+        assert_eq!(package("trixie:linux-image-6.12.1+deb13").unwrap().0, Some("trixie"));
+        for wrong in ["", ":linux-image-amd64", "bullseye:", "a b:c", "a:b:c", "..:b", "-o:b"] {
+            assert!(package(wrong).unwrap_err().is::<Usage>(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn what_is_expected_follows_from_the_release() {
         let old = Expected::of("6.1.0-56-amd64", Some("dummy"));
         assert_eq!(old.facts, [("link", "dummy"), ("tcx", "absent")]);
         assert_eq!(Expected::of("6.12.9+deb13-cloud-amd64", None).facts, [("tcx", "present")]);
+        assert_eq!((old.off, old.left_out), (Some(vec![]), vec![]));
         assert_eq!(Expected::of("nonsense", None), Expected::default());
+        let older = Expected::of("5.10.0-32-amd64", Some("dummy"));
+        assert_eq!(older.off, Some(vec!["guard"]));
+        assert_eq!(older.left_out.iter().map(|(test, _)| *test).collect::<Vec<_>>(), GUARD);
     }
 }

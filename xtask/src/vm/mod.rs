@@ -54,9 +54,9 @@ pub(crate) struct VmArguments {
     /// The machine's architecture; with aarch64 the smoke part alone, unless suites are named.
     #[arg(long, value_enum, default_value_t = Arch::X86_64)]
     arch: Arch,
-    /// A kernel: a package of Debian's (its own without one), the folder of an unpacked one, or an image; several
-    /// by repeating it.
-    #[arg(long = "kernel", value_name = "PACKAGE|PATH")]
+    /// A kernel: a package of Debian's (its own without one), also of another release (`bullseye:linux-image-amd64`),
+    /// the folder of an unpacked one, or an image; several by repeating it.
+    #[arg(long = "kernel", value_name = "[RELEASE:]PACKAGE|PATH")]
     kernels: Vec<String>,
     /// The modules of an image, …/lib/modules/RELEASE.
     #[arg(long, value_name = "DIR")]
@@ -200,14 +200,23 @@ impl Arch {
         }
     }
 
+    /// `[RELEASE:]PACKAGE`, unpacked.
+    fn package(self, project: &Project, wanted: &str) -> Result<PathBuf> {
+        let (release, package) = kernel::package(wanted)?;
+        let apt = match release {
+            None => self.apt(project)?,
+            Some(release) => {
+                Apt::release(project, release, (self == Self::Aarch64).then_some(cross::DEBIAN))?
+            }
+        };
+        apt.tree(&apt.kernel(package)?)
+    }
+
     fn kernels(self, project: &Project, arguments: &VmArguments) -> Result<Vec<Kernel>> {
         let usual = [self.kernel().to_owned()];
         let wanted = if arguments.kernels.is_empty() { &usual[..] } else { &arguments.kernels };
         let find = |wanted: &String| -> Result<Kernel> {
-            let fetch = |package: &str| -> Result<PathBuf> {
-                let apt = self.apt(project)?;
-                apt.tree(&apt.kernel(package)?)
-            };
+            let fetch = |package: &str| self.package(project, package);
             let kernel = Kernel::find(wanted, arguments.modules.as_deref(), fetch)?;
             Ok(kernel.without(&arguments.without))
         };

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     fn expected() -> Expected {
-        Expected { facts: vec![("link", "dummy")], left_out: vec![] }
+        Expected { facts: vec![("link", "dummy")], ..Expected::default() }
     }
 
     fn hear(text: &str) -> Run {
