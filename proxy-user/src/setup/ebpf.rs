@@ -129,25 +129,25 @@ pub(super) fn embedded() -> Result<(), Missing> {
 
 /// Makes the maps, or takes over those that a dead daemon left pinned.
 pub(super) fn load(pins: Option<&Pins>) -> Result<Ebpf, Missing> {
-    match load_object(pins) {
+    match load_object(OBJECT, pins) {
         // Same layout, but other sizes than its name says: not ours to keep.
         Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { .. })) => {
             pins.inspect(|pins| pins.clear());
-            load_object(pins)
+            load_object(OBJECT, pins)
         }
         loaded => loaded,
     }
     .map_err(|error| missing("loading the maps", &error))
 }
 
-fn load_object(pins: Option<&Pins>) -> Result<Ebpf, EbpfError> {
+fn load_object(bytes: &[u8], pins: Option<&Pins>) -> Result<Ebpf, EbpfError> {
     let mut loader = EbpfLoader::new();
     if let Some(pins) = pins {
         for name in maps::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
     }
-    loader.load(OBJECT)
+    loader.load(bytes)
 }
 
 /// A map of the object, typed.
@@ -492,4 +492,29 @@ fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
     // point to outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_by_the_verifier_shows_the_line_of_our_source() {
+        if OBJECT.is_empty() || !nix::unistd::geteuid().is_root() {
+            return eprintln!("SKIP: it needs the BPF object and root");
+        }
+        // `r0 = 1` becomes `r0 = 5`, which no program of a connect() may end with.
+        let (one, five) = ([0xb7_u8, 0, 0, 0, 1, 0, 0, 0], 5);
+        let mut bytes = OBJECT.to_vec();
+        let places: Vec<usize> =
+            (0..bytes.len() - one.len()).filter(|at| bytes[*at..].starts_with(&one)).collect();
+        places.into_iter().for_each(|at| bytes[at + 4] = five);
+        let mut object = load_object(&bytes, None).unwrap();
+        let program: &mut aya::programs::CgroupSockAddr =
+            object.program_mut(programs::CONNECT4).unwrap().try_into().unwrap();
+        let told = not_loaded(programs::CONNECT4, program.load().unwrap_err()).to_string();
+        assert!(told.contains("hub_connect4") && told.contains("please report"), "{told}");
+        assert!(told.contains("R0"), "the verifier's own words: {told}");
+        assert!(told.contains(".rs:"), "the line: {told}");
+    }
 }
