@@ -21,7 +21,9 @@ static HUB_AUDIT: LruPerCpuHashMap<AuditKey, Audit, MAX_AUDIT> = LruPerCpuHashMa
 static EMPTY: Audit = Audit {
     steered: 0,
     direct: 0,
-    passed: 0,
+    off: 0,
+    own: 0,
+    unselected: 0,
     stale: 0,
     dead: 0,
     established: 0,
@@ -46,7 +48,9 @@ pub(crate) fn decided(cgroup_id: u64, ip: Address, port: u16, decision: Decision
             Decision::Direct => &raw mut (*audit).direct,
             Decision::Stale => &raw mut (*audit).stale,
             Decision::NoListener => &raw mut (*audit).dead,
-            _ => &raw mut (*audit).passed,
+            Decision::Off => &raw mut (*audit).off,
+            Decision::Marked | Decision::OwnCgroup => &raw mut (*audit).own,
+            _ => &raw mut (*audit).unselected,
         };
         *counter += 1;
     }

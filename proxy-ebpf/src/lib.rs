@@ -266,8 +266,12 @@ shared! {
         pub steered: u64,
         /// connect() calls to our own address.
         pub direct: u64,
-        /// connect() calls that passed through: steering off, the daemon's own, or not selected.
-        pub passed: u64,
+        /// connect() calls that passed through because steering is off.
+        pub off: u64,
+        /// connect() calls that passed through because they are the daemon's own.
+        pub own: u64,
+        /// connect() calls that passed through because nobody selected the caller, or somebody excepted it.
+        pub unselected: u64,
         /// connect() calls that passed through because the daemon hangs (stale heartbeat).
         pub stale: u64,
         /// connect() calls that passed through because the daemon is dead (no listener).

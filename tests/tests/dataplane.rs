@@ -24,7 +24,8 @@ use hublet_tests::cgroup::{self, Cgroup};
 use hublet_tests::netns::Netns;
 use node::pod::Pod;
 use node::{
-    Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped, ip, listen, part, steering,
+    MARK, Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped, dial_marked, ip,
+    listen, part, steering,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -69,6 +70,8 @@ fn the_host_is_selected_by_user_name_and_cgroup() {
 
     assert_passes_through(dial(SERVICE));
     assert_eq!(counter(&setup, "not_selected"), 1);
+    let audit = setup.ebpf().audit;
+    assert_eq!(audit.iter().map(|row| row.counts.unselected).collect::<Vec<_>>(), [1], "{audit:?}");
     let by_user = Client::dial(SERVICE, ":", |command| {
         command.uid(4242);
     });
@@ -241,7 +244,8 @@ fn the_audit_counts_what_the_ends_count() {
     node.until("all are closed", || row().counts.closed == CONNECTIONS);
     let caller = row();
     let seen = caller.counts;
-    assert_eq!((seen.steered, seen.established, seen.passed), (CONNECTIONS, CONNECTIONS, 0));
+    assert_eq!((seen.steered, seen.established), (CONNECTIONS, CONNECTIONS));
+    assert_eq!((seen.off, seen.own, seen.unselected, seen.stale, seen.dead), (0, 0, 0, 0, 0));
     // Per connection at most one for the FIN, each way; the SYN is taken off already.
     assert!((CONNECTIONS * UP..=CONNECTIONS * (UP + 1)).contains(&seen.bytes_up), "{seen:?}");
     assert!((CONNECTIONS * DOWN..=CONNECTIONS * (DOWN + 1)).contains(&seen.bytes_down), "{seen:?}");
@@ -249,9 +253,11 @@ fn the_audit_counts_what_the_ends_count() {
     assert!(seen.latency_us > 0 && seen.retransmits == 0, "{seen:?}");
     assert_eq!(caller.cgroup, own_cgroup());
 
+    assert_passes_through(dial_marked(SERVICE, MARK));
+    assert_eq!(row().counts.own, 1, "and so is hublet's own traffic");
     setup.stop_steering();
     assert_passes_through(dial(SERVICE));
-    assert_eq!(row().counts.passed, 1, "what went past us is audited, too");
+    assert_eq!(row().counts.off, 1, "what went past us is audited, too");
     let _direct = dial(OWN).unwrap();
     let direct = setup.ebpf().audit.into_iter().find(|row| row.service == OWN.into()).expect("a row");
     assert_eq!((direct.counts.direct, direct.counts.steered), (1, 0));

@@ -10,10 +10,12 @@ use crate::setup::AuditStatus;
 /// Appends the metrics. A caller that is forgotten (the table is an LRU) takes its counts with it: scrapers see a reset.
 pub(super) fn render(text: &mut String, rows: &[AuditStatus]) {
     let sum = |field: fn(&Audit) -> u64| rows.iter().map(|row| field(&row.counts)).sum::<u64>();
-    let connects: [(&str, u64); 5] = [
+    let connects: [(&str, u64); 7] = [
         ("steered", sum(|counts| counts.steered)),
         ("direct", sum(|counts| counts.direct)),
-        ("passed", sum(|counts| counts.passed)),
+        ("off", sum(|counts| counts.off)),
+        ("own", sum(|counts| counts.own)),
+        ("unselected", sum(|counts| counts.unselected)),
         ("stale", sum(|counts| counts.stale)),
         ("dead", sum(|counts| counts.dead)),
     ];

@@ -51,7 +51,9 @@ fn sum(cpus: &PerCpuValues<Plain<Audit>>) -> Audit {
     cpus.iter().fold(Audit::default(), |mut sum, Plain(part)| {
         sum.steered += part.steered;
         sum.direct += part.direct;
-        sum.passed += part.passed;
+        sum.off += part.off;
+        sum.own += part.own;
+        sum.unselected += part.unselected;
         sum.stale += part.stale;
         sum.dead += part.dead;
         sum.established += part.established;
