@@ -19,6 +19,9 @@ const SYSCTLS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
+/// Where a kubelet has its plugins' sockets, whatever else it is told.
+pub(super) const KUBELET: &str = "/var/lib/kubelet";
+
 /// Writes them all. `kubeconfig` is the kubelet's.
 pub(super) fn write(dir: &Path, options: &Options, cni: &Path, cgroup: &str) -> Result<()> {
     for folder in ["cni", "manifests", "sysctl", "kubelet"] {
@@ -94,7 +97,7 @@ fn script(dir: &Path, options: &Options) -> String {
         "set -eu\ncd {dir}\nunset KUBE_EXIT_WITH_STDIN\n\
          # Where shims and CNI keep sockets and namespaces, and the kubelet its plugins' sockets.\n\
          mount -t tmpfs node /run\n\
-         mkdir -p /var/lib/kubelet && mount -t tmpfs node /var/lib/kubelet\n"
+         mount -t tmpfs node {KUBELET}\n"
     );
     for (name, _) in SYSCTLS {
         let file = name.replace('/', ".");

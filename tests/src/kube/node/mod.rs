@@ -53,6 +53,8 @@ pub struct RealNode {
     processes: Option<Component>,
     name: String,
     cgroup: String,
+    /// The machine had no [`files::KUBELET`] to mount over.
+    made: bool,
     dir: tempfile::TempDir,
 }
 
@@ -107,12 +109,14 @@ impl RealNode {
         let unique = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let cgroup = format!("kube-{unique}");
         make_cgroups(&cgroup)?;
+        let made = !Path::new(files::KUBELET).exists();
+        fs::create_dir_all(files::KUBELET)?;
         files::write(dir.path(), options, cni, &format!("/{cgroup}"))?;
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]);
         command.arg(dir.path().join("start.sh"));
         let processes = Component::spawn("node", command, dir.path(), Some(&options.netns))?;
-        let mut node = Self { processes: Some(processes), name: options.name.clone(), cgroup, dir };
+        let mut node = Self { processes: Some(processes), name: options.name.clone(), cgroup, made, dir };
         node.import(&options.programs.join("pod"))?;
         Ok(node)
     }
@@ -204,6 +208,9 @@ impl Drop for RealNode {
             eprintln!("{}", self.logs());
         }
         drop(self.processes.take());
+        if self.made {
+            let _ = fs::remove_dir(files::KUBELET);
+        }
         for root in hierarchies() {
             let _ = eventually(Duration::from_secs(10), "the node's cgroups are empty", || {
                 remove_tree(&root.join(&self.cgroup)).ok()
