@@ -45,6 +45,11 @@ grep -q ' tcx_prog_attach$' /proc/kallsyms && tcx=present
 say fact release "$(uname -r)"
 say fact link "$link"
 say fact tcx "$tcx"
+# `none [integrity] confidentiality`
+lockdown=absent
+mount -t securityfs securityfs /sys/kernel/security 2>/dev/null
+[ -e /sys/kernel/security/lockdown ] && lockdown=$(sed 's/.*\[\(.*\)\].*/\1/' /sys/kernel/security/lockdown)
+say fact lockdown "$lockdown"
 
 while IFS='	' read -r name program; do
     say begin "$name"

@@ -33,6 +33,8 @@ pub(super) struct Kernel {
     modules: Option<(PathBuf, String)>,
     /// Modules that are not loaded.
     without: Vec<String>,
+    /// Further words of its command line.
+    pub(super) words: String,
 }
 
 /// What must hold on a release; anything else fails the run, so that a fallback is never taken unnoticed.
@@ -67,9 +69,9 @@ impl Kernel {
         Self::unpacked(&fetch(wanted)?)
     }
 
-    /// The same kernel, with these modules left out.
-    pub(super) fn without(self, modules: &[String]) -> Self {
-        Self { without: modules.to_vec(), ..self }
+    /// The same kernel, with these modules left out, and these words on its command line.
+    pub(super) fn told(self, without: &[String], words: &[String]) -> Self {
+        Self { without: without.to_vec(), words: words.join(" "), ..self }
     }
 
     /// The tree of a kernel's package.
@@ -83,7 +85,7 @@ impl Kernel {
         }
         let release = entries(&tree.join("lib/modules")).unwrap_or_default().pop();
         let modules = release.map(|release| (tree.to_path_buf(), file_name(&release)));
-        Ok(Self { name: file_name(tree), image, modules, without: Vec::new() })
+        Ok(Self { name: file_name(tree), image, modules, without: Vec::new(), words: String::new() })
     }
 
     fn image(image: &Path, modules: Option<&Path>) -> Result<Self> {
@@ -99,7 +101,13 @@ impl Kernel {
                 Some((root.to_path_buf(), file_name(&dir)))
             }
         };
-        Ok(Self { name: file_name(image), image: image.to_path_buf(), modules, without: Vec::new() })
+        Ok(Self {
+            name: file_name(image),
+            image: image.to_path_buf(),
+            modules,
+            without: Vec::new(),
+            words: String::new(),
+        })
     }
 
     /// The files of the wanted modules and of what they stand on, in the order of loading.

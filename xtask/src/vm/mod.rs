@@ -64,6 +64,9 @@ pub(crate) struct VmArguments {
     /// A module to leave out, to see what hublet does without it (`dummy`); several by repeating it.
     #[arg(long, value_name = "MODULE")]
     without: Vec<String>,
+    /// Words for the kernel's command line (`lockdown=confidentiality`); several by repeating it.
+    #[arg(long, value_name = "WORDS")]
+    append: Vec<String>,
     /// Minutes that one machine may take.
     #[arg(long, value_name = "MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
     limit: u16,
@@ -106,6 +109,7 @@ pub(crate) fn in_ci(project: &Project) -> Result<()> {
         kernels: Vec::new(),
         modules: None,
         without: Vec::new(),
+        append: Vec::new(),
         limit: 15,
         output: Output::Table,
     };
@@ -218,7 +222,7 @@ impl Arch {
         let find = |wanted: &String| -> Result<Kernel> {
             let fetch = |package: &str| self.package(project, package);
             let kernel = Kernel::find(wanted, arguments.modules.as_deref(), fetch)?;
-            Ok(kernel.without(&arguments.without))
+            Ok(kernel.told(&arguments.without, &arguments.append))
         };
         wanted.iter().map(find).collect()
     }
@@ -275,7 +279,7 @@ fn boot(
     contents.tree(project, board, kernel, &expected)?.write(&initramfs)?;
     initramfs::shown_size(&initramfs)?;
     step::say(format_args!("booting {} (at most {} s)", kernel.name, limit.as_secs()));
-    let machine = Machine { board, kernel: &kernel.image, initramfs: &initramfs, dir: &dir };
+    let machine = Machine { board, kernel, initramfs: &initramfs, dir: &dir };
     let mut run = Run::new(&kernel.name, &expected);
     let end = machine.run(project, limit, interrupt, |line| {
         if run.line(line) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use super::kernel::Kernel;
 use crate::child::Child;
 use crate::interrupt::Interrupt;
 use crate::project::Project;
@@ -61,7 +62,7 @@ pub(super) const AARCH64: Board = Board {
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
     pub(super) board: &'a Board,
-    pub(super) kernel: &'a Path,
+    pub(super) kernel: &'a Kernel,
     pub(super) initramfs: &'a Path,
     /// Its logs go here.
     pub(super) dir: &'a Path,
@@ -131,9 +132,11 @@ impl Machine<'_> {
         // cgroup flips a static key.
         command.args(["-machine", machine, "-accel", "tcg,thread=single", "-cpu", processor]);
         command.args(["-smp", PROCESSORS, "-m", MEMORY]);
-        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initramfs);
         // A panic ends QEMU at once (with -no-reboot). An oops is one too, and a processor that stands for a minute.
-        let append = format!("console={console} panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30");
+        let words = &self.kernel.words;
+        let append =
+            format!("console={console} panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30 {words}");
         command.args(["-append", &append]);
         command.arg("-serial").arg(format!("file:{}", self.console_log().display()));
         command
