@@ -110,8 +110,22 @@ fn is_table(value: &Value) -> bool {
 }
 
 /// Columns that come first, in this order.
-const FIRST: [&str; 12] = [
-    "name", "on", "detail", "pid", "uid", "command", "cgroup", "original", "steered", "address", "port", "id",
+const FIRST: [&str; 15] = [
+    "name",
+    "on",
+    "detail",
+    "pid",
+    "uid",
+    "command",
+    "cgroup",
+    "original",
+    "steered",
+    "address",
+    "port",
+    "id",
+    "connections",
+    "bytes_up",
+    "bytes_down",
 ];
 
 /// Columns for programs only: `-o json` has them.
