@@ -21,11 +21,12 @@ const TRIPLE: &str = "aarch64-unknown-linux-musl";
 /// Debian's compiler for it.
 pub(super) const GCC: &str = "aarch64-linux-gnu-gcc";
 /// What init.sh and the suites call.
-const PACKAGES: [&str; 3] = ["busybox-static", "iproute2", "bpftool"];
+const PACKAGES: [&str; 4] = ["busybox-static", "iproute2", "bpftool", "util-linux"];
 
 /// The tree of programs and libraries of that architecture.
 pub(super) fn programs(apt: &Apt<'_>) -> Result<PathBuf> {
-    apt.trees("programs", &PACKAGES)
+    // Named after what is in it: an older checkout's tree lacks some.
+    apt.trees(&PACKAGES.join("+"), &PACKAGES)
 }
 
 /// The daemon, and the suites of these names.
