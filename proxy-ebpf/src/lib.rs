@@ -387,7 +387,7 @@ mod tests {
         assert_eq!(size_of::<Ident>(), 88);
         assert_eq!(size_of::<JoinKey>(), 44);
         assert_eq!(size_of::<AuditKey>(), 32);
-        assert_eq!(size_of::<Audit>(), 216);
+        assert_eq!(size_of::<Audit>(), 232);
     }
 
     #[test]

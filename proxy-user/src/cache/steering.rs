@@ -17,12 +17,15 @@ use crate::local::negotiate::Encoding;
 /// The annotation or label of pods and namespaces that want to be steered: `"true"`.
 pub const STEER: &str = "hublet.io/steer";
 
+/// The Service's key.
+const API_SERVICE: &[u8] = b"/services/default/kubernetes";
+
 /// The addresses of the Service `default/kubernetes`: its ClusterIPs with its TCP ports. Empty while it is unknown.
 ///
 /// # Errors
 /// The store's.
 pub fn api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
-    match snapshot.object(&api_service_key(), |record| service_addresses(&record).unwrap_or_default())? {
+    match snapshot.object(API_SERVICE, |record| service_addresses(&record).unwrap_or_default())? {
         Lookup::Found(addresses) => Ok(addresses),
         _ => Ok(Vec::new()),
     }
@@ -68,7 +71,7 @@ pub(super) fn concerns(op: &Op) -> bool {
     let (Op::Upsert { key, .. } | Op::Gone { key, .. } | Op::Complete { collection: key, .. }) = op else {
         return false;
     };
-    key.starts_with(b"/pods/") || key.starts_with(b"/namespaces/") || *key == api_service_key()
+    key.starts_with(b"/pods/") || key.starts_with(b"/namespaces/") || key == API_SERVICE
 }
 
 /// The UID of a pod that wants to be steered by itself.
@@ -79,17 +82,6 @@ pub(super) fn wants(op: &Op) -> Option<String> {
     }
     let wish = Wish::of(&Record::read(&record.value)?)?;
     (wish.steer == Some(true)).then_some(wish.uid)
-}
-
-fn api_service_key() -> Vec<u8> {
-    object("services", "default", "kubernetes")
-}
-
-/// Key of a core object.
-fn object(plural: &str, namespace: &str, name: &str) -> Vec<u8> {
-    let mut key = resource(plural);
-    key::push_object(&mut key, namespace, name);
-    key
 }
 
 fn resource(plural: &str) -> Vec<u8> {
@@ -250,6 +242,16 @@ mod tests {
         let mut out = Vec::new();
         fields.iter().for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
         out
+    }
+
+    #[test]
+    fn the_api_services_key_is_the_stores() {
+        let mut key = resource("services");
+        key::push_object(&mut key, "default", "kubernetes");
+        assert_eq!(key, API_SERVICE);
+        assert!(concerns(&Op::Gone { key, version: 1, asked: 1, at: 1 }));
+        let other = Op::Gone { key: b"/services/default/other".to_vec(), version: 1, asked: 1, at: 1 };
+        assert!(!concerns(&other));
     }
 
     #[test]

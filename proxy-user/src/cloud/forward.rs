@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use super::dial::DialError;
 use super::health::{CloudState, Health, Signal};
 use super::upstreams::{Place, Sender, Stream, Upstreams, set_host, uri};
-use crate::body::Body;
+use crate::body::{Body, BodyError};
 use crate::upload::Upload;
 
 /// Why there is no answer.
@@ -101,15 +101,19 @@ impl Cloud {
     /// # Errors
     /// The answer broke off, or the link was found dead.
     pub async fn begun(&self, body: &mut Body) -> Result<(), ForwardError> {
+        let broken = |error: BodyError| {
+            self.health.signal(Signal::Failed);
+            ForwardError::Lost(error.to_string())
+        };
         let mut begun = std::pin::pin!(body.begin());
         if let Ok(begun) = tokio::time::timeout(self.health.patience(), &mut begun).await {
-            return begun.map_err(|error| ForwardError::Lost(error.to_string()));
+            return begun.map_err(broken);
         }
         self.health.signal(Signal::Slow);
         let mut state = self.health.subscribe();
         tokio::select! {
             biased;
-            begun = begun => begun.map_err(|error| ForwardError::Lost(error.to_string())),
+            begun = begun => begun.map_err(broken),
             _ = state.wait_for(|s| *s == CloudState::Disconnected) => {
                 Err(ForwardError::Lost("nothing behind the answer's head before the link was found dead".into()))
             }
