@@ -201,12 +201,11 @@ impl Handler {
         let mut fetch = Box::pin(async move { this.fetch(&mine, None).await });
         let patience = self.cloud.health.patience();
         let error = match tokio::time::timeout(patience, &mut fetch).await {
-            Ok(Ok(mut response)) => match call.request().verb {
-                Verb::Get => match self.cloud.begun(response.body_mut()).await {
-                    Ok(()) => return Ok(response),
-                    Err(error) => Some(error),
-                },
-                _ => return Ok(response),
+            // A watch is open with its head; its first event may come tomorrow.
+            Ok(Ok(response)) if call.request().verb == Verb::Watch => return Ok(response),
+            Ok(Ok(mut response)) => match self.cloud.begun(response.body_mut()).await {
+                Ok(()) => return Ok(response),
+                Err(error) => Some(error),
             },
             Ok(Err(error)) => Some(error),
             Err(_) => None,

@@ -95,8 +95,8 @@ impl Cloud {
         }
     }
 
-    /// Waits until the body of an object's answer has begun. The head alone is of no use to who asked for the object,
-    /// and while it isn't passed on, the store can still answer in its place.
+    /// Waits until the body of a read's answer has begun. The head alone is of no use to who asked, and while it isn't
+    /// passed on, the store can still answer in its place.
     ///
     /// # Errors
     /// The answer broke off, or the link was found dead.

@@ -121,12 +121,6 @@ impl RealNode {
         Ok(node)
     }
 
-    /// Its name in the cluster.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     fn import(&mut self, program: &Path) -> Result<()> {
         let archive = self.dir.path().join("image.tar");
         image::write(program, &archive)?;
