@@ -6,18 +6,21 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hublet::setup::pinned::Pinned;
 use hublet_tests::cgroup::Cgroup;
 use hublet_tests::client::{self, Client};
-use hublet_tests::eventually::eventually;
+use hublet_tests::eventually::{eventually, slowness};
+use hublet_tests::fault::Fault;
 use hublet_tests::require;
 use hublet_tests::site::Site;
 
 const SERVICE: &str = "https://10.96.0.1:443";
 const CALL: &str = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
+/// No call may take longer, whatever is upgraded.
+const SLOWEST: Duration = Duration::from_millis(2500);
 
 fn site() -> Result<Option<Site>> {
     if !require::bpf() {
@@ -50,41 +53,42 @@ fn i12_an_upgrade_to_another_layout_of_the_maps_loses_nothing() -> Result<()> {
     })
 }
 
-/// Calls until it is told to stop; gives what went wrong.
-fn call(client: &Client, served: &AtomicU32, stop: &AtomicBool) -> Vec<String> {
-    let mut lost = Vec::new();
-    while !stop.load(Relaxed) {
-        match client.get(CALL) {
-            Ok(answer) if answer.status == 200 => drop(served.fetch_add(1, Relaxed)),
-            Ok(answer) => lost.push(format!("{} {}", answer.status, answer.text())),
-            Err(cause) => lost.push(format!("{cause:#}")),
-        }
-    }
-    lost
+/// What callers met.
+#[derive(Default)]
+struct Met {
+    lost: Vec<String>,
+    slowest: Duration,
 }
 
-fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
+/// Calls until it is told to stop.
+fn call(client: &Client, served: &AtomicU32, stop: &AtomicBool) -> Met {
+    let mut met = Met::default();
+    while !stop.load(Relaxed) {
+        let began = Instant::now();
+        match client.get(CALL) {
+            Ok(answer) if answer.status == 200 => drop(served.fetch_add(1, Relaxed)),
+            Ok(answer) => met.lost.push(format!("{} {}", answer.status, answer.text())),
+            Err(cause) => met.lost.push(format!("{cause:#}")),
+        }
+        met.slowest = met.slowest.max(began.elapsed());
+    }
+    met
+}
+
+/// Three upgrades in a row while three clients call without a pause; `prepare` is done before each (0, 1, 2).
+fn three_upgrades(site: &mut Site, prepare: impl Fn(&Site, usize) -> Result<()>) -> Result<()> {
     const CLIENTS: usize = 3;
     const UPGRADES: usize = 3;
-    let Some(mut site) = site()? else { return Ok(()) };
-    let client = by_service(&site)?;
-    eventually(Duration::from_secs(5), "steered", || {
-        client.get(CALL).is_ok_and(|a| a.status == 200).then_some(())
-    })?;
-    site.cut()?;
-    let stored = || client.get(CALL).is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "store");
-    eventually(Duration::from_secs(10), "answered from the store", || stored().then_some(()))?;
-
     let (served, stop) = (AtomicU32::new(0), AtomicBool::new(false));
-    let clients: Vec<Client> = (0..CLIENTS).map(|_| by_service(&site)).collect::<Result<_>>()?;
-    let lost = std::thread::scope(|scope| -> Result<Vec<String>> {
+    let clients: Vec<Client> = (0..CLIENTS).map(|_| by_service(site)).collect::<Result<_>>()?;
+    let met = std::thread::scope(|scope| -> Result<Vec<Met>> {
         let (served, stop) = (&served, &stop);
         let calling: Vec<_> =
             clients.iter().map(|client| scope.spawn(move || call(client, served, stop))).collect();
         let upgraded = (|| {
-            for _ in 0..UPGRADES {
+            for upgrade in 0..UPGRADES {
                 let before = served.load(Relaxed);
-                prepare(&site)?;
+                prepare(site, upgrade)?;
                 let ended = site.daemon.succeed()?;
                 assert!(ended.success(), "the old one ends well: {ended}");
                 eventually(Duration::from_secs(5), "the new one serves", || {
@@ -94,23 +98,40 @@ fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
             Ok(())
         })();
         stop.store(true, Relaxed);
-        let lost = calling.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-        upgraded.map(|()| lost)
+        let met = calling.into_iter().map(|thread| thread.join().unwrap()).collect();
+        upgraded.map(|()| met)
     })?;
+    let slowest = met.iter().map(|met| met.slowest).max().unwrap();
+    let lost: Vec<&String> = met.iter().flat_map(|met| &met.lost).collect();
+    let some = &lost[..lost.len().min(5)];
+    assert!(lost.is_empty(), "{} calls lost of {}: {some:?}", lost.len(), served.load(Relaxed));
+    assert!(slowest < SLOWEST * slowness(), "a call took {slowest:?}; the log:\n{}", site.daemon.log());
+    Ok(())
+}
+
+fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
+    let Some(mut site) = site()? else { return Ok(()) };
+    let client = by_service(&site)?;
+    eventually(Duration::from_secs(5), "steered", || {
+        client.get(CALL).is_ok_and(|a| a.status == 200).then_some(())
+    })?;
+    site.cut()?;
+    let stored = || client.get(CALL).is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "store");
+    eventually(Duration::from_secs(10), "answered from the store", || stored().then_some(()))?;
+
+    three_upgrades(&mut site, |site, _| prepare(site))?;
+    all_of_it_is_the_last_ones(&mut site)
+}
+
+/// One set of pins, every part on, and nothing left when it ends.
+fn all_of_it_is_the_last_ones(site: &mut Site) -> Result<()> {
     let layouts = std::fs::read_dir(site.daemon.bpffs().unwrap().join("hublet"))?.count();
     assert_eq!(layouts, 1, "what the old ones pinned is gone");
-    assert!(
-        lost.is_empty(),
-        "{} calls lost of {}: {:?}",
-        lost.len(),
-        served.load(Relaxed),
-        &lost[..lost.len().min(5)]
-    );
-
     let status = site.daemon.status()?;
     let off = status["parts"].as_array().unwrap().iter().filter(|part| part["on"] != true);
     let off: Vec<_> = off.map(|part| part["name"].as_str().unwrap()).collect();
     assert_eq!(off, require::off().unwrap_or_default(), "{status:#}");
+    assert_eq!(daemons(site)?, [site.daemon.pid().unwrap()], "one daemon is left");
     assert!(site.daemon.stop()?.success());
     let links = site.netns.run(|| std::process::Command::new("ip").args(["-brief", "link"]).output())?;
     assert!(
@@ -118,6 +139,50 @@ fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
         "the last one removes the interface"
     );
     Ok(())
+}
+
+/// Processes that were started with this site's root directory.
+fn daemons(site: &Site) -> Result<Vec<u32>> {
+    let flag = format!("--root-dir={}", site.daemon.root_dir().display());
+    let ours = |process: &std::fs::DirEntry| {
+        let arguments = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        arguments.split(|byte| *byte == 0).any(|argument| argument == flag.as_bytes())
+    };
+    let processes = std::fs::read_dir("/proc")?.filter_map(Result::ok).filter(ours);
+    Ok(processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// The link dies without a word, and a moment later the upgrade begins: answers are under way that will never come. The
+/// old daemon kept its store open for their sake, so that the new one found it in use and gave up.
+#[test]
+fn i12_an_upgrade_loses_nothing_right_after_the_link_has_died() -> Result<()> {
+    upgrades_as_the_link_dies(|_| Ok(()))
+}
+
+/// The same, while one waits for what only the cloud knows: the others don't wait for it.
+#[test]
+fn i12_an_upgrade_on_a_dead_link_does_not_wait_for_what_only_the_cloud_knows() -> Result<()> {
+    upgrades_as_the_link_dies(|site| {
+        let log = by_service(site)?;
+        drop(std::thread::spawn(move || log.get("/api/v1/namespaces/default/pods/web/log")));
+        Ok(())
+    })
+}
+
+fn upgrades_as_the_link_dies(ask: impl Fn(&Site) -> Result<()>) -> Result<()> {
+    let Some(mut site) = site()? else { return Ok(()) };
+    let client = by_service(&site)?;
+    let forwarded =
+        || client.get(CALL).is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "cloud");
+    eventually(Duration::from_secs(5), "forwarded", || forwarded().then_some(()))?;
+    three_upgrades(&mut site, |site, upgrade| {
+        if upgrade == 1 {
+            site.fault.set(Fault::Blackhole(None))?;
+            ask(site)?;
+        }
+        Ok(())
+    })?;
+    all_of_it_is_the_last_ones(&mut site)
 }
 
 #[test]

@@ -17,8 +17,9 @@ use crate::setup::Setup;
 
 /// How long a dropped connection may take to be gone, and the last reference to setup.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// How long answers may take while a successor waits: new connections queue up meanwhile.
-const HAND_OVER: Duration = Duration::from_secs(2);
+/// How long answers may take while a successor waits: new connections queue up meanwhile, and none is to wait longer than
+/// 2.5 s. A read that the store can answer takes 0.8 s at most, however dead the link is.
+const HAND_OVER: Duration = Duration::from_millis(1500);
 
 /// When to stop: the first message ends gracefully, a second one at once.
 #[derive(Debug)]
@@ -126,11 +127,6 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         let _ = task.await;
     }
     admin.stop();
-    // The store is closed when the last one lets go of it.
-    let deadline = Instant::now() + AT_ONCE;
-    while Arc::strong_count(&handler) > 1 && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
     drop(handler);
     let serving = tokio::task::spawn_blocking(|| successor.wait()).await;
     match serving {

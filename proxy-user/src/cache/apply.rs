@@ -30,7 +30,7 @@ type FormDeltas = HashMap<Vec<u8>, i64>;
 /// # Errors
 /// redb's: nothing of the batch is stored then.
 pub fn apply(store: &Store, ops: &[Op]) -> Result<bool, StoreError> {
-    let mut txn = store.database().begin_write()?;
+    let mut txn = store.begin_write()?;
     // A kill at any instant must not cost the next start a scan of the whole file.
     txn.set_quick_repair(true);
     let mut batch = Batch::open(&txn)?;

@@ -145,10 +145,13 @@ impl Ingest {
         }
     }
 
-    /// As [`Ingest::settle`], and ends the thread.
+    /// As [`Ingest::settle`], and ends the thread and closes the store. Waits for room behind what is queued: an end that
+    /// found none would leave the store open.
     pub async fn close(&self) {
         let (done, wait) = oneshot::channel();
-        if self.send(Message::Close(done)) {
+        let to = self.to.clone();
+        let told = tokio::task::spawn_blocking(move || to.send(Message::Close(done)));
+        if matches!(told.await, Ok(Ok(()))) {
             let _ = wait.await;
         }
     }
@@ -281,8 +284,8 @@ impl Writer {
             if open {
                 waiting.into_iter().for_each(answer);
             } else {
-                // Whoever waited for the end may open the file again at once.
-                drop(self);
+                // Whoever waited for the end may open the file again at once, though others still hold the store.
+                self.store.close();
                 return waiting.into_iter().for_each(answer);
             }
         }

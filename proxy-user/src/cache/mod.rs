@@ -97,7 +97,7 @@ impl Cache {
         self.ingest.settle().await;
     }
 
-    /// Writes what is pending and ends the writer.
+    /// Writes what is pending, ends the writer and closes the store, whoever still holds it or a snapshot.
     pub async fn close(&self) {
         self.ingest.close().await;
     }

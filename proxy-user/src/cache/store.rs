@@ -6,8 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use parking_lot::RwLock;
 use redb::{
-    Database, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    Database, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    TableDefinition, WriteTransaction,
 };
 
 use super::key;
@@ -55,6 +57,9 @@ pub enum StoreError {
     /// Another process has it.
     #[error("the store {0} is in use by another process; is a hublet running already?")]
     InUse(PathBuf),
+    /// A hand-over, or the end.
+    #[error("the store is closed: hublet is stopping")]
+    Closed,
     /// redb failed.
     #[error("the store failed: {0}; is the disk full or failing?")]
     Redb(Box<redb::Error>),
@@ -83,7 +88,8 @@ pub enum Lookup<T> {
 /// The open store.
 #[derive(Debug)]
 pub struct Store {
-    db: Database,
+    /// `None` once it is closed, whoever still holds a reference to the store.
+    db: RwLock<Option<Database>>,
     path: PathBuf,
 }
 
@@ -98,13 +104,13 @@ impl Store {
         private_dir(dir).map_err(directory)?;
         let path = dir.join("hublet.redb");
         match Self::open_file(&path, page_cache) {
-            Ok(db) => Ok(Self { db, path }),
+            Ok(db) => Ok(Self { db: RwLock::new(Some(db)), path }),
             Err(StoreError::InUse(path)) => Err(StoreError::InUse(path)),
             Err(error) if path.exists() => {
                 let aside = aside(&path);
                 tracing::error!(%error, aside = %aside.display(), "the store can't be used: set aside, beginning anew");
                 std::fs::rename(&path, &aside).map_err(directory)?;
-                Ok(Self { db: Self::open_file(&path, page_cache)?, path })
+                Ok(Self { db: RwLock::new(Some(Self::open_file(&path, page_cache)?)), path })
             }
             Err(error) => Err(error),
         }
@@ -141,9 +147,18 @@ impl Store {
         Ok(db)
     }
 
-    /// The database, for the writer.
-    pub(super) fn database(&self) -> &Database {
-        &self.db
+    /// Begins to write, for the writer.
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
+        Ok(self.db.read().as_ref().ok_or(StoreError::Closed)?.begin_write()?)
+    }
+
+    /// Closes the file: from here on another process may open it. Snapshots that are still held read nothing more. Not
+    /// to be called while a write is under way, which would keep the file open until its end.
+    pub(super) fn close(&self) {
+        let db = self.db.write().take();
+        if let Some(Err(error)) = db.map(Database::close) {
+            tracing::warn!(%error, "the store could not be closed well: the next start repairs it");
+        }
     }
 
     /// Bytes on disk.
@@ -154,9 +169,9 @@ impl Store {
     /// A snapshot to read from.
     ///
     /// # Errors
-    /// redb's.
+    /// redb's, or the store is closed.
     pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        Ok(Snapshot { txn: self.db.begin_read()? })
+        Ok(Snapshot { txn: self.db.read().as_ref().ok_or(StoreError::Closed)?.begin_read()? })
     }
 }
 

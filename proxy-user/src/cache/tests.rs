@@ -260,11 +260,14 @@ async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
     let open = || Cache::open(&config, Clock::default()).unwrap();
     let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
     bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
-    bench.cache.close().await;
     let second = Cache::open(&config, Clock::default());
     assert!(matches!(second, Err(StoreError::InUse(_))), "two daemons over one store");
-    drop(bench);
+    let closed = bench;
+    let held = closed.cache.stored().unwrap();
+    closed.cache.close().await;
     let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
+    assert!(matches!(closed.cache.stored(), Err(StoreError::Closed)), "closed, whoever still holds it");
+    assert!(held.object(b"/pods/d/a", |_| ()).is_err(), "and its snapshots read nothing of another's");
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
     bench.cache.close().await;
     drop(bench);
