@@ -30,11 +30,23 @@ impl Site {
     /// # Errors
     /// A part doesn't start; the message holds the end of its log.
     pub fn start(role: &str, with: impl FnOnce(&mut daemon::Options)) -> Result<Option<Self>> {
+        Self::with_cloud(role, cloud::Options::default(), with)
+    }
+
+    /// As [`Site::start`], with a cloud of another kind.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_cloud(
+        role: &str,
+        cloud: cloud::Options,
+        with: impl FnOnce(&mut daemon::Options),
+    ) -> Result<Option<Self>> {
         if !require::root() {
             return Ok(None);
         }
         let netns = Netns::new(role)?;
-        let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..Default::default() })?;
+        let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..cloud })?;
         let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
         let mut options = daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns));
         with(&mut options);

@@ -6,10 +6,8 @@ use std::sync::Arc;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::dial::DialError;
 use super::forward::{Cloud, ForwardError, end_to_end};
 use super::stream::CloudBody;
 use super::upstreams::uri;
@@ -35,9 +33,7 @@ impl Cloud {
         metrics: &Arc<Metrics>,
         keep: K,
     ) -> Result<Response<Body>, ForwardError> {
-        let tls = self.upstreams.dialer().dial(true).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await.map_err(DialError::from)?;
-        tokio::spawn(connection.with_upgrades());
+        let (mut sender, closing) = self.upstreams.upgrade().await?;
         let client = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let upstream = upstream_request(self, &parts, body);
@@ -55,7 +51,10 @@ impl Cloud {
         tokio::spawn(async move {
             if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
                 let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                tokio::select! {
+                    _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                    () = closing => {}
+                }
             }
             drop(keep);
         });

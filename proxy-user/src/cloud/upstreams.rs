@@ -12,13 +12,15 @@ use std::time::Duration;
 use http::{Method, Request};
 use http_body_util::{Either, Full};
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::connection::{self, Closing, Windows};
+pub use super::connection::{Sender, set_host};
 use super::dial::{DialError, Dialer};
 use crate::account::Metrics;
 use crate::upload::Upload;
@@ -31,19 +33,8 @@ const CONNECTIONS: usize = 64;
 const APART: usize = 32;
 /// Retired connections that go on for the sake of their streams; beyond it the oldest is closed.
 const RETIRED: usize = 8;
-/// Dead links are found by pings.
-const PING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(10));
 /// Flow control windows of a stream and of a connection, in bytes.
-const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
-
-/// Sends requests on one connection.
-#[derive(Debug)]
-pub enum Sender {
-    /// Shared.
-    H2(http2::SendRequest<Upload>),
-    /// For one request.
-    H1(http1::SendRequest<Upload>),
-}
+const WINDOWS: Windows = Windows { stream: 1 << 20, connection: 4 << 20 };
 
 #[derive(Debug)]
 struct Kept {
@@ -109,6 +100,7 @@ pub struct Upstreams {
     apart: Arc<Semaphore>,
     /// A kept connection has broken (its pings went unanswered, or it was reset).
     lost: Arc<Notify>,
+    closing: Closing,
     metrics: Arc<Metrics>,
 }
 
@@ -121,6 +113,7 @@ impl Upstreams {
             dialing: tokio::sync::Mutex::new(()),
             apart: Arc::new(Semaphore::new(APART)),
             lost: Arc::new(Notify::new()),
+            closing: Closing::default(),
             metrics,
         }
     }
@@ -159,33 +152,25 @@ impl Upstreams {
     }
 
     async fn open(&self) -> Result<Stream, DialError> {
+        let closing = self.closing.subscribe();
         let tls = self.dialer.dial(false).await?;
         self.metrics.cloud_connects.inc();
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Self::single(tls, None).await;
+            return Self::single(tls, closing, None).await;
         }
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING.0)
-            .keep_alive_timeout(PING.1)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(WINDOWS.0)
-            .initial_connection_window_size(WINDOWS.1)
-            .max_header_list_size(64 << 10)
-            .handshake(TokioIo::new(tls))
-            .await?;
         let lost = Arc::clone(&self.lost);
-        let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let ended = move |broken: Option<hyper::Error>| {
+            if let Some(error) = broken {
                 tracing::debug!(%error, "a connection to the cloud broke");
                 lost.notify_waiters();
             }
-        });
+        };
+        let connection = connection::http2(tls, WINDOWS, closing, ended).await?;
         let kept = Kept {
-            sender,
+            sender: connection.sender,
             active: Arc::new(AtomicUsize::new(0)),
             retired: AtomicBool::new(false),
-            driver: driver.abort_handle(),
+            driver: connection.task,
         };
         let stream = kept.place();
         self.kept.lock().push(kept);
@@ -198,19 +183,32 @@ impl Upstreams {
     /// None can be opened, or the limit is reached.
     pub async fn apart(&self) -> Result<Stream, DialError> {
         let permit = Arc::clone(&self.apart).try_acquire_owned().map_err(|_| DialError::Busy)?;
+        let closing = self.closing.subscribe();
         let tls = self.dialer.dial(true).await?;
         self.metrics.cloud_connects.inc();
-        Self::single(tls, Some(permit)).await
+        Self::single(tls, closing, Some(permit)).await
+    }
+
+    /// A connection for one upgrade, HTTP/1.1; the bytes after it end with `closing`.
+    ///
+    /// # Errors
+    /// None can be opened.
+    pub async fn upgrade(
+        &self,
+    ) -> Result<(http1::SendRequest<Upload>, WaitForCancellationFutureOwned), DialError> {
+        let (connection, bytes) = (self.closing.subscribe(), self.closing.subscribe());
+        let tls = self.dialer.dial(true).await?;
+        self.metrics.cloud_connects.inc();
+        Ok((connection::http1(tls, connection).await?, bytes))
     }
 
     async fn single(
         tls: TlsStream<TcpStream>,
+        closing: WaitForCancellationFutureOwned,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Stream, DialError> {
-        let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
-        tokio::spawn(connection);
         Ok(Stream {
-            sender: Sender::H1(sender),
+            sender: Sender::H1(connection::http1(tls, closing).await?),
             place: Place { active: Arc::new(AtomicUsize::new(1)), _apart: permit },
         })
     }
@@ -232,11 +230,11 @@ impl Upstreams {
         }
     }
 
-    /// Ends every connection, and with it every stream: clients turn to the other side at once.
+    /// Ends every connection (shared, for one request, upgraded), and with it every stream: clients turn to the other
+    /// side at once.
     pub fn close_all(&self) {
-        for kept in self.kept.lock().drain(..) {
-            kept.driver.abort();
-        }
+        self.kept.lock().clear();
+        self.closing.close();
     }
 
     /// Connections open.
@@ -291,17 +289,4 @@ pub fn uri(server: &crate::config::Server, path_and_query: Option<&str>) -> http
         .path_and_query(path_and_query.unwrap_or("/"))
         .build()
         .unwrap_or_default()
-}
-
-/// HTTP/1.1 wants the host in a header and the path alone in the request line.
-pub fn set_host(request: &mut Request<Upload>, sender: &Sender) {
-    if matches!(sender, Sender::H1(_)) {
-        let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
-        if let Ok(value) = http::HeaderValue::from_str(&authority) {
-            request.headers_mut().insert(http::header::HOST, value);
-        }
-        if let Some(path) = request.uri().path_and_query().cloned() {
-            *request.uri_mut() = http::Uri::from(path);
-        }
-    }
 }

@@ -59,6 +59,8 @@ pub enum Lie {
     Delay(u64),
     /// No answer, ever; the connection stays open.
     Hang,
+    /// What is asked for is done; then the connection breaks without a word.
+    Break,
     /// The true answer's head, then nothing, ever.
     Stall,
     /// The true answer's first bytes, then a proper end: broken JSON in sound HTTP.

@@ -65,6 +65,10 @@ pub struct Options {
     pub clock_skew: time::Duration,
     /// Its serving certificate, when the test has one of its own (of the authority given with it).
     pub identity: Option<(Arc<Ca>, Identity)>,
+    /// The protocols that it speaks.
+    pub alpn: Vec<&'static str>,
+    /// Streams that it allows on an HTTP/2 connection (`--http2-max-streams-per-connection`).
+    pub max_streams: u32,
 }
 
 impl Default for Options {
@@ -77,6 +81,8 @@ impl Default for Options {
             bookmark_every: Duration::from_secs(60),
             clock_skew: time::Duration::ZERO,
             identity: None,
+            alpn: vec!["h2", "http/1.1"],
+            max_streams: 250,
         }
     }
 }
@@ -133,7 +139,9 @@ impl Cloud {
                 (Arc::new(ca), identity)
             }
         };
-        let tls = TlsAcceptor::from(Arc::new(ca.tls_server(&identity)?));
+        let mut tls = ca.tls_server(&identity)?;
+        tls.alpn_protocols = options.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let tls = TlsAcceptor::from(Arc::new(tls));
         let shared = Arc::new(Shared {
             store: Store::new(options.clock_skew),
             rbac: Rbac::default(),

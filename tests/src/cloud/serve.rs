@@ -11,7 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use time::format_description::well_known::Rfc2822;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
@@ -68,8 +68,10 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number:
         let (user, groups) = pki::names(cert).ok()?;
         Some(User::new(&user, &groups.iter().map(String::as_str).collect::<Vec<_>>()))
     });
-    let caller = Arc::new((certificate, number));
+    let broken = Arc::new(Notify::new());
+    let caller = Arc::new(Caller { certificate, number, broken: Arc::clone(&broken) });
     let spawner = shared.spawner.clone();
+    let max_streams = shared.options.max_streams;
     let service = service_fn(move |request| {
         let (shared, caller) = (Arc::clone(&shared), Arc::clone(&caller));
         async move {
@@ -82,15 +84,30 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number:
         }
     });
     let io = TokioIo::new(stream);
-    if h2 {
-        let mut http = hyper::server::conn::http2::Builder::new(spawner);
-        http.timer(TokioTimer::new()).serve_connection(io, service).await?;
-    } else {
-        let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new()).title_case_headers(true);
-        http.serve_connection(io, service).with_upgrades().await?;
+    let served = async {
+        if h2 {
+            let mut http = hyper::server::conn::http2::Builder::new(spawner);
+            http.max_concurrent_streams(max_streams);
+            http.timer(TokioTimer::new()).serve_connection(io, service).await
+        } else {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).title_case_headers(true);
+            http.serve_connection(io, service).with_upgrades().await
+        }
+    };
+    tokio::select! {
+        served = served => served?,
+        () = broken.notified() => {}
     }
     Ok(())
+}
+
+/// Whose connection it is.
+struct Caller {
+    certificate: Option<User>,
+    number: u64,
+    /// The connection is to break.
+    broken: Arc<Notify>,
 }
 
 fn header(headers: &HeaderMap, name: &HeaderName) -> String {
@@ -100,13 +117,13 @@ fn header(headers: &HeaderMap, name: &HeaderName) -> String {
 
 async fn respond(
     shared: &Arc<Shared>,
-    caller: &(Option<User>, u64),
+    caller: &Caller,
     parts: http::request::Parts,
     body: Incoming,
 ) -> Answer {
     let target = Target::parse(&parts.method, &parts.uri);
     let credential = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let user = shared.rbac.authenticate(credential, caller.0.as_ref());
+    let user = shared.rbac.authenticate(credential, caller.certificate.as_ref());
     shared.record.add(Request {
         method: parts.method.to_string(),
         path: parts.uri.path().to_owned(),
@@ -115,7 +132,7 @@ async fn respond(
         user_agent: header(&parts.headers, &USER_AGENT),
         protocol: format!("{:?}", parts.version),
         accept: header(&parts.headers, &ACCEPT),
-        connection: caller.1,
+        connection: caller.number,
     });
     let lie = shared.lies.meet(&target.path, parts.method.as_str(), target.verb);
     let instead = match &lie {
@@ -132,6 +149,10 @@ async fn respond(
     };
     dress(shared, &mut answer);
     match lie {
+        Some(Lie::Break) => {
+            caller.broken.notify_one();
+            std::future::pending().await
+        }
         Some(lie) => lie.twist(answer),
         None => answer,
     }
