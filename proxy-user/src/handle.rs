@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::account::{Metrics, Source, Traffic};
 use crate::body::Body;
 use crate::cache::Cache;
-use crate::cache::exchange::Exchange;
+use crate::cache::exchange::{Exchange, may_be_stored};
 use crate::cache::grants::Credential;
 use crate::cache::store::StoreError;
 use crate::client::Connection;
@@ -25,7 +25,7 @@ use crate::cloud::upstreams::Upstreams;
 use crate::config::Config;
 use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{Local, Question, SOURCE, away, grant_key};
-use crate::request::{ApiRequest, Verb};
+use crate::request::{ApiRequest, Reading, Verb};
 use crate::route::{Route, route};
 use crate::status::Refusal;
 use crate::upload::{self, Upload};
@@ -66,7 +66,8 @@ pub enum HandleError {
 struct Call {
     parts: Parts,
     credential: Credential,
-    grant: Vec<u8>,
+    /// The grant's key, where the request is understood.
+    grant: Option<Vec<u8>>,
     /// A DELETE whose options say `dryRun`: its answer reads like a real one's.
     dry_run: bool,
 }
@@ -128,17 +129,16 @@ impl Handler {
         }
         let (parts, body) = request.into_parts();
         let credential = connection.credential(parts.headers.get(header::AUTHORIZATION));
-        let api = ApiRequest::parse(&parts.method, &parts.uri);
-        let grant = grant_key(&api, &credential);
-        let (verb, errors) = (api.verb, Accepts::of(&parts.headers).errors);
+        let reading = ApiRequest::parse(&parts.method, &parts.uri);
+        let grant = reading.understood().map(|request| grant_key(request, &credential));
+        let (verb, errors) = (reading.verb, Accepts::of(&parts.headers).errors);
         let route = route(verb, self.cloud.health.state(), false);
+        let call = Call { parts, credential, grant, dry_run: false };
         let answer = if route == Route::Local {
-            let headers = &parts.headers;
-            let question = Question { request: &api, headers, credential: &credential, grant: &grant };
-            self.local.answer(question).await
+            self.stored(&call).await
         } else {
             // Boxed: the way to the cloud is long, and the connection would keep room for it.
-            Box::pin(self.routed(route, Call { parts, credential, grant, dry_run: false }, body)).await
+            Box::pin(self.routed(route, call, body)).await
         };
         let mut response = self.counted(verb, errors, answer);
         response.body_mut().hold(permit);
@@ -152,12 +152,12 @@ impl Handler {
         body: Incoming,
     ) -> Result<Response<Body>, Refusal> {
         match route {
-            Route::Local => self.local.answer(call.question(&call.request())).await,
+            Route::Local => self.stored(&call).await,
             Route::Refuse => {
                 upload::swallow(body).await;
-                Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
+                Err(Refusal::WriteWhileAway(call.away()))
             }
-            Route::LocalThenCloud => match self.local.answer(call.question(&call.request())).await {
+            Route::LocalThenCloud => match self.stored(&call).await {
                 Ok(response) => Ok(response),
                 Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
             },
@@ -165,13 +165,28 @@ impl Handler {
             Route::CloudThenLocal => self.fetch(&call, None).await.map_err(|error| refused(&call, &error)),
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 upload::swallow(body).await;
-                Err(Refusal::WriteWhileAway(away(&call.question(&call.request()))))
+                Err(Refusal::WriteWhileAway(call.away()))
             }
             Route::Cloud | Route::CloudOnceJudged => {
                 let (body, dry_run) = upload::take(&call.parts.method, body).await?;
                 let call = Call { dry_run, ..call };
                 self.fetch(&call, body).await.map_err(|error| refused(&call, &error))
             }
+        }
+    }
+
+    /// The store's answer: only a request that is understood has one.
+    async fn stored(&self, call: &Call) -> Result<Response<Body>, Refusal> {
+        let (reading, headers) = (call.reading(), &call.parts.headers);
+        match (reading.understood(), &call.grant) {
+            (Some(request), Some(grant)) => {
+                let question = Question { request, headers, credential: &call.credential, grant };
+                self.local.answer(question).await
+            }
+            _ => Err(Refusal::Unknown(format!(
+                "hublet: the cloud is away, and only the cloud understands the path or a parameter of this request for {}",
+                reading.describe()
+            ))),
         }
     }
 
@@ -202,7 +217,7 @@ impl Handler {
         let patience = self.cloud.health.patience();
         let error = match tokio::time::timeout(patience, &mut fetch).await {
             // A watch is open with its head; its first event may come tomorrow.
-            Ok(Ok(response)) if call.request().verb == Verb::Watch => return Ok(response),
+            Ok(Ok(response)) if call.reading().verb == Verb::Watch => return Ok(response),
             Ok(Ok(mut response)) => match self.cloud.begun(response.body_mut()).await {
                 Ok(()) => return Ok(response),
                 Err(error) => Some(error),
@@ -213,10 +228,9 @@ impl Handler {
         if error.is_none() {
             self.cloud.health.signal(Signal::Slow);
         }
-        let request = call.request();
-        match (self.local.answer(call.question(&request)).await, error) {
+        match (self.stored(&call).await, error) {
             (Ok(response), None) => {
-                self.take_late(request.verb, fetch);
+                self.take_late(call.reading().verb, fetch);
                 Ok(response)
             }
             (Ok(response), Some(_)) => Ok(response),
@@ -246,16 +260,18 @@ impl Handler {
 
     /// Sends to the cloud; its answer is copied into the store as it passes.
     async fn fetch(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, ForwardError> {
-        let request = call.request();
+        let reading = call.reading();
         let asked = self.cache.clock.now();
         let (response, place) = self.cloud.send(&call.parts, body).await?;
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
-        self.cache.judge(&call.credential, request.verb, &call.grant, status);
-        let capture = Exchange::of(&request, &call.parts.headers, (status, &head.headers), asked)
+        self.cache.judge(&call.credential, reading.verb, call.grant.as_deref(), status);
+        let capture = reading
+            .understood()
+            .and_then(|request| Exchange::of(request, &call.parts.headers, (status, &head.headers), asked))
             .filter(|_| !call.dry_run)
             .and_then(|e| self.cache.capture(e));
-        let watch = request.verb == Verb::Watch && status == 200;
+        let watch = reading.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
         let body = CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics));
         let mut response = Response::new(Body::cloud(body));
@@ -338,30 +354,27 @@ impl Handler {
 }
 
 impl Call {
-    /// The store may know the answer; of logs and other subresources it never does.
     fn may_be_stored(&self) -> bool {
-        let request = self.request();
-        !request.is_resource() || matches!(request.subresource.as_ref(), "" | "status")
+        self.reading().understood().is_some_and(may_be_stored)
     }
 
-    fn request(&self) -> ApiRequest<'_> {
+    fn reading(&self) -> Reading<'_> {
         ApiRequest::parse(&self.parts.method, &self.parts.uri)
     }
 
-    fn question<'a>(&'a self, request: &'a ApiRequest<'a>) -> Question<'a> {
-        Question { request, headers: &self.parts.headers, credential: &self.credential, grant: &self.grant }
+    fn away(&self) -> String {
+        let reading = self.reading();
+        away(reading.verb, &reading.describe())
     }
 }
 
 /// What the caller of a write is told.
 fn refused(call: &Call, error: &ForwardError) -> Refusal {
-    let request = call.request();
-    let what = away(&call.question(&request));
     match error {
-        ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(what),
+        ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(call.away()),
         ForwardError::Lost(_) => Refusal::OutcomeUnknown(format!(
             "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",
-            request.verb.as_str()
+            call.reading().verb.as_str()
         )),
     }
 }

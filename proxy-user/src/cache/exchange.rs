@@ -15,7 +15,7 @@ pub struct Exchange {
     pub verb: Verb,
     /// `apiVersion` that the objects must have.
     pub api_version: String,
-    /// Key of the object, the collection with its selectors, or the document's path and query.
+    /// Key of the object, the collection with its selectors, or the document.
     pub key: Vec<u8>,
     /// `group/resource/`.
     pub resource: Vec<u8>,
@@ -56,12 +56,30 @@ fn is_document(path: &str) -> bool {
     matches!(first, "api" | "apis" | "version" | "openapi" | "openid" | ".well-known")
 }
 
-/// Path and query of a document, without what does not change it.
+/// Path of a document, and the hash that it was asked for by.
 pub fn document_key(request: &ApiRequest<'_>) -> String {
-    let kept: Vec<&str> =
-        request.query.raw.split('&').filter(|p| !p.is_empty() && !p.starts_with("timeout=")).collect();
-    let mark = if kept.is_empty() { "" } else { "?" };
-    format!("{}{mark}{}", request.path, kept.join("&"))
+    let hash = &request.query.hash;
+    if hash.is_empty() { request.path.to_owned() } else { format!("{}?hash={hash}", request.path) }
+}
+
+/// The store may know the answer; of logs and other subresources it never does.
+pub fn may_be_stored(request: &ApiRequest<'_>) -> bool {
+    if request.is_resource() {
+        matches!(request.subresource.as_ref(), "" | "status")
+    } else {
+        is_document(request.path)
+    }
+}
+
+/// Selectors whose result can't lose a member but by its deletion: a name never changes, nor does the node of a pod
+/// that has one. Of other resources (custom ones, with `selectableFields`) `spec.nodeName` may change.
+fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
+    let fields = request.query.field_selector.as_ref();
+    let Some((field, value)) = fields.split_once('=') else { return false };
+    let pods = request.group.is_empty() && request.resource == "pods";
+    let fixed = field == "metadata.name" || (field == "spec.nodeName" && pods);
+    let value = value.strip_prefix('=').unwrap_or(value);
+    fixed && !value.is_empty() && !value.contains(',') && request.query.label_selector.is_empty()
 }
 
 impl Exchange {
@@ -102,20 +120,20 @@ impl Exchange {
         };
         if request.verb == Verb::Document {
             exchange.key = document_key(request).into_bytes();
-            return (status == 200 && is_document(request.path)).then_some(exchange);
+            return (status == 200 && !query.pretty && is_document(request.path)).then_some(exchange);
         }
         if encoding.is_none() || query.dry_run || query.pretty || is_review(&request.resource) {
             return None;
         }
-        if !request.is_resource() || !matches!(request.subresource.as_ref(), "" | "status") {
+        if !request.is_resource() || !may_be_stored(request) {
+            return None;
+        }
+        if exchange.form.is_some() && query.include_object {
             return None;
         }
         key::push_resource(&mut exchange.resource, &request.group, &request.resource);
         key::push_scope(&mut exchange.key, request);
-        let fields = &query.field_selector;
-        exchange.fixed_selector = query.label_selector.is_empty()
-            && (fields.starts_with("metadata.name=") || fields.starts_with("spec.nodeName="))
-            && !fields.contains(',');
+        exchange.fixed_selector = is_fixed_selector(request);
         exchange.tells().then_some(exchange)
     }
 

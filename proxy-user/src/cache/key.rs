@@ -72,7 +72,7 @@ mod tests {
     fn scope(uri: &str) -> String {
         let uri: Uri = uri.parse().unwrap();
         let mut out = Vec::new();
-        push_scope(&mut out, &ApiRequest::parse(&Method::GET, &uri));
+        push_scope(&mut out, ApiRequest::parse(&Method::GET, &uri).understood().unwrap());
         String::from_utf8(out).unwrap()
     }
 

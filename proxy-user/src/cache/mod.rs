@@ -81,12 +81,15 @@ impl Cache {
         self.ingest.capture(exchange)
     }
 
-    /// Remembers what the cloud's status code says of the caller.
-    pub fn judge(&self, credential: &Credential, verb: Verb, grant: &[u8], status: u16) {
-        let ops = match status {
-            401 => self.grants.rejected(credential),
-            403 => self.grants.forbidden(grant),
-            200..=299 | 404 if verb.is_read() => self.grants.allowed(credential, grant, self.clock.now()),
+    /// Remembers what the cloud's status code says of the caller; without a grant's key (a request that isn't
+    /// understood) only that a credential is refused.
+    pub fn judge(&self, credential: &Credential, verb: Verb, grant: Option<&[u8]>, status: u16) {
+        let ops = match (status, grant) {
+            (401, _) => self.grants.rejected(credential),
+            (403, Some(grant)) => self.grants.forbidden(grant),
+            (200..=299 | 404, Some(grant)) if verb.is_read() => {
+                self.grants.allowed(credential, grant, self.clock.now())
+            }
             _ => return,
         };
         self.ingest.ops(ops);

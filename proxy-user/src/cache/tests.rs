@@ -31,9 +31,10 @@ impl Bench {
         if body.starts_with(&[0x1f, 0x8b]) {
             headers.insert("content-encoding", "gzip".parse().unwrap());
         }
-        let request = ApiRequest::parse(&method, &uri);
+        let reading = ApiRequest::parse(&method, &uri);
+        let request = reading.understood().unwrap();
         let asked = self.cache.clock.now() - ago;
-        if let Some(exchange) = Exchange::of(&request, &HeaderMap::new(), (status, &headers), asked) {
+        if let Some(exchange) = Exchange::of(request, &HeaderMap::new(), (status, &headers), asked) {
             let mut capture = self.cache.capture(exchange).unwrap();
             for chunk in body.chunks(100) {
                 let chunk = bytes::Bytes::copy_from_slice(chunk);
@@ -322,9 +323,10 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
             let uri: Uri = path.parse().unwrap();
             let mut headers = HeaderMap::new();
             headers.insert("content-type", "application/json".parse().unwrap());
-            let request = ApiRequest::parse(&method, &uri);
+            let reading = ApiRequest::parse(&method, &uri);
+            let request = reading.understood().unwrap();
             let exchange =
-                Exchange::of(&request, &HeaderMap::new(), (status, &headers), asked(clock)).unwrap();
+                Exchange::of(request, &HeaderMap::new(), (status, &headers), asked(clock)).unwrap();
             let mut capture = bench.cache.capture(exchange).unwrap();
             let body = bytes::Bytes::from(body);
             std::future::poll_fn(|cx| capture.poll_push(cx, &body)).await;

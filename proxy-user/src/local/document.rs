@@ -20,6 +20,9 @@ impl Local {
         question: &Question<'_>,
     ) -> Result<Option<Response<Body>>, Refusal> {
         let Some(form) = other_form(question.headers) else { return Ok(None) };
+        if question.request.query.include_object {
+            return Ok(None);
+        }
         let key = form_key(question.scope(), &form);
         let Some((at, body)) = snapshot.document(&key, |d| (d.at, Bytes::copy_from_slice(d.body)))? else {
             return Ok(None);

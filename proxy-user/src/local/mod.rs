@@ -73,15 +73,7 @@ impl Question<'_> {
     }
 
     fn describe(&self) -> String {
-        let r = self.request;
-        if !r.is_resource() {
-            return r.path.to_owned();
-        }
-        let dot = if r.group.is_empty() { "" } else { "." };
-        let place =
-            if r.namespace.is_empty() { String::new() } else { format!(" in namespace {:?}", r.namespace) };
-        let name = if r.name.is_empty() { String::new() } else { format!(" {:?}", r.name) };
-        format!("{}{dot}{}{name}{place}", r.resource, r.group)
+        self.request.describe()
     }
 
     fn unknown(&self) -> Refusal {
@@ -125,7 +117,7 @@ impl Local {
             Verb::List => Box::pin(self.list(question)).await,
             Verb::Watch => Box::pin(self.watch(question)).await,
             Verb::Document => Box::pin(self.document(question)).await,
-            _ => Err(Refusal::WriteWhileAway(away(&question))),
+            verb => Err(Refusal::WriteWhileAway(away(verb, &question.describe()))),
         }
     }
 
@@ -188,7 +180,6 @@ impl Local {
 }
 
 /// What a write is told.
-pub fn away(question: &Question<'_>) -> String {
-    let verb = question.request.verb.as_str();
-    format!("hublet: the cloud is away; this node can't {verb} {} now", question.describe())
+pub fn away(verb: Verb, what: &str) -> String {
+    format!("hublet: the cloud is away; this node can't {} {what} now", verb.as_str())
 }
