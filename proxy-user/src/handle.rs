@@ -18,7 +18,7 @@ use crate::client::Connection;
 use crate::clock::Clock;
 use crate::cloud::dial::Dialer;
 use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
-use crate::cloud::health::{CloudState, Health, Signal};
+use crate::cloud::health::{CloudState, Health};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upgrade::is_upgrade;
 use crate::cloud::upstreams::Upstreams;
@@ -96,7 +96,8 @@ impl Handler {
         let metrics = Arc::new(Metrics::default());
         let cache = Arc::new(Cache::open(&config.cache, clock)?);
         let upstreams = Arc::new(Upstreams::new(dialer, Arc::clone(&metrics)));
-        let health = Health::start(&config.cloud, Arc::clone(&upstreams), Arc::clone(&metrics));
+        let heard = upstreams.dialer().heard();
+        let health = Health::start(&config.cloud, Arc::clone(&upstreams), heard, Arc::clone(&metrics));
         let local = Local::new(Arc::clone(&cache), &config.local, health.subscribe());
         Ok(Arc::new(Self {
             cache,
@@ -162,7 +163,7 @@ impl Handler {
                 Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
             },
             Route::CloudThenLocal if call.may_be_stored() => self.patiently(call).await,
-            Route::CloudThenLocal => self.fetch(&call, None).await.map_err(|error| refused(&call, &error)),
+            Route::CloudThenLocal => self.fetch_alone(&call, None).await,
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 upload::swallow(body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
@@ -170,7 +171,7 @@ impl Handler {
             Route::Cloud | Route::CloudOnceJudged => {
                 let (body, dry_run) = upload::take(&call.parts.method, body).await?;
                 let call = Call { dry_run, ..call };
-                self.fetch(&call, body).await.map_err(|error| refused(&call, &error))
+                self.fetch_alone(&call, body).await
             }
         }
     }
@@ -209,25 +210,16 @@ impl Handler {
         }
     }
 
-    /// A read while the cloud is there: its answer, or the store's where it fails or takes too long (I11).
+    /// A read while the cloud is there: its answer, or the store's where it fails or meets silence (I11).
     async fn patiently(self: &Arc<Self>, call: Call) -> Result<Response<Body>, Refusal> {
         let call = Arc::new(call);
         let (this, mine) = (Arc::clone(self), Arc::clone(&call));
-        let mut fetch = Box::pin(async move { this.fetch(&mine, None).await });
-        let patience = self.cloud.health.patience();
-        let error = match tokio::time::timeout(patience, &mut fetch).await {
-            // A watch is open with its head; its first event may come tomorrow.
-            Ok(Ok(response)) if call.reading().verb == Verb::Watch => return Ok(response),
-            Ok(Ok(mut response)) => match self.cloud.begun(response.body_mut()).await {
-                Ok(()) => return Ok(response),
-                Err(error) => Some(error),
-            },
-            Ok(Err(error)) => Some(error),
-            Err(_) => None,
+        let mut fetch = Box::pin(async move { this.fetch_begun(&mine).await });
+        let error = match self.cloud.health.while_heard(&mut fetch).await {
+            Some(Ok(response)) => return Ok(response),
+            Some(Err(error)) => Some(error),
+            None => None,
         };
-        if error.is_none() {
-            self.cloud.health.signal(Signal::Slow);
-        }
         match (self.stored(&call).await, error) {
             (Ok(response), None) => {
                 self.take_late(call.reading().verb, fetch);
@@ -238,6 +230,21 @@ impl Handler {
             // Only the cloud can tell: wait for it, or for the news that it is away.
             (Err(refusal), None) => fetch.await.map_err(|_| refusal),
         }
+    }
+
+    /// An answer whose body has begun, or a watch's head: its first event may come tomorrow.
+    async fn fetch_begun(&self, call: &Call) -> Result<Response<Body>, ForwardError> {
+        let mut response = self.fetch(call, None).await?;
+        if call.reading().verb != Verb::Watch {
+            self.cloud.begun(response.body_mut()).await?;
+        }
+        Ok(response)
+    }
+
+    /// What the cloud alone can answer.
+    async fn fetch_alone(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, Refusal> {
+        let answer = self.cloud.health.attended(self.fetch(call, body)).await;
+        answer.map_err(|error| refused(call, &error))
     }
 
     /// The caller has its answer; what the cloud says after all still goes into the store.
@@ -289,7 +296,7 @@ impl Handler {
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 Err(ForwardError::Away)
             }
-            _ => self.cloud.upgrade(request, &self.metrics, permit).await,
+            _ => self.cloud.until_away(self.cloud.upgrade(request, &self.metrics, permit)).await,
         };
         let source = if answer.is_ok() { Source::Cloud } else { Source::Hublet };
         self.metrics.answered(Verb::Other, source);
@@ -332,7 +339,7 @@ impl Handler {
             "cloud": {
                 "state": self.cloud.health.state(),
                 "server": format!("https://{}:{}", server.host, server.port),
-                "connections": self.cloud.upstreams.len(),
+                "connections": self.cloud.upstreams.open_connections(),
                 "latencySeconds": self.cloud.health.latency().as_secs_f64(),
                 "patienceSeconds": self.cloud.health.patience().as_secs_f64(),
             },

@@ -9,7 +9,7 @@ use crate::request::Verb;
 pub enum Route {
     /// To the cloud alone.
     Cloud,
-    /// To the cloud, and from the store where it does not answer within patience.
+    /// To the cloud, and from the store where that fails, or nothing is heard from the cloud within patience.
     CloudThenLocal,
     /// From the store at once where it knows; else to the cloud.
     LocalThenCloud,
@@ -23,13 +23,13 @@ pub enum Route {
 
 /// Chooses.
 pub fn route(verb: Verb, state: CloudState, upgrade: bool) -> Route {
-    use CloudState::{Connected, Disconnected, Recovering, Suspect};
+    use CloudState::{Connected, Disconnected, Recovering, Silent, Suspect};
     match (state, verb.is_read() && !upgrade) {
-        (Connected, true) => Route::CloudThenLocal,
-        (Suspect, true) => Route::LocalThenCloud,
+        (Connected | Suspect, true) => Route::CloudThenLocal,
+        (Silent, true) => Route::LocalThenCloud,
         (Disconnected | Recovering, true) => Route::Local,
         (Connected, false) => Route::Cloud,
-        (Suspect, false) => Route::CloudOnceJudged,
+        (Suspect | Silent, false) => Route::CloudOnceJudged,
         (Disconnected | Recovering, false) => Route::Refuse,
     }
 }
@@ -40,15 +40,18 @@ mod tests {
 
     #[test]
     fn i11_nothing_goes_to_a_cloud_that_is_known_to_be_away() {
-        use CloudState::{Connected, Disconnected, Recovering, Suspect};
+        use CloudState::{Connected, Disconnected, Recovering, Silent, Suspect};
         let table = [
             (Verb::Get, Connected, false, Route::CloudThenLocal),
             (Verb::Get, Connected, true, Route::Cloud),
-            (Verb::List, Suspect, false, Route::LocalThenCloud),
+            (Verb::List, Suspect, false, Route::CloudThenLocal),
+            (Verb::List, Silent, false, Route::LocalThenCloud),
             (Verb::Watch, Disconnected, false, Route::Local),
             (Verb::Document, Recovering, false, Route::Local),
             (Verb::Create, Connected, false, Route::Cloud),
             (Verb::Patch, Suspect, false, Route::CloudOnceJudged),
+            (Verb::Patch, Silent, false, Route::CloudOnceJudged),
+            (Verb::Get, Silent, true, Route::CloudOnceJudged),
             (Verb::Delete, Disconnected, false, Route::Refuse),
             (Verb::Get, Disconnected, true, Route::Refuse),
             (Verb::Other, Disconnected, false, Route::Refuse),

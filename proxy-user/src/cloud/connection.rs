@@ -11,11 +11,10 @@ use http::Request;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
-use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::dial::CloudStream;
 use crate::upload::Upload;
 
 /// Dead links are found by pings.
@@ -77,7 +76,7 @@ pub const UNKNOWN: usize = usize::MAX - 1;
 /// # Errors
 /// The handshake failed.
 pub async fn http2(
-    tls: TlsStream<TcpStream>,
+    tls: CloudStream,
     windows: Windows,
     closing: WaitForCancellationFutureOwned,
     ended: impl FnOnce(Option<hyper::Error>) + Send + 'static,
@@ -113,7 +112,7 @@ pub async fn http2(
 /// # Errors
 /// The handshake failed.
 pub async fn http1(
-    tls: TlsStream<TcpStream>,
+    tls: CloudStream,
     closing: WaitForCancellationFutureOwned,
 ) -> Result<http1::SendRequest<Upload>, hyper::Error> {
     let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
@@ -130,7 +129,7 @@ pub async fn http1(
 }
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
-type Requests = http2::Connection<TokioIo<TlsStream<TcpStream>>, Upload, Joined>;
+type Requests = http2::Connection<TokioIo<CloudStream>, Upload, Joined>;
 
 /// hyper's executor for one connection: the first future that it hands over moves the connection's bytes and goes to
 /// [`Driver`], the others (one a request) become tasks.

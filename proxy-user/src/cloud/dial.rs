@@ -11,10 +11,14 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::heard::{Heard, HeardStream};
 use crate::config::Server;
 
 /// Longest time for one connection to be ready for requests.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection that is ready for HTTP.
+pub type CloudStream = TlsStream<HeardStream>;
 
 /// Why no connection could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +63,19 @@ impl DialError {
     pub fn is_refused(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
+
+    /// This node lacks something: a place, a file descriptor, memory, a port. That tells nothing of the cloud.
+    pub fn is_ours(&self) -> bool {
+        use rustix::io::Errno;
+        let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+        match self {
+            Self::Busy => true,
+            Self::Connect { source, .. } | Self::Resolve { source, .. } => {
+                source.raw_os_error().is_some_and(|code| lacks.iter().any(|e| e.raw_os_error() == code))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Opens connections to one server.
@@ -69,6 +86,7 @@ pub struct Dialer {
     both: TlsConnector,
     http1: TlsConnector,
     mark: u32,
+    heard: Arc<Heard>,
 }
 
 impl std::fmt::Debug for Dialer {
@@ -99,7 +117,7 @@ impl Dialer {
             TlsConnector::from(Arc::new(config))
         };
         let (both, http1) = (config(&[b"h2", b"http/1.1"]), config(&[b"http/1.1"]));
-        Ok(Self { server: server.clone(), name, both, http1, mark })
+        Ok(Self { server: server.clone(), name, both, http1, mark, heard: Arc::default() })
     }
 
     /// The server.
@@ -107,13 +125,18 @@ impl Dialer {
         &self.server
     }
 
+    /// When the server was heard on any connection of this dialer or its clones.
+    pub fn heard(&self) -> &Arc<Heard> {
+        &self.heard
+    }
+
     /// A TLS connection; with `http1`, HTTP/1.1 alone is offered (upgrades need it).
     ///
     /// # Errors
     /// See [`DialError`].
-    pub async fn dial(&self, http1: bool) -> Result<TlsStream<TcpStream>, DialError> {
+    pub async fn dial(&self, http1: bool) -> Result<CloudStream, DialError> {
         let dial = async {
-            let tcp = self.connect().await?;
+            let tcp = HeardStream::new(self.connect().await?, Arc::clone(&self.heard));
             let tls = if http1 { &self.http1 } else { &self.both };
             let failed = |source| DialError::Tls { host: self.server.host.clone(), source };
             tls.connect(self.name.clone(), tcp).await.map_err(failed)

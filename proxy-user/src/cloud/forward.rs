@@ -10,7 +10,7 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 
 use super::dial::DialError;
-use super::health::{CloudState, Health, Signal};
+use super::health::{Health, Signal};
 use super::upstreams::{Place, Sender, Stream, Upstreams, set_host, uri};
 use crate::body::{Body, BodyError};
 use crate::upload::Upload;
@@ -79,16 +79,11 @@ impl Cloud {
         parts: &Parts,
         body: Option<Upload>,
     ) -> Result<(Response<Incoming>, Place), ForwardError> {
-        let mut state = self.health.subscribe();
-        let away = async {
-            // The state was looked at before: only what it becomes from here on ends the wait.
-            let _ = state.wait_for(|s| *s == CloudState::Disconnected).await;
-        };
         let sent = std::sync::atomic::AtomicBool::new(false);
         tokio::select! {
             biased;
             answer = self.exchange(parts, body, &sent) => answer,
-            () = away => Err(match sent.into_inner() {
+            () = self.health.away() => Err(match sent.into_inner() {
                 true => ForwardError::Lost("no answer before the link was found dead".into()),
                 false => ForwardError::Away,
             }),
@@ -105,18 +100,27 @@ impl Cloud {
             self.health.signal(Signal::Failed);
             ForwardError::Lost(error.to_string())
         };
-        let mut begun = std::pin::pin!(body.begin());
-        if let Ok(begun) = tokio::time::timeout(self.health.patience(), &mut begun).await {
-            return begun.map_err(broken);
-        }
-        self.health.signal(Signal::Slow);
-        let mut state = self.health.subscribe();
         tokio::select! {
             biased;
-            begun = begun => begun.map_err(broken),
-            _ = state.wait_for(|s| *s == CloudState::Disconnected) => {
+            begun = body.begin() => begun.map_err(broken),
+            () = self.health.away() => {
                 Err(ForwardError::Lost("nothing behind the answer's head before the link was found dead".into()))
             }
+        }
+    }
+
+    /// What comes of an upgrade, which ends at once when the cloud is found to be away, as every request does.
+    ///
+    /// # Errors
+    /// The upgrade's own, or [`ForwardError::Lost`].
+    pub async fn until_away<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ForwardError>>,
+    ) -> Result<T, ForwardError> {
+        tokio::select! {
+            biased;
+            answer = self.health.attended(answer) => answer,
+            () = self.health.away() => Err(ForwardError::Lost("no answer before the link was found dead".into())),
         }
     }
 
@@ -180,7 +184,7 @@ impl Cloud {
 
     fn failed(&self, error: &DialError) {
         match error {
-            DialError::Busy => {}
+            error if error.is_ours() => {}
             error if error.is_refused() => self.health.signal(Signal::Refused),
             _ => self.health.signal(Signal::Failed),
         }

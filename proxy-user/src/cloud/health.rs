@@ -1,36 +1,29 @@
-//! Is the cloud there? One state, decided in one place. In: signals from requests, and probes of our own. Out: a
-//! `watch` channel of [`CloudState`], and the patience that a read has with the cloud (I11).
+//! Is the cloud there? One state, decided in one place ([`super::judge`]). In: signals from requests. Out: a `watch`
+//! channel of [`CloudState`], and how long a request may be left in silence (I11).
 //!
-//! ```text
-//! Connected ──a request failed or was slow──▶ Suspect ──probe answered──▶ Connected
-//!     │                                          │ probe failed
-//!     └──────────connection refused──────────▶ Disconnected ──probe answered──▶ Recovering ──again──▶ Connected
-//! ```
+//! A request that takes long says nothing of the cloud: only silence does, and only after a question. So who waits asks
+//! for a sign of life (a probe, on a connection that is kept open for it) in time for the answer to come before patience
+//! ends. Whatever is heard from the cloud meanwhile, by anybody, is such a sign.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
-use super::dial::DIAL_TIMEOUT;
-use super::upstreams::{ProbeError, Upstreams};
+use super::heard::Heard;
+use super::judge::{Judge, Link};
 use crate::account::Metrics;
 use crate::config::CloudConfig;
 
 /// Signals that wait to be looked at; more of the same tell nothing new.
 const SIGNALS: usize = 16;
-/// First and longest pause between probes while the cloud is away: the promise is to use it again within five seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(2500));
-/// Probes under way at once while the cloud is away.
-const PROBES: usize = 4;
-/// Shortest and longest patience with a read that the store can answer.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(800));
-/// Patience as a multiple of the usual latency.
-const PATIENCE_FACTOR: u64 = 6;
+/// Shortest and longest patience with silence.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+/// Patience in round trips; the second holds where a way is so long that the longest patience is less.
+const ROUND_TRIPS: (u32, u32) = (6, 2);
 
 /// What the cloud is to this node now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,8 +31,10 @@ const PATIENCE_FACTOR: u64 = 6;
 pub enum CloudState {
     /// It answers.
     Connected,
-    /// A request failed or was slow (or hublet has just started): a probe is under way.
+    /// A request failed (or hublet has just started): a probe is under way.
     Suspect,
+    /// Somebody's patience has ended without a sign of life: a probe is under way.
+    Silent,
     /// It does not answer.
     Disconnected,
     /// It has answered again, once.
@@ -52,9 +47,15 @@ impl CloudState {
         match self {
             Self::Connected => "connected",
             Self::Suspect => "suspect",
+            Self::Silent => "silent",
             Self::Disconnected => "disconnected",
             Self::Recovering => "recovering",
         }
+    }
+
+    /// A probe that is under way decides what comes next.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Suspect | Self::Silent)
     }
 }
 
@@ -65,37 +66,51 @@ pub enum Signal {
     Refused,
     /// It failed otherwise: unreachable, TLS, reset.
     Failed,
-    /// No answer within a read's patience.
-    Slow,
+    /// It waits, and would like a sign of life.
+    Waiting,
+    /// There was none within its patience.
+    Silent,
 }
 
 /// The state, and where signals go.
 #[derive(Debug)]
 pub struct Health {
-    state: watch::Sender<CloudState>,
+    pub(super) state: watch::Sender<CloudState>,
     signals: mpsc::Sender<Signal>,
-    decided: watch::Sender<bool>,
+    pub(super) decided: watch::Sender<bool>,
     /// Usual time to an answer's head, in microseconds.
     latency: AtomicU64,
+    /// Heads of answers, since the start.
+    heads: AtomicU64,
     /// An answer's head has come.
-    heard: Notify,
+    pub(super) answered: Notify,
+    pub(super) heard: Arc<Heard>,
 }
 
 impl Health {
     /// Starts the task that decides.
-    pub fn start(config: &CloudConfig, upstreams: Arc<Upstreams>, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (signals, from) = mpsc::channel(SIGNALS);
-        let health = Arc::new(Self {
+    pub fn start<L: Link>(
+        config: &CloudConfig,
+        link: Arc<L>,
+        heard: &Arc<Heard>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let (signals, received) = mpsc::channel(SIGNALS);
+        let health = Arc::new(Self::new(signals, Arc::clone(heard)));
+        tokio::spawn(Judge::new(config, link, Arc::clone(&health), received, metrics).run());
+        health
+    }
+
+    fn new(signals: mpsc::Sender<Signal>, heard: Arc<Heard>) -> Self {
+        Self {
             state: watch::Sender::new(CloudState::Suspect),
             signals,
             decided: watch::Sender::new(false),
             latency: AtomicU64::new(0),
-            heard: Notify::new(),
-        });
-        let judge =
-            Judge { config: config.clone(), upstreams, metrics, health: Arc::clone(&health), signals: from };
-        tokio::spawn(judge.run());
-        health
+            heads: AtomicU64::new(0),
+            answered: Notify::new(),
+            heard,
+        }
     }
 
     /// The state now.
@@ -103,11 +118,17 @@ impl Health {
         *self.state.borrow()
     }
 
-    /// The state once it is no longer Suspect: after one probe at the latest.
+    /// The state once no probe is to decide any more.
     pub async fn judged(&self) -> CloudState {
         let mut state = self.state.subscribe();
         // The sender lives as long as we do.
-        state.wait_for(|s| *s != CloudState::Suspect).await.map_or(CloudState::Disconnected, |s| *s)
+        state.wait_for(|s| !s.is_open()).await.map_or(CloudState::Disconnected, |s| *s)
+    }
+
+    /// Waits until the cloud is found to be away, from now on.
+    pub async fn away(&self) {
+        // The sender lives as long as we do.
+        let _ = self.state.subscribe().wait_for(|s| *s == CloudState::Disconnected).await;
     }
 
     /// To be told of changes.
@@ -132,13 +153,74 @@ impl Health {
         let before = self.latency.load(Ordering::Relaxed);
         let usual = if before == 0 { micros } else { (before * 7 + micros) / 8 };
         self.latency.store(usual.max(1), Ordering::Relaxed);
-        self.heard.notify_waiters();
+        self.heard.took_at_most(after);
+        self.heads.fetch_add(1, Ordering::Relaxed);
+        self.answered.notify_waiters();
     }
 
-    /// How long a read that the store can answer waits for the cloud.
+    /// Heads of answers that have come since the start.
+    pub(super) fn heads(&self) -> u64 {
+        self.heads.load(Ordering::Relaxed)
+    }
+
+    /// How long a request may be left in silence.
     pub fn patience(&self) -> Duration {
-        let usual = self.latency.load(Ordering::Relaxed);
-        Duration::from_micros(usual * PATIENCE_FACTOR).clamp(PATIENCE.0, PATIENCE.1)
+        let round_trip = self.heard.round_trip();
+        (round_trip * ROUND_TRIPS.0).clamp(PATIENCE.0, PATIENCE.1.max(round_trip * ROUND_TRIPS.1))
+    }
+
+    /// Patience of one that has been kept waiting so long already: the signs of life until then allow for more, and
+    /// questions become fewer.
+    fn patience_after(&self, waited: Duration) -> Duration {
+        self.patience().max(waited.min(PATIENCE.1))
+    }
+
+    /// How long before the end of patience a question must be asked for its answer to come in time.
+    fn lead(&self, patience: Duration) -> Duration {
+        (patience / 2).max(self.heard.round_trip() * 3 / 2).min(patience)
+    }
+
+    /// Waits until nothing has been heard for as long as patience lasts, from now on, in spite of a question.
+    async fn silence(&self) {
+        let began = Instant::now();
+        let mut asked = None;
+        loop {
+            let heard = self.heard.last().max(began);
+            let patience = self.patience_after(heard - began);
+            let lead = self.lead(patience);
+            match asked {
+                Some(at) if at >= heard && Instant::now() >= at + lead => return,
+                Some(at) if at >= heard => sleep_until(at + lead).await,
+                _ if Instant::now() >= heard + (patience - lead) => {
+                    self.signal(Signal::Waiting);
+                    asked = Some(Instant::now());
+                }
+                _ => sleep_until(heard + (patience - lead)).await,
+            }
+        }
+    }
+
+    /// What comes of a request, or nothing once silence has outlasted patience.
+    pub async fn while_heard<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            answer = answer => Some(answer),
+            () = self.silence() => {
+                self.signal(Signal::Silent);
+                None
+            }
+        }
+    }
+
+    /// What comes of a request that only the cloud can answer. While it waits in silence, the cloud is asked for a sign
+    /// of life, so that the state tells when waiting is in vain.
+    pub async fn attended<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            if let Some(answer) = self.while_heard(&mut answer).await {
+                return answer;
+            }
+        }
     }
 
     /// The usual latency, for status.
@@ -147,168 +229,56 @@ impl Health {
     }
 }
 
-struct Judge {
-    config: CloudConfig,
-    upstreams: Arc<Upstreams>,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    signals: mpsc::Receiver<Signal>,
-}
-
-impl Judge {
-    async fn run(mut self) {
-        loop {
-            let state = self.health.state();
-            let (next, why) = match state {
-                CloudState::Connected => self.connected().await,
-                CloudState::Suspect => self.suspect().await,
-                CloudState::Disconnected => self.disconnected().await,
-                CloudState::Recovering => self.recovering().await,
-            };
-            self.enter(state, next, &why);
-            let _ = self.health.decided.send_replace(true);
-        }
-    }
-
-    fn enter(&mut self, from: CloudState, to: CloudState, why: &str) {
-        if from == to {
-            return;
-        }
-        match to {
-            CloudState::Disconnected => {
-                tracing::warn!(from = from.as_str(), why, "the cloud is away: answering from the store");
-                self.upstreams.close_all();
-            }
-            CloudState::Connected if from != CloudState::Suspect || !self.health.is_decided() => {
-                tracing::info!(from = from.as_str(), why, "the cloud answers");
-            }
-            _ => tracing::debug!(from = from.as_str(), to = to.as_str(), why, "cloud state"),
-        }
-        // What was said of the old state must not be held against the new one.
-        while self.signals.try_recv().is_ok() {}
-        self.metrics.cloud_state(from.as_str(), to.as_str());
-        self.health.state.send_replace(to);
-    }
-
-    /// While connections are open, their pings watch the link, at no cost to it; without any, a probe does.
-    async fn connected(&mut self) -> (CloudState, String) {
-        let wait = self.config.probe_interval.mul_f64(0.9 + jitter() / 5.0);
-        tokio::select! {
-            signal = self.signals.recv() => match signal {
-                Some(Signal::Refused) => (CloudState::Disconnected, "connection refused".into()),
-                Some(signal) => (CloudState::Suspect, format!("a request met {signal:?}")),
-                None => std::future::pending().await,
-            },
-            () = self.upstreams.lost() => (CloudState::Suspect, "a connection broke".into()),
-            () = tokio::time::sleep(wait) => {
-                if !self.upstreams.is_empty() {
-                    return (CloudState::Connected, String::new());
-                }
-                match self.probe().await {
-                    Ok(()) => (CloudState::Connected, String::new()),
-                    Err(error) => (CloudState::Suspect, error.to_string()),
-                }
-            }
-        }
-    }
-
-    /// A probe on a connection of its own is asked, and an answer to anybody's request counts as well.
-    async fn suspect(&mut self) -> (CloudState, String) {
-        let health = Arc::clone(&self.health);
-        tokio::select! {
-            probe = self.probe() => match probe {
-                Ok(()) => {
-                    // The connections in use have been silent meanwhile: new requests take new ones.
-                    self.upstreams.retire_all();
-                    (CloudState::Connected, "the probe was answered".into())
-                }
-                Err(error) => (CloudState::Disconnected, error.to_string()),
-            },
-            () = health.heard.notified() => (CloudState::Connected, "a request was answered".into()),
-        }
-    }
-
-    /// Probes until one is answered. Nobody waits for these, so on a slow link each may take its time; but a new one
-    /// begins at every pause, since an older one may hang in a link that was dead when it began.
-    async fn disconnected(&self) -> (CloudState, String) {
-        let mut probes = FuturesUnordered::new();
-        let mut pause = BACKOFF.0;
-        loop {
-            let pausing = tokio::time::sleep(pause.mul_f64(0.75 + jitter() / 4.0));
-            tokio::pin!(pausing);
-            loop {
-                tokio::select! {
-                    () = &mut pausing => break,
-                    Some::<Result<(), ProbeError>>(answered) = probes.next() => if answered.is_ok() {
-                        return (CloudState::Recovering, "the probe was answered".into());
-                    },
-                }
-            }
-            if probes.len() < PROBES {
-                probes.push(Box::pin(self.timed(self.upstreams.probe(), DIAL_TIMEOUT)));
-            }
-            pause = (pause * 2).min(BACKOFF.1);
-        }
-    }
-
-    async fn recovering(&self) -> (CloudState, String) {
-        for _ in 1..self.config.healthy_threshold {
-            if let Err(error) = self.probe().await {
-                return (CloudState::Disconnected, error.to_string());
-            }
-        }
-        (CloudState::Connected, "the probes were answered".into())
-    }
-
-    async fn probe(&self) -> Result<(), ProbeError> {
-        self.timed(self.upstreams.probe(), self.config.probe_timeout).await
-    }
-
-    async fn timed(
-        &self,
-        probe: impl Future<Output = Result<(), ProbeError>>,
-        timeout: Duration,
-    ) -> Result<(), ProbeError> {
-        tokio::time::timeout(timeout, probe).await.unwrap_or(Err(ProbeError::Timeout(timeout)))
-    }
-}
-
-/// A number in 0..1, so that a fleet of nodes does not knock in step.
-fn jitter() -> f64 {
-    let mut byte = [0];
-    let _ = aws_lc_rs::rand::fill(&mut byte);
-    f64::from(byte[0]) / 255.0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn health() -> Health {
-        Health {
-            state: watch::Sender::new(CloudState::Connected),
-            signals: mpsc::channel(1).0,
-            decided: watch::Sender::new(true),
-            latency: AtomicU64::new(0),
-            heard: Notify::new(),
-        }
+    const MS: Duration = Duration::from_millis(1);
+
+    fn health() -> (Health, mpsc::Receiver<Signal>) {
+        let (signals, received) = mpsc::channel(SIGNALS);
+        (Health::new(signals, Arc::default()), received)
     }
 
     #[test]
-    fn i11_patience_follows_the_usual_latency_within_its_bounds() {
-        let health = health();
-        assert_eq!(health.patience(), PATIENCE.0);
-        for _ in 0..64 {
-            health.answered(Duration::from_millis(80));
+    fn i11_patience_follows_the_round_trip_within_its_bounds() {
+        for (round_trip, patience) in [(0, 250), (10, 250), (80, 480), (300, 1000), (700, 1400), (9000, 4000)]
+        {
+            let (health, _) = health();
+            health.heard.took(MS * round_trip);
+            assert_eq!(health.patience(), MS * patience, "{round_trip} ms");
         }
-        let patience = health.patience();
-        assert!(
-            patience > Duration::from_millis(450) && patience < Duration::from_millis(500),
-            "{patience:?}"
-        );
-        for _ in 0..64 {
-            health.answered(Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i11_silence_ends_patience_after_a_question() {
+        let (health, mut signals) = health();
+        let began = Instant::now();
+        let answer = health.while_heard(std::future::pending::<()>()).await;
+        assert_eq!((answer, began.elapsed()), (None, PATIENCE.0));
+        assert_eq!(signals.try_recv(), Ok(Signal::Waiting));
+        assert_eq!(signals.try_recv(), Ok(Signal::Silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i11_a_slow_answer_is_waited_for_while_anything_is_heard() {
+        for round_trip in [1, 80, 700] {
+            let (health, mut signals) = health();
+            health.heard.took(MS * round_trip);
+            let slow = tokio::time::sleep(Duration::from_secs(30));
+            let probe = async {
+                let mut questions = 0;
+                while let Some(Signal::Waiting) = signals.recv().await {
+                    questions += 1;
+                    tokio::time::sleep(MS * round_trip).await;
+                    health.heard.note();
+                    assert!(questions < 70, "few questions");
+                }
+            };
+            tokio::select! {
+                answer = health.while_heard(slow) => assert_eq!(answer, Some(()), "{round_trip} ms"),
+                () = probe => panic!("silence, though every question was answered after {round_trip} ms"),
+            }
         }
-        assert_eq!(health.patience(), PATIENCE.1);
     }
 }

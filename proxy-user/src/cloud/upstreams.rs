@@ -1,27 +1,24 @@
 //! The connections to the API server: a few HTTP/2 ones, shared by all requests, opened when needed. In: requests for
 //! a place on one. Out: [`Stream`], which gives its place back when dropped.
 //!
-//! A server that speaks HTTP/1.1 only gets one connection a request, and so does a request without a credential, and a
-//! probe: the API server answers those with GOAWAY (its `UnauthenticatedHTTP2DOSMitigation`), which would end the
-//! connection that all others share.
+//! A server that speaks HTTP/1.1 only gets one connection a request, and so does a request without a credential: the API
+//! server answers those with GOAWAY (its `UnauthenticatedHTTP2DOSMitigation`), which would end the connection that all
+//! others share. The probe has a connection of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
-use http::{Method, Request};
-use http_body_util::{Either, Full};
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
-use tokio_rustls::client::TlsStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{self, Closing, Windows};
 pub use super::connection::{Sender, set_host};
-use super::dial::{DialError, Dialer};
+use super::dial::{CloudStream, DialError, Dialer};
+use super::judge::Link;
+use super::probe::{Probe, ProbeError};
 use crate::account::Metrics;
 use crate::upload::Upload;
 
@@ -66,30 +63,6 @@ impl Drop for Place {
     }
 }
 
-/// Why a probe says that the cloud isn't there.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// No connection.
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    /// The connection broke.
-    #[error("the probe failed: {0}")]
-    Http(#[from] hyper::Error),
-    /// A server that isn't ready.
-    #[error("the server's /readyz answered {0}")]
-    NotReady(http::StatusCode),
-    /// No answer in time.
-    #[error("no answer to a probe within {} s", .0.as_secs_f32())]
-    Timeout(Duration),
-}
-
-impl ProbeError {
-    /// Nobody listens there.
-    pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Dial(error) if error.is_refused())
-    }
-}
-
 /// All connections to one server.
 #[derive(Debug)]
 pub struct Upstreams {
@@ -98,7 +71,8 @@ pub struct Upstreams {
     /// One dials, the others wait for its connection.
     dialing: tokio::sync::Mutex<()>,
     apart: Arc<Semaphore>,
-    /// A kept connection has broken (its pings went unanswered, or it was reset).
+    probe: Probe,
+    /// A kept connection has ended: its pings went unanswered, it was reset, or closed in good order.
     lost: Arc<Notify>,
     closing: Closing,
     metrics: Arc<Metrics>,
@@ -108,6 +82,7 @@ impl Upstreams {
     /// To one server; nothing is opened yet.
     pub fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
         Self {
+            probe: Probe::new(dialer.clone(), Arc::clone(&metrics)),
             dialer,
             kept: Mutex::new(Vec::new()),
             dialing: tokio::sync::Mutex::new(()),
@@ -162,8 +137,8 @@ impl Upstreams {
         let ended = move |broken: Option<hyper::Error>| {
             if let Some(error) = broken {
                 tracing::debug!(%error, "a connection to the cloud broke");
-                lost.notify_waiters();
             }
+            lost.notify_waiters();
         };
         let connection = connection::http2(tls, WINDOWS, closing, ended).await?;
         let kept = Kept {
@@ -203,7 +178,7 @@ impl Upstreams {
     }
 
     async fn single(
-        tls: TlsStream<TcpStream>,
+        tls: CloudStream,
         closing: WaitForCancellationFutureOwned,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Stream, DialError> {
@@ -213,13 +188,37 @@ impl Upstreams {
         })
     }
 
-    /// Waits until a kept connection breaks.
-    pub async fn lost(&self) {
+    /// Ends every connection (shared, for one request, upgraded), and with it every stream: clients turn to the other
+    /// side at once.
+    pub fn close_all(&self) {
+        self.kept.lock().clear();
+        self.closing.close();
+        self.probe.close();
+    }
+
+    /// Shared connections that are open.
+    pub fn open_connections(&self) -> usize {
+        let mut kept = self.kept.lock();
+        kept.retain(|k| !k.sender.is_closed());
+        kept.len()
+    }
+}
+
+impl Link for Upstreams {
+    async fn ask_kept(&self) -> Option<Result<(), ProbeError>> {
+        self.probe.ask_kept().await
+    }
+
+    async fn ask_anew(&self) -> Result<(), ProbeError> {
+        self.probe.ask_anew().await
+    }
+
+    async fn lost(&self) {
         self.lost.notified().await;
     }
 
-    /// New requests take new connections; what runs goes on.
-    pub fn retire_all(&self) {
+    /// What runs goes on.
+    fn retire_all(&self) {
         let mut kept = self.kept.lock();
         kept.retain(|k| !k.sender.is_closed());
         for one in kept.iter() {
@@ -230,43 +229,8 @@ impl Upstreams {
         }
     }
 
-    /// Ends every connection (shared, for one request, upgraded), and with it every stream: clients turn to the other
-    /// side at once.
-    pub fn close_all(&self) {
-        self.kept.lock().clear();
-        self.closing.close();
-    }
-
-    /// Connections open.
-    pub fn len(&self) -> usize {
-        self.kept.lock().len()
-    }
-
-    /// None open.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Asks the server whether it is ready, on a connection of its own.
-    ///
-    /// # Errors
-    /// It isn't there, or isn't ready.
-    pub async fn probe(&self) -> Result<(), ProbeError> {
-        let mut stream = Box::pin(self.apart()).await?;
-        let server = self.dialer.server();
-        let mut request = Request::new(Either::Right(Full::default()));
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = uri(server, Some("/readyz"));
-        set_host(&mut request, &stream.sender);
-        let response = match &mut stream.sender {
-            Sender::H2(sender) => sender.send_request(request).await?,
-            Sender::H1(sender) => sender.send_request(request).await?,
-        };
-        // 401 and 403 come from a living server that lets nobody look.
-        if response.status().is_server_error() {
-            return Err(ProbeError::NotReady(response.status()));
-        }
-        Ok(())
+    fn close_all(&self) {
+        Self::close_all(self);
     }
 }
 

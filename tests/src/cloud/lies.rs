@@ -61,6 +61,8 @@ pub enum Lie {
     Hang,
     /// What is asked for is done; then the connection breaks without a word.
     Break,
+    /// The true answer; then the connection is closed in good order (`GOAWAY`, `Connection: close`).
+    Close,
     /// The true answer's head, then nothing, ever.
     Stall,
     /// The true answer's first bytes, then a proper end: broken JSON in sound HTTP.

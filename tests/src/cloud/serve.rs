@@ -1,6 +1,7 @@
 //! Connections and the way of a request: record, lie, authenticate, authorize, answer. In: a listener. Out: answers
 //! with the real server's headers.
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -68,8 +69,9 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number:
         let (user, groups) = pki::names(cert).ok()?;
         Some(User::new(&user, &groups.iter().map(String::as_str).collect::<Vec<_>>()))
     });
-    let broken = Arc::new(Notify::new());
-    let caller = Arc::new(Caller { certificate, number, broken: Arc::clone(&broken) });
+    let (broken, leaving) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let caller =
+        Arc::new(Caller { certificate, number, broken: Arc::clone(&broken), leaving: Arc::clone(&leaving) });
     let spawner = shared.spawner.clone();
     let max_streams = shared.options.max_streams;
     let service = service_fn(move |request| {
@@ -88,7 +90,15 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number:
         if h2 {
             let mut http = hyper::server::conn::http2::Builder::new(spawner);
             http.max_concurrent_streams(max_streams);
-            http.timer(TokioTimer::new()).serve_connection(io, service).await
+            http.timer(TokioTimer::new());
+            let mut connection = pin!(http.serve_connection(io, service));
+            tokio::select! {
+                served = &mut connection => served,
+                () = leaving.notified() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         } else {
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).title_case_headers(true);
@@ -108,6 +118,8 @@ struct Caller {
     number: u64,
     /// The connection is to break.
     broken: Arc<Notify>,
+    /// The connection is to be closed in good order, if it is an HTTP/2 one.
+    leaving: Arc<Notify>,
 }
 
 fn header(headers: &HeaderMap, name: &HeaderName) -> String {
@@ -152,6 +164,11 @@ async fn respond(
         Some(Lie::Break) => {
             caller.broken.notify_one();
             std::future::pending().await
+        }
+        Some(Lie::Close) => {
+            caller.leaving.notify_one();
+            set(&mut answer, "connection", "close");
+            answer
         }
         Some(lie) => lie.twist(answer),
         None => answer,

@@ -1,0 +1,144 @@
+//! When the cloud was last heard, and how long its way takes. In: every byte that comes on any connection to it, and
+//! measured round trips. Out: the silence so far, for `health`, which judges by it.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+/// Longest round trip that is believed.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// Signs of life of one server, on whatever connection.
+#[derive(Debug)]
+pub struct Heard {
+    origin: Instant,
+    /// Microseconds since the origin.
+    last: AtomicU64,
+    /// Microseconds; 0 until one has been measured.
+    round_trip: AtomicU64,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self { origin: Instant::now(), last: AtomicU64::new(0), round_trip: AtomicU64::new(0) }
+    }
+}
+
+impl Heard {
+    /// Something has come.
+    pub fn note(&self) {
+        self.last.store(micros(self.origin.elapsed()), Ordering::Relaxed);
+    }
+
+    /// When something came last, or when listening began.
+    pub fn last(&self) -> Instant {
+        self.origin + Duration::from_micros(self.last.load(Ordering::Relaxed))
+    }
+
+    /// The usual round trip, zero while it isn't known.
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
+    }
+
+    /// A question on an open connection was answered after this time.
+    pub fn took(&self, time: Duration) {
+        let (now, usual) = (micros(time.min(LONGEST)).max(1), self.round_trip.load(Ordering::Relaxed));
+        // By half: a way that becomes a long one must be known as such soon.
+        let usual = if usual == 0 { now } else { usual.midpoint(now) };
+        self.round_trip.store(usual, Ordering::Relaxed);
+    }
+
+    /// A request was answered after this time, the server's work included: the way is no longer than that.
+    pub fn took_at_most(&self, time: Duration) {
+        if time < self.round_trip() {
+            self.took(time);
+        }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A connection to the cloud that notes when something comes. That it could be opened is no sign of life: what stands
+/// before a dead server (a load balancer, a tunnel) accepts, too.
+#[derive(Debug)]
+pub struct HeardStream {
+    tcp: TcpStream,
+    heard: Arc<Heard>,
+}
+
+impl HeardStream {
+    /// Over an open connection.
+    pub fn new(tcp: TcpStream, heard: Arc<Heard>) -> Self {
+        Self { tcp, heard }
+    }
+}
+
+impl AsyncRead for HeardStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.tcp).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.heard.note();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for HeardStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_round_trip_follows_probes_and_is_no_longer_than_any_answer_takes() {
+        let heard = Heard::default();
+        heard.took_at_most(Duration::from_millis(5));
+        assert_eq!(heard.round_trip(), Duration::ZERO, "an answer's time bounds it, and is no measure of it");
+        heard.took(Duration::from_millis(80));
+        assert_eq!(heard.round_trip(), Duration::from_millis(80));
+        heard.took(Duration::from_secs(60));
+        assert_eq!(heard.round_trip(), Duration::from_millis(1040), "the longest that is believed, by half");
+        heard.took_at_most(Duration::from_millis(40));
+        assert_eq!(heard.round_trip(), Duration::from_millis(540));
+        heard.took_at_most(Duration::from_millis(600));
+        assert_eq!(heard.round_trip(), Duration::from_millis(540));
+    }
+}

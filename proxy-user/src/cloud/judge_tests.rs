@@ -1,0 +1,340 @@
+//! The state machine over a scripted way to the cloud, in virtual time.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+use tokio::sync::watch;
+
+use super::super::dial::DialError;
+use super::*;
+use crate::config::LbMode;
+
+const MS: Duration = Duration::from_millis(1);
+const INTERVAL: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What becomes of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Answers,
+    Silent,
+    Refuses,
+    /// This node has no file descriptor left.
+    Lacks,
+}
+
+/// A way to a cloud. A new connection takes three round trips, a kept one takes one.
+struct Scripted {
+    way: watch::Sender<Way>,
+    round_trip: AtomicU64,
+    kept: AtomicBool,
+    heard: Arc<Heard>,
+    lost: Notify,
+    probes: AtomicUsize,
+    closed: AtomicUsize,
+    retired: AtomicUsize,
+}
+
+impl Scripted {
+    /// One way there and back; the rest of a round trip that has begun when the link is cut never comes.
+    async fn trip(&self) -> Result<(), ProbeError> {
+        let refused = |kind: i32| DialError::Connect {
+            address: ([192, 0, 2, 1], 443).into(),
+            source: std::io::Error::from_raw_os_error(kind),
+        };
+        match *self.way.borrow() {
+            Way::Refuses => return Err(refused(rustix::io::Errno::CONNREFUSED.raw_os_error()).into()),
+            Way::Lacks => return Err(refused(rustix::io::Errno::MFILE.raw_os_error()).into()),
+            Way::Answers | Way::Silent => {}
+        }
+        sleep(MS * u32::try_from(self.round_trip.load(Ordering::Relaxed)).unwrap()).await;
+        let mut way = self.way.subscribe();
+        // What was lost in the dead link doesn't come when it lives again.
+        if *way.borrow_and_update() != Way::Answers {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+impl Link for Scripted {
+    async fn ask_kept(&self) -> Option<Result<(), ProbeError>> {
+        if !self.kept.swap(false, Ordering::Relaxed) || *self.way.borrow() == Way::Refuses {
+            return None;
+        }
+        self.probes.fetch_add(1, Ordering::Relaxed);
+        let asked = Instant::now();
+        let answer = self.trip().await;
+        self.heard.note();
+        self.heard.took(asked.elapsed());
+        self.kept.store(true, Ordering::Relaxed);
+        Some(answer)
+    }
+
+    async fn ask_anew(&self) -> Result<(), ProbeError> {
+        self.probes.fetch_add(1, Ordering::Relaxed);
+        self.trip().await?;
+        self.trip().await?;
+        self.heard.note();
+        let asked = Instant::now();
+        self.trip().await?;
+        self.heard.note();
+        self.heard.took(asked.elapsed());
+        self.kept.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn lost(&self) {
+        self.lost.notified().await;
+    }
+
+    fn retire_all(&self) {
+        self.retired.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn close_all(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+        self.closed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Site {
+    way: Arc<Scripted>,
+    health: Arc<Health>,
+    began: Instant,
+    transitions: Arc<parking_lot::Mutex<Vec<(Duration, CloudState)>>>,
+}
+
+impl Site {
+    fn start(way: Way, round_trip: u64) -> Self {
+        let way = Arc::new(Scripted {
+            way: watch::Sender::new(way),
+            round_trip: AtomicU64::new(round_trip),
+            kept: AtomicBool::new(false),
+            heard: Arc::default(),
+            lost: Notify::new(),
+            probes: AtomicUsize::new(0),
+            closed: AtomicUsize::new(0),
+            retired: AtomicUsize::new(0),
+        });
+        let config = CloudConfig {
+            probe_interval: INTERVAL,
+            probe_timeout: TIMEOUT,
+            healthy_threshold: 2,
+            servers: Vec::new(),
+            lb_mode: LbMode::Priority,
+            mark: 0,
+        };
+        let health = Health::start(&config, Arc::clone(&way), &way.heard, Arc::default());
+        let (began, transitions) = (Instant::now(), Arc::<parking_lot::Mutex<Vec<_>>>::default());
+        let (mut state, seen) = (health.subscribe(), Arc::clone(&transitions));
+        tokio::spawn(async move {
+            while state.changed().await.is_ok() {
+                seen.lock().push((began.elapsed(), *state.borrow_and_update()));
+            }
+        });
+        Self { way, health, began, transitions }
+    }
+
+    async fn connected(round_trip: u64) -> Self {
+        let site = Self::start(Way::Answers, round_trip);
+        site.until(CloudState::Connected, MS * 10_000).await;
+        site
+    }
+
+    fn set(&self, way: Way) {
+        self.way.way.send_replace(way);
+    }
+
+    /// Waits for a state, and says how long that took.
+    async fn until(&self, wanted: CloudState, within: Duration) -> Duration {
+        let began = Instant::now();
+        let mut state = self.health.subscribe();
+        let reached = timeout(within, state.wait_for(|s| *s == wanted)).await;
+        assert!(reached.is_ok(), "no {wanted:?} within {within:?}: {:?}", self.transitions.lock());
+        began.elapsed()
+    }
+
+    /// A read that the store can answer, and the cloud answers after this time while the way is open.
+    async fn read(&self, work: Duration) -> Option<()> {
+        let answer = async {
+            if self.way.trip().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            sleep(work).await;
+            if *self.way.way.borrow() != Way::Answers {
+                std::future::pending::<()>().await;
+            }
+            self.way.heard.note();
+            self.health
+                .answered(work + MS * u32::try_from(self.way.round_trip.load(Ordering::Relaxed)).unwrap());
+        };
+        self.health.while_heard(answer).await
+    }
+
+    fn states(&self) -> Vec<CloudState> {
+        self.transitions.lock().iter().map(|(_, state)| *state).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_with_the_cloud_there_is_connected_after_one_probe() {
+    let site = Site::start(Way::Answers, 80);
+    assert_eq!(site.health.state(), CloudState::Suspect);
+    assert!(!site.health.is_decided());
+    assert_eq!(site.until(CloudState::Connected, TIMEOUT).await, MS * 240);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_connection_is_known_at_once() {
+    let site = Site::connected(1).await;
+    site.set(Way::Refuses);
+    site.health.signal(Signal::Refused);
+    assert!(site.until(CloudState::Disconnected, TIMEOUT).await < MS * 10);
+    assert_eq!(site.way.closed.load(Ordering::Relaxed), 1, "every stream ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_refused_connection_is_no_verdict_while_the_server_answers() {
+    let site = Site::connected(1).await;
+    site.health.signal(Signal::Refused);
+    site.until(CloudState::Suspect, MS * 100).await;
+    site.until(CloudState::Connected, MS * 100).await;
+    sleep(MS * 1000).await;
+    assert_eq!(site.states(), [CloudState::Connected, CloudState::Suspect, CloudState::Connected]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn i11_a_black_hole_costs_one_caller_a_quarter_second_and_two_seconds_later_all_ends() {
+    let site = Site::connected(1).await;
+    site.set(Way::Silent);
+    let cut = Instant::now();
+    assert_eq!(site.read(Duration::ZERO).await, None);
+    assert!(cut.elapsed() <= MS * 251, "{:?}", cut.elapsed());
+    site.until(CloudState::Silent, MS * 1).await;
+    site.until(CloudState::Disconnected, TIMEOUT).await;
+    assert!(cut.elapsed() <= TIMEOUT + MS * 251, "{:?}", cut.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_follows_a_black_hole_though_nobody_asks() {
+    for _ in 0..20 {
+        let site = Site::connected(80).await;
+        sleep(INTERVAL * 3).await;
+        site.set(Way::Silent);
+        site.until(CloudState::Disconnected, INTERVAL + TIMEOUT).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_connection_that_ends_is_a_reason_to_ask() {
+    let site = Site::connected(80).await;
+    site.set(Way::Refuses);
+    site.way.lost.notify_waiters();
+    assert!(site.until(CloudState::Disconnected, INTERVAL).await < MS * 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn i11_slow_answers_change_nothing_while_the_cloud_is_heard() {
+    for round_trip in [1, 80, 300, 700, 1300] {
+        let site = Site::connected(round_trip).await;
+        let before = site.states().len();
+        for work in [0, 300, 900, 3_000, 30_000] {
+            assert_eq!(site.read(MS * work).await, Some(()), "{round_trip} ms away, {work} ms of work");
+        }
+        assert_eq!(site.states().len(), before, "{round_trip} ms away: {:?}", site.transitions.lock());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_way_never_flaps_and_is_found_again() {
+    for round_trip in [600, 700, 1300] {
+        let site = Site::start(Way::Silent, round_trip);
+        site.until(CloudState::Disconnected, TIMEOUT * 2).await;
+        site.set(Way::Answers);
+        let back = site.until(CloudState::Connected, MS * 60_000).await;
+        assert!(
+            back < MS * 2500 + MS * u32::try_from(round_trip).unwrap() * 4,
+            "{round_trip} ms away: {back:?}"
+        );
+        let before = site.states().len();
+        for _ in 0..60 {
+            assert_eq!(site.read(MS * 20).await, Some(()), "{round_trip} ms away");
+            sleep(MS * 1000).await;
+        }
+        sleep(MS * 120_000).await;
+        assert_eq!(site.states().len(), before, "{round_trip} ms away: {:?}", site.transitions.lock());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cloud_is_used_again_within_five_seconds_of_its_return() {
+    for away in [300, 1_000, 2_700, 60_000, 601_000] {
+        let site = Site::connected(80).await;
+        site.set(Way::Silent);
+        site.health.signal(Signal::Failed);
+        site.until(CloudState::Disconnected, MS * 5000).await;
+        sleep(MS * away).await;
+        site.set(Way::Answers);
+        site.until(CloudState::Connected, MS * 5000).await;
+        let after = &site.states()[2..];
+        assert_eq!(after, [CloudState::Disconnected, CloudState::Recovering, CloudState::Connected]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_want_of_file_descriptors_is_never_taken_for_the_clouds_absence() {
+    let site = Site::connected(1).await;
+    site.way.kept.store(false, Ordering::Relaxed);
+    site.set(Way::Lacks);
+    site.health.signal(Signal::Waiting);
+    sleep(MS * 60_000).await;
+    assert_eq!(site.states(), [CloudState::Connected]);
+    site.health.signal(Signal::Failed);
+    sleep(MS * 60_000).await;
+    assert_eq!(site.health.state(), CloudState::Suspect, "not known, and asked again");
+    site.set(Way::Answers);
+    site.until(CloudState::Connected, MS * 1000).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_fails_is_no_verdict_while_requests_are_answered() {
+    let site = Site::connected(80).await;
+    let reads = async {
+        loop {
+            sleep(MS * 100).await;
+            site.health.answered(MS * 90);
+        }
+    };
+    let probes = async {
+        site.way.kept.store(false, Ordering::Relaxed);
+        site.set(Way::Silent);
+        site.health.signal(Signal::Failed);
+        sleep(MS * 60_000).await;
+    };
+    tokio::select! { () = reads => {}, () = probes => {} }
+    assert!(!site.states().contains(&CloudState::Disconnected), "{:?}", site.transitions.lock());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_connection_that_died_alone_is_replaced_without_a_verdict() {
+    let site = Site::connected(80).await;
+    // The address translation forgot it: its answers never come, those on new connections do.
+    let way = Arc::clone(&site.way);
+    site.set(Way::Silent);
+    site.health.signal(Signal::Waiting);
+    sleep(MS * 100).await;
+    way.way.send_replace(Way::Answers);
+    sleep(MS * 5000).await;
+    assert_eq!(site.states(), [CloudState::Connected]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_costs_one_probe_an_interval() {
+    let site = Site::connected(80).await;
+    let before = site.way.probes.load(Ordering::Relaxed);
+    sleep(INTERVAL * 100).await;
+    let probes = site.way.probes.load(Ordering::Relaxed) - before;
+    assert!((95..130).contains(&probes), "{probes}");
+    assert!(site.began.elapsed() > INTERVAL * 100);
+}

@@ -1,0 +1,114 @@
+//! The probe: `GET /readyz` on a connection of its own, so that no want of places among requests is ever taken for the
+//! cloud's absence. In: a question. Out: whether the server is ready, or why not.
+//!
+//! The connection is kept, so that a question costs one round trip and some hundred bytes. It speaks HTTP/1.1: the API
+//! server answers HTTP/2 requests without a credential with GOAWAY (its `UnauthenticatedHTTP2DOSMitigation`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::dial::{DialError, Dialer};
+use super::upstreams::uri;
+use crate::account::Metrics;
+
+/// Longest body of `/readyz` behind which the connection is kept, in bytes, and in time behind its head.
+const BODY: (usize, Duration) = (64 << 10, Duration::from_secs(1));
+
+/// Why a probe says that the cloud isn't there.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// No connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The connection broke.
+    #[error("the probe failed: {0}")]
+    Http(#[from] hyper::Error),
+    /// A server that isn't ready.
+    #[error("the server's /readyz answered {0}")]
+    NotReady(http::StatusCode),
+    /// Nothing was heard in time.
+    #[error("nothing heard for {} s after a probe", .0.as_secs_f32())]
+    Timeout(Duration),
+}
+
+impl ProbeError {
+    /// This node lacks something (a file descriptor, a port): that tells nothing of the cloud.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Dial(error) if error.is_ours())
+    }
+}
+
+type Sender = SendRequest<Empty<Bytes>>;
+
+/// Probes one server.
+#[derive(Debug)]
+pub struct Probe {
+    dialer: Dialer,
+    kept: Mutex<Option<Sender>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Probe {
+    /// Of one server; nothing is opened yet.
+    pub fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
+        Self { dialer, kept: Mutex::new(None), metrics }
+    }
+
+    /// Asks on the kept connection; `None` when there is none, or it was closed while it lay idle, which tells nothing.
+    pub async fn ask_kept(&self) -> Option<Result<(), ProbeError>> {
+        let kept = self.kept.lock().take()?;
+        let answer = self.exchange(kept).await;
+        (!matches!(answer, Err(ProbeError::Http(_)))).then_some(answer)
+    }
+
+    /// Asks on a new connection, and keeps that.
+    ///
+    /// # Errors
+    /// The server isn't there, or isn't ready.
+    pub async fn ask_anew(&self) -> Result<(), ProbeError> {
+        let tls = Box::pin(self.dialer.dial(true)).await?;
+        self.metrics.cloud_connects.inc();
+        let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
+        // Ends when the sender is dropped.
+        tokio::spawn(connection);
+        self.exchange(sender).await
+    }
+
+    /// Closes the kept connection.
+    pub fn close(&self) {
+        drop(self.kept.lock().take());
+    }
+
+    async fn exchange(&self, mut sender: Sender) -> Result<(), ProbeError> {
+        sender.ready().await?;
+        let asked = Instant::now();
+        let response = sender.send_request(self.question()).await?;
+        self.dialer.heard().took(asked.elapsed());
+        let status = response.status();
+        let body = Limited::new(response.into_body(), BODY.0).collect();
+        if let Ok(Ok(_)) = tokio::time::timeout(BODY.1, body).await {
+            *self.kept.lock() = Some(sender);
+        }
+        // 401 and 403 come from a living server that lets nobody look.
+        if status.is_server_error() { Err(ProbeError::NotReady(status)) } else { Ok(()) }
+    }
+
+    fn question(&self) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = http::Uri::from_static("/readyz");
+        let authority = uri(self.dialer.server(), None).authority().map(ToString::to_string);
+        if let Some(Ok(host)) = authority.map(http::HeaderValue::try_from) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        request
+    }
+}

@@ -1,0 +1,251 @@
+//! Promise: the cloud's state follows the cloud, and nothing else. Slow requests, crowds and long ways are not taken for
+//! its absence; its absence is noticed by whoever waits, and when nobody asks.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use hublet_tests::client::{Answer, Client};
+use hublet_tests::cloud::{self, Cloud, Lie, LieRule};
+use hublet_tests::daemon::{self, Daemon};
+use hublet_tests::eventually::{eventually, slowness};
+use hublet_tests::fault::{Fault, FaultProxy};
+use hublet_tests::netns::Netns;
+use hublet_tests::require;
+use hublet_tests::site::Site;
+use serde_json::{Value, json};
+
+const NODE: &str = "/api/v1/nodes/edge-1";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+/// `--heartbeat-timeout-seconds`: a probe's, where the way is short.
+const PROBE: Duration = Duration::from_secs(2);
+
+fn source(answer: &Answer) -> &str {
+    answer.header("x-hublet-source")
+}
+
+fn config_map(name: &str, value: u64) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"},
+        "data": {"value": value.to_string()}})
+}
+
+fn state(daemon: &Daemon) -> Result<String> {
+    Ok(daemon.status()?["cloud"]["state"].as_str().unwrap_or_default().to_owned())
+}
+
+fn until(daemon: &Daemon, wanted: &str, within: Duration) -> Result<()> {
+    eventually(within, &format!("the cloud's state is {wanted}"), || {
+        state(daemon).is_ok_and(|state| state == wanted).then_some(())
+    })
+}
+
+/// A client of its own connection, with the administrator's token.
+fn client(site: &Site, patience: Duration) -> Result<Client> {
+    let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
+    options.patience = patience * slowness();
+    options.keep = true;
+    Client::new(options)
+}
+
+/// One slow answer made everybody's reads come from the store: a slow request was taken for a slow cloud. On a way of
+/// 80 ms, beside four clients whose requests take seconds, every read of a changing object is answered by the cloud.
+#[test]
+fn i11_slow_requests_turn_nobodys_reads_to_the_store() -> Result<()> {
+    let Some(site) = Site::start("slow", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    for n in 0..4 {
+        site.cloud.put(config_map(&format!("slow-{n}"), 0))?;
+        assert_eq!(admin.get(&format!("{MAPS}/slow-{n}"))?.status, 200);
+    }
+    site.cloud.put(config_map("changing", 0))?;
+    assert_eq!(admin.get(&format!("{MAPS}/changing"))?.status, 200);
+    site.fault.set(Fault::Delay(Duration::from_millis(40)))?;
+    site.cloud.lies().tell(LieRule::new("GET", &format!("{MAPS}/slow-"), Lie::Delay(2_500)));
+    let (done, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let read = |path: String| -> Result<()> {
+        let client = client(&site, Duration::from_secs(10))?;
+        while !done.load(Ordering::Relaxed) {
+            let before = written.load(Ordering::Relaxed);
+            let answer = client.get(&path)?;
+            assert_eq!((answer.status, source(&answer)), (200, "cloud"), "{path}: {answer:?}");
+            let value: u64 = answer.json()["data"]["value"].as_str().unwrap().parse()?;
+            assert!(path.contains("slow") || value >= before, "{value} was read after {before} was written");
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let slow = (0..4).map(|n| format!("{MAPS}/slow-{n}"));
+        let readers: Vec<_> = slow
+            .chain((0..3).map(|_| format!("{MAPS}/changing")))
+            .map(|path| scope.spawn(|| read(path)))
+            .collect();
+        let began = Instant::now();
+        let mut value = 0;
+        while began.elapsed() < Duration::from_secs(6) && !readers.iter().any(|r| r.is_finished()) {
+            value += 1;
+            site.cloud.put(config_map("changing", value))?;
+            written.store(value, Ordering::Relaxed);
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        done.store(true, Ordering::Relaxed);
+        readers.into_iter().try_for_each(|reader| reader.join().expect("no reader panics"))
+    })
+}
+
+/// A read that took longer than a quarter of a second was answered from the store, though the cloud was about to answer
+/// it. With nobody else about, a probe's answer is the sign of life.
+#[test]
+fn i11_a_slow_answer_is_waited_for() -> Result<()> {
+    let Some(site) = Site::start("waited", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    for path in [NODE, "/api/v1/nodes", "/version"] {
+        assert_eq!(admin.get(path)?.status, 200);
+        site.cloud.lies().tell(LieRule::new("GET", path, Lie::Delay(2_000)).times(1));
+        let slow = admin.get(path)?;
+        assert_eq!((slow.status, source(&slow)), (200, "cloud"), "{slow:?}");
+        assert_eq!(state(&site.daemon)?, "connected");
+    }
+    Ok(())
+}
+
+/// The probe needed one of the 32 places that requests without a credential have: with all of them taken, the cloud was
+/// said to be away, every stream was cut, and writes were refused.
+#[test]
+fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
+    let Some(site) = Site::start("places", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    let mut watch = admin.watch("/api/v1/nodes?watch=true&resourceVersion=0")?;
+    while watch.event(Duration::from_millis(300)).is_ok() {}
+    let patience = Duration::from_secs(3);
+    site.cloud.lies().tell(LieRule::new("GET", "/version", Lie::Hang));
+    site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Delay(1_000)));
+    let mut nobody = site.daemon.client_options(None)?;
+    nobody.patience = patience;
+    let nobody = Client::new(nobody)?;
+    std::thread::scope(|scope| {
+        for _ in 0..40 {
+            // Ends with its own patience.
+            scope.spawn(|| nobody.get("/version").is_ok());
+        }
+        let asked = || site.cloud.record().count(|request| request.path == "/version");
+        eventually(Duration::from_secs(2), "all places are taken", || (asked() >= 32).then_some(()))?;
+        for n in 0..2 {
+            let slow = admin.get(NODE)?;
+            assert_eq!((slow.status, source(&slow)), (200, "cloud"), "{slow:?}");
+            let written = admin.json("POST", MAPS, &config_map(&format!("places-{n}"), n))?;
+            assert_eq!(written.status, 201, "{written:?}");
+        }
+        assert_eq!(state(&site.daemon)?, "connected");
+        let open = watch.event(Duration::from_millis(100));
+        assert!(open.is_err(), "no stream was cut: {open:?}");
+        Ok(())
+    })
+}
+
+/// A write into a black hole waited for the connection's pings, 25 s, for its 504.
+#[test]
+fn i2_a_write_into_silence_is_answered_with_the_verdict() -> Result<()> {
+    let Some(site) = Site::start("silence", |_| {})? else { return Ok(()) };
+    let client = client(&site, PROBE + Duration::from_secs(2))?;
+    assert_eq!(client.get(NODE)?.status, 200);
+    site.cloud.lies().tell(LieRule::new("POST", MAPS, Lie::Delay(3_000)).times(1));
+    let slow = client.json("POST", MAPS, &config_map("slow", 1))?;
+    assert_eq!(slow.status, 201, "a living server is waited for: {slow:?}");
+    site.fault.set(Fault::Blackhole(None))?;
+    let written = client.json("POST", MAPS, &config_map("lost", 1))?;
+    assert_eq!((written.status, written.json()["kind"].as_str()), (504, Some("Status")), "{written:?}");
+    let refused = client.json("POST", MAPS, &config_map("refused", 1))?;
+    assert_eq!(refused.status, 503, "known by now: {refused:?}");
+    Ok(())
+}
+
+/// A write on a way whose connections the server had closed in good order, and that is dead now, waited ten seconds for
+/// a connection before its 503.
+#[test]
+fn i2_a_write_that_finds_no_connection_is_refused_with_the_verdict() -> Result<()> {
+    let Some(site) = Site::start("closed", |_| {})? else { return Ok(()) };
+    let client = client(&site, PROBE + Duration::from_secs(2))?;
+    site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Close).times(1));
+    assert_eq!(client.get(NODE)?.status, 200);
+    eventually(PROBE, "no connection is open", || {
+        let status = site.daemon.status().ok()?;
+        (status["cloud"]["connections"] == 0 && status["cloud"]["state"] == "connected").then_some(())
+    })?;
+    site.fault.set(Fault::Blackhole(None))?;
+    let refused = client.json("POST", MAPS, &config_map("refused", 1))?;
+    assert_eq!((refused.status, refused.json()["kind"].as_str()), (503, Some("Status")), "{refused:?}");
+    Ok(())
+}
+
+/// A shared connection that the server had closed in good order stayed counted as open, and no probe was sent: with the
+/// cloud gone and nobody asking, the state was `connected` for ever.
+#[test]
+fn a_node_where_nobody_asks_learns_that_the_cloud_is_gone_and_back() -> Result<()> {
+    let interval = Duration::from_secs(2);
+    let flag = format!("--heartbeat-interval-seconds={}", interval.as_secs());
+    let Some(site) = Site::start("idle", |options| options.flags.push(flag))? else { return Ok(()) };
+    site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Close).times(1));
+    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    site.fault.set(Fault::Blackhole(None))?;
+    until(&site.daemon, "disconnected", interval + PROBE + Duration::from_millis(500))?;
+    site.fault.set(Fault::None)?;
+    until(&site.daemon, "connected", Duration::from_secs(5))
+}
+
+/// With nothing but watches open, and nobody asking, a black hole was noticed by the connection's pings after 23 s, and
+/// over HTTP/1.1, which has none, never. A watch ends within a second of the verdict.
+#[test]
+fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
+    let interval = Duration::from_secs(3);
+    for alpn in [vec!["h2", "http/1.1"], vec!["http/1.1"]] {
+        let cloud = cloud::Options { alpn: alpn.clone(), ..Default::default() };
+        let flag = format!("--heartbeat-interval-seconds={}", interval.as_secs());
+        let Some(site) = Site::with_cloud("watches", cloud, |options| options.flags.push(flag))? else {
+            return Ok(());
+        };
+        let admin = site.admin()?;
+        let version =
+            admin.get("/api/v1/nodes")?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+        let mut watch = admin.watch(&format!("/api/v1/nodes?watch=true&resourceVersion={version}"))?;
+        assert_eq!(watch.headers["x-hublet-source"], "cloud");
+        site.fault.set(Fault::Blackhole(None))?;
+        let within = (interval + PROBE + Duration::from_secs(1)) * slowness();
+        assert_eq!(watch.event(within)?, None, "{alpn:?}: a clean end");
+        assert_eq!(state(&site.daemon)?, "disconnected");
+    }
+    Ok(())
+}
+
+/// A way of 1.3 s there and back (the proxy delays each direction by 650 ms): a probe on a new connection takes two round
+/// trips, which was more than a probe's two seconds, so that the state went between disconnected and recovering for ever.
+#[test]
+fn a_long_way_is_connected_and_stays_so() -> Result<()> {
+    if !require::root() {
+        return Ok(());
+    }
+    let netns = Netns::new("satellite")?;
+    let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..Default::default() })?;
+    let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
+    let far = Fault::Delay(Duration::from_millis(650));
+    fault.set(far)?;
+    let daemon = Daemon::start(daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns)))?;
+    until(&daemon, "connected", Duration::from_secs(15))?;
+    let admin = daemon.client(Some(&cloud.admin_token))?;
+    for _ in 0..8 {
+        let answer = admin.get(NODE)?;
+        assert_eq!((answer.status, source(&answer)), (200, "cloud"), "{answer:?}");
+        assert_eq!(state(&daemon)?, "connected");
+    }
+    fault.set(Fault::Refuse)?;
+    let stored = admin.get(NODE)?;
+    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    until(&daemon, "disconnected", Duration::from_secs(1))?;
+    fault.set(far)?;
+    until(&daemon, "connected", Duration::from_secs(12))?;
+    for _ in 0..3 {
+        assert_eq!(source(&admin.get(NODE)?), "cloud");
+    }
+    Ok(())
+}
