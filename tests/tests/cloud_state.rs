@@ -153,6 +153,7 @@ fn i2_a_write_into_silence_is_answered_with_the_verdict() -> Result<()> {
     site.cloud.lies().tell(LieRule::new("POST", MAPS, Lie::Delay(3_000)).times(1));
     let slow = client.json("POST", MAPS, &config_map("slow", 1))?;
     assert_eq!(slow.status, 201, "a living server is waited for: {slow:?}");
+    assert_eq!(source(&client.get(NODE)?), "cloud", "a connection is open");
     site.fault.set(Fault::Blackhole(None))?;
     let written = client.json("POST", MAPS, &config_map("lost", 1))?;
     assert_eq!((written.status, written.json()["kind"].as_str()), (504, Some("Status")), "{written:?}");
@@ -183,11 +184,17 @@ fn i2_a_write_that_finds_no_connection_is_refused_with_the_verdict() -> Result<(
 /// cloud gone and nobody asking, the state was `connected` for ever.
 #[test]
 fn a_node_where_nobody_asks_learns_that_the_cloud_is_gone_and_back() -> Result<()> {
-    let interval = Duration::from_secs(2);
+    let interval = Duration::from_secs(1);
     let flag = format!("--heartbeat-interval-seconds={}", interval.as_secs());
     let Some(site) = Site::start("idle", |options| options.flags.push(flag))? else { return Ok(()) };
     site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Close).times(1));
     assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    let probes = || -> Vec<u64> {
+        let asked = site.cloud.record().requests().into_iter().filter(|request| request.path == "/readyz");
+        asked.map(|request| request.connection).collect()
+    };
+    eventually(interval * 6, "the cloud is asked", || (probes().len() >= 4).then_some(()))?;
+    assert!(probes().windows(2).all(|two| two[0] == two[1]), "on one connection: {:?}", probes());
     site.fault.set(Fault::Blackhole(None))?;
     until(&site.daemon, "disconnected", interval + PROBE + Duration::from_millis(500))?;
     site.fault.set(Fault::None)?;
@@ -215,6 +222,29 @@ fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
         assert_eq!(watch.event(within)?, None, "{alpn:?}: a clean end");
         assert_eq!(state(&site.daemon)?, "disconnected");
     }
+    Ok(())
+}
+
+/// One connection of several is dead (the server behind it is gone, and the load balancer says nothing), while the cloud
+/// answers on others. Whoever waits on it goes on waiting, and nobody else is sent there.
+#[test]
+fn a_connection_that_died_alone_is_left() -> Result<()> {
+    let Some(site) = Site::start("alone", |_| {})? else { return Ok(()) };
+    let admin = client(&site, PROBE * 2)?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    let asked = site.cloud.record().wait_for(PROBE, |request| request.path == NODE)?;
+    site.fault.set(Fault::Forget(asked.connection))?;
+    std::thread::scope(|scope| {
+        // Ends with its own patience.
+        scope.spawn(|| admin.get(NODE).is_ok());
+        eventually(PROBE * 2, "another connection is taken", || {
+            let mut options = site.daemon.client_options(Some(&site.cloud.admin_token)).ok()?;
+            options.patience = Duration::from_millis(500);
+            let answer = Client::new(options).ok()?.get(NODE).ok()?;
+            (source(&answer) == "cloud").then_some(())
+        })
+    })?;
+    assert_eq!(state(&site.daemon)?, "connected");
     Ok(())
 }
 

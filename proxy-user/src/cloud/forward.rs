@@ -147,7 +147,7 @@ impl Cloud {
             set_host(&mut request, &stream.sender);
             let began = Instant::now();
             sent.store(true, std::sync::atomic::Ordering::Relaxed);
-            match Self::once(&mut stream, request).await {
+            match self.once(&mut stream, request).await {
                 Ok(response) => {
                     self.health.answered(began.elapsed());
                     return Ok((response, stream.place));
@@ -168,13 +168,26 @@ impl Cloud {
         Err(ForwardError::Away)
     }
 
+    /// Sends it. Where its connection alone stays silent, others are kept off that: it may have died by itself.
     async fn once(
+        &self,
         stream: &mut Stream,
         request: Request<Upload>,
     ) -> Result<Response<Incoming>, Box<(hyper::Error, Option<Request<Upload>>)>> {
-        let tried = match &mut stream.sender {
-            Sender::H2(sender) => sender.try_send_request(request).await,
-            Sender::H1(sender) => sender.try_send_request(request).await,
+        let Stream { sender, place } = stream;
+        let mut tried = std::pin::pin!(async {
+            match sender {
+                Sender::H2(sender) => sender.try_send_request(request).await,
+                Sender::H1(sender) => sender.try_send_request(request).await,
+            }
+        });
+        let tried = tokio::select! {
+            biased;
+            tried = &mut tried => tried,
+            () = self.health.alone(&place.line) => {
+                place.line.leave();
+                tried.await
+            }
         };
         tried.map_err(|mut failed| {
             let back = failed.take_message();

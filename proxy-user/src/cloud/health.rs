@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::heard::Heard;
+use super::heard::{Heard, Line};
 use super::judge::{Judge, Link};
 use crate::account::Metrics;
 use crate::config::CloudConfig;
@@ -24,6 +24,10 @@ const SIGNALS: usize = 16;
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 /// Patience in round trips; the second holds where a way is so long that the longest patience is less.
 const ROUND_TRIPS: (u32, u32) = (6, 2);
+/// Silence of one connection on which a request waits, while others are heard, before new requests are kept off it.
+const ALONE: Duration = Duration::from_secs(2);
+/// Time in which this process reads what has come already.
+const TURN: Duration = Duration::from_millis(10);
 
 /// What the cloud is to this node now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -189,8 +193,14 @@ impl Health {
             let patience = self.patience_after(heard - began);
             let lead = self.lead(patience);
             match asked {
-                Some(at) if at >= heard && Instant::now() >= at + lead => return,
-                Some(at) if at >= heard => sleep_until(at + lead).await,
+                Some(at) if at >= heard => {
+                    sleep_until(at + lead - TURN).await;
+                    // This process may have stood still: what has come meanwhile is read first.
+                    sleep(TURN).await;
+                    if self.heard.last() <= at {
+                        return;
+                    }
+                }
                 _ if Instant::now() >= heard + (patience - lead) => {
                     self.signal(Signal::Waiting);
                     asked = Some(Instant::now());
@@ -219,6 +229,22 @@ impl Health {
         loop {
             if let Some(answer) = self.while_heard(&mut answer).await {
                 return answer;
+            }
+        }
+    }
+
+    /// Waits until nothing has come on one connection for some time, from now on, while the cloud was heard on others.
+    pub async fn alone(&self, line: &Line) {
+        let began = Instant::now();
+        loop {
+            let silence = ALONE.max(self.heard.round_trip() * 3);
+            let (heard, due) = (line.last(), line.last().max(began) + silence);
+            if Instant::now() < due {
+                sleep_until(due).await;
+            } else if self.heard.last() > heard.max(began) {
+                return;
+            } else {
+                sleep(silence).await;
             }
         }
     }
@@ -265,12 +291,12 @@ mod tests {
         for round_trip in [1, 80, 700] {
             let (health, mut signals) = health();
             health.heard.took(MS * round_trip);
-            let slow = tokio::time::sleep(Duration::from_secs(30));
+            let slow = sleep(Duration::from_secs(30));
             let probe = async {
                 let mut questions = 0;
                 while let Some(Signal::Waiting) = signals.recv().await {
                     questions += 1;
-                    tokio::time::sleep(MS * round_trip).await;
+                    sleep(MS * round_trip).await;
                     health.heard.note();
                     assert!(questions < 70, "few questions");
                 }
@@ -279,6 +305,26 @@ mod tests {
                 answer = health.while_heard(slow) => assert_eq!(answer, Some(()), "{round_trip} ms"),
                 () = probe => panic!("silence, though every question was answered after {round_trip} ms"),
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_is_left_only_while_others_are_heard() {
+        let (health, _) = health();
+        let long = Duration::from_secs(60);
+        let line = Line::default();
+        let left = |line| tokio::time::timeout(long, health.alone(line));
+        assert!(left(&line).await.is_err(), "nobody is heard: that is the link");
+        let others = async {
+            loop {
+                sleep(MS * 500).await;
+                health.heard.note();
+            }
+        };
+        let began = Instant::now();
+        tokio::select! {
+            left = left(&line) => assert!(left.is_ok() && began.elapsed() == ALONE, "{:?}", began.elapsed()),
+            () = others => {}
         }
     }
 }

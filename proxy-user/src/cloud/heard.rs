@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -67,18 +67,48 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// One connection's share of the signs of life.
+#[derive(Debug, Default)]
+pub struct Line {
+    heard: Heard,
+    left: AtomicBool,
+}
+
+impl Line {
+    /// When something came last on it.
+    pub fn last(&self) -> Instant {
+        self.heard.last()
+    }
+
+    /// No request takes it any more; what runs on it goes on.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// [`Line::leave`] has been called.
+    pub fn is_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+}
+
 /// A connection to the cloud that notes when something comes. That it could be opened is no sign of life: what stands
 /// before a dead server (a load balancer, a tunnel) accepts, too.
 #[derive(Debug)]
 pub struct HeardStream {
     tcp: TcpStream,
     heard: Arc<Heard>,
+    line: Arc<Line>,
 }
 
 impl HeardStream {
     /// Over an open connection.
     pub fn new(tcp: TcpStream, heard: Arc<Heard>) -> Self {
-        Self { tcp, heard }
+        Self { tcp, heard, line: Arc::default() }
+    }
+
+    /// What is known of this connection alone.
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
     }
 }
 
@@ -92,6 +122,7 @@ impl AsyncRead for HeardStream {
         let read = Pin::new(&mut self.tcp).poll_read(cx, buffer);
         if buffer.filled().len() > before {
             self.heard.note();
+            self.line.heard.note();
         }
         read
     }

@@ -156,8 +156,7 @@ impl<L: Link> Judge<L> {
                     // The connections in use have been silent meanwhile.
                     link.retire_all();
                 }
-                // What was said before must not be held against the cloud now.
-                while self.signals.try_recv().is_ok() {}
+                self.forget();
                 (CloudState::Connected, "the probe was answered".into())
             }
             Err(error) if error.is_ours() => Self::lacking(health.state(), &error).await,
@@ -174,7 +173,7 @@ impl<L: Link> Judge<L> {
 
     /// Probes until one is answered. Nobody waits for these, so on a slow link each may take its time; but a new one
     /// begins at every pause, since an older one may hang in a link that was dead when it began.
-    async fn disconnected(&mut self) -> (CloudState, String) {
+    async fn disconnected(&self) -> (CloudState, String) {
         let mut probes = FuturesUnordered::new();
         let mut pause = BACKOFF.0;
         loop {
@@ -183,7 +182,6 @@ impl<L: Link> Judge<L> {
                 tokio::select! {
                     () = &mut pausing => break,
                     Some(answered) = probes.next() => if let Ok(Ok(())) = answered {
-                        while self.signals.try_recv().is_ok() {}
                         return (CloudState::Recovering, "the probe was answered".into());
                     },
                 }
@@ -195,7 +193,7 @@ impl<L: Link> Judge<L> {
         }
     }
 
-    async fn recovering(&self) -> (CloudState, String) {
+    async fn recovering(&mut self) -> (CloudState, String) {
         for _ in 1..self.config.healthy_threshold {
             match ask(&*self.link, &self.health, self.config.probe_timeout).await {
                 Ok(()) => {}
@@ -203,7 +201,13 @@ impl<L: Link> Judge<L> {
                 Err(error) => return (CloudState::Disconnected, error.to_string()),
             }
         }
+        self.forget();
         (CloudState::Connected, "the probes were answered".into())
+    }
+
+    /// What was said before must not be held against the cloud now.
+    fn forget(&mut self) {
+        while self.signals.try_recv().is_ok() {}
     }
 }
 

@@ -6,7 +6,7 @@
 //! others share. The probe has a connection of its own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::connection::{self, Closing, Windows};
 pub use super::connection::{Sender, set_host};
 use super::dial::{CloudStream, DialError, Dialer};
+use super::heard::Line;
 use super::judge::Link;
 use super::probe::{Probe, ProbeError};
 use crate::account::Metrics;
@@ -37,7 +38,7 @@ const WINDOWS: Windows = Windows { stream: 1 << 20, connection: 4 << 20 };
 struct Kept {
     sender: http2::SendRequest<Upload>,
     active: Arc<AtomicUsize>,
-    retired: AtomicBool,
+    line: Arc<Line>,
     driver: AbortHandle,
 }
 
@@ -54,6 +55,8 @@ pub struct Stream {
 #[derive(Debug)]
 pub struct Place {
     active: Arc<AtomicUsize>,
+    /// The connection.
+    pub line: Arc<Line>,
     _apart: Option<OwnedSemaphorePermit>,
 }
 
@@ -117,9 +120,8 @@ impl Upstreams {
     /// A place on an open connection; `None` where a new one is needed.
     fn find(&self) -> Result<Option<Stream>, DialError> {
         let mut kept = self.kept.lock();
-        kept.retain(|k| !k.sender.is_closed());
-        let usable =
-            |k: &&Kept| !k.retired.load(Ordering::Relaxed) && k.active.load(Ordering::Relaxed) < STREAMS;
+        kept.retain(|k| !k.is_over());
+        let usable = |k: &&Kept| !k.line.is_left() && k.active.load(Ordering::Relaxed) < STREAMS;
         if let Some(found) = kept.iter().find(usable) {
             return Ok(Some(found.place()));
         }
@@ -140,11 +142,12 @@ impl Upstreams {
             }
             lost.notify_waiters();
         };
+        let line = Arc::clone(tls.get_ref().0.line());
         let connection = connection::http2(tls, WINDOWS, closing, ended).await?;
         let kept = Kept {
             sender: connection.sender,
             active: Arc::new(AtomicUsize::new(0)),
-            retired: AtomicBool::new(false),
+            line,
             driver: connection.task,
         };
         let stream = kept.place();
@@ -182,9 +185,10 @@ impl Upstreams {
         closing: WaitForCancellationFutureOwned,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Stream, DialError> {
+        let line = Arc::clone(tls.get_ref().0.line());
         Ok(Stream {
             sender: Sender::H1(connection::http1(tls, closing).await?),
-            place: Place { active: Arc::new(AtomicUsize::new(1)), _apart: permit },
+            place: Place { active: Arc::new(AtomicUsize::new(1)), line, _apart: permit },
         })
     }
 
@@ -222,7 +226,7 @@ impl Link for Upstreams {
         let mut kept = self.kept.lock();
         kept.retain(|k| !k.sender.is_closed());
         for one in kept.iter() {
-            one.retired.store(true, Ordering::Relaxed);
+            one.line.leave();
         }
         while kept.len() > RETIRED {
             kept.remove(0).driver.abort();
@@ -235,11 +239,16 @@ impl Link for Upstreams {
 }
 
 impl Kept {
+    /// It takes no more requests, and none runs on it.
+    fn is_over(&self) -> bool {
+        self.sender.is_closed() || self.line.is_left() && self.active.load(Ordering::Relaxed) == 0
+    }
+
     fn place(&self) -> Stream {
         self.active.fetch_add(1, Ordering::Relaxed);
         Stream {
             sender: Sender::H2(self.sender.clone()),
-            place: Place { active: Arc::clone(&self.active), _apart: None },
+            place: Place { active: Arc::clone(&self.active), line: Arc::clone(&self.line), _apart: None },
         }
     }
 }

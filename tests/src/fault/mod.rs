@@ -45,6 +45,9 @@ pub enum Fault {
     Blackhole(Option<Direction>),
     /// Every connection is reset, once; then nothing is wrong.
     Reset,
+    /// The connection of this number, counted from 0 as they are accepted, delivers nothing any more and closes nothing: one
+    /// server of several is gone, or an address translation has forgotten it. Nothing is wrong with the others.
+    Forget(u64),
     /// Each connection ends (FIN) when so many more bytes have come down.
     CutAfter(u64),
     /// Every byte is so late, in each direction.
@@ -54,7 +57,7 @@ pub enum Fault {
 }
 
 /// The words of the control port.
-pub const WORDS: &str = "none | refuse | blackhole | blackhole=up | blackhole=down | reset | cut-after=BYTES | delay=MS | rate=BYTES_PER_SECOND";
+pub const WORDS: &str = "none | refuse | blackhole | blackhole=up | blackhole=down | reset | forget=CONNECTION | cut-after=BYTES | delay=MS | rate=BYTES_PER_SECOND";
 
 impl FromStr for Fault {
     type Err = anyhow::Error;
@@ -73,6 +76,7 @@ impl FromStr for Fault {
             ("blackhole", None) => Fault::Blackhole(None),
             ("blackhole", Some("up")) => Fault::Blackhole(Some(Direction::Up)),
             ("blackhole", Some("down")) => Fault::Blackhole(Some(Direction::Down)),
+            ("forget", _) => Fault::Forget(number()?),
             ("cut-after", _) => Fault::CutAfter(number()?),
             ("delay", _) => Fault::Delay(Duration::from_millis(number()?)),
             ("rate", _) => match number()? {
@@ -93,6 +97,7 @@ impl fmt::Display for Fault {
             Fault::Blackhole(None) => f.write_str("blackhole"),
             Fault::Blackhole(Some(Direction::Up)) => f.write_str("blackhole=up"),
             Fault::Blackhole(Some(Direction::Down)) => f.write_str("blackhole=down"),
+            Fault::Forget(connection) => write!(f, "forget={connection}"),
             Fault::CutAfter(bytes) => write!(f, "cut-after={bytes}"),
             Fault::Delay(delay) => write!(f, "delay={}", delay.as_millis()),
             Fault::Rate(rate) => write!(f, "rate={rate}"),
@@ -134,6 +139,14 @@ struct State {
     /// Counts settings, so that `cut-after` starts anew each time.
     setting: u64,
     resets: u64,
+    /// The connection that was forgotten last.
+    forgotten: Option<u64>,
+}
+
+impl State {
+    fn holds(&self, direction: Direction, connection: u64) -> bool {
+        self.fault.holds(direction) || self.forgotten == Some(connection)
+    }
 }
 
 struct Order {
@@ -289,7 +302,11 @@ impl Gate {
             *listener = Some(bound.with_context(|| format!("{} was taken while it refused", self.address))?);
         }
         self.publish.send_modify(|state| {
-            state.fault = if fault == Fault::Reset { Fault::None } else { fault };
+            let once = matches!(fault, Fault::Reset | Fault::Forget(_));
+            state.fault = if once { Fault::None } else { fault };
+            if let Fault::Forget(connection) = fault {
+                state.forgotten = Some(connection);
+            }
             state.setting += 1;
             state.resets += u64::from(matches!(fault, Fault::Refuse | Fault::Reset));
         });
@@ -300,10 +317,10 @@ impl Gate {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else { return };
         let (upstream, counters) = (self.upstream, Arc::clone(&self.counters));
         let state = self.publish.subscribe();
-        counters.accepted.fetch_add(1, Ordering::Relaxed);
+        let number = counters.accepted.fetch_add(1, Ordering::Relaxed);
         counters.open.fetch_add(1, Ordering::Relaxed);
         self.spawner.spawn(async move {
-            pump::link(client, upstream, state, &counters).await;
+            pump::link(client, upstream, (number, state), &counters).await;
             counters.open.fetch_sub(1, Ordering::Relaxed);
             drop(slot);
         });

@@ -29,7 +29,7 @@ enum End {
 pub(super) async fn link(
     client: TcpStream,
     upstream: SocketAddr,
-    state: watch::Receiver<State>,
+    (number, state): (u64, watch::Receiver<State>),
     counters: &Counters,
 ) {
     let resets = state.borrow().resets;
@@ -38,7 +38,7 @@ pub(super) async fn link(
     tokio::pin!(reset);
     let mut opening = state.clone();
     let connect = async {
-        let _ = opening.wait_for(|state| !state.fault.holds(Direction::Up)).await;
+        let _ = opening.wait_for(|state| !state.holds(Direction::Up, number)).await;
         TcpStream::connect(upstream).await
     };
     let cloud = tokio::select! {
@@ -49,8 +49,8 @@ pub(super) async fn link(
         },
     };
     let _ = (client.set_nodelay(true), cloud.set_nodelay(true));
-    let up = pump([&client, &cloud], Direction::Up, state.clone(), counters);
-    let down = pump([&cloud, &client], Direction::Down, state, counters);
+    let up = pump([&client, &cloud], Direction::Up, (number, state.clone()), counters);
+    let down = pump([&cloud, &client], Direction::Down, (number, state), counters);
     tokio::select! {
         _ = &mut reset => abort(&[&client, &cloud]),
         ended = async { tokio::try_join!(up, down) } => match ended {
@@ -88,13 +88,13 @@ async fn say_farewell(client: &TcpStream) {
 async fn pump(
     [from, to]: [&TcpStream; 2],
     direction: Direction,
-    state: watch::Receiver<State>,
+    (number, state): (u64, watch::Receiver<State>),
     counters: &Counters,
 ) -> Result<(), End> {
     let (pieces, arriving) = mpsc::channel(PIECES);
     tokio::try_join!(
-        take(from, pieces, direction, state.clone()),
-        give(to, arriving, (direction, state), counters)
+        take(from, pieces, direction, (number, state.clone())),
+        give(to, arriving, direction, (number, state), counters)
     )?;
     Ok(())
 }
@@ -103,12 +103,12 @@ async fn take(
     from: &TcpStream,
     pieces: mpsc::Sender<(Instant, Bytes)>,
     direction: Direction,
-    mut state: watch::Receiver<State>,
+    (number, mut state): (u64, watch::Receiver<State>),
 ) -> Result<(), End> {
     let mut buffer = vec![0; PIECE];
     loop {
         let fault =
-            state.wait_for(|state| !state.fault.holds(direction)).await.map_err(|_| End::Broken)?.fault;
+            state.wait_for(|state| !state.holds(direction, number)).await.map_err(|_| End::Broken)?.fault;
         tokio::select! {
             biased;
             _ = state.changed() => continue,
@@ -130,7 +130,8 @@ async fn take(
 async fn give(
     to: &TcpStream,
     mut pieces: mpsc::Receiver<(Instant, Bytes)>,
-    (direction, mut state): (Direction, watch::Receiver<State>),
+    direction: Direction,
+    (number, mut state): (u64, watch::Receiver<State>),
     counters: &Counters,
 ) -> Result<(), End> {
     let (mut setting, mut budget) = (0, 0);
@@ -142,7 +143,7 @@ async fn give(
         }
         while !piece.is_empty() {
             let now =
-                *state.wait_for(|state| !state.fault.holds(direction)).await.map_err(|_| End::Broken)?;
+                *state.wait_for(|state| !state.holds(direction, number)).await.map_err(|_| End::Broken)?;
             if now.setting != setting {
                 setting = now.setting;
                 budget = if let Fault::CutAfter(bytes) = now.fault { bytes } else { 0 };
