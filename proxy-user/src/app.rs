@@ -114,7 +114,7 @@ impl Bound {
         state.met(Condition::Store);
         let setup = Arc::new(setup);
         let (registry, counters) = (
-            Registry::new(limits::connections(config.listen.max_connections)),
+            Registry::new(limits::connections(config.listen.max_connections), config.listen.reader_timeout),
             Arc::new(Counters::default()),
         );
         let parts = (Arc::clone(&handler), Arc::clone(&setup), Arc::clone(&registry), Arc::clone(&counters));
@@ -158,6 +158,8 @@ impl Bound {
             self.tasks.push(listen::serve(&self.front, listener, self.stop_accepting.clone()));
         }
         self.tasks.push(tokio::spawn(Arc::clone(&self.registry).sweep_on_time(Arc::clone(&self.counters))));
+        let (registry, counters) = (Arc::clone(&self.registry), Arc::clone(&self.counters));
+        self.tasks.push(tokio::spawn(registry.cut_stalled_on_time(counters)));
         self.state.met(Condition::Listeners);
         let mut discovery = Discovery::new(
             (&self.config.setup, &self.config.cloud),

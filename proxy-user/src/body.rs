@@ -2,13 +2,15 @@
 //! (copied into the store as it passes), or a watch that hublet itself holds open.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::Stream;
 use http_body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::account::{Charge, Flow, Waiter};
 use crate::cache::store::StoreError;
 use crate::cloud::stream::CloudBody;
 use crate::local::list::StoredList;
@@ -27,8 +29,24 @@ pub enum BodyError {
     Store(#[from] StoreError),
 }
 
-/// A response body.
-pub struct Body(Kind, Option<OwnedSemaphorePermit>);
+/// A response body. Its bytes are counted for its client from the moment they are made.
+pub struct Body {
+    kind: Kind,
+    flow: Option<Arc<Flow>>,
+    waiter: Option<Waiter>,
+    _place: Option<Place>,
+}
+
+/// A request's place among those in flight.
+#[derive(Debug)]
+pub struct Place {
+    /// Gives the place back.
+    pub permit: OwnedSemaphorePermit,
+    /// Its memory.
+    pub charge: Charge,
+    /// Gives back the place among the upgraded connections, where it asks to be one.
+    pub upgrade: Option<OwnedSemaphorePermit>,
+}
 
 enum Kind {
     Full(Option<Bytes>),
@@ -39,7 +57,7 @@ enum Kind {
 
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match &self.0 {
+        f.write_str(match &self.kind {
             Kind::Full(_) => "Body::Full",
             Kind::Stored(_) => "Body::Stored",
             Kind::Cloud(_) => "Body::Cloud",
@@ -49,29 +67,37 @@ impl std::fmt::Debug for Body {
 }
 
 impl Body {
+    fn of(kind: Kind) -> Self {
+        Self { kind, flow: None, waiter: None, _place: None }
+    }
+
     /// No bytes.
     pub fn empty() -> Self {
-        Self(Kind::Full(None), None)
+        Self::of(Kind::Full(None))
     }
 
     /// These bytes, with an exact length.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self(Kind::Full(Some(bytes.into())), None)
+        Self::of(Kind::Full(Some(bytes.into())))
     }
 
-    /// Holds the request's place among those in flight until the body has ended.
-    pub fn hold(&mut self, permit: OwnedSemaphorePermit) {
-        self.1 = Some(permit);
+    /// Holds the request's place among those in flight until the body has ended, and counts its bytes there.
+    pub fn hold(&mut self, place: Place, flow: &Arc<Flow>) {
+        self._place = Some(place);
+        if let Kind::Full(Some(bytes)) = &mut self.kind {
+            *bytes = flow.count(std::mem::take(bytes));
+        }
+        self.flow = Some(Arc::clone(flow));
     }
 
     /// A list out of the store.
     pub fn stored(list: StoredList) -> Self {
-        Self(Kind::Stored(Box::new(list)), None)
+        Self::of(Kind::Stored(Box::new(list)))
     }
 
     /// A stream from the cloud.
     pub fn cloud(body: CloudBody) -> Self {
-        Self(Kind::Cloud(Box::new(body)), None)
+        Self::of(Kind::Cloud(Box::new(body)))
     }
 
     /// Waits until a stream from the cloud has begun; the others have.
@@ -79,7 +105,7 @@ impl Body {
     /// # Errors
     /// It broke off before.
     pub async fn begin(&mut self) -> Result<(), BodyError> {
-        match &mut self.0 {
+        match &mut self.kind {
             Kind::Cloud(body) => body.begin().await,
             Kind::Full(_) | Kind::Stored(_) | Kind::Events(_) => Ok(()),
         }
@@ -87,7 +113,20 @@ impl Body {
 
     /// A watch that hublet holds open.
     pub fn events(events: Events) -> Self {
-        Self(Kind::Events(events), None)
+        Self::of(Kind::Events(events))
+    }
+}
+
+impl Kind {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stored(list) => Poll::Ready(list.next_chunk().map(|chunk| Ok(Frame::data(chunk?)))),
+            Self::Cloud(body) => body.poll_frame(cx),
+            Self::Events(events) => {
+                events.as_mut().poll_next(cx).map(|event| event.map(|e| Ok(Frame::data(e))))
+            }
+        }
     }
 }
 
@@ -99,20 +138,21 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.0 {
-            Kind::Full(bytes) => {
-                Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b))))
-            }
-            Kind::Stored(list) => Poll::Ready(list.next_chunk().map(|chunk| Ok(Frame::data(chunk?)))),
-            Kind::Cloud(body) => body.poll_frame(cx),
-            Kind::Events(events) => {
-                events.as_mut().poll_next(cx).map(|event| event.map(|e| Ok(Frame::data(e))))
-            }
+        let this = &mut *self;
+        if let Kind::Full(bytes) = &mut this.kind {
+            let bytes = bytes.take().filter(|b| !b.is_empty());
+            return Poll::Ready(bytes.map(|b| Ok(Frame::data(b))));
         }
+        if let Some(flow) = &this.flow {
+            ready!(flow.poll_room(cx, &mut this.waiter));
+        }
+        let frame = ready!(this.kind.poll_frame(cx));
+        let Some(flow) = &this.flow else { return Poll::Ready(frame) };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| flow.count(bytes)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Kind::Cloud(body) => body.is_end_stream(),
             Kind::Stored(_) | Kind::Events(_) => false,
@@ -120,7 +160,7 @@ impl http_body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Kind::Cloud(body) => body.size_hint(),
             Kind::Stored(_) | Kind::Events(_) => SizeHint::default(),

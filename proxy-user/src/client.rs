@@ -1,12 +1,14 @@
 //! Who is calling. In: an accepted socket's addresses and what eBPF attests of it. Out: [`Connection`], shared by
 //! all requests on it; per request the credential (`Authorization: Bearer`) is added by `handle`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use http::HeaderValue;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::account::Flow;
 use crate::cache::grants::Credential;
 
 /// Which of our sockets accepted the connection.
@@ -32,20 +34,21 @@ pub struct Connection {
     pub tls: bool,
     /// What eBPF attests; `None` is "unknown", never a privilege.
     pub process: Option<Process>,
+    /// Its bytes under way.
+    pub flow: Arc<Flow>,
     /// The `Authorization` header last seen here and what it stands for: clients send the same one each time.
     last: Mutex<Option<(HeaderValue, Credential)>>,
 }
 
 impl Connection {
-    /// A connection just accepted.
+    /// A connection just accepted, which has not said yet whether it speaks TLS.
     pub fn new(
         port: Port,
-        local: SocketAddr,
-        remote: SocketAddr,
-        tls: bool,
+        (local, remote): (SocketAddr, SocketAddr),
         process: Option<Process>,
+        flow: Arc<Flow>,
     ) -> Self {
-        Self { port, local, remote, tls, process, last: Mutex::new(None) }
+        Self { port, local, remote, tls: false, process, flow, last: Mutex::new(None) }
     }
 
     /// What a request's `Authorization` header stands for.
@@ -59,6 +62,60 @@ impl Connection {
         let credential = Credential::of(Some(value.as_bytes()));
         *last = Some((value.clone(), credential.clone()));
         credential
+    }
+}
+
+/// Whom a connection counts for where clients share something. Attested where it can be, so that nobody gets a second
+/// share by another address, and a process of no privilege none by starting another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Client {
+    /// This daemon: its own probe.
+    Own,
+    /// A root process of the node, in no pod: kubelet, container runtime, CNI plugin. By pid.
+    Root(u32),
+    /// A pod, by its UID.
+    Pod(u128),
+    /// Processes of the node, by user id.
+    User(u32),
+    /// Attested processes that may be a pod's or not: by cgroup id.
+    Cgroup(u64),
+    /// Nobody attests who it is: an IPv4 address, or the /64 of an IPv6 one.
+    Address(IpAddr),
+}
+
+impl Client {
+    /// Of a caller; `host` is the cookie of the daemon's network namespace.
+    pub fn of(process: Option<&Process>, remote: IpAddr, host: Option<u64>) -> Self {
+        let Some(process) = process else { return Self::Address(network(remote)) };
+        if process.pid == std::process::id() {
+            return Self::Own;
+        }
+        if let Some(uid) = &process.pod_uid {
+            return Self::Pod(digits(uid));
+        }
+        match (process.uid, &process.cgroup) {
+            (0, Some(_)) if Some(process.netns) == host => Self::Root(process.pid),
+            (uid, Some(_)) if Some(process.netns) == host => Self::User(uid),
+            _ => Self::Cgroup(process.cgroup_id),
+        }
+    }
+
+    /// Places are kept for it.
+    pub fn is_privileged(self) -> bool {
+        matches!(self, Self::Own | Self::Root(_))
+    }
+}
+
+/// A pod's UID: 32 hexadecimal digits, with dashes or without.
+fn digits(uid: &str) -> u128 {
+    uid.chars().filter_map(|c| c.to_digit(16)).fold(0, |number, digit| number << 4 | u128::from(digit))
+}
+
+/// Whoever has one IPv6 address has its /64.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -89,4 +146,55 @@ pub struct Process {
     pub original: Option<SocketAddr>,
     /// Steered here, as opposed to dialled directly.
     pub steered: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: u64 = 7;
+
+    fn process(uid: u32, cgroup: Option<&str>, pod: Option<&str>, netns: u64) -> Process {
+        Process {
+            pid: 1,
+            uid,
+            gid: 0,
+            cgroup_id: 42,
+            cgroup: cgroup.map(str::to_owned),
+            pod_uid: pod.map(str::to_owned),
+            container_id: None,
+            netns,
+            command: "c".into(),
+            executable: None,
+            original: None,
+            steered: false,
+        }
+    }
+
+    #[test]
+    fn places_are_kept_for_root_on_the_node_alone() {
+        const POD: &str = "0a1b2c3d-0000-4000-8000-0123456789ab";
+        let pod = Client::Pod(0x0a1b_2c3d_0000_4000_8000_0123_4567_89ab);
+        let of = |process: Process| Client::of(Some(&process), [10, 0, 0, 1].into(), Some(HOST));
+        for (process, expected) in [
+            (process(0, Some("/kubelet.service"), None, HOST), Client::Root(1)),
+            (process(0, Some("/kubepods/x"), Some(POD), HOST), pod),
+            (process(0, Some("/kubepods/x"), Some(&POD.replace('-', "")), HOST + 1), pod),
+            (process(0, Some("/docker/x"), None, HOST + 1), Client::Cgroup(42)),
+            (process(0, None, None, HOST), Client::Cgroup(42)),
+            (process(1000, Some("/user.slice"), None, HOST), Client::User(1000)),
+        ] {
+            assert_eq!(of(process), expected);
+            assert_eq!(expected.is_privileged(), expected == Client::Root(1));
+        }
+    }
+
+    #[test]
+    fn addresses_of_one_machine_are_one_client() {
+        let of = |ip: &str| Client::of(None, ip.parse().unwrap(), Some(HOST));
+        assert_eq!(of("fd00::1:2:3:4"), of("fd00::5:6:7:8"));
+        assert_ne!(of("fd00:0:0:1::1"), of("fd00:0:0:2::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+    }
 }

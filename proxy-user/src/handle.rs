@@ -1,20 +1,21 @@
 //! One request's way: client → request → route → cloud or local, and back as a response.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
-use crate::account::{Metrics, Source, Traffic};
-use crate::body::Body;
+use crate::account::{Budget, Flow, Metrics, Source, Traffic};
+use crate::body::{Body, Place};
 use crate::cache::Cache;
 use crate::cache::exchange::{Exchange, may_be_stored};
 use crate::cache::grants::Credential;
 use crate::cache::store::StoreError;
-use crate::client::Connection;
+use crate::client::{Client, Connection};
 use crate::clock::Clock;
 use crate::cloud::dial::Dialer;
 use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
@@ -32,6 +33,10 @@ use crate::upload::{self, Upload};
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;
+/// Upgraded connections (exec, attach, port-forward, watches by WebSocket) that are open at once.
+const UPGRADES: usize = 256;
+/// How long a request waits for room where its client has too much under way.
+const ROOM: Duration = Duration::from_secs(2);
 
 /// Answers requests. One for the whole process, shared by all connections.
 #[derive(Debug)]
@@ -42,6 +47,9 @@ pub struct Handler {
     metrics: Arc<Metrics>,
     in_flight: Arc<Semaphore>,
     max_requests: usize,
+    budget: Arc<Budget>,
+    /// Places for upgraded connections.
+    upgrades: Arc<Semaphore>,
     late: Arc<Semaphore>,
 }
 
@@ -68,6 +76,7 @@ struct Call {
     credential: Credential,
     /// The grant's key, where the request is understood.
     grant: Option<Vec<u8>>,
+    flow: Arc<Flow>,
     /// A DELETE whose options say `dryRun`: its answer reads like a real one's.
     dry_run: bool,
 }
@@ -106,6 +115,8 @@ impl Handler {
             metrics,
             in_flight: Arc::new(Semaphore::new(config.listen.max_requests)),
             max_requests: config.listen.max_requests,
+            budget: Budget::new(config.listen.max_bytes_under_way),
+            upgrades: Arc::new(Semaphore::new(UPGRADES)),
             late: Arc::new(Semaphore::new(LATE)),
         }))
     }
@@ -115,18 +126,23 @@ impl Handler {
         self.metrics.callers.accepted(connection, self.cache.clock.now())
     }
 
+    /// The flow of a new connection's bytes.
+    pub fn flow(&self, client: Client) -> Arc<Flow> {
+        self.budget.flow(client)
+    }
+
     /// Answers one request; never fails (an error is a `Status` answer).
     pub async fn handle(
         self: Arc<Self>,
         connection: Arc<Connection>,
         request: Request<Incoming>,
     ) -> Response<Body> {
-        let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
-            self.metrics.answered(Verb::Other, Source::Hublet);
-            return Refusal::TooManyRequests.response(Accepts::of(request.headers()).errors);
+        let flow = Arc::clone(&connection.flow);
+        let Some(place) = self.place(&flow).await else {
+            return self.too_many(request.headers());
         };
-        if is_upgrade(request.headers()) {
-            return Box::pin(self.upgrade(request, permit)).await;
+        if is_upgrade(&request) {
+            return Box::pin(self.upgrade(request, place, &flow)).await;
         }
         let (parts, body) = request.into_parts();
         let credential = connection.credential(parts.headers.get(header::AUTHORIZATION));
@@ -134,7 +150,7 @@ impl Handler {
         let grant = reading.understood().map(|request| grant_key(request, &credential));
         let (verb, errors) = (reading.verb, Accepts::of(&parts.headers).errors);
         let route = route(verb, self.cloud.health.state(), false);
-        let call = Call { parts, credential, grant, dry_run: false };
+        let call = Call { parts, credential, grant, flow: Arc::clone(&flow), dry_run: false };
         let answer = if route == Route::Local {
             self.stored(&call).await
         } else {
@@ -142,8 +158,23 @@ impl Handler {
             Box::pin(self.routed(route, call, body)).await
         };
         let mut response = self.counted(verb, errors, answer);
-        response.body_mut().hold(permit);
+        response.body_mut().hold(place, &flow);
         response
+    }
+
+    /// A place among the requests in flight, when the caller's client has room.
+    async fn place(&self, flow: &Arc<Flow>) -> Option<Place> {
+        let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok()?;
+        if let Some(charge) = flow.request() {
+            return Some(Place { permit, charge, upgrade: None });
+        }
+        Box::pin(tokio::time::timeout(ROOM, flow.room())).await.ok()?;
+        Some(Place { permit, charge: flow.request()?, upgrade: None })
+    }
+
+    fn too_many(&self, headers: &HeaderMap) -> Response<Body> {
+        self.metrics.answered(Verb::Other, Source::Hublet);
+        Refusal::TooManyRequests.response(Accepts::of(headers).errors)
     }
 
     async fn routed(
@@ -181,7 +212,8 @@ impl Handler {
         let (reading, headers) = (call.reading(), &call.parts.headers);
         match (reading.understood(), &call.grant) {
             (Some(request), Some(grant)) => {
-                let question = Question { request, headers, credential: &call.credential, grant };
+                let flow = &call.flow;
+                let question = Question { request, headers, credential: &call.credential, grant, flow };
                 self.local.answer(question).await
             }
             _ => Err(Refusal::Unknown(format!(
@@ -288,7 +320,16 @@ impl Handler {
         Ok(response)
     }
 
-    async fn upgrade(&self, request: Request<Incoming>, permit: OwnedSemaphorePermit) -> Response<Body> {
+    async fn upgrade(
+        &self,
+        request: Request<Incoming>,
+        mut place: Place,
+        flow: &Arc<Flow>,
+    ) -> Response<Body> {
+        let Ok(permit) = Arc::clone(&self.upgrades).try_acquire_owned() else {
+            return self.too_many(request.headers());
+        };
+        place.upgrade = Some(permit);
         let errors = Accepts::of(request.headers()).errors;
         let route = route(Verb::Other, self.cloud.health.state(), true);
         let answer = match route {
@@ -296,7 +337,7 @@ impl Handler {
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 Err(ForwardError::Away)
             }
-            _ => self.cloud.until_away(self.cloud.upgrade(request, &self.metrics, permit)).await,
+            _ => self.cloud.until_away(self.cloud.upgrade(request, &self.metrics, place, flow)).await,
         };
         let source = if answer.is_ok() { Source::Cloud } else { Source::Hublet };
         self.metrics.answered(Verb::Other, source);
@@ -329,6 +370,10 @@ impl Handler {
         set(&self.metrics.store_failures, self.cache.ingest().failures());
         let in_flight = self.max_requests.saturating_sub(self.in_flight.available_permits());
         set(&self.metrics.in_flight, in_flight as u64);
+        set(&self.metrics.upgrades, UPGRADES.saturating_sub(self.upgrades.available_permits()) as u64);
+        let (under_way, limit) = self.budget.figures();
+        set(&self.metrics.bytes_under_way, under_way as u64);
+        set(&self.metrics.bytes_under_way_limit, limit as u64);
         self.metrics.render()
     }
 

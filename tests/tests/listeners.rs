@@ -6,12 +6,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hublet_tests::client::{Client, Options as ClientOptions};
+use hublet_tests::cloud::{Lie, LieRule};
 use hublet_tests::daemon::{ADMIN, Daemon, Options, SECURE};
 use hublet_tests::eventually::eventually;
 use hublet_tests::metrics::metric;
 use hublet_tests::netns::Netns;
 use hublet_tests::pki::Ca;
 use hublet_tests::require;
+use hublet_tests::site::Site;
 
 /// Nobody listens there: what listeners do, they do without the cloud.
 const NO_CLOUD: &str = "https://127.0.0.1:6443";
@@ -209,32 +211,119 @@ fn status_shows_the_callers_as_a_table_and_as_json() {
     assert_eq!(json["node"], "edge-1");
 }
 
+/// One client could take every connection: others were closed at accept, the self-probe among them, for as long as it
+/// liked.
 #[test]
-fn the_connection_limit_closes_the_newcomer_and_counts_it() {
-    let Some((netns, daemon)) = node(&["--max-connections=8"]) else { return };
-    netns.run(|| {
-        let held: Vec<_> =
-            (0..8).map(|_| TcpStream::connect("127.0.0.1:10261").expect("connected")).collect();
-        let refused = eventually(Duration::from_secs(5), "a newcomer is closed", || {
-            let mut newcomer = TcpStream::connect("127.0.0.1:10261").ok()?;
-            newcomer.set_read_timeout(Some(Duration::from_millis(300))).ok()?;
-            matches!(newcomer.read(&mut [0; 1]), Ok(0)).then_some(())
-        });
-        refused.expect("refused");
-        drop(held);
-    });
-    assert!(
-        metric("hublet_connections_closed_total")
-            .label("cause", "limit")
-            .sum(&daemon.scrape().expect("metrics"))
-            >= 1.0
-    );
+fn at_the_connection_limit_an_idle_one_of_the_greediest_goes_and_not_the_newcomer() {
+    let Some((netns, daemon)) = node(&["--max-connections=64"]) else { return };
     let admin = client(&netns, ADMIN, "", &["http/1.1"]);
-    eventually(Duration::from_secs(5), "places come back, and the self-probe with them", || {
-        (admin.get("/v1/readyz").ok()?.text() == "OK").then_some(())
-    })
-    .expect("ready");
-    client(&netns, "http://127.0.0.1:10261", "", &["http/1.1"]).get("/version").expect("served again");
+    netns.run(|| {
+        let dial = || TcpStream::connect("127.0.0.1:10261").expect("connected");
+        let mut held: Vec<_> = (0..200).map(|_| dial()).collect();
+        // The probe comes twice a second, and gets in.
+        for _ in 0..30 {
+            held.push(dial());
+            std::thread::park_timeout(Duration::from_millis(50));
+            assert_eq!(admin.get("/v1/readyz").expect("an answer").text(), "OK");
+        }
+        let newcomer = client(&netns, "http://127.0.0.1:10261", "", &["http/1.1"]);
+        newcomer.get("/version").expect("a newcomer is served");
+        let mut first = held.swap_remove(0);
+        first.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+        let ended = first.read(&mut [0; 1]);
+        assert!(!matches!(ended, Ok(1..)), "an idle one went: {ended:?}");
+    });
+    let scrape = daemon.scrape().expect("metrics");
+    metric("hublet_self_probe_failures_total").value(0.0).assert_in(&scrape);
+    assert!(metric("hublet_connections_closed_total").label("cause", "limit").sum(&scrape) >= 100.0);
+    assert!(metric("hublet_connections_open").sum(&scrape) <= 64.0 + 8.0, "{scrape}");
+}
+
+/// A connection that had said `P` only was looked at every 5 ms: it could still have become HTTP/2's preface.
+#[test]
+fn a_connection_that_said_p_costs_nothing() {
+    let Some((netns, daemon)) = node(&[]) else { return };
+    let stat = format!("/proc/{}/stat", daemon.pid().expect("it runs"));
+    let ticks = || {
+        let stat = std::fs::read_to_string(&stat).expect("its figures");
+        let fields: Vec<_> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum::<u64>()
+    };
+    let held = netns.run(|| {
+        let mut held = Vec::new();
+        for _ in 0..800 {
+            let mut stream = TcpStream::connect("127.0.0.1:10261").expect("connected");
+            stream.write_all(b"P").expect("written");
+            held.push(stream);
+        }
+        held
+    });
+    std::thread::park_timeout(Duration::from_millis(500));
+    let (begin, before) = (Instant::now(), ticks());
+    std::thread::park_timeout(Duration::from_secs(2));
+    let busy = (ticks() - before) as f64 / 100.0 / begin.elapsed().as_secs_f64();
+    assert!(busy < 0.1, "{busy:.2} of a processor for {} of them", held.len());
+    // They can still become what they like.
+    let mut one = &held[0];
+    one.write_all(b"OST /version HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        .expect("written");
+    let mut answer = String::new();
+    one.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+}
+
+/// `Connection: Upgrade` with any `Upgrade` left the way of requests: not counted, never stored, never answered from the
+/// store, and a connection to the cloud each.
+#[test]
+fn an_upgrade_that_the_api_server_ignores_is_a_request_like_others() {
+    let Some(site) = Site::start("node", |options| options.bpffs = true).expect("a node") else { return };
+    let head = format!(
+        "GET /api/v1/nodes/edge-1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nConnection: Upgrade, close\r\n\
+         Upgrade: x\r\n\r\n",
+        site.cloud.admin_token
+    );
+    let ask = || String::from_utf8(exchange(&site.netns, "127.0.0.1:10261", head.as_bytes())).expect("text");
+    let online = ask();
+    assert!(online.starts_with("HTTP/1.1 200") && online.contains("x-hublet-source: cloud"), "{online}");
+    site.cut().expect("cut");
+    let offline = ask();
+    assert!(offline.starts_with("HTTP/1.1 200") && offline.contains("x-hublet-source: store"), "{offline}");
+}
+
+/// Whoever asked and did not read kept its answer in hublet's memory for ever.
+#[test]
+fn a_reader_without_progress_is_cut_and_a_slow_one_is_not() {
+    let with = |options: &mut Options| {
+        options.bpffs = true;
+        options.flags.push("--reader-timeout=2s".into());
+    };
+    let Some(site) = Site::start("node", with).expect("a node") else { return };
+    site.cloud.lies().tell(LieRule::new("GET", "/version", Lie::Long(16 << 20)));
+    let ask = || {
+        site.netns.run(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:10261").expect("connected");
+            let token = &site.cloud.admin_token;
+            let head = format!("GET /version HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n");
+            stream.write_all(head.as_bytes()).expect("written");
+            stream
+        })
+    };
+    let (stuck, mut slow) = (ask(), ask());
+    let under_way = || metric("hublet_bytes_under_way").sum(&site.daemon.scrape().expect("metrics"));
+    let begin = Instant::now();
+    let mut buffer = vec![0; 256 << 10];
+    let mut most: f64 = 0.0;
+    while begin.elapsed() < Duration::from_secs(6) {
+        assert!(slow.read(&mut buffer).expect("a slow reader goes on") > 0);
+        most = most.max(under_way());
+        std::thread::park_timeout(Duration::from_millis(300));
+    }
+    assert!(most > 10_000.0, "{most} bytes were under way at the most");
+    let scrape = site.daemon.scrape().expect("metrics");
+    metric("hublet_connections_closed_total").label("cause", "stalled").value(1.0).assert_in(&scrape);
+    drop((stuck, slow));
+    eventually(Duration::from_secs(5), "all is given back", || (under_way() == 0.0).then_some(()))
+        .expect("nothing under way");
 }
 
 #[test]

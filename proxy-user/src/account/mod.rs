@@ -1,9 +1,11 @@
 //! Counting: metrics with enum labels in fixed slots, and the last callers. In: events from every stage. Out: the text
 //! of `/metrics`, and lines for `hublet status`.
 
+mod budget;
 mod callers;
 mod traffic;
 
+pub use budget::{Budget, Charge, Flow, Waiter};
 pub use callers::{Caller, Callers};
 pub use traffic::{Totals, Traffic};
 
@@ -53,6 +55,12 @@ pub struct Metrics {
     requests: [[Counter; 3]; 10],
     /// Requests being answered now.
     pub in_flight: Gauge,
+    /// Upgraded connections (exec, port-forward) that are open now.
+    pub upgrades: Gauge,
+    /// Bytes under way to and from clients now, and the most that there may be.
+    pub bytes_under_way: Gauge,
+    /// See [`Metrics::bytes_under_way`].
+    pub bytes_under_way_limit: Gauge,
     /// Bytes of bodies received from the cloud.
     pub cloud_bytes: Counter,
     /// Connections to the cloud that were opened.
@@ -96,6 +104,9 @@ impl Default for Metrics {
         let metrics = Self {
             requests,
             in_flight: Gauge::default(),
+            upgrades: Gauge::default(),
+            bytes_under_way: Gauge::default(),
+            bytes_under_way_limit: Gauge::default(),
             cloud_bytes: Counter::default(),
             cloud_connects: Counter::default(),
             copies_given_up: Gauge::default(),
@@ -114,6 +125,17 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&self, to: &mut Registry) {
         to.register("requests_in_flight", "Requests being answered now", self.in_flight.clone());
+        to.register("upgrades_open", "Upgraded connections open now", self.upgrades.clone());
+        to.register(
+            "bytes_under_way",
+            "Bytes of answers and requests that are held for clients now",
+            self.bytes_under_way.clone(),
+        );
+        to.register(
+            "bytes_under_way_limit",
+            "Most bytes that may be (--max-bytes-under-way)",
+            self.bytes_under_way_limit.clone(),
+        );
         to.register("cloud_bytes", "Bytes of bodies received from the cloud", self.cloud_bytes.clone());
         to.register("cloud_connects", "Connections opened to the cloud", self.cloud_connects.clone());
         to.register(

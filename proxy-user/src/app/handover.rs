@@ -41,6 +41,8 @@ use crate::setup;
 const MAX_PLACES: usize = 16;
 /// How long either waits for the other's next word: the old one may have to finish what it is answering.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two attempts to accept where there is no free descriptor.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Version of these few words.
 const PROTOCOL: u32 = 1;
 
@@ -218,7 +220,12 @@ impl Door {
             .ok()?;
         let (sender, asked) = mpsc::channel(1);
         let wait = move || {
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming() {
+                // Without a free descriptor accept() fails at once, and again.
+                let Ok(stream) = stream else {
+                    std::thread::park_timeout(AGAIN);
+                    continue;
+                };
                 match admit(stream) {
                     Ok(successor) => {
                         if sender.blocking_send(successor).is_err() {

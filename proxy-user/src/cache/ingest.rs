@@ -29,6 +29,9 @@ use crate::clock::Clock;
 const ROOM: usize = 8 << 10;
 /// Messages that wait; room for one of each KiB above, and as many beginnings and ends.
 const MESSAGES: usize = 4 * ROOM;
+/// Bytes that the writer keeps of answers that have not ended; beyond it the copy that has waited longest for its next
+/// bytes is given up. Twice the longest document.
+const HELD: usize = 16 << 20;
 /// How long a stream waits for room before its copy is given up. The client's own bytes go on then.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the first event of a batch waits for more, to spare flash; a reader that asks ends the wait.
@@ -85,6 +88,7 @@ impl Ingest {
             from,
             counters: Arc::clone(&counters),
             observers: HashMap::new(),
+            held: 0,
             pages: Pages::default(),
             ops: Vec::new(),
             bytes: 0,
@@ -241,11 +245,22 @@ impl Drop for Capture {
     }
 }
 
+/// An answer that is being read.
+struct Copying {
+    observer: Observer,
+    /// Bytes, as of the last look.
+    held: usize,
+    /// When the last bytes came, milliseconds since the epoch.
+    at: u64,
+}
+
 struct Writer {
     store: Arc<Store>,
     from: Receiver<Message>,
     counters: Arc<Counters>,
-    observers: HashMap<u64, Observer>,
+    observers: HashMap<u64, Copying>,
+    /// The sum of what they hold.
+    held: usize,
     pages: Pages,
     ops: Vec<Op>,
     bytes: usize,
@@ -296,25 +311,30 @@ impl Writer {
         let before = self.ops.len();
         match message {
             Message::Begin(id, exchange) => {
-                self.observers.insert(id, Observer::new(*exchange));
+                let at = exchange.asked;
+                self.observers.insert(id, Copying { observer: Observer::new(*exchange), held: 0, at });
             }
             Message::Data(id, bytes, permit, now) => {
-                let result = self.observers.get_mut(&id).map(|o| o.push(&bytes, now, &mut self.ops));
-                if let Some(Err(error)) = result {
-                    self.observers.remove(&id);
+                let pushed = self.observers.get_mut(&id).map(|copying| {
+                    copying.at = now;
+                    copying.observer.push(&bytes, now, &mut self.ops)
+                });
+                if let Some(Err(error)) = pushed {
+                    self.forget(id);
                     log_malformed(&error);
                 }
+                self.hold(id);
                 drop(permit);
             }
             Message::End(id, now) => {
-                let finished =
-                    self.observers.remove(&id).map(|o| o.finish(now, &mut self.pages, &mut self.ops));
+                let ended = self.forget(id);
+                let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.ops));
                 if let Some(Err(error)) = finished {
                     log_malformed(&error);
                 }
             }
             Message::Abort(id) => {
-                self.observers.remove(&id);
+                self.forget(id);
             }
             Message::Ops(mut ops) => self.ops.append(&mut ops),
             Message::Settle(done) => self.waiting.push(done),
@@ -326,6 +346,31 @@ impl Writer {
         let size = |op: &Op| if let Op::Upsert { record, .. } = op { record.value.len() } else { 64 };
         self.bytes += self.ops[before..].iter().map(size).sum::<usize>();
         true
+    }
+
+    fn forget(&mut self, id: u64) -> Option<Observer> {
+        let copying = self.observers.remove(&id)?;
+        self.held -= copying.held;
+        Some(copying.observer)
+    }
+
+    /// Looks at what a copy holds now, and gives others up while all hold too much: a client that never reads its answer
+    /// to the end keeps none of ours.
+    fn hold(&mut self, id: u64) {
+        if let Some(copying) = self.observers.get_mut(&id) {
+            let held = copying.observer.held();
+            self.held = self.held - copying.held + held;
+            copying.held = held;
+        }
+        while self.held > HELD {
+            let holding = self.observers.iter().filter(|(_, copying)| copying.held > 0);
+            let Some(longest) = holding.min_by_key(|(id, copying)| (copying.at, **id)).map(|(id, _)| *id)
+            else {
+                return;
+            };
+            self.forget(longest);
+            self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn commit(&mut self) {
@@ -349,6 +394,7 @@ impl Writer {
             self.counters.failures.fetch_add(1, Ordering::Relaxed);
             // What was lost may be a step of a watch: nothing that runs now may count as complete any more.
             self.observers.clear();
+            self.held = 0;
             if self.last_error.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
                 self.last_error = Some(Instant::now());
                 tracing::error!(%error, "what the cloud says can't be stored; answers go on from what is there");

@@ -16,6 +16,9 @@ use flate2::write::MultiGzDecoder;
 
 /// Longest document that is stored, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
 const MAX_DOCUMENT: usize = 8 << 20;
+/// Memory of a decompressor, and of a list's member.
+const GUNZIP: usize = 48 << 10;
+const KEY: usize = 128;
 /// Most members of one list that is stored.
 pub const MAX_MEMBERS: usize = 250_000;
 
@@ -55,6 +58,20 @@ impl Observer {
         };
         let gunzip = exchange.gzip.then(|| MultiGzDecoder::new(Vec::new()));
         Self { exchange, shape, gunzip }
+    }
+
+    /// Bytes of memory that it keeps until the body has ended.
+    pub fn held(&self) -> usize {
+        let unpacking = if self.gunzip.is_some() { GUNZIP } else { 0 };
+        let keys = |keys: &[Vec<u8>]| keys.len() * KEY;
+        let body = match &self.shape {
+            Shape::Whole(bytes) => bytes.capacity(),
+            Shape::JsonList(_, members) | Shape::ProtobufList(_, members) => keys(members),
+            Shape::JsonWatch(_, members) | Shape::ProtobufWatch(_, members) => {
+                members.as_deref().map_or(0, keys)
+            }
+        };
+        body + unpacking
     }
 
     /// Takes the next bytes of the body.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -11,27 +11,48 @@ use hyper_util::rt::TokioIo;
 use super::forward::{Cloud, ForwardError, end_to_end};
 use super::stream::CloudBody;
 use super::upstreams::uri;
-use crate::account::Metrics;
-use crate::body::Body;
+use crate::account::{Flow, Metrics};
+use crate::body::{Body, Place};
+use crate::request::{ApiRequest, Verb};
 use crate::upload::Upload;
 
-/// The request asks to leave HTTP.
-pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    let names = headers.get(header::CONNECTION).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    headers.contains_key(header::UPGRADE)
-        && names.split(',').any(|n| n.trim().eq_ignore_ascii_case("upgrade"))
+/// The request asks to leave HTTP, by a protocol that the API server speaks, where it may: to a subresource (exec,
+/// attach, port-forward, proxy, and those of aggregated servers), or to watch by WebSocket. Elsewhere the API server
+/// ignores `Upgrade`, and so the request is one like any other.
+///
+/// Source: `k8s.io/apimachinery/pkg/util/httpstream`, `k8s.io/apiserver/pkg/endpoints/handlers/watch.go`.
+pub fn is_upgrade<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let has = |name, word: &str| {
+        let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
+        values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word))
+    };
+    if !headers.contains_key(header::UPGRADE) || !has(header::CONNECTION, "upgrade") {
+        return false;
+    }
+    let websocket = has(header::UPGRADE, "websocket") && headers.contains_key(header::SEC_WEBSOCKET_KEY);
+    let reading = ApiRequest::parse(request.method(), request.uri());
+    // A subresource's parameters need not be understood here.
+    let streams = |request: &ApiRequest<'_>| !matches!(request.subresource.as_ref(), "" | "status" | "scale");
+    match reading.verb {
+        Verb::Watch => websocket,
+        _ if reading.understood().is_none_or(streams) => websocket || has(header::UPGRADE, "SPDY/3.1"),
+        _ => false,
+    }
 }
 
 impl Cloud {
-    /// Sends an upgrade; on 101 joins both sides in a task of its own, which holds `keep` until it ends.
+    /// Sends an upgrade; on 101 joins both sides in a task of its own, which holds its place until it ends. Any other
+    /// answer is passed on and holds it as long.
     ///
     /// # Errors
     /// See [`ForwardError`].
-    pub async fn upgrade<K: Send + 'static>(
+    pub async fn upgrade(
         &self,
         mut request: Request<Incoming>,
         metrics: &Arc<Metrics>,
-        keep: K,
+        place: Place,
+        flow: &Arc<Flow>,
     ) -> Result<Response<Body>, ForwardError> {
         let (mut sender, closing) = self.upstreams.upgrade().await?;
         let client = hyper::upgrade::on(&mut request);
@@ -43,6 +64,7 @@ impl Cloud {
             let (head, body) = answer.into_parts();
             let body = CloudBody::new(body, None, None, None, Arc::clone(metrics));
             let mut response = Response::new(Body::cloud(body));
+            response.body_mut().hold(place, flow);
             *response.status_mut() = head.status;
             *response.headers_mut() = end_to_end(&head.headers);
             return Ok(response);
@@ -56,7 +78,7 @@ impl Cloud {
                     () = closing => {}
                 }
             }
-            drop(keep);
+            drop(place);
         });
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -88,4 +110,40 @@ fn upstream_request(cloud: &Cloud, parts: &http::request::Parts, body: Incoming)
         headers.insert(header::HOST, host);
     }
     upstream
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asks(path: &str, connection: &str, upgrade: &str) -> bool {
+        let request = Request::get(path)
+            .header("connection", connection)
+            .header("upgrade", upgrade)
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .body(())
+            .unwrap();
+        is_upgrade(&request)
+    }
+
+    #[test]
+    fn only_what_the_api_server_upgrades_leaves_http() {
+        const POD: &str = "/api/v1/namespaces/default/pods/p";
+        for (path, connection, upgrade, expected) in [
+            (format!("{POD}/exec?command=ls"), "Upgrade", "SPDY/3.1", true),
+            (format!("{POD}/exec?command=ls"), "keep-alive, Upgrade", "websocket", true),
+            (format!("{POD}/portforward"), "upgrade", "WebSocket", true),
+            (format!("{POD}/proxy/path"), "Upgrade", "websocket", true),
+            ("/api/v1/pods?watch=true".into(), "Upgrade", "websocket", true),
+            ("/api/v1/pods?watch=true".into(), "Upgrade", "SPDY/3.1", false),
+            (format!("{POD}/exec"), "Upgrade", "x", false),
+            (format!("{POD}/exec"), "keep-alive", "SPDY/3.1", false),
+            (POD.into(), "Upgrade", "websocket", false),
+            (format!("{POD}/status"), "Upgrade", "websocket", false),
+            ("/version".into(), "Upgrade", "websocket", false),
+            ("/api/v1/pods".into(), "Upgrade", "h2c", false),
+        ] {
+            assert_eq!(asks(&path, connection, upgrade), expected, "{path} {connection} {upgrade}");
+        }
+    }
 }

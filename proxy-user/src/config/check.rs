@@ -19,6 +19,9 @@ const DUMMY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
 /// Limits that a typing error would cross, and that no sensible setting does.
 const MAX_CONNECTIONS: usize = 1 << 20;
 const MAX_PAGE_CACHE: usize = 1 << 30;
+const MAX_UNDER_WAY: usize = 1 << 34;
+/// The shortest time in which a slow reader can show progress.
+const MIN_READER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A checked configuration and what the operator should know about it.
 #[derive(Debug)]
@@ -230,6 +233,8 @@ fn listeners(
         secure: SocketAddr::new(dummy.map_or(host, |dummy| dummy.ip), secure_port),
         max_connections: count("max-connections", own.max_connections)?,
         max_requests: count("max-requests", own.max_requests)?,
+        max_bytes_under_way: under_way(own.max_bytes_under_way)?,
+        reader_timeout: reader_timeout(own.reader_timeout)?,
         drain: own.drain_timeout,
     };
     Ok((admin, listen))
@@ -366,4 +371,22 @@ fn page_cache(bytes: usize) -> Result<usize, ConfigError> {
         }
         n => Ok(n),
     }
+}
+
+/// One client gets at most half: less than a MiB would make every list a walk in steps.
+fn under_way(bytes: usize) -> Result<usize, ConfigError> {
+    const FLAG: &str = "max-bytes-under-way";
+    match bytes {
+        0..1_048_576 => Err(ConfigError::value(FLAG, bytes, "is too small: write 1Mi or more")),
+        n if n > MAX_UNDER_WAY => Err(ConfigError::value(FLAG, bytes, "is too large: at most 16Gi")),
+        n => Ok(n),
+    }
+}
+
+fn reader_timeout(duration: Duration) -> Result<Duration, ConfigError> {
+    if duration < MIN_READER_TIMEOUT {
+        let reason = "would cut readers that are merely slow: write 1s or more";
+        return Err(ConfigError::value("reader-timeout", format!("{duration:?}"), reason));
+    }
+    Ok(duration)
 }

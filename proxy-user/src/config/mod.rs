@@ -142,10 +142,15 @@ pub struct ListenConfig {
     pub plain: Vec<SocketAddr>,
     /// TLS with h2 and http/1.1 (`169.254.2.1:10268`).
     pub secure: SocketAddr,
-    /// Connections open at once; one more is closed at accept.
+    /// Connections open at once; for one more a connection of the client that has the most is closed.
     pub max_connections: usize,
     /// Requests answered at once; one more gets 429.
     pub max_requests: usize,
+    /// Bytes of requests and answers that are held for clients at once.
+    pub max_bytes_under_way: usize,
+    /// How long a client may take to read something of what it asked for.
+    #[serde(with = "seconds")]
+    pub reader_timeout: Duration,
     /// How long streams may go on after a signal to end.
     #[serde(with = "seconds")]
     pub drain: Duration,

@@ -101,6 +101,8 @@ fn wrong_values_are_refused_with_the_way_out() {
         (&["--max-connections=0"], "1 or more"),
         (&["--max-connections=-1"], "-1"),
         (&["--max-requests=0"], "1 or more"),
+        (&["--max-bytes-under-way=64Ki"], "1Mi or more"),
+        (&["--reader-timeout=500ms"], "1s or more"),
         (&["--store-page-cache=1Ki"], "64Ki or more"),
         (&["--enable-dummy-if=maybe"], "neither true nor false"),
         (&["--gc-frequency=often"], "whole number"),

@@ -1,17 +1,21 @@
 //! The accept loop: one a listener, a place in the registry for each connection, patience when descriptors run out.
 
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::net::TcpListener;
+use hyper_util::rt::TokioTimer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::pace::Pace;
 use super::{Counters, Registry, connection};
+use crate::account::Flow;
 use crate::client::Port;
 use crate::handle::Handler;
 use crate::setup::Setup;
@@ -21,6 +25,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 
 /// Largest request head, and largest piece of a body that is read at once.
 const BUFFER: usize = 64 * 1024;
+/// The same for a client with hundreds of connections: heads that don't end take memory.
+const SMALL_BUFFER: usize = 16 * 1024;
 /// Header fields in a request's head.
 const HEADERS: usize = 128;
 /// Requests at once on an HTTP/2 connection, as the API server allows.
@@ -28,6 +34,10 @@ const STREAMS: u32 = 250;
 /// A node's uploads are small; this bounds what a client can make us hold.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of an answer that wait in a stream for its client to read, but for the piece that goes over it.
+const SEND_BUFFER: usize = 32 * 1024;
+/// Connections that have been accepted and have no place yet: it is found out who calls.
+const ARRIVALS: usize = 64;
 /// Pings find peers that vanished with their network namespace.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
 
@@ -36,10 +46,13 @@ pub struct Front {
     pub(super) handler: Arc<Handler>,
     pub(super) setup: Arc<Setup>,
     pub(super) tls: TlsAcceptor,
-    pub(super) http1: http1::Builder,
-    pub(super) http2: http2::Builder<TokioExecutor>,
+    http1: [http1::Builder; 2],
+    pub(super) http2: http2::Builder<Pace>,
     pub(super) registry: Arc<Registry>,
     pub(super) counters: Arc<Counters>,
+    /// Cookie of the daemon's network namespace.
+    pub(super) host: Option<u64>,
+    arrivals: Arc<Semaphore>,
 }
 
 impl Front {
@@ -51,20 +64,31 @@ impl Front {
         registry: Arc<Registry>,
         counters: Arc<Counters>,
     ) -> Arc<Self> {
-        let mut http1 = http1::Builder::new();
-        // The registry finds slow heads; hyper's own timer would cost an allocation a request and end idle
-        // connections after half a minute.
-        http1.header_read_timeout(None).max_buf_size(BUFFER).max_headers(HEADERS);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let http1 = [BUFFER, SMALL_BUFFER].map(|buffer| {
+            let mut http1 = http1::Builder::new();
+            // The registry finds slow heads; hyper's own timer would cost an allocation a request and end idle
+            // connections after half a minute.
+            http1.header_read_timeout(None).max_buf_size(buffer).max_headers(HEADERS);
+            http1
+        });
+        let mut http2 = http2::Builder::new(Pace::new(registry.reader_timeout()));
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(BUFFER as u32)
             .keep_alive_interval(PING.0)
             .keep_alive_timeout(PING.1);
-        Arc::new(Self { handler, setup, tls: TlsAcceptor::from(tls), http1, http2, registry, counters })
+        let (host, tls) = (setup.netns(), TlsAcceptor::from(tls));
+        let arrivals = Arc::new(Semaphore::new(ARRIVALS));
+        Arc::new(Self { handler, setup, tls, http1, http2, registry, counters, host, arrivals })
+    }
+
+    /// HTTP/1.1 as this connection gets it.
+    pub(super) fn http1(&self, flow: &Flow) -> &http1::Builder {
+        &self.http1[usize::from(flow.is_one_of_many())]
     }
 }
 
@@ -85,19 +109,14 @@ pub(super) async fn accept(
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = listener.accept() => accepted,
+            accepted = arrive(&front.arrivals, &listener) => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, remote)) => {
+            Ok((stream, remote, arrival)) => {
                 pause = PAUSE.0;
                 front.counters.accepted(port);
-                match front.registry.enter() {
-                    Some(activity) => {
-                        tokio::spawn(connection::serve(Arc::clone(&front), stream, (remote, port), activity));
-                    }
-                    None => refused(&front),
-                }
+                tokio::spawn(connection::serve(Arc::clone(&front), stream, (remote, port), arrival));
             }
             Err(error) if concerns_one_connection(&error) => front.counters.accept_error(),
             Err(error) => {
@@ -116,12 +135,14 @@ pub(super) async fn accept(
     }
 }
 
-fn refused(front: &Front) {
-    let count = front.counters.refused();
-    if count.is_power_of_two() {
-        let limit = front.registry.limit();
-        warn!("{count} connections refused so far: all {limit} of --max-connections are open");
-    }
+async fn arrive(
+    arrivals: &Arc<Semaphore>,
+    listener: &TcpListener,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    // It is never closed.
+    let arrival = Arc::clone(arrivals).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, remote) = listener.accept().await?;
+    Ok((stream, remote, arrival))
 }
 
 /// The peer gave up before we came, as opposed to a want of our own.

@@ -11,7 +11,9 @@ use futures_util::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use pin_project_lite::pin_project;
 
+use super::pace;
 use super::registry::{Glimpse, Registry};
+use crate::account::Flow;
 use crate::body::Body;
 
 /// What is wanted of a connection.
@@ -29,6 +31,7 @@ pub(super) enum Order {
 pub(super) struct Activity {
     registry: Arc<Registry>,
     seat: usize,
+    flow: Arc<Flow>,
     begun: AtomicU32,
     open: AtomicU32,
     unread: AtomicBool,
@@ -37,10 +40,11 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    pub(super) fn new(registry: Arc<Registry>, seat: usize, order: Order) -> Self {
+    pub(super) fn new(registry: Arc<Registry>, seat: usize, flow: Arc<Flow>, order: Order) -> Self {
         Self {
             registry,
             seat,
+            flow,
             begun: AtomicU32::new(0),
             open: AtomicU32::new(0),
             unread: AtomicBool::new(false),
@@ -55,6 +59,11 @@ impl Activity {
             open: self.open.load(Relaxed),
             unread: self.unread.load(Relaxed),
         }
+    }
+
+    /// See [`Flow::progress`].
+    pub(super) fn progress(&self) -> (usize, u32) {
+        self.flow.progress()
     }
 
     /// Gives an order; a stricter one that was given before stays.
@@ -131,6 +140,11 @@ impl Open {
         activity.unread.store(false, Relaxed);
         Self(Arc::clone(activity))
     }
+
+    /// The connection leaves HTTP: it is in use to its end.
+    pub(super) fn for_good(&self) {
+        self.0.open.fetch_add(1, Relaxed);
+    }
 }
 
 impl Drop for Open {
@@ -156,7 +170,9 @@ impl http_body::Body for Answer {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        self.project().body.poll_frame(cx)
+        let frame = self.project().body.poll_frame(cx);
+        pace::asked(matches!(frame, Poll::Ready(Some(Ok(_)))));
+        frame
     }
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()

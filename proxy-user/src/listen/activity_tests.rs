@@ -1,6 +1,7 @@
 //! hyper's connections under the registry's orders: what a sweep cuts, what it leaves, and how a drain ends.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,6 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::account::Budget;
+use crate::client::Client;
 use crate::listen::Counters;
 
 /// A connection whose answers are what the test sends, and which end when the test drops the sender.
@@ -26,8 +29,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let registry = Registry::new(4);
-        let activity = registry.enter().expect("a place");
+        let registry = Registry::new(4, Duration::from_secs(30));
+        let (client, counters) = (Client::Pod(1), Counters::default());
+        let flow = Budget::new(1 << 20).flow(client);
+        let activity = registry.enter(client, &flow, &counters).expect("a place");
         let (client, server) = tokio::io::duplex(4096);
         let (answers, receiver) = mpsc::channel(4);
         let receiver = Arc::new(tokio::sync::Mutex::new(receiver));

@@ -12,11 +12,12 @@ use crate::client::Port;
 pub struct Counters {
     plain: AtomicU64,
     secure: AtomicU64,
-    refused: AtomicU64,
+    over_limit: AtomicU64,
     accept_errors: AtomicU64,
     handshake_errors: AtomicU64,
     plain_on_secure: AtomicU64,
     slow: AtomicU64,
+    stalled: AtomicU64,
     idle: AtomicU64,
     probes_failed: AtomicU64,
 }
@@ -29,9 +30,9 @@ impl Counters {
         };
         slot.fetch_add(1, Relaxed);
     }
-    /// Returns how many have been refused for the limit's sake.
-    pub(super) fn refused(&self) -> u64 {
-        self.refused.fetch_add(1, Relaxed) + 1
+    /// Returns how many have been closed for the limit's sake.
+    pub(super) fn over_limit(&self) -> u64 {
+        self.over_limit.fetch_add(1, Relaxed) + 1
     }
     pub(super) fn accept_error(&self) {
         self.accept_errors.fetch_add(1, Relaxed);
@@ -44,6 +45,9 @@ impl Counters {
     }
     pub(super) fn slow(&self) {
         self.slow.fetch_add(1, Relaxed);
+    }
+    pub(super) fn stalled(&self) {
+        self.stalled.fetch_add(1, Relaxed);
     }
     pub(super) fn idle(&self) {
         self.idle.fetch_add(1, Relaxed);
@@ -103,12 +107,13 @@ impl Counters {
         })
     }
 
-    fn closed(&self) -> [(&'static str, u64); 5] {
+    fn closed(&self) -> [(&'static str, u64); 6] {
         [
-            ("limit", self.refused.load(Relaxed)),
+            ("limit", self.over_limit.load(Relaxed)),
             ("tls_handshake", self.handshake_errors.load(Relaxed)),
             ("plain_on_secure", self.plain_on_secure.load(Relaxed)),
             ("slow_head", self.slow.load(Relaxed)),
+            ("stalled", self.stalled.load(Relaxed)),
             ("idle", self.idle.load(Relaxed)),
         ]
     }

@@ -1,5 +1,5 @@
-//! A client's TCP connection whose bytes are counted, beneath TLS. In: a stream and its caller's [`Traffic`]. Out: the
-//! same stream.
+//! A client's TCP connection whose bytes are counted, beneath TLS. In: a stream, the first bytes that were read of it
+//! already, and its caller's [`Traffic`]. Out: the same stream, from its first byte on.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,18 +9,20 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::first::First;
 use crate::account::Traffic;
 
 /// A stream that counts.
 #[derive(Debug)]
 pub(super) struct Metered {
     stream: TcpStream,
+    first: First,
     traffic: Arc<Traffic>,
 }
 
 impl Metered {
-    pub(super) fn new(stream: TcpStream, traffic: Arc<Traffic>) -> Self {
-        Self { stream, traffic }
+    pub(super) fn new(stream: TcpStream, first: First, traffic: Arc<Traffic>) -> Self {
+        Self { stream, first, traffic }
     }
 
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -38,7 +40,11 @@ impl AsyncRead for Metered {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = if self.first.again(buf) {
+            Poll::Ready(Ok(()))
+        } else {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        };
         let bytes = buf.filled().len() - before;
         if bytes > 0 {
             self.traffic.read(bytes as u64);

@@ -16,9 +16,12 @@ mod accept;
 mod activity;
 mod connection;
 mod counters;
+mod first;
 mod metered;
+mod pace;
 mod probe;
 mod registry;
+mod seats;
 mod socket;
 mod tls;
 

@@ -1,16 +1,20 @@
-//! Every open connection: the limit, the sweep for slow and idle ones, and the drain.
+//! Every open connection: the limit, the sweep for slow, idle and stuck ones, and the drain.
 //!
 //! One lock, taken when a connection opens or closes and at each sweep, never for a request. A connection learns
 //! what is wanted of it by one atomic, so it needs no timer and no shared wake-up list of its own.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tracing::warn;
 
 use super::Counters;
 use super::activity::{Activity, Order};
+use super::seats::{Room, Seats};
+use crate::account::Flow;
+use crate::client::Client;
 
 /// How often connections are looked at.
 pub(super) const SWEEP: Duration = Duration::from_secs(15);
@@ -21,34 +25,26 @@ const SLOW_HEAD: u32 = 3;
 const NO_REQUEST: u32 = 3;
 /// Sweeps after which a connection without an open request ends: 5 minutes, longer than Go's clients keep one idle.
 const IDLE: u32 = 20;
+/// Looks within the time that a reader may take.
+const LOOKS: u32 = 6;
 
 /// The open connections.
 #[derive(Debug)]
 pub struct Registry {
-    limit: usize,
+    reader_timeout: Duration,
     seats: Mutex<Seats>,
     emptied: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Seats {
-    taken: Vec<Option<Seat>>,
-    free: Vec<usize>,
-    draining: bool,
-}
-
-#[derive(Debug)]
-struct Seat {
-    activity: Weak<Activity>,
-    record: Record,
-}
-
 /// What the last sweep saw of a connection.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Record {
+pub(super) struct Record {
     begun: u32,
     quiet: u32,
     stuck: u32,
+    moved: u32,
+    /// Looks since anything was read of what is under way.
+    still: u32,
     /// Told to finish at the last sweep.
     told: bool,
 }
@@ -74,46 +70,84 @@ pub(super) struct Glimpse {
 }
 
 impl Registry {
-    /// An empty registry for at most `limit` connections.
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, seats: Mutex::default(), emptied: Notify::new() })
+    /// An empty registry for at most `limit` connections, whose clients may take `reader_timeout` to read something of
+    /// what they asked for.
+    pub fn new(limit: usize, reader_timeout: Duration) -> Arc<Self> {
+        Arc::new(Self { reader_timeout, seats: Mutex::new(Seats::new(limit)), emptied: Notify::new() })
     }
 
-    /// A place for one more connection; `None` at the limit.
-    pub(super) fn enter(self: &Arc<Self>) -> Option<Arc<Activity>> {
+    /// A place for one more connection of this client; made where there is none, and `None` where that can't be.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        client: Client,
+        flow: &Arc<Flow>,
+        counters: &Counters,
+    ) -> Option<Arc<Activity>> {
+        let mut looked_at = Vec::new();
         let mut seats = self.seats.lock();
-        let seats = &mut *seats;
-        if seats.taken.len() - seats.free.len() >= self.limit {
-            return None;
-        }
-        let seat = seats.free.pop().unwrap_or_else(|| {
-            seats.taken.push(None);
-            seats.taken.len() - 1
+        let room = seats.room(client, &mut looked_at);
+        let entered = (!matches!(room, Room::Full)).then(|| {
+            let make = |at, order| Arc::new(Activity::new(Arc::clone(self), at, Arc::clone(flow), order));
+            seats.take(client, make)
         });
-        let order = if seats.draining { Order::Finish } else { Order::GoOn };
-        let activity = Arc::new(Activity::new(Arc::clone(self), seat, order));
-        seats.taken[seat] = Some(Seat { activity: Arc::downgrade(&activity), record: Record::default() });
-        Some(activity)
+        drop(seats);
+        if let Room::Of(loser) = &room
+            && let Some(loser) = loser.upgrade()
+        {
+            loser.order(Order::Drop);
+        }
+        if !matches!(room, Room::Free) && counters.over_limit().is_power_of_two() {
+            warn!(
+                "all {} of --max-connections are open: connections of whoever has the most are closed",
+                self.limit()
+            );
+        }
+        entered
     }
 
     pub(super) fn leave(&self, seat: usize) {
-        let mut seats = self.seats.lock();
-        seats.taken[seat] = None;
-        seats.free.push(seat);
-        if seats.free.len() == seats.taken.len() {
+        if self.seats.lock().leave(seat) {
             self.emptied.notify_waiters();
         }
     }
 
     /// Connections open now.
     pub fn open(&self) -> usize {
-        let seats = self.seats.lock();
-        seats.taken.len() - seats.free.len()
+        self.seats.lock().open()
     }
 
     /// The limit.
     pub fn limit(&self) -> usize {
-        self.limit
+        self.seats.lock().limit()
+    }
+
+    /// How long a client may take to read something of what it asked for.
+    pub(super) fn reader_timeout(&self) -> Duration {
+        self.reader_timeout
+    }
+
+    /// Looks for clients that don't read, for ever.
+    pub async fn cut_stalled_on_time(self: Arc<Self>, counters: Arc<Counters>) {
+        let mut interval = tokio::time::interval(self.reader_timeout / LOOKS);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.cut_stalled(&counters);
+        }
+    }
+
+    /// Ends connections of which nothing has been read all the time though there is something to read.
+    pub(super) fn cut_stalled(&self, counters: &Counters) {
+        self.each(|record, activity| {
+            let (owed, moved) = activity.progress();
+            let still = owed > 0 && moved == record.moved;
+            (record.moved, record.still) = (moved, if still { record.still + 1 } else { 0 });
+            // The first look may have come right behind the bytes.
+            if record.still > LOOKS {
+                counters.stalled();
+                activity.order(Order::Drop);
+            }
+        });
     }
 
     /// Looks at the connections every 15 seconds, for ever.
@@ -176,7 +210,8 @@ fn judge(record: &mut Record, now: Glimpse) -> Verdict {
     let moved = record.begun != now.begun;
     record.begun = now.begun;
     if now.open > 0 {
-        *record = Record { begun: now.begun, ..Record::default() };
+        let Record { moved, still, .. } = *record;
+        *record = Record { begun: now.begun, moved, still, ..Record::default() };
         return Verdict::Keep;
     }
     if record.told {
@@ -200,7 +235,9 @@ fn judge(record: &mut Record, now: Glimpse) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use super::super::activity::Open;
     use super::*;
+    use crate::account::Budget;
 
     /// How many sweeps a connection that looks like this survives, after having begun `begun` requests.
     fn survives(begun: u32, open: u32, unread: bool) -> (u32, Verdict) {
@@ -248,25 +285,117 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn the_limit_holds_and_places_come_back() {
-        let registry = Registry::new(2);
-        let first = registry.enter().expect("place");
-        let _second = registry.enter().expect("place");
-        assert!(registry.enter().is_none(), "full");
-        drop(first);
-        assert_eq!(registry.open(), 1);
-        let _third = registry.enter().expect("the place of the first");
-        assert_eq!(registry.seats.lock().taken.len(), 2, "places are used again");
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const POD: Client = Client::Pod(1);
+    const KUBELET: Client = Client::Root(1);
+
+    struct Rig {
+        registry: Arc<Registry>,
+        budget: Arc<Budget>,
+        counters: Counters,
+    }
+
+    impl Rig {
+        fn new(limit: usize) -> Self {
+            Self {
+                registry: Registry::new(limit, PATIENCE),
+                budget: Budget::new(1 << 20),
+                counters: Counters::default(),
+            }
+        }
+
+        fn enter(&self, client: Client) -> Option<Arc<Activity>> {
+            self.registry.enter(client, &self.budget.flow(client), &self.counters)
+        }
+
+        fn enter_all(&self, client: Client, count: usize) -> Vec<Arc<Activity>> {
+            (0..count).map(|_| self.enter(client).expect("a place")).collect()
+        }
+    }
+
+    fn dropped(connections: &[Arc<Activity>]) -> usize {
+        connections.iter().filter(|connection| connection.ordered() == Order::Drop).count()
+    }
+
+    #[test]
+    fn the_one_with_the_most_makes_room_and_places_are_kept_for_the_node() {
+        let rig = Rig::new(32);
+        let pod = rig.enter_all(POD, 28);
+        assert_eq!(dropped(&pod), 12, "one alone gets half, and makes room for itself");
+        let others: Vec<_> = (2..14).flat_map(|uid| rig.enter_all(Client::Pod(uid), 1)).collect();
+        assert_eq!((dropped(&pod), dropped(&others)), (12, 0));
+        let kubelet = rig.enter_all(KUBELET, 4);
+        assert_eq!(dropped(&pod), 12, "four were kept for it");
+        let more = rig.enter_all(KUBELET, 4);
+        let other = rig.enter_all(Client::Pod(99), 1);
+        assert_eq!(dropped(&pod), 17);
+        assert_eq!(dropped(&others) + dropped(&kubelet) + dropped(&more) + dropped(&other), 0);
+        let own = rig.enter_all(Client::Own, 1);
+        assert_eq!((dropped(&pod), dropped(&own)), (18, 0));
+    }
+
+    #[test]
+    fn an_idle_connection_goes_before_one_in_use() {
+        let rig = Rig::new(16);
+        let pod = rig.enter_all(POD, 8);
+        let _in_use: Vec<_> =
+            pod.iter().enumerate().filter(|(at, _)| *at != 5).map(|(_, a)| Open::new(a)).collect();
+        let _more = rig.enter(POD).expect("a place");
+        assert_eq!(dropped(&pod), 1);
+        assert_eq!(pod[5].ordered(), Order::Drop);
+    }
+
+    #[test]
+    fn a_flood_of_the_privileged_makes_room_for_the_probe_only_by_itself() {
+        let rig = Rig::new(16);
+        let root = rig.enter_all(KUBELET, 16);
+        assert!(rig.enter(POD).is_none(), "nothing of root's goes for a pod");
+        let _probe = rig.enter(Client::Own).expect("a place");
+        assert_eq!(dropped(&root), 1);
+    }
+
+    #[test]
+    fn places_come_back() {
+        let rig = Rig::new(2);
+        let first = rig.enter(KUBELET).expect("place");
+        let second = rig.enter(KUBELET).expect("place");
+        let _third = rig.enter(KUBELET).expect("place of the first or the second");
+        assert_eq!(rig.registry.open(), 3, "the one that lost its place has not closed yet");
+        let (loser, _other) = if first.ordered() == Order::Drop { (first, second) } else { (second, first) };
+        drop(loser);
+        assert_eq!(rig.registry.open(), 2);
+        let _fourth = rig.enter(KUBELET).expect("place");
+        assert_eq!(rig.registry.seats.lock().taken.len(), 3, "places are used again");
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_is_cut_and_a_slow_one_is_not() {
+        let rig = Rig::new(4);
+        let flow = rig.budget.flow(POD);
+        let connection = rig.registry.enter(POD, &flow, &rig.counters).expect("place");
+        let mut held = Vec::new();
+        for _ in 0..20 {
+            held.push(flow.count(bytes::Bytes::from_static(b"slow")));
+            for _ in 0..LOOKS {
+                rig.registry.cut_stalled(&rig.counters);
+            }
+            assert_eq!(connection.ordered(), Order::GoOn);
+            held.remove(0);
+            held.push(flow.count(bytes::Bytes::from_static(b"more")));
+        }
+        for _ in 0..LOOKS + 2 {
+            rig.registry.cut_stalled(&rig.counters);
+        }
+        assert_eq!(connection.ordered(), Order::Drop);
     }
 
     #[tokio::test]
     async fn a_drain_ends_when_the_last_connection_leaves() {
-        let registry = Registry::new(2);
-        let open = registry.enter().expect("place");
+        let rig = Rig::new(2);
+        let (open, registry) = (rig.enter(POD).expect("place"), Arc::clone(&rig.registry));
         registry.drain(false);
         assert_eq!(open.ordered(), Order::Finish);
-        assert_eq!(registry.enter().expect("late").ordered(), Order::Finish, "late comers are told, too");
+        assert_eq!(rig.enter(POD).expect("late").ordered(), Order::Finish, "late comers are told, too");
         let waiting = tokio::spawn({
             let registry = Arc::clone(&registry);
             async move { registry.emptied().await }

@@ -163,6 +163,9 @@ impl StoredList {
                 }
             }
         }
+        if out.capacity() - out.len() > CHUNK {
+            out.shrink_to_fit();
+        }
         Some(Ok(out.into()))
     }
 }

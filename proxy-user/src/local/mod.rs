@@ -13,6 +13,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Response, header};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::account::Flow;
 use crate::body::Body;
 use crate::cache::Cache;
 use crate::cache::grants::{Credential, Identity};
@@ -48,6 +49,8 @@ pub struct Question<'a> {
     pub credential: &'a Credential,
     /// The grant's key of exactly this question ([`grant_key`]).
     pub grant: &'a [u8],
+    /// Their bytes under way.
+    pub flow: &'a Arc<Flow>,
 }
 
 /// Identity, verb and scope: what the cloud allows or not.
@@ -109,6 +112,10 @@ impl Local {
     /// # Errors
     /// What isn't known, not allowed, or not to be had in an encoding that the caller takes.
     pub async fn answer(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+        // An answer is a copy out of the store, a whole object or document at once.
+        if !question.flow.has_room() {
+            Box::pin(question.flow.room()).await;
+        }
         if !self.cache.grants.knows(question.credential, self.cache.clock.now(), self.grant_max_age) {
             return Err(Refusal::Unauthorized);
         }

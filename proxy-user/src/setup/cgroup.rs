@@ -36,6 +36,7 @@ pub(super) struct Cgroups {
 struct Names {
     known: HashMap<u64, String>,
     searched: Option<Instant>,
+    searching: bool,
 }
 
 impl Cgroups {
@@ -94,26 +95,32 @@ impl Cgroups {
     /// The path of a cgroup below the root, for the process `pid` that was in it a moment ago. The pid is a hint
     /// only (it may be reused, or of another pid namespace): a path counts when its inode is the id.
     pub(super) fn path(&self, id: u64, pid: u32) -> Option<String> {
-        let mut names = self.names.lock();
-        if let Some(known) = names.known.get(&id) {
+        if let Some(known) = self.names.lock().known.get(&id) {
             return Some(known.clone());
         }
         let hinted = path_of_process(&pid.to_string()).filter(|path| self.id_of(path) == Some(id));
-        let found = match hinted {
-            Some(path) => path,
-            None => {
-                if names.searched.is_some_and(|at| at.elapsed() < SEARCH_INTERVAL) {
-                    return None;
-                }
-                names.searched = Some(Instant::now());
-                search(&self.root, id)?
-            }
-        };
+        let found = hinted.or_else(|| self.searched(id))?;
+        let mut names = self.names.lock();
         if names.known.len() >= MAX_NAMES {
             names.known.clear();
         }
         names.known.insert(id, found.clone());
         Some(found)
+    }
+
+    /// Nobody waits for another one's search: whoever comes while there is one, or just was, goes without.
+    fn searched(&self, id: u64) -> Option<String> {
+        {
+            let mut names = self.names.lock();
+            if names.searching || names.searched.is_some_and(|at| at.elapsed() < SEARCH_INTERVAL) {
+                return None;
+            }
+            names.searching = true;
+        }
+        let found = search(&self.root, id);
+        let mut names = self.names.lock();
+        (names.searching, names.searched) = (false, Some(Instant::now()));
+        found
     }
 
     fn id_of(&self, path: &str) -> Option<u64> {

@@ -77,6 +77,8 @@ pub enum Lie {
     ContentType(String),
     /// A body that never ends.
     Endless,
+    /// A sound JSON document of so many bytes.
+    Long(usize),
     /// A header of so many bytes.
     HugeHeader(usize),
     /// A GET gets the object as it was before its last change.
@@ -141,7 +143,13 @@ impl Lie {
     pub(super) fn twist(&self, mut answer: Answer) -> Answer {
         if matches!(
             self,
-            Lie::Stall | Lie::Truncate(_) | Lie::CutAfter(_) | Lie::CutFrame(_) | Lie::Garbage | Lie::Endless
+            Lie::Stall
+                | Lie::Truncate(_)
+                | Lie::CutAfter(_)
+                | Lie::CutFrame(_)
+                | Lie::Garbage
+                | Lie::Endless
+                | Lie::Long(_)
         ) {
             answer.headers_mut().remove(CONTENT_LENGTH);
         }
@@ -152,6 +160,7 @@ impl Lie {
             Lie::CutFrame(frames) => answer.map(|body| cut_frame(body, *frames)),
             Lie::Garbage => answer.map(|_| whole(b"\xff\x00<html>not what you asked for".repeat(40))),
             Lie::Endless => answer.map(|_| endless()),
+            Lie::Long(bytes) => answer.map(|_| whole(format!("\"{}\"", "a".repeat(*bytes)).into_bytes())),
             Lie::ContentType(name) => {
                 if let Ok(value) = HeaderValue::from_str(name) {
                     answer.headers_mut().insert(CONTENT_TYPE, value);

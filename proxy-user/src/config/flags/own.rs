@@ -50,12 +50,18 @@ pub struct OwnFlags {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1,
         require_equals = true, value_parser = go_bool, action = ArgAction::Set)]
     pub bpf_log: bool,
-    /// Connections open at once; one more is closed as soon as it is accepted
+    /// Connections open at once; for one more, one of the client that has the most is closed, an idle one first
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_connections: usize,
     /// Requests answered at once, watches included; one more gets 429
     #[arg(long, value_name = "N", default_value_t = 16384)]
     pub max_requests: usize,
+    /// Bytes held at once for clients, of requests and answers, shared fairly between them, in bytes or with Ki, Mi, Gi
+    #[arg(long, value_name = "SIZE", default_value = "64Mi", value_parser = size)]
+    pub max_bytes_under_way: usize,
+    /// How long a client may take to read something of what it asked for, before it is cut
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
+    pub reader_timeout: Duration,
     /// Page cache of the store, in bytes or with Ki, Mi, Gi
     #[arg(long, value_name = "SIZE", default_value = "1Mi", value_parser = size)]
     pub store_page_cache: usize,

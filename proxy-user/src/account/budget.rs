@@ -1,0 +1,336 @@
+//! One budget for the bytes that are under way to and from clients, fair between them. In: a connection's [`Client`].
+//! Out: its [`Flow`], which lets a body make its next bytes while its client has room, and counts them until they have
+//! left this process.
+//!
+//! A client has room while its own bytes are fewer than those that nobody uses: one alone gets half of the budget, two
+//! a third each, and a newcomer always finds some. Who floods waits for itself.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::client::Client;
+
+/// Memory beside a piece's own bytes: its counts, and its place in a queue of the connection's.
+const PIECE: usize = 512;
+/// A request's memory while it is answered: its head, its task, its stream.
+const REQUEST: usize = 8 << 10;
+/// A connection's memory: its task, TLS, HTTP's buffers.
+const CONNECTION: usize = 16 << 10;
+/// What a client may have however full it is: a few connections, and requests on them.
+const LEAST: usize = 256 << 10;
+/// Connections of a client from which on each gets small buffers.
+const MANY: usize = 256;
+/// Clients without bytes that are remembered at most, before they are looked for and forgotten.
+const FORGOTTEN: usize = 1024;
+
+/// The budget.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+    shares: Mutex<HashMap<Client, Weak<Share>>>,
+    /// Those whose bodies wait for room, and how many they are.
+    waiting: Mutex<Vec<Arc<Share>>>,
+    waiters: AtomicUsize,
+    next: AtomicUsize,
+}
+
+/// One client's part of it.
+#[derive(Debug, Default)]
+struct Share {
+    used: AtomicUsize,
+    /// What of it is on its way to the client.
+    owed: AtomicUsize,
+    wakers: Mutex<HashMap<usize, Waker>>,
+}
+
+/// One connection's bytes: its client's share, and whether they move.
+#[derive(Debug)]
+pub struct Flow {
+    budget: Arc<Budget>,
+    share: Arc<Share>,
+    owed: AtomicUsize,
+    moved: AtomicU32,
+}
+
+/// Somebody who waits for room; dropping it ends the wait.
+#[derive(Debug)]
+pub struct Waiter {
+    share: Arc<Share>,
+    id: usize,
+}
+
+impl Waiter {
+    fn of(flow: &Flow) -> Self {
+        Self { share: Arc::clone(&flow.share), id: flow.budget.next.fetch_add(1, SeqCst) }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.share.wakers.lock().remove(&self.id);
+    }
+}
+
+/// Bytes that are counted until this is dropped.
+#[derive(Debug)]
+pub struct Charge {
+    flow: Arc<Flow>,
+    bytes: usize,
+    /// On their way to the client, as opposed to memory that a request takes.
+    owed: bool,
+}
+
+/// A piece of a body that is counted until the last reference to it is gone.
+struct Piece {
+    bytes: Bytes,
+    _charge: Charge,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Budget {
+    /// Of this many bytes.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicUsize::new(0),
+            shares: Mutex::default(),
+            waiting: Mutex::default(),
+            waiters: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// Bytes under way, and the most that there may be.
+    pub fn figures(&self) -> (usize, usize) {
+        (self.used.load(SeqCst), self.limit)
+    }
+
+    /// The flow of a new connection.
+    pub fn flow(self: &Arc<Self>, client: Client) -> Arc<Flow> {
+        let mut shares = self.shares.lock();
+        let known = shares.get(&client).and_then(Weak::upgrade);
+        let share = known.unwrap_or_else(|| {
+            if shares.len() >= FORGOTTEN {
+                shares.retain(|_, share| share.strong_count() > 0);
+            }
+            let share = Arc::new(Share::default());
+            shares.insert(client, Arc::downgrade(&share));
+            share
+        });
+        self.used.fetch_add(CONNECTION, SeqCst);
+        share.used.fetch_add(CONNECTION, SeqCst);
+        Arc::new(Flow {
+            budget: Arc::clone(self),
+            share,
+            owed: AtomicUsize::new(0),
+            moved: AtomicU32::new(0),
+        })
+    }
+
+    /// Less than its fair part, or nothing to read: whoever has read all always gets on.
+    fn has_room(&self, share: &Share) -> bool {
+        share.owed.load(SeqCst) == 0 || share.used.load(SeqCst) + self.used.load(SeqCst) < self.limit
+    }
+
+    /// Room for a good while, so that those who wait aren't woken for every piece.
+    fn has_ample_room(&self, share: &Share) -> bool {
+        share.owed.load(SeqCst) == 0 || 2 * share.used.load(SeqCst) + self.used.load(SeqCst) < self.limit
+    }
+
+    fn released(&self) {
+        if self.waiters.load(SeqCst) == 0 {
+            return;
+        }
+        let mut ready = Vec::new();
+        self.waiting.lock().retain(|share| {
+            if !self.has_ample_room(share) {
+                return true;
+            }
+            ready.push(Arc::clone(share));
+            false
+        });
+        for share in ready {
+            self.waiters.fetch_sub(1, SeqCst);
+            let wakers: Vec<_> = share.wakers.lock().drain().collect();
+            wakers.into_iter().for_each(|(_, waker)| waker.wake());
+        }
+    }
+}
+
+impl Flow {
+    /// Its client has room for more.
+    pub fn has_room(&self) -> bool {
+        self.budget.has_room(&self.share)
+    }
+
+    /// Ready while its client has room; else what is left in `waiter` is woken when there is some.
+    pub fn poll_room(self: &Arc<Self>, cx: &Context<'_>, waiter: &mut Option<Waiter>) -> Poll<()> {
+        if self.has_room() {
+            *waiter = None;
+            return Poll::Ready(());
+        }
+        let id = waiter.get_or_insert_with(|| Waiter::of(self)).id;
+        let first = {
+            let mut wakers = self.share.wakers.lock();
+            wakers.insert(id, cx.waker().clone());
+            wakers.len() == 1
+        };
+        if first {
+            self.budget.waiting.lock().push(Arc::clone(&self.share));
+            self.budget.waiters.fetch_add(1, SeqCst);
+        }
+        // What was given back meanwhile may not have seen us wait.
+        if self.budget.has_ample_room(&self.share) {
+            self.budget.released();
+        }
+        Poll::Pending
+    }
+
+    /// Waits until its client has room.
+    pub async fn room(self: &Arc<Self>) {
+        let mut waiter = None;
+        std::future::poll_fn(|cx| self.poll_room(cx, &mut waiter)).await;
+    }
+
+    /// A request begins; `None` where its client has too many.
+    pub fn request(self: &Arc<Self>) -> Option<Charge> {
+        let fits = self.share.used.load(SeqCst) + self.budget.used.load(SeqCst) < self.budget.limit;
+        (fits || self.share.used.load(SeqCst) <= LEAST).then(|| self.charge(REQUEST, false))
+    }
+
+    /// Its client has so many connections that each must do with little.
+    pub fn is_one_of_many(&self) -> bool {
+        Arc::strong_count(&self.share) > MANY
+    }
+
+    /// Counts a piece of a body until it has been written, or dropped with its connection.
+    pub fn count(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        let charge = self.charge(bytes.len() + PIECE, true);
+        Bytes::from_owner(Piece { bytes, _charge: charge })
+    }
+
+    /// Bytes that the client has to read, and a number that changes whenever it has read some.
+    pub fn progress(&self) -> (usize, u32) {
+        (self.owed.load(SeqCst), self.moved.load(SeqCst))
+    }
+
+    fn charge(self: &Arc<Self>, bytes: usize, owed: bool) -> Charge {
+        self.budget.used.fetch_add(bytes, SeqCst);
+        self.share.used.fetch_add(bytes, SeqCst);
+        if owed {
+            self.owed.fetch_add(bytes, SeqCst);
+            self.share.owed.fetch_add(bytes, SeqCst);
+        }
+        Charge { flow: Arc::clone(self), bytes, owed }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.share.used.fetch_sub(CONNECTION, SeqCst);
+        self.budget.used.fetch_sub(CONNECTION, SeqCst);
+        self.budget.released();
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let Self { flow, bytes, owed } = self;
+        if *owed {
+            flow.owed.fetch_sub(*bytes, SeqCst);
+            flow.share.owed.fetch_sub(*bytes, SeqCst);
+            flow.moved.fetch_add(1, SeqCst);
+        }
+        flow.share.used.fetch_sub(*bytes, SeqCst);
+        flow.budget.used.fetch_sub(*bytes, SeqCst);
+        flow.budget.released();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    fn client(last: u8) -> Client {
+        Client::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)))
+    }
+
+    /// Counts pieces of a KiB until there is no room; how many they are.
+    fn fill(flow: &Arc<Flow>, held: &mut Vec<Bytes>) -> usize {
+        let before = held.len();
+        while flow.has_room() {
+            held.push(flow.count(Bytes::from(vec![0; 1024 - PIECE])));
+        }
+        held.len() - before
+    }
+
+    #[test]
+    fn one_client_gets_half_and_a_newcomer_finds_room() {
+        let budget = Budget::new(900 << 10);
+        let (first, second) = (budget.flow(client(1)), budget.flow(client(2)));
+        let mut held = Vec::new();
+        // Two connections take 32 KiB: x + (x + 32) = 900 with the first one's own 16.
+        assert_eq!(fill(&first, &mut held), 426);
+        assert_eq!(fill(&second, &mut held), 213, "half of what is left");
+        assert!(
+            !budget.flow(client(1)).has_room(),
+            "another connection of the first has no share of its own"
+        );
+        assert!(budget.flow(client(3)).has_room());
+        assert_eq!(first.progress(), (426 << 10, 0));
+        held.clear();
+        assert_eq!(budget.figures(), (2 * CONNECTION, 900 << 10));
+        assert_eq!(first.progress(), (0, 426));
+        drop((first, second));
+        assert_eq!(budget.figures().0, 0);
+    }
+
+    #[test]
+    fn whoever_has_read_all_gets_on_however_full_it_is() {
+        let budget = Budget::new(1 << 10);
+        let flows: Vec<_> = (0..50).map(|n| budget.flow(client(n))).collect();
+        let held: Vec<_> = flows.iter().map(|flow| flow.count(Bytes::from(vec![0; 1 << 20]))).collect();
+        assert!(flows.iter().all(|flow| !flow.has_room() && flow.request().is_none()));
+        let newcomer = budget.flow(client(51));
+        assert!(newcomer.has_room() && newcomer.request().is_some());
+        drop(held);
+        assert!(flows[0].has_room());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_when_there_is_room_again() {
+        let budget = Budget::new(100 << 10);
+        let flow = budget.flow(client(1));
+        let mut held = Vec::new();
+        fill(&flow, &mut held);
+        let waiting: Vec<_> = (0..100)
+            .map(|_| {
+                let flow = Arc::clone(&flow);
+                tokio::spawn(async move { flow.room().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        waiting[0].abort();
+        tokio::task::yield_now().await;
+        assert!(!waiting[1].is_finished());
+        held.clear();
+        for waiting in waiting.into_iter().skip(1) {
+            waiting.await.expect("woken");
+        }
+        assert_eq!(flow.share.wakers.lock().len(), 0);
+        assert_eq!(budget.waiters.load(SeqCst), 0);
+    }
+}
