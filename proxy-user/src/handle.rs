@@ -307,7 +307,7 @@ impl Handler {
         self.cache.judge(&call.credential, reading.verb, call.grant.as_deref(), status);
         let capture = reading
             .understood()
-            .and_then(|request| Exchange::of(request, &call.parts.headers, (status, &head.headers), asked))
+            .and_then(|request| Exchange::of(request, (status, &head.headers), asked))
             .filter(|_| !call.dry_run)
             .and_then(|e| self.cache.capture(e));
         let watch = reading.verb == Verb::Watch && status == 200;

@@ -5,7 +5,8 @@ use http::{HeaderMap, header};
 
 use super::codec::parse_version;
 use super::key;
-use crate::local::negotiate::{Encoding, other_form};
+use super::op::{Answer, Said};
+use crate::local::negotiate::Encoding;
 use crate::request::{ApiRequest, Verb};
 
 /// What was asked and how the answer began.
@@ -39,15 +40,37 @@ pub struct Exchange {
     pub gzip: bool,
     /// `Content-Type` and `ETag` of a document.
     pub document: (String, String),
-    /// The other form of the objects (a Table) that was asked for: kept as a document.
-    pub form: Option<String>,
+    /// A Table in this answer is one as everybody asks for it: its rows say no more and no less.
+    pub keeps_tables: bool,
+    /// Answered from etcd itself, not from the API server's watch cache, which may lag: a read without a
+    /// `resourceVersion`, or a write (KEP-2340, "consistent reads").
+    pub fresh: bool,
     /// When the question was asked, milliseconds since the epoch.
     pub asked: u64,
+    /// When its answer began: what it says was so by then.
+    pub answered: u64,
 }
 
-/// Resources that are questions rather than things: nothing of them is stored.
-fn is_review(plural: &str) -> bool {
-    plural.ends_with("reviews")
+/// The most that a watch cache is believed to lag behind etcd, in milliseconds: an API server that lags longer fails its
+/// own readiness check.
+const LAG: u64 = 60_000;
+
+/// Resources that are questions or orders rather than things: nothing of them is stored.
+fn is_no_object(group: &str, plural: &str) -> bool {
+    match group {
+        "authentication.k8s.io" | "authorization.k8s.io" => plural.ends_with("reviews"),
+        "" => matches!(plural, "bindings" | "componentstatuses"),
+        _ => false,
+    }
+}
+
+/// Longest that the API server keeps an Event (`--event-ttl`), in milliseconds.
+pub const EVENT_TTL: u64 = 3_600_000;
+
+/// `resource` (`group/resource/`, or a key that begins so) is of Events, which the API server drops after
+/// [`EVENT_TTL`] whether anybody watches or not.
+pub fn is_short_lived(resource: &[u8]) -> bool {
+    [b"/events/".as_slice(), b"events.k8s.io/events/"].iter().any(|events| resource.starts_with(events))
 }
 
 /// Documents that say how the server is at this moment are not remembered.
@@ -84,12 +107,7 @@ fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
 
 impl Exchange {
     /// Of a request and the head of its answer; `None` where the answer tells nothing to store.
-    pub fn of(
-        request: &ApiRequest<'_>,
-        asked_for: &HeaderMap,
-        (status, headers): (u16, &HeaderMap),
-        asked: u64,
-    ) -> Option<Self> {
+    pub fn of(request: &ApiRequest<'_>, (status, headers): (u16, &HeaderMap), asked: u64) -> Option<Self> {
         let text =
             |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let content_type = text(header::CONTENT_TYPE);
@@ -115,20 +133,23 @@ impl Exchange {
             encoding: encoding.unwrap_or(Encoding::Json),
             gzip,
             document: (content_type.to_owned(), text(header::ETAG).to_owned()),
-            form: if request.verb.is_read() { other_form(asked_for) } else { None },
+            keeps_tables: !query.include_object,
+            fresh: query.resource_version.is_empty(),
             asked,
+            answered: asked,
         };
         if request.verb == Verb::Document {
             exchange.key = document_key(request).into_bytes();
             return (status == 200 && !query.pretty && is_document(request.path)).then_some(exchange);
         }
-        if encoding.is_none() || query.dry_run || query.pretty || is_review(&request.resource) {
+        if encoding.is_none()
+            || query.dry_run
+            || query.pretty
+            || is_no_object(&request.group, &request.resource)
+        {
             return None;
         }
         if !request.is_resource() || !may_be_stored(request) {
-            return None;
-        }
-        if exchange.form.is_some() && query.include_object {
             return None;
         }
         key::push_resource(&mut exchange.resource, &request.group, &request.resource);
@@ -138,10 +159,6 @@ impl Exchange {
     }
 
     fn tells(&self) -> bool {
-        if self.form.is_some() && self.status == 200 {
-            // Of another form only whole answers are kept.
-            return matches!(self.verb, Verb::Get | Verb::List) && self.continue_token.is_empty();
-        }
         match self.verb {
             Verb::Get => matches!(self.status, 200 | 404),
             Verb::List | Verb::Watch | Verb::Patch | Verb::Update | Verb::DeleteCollection => {
@@ -157,6 +174,17 @@ impl Exchange {
         let mut out = self.resource.clone();
         key::push_object(&mut out, namespace, name);
         out
+    }
+
+    /// The answer as evidence about one object, asked for alone.
+    pub(super) fn said(&self) -> Said {
+        let since = if self.fresh { self.asked } else { self.asked.saturating_sub(LAG) };
+        Said { asked: self.asked, since, at: self.answered, answer: Answer::Alone }
+    }
+
+    /// The answer as evidence about one of many objects.
+    pub(super) fn said_of_many(&self) -> Said {
+        Said { answer: Answer::Listed, ..self.said() }
     }
 
     pub(super) fn selective(&self) -> bool {

@@ -198,6 +198,11 @@ impl Grants {
         if had { vec![Op::Credential { digest: *digest, value: Vec::new() }] } else { Vec::new() }
     }
 
+    /// Forgets all: another cluster has taken this one's place.
+    pub fn forget(&self) {
+        *self.known.write() = Known::default();
+    }
+
     /// Grants and credentials held.
     pub fn len(&self) -> (usize, usize) {
         let known = self.known.read();

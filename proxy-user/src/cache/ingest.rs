@@ -17,7 +17,9 @@ use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
 use super::apply::apply;
+use super::codec::CodecError;
 use super::exchange::Exchange;
+use super::lineage::Lineage;
 use super::observe::Observer;
 use super::op::Op;
 use super::pages::Pages;
@@ -38,6 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_millis(50);
 /// Operations, and bytes of objects, that make a batch at the most.
 const BATCH: (usize, usize) = (512, 1 << 20);
+
+/// Called when the store has begun anew, since another cluster answers.
+pub type NewCluster = Box<dyn Fn() + Send>;
 
 #[derive(Debug)]
 enum Message {
@@ -80,7 +85,7 @@ impl Ingest {
     ///
     /// # Errors
     /// The kernel refuses a thread.
-    pub fn start(store: Arc<Store>, clock: Clock) -> Result<Self, StoreError> {
+    pub fn start(store: Arc<Store>, clock: Clock, new_cluster: NewCluster) -> Result<Self, StoreError> {
         let (to, from) = sync_channel(MESSAGES);
         let counters = Arc::new(Counters::default());
         let writer = Writer {
@@ -90,6 +95,8 @@ impl Ingest {
             observers: HashMap::new(),
             held: 0,
             pages: Pages::default(),
+            lineage: Lineage::new(clock.clone()),
+            new_cluster,
             ops: Vec::new(),
             bytes: 0,
             waiting: Vec::new(),
@@ -114,7 +121,8 @@ impl Ingest {
     }
 
     /// Begins to copy an answer; `None` when the writer is too far behind.
-    pub fn capture(&self, exchange: Exchange) -> Option<Capture> {
+    pub fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
+        exchange.answered = self.clock.now();
         let id = self.counters.next.fetch_add(1, Ordering::Relaxed);
         if !self.send(Message::Begin(id, Box::new(exchange))) {
             self.counters.given_up.fetch_add(1, Ordering::Relaxed);
@@ -262,6 +270,8 @@ struct Writer {
     /// The sum of what they hold.
     held: usize,
     pages: Pages,
+    lineage: Lineage,
+    new_cluster: NewCluster,
     ops: Vec<Op>,
     bytes: usize,
     waiting: Vec<oneshot::Sender<()>>,
@@ -382,11 +392,15 @@ impl Writer {
             *self.counters.wanting.lock() = wanting;
             self.counters.steering.notify_one();
         }
-        let applied = apply(&self.store, &self.ops);
+        let applied = apply(&self.store, &self.ops, &mut self.lineage);
         if let Ok(true) = applied {
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
         }
-        if self.ops.iter().any(steering::concerns) {
+        let anew = applied.is_ok() && self.lineage.began_anew;
+        if anew {
+            (self.new_cluster)();
+        }
+        if anew || self.ops.iter().any(steering::concerns) {
             self.counters.wanting.lock().clear();
             self.counters.steering.notify_one();
         }
@@ -406,8 +420,8 @@ impl Writer {
     }
 }
 
-fn log_malformed(error: &super::codec::CodecError) {
-    if LOGGED.set(()).is_ok() {
+fn log_malformed(error: &CodecError) {
+    if !matches!(error, CodecError::OtherForm(_)) && LOGGED.set(()).is_ok() {
         tracing::warn!(%error, "an answer of the cloud was passed on but not stored (further ones: debug level)");
     } else {
         tracing::debug!(%error, "an answer of the cloud was passed on but not stored");

@@ -4,9 +4,11 @@
 pub mod apply;
 pub mod codec;
 pub mod exchange;
+pub mod forms;
 pub mod grants;
 pub mod ingest;
 pub mod key;
+pub mod lineage;
 pub mod observe;
 pub mod op;
 pub mod pages;
@@ -16,6 +18,8 @@ pub mod store;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod truth_tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,7 +42,7 @@ pub struct Cache {
     ingest: Ingest,
     opened_in: Duration,
     /// What the cloud has allowed whom.
-    pub grants: Grants,
+    pub grants: Arc<Grants>,
     /// The clock that ages are judged by.
     pub clock: Clock,
 }
@@ -51,8 +55,10 @@ impl Cache {
     pub fn open(config: &CacheConfig, clock: Clock) -> Result<Self, StoreError> {
         let began = Instant::now();
         let store = Arc::new(Store::open(&config.dir, config.page_cache)?);
-        let grants = Grants::load(&store.snapshot()?)?;
-        let ingest = Ingest::start(Arc::clone(&store), clock.clone())?;
+        let grants = Arc::new(Grants::load(&store.snapshot()?)?);
+        let known = Arc::clone(&grants);
+        let forget = Box::new(move || known.forget());
+        let ingest = Ingest::start(Arc::clone(&store), clock.clone(), forget)?;
         Ok(Self { store, ingest, opened_in: began.elapsed(), grants, clock })
     }
 

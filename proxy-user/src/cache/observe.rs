@@ -1,21 +1,25 @@
 //! Reads one answer of the cloud as it streams by and says what it tells of the cluster. In: an [`Exchange`] (what was
 //! asked, how it was answered) and the body's bytes. Out: [`Op`]s. Runs on the writer thread, off the response path.
 
+mod events;
+
 use std::io::Write;
 
 use super::codec::list::{JsonList, ListHead, OnItem, ProtobufList};
-use super::codec::watch::{JsonFrames, OnFrame, ProtobufFrames};
+use super::codec::watch::{JsonFrames, ProtobufFrames};
 use super::codec::{CodecError, MAX_OBJECT, json, parse_version, protobuf};
-use super::exchange::{Exchange, form_key};
-use super::op::Op;
+use super::exchange::{Exchange, form_key, is_short_lived};
+use super::forms::{self, PageHead};
+use super::op::{Op, Said};
 use super::pages::{Page, Pages};
 use super::record::{Collection, Document, NewRecord, TypeHint};
 use crate::local::negotiate::Encoding;
 use crate::request::Verb;
+use events::frame;
 use flate2::write::MultiGzDecoder;
 
 /// Longest document that is stored, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
-const MAX_DOCUMENT: usize = 8 << 20;
+const MAX_DOCUMENT: usize = forms::MAX_BYTES;
 /// Memory of a decompressor, and of a list's member.
 const GUNZIP: usize = 48 << 10;
 const KEY: usize = 128;
@@ -26,6 +30,8 @@ pub const MAX_MEMBERS: usize = 250_000;
 enum Shape {
     /// One object, `Status`, or document: held whole.
     Whole(Vec<u8>),
+    /// The beginning of a list in JSON, or of what was answered in its place.
+    Beginning(Vec<u8>),
     JsonList(Box<JsonList>, Vec<Vec<u8>>),
     ProtobufList(ProtobufList, Vec<Vec<u8>>),
     JsonWatch(JsonFrames, Option<Vec<Vec<u8>>>),
@@ -45,10 +51,8 @@ impl Observer {
     pub fn new(exchange: Exchange) -> Self {
         let members = exchange.initial_events.then(Vec::new);
         let shape = match (exchange.verb, exchange.encoding) {
-            _ if exchange.form.is_some() => Shape::Whole(Vec::new()),
-            (Verb::List | Verb::DeleteCollection, Encoding::Json) => {
-                Shape::JsonList(Box::default(), Vec::new())
-            }
+            (Verb::List, Encoding::Json) => Shape::Beginning(Vec::new()),
+            (Verb::DeleteCollection, Encoding::Json) => Shape::JsonList(Box::default(), Vec::new()),
             (Verb::List | Verb::DeleteCollection, Encoding::Protobuf) => {
                 Shape::ProtobufList(ProtobufList::default(), Vec::new())
             }
@@ -65,7 +69,7 @@ impl Observer {
         let unpacking = if self.gunzip.is_some() { GUNZIP } else { 0 };
         let keys = |keys: &[Vec<u8>]| keys.len() * KEY;
         let body = match &self.shape {
-            Shape::Whole(bytes) => bytes.capacity(),
+            Shape::Whole(bytes) | Shape::Beginning(bytes) => bytes.capacity(),
             Shape::JsonList(_, members) | Shape::ProtobufList(_, members) => keys(members),
             Shape::JsonWatch(_, members) | Shape::ProtobufWatch(_, members) => {
                 members.as_deref().map_or(0, keys)
@@ -97,13 +101,20 @@ impl Observer {
         let exchange = &self.exchange;
         match &mut self.shape {
             Shape::Whole(bytes) => {
-                let document = exchange.verb == Verb::Document || exchange.form.is_some();
+                let document = matches!(exchange.verb, Verb::Document | Verb::List);
                 let limit = if document { MAX_DOCUMENT } else { MAX_OBJECT };
                 if bytes.len() + chunk.len() > limit {
                     return Err(CodecError::Limit("a body is too long"));
                 }
                 bytes.extend_from_slice(chunk);
                 Ok(())
+            }
+            Shape::Beginning(bytes) => {
+                bytes.extend_from_slice(chunk);
+                let Some(other) = forms::is_other_json(bytes) else { return Ok(()) };
+                let bytes = std::mem::take(bytes);
+                self.shape = list_shape(other);
+                self.plain(&bytes, now, ops)
             }
             Shape::JsonList(list, members) => list.push(chunk, &mut *item(exchange, members, ops)),
             Shape::ProtobufList(list, members) => list.push(chunk, &mut *item(exchange, members, ops)),
@@ -124,12 +135,18 @@ impl Observer {
         let exchange = self.exchange;
         let (head, members) = match self.shape {
             Shape::JsonWatch(..) | Shape::ProtobufWatch(..) => return Ok(()),
-            Shape::Whole(bytes) => return whole(&exchange, &bytes, now, ops),
+            Shape::Beginning(_) => return Err(CodecError::Json("the list is cut off".into())),
+            Shape::Whole(bytes) => return whole(&exchange, &bytes, pages, (now, ops)),
             Shape::JsonList(list, members) => (list.finish()?, members),
             Shape::ProtobufList(list, members) => (list.finish()?, members),
         };
         if exchange.verb == Verb::List { listed(exchange, head, members, pages, (now, ops)) } else { Ok(()) }
     }
+}
+
+/// How a list in JSON is read on, once its beginning has told whether it is one of the objects themselves.
+fn list_shape(other: bool) -> Shape {
+    if other { Shape::Whole(Vec::new()) } else { Shape::JsonList(Box::default(), Vec::new()) }
 }
 
 /// What to do with each item of a list (or of a DELETE of a collection).
@@ -154,28 +171,28 @@ fn store_item(
     (members, ops): (&mut Vec<Vec<u8>>, &mut Vec<Op>),
 ) -> Result<(), CodecError> {
     let record = match exchange.encoding {
-        Encoding::Json => NewRecord::json(bytes, hint, exchange.asked)?,
-        Encoding::Protobuf => NewRecord::protobuf_item(bytes, hint, exchange.asked)?,
+        Encoding::Json => NewRecord::json(bytes, hint, exchange.answered)?,
+        Encoding::Protobuf => NewRecord::protobuf_item(bytes, hint, exchange.answered)?,
     };
     let key = exchange.object_key(&record.namespace, &record.name);
     if members.len() >= MAX_MEMBERS {
         return Err(CodecError::Limit("a list has too many items"));
     }
     if exchange.verb == Verb::DeleteCollection {
-        ops.push(deleted(key, record, exchange.asked));
+        ops.push(deleted(key, record, exchange.said()));
     } else {
         members.push(key.clone());
-        ops.push(Op::Upsert { key, record, asked: exchange.asked });
+        ops.push(Op::Upsert { key, record, said: exchange.said_of_many() });
     }
     Ok(())
 }
 
 /// The answer to a DELETE showed this object: gone, or held back by finalizers or a grace period.
-fn deleted(key: Vec<u8>, record: NewRecord, asked: u64) -> Op {
+fn deleted(key: Vec<u8>, record: NewRecord, said: Said) -> Op {
     if record.going {
-        Op::Gone { key, version: record.version, asked, at: asked }
+        Op::Gone { key, version: record.version, said }
     } else {
-        Op::Upsert { key, record, asked }
+        Op::Upsert { key, record, said }
     }
 }
 
@@ -186,131 +203,34 @@ fn listed(
     pages: &mut Pages,
     (now, ops): (u64, &mut Vec<Op>),
 ) -> Result<(), CodecError> {
-    if !head.kind.ends_with("List") || head.kind == "PartialObjectMetadataList" {
+    if forms::is_other(&head.api_version, &head.kind) {
+        return Err(CodecError::OtherForm(head.kind));
+    }
+    if !head.kind.ends_with("List") {
         return Err(CodecError::Json(format!("{:?} is no list of objects", head.kind)));
     }
     let version = parse_version(&head.resource_version)
         .ok_or_else(|| CodecError::Json("a list without a resourceVersion".into()))?;
     let record = Collection {
-        version,
-        at: exchange.asked,
-        kind: head.kind,
-        api_version: head.api_version,
         unstructured: head.unstructured,
-        complete: true,
+        ..Collection::new(version, exchange.answered, head.kind, head.api_version)
     };
-    let page = Page { collection: exchange.key, record, members, since: now };
+    let said = exchange.said_of_many();
+    let page = Page { collection: exchange.key, record, members, since: now, said };
     if let Some(page) = pages.join(&exchange.continue_token, &head.continue_token, page) {
-        ops.push(Op::Complete { collection: page.collection, record: page.record, members: page.members });
+        let Page { collection, record, members, said, .. } = page;
+        ops.push(Op::Complete { collection, record, members, said });
     }
     Ok(())
-}
-
-/// What to do with each frame of a watch.
-fn frame<'a>(
-    exchange: &'a Exchange,
-    members: &'a mut Option<Vec<Vec<u8>>>,
-    (now, ops): (u64, &'a mut Vec<Op>),
-) -> Box<OnFrame<'a>> {
-    Box::new(move |frame| match exchange.encoding {
-        Encoding::Json => {
-            let (kind, object) = json::watch_event(frame)?;
-            event(exchange, &kind, object, members, (now, ops))
-        }
-        Encoding::Protobuf => {
-            let (kind, object) = protobuf::watch_event(frame)?;
-            event(exchange, kind, object, members, (now, ops))
-        }
-    })
-}
-
-fn event(
-    exchange: &Exchange,
-    kind: &str,
-    object: &[u8],
-    members: &mut Option<Vec<Vec<u8>>>,
-    (now, ops): (u64, &mut Vec<Op>),
-) -> Result<(), CodecError> {
-    let collection = || exchange.key.clone();
-    if kind == "BOOKMARK" {
-        return bookmark(exchange, object, members, (now, ops));
-    }
-    if !matches!(kind, "ADDED" | "MODIFIED" | "DELETED") {
-        return Err(CodecError::Json(format!("the watch ended with {kind}")));
-    }
-    let record = match exchange.encoding {
-        Encoding::Json => NewRecord::json(object, TypeHint::default(), now)?,
-        Encoding::Protobuf => NewRecord::protobuf(object, now)?,
-    };
-    let key = exchange.object_key(&record.namespace, &record.name);
-    let version = record.version;
-    let joins = kind != "DELETED";
-    if let (Some(members), true) = (members.as_mut(), joins) {
-        if members.len() >= MAX_MEMBERS {
-            return Err(CodecError::Limit("a watch has too many initial events"));
-        }
-        members.push(key.clone());
-    }
-    let member = exchange.selective().then(|| (key.clone(), joins));
-    ops.push(if joins {
-        Op::Upsert { key, record, asked: now }
-    } else if !exchange.selective() || exchange.fixed_selector {
-        Op::Gone { key, version, asked: now, at: now }
-    } else {
-        Op::Forget { key, version }
-    });
-    // Initial events come in no order of versions: the bookmark behind them counts.
-    if members.is_none() {
-        ops.push(Op::Advance { collection: collection(), from: exchange.from, version, at: now, member });
-    }
-    Ok(())
-}
-
-fn bookmark(
-    exchange: &Exchange,
-    object: &[u8],
-    members: &mut Option<Vec<Vec<u8>>>,
-    (now, ops): (u64, &mut Vec<Op>),
-) -> Result<(), CodecError> {
-    let (kind, version, end) = match exchange.encoding {
-        Encoding::Json => {
-            let head = json::head(object)?;
-            (head.kind.into_owned(), head.meta.version(), head.meta.initial_events_end)
-        }
-        Encoding::Protobuf => {
-            let unknown = protobuf::Unknown::parse(object)?;
-            let meta = protobuf::object_meta(unknown.raw)?;
-            (unknown.kind.to_owned(), meta.version(), meta.initial_events_end)
-        }
-    };
-    let Some(version) = version else { return Ok(()) };
-    if let (true, Some(members)) = (end, members.take()) {
-        // A group of custom resources has a dot and is served unstructured; built-in ones are typed.
-        let unstructured = is_custom(&exchange.resource);
-        let record = Collection {
-            version,
-            at: now,
-            kind: format!("{kind}List"),
-            api_version: exchange.api_version.clone(),
-            unstructured,
-            complete: true,
-        };
-        ops.push(Op::Complete { collection: exchange.key.clone(), record, members });
-    } else if members.is_none() {
-        let collection = exchange.key.clone();
-        ops.push(Op::Advance { collection, from: exchange.from, version, at: now, member: None });
-    }
-    Ok(())
-}
-
-/// The API server's own groups end in `.k8s.io` or have no dot; all others are custom resources or aggregated.
-fn is_custom(resource: &[u8]) -> bool {
-    let group = resource.split(|b| *b == b'/').next().unwrap_or_default();
-    group.contains(&b'.') && !group.ends_with(b".k8s.io")
 }
 
 /// A body held whole: an object, a `Status`, or a document.
-fn whole(exchange: &Exchange, bytes: &[u8], now: u64, ops: &mut Vec<Op>) -> Result<(), CodecError> {
+fn whole(
+    exchange: &Exchange,
+    bytes: &[u8],
+    pages: &mut Pages,
+    (now, ops): (u64, &mut Vec<Op>),
+) -> Result<(), CodecError> {
     if exchange.verb == Verb::Document {
         let (content_type, etag) = (&exchange.document.0, &exchange.document.1);
         if content_type.starts_with("application/json") {
@@ -321,46 +241,74 @@ fn whole(exchange: &Exchange, bytes: &[u8], now: u64, ops: &mut Vec<Op>) -> Resu
         ops.push(Op::Document { key, value: Document { at: now, content_type, etag, body: bytes }.write() });
         return Ok(());
     }
-    if let (200, Some(form)) = (exchange.status, &exchange.form) {
-        return other(exchange, form, bytes, ops);
-    }
     if exchange.status == 404 {
         if is_not_found(exchange, bytes)? {
-            ops.push(Op::Gone { key: exchange.key.clone(), version: 0, asked: exchange.asked, at: now });
+            ops.push(Op::Gone { key: exchange.key.clone(), version: 0, said: exchange.said() });
         }
         return Ok(());
     }
+    let json = exchange.encoding == Encoding::Json && exchange.verb.is_read();
+    if json && forms::is_other_json(bytes).unwrap_or(true) {
+        let head = json::head(bytes)?;
+        if let Some(form) = forms::spelling(&head.api_version, &head.kind) {
+            return other(exchange, &form, (&head, bytes), (pages, ops));
+        }
+    }
     if exchange.verb == Verb::Delete && is_success(exchange, bytes)? {
         if exchange.status == 200 {
-            ops.push(Op::Gone { key: exchange.key.clone(), version: 0, asked: now, at: now });
+            // Whatever was seen of it between question and answer is gone with it.
+            let (asked, at) = (exchange.answered, exchange.answered);
+            let said = Said { asked, since: asked, at, ..exchange.said() };
+            ops.push(Op::Gone { key: exchange.key.clone(), version: 0, said });
         }
         return Ok(());
     }
     let record = match exchange.encoding {
-        Encoding::Json => NewRecord::json(bytes, TypeHint::default(), now)?,
-        Encoding::Protobuf => NewRecord::protobuf(bytes, now)?,
+        Encoding::Json => NewRecord::json(bytes, TypeHint::default(), exchange.answered)?,
+        Encoding::Protobuf => NewRecord::protobuf(bytes, exchange.answered)?,
     };
     let key = exchange.object_key(&record.namespace, &record.name);
     if !exchange.name.is_empty() && key != exchange.key {
         return Err(CodecError::Json("the answer is another object than was asked for".into()));
     }
     ops.push(match exchange.verb {
-        Verb::Delete if exchange.status == 200 => deleted(key, record, exchange.asked),
-        _ => Op::Upsert { key, record, asked: exchange.asked },
+        // Nobody reads its own Events again, and the cloud drops them after an hour.
+        Verb::Create if is_short_lived(&key) => Op::Appeared { key },
+        Verb::Delete if exchange.status == 200 => deleted(key, record, exchange.said()),
+        _ => Op::Upsert { key, record, said: exchange.said() },
     });
     Ok(())
 }
 
 /// Objects in another form, kept whole under what was asked for.
-fn other(exchange: &Exchange, form: &str, bytes: &[u8], ops: &mut Vec<Op>) -> Result<(), CodecError> {
-    let head = json::head(bytes)?;
-    if !matches!(&*head.kind, "Table" | "PartialObjectMetadata" | "PartialObjectMetadataList") {
-        return Err(CodecError::Json(format!("{:?} is not the form that was asked for", head.kind)));
+fn other(
+    exchange: &Exchange,
+    form: &str,
+    (head, bytes): (&json::Head<'_>, &[u8]),
+    (pages, ops): (&mut Pages, &mut Vec<Op>),
+) -> Result<(), CodecError> {
+    if !exchange.keeps_tables {
+        return Ok(());
     }
-    if head.meta.continue_token.is_empty() {
-        let document =
-            Document { at: exchange.asked, content_type: "application/json", etag: "", body: bytes };
-        ops.push(Op::Document { key: form_key(&exchange.key, form), value: document.write() });
+    let key = form_key(&exchange.key, form);
+    let mut keep = |at: u64, key: Vec<u8>, body: &[u8]| {
+        let document = Document { at, content_type: "application/json", etag: "", body };
+        ops.push(Op::Document { key, value: document.write() });
+    };
+    let tokens = (exchange.continue_token.as_str(), &*head.meta.continue_token);
+    if tokens == ("", "") {
+        keep(exchange.asked, key, bytes);
+        return Ok(());
+    }
+    let page = PageHead {
+        key,
+        kind: &head.kind,
+        api_version: &head.api_version,
+        version: &head.meta.resource_version,
+        asked: exchange.asked,
+    };
+    if let Some(whole) = pages.forms.join(tokens, &page, bytes)? {
+        keep(whole.asked, whole.key, &whole.body);
     }
     Ok(())
 }

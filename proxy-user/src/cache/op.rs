@@ -2,6 +2,49 @@
 
 use super::record::{Collection, NewRecord};
 
+/// From where something is known of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// A read or write of this object.
+    Alone,
+    /// A list.
+    Listed,
+    /// A watch.
+    Event,
+}
+
+/// When something was said, milliseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// When the question was asked; of a watch's event: when it came.
+    pub asked: u64,
+    /// It tells of no moment before this one, so it overrules what was known before, whatever the resourceVersions; 0
+    /// where resourceVersions alone say what is older.
+    pub since: u64,
+    /// When the answer began: it tells of no moment after this one.
+    pub at: u64,
+    /// What kind of answer it was.
+    pub answer: Answer,
+}
+
+impl Said {
+    /// A watch's event that came at this time: as late as the watch is slow.
+    pub fn event(now: u64) -> Self {
+        Self { asked: now, since: 0, at: now, answer: Answer::Event }
+    }
+
+    /// It counts more than what was known at this time, even against the resourceVersions. Of the same millisecond it is
+    /// taken to be later: it was asked for once that was known.
+    pub fn overrules(&self, at: u64) -> bool {
+        self.answer != Answer::Event && self.since >= at
+    }
+
+    /// Answered by etcd, not by a cache that may lag.
+    pub fn is_fresh(&self) -> bool {
+        self.since == self.asked
+    }
+}
+
 /// One thing that the cloud said.
 #[derive(Debug)]
 pub enum Op {
@@ -11,8 +54,8 @@ pub enum Op {
         key: Vec<u8>,
         /// Its value.
         record: NewRecord,
-        /// When the question was asked, milliseconds since the epoch.
-        asked: u64,
+        /// When it was said.
+        said: Said,
     },
     /// It does not exist: a 404, a DELETE's end, a DELETED event.
     Gone {
@@ -20,10 +63,8 @@ pub enum Op {
         key: Vec<u8>,
         /// resourceVersion of the deletion, 0 where the answer has none.
         version: u64,
-        /// When the question was asked.
-        asked: u64,
-        /// When the answer came.
-        at: u64,
+        /// When it was said.
+        said: Said,
     },
     /// It left a selector that may change: whether it exists isn't known any more.
     Forget {
@@ -31,6 +72,11 @@ pub enum Op {
         key: Vec<u8>,
         /// resourceVersion of the event.
         version: u64,
+    },
+    /// It may be there by now: a 404 counts no more.
+    Appeared {
+        /// Its key.
+        key: Vec<u8>,
     },
     /// A whole list has come: what stands under it and isn't in `members` was not there at its resourceVersion.
     Complete {
@@ -40,6 +86,8 @@ pub enum Op {
         record: Collection,
         /// The keys of its objects.
         members: Vec<Vec<u8>>,
+        /// When it was said.
+        said: Said,
     },
     /// A watch without a gap went on to this resourceVersion.
     Advance {
@@ -53,6 +101,8 @@ pub enum Op {
         at: u64,
         /// The object that joined (`true`) or left a collection with selectors.
         member: Option<(Vec<u8>, bool)>,
+        /// An object was deleted, or left the selection.
+        departs: bool,
     },
     /// A document.
     Document {

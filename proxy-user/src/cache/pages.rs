@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 
+use super::forms::FormPages;
 use super::observe::MAX_MEMBERS;
+use super::op::Said;
 use super::record::Collection;
 
 /// Most lists that wait for their next page; at the limit the one that has waited longest is given up.
@@ -20,17 +22,23 @@ pub struct Page {
     pub members: Vec<Vec<u8>>,
     /// When the last page came.
     pub since: u64,
+    /// When the first page was asked for, and answered.
+    pub said: Said,
 }
 
 /// The lists that wait, by the token of their next page.
 #[derive(Debug, Default)]
-pub struct Pages(HashMap<String, Page>);
+pub struct Pages {
+    lists: HashMap<String, Page>,
+    /// Tables and their like.
+    pub forms: FormPages,
+}
 
 impl Pages {
     /// Takes a page; the whole list where it was the last one and all before it are here.
     pub fn join(&mut self, asked_by: &str, next: &str, mut page: Page) -> Option<Page> {
         if !asked_by.is_empty() {
-            let before = self.0.remove(asked_by)?;
+            let before = self.lists.remove(asked_by)?;
             let same = before.collection == page.collection && before.record.version == page.record.version;
             if !same || before.members.len() + page.members.len() > MAX_MEMBERS {
                 return None;
@@ -38,17 +46,17 @@ impl Pages {
             let mut members = before.members;
             members.append(&mut page.members);
             // Asked, as a whole, when the first page was.
-            page.record.at = before.record.at;
+            (page.record.at, page.said) = (before.record.at, before.said);
             page.members = members;
         }
         if next.is_empty() {
             return Some(page);
         }
-        if self.0.len() >= MAX_WAITING {
-            let oldest = self.0.iter().min_by_key(|(_, page)| page.since).map(|(token, _)| token.clone());
-            oldest.and_then(|token| self.0.remove(&token));
+        if self.lists.len() >= MAX_WAITING {
+            let oldest = self.lists.iter().min_by_key(|(_, page)| page.since).map(|(token, _)| token.clone());
+            oldest.and_then(|token| self.lists.remove(&token));
         }
-        self.0.insert(next.to_owned(), page);
+        self.lists.insert(next.to_owned(), page);
         None
     }
 }
@@ -58,15 +66,9 @@ mod tests {
     use super::*;
 
     fn page(version: u64, member: &str) -> Page {
-        let record = Collection {
-            version,
-            at: 0,
-            kind: "L".into(),
-            api_version: "v1".into(),
-            unstructured: false,
-            complete: true,
-        };
-        Page { collection: b"c".to_vec(), record, members: vec![member.into()], since: 0 }
+        let record = Collection::new(version, 0, "L".into(), "v1".into());
+        let said = Said::event(0);
+        Page { collection: b"c".to_vec(), record, members: vec![member.into()], since: 0, said }
     }
 
     #[test]
@@ -81,6 +83,6 @@ mod tests {
         for n in 0..1000 {
             pages.join("", &n.to_string(), page(7, "a"));
         }
-        assert_eq!(pages.0.len(), MAX_WAITING);
+        assert_eq!(pages.lists.len(), MAX_WAITING);
     }
 }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::codec::{CodecError, Meta, json, protobuf};
+use super::forms;
 use crate::local::negotiate::Encoding;
 
 /// Format of everything in this module; another number in the store sets it aside.
@@ -185,7 +186,10 @@ impl NewRecord {
         kind: TypeHint<'_>,
         body: &Body<'_>,
     ) -> Result<Self, CodecError> {
-        if matches!(kind.kind, "" | "Table" | "PartialObjectMetadata" | "Status") {
+        if forms::is_other(kind.api_version, kind.kind) {
+            return Err(CodecError::OtherForm(kind.kind.to_owned()));
+        }
+        if matches!(kind.kind, "" | "Status") {
             return Err(CodecError::Json(format!("kind {:?} is no object to store", kind.kind)));
         }
         if meta.name.is_empty() {
@@ -240,6 +244,35 @@ pub struct Collection {
     pub unstructured: bool,
     /// Some pages only, or a member is no longer known: not to be served.
     pub complete: bool,
+    /// All that changed since this resourceVersion is known; `None`: since `version`.
+    #[serde(default)]
+    pub followed_from: Option<u64>,
+    /// resourceVersion of the last deletion or departure that is known since then.
+    #[serde(default)]
+    pub departed: u64,
+}
+
+impl Collection {
+    /// A list as it has just come, or its resourceVersion has been reached.
+    pub fn new(version: u64, at: u64, kind: String, api_version: String) -> Self {
+        let unstructured = false;
+        Self {
+            version,
+            at,
+            kind,
+            api_version,
+            unstructured,
+            complete: true,
+            followed_from: None,
+            departed: 0,
+        }
+    }
+
+    /// It can be served: whole, and of the objects themselves. (Until 0.1 the empty list of their metadata was stored in
+    /// its place.)
+    pub fn is_whole(&self) -> bool {
+        self.complete && !forms::is_other("", &self.kind)
+    }
 }
 
 /// A stored document.

@@ -229,10 +229,12 @@ impl ServiceSpec {
 mod tests {
     use super::super::apply::apply;
     use super::super::codec::protobuf::{envelope, put_bytes, put_varint_field};
-    use super::super::op::Op;
+    use super::super::lineage::Lineage;
+    use super::super::op::{Op, Said};
     use super::super::record::{NewRecord, TypeHint};
     use super::super::store::Store;
     use super::*;
+    use crate::clock::Clock;
 
     fn record(encoding: Encoding, body: &[u8]) -> Record<'_> {
         Record::bare(encoding, body)
@@ -249,8 +251,8 @@ mod tests {
         let mut key = resource("services");
         key::push_object(&mut key, "default", "kubernetes");
         assert_eq!(key, API_SERVICE);
-        assert!(concerns(&Op::Gone { key, version: 1, asked: 1, at: 1 }));
-        let other = Op::Gone { key: b"/services/default/other".to_vec(), version: 1, asked: 1, at: 1 };
+        assert!(concerns(&Op::Gone { key, version: 1, said: Said::event(1) }));
+        let other = Op::Gone { key: b"/services/default/other".to_vec(), version: 1, said: Said::event(1) };
         assert!(!concerns(&other));
     }
 
@@ -276,8 +278,8 @@ mod tests {
         let store = Store::open(dir.path(), 1 << 20).expect("store");
         let put = |key: &str, json: &str| {
             let record = NewRecord::json(json.as_bytes(), TypeHint::default(), 1).expect("an object");
-            let ops = [Op::Upsert { key: key.as_bytes().to_vec(), record, asked: 1 }];
-            apply(&store, &ops).expect("applied");
+            let ops = [Op::Upsert { key: key.as_bytes().to_vec(), record, said: Said::event(1) }];
+            apply(&store, &ops, &mut Lineage::new(Clock::default())).expect("applied");
             assert!(concerns(&ops[0]));
             wants(&ops[0])
         };

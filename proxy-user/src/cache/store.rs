@@ -40,6 +40,9 @@ pub const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta
 /// In [`META`]: a pod or namespace has said something about steering, ever.
 pub const WISHES: &str = "wishes";
 
+/// In [`META`]: a fingerprint of the uid of the cluster's kube-system namespace.
+pub const CLUSTER: &str = "cluster";
+
 /// A row of a small table: key and value.
 type Row = (Vec<u8>, Vec<u8>);
 
@@ -317,6 +320,37 @@ impl Snapshot {
         Ok(false)
     }
 
+    /// When an object under a prefix was last found gone, beyond what `covered` (resourceVersion, time) covers.
+    ///
+    /// # Errors
+    /// redb's.
+    pub fn gone_beyond(&self, prefix: &[u8], covered: (u64, u64)) -> Result<Option<u64>, StoreError> {
+        let (end, mut last) = (key::end_of(prefix), None);
+        for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
+            last = last.max(beyond(row?.1.value(), covered));
+        }
+        Ok(last)
+    }
+
+    /// As [`Snapshot::gone_beyond`], of the members of a collection with selectors.
+    ///
+    /// # Errors
+    /// redb's.
+    pub fn members_gone_beyond(
+        &self,
+        collection: &[u8],
+        covered: (u64, u64),
+    ) -> Result<Option<u64>, StoreError> {
+        let start = [collection, &[0]].concat();
+        let end = key::end_of(&start);
+        let (absent, mut last) = (self.txn.open_table(ABSENT)?, None);
+        for row in self.txn.open_table(MEMBERS)?.range(start.as_slice()..end.as_slice())? {
+            let gone = absent.get(&row?.0.value()[start.len()..])?;
+            last = last.max(gone.and_then(|gone| beyond(gone.value(), covered)));
+        }
+        Ok(last)
+    }
+
     /// Each member of a collection with selectors is stored, or known to be gone.
     ///
     /// # Errors
@@ -362,6 +396,11 @@ impl Snapshot {
             self.txn.open_table(DOCUMENTS)?.len()?,
         ])
     }
+}
+
+/// When something was found gone (time, resourceVersion), where that is beyond what is covered (resourceVersion, time).
+fn beyond((at, since): (u64, u64), (version, until): (u64, u64)) -> Option<u64> {
+    (at > until || since > version).then_some(at)
 }
 
 /// A walk over stored objects in key order; holds its snapshot open until dropped.

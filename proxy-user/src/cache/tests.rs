@@ -8,25 +8,34 @@ use super::*;
 use crate::cache::record::Collection;
 use crate::request::ApiRequest;
 
-struct Bench {
-    cache: Cache,
+pub(super) struct Bench {
+    pub(super) cache: Cache,
     _dir: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = CacheConfig { dir: dir.path().to_owned(), page_cache: 1 << 20 };
         Self { cache: Cache::open(&config, Clock::default()).unwrap(), _dir: dir }
     }
 
     /// One exchange with the cloud: `METHOD uri`, the status, the body (cut into small chunks), asked this long ago.
-    async fn said(&self, call: &str, status: u16, body: &[u8], ago: u64) {
+    pub(super) async fn said(&self, call: &str, status: u16, body: &[u8], ago: u64) {
+        let protobuf = body.starts_with(b"k8s\0");
+        let kind = if protobuf { "application/vnd.kubernetes.protobuf" } else { "application/json" };
+        self.answered((call, status, ago), kind, body).await;
+    }
+
+    /// An answer of 200 in this `Content-Type`.
+    pub(super) async fn said_in(&self, kind: &str, call: &str, body: &[u8]) {
+        self.answered((call, 200, 0), kind, body).await;
+    }
+
+    async fn answered(&self, (call, status, ago): (&str, u16, u64), kind: &str, body: &[u8]) {
         let (method, uri) = call.split_once(' ').unwrap();
         let (method, uri): (Method, Uri) = (method.parse().unwrap(), uri.parse().unwrap());
         let mut headers = HeaderMap::new();
-        let protobuf = body.starts_with(b"k8s\0");
-        let kind = if protobuf { "application/vnd.kubernetes.protobuf" } else { "application/json" };
         headers.insert("content-type", kind.parse().unwrap());
         if body.starts_with(&[0x1f, 0x8b]) {
             headers.insert("content-encoding", "gzip".parse().unwrap());
@@ -34,7 +43,7 @@ impl Bench {
         let reading = ApiRequest::parse(&method, &uri);
         let request = reading.understood().unwrap();
         let asked = self.cache.clock.now() - ago;
-        if let Some(exchange) = Exchange::of(request, &HeaderMap::new(), (status, &headers), asked) {
+        if let Some(exchange) = Exchange::of(request, (status, &headers), asked) {
             let mut capture = self.cache.capture(exchange).unwrap();
             for chunk in body.chunks(100) {
                 let chunk = bytes::Bytes::copy_from_slice(chunk);
@@ -45,12 +54,12 @@ impl Bench {
         self.cache.settle().await;
     }
 
-    async fn object(&self, key: &str) -> Lookup<String> {
+    pub(super) async fn object(&self, key: &str) -> Lookup<String> {
         let snapshot = self.cache.snapshot().await.unwrap();
         snapshot.object(key.as_bytes(), |r| String::from_utf8_lossy(r.body).into_owned()).unwrap()
     }
 
-    async fn version(&self, key: &str) -> Option<u64> {
+    pub(super) async fn version(&self, key: &str) -> Option<u64> {
         let snapshot = self.cache.snapshot().await.unwrap();
         match snapshot.object(key.as_bytes(), |r| r.version).unwrap() {
             Lookup::Found(version) => Some(version),
@@ -58,15 +67,15 @@ impl Bench {
         }
     }
 
-    async fn is_absent(&self, key: &str) -> bool {
+    pub(super) async fn is_absent(&self, key: &str) -> bool {
         matches!(self.object(key).await, Lookup::Absent(_))
     }
 
-    async fn collection(&self, key: &str) -> Option<Collection> {
+    pub(super) async fn collection(&self, key: &str) -> Option<Collection> {
         self.cache.snapshot().await.unwrap().collection(key.as_bytes()).unwrap()
     }
 
-    async fn names(&self, prefix: &str) -> usize {
+    pub(super) async fn names(&self, prefix: &str) -> usize {
         let mut walk = self.cache.snapshot().await.unwrap().walk(prefix.as_bytes()).unwrap();
         let mut n = 0;
         while walk.next(|_| ()).unwrap().is_some() {
@@ -76,14 +85,14 @@ impl Bench {
     }
 }
 
-fn pod(name: &str, version: u64) -> String {
+pub(super) fn pod(name: &str, version: u64) -> String {
     format!(
         r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"d","uid":"u-{name}","resourceVersion":"{version}"}}}}{}"#,
         "\n"
     )
 }
 
-fn list(version: u64, token: &str, names: &[(&str, u64)]) -> String {
+pub(super) fn list(version: u64, token: &str, names: &[(&str, u64)]) -> String {
     let item = |(n, v): &(&str, u64)| {
         format!(r#"{{"metadata":{{"name":"{n}","namespace":"d","uid":"u-{n}","resourceVersion":"{v}"}}}}"#)
     };
@@ -96,16 +105,16 @@ fn list(version: u64, token: &str, names: &[(&str, u64)]) -> String {
     )
 }
 
-fn event(kind: &str, name: &str, version: u64) -> String {
+pub(super) fn event(kind: &str, name: &str, version: u64) -> String {
     format!(r#"{{"type":"{kind}","object":{}}}{}"#, pod(name, version).trim_end(), "\n")
 }
 
-const POD: &str = "GET /api/v1/namespaces/d/pods/a";
-const PODS: &str = "GET /api/v1/namespaces/d/pods";
-const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"a\" not found","reason":"NotFound","details":{"name":"a","kind":"pods"},"code":404}"#;
+pub(super) const POD: &str = "GET /api/v1/namespaces/d/pods/a";
+pub(super) const PODS: &str = "GET /api/v1/namespaces/d/pods";
+pub(super) const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"a\" not found","reason":"NotFound","details":{"name":"a","kind":"pods"},"code":404}"#;
 
 /// [`GONE`] for another pod.
-fn gone(name: &str) -> String {
+pub(super) fn gone(name: &str) -> String {
     GONE.replace("\\\"a\\\"", &format!("\\\"{name}\\\"")).replace("\"a\"", &format!("\"{name}\""))
 }
 
@@ -325,8 +334,7 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
             headers.insert("content-type", "application/json".parse().unwrap());
             let reading = ApiRequest::parse(&method, &uri);
             let request = reading.understood().unwrap();
-            let exchange =
-                Exchange::of(request, &HeaderMap::new(), (status, &headers), asked(clock)).unwrap();
+            let exchange = Exchange::of(request, (status, &headers), asked(clock)).unwrap();
             let mut capture = bench.cache.capture(exchange).unwrap();
             let body = bytes::Bytes::from(body);
             std::future::poll_fn(|cx| capture.poll_push(cx, &body)).await;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::negotiate::{Encoding, document_rank, other_form};
+use super::negotiate::{Encoding, document_rank, other_forms};
 use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::json;
@@ -19,14 +19,18 @@ impl Local {
         snapshot: &Snapshot,
         question: &Question<'_>,
     ) -> Result<Option<Response<Body>>, Refusal> {
-        let Some(form) = other_form(question.headers) else { return Ok(None) };
         if question.request.query.include_object {
             return Ok(None);
         }
-        let key = form_key(question.scope(), &form);
-        let Some((at, body)) = snapshot.document(&key, |d| (d.at, Bytes::copy_from_slice(d.body)))? else {
-            return Ok(None);
-        };
+        let mut stored = None;
+        for form in other_forms(question.headers) {
+            let key = form_key(question.scope(), &form);
+            stored = snapshot.document(&key, |d| (d.at, Bytes::copy_from_slice(d.body)))?;
+            if stored.is_some() {
+                break;
+            }
+        }
+        let Some((at, body)) = stored else { return Ok(None) };
         let version = json::head(&body).ok().and_then(|head| head.meta.version());
         let scope = key::without_selectors(question.scope());
         let Some(version) = version else { return Ok(None) };

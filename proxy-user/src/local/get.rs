@@ -30,7 +30,7 @@ impl Local {
         let copy = |record: Record<'_>| {
             if !is_version(record.api_version, &request.group, &request.version) {
                 Copy::OtherVersion(record.api_version.to_owned())
-            } else if record.version < wanted {
+            } else if record.version < wanted || self.has_expired(question.scope(), record.stored_at) {
                 Copy::TooOld
             } else if accepts.takes(record.encoding) {
                 Copy::Body(record.encoding, record.stored_at, Bytes::copy_from_slice(record.body))

@@ -8,6 +8,7 @@ use super::negotiate::{Accepts, Encoding};
 use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::{parse_version, protobuf};
+use crate::cache::exchange::{EVENT_TTL, is_short_lived};
 use crate::cache::key;
 use crate::cache::record::{Collection, Record};
 use crate::cache::store::{Snapshot, StoreError, Walk};
@@ -33,6 +34,15 @@ impl Found {
         match &self.selective {
             Some(key) => self.snapshot.walk_members(key),
             None => self.snapshot.walk(&self.prefix),
+        }
+    }
+
+    /// When an object was last found gone that neither the collection's resourceVersion covers nor the client has seen.
+    pub(super) fn gone_beyond(&self, seen: u64) -> Result<Option<u64>, StoreError> {
+        let covered = (self.collection.version.max(seen), self.collection.at);
+        match &self.selective {
+            Some(key) => self.snapshot.members_gone_beyond(key, covered),
+            None => self.snapshot.gone_beyond(&self.prefix, covered),
         }
     }
 
@@ -74,7 +84,7 @@ impl Local {
     pub(super) fn collection(&self, snapshot: Snapshot, question: &Question<'_>) -> Result<Found, Refusal> {
         let (request, scope) = (question.request, question.scope());
         let prefix = key::without_selectors(scope).to_vec();
-        let complete = |key: &[u8]| snapshot.collection(key).map(|c| c.filter(|c| c.complete));
+        let complete = |key: &[u8]| snapshot.collection(key).map(|c| c.filter(Collection::is_whole));
         let selective = request.has_selectors().then(|| scope.to_vec());
         let mut collection = complete(scope)?;
         if selective.as_deref().is_some_and(|key| !snapshot.members_known(key).unwrap_or(false)) {
@@ -85,8 +95,14 @@ impl Local {
             key::push_resource(&mut all, &request.group, &request.resource);
             collection = complete(&all)?;
         }
+        let collection = collection.filter(|c| !self.has_expired(scope, c.at));
         let collection = collection.ok_or_else(|| question.unknown())?;
         Ok(Found { snapshot, collection, selective, prefix })
+    }
+
+    /// Events of this age the cloud has dropped: they are not known any more.
+    pub(super) fn has_expired(&self, key: &[u8], at: u64) -> bool {
+        is_short_lived(key) && self.cache.clock.now().saturating_sub(at) >= EVENT_TTL
     }
 
     pub(super) async fn list(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
@@ -96,6 +112,7 @@ impl Local {
         }
         let snapshot = self.cache.snapshot().await?;
         if let Some(response) = self.other_form(&snapshot, &question)? {
+            self.listed.remember(&question, self.cache.clock.now());
             return Ok(response);
         }
         let found = self.collection(snapshot, &question)?;
@@ -111,6 +128,7 @@ impl Local {
         }
         let encoding = found.encoding(request, &Accepts::of(question.headers))?;
         let list = StoredList::new(&found, encoding)?;
+        self.listed.remember(&question, self.cache.clock.now());
         Ok(self.response(encoding.content_type(), found.collection.at, Body::stored(list)))
     }
 }

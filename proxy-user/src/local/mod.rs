@@ -5,6 +5,7 @@ pub mod document;
 pub mod get;
 pub mod list;
 pub mod negotiate;
+mod resume;
 pub mod watch;
 
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub struct Local {
     min_request_timeout: Duration,
     state: tokio::sync::watch::Receiver<CloudState>,
     draining: CancellationToken,
+    listed: resume::Listed,
 }
 
 /// One question to the store.
@@ -104,6 +106,7 @@ impl Local {
             min_request_timeout: config.min_request_timeout,
             state,
             draining: CancellationToken::new(),
+            listed: resume::Listed::default(),
         }
     }
 

@@ -87,13 +87,16 @@ impl Accepts {
     }
 }
 
-/// The other form of the objects (a Table, PartialObjectMetadata) that the first clause of `Accept` asks for in JSON, in
-/// one spelling; `None` where plain objects are asked for.
-pub fn other_form(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok())?;
-    let (media, chosen) = form(text.split(',').next()?);
-    let asks = media == "application/json" && chosen.iter().any(|p| p.starts_with("as="));
-    asks.then(|| format!("{media};{}", chosen.join(";")))
+/// The other forms of the objects (Tables, PartialObjectMetadata) that `Accept` asks for in JSON before plain objects,
+/// each in one spelling; empty where plain objects are asked for first.
+pub fn other_forms(headers: &HeaderMap) -> Vec<String> {
+    let text = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let other = |clause| {
+        let (media, chosen) = form(clause);
+        let asks = media == "application/json" && chosen.iter().any(|p| p.starts_with("as="));
+        asks.then(|| format!("{media};{}", chosen.join(";")))
+    };
+    text.split(',').map_while(other).collect()
 }
 
 /// A stored document of this `Content-Type` answers that `Accept` header: media type, `as`, `g` and `v` agree. The
@@ -157,9 +160,11 @@ mod tests {
     #[test]
     fn a_table_is_told_from_plain_objects() {
         let table = headers("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
-        assert_eq!(other_form(&table).unwrap(), "application/json;as=Table;g=meta.k8s.io;v=v1");
-        assert_eq!(other_form(&headers("application/json")), None);
-        assert_eq!(other_form(&headers("")), None);
+        assert_eq!(other_forms(&table), ["application/json;as=Table;g=meta.k8s.io;v=v1"]);
+        let both = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+        assert_eq!(other_forms(&headers(both)).len(), 2);
+        assert!(other_forms(&headers("application/json")).is_empty());
+        assert!(other_forms(&headers("")).is_empty());
     }
 
     #[test]

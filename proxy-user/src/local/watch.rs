@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::Response;
+use http::{Response, header};
 use tokio::time::{Instant, sleep_until};
 
 use super::list::Found;
 use super::negotiate::{Accepts, Encoding};
+use super::resume::{Resume, expired};
 use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::{INITIAL_EVENTS_END, parse_version, protobuf};
@@ -32,8 +33,16 @@ struct Bookmarks {
     version: u64,
 }
 
+/// What a watch begins with.
+enum Initial {
+    /// All that is there.
+    All(Box<Walk>),
+    /// What has changed since the client's resourceVersion, as events.
+    Changes(Vec<u8>),
+}
+
 struct Open {
-    initial: Option<Walk>,
+    initial: Option<Initial>,
     /// The client waits for the bookmark that ends the initial events.
     marks_initial_end: bool,
     bookmarks: Option<Bookmarks>,
@@ -49,23 +58,30 @@ impl Local {
         self.allowed(&question)?;
         let query = &question.request.query;
         let accepts = Accepts::of(question.headers);
-        let found = self.collection(self.cache.snapshot().await?, &question);
-        let from = parse_version(&query.resource_version);
+        let found = self.collection(self.cache.snapshot().await?, &question).ok();
+        let from = parse_version(&query.resource_version).filter(|_| !query.send_initial_events);
+        let at = found.as_ref().map(|found| found.collection.at);
         // Without a version to resume from, the client expects what is there as events first.
-        let initial = query.send_initial_events || from.is_none();
-        let (encoding, walk) = match &found {
-            Ok(found) if initial => {
+        let (encoding, initial) = match (from, &found) {
+            (Some(from), found) => match self.resume(&question, found.as_ref(), from)? {
+                Resume::Events(encoding, events) => (encoding, Initial::Changes(events)),
+                Resume::Expired(what) => {
+                    let encoding = accepts.first_of(|_| true).unwrap_or(Encoding::Json);
+                    let event = Bytes::from(expired(what, encoding));
+                    return Ok(self.watch_response(encoding, at, Body::full(event)));
+                }
+            },
+            (None, Some(found)) => {
                 let encoding = found.encoding(question.request, &accepts)?;
-                (encoding, Some(found.walk()?))
+                self.listed.remember(&question, self.cache.clock.now());
+                (encoding, Initial::All(Box::new(found.walk()?)))
             }
-            Err(_) if initial => return Err(question.unknown()),
-            _ => (accepts.first_of(|_| true).unwrap_or(Encoding::Json), None),
+            (None, None) => return Err(question.unknown()),
         };
-        let bookmarks = found.ok().filter(|_| query.bookmarks || query.send_initial_events);
-        let bookmarks = bookmarks.map(|found| Bookmarks::of(&found, encoding, from.filter(|_| !initial)));
-        let age = self.cache.clock.now();
+        let bookmarks = found.filter(|_| query.bookmarks || query.send_initial_events);
+        let bookmarks = bookmarks.map(|found| Bookmarks::of(&found, encoding, from));
         let open = Open {
-            initial: walk,
+            initial: Some(initial),
             marks_initial_end: query.send_initial_events,
             bookmarks,
             next_bookmark: Instant::now() + BOOKMARK_EVERY,
@@ -75,7 +91,16 @@ impl Local {
             spread: RETURN_SPREAD.mul_f64(random()),
         };
         let body = Body::events(Box::pin(stream::unfold(Some(open), next)));
-        Ok(self.response(encoding.watch_content_type(), age, body))
+        Ok(self.watch_response(encoding, at, body))
+    }
+
+    /// The head of a watch; `at`: when the cloud last spoke of the collection, where that is known.
+    fn watch_response(&self, encoding: Encoding, at: Option<u64>, body: Body) -> Response<Body> {
+        let mut response = self.response(encoding.watch_content_type(), at.unwrap_or(0), body);
+        if at.is_none() {
+            response.headers_mut().remove(header::AGE);
+        }
+        response
     }
 
     fn length(&self, asked: Option<u64>) -> Duration {
@@ -97,7 +122,11 @@ fn random() -> f64 {
 /// The next chunk of a watch held open, or its end.
 async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
     let mut open = open?;
-    if let Some(mut walk) = open.initial.take() {
+    let initial = open.initial.take();
+    if let Some(Initial::Changes(events)) = initial {
+        return if events.is_empty() { hold(open).await } else { Some((events.into(), Some(open))) };
+    }
+    if let Some(Initial::All(mut walk)) = initial {
         let mut out = Vec::with_capacity(CHUNK + (CHUNK >> 2));
         while out.len() < CHUNK {
             match walk.next(|record| push_event(&mut out, "ADDED", record)) {
@@ -112,7 +141,7 @@ async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
                 Err(_) => return None,
             }
         }
-        open.initial = Some(walk);
+        open.initial = Some(Initial::All(walk));
         return Some((out.into(), Some(open)));
     }
     hold(open).await
@@ -145,7 +174,7 @@ fn push_event(out: &mut Vec<u8>, kind: &str, record: Record<'_>) {
     push_frame(out, kind, record.encoding, record.object());
 }
 
-fn push_frame(out: &mut Vec<u8>, kind: &str, encoding: Encoding, object: &[u8]) {
+pub(super) fn push_frame(out: &mut Vec<u8>, kind: &str, encoding: Encoding, object: &[u8]) {
     match encoding {
         Encoding::Json => {
             out.extend_from_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
@@ -165,14 +194,14 @@ fn push_frame(out: &mut Vec<u8>, kind: &str, encoding: Encoding, object: &[u8]) 
 }
 
 impl Bookmarks {
-    /// `from`: the version that the client resumed at, where nothing newer was sent to it.
+    /// `from`: the version that the client resumed at, which may be beyond what is known here.
     fn of(found: &Found, encoding: Encoding, from: Option<u64>) -> Self {
         let collection = &found.collection;
         Self {
             encoding,
             kind: collection.kind.strip_suffix("List").unwrap_or(&collection.kind).to_owned(),
             api_version: collection.api_version.clone(),
-            version: from.unwrap_or(collection.version),
+            version: from.unwrap_or(0).max(collection.version),
         }
     }
 

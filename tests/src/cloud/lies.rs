@@ -85,6 +85,15 @@ pub enum Lie {
     Stale,
     /// A LIST gets no items.
     EmptyList,
+    /// Exactly this, whatever the truth is.
+    Exactly {
+        /// HTTP status code.
+        code: u16,
+        /// `Content-Type`.
+        content_type: String,
+        /// The whole body.
+        body: Vec<u8>,
+    },
 }
 
 /// The rules in force.
@@ -130,6 +139,13 @@ impl Lie {
     pub(super) async fn instead(&self) -> Option<Answer> {
         match *self {
             Lie::Status { code, retry_after } => Some(status(code).retry_after(retry_after).into()),
+            Lie::Exactly { code, ref content_type, ref body } => {
+                let mut answer = super::answer::json(code, body.clone());
+                if let Ok(value) = HeaderValue::from_str(content_type) {
+                    answer.headers_mut().insert(CONTENT_TYPE, value);
+                }
+                Some(answer)
+            }
             Lie::Delay(milliseconds) => {
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;
                 None

@@ -26,6 +26,9 @@ pub enum CodecError {
     /// Not the protobuf that the API server sends.
     #[error("malformed protobuf from the cloud: {0}")]
     Protobuf(&'static str),
+    /// Not the objects themselves, but a Table or their metadata.
+    #[error("the answer holds objects in the form {0:?}, which is not kept")]
+    OtherForm(String),
     /// Too long or too deep.
     #[error("over a limit: {0}")]
     Limit(&'static str),

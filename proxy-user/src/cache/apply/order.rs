@@ -1,0 +1,292 @@
+//! What replaces what. Within one etcd resourceVersions order everything; where an answer that was certainly given later
+//! contradicts them, the cluster is another one, or its etcd was restored from a backup, and the later answer counts
+//! (`lineage`).
+
+use redb::ReadableTable;
+
+use super::{Batch, MAX_ABSENT, MAX_COLLECTIONS, form_key};
+use crate::cache::exchange::{EVENT_TTL, is_short_lived};
+use crate::cache::key;
+use crate::cache::lineage::{KUBE_SYSTEM, Stored, fingerprint, resource_of};
+use crate::cache::op::{Answer, Said};
+use crate::cache::record::{Collection, Document, NewRecord, Record};
+use crate::cache::store::{CLUSTER, StoreError};
+use crate::local::negotiate::Encoding;
+
+use super::ReadableTableMetadata;
+
+impl Batch<'_> {
+    pub(super) fn upsert(&mut self, key: &[u8], new: &NewRecord, said: Said) -> Result<(), StoreError> {
+        let incoming = Record::read(&new.value).ok_or(StoreError::Damaged)?;
+        if key == KUBE_SYSTEM {
+            self.recognise(incoming.uid, said)?;
+        }
+        let gone = self.absent.get(key)?.map(|v| v.value());
+        if let Some(gone) = gone {
+            if !self.is_back(key, gone, (new.version, said)) {
+                return Ok(());
+            }
+            self.absent.remove(key)?;
+            self.changed = true;
+        }
+        if let Some(old) = self.stored(key)?
+            && !self.replaces(key, &old, (&incoming, said))?
+        {
+            return Ok(());
+        }
+        self.take(key)?;
+        *self.forms.entry(form_key(key, &incoming)).or_default() += 1;
+        self.objects.insert(key, new.value.as_slice())?;
+        self.wishes |= super::steering::mentions(key, &new.value);
+        Ok(())
+    }
+
+    /// An object that is known to be gone has been made again, or was never gone. `gone`: when that was said, and the
+    /// resourceVersion that it is gone since; 0: no more is known than that somebody did not see it.
+    fn is_back(&mut self, key: &[u8], gone: (u64, u64), (version, said): (u64, Said)) -> bool {
+        let (at, since_version) = (self.lineage.past(gone.0), gone.1);
+        if since_version == 0 {
+            return said.asked >= at;
+        }
+        if version > since_version {
+            self.lineage.agrees(key);
+            return true;
+        }
+        said.overrules(at) && (said.answer == Answer::Alone || self.lineage.is_confirmed(key))
+    }
+
+    fn replaces(
+        &mut self,
+        key: &[u8],
+        old: &Stored,
+        (new, said): (&Record<'_>, Said),
+    ) -> Result<bool, StoreError> {
+        if new.version > old.version {
+            self.lineage.agrees(key);
+            return Ok(true);
+        }
+        let other = new.uid != old.uid && !new.uid.is_empty() && !old.uid.is_empty();
+        if new.version == old.version && !other {
+            self.lineage.agrees(key);
+            // At one version JSON stays: every client takes it. And an age is not worth a write each time.
+            let json = new.encoding == Encoding::Json;
+            let fresh = json == old.is_json && new.stored_at < old.at + 10_000;
+            return Ok(!(old.is_json && !json || fresh));
+        }
+        let certain = |lineage: &mut super::Lineage| {
+            (other && said.answer == Answer::Alone) || lineage.is_confirmed(key)
+        };
+        if !said.overrules(old.at) || !certain(self.lineage) {
+            return Ok(false);
+        }
+        if other && let Some(since) = self.lineage.stranger(key, said.asked) {
+            self.begin_anew(since)?;
+        }
+        self.rewind(resource_of(key), new.version, said)?;
+        Ok(true)
+    }
+
+    /// The etcd of this resource has gone back: what is stored of it as a whole may be of a past that never was.
+    fn rewind(&mut self, resource: &[u8], version: u64, said: Said) -> Result<(), StoreError> {
+        let end = key::end_of(resource);
+        let mut ahead = Vec::new();
+        for row in self.collections.range(resource..end.as_slice())? {
+            let (key, value) = row?;
+            let collection: Option<Collection> = serde_json::from_slice(value.value()).ok();
+            ahead.extend(collection.filter(|c| c.version > version).map(|c| (key.value().to_vec(), c)));
+        }
+        for (key, mut collection) in ahead {
+            collection.complete = false;
+            self.put_collection(&key, &collection)?;
+        }
+        let lineage = &self.lineage;
+        let stays = |at: u64, since: u64| since <= version || lineage.past(at) >= said.asked;
+        self.absent.retain_in(resource..end.as_slice(), |_, (at, since)| stays(at, since))?;
+        self.changed = true;
+        Ok(())
+    }
+
+    /// The kube-system namespace has been seen: a cluster has the same one as long as it lives.
+    fn recognise(&mut self, uid: &str, said: Said) -> Result<(), StoreError> {
+        let stored = self.stored(KUBE_SYSTEM)?;
+        let marked = self.meta.get(CLUSTER)?.map(|v| v.value());
+        let known = marked.or_else(|| stored.as_ref().map(|s| fingerprint(&s.uid)));
+        let seen = fingerprint(uid);
+        if known == Some(seen) && marked.is_some() {
+            return Ok(());
+        }
+        if known.is_some_and(|known| known != seen) {
+            if stored.is_some_and(|stored| said.asked < stored.at) {
+                return Ok(());
+            }
+            self.begin_anew(self.lineage.since(said.asked))?;
+        }
+        self.changed = true;
+        self.meta.insert(CLUSTER, seen)?;
+        Ok(())
+    }
+
+    /// Another cluster answers since that time: nothing that was known before counts any more.
+    fn begin_anew(&mut self, since: u64) -> Result<(), StoreError> {
+        tracing::warn!(
+            "another cluster answers in the place of the one that was stored: the store begins anew"
+        );
+        (self.changed, self.lineage.began_anew) = (true, true);
+        let lineage = &self.lineage;
+        let old = |at: u64| lineage.past(at) <= since;
+        let mut objects = Vec::new();
+        for row in self.objects.iter()? {
+            let (key, value) = row?;
+            let former = Record::read(value.value()).is_none_or(|r| old(r.stored_at));
+            if former && !lineage.is_stranger(key.value()) {
+                objects.push(key.value().to_vec());
+            }
+        }
+        let mut collections = Vec::new();
+        for row in self.collections.iter()? {
+            let (key, value) = row?;
+            if serde_json::from_slice::<Collection>(value.value()).map_or(true, |c| old(c.at)) {
+                collections.push(key.value().to_vec());
+            }
+        }
+        self.absent.retain(|_, (at, _)| !old(at))?;
+        self.documents.retain(|_, value| Document::read(value).is_some_and(|d| !old(d.at)))?;
+        self.grants.retain(|_, _| false)?;
+        self.credentials.retain(|_, _| false)?;
+        for key in objects {
+            self.take(&key)?;
+        }
+        collections.iter().try_for_each(|key| self.drop_collection(key))
+    }
+
+    pub(super) fn stored(&self, key: &[u8]) -> Result<Option<Stored>, StoreError> {
+        let value = self.objects.get(key)?;
+        let record = value.as_ref().and_then(|v| Record::read(v.value()));
+        Ok(record.map(|r| Stored::of(&r, self.lineage.past(r.stored_at))))
+    }
+
+    pub(super) fn gone(&mut self, key: &[u8], version: u64, said: Said) -> Result<(), StoreError> {
+        let stored = self.stored(key)?;
+        if let Some(stored) = &stored {
+            // Seen again since: a later version, or (where the deletion has none) after the question was asked.
+            let later = stored.version > version && stored.at >= said.since;
+            if if version > 0 { later } else { stored.at > said.asked } {
+                return Ok(());
+            }
+        }
+        let before = self.absent.get(key)?.map(|v| v.value());
+        let known = before.map_or(0, |(_, known)| known);
+        let since_version = match (version, stored) {
+            (0, Some(stored)) if said.is_fresh() => known.max(stored.version),
+            // A watch cache that lags may not have seen it yet: that says nothing of any version.
+            (0, _) => known,
+            (version, _) => version.max(known),
+        };
+        let age = before.map(|(at, _)| self.lineage.past(at) + 10_000);
+        if age.is_some_and(|fresh| said.at < fresh) && since_version <= known {
+            return Ok(());
+        }
+        self.take(key)?;
+        self.changed = true;
+        self.absent.insert(key, (said.at, since_version))?;
+        if self.absent.len()? > MAX_ABSENT { self.evict_absent() } else { Ok(()) }
+    }
+
+    pub(super) fn complete(
+        &mut self,
+        collection: &[u8],
+        new: &Collection,
+        members: &[Vec<u8>],
+        said: Said,
+    ) -> Result<(), StoreError> {
+        let old = self.collection(collection)?.filter(Collection::is_whole);
+        if let Some(old) = &old {
+            let at = self.lineage.past(old.at);
+            if old.version > new.version {
+                let overrules = said.is_fresh() && said.overrules(at);
+                if !overrules || !self.lineage.is_confirmed(collection) {
+                    return Ok(());
+                }
+                self.rewind(resource_of(collection), new.version, said)?;
+            } else {
+                self.lineage.agrees(collection);
+                // The same again, whose age is not worth a write each time.
+                if old.version == new.version && new.at < at + 10_000 {
+                    return Ok(());
+                }
+            }
+        }
+        let mut listed: Vec<&[u8]> = members.iter().map(Vec::as_slice).collect();
+        listed.sort_unstable();
+        let departed = if key::without_selectors(collection).len() < collection.len() {
+            let departed = self.has_other_members(collection, &listed)?;
+            self.replace_members(collection, members)?;
+            departed
+        } else {
+            self.drop_unlisted(collection, (new.version, said), &listed)?
+        };
+        let follows = old.filter(|old| old.version <= new.version);
+        let followed_from = follows.as_ref().and_then(|old| old.followed_from.or(Some(old.version)));
+        let departed = if departed { new.version } else { follows.map_or(0, |old| old.departed) };
+        let followed_from = followed_from.or(Some(new.version));
+        self.put_collection(collection, &Collection { followed_from, departed, ..new.clone() })?;
+        if self.collections.len()? > MAX_COLLECTIONS { self.evict_collections() } else { Ok(()) }
+    }
+
+    /// Drops what a whole list does not hold, without calling it absent; whether there was any.
+    fn drop_unlisted(
+        &mut self,
+        prefix: &[u8],
+        (version, said): (u64, Said),
+        listed: &[&[u8]],
+    ) -> Result<bool, StoreError> {
+        let end = key::end_of(prefix);
+        let mut missing = Vec::new();
+        for row in self.objects.range(prefix..end.as_slice())? {
+            let (key, value) = row?;
+            // Known before a fresh list was asked for, and not in it: gone, whatever its version.
+            let older = Record::read(value.value()).is_none_or(|r| {
+                r.version <= version || (said.is_fresh() && self.lineage.past(r.stored_at) < said.since)
+            });
+            if older && listed.binary_search(&key.value()).is_err() {
+                missing.push(key.value().to_vec());
+            }
+        }
+        for key in &missing {
+            self.take(key)?;
+        }
+        Ok(!missing.is_empty())
+    }
+
+    fn has_other_members(&self, collection: &[u8], listed: &[&[u8]]) -> Result<bool, StoreError> {
+        let start = [collection, &[0]].concat();
+        let end = key::end_of(&start);
+        for row in self.members.range(start.as_slice()..end.as_slice())? {
+            if listed.binary_search(&&row?.0.value()[start.len()..]).is_err() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Drops Events that the cloud has dropped, too, now and then.
+    pub(super) fn sweep_events(&mut self) -> Result<(), StoreError> {
+        let Some(now) = self.lineage.sweep() else { return Ok(()) };
+        for events in [b"/events/".as_slice(), b"events.k8s.io/events/"] {
+            debug_assert!(is_short_lived(events));
+            let end = key::end_of(events);
+            let mut old = Vec::new();
+            for row in self.objects.range(events..end.as_slice())? {
+                let (key, value) = row?;
+                let at = Record::read(value.value()).map_or(0, |r| self.lineage.past(r.stored_at));
+                if at + EVENT_TTL <= now {
+                    old.push(key.value().to_vec());
+                }
+            }
+            for key in old {
+                self.take(&key)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! Objects in another form than their own: Tables (`kubectl get`) and PartialObjectMetadata. In: answers, told by what
+//! they say of themselves and not by what was asked for. Out: whole documents; a Table that came in pages is put
+//! together, once all of them are here (I2).
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::codec::CodecError;
+
+/// Bytes of a body that tell its kind at the most: kind and apiVersion stand in front of everything else.
+const BEGINNING: usize = 512;
+/// Most documents that wait for their next page; at the limit the one that has waited longest is given up.
+const MAX_WAITING: usize = 16;
+/// Most bytes of a document in pages, and of all that wait together.
+pub const MAX_BYTES: usize = 8 << 20;
+
+/// Another form of objects, by `apiVersion` (empty where it isn't known) and `kind`.
+pub fn is_other(api_version: &str, kind: &str) -> bool {
+    api_version.starts_with("meta.k8s.io/")
+        || matches!(kind, "Table" | "PartialObjectMetadata" | "PartialObjectMetadataList")
+}
+
+/// A JSON body that begins so is another form; `None` where more of it is needed to tell.
+pub fn is_other_json(beginning: &[u8]) -> Option<bool> {
+    let find = |what: &str| memchr::memmem::find(beginning, what.as_bytes());
+    let end = [r#""metadata""#, r#""items""#, r#""rows""#].iter().filter_map(|key| find(key)).min();
+    if end.is_none() && beginning.len() < BEGINNING {
+        return None;
+    }
+    Some(find(r#""meta.k8s.io/"#).is_some_and(|at| end.is_none_or(|end| at < end)))
+}
+
+/// One spelling of a form, as [`crate::local::negotiate::other_forms`] has it; `None` of objects themselves.
+pub fn spelling(api_version: &str, kind: &str) -> Option<String> {
+    let version = api_version.strip_prefix("meta.k8s.io/")?;
+    Some(format!("application/json;as={kind};g=meta.k8s.io;v={version}"))
+}
+
+/// A page as far as it is taken apart.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page<'a> {
+    #[serde(borrow)]
+    column_definitions: Option<&'a RawValue>,
+    #[serde(borrow)]
+    rows: Option<&'a RawValue>,
+    #[serde(borrow)]
+    items: Option<&'a RawValue>,
+}
+
+/// A document of which the last pages have not come.
+#[derive(Debug)]
+struct Waiting {
+    key: Vec<u8>,
+    version: String,
+    asked: u64,
+    since: u64,
+    /// All in front of the rows.
+    head: String,
+    rows: Vec<u8>,
+}
+
+/// What a page says of itself.
+#[derive(Debug)]
+pub struct PageHead<'a> {
+    /// The document's key in the store.
+    pub key: Vec<u8>,
+    /// `kind`.
+    pub kind: &'a str,
+    /// `apiVersion`.
+    pub api_version: &'a str,
+    /// `metadata.resourceVersion`.
+    pub version: &'a str,
+    /// When the page was asked for.
+    pub asked: u64,
+}
+
+/// A whole document.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// Its key in the store.
+    pub key: Vec<u8>,
+    /// When its first page was asked for.
+    pub asked: u64,
+    /// The body, as the API server writes it without pages.
+    pub body: Vec<u8>,
+}
+
+/// The documents that wait, by the token of their next page.
+#[derive(Debug, Default)]
+pub struct FormPages(HashMap<String, Waiting>);
+
+impl FormPages {
+    /// Takes a page; the whole document where it was the last one and all before it are here.
+    ///
+    /// # Errors
+    /// Its rows or items are no list.
+    pub fn join(
+        &mut self,
+        (asked_by, next): (&str, &str),
+        head: &PageHead<'_>,
+        body: &[u8],
+    ) -> Result<Option<Joined>, CodecError> {
+        let bad = |error: serde_json::Error| CodecError::Json(error.to_string());
+        let page: Page<'_> = serde_json::from_slice(body).map_err(bad)?;
+        let rows = rows(page.rows.or(page.items))?;
+        let mut whole = if asked_by.is_empty() {
+            begin(head, &page)
+        } else {
+            let Some(before) = self.0.remove(asked_by) else { return Ok(None) };
+            if before.key != head.key || before.version != head.version {
+                return Ok(None);
+            }
+            before
+        };
+        if !whole.rows.is_empty() && !rows.is_empty() {
+            whole.rows.push(b',');
+        }
+        whole.rows.extend_from_slice(rows);
+        whole.since = head.asked;
+        if next.is_empty() {
+            let body = [whole.head.as_bytes(), &whole.rows, b"]}\n"].concat();
+            return Ok(Some(Joined { key: whole.key, asked: whole.asked, body }));
+        }
+        self.keep(next, whole);
+        Ok(None)
+    }
+
+    fn keep(&mut self, next: &str, whole: Waiting) {
+        if whole.rows.len() > MAX_BYTES {
+            return;
+        }
+        self.0.insert(next.to_owned(), whole);
+        while self.0.len() > MAX_WAITING || self.0.values().map(|w| w.rows.len()).sum::<usize>() > MAX_BYTES {
+            let oldest = self.0.iter().min_by_key(|(_, w)| w.since).map(|(token, _)| token.clone());
+            let Some(oldest) = oldest else { return };
+            self.0.remove(&oldest);
+        }
+    }
+}
+
+/// What stands between the brackets of a list; Go writes an empty one as null.
+fn rows(list: Option<&RawValue>) -> Result<&[u8], CodecError> {
+    let Some(list) = list else { return Ok(&[]) };
+    let text = list.get().trim();
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    Ok(inner.ok_or_else(|| CodecError::Json("rows are no list".into()))?.trim().as_bytes())
+}
+
+fn begin(head: &PageHead<'_>, page: &Page<'_>) -> Waiting {
+    let PageHead { kind, api_version, version, .. } = head;
+    let columns = page
+        .column_definitions
+        .map_or_else(String::new, |columns| format!(r#""columnDefinitions":{},"#, columns.get()));
+    let name = if *kind == "Table" { "rows" } else { "items" };
+    let meta = format!(r#""metadata":{{"resourceVersion":"{version}"}}"#);
+    Waiting {
+        key: head.key.clone(),
+        version: (*version).to_owned(),
+        asked: head.asked,
+        since: head.asked,
+        head: format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta},{columns}"{name}":["#),
+        rows: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(rows: &str, next: &str) -> String {
+        let meta = format!(r#"{{"resourceVersion":"9","continue":"{next}","remainingItemCount":1}}"#);
+        format!(
+            r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{meta},"columnDefinitions":[{{"name":"N"}}],"rows":{rows}}}"#
+        )
+    }
+
+    fn head(version: &'static str) -> PageHead<'static> {
+        PageHead { key: b"k".to_vec(), kind: "Table", api_version: "meta.k8s.io/v1", version, asked: 5 }
+    }
+
+    #[test]
+    fn i2_a_table_in_pages_is_whole_once_all_have_come() {
+        let mut pages = FormPages::default();
+        assert_eq!(pages.join(("", "1"), &head("9"), page("[{\"a\":1}]", "1").as_bytes()), Ok(None));
+        assert_eq!(pages.join(("1", "2"), &head("9"), page("null", "2").as_bytes()), Ok(None));
+        let whole = pages.join(("2", ""), &head("9"), page("[ {\"b\":2} ]", "").as_bytes()).unwrap().unwrap();
+        let expected = concat!(
+            r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"9"},"#,
+            r#""columnDefinitions":[{"name":"N"}],"rows":[{"a":1},{"b":2}]}"#,
+            "\n"
+        );
+        assert_eq!(String::from_utf8(whole.body).unwrap(), expected);
+        assert_eq!(
+            pages.join(("2", ""), &head("9"), page("[]", "").as_bytes()),
+            Ok(None),
+            "its beginning is gone"
+        );
+        assert_eq!(pages.join(("", "1"), &head("9"), page("[]", "1").as_bytes()), Ok(None));
+        assert_eq!(
+            pages.join(("1", ""), &head("10"), page("[]", "").as_bytes()),
+            Ok(None),
+            "another snapshot"
+        );
+        for n in 0..100 {
+            let _ = pages.join(("", &n.to_string()), &head("9"), page("[]", "x").as_bytes());
+        }
+        assert_eq!(pages.0.len(), MAX_WAITING);
+    }
+
+    #[test]
+    fn the_beginning_of_a_body_tells_its_form() {
+        let table = br#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{}"#;
+        assert_eq!(is_other_json(&table[..40]), None);
+        assert_eq!(is_other_json(table), Some(true));
+        let list = br#"{"kind":"PodList","apiVersion":"v1","metadata":{"x":"meta.k8s.io/v1"}"#;
+        assert_eq!(is_other_json(list), Some(false));
+        assert_eq!(is_other_json(br#"{"apiVersion":"x/v1","items":["meta.k8s.io/"#), Some(false));
+        assert_eq!(is_other_json(&[b' '; BEGINNING]), Some(false));
+    }
+}

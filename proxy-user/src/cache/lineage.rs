@@ -1,0 +1,137 @@
+//! Is the cloud still the cluster that it was? In: answers that contradict what is stored. Out: what to make of them.
+//!
+//! A read without a resourceVersion is answered by etcd itself and is the newest there is (a quorum read). In one etcd
+//! it can never show less than an answer that came before it was asked; where it does, the cluster was replaced or its
+//! etcd restored from a backup, and what is stored is of another past. An answer from an API server's watch cache may
+//! merely lag. See [`super::op::Said`].
+
+use std::collections::{HashMap, HashSet};
+
+use super::record::Record;
+use crate::clock::Clock;
+
+/// Most contradictions remembered; beyond it all are forgotten, and have to be seen twice again.
+const MAX_SUSPECTS: usize = 1_024;
+/// So many objects with another uid and a lower resourceVersion make another cluster.
+const STRANGERS: usize = 2;
+/// How often Events are looked through for old ones, in milliseconds.
+const SWEEP_EVERY: u64 = 600_000;
+/// The namespace that every cluster has, and that can't be deleted.
+pub const KUBE_SYSTEM: &[u8] = b"/namespaces/kube-system";
+
+/// What is known of the cluster's identity. Lives as long as the writer.
+#[derive(Debug)]
+pub struct Lineage {
+    clock: Clock,
+    now: u64,
+    /// What an answer has contradicted once, by object or collection.
+    suspects: HashSet<Vec<u8>>,
+    /// Objects that were replaced by older ones of another uid, and when those were asked for.
+    strangers: HashMap<Vec<u8>, u64>,
+    /// The batch that is being applied begins a new cluster.
+    pub(super) began_anew: bool,
+    /// When Events were last looked through.
+    swept: u64,
+}
+
+/// A stored object, as far as another copy is compared with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) version: u64,
+    pub(super) uid: String,
+    pub(super) at: u64,
+    pub(super) is_json: bool,
+}
+
+impl Lineage {
+    /// Nothing is known yet.
+    pub fn new(clock: Clock) -> Self {
+        let now = clock.now();
+        let (suspects, strangers) = (HashSet::new(), HashMap::new());
+        Self { clock, now, suspects, strangers, began_anew: false, swept: 0 }
+    }
+
+    /// A batch begins.
+    pub(super) fn begin(&mut self) {
+        (self.now, self.began_anew) = (self.clock.now(), false);
+    }
+
+    /// The batch is on disk.
+    pub(super) fn committed(&mut self) {
+        if self.began_anew {
+            self.suspects.clear();
+            self.strangers.clear();
+        }
+    }
+
+    /// A stored time, to compare with others; 0 where it is in the future: the clock has been set back since, and when
+    /// it really was isn't known.
+    pub(super) fn past(&self, time: u64) -> u64 {
+        if time > self.now { 0 } else { time }
+    }
+
+    /// Now, where it is time to look for what is too old.
+    pub(super) fn sweep(&mut self) -> Option<u64> {
+        if self.swept <= self.now && self.now < self.swept + SWEEP_EVERY {
+            return None;
+        }
+        self.swept = self.now;
+        Some(self.now)
+    }
+
+    /// An answer contradicts what is stored under this key. True from the second one on.
+    pub(super) fn is_confirmed(&mut self, key: &[u8]) -> bool {
+        if self.suspects.remove(key) {
+            return true;
+        }
+        if self.suspects.len() >= MAX_SUSPECTS {
+            self.suspects.clear();
+        }
+        self.suspects.insert(key.to_vec());
+        false
+    }
+
+    /// An answer agrees with what is stored.
+    pub(super) fn agrees(&mut self, key: &[u8]) {
+        self.suspects.remove(key);
+    }
+
+    /// An object has been replaced by an older one of another uid, asked for then. The time since when the cluster is
+    /// another one, once that is certain.
+    pub(super) fn stranger(&mut self, key: &[u8], asked: u64) -> Option<u64> {
+        if self.strangers.len() < MAX_SUSPECTS {
+            self.strangers.insert(key.to_vec(), asked);
+        }
+        (self.strangers.len() >= STRANGERS).then(|| self.since(asked))
+    }
+
+    /// The object is the other cluster's.
+    pub(super) fn is_stranger(&self, key: &[u8]) -> bool {
+        self.strangers.contains_key(key)
+    }
+
+    /// When the first stranger was asked for, or this one.
+    pub(super) fn since(&self, asked: u64) -> u64 {
+        self.strangers.values().copied().fold(asked, u64::min)
+    }
+}
+
+impl Stored {
+    pub(super) fn of(record: &Record<'_>, at: u64) -> Self {
+        let is_json = record.encoding == crate::local::negotiate::Encoding::Json;
+        Self { version: record.version, uid: record.uid.to_owned(), at, is_json }
+    }
+}
+
+/// A number that stands for a cluster.
+pub(super) fn fingerprint(uid: &str) -> u64 {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, uid.as_bytes());
+    digest.as_ref().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// `group/resource/` of an object's or collection's key.
+pub(super) fn resource_of(key: &[u8]) -> &[u8] {
+    let mut slashes = key.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
+    let end = slashes.nth(1).map_or(key.len(), |i| i + 1);
+    &key[..end]
+}

@@ -1,0 +1,393 @@
+//! Promise: offline a node says what the cloud said last, and no more. API servers that lag, a cluster that was restored
+//! or replaced, answers in another form than was asked for, events that are short-lived: none of them makes the store
+//! say what isn't so, or keep silent about what it knows.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
+use std::time::Duration;
+
+use anyhow::Result;
+use http::Request;
+use hublet_tests::client::{Answer, Client, Stream};
+use hublet_tests::cloud::{Lie, LieRule};
+use hublet_tests::eventually::eventually;
+use hublet_tests::site::Site;
+use serde_json::{Value, json};
+
+const NODES: &str = "/api/v1/nodes";
+const NODE: &str = "/api/v1/nodes/edge-1";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+const SOON: Duration = Duration::from_secs(5);
+
+fn source(answer: &Answer) -> &str {
+    answer.header("x-hublet-source")
+}
+
+/// One GET of this path is answered so.
+fn answer_once(site: &Site, path: &str, code: u16, body: &Value) {
+    answer_in(site, path, (code, "application/json"), serde_json::to_vec(body).unwrap());
+}
+
+fn answer_in(site: &Site, path: &str, (code, content_type): (u16, &str), body: Vec<u8>) {
+    let lie = Lie::Exactly { code, content_type: content_type.to_owned(), body };
+    site.cloud.lies().tell(LieRule::new("GET", path, lie).times(1));
+}
+
+fn get_as(client: &Client, accept: &str, path: &str) -> Result<Answer> {
+    client.send(Request::get(path).header("accept", accept).body(Vec::new())?)
+}
+
+fn not_found() -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "NotFound", "code": 404,
+        "message": "nodes \"edge-1\" not found", "details": {"name": "edge-1", "kind": "nodes"},
+    })
+}
+
+fn map(name: &str, labels: &Value, data: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "data": {"a": data},
+        "metadata": {"name": name, "namespace": "default", "labels": labels},
+    })
+}
+
+fn version(answer: &Value) -> String {
+    answer["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+}
+
+/// A GET from the watch cache of an API server that lags was answered with 404: no later answer of the same
+/// resourceVersion counted, and offline the node was "not found".
+#[test]
+fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let cached = format!("{NODE}?resourceVersion=0");
+    let node = admin.get(NODE)?;
+    answer_once(&site, NODE, 404, &not_found());
+    assert_eq!(admin.get(&cached)?.status, 404);
+    for _ in 0..3 {
+        assert_eq!(admin.get(&cached)?.body, node.body);
+    }
+    site.cut()?;
+    let stored = admin.get(NODE)?;
+    assert_eq!((stored.status, source(&stored), &stored.body), (200, "store", &node.body), "{stored:?}");
+    Ok(())
+}
+
+#[test]
+fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let before = admin.get(NODE)?.json();
+    let list = admin.get(NODES)?;
+    let mut node = before.clone();
+    node["metadata"]["labels"]["changed"] = json!("yes");
+    site.cloud.put(node)?;
+    let now = admin.get(NODE)?;
+    for _ in 0..3 {
+        answer_once(&site, NODE, 200, &before);
+        assert_eq!(admin.get(&format!("{NODE}?resourceVersion=0"))?.json(), before);
+        answer_in(&site, NODES, (200, "application/json"), list.body.to_vec());
+        admin.get(&format!("{NODES}?resourceVersion=0"))?;
+    }
+    site.cut()?;
+    assert_eq!(admin.get(NODE)?.body, now.body);
+    assert_eq!(admin.get(NODES)?.json()["items"][0]["metadata"], now.json()["metadata"]);
+    Ok(())
+}
+
+/// The cluster was replaced by another one at the same address: its objects have other uids and lower resourceVersions.
+/// They were served again and again while the cloud was there, and never taken.
+#[test]
+fn a_replaced_cluster_is_followed() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    site.cloud.put(map("former", &json!({}), "1"))?;
+    let former = format!("{MAPS}/former");
+    let (node, list) = (admin.get(NODE)?.json(), admin.get(NODES)?.json());
+    assert_eq!(admin.get(&former)?.status, 200);
+    let other = |mut object: Value| {
+        object["metadata"]["uid"] = json!("00000000-0000-4000-8000-000000000000");
+        object["metadata"]["resourceVersion"] = json!("7");
+        object
+    };
+    for _ in 0..2 {
+        answer_once(&site, NODE, 200, &other(node.clone()));
+        admin.get(NODE)?;
+    }
+    // What it answers online is what is served offline; the list of the former cluster is not.
+    site.cut()?;
+    let stored = admin.get(NODE)?;
+    assert_eq!(stored.json()["metadata"], other(node)["metadata"], "{stored:?}");
+    let nodes = admin.get(NODES)?;
+    assert_eq!(nodes.status, 503, "{nodes:?} for {list}");
+    Ok(())
+}
+
+/// The uid of kube-system tells one cluster from another: of the former one nothing is served, and nobody is allowed
+/// anything by it.
+#[test]
+fn another_kube_system_is_another_cluster() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let path = "/api/v1/namespaces/kube-system";
+    let mut namespace = admin.get(path)?.json();
+    let node = admin.get(NODE)?;
+    assert_eq!((node.status, admin.get(NODES)?.status), (200, 200));
+    namespace["metadata"]["uid"] = json!("00000000-0000-4000-8000-000000000000");
+    namespace["metadata"]["resourceVersion"] = json!("5");
+    answer_once(&site, path, 200, &namespace);
+    assert_eq!(admin.get(path)?.json(), namespace);
+    eventually(SOON, "the store has begun anew", || {
+        let store = site.daemon.status().ok()?["store"].clone();
+        (store["objects"] == 1 && store["collections"] == 0).then_some(())
+    })?;
+    site.cut()?;
+    for former in [NODE, NODES] {
+        let stored = admin.get(former)?;
+        assert!(stored.status >= 400 && stored.status != 404, "{former}: {stored:?}");
+    }
+    Ok(())
+}
+
+/// After etcd was restored from a backup the resourceVersions of lists are lower than before.
+#[test]
+fn a_restored_cluster_is_followed() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let online = admin.get(NODES)?;
+    let list = online.json();
+    let (whole, item) = (version(&list), version(&list["items"][0]));
+    // In the order in which the API server writes it.
+    let restored = online
+        .text()
+        .replace(&format!(r#""resourceVersion":"{whole}""#), r#""resourceVersion":"900""#)
+        .replace(&format!(r#""resourceVersion":"{item}""#), r#""resourceVersion":"800""#)
+        .replace(r#""labels":{"#, r#""labels":{"restored":"yes","#);
+    for _ in 0..2 {
+        answer_in(&site, NODES, (200, "application/json"), restored.clone().into_bytes());
+        assert_eq!(admin.get(NODES)?.text(), restored);
+    }
+    site.cut()?;
+    let stored = admin.get(NODES)?;
+    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(version(&stored.json()), "900");
+    assert_eq!(stored.json()["items"][0]["metadata"]["labels"]["restored"], "yes");
+    Ok(())
+}
+
+/// The type of a watch's first event, and all of it; nothing where it stays open and silent for a while.
+fn first_event(watch: &mut Stream) -> Option<Value> {
+    watch.event(Duration::from_millis(500)).ok().flatten()
+}
+
+/// Reads a forwarded watch until this many events have passed, so that the store has seen them, too.
+fn see(watch: &mut Stream, events: usize) -> Result<()> {
+    for _ in 0..events {
+        assert!(watch.event(SOON)?.is_some());
+    }
+    Ok(())
+}
+
+/// Offline, from an older resourceVersion, a watcher heard nothing of what the store knew to have changed since.
+#[test]
+fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    for name in ["kept", "changed", "deleted"] {
+        site.cloud.put(map(name, &json!({}), "1"))?;
+    }
+    let oldest = version(&admin.get(MAPS)?.json());
+    let path = |from: &str| format!("{MAPS}?watch=true&resourceVersion={from}");
+    let mut online = admin.watch(&path(&oldest))?;
+    site.cloud.delete(&format!("{MAPS}/deleted"))?;
+    see(&mut online, 1)?;
+    let older = site.cloud.version().to_string();
+    site.cloud.put(map("changed", &json!({}), "2"))?;
+    see(&mut online, 1)?;
+    site.cut()?;
+
+    let mut watch = admin.watch(&path(&oldest))?;
+    assert_eq!((watch.status, watch.headers["x-hublet-source"].to_str()?), (200, "store"));
+    let event = first_event(&mut watch).expect("a deletion is known");
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    assert_eq!(event["object"]["reason"], "Expired");
+    assert_eq!(watch.event(SOON)?, None, "and ends");
+
+    let event = first_event(&mut admin.watch(&path(&older))?).expect("a change is known");
+    assert_eq!((&event["type"], &event["object"]["data"]["a"]), (&json!("MODIFIED"), &json!("2")), "{event}");
+
+    let listed = version(&admin.get(MAPS)?.json());
+    assert_eq!(first_event(&mut admin.watch(&path(&listed))?), None, "open, and nothing to say");
+    let newer = (listed.parse::<u64>()? + 1_000).to_string();
+    assert_eq!(first_event(&mut admin.watch(&path(&newer))?), None, "nothing newer is known");
+    Ok(())
+}
+
+/// What is known beyond the list's own resourceVersion can't be told as an event (the client would go on from there and
+/// miss what others did before), so that the client lists again, once.
+#[test]
+fn i5_a_change_beyond_the_list_is_told_by_listing_again_once() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    for name in ["kept", "gone"] {
+        site.cloud.put(map(name, &json!({}), "1"))?;
+    }
+    let listed = version(&admin.get(MAPS)?.json());
+    let path = format!("{MAPS}?watch=true&resourceVersion={listed}");
+    let gone = format!("{MAPS}/gone");
+    site.cloud.delete(&gone)?;
+    assert_eq!(admin.get(&gone)?.status, 404);
+    // It may watch, and this watch, which begins behind the list, does not carry the list on.
+    drop(admin.watch(&format!("{MAPS}?watch=true&resourceVersion={}", site.cloud.version()))?);
+    site.cut()?;
+    let event = first_event(&mut admin.watch(&path)?).expect("the deletion is known");
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    let again = admin.get(MAPS)?.json();
+    assert_eq!((again["items"].as_array().map(Vec::len), version(&again)), (Some(1), listed));
+    assert_eq!(first_event(&mut admin.watch(&path)?), None, "it knows by now");
+    Ok(())
+}
+
+#[test]
+fn i5_what_left_a_selection_is_told() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
+    site.cloud.put(map("stays", &json!({"app": "x"}), "1"))?;
+    let selected = format!("{MAPS}?labelSelector=app%3Dx");
+    let listed = version(&admin.get(&selected)?.json());
+    let path = format!("{selected}&watch=true&resourceVersion={listed}");
+    let mut online = admin.watch(&path)?;
+    site.cloud.put(map("moves", &json!({"app": "y"}), "1"))?;
+    see(&mut online, 1)?;
+    site.cut()?;
+    let event = first_event(&mut admin.watch(&path)?).expect("it is known to have left");
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    let again = admin.get(&selected)?.json();
+    assert_eq!(again["items"].as_array().map(Vec::len), Some(1), "{again}");
+    Ok(())
+}
+
+/// Offline watches said that what they begin with was said just now.
+#[test]
+fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let listed = version(&admin.get(NODES)?.json());
+    let path = format!("{NODES}?watch=true&resourceVersion={listed}");
+    drop(admin.watch(&path)?);
+    site.cut()?;
+    eventually(SOON, "the list is two seconds old", || {
+        let answer = admin.get(NODES).ok()?;
+        (answer.header("age").parse::<u64>().ok()? >= 2).then_some(())
+    })?;
+    let age: u64 = admin.watch(&path)?.headers["age"].to_str()?.parse()?;
+    assert!(age >= 2, "Age: {age}");
+    Ok(())
+}
+
+/// `kubectl get` asks for a Table, else for the objects themselves: a server that answers with those was not believed,
+/// so that offline there was neither.
+#[test]
+fn a_plain_list_in_the_place_of_a_table_is_stored() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    for path in [NODES, NODE, "/apis/crd.projectcalico.org/v1/ippools"] {
+        let online = get_as(&admin, TABLE, path)?;
+        assert!(online.status == 200 && online.json()["kind"] != "Table", "{online:?}");
+    }
+    site.cut()?;
+    for path in [NODES, NODE, "/apis/crd.projectcalico.org/v1/ippools"] {
+        let stored = get_as(&admin, TABLE, path)?;
+        assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+        assert_eq!(admin.get(path)?.status, 200);
+    }
+    Ok(())
+}
+
+/// `kubectl get` asks for 500 objects at a time: a Table that came in pages was not stored.
+#[test]
+fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let page = |name: &str, next: &str| {
+        json!({
+            "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+            "metadata": {"resourceVersion": "5000", "continue": next},
+            "columnDefinitions": [{"name": "Name", "type": "string"}], "rows": [{"cells": [name]}],
+        })
+    };
+    let first = format!("{MAPS}?limit=500");
+    for (path, page) in
+        [(first.clone(), page("a", "next")), (format!("{first}&continue=next"), page("b", ""))]
+    {
+        answer_once(&site, MAPS, 200, &page);
+        assert_eq!(get_as(&admin, TABLE, &path)?.json(), page);
+    }
+    site.cut()?;
+    let stored = get_as(&admin, TABLE, &first)?;
+    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    let table = stored.json();
+    assert_eq!((&table["kind"], version(&table).as_str()), (&json!("Table"), "5000"));
+    assert_eq!(table["rows"], json!([{"cells": ["a"]}, {"cells": ["b"]}]));
+    assert_eq!(table["metadata"]["continue"], Value::Null, "there is no next page");
+    Ok(())
+}
+
+/// `varint(len)` of a length below 128, and the bytes: a field of a protobuf message.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()], bytes].concat()
+}
+
+/// A watch for metadata in protobuf whose collection is empty holds no object that tells its form, only a bookmark: it
+/// was stored as the collection itself, and a plain list answered as `PartialObjectMetadataList`.
+#[test]
+fn metadata_alone_is_not_the_collection() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let maps = "/api/v1/namespaces/kube-public/configmaps";
+    let online = admin.get(maps)?;
+    let bookmark = {
+        let end = [field(1, b"k8s.io/initial-events-end"), field(2, b"true")].concat();
+        let meta = field(1, &[field(6, b"5000"), field(12, &end)].concat());
+        let kind = [field(1, b"meta.k8s.io/v1"), field(2, b"PartialObjectMetadata")].concat();
+        let object = [b"k8s\0".to_vec(), field(1, &kind), field(2, &meta), vec![0x1a, 0, 0x22, 0]].concat();
+        // 128 bytes and more take two bytes of length.
+        let wrap = |number: u8, bytes: &[u8]| {
+            let len = u16::try_from(bytes.len()).unwrap();
+            let low = u8::try_from(len & 0x7f).unwrap() | 0x80;
+            [&[number << 3 | 2, low, u8::try_from(len >> 7).unwrap()], bytes].concat()
+        };
+        let event = [field(1, b"BOOKMARK"), wrap(2, &wrap(1, &object))].concat();
+        [u32::try_from(event.len()).unwrap().to_be_bytes().to_vec(), event].concat()
+    };
+    let media = "application/vnd.kubernetes.protobuf;stream=watch";
+    answer_in(&site, maps, (200, media), bookmark.clone());
+    let path = format!(
+        "{maps}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+    );
+    let accept = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    assert_eq!(get_as(&admin, accept, &path)?.body, bookmark);
+    site.cut()?;
+    let stored = admin.get(maps)?;
+    assert_eq!((stored.status, &stored.body), (200, &online.body), "{stored:?}");
+    Ok(())
+}
+
+/// The cloud drops an Event after an hour; what a node's own components post was kept for ever.
+#[test]
+fn events_that_a_node_posts_are_not_kept() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let events = "/api/v1/namespaces/default/events";
+    let event =
+        json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e1", "namespace": "default"}});
+    let path = format!("{events}/e1");
+    assert_eq!(admin.get(&path)?.status, 404);
+    assert_eq!(admin.json("POST", events, &event)?.status, 201);
+    site.cut()?;
+    let stored = admin.get(&path)?;
+    assert!(!matches!(stored.status, 200 | 404), "neither kept nor said to be absent: {stored:?}");
+    Ok(())
+}
