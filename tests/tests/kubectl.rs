@@ -161,6 +161,8 @@ fn what_kubectl_reads_is_the_same_past_through_and_after_the_cut() -> Result<()>
             "get ippools.crd.projectcalico.org",
             "get clusterinformations.crd.projectcalico.org default",
             "get services --all-namespaces",
+            // A Table in pages.
+            "get configmaps --all-namespaces --chunk-size=2",
         ];
         let (past, through) = (Kubectl::past_hublet(edge)?, Kubectl::through_hublet(edge)?);
         let mut online = Vec::new();

@@ -34,9 +34,12 @@ impl Batch<'_> {
         {
             return Ok(());
         }
-        self.take(key)?;
+        self.changed = true;
         *self.forms.entry(form_key(key, &incoming)).or_default() += 1;
-        self.objects.insert(key, new.value.as_slice())?;
+        let replaced = self.objects.insert(key, new.value.as_slice())?;
+        if let Some(form) = replaced.and_then(|v| Record::read(v.value()).map(|r| form_key(key, &r))) {
+            *self.forms.entry(form).or_default() -= 1;
+        }
         self.wishes |= super::steering::mentions(key, &new.value);
         Ok(())
     }
