@@ -17,12 +17,12 @@ use crate::cache::grants::Credential;
 use crate::cache::store::StoreError;
 use crate::client::{Client, Connection};
 use crate::clock::Clock;
-use crate::cloud::dial::Dialer;
-use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
+use crate::cloud::dial::{DialError, Dialer};
+use crate::cloud::forward::{Cloud, ForwardError, Terms, end_to_end, is_repeatable};
 use crate::cloud::health::{CloudState, Health};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upgrade::is_upgrade;
-use crate::cloud::upstreams::Upstreams;
+use crate::cloud::upstreams::{Upstreams, Way};
 use crate::config::Config;
 use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{Local, Question, SOURCE, away, grant_key};
@@ -301,10 +301,14 @@ impl Handler {
     async fn fetch(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, ForwardError> {
         let reading = call.reading();
         let asked = self.cache.clock.now();
-        let (response, place) = self.cloud.send(&call.parts, body).await?;
+        let terms = self.terms(call, &reading);
+        let (response, mut place) = self.cloud.send(&call.parts, body, terms).await?;
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
         self.cache.judge(&call.credential, reading.verb, call.grant.as_deref(), status);
+        if matches!(terms.way, Way::Apart(_)) && self.has_proven_itself(&call.credential) {
+            self.cloud.upstreams.proven(&mut place);
+        }
         let capture = reading
             .understood()
             .and_then(|request| Exchange::of(request, (status, &head.headers), asked))
@@ -318,6 +322,21 @@ impl Handler {
         *response.headers_mut() = end_to_end(&head.headers);
         response.headers_mut().insert(SOURCE, HeaderValue::from_static("cloud"));
         Ok(response)
+    }
+
+    /// How the cloud may be asked: credentials that have not proven themselves keep off the shared connections.
+    fn terms(&self, call: &Call, reading: &Reading<'_>) -> Terms {
+        let way = match reading.verb {
+            _ if !self.has_proven_itself(&call.credential) => Way::Apart(call.flow.client()),
+            Verb::Watch => Way::Watch,
+            _ => Way::Whole,
+        };
+        Terms { way, repeatable: is_repeatable(reading) }
+    }
+
+    fn has_proven_itself(&self, credential: &Credential) -> bool {
+        let proven = |c| self.cache.grants.knows(c, self.cache.clock.now(), u64::MAX);
+        *credential != Credential::Anonymous && proven(credential)
     }
 
     async fn upgrade(
@@ -342,7 +361,12 @@ impl Handler {
         let source = if answer.is_ok() { Source::Cloud } else { Source::Hublet };
         self.metrics.answered(Verb::Other, source);
         answer.unwrap_or_else(|error| {
-            Refusal::Unknown(format!("hublet: no stream to the cloud: {error}")).response(errors)
+            let what = format!("hublet: no stream to the cloud: {error}");
+            let refusal = match error {
+                ForwardError::Lost(_) => Refusal::OutcomeUnknown(what),
+                _ => Refusal::Unknown(what),
+            };
+            refusal.response(errors)
         })
     }
 
@@ -423,7 +447,10 @@ impl Call {
 /// What the caller of a write is told.
 fn refused(call: &Call, error: &ForwardError) -> Refusal {
     match error {
+        // A limit of our own says nothing about the cloud.
+        ForwardError::NotSent(DialError::Busy) => Refusal::TooManyRequests,
         ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(call.away()),
+        ForwardError::NotTaken(_) => Refusal::Unknown(format!("hublet: {error}: nothing was done")),
         ForwardError::Lost(_) => Refusal::OutcomeUnknown(format!(
             "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",
             call.reading().verb.as_str()

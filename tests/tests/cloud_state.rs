@@ -130,7 +130,8 @@ fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
             scope.spawn(|| nobody.get("/version").is_ok());
         }
         let asked = || site.cloud.record().count(|request| request.path == "/version");
-        eventually(Duration::from_secs(2), "all places are taken", || (asked() >= 32).then_some(()))?;
+        // Of the 32, one party has eight.
+        eventually(Duration::from_secs(2), "all its places are taken", || (asked() >= 8).then_some(()))?;
         for n in 0..2 {
             let slow = admin.get(NODE)?;
             assert_eq!((slow.status, source(&slow)), (200, "cloud"), "{slow:?}");

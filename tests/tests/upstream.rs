@@ -3,15 +3,28 @@
 //! whatever still hangs in the dead link ends at once.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hublet_tests::cloud;
+use http::Request;
+use hublet_tests::client::{Answer, Client};
+use hublet_tests::cloud::{self, Cloud, Lie, LieRule};
+use hublet_tests::daemon::{self, Daemon};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
+use hublet_tests::kube::edge::Edge;
+use hublet_tests::netns::Netns;
+use hublet_tests::require;
 use hublet_tests::site::Site;
+use serde_json::json;
 
 const NODES: &str = "/api/v1/nodes";
+const NODE: &str = "/api/v1/nodes/edge-1";
+/// A call to a service in the cluster: whatever its method, hublet can't know what it does.
+const ORDER: &str = "/api/v1/namespaces/default/services/shop:80/proxy/order?item=1";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const SOON: Duration = Duration::from_secs(10);
 
 fn state(site: &Site) -> String {
@@ -44,4 +57,289 @@ fn a_watch_ends_with_the_verdict_that_the_cloud_is_away() -> Result<()> {
         assert!(took < Duration::from_secs(1), "{alpn:?}: the watch ended {took:?} after the verdict");
     }
     Ok(())
+}
+
+fn protocols() -> [Vec<&'static str>; 2] {
+    [vec!["h2", "http/1.1"], vec!["http/1.1"]]
+}
+
+fn ask(client: &Client, method: &str, uri: &str) -> Answer {
+    client.send(Request::builder().method(method).uri(uri).body(Vec::new()).unwrap()).unwrap()
+}
+
+fn taken(site: &Site, method: &str, uri: &str) -> usize {
+    let path = uri.split('?').next().unwrap();
+    site.cloud.record().count(|request| request.method == method && request.path == path)
+}
+
+/// Whatever had no body was sent once more when its connection broke, although the server had done it.
+#[test]
+fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()> {
+    for alpn in protocols() {
+        let cloud = cloud::Options { alpn: alpn.clone(), ..Default::default() };
+        let Some(site) = Site::with_cloud("once", cloud, |_| {})? else { return Ok(()) };
+        let admin = site.daemon.client(Some(&site.cloud.admin_token))?;
+        let map = format!("{MAPS}/m");
+        let calls = [("POST", ORDER), ("GET", ORDER), ("DELETE", &map), ("DELETE", MAPS), ("PUT", &map)];
+        for (method, uri) in calls {
+            assert_eq!(admin.get(NODE)?.status, 200);
+            until_state(&site, "connected")?;
+            let path = uri.split('?').next().unwrap();
+            site.cloud.lies().tell(LieRule::new(method, path, Lie::Break).times(1));
+            let answer = ask(&admin, method, uri);
+            assert_eq!(taken(&site, method, uri), 1, "{alpn:?} {method} {uri}: {answer:?}");
+            assert_eq!(answer.status, 504, "{alpn:?} {method} {uri}: {answer:?}");
+        }
+        // A read of the API's own data is asked again, and nobody notices.
+        until_state(&site, "connected")?;
+        let before = taken(&site, "GET", NODE);
+        site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Break).times(1));
+        let answer = admin.get(NODE)?;
+        assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"), "{answer:?}");
+        assert_eq!(taken(&site, "GET", NODE), before + 2);
+    }
+    Ok(())
+}
+
+/// What the server refuses before it has looked at it (RFC 9113 §8.7) is safe to send again, whatever it is.
+#[test]
+fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
+    let Some(site) = Site::start("refused", |_| {})? else { return Ok(()) };
+    let admin = site.daemon.client(Some(&site.cloud.admin_token))?;
+    site.cloud.put(json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m"}}))?;
+    let map = format!("{MAPS}/m");
+    assert_eq!(admin.get(&map)?.status, 200);
+    site.cloud.lies().tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(1));
+    assert_eq!(ask(&admin, "DELETE", &map).status, 200);
+    assert_eq!(site.cloud.get(&map)?, None, "it was done");
+    site.cloud.lies().tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(9));
+    let answer = ask(&admin, "DELETE", &map);
+    assert_eq!(answer.status, 503, "certainly not done: {answer:?}");
+    Ok(())
+}
+
+/// A stalled upgrade hung for as long as its client had patience, and any number of them took a connection each.
+#[test]
+fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
+    let Some(site) = Site::start("upgrade", |_| {})? else { return Ok(()) };
+    let admin = site.daemon.client(Some(&site.cloud.admin_token))?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    until_state(&site, "connected")?;
+    let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
+    options.alpn = vec!["http/1.1"];
+    options.patience = Duration::from_secs(20);
+    let exec = Client::new(options)?;
+    site.cloud.lies().tell(LieRule::new("POST", "/api/v1/namespaces/default/pods", Lie::Hang));
+    let request = Request::post("/api/v1/namespaces/default/pods/p/exec?command=ls")
+        .header("connection", "Upgrade")
+        .header("upgrade", "SPDY/3.1");
+    let request = request.body(Vec::new())?;
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| exec.send(request));
+        eventually(SOON, "the cloud has the upgrade", || {
+            site.cloud.record().count(|request| request.path.ends_with("/exec")).checked_sub(1)
+        })?;
+        site.fault.set(Fault::Blackhole(None))?;
+        let _stored = admin.get(NODE)?;
+        until_state(&site, "disconnected")?;
+        let verdict = Instant::now();
+        let answer = asked.join().expect("no panic")?;
+        assert_eq!(answer.status, 504, "{answer:?}");
+        assert!(verdict.elapsed() < Duration::from_secs(1), "{:?} after the verdict", verdict.elapsed());
+        Ok(())
+    })
+}
+
+/// Eight clients that asked for a long list and did not read it took the whole flow-control window of the connection
+/// that all shared: watches of others fell silent.
+#[test]
+fn readers_that_are_stuck_silence_nobody_else() -> Result<()> {
+    let Some(site) = Site::start("stuck", |_| {})? else { return Ok(()) };
+    site.cloud.lies().tell(LieRule::new("list", MAPS, Lie::Endless));
+    let admin = site.admin()?;
+    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let path = format!("{NODES}?watch=true&resourceVersion={version}");
+    let mut before = admin.watch(&path)?;
+    let mut stuck = Vec::new();
+    for _ in 0..8 {
+        let client = site.daemon.client(Some(&site.cloud.admin_token))?;
+        stuck.push((client.watch(MAPS)?, client));
+    }
+    // Their windows fill up.
+    let down = || site.fault.stats().bytes_down;
+    let mut last = 0;
+    eventually(SOON, "the stuck answers stand still", || {
+        std::thread::park_timeout(Duration::from_millis(200));
+        let now = down();
+        (std::mem::replace(&mut last, now) == now).then_some(())
+    })?;
+    let mut node = site.cloud.get(NODE)?.unwrap();
+    node["metadata"]["labels"]["seen"] = json!("yes");
+    site.cloud.put(node)?;
+    let event = before.event(Duration::from_secs(1))?.unwrap();
+    assert_eq!(event["object"]["metadata"]["labels"]["seen"], "yes");
+    let mut after = admin.watch(&path)?;
+    assert_eq!(after.event(Duration::from_secs(1))?.unwrap()["object"]["metadata"]["labels"]["seen"], "yes");
+    let start = Instant::now();
+    let answer = admin.get(NODES)?;
+    assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    Ok(())
+}
+
+/// Requests beyond the streams that a server allows waited in hyper's queue, behind watches that never end.
+#[test]
+fn a_server_that_allows_few_streams_gets_more_connections() -> Result<()> {
+    let cloud = cloud::Options { max_streams: 20, ..Default::default() };
+    let Some(site) = Site::with_cloud("streams", cloud, |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let path = format!("{NODES}?watch=true&resourceVersion={version}");
+    let start = Instant::now();
+    let mut watches = Vec::new();
+    for number in 0..70 {
+        let watch = admin.watch(&path).inspect_err(|_| eprintln!("watch {number}"))?;
+        assert_eq!((watch.status, &watch.headers["x-hublet-source"]), (200, &"cloud".parse().unwrap()));
+        watches.push(watch);
+    }
+    assert_eq!(admin.get(NODES)?.header("x-hublet-source"), "cloud");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    Ok(())
+}
+
+/// Connections to a server without HTTP/2 were dialled one after the other, each behind the handshake of the one before.
+#[test]
+fn connections_to_an_http1_server_are_dialled_at_once_and_used_again() -> Result<()> {
+    let cloud = cloud::Options { alpn: vec!["http/1.1"], ..Default::default() };
+    let Some(site) = Site::with_cloud("http1", cloud, |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODES)?.status, 200);
+    let idle = site.fault.stats().connections;
+    for _ in 0..10 {
+        assert_eq!(admin.get(NODES)?.header("x-hublet-source"), "cloud");
+    }
+    assert!(site.fault.stats().connections <= idle + 2, "idle connections are used again");
+    site.fault.set(Fault::Delay(Duration::from_millis(60)))?;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let ask = || ask(&admin, "DELETE", &format!("{MAPS}/none"));
+        let asked: Vec<_> = (0..24).map(|_| scope.spawn(ask)).collect();
+        for one in asked {
+            assert_eq!(one.join().unwrap().status, 404);
+        }
+    });
+    // A round trip takes 120 ms; each of them needs two or three.
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    Ok(())
+}
+
+/// Of a name with several addresses the first one alone was ever waited for.
+#[test]
+fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
+    if !require::root() {
+        return Ok(());
+    }
+    let (node, far) = (Netns::new("node")?, Netns::new("cloud")?);
+    let near = node.link("203.0.113.1".parse()?, &far, "203.0.113.130".parse()?)?;
+    let dead = node.link("192.0.2.1".parse()?, &far, "192.0.2.9".parse()?)?;
+    // Packets leave for there, and nobody takes them. Resolvers put the nearer address first (RFC 6724, rule 9).
+    node.ip(&format!("neigh add 192.0.2.2 lladdr 02:00:00:00:00:99 dev {} nud permanent", dead.name()))?;
+    let cloud = Cloud::start(cloud::Options {
+        listen: "203.0.113.130:6443".parse()?,
+        names: vec!["api.test".into()],
+        netns: Some(far),
+        ..Default::default()
+    })?;
+    let folder = tempfile::tempdir()?;
+    let (hosts, program) = (folder.path().join("hosts"), folder.path().join("hublet"));
+    std::fs::write(&hosts, "127.0.0.1 localhost\n192.0.2.2 api.test\n203.0.113.130 api.test\n")?;
+    let script = format!(
+        "#!/bin/sh\nexec unshare --mount sh -c 'mount --bind {} /etc/hosts && exec \"$0\" \"$@\"' {} \"$@\"\n",
+        hosts.display(),
+        daemon::binary()?.display(),
+    );
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let mut options = daemon::Options::new("https://api.test:6443", cloud.ca.pem(), Some(&node));
+    options.binary = Some(program);
+    let daemon = Daemon::start(options)?;
+    let client = daemon.client(Some(&cloud.admin_token))?;
+    for _ in 0..3 {
+        let start = Instant::now();
+        let answer = client.get(NODES)?;
+        assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"), "{answer:?}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+    drop(near);
+    Ok(())
+}
+
+/// The API server answers a token that it refuses with GOAWAY (`UnauthenticatedHTTP2DOSMitigation`), on the connection
+/// that all shared: with four such clients a fifth of others' writes ended in 504, and good tokens met 401.
+#[test]
+fn junk_tokens_hurt_nobody_else() -> Result<()> {
+    Edge::run(|edge| {
+        let client = |token: &str| {
+            let mut options = edge.daemon.client_options(Some(token))?;
+            options.keep = true;
+            Client::new(options)
+        };
+        let writer = client(edge.cloud.admin_token())?;
+        let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m"}});
+        assert_eq!(writer.json("POST", MAPS, &map)?.status, 201);
+        // Good once, and then no longer: its account is deleted.
+        let admin = edge.cloud.admin();
+        let account = "/api/v1/namespaces/default/serviceaccounts/leaver";
+        admin
+            .create("/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "leaver"}}))?;
+        let leaver = client(&admin.token("default", "leaver")?)?;
+        assert_eq!(leaver.get(MAPS)?.status, 403, "known, without rights");
+        admin.delete(account)?;
+        eventually(Duration::from_secs(30), "the token is refused", || {
+            (leaver.get(MAPS).ok()?.status == 401).then_some(())
+        })?;
+        let junk = ["junk-1", "junk-2", "junk-3", "junk-4"].map(client);
+        let over = AtomicBool::new(false);
+        let failed = std::thread::scope(|scope| {
+            for one in junk.iter().flatten().chain([&leaver]) {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let _refused = one.get(MAPS);
+                        std::thread::park_timeout(Duration::from_millis(200));
+                    }
+                });
+            }
+            let failed = beside(edge, &writer, &client);
+            over.store(true, Ordering::Relaxed);
+            failed
+        })?;
+        assert!(failed.is_empty(), "{} calls failed:\n{}", failed.len(), failed.join("\n"));
+        assert_eq!(leaver.get(MAPS)?.status, 401);
+        Ok(())
+    })
+}
+
+/// What good clients do meanwhile, 200 writes, and reads by tokens that the cloud sees for the first time: the failures,
+/// five at the most.
+fn beside(edge: &Edge, writer: &Client, client: &dyn Fn(&str) -> Result<Client>) -> Result<Vec<String>> {
+    let mut failed = Vec::new();
+    for number in 0..200 {
+        if failed.len() == 5 {
+            break;
+        }
+        let patch = json!({"data": {"n": number.to_string()}});
+        let answer = writer.json("PATCH", &format!("{MAPS}/m"), &patch)?;
+        if answer.status != 200 {
+            failed.push(format!("write {number}: {}", answer.text()));
+        }
+        if number % 10 == 0 {
+            let fresh = client(&edge.cloud.admin().token("kube-system", "hublet-tests-admin")?)?;
+            let answer = fresh.get(MAPS)?;
+            if (answer.status, answer.header("x-hublet-source")) != (200, "cloud") {
+                failed.push(format!("fresh token {number}: {}", answer.text()));
+            }
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    Ok(failed)
 }

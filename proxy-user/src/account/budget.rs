@@ -52,6 +52,7 @@ struct Share {
 /// One connection's bytes: its client's share, and whether they move.
 #[derive(Debug)]
 pub struct Flow {
+    client: Client,
     budget: Arc<Budget>,
     share: Arc<Share>,
     owed: AtomicUsize,
@@ -131,6 +132,7 @@ impl Budget {
         self.used.fetch_add(CONNECTION, SeqCst);
         share.used.fetch_add(CONNECTION, SeqCst);
         Arc::new(Flow {
+            client,
             budget: Arc::clone(self),
             share,
             owed: AtomicUsize::new(0),
@@ -169,6 +171,11 @@ impl Budget {
 }
 
 impl Flow {
+    /// Whose connection it is.
+    pub fn client(&self) -> Client {
+        self.client
+    }
+
     /// Its client has room for more.
     pub fn has_room(&self) -> bool {
         self.budget.has_room(&self.share)

@@ -1,6 +1,7 @@
 //! One connection to the API server, from the moment TLS is up. In: a TLS stream. Out: a sender of requests, and a task
 //! that moves the bytes until the connection has ended, or until all connections are told to close.
 
+use std::any::Any;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,6 +22,8 @@ use crate::upload::Upload;
 const PING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(10));
 /// Longest header section of an answer, in bytes.
 const HEADERS: u32 = 64 << 10;
+/// Most bytes of an HTTP/1.1 connection that are received and not read yet; its header section must fit.
+const BUFFER: usize = 64 << 10;
 
 /// Sends requests on one connection.
 #[derive(Debug)]
@@ -71,7 +74,8 @@ pub struct Http2 {
 /// The server hasn't said yet how many streams it allows.
 pub const UNKNOWN: usize = usize::MAX - 1;
 
-/// Speaks HTTP/2; `ended` is called once, with why, if it broke.
+/// Speaks HTTP/2. `opening` is dropped as soon as the server has said how many streams it allows; `ended` is called once,
+/// with why, if it broke.
 ///
 /// # Errors
 /// The handshake failed.
@@ -79,6 +83,7 @@ pub async fn http2(
     tls: CloudStream,
     windows: Windows,
     closing: WaitForCancellationFutureOwned,
+    opening: Box<dyn Any + Send>,
     ended: impl FnOnce(Option<hyper::Error>) + Send + 'static,
 ) -> Result<Http2, hyper::Error> {
     let joined = Joined::default();
@@ -94,8 +99,13 @@ pub async fn http2(
         .handshake(TokioIo::new(tls))
         .await?;
     let streams = Arc::new(AtomicUsize::new(UNKNOWN));
-    let (bytes, known) = (joined.take(), Arc::clone(&streams));
-    let driver = Driver { requests: Some(requests), bytes, streams: known, broken: None };
+    let driver = Driver {
+        requests: Some(requests),
+        bytes: joined.take(),
+        streams: Arc::clone(&streams),
+        opening: Some(opening),
+        broken: None,
+    };
     let task = tokio::spawn(async move {
         let broken = tokio::select! {
             biased;
@@ -115,7 +125,8 @@ pub async fn http1(
     tls: CloudStream,
     closing: WaitForCancellationFutureOwned,
 ) -> Result<http1::SendRequest<Upload>, hyper::Error> {
-    let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
+    let (sender, connection) =
+        http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(tls)).await?;
     // After an upgrade the bytes are no longer the connection's; whoever copies them listens to `closing` as well.
     let connection = connection.with_upgrades();
     tokio::spawn(async move {
@@ -160,6 +171,7 @@ struct Driver {
     requests: Option<Requests>,
     bytes: Option<Work>,
     streams: Arc<AtomicUsize>,
+    opening: Option<Box<dyn Any + Send>>,
     broken: Option<hyper::Error>,
 }
 
@@ -173,6 +185,15 @@ impl Driver {
         }
         Poll::Ready(())
     }
+
+    fn look_at_settings(&mut self) {
+        let Some(requests) = &self.requests else { return };
+        let streams = requests.current_max_send_streams();
+        self.streams.store(streams, Ordering::Relaxed);
+        if streams != UNKNOWN {
+            self.opening = None;
+        }
+    }
 }
 
 impl Future for Driver {
@@ -184,9 +205,9 @@ impl Future for Driver {
         let _taken = self.poll_requests(cx);
         if let Some(bytes) = &mut self.bytes {
             let moved = bytes.as_mut().poll(cx);
-            if let Some(requests) = &self.requests {
-                self.streams.store(requests.current_max_send_streams(), Ordering::Relaxed);
-            }
+            self.look_at_settings();
+            // A GOAWAY that has come closes the senders at once.
+            let _taken = self.poll_requests(cx);
             ready!(moved);
             self.bytes = None;
         }

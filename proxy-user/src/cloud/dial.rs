@@ -6,12 +6,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::heard::{Heard, HeardStream};
+use super::resolve::Resolver;
 use crate::config::Server;
 
 /// Longest time for one connection to be ready for requests.
@@ -19,6 +22,8 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection that is ready for HTTP.
 pub type CloudStream = TlsStream<HeardStream>;
+/// Between the beginnings of connections to different addresses of the server.
+const STAGGER: Duration = Duration::from_millis(250);
 
 /// Why no connection could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +92,7 @@ pub struct Dialer {
     http1: TlsConnector,
     mark: u32,
     heard: Arc<Heard>,
+    resolver: Arc<Resolver>,
 }
 
 impl std::fmt::Debug for Dialer {
@@ -117,7 +123,8 @@ impl Dialer {
             TlsConnector::from(Arc::new(config))
         };
         let (both, http1) = (config(&[b"h2", b"http/1.1"]), config(&[b"http/1.1"]));
-        Ok(Self { server: server.clone(), name, both, http1, mark, heard: Arc::default() })
+        let resolver = Arc::new(Resolver::new(server));
+        Ok(Self { server: server.clone(), name, both, http1, mark, heard: Arc::default(), resolver })
     }
 
     /// The server.
@@ -136,25 +143,39 @@ impl Dialer {
     /// See [`DialError`].
     pub async fn dial(&self, http1: bool) -> Result<CloudStream, DialError> {
         let dial = async {
-            let tcp = HeardStream::new(self.connect().await?, Arc::clone(&self.heard));
+            let (address, tcp) = self.connect().await?;
+            self.resolver.connected(address);
+            let tcp = HeardStream::new(tcp, Arc::clone(&self.heard));
             let tls = if http1 { &self.http1 } else { &self.both };
             let failed = |source| DialError::Tls { host: self.server.host.clone(), source };
-            tls.connect(self.name.clone(), tcp).await.map_err(failed)
+            let stream = tls.connect(self.name.clone(), tcp).await.map_err(failed)?;
+            self.resolver.serves(address);
+            Ok(stream)
         };
         tokio::time::timeout(DIAL_TIMEOUT, dial).await.unwrap_or(Err(DialError::Timeout))
     }
 
-    async fn connect(&self) -> Result<TcpStream, DialError> {
-        let (host, port) = (self.server.host.as_str(), self.server.port);
-        let resolve = |source| DialError::Resolve { host: host.to_owned(), source };
-        let mut last = None;
-        for address in tokio::net::lookup_host((host, port)).await.map_err(resolve)? {
-            match self.connect_to(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(source) => last = Some(DialError::Connect { address, source }),
+    /// The first of the server's addresses that takes a connection: one after the other is tried, each a quarter of a
+    /// second after the one before, or as soon as that one has failed (happy eyeballs, RFC 8305 §5).
+    async fn connect(&self) -> Result<(SocketAddr, TcpStream), DialError> {
+        let resolve = |source| DialError::Resolve { host: self.server.host.clone(), source };
+        let mut addresses = self.resolver.addresses().await.map_err(resolve)?.into_iter();
+        let mut tries = FuturesUnordered::new();
+        let mut failed = None;
+        loop {
+            tries.extend(
+                addresses.next().map(|address| async move { (address, self.connect_to(address).await) }),
+            );
+            let next = tokio::time::sleep(STAGGER);
+            tokio::select! {
+                tried = tries.next() => match tried {
+                    Some((address, Ok(stream))) => return Ok((address, stream)),
+                    Some((address, Err(source))) => failed = Some(worse(failed, DialError::Connect { address, source })),
+                    None => return Err(failed.unwrap_or_else(|| resolve(io::Error::other("no address")))),
+                },
+                () = next, if addresses.len() > 0 => {}
             }
         }
-        Err(last.unwrap_or_else(|| resolve(io::Error::other("no address"))))
     }
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
@@ -165,5 +186,13 @@ impl Dialer {
         }
         socket.set_nodelay(true)?;
         socket.connect(address).await
+    }
+}
+
+/// What to say of several addresses: that the connection is refused only where all refuse it.
+fn worse(before: Option<DialError>, now: DialError) -> DialError {
+    match before {
+        Some(before) if now.is_refused() => before,
+        _ => now,
     }
 }

@@ -2,6 +2,7 @@
 //! none. Ends at once when the cloud is found to be away.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use http::request::Parts;
@@ -11,9 +12,13 @@ use hyper::body::Incoming;
 
 use super::dial::DialError;
 use super::health::{Health, Signal};
-use super::upstreams::{Place, Sender, Stream, Upstreams, set_host, uri};
+use super::upstreams::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
 use crate::body::{Body, BodyError};
+use crate::request::{ApiRequest, Reading};
 use crate::upload::Upload;
+
+/// Attempts to send a request that connections gave back untouched.
+const TRIES: u32 = 3;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,9 @@ pub enum ForwardError {
     /// The cloud is away; nothing has been sent.
     #[error("the cloud is away")]
     Away,
+    /// The server closed the connection without taking the request: nothing was done.
+    #[error("the cloud did not take the request: {0}")]
+    NotTaken(String),
     /// Sent, and then the link broke: what became of it isn't known.
     #[error("the cloud's connection broke after the request was sent: {0}")]
     Lost(String),
@@ -60,6 +68,23 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     out
 }
 
+/// How a request may be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Which connections it may take.
+    pub way: Way,
+    /// It may be sent once more although the server may have taken it: see [`is_repeatable`].
+    pub repeatable: bool,
+}
+
+/// A read of the API's own data, which does nothing however often it is asked. What is behind a proxy, or starts a
+/// program, is none, whatever its method; nor is what isn't understood.
+pub fn is_repeatable(reading: &Reading<'_>) -> bool {
+    let beyond = ["proxy", "exec", "attach", "portforward"];
+    let data = |request: &ApiRequest<'_>| !beyond.contains(&request.subresource.as_ref());
+    reading.verb.is_read() && reading.understood().is_some_and(data)
+}
+
 /// Sends requests.
 #[derive(Debug)]
 pub struct Cloud {
@@ -78,11 +103,12 @@ impl Cloud {
         &self,
         parts: &Parts,
         body: Option<Upload>,
+        terms: Terms,
     ) -> Result<(Response<Incoming>, Place), ForwardError> {
-        let sent = std::sync::atomic::AtomicBool::new(false);
+        let sent = AtomicBool::new(false);
         tokio::select! {
             biased;
-            answer = self.exchange(parts, body, &sent) => answer,
+            answer = self.exchange(parts, body, terms, &sent) => answer,
             () = self.health.away() => Err(match sent.into_inner() {
                 true => ForwardError::Lost("no answer before the link was found dead".into()),
                 false => ForwardError::Away,
@@ -128,44 +154,52 @@ impl Cloud {
         &self,
         parts: &Parts,
         body: Option<Upload>,
-        sent: &std::sync::atomic::AtomicBool,
+        terms: Terms,
+        sent: &AtomicBool,
     ) -> Result<(Response<Incoming>, Place), ForwardError> {
+        let whole = body.is_none();
+        let mut request = self.outgoing(parts, body);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            // A server that closes an idle connection may do so with the request on its way: that is for reads only.
+            let reuse = terms.repeatable && tries == 1;
+            let stream = self.upstreams.stream(terms.way, reuse).await;
+            let mut stream = stream.inspect_err(|error| self.failed(error))?;
+            let copy = whole.then(|| copy(&request));
+            set_host(&mut request, &stream.sender);
+            let began = Instant::now();
+            sent.store(true, Ordering::Relaxed);
+            let failed = match self.once(&mut stream, request).await {
+                Ok(response) => {
+                    self.health.answered(began.elapsed());
+                    return Ok((response, self.upstreams.answered(stream)));
+                }
+                Err(failed) => *failed,
+            };
+            let (error, back) = failed;
+            let taken = back.is_none() && !was_not_taken(&error);
+            sent.store(taken, Ordering::Relaxed);
+            let again = if taken { terms.repeatable && tries < 2 } else { tries < TRIES };
+            match back.or(copy) {
+                Some(same) if again => request = same,
+                _ if taken => {
+                    self.health.signal(Signal::Failed);
+                    return Err(ForwardError::Lost(error.to_string()));
+                }
+                _ => return Err(ForwardError::NotTaken(error.to_string())),
+            }
+        }
+    }
+
+    /// What goes to the cloud.
+    fn outgoing(&self, parts: &Parts, body: Option<Upload>) -> Request<Upload> {
         let server = self.upstreams.dialer().server();
-        let repeatable = body.is_none();
         let mut request = Request::new(body.unwrap_or_else(|| Either::Right(Full::default())));
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = uri(server, parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str));
         *request.headers_mut() = end_to_end(&parts.headers);
-        for last in [false, true] {
-            let stream = if request.headers().contains_key(header::AUTHORIZATION) {
-                self.upstreams.stream().await
-            } else {
-                Box::pin(self.upstreams.apart()).await
-            };
-            let mut stream = stream.inspect_err(|error| self.failed(error))?;
-            let copy = repeatable.then(|| copy(&request));
-            set_host(&mut request, &stream.sender);
-            let began = Instant::now();
-            sent.store(true, std::sync::atomic::Ordering::Relaxed);
-            match self.once(&mut stream, request).await {
-                Ok(response) => {
-                    self.health.answered(began.elapsed());
-                    return Ok((response, stream.place));
-                }
-                Err(failed) => {
-                    let (error, back) = *failed;
-                    // A connection that closed under us took nothing of the request, or the request may be repeated.
-                    match back.or(copy) {
-                        Some(again) if !last => request = again,
-                        _ => {
-                            self.health.signal(Signal::Failed);
-                            return Err(ForwardError::Lost(error.to_string()));
-                        }
-                    }
-                }
-            }
-        }
-        Err(ForwardError::Away)
+        request
     }
 
     /// Sends it. Where its connection alone stays silent, others are kept off that: it may have died by itself.
@@ -204,6 +238,16 @@ impl Cloud {
     }
 }
 
+/// The server says itself that it has done nothing with the request: a GOAWAY that leaves it out, or `REFUSED_STREAM`
+/// (RFC 9113 §8.7).
+fn was_not_taken(error: &hyper::Error) -> bool {
+    let Some(error) = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>()) else {
+        return false;
+    };
+    error.is_remote()
+        && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
 /// The same request again; it has no body.
 fn copy(request: &Request<Upload>) -> Request<Upload> {
     let mut copy = Request::new(Either::Right(Full::default()));
@@ -216,6 +260,32 @@ fn copy(request: &Request<Upload>) -> Request<Upload> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_reads_of_the_apis_own_data_are_repeated() {
+        let table = [
+            ("GET", "/api/v1/namespaces/a/pods/p", true),
+            ("GET", "/api/v1/pods?watch=true", true),
+            ("GET", "/version", true),
+            ("POST", "/api/v1/namespaces/a/services/shop:80/proxy/order?item=1", false),
+            ("GET", "/api/v1/namespaces/a/services/shop:80/proxy/order?item=1", false),
+            ("GET", "/api/v1/namespaces/a/pods/p/proxy", false),
+            ("GET", "/api/v1/nodes/n/proxy/run", false),
+            ("GET", "/api/v1/namespaces/a/pods/p/exec?command=ls", false),
+            ("GET", "/api/v1/namespaces/a/pods/p/attach", false),
+            ("GET", "/api/v1/namespaces/a/pods/p/portforward", false),
+            ("GET", "/api/v1/proxy/namespaces/a/services/shop/order", false),
+            ("DELETE", "/api/v1/namespaces/a/pods/p", false),
+            ("DELETE", "/api/v1/namespaces/a/pods", false),
+            ("PUT", "/api/v1/namespaces/a/pods/p", false),
+            ("PATCH", "/api/v1/namespaces/a/pods/p", false),
+        ];
+        for (method, uri, expected) in table {
+            let (method, uri) = (method.parse().unwrap(), uri.parse().unwrap());
+            let request = ApiRequest::parse(&method, &uri);
+            assert_eq!(is_repeatable(&request), expected, "{method} {uri}");
+        }
+    }
 
     #[test]
     fn i3_only_hop_by_hop_headers_are_left_out() {

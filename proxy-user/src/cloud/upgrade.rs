@@ -54,7 +54,7 @@ impl Cloud {
         place: Place,
         flow: &Arc<Flow>,
     ) -> Result<Response<Body>, ForwardError> {
-        let (mut sender, closing) = self.upstreams.upgrade().await?;
+        let (mut sender, connection, closing) = self.upstreams.upgrade(flow.client()).await?;
         let client = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let upstream = upstream_request(self, &parts, body);
@@ -62,7 +62,7 @@ impl Cloud {
         let mut answer = sender.send_request(upstream).await.map_err(lost)?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (head, body) = answer.into_parts();
-            let body = CloudBody::new(body, None, None, None, Arc::clone(metrics));
+            let body = CloudBody::new(body, None, Some(connection), None, Arc::clone(metrics));
             let mut response = Response::new(Body::cloud(body));
             response.body_mut().hold(place, flow);
             *response.status_mut() = head.status;
@@ -78,7 +78,7 @@ impl Cloud {
                     () = closing => {}
                 }
             }
-            drop(place);
+            drop((place, connection));
         });
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -1,45 +1,54 @@
-//! The connections to the API server: a few HTTP/2 ones, shared by all requests, opened when needed. In: requests for
-//! a place on one. Out: [`Stream`], which gives its place back when dropped.
+//! The connections to the API server. In: requests for a place on one. Out: [`Stream`], which gives its place back when
+//! dropped.
 //!
-//! A server that speaks HTTP/1.1 only gets one connection a request, and so does a request without a credential: the API
-//! server answers those with GOAWAY (its `UnauthenticatedHTTP2DOSMitigation`), which would end the connection that all
-//! others share. The probe has a connection of its own.
+//! | connection | shared by | flow control |
+//! |---|---|---|
+//! | one wide | 16 requests at once, no watches | 1 MiB a stream |
+//! | narrow ones, opened when needed | 90 requests each, or what the server allows | 128 KiB a stream on the first, then 16 KiB |
+//! | HTTP/1.1 | nobody: one request at a time | TCP's |
+//!
+//! On each the connection's window holds the windows of all its streams, so that an answer that nobody reads stops no
+//! other one, and so that what is received and not read yet is bounded.
+//!
+//! HTTP/1.1 connections are for servers that speak nothing else, for upgrades, and for credentials that have not proven
+//! themselves: the API server answers a credential that it refuses with GOAWAY (its
+//! `UnauthenticatedHTTP2DOSMitigation`), which would end the connection that all others share. The
+//! probe has a connection of its own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use hyper::client::conn::{http1, http2};
-use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::task::AbortHandle;
+use hyper::client::conn::http1;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::connection::{self, Closing, Windows};
+use super::connection::{self, Closing};
 pub use super::connection::{Sender, set_host};
 use super::dial::{CloudStream, DialError, Dialer};
-use super::heard::Line;
 use super::judge::Link;
+pub use super::places::Place;
+use super::places::{Idle, Share, Shares};
 use super::probe::{Probe, ProbeError};
+use super::shared::{Dialling, Seat, Shared};
 use crate::account::Metrics;
+use crate::client::Client;
 use crate::upload::Upload;
 
-/// Requests on one connection: under the 100 streams that the API server allows.
-const STREAMS: usize = 90;
-/// Connections at once.
-const CONNECTIONS: usize = 64;
-/// Connections for one request each, at once.
-const APART: usize = 32;
-/// Retired connections that go on for the sake of their streams; beyond it the oldest is closed.
-const RETIRED: usize = 8;
-/// Flow control windows of a stream and of a connection, in bytes.
-const WINDOWS: Windows = Windows { stream: 1 << 20, connection: 4 << 20 };
-
-#[derive(Debug)]
-struct Kept {
-    sender: http2::SendRequest<Upload>,
-    active: Arc<AtomicUsize>,
-    line: Arc<Line>,
-    driver: AbortHandle,
+/// HTTP/1.1 connections at once, for credentials that have proven themselves.
+const OWN: usize = 512;
+/// The same for those that have not: in all, and for one client.
+const APART: (usize, usize) = (32, 8);
+/// Upgraded connections (exec, port-forward): in all, and for one client.
+const UPGRADES: (usize, usize) = (256, 64);
+/// Which connections a request may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The shared ones, for an answer that ends.
+    Whole,
+    /// The shared ones, for a watch.
+    Watch,
+    /// One of its own: the credential has not proven itself.
+    Apart(Client),
 }
 
 /// A place on a connection.
@@ -51,29 +60,17 @@ pub struct Stream {
     pub place: Place,
 }
 
-/// One request's place on a connection, given back when dropped.
-#[derive(Debug)]
-pub struct Place {
-    active: Arc<AtomicUsize>,
-    /// The connection.
-    pub line: Arc<Line>,
-    _apart: Option<OwnedSemaphorePermit>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// All connections to one server.
 #[derive(Debug)]
 pub struct Upstreams {
     dialer: Dialer,
-    kept: Mutex<Vec<Kept>>,
-    /// One dials, the others wait for its connection.
-    dialing: tokio::sync::Mutex<()>,
-    apart: Arc<Semaphore>,
+    shared: Arc<Shared>,
+    /// The server has chosen HTTP/1.1 when it could have had HTTP/2.
+    http1: AtomicBool,
+    own: Arc<Semaphore>,
+    apart: Shares,
+    upgrades: Shares,
+    idle: Arc<Idle>,
     probe: Probe,
     /// A kept connection has ended: its pings went unanswered, it was reset, or closed in good order.
     lost: Arc<Notify>,
@@ -87,9 +84,12 @@ impl Upstreams {
         Self {
             probe: Probe::new(dialer.clone(), Arc::clone(&metrics)),
             dialer,
-            kept: Mutex::new(Vec::new()),
-            dialing: tokio::sync::Mutex::new(()),
-            apart: Arc::new(Semaphore::new(APART)),
+            shared: Arc::default(),
+            http1: AtomicBool::new(false),
+            own: Arc::new(Semaphore::new(OWN)),
+            apart: Shares::new(APART.0, APART.1),
+            upgrades: Shares::new(UPGRADES.0, UPGRADES.1),
+            idle: Arc::default(),
             lost: Arc::new(Notify::new()),
             closing: Closing::default(),
             metrics,
@@ -101,40 +101,66 @@ impl Upstreams {
         &self.dialer
     }
 
-    /// A place on a connection, opened where none has room.
+    /// A place on a connection, opened where none has room. `reuse` allows an HTTP/1.1 connection that has been idle,
+    /// which the server may be closing just now.
     ///
     /// # Errors
     /// None can be opened, or the limit is reached.
-    pub async fn stream(&self) -> Result<Stream, DialError> {
-        if let Some(stream) = self.find()? {
-            return Ok(stream);
-        }
-        let _dialing = self.dialing.lock().await;
-        if let Some(stream) = self.find()? {
-            return Ok(stream);
+    pub async fn stream(&self, way: Way, reuse: bool) -> Result<Stream, DialError> {
+        let watch = way == Way::Watch;
+        if let Way::Apart(client) = way {
+            let share = self.apart.take(client).await?;
+            return Box::pin(self.own(share, reuse)).await;
         }
         // Boxed: a handshake's state is large and rarely needed.
-        Box::pin(self.open()).await
-    }
-
-    /// A place on an open connection; `None` where a new one is needed.
-    fn find(&self) -> Result<Option<Stream>, DialError> {
-        let mut kept = self.kept.lock();
-        kept.retain(|k| !k.is_over());
-        let usable = |k: &&Kept| !k.line.is_left() && k.active.load(Ordering::Relaxed) < STREAMS;
-        if let Some(found) = kept.iter().find(usable) {
-            return Ok(Some(found.place()));
+        match self.shared.seat(watch)? {
+            Seat::Taken(stream) => Ok(stream),
+            Seat::Dial(dialling) => Box::pin(self.open(dialling, reuse)).await,
+            Seat::Wait(waiting) => {
+                drop(waiting);
+                Box::pin(self.wait(watch, reuse)).await
+            }
         }
-        if kept.len() >= CONNECTIONS { Err(DialError::Busy) } else { Ok(None) }
     }
 
-    async fn open(&self) -> Result<Stream, DialError> {
+    async fn wait(&self, watch: bool, reuse: bool) -> Result<Stream, DialError> {
+        loop {
+            let mut room = std::pin::pin!(self.shared.room.notified());
+            room.as_mut().enable();
+            if self.http1.load(Ordering::Relaxed) {
+                return self.own(Share::of(&self.own)?, reuse).await;
+            }
+            match self.shared.seat(watch)? {
+                Seat::Taken(stream) => return Ok(stream),
+                Seat::Dial(dialling) => return self.open(dialling, reuse).await,
+                Seat::Wait(_waiting) => room.await,
+            }
+        }
+    }
+
+    async fn open(&self, dialling: Dialling, reuse: bool) -> Result<Stream, DialError> {
+        if self.http1.load(Ordering::Relaxed) {
+            drop(dialling);
+            return self.own(Share::of(&self.own)?, reuse).await;
+        }
         let closing = self.closing.subscribe();
         let tls = self.dialer.dial(false).await?;
         self.metrics.cloud_connects.inc();
-        if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Self::single(tls, closing, None).await;
+        if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
+            return self.share(tls, closing, dialling).await;
         }
+        self.http1.store(true, Ordering::Relaxed);
+        drop(dialling);
+        Self::on(tls, closing, Share::of(&self.own)?).await
+    }
+
+    /// HTTP/2, shared from now on.
+    async fn share(
+        &self,
+        tls: CloudStream,
+        closing: WaitForCancellationFutureOwned,
+        dialling: Dialling,
+    ) -> Result<Stream, DialError> {
         let lost = Arc::clone(&self.lost);
         let ended = move |broken: Option<hyper::Error>| {
             if let Some(error) = broken {
@@ -142,69 +168,77 @@ impl Upstreams {
             }
             lost.notify_waiters();
         };
+        let (wide, windows) = (dialling.wide, dialling.windows);
         let line = Arc::clone(tls.get_ref().0.line());
-        let connection = connection::http2(tls, WINDOWS, closing, ended).await?;
-        let kept = Kept {
-            sender: connection.sender,
-            active: Arc::new(AtomicUsize::new(0)),
-            line,
-            driver: connection.task,
-        };
-        let stream = kept.place();
-        self.kept.lock().push(kept);
-        Ok(stream)
+        let http2 = connection::http2(tls, windows, closing, Box::new(dialling), ended).await?;
+        Ok(self.shared.add(http2, &line, wide))
     }
 
-    /// A connection for one request, HTTP/1.1.
-    ///
-    /// # Errors
-    /// None can be opened, or the limit is reached.
-    pub async fn apart(&self) -> Result<Stream, DialError> {
-        let permit = Arc::clone(&self.apart).try_acquire_owned().map_err(|_| DialError::Busy)?;
+    /// An HTTP/1.1 connection of one's own.
+    async fn own(&self, share: Share, reuse: bool) -> Result<Stream, DialError> {
+        if reuse && let Some((connection, line)) = self.idle.take() {
+            return Ok(Stream { sender: Sender::H1(connection), place: Place::own(&line, share) });
+        }
         let closing = self.closing.subscribe();
         let tls = self.dialer.dial(true).await?;
         self.metrics.cloud_connects.inc();
-        Self::single(tls, closing, Some(permit)).await
+        Self::on(tls, closing, share).await
     }
 
-    /// A connection for one upgrade, HTTP/1.1; the bytes after it end with `closing`.
+    async fn on(
+        tls: CloudStream,
+        closing: WaitForCancellationFutureOwned,
+        share: Share,
+    ) -> Result<Stream, DialError> {
+        let line = Arc::clone(tls.get_ref().0.line());
+        let sender = Sender::H1(connection::http1(tls, closing).await?);
+        Ok(Stream { sender, place: Place::own(&line, share) })
+    }
+
+    /// The answer has begun: what remains of the stream is its place.
+    pub fn answered(&self, stream: Stream) -> Place {
+        let Stream { sender, mut place } = stream;
+        if let Sender::H1(connection) = sender {
+            place.keep(connection, &self.idle);
+        }
+        place
+    }
+
+    /// The credential that has this place has just proven itself.
+    pub fn proven(&self, place: &mut Place) {
+        place.proven(&self.own);
+    }
+
+    /// A connection for one upgrade, HTTP/1.1; the bytes after it end with the third value.
     ///
     /// # Errors
-    /// None can be opened.
+    /// None can be opened, or the limit is reached.
     pub async fn upgrade(
         &self,
-    ) -> Result<(http1::SendRequest<Upload>, WaitForCancellationFutureOwned), DialError> {
+        client: Client,
+    ) -> Result<(http1::SendRequest<Upload>, Place, WaitForCancellationFutureOwned), DialError> {
+        let share = self.upgrades.try_take(client)?;
         let (connection, bytes) = (self.closing.subscribe(), self.closing.subscribe());
         let tls = self.dialer.dial(true).await?;
         self.metrics.cloud_connects.inc();
-        Ok((connection::http1(tls, connection).await?, bytes))
-    }
-
-    async fn single(
-        tls: CloudStream,
-        closing: WaitForCancellationFutureOwned,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> Result<Stream, DialError> {
         let line = Arc::clone(tls.get_ref().0.line());
-        Ok(Stream {
-            sender: Sender::H1(connection::http1(tls, closing).await?),
-            place: Place { active: Arc::new(AtomicUsize::new(1)), line, _apart: permit },
-        })
+        Ok((connection::http1(tls, connection).await?, Place::own(&line, share), bytes))
     }
 
     /// Ends every connection (shared, for one request, upgraded), and with it every stream: clients turn to the other
     /// side at once.
     pub fn close_all(&self) {
-        self.kept.lock().clear();
+        self.shared.close();
+        self.idle.clear();
         self.closing.close();
         self.probe.close();
+        // Another server may be there when the cloud is back.
+        self.http1.store(false, Ordering::Relaxed);
     }
 
     /// Shared connections that are open.
     pub fn open_connections(&self) -> usize {
-        let mut kept = self.kept.lock();
-        kept.retain(|k| !k.sender.is_closed());
-        kept.len()
+        self.shared.open()
     }
 }
 
@@ -223,33 +257,12 @@ impl Link for Upstreams {
 
     /// What runs goes on.
     fn retire_all(&self) {
-        let mut kept = self.kept.lock();
-        kept.retain(|k| !k.sender.is_closed());
-        for one in kept.iter() {
-            one.line.leave();
-        }
-        while kept.len() > RETIRED {
-            kept.remove(0).driver.abort();
-        }
+        self.idle.clear();
+        self.shared.retire();
     }
 
     fn close_all(&self) {
         Self::close_all(self);
-    }
-}
-
-impl Kept {
-    /// It takes no more requests, and none runs on it.
-    fn is_over(&self) -> bool {
-        self.sender.is_closed() || self.line.is_left() && self.active.load(Ordering::Relaxed) == 0
-    }
-
-    fn place(&self) -> Stream {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        Stream {
-            sender: Sender::H2(self.sender.clone()),
-            place: Place { active: Arc::clone(&self.active), line: Arc::clone(&self.line), _apart: None },
-        }
     }
 }
 

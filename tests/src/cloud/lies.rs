@@ -59,6 +59,8 @@ pub enum Lie {
     Delay(u64),
     /// No answer, ever; the connection stays open.
     Hang,
+    /// Nothing is done, and HTTP/2 says so: `REFUSED_STREAM`.
+    Refuse,
     /// What is asked for is done; then the connection breaks without a word.
     Break,
     /// The true answer; then the connection is closed in good order (`GOAWAY`, `Connection: close`).

@@ -80,9 +80,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number:
             let (parts, body) = request.into_parts();
             let spawner = shared.spawner.clone();
             let answer = spawner.guard(Box::pin(respond(&shared, &caller, parts, body))).await;
-            Ok::<Answer, std::convert::Infallible>(
-                answer.unwrap_or_else(|| text(500, "the scriptable cloud panicked")),
-            )
+            answer.unwrap_or_else(|| Ok(text(500, "the scriptable cloud panicked")))
         }
     });
     let io = TokioIo::new(stream);
@@ -132,7 +130,7 @@ async fn respond(
     caller: &Caller,
     parts: http::request::Parts,
     body: Incoming,
-) -> Answer {
+) -> Result<Answer, h2::Error> {
     let target = Target::parse(&parts.method, &parts.uri);
     let credential = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let user = shared.rbac.authenticate(credential, caller.certificate.as_ref());
@@ -148,6 +146,7 @@ async fn respond(
     });
     let lie = shared.lies.meet(&target.path, parts.method.as_str(), target.verb);
     let instead = match &lie {
+        Some(Lie::Refuse) => return Err(h2::Reason::REFUSED_STREAM.into()),
         Some(lie) => lie.instead().await,
         None => None,
     };
@@ -160,7 +159,7 @@ async fn respond(
         }
     };
     dress(shared, &mut answer);
-    match lie {
+    Ok(match lie {
         Some(Lie::Break) => {
             caller.broken.notify_one();
             std::future::pending().await
@@ -172,7 +171,7 @@ async fn respond(
         }
         Some(lie) => lie.twist(answer),
         None => answer,
-    }
+    })
 }
 
 /// The headers that every answer of the real server carries.

@@ -1,0 +1,227 @@
+//! The HTTP/2 connections that requests share, and who waits for one. In: requests for a place. Out: a [`Seat`]: a place,
+//! or whether to dial or to wait for what others dial.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::client::conn::http2;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use super::connection::{Http2, UNKNOWN, Windows};
+use super::dial::DialError;
+use super::heard::Line;
+use super::places::Streams;
+use super::upstreams::{Sender, Stream};
+use crate::upload::Upload;
+
+/// Requests on a narrow connection: under the 100 streams that the API server allows unless told otherwise.
+const NARROW: usize = 90;
+/// Requests on the wide connection.
+const WIDE: usize = 16;
+/// Requests on a connection before the server has said how many streams it allows.
+const FIRST: usize = 16;
+/// HTTP/2 connections at once.
+const CONNECTIONS: usize = 64;
+/// Retired connections that go on for the sake of their streams; beyond it the oldest is closed.
+const RETIRED: usize = 8;
+/// Flow-control windows, each connection's for all its streams: of the wide one, the first narrow one, and the others.
+const WINDOWS: [Windows; 3] = [windows(WIDE, 1 << 20), windows(NARROW, 128 << 10), windows(NARROW, 16 << 10)];
+
+const fn windows(streams: usize, stream: u32) -> Windows {
+    Windows { stream, connection: stream * streams as u32 }
+}
+
+#[derive(Debug)]
+struct Kept {
+    sender: http2::SendRequest<Upload>,
+    wide: bool,
+    /// What the server allows.
+    allowed: Arc<AtomicUsize>,
+    streams: Arc<Streams>,
+    line: Arc<Line>,
+    driver: AbortHandle,
+}
+
+/// The shared connections, and who waits for one.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pool: Mutex<Pool>,
+    /// There may be room now: a connection is open, or a dial has failed, or a stream has ended.
+    pub room: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    kept: Vec<Kept>,
+    /// Dials under way: of the wide connection, of narrow ones.
+    wide: usize,
+    narrow: usize,
+    /// Requests that wait for what is being dialled: for whole answers, and watches.
+    whole: usize,
+    watches: usize,
+}
+
+/// What a request for a place gets.
+pub enum Seat {
+    /// A place.
+    Taken(Stream),
+    /// Enough is being dialled.
+    Wait(Waiting),
+    /// Nothing: it is to dial.
+    Dial(Dialling),
+}
+
+/// One that waits, counted.
+pub struct Waiting {
+    shared: Arc<Shared>,
+    watch: bool,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut pool = self.shared.pool.lock();
+        *pool.waiting(self.watch) -= 1;
+    }
+}
+
+/// A dial under way, until the server has said how many streams it allows.
+pub struct Dialling {
+    shared: Arc<Shared>,
+    /// For the wide connection.
+    pub wide: bool,
+    /// What the connection's windows are to be.
+    pub windows: Windows,
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        let mut pool = self.shared.pool.lock();
+        if self.wide {
+            pool.wide -= 1;
+        } else {
+            pool.narrow -= 1;
+        }
+        self.shared.room.notify_waiters();
+    }
+}
+
+impl Kept {
+    fn has_room(&self) -> bool {
+        let most = if self.wide { WIDE } else { NARROW };
+        let allowed = match self.allowed.load(Ordering::Relaxed) {
+            UNKNOWN => FIRST,
+            // A stream that has ended here counts there for a moment longer.
+            streams => streams - streams / 10,
+        };
+        !self.line.is_left() && self.streams.active() < most.min(allowed)
+    }
+
+    /// It takes no more requests, and none runs on it.
+    fn is_over(&self) -> bool {
+        self.sender.is_closed() || self.line.is_left() && self.streams.active() == 0
+    }
+
+    fn place(&self) -> Stream {
+        Stream { sender: Sender::H2(self.sender.clone()), place: self.streams.take(&self.line) }
+    }
+}
+
+impl Pool {
+    fn waiting(&mut self, watch: bool) -> &mut usize {
+        if watch { &mut self.watches } else { &mut self.whole }
+    }
+
+    fn is_usable(kept: &Kept) -> bool {
+        !kept.line.is_left()
+    }
+
+    /// A place on an open connection: on the wide one first, where that is allowed.
+    fn find(&mut self, watch: bool) -> Option<Stream> {
+        self.kept.retain(|kept| !kept.is_over());
+        let wide = self.kept.iter().find(|kept| !watch && kept.wide && kept.has_room());
+        if wide.is_none() && !watch && self.wants_wide() {
+            return None;
+        }
+        wide.or_else(|| self.kept.iter().find(|kept| !kept.wide && kept.has_room())).map(Kept::place)
+    }
+
+    fn wants_wide(&self) -> bool {
+        self.wide == 0 && !self.kept.iter().any(|kept| kept.wide && Self::is_usable(kept))
+    }
+
+    /// What is being dialled will do for one more that waits.
+    fn is_enough(&self, watch: bool) -> bool {
+        if watch {
+            self.watches < self.narrow * FIRST
+        } else {
+            !self.wants_wide() && self.whole + self.watches < (self.wide + self.narrow) * FIRST
+        }
+    }
+}
+
+impl Shared {
+    /// A place for a watch or for an answer that ends.
+    ///
+    /// # Errors
+    /// The limit is reached.
+    pub fn seat(self: &Arc<Self>, watch: bool) -> Result<Seat, DialError> {
+        let mut pool = self.pool.lock();
+        if let Some(stream) = pool.find(watch) {
+            return Ok(Seat::Taken(stream));
+        }
+        if pool.is_enough(watch) {
+            *pool.waiting(watch) += 1;
+            return Ok(Seat::Wait(Waiting { shared: Arc::clone(self), watch }));
+        }
+        if pool.kept.len() + pool.wide + pool.narrow >= CONNECTIONS {
+            return Err(DialError::Busy);
+        }
+        let wide = !watch && pool.wants_wide();
+        let narrow = pool.kept.iter().any(|kept| !kept.wide && Pool::is_usable(kept)) || pool.narrow > 0;
+        let windows = WINDOWS[if wide { 0 } else { 1 + usize::from(narrow) }];
+        *(if wide { &mut pool.wide } else { &mut pool.narrow }) += 1;
+        Ok(Seat::Dial(Dialling { shared: Arc::clone(self), wide, windows }))
+    }
+
+    /// A connection that has been opened, and the first place on it.
+    pub fn add(&self, http2: Http2, line: &Arc<Line>, wide: bool) -> Stream {
+        let kept = Kept {
+            sender: http2.sender,
+            wide,
+            allowed: http2.streams,
+            streams: Streams::new(&self.room),
+            line: Arc::clone(line),
+            driver: http2.task,
+        };
+        let stream = kept.place();
+        self.pool.lock().kept.push(kept);
+        self.room.notify_waiters();
+        stream
+    }
+
+    /// New requests take new connections; what runs goes on.
+    pub fn retire(&self) {
+        let kept = &mut self.pool.lock().kept;
+        kept.retain(|k| !k.is_over());
+        for one in kept.iter() {
+            one.line.leave();
+        }
+        while kept.len() > RETIRED {
+            kept.remove(0).driver.abort();
+        }
+    }
+
+    /// Forgets all connections, which are being closed.
+    pub fn close(&self) {
+        self.pool.lock().kept.clear();
+    }
+
+    /// Connections open.
+    pub fn open(&self) -> usize {
+        let kept = &mut self.pool.lock().kept;
+        kept.retain(|k| !k.is_over());
+        kept.len()
+    }
+}
