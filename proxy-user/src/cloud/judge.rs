@@ -95,7 +95,6 @@ impl<L: Link> Judge<L> {
         match to {
             CloudState::Disconnected => {
                 tracing::warn!(from = from.as_str(), why, "the cloud is away: answering from the store");
-                self.link.close_all();
             }
             CloudState::Connected if !from.is_open() || !self.health.is_decided() => {
                 tracing::info!(from = from.as_str(), why, "the cloud answers");
@@ -104,6 +103,10 @@ impl<L: Link> Judge<L> {
         }
         self.metrics.cloud_state(from.as_str(), to.as_str());
         self.health.state.send_replace(to);
+        if to == CloudState::Disconnected {
+            // Behind the news, so that whoever loses a stream by this turns to the store.
+            self.link.close_all();
+        }
     }
 
     /// Waits for a reason to ask: somebody who waits, a failure, or silence for an interval.
