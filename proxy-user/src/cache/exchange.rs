@@ -45,6 +45,8 @@ pub struct Exchange {
     /// Answered from etcd itself, not from the API server's watch cache, which may lag: a read without a
     /// `resourceVersion`, or a write (KEP-2340, "consistent reads").
     pub fresh: bool,
+    /// As it was at a resourceVersion from before the question: a further page, or `resourceVersionMatch=Exact`.
+    pub of_the_past: bool,
     /// When the question was asked, milliseconds since the epoch.
     pub asked: u64,
     /// When its answer began: what it says was so by then.
@@ -135,6 +137,7 @@ impl Exchange {
             document: (content_type.to_owned(), text(header::ETAG).to_owned()),
             keeps_tables: !query.include_object,
             fresh: query.resource_version.is_empty(),
+            of_the_past: query.exact || !query.continue_token.is_empty(),
             asked,
             answered: asked,
         };
@@ -178,7 +181,11 @@ impl Exchange {
 
     /// The answer as evidence about one object, asked for alone.
     pub(super) fn said(&self) -> Said {
-        let since = if self.fresh { self.asked } else { self.asked.saturating_sub(LAG) };
+        let since = match (self.of_the_past, self.fresh) {
+            (true, _) => 0,
+            (false, true) => self.asked,
+            (false, false) => self.asked.saturating_sub(LAG),
+        };
         Said { asked: self.asked, since, at: self.answered, answer: Answer::Alone }
     }
 

@@ -36,7 +36,7 @@ impl Said {
     /// It counts more than what was known at this time, even against the resourceVersions. Of the same millisecond it is
     /// taken to be later: it was asked for once that was known.
     pub fn overrules(&self, at: u64) -> bool {
-        self.answer != Answer::Event && self.since >= at
+        self.since > 0 && self.since >= at
     }
 
     /// Answered by etcd, not by a cache that may lag.

@@ -117,6 +117,22 @@ async fn of_one_object_a_lower_version_counts_once_it_is_certain() {
     assert_eq!(bench.version("/pods/d/a").await, Some(6), "no watch cache lags so long");
 }
 
+/// The further pages of a list, and a list at an exact resourceVersion, tell how it was before they were asked for.
+#[tokio::test]
+async fn lists_of_the_past_overrule_nothing() {
+    let bench = Bench::new();
+    bench.then(POD, 200, &pod("a", 9)).await;
+    for round in 0..4 {
+        bench.cache.clock.advance(2 * MINUTE);
+        let first = format!("next-{round}");
+        bench.then(&format!("{PODS}?limit=1"), 200, &list(8, &first, &[("0", 5)])).await;
+        bench.then(&format!("{PODS}?limit=1&continue={first}"), 200, &list(8, "", &[("a", 7)])).await;
+        let exact = format!("{PODS}?resourceVersion=8&resourceVersionMatch=Exact");
+        bench.then(&exact, 200, &list(8, "", &[("0", 5), ("a", 7)])).await;
+        assert_eq!(bench.version("/pods/d/a").await, Some(9), "round {round}");
+    }
+}
+
 /// A cluster whose etcd was restored from a backup goes on with the same uids and lower resourceVersions.
 #[tokio::test]
 async fn a_restored_cluster_is_followed() {
