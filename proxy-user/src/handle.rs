@@ -392,6 +392,9 @@ impl Handler {
         };
         set(&self.metrics.copies_given_up, self.cache.ingest().given_up());
         set(&self.metrics.store_failures, self.cache.ingest().failures());
+        set(&self.metrics.store_writable, self.cache.is_writable().into());
+        set(&self.metrics.store_bytes, self.cache.size());
+        set(&self.metrics.store_evicted, self.cache.ingest().evicted());
         let in_flight = self.max_requests.saturating_sub(self.in_flight.available_permits());
         set(&self.metrics.in_flight, in_flight as u64);
         set(&self.metrics.upgrades, UPGRADES.saturating_sub(self.upgrades.available_permits()) as u64);

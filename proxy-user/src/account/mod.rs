@@ -69,6 +69,12 @@ pub struct Metrics {
     pub copies_given_up: Gauge,
     /// Batches that could not be written to the store.
     pub store_failures: Gauge,
+    /// 1 while the store can be written.
+    pub store_writable: Gauge,
+    /// Bytes of the store on disk.
+    pub store_bytes: Gauge,
+    /// Things that went from the store to make room.
+    pub store_evicted: Gauge,
     state: Family<StateLabels, Gauge<i64, AtomicI64>>,
     transitions: Family<StateLabels, Counter>,
     /// The last callers.
@@ -111,6 +117,9 @@ impl Default for Metrics {
             cloud_connects: Counter::default(),
             copies_given_up: Gauge::default(),
             store_failures: Gauge::default(),
+            store_writable: Gauge::default(),
+            store_bytes: Gauge::default(),
+            store_evicted: Gauge::default(),
             state: Family::default(),
             transitions: Family::default(),
             callers,
@@ -147,6 +156,13 @@ impl Metrics {
             "store_failures",
             "Batches that could not be written since the start",
             self.store_failures.clone(),
+        );
+        to.register("store_writable", "1 while the store can be written", self.store_writable.clone());
+        to.register("store_bytes", "Bytes of the store on disk", self.store_bytes.clone());
+        to.register(
+            "store_evicted",
+            "Objects, collections and documents that went to make room since the start",
+            self.store_evicted.clone(),
         );
         to.register("cloud_state", "1 for the state that the cloud is in", self.state.clone());
         to.register("cloud_transitions", "Changes of the cloud's state", self.transitions.clone());

@@ -9,7 +9,7 @@ use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use super::key;
 use super::lineage::{Lineage, resource_of};
-use super::op::Op;
+use super::op::{Evicted, Op};
 use super::record::{Collection, Document, Record};
 use super::steering;
 use super::store::{
@@ -98,8 +98,10 @@ impl<'t> Batch<'t> {
     }
 
     fn one(&mut self, op: &Op) -> Result<(), StoreError> {
-        self.changed |=
-            matches!(op, Op::Forget { .. } | Op::Grant { .. } | Op::Revoke { .. } | Op::Credential { .. });
+        self.changed |= matches!(
+            op,
+            Op::Forget { .. } | Op::Grant { .. } | Op::Revoke { .. } | Op::Credential { .. } | Op::Evict(_)
+        );
         match op {
             Op::Upsert { key, record, said } => self.upsert(key, record, *said),
             Op::Gone { key, version, said } => self.gone(key, *version, *said),
@@ -146,6 +148,21 @@ impl<'t> Batch<'t> {
             Op::Credential { digest, value } => {
                 self.credentials.insert(digest.as_slice(), value.as_slice())?;
                 Ok(())
+            }
+            Op::Evict(evicted) => self.evict(evicted),
+        }
+    }
+
+    fn evict(&mut self, evicted: &Evicted) -> Result<(), StoreError> {
+        match evicted {
+            Evicted::Object(key) => self.take(key).map(|_| ()),
+            Evicted::Document(key) => {
+                self.documents.remove(key.as_slice())?;
+                Ok(())
+            }
+            Evicted::Collection(key) => {
+                self.collections.remove(key.as_slice())?;
+                self.replace_members(key, &[])
             }
         }
     }

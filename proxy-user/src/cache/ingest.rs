@@ -1,10 +1,10 @@
 //! From the response path to the store, without making the client wait for the disk. In: [`Capture`]s that copy
 //! answers' frames. Out: batches for `apply`, on one writer thread that groups all that has arrived into one commit.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -17,14 +17,16 @@ use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
 use super::apply::apply;
+use super::budget::Budget;
 use super::codec::CodecError;
 use super::exchange::Exchange;
 use super::lineage::Lineage;
 use super::observe::Observer;
 use super::op::Op;
+use super::outage::Outage;
 use super::pages::Pages;
 use super::steering;
-use super::store::{Store, StoreError};
+use super::store::{Condition, Store, StoreError};
 use crate::clock::Clock;
 
 /// Bytes of answers that wait for the writer, in KiB; beyond it a stream waits for room.
@@ -40,6 +42,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_millis(50);
 /// Operations, and bytes of objects, that make a batch at the most.
 const BATCH: (usize, usize) = (512, 1 << 20);
+/// Operations, and their bytes, that wait for the disk to take them again; what comes then is given up.
+const KEPT: (usize, usize) = (8_192, 4 << 20);
+/// Most operations that take something back, beside those: none of them is given up otherwise.
+const REFUSALS: usize = 32_768;
+/// How long a client's walk may hold its snapshot, whose pages can't be used again.
+const SNAPSHOT: Duration = Duration::from_secs(2);
+/// How long after a batch it is seen whether the file is mostly empty.
+const TIDY: Duration = Duration::from_secs(5);
 
 /// Called when the store has begun anew, since another cluster answers.
 pub type NewCluster = Box<dyn Fn() + Send>;
@@ -52,6 +62,8 @@ enum Message {
     End(u64, u64),
     Abort(u64),
     Ops(Vec<Op>),
+    /// A read found that the disk has failed.
+    Failed,
     Settle(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
@@ -63,7 +75,10 @@ struct Counters {
     given_up: AtomicU64,
     failures: AtomicU64,
     commits: AtomicU64,
+    evicted: AtomicU64,
     next: AtomicU64,
+    /// The disk takes nothing, and no more is kept for it.
+    full: AtomicBool,
     /// Told of what may say something about steering.
     steering: Notify,
     /// Pods that want to be steered, of the batch that is being written: a slow disk takes longer for it than the
@@ -85,11 +100,22 @@ impl Ingest {
     ///
     /// # Errors
     /// The kernel refuses a thread.
-    pub fn start(store: Arc<Store>, clock: Clock, new_cluster: NewCluster) -> Result<Self, StoreError> {
+    pub(super) fn start(
+        store: Arc<Store>,
+        clock: Clock,
+        budget: Budget,
+        new_cluster: NewCluster,
+    ) -> Result<Self, StoreError> {
         let (to, from) = sync_channel(MESSAGES);
         let counters = Arc::new(Counters::default());
+        // A store that can't be written at the start is tried again as one that fails later.
+        let outage = (store.condition() != Condition::Writable).then(|| Outage::begin(Instant::now()));
         let writer = Writer {
             store,
+            budget,
+            outage,
+            kept: (0, 0),
+            tidy_at: Some(Instant::now() + TIDY),
             from,
             counters: Arc::clone(&counters),
             observers: HashMap::new(),
@@ -124,7 +150,7 @@ impl Ingest {
     pub fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
         exchange.answered = self.clock.now();
         let id = self.counters.next.fetch_add(1, Ordering::Relaxed);
-        if !self.send(Message::Begin(id, Box::new(exchange))) {
+        if self.counters.full.load(Ordering::Relaxed) || !self.send(Message::Begin(id, Box::new(exchange))) {
             self.counters.given_up.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -142,6 +168,16 @@ impl Ingest {
         if !ops.is_empty() && !self.send(Message::Ops(ops)) {
             self.counters.given_up.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// A read found that the disk has failed: the store is to be opened anew.
+    pub(super) fn failed(&self) {
+        self.send(Message::Failed);
+    }
+
+    /// Objects, collections and documents that went to make room, since the start.
+    pub fn evicted(&self) -> u64 {
+        self.counters.evicted.load(Ordering::Relaxed)
     }
 
     /// Something has been seen that is not in the store yet.
@@ -276,6 +312,11 @@ struct Writer {
     bytes: usize,
     waiting: Vec<oneshot::Sender<()>>,
     last_error: Option<Instant>,
+    budget: Budget,
+    outage: Option<Outage>,
+    /// Of `ops`, in an outage: how many are without a gap, and their bytes.
+    kept: (usize, usize),
+    tidy_at: Option<Instant>,
 }
 
 fn answer(waiting: oneshot::Sender<()>) {
@@ -289,11 +330,22 @@ impl Writer {
     fn run(mut self) {
         let mut open = true;
         while open {
-            let Ok(first) = self.from.recv() else { return };
-            let mut taken = 1;
-            open = self.take(first);
+            let mut taken = 0;
+            match self.first() {
+                Ok(message) => {
+                    taken = 1;
+                    open = self.take(message);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
             let until = Instant::now() + LINGER;
-            while open && self.waiting.is_empty() && self.ops.len() < BATCH.0 && self.bytes < BATCH.1 {
+            while taken > 0
+                && open
+                && self.waiting.is_empty()
+                && self.ops.len() < BATCH.0
+                && self.bytes < BATCH.1
+            {
                 match self.from.recv_timeout(until.saturating_duration_since(Instant::now())) {
                     Ok(message) => {
                         taken += 1;
@@ -303,15 +355,43 @@ impl Writer {
                     Err(RecvTimeoutError::Disconnected) => open = false,
                 }
             }
-            self.commit();
+            self.commit(open);
             self.counters.done.fetch_add(taken, Ordering::Release);
             let waiting = std::mem::take(&mut self.waiting);
             if open {
                 waiting.into_iter().for_each(answer);
+                self.tidy();
             } else {
                 // Whoever waited for the end may open the file again at once, though others still hold the store.
                 self.store.close();
                 return waiting.into_iter().for_each(answer);
+            }
+        }
+    }
+
+    /// The next message, or the time to try the disk again or to look at the file.
+    fn first(&self) -> Result<Message, RecvTimeoutError> {
+        let tries = self.outage.as_ref().map(|outage| outage.next);
+        match tries.or(self.tidy_at) {
+            Some(at) => self.from.recv_timeout(at.saturating_duration_since(Instant::now())),
+            None => self.from.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// Makes the file small again where most of it is free, and nothing waits to be written.
+    fn tidy(&mut self) {
+        let behind =
+            || self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire);
+        if self.outage.is_some() || self.tidy_at.is_none_or(|at| at > Instant::now()) || behind() {
+            return;
+        }
+        self.tidy_at = None;
+        self.store.end_old_snapshots(SNAPSHOT);
+        let began = Instant::now();
+        if let Err(error) = self.budget.tidy(&self.store, &|| behind() && began.elapsed() > PATIENCE / 4) {
+            tracing::warn!(%error, "the store's file can't be made small");
+            if self.store.has_failed() {
+                self.fall_back(&error.to_string());
             }
         }
     }
@@ -347,14 +427,18 @@ impl Writer {
                 self.forget(id);
             }
             Message::Ops(mut ops) => self.ops.append(&mut ops),
+            Message::Failed => {
+                if self.store.has_failed() {
+                    self.fall_back("reading from the disk failed");
+                }
+            }
             Message::Settle(done) => self.waiting.push(done),
             Message::Close(done) => {
                 self.waiting.push(done);
                 return false;
             }
         }
-        let size = |op: &Op| if let Op::Upsert { record, .. } = op { record.value.len() } else { 64 };
-        self.bytes += self.ops[before..].iter().map(size).sum::<usize>();
+        self.bytes += self.ops[before..].iter().map(Op::size).sum::<usize>();
         true
     }
 
@@ -383,20 +467,20 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self) {
-        if self.ops.is_empty() {
-            return;
+    fn commit(&mut self, open: bool) {
+        let now = Instant::now();
+        match &self.outage {
+            Some(outage) if open && outage.next > now => return self.keep(),
+            None if self.ops.is_empty() => return,
+            _ => {}
         }
         let wanting: BTreeSet<String> = self.ops.iter().filter_map(steering::wants).collect();
         if !wanting.is_empty() {
             *self.counters.wanting.lock() = wanting;
             self.counters.steering.notify_one();
         }
-        let applied = apply(&self.store, &self.ops, &mut self.lineage);
-        if let Ok(true) = applied {
-            self.counters.commits.fetch_add(1, Ordering::Relaxed);
-        }
-        let anew = applied.is_ok() && self.lineage.began_anew;
+        let written = self.write();
+        let anew = written.is_ok() && self.lineage.began_anew;
         if anew {
             (self.new_cluster)();
         }
@@ -404,19 +488,120 @@ impl Writer {
             self.counters.wanting.lock().clear();
             self.counters.steering.notify_one();
         }
-        if let Err(error) = applied {
-            self.counters.failures.fetch_add(1, Ordering::Relaxed);
-            // What was lost may be a step of a watch: nothing that runs now may count as complete any more.
-            self.observers.clear();
-            self.held = 0;
-            if self.last_error.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
-                self.last_error = Some(Instant::now());
-                tracing::error!(%error, "what the cloud says can't be stored; answers go on from what is there");
-            }
+        match written {
+            Ok(changed) => self.written(changed),
+            Err(error) => self.not_written(&error),
         }
+    }
+
+    /// Writes what is pending; first opens a store that could not be written, sets a damaged one aside.
+    fn write(&mut self) -> Result<bool, StoreError> {
+        if self.outage.is_some() {
+            self.store.reopen()?;
+        }
+        self.store.end_old_snapshots(SNAPSHOT);
+        let fed: HashSet<Vec<u8>> = self
+            .observers
+            .values()
+            .filter_map(|copying| copying.observer.feeds())
+            .map(<[u8]>::to_vec)
+            .collect();
+        let evicted = self.budget.make_room(&self.store, &self.ops, &fed, &mut self.lineage)?;
+        self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
+        // What is applied once more must not count as seen twice.
+        let before = self.lineage.clone();
+        let applied = apply(&self.store, &self.ops, &mut self.lineage);
+        if applied.is_err() {
+            self.lineage = before.clone();
+        }
+        match applied {
+            Err(error) if error.is_corruption() => {
+                self.store.begin_anew(&error)?;
+                let applied = apply(&self.store, &self.ops, &mut self.lineage);
+                if applied.is_err() {
+                    self.lineage = before;
+                }
+                applied
+            }
+            applied => applied,
+        }
+    }
+
+    fn written(&mut self, changed: bool) {
+        if changed {
+            self.counters.commits.fetch_add(1, Ordering::Relaxed);
+            self.tidy_at.get_or_insert_with(|| Instant::now() + TIDY);
+        }
+        if let Some(outage) = self.outage.take() {
+            let seconds = outage.lasts(Instant::now()).as_secs();
+            tracing::info!(seconds, "the store can be written again");
+            self.counters.full.store(false, Ordering::Relaxed);
+        }
+        self.clear();
+    }
+
+    fn not_written(&mut self, error: &StoreError) {
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        if self.last_error.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+            self.last_error = Some(Instant::now());
+            tracing::error!(%error, "what the cloud says can't be stored; answers go on from what is there");
+        }
+        if error.is_failure() || matches!(error, StoreError::InUse(_)) {
+            self.fall_back(&error.to_string());
+            if self.kept.0 == 0 {
+                self.kept = (self.ops.len(), self.bytes);
+            }
+            self.keep();
+        } else {
+            // It is the batch that can't be written: another try would end so, too.
+            self.give_up();
+            self.ops.retain(Op::is_refusal);
+            self.bytes = self.ops.iter().map(Op::size).sum();
+        }
+    }
+
+    /// Serves what was written last, until the disk takes something again.
+    fn fall_back(&mut self, problem: &str) {
+        let now = Instant::now();
+        match &mut self.outage {
+            Some(outage) => outage.goes_on(now),
+            None => self.outage = Some(Outage::begin(now)),
+        }
+        if (self.store.condition() == Condition::Writable || self.store.has_failed())
+            && let Err(error) = self.store.fall_back(problem)
+        {
+            tracing::error!(%error, "the store can't be read");
+        }
+    }
+
+    /// Keeps what the disk doesn't take, as much as is allowed, without a gap: what is written of it later is what the
+    /// cloud has said up to then. Behind it there is a gap, which nothing that runs now may go over.
+    fn keep(&mut self) {
+        if self.ops.len() <= KEPT.0.max(self.kept.0) && self.bytes <= KEPT.1.max(self.kept.1) {
+            self.kept = (self.ops.len(), self.bytes);
+            return;
+        }
+        let beyond = self.ops.split_off(self.kept.0);
+        let room = REFUSALS.saturating_sub(self.ops.len());
+        self.ops.extend(beyond.into_iter().filter(Op::is_refusal).take(room));
+        self.bytes = self.ops.iter().map(Op::size).sum();
+        self.kept = (self.ops.len(), self.bytes);
+        self.give_up();
+        self.counters.full.store(true, Ordering::Relaxed);
+    }
+
+    /// What was lost may be a step of a watch, or a page: nothing that runs now may count as complete any more.
+    fn give_up(&mut self) {
+        self.counters.given_up.fetch_add(1 + self.observers.len() as u64, Ordering::Relaxed);
+        self.observers.clear();
+        self.held = 0;
+        self.pages = Pages::default();
+    }
+
+    fn clear(&mut self) {
         self.ops.clear();
         self.ops.shrink_to(BATCH.0);
-        self.bytes = 0;
+        (self.bytes, self.kept) = (0, (0, 0));
     }
 }
 

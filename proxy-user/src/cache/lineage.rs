@@ -20,7 +20,7 @@ const SWEEP_EVERY: u64 = 600_000;
 pub const KUBE_SYSTEM: &[u8] = b"/namespaces/kube-system";
 
 /// What is known of the cluster's identity. Lives as long as the writer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lineage {
     clock: Clock,
     now: u64,

@@ -2,7 +2,11 @@
 //! ([`Cache::capture`]) and allowed. Out: snapshots to answer from.
 
 pub mod apply;
+pub mod budget;
 pub mod codec;
+mod compact;
+mod disk;
+pub mod error;
 pub mod exchange;
 pub mod forms;
 pub mod grants;
@@ -11,11 +15,18 @@ pub mod key;
 pub mod lineage;
 pub mod observe;
 pub mod op;
+mod open;
+mod outage;
 pub mod pages;
 pub mod record;
 pub mod steering;
 pub mod store;
+pub mod walk;
 
+#[cfg(test)]
+mod disk_tests;
+#[cfg(test)]
+mod size_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -27,13 +38,16 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 use crate::request::Verb;
+use budget::{Asked, Budget};
 use exchange::Exchange;
 use grants::{Credential, Grants};
 use ingest::{Capture, Ingest};
-use store::{Snapshot, Store, StoreError};
+use store::{Condition, Snapshot, Store, StoreError};
 
 /// How long an answer from the store waits for what has been seen but not written yet.
 const SETTLE: Duration = Duration::from_millis(250);
+/// How long a read that the disk failed waits for the store to be opened anew.
+const REOPEN: Duration = Duration::from_secs(1);
 
 /// Store, writer and grants.
 #[derive(Debug)]
@@ -41,6 +55,9 @@ pub struct Cache {
     store: Arc<Store>,
     ingest: Ingest,
     opened_in: Duration,
+    /// Bytes that the file may have.
+    max_bytes: u64,
+    asked: Arc<Asked>,
     /// What the cloud has allowed whom.
     pub grants: Arc<Grants>,
     /// The clock that ages are judged by.
@@ -54,12 +71,51 @@ impl Cache {
     /// As [`Store::open`].
     pub fn open(config: &CacheConfig, clock: Clock) -> Result<Self, StoreError> {
         let began = Instant::now();
-        let store = Arc::new(Store::open(&config.dir, config.page_cache)?);
+        Self::over(Store::open(&config.dir, config.page_cache)?, config.max_bytes, (clock, began))
+    }
+
+    fn over(store: Store, max_bytes: u64, (clock, began): (Clock, Instant)) -> Result<Self, StoreError> {
+        let store = Arc::new(store);
         let grants = Arc::new(Grants::load(&store.snapshot()?)?);
         let known = Arc::clone(&grants);
         let forget = Box::new(move || known.forget());
-        let ingest = Ingest::start(Arc::clone(&store), clock.clone(), forget)?;
-        Ok(Self { store, ingest, opened_in: began.elapsed(), grants, clock })
+        let asked = Arc::new(Asked::default());
+        let budget = Budget::new(max_bytes, Arc::clone(&asked));
+        let ingest = Ingest::start(Arc::clone(&store), clock.clone(), budget, forget)?;
+        Ok(Self { store, ingest, opened_in: began.elapsed(), max_bytes, asked, grants, clock })
+    }
+
+    /// How often the store has been opened anew since the start.
+    pub fn generation(&self) -> u64 {
+        self.store.generation()
+    }
+
+    /// A read has failed. Where that was the disk: waits, for a moment, until the store is opened anew (it has been
+    /// `since` times before the read); then the same read is worth another try.
+    pub async fn opened_anew(&self, since: u64) -> bool {
+        if self.store.generation() == since {
+            if !self.store.has_failed() {
+                return false;
+            }
+            self.ingest.failed();
+        }
+        let mut generations = self.store.generations();
+        tokio::time::timeout(REOPEN, generations.wait_for(|now| *now != since)).await.is_ok_and(|r| r.is_ok())
+    }
+
+    /// A client has asked the store for this, and got it.
+    pub fn asked(&self, scope: &[u8]) {
+        self.asked.note(scope, self.clock.now());
+    }
+
+    /// The store can be written.
+    pub fn is_writable(&self) -> bool {
+        self.store.condition() == Condition::Writable
+    }
+
+    /// Bytes that the store has on disk.
+    pub fn size(&self) -> u64 {
+        self.store.size()
     }
 
     /// A snapshot that holds what has been seen so far: waits for the writer only where it is behind.
@@ -115,8 +171,12 @@ impl Cache {
     pub fn status(&self) -> serde_json::Value {
         let counts = self.store.snapshot().and_then(|s| s.counts()).unwrap_or_default();
         let (grants, credentials) = self.grants.len();
+        let condition = self.store.condition();
         serde_json::json!({
+            "writable": condition == Condition::Writable,
+            "problem": condition.problem(),
             "bytes": self.store.size(),
+            "maxBytes": self.max_bytes,
             "objects": counts[0],
             "absent": counts[1],
             "collections": counts[2],
@@ -124,6 +184,7 @@ impl Cache {
             "grants": grants,
             "credentials": credentials,
             "copiesGivenUp": self.ingest.given_up(),
+            "evicted": self.ingest.evicted(),
             "writesFailed": self.ingest.failures(),
             "behind": self.ingest.is_behind(),
             "openedInSeconds": self.opened_in.as_secs_f64(),

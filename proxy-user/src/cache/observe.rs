@@ -10,6 +10,7 @@ use super::codec::watch::{JsonFrames, ProtobufFrames};
 use super::codec::{CodecError, MAX_OBJECT, json, parse_version, protobuf};
 use super::exchange::{Exchange, form_key, is_short_lived};
 use super::forms::{self, PageHead};
+use super::key;
 use super::op::{Op, Said};
 use super::pages::{Page, Pages};
 use super::record::{Collection, Document, NewRecord, TypeHint};
@@ -76,6 +77,11 @@ impl Observer {
             }
         };
         body + unpacking
+    }
+
+    /// The collection that it feeds, without selectors: that of a watch.
+    pub(super) fn feeds(&self) -> Option<&[u8]> {
+        (self.exchange.verb == Verb::Watch).then(|| key::without_selectors(&self.exchange.key))
     }
 
     /// Takes the next bytes of the body.

@@ -130,4 +130,38 @@ pub enum Op {
         /// When, then the identity; empty: it is accepted no more.
         value: Vec<u8>,
     },
+    /// It goes, to make room: nothing is known of it any more.
+    Evict(Evicted),
+}
+
+/// What goes to make room.
+#[derive(Debug)]
+pub enum Evicted {
+    /// The key of an object that stands in no collection that stays.
+    Object(Vec<u8>),
+    /// The key of a collection; its objects stay.
+    Collection(Vec<u8>),
+    /// The key of a document.
+    Document(Vec<u8>),
+}
+
+impl Op {
+    /// Takes something back that was allowed: lost, it would be allowed again after the next start.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Revoke { .. } => true,
+            Self::Credential { value, .. } => value.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Bytes that it holds in memory, about.
+    pub(super) fn size(&self) -> usize {
+        64 + match self {
+            Self::Upsert { record, .. } => record.value.len(),
+            Self::Document { value, .. } => value.len(),
+            Self::Complete { members, .. } => members.iter().map(|member| member.len() + 24).sum(),
+            _ => 0,
+        }
+    }
 }

@@ -1,19 +1,24 @@
-//! The file: redb tables, opening (with recovery, and setting a damaged store aside), and the reads. In: keys. Out:
-//! copies of what is stored, or snapshots to stream from. Writes: `apply`, on the one writer thread.
+//! The store: redb tables, and the reads. In: keys. Out: copies of what is stored, or snapshots to stream from. How it is
+//! opened: `open`. Writes: `apply`, on the one writer thread.
 //!
-//! Reads run on redb snapshots and never wait for the writer.
+//! Reads run on redb snapshots and never wait for the writer. After an error of the disk the writer opens the store
+//! anew ([`Store::reopen`], [`Store::fall_back`]); what reads then begins again in a new snapshot.
 
-use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::sync::Arc;
 
-use parking_lot::RwLock;
-use redb::{
-    Database, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
-    TableDefinition, WriteTransaction,
-};
+use arc_swap::ArcSwapOption;
+use redb::{ReadTransaction, TableDefinition, WriteTransaction};
 
+use super::disk::FileSystem;
 use super::key;
-use super::record::{Collection, Document, FORMAT, Record};
+use super::open::{Held, Opened, Place};
+use super::record::{Collection, Document, Record};
+use super::walk::{Leases, Members, behind};
+
+pub use super::error::StoreError;
+pub use super::open::Condition;
+pub use super::walk::{ListWalk, Listed, Walk};
 
 /// A table of bytes by bytes.
 pub type Bytes2 = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -46,37 +51,6 @@ pub const CLUSTER: &str = "cluster";
 /// A row of a small table: key and value.
 type Row = (Vec<u8>, Vec<u8>);
 
-/// Why the store could not be opened or read.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The directory.
-    #[error("can't prepare the store's directory {path}: {source}; check --disk-cache-path and its owner")]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-    /// Another process has it.
-    #[error("the store {0} is in use by another process; is a hublet running already?")]
-    InUse(PathBuf),
-    /// A hand-over, or the end.
-    #[error("the store is closed: hublet is stopping")]
-    Closed,
-    /// redb failed.
-    #[error("the store failed: {0}; is the disk full or failing?")]
-    Redb(Box<redb::Error>),
-    /// A value that isn't ours.
-    #[error("a stored value is damaged; it will be replaced by what the cloud says next")]
-    Damaged,
-}
-
-impl<E: Into<redb::Error>> From<E> for StoreError {
-    fn from(error: E) -> Self {
-        Self::Redb(Box::new(error.into()))
-    }
-}
-
 /// What the store knows of one object.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup<T> {
@@ -91,82 +65,155 @@ pub enum Lookup<T> {
 /// The open store.
 #[derive(Debug)]
 pub struct Store {
-    /// `None` once it is closed, whoever still holds a reference to the store.
-    db: RwLock<Option<Database>>,
-    path: PathBuf,
+    place: Place,
+    shared: Arc<Shared>,
+}
+
+/// What readers hold of the store.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// `None` once it is closed.
+    opened: ArcSwapOption<Opened>,
+    /// How often it has been opened.
+    generation: tokio::sync::watch::Sender<u64>,
+    /// Walks that hold a snapshot.
+    pub(super) leases: Leases,
 }
 
 impl Store {
     /// Opens `dir/hublet.redb`, making it where it isn't there. A store that can't be read, or of another format, is set
-    /// aside beside it (its path is in the log) and an empty one is begun.
+    /// aside beside it (its path is in the log) and an empty one is begun. Where the disk can't be written, it is served
+    /// as it is; where it can't be read, an empty one is: [`Store::condition`] says so.
     ///
     /// # Errors
-    /// The directory can't be made or written, or another process has the store.
+    /// Another process has the store.
     pub fn open(dir: &Path, page_cache: usize) -> Result<Self, StoreError> {
-        let directory = |source| StoreError::Directory { path: dir.to_owned(), source };
-        private_dir(dir).map_err(directory)?;
-        let path = dir.join("hublet.redb");
-        match Self::open_file(&path, page_cache) {
-            Ok(db) => Ok(Self { db: RwLock::new(Some(db)), path }),
-            Err(StoreError::InUse(path)) => Err(StoreError::InUse(path)),
-            Err(error) if path.exists() => {
-                let aside = aside(&path);
-                tracing::error!(%error, aside = %aside.display(), "the store can't be used: set aside, beginning anew");
-                std::fs::rename(&path, &aside).map_err(directory)?;
-                Ok(Self { db: RwLock::new(Some(Self::open_file(&path, page_cache)?)), path })
-            }
-            Err(error) => Err(error),
-        }
+        Self::open_at(Place::new(dir, page_cache, Arc::new(FileSystem)))
     }
 
-    fn open_file(path: &Path, page_cache: usize) -> Result<Database, StoreError> {
-        private_file(path).map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
-        let mut builder = Database::builder();
-        builder.set_cache_size(page_cache);
-        let db = match builder.create(path) {
-            Ok(db) => db,
-            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse(path.to_owned())),
-            Err(error) => return Err(error.into()),
+    /// As [`Store::open`], at a place of the caller's.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub(super) fn open_at(place: Place) -> Result<Self, StoreError> {
+        let opened = place.open()?;
+        let shared = Shared {
+            opened: ArcSwapOption::from_pointee(opened),
+            generation: tokio::sync::watch::Sender::new(0),
+            leases: Leases::default(),
         };
-        let txn = db.begin_write()?;
-        {
-            let mut meta = txn.open_table(META)?;
-            let format = meta.get("format")?.map(|v| v.value());
-            if format.is_some_and(|f| f != u64::from(FORMAT)) {
-                return Err(StoreError::Damaged);
-            }
-            meta.insert("format", u64::from(FORMAT))?;
-            // Every table exists from here on, so that reads never meet a missing one.
-            txn.open_table(OBJECTS)?;
-            txn.open_table(ABSENT)?;
-            txn.open_table(COLLECTIONS)?;
-            txn.open_table(MEMBERS)?;
-            txn.open_table(FORMS)?;
-            txn.open_table(DOCUMENTS)?;
-            txn.open_table(GRANTS)?;
-            txn.open_table(CREDENTIALS)?;
-        }
-        txn.commit()?;
-        Ok(db)
+        Ok(Self { place, shared: Arc::new(shared) })
     }
 
     /// Begins to write, for the writer.
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
-        Ok(self.db.read().as_ref().ok_or(StoreError::Closed)?.begin_write()?)
+        let opened = self.shared.opened.load();
+        opened.as_ref().ok_or(StoreError::Closed)?.begin_write()
+    }
+
+    /// What can be done with it.
+    pub fn condition(&self) -> Condition {
+        let opened = self.shared.opened.load();
+        let closed = || Condition::Unreadable(StoreError::Closed.to_string());
+        opened.as_ref().map_or_else(closed, |opened| opened.condition.clone())
+    }
+
+    /// Tells how often the store has been opened: when that changes, what failed may go well.
+    pub(super) fn generations(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.generation.subscribe()
+    }
+
+    /// Opens it anew to be written. For the writer.
+    ///
+    /// # Errors
+    /// It still can't be written; it goes on as it was.
+    pub(super) fn reopen(&self) -> Result<(), StoreError> {
+        self.place.has_room()?;
+        self.replace(|held| self.place.writable(held))
+    }
+
+    /// The disk has failed since it was opened.
+    pub(super) fn has_failed(&self) -> bool {
+        self.shared.opened.load().as_ref().is_some_and(|opened| opened.backend.has_failed())
+    }
+
+    /// After an error of the disk: serves what was written last. For the writer.
+    ///
+    /// # Errors
+    /// Another process has taken it.
+    pub(super) fn fall_back(&self, problem: &str) -> Result<(), StoreError> {
+        self.replace(|held| self.place.read_only(held, problem))
+    }
+
+    /// Sets a damaged store aside and begins an empty one. For the writer.
+    ///
+    /// # Errors
+    /// It can't be moved, or the new one can't be made.
+    pub(super) fn begin_anew(&self, error: &StoreError) -> Result<(), StoreError> {
+        let path = self.place.path.clone();
+        self.place.set_aside(error).map_err(|source| StoreError::Directory { path, source })?;
+        self.replace(|_| self.place.writable(None))
+    }
+
+    /// Puts another database in place of this one, which is cut off first: two must not use one file.
+    fn replace(
+        &self,
+        open: impl FnOnce(Option<&Held>) -> Result<Opened, StoreError>,
+    ) -> Result<(), StoreError> {
+        let old = self.shared.opened.load_full().ok_or(StoreError::Closed)?;
+        old.backend.cut();
+        let opened = match open(old.file.as_ref()) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let problem = old.condition.problem().map_or_else(|| error.to_string(), str::to_owned);
+                let again = self.place.read_only(old.file.as_ref(), &problem)?;
+                self.put(again);
+                return Err(error);
+            }
+        };
+        self.put(opened);
+        Ok(())
+    }
+
+    /// Another database takes this one's place.
+    fn put(&self, opened: Opened) {
+        self.shared.opened.store(Some(Arc::new(opened)));
+        self.shared.generation.send_modify(|generation| *generation += 1);
     }
 
     /// Closes the file: from here on another process may open it. Snapshots that are still held read nothing more. Not
     /// to be called while a write is under way, which would keep the file open until its end.
     pub(super) fn close(&self) {
-        let db = self.db.write().take();
-        if let Some(Err(error)) = db.map(Database::close) {
+        let Some(opened) = self.shared.opened.swap(None) else { return };
+        if let Err(error) = opened.close() {
             tracing::warn!(%error, "the store could not be closed well: the next start repairs it");
+        }
+        if let Some((file, _)) = &opened.file {
+            file.unlock();
         }
     }
 
-    /// Bytes on disk.
+    /// Bytes on disk: what is allocated to the file, which has holes.
     pub fn size(&self) -> u64 {
-        std::fs::metadata(&self.path).map_or(0, |m| m.len())
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(&self.place.path).map_or(0, |m| m.blocks() * 512)
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.shared.generation()
+    }
+
+    /// Another file has taken the place of this one's: what is read of it goes on.
+    pub(super) fn superseded_by(&self, opened: Opened) {
+        if let Some(old) = &*self.shared.opened.load() {
+            old.backend.seal();
+        }
+        self.put(opened);
+        self.end_old_snapshots(std::time::Duration::ZERO);
     }
 
     /// A snapshot to read from.
@@ -174,35 +221,33 @@ impl Store {
     /// # Errors
     /// redb's, or the store is closed.
     pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        Ok(Snapshot { txn: self.db.read().as_ref().ok_or(StoreError::Closed)?.begin_read()? })
+        self.shared.snapshot()
+    }
+
+    /// Ends the snapshots of walks that have had theirs for longer than this; they go on in new ones.
+    pub(super) fn end_old_snapshots(&self, age: std::time::Duration) {
+        self.shared.leases.end_older_than(age);
     }
 }
 
-/// Makes the directory 0700, however it was before.
-fn private_dir(dir: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::create_dir_all(dir)?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
-}
+impl Shared {
+    pub(super) fn snapshot(self: &Arc<Self>) -> Result<Snapshot, StoreError> {
+        let opened = self.opened.load_full().ok_or(StoreError::Closed)?;
+        Ok(Snapshot { txn: opened.begin_read()?, _opened: opened, shared: Arc::clone(self) })
+    }
 
-/// Makes the file 0600 before anything is in it.
-fn private_file(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o600))
-}
-
-/// A free name beside `path` that tells when.
-fn aside(path: &Path) -> PathBuf {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let name = |n: u32| path.with_extension(format!("redb.aside-{seconds}-{n}"));
-    (0..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(0))
+    pub(super) fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
 }
 
 /// One consistent view of the store.
 #[derive(Debug)]
 pub struct Snapshot {
-    txn: ReadTransaction,
+    pub(super) txn: ReadTransaction,
+    /// Open as long as it is read.
+    _opened: Arc<Opened>,
+    shared: Arc<Shared>,
 }
 
 impl Snapshot {
@@ -281,13 +326,19 @@ impl Snapshot {
         value.map(|v| Document::read(v.value()).map(read).ok_or(StoreError::Damaged)).transpose()
     }
 
-    /// All objects under a prefix, in order: a walk that owns its snapshot.
+    /// All objects under a prefix, in order.
     ///
     /// # Errors
     /// redb's.
     pub fn walk(&self, prefix: &[u8]) -> Result<Walk, StoreError> {
+        self.walk_behind(prefix, &[])
+    }
+
+    /// As [`Snapshot::walk`], behind the key `last` where that isn't empty.
+    pub(super) fn walk_behind(&self, prefix: &[u8], last: &[u8]) -> Result<Walk, StoreError> {
         let end = key::end_of(prefix);
-        Ok(Walk::Range(self.txn.open_table(OBJECTS)?.range_owned(prefix..end.as_slice())?))
+        let objects = self.txn.open_table(OBJECTS)?;
+        Ok(Walk::Range(Box::new(objects.range_owned::<&[u8]>(behind(prefix, last, &end))?)))
     }
 
     /// The members of a collection with selectors, in order.
@@ -295,10 +346,25 @@ impl Snapshot {
     /// # Errors
     /// redb's.
     pub fn walk_members(&self, collection: &[u8]) -> Result<Walk, StoreError> {
+        self.walk_members_behind(collection, &[])
+    }
+
+    /// As [`Snapshot::walk_members`], behind the object `last` where that isn't empty.
+    pub(super) fn walk_members_behind(&self, collection: &[u8], last: &[u8]) -> Result<Walk, StoreError> {
         let start = [collection, &[0]].concat();
         let end = key::end_of(&start);
-        let members = self.txn.open_table(MEMBERS)?.range_owned(start.as_slice()..end.as_slice())?;
-        Ok(Walk::Members { members, skip: start.len(), objects: self.txn.open_table(OBJECTS)? })
+        let last = if last.is_empty() { Vec::new() } else { [&start, last].concat() };
+        Ok(Walk::Members(Box::new(Members {
+            rows: self.txn.open_table(MEMBERS)?.range_owned::<&[u8]>(behind(&start, &last, &end))?,
+            skip: start.len(),
+            objects: self.txn.open_table(OBJECTS)?,
+            absent: self.txn.open_table(ABSENT)?,
+        })))
+    }
+
+    /// A walk over a list that outlives this snapshot.
+    pub fn list_walk(&self, listed: Listed) -> ListWalk {
+        ListWalk::new(Arc::clone(&self.shared), listed)
     }
 
     /// Something under a prefix is newer than this resourceVersion, or was found gone after this time.
@@ -401,47 +467,4 @@ impl Snapshot {
 /// When something was found gone (time, resourceVersion), where that is beyond what is covered (resourceVersion, time).
 fn beyond((at, since): (u64, u64), (version, until): (u64, u64)) -> Option<u64> {
     (at > until || since > version).then_some(at)
-}
-
-/// A walk over stored objects in key order; holds its snapshot open until dropped.
-pub enum Walk {
-    /// Everything under a prefix.
-    Range(redb::OwnedRange<&'static [u8], &'static [u8]>),
-    /// The members of a collection with selectors.
-    Members {
-        /// Their rows.
-        members: redb::OwnedRange<&'static [u8], ()>,
-        /// Where the object's key begins in a member's.
-        skip: usize,
-        /// The objects.
-        objects: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    },
-}
-
-impl std::fmt::Debug for Walk {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Walk")
-    }
-}
-
-impl Walk {
-    /// Hands the next object to `read`; `None` at the end.
-    ///
-    /// # Errors
-    /// redb's, or a damaged value.
-    pub fn next<T>(&mut self, read: impl FnOnce(Record<'_>) -> T) -> Result<Option<T>, StoreError> {
-        match self {
-            Self::Range(range) => {
-                let Some(row) = range.next() else { return Ok(None) };
-                let (_, value) = row?;
-                Record::read(value.value()).map(|r| Some(read(r))).ok_or(StoreError::Damaged)
-            }
-            Self::Members { members, skip, objects } => loop {
-                let Some(row) = members.next() else { return Ok(None) };
-                // A member that is gone since is left out; one that is merely unknown was found by `members_known`.
-                let Some(value) = objects.get(&row?.0.value()[*skip..])? else { continue };
-                return Record::read(value.value()).map(|r| Some(read(r))).ok_or(StoreError::Damaged);
-            },
-        }
-    }
 }

@@ -10,13 +10,13 @@ use crate::request::ApiRequest;
 
 pub(super) struct Bench {
     pub(super) cache: Cache,
-    _dir: tempfile::TempDir,
+    pub(super) _dir: tempfile::TempDir,
 }
 
 impl Bench {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = CacheConfig { dir: dir.path().to_owned(), page_cache: 1 << 20 };
+        let config = CacheConfig { dir: dir.path().to_owned(), page_cache: 1 << 20, max_bytes: 512 << 20 };
         Self { cache: Cache::open(&config, Clock::default()).unwrap(), _dir: dir }
     }
 
@@ -265,8 +265,9 @@ async fn gzip_is_undone_for_the_store_and_a_bomb_is_not_swallowed() {
 
 #[tokio::test]
 async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = CacheConfig { dir: dir.path().to_owned(), page_cache: 1 << 20 };
+    let made = tempfile::tempdir().unwrap();
+    let dir = made.path().join("cache");
+    let config = CacheConfig { dir: dir.clone(), page_cache: 1 << 20, max_bytes: 512 << 20 };
     let open = || Cache::open(&config, Clock::default()).unwrap();
     let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
     bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
@@ -281,10 +282,10 @@ async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
     bench.cache.close().await;
     drop(bench);
-    std::fs::write(dir.path().join("hublet.redb"), vec![0x5a; 200_000]).unwrap();
+    std::fs::write(dir.join("hublet.redb"), vec![0x5a; 200_000]).unwrap();
     let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
-    let aside = std::fs::read_dir(dir.path())
+    let aside = std::fs::read_dir(&dir)
         .unwrap()
         .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("aside"))
         .count();
@@ -293,7 +294,7 @@ async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
         use std::os::unix::fs::PermissionsExt;
         std::fs::metadata(p).unwrap().permissions().mode() & 0o777
     };
-    assert_eq!((mode(dir.path()), mode(&dir.path().join("hublet.redb"))), (0o700, 0o600));
+    assert_eq!((mode(&dir), mode(&dir.join("hublet.redb"))), (0o700, 0o600));
 }
 
 #[tokio::test]

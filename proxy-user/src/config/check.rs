@@ -22,6 +22,8 @@ const MAX_PAGE_CACHE: usize = 1 << 30;
 const MAX_UNDER_WAY: usize = 1 << 34;
 /// The shortest time in which a slow reader can show progress.
 const MIN_READER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Several documents and a batch must find room in the store.
+const MIN_STORE: usize = 64 << 20;
 
 /// A checked configuration and what the operator should know about it.
 #[derive(Debug)]
@@ -54,7 +56,11 @@ pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Che
     let config = Config {
         node_name,
         cloud,
-        cache: CacheConfig { dir: yurthub.disk_cache_path, page_cache: page_cache(own.store_page_cache)? },
+        cache: CacheConfig {
+            dir: yurthub.disk_cache_path,
+            page_cache: page_cache(own.store_page_cache)?,
+            max_bytes: max_bytes(own.cache_max_bytes)?,
+        },
         local: LocalConfig {
             grant_max_age: positive("grant-max-age", own.grant_max_age)?,
             min_request_timeout: positive("min-request-timeout", yurthub.min_request_timeout)?,
@@ -389,4 +395,15 @@ fn reader_timeout(duration: Duration) -> Result<Duration, ConfigError> {
         return Err(ConfigError::value("reader-timeout", format!("{duration:?}"), reason));
     }
     Ok(duration)
+}
+
+fn max_bytes(bytes: usize) -> Result<u64, ConfigError> {
+    match bytes {
+        0..MIN_STORE => Err(ConfigError::value(
+            "cache-max-bytes",
+            bytes,
+            "is too small for one large list and its documents: write 64Mi or more",
+        )),
+        n => Ok(n as u64),
+    }
 }

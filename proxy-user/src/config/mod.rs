@@ -201,6 +201,8 @@ pub struct CacheConfig {
     pub dir: PathBuf,
     /// redb's page cache in bytes.
     pub page_cache: usize,
+    /// Most bytes of the store on disk (`--cache-max-bytes`).
+    pub max_bytes: u64,
 }
 
 /// Answers from the store.

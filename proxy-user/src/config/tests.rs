@@ -104,6 +104,7 @@ fn wrong_values_are_refused_with_the_way_out() {
         (&["--max-bytes-under-way=64Ki"], "1Mi or more"),
         (&["--reader-timeout=500ms"], "1s or more"),
         (&["--store-page-cache=1Ki"], "64Ki or more"),
+        (&["--cache-max-bytes=1Mi"], "64Mi or more"),
         (&["--enable-dummy-if=maybe"], "neither true nor false"),
         (&["--gc-frequency=often"], "whole number"),
         (&["--kubelet-health-grace-period=40"], "1h30m"),
@@ -277,4 +278,5 @@ fn the_effective_configuration_prints_as_json() {
     assert_eq!(json["local"]["min_request_timeout"], 5400.0);
     assert_eq!(json["listen"]["secure"], "169.254.2.1:10268");
     assert_eq!(json["certs"]["mode"], "token");
+    assert_eq!(json["cache"]["max_bytes"], 512 << 20);
 }

@@ -11,7 +11,7 @@ use crate::cache::codec::{parse_version, protobuf};
 use crate::cache::exchange::{EVENT_TTL, is_short_lived};
 use crate::cache::key;
 use crate::cache::record::{Collection, Record};
-use crate::cache::store::{Snapshot, StoreError, Walk};
+use crate::cache::store::{ListWalk, Listed, Snapshot, StoreError, Walk};
 use crate::request::ApiRequest;
 use crate::status::Refusal;
 
@@ -23,13 +23,15 @@ const CHUNK: usize = 16 << 10;
 pub(super) struct Found {
     pub(super) snapshot: Snapshot,
     pub(super) collection: Collection,
+    /// The key of that collection.
+    key: Vec<u8>,
     /// The key under which members stand, where there are selectors.
     selective: Option<Vec<u8>>,
     prefix: Vec<u8>,
 }
 
 impl Found {
-    /// A walk over its objects.
+    /// A walk over its objects, in this snapshot.
     pub(super) fn walk(&self) -> Result<Walk, StoreError> {
         match &self.selective {
             Some(key) => self.snapshot.walk_members(key),
@@ -44,6 +46,18 @@ impl Found {
             Some(key) => self.snapshot.members_gone_beyond(key, covered),
             None => self.snapshot.gone_beyond(&self.prefix, covered),
         }
+    }
+
+    /// A walk over its objects that may take as long as its client.
+    pub(super) fn list_walk(&self, request: &ApiRequest<'_>, encoding: Encoding) -> ListWalk {
+        self.snapshot.list_walk(Listed {
+            key: self.key.clone(),
+            collection: self.collection.clone(),
+            selective: self.selective.clone(),
+            prefix: self.prefix.clone(),
+            encoding,
+            api_version: request.api_version().into_owned(),
+        })
     }
 
     /// The encoding to answer in: one that the caller takes and that every object is stored in.
@@ -86,18 +100,18 @@ impl Local {
         let prefix = key::without_selectors(scope).to_vec();
         let complete = |key: &[u8]| snapshot.collection(key).map(|c| c.filter(Collection::is_whole));
         let selective = request.has_selectors().then(|| scope.to_vec());
-        let mut collection = complete(scope)?;
+        let (mut collection, mut key) = (complete(scope)?, scope.to_vec());
         if selective.as_deref().is_some_and(|key| !snapshot.members_known(key).unwrap_or(false)) {
             collection = None;
         }
         if collection.is_none() && selective.is_none() && !request.namespace.is_empty() {
             let mut all = Vec::new();
             key::push_resource(&mut all, &request.group, &request.resource);
-            collection = complete(&all)?;
+            (collection, key) = (complete(&all)?, all);
         }
         let collection = collection.filter(|c| !self.has_expired(scope, c.at));
         let collection = collection.ok_or_else(|| question.unknown())?;
-        Ok(Found { snapshot, collection, selective, prefix })
+        Ok(Found { snapshot, collection, key, selective, prefix })
     }
 
     /// Events of this age the cloud has dropped: they are not known any more.
@@ -127,7 +141,7 @@ impl Local {
             return Err(question.unknown());
         }
         let encoding = found.encoding(request, &Accepts::of(question.headers))?;
-        let list = StoredList::new(&found, encoding)?;
+        let list = StoredList::new(&found, found.list_walk(request, encoding), encoding)?;
         self.listed.remember(&question, self.cache.clock.now());
         Ok(self.response(encoding.content_type(), found.collection.at, Body::stored(list)))
     }
@@ -136,31 +150,35 @@ impl Local {
 /// A list on its way to a client.
 #[derive(Debug)]
 pub struct StoredList {
-    walk: Option<Walk>,
+    walk: Option<ListWalk>,
     encoding: Encoding,
     unstructured: bool,
     first: bool,
+    /// Bytes of items that a protobuf list's head has announced and that are to come.
+    announced: Option<usize>,
     head: Vec<u8>,
     tail: Vec<u8>,
 }
 
 impl StoredList {
-    fn new(found: &Found, encoding: Encoding) -> Result<Self, StoreError> {
+    fn new(found: &Found, walk: ListWalk, encoding: Encoding) -> Result<Self, StoreError> {
         let collection = &found.collection;
-        let (head, tail) = match encoding {
+        let (head, tail, announced) = match encoding {
             Encoding::Json => json_envelope(collection),
             Encoding::Protobuf => protobuf_envelope(collection, found.walk()?)?,
         };
         let unstructured = collection.unstructured;
-        Ok(Self { walk: Some(found.walk()?), encoding, unstructured, first: true, head, tail })
+        Ok(Self { walk: Some(walk), encoding, unstructured, first: true, announced, head, tail })
     }
 
-    /// The next bytes of the list.
+    /// The next bytes of the list; an error ends it, so that its client sees a cut stream and no shortened list.
     pub fn next_chunk(&mut self) -> Option<Result<Bytes, StoreError>> {
-        let walk = self.walk.as_mut()?;
+        let mut walk = self.walk.take()?;
         let mut out = std::mem::take(&mut self.head);
         out.reserve(CHUNK + (CHUNK >> 2));
-        while out.len() < CHUNK {
+        let mut ended = false;
+        while out.len() < CHUNK && !ended {
+            let before = out.len();
             let (first, encoding, unstructured) = (self.first, self.encoding, self.unstructured);
             let push = |record: Record<'_>| {
                 if !first && encoding == Encoding::Json {
@@ -168,53 +186,75 @@ impl StoredList {
                 }
                 record.push_item(&mut out, unstructured);
             };
-            match walk.next(push) {
-                Ok(Some(())) => self.first = false,
-                Ok(None) => {
-                    out.extend_from_slice(&self.tail);
-                    self.walk = None;
-                    break;
-                }
-                Err(error) => {
-                    self.walk = None;
-                    return Some(Err(error));
-                }
+            let went_on = match walk.next(push) {
+                Ok(went_on) => went_on.is_some(),
+                Err(error) => return Some(Err(error)),
+            };
+            if !self.fits(out.len() - before, went_on) {
+                return Some(Err(StoreError::Changed));
+            }
+            if went_on {
+                self.first = false;
+            } else {
+                out.extend_from_slice(&self.tail);
+                ended = true;
             }
         }
+        self.walk = (!ended).then_some(walk);
         if out.capacity() - out.len() > CHUNK {
             out.shrink_to_fit();
         }
         Some(Ok(out.into()))
     }
+
+    /// An item of that many bytes, or the end, is what the head has announced.
+    fn fits(&mut self, item: usize, went_on: bool) -> bool {
+        let Some(announced) = self.announced else { return true };
+        match announced.checked_sub(item) {
+            Some(rest) if went_on || rest == 0 => {
+                self.announced = Some(rest);
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
+/// What stands before and behind the items, and their length where the head says it.
+type Envelope = (Vec<u8>, Vec<u8>, Option<usize>);
+
 /// What stands before and behind the items, as the API server writes it.
-fn json_envelope(collection: &Collection) -> (Vec<u8>, Vec<u8>) {
+fn json_envelope(collection: &Collection) -> Envelope {
     let Collection { kind, api_version, version, .. } = collection;
     if collection.unstructured {
         let tail =
             format!(r#"],"kind":"{kind}","metadata":{{"continue":"","resourceVersion":"{version}"}}}}"#);
-        (format!(r#"{{"apiVersion":"{api_version}","items":["#).into_bytes(), (tail + "\n").into_bytes())
+        (
+            format!(r#"{{"apiVersion":"{api_version}","items":["#).into_bytes(),
+            (tail + "\n").into_bytes(),
+            None,
+        )
     } else {
         let meta = format!(r#""metadata":{{"resourceVersion":"{version}"}}"#);
         let head = format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta},"items":["#);
-        (head.into_bytes(), b"]}\n".to_vec())
+        (head.into_bytes(), b"]}\n".to_vec(), None)
     }
 }
 
 /// As [`json_envelope`]; the length of all items stands before them, so they are walked once to add it up.
-fn protobuf_envelope(collection: &Collection, mut walk: Walk) -> Result<(Vec<u8>, Vec<u8>), StoreError> {
+fn protobuf_envelope(collection: &Collection, mut walk: Walk) -> Result<Envelope, StoreError> {
     let mut meta = Vec::new();
     protobuf::put_bytes(&mut meta, 1, b"");
     protobuf::put_bytes(&mut meta, 2, collection.version.to_string().as_bytes());
     protobuf::put_bytes(&mut meta, 3, b"");
     let mut list_meta = Vec::new();
     protobuf::put_bytes(&mut list_meta, 1, &meta);
-    let mut len = list_meta.len();
+    let mut items = 0;
     while let Some(item) = walk.next(|r| r.protobuf_item_len())? {
-        len += item;
+        items += item;
     }
+    let len = list_meta.len() + items;
     let mut head = protobuf::envelope_head(&collection.api_version, &collection.kind, len);
     head.extend_from_slice(&list_meta);
-    Ok((head, protobuf::TAIL.to_vec()))
+    Ok((head, protobuf::TAIL.to_vec(), Some(items)))
 }

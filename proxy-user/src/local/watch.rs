@@ -15,7 +15,7 @@ use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::{INITIAL_EVENTS_END, parse_version, protobuf};
 use crate::cache::record::Record;
-use crate::cache::store::Walk;
+use crate::cache::store::ListWalk;
 use crate::cloud::health::CloudState;
 use crate::status::Refusal;
 
@@ -36,7 +36,7 @@ struct Bookmarks {
 /// What a watch begins with.
 enum Initial {
     /// All that is there.
-    All(Box<Walk>),
+    All(Box<ListWalk>),
     /// What has changed since the client's resourceVersion, as events.
     Changes(Vec<u8>),
 }
@@ -74,7 +74,7 @@ impl Local {
             (None, Some(found)) => {
                 let encoding = found.encoding(question.request, &accepts)?;
                 self.listed.remember(&question, self.cache.clock.now());
-                (encoding, Initial::All(Box::new(found.walk()?)))
+                (encoding, Initial::All(Box::new(found.list_walk(question.request, encoding))))
             }
             (None, None) => return Err(question.unknown()),
         };

@@ -65,6 +65,9 @@ pub struct OwnFlags {
     /// Page cache of the store, in bytes or with Ki, Mi, Gi
     #[arg(long, value_name = "SIZE", default_value = "1Mi", value_parser = size)]
     pub store_page_cache: usize,
+    /// Most bytes that the store takes on disk, in bytes or with Ki, Mi, Gi; what nobody has asked for longest goes
+    #[arg(long, value_name = "SIZE", default_value = "512Mi", value_parser = size)]
+    pub cache_max_bytes: usize,
     /// How long what the cloud allowed a caller stays allowed while the cloud is away
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration::parse)]
     pub grant_max_age: Duration,

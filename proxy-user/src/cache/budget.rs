@@ -1,0 +1,341 @@
+//! The store's byte budget. In: what is stored, when clients last asked for it, which collections a watch feeds. Out:
+//! what goes, what nobody has asked for longest first. Runs on the writer thread, before a batch is written.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use redb::ReadableTable;
+
+use super::apply::apply;
+use super::compact::compact;
+use super::key;
+use super::lineage::Lineage;
+use super::op::{Evicted, Op};
+use super::record::{Collection, Document, Record};
+use super::store::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS, Snapshot, Store, StoreError};
+
+/// Most questions whose time is kept; beyond it the older half goes, and the cloud's last answer counts.
+const MAX_ASKED: usize = 8_192;
+/// Most different times of a survey; beyond it neighbours count as one.
+const MAX_TIMES: usize = 32_768;
+/// Things evicted in one transaction.
+const STEP: usize = 2_048;
+/// A file below this is never made smaller, in bytes.
+const SMALL: u64 = 16 << 20;
+/// How long after a failure to make the file small that is tried again.
+const RETRY: Duration = Duration::from_secs(600);
+
+/// When clients last asked the store for what, in milliseconds since the epoch: online each question goes to the cloud,
+/// and its answer has its time in the store.
+#[derive(Debug, Default)]
+pub struct Asked(Mutex<HashMap<Vec<u8>, u64>>);
+
+impl Asked {
+    /// A client has asked for this object, collection or document, and got it.
+    pub fn note(&self, scope: &[u8], now: u64) {
+        let mut asked = self.0.lock();
+        if let Some(at) = asked.get_mut(scope) {
+            *at = now;
+            return;
+        }
+        if asked.len() >= MAX_ASKED {
+            let mut times: Vec<u64> = asked.values().copied().collect();
+            let (_, median, _) = times.select_nth_unstable(MAX_ASKED / 2);
+            let median = *median;
+            asked.retain(|_, at| *at > median);
+        }
+        asked.insert(scope.to_vec(), now);
+    }
+
+    fn at(&self, scope: &[u8]) -> u64 {
+        self.0.lock().get(scope).copied().unwrap_or(0)
+    }
+}
+
+/// Bytes that a row takes in the file: redb gives what is longer than a page a power of two of its own, and its other
+/// pages are two thirds full.
+fn footprint(key: usize, value: usize) -> u64 {
+    let len = (key + value + 32) as u64;
+    if len > 2048 { len.next_power_of_two().max(4096) } else { len * 3 / 2 }
+}
+
+/// How much an operation may add to the file.
+fn growth(op: &Op) -> u64 {
+    match op {
+        Op::Upsert { key, record, .. } => footprint(key.len(), record.value.len()),
+        Op::Document { key, value } => footprint(key.len(), value.len()),
+        Op::Complete { collection, members, .. } if members.is_empty() => footprint(collection.len(), 200),
+        Op::Complete { collection, members, .. }
+            if key::without_selectors(collection).len() < collection.len() =>
+        {
+            members.iter().map(|member| footprint(collection.len() + member.len(), 0)).sum()
+        }
+        _ => 256,
+    }
+}
+
+/// What is stored, by when it was last asked for.
+struct Survey {
+    asked: Arc<Asked>,
+    /// Collections without their selectors: when the last of them was asked for; `u64::MAX` where a watch feeds it.
+    collections: HashMap<Vec<u8>, u64>,
+    /// When last asked for (shifted) → bytes.
+    times: BTreeMap<u64, u64>,
+    shift: u32,
+    live: u64,
+}
+
+impl Survey {
+    fn of(snapshot: &Snapshot, asked: Arc<Asked>, fed: &HashSet<Vec<u8>>) -> Result<Self, StoreError> {
+        let mut collections: HashMap<Vec<u8>, u64> = HashMap::new();
+        snapshot.each_collection(|key, collection| {
+            let at = collection.map_or(0, |c: Collection| c.at).max(asked.at(key));
+            let last = collections.entry(key::without_selectors(key).to_vec()).or_default();
+            *last = at.max(*last);
+        })?;
+        collections.extend(fed.iter().map(|key| (key.clone(), u64::MAX)));
+        let mut survey = Self { asked, collections, times: BTreeMap::new(), shift: 0, live: 0 };
+        snapshot.each(Rows::Objects, &[], |key, len, at| {
+            survey.count(survey.object(key, at), footprint(key.len(), len));
+            true
+        })?;
+        snapshot.each(Rows::Documents, &[], |key, len, at| {
+            survey.count(survey.document(key, at), footprint(key.len(), len));
+            true
+        })?;
+        survey.live += snapshot.bytes_of_members()?;
+        Ok(survey)
+    }
+
+    fn count(&mut self, time: u64, bytes: u64) {
+        self.live += bytes;
+        *self.times.entry(time >> self.shift).or_default() += bytes;
+        while self.times.len() > MAX_TIMES {
+            self.shift += 1;
+            let finer = std::mem::take(&mut self.times);
+            for (time, bytes) in finer {
+                *self.times.entry(time >> 1).or_default() += bytes;
+            }
+        }
+    }
+
+    /// An object is as new as the collections that it stands in, so that it never goes before them.
+    fn object(&self, key: &[u8], stored_at: u64) -> u64 {
+        let mut time = stored_at.max(self.asked.at(key));
+        let slashes = key.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at + 1);
+        for end in slashes.skip(1).take(2) {
+            time = time.max(self.collections.get(&key[..end]).copied().unwrap_or(0));
+        }
+        time
+    }
+
+    fn document(&self, key: &[u8], at: u64) -> u64 {
+        let cut = |mark: u8| key.iter().position(|b| *b == mark).map_or(key, |end| &key[..end]);
+        at.max(self.asked.at(cut(b'\n'))).max(self.asked.at(cut(b'?')))
+    }
+
+    /// The time up to which all must go to free so many bytes, and how many that frees; fed collections stay.
+    fn limit(&self, bytes: u64) -> Option<(u64, u64)> {
+        let (mut freed, mut limit) = (0, None);
+        for (time, some) in self.times.range(..u64::MAX >> self.shift) {
+            if freed >= bytes {
+                break;
+            }
+            freed += some;
+            limit = Some((((time + 1) << self.shift) - 1, freed));
+        }
+        limit
+    }
+
+    /// Evicts all that was last asked for at `limit` or before; how many things that were.
+    fn evict(&self, store: &Store, limit: u64, lineage: &mut Lineage) -> Result<u64, StoreError> {
+        let mut ops = Vec::new();
+        store.snapshot()?.each_collection(|key, collection| {
+            let at = collection.map_or(0, |c| c.at).max(self.asked.at(key));
+            let fed = self.collections.get(key::without_selectors(key)) == Some(&u64::MAX);
+            if at <= limit && !fed {
+                ops.push(Op::Evict(Evicted::Collection(key.to_vec())));
+            }
+        })?;
+        let mut evicted = ops.len() as u64;
+        apply(store, &ops, lineage)?;
+        for rows in [Rows::Documents, Rows::Objects] {
+            let mut behind = Vec::new();
+            loop {
+                let (ops, last) = self.due(&store.snapshot()?, rows, (limit, &behind))?;
+                if ops.is_empty() {
+                    break;
+                }
+                evicted += ops.len() as u64;
+                apply(store, &ops, lineage)?;
+                behind = last;
+            }
+        }
+        Ok(evicted)
+    }
+
+    /// Some of what goes, behind a key; and the last key that was looked at.
+    fn due(
+        &self,
+        snapshot: &Snapshot,
+        rows: Rows,
+        (limit, behind): (u64, &[u8]),
+    ) -> Result<(Vec<Op>, Vec<u8>), StoreError> {
+        let (mut ops, mut last) = (Vec::new(), Vec::new());
+        snapshot.each(rows, behind, |key, _, at| {
+            let (time, what) = match rows {
+                Rows::Documents => (self.document(key, at), Evicted::Document(key.to_vec())),
+                Rows::Objects => (self.object(key, at), Evicted::Object(key.to_vec())),
+            };
+            if time <= limit {
+                ops.push(Op::Evict(what));
+            }
+            last.clear();
+            last.extend_from_slice(key);
+            ops.len() < STEP
+        })?;
+        Ok((ops, last))
+    }
+}
+
+/// The tables that hold most.
+#[derive(Debug, Clone, Copy)]
+enum Rows {
+    Objects,
+    Documents,
+}
+
+impl Snapshot {
+    fn each_collection(&self, mut look: impl FnMut(&[u8], Option<Collection>)) -> Result<(), StoreError> {
+        for row in self.txn.open_table(COLLECTIONS)?.iter()? {
+            let (key, value) = row?;
+            look(key.value(), serde_json::from_slice(value.value()).ok());
+        }
+        Ok(())
+    }
+
+    /// Hands the key, the length of the value and its time of each row behind a key to `look`, until that says false.
+    fn each(
+        &self,
+        rows: Rows,
+        behind: &[u8],
+        mut look: impl FnMut(&[u8], usize, u64) -> bool,
+    ) -> Result<(), StoreError> {
+        let table = match rows {
+            Rows::Objects => self.txn.open_table(OBJECTS)?,
+            Rows::Documents => self.txn.open_table(DOCUMENTS)?,
+        };
+        for row in table.range::<&[u8]>((Bound::Excluded(behind), Bound::Unbounded))? {
+            let (key, value) = row?;
+            let at = match rows {
+                Rows::Objects => Record::read(value.value()).map_or(0, |record| record.stored_at),
+                Rows::Documents => Document::read(value.value()).map_or(0, |document| document.at),
+            };
+            if !look(key.value(), value.value().len(), at) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes_of_members(&self) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        for row in self.txn.open_table(MEMBERS)?.iter()? {
+            bytes += footprint(row?.0.value().len(), 0);
+        }
+        Ok(bytes)
+    }
+}
+
+/// The budget.
+#[derive(Debug)]
+pub(super) struct Budget {
+    /// Bytes.
+    limit: u64,
+    asked: Arc<Asked>,
+    /// Bytes that the file needs at the most, once they were counted.
+    live: Option<u64>,
+    /// Bytes written since they were counted.
+    written: u64,
+    /// The file's size when it was last made small.
+    compacted: u64,
+    /// When that last failed.
+    failed: Option<Instant>,
+}
+
+impl Budget {
+    pub(super) fn new(limit: u64, asked: Arc<Asked>) -> Self {
+        Self { limit, asked, live: None, written: 0, compacted: 0, failed: None }
+    }
+
+    /// Makes room for a batch where the file comes near the limit; how many things have gone for it.
+    ///
+    /// # Errors
+    /// redb's; or what watches feed alone is over the limit.
+    pub(super) fn make_room(
+        &mut self,
+        store: &Store,
+        ops: &[Op],
+        fed: &HashSet<Vec<u8>>,
+        lineage: &mut Lineage,
+    ) -> Result<u64, StoreError> {
+        let growth: u64 = ops.iter().map(growth).sum();
+        self.written += growth;
+        self.live = self.live.map(|live| live + growth);
+        let full = self.limit / 4 * 3;
+        let small = store.size() + growth <= self.limit / 8 * 7;
+        if small || self.live.is_some_and(|live| live <= full) {
+            return Ok(0);
+        }
+        let survey = self.count(store, fed)?;
+        let live = survey.live + growth;
+        self.live = Some(live);
+        if live <= full {
+            return Ok(0);
+        }
+        let due = survey.limit(live - self.limit / 8 * 5);
+        let (evicted, freed) = match due {
+            Some((limit, freed)) => (survey.evict(store, limit, lineage)?, freed),
+            None => (0, 0),
+        };
+        self.live = Some(live.saturating_sub(freed));
+        tracing::info!(evicted, freed, "the store is full: what nobody has asked for longest has gone");
+        if live.saturating_sub(freed) > self.limit { Err(StoreError::Full(self.limit)) } else { Ok(evicted) }
+    }
+
+    fn count(&mut self, store: &Store, fed: &HashSet<Vec<u8>>) -> Result<Survey, StoreError> {
+        self.written = 0;
+        Survey::of(&store.snapshot()?, Arc::clone(&self.asked), fed)
+    }
+
+    /// Makes the file small again where most of it is free; for a moment in which nothing is to be written.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(super) fn tidy(&mut self, store: &Store, busy: &dyn Fn() -> bool) -> Result<(), StoreError> {
+        let size = store.size();
+        if size < SMALL || self.failed.is_some_and(|at| at.elapsed() < RETRY) {
+            return Ok(());
+        }
+        if self.live.is_none() || self.written > size / 4 {
+            self.live = Some(self.count(store, &HashSet::new())?.live);
+        }
+        let live = self.live.unwrap_or(size);
+        if size <= live * 2 + SMALL || size <= self.compacted / 2 * 3 {
+            return Ok(());
+        }
+        self.failed = Some(Instant::now());
+        if compact(store, busy)? {
+            (self.failed, self.compacted) = (None, store.size());
+            tracing::info!(
+                before = size,
+                after = self.compacted,
+                "the store's file has been made small again"
+            );
+        }
+        Ok(())
+    }
+}

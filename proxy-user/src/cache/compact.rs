@@ -1,0 +1,81 @@
+//! Makes the file small again. In: a store whose file is mostly empty: redb uses free pages again, but gives none back.
+//! Out: the same store in a new file, which takes the old one's place by a rename. Reads go on meanwhile; runs on the
+//! writer thread while nothing waits for it.
+
+use std::fs::File;
+
+use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
+
+use super::open::Place;
+use super::store::{
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store, StoreError,
+};
+
+/// Copies the store into a new file; false where `busy` has ended it. A kill leaves the old file or the new one.
+///
+/// # Errors
+/// The disk's; the old file stays then.
+pub(super) fn compact(store: &Store, busy: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+    let place = Place { path: store.place().beside("new"), ..store.place().clone() };
+    let _ = std::fs::remove_file(&place.path);
+    let copied = copy(store, &place, busy);
+    if !matches!(copied, Ok(true)) {
+        let _ = std::fs::remove_file(&place.path);
+    }
+    copied
+}
+
+fn copy(store: &Store, place: &Place, busy: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+    let new = place.writable(None)?;
+    let mut txn = new.begin_write()?;
+    txn.set_quick_repair(true);
+    if !copy_tables(&store.snapshot()?.txn, &txn, busy)? {
+        txn.abort()?;
+        return Ok(false);
+    }
+    txn.commit()?;
+    // Closing takes the free pages off its end.
+    new.close()?;
+    let directory = |source| StoreError::Directory { path: place.path.clone(), source };
+    std::fs::rename(&place.path, &store.place().path).map_err(directory)?;
+    if let Some(dir) = place.path.parent() {
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(directory)?;
+    }
+    store.superseded_by(store.place().writable(new.file.as_ref())?);
+    Ok(true)
+}
+
+/// Copies every table; false where `busy` has ended it.
+fn copy_tables(
+    from: &ReadTransaction,
+    to: &WriteTransaction,
+    busy: &dyn Fn() -> bool,
+) -> Result<bool, StoreError> {
+    for table in [OBJECTS, COLLECTIONS, DOCUMENTS, CREDENTIALS] {
+        if !copy_table(from, to, table, busy)? {
+            return Ok(false);
+        }
+    }
+    Ok(copy_table(from, to, ABSENT, busy)?
+        && copy_table(from, to, MEMBERS, busy)?
+        && copy_table(from, to, FORMS, busy)?
+        && copy_table(from, to, GRANTS, busy)?
+        && copy_table(from, to, META, busy)?)
+}
+
+fn copy_table<K: Key + 'static, V: Value + 'static>(
+    from: &ReadTransaction,
+    to: &WriteTransaction,
+    table: TableDefinition<'_, K, V>,
+    busy: &dyn Fn() -> bool,
+) -> Result<bool, StoreError> {
+    let mut copy = to.open_table(table)?;
+    for (n, row) in from.open_table(table)?.iter()?.enumerate() {
+        if n % 16 == 15 && busy() {
+            return Ok(false);
+        }
+        let (key, value) = row?;
+        copy.insert(key.value(), value.value())?;
+    }
+    Ok(true)
+}

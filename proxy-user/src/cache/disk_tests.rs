@@ -1,0 +1,256 @@
+//! A disk that fills up, fails or can't be written never costs what is stored: it is served as it was, what the cloud
+//! says meanwhile is kept up to a limit and written later, and only damage sets a store aside.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::disk::{Access, FileSystem, Medium, Storage};
+use super::open::Place;
+use super::store::{Condition, Lookup, Store};
+use super::tests::{Bench, POD, PODS, event, list, pod};
+use super::*;
+
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
+const EIO: i32 = 5;
+
+/// What fails, and from when on.
+#[derive(Debug, Default)]
+struct Faults {
+    /// errno of writes, 0: none.
+    write: AtomicI32,
+    /// Writes, growths and syncs that still go well.
+    after: AtomicI64,
+    /// errno of reads, 0: none.
+    read: AtomicI32,
+}
+
+impl Faults {
+    fn fail_writes(&self, errno: i32, after: i64) {
+        self.after.store(after, Ordering::SeqCst);
+        self.write.store(errno, Ordering::SeqCst);
+    }
+
+    fn writes(&self) -> io::Result<()> {
+        match self.write.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ if self.after.fetch_sub(1, Ordering::SeqCst) > 0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn reads(&self) -> io::Result<()> {
+        match self.read.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+/// The file system, with faults.
+#[derive(Debug, Clone, Default)]
+struct FailingDisk(Arc<Faults>);
+
+#[derive(Debug)]
+struct FailingFile(Arc<dyn Storage>, Arc<Faults>);
+
+impl Medium for FailingDisk {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+        if access == Access::Write && self.0.write.load(Ordering::SeqCst) == EROFS {
+            return Err(io::Error::from_raw_os_error(EROFS));
+        }
+        Ok(Arc::new(FailingFile(FileSystem.open(path, access)?, Arc::clone(&self.0))))
+    }
+}
+
+impl Storage for FailingFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.1.reads().and_then(|()| self.0.read(offset, out))
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.1.writes().and_then(|()| self.0.write(offset, data))
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.1.writes().and_then(|()| self.0.set_len(len))
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.1.writes().and_then(|()| self.0.sync())
+    }
+    fn lock(&self) -> io::Result<bool> {
+        self.0.lock()
+    }
+    fn unlock(&self) {
+        self.0.unlock();
+    }
+    fn identity(&self) -> io::Result<(u64, u64)> {
+        self.0.identity()
+    }
+}
+
+impl FailingDisk {
+    fn open_in(&self, dir: &Path) -> Cache {
+        let store = Store::open_at(Place::new(dir, 1 << 20, Arc::new(self.clone()))).unwrap();
+        Cache::over(store, 512 << 20, (Clock::default(), Instant::now())).unwrap()
+    }
+
+    fn bench(&self, dir: &Path) -> Bench {
+        Bench { cache: self.open_in(dir), _dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn mend(&self) {
+        self.0.write.store(0, Ordering::SeqCst);
+        self.0.read.store(0, Ordering::SeqCst);
+    }
+}
+
+async fn writable(cache: &Cache) {
+    let until = Instant::now() + Duration::from_secs(15);
+    while !cache.is_writable() {
+        assert!(Instant::now() < until, "the writer comes back by itself: {:?}", cache.store.condition());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cache.settle().await;
+}
+
+fn asides(dir: &Path) -> usize {
+    let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().contains("aside")).count()
+}
+
+/// As the local answers do it: another try where the store is opened anew meanwhile.
+async fn read(bench: &Bench) -> u64 {
+    for _ in 0..2 {
+        let generation = bench.cache.generation();
+        let snapshot = bench.cache.snapshot().await.unwrap();
+        match snapshot.object(b"/pods/d/a", |r| r.version) {
+            Ok(Lookup::Found(version)) => return version,
+            Ok(other) => panic!("it was stored: {other:?}"),
+            Err(error) => assert!(bench.cache.opened_anew(generation).await, "{error}"),
+        }
+    }
+    panic!("opened anew, and still not to be read");
+}
+
+/// One failed write made redb refuse reads for ever, and the next start set the store aside.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i13_whichever_write_fails_reads_go_on_and_nothing_is_lost() {
+    for (after, errno) in [(0, ENOSPC), (1, EIO), (2, ENOSPC), (3, EIO), (4, ENOSPC), (5, ENOSPC), (6, EIO)] {
+        let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+        let bench = disk.bench(dir.path());
+        bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+        disk.0.fail_writes(errno, after);
+        bench.said(POD, 200, pod("a", 8).as_bytes(), 0).await;
+        let seen = read(&bench).await;
+        assert!((7..=8).contains(&seen), "write {after}: {seen}");
+        if let Condition::ReadOnly(problem) = bench.cache.store.condition() {
+            assert!(problem.contains("disk"), "{problem}");
+        }
+        assert_eq!(bench.cache.status()["objects"], 1);
+        disk.mend();
+        writable(&bench.cache).await;
+        assert_eq!(read(&bench).await, 8, "write {after}: what came meanwhile was kept");
+        bench.cache.close().await;
+        drop(bench);
+        assert_eq!(read(&disk.bench(dir.path())).await, 8);
+        assert_eq!(asides(dir.path()), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i13_a_store_that_was_killed_is_served_from_a_disk_that_cant_be_written() {
+    let (disk, dir, other) =
+        (FailingDisk::default(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    bench.said(PODS, 200, list(9, "", &[("a", 7), ("b", 8)]).as_bytes(), 0).await;
+    // As a kill leaves it: not closed.
+    std::fs::copy(dir.path().join("hublet.redb"), other.path().join("hublet.redb")).unwrap();
+    disk.0.fail_writes(EROFS, 0);
+    let bench = disk.bench(other.path());
+    assert!(matches!(bench.cache.store.condition(), Condition::ReadOnly(_)));
+    assert_eq!(read(&bench).await, 7);
+    assert_eq!(bench.cache.status()["collections"], 1);
+    assert_eq!(bench.cache.status()["writable"], false);
+    bench.said(POD, 200, pod("a", 11).as_bytes(), 0).await;
+    disk.mend();
+    writable(&bench.cache).await;
+    assert_eq!(read(&bench).await, 11);
+    assert_eq!(asides(other.path()), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i13_a_disk_that_is_full_at_the_first_start_keeps_nobody_from_starting() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    disk.0.fail_writes(ENOSPC, 0);
+    let bench = disk.bench(dir.path());
+    assert!(!bench.cache.is_writable());
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
+    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    disk.mend();
+    writable(&bench.cache).await;
+    assert_eq!(read(&bench).await, 7);
+    assert_eq!(asides(dir.path()), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.cache.close().await;
+    drop(bench);
+    disk.0.read.store(EIO, Ordering::SeqCst);
+    let bench = disk.bench(dir.path());
+    assert!(matches!(bench.cache.store.condition(), Condition::Unreadable(_)));
+    disk.mend();
+    writable(&bench.cache).await;
+    assert_eq!(read(&bench).await, 7);
+    assert_eq!(asides(dir.path()), 0);
+}
+
+/// What is given up is a gap that no watch and no list may go over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i2_what_the_disk_did_not_take_is_a_gap_that_nothing_goes_over() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    bench.said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0).await;
+    let first_page = list(20, "next", &[("c", 15)]);
+    disk.0.fail_writes(ENOSPC, 0);
+    let filler = format!("}},\"spec\":\"{}\"}}", "x".repeat(1 << 20));
+    let large = |version: u64| pod("large", version).replace("}}", &filler);
+    bench.said(&format!("{PODS}?limit=1"), 200, first_page.as_bytes(), 0).await;
+    for version in 11..20 {
+        if bench.cache.ingest().given_up() > 0 {
+            break;
+        }
+        bench.said("GET /api/v1/namespaces/d/pods/large", 200, large(version).as_bytes(), 0).await;
+    }
+    assert!(bench.cache.ingest().given_up() > 0, "more than is kept");
+    disk.mend();
+    writable(&bench.cache).await;
+    bench.said(&format!("{PODS}?limit=1&continue=next"), 200, list(20, "", &[("d", 16)]).as_bytes(), 0).await;
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 10, "a page of it is missing");
+    let watch = format!("{PODS}?watch=true&resourceVersion=20");
+    bench.said(&watch, 200, event("ADDED", "e", 21).as_bytes(), 0).await;
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 10, "events before it are missing");
+    assert_eq!(bench.version("/pods/d/e").await, Some(21), "what is seen from now on is kept");
+}
+
+#[tokio::test]
+async fn a_directory_of_others_keeps_its_mode_and_a_new_one_is_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o7777;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    let open = |dir: &Path| Store::open(dir, 1 << 20).unwrap();
+    drop(open(dir.path()));
+    assert_eq!((mode(dir.path()), mode(&dir.path().join("hublet.redb"))), (0o1777, 0o600));
+    let new = dir.path().join("made/cache");
+    drop(open(&new));
+    assert_eq!((mode(&new), mode(&new.join("hublet.redb"))), (0o700, 0o600));
+}

@@ -1,0 +1,315 @@
+//! How the store is opened. In: its directory. Out: a database that is written; else one that is only read, or an empty
+//! one, and why. A store is set aside only where what it holds is wrong: an error of the disk says nothing about that.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::RwLock;
+use redb::{Database, ReadTransaction, ReadableDatabase, TableError, WriteTransaction};
+
+use super::disk::{Access, Backend, Medium, Storage};
+use super::record::FORMAT;
+use super::store::{
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, StoreError,
+};
+
+/// Beginning of the names of everything of the store.
+pub(super) const FILE: &str = "hublet.redb";
+/// Bytes that a disk must take before the store is opened to be written again.
+const ROOM: usize = 1 << 20;
+
+/// What can be done with an open store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// It is read and written.
+    Writable,
+    /// It is served as it was when it was last written, and why.
+    ReadOnly(String),
+    /// It can't even be read: nothing is known, and why.
+    Unreadable(String),
+}
+
+impl Condition {
+    /// Why it isn't written.
+    pub fn problem(&self) -> Option<&str> {
+        match self {
+            Self::Writable => None,
+            Self::ReadOnly(problem) | Self::Unreadable(problem) => Some(problem),
+        }
+    }
+}
+
+/// The file, which is locked, and how it was opened.
+pub(super) type Held = (Arc<dyn Storage>, Access);
+
+/// An open database.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// `None` once it is closed, whoever still holds it.
+    db: RwLock<Option<Database>>,
+    pub(super) backend: Backend,
+    pub(super) file: Option<Held>,
+    pub(super) condition: Condition,
+}
+
+impl Opened {
+    fn new(db: Database, backend: Backend, file: Option<Held>, condition: Condition) -> Self {
+        Self { db: RwLock::new(Some(db)), backend, file, condition }
+    }
+
+    pub(super) fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
+        Ok(self.db.read().as_ref().ok_or(StoreError::Closed)?.begin_read()?)
+    }
+
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
+        Ok(self.db.read().as_ref().ok_or(StoreError::Closed)?.begin_write()?)
+    }
+
+    /// Closes the database in an orderly way, and cuts it off its file.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(super) fn close(&self) -> Result<(), StoreError> {
+        let closed = self.db.write().take().map_or(Ok(()), Database::close);
+        self.backend.cut();
+        Ok(closed?)
+    }
+}
+
+/// Where the store is.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    /// redb's page cache in bytes.
+    pub(super) page_cache: usize,
+    pub(super) medium: Arc<dyn Medium>,
+}
+
+impl Place {
+    /// In this directory, which is made 0700 where it isn't there. A directory that exists keeps its mode: it may be
+    /// shared, and the file is 0600 in any case.
+    pub(super) fn new(dir: &Path, page_cache: usize, medium: Arc<dyn Medium>) -> Self {
+        Self { path: dir.join(FILE), page_cache, medium }
+    }
+
+    /// A file beside the store's.
+    pub(super) fn beside(&self, extension: &str) -> PathBuf {
+        self.path.with_extension(format!("redb.{extension}"))
+    }
+
+    /// The disk takes some more: a store that is opened to be written, and can't be, costs its readers a moment.
+    ///
+    /// # Errors
+    /// It doesn't.
+    pub(super) fn has_room(&self) -> Result<(), StoreError> {
+        let path = self.beside("room");
+        let written = self.medium.open(&path, Access::Write).and_then(|file| {
+            let block = [0x5a; 64 << 10];
+            (0..ROOM / block.len()).try_for_each(|n| file.write((n * block.len()) as u64, &block))?;
+            file.sync()
+        });
+        let _ = std::fs::remove_file(&path);
+        match written {
+            // A directory that only others may write says nothing of the file.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+            written => written.map_err(|source| StoreError::Directory { path: self.path.clone(), source }),
+        }
+    }
+
+    /// Opens the store as well as it can be.
+    ///
+    /// # Errors
+    /// Another process has it.
+    pub(super) fn open(&self) -> Result<Opened, StoreError> {
+        for left_over in ["room", "new"] {
+            let _ = std::fs::remove_file(self.beside(left_over));
+        }
+        let error = match self.writable(None) {
+            Err(error) if error.is_corruption() => match self.set_aside(&error) {
+                Ok(()) => self.writable(None),
+                Err(unmoved) => {
+                    tracing::error!(error = %unmoved, "the damaged store can't be set aside, and is not used");
+                    return Self::unreadable(&error.to_string(), None);
+                }
+            },
+            other => other,
+        };
+        match error {
+            Err(error @ StoreError::InUse(_)) => Err(error),
+            Err(error) => {
+                tracing::error!(%error, "the store can't be written: it is served as it is, and nothing new is kept");
+                self.read_only(None, &error.to_string())
+            }
+            opened => opened,
+        }
+    }
+
+    /// Opens it to be written; over `held`, where that is the file, since the lock belongs to it.
+    pub(super) fn writable(&self, held: Option<&Held>) -> Result<Opened, StoreError> {
+        let directory = |source| StoreError::Directory { path: self.path.clone(), source };
+        let file = self.file(held)?;
+        let fresh = file.len().map_err(directory)? == 0;
+        let backend = Backend::writing(Arc::clone(&file));
+        let opened = self.database(&backend).and_then(|db| {
+            prepare(&db)?;
+            Ok(db)
+        });
+        let db = opened.inspect_err(|_| {
+            backend.cut();
+            if fresh {
+                // What a full disk left of a beginning is no store.
+                let _ = file.set_len(0);
+            }
+        })?;
+        Ok(Opened::new(db, backend, Some((file, Access::Write)), Condition::Writable))
+    }
+
+    /// The file, open to be written and locked.
+    fn file(&self, held: Option<&Held>) -> Result<Arc<dyn Storage>, StoreError> {
+        let directory = |source| StoreError::Directory { path: self.path.clone(), source };
+        if let Some((file, Access::Write)) = held
+            && let (Ok(held), Ok(there)) = (file.identity(), identity(&self.path))
+            && held == there
+        {
+            return Ok(Arc::clone(file));
+        }
+        if let Some(dir) = self.path.parent() {
+            make_dir(dir).map_err(|source| StoreError::Directory { path: dir.to_owned(), source })?;
+        }
+        let file = self.medium.open(&self.path, Access::Write).map_err(directory)?;
+        if let Some((held, _)) = held {
+            held.unlock();
+        }
+        match file.lock() {
+            Ok(true) => Ok(file),
+            Ok(false) => Err(StoreError::InUse(self.path.clone())),
+            Err(source) => Err(directory(source)),
+        }
+    }
+
+    /// Opens it to be read, with what redb must write for it in memory; an empty one where that can't be done.
+    ///
+    /// # Errors
+    /// Another process has it, or (never seen) redb can't open an empty database in memory.
+    pub(super) fn read_only(&self, held: Option<&Held>, problem: &str) -> Result<Opened, StoreError> {
+        let open = || -> Result<_, StoreError> {
+            let directory = |source| StoreError::Directory { path: self.path.clone(), source };
+            let file = match held {
+                Some(held) => held.clone(),
+                None => (self.medium.open(&self.path, Access::Read).map_err(directory)?, Access::Read),
+            };
+            if held.is_none() && !file.0.lock().map_err(directory)? {
+                return Err(StoreError::InUse(self.path.clone()));
+            }
+            let backend = Backend::reading(Some(Arc::clone(&file.0))).map_err(directory)?;
+            let db = self.database(&backend)?;
+            prepare(&db)?;
+            Ok(Opened::new(db, backend, Some(file), Condition::ReadOnly(problem.to_owned())))
+        };
+        match open() {
+            Ok(opened) => Ok(opened),
+            Err(error @ StoreError::InUse(_)) => Err(error),
+            Err(error) => {
+                tracing::error!(%error, "the store can't be read: while the cloud is away nothing is answered from it");
+                Self::unreadable(problem, held.cloned())
+            }
+        }
+    }
+
+    fn unreadable(problem: &str, file: Option<Held>) -> Result<Opened, StoreError> {
+        let backend = Backend::reading(None).map_err(redb::Error::Io)?;
+        let db = Database::builder().set_cache_size(0).create_with_backend(backend.clone())?;
+        prepare(&db)?;
+        Ok(Opened::new(db, backend, file, Condition::Unreadable(problem.to_owned())))
+    }
+
+    fn database(&self, backend: &Backend) -> Result<Database, StoreError> {
+        Ok(Database::builder().set_cache_size(self.page_cache).create_with_backend(backend.clone())?)
+    }
+
+    /// Renames the file to a free name that tells when.
+    pub(super) fn set_aside(&self, error: &StoreError) -> std::io::Result<()> {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let name = |n: u32| self.path.with_extension(format!("redb.aside-{seconds}-{n}"));
+        let aside = (0..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(0));
+        std::fs::rename(&self.path, &aside)?;
+        tracing::error!(%error, aside = %aside.display(), "the store is damaged: set aside, beginning anew");
+        Ok(())
+    }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Makes the directory, 0700, where it isn't there.
+fn make_dir(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    if let Ok(metadata) = dir.metadata()
+        && metadata.is_dir()
+    {
+        // Anyone may rename what is in it: the file is looked at, but can be taken away.
+        if metadata.permissions().mode() & 0o022 != 0 && metadata.permissions().mode() & 0o1000 == 0 {
+            tracing::warn!("the store's directory {} may be written by others", dir.display());
+        }
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Makes every table, so that reads never meet a missing one; writes nothing where all are there.
+fn prepare(db: &Database) -> Result<(), StoreError> {
+    let txn = db.begin_read()?;
+    let format = match txn.open_table(META) {
+        Ok(meta) => redb::ReadableTable::get(&meta, "format")?.map(|v| v.value()),
+        Err(TableError::TableDoesNotExist(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(other) = format.filter(|f| *f != u64::from(FORMAT)) {
+        return Err(StoreError::Format(other));
+    }
+    if format.is_some() && has_tables(&txn)? {
+        return Ok(());
+    }
+    drop(txn);
+    let mut txn = db.begin_write()?;
+    txn.set_quick_repair(true);
+    txn.open_table(META)?.insert("format", u64::from(FORMAT))?;
+    for table in [OBJECTS, COLLECTIONS, DOCUMENTS, CREDENTIALS] {
+        txn.open_table(table)?;
+    }
+    txn.open_table(ABSENT)?;
+    txn.open_table(MEMBERS)?;
+    txn.open_table(FORMS)?;
+    txn.open_table(GRANTS)?;
+    txn.commit()?;
+    Ok(())
+}
+
+fn has_tables(txn: &ReadTransaction) -> Result<bool, StoreError> {
+    let mut opened: Vec<Result<(), TableError>> = Vec::new();
+    for table in [OBJECTS, COLLECTIONS, DOCUMENTS, CREDENTIALS] {
+        opened.push(txn.open_table(table).map(drop));
+    }
+    opened.push(txn.open_table(ABSENT).map(drop));
+    opened.push(txn.open_table(MEMBERS).map(drop));
+    opened.push(txn.open_table(FORMS).map(drop));
+    opened.push(txn.open_table(GRANTS).map(drop));
+    for table in opened {
+        match table {
+            Ok(()) => {}
+            Err(TableError::TableDoesNotExist(_)) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}

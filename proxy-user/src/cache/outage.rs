@@ -1,0 +1,52 @@
+//! The time in which the disk takes nothing. In: failures. Out: when to try again, and how long it has been so.
+
+use std::time::{Duration, Instant};
+
+/// First and longest time between two tries.
+const WAIT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// The disk takes nothing at present.
+#[derive(Debug)]
+pub(super) struct Outage {
+    since: Instant,
+    wait: Duration,
+    /// When it is tried again.
+    pub(super) next: Instant,
+}
+
+impl Outage {
+    /// It has just failed.
+    pub(super) fn begin(now: Instant) -> Self {
+        Self { since: now, wait: WAIT.0, next: now + WAIT.0 }
+    }
+
+    /// It has failed again.
+    pub(super) fn goes_on(&mut self, now: Instant) {
+        self.wait = (self.wait * 2).min(WAIT.1);
+        self.next = now + self.wait;
+    }
+
+    /// How long it has lasted.
+    pub(super) fn lasts(&self, now: Instant) -> Duration {
+        now.duration_since(self.since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_become_rarer_up_to_a_limit() {
+        let now = Instant::now();
+        let mut outage = Outage::begin(now);
+        let mut waits = vec![outage.next - now];
+        for _ in 0..6 {
+            outage.goes_on(now);
+            waits.push(outage.next - now);
+        }
+        let millis: Vec<u128> = waits.iter().map(Duration::as_millis).collect();
+        assert_eq!(millis, [500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
+        assert_eq!(outage.lasts(now + Duration::from_secs(3)), Duration::from_secs(3));
+    }
+}

@@ -1,0 +1,215 @@
+//! The store's file stays within its budget, whatever is asked and however slowly clients read, and becomes small again.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::apply::apply;
+use super::budget::{Asked, Budget};
+use super::lineage::Lineage;
+use super::op::{Answer, Evicted, Op, Said};
+use super::record::{Collection, NewRecord, TypeHint};
+use super::store::{Listed, Lookup, Store, StoreError};
+use crate::clock::Clock;
+use crate::local::negotiate::Encoding;
+
+const KIB: usize = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+fn key(name: &str) -> Vec<u8> {
+    format!("/pods/d/{name}").into_bytes()
+}
+
+fn said(at: u64) -> Said {
+    Said { asked: at, since: 0, at, answer: Answer::Listed }
+}
+
+fn lineage() -> Lineage {
+    Lineage::new(Clock::default())
+}
+
+fn upsert(name: &str, (version, at): (u64, u64), len: usize) -> Op {
+    let filler = "x".repeat(len);
+    let json = format!(
+        r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"d","uid":"u","resourceVersion":"{version}"}},"spec":"{filler}"}}"#
+    );
+    let record = NewRecord::json(json.as_bytes(), TypeHint::default(), at).unwrap();
+    Op::Upsert { key: key(name), record, said: said(at) }
+}
+
+fn collection(version: u64, at: u64) -> Collection {
+    let (kind, api_version) = ("PodList".to_owned(), "v1".to_owned());
+    let (unstructured, complete, followed_from, departed) = (false, true, None, 0);
+    Collection { version, at, kind, api_version, unstructured, complete, followed_from, departed }
+}
+
+fn complete(version: u64, at: u64, names: &[String]) -> Op {
+    let members = names.iter().map(|name| key(name)).collect();
+    Op::Complete {
+        collection: b"/pods/d/".to_vec(),
+        record: collection(version, at),
+        members,
+        said: said(at),
+    }
+}
+
+fn open() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1 << 20).unwrap();
+    (dir, store)
+}
+
+fn names(n: usize) -> Vec<String> {
+    (0..n).map(|n| format!("p{n:04}")).collect()
+}
+
+fn listed(encoding: Encoding) -> Listed {
+    Listed {
+        key: b"/pods/d/".to_vec(),
+        collection: collection(10, 0),
+        selective: None,
+        prefix: b"/pods/d/".to_vec(),
+        encoding,
+        api_version: "v1".into(),
+    }
+}
+
+fn fill(store: &Store, names: &[String], len: usize) {
+    for batch in names.chunks(16) {
+        let ops: Vec<Op> = batch.iter().map(|name| upsert(name, (7, 0), len)).collect();
+        apply(store, &ops, &mut lineage()).unwrap();
+    }
+    apply(store, &[complete(10, 0, names)], &mut lineage()).unwrap();
+}
+
+/// A client that read a list and stopped kept every page of it: the file grew with each write.
+#[test]
+fn a_reader_that_stalls_does_not_make_the_file_grow() {
+    let (_dir, store) = open();
+    fill(&store, &names(64), 32 * KIB);
+    let mut stalled = store.snapshot().unwrap().list_walk(listed(Encoding::Json));
+    assert_eq!(stalled.next(|r| r.version).unwrap(), Some(7));
+    let mut size = 0;
+    for version in 11..40 {
+        store.end_old_snapshots(Duration::ZERO);
+        let ops: Vec<Op> = names(64).iter().map(|name| upsert(name, (version, 0), 32 * KIB)).collect();
+        apply(&store, &ops, &mut lineage()).unwrap();
+        size = if version == 14 { store.size() } else { size };
+    }
+    assert!(store.size() <= size + MIB, "{} after {size}", store.size());
+    let mut rest = 0;
+    while let Some(version) = stalled.next(|r| r.version).unwrap() {
+        assert_eq!(version, 39, "newer than the list, as a change after it is");
+        rest += 1;
+    }
+    assert_eq!(rest, 63, "each once");
+}
+
+#[test]
+fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
+    let after = |ops: &[Op], encoding| {
+        let (_dir, store) = open();
+        fill(&store, &names(4), KIB);
+        let mut walk = store.snapshot().unwrap().list_walk(listed(encoding));
+        walk.next(|_| ())?;
+        apply(&store, ops, &mut lineage()).unwrap();
+        store.end_old_snapshots(Duration::ZERO);
+        let mut rest = 0;
+        while walk.next(|_| ())?.is_some() {
+            rest += 1;
+        }
+        Ok::<_, StoreError>(rest)
+    };
+    let gone = Op::Gone { key: key("p0002"), version: 12, said: said(1) };
+    assert_eq!(
+        after(&[gone], Encoding::Json).unwrap(),
+        2,
+        "deleted after the list: a watch from there says so"
+    );
+    let forget = Op::Forget { key: key("p0002"), version: 12 };
+    assert!(matches!(after(&[forget], Encoding::Json), Err(StoreError::Changed)), "it may be there still");
+    let evicted = Op::Evict(Evicted::Collection(b"/pods/d/".to_vec()));
+    assert!(matches!(after(&[evicted], Encoding::Json), Err(StoreError::Changed)));
+    assert!(matches!(after(&[], Encoding::Protobuf), Err(StoreError::Changed)), "another encoding");
+}
+
+#[test]
+fn i14_beyond_the_budget_goes_what_nobody_has_asked_for_longest() {
+    let (_dir, store) = open();
+    let asked = Arc::new(Asked::default());
+    let mut budget = Budget::new(16 * MIB, Arc::clone(&asked));
+    let fed = HashSet::from([b"/nodes/".to_vec()]);
+    let of = |resource: &str, op: Op| match op {
+        Op::Upsert { key, record, said } => {
+            let key = String::from_utf8(key).unwrap().replace("/pods/d/", resource);
+            Op::Upsert { key: key.into_bytes(), record, said }
+        }
+        op => op,
+    };
+    apply(&store, &[of("/nodes/", upsert("n", (1, 1), 100 * KIB))], &mut lineage()).unwrap();
+    let mut evicted = 0;
+    for n in 0..600 {
+        let ops = [upsert(&format!("p{n:04}"), (7, 1000 + n), 60 * KIB)];
+        evicted += budget.make_room(&store, &ops, &fed, &mut lineage()).unwrap();
+        apply(&store, &ops, &mut lineage()).unwrap();
+        if n == 10 {
+            asked.note(&key("p0003"), 2_000_000);
+        }
+    }
+    let known = |key: &[u8]| !matches!(store.snapshot().unwrap().object(key, |_| ()), Ok(Lookup::Unknown));
+    assert!(evicted > 300, "{evicted}");
+    assert!(store.size() <= 16 * MIB, "{}", store.size());
+    assert!(known(&key("p0599")), "the newest");
+    assert!(!known(&key("p0004")), "the oldest");
+    assert!(known(&key("p0003")), "old, but a client has asked for it since");
+    assert!(known(b"/nodes/n"), "a watch feeds it");
+    let forms = store.snapshot().unwrap().forms(b"/pods/").unwrap();
+    assert_eq!(forms.len(), 1);
+}
+
+#[test]
+fn an_evicted_collection_is_unknown_and_never_shortened() {
+    let (_dir, store) = open();
+    let mut budget = Budget::new(16 * MIB, Arc::default());
+    fill(&store, &names(64), 60 * KIB);
+    let none = HashSet::new();
+    for n in 0..400 {
+        let ops = [upsert(&format!("q{n:04}"), (7, 1000 + n), 60 * KIB)];
+        budget.make_room(&store, &ops, &none, &mut lineage()).unwrap();
+        apply(&store, &ops, &mut lineage()).unwrap();
+    }
+    let snapshot = store.snapshot().unwrap();
+    assert_eq!(snapshot.collection(b"/pods/d/").unwrap(), None);
+    assert!(store.size() <= 16 * MIB, "{}", store.size());
+}
+
+#[test]
+fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
+    let (dir, store) = open();
+    let many = names(900);
+    fill(&store, &many, 60 * KIB);
+    let mut walk = store.snapshot().unwrap().list_walk(listed(Encoding::Json));
+    walk.next(|_| ()).unwrap();
+    let held = store.snapshot().unwrap();
+    let gone = many[50..].iter().map(|name| Op::Evict(Evicted::Object(key(name))));
+    apply(&store, &gone.collect::<Vec<_>>(), &mut lineage()).unwrap();
+    let before = store.size();
+    let mut budget = Budget::new(512 * MIB, Arc::default());
+    budget.tidy(&store, &|| true).unwrap();
+    assert_eq!(store.size(), before, "something waited to be written");
+    let mut budget = Budget::new(512 * MIB, Arc::default());
+    budget.tidy(&store, &|| false).unwrap();
+    assert!(store.size() < before / 4, "{} of {before}", store.size());
+    assert!(matches!(held.object(&key("p0800"), |_| ()), Ok(Lookup::Found(()))), "an older snapshot");
+    let mut rest = 0;
+    while walk.next(|_| ()).unwrap().is_some() {
+        rest += 1;
+    }
+    assert_eq!(rest, 49);
+    apply(&store, &[upsert("p0000", (99, 0), KIB)], &mut lineage()).unwrap();
+    drop((held, walk, store));
+    let store = Store::open(dir.path(), 1 << 20).unwrap();
+    let found = store.snapshot().unwrap().object(&key("p0000"), |r| r.version).unwrap();
+    assert_eq!(found, Lookup::Found(99), "the new file is the one that is written");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}

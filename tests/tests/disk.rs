@@ -1,0 +1,258 @@
+//! Promise: the disk is the least of a node's worries. Full, read-only or lost in the midst of a write, it costs nothing
+//! of what is stored: reads go on from it, what the cloud says is forwarded all the while, and the store is written again
+//! by itself as soon as the disk takes something. A small budget holds, and slow readers don't make the file grow.
+//!
+//! Before, one write that a full disk refused made every read from the store fail (500) until a restart, which set the
+//! good store aside, and a start over a read-only disk failed.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use hublet_tests::client::Answer;
+use hublet_tests::cloud::{self, Cloud};
+use hublet_tests::daemon::{self, Daemon};
+use hublet_tests::eventually::eventually;
+use hublet_tests::fault::{Fault, FaultProxy};
+use hublet_tests::metrics::metric;
+use hublet_tests::netns::Netns;
+use hublet_tests::require;
+use hublet_tests::site::Site;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Value, json};
+
+const NODE: &str = "/api/v1/nodes/edge-1";
+const NODES: &str = "/api/v1/nodes";
+/// The writer tries again after ten seconds at the most.
+const BACK: Duration = Duration::from_secs(25);
+
+/// A small disk; dropping it unmounts it.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: PathBuf, megabytes: u32) -> Result<Self> {
+        fs::create_dir_all(&path)?;
+        let options = format!("size={megabytes}m,mode=0700");
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
+        Ok(Self(path))
+    }
+
+    fn fill(&self) -> Result<()> {
+        let mut file = fs::File::options().create(true).append(true).open(self.0.join("others"))?;
+        for block in [64 << 10, 4 << 10, 1] {
+            while file.write_all(&vec![1; block]).is_ok() {}
+        }
+        Ok(())
+    }
+
+    fn free(&self) -> Result<()> {
+        Ok(fs::remove_file(self.0.join("others"))?)
+    }
+
+    fn read_only(&self, read_only: bool) -> Result<()> {
+        let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        let none = None::<&str>;
+        mount(none, &self.0, none, MsFlags::MS_REMOUNT | flags, none).context("remount")
+    }
+
+    /// Stores that were set aside.
+    fn asides(&self) -> usize {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().contains("aside")).count()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A site whose store is on a disk of that size; `before` has it before the daemon starts. The disk goes last.
+fn site(megabytes: u32, before: impl FnOnce(&SmallDisk) -> Result<()>) -> Result<Option<(Site, SmallDisk)>> {
+    if !require::root() {
+        return Ok(None);
+    }
+    let netns = Netns::new("disk")?;
+    let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..Default::default() })?;
+    let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
+    let mut daemon = Daemon::prepare(daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns)))?;
+    let disk = SmallDisk::mount(daemon.root_dir().join("cache"), megabytes)?;
+    before(&disk)?;
+    daemon.spawn()?;
+    daemon.wait_ready()?;
+    Ok(Some((Site { daemon, fault, cloud, netns }, disk)))
+}
+
+fn label(site: &Site, value: &str) -> Result<()> {
+    let mut node = site.cloud.get(NODE)?.unwrap();
+    node["metadata"]["labels"]["seen"] = json!(value);
+    site.cloud.put(node)?;
+    Ok(())
+}
+
+fn seen(answer: &Answer) -> (u16, String, Value) {
+    (
+        answer.status,
+        answer.header("x-hublet-source").into(),
+        answer.json()["metadata"]["labels"]["seen"].clone(),
+    )
+}
+
+fn from_store(value: &str) -> (u16, String, Value) {
+    (200, "store".into(), json!(value))
+}
+
+fn writable(site: &Site, expected: bool) -> Result<Value> {
+    eventually(BACK, if expected { "the store is written" } else { "the disk is known to be full" }, || {
+        let store = site.daemon.status().ok()?["store"].clone();
+        (store["writable"] == expected).then_some(store)
+    })
+}
+
+/// What was seen is on the disk.
+fn written(site: &Site) -> Result<()> {
+    eventually(BACK, "the writer has nothing to do", || {
+        let store = site.daemon.status().ok()?["store"].clone();
+        (store["behind"] == false && store["collections"] == 1).then_some(())
+    })
+}
+
+fn wait_for_cloud(site: &Site) -> Result<()> {
+    site.fault.set(Fault::None)?;
+    let admin = site.admin()?;
+    eventually(Duration::from_secs(10), "the cloud answers again", || {
+        admin.get(NODE).ok().filter(|answer| answer.header("x-hublet-source") == "cloud").map(|_| ())
+    })
+}
+
+/// Asks until the store has refused a batch: a full disk still takes what fits into pages that are free.
+fn exhaust(site: &Site) -> Result<()> {
+    let admin = site.admin()?;
+    eventually(BACK, "a batch has failed", || {
+        for n in 0..20 {
+            let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": format!("fill-{n}"), "namespace": "default"}, "data": {"x": "y".repeat(60_000)}});
+            site.cloud.put(map).ok()?;
+            admin.get(&format!("/api/v1/namespaces/default/configmaps/fill-{n}")).ok()?;
+        }
+        let failures = site.daemon.status().ok()?["store"]["writesFailed"].as_u64();
+        failures.filter(|failures| *failures > 0).map(|_| ())
+    })
+}
+
+#[test]
+fn i13_a_disk_that_fills_up_costs_no_read_and_is_written_again_when_it_has_room() -> Result<()> {
+    let Some((mut site, disk)) = site(6, |_| Ok(()))? else { return Ok(()) };
+    label(&site, "before")?;
+    let admin = site.admin()?;
+    assert_eq!((admin.get(NODE)?.status, admin.get(NODES)?.status), (200, 200));
+    written(&site)?;
+    disk.fill()?;
+    exhaust(&site)?;
+    site.cut()?;
+    for _ in 0..20 {
+        assert_eq!(seen(&admin.get(NODE)?), from_store("before"));
+        assert_eq!(admin.get(NODES)?.status, 200, "lists, too");
+    }
+    let store = writable(&site, false)?;
+    assert!(store["problem"].as_str().unwrap().contains("space"), "{store}");
+    metric("hublet_store_writable").value(0.0).assert_in(&site.daemon.scrape()?);
+
+    // A start over the full disk loses nothing either.
+    site.daemon.kill()?;
+    site.daemon.restart()?;
+    assert_eq!(disk.asides(), 0, "a full disk says nothing against the store");
+    assert_eq!(seen(&site.admin()?.get(NODE)?), from_store("before"));
+
+    wait_for_cloud(&site)?;
+    disk.free()?;
+    writable(&site, true)?;
+    label(&site, "after")?;
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    site.cut()?;
+    assert_eq!(seen(&admin.get(NODE)?), from_store("after"));
+    site.daemon.restart()?;
+    assert_eq!(seen(&site.admin()?.get(NODE)?), from_store("after"));
+    assert_eq!(disk.asides(), 0);
+    Ok(())
+}
+
+#[test]
+fn i13_a_disk_that_is_full_at_the_first_start_keeps_no_request_from_the_cloud() -> Result<()> {
+    let Some((site, disk)) = site(4, SmallDisk::fill)? else { return Ok(()) };
+    label(&site, "forwarded")?;
+    let admin = site.admin()?;
+    let online = admin.get(NODE)?;
+    assert_eq!((online.status, online.header("x-hublet-source")), (200, "cloud"), "{online:?}");
+    assert!(site.daemon.status()?["store"]["problem"].as_str().unwrap().contains("space"));
+    assert!(site.daemon.log().contains("the store can't be written"), "{}", site.daemon.log());
+    disk.free()?;
+    writable(&site, true)?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    site.cut()?;
+    assert_eq!(seen(&admin.get(NODE)?), from_store("forwarded"));
+    assert_eq!(disk.asides(), 0);
+    Ok(())
+}
+
+#[test]
+fn i13_a_store_on_a_read_only_disk_is_served_after_a_kill() -> Result<()> {
+    let Some((mut site, disk)) = site(8, |_| Ok(()))? else { return Ok(()) };
+    label(&site, "before")?;
+    let admin = site.admin()?;
+    assert_eq!((admin.get(NODE)?.status, admin.get(NODES)?.status), (200, 200));
+    site.cut()?;
+    assert_eq!(seen(&admin.get(NODE)?), from_store("before"));
+    site.daemon.kill()?;
+    disk.read_only(true)?;
+    site.daemon.restart()?;
+    let admin = site.admin()?;
+    assert_eq!(seen(&admin.get(NODE)?), from_store("before"));
+    assert_eq!(admin.get(NODES)?.status, 200);
+    assert_eq!(site.daemon.status()?["store"]["writable"], false);
+    disk.read_only(false)?;
+    writable(&site, true)?;
+    wait_for_cloud(&site)?;
+    label(&site, "after")?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    site.cut()?;
+    assert_eq!(seen(&admin.get(NODE)?), from_store("after"));
+    Ok(())
+}
+
+fn allocated(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
+}
+
+#[test]
+fn i14_a_budget_holds_and_what_was_asked_for_last_stays() -> Result<()> {
+    let Some(site) = Site::start("budget", |options| options.flags.push("--cache-max-bytes=64Mi".into()))?
+    else {
+        return Ok(());
+    };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    let dir = site.daemon.root_dir().join("cache");
+    let filler = "y".repeat(900_000);
+    let path = |n: u32| format!("/api/v1/namespaces/default/configmaps/large-{n}");
+    for n in 0..110 {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": format!("large-{n}"), "namespace": "default"}, "data": {"x": filler}});
+        site.cloud.put(map)?;
+        assert_eq!(admin.get(&path(n))?.status, 200);
+        assert!(allocated(&dir) <= 64 << 20, "{} after {n}", allocated(&dir));
+    }
+    site.cut()?;
+    let newest = admin.get(&path(109))?;
+    assert_eq!((newest.status, newest.header("x-hublet-source")), (200, "store"));
+    assert_eq!(admin.get(&path(0))?.status, 503, "it went, and is unknown");
+    assert!(site.daemon.status()?["store"]["evicted"].as_u64().unwrap() > 20);
+    Ok(())
+}
