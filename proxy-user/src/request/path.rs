@@ -20,6 +20,8 @@ enum PathVerb {
 /// The thing that a path names: empty fields for a document.
 #[derive(Debug, Default)]
 pub(super) struct Target<'a> {
+    /// As opposed to a document.
+    is_resource: bool,
     path_verb: Option<PathVerb>,
     group: Cow<'a, str>,
     version: Cow<'a, str>,
@@ -49,7 +51,7 @@ impl<'a> Target<'a> {
             let plain = target.path_verb != Some(PathVerb::Proxy) && !target.rest && !slash;
             // A watch of one object is named by its path: no collection's.
             let one = target.path_verb.is_some() && !target.name.is_empty();
-            return (plain && !one).then_some(target);
+            return (plain && !one && !target.resource.is_empty()).then_some(target);
         }
         let hashed = path.starts_with("/openapi/v3/");
         (!path.contains('%')).then(|| Self { hashed, ..Self::default() })
@@ -66,7 +68,7 @@ impl<'a> Target<'a> {
             return None;
         }
         let mut parts = parts.into_iter().skip(1);
-        let mut target = Self::default();
+        let mut target = Self { is_resource: true, ..Self::default() };
         if grouped {
             target.group = parts.next()?;
         }
@@ -78,7 +80,7 @@ impl<'a> Target<'a> {
             _ => None,
         };
         if target.path_verb.is_some() {
-            first = parts.next()?;
+            first = parts.next().unwrap_or_default();
         }
         let (mut second, mut third) = (parts.next(), parts.next());
         // namespaces/NS/RESOURCE…, but namespaces/NS/{status,finalize} are subresources of the namespace itself.
@@ -98,12 +100,12 @@ impl<'a> Target<'a> {
 
     /// The Kubernetes verb; `watch` tells whether the query asks to watch.
     pub(super) fn verb(&self, method: &Method, watch: impl FnOnce() -> bool) -> Verb {
-        if self.resource.is_empty() && self.name.is_empty() {
+        if !self.is_resource {
             return document_verb(method);
         }
         match (method, self.path_verb, self.name.is_empty()) {
             (&Method::GET, Some(PathVerb::Watch), _) => Verb::Watch,
-            (_, Some(PathVerb::Watch), _) => Verb::Other,
+            (method, Some(_), _) if method != Method::GET => Verb::Other,
             (&Method::GET, None, true) if watch() => Verb::Watch,
             (&Method::GET, None, true) => Verb::List,
             (&Method::GET, ..) => Verb::Get,

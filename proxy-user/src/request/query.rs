@@ -112,9 +112,9 @@ impl Parameter {
             Self::Hash => target.hashed,
             Self::ResourceVersion => matches!(verb, Get | List | Watch | Delete | DeleteCollection),
             Self::IncludeObject => matches!(verb, Get | List | Watch),
+            Self::Watch => matches!(verb, List | Watch),
             Self::LabelSelector
             | Self::FieldSelector
-            | Self::Watch
             | Self::AllowWatchBookmarks
             | Self::ResourceVersionMatch
             | Self::TimeoutSeconds
@@ -217,7 +217,7 @@ impl<'a> Query<'a> {
         match verb {
             Verb::Watch if target.watched_by_path() => !matched && !initial && !continued,
             Verb::Watch => matched == initial && !self.exact && !continued,
-            Verb::List => {
+            Verb::List | Verb::DeleteCollection => {
                 let version = self.resource_version.as_ref();
                 let misplaced = matched && (version.is_empty() || continued || self.exact && version == "0");
                 !initial && !misplaced && !(continued && !matches!(version, "" | "0"))

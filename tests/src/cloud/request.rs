@@ -45,8 +45,8 @@ impl Target {
         let named = self.resource.as_ref().is_none_or(|resource| !resource.name.is_empty());
         match *method {
             Method::GET | Method::HEAD if self.resource.is_none() => "get",
-            Method::GET if self.flag("watch") => "watch",
             Method::GET if named => "get",
+            Method::GET if self.flag("watch") => "watch",
             Method::GET => "list",
             Method::POST => "create",
             Method::PUT => "update",
@@ -62,8 +62,10 @@ impl Target {
         self.query.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
     }
 
+    /// As `Convert_Slice_string_To_bool`: what is there and isn't "0" or "false" is true.
     pub(super) fn flag(&self, name: &str) -> bool {
-        matches!(self.parameter(name), "true" | "1")
+        let value = self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        value.is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 }
 
