@@ -18,7 +18,9 @@ use tokio_util::sync::PollSemaphore;
 
 use super::apply::apply;
 use super::codec::CodecError;
+use super::credential::Credential;
 use super::exchange::Exchange;
+use super::grants::Grants;
 use super::lineage::Lineage;
 use super::observe::Observer;
 use super::op::Op;
@@ -85,13 +87,19 @@ impl Ingest {
     ///
     /// # Errors
     /// The kernel refuses a thread.
-    pub fn start(store: Arc<Store>, clock: Clock, new_cluster: NewCluster) -> Result<Self, StoreError> {
+    pub fn start(
+        store: Arc<Store>,
+        grants: Arc<Grants>,
+        clock: Clock,
+        new_cluster: NewCluster,
+    ) -> Result<Self, StoreError> {
         let (to, from) = sync_channel(MESSAGES);
         let counters = Arc::new(Counters::default());
         let writer = Writer {
             store,
             from,
             counters: Arc::clone(&counters),
+            grants,
             observers: HashMap::new(),
             held: 0,
             pages: Pages::default(),
@@ -256,6 +264,8 @@ impl Drop for Capture {
 /// An answer that is being read.
 struct Copying {
     observer: Observer,
+    /// Who wrote what is copied.
+    author: Option<Credential>,
     /// Bytes, as of the last look.
     held: usize,
     /// When the last bytes came, milliseconds since the epoch.
@@ -266,6 +276,7 @@ struct Writer {
     store: Arc<Store>,
     from: Receiver<Message>,
     counters: Arc<Counters>,
+    grants: Arc<Grants>,
     observers: HashMap<u64, Copying>,
     /// The sum of what they hold.
     held: usize,
@@ -320,9 +331,10 @@ impl Writer {
     fn take(&mut self, message: Message) -> bool {
         let before = self.ops.len();
         match message {
-            Message::Begin(id, exchange) => {
-                let at = exchange.asked;
-                self.observers.insert(id, Copying { observer: Observer::new(*exchange), held: 0, at });
+            Message::Begin(id, mut exchange) => {
+                let (at, author) = (exchange.asked, exchange.author.take());
+                let observer = Observer::new(*exchange);
+                self.observers.insert(id, Copying { observer, author, held: 0, at });
             }
             Message::Data(id, bytes, permit, now) => {
                 let pushed = self.observers.get_mut(&id).map(|copying| {
@@ -337,10 +349,13 @@ impl Writer {
                 drop(permit);
             }
             Message::End(id, now) => {
+                let author = self.observers.get_mut(&id).and_then(|copying| copying.author.take());
                 let ended = self.forget(id);
                 let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.ops));
                 if let Some(Err(error)) = finished {
                     log_malformed(&error);
+                } else if let Some(author) = author {
+                    self.shown_to(&author, before, now);
                 }
             }
             Message::Abort(id) => {
@@ -356,6 +371,14 @@ impl Writer {
         let size = |op: &Op| if let Op::Upsert { record, .. } = op { record.value.len() } else { 64 };
         self.bytes += self.ops[before..].iter().map(size).sum::<usize>();
         true
+    }
+
+    /// Who wrote an object has been shown it: the operations from `from` on.
+    fn shown_to(&mut self, author: &Credential, from: usize, now: u64) {
+        let key = |op: &Op| if let Op::Upsert { key, .. } = op { Some(key.clone()) } else { None };
+        for key in self.ops[from..].iter().filter_map(key).collect::<Vec<_>>() {
+            self.ops.append(&mut self.grants.written(author, &key, now));
+        }
     }
 
     fn forget(&mut self, id: u64) -> Option<Observer> {

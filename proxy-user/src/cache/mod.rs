@@ -3,16 +3,19 @@
 
 pub mod apply;
 pub mod codec;
+pub mod credential;
 pub mod exchange;
 pub mod forms;
 pub mod grants;
 pub mod ingest;
+pub mod judge;
 pub mod key;
 pub mod lineage;
 pub mod observe;
 pub mod op;
 pub mod pages;
 pub mod record;
+pub mod shares;
 pub mod steering;
 pub mod store;
 
@@ -26,9 +29,8 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::config::CacheConfig;
-use crate::request::Verb;
 use exchange::Exchange;
-use grants::{Credential, Grants};
+use grants::Grants;
 use ingest::{Capture, Ingest};
 use store::{Snapshot, Store, StoreError};
 
@@ -55,10 +57,12 @@ impl Cache {
     pub fn open(config: &CacheConfig, clock: Clock) -> Result<Self, StoreError> {
         let began = Instant::now();
         let store = Arc::new(Store::open(&config.dir, config.page_cache)?);
-        let grants = Arc::new(Grants::load(&store.snapshot()?)?);
+        let (grants, from_the_future) = Grants::load(&store.snapshot()?, clock.now())?;
+        let grants = Arc::new(grants);
         let known = Arc::clone(&grants);
         let forget = Box::new(move || known.forget());
-        let ingest = Ingest::start(Arc::clone(&store), clock.clone(), forget)?;
+        let ingest = Ingest::start(Arc::clone(&store), Arc::clone(&grants), clock.clone(), forget)?;
+        ingest.ops(from_the_future);
         Ok(Self { store, ingest, opened_in: began.elapsed(), grants, clock })
     }
 
@@ -85,20 +89,6 @@ impl Cache {
     /// Begins to copy an answer of the cloud into the store.
     pub fn capture(&self, exchange: Exchange) -> Option<Capture> {
         self.ingest.capture(exchange)
-    }
-
-    /// Remembers what the cloud's status code says of the caller; without a grant's key (a request that isn't
-    /// understood) only that a credential is refused.
-    pub fn judge(&self, credential: &Credential, verb: Verb, grant: Option<&[u8]>, status: u16) {
-        let ops = match (status, grant) {
-            (401, _) => self.grants.rejected(credential),
-            (403, Some(grant)) => self.grants.forbidden(grant),
-            (200..=299 | 404, Some(grant)) if verb.is_read() => {
-                self.grants.allowed(credential, grant, self.clock.now())
-            }
-            _ => return,
-        };
-        self.ingest.ops(ops);
     }
 
     /// Waits until all that was seen is on disk.

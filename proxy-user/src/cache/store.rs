@@ -30,10 +30,10 @@ pub const MEMBERS: TableDefinition<'static, &[u8], ()> = TableDefinition::new("m
 pub const FORMS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("forms");
 /// Path and query + newline + content type → [`Document`].
 pub const DOCUMENTS: Bytes2 = TableDefinition::new("documents");
-/// Identity, verb, scope → when last allowed.
-pub const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("grants");
-/// SHA-256 of a bearer token → when last accepted, then the identity.
-pub const CREDENTIALS: Bytes2 = TableDefinition::new("credentials");
+/// Account, right → the cloud's last word on it.
+pub const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("allowed");
+/// SHA-256 of a bearer token → when it last proved itself, then the account.
+pub const CREDENTIALS: Bytes2 = TableDefinition::new("accepted");
 /// Schema version and such.
 pub const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
@@ -145,6 +145,9 @@ impl Store {
             txn.open_table(DOCUMENTS)?;
             txn.open_table(GRANTS)?;
             txn.open_table(CREDENTIALS)?;
+            // What earlier versions believed of callers, they believed too easily.
+            txn.delete_table(TableDefinition::<&[u8], u64>::new("grants"))?;
+            txn.delete_table(Bytes2::new("credentials"))?;
         }
         txn.commit()?;
         Ok(db)
