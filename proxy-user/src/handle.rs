@@ -466,7 +466,9 @@ fn refused(call: &Call, error: &ForwardError) -> Refusal {
     match error {
         // A limit of our own says nothing about the cloud.
         ForwardError::NotSent(DialError::Busy) => Refusal::TooManyRequests,
-        _ if reading.verb.is_read() => out_of_reach(&reading.describe()),
+        ForwardError::NotSent(_) | ForwardError::Away if reading.verb.is_read() => {
+            out_of_reach(&reading.describe())
+        }
         ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(call.away()),
         ForwardError::NotTaken(_) => Refusal::Unknown(format!("hublet: {error}: nothing was done")),
         ForwardError::Lost(_) => Refusal::OutcomeUnknown(format!(

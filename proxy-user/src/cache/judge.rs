@@ -157,7 +157,8 @@ impl Cache {
             return Decision::HearAbsent;
         }
         match (standing, exact) {
-            (Standing::Anonymous, _) | (_, Some(false)) => Decision::Forbidden,
+            (Standing::Anonymous, _) if asked.request.is_resource() => Decision::Forbidden,
+            (_, Some(false)) => Decision::Forbidden,
             _ => Decision::Unknown,
         }
     }
