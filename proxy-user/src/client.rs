@@ -1,15 +1,15 @@
 //! Who is calling. In: an accepted socket's addresses and what eBPF attests of it. Out: [`Connection`], shared by
-//! all requests on it; per request the credential (`Authorization: Bearer`) is added by `handle`.
+//! all requests on it, and who each of them is from ([`Credential`]).
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use http::HeaderValue;
+use http::HeaderMap;
 use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::account::Flow;
-use crate::cache::grants::Credential;
+use crate::cache::credential::{Credential, Token};
 
 /// Which of our sockets accepted the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -36,8 +36,8 @@ pub struct Connection {
     pub process: Option<Process>,
     /// Its bytes under way.
     pub flow: Arc<Flow>,
-    /// The `Authorization` header last seen here and what it stands for: clients send the same one each time.
-    last: Mutex<Option<(HeaderValue, Credential)>>,
+    /// The token last seen here and what it stands for: clients send the same one each time.
+    last: Mutex<Option<(Box<[u8]>, Token)>>,
 }
 
 impl Connection {
@@ -51,17 +51,17 @@ impl Connection {
         Self { port, local, remote, tls: false, process, flow, last: Mutex::new(None) }
     }
 
-    /// What a request's `Authorization` header stands for.
-    pub fn credential(&self, authorization: Option<&HeaderValue>) -> Credential {
-        let Some(value) = authorization else { return Credential::Anonymous };
-        let mut last = self.last.lock();
-        if let Some((seen, credential)) = last.as_ref().filter(|(seen, _)| seen == value) {
-            let _ = seen;
-            return credential.clone();
-        }
-        let credential = Credential::of(Some(value.as_bytes()));
-        *last = Some((value.clone(), credential.clone()));
-        credential
+    /// Who a request is from, by its headers.
+    pub fn credential(&self, headers: &HeaderMap) -> Credential {
+        Credential::with(headers, |token| {
+            let mut last = self.last.lock();
+            if let Some((_, known)) = last.as_ref().filter(|(seen, _)| **seen == *token) {
+                return known.clone();
+            }
+            let digested = Token::of(token);
+            *last = Some((token.into(), digested.clone()));
+            digested
+        })
     }
 }
 

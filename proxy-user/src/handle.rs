@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
@@ -25,7 +25,7 @@ use crate::cloud::upgrade::is_upgrade;
 use crate::cloud::upstreams::{Upstreams, Way};
 use crate::config::Config;
 use crate::local::negotiate::{Accepts, Encoding};
-use crate::local::{Local, Question, SOURCE, away, grant_key};
+use crate::local::{Local, Question, SOURCE, away, out_of_reach, scope_of};
 use crate::request::{ApiRequest, Reading, Verb};
 use crate::route::{Route, route};
 use crate::status::Refusal;
@@ -74,8 +74,8 @@ pub enum HandleError {
 struct Call {
     parts: Parts,
     credential: Credential,
-    /// The grant's key, where the request is understood.
-    grant: Option<Vec<u8>>,
+    /// The store's key of what is asked for, where the request is understood.
+    scope: Option<Vec<u8>>,
     flow: Arc<Flow>,
     /// A DELETE whose options say `dryRun`: its answer reads like a real one's.
     dry_run: bool,
@@ -145,12 +145,12 @@ impl Handler {
             return Box::pin(self.upgrade(request, place, &flow)).await;
         }
         let (parts, body) = request.into_parts();
-        let credential = connection.credential(parts.headers.get(header::AUTHORIZATION));
+        let credential = connection.credential(&parts.headers);
         let reading = ApiRequest::parse(&parts.method, &parts.uri);
-        let grant = reading.understood().map(|request| grant_key(request, &credential));
+        let scope = reading.understood().map(scope_of);
         let (verb, errors) = (reading.verb, Accepts::of(&parts.headers).errors);
         let route = route(verb, self.cloud.health.state(), false);
-        let call = Call { parts, credential, grant, flow: Arc::clone(&flow), dry_run: false };
+        let call = Call { parts, credential, scope, flow: Arc::clone(&flow), dry_run: false };
         let answer = if route == Route::Local {
             self.stored(&call).await
         } else {
@@ -209,14 +209,10 @@ impl Handler {
 
     /// The store's answer: only a request that is understood has one.
     async fn stored(&self, call: &Call) -> Result<Response<Body>, Refusal> {
-        let (reading, headers) = (call.reading(), &call.parts.headers);
-        match (reading.understood(), &call.grant) {
-            (Some(request), Some(grant)) => {
-                let flow = &call.flow;
-                let question = Question { request, headers, credential: &call.credential, grant, flow };
-                self.local.answer(question).await
-            }
-            _ => Err(Refusal::Unknown(format!(
+        let reading = call.reading();
+        match call.question(&reading) {
+            Some(question) => self.local.answer(question).await,
+            None => Err(Refusal::Unknown(format!(
                 "hublet: the cloud is away, and only the cloud understands the path or a parameter of this request for {}",
                 reading.describe()
             ))),
@@ -305,7 +301,10 @@ impl Handler {
         let (response, mut place) = self.cloud.send(&call.parts, body, terms).await?;
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
-        self.cache.judge(&call.credential, reading.verb, call.grant.as_deref(), status);
+        match call.question(&reading) {
+            Some(question) => self.local.judge(&question, status),
+            None => self.cache.judge_credential(&call.credential, status),
+        }
         if matches!(terms.way, Way::Apart(_)) && self.has_proven_itself(&call.credential) {
             self.cloud.upstreams.proven(&mut place);
         }
@@ -313,6 +312,7 @@ impl Handler {
             .understood()
             .and_then(|request| Exchange::of(request, (status, &head.headers), asked))
             .filter(|_| !call.dry_run)
+            .map(|exchange| Exchange { author: call.author(), ..exchange })
             .and_then(|e| self.cache.capture(e));
         let watch = reading.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
@@ -433,12 +433,28 @@ impl Handler {
 }
 
 impl Call {
+    /// The store may know the answer; of subresources it never does.
     fn may_be_stored(&self) -> bool {
-        self.reading().understood().is_some_and(may_be_stored)
+        self.reading().understood().is_some_and(|r| r.subresource.is_empty() && may_be_stored(r))
+    }
+
+    /// Who is shown the object that he wrote.
+    fn author(&self) -> Option<Credential> {
+        let reading = self.reading();
+        let writes = matches!(reading.verb, Verb::Create | Verb::Update | Verb::Patch);
+        let whole = reading.understood().is_some_and(|request| request.subresource.is_empty());
+        (writes && whole).then(|| self.credential.clone())
     }
 
     fn reading(&self) -> Reading<'_> {
         ApiRequest::parse(&self.parts.method, &self.parts.uri)
+    }
+
+    /// The question to the store, where the request is understood.
+    fn question<'a>(&'a self, reading: &'a Reading<'a>) -> Option<Question<'a>> {
+        let (request, scope) = (reading.understood()?, self.scope.as_deref()?);
+        let (headers, flow) = (&self.parts.headers, &self.flow);
+        Some(Question { request, headers, credential: &self.credential, scope, flow })
     }
 
     fn away(&self) -> String {
@@ -447,16 +463,20 @@ impl Call {
     }
 }
 
-/// What the caller of a write is told.
+/// What the caller is told of what only the cloud can do.
 fn refused(call: &Call, error: &ForwardError) -> Refusal {
+    let reading = call.reading();
     match error {
         // A limit of our own says nothing about the cloud.
         ForwardError::NotSent(DialError::Busy) => Refusal::TooManyRequests,
+        ForwardError::NotSent(_) | ForwardError::Away if reading.verb.is_read() => {
+            out_of_reach(&reading.describe())
+        }
         ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(call.away()),
         ForwardError::NotTaken(_) => Refusal::Unknown(format!("hublet: {error}: nothing was done")),
         ForwardError::Lost(_) => Refusal::OutcomeUnknown(format!(
             "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",
-            call.reading().verb.as_str()
+            reading.verb.as_str()
         )),
     }
 }

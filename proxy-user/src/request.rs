@@ -152,6 +152,10 @@ impl<'a> ApiRequest<'a> {
             format!(" in namespace {:?}", self.namespace)
         };
         let name = if self.name.is_empty() { String::new() } else { format!(" {:?}", self.name) };
-        format!("{}{dot}{}{name}{place}", self.resource, self.group)
+        let part = match &*self.subresource {
+            "" => String::new(),
+            subresource => format!("the {subresource} of "),
+        };
+        format!("{part}{}{dot}{}{name}{place}", self.resource, self.group)
     }
 }

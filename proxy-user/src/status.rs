@@ -6,6 +6,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
 use crate::body::Body;
+use crate::local::SOURCE;
 use crate::local::negotiate::Encoding;
 
 /// What hublet refuses, and why.
@@ -19,9 +20,9 @@ pub enum Refusal {
     OutcomeUnknown(String),
     /// The stored copy is in an encoding or version that the caller does not take: 503.
     Encoding(String),
-    /// No credential that the cloud has accepted before: 401.
+    /// The cloud has refused the credential: 401.
     Unauthorized,
-    /// Known caller, but the cloud has not been seen to allow this: 403.
+    /// The cloud has refused this, or has not been seen to allow it to anonymous callers: 403.
     Forbidden(String),
     /// The cloud said 404, remembered: 404.
     NotFound {
@@ -126,6 +127,7 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoding.content_type()));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        headers.insert(SOURCE, HeaderValue::from_static("hublet"));
         if *self == Self::TooManyRequests {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

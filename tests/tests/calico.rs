@@ -155,7 +155,7 @@ fn check_writes(edge: &Edge) -> Result<()> {
 fn check_strangers(edge: &Edge) -> Result<()> {
     for token in ["nobody-knows-this-token", edge.cloud.admin_token()] {
         let answer = edge.daemon.client(Some(token))?.get(INFORMATION)?;
-        assert_refused(&answer, 401, "Unauthorized", "a token never seen");
+        assert_refused(&answer, 503, "ServiceUnavailable", "a token never seen");
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use http::{HeaderMap, header};
 
 use super::codec::parse_version;
+use super::credential::Credential;
 use super::key;
 use super::op::{Answer, Said};
 use crate::local::negotiate::Encoding;
@@ -51,6 +52,8 @@ pub struct Exchange {
     pub asked: u64,
     /// When its answer began: what it says was so by then.
     pub answered: u64,
+    /// Who asked, of a write that is answered with the object as it is then.
+    pub author: Option<Credential>,
 }
 
 /// The most that a watch cache is believed to lag behind etcd, in milliseconds: an API server that lags longer fails its
@@ -140,6 +143,7 @@ impl Exchange {
             of_the_past: query.exact || !query.continue_token.is_empty(),
             asked,
             answered: asked,
+            author: None,
         };
         if request.verb == Verb::Document {
             exchange.key = document_key(request).into_bytes();

@@ -1,201 +1,284 @@
-//! What the cloud has allowed whom, kept in memory and in the store (I7). In: credentials and scopes that the cloud
-//! accepted or refused. Out: may this caller read this while the cloud is away? One hash lookup a request.
+//! What the cloud has allowed whom, kept in memory and in the store (I7). In: credentials and rights that the cloud
+//! accepted, granted or refused. Out: may this caller read this while the cloud is away? One hash lookup a request.
 //!
-//! A grant is (identity, verb, scope). The identity of a bearer token that the cloud accepted is its issuer and
-//! subject where it is a JWT, so that a rotated token keeps what its account was allowed; else the token itself.
-//! Nothing a client says of itself (User-Agent, an unaccepted token's claims) counts.
+//! A row is an account's: that of a token that has proven itself ([`super::judge`] says how), or anonymous callers'. Each
+//! account has its share of the tables. Nothing that a client says of itself (User-Agent, an unproven token's claims) counts.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use aws_lc_rs::digest::{SHA256, digest};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::RwLock;
-use serde::Deserialize;
 
+pub use super::credential::{Credential, Identity};
+use super::credential::{Token, TokenDigest, sha256};
 use super::op::Op;
+use super::shares::{Limits, Shares, Verdict};
 use super::store::{Snapshot, StoreError};
 use crate::request::Verb;
 
-/// Most grants kept; at the limit the one not used for longest goes.
-pub const MAX_GRANTS: usize = 16_384;
-/// Most credentials kept; at the limit the one not used for longest goes.
-pub const MAX_CREDENTIALS: usize = 1_024;
+/// Most grants kept, in all and of one account.
+pub const GRANTS: Limits = Limits { all: 16_384, account: 4_096 };
+/// Most grants of anonymous callers, beside those.
+pub const ANONYMOUS_GRANTS: usize = 64;
+/// Most credentials kept, in all and of one account.
+pub const CREDENTIALS: Limits = Limits { all: 1_024, account: 64 };
+/// Most digests of refused tokens kept, in memory only.
+const REFUSED: usize = 1_024;
 /// A grant is written again when its time on disk is older than this, in milliseconds.
 const REFRESH: u64 = 3_600_000;
+/// A clock that goes back by more than this has been set, in milliseconds.
+const SET_BACK: u64 = 1_000;
 
-/// Who, as far as grants go: 16 bytes of a SHA-256.
+/// What may be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Read, by this verb.
+    Read(Verb),
+    /// Be told that an object does not exist, as the cloud has told it.
+    HearAbsent,
+}
+
+/// To do what with what, in whose stead: a SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Identity([u8; 16]);
+pub struct Right([u8; 32]);
 
-/// What a request carries to say who it is from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Credential {
-    /// Nothing: `system:anonymous` to the cloud.
-    Anonymous,
-    /// A bearer token.
-    Token {
-        /// SHA-256 of the token.
-        digest: [u8; 32],
-        /// Who it stands for, once the cloud has accepted it.
-        identity: Identity,
-    },
-}
-
-fn sha256(parts: &[&[u8]]) -> [u8; 32] {
-    let joined = parts.concat();
-    digest(&SHA256, &joined).as_ref().try_into().unwrap_or([0; 32])
-}
-
-fn identity(parts: &[&[u8]]) -> Identity {
-    let mut short = [0; 16];
-    short.copy_from_slice(&sha256(parts)[..16]);
-    Identity(short)
-}
-
-#[derive(Deserialize)]
-struct Claims {
-    iss: String,
-    sub: String,
-}
-
-/// Issuer and subject of a JWT, unverified: only used of tokens that the cloud has accepted.
-fn claims(token: &[u8]) -> Option<Claims> {
-    let mut parts = token.split(|b| *b == b'.');
-    let (_, payload, _) = (parts.next()?, parts.next()?, parts.next()?);
-    let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-    (!claims.iss.is_empty() && !claims.sub.is_empty()).then_some(claims)
-}
-
-impl Credential {
-    /// Of the value of an `Authorization` header; anything but a bearer token counts by its whole text.
-    pub fn of(authorization: Option<&[u8]>) -> Self {
-        let Some(value) = authorization else { return Self::Anonymous };
-        let token = value.strip_prefix(b"Bearer ").unwrap_or(value).trim_ascii();
-        let digest = sha256(&[token]);
-        let identity = match claims(token) {
-            Some(claims) => identity(&[b"jwt\0", claims.iss.as_bytes(), b"\0", claims.sub.as_bytes()]),
-            None => identity(&[b"token\0", &digest]),
+impl Right {
+    /// The right of `credential` to do this within a scope (a key of the store).
+    pub fn of(credential: &Credential, action: Action, scope: &[u8]) -> Self {
+        let persona: &[u8] = match credential {
+            Credential::Token { persona: Some(persona), .. } => persona,
+            _ => &[],
         };
-        Self::Token { digest, identity }
+        let action = match action {
+            Action::Read(verb) => verb as u8,
+            Action::HearAbsent => 0,
+        };
+        Self(sha256(&[persona, &[action], scope]))
     }
+}
 
-    /// The identity.
-    pub fn identity(&self) -> Identity {
-        match self {
-            Self::Anonymous => Identity([0; 16]),
-            Self::Token { identity, .. } => *identity,
+/// How the cloud stands to a credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// No credential, or none that the API server heeds.
+    Anonymous,
+    /// It has accepted the token.
+    Accepted,
+    /// It has refused the token.
+    Refused,
+    /// It has not said anything, or it isn't clear of what.
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Tokens that have proven themselves, and when last.
+    credentials: Shares<TokenDigest>,
+    grants: Shares<Right>,
+    /// Of [`Identity::ANONYMOUS`] only.
+    anonymous: Shares<Right>,
+    /// The last tokens that were refused, newest at the back.
+    refused: VecDeque<TokenDigest>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        let anonymous = Limits { all: ANONYMOUS_GRANTS, account: ANONYMOUS_GRANTS };
+        Self {
+            credentials: Shares::new(CREDENTIALS),
+            grants: Shares::new(GRANTS),
+            anonymous: Shares::new(anonymous),
+            refused: VecDeque::new(),
         }
     }
 }
 
-impl Identity {
-    /// Length of what [`Identity::start_key`] writes.
-    pub const PREFIX: usize = 17;
+impl Known {
+    fn grants_of(&mut self, account: Identity) -> &mut Shares<Right> {
+        if account == Identity::ANONYMOUS { &mut self.anonymous } else { &mut self.grants }
+    }
 
-    /// Begins a grant's key: identity and verb; the scope follows.
-    pub fn start_key(self, out: &mut Vec<u8>, verb: Verb) {
-        out.extend_from_slice(&self.0);
-        out.push(verb as u8);
+    fn grant(&self, account: Identity, right: &Right) -> Option<Verdict> {
+        let shares = if account == Identity::ANONYMOUS { &self.anonymous } else { &self.grants };
+        shares.get(account, right)
+    }
+
+    fn put_grant(&mut self, account: Identity, right: Right, verdict: Verdict, ops: &mut Vec<Op>) {
+        if let Some((from, right)) = self.grants_of(account).insert(account, right, verdict) {
+            ops.push(Op::Revoke { key: row(from, right) });
+        }
+        ops.push(Op::Grant { key: row(account, right), at: verdict.stored() });
+    }
+
+    fn put_credential(&mut self, token: &Token, verdict: Verdict, ops: &mut Vec<Op>) {
+        if let Some((_, digest)) = self.credentials.insert(token.account, token.digest, verdict) {
+            ops.push(Op::Credential { digest, value: Vec::new() });
+        }
+        ops.push(stored_credential(token.account, token.digest, verdict));
     }
 }
 
-#[derive(Debug, Default)]
-struct Known {
-    /// Token digest → when last accepted.
-    credentials: HashMap<[u8; 32], u64>,
-    /// Grant key → when last allowed.
-    grants: HashMap<Vec<u8>, u64>,
+fn row(account: Identity, right: Right) -> Vec<u8> {
+    [account.0.as_slice(), &right.0].concat()
+}
+
+/// Account and right, for a table; an unclear credential has anonymous callers' account, and no right in it.
+pub fn row_of(credential: &Credential, right: Right) -> Vec<u8> {
+    row(account(credential).unwrap_or(Identity::ANONYMOUS), right)
+}
+
+fn stored_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -> Op {
+    Op::Credential { digest, value: [verdict.stored().to_le_bytes().as_slice(), &account.0].concat() }
 }
 
 /// The grants in memory.
 #[derive(Debug, Default)]
 pub struct Grants {
     known: RwLock<Known>,
+    /// The latest time that was seen, milliseconds since the epoch.
+    latest: AtomicU64,
 }
 
 impl Grants {
-    /// Reads what the store holds.
+    /// Reads what the store holds; also out comes what is to be written because it was from the future.
     ///
     /// # Errors
     /// redb's.
-    pub fn load(snapshot: &Snapshot) -> Result<Self, StoreError> {
+    pub fn load(snapshot: &Snapshot, now: u64) -> Result<(Self, Vec<Op>), StoreError> {
         let mut known = Known::default();
-        known.grants.extend(snapshot.grants()?);
+        for (key, value) in snapshot.grants()? {
+            let Some((account, right)) = key.split_first_chunk::<16>() else { continue };
+            if let Ok(right) = right.try_into() {
+                let account = Identity(*account);
+                known.grants_of(account).insert(account, Right(right), Verdict::from_stored(value));
+            }
+        }
         for (digest, value) in snapshot.credentials()? {
-            if let (Ok(digest), Some(at)) = (digest.try_into(), value.first_chunk::<8>()) {
-                known.credentials.insert(digest, u64::from_le_bytes(*at));
+            let Some((at, account)) = value.split_first_chunk::<8>() else { continue };
+            if let (Ok(digest), Ok(account)) = (digest.try_into(), account.try_into()) {
+                let verdict = Verdict::from_stored(u64::from_le_bytes(*at));
+                known.credentials.insert(Identity(account), digest, verdict);
             }
         }
-        Ok(Self { known: RwLock::new(known) })
+        let grants = Self { known: RwLock::new(known), latest: AtomicU64::new(u64::MAX) };
+        let ops = grants.follow(now);
+        Ok((grants, ops))
     }
 
-    /// The cloud has accepted this credential within `max_age` milliseconds (anonymous always is).
-    pub fn knows(&self, credential: &Credential, now: u64, max_age: u64) -> bool {
-        match credential {
-            Credential::Anonymous => true,
-            Credential::Token { digest, .. } => {
-                let at = self.known.read().credentials.get(digest).copied();
-                at.is_some_and(|at| now.saturating_sub(at) <= max_age)
+    /// The clock says `now`. Where it has been set back, what is from the future counts as of now from here on, so that
+    /// it ages; out comes what is to be written.
+    pub fn follow(&self, now: u64) -> Vec<Op> {
+        let latest = self.latest.load(Ordering::Relaxed);
+        if latest <= now.saturating_add(SET_BACK) {
+            if latest < now {
+                self.latest.fetch_max(now, Ordering::Relaxed);
             }
-        }
-    }
-
-    /// The cloud has allowed this within `max_age` milliseconds.
-    pub fn allows(&self, key: &[u8], now: u64, max_age: u64) -> bool {
-        let at = self.known.read().grants.get(key).copied();
-        at.is_some_and(|at| now.saturating_sub(at) <= max_age)
-    }
-
-    /// The cloud has just allowed this; what is to be written of it.
-    pub fn allowed(&self, credential: &Credential, key: &[u8], now: u64) -> Vec<Op> {
-        let mut ops = Vec::new();
-        let fresh = |at: Option<&u64>| at.is_some_and(|at| now.saturating_sub(*at) < REFRESH);
-        {
-            let known = self.known.read();
-            let token = match credential {
-                Credential::Anonymous => true,
-                Credential::Token { digest, .. } => fresh(known.credentials.get(digest)),
-            };
-            if token && fresh(known.grants.get(key)) {
-                return ops;
-            }
+            return Vec::new();
         }
         let mut known = self.known.write();
-        if let Credential::Token { digest, .. } = credential {
-            if known.credentials.len() >= MAX_CREDENTIALS
-                && !known.credentials.contains_key(digest)
-                && let Some(oldest) = oldest(&known.credentials)
-            {
-                known.credentials.remove(&oldest);
-                ops.push(Op::Credential { digest: oldest, value: Vec::new() });
-            }
-            known.credentials.insert(*digest, now);
-            ops.push(Op::Credential { digest: *digest, value: now.to_le_bytes().to_vec() });
+        self.latest.store(now, Ordering::Relaxed);
+        let mut grants = known.grants.not_after(now);
+        grants.append(&mut known.anonymous.not_after(now));
+        let grants = grants
+            .into_iter()
+            .map(|(account, right, v)| Op::Grant { key: row(account, right), at: v.stored() });
+        let credentials = known.credentials.not_after(now).into_iter();
+        grants.chain(credentials.map(|(account, digest, v)| stored_credential(account, digest, v))).collect()
+    }
+
+    /// The credential has proven itself to the cloud within `max_age` milliseconds: a token that the cloud has accepted.
+    pub fn knows(&self, credential: &Credential, now: u64, max_age: u64) -> bool {
+        let Credential::Token { token, .. } = credential else { return false };
+        let proven = self.known.read().credentials.get(token.account, &token.digest);
+        proven.is_some_and(|proven| now.saturating_sub(proven.at()) <= max_age)
+    }
+
+    /// The token has proven itself so lately that another proof adds nothing.
+    pub fn has_just_accepted(&self, token: &Token, now: u64) -> bool {
+        is_fresh(self.known.read().credentials.get(token.account, &token.digest), now)
+    }
+
+    /// How the cloud stands to a credential, as far as it has said so within `max_age` milliseconds.
+    pub fn standing(&self, credential: &Credential, now: u64, max_age: u64) -> Standing {
+        let Credential::Token { token, .. } = credential else {
+            return match credential {
+                Credential::Unclear => Standing::Unknown,
+                _ => Standing::Anonymous,
+            };
+        };
+        let known = self.known.read();
+        match known.credentials.get(token.account, &token.digest) {
+            Some(proven) if now.saturating_sub(proven.at()) <= max_age => Standing::Accepted,
+            _ if known.refused.contains(&token.digest) => Standing::Refused,
+            _ => Standing::Unknown,
         }
-        if known.grants.len() >= MAX_GRANTS
-            && !known.grants.contains_key(key)
-            && let Some(oldest) = oldest(&known.grants)
-        {
-            known.grants.remove(&oldest);
-            ops.push(Op::Revoke { key: oldest });
+    }
+
+    /// The cloud's last word on this, if it is not older than `max_age` milliseconds: yes or no.
+    pub fn verdict(&self, credential: &Credential, right: &Right, now: u64, max_age: u64) -> Option<bool> {
+        let verdict = self.known.read().grant(account(credential)?, right)?;
+        (now.saturating_sub(verdict.at()) <= max_age).then(|| verdict.is_yes())
+    }
+
+    /// The cloud has just given this token an answer that it gives nobody else; what is to be written of it.
+    pub fn accepted(&self, token: &Token, now: u64) -> Vec<Op> {
+        let mut ops = Vec::new();
+        if !self.has_just_accepted(token, now) {
+            let mut known = self.known.write();
+            known.put_credential(token, Verdict::yes(now), &mut ops);
+            known.refused.retain(|refused| *refused != token.digest);
         }
-        known.grants.insert(key.to_vec(), now);
-        ops.push(Op::Grant { key: key.to_vec(), at: now });
         ops
     }
 
-    /// The cloud has just answered 403.
-    pub fn forbidden(&self, key: &[u8]) -> Vec<Op> {
-        let had = self.known.write().grants.remove(key).is_some();
-        if had { vec![Op::Revoke { key: key.to_vec() }] } else { Vec::new() }
+    /// The cloud has just allowed this to a credential that has proven itself, or to nobody in particular.
+    pub fn allowed(&self, credential: &Credential, right: Right, now: u64) -> Vec<Op> {
+        let mut ops = Vec::new();
+        let Some(account) = owner(credential) else { return ops };
+        if !is_fresh(self.known.read().grant(account, &right), now) {
+            self.known.write().put_grant(account, right, Verdict::yes(now), &mut ops);
+        }
+        ops
+    }
+
+    /// The cloud has just shown a caller the object that he wrote. If he had been told 404 before, which the API server
+    /// says to none who may not get it, he may get it.
+    pub fn written(&self, credential: &Credential, object: &[u8], now: u64) -> Vec<Op> {
+        let absence = Right::of(credential, Action::HearAbsent, object);
+        if self.verdict(credential, &absence, now, u64::MAX) != Some(true) {
+            return Vec::new();
+        }
+        self.allowed(credential, Right::of(credential, Action::Read(Verb::Get), object), now)
+    }
+
+    /// The cloud has just answered 403: none of these holds any more. Only what was allowed before is remembered so.
+    pub fn forbidden(&self, credential: &Credential, rights: &[Right], now: u64) -> Vec<Op> {
+        let mut ops = Vec::new();
+        let Some(account) = owner(credential) else { return ops };
+        if rights.iter().all(|right| self.known.read().grant(account, right).is_none()) {
+            return ops;
+        }
+        let mut known = self.known.write();
+        for right in rights {
+            if known.grant(account, right).is_some() {
+                known.put_grant(account, *right, Verdict::no(now), &mut ops);
+            }
+        }
+        ops
     }
 
     /// The cloud has just answered 401.
     pub fn rejected(&self, credential: &Credential) -> Vec<Op> {
-        let Credential::Token { digest, .. } = credential else { return Vec::new() };
-        let had = self.known.write().credentials.remove(digest).is_some();
-        if had { vec![Op::Credential { digest: *digest, value: Vec::new() }] } else { Vec::new() }
+        let Credential::Token { token, .. } = credential else { return Vec::new() };
+        let mut known = self.known.write();
+        let had = known.credentials.remove(token.account, &token.digest).is_some();
+        if !known.refused.contains(&token.digest) {
+            known.refused.push_back(token.digest);
+        }
+        if known.refused.len() > REFUSED {
+            known.refused.pop_front();
+        }
+        if had { vec![Op::Credential { digest: token.digest, value: Vec::new() }] } else { Vec::new() }
     }
 
     /// Forgets all: another cluster has taken this one's place.
@@ -206,68 +289,28 @@ impl Grants {
     /// Grants and credentials held.
     pub fn len(&self) -> (usize, usize) {
         let known = self.known.read();
-        (known.grants.len(), known.credentials.len())
+        (known.grants.rows() + known.anonymous.rows(), known.credentials.rows())
     }
 }
 
-fn oldest<K: Clone + Eq + std::hash::Hash>(map: &HashMap<K, u64>) -> Option<K> {
-    map.iter().min_by_key(|(_, at)| **at).map(|(key, _)| key.clone())
+/// Whose rights count for a credential: an ignored one gets what anonymous callers get.
+fn account(credential: &Credential) -> Option<Identity> {
+    match credential {
+        Credential::Anonymous | Credential::Ignored => Some(Identity::ANONYMOUS),
+        Credential::Token { token, .. } => Some(token.account),
+        Credential::Unclear => None,
+    }
+}
+
+/// Whose rights an answer tells of.
+fn owner(credential: &Credential) -> Option<Identity> {
+    if *credential == Credential::Ignored { None } else { account(credential) }
+}
+
+fn is_fresh(verdict: Option<Verdict>, now: u64) -> bool {
+    verdict.is_some_and(|v| v.is_yes() && v.at() <= now + SET_BACK && now.saturating_sub(v.at()) < REFRESH)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DAY: u64 = 86_400_000;
-
-    fn jwt(iss: &str, sub: &str, salt: &str) -> Vec<u8> {
-        let payload = URL_SAFE_NO_PAD.encode(format!(r#"{{"iss":"{iss}","sub":"{sub}","jti":"{salt}"}}"#));
-        format!("Bearer h.{payload}.{salt}").into_bytes()
-    }
-
-    fn key(credential: &Credential, scope: &str) -> Vec<u8> {
-        let mut key = Vec::new();
-        credential.identity().start_key(&mut key, Verb::Get);
-        key.extend_from_slice(scope.as_bytes());
-        key
-    }
-
-    #[test]
-    fn i7_a_rotated_token_keeps_its_accounts_grants_once_the_cloud_accepted_it() {
-        let grants = Grants::default();
-        let (old, new) = (jwt("k", "cni", "1"), jwt("k", "cni", "2"));
-        let (old, new) = (Credential::of(Some(&old)), Credential::of(Some(&new)));
-        grants.allowed(&old, &key(&old, "a"), 0);
-        assert!(grants.knows(&old, DAY, DAY) && grants.allows(&key(&new, "a"), DAY, DAY));
-        assert!(!grants.knows(&new, 0, DAY), "its claims alone prove nothing");
-        grants.allowed(&new, &key(&new, "b"), 0);
-        assert!(grants.knows(&new, 0, DAY));
-        let other = Credential::of(Some(&jwt("evil", "cni", "1")));
-        assert_ne!(other.identity(), old.identity());
-    }
-
-    #[test]
-    fn i7_grants_age_and_a_refusal_takes_them_back() {
-        let grants = Grants::default();
-        let me = Credential::of(Some(b"Bearer opaque"));
-        assert_eq!(grants.allowed(&me, &key(&me, "a"), 0).len(), 2);
-        assert!(grants.allowed(&me, &key(&me, "a"), 1).is_empty(), "not written again at once");
-        assert!(!grants.allows(&key(&me, "a"), DAY + 2, DAY));
-        assert!(!grants.forbidden(&key(&me, "a")).is_empty());
-        assert!(!grants.allows(&key(&me, "a"), 2, DAY));
-        grants.rejected(&me);
-        assert!(!grants.knows(&me, 2, DAY));
-        assert!(grants.knows(&Credential::Anonymous, 2, DAY));
-    }
-
-    #[test]
-    fn i14_grants_are_bounded_and_the_oldest_goes() {
-        let grants = Grants::default();
-        let me = Credential::Anonymous;
-        for n in 0..MAX_GRANTS as u64 + 1 {
-            grants.allowed(&me, &key(&me, &n.to_string()), n);
-        }
-        assert_eq!(grants.len().0, MAX_GRANTS);
-        assert!(!grants.allows(&key(&me, "0"), 1, DAY) && grants.allows(&key(&me, "1"), 1, DAY));
-    }
-}
+#[path = "grants_tests.rs"]
+mod tests;

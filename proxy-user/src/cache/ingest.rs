@@ -19,7 +19,9 @@ use tokio_util::sync::PollSemaphore;
 use super::apply::apply;
 use super::budget::Budget;
 use super::codec::CodecError;
+use super::credential::Credential;
 use super::exchange::Exchange;
+use super::grants::Grants;
 use super::lineage::Lineage;
 use super::observe::Observer;
 use super::op::Op;
@@ -50,9 +52,6 @@ const REFUSALS: usize = 32_768;
 const SNAPSHOT: Duration = Duration::from_secs(2);
 /// How long after a batch it is seen whether the file is mostly empty.
 const TIDY: Duration = Duration::from_secs(5);
-
-/// Called when the store has begun anew, since another cluster answers.
-pub type NewCluster = Box<dyn Fn() + Send>;
 
 #[derive(Debug)]
 enum Message {
@@ -102,9 +101,9 @@ impl Ingest {
     /// The kernel refuses a thread.
     pub(super) fn start(
         store: Arc<Store>,
+        grants: Arc<Grants>,
         clock: Clock,
         budget: Budget,
-        new_cluster: NewCluster,
     ) -> Result<Self, StoreError> {
         let (to, from) = sync_channel(MESSAGES);
         let counters = Arc::new(Counters::default());
@@ -118,11 +117,11 @@ impl Ingest {
             tidy_at: Some(Instant::now() + TIDY),
             from,
             counters: Arc::clone(&counters),
+            grants,
             observers: HashMap::new(),
             held: 0,
             pages: Pages::default(),
             lineage: Lineage::new(clock.clone()),
-            new_cluster,
             ops: Vec::new(),
             bytes: 0,
             waiting: Vec::new(),
@@ -292,6 +291,8 @@ impl Drop for Capture {
 /// An answer that is being read.
 struct Copying {
     observer: Observer,
+    /// Who wrote what is copied.
+    author: Option<Credential>,
     /// Bytes, as of the last look.
     held: usize,
     /// When the last bytes came, milliseconds since the epoch.
@@ -302,12 +303,12 @@ struct Writer {
     store: Arc<Store>,
     from: Receiver<Message>,
     counters: Arc<Counters>,
+    grants: Arc<Grants>,
     observers: HashMap<u64, Copying>,
     /// The sum of what they hold.
     held: usize,
     pages: Pages,
     lineage: Lineage,
-    new_cluster: NewCluster,
     ops: Vec<Op>,
     bytes: usize,
     waiting: Vec<oneshot::Sender<()>>,
@@ -400,9 +401,10 @@ impl Writer {
     fn take(&mut self, message: Message) -> bool {
         let before = self.ops.len();
         match message {
-            Message::Begin(id, exchange) => {
-                let at = exchange.asked;
-                self.observers.insert(id, Copying { observer: Observer::new(*exchange), held: 0, at });
+            Message::Begin(id, mut exchange) => {
+                let (at, author) = (exchange.asked, exchange.author.take());
+                let observer = Observer::new(*exchange);
+                self.observers.insert(id, Copying { observer, author, held: 0, at });
             }
             Message::Data(id, bytes, permit, now) => {
                 let pushed = self.observers.get_mut(&id).map(|copying| {
@@ -417,10 +419,13 @@ impl Writer {
                 drop(permit);
             }
             Message::End(id, now) => {
+                let author = self.observers.get_mut(&id).and_then(|copying| copying.author.take());
                 let ended = self.forget(id);
                 let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.ops));
                 if let Some(Err(error)) = finished {
                     log_malformed(&error);
+                } else if let Some(author) = author {
+                    self.shown_to(&author, before, now);
                 }
             }
             Message::Abort(id) => {
@@ -440,6 +445,14 @@ impl Writer {
         }
         self.bytes += self.ops[before..].iter().map(Op::size).sum::<usize>();
         true
+    }
+
+    /// Who wrote an object has been shown it: the operations from `from` on.
+    fn shown_to(&mut self, author: &Credential, from: usize, now: u64) {
+        let key = |op: &Op| if let Op::Upsert { key, .. } = op { Some(key.clone()) } else { None };
+        for key in self.ops[from..].iter().filter_map(key).collect::<Vec<_>>() {
+            self.ops.append(&mut self.grants.written(author, &key, now));
+        }
     }
 
     fn forget(&mut self, id: u64) -> Option<Observer> {
@@ -482,7 +495,7 @@ impl Writer {
         let written = self.write();
         let anew = written.is_ok() && self.lineage.began_anew;
         if anew {
-            (self.new_cluster)();
+            self.grants.forget();
         }
         if anew || self.ops.iter().any(steering::concerns) {
             self.counters.wanting.lock().clear();

@@ -5,12 +5,14 @@ pub mod apply;
 pub mod budget;
 pub mod codec;
 mod compact;
+pub mod credential;
 mod disk;
 pub mod error;
 pub mod exchange;
 pub mod forms;
 pub mod grants;
 pub mod ingest;
+pub mod judge;
 pub mod key;
 pub mod lineage;
 pub mod observe;
@@ -19,6 +21,7 @@ mod open;
 mod outage;
 pub mod pages;
 pub mod record;
+pub mod shares;
 pub mod steering;
 pub mod store;
 pub mod walk;
@@ -37,10 +40,9 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::config::CacheConfig;
-use crate::request::Verb;
 use budget::{Asked, Budget};
 use exchange::Exchange;
-use grants::{Credential, Grants};
+use grants::Grants;
 use ingest::{Capture, Ingest};
 use store::{Condition, Snapshot, Store, StoreError};
 
@@ -76,12 +78,12 @@ impl Cache {
 
     fn over(store: Store, max_bytes: u64, (clock, began): (Clock, Instant)) -> Result<Self, StoreError> {
         let store = Arc::new(store);
-        let grants = Arc::new(Grants::load(&store.snapshot()?)?);
-        let known = Arc::clone(&grants);
-        let forget = Box::new(move || known.forget());
+        let (grants, from_the_future) = Grants::load(&store.snapshot()?, clock.now())?;
+        let grants = Arc::new(grants);
         let asked = Arc::new(Asked::default());
         let budget = Budget::new(max_bytes, Arc::clone(&asked));
-        let ingest = Ingest::start(Arc::clone(&store), clock.clone(), budget, forget)?;
+        let ingest = Ingest::start(Arc::clone(&store), Arc::clone(&grants), clock.clone(), budget)?;
+        ingest.ops(from_the_future);
         Ok(Self { store, ingest, opened_in: began.elapsed(), max_bytes, asked, grants, clock })
     }
 
@@ -141,20 +143,6 @@ impl Cache {
     /// Begins to copy an answer of the cloud into the store.
     pub fn capture(&self, exchange: Exchange) -> Option<Capture> {
         self.ingest.capture(exchange)
-    }
-
-    /// Remembers what the cloud's status code says of the caller; without a grant's key (a request that isn't
-    /// understood) only that a credential is refused.
-    pub fn judge(&self, credential: &Credential, verb: Verb, grant: Option<&[u8]>, status: u16) {
-        let ops = match (status, grant) {
-            (401, _) => self.grants.rejected(credential),
-            (403, Some(grant)) => self.grants.forbidden(grant),
-            (200..=299 | 404, Some(grant)) if verb.is_read() => {
-                self.grants.allowed(credential, grant, self.clock.now())
-            }
-            _ => return,
-        };
-        self.ingest.ops(ops);
     }
 
     /// Waits until all that was seen is on disk.

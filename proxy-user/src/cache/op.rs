@@ -111,23 +111,23 @@ pub enum Op {
         /// Its value.
         value: Vec<u8>,
     },
-    /// The cloud allowed this.
+    /// The cloud's last word on a right.
     Grant {
-        /// Identity, verb, scope.
+        /// Account, right.
         key: Vec<u8>,
-        /// When.
+        /// When, and which ([`super::shares::Verdict::stored`]).
         at: u64,
     },
-    /// The cloud forbade this, or the grant was evicted.
+    /// A right was evicted.
     Revoke {
-        /// Identity, verb, scope.
+        /// Account, right.
         key: Vec<u8>,
     },
     /// The cloud accepted this token.
     Credential {
         /// Its SHA-256.
         digest: [u8; 32],
-        /// When, then the identity; empty: it is accepted no more.
+        /// When, then the account; empty: it is accepted no more.
         value: Vec<u8>,
     },
     /// It goes, to make room: nothing is known of it any more.

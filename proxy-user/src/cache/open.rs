@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
-use redb::{Database, ReadTransaction, ReadableDatabase, TableError, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError, WriteTransaction};
 
 use super::disk::{Access, Backend, Medium, Storage};
 use super::record::FORMAT;
 use super::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, StoreError,
+    ABSENT, Bytes2, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, StoreError,
 };
 
 /// Beginning of the names of everything of the store.
@@ -291,6 +291,9 @@ fn prepare(db: &Database) -> Result<(), StoreError> {
     txn.open_table(MEMBERS)?;
     txn.open_table(FORMS)?;
     txn.open_table(GRANTS)?;
+    // Earlier versions believed callers too easily: their rights are dropped.
+    txn.delete_table(TableDefinition::<&[u8], u64>::new("grants"))?;
+    txn.delete_table(Bytes2::new("credentials"))?;
     txn.commit()?;
     Ok(())
 }

@@ -35,10 +35,10 @@ pub const MEMBERS: TableDefinition<'static, &[u8], ()> = TableDefinition::new("m
 pub const FORMS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("forms");
 /// Path and query + newline + content type → [`Document`].
 pub const DOCUMENTS: Bytes2 = TableDefinition::new("documents");
-/// Identity, verb, scope → when last allowed.
-pub const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("grants");
-/// SHA-256 of a bearer token → when last accepted, then the identity.
-pub const CREDENTIALS: Bytes2 = TableDefinition::new("credentials");
+/// Account, right → the cloud's last word on it.
+pub const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("allowed");
+/// SHA-256 of a bearer token → when it last proved itself, then the account.
+pub const CREDENTIALS: Bytes2 = TableDefinition::new("accepted");
 /// Schema version and such.
 pub const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 

@@ -3,7 +3,9 @@
 
 use super::tests::{Bench, GONE, POD, PODS, event, gone, list, pod};
 use super::*;
+use crate::cache::grants::{Action, Credential, Right};
 use crate::cache::store::Lookup;
+use crate::request::Verb;
 
 const SECOND: i64 = 1_000;
 const MINUTE: i64 = 60 * SECOND;
@@ -159,7 +161,9 @@ async fn a_replaced_cluster_is_told_by_its_objects() {
     let former = list(1_000, "", &[("a", 900), ("b", 950), ("c", 990)]);
     bench.then(PODS, 200, &former).await;
     bench.then("GET /api/v1/namespaces/d/pods/x", 404, &gone("x")).await;
-    bench.cache.judge(&Credential::Anonymous, Verb::Get, Some(b"key"), 200);
+    let right = Right::of(&Credential::Anonymous, Action::Read(Verb::Get), b"key");
+    bench.cache.grants.allowed(&Credential::Anonymous, right, bench.cache.clock.now());
+    assert_eq!(bench.cache.grants.len(), (1, 0));
     for _ in 0..3 {
         bench.then(CACHED, 200, &stranger("a", 20)).await;
     }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
+use super::authorize::Allowed;
 use super::negotiate::{Encoding, document_rank, other_forms};
 use super::{Local, Question};
 use crate::body::Body;
@@ -37,19 +38,18 @@ impl Local {
         if snapshot.changed_since(scope, version, at)? {
             return Ok(None);
         }
-        self.allowed(question)?;
         Ok(Some(self.response(Encoding::Json.content_type(), at, Body::full(body))))
     }
 
-    pub(super) async fn document(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn document(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
+        let question = *allowed;
         let path = document_key(question.request);
-        let snapshot = self.cache.snapshot().await?;
+        let snapshot = self.cache.snapshot(&allowed).await?;
         let types = snapshot.documents(&path)?;
         let ranked = types.iter().filter_map(|t| document_rank(question.headers, t).map(|rank| (rank, t)));
         let Some((_, content_type)) = ranked.min_by_key(|(rank, _)| *rank) else {
             return Err(question.unknown());
         };
-        self.allowed(&question)?;
         let key = format!("{path}\n{content_type}");
         let copy = snapshot
             .document(key.as_bytes(), |d| (d.at, d.etag.to_owned(), Bytes::copy_from_slice(d.body)))?

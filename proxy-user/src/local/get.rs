@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::Response;
 
+use super::authorize::{AbsenceOnly, Allowed, Permission};
 use super::negotiate::{Accepts, Encoding};
 use super::{Local, Question};
 use crate::body::Body;
@@ -20,11 +21,9 @@ enum Copy {
 }
 
 impl Local {
-    pub(super) async fn get(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn get(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
+        let question = *allowed;
         let request = question.request;
-        if !matches!(request.subresource.as_ref(), "" | "status") {
-            return Err(question.unknown());
-        }
         let accepts = Accepts::of(question.headers);
         let wanted = parse_version(&request.query.resource_version).unwrap_or(0);
         let copy = |record: Record<'_>| {
@@ -38,15 +37,11 @@ impl Local {
                 Copy::OtherEncoding(record.encoding)
             }
         };
-        let snapshot = self.cache.snapshot().await?;
+        let snapshot = self.cache.snapshot(&allowed).await?;
         if let Some(response) = self.other_form(&snapshot, &question)? {
             return Ok(response);
         }
         let found = snapshot.object(question.scope(), copy)?;
-        if matches!(found, Lookup::Unknown) {
-            return Err(question.unknown());
-        }
-        self.allowed(&question)?;
         let what = || question.describe();
         match found {
             Lookup::Found(Copy::Body(encoding, at, bytes)) => {
@@ -63,6 +58,18 @@ impl Local {
             ))),
             Lookup::Found(Copy::TooOld) | Lookup::Unknown => Err(question.unknown()),
             Lookup::Absent(at) => Ok(self.remembered_404(&question, accepts.errors, at)),
+        }
+    }
+
+    /// What a caller gets who has only been told 404: the same again, or that he isn't known to be allowed more.
+    pub(super) async fn absence(&self, absence: &AbsenceOnly<'_>) -> Result<Response<Body>, Refusal> {
+        if let Some(at) = self.cache.absent_since(absence).await? {
+            return Ok(self.remembered_404(absence, Accepts::of(absence.headers).errors, at));
+        }
+        // The writer may just have read that he wrote it himself.
+        match self.cache.authorize(**absence)? {
+            Permission::Read(allowed) => self.get(allowed).await,
+            Permission::HearAbsent(_) => Err(Refusal::Unknown(format!("hublet: {}", absence.not_allowed()))),
         }
     }
 

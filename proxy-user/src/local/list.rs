@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use http::Response;
 
+use super::authorize::Allowed;
 use super::negotiate::{Accepts, Encoding};
 use super::{Local, Question};
 use crate::body::Body;
@@ -116,21 +117,18 @@ impl Local {
 
     /// Events of this age the cloud has dropped: they are not known any more.
     pub(super) fn has_expired(&self, key: &[u8], at: u64) -> bool {
-        is_short_lived(key) && self.cache.clock.now().saturating_sub(at) >= EVENT_TTL
+        is_short_lived(key) && self.cache.now().saturating_sub(at) >= EVENT_TTL
     }
 
-    pub(super) async fn list(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn list(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
+        let question = *allowed;
         let request = question.request;
-        if !request.subresource.is_empty() {
-            return Err(question.unknown());
-        }
-        let snapshot = self.cache.snapshot().await?;
+        let snapshot = self.cache.snapshot(&allowed).await?;
         if let Some(response) = self.other_form(&snapshot, &question)? {
-            self.listed.remember(&question, self.cache.clock.now());
+            self.listed.remember(&question, self.cache.now());
             return Ok(response);
         }
         let found = self.collection(snapshot, &question)?;
-        self.allowed(&question)?;
         if !request.query.continue_token.is_empty() {
             let what = "hublet: the cloud is away; the rest of this list can't be continued, list again from the start";
             return Err(Refusal::Expired(what.to_owned()));
@@ -142,7 +140,7 @@ impl Local {
         }
         let encoding = found.encoding(request, &Accepts::of(question.headers))?;
         let list = StoredList::new(&found, found.list_walk(request, encoding), encoding)?;
-        self.listed.remember(&question, self.cache.clock.now());
+        self.listed.remember(&question, self.cache.now());
         Ok(self.response(encoding.content_type(), found.collection.at, Body::stored(list)))
     }
 }

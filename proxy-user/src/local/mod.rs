@@ -1,6 +1,7 @@
 //! Stage 5b: answers reads from the store while the cloud is away. In: a request, who is asking, the store. Out: the
 //! cloud's own bytes with their age, or a [`Refusal`] that says what isn't known (I2) or not allowed (I7).
 
+pub mod authorize;
 pub mod document;
 pub mod get;
 pub mod list;
@@ -17,23 +18,23 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use crate::account::Flow;
 use crate::body::Body;
 use crate::cache::Cache;
-use crate::cache::grants::{Credential, Identity};
+use crate::cache::grants::Credential;
+use crate::cache::judge::Asked;
 use crate::cache::key;
 use crate::cache::store::StoreError;
 use crate::cloud::health::CloudState;
 use crate::config::LocalConfig;
 use crate::request::{ApiRequest, Verb};
 use crate::status::Refusal;
+use authorize::{Guarded, Permission};
 
-/// Header that tells where an answer came from: `cloud` or `store`.
+/// Header that tells where an answer came from: `cloud`, `store`, or `hublet` for a refusal of its own.
 pub const SOURCE: http::HeaderName = http::HeaderName::from_static("x-hublet-source");
 
 /// Answers from the store.
 #[derive(Debug)]
 pub struct Local {
-    cache: Arc<Cache>,
-    /// Milliseconds.
-    grant_max_age: u64,
+    cache: Guarded,
     min_request_timeout: Duration,
     state: tokio::sync::watch::Receiver<CloudState>,
     draining: CancellationToken,
@@ -49,32 +50,27 @@ pub struct Question<'a> {
     pub headers: &'a HeaderMap,
     /// Who asks.
     pub credential: &'a Credential,
-    /// The grant's key of exactly this question ([`grant_key`]).
-    pub grant: &'a [u8],
+    /// The store's key of what is asked for ([`scope_of`]); a subresource has its object's.
+    pub scope: &'a [u8],
     /// Their bytes under way.
     pub flow: &'a Arc<Flow>,
 }
 
-/// Identity, verb and scope: what the cloud allows or not.
-pub fn grant_key(request: &ApiRequest<'_>, credential: &Credential) -> Vec<u8> {
+/// The store's key of what a request asks for.
+pub fn scope_of(request: &ApiRequest<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);
-    credential.identity().start_key(&mut out, request.verb);
     key::push_scope(&mut out, request);
-    if !request.subresource.is_empty() {
-        out.push(b'#');
-        out.extend_from_slice(request.subresource.as_bytes());
-    }
     out
 }
 
-impl Question<'_> {
-    /// The store's key of what is asked for, without the subresource.
-    fn scope(&self) -> &[u8] {
-        let end = match self.request.subresource.len() {
-            0 => self.grant.len(),
-            n => self.grant.len() - n - 1,
-        };
-        &self.grant[Identity::PREFIX..end]
+impl<'a> Question<'a> {
+    fn scope(&self) -> &'a [u8] {
+        self.scope
+    }
+
+    /// The question, as far as rights go.
+    pub fn asked(&self) -> Asked<'a> {
+        Asked { credential: self.credential, request: self.request, scope: self.scope }
     }
 
     fn describe(&self) -> String {
@@ -100,9 +96,9 @@ impl Local {
         config: &LocalConfig,
         state: tokio::sync::watch::Receiver<CloudState>,
     ) -> Self {
+        let grant_max_age = u64::try_from(config.grant_max_age.as_millis()).unwrap_or(u64::MAX);
         Self {
-            cache,
-            grant_max_age: u64::try_from(config.grant_max_age.as_millis()).unwrap_or(u64::MAX),
+            cache: Guarded::new(cache, grant_max_age),
             min_request_timeout: config.min_request_timeout,
             state,
             draining: CancellationToken::new(),
@@ -115,17 +111,15 @@ impl Local {
     /// # Errors
     /// What isn't known, not allowed, or not to be had in an encoding that the caller takes.
     pub async fn answer(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+        let permission = self.cache.authorize(question)?;
         // An answer is a copy out of the store, a whole object or document at once.
         if !question.flow.has_room() {
             Box::pin(question.flow.room()).await;
         }
-        if !self.cache.grants.knows(question.credential, self.cache.clock.now(), self.grant_max_age) {
-            return Err(Refusal::Unauthorized);
-        }
         let generation = self.cache.generation();
-        let mut answer = self.read(question).await;
+        let mut answer = self.read(&permission).await;
         if matches!(answer, Err(Refusal::Store(_))) && self.cache.opened_anew(generation).await {
-            answer = self.read(question).await;
+            answer = self.read(&permission).await;
         }
         if answer.is_ok() {
             self.cache.asked(question.scope());
@@ -133,14 +127,23 @@ impl Local {
         answer
     }
 
-    async fn read(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
-        match question.request.verb {
-            Verb::Get => self.get(question).await,
-            Verb::List => Box::pin(self.list(question)).await,
-            Verb::Watch => Box::pin(self.watch(question)).await,
-            Verb::Document => Box::pin(self.document(question)).await,
-            verb => Err(Refusal::WriteWhileAway(away(verb, &question.describe()))),
+    async fn read(&self, permission: &Permission<'_>) -> Result<Response<Body>, Refusal> {
+        let allowed = match permission {
+            Permission::Read(allowed) => *allowed,
+            Permission::HearAbsent(absence) => return Box::pin(self.absence(absence)).await,
+        };
+        match allowed.request.verb {
+            Verb::Get => self.get(allowed).await,
+            Verb::List => Box::pin(self.list(allowed)).await,
+            Verb::Watch => Box::pin(self.watch(allowed)).await,
+            Verb::Document => Box::pin(self.document(allowed)).await,
+            verb => Err(Refusal::WriteWhileAway(away(verb, &allowed.describe()))),
         }
+    }
+
+    /// Remembers what the cloud's status code says of the caller.
+    pub fn judge(&self, question: &Question<'_>, status: u16) {
+        self.cache.judge(question, status);
     }
 
     /// Ends all watches held open, so that a drain can finish.
@@ -151,38 +154,6 @@ impl Local {
     /// Cancelled when watches are to end.
     pub fn draining(&self) -> WaitForCancellationFutureOwned {
         self.draining.clone().cancelled_owned()
-    }
-
-    /// The cloud has allowed exactly this, or the same verb in a wider scope: all namespaces, no selectors.
-    fn allowed(&self, question: &Question<'_>) -> Result<(), Refusal> {
-        let now = self.cache.clock.now();
-        let allows = |key: &[u8]| self.cache.grants.allows(key, now, self.grant_max_age);
-        if allows(question.grant) || self.wider(question).iter().any(|key| allows(key)) {
-            return Ok(());
-        }
-        let r = question.request;
-        let what = question.describe();
-        Err(Refusal::Forbidden(format!(
-            "{what} is forbidden: the cloud is away, and has not been seen to allow this caller to {} it",
-            r.verb.as_str()
-        )))
-    }
-
-    fn wider(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
-        let r = question.request;
-        if !matches!(r.verb, Verb::List | Verb::Watch) || !r.subresource.is_empty() {
-            return Vec::new();
-        }
-        let mut wider = Vec::new();
-        if r.has_selectors() {
-            wider.push(key::without_selectors(question.grant).to_vec());
-        }
-        if !r.namespace.is_empty() {
-            let mut all = question.grant[..Identity::PREFIX].to_vec();
-            key::push_resource(&mut all, &r.group, &r.resource);
-            wider.push(all);
-        }
-        wider
     }
 
     /// The head of an answer from the store: what the API server says, and how old it is in seconds.
@@ -197,11 +168,16 @@ impl Local {
 
     fn age(&self, headers: &mut HeaderMap, at: u64) {
         headers.insert(SOURCE, HeaderValue::from_static("store"));
-        headers.insert(header::AGE, HeaderValue::from(self.cache.clock.now().saturating_sub(at) / 1000));
+        headers.insert(header::AGE, HeaderValue::from(self.cache.now().saturating_sub(at) / 1000));
     }
 }
 
 /// What a write is told.
 pub fn away(verb: Verb, what: &str) -> String {
     format!("hublet: the cloud is away; this node can't {} {what} now", verb.as_str())
+}
+
+/// What a read is told that only the cloud can answer: logs, a scale and other subresources are never stored.
+pub fn out_of_reach(what: &str) -> Refusal {
+    Refusal::Unknown(format!("hublet: {what} can't be had while the cloud is away"))
 }

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
+use super::authorize::Allowed;
 use super::list::Found;
 use super::negotiate::{Accepts, Encoding};
 use super::watch::push_frame;
 use super::{Local, Question};
-use crate::cache::grants::Identity;
 use crate::cache::record::Record;
 use crate::cache::store::StoreError;
 use crate::request::Verb;
@@ -31,9 +31,7 @@ pub(super) struct Listed(Mutex<HashMap<Vec<u8>, u64>>);
 
 impl Listed {
     fn key(question: &Question<'_>) -> Vec<u8> {
-        let (who, scope) = question.grant.split_at(Identity::PREFIX.min(question.grant.len()));
-        // Without the verb: who lists is who watches.
-        [&who[..who.len().saturating_sub(1)], scope].concat()
+        question.asked().listing()
     }
 
     /// The caller is being told all of it now.
@@ -102,7 +100,7 @@ impl Local {
     /// What a client that has seen `from` is told first.
     pub(super) fn resume(
         &self,
-        question: &Question<'_>,
+        question: &Allowed<'_>,
         found: Option<&Found>,
         from: u64,
     ) -> Result<Resume, Refusal> {
@@ -133,12 +131,12 @@ impl Local {
     }
 
     /// Of a collection that isn't known as a whole: something under it has changed since.
-    fn is_behind(&self, question: &Question<'_>, from: u64) -> Result<bool, StoreError> {
+    fn is_behind(&self, question: &Allowed<'_>, from: u64) -> Result<bool, StoreError> {
         // What a selection lacks of the changes isn't known.
         if question.request.has_selectors() || question.request.verb != Verb::Watch {
             return Ok(false);
         }
-        let snapshot = self.cache.stored()?;
+        let snapshot = self.cache.stored(question)?;
         let gone = snapshot.gone_beyond(question.scope(), (from, u64::MAX))?.is_some();
         Ok(gone || snapshot.changed_since(question.scope(), from, u64::MAX)?)
     }

@@ -8,10 +8,11 @@ use futures_util::stream;
 use http::{Response, header};
 use tokio::time::{Instant, sleep_until};
 
+use super::Local;
+use super::authorize::Allowed;
 use super::list::Found;
 use super::negotiate::{Accepts, Encoding};
 use super::resume::{Resume, expired};
-use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::{INITIAL_EVENTS_END, parse_version, protobuf};
 use crate::cache::record::Record;
@@ -54,16 +55,16 @@ struct Open {
 }
 
 impl Local {
-    pub(super) async fn watch(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
-        self.allowed(&question)?;
+    pub(super) async fn watch(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
+        let question = *allowed;
         let query = &question.request.query;
         let accepts = Accepts::of(question.headers);
-        let found = self.collection(self.cache.snapshot().await?, &question).ok();
+        let found = self.collection(self.cache.snapshot(&allowed).await?, &question).ok();
         let from = parse_version(&query.resource_version).filter(|_| !query.send_initial_events);
         let at = found.as_ref().map(|found| found.collection.at);
         // Without a version to resume from, the client expects what is there as events first.
         let (encoding, initial) = match (from, &found) {
-            (Some(from), found) => match self.resume(&question, found.as_ref(), from)? {
+            (Some(from), found) => match self.resume(&allowed, found.as_ref(), from)? {
                 Resume::Events(encoding, events) => (encoding, Initial::Changes(events)),
                 Resume::Expired(what) => {
                     let encoding = accepts.first_of(|_| true).unwrap_or(Encoding::Json);
@@ -73,7 +74,7 @@ impl Local {
             },
             (None, Some(found)) => {
                 let encoding = found.encoding(question.request, &accepts)?;
-                self.listed.remember(&question, self.cache.clock.now());
+                self.listed.remember(&question, self.cache.now());
                 (encoding, Initial::All(Box::new(found.list_walk(question.request, encoding))))
             }
             (None, None) => return Err(question.unknown()),

@@ -170,10 +170,10 @@ impl Rbac {
         authorization: Option<&str>,
         certificate: Option<&User>,
     ) -> Result<User, Failure> {
-        match authorization {
+        let mut words = authorization.unwrap_or_default().trim().splitn(3, ' ');
+        match (words.next(), words.next()) {
             // Like the real one: only a bearer token counts, and a wrong one is never anonymous.
-            Some(header) if header.len() > 7 && header[..7].eq_ignore_ascii_case("bearer ") => {
-                let token = header[7..].trim();
+            (Some(scheme), Some(token)) if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() => {
                 let tokens = self.tokens.read();
                 let known = tokens.iter().find(|(known, _)| known == token);
                 known.map(|(_, user)| user.clone()).ok_or_else(Failure::unauthorized)

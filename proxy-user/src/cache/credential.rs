@@ -1,0 +1,298 @@
+//! Who a request is from, read as the API server reads it. In: the headers that go to the cloud. Out: [`Credential`]; pure.
+//!
+//! Sources: `k8s.io/apiserver/pkg/authentication/request/{bearertoken/bearertoken.go,websocket/protocol.go}` and
+//! `pkg/endpoints/filters/impersonation.go`. A well-formed bearer token is authenticated or answered 401 there, on every
+//! path; any other `Authorization` is passed over, and the request is anonymous. So the two must never be mixed up here.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, HeaderName, header};
+use serde_json::Value;
+
+/// Prefix of the WebSocket subprotocol that carries a token.
+const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
+/// Claims that differ between two tokens of one user.
+const OF_THE_TOKEN: [&str; 4] = ["exp", "iat", "nbf", "jti"];
+/// Subjects of service accounts, whose rights hang on the name alone.
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+/// Who, as far as grants go: 16 bytes of a SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity(pub(super) [u8; 16]);
+
+impl Identity {
+    /// Callers without a credential.
+    pub const ANONYMOUS: Self = Self([0; 16]);
+}
+
+/// SHA-256 of a bearer token.
+pub type TokenDigest = [u8; 32];
+
+/// A bearer token, as its digest; who it stands for counts only once the cloud has accepted it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Of the token.
+    pub digest: TokenDigest,
+    /// Of the account that its claims name, or of the token itself.
+    pub account: Identity,
+}
+
+/// What a request carries to say who it is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// Nothing: `system:anonymous` to the cloud.
+    Anonymous,
+    /// An `Authorization` that the API server passes over (another scheme, no scheme, two blanks): anonymous there, and
+    /// here. Since another server might take it for something, nothing that it obtains is anonymous callers' as well.
+    Ignored,
+    /// Not wholly understood: several `Authorization`s, a proxy's identity headers, a token in a WebSocket subprotocol,
+    /// headers that `Connection` takes away, impersonation without a token. It is nobody's here.
+    Unclear,
+    /// A bearer token.
+    Token {
+        /// The token.
+        token: Token,
+        /// Digest of the `Impersonate-*` headers: user, groups, uid and extra.
+        persona: Option<[u8; 32]>,
+    },
+}
+
+/// As [`Credential`], before anything is hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presented<'a> {
+    /// See [`Credential::Anonymous`].
+    Nothing,
+    /// See [`Credential::Ignored`].
+    Ignored,
+    /// See [`Credential::Unclear`].
+    Unclear,
+    /// A token, and whether there are `Impersonate-*` headers.
+    Bearer(&'a [u8], bool),
+}
+
+impl<'a> Presented<'a> {
+    /// Reads a request's headers.
+    pub fn of(headers: &'a HeaderMap) -> Self {
+        let impersonates = headers.keys().any(is_impersonation);
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let first = values.next().map(|value| value.as_bytes());
+        if is_unclear(headers) || first.is_some_and(|value| !value.is_ascii()) {
+            return Self::Unclear;
+        }
+        match (first, first.and_then(bearer)) {
+            // The API server reads the first one; whatever stands before it may read another.
+            (_, Some(token)) if values.next().is_none() => Self::Bearer(token, impersonates),
+            (_, Some(_)) => Self::Unclear,
+            _ if impersonates => Self::Unclear,
+            (None, None) => Self::Nothing,
+            (Some(_), None) => Self::Ignored,
+        }
+    }
+}
+
+impl Credential {
+    /// Of a request's headers.
+    pub fn of(headers: &HeaderMap) -> Self {
+        Self::with(headers, Token::of)
+    }
+
+    /// As [`Credential::of`], where the caller may have digested the token before.
+    pub fn with(headers: &HeaderMap, digested: impl FnOnce(&[u8]) -> Token) -> Self {
+        match Presented::of(headers) {
+            Presented::Nothing => Self::Anonymous,
+            Presented::Ignored => Self::Ignored,
+            Presented::Unclear => Self::Unclear,
+            Presented::Bearer(token, impersonates) => {
+                Self::Token { token: digested(token), persona: impersonates.then(|| persona(headers)) }
+            }
+        }
+    }
+}
+
+impl Token {
+    /// Digests a token.
+    pub fn of(token: &[u8]) -> Self {
+        let digest = sha256(&[token]);
+        let account = match subject(token) {
+            Some(subject) => identity(&[b"jwt", &subject]),
+            None => identity(&[b"token", &digest]),
+        };
+        Self { digest, account }
+    }
+}
+
+/// SHA-256 over parts, each with its length before it, so that no two lists of parts read alike.
+pub(super) fn sha256(parts: &[&[u8]]) -> [u8; 32] {
+    let mut joined = Vec::with_capacity(parts.iter().map(|part| part.len() + 8).sum());
+    for part in parts {
+        joined.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        joined.extend_from_slice(part);
+    }
+    digest(&SHA256, &joined).as_ref().try_into().unwrap_or([0; 32])
+}
+
+fn identity(parts: &[&[u8]]) -> Identity {
+    let mut short = [0; 16];
+    short.copy_from_slice(&sha256(parts)[..16]);
+    Identity(short)
+}
+
+/// The token of an `Authorization` value, as `bearertoken.go` takes it; `None` where it passes the header over.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let mut parts = value.trim_ascii().splitn(3, |byte| *byte == b' ');
+    let (scheme, token) = (parts.next()?, parts.next()?);
+    (scheme.eq_ignore_ascii_case(b"bearer") && !token.is_empty()).then_some(token)
+}
+
+fn is_impersonation(name: &HeaderName) -> bool {
+    name.as_str().starts_with("impersonate-")
+}
+
+/// The headers by which an authenticating proxy tells the API server who is asking, in their usual names.
+fn is_of_a_proxy(name: &HeaderName) -> bool {
+    let Some(rest) = name.as_str().strip_prefix("x-remote-") else { return false };
+    matches!(rest, "user" | "group" | "uid") || rest.starts_with("extra-")
+}
+
+fn is_unclear(headers: &HeaderMap) -> bool {
+    let mentions = |name: HeaderName, wanted: &dyn Fn(&str) -> bool| {
+        let values = headers.get_all(name).iter();
+        values.flat_map(|v| v.as_bytes().split(|b| *b == b',')).any(|part| {
+            std::str::from_utf8(part.trim_ascii()).is_ok_and(|part| wanted(&part.to_ascii_lowercase()))
+        })
+    };
+    headers.keys().any(is_of_a_proxy)
+        || mentions(header::SEC_WEBSOCKET_PROTOCOL, &|protocol| protocol.starts_with(WEBSOCKET_BEARER))
+        // What `Connection` names does not reach the cloud.
+        || mentions(header::CONNECTION, &|name| name == "authorization" || name.starts_with("impersonate-"))
+}
+
+/// Digest of the `Impersonate-*` headers, by name; a name's values in their order.
+fn persona(headers: &HeaderMap) -> [u8; 32] {
+    let mut named: Vec<(&str, &[u8])> = headers
+        .iter()
+        .filter(|(name, _)| is_impersonation(name))
+        .map(|(name, value)| (name.as_str(), value.as_bytes()))
+        .collect();
+    named.sort_by_key(|(name, _)| *name);
+    let parts: Vec<&[u8]> = named.iter().flat_map(|(name, value)| [name.as_bytes(), value]).collect();
+    sha256(&parts)
+}
+
+/// Whom a JWT speaks of, unverified: issuer and subject of a service account. Two tokens of another user may differ in
+/// groups or scopes, so there every claim counts but those of the token itself.
+fn subject(token: &[u8]) -> Option<Vec<u8>> {
+    let parts: Vec<&[u8]> = token.split(|byte| *byte == b'.').collect();
+    let [_, payload, _] = parts[..] else { return None };
+    let mut claims: BTreeMap<String, Value> =
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+    let text = |name: &str| claims.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let (issuer, subject) = (text("iss")?, text("sub")?);
+    if subject.starts_with(SERVICE_ACCOUNT) {
+        return serde_json::to_vec(&(issuer, subject)).ok();
+    }
+    for name in OF_THE_TOKEN {
+        claims.remove(name);
+    }
+    serde_json::to_vec(&claims).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        headers
+    }
+
+    fn presented(value: &str) -> String {
+        format!("{:?}", Presented::of(&headers(&[("authorization", value)])))
+    }
+
+    /// The table is `bearertoken.go`'s own: scheme and token are split by one blank, and what is left over is nothing.
+    #[test]
+    fn i7_an_authorization_is_read_as_the_api_server_reads_it() {
+        let token = format!("{:?}", Presented::Bearer(b"t.o.k", false));
+        for bearer in
+            ["Bearer t.o.k", "bearer t.o.k", "BEARER t.o.k ", " Bearer t.o.k", "Bearer t.o.k and more"]
+        {
+            assert_eq!(presented(bearer), token, "{bearer:?}");
+        }
+        for passed_over in
+            ["t.o.k", "Bearer", "Bearer ", "Bearer  t.o.k", "Bearer\tt.o.k", "Token t.o.k", "Basic dDpr", ""]
+        {
+            assert_eq!(presented(passed_over), "Ignored", "{passed_over:?}");
+        }
+        assert_eq!(presented("\u{a0}Bearer t.o.k"), "Unclear", "Go trims more blanks than ASCII's");
+        assert_eq!(Presented::of(&HeaderMap::new()), Presented::Nothing);
+    }
+
+    #[test]
+    fn i7_what_is_not_wholly_understood_is_nobodys() {
+        let bearer = ("authorization", "Bearer t.o.k");
+        let websocket = ("sec-websocket-protocol", "v4, base64url.bearer.authorization.k8s.io.dC5vLms");
+        for unclear in [
+            [bearer, ("authorization", "Bearer other")],
+            [bearer, ("x-remote-user", "admin")],
+            [bearer, ("x-remote-extra-scopes", "all")],
+            [bearer, ("connection", "close, Authorization")],
+            [bearer, ("connection", "Impersonate-User")],
+            [bearer, websocket],
+            [("impersonate-user", "alice"), ("accept", "*/*")],
+            [("impersonate-user", "alice"), ("authorization", "Basic dDpr")],
+        ] {
+            assert_eq!(Credential::of(&headers(&unclear)), Credential::Unclear, "{unclear:?}");
+        }
+        let odd_first = [("authorization", "Basic dDpr"), bearer];
+        assert_eq!(Credential::of(&headers(&odd_first)), Credential::Ignored, "the first one counts");
+    }
+
+    #[test]
+    fn i7_whom_a_caller_stands_in_for_belongs_to_the_identity() {
+        let of = |pairs: &[(&'static str, &str)]| {
+            let all = [&[("authorization", "Bearer t")], pairs].concat();
+            Credential::of(&headers(&all))
+        };
+        let personas = [
+            of(&[]),
+            of(&[("impersonate-user", "alice")]),
+            of(&[("impersonate-user", "bob")]),
+            of(&[("impersonate-user", "alice"), ("impersonate-group", "admins")]),
+            of(&[("impersonate-user", "alice"), ("impersonate-uid", "1")]),
+            of(&[("impersonate-user", "alice"), ("impersonate-extra-scopes", "view")]),
+        ];
+        for (n, one) in personas.iter().enumerate() {
+            assert!(personas.iter().skip(n + 1).all(|other| other != one), "{one:?}");
+        }
+        let again = of(&[("impersonate-group", "admins"), ("impersonate-user", "alice")]);
+        assert_eq!(again, personas[3], "names in any order");
+    }
+
+    fn jwt(claims: &str) -> Token {
+        Token::of(format!("h.{}.s", URL_SAFE_NO_PAD.encode(claims)).as_bytes())
+    }
+
+    #[test]
+    fn i7_a_service_account_is_one_whatever_its_token_and_a_user_is_all_his_claims() {
+        let pod = |pod: &str| {
+            let sub = "system:serviceaccount:kube-system:cni";
+            jwt(&format!(r#"{{"iss":"k","sub":"{sub}","jti":"{pod}","kubernetes.io":{{"pod":"{pod}"}}}}"#))
+        };
+        assert_eq!(pod("a").account, pod("b").account);
+        assert_ne!(pod("a").digest, pod("b").digest);
+        let user = |groups: &str, exp: u32| {
+            jwt(&format!(r#"{{"exp":{exp},"iss":"o","sub":"u","groups":["{groups}"]}}"#))
+        };
+        assert_eq!(user("view", 1).account, user("view", 2).account, "a token later");
+        assert_ne!(user("view", 1).account, user("admin", 1).account, "less scope is less right");
+        let forged = jwt(r#"{"iss":"evil","sub":"system:serviceaccount:kube-system:cni"}"#);
+        assert_ne!(forged.account, pod("a").account);
+    }
+}

@@ -1,0 +1,137 @@
+//! The tables alone: shares, ages, the clock, and the way through the store.
+
+use http::{HeaderMap, HeaderValue};
+
+use super::*;
+
+const DAY: u64 = 86_400_000;
+
+fn bearer(token: &str) -> Credential {
+    let mut headers = HeaderMap::new();
+    headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+    Credential::of(&headers)
+}
+
+fn token(credential: &Credential) -> &Token {
+    let Credential::Token { token, .. } = credential else { panic!("{credential:?} is no token") };
+    token
+}
+
+fn service_account(name: &str, salt: &str) -> Credential {
+    use base64::Engine as _;
+    let claims = format!(r#"{{"iss":"k","sub":"system:serviceaccount:d:{name}","jti":"{salt}"}}"#);
+    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims);
+    bearer(&format!("h.{payload}.{salt}"))
+}
+
+fn get(credential: &Credential, scope: &str) -> Right {
+    Right::of(credential, Action::Read(Verb::Get), scope.as_bytes())
+}
+
+fn allows(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> Option<bool> {
+    grants.verdict(credential, &get(credential, scope), now, DAY)
+}
+
+fn allow(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> usize {
+    let mut ops = grants.accepted(token(credential), now);
+    ops.append(&mut grants.allowed(credential, get(credential, scope), now));
+    ops.len()
+}
+
+#[test]
+fn i7_a_rotated_token_keeps_its_accounts_grants_once_the_cloud_accepted_it() {
+    let grants = Grants::default();
+    let (old, new) = (service_account("cni", "1"), service_account("cni", "2"));
+    allow(&grants, &old, "a", 0);
+    assert!(grants.knows(&old, DAY, DAY));
+    assert_eq!(grants.standing(&new, 0, DAY), Standing::Unknown, "its claims alone prove nothing");
+    grants.accepted(token(&new), 0);
+    assert!(grants.knows(&new, 0, DAY));
+    assert_eq!(allows(&grants, &new, "a", DAY), Some(true));
+}
+
+#[test]
+fn i7_grants_age_and_a_refusal_takes_them_back() {
+    let grants = Grants::default();
+    let me = bearer("opaque");
+    assert_eq!(allow(&grants, &me, "a", 0), 2);
+    assert_eq!(allow(&grants, &me, "a", 1), 0, "not written again at once");
+    assert_eq!(allows(&grants, &me, "a", DAY + 2), None);
+    assert_eq!(grants.forbidden(&me, &[get(&me, "a"), get(&me, "never")], 2).len(), 1);
+    assert_eq!((allows(&grants, &me, "a", 3), allows(&grants, &me, "never", 3)), (Some(false), None));
+    assert_eq!(grants.rejected(&me).len(), 1);
+    assert_eq!(grants.standing(&me, 3, DAY), Standing::Refused);
+    allow(&grants, &me, "a", 4);
+    assert_eq!(
+        (grants.standing(&me, 5, DAY), allows(&grants, &me, "a", 5)),
+        (Standing::Accepted, Some(true))
+    );
+    for nobody in [Credential::Anonymous, Credential::Ignored, Credential::Unclear] {
+        assert!(!grants.knows(&nobody, 2, DAY), "{nobody:?} has proven nothing");
+    }
+}
+
+#[test]
+fn i14_a_flood_evicts_its_own_and_refused_tokens_are_few() {
+    let grants = Grants::default();
+    let (cni, flood) = (service_account("cni", "1"), service_account("flood", "1"));
+    allow(&grants, &cni, "mine", 0);
+    for n in 0..GRANTS.all as u64 + 100 {
+        allow(&grants, &flood, &n.to_string(), n + 1);
+    }
+    for n in 0..CREDENTIALS.all + 100 {
+        grants.accepted(token(&service_account("flood", &n.to_string())), 1);
+        grants.rejected(&bearer(&n.to_string()));
+    }
+    assert_eq!(grants.len(), (GRANTS.account + 1, CREDENTIALS.account + 1));
+    assert!(grants.knows(&cni, DAY, DAY) && allows(&grants, &cni, "mine", DAY) == Some(true));
+    assert_eq!(grants.known.read().refused.len(), REFUSED);
+    for n in 0..2 * ANONYMOUS_GRANTS {
+        let right = get(&Credential::Anonymous, &n.to_string());
+        grants.allowed(&Credential::Anonymous, right, 1);
+    }
+    assert_eq!(grants.len().0, GRANTS.account + 1 + ANONYMOUS_GRANTS);
+}
+
+/// Calico asks for a handle (404), writes it, and reads it again offline.
+#[test]
+fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
+    let grants = Grants::default();
+    let (me, other) = (bearer("me"), bearer("other"));
+    for one in [&me, &other] {
+        grants.accepted(token(one), 0);
+    }
+    assert!(grants.written(&me, b"a", 0).is_empty(), "a right to write is none to read");
+    let absence = Right::of(&me, Action::HearAbsent, b"a");
+    grants.allowed(&me, absence, 0);
+    assert_eq!(grants.written(&me, b"a", 1).len(), 1);
+    assert_eq!((allows(&grants, &me, "a", 1), allows(&grants, &other, "a", 1)), (Some(true), None));
+    assert!(grants.written(&me, b"b", 1).is_empty());
+}
+
+#[test]
+fn i7_an_ignored_credential_uses_what_is_everybodys_and_adds_nothing() {
+    let grants = Grants::default();
+    let right = get(&Credential::Anonymous, "a");
+    assert!(grants.allowed(&Credential::Ignored, right, 0).is_empty());
+    grants.allowed(&Credential::Anonymous, right, 0);
+    assert!(grants.forbidden(&Credential::Ignored, &[right], 0).is_empty());
+    assert_eq!(allows(&grants, &Credential::Ignored, "a", 0), Some(true));
+    assert_eq!(allows(&grants, &Credential::Unclear, "a", 0), None);
+}
+
+/// A clock that was set back made grants of "the future" that never aged, and were never written again.
+#[test]
+fn i7_a_grant_from_the_future_ages_from_now_on() {
+    let grants = Grants::default();
+    let me = bearer("opaque");
+    allow(&grants, &me, "a", 1_000 * DAY);
+    assert!(grants.follow(1_000 * DAY).is_empty());
+    let now = 10 * DAY;
+    assert_eq!(grants.follow(now).len(), 2, "its credential and the grant are written anew");
+    assert!(grants.follow(now + 1).is_empty());
+    assert!(grants.knows(&me, now + DAY, DAY) && !grants.knows(&me, now + DAY + 1, DAY));
+    assert_eq!(allows(&grants, &me, "a", now + DAY), Some(true));
+    assert_eq!(allows(&grants, &me, "a", now + DAY + 1), None);
+    assert_eq!(allow(&grants, &me, "a", now + DAY + 2), 2);
+}

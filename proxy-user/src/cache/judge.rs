@@ -1,0 +1,169 @@
+//! The cloud's status codes, read as what they say of the caller (I7). In: who asked what, and the code. Out: grants
+//! learnt or taken back. And the other way round: what a caller may have from the store.
+//!
+//! A token counts as accepted only by an answer that nobody gets without one: 2xx to anything but what is open to all. By
+//! Kubernetes' own defaults that is health, version and the token issuer's keys (`system:public-info-viewer`,
+//! `system:service-account-issuer-discovery`), and the namespace `kube-public`; and whatever anonymous callers have been
+//! seen to get. A 404 is remembered as this very absence, and as nothing else.
+
+use super::Cache;
+use super::grants::{Action, Credential, Grants, Right, Standing};
+use super::key;
+use crate::request::{ApiRequest, Verb};
+
+/// First segments of paths that anonymous callers may read.
+const OPEN: [&str; 6] = ["healthz", "livez", "readyz", "version", "openid", ".well-known"];
+
+/// The namespace that everybody may read, by convention.
+const PUBLIC: &str = "kube-public";
+
+/// One question, as far as rights go.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Who asks.
+    pub credential: &'a Credential,
+    /// What is asked.
+    pub request: &'a ApiRequest<'a>,
+    /// The key of what is asked for ([`key::push_scope`]).
+    pub scope: &'a [u8],
+}
+
+/// What a caller may have from the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// What is asked for.
+    Read,
+    /// The news that it does not exist, if that was the last that the cloud said to this caller.
+    HearAbsent,
+    /// Nothing: the cloud has refused this, or never allowed it to anonymous callers.
+    Forbidden,
+    /// Nothing: the cloud has refused the credential.
+    Unauthorized,
+    /// Nothing: the cloud has never accepted the credential.
+    UnknownCaller,
+    /// Nothing: the cloud has not been seen to allow this.
+    Unknown,
+}
+
+impl Asked<'_> {
+    /// The right to have what is asked for. `None`: the question is such that neither an answer to it tells of a right,
+    /// nor is it answered from the store (a write, a subresource).
+    fn right(&self) -> Option<Right> {
+        let tells = self.request.verb.is_read() && self.request.subresource.is_empty();
+        tells.then(|| self.to(self.scope))
+    }
+
+    /// The rights that hold it as well: the same verb in all namespaces, without selectors.
+    fn wider(&self) -> Vec<Right> {
+        let r = self.request;
+        if !matches!(r.verb, Verb::List | Verb::Watch) {
+            return Vec::new();
+        }
+        let mut wider = Vec::new();
+        if r.has_selectors() {
+            wider.push(self.to(key::without_selectors(self.scope)));
+        }
+        if !r.namespace.is_empty() {
+            let mut all = Vec::new();
+            key::push_resource(&mut all, &r.group, &r.resource);
+            wider.push(self.to(&all));
+        }
+        wider
+    }
+
+    /// Who asks, and of which collection: the same for its list as for its watch.
+    pub fn listing(&self) -> Vec<u8> {
+        super::grants::row_of(
+            self.credential,
+            Right::of(self.credential, Action::Read(Verb::List), self.scope),
+        )
+    }
+
+    fn to(&self, scope: &[u8]) -> Right {
+        Right::of(self.credential, Action::Read(self.request.verb), scope)
+    }
+
+    /// The right to be told that the object does not exist.
+    fn absence(&self) -> Option<Right> {
+        let tells = self.request.verb == Verb::Get && self.request.subresource.is_empty();
+        tells.then(|| Right::of(self.credential, Action::HearAbsent, self.scope))
+    }
+
+    /// Anonymous callers may have this, as far as is known.
+    fn is_open(&self, grants: &Grants, now: u64) -> bool {
+        let r = self.request;
+        let first = r.path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        let nobodys = Right::of(&Credential::Anonymous, Action::Read(r.verb), self.scope);
+        OPEN.contains(&first)
+            || r.namespace == PUBLIC
+            || (r.resource == "namespaces" && r.name == PUBLIC)
+            || grants.verdict(&Credential::Anonymous, &nobodys, now, u64::MAX) == Some(true)
+    }
+}
+
+impl Cache {
+    /// Remembers what the cloud's status code says of the caller. `max_age`: how long it counts, in milliseconds.
+    pub fn judge(&self, asked: &Asked<'_>, status: u16, max_age: u64) {
+        let (grants, now) = (&self.grants, self.clock.now());
+        let mut ops = grants.follow(now);
+        let credential = asked.credential;
+        if let (Credential::Token { token, .. }, 200..=299) = (credential, status)
+            && !grants.has_just_accepted(token, now)
+            && !asked.is_open(grants, now)
+        {
+            ops.append(&mut grants.accepted(token, now));
+        }
+        // An unproven token's claims are nobody's.
+        let is_somebody = *credential == Credential::Anonymous || grants.knows(credential, now, max_age);
+        ops.append(&mut match (status, asked.right(), asked.absence()) {
+            (401, ..) => grants.rejected(credential),
+            (403, Some(right), absence) if is_somebody => {
+                let rights: Vec<Right> = asked.wider().into_iter().chain(absence).chain([right]).collect();
+                grants.forbidden(credential, &rights, now)
+            }
+            (200..=299, Some(right), _) if is_somebody => grants.allowed(credential, right, now),
+            (404, _, Some(absence)) if grants.knows(credential, now, max_age) => {
+                grants.allowed(credential, absence, now)
+            }
+            _ => Vec::new(),
+        });
+        self.ingest.ops(ops);
+    }
+
+    /// As [`Cache::judge`], of a request that isn't understood: it tells only that a credential is refused.
+    pub fn judge_credential(&self, credential: &Credential, status: u16) {
+        if status == 401 {
+            self.ingest.ops(self.grants.rejected(credential));
+        }
+    }
+
+    /// What the caller may have from the store, without a look at what is in it.
+    pub fn decide(&self, asked: &Asked<'_>, max_age: u64) -> Decision {
+        let (grants, now) = (&self.grants, self.clock.now());
+        self.ingest.ops(grants.follow(now));
+        let standing = grants.standing(asked.credential, now, max_age);
+        match standing {
+            Standing::Refused => return Decision::Unauthorized,
+            Standing::Unknown => return Decision::UnknownCaller,
+            Standing::Anonymous | Standing::Accepted => {}
+        }
+        let Some(right) = asked.right() else { return Decision::Unknown };
+        let verdict = |right: &Right| grants.verdict(asked.credential, right, now, max_age);
+        let exact = verdict(&right);
+        if exact == Some(true) || asked.wider().iter().any(|right| verdict(right) == Some(true)) {
+            return Decision::Read;
+        }
+        if asked.absence().is_some_and(|absence| verdict(&absence) == Some(true)) {
+            return Decision::HearAbsent;
+        }
+        match (standing, exact) {
+            (Standing::Anonymous, _) if asked.request.is_resource() => Decision::Forbidden,
+            (_, Some(false)) => Decision::Forbidden,
+            _ => Decision::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

@@ -1,0 +1,187 @@
+//! A bounded table in which each account has its share: who fills it evicts his own. In: rows of accounts. Out: the rows
+//! that had to go for them.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use super::credential::Identity;
+
+/// When the cloud said it, in milliseconds since the epoch, and whether it was a yes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict(u64);
+
+impl Verdict {
+    const NO: u64 = 1 << 63;
+
+    /// A yes.
+    pub fn yes(at: u64) -> Self {
+        Self(at & !Self::NO)
+    }
+
+    /// A no.
+    pub fn no(at: u64) -> Self {
+        Self(at | Self::NO)
+    }
+
+    /// As it stands in the store.
+    pub fn from_stored(value: u64) -> Self {
+        Self(value)
+    }
+
+    /// For the store.
+    pub fn stored(self) -> u64 {
+        self.0
+    }
+
+    /// When it was said.
+    pub fn at(self) -> u64 {
+        self.0 & !Self::NO
+    }
+
+    /// The same, said at another time.
+    #[must_use]
+    pub fn moved(self, at: u64) -> Self {
+        Self(at & !Self::NO | self.0 & Self::NO)
+    }
+
+    /// A yes.
+    pub fn is_yes(self) -> bool {
+        self.0 & Self::NO == 0
+    }
+}
+
+/// Most rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// In all.
+    pub all: usize,
+    /// Of one account.
+    pub account: usize,
+}
+
+/// Rows by account.
+#[derive(Debug)]
+pub struct Shares<K> {
+    limits: Limits,
+    accounts: HashMap<Identity, HashMap<K, Verdict>>,
+    len: usize,
+}
+
+impl<K: Copy + Eq + Hash> Shares<K> {
+    /// None yet.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, accounts: HashMap::new(), len: 0 }
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.len
+    }
+
+    /// One row.
+    pub fn get(&self, account: Identity, key: &K) -> Option<Verdict> {
+        self.accounts.get(&account)?.get(key).copied()
+    }
+
+    /// Puts a row in; out comes the row that went for it.
+    pub fn insert(&mut self, account: Identity, key: K, verdict: Verdict) -> Option<(Identity, K)> {
+        let rows = self.accounts.get(&account);
+        let evicted = match rows.map_or((false, 0), |rows| (rows.contains_key(&key), rows.len())) {
+            (true, _) => None,
+            (false, own) if own >= self.limits.account => Some(account),
+            (false, own) if self.len >= self.limits.all => Some(self.largest(account, own)),
+            _ => None,
+        };
+        let evicted = evicted.and_then(|from| Some((from, self.oldest(from)?)));
+        if let Some((from, key)) = &evicted {
+            self.remove(*from, key);
+        }
+        let before = self.accounts.entry(account).or_default().insert(key, verdict);
+        self.len += usize::from(before.is_none());
+        evicted
+    }
+
+    /// Takes a row out.
+    pub fn remove(&mut self, account: Identity, key: &K) -> Option<Verdict> {
+        let rows = self.accounts.get_mut(&account)?;
+        let removed = rows.remove(key)?;
+        if rows.is_empty() {
+            self.accounts.remove(&account);
+        }
+        self.len -= 1;
+        Some(removed)
+    }
+
+    /// The rows that were said after `now`, which count as said now: (account, key, verdict).
+    pub fn not_after(&mut self, now: u64) -> Vec<(Identity, K, Verdict)> {
+        let mut moved = Vec::new();
+        for (account, rows) in &mut self.accounts {
+            for (key, verdict) in rows.iter_mut().filter(|(_, verdict)| verdict.at() > now) {
+                *verdict = verdict.moved(now);
+                moved.push((*account, *key, *verdict));
+            }
+        }
+        moved
+    }
+
+    /// The account with most rows; of several such that of the oldest row. `own` is what the one who adds has.
+    fn largest(&self, account: Identity, own: usize) -> Identity {
+        let most = self.accounts.values().map(HashMap::len).max().unwrap_or_default();
+        if own >= most {
+            return account;
+        }
+        let oldest = |rows: &HashMap<K, Verdict>| rows.values().map(|v| v.at()).min();
+        let candidates = self.accounts.iter().filter(|(_, rows)| rows.len() == most);
+        candidates.min_by_key(|(_, rows)| oldest(rows)).map_or(account, |(identity, _)| *identity)
+    }
+
+    fn oldest(&self, account: Identity) -> Option<K> {
+        let rows = self.accounts.get(&account)?;
+        rows.iter().min_by_key(|(_, verdict)| verdict.at()).map(|(key, _)| *key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { all: 10, account: 6 };
+
+    fn who(n: u8) -> Identity {
+        Identity([n; 16])
+    }
+
+    #[test]
+    fn i14_who_fills_the_table_evicts_his_own_oldest() {
+        let mut shares = Shares::new(LIMITS);
+        shares.insert(who(1), 0, Verdict::yes(0));
+        for n in 0..100u64 {
+            shares.insert(who(2), n, Verdict::yes(n));
+        }
+        assert_eq!((shares.rows(), shares.get(who(1), &0)), (7, Some(Verdict::yes(0))));
+        assert!(shares.get(who(2), &93).is_none() && shares.get(who(2), &94).is_some());
+    }
+
+    #[test]
+    fn i14_when_all_of_it_is_taken_whoever_has_most_gives() {
+        let mut shares = Shares::new(LIMITS);
+        for n in 0..6u64 {
+            shares.insert(who(1), n, Verdict::yes(100 + n));
+        }
+        for n in 0..4u64 {
+            shares.insert(who(2), n, Verdict::yes(n));
+        }
+        assert_eq!(shares.insert(who(3), 0, Verdict::yes(200)), Some((who(1), 0)));
+        assert_eq!(shares.insert(who(3), 0, Verdict::yes(300)), None, "it is there already");
+        assert_eq!(shares.rows(), LIMITS.all);
+    }
+
+    #[test]
+    fn a_row_from_the_future_counts_as_of_now() {
+        let mut shares = Shares::new(LIMITS);
+        shares.insert(who(1), 0, Verdict::no(900));
+        shares.insert(who(1), 1, Verdict::yes(100));
+        assert_eq!(shares.not_after(500), [(who(1), 0, Verdict::no(500))]);
+        assert!(shares.not_after(500).is_empty());
+    }
+}

@@ -1,0 +1,140 @@
+//! The way to the store leads through here: who asks is judged by grants alone, before anything is looked at, so that a
+//! refusal tells nothing of what this node holds (I7). In: a question. Out: [`Permission`], or a [`Refusal`].
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::{Question, away, out_of_reach};
+use crate::cache::Cache;
+use crate::cache::judge::Decision;
+use crate::cache::store::{Lookup, Snapshot, StoreError};
+use crate::status::Refusal;
+
+/// A question whose asker may have what it asks for. Made here only; whatever looks into the store needs it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowed<'a>(Question<'a>);
+
+impl<'a> Deref for Allowed<'a> {
+    type Target = Question<'a>;
+
+    fn deref(&self) -> &Question<'a> {
+        &self.0
+    }
+}
+
+/// A question for an object whose asker was told 404: he may be told so again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AbsenceOnly<'a>(Question<'a>);
+
+impl<'a> Deref for AbsenceOnly<'a> {
+    type Target = Question<'a>;
+
+    fn deref(&self) -> &Question<'a> {
+        &self.0
+    }
+}
+
+/// What the asker of a question may have.
+#[derive(Debug)]
+pub(super) enum Permission<'a> {
+    /// The answer.
+    Read(Allowed<'a>),
+    /// The news that the object does not exist.
+    HearAbsent(AbsenceOnly<'a>),
+}
+
+/// The store, which opens to who is allowed.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    cache: Arc<Cache>,
+    /// How long the cloud's word counts, in milliseconds.
+    max_age: u64,
+}
+
+impl Guarded {
+    pub(super) fn new(cache: Arc<Cache>, max_age: u64) -> Self {
+        Self { cache, max_age }
+    }
+
+    /// Milliseconds since the epoch.
+    pub(super) fn now(&self) -> u64 {
+        self.cache.clock.now()
+    }
+
+    /// As [`Cache::generation`].
+    pub(super) fn generation(&self) -> u64 {
+        self.cache.generation()
+    }
+
+    /// As [`Cache::opened_anew`].
+    pub(super) async fn opened_anew(&self, since: u64) -> bool {
+        self.cache.opened_anew(since).await
+    }
+
+    /// As [`Cache::asked`].
+    pub(super) fn asked(&self, scope: &[u8]) {
+        self.cache.asked(scope);
+    }
+
+    pub(super) fn judge(&self, question: &Question<'_>, status: u16) {
+        self.cache.judge(&question.asked(), status, self.max_age);
+    }
+
+    /// # Errors
+    /// The cloud has not been seen to allow it, whatever the store holds.
+    pub(super) fn authorize<'a>(&self, question: Question<'a>) -> Result<Permission<'a>, Refusal> {
+        let request = question.request;
+        if !request.verb.is_read() {
+            return Err(Refusal::WriteWhileAway(away(request.verb, &question.describe())));
+        }
+        match self.cache.decide(&question.asked(), self.max_age) {
+            Decision::Read => Ok(Permission::Read(Allowed(question))),
+            Decision::HearAbsent => Ok(Permission::HearAbsent(AbsenceOnly(question))),
+            Decision::Unauthorized => Err(Refusal::Unauthorized),
+            Decision::UnknownCaller => Err(Refusal::Unknown(
+                "hublet: the cloud is away, and has not been seen to accept this credential".into(),
+            )),
+            Decision::Unknown if !request.subresource.is_empty() => Err(out_of_reach(&question.describe())),
+            Decision::Unknown => Err(Refusal::Unknown(format!("hublet: {}", question.not_allowed()))),
+            Decision::Forbidden => Err(Refusal::Forbidden(format!(
+                "{} is forbidden: {}",
+                question.describe(),
+                question.not_allowed()
+            ))),
+        }
+    }
+
+    /// A snapshot that holds what has been seen so far.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(super) async fn snapshot(&self, _: &Allowed<'_>) -> Result<Snapshot, StoreError> {
+        self.cache.snapshot().await
+    }
+
+    /// A snapshot of what is on disk.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(super) fn stored(&self, _: &Allowed<'_>) -> Result<Snapshot, StoreError> {
+        self.cache.stored()
+    }
+
+    /// When the cloud said that the object does not exist, if nothing has been seen of it since.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(super) async fn absent_since(&self, question: &AbsenceOnly<'_>) -> Result<Option<u64>, StoreError> {
+        match self.cache.snapshot().await?.object(question.scope(), |_| ())? {
+            Lookup::Absent(at) => Ok(Some(at)),
+            Lookup::Found(()) | Lookup::Unknown => Ok(None),
+        }
+    }
+}
+
+impl Question<'_> {
+    pub(super) fn not_allowed(&self) -> String {
+        let (verb, what) = (self.request.verb.as_str(), self.describe());
+        format!("the cloud is away, and has not been seen to allow this caller to {verb} {what}")
+    }
+}
