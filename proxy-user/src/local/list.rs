@@ -181,7 +181,7 @@ impl StoredList {
                 }
             }
         }
-        if out.capacity() - out.len() > CHUNK {
+        if out.capacity() - out.len() > CHUNK >> 1 {
             out.shrink_to_fit();
         }
         Some(Ok(out.into()))
