@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hublet_tests::client::{Answer, Client};
+use hublet_tests::eventually::eventually;
 use hublet_tests::kube::edge::Edge;
 use hublet_tests::site::Site;
 use serde_json::{Value, json};
@@ -154,7 +155,9 @@ fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
     let admin = site.admin()?;
     let documents = || -> Result<u64> { Ok(site.daemon.status()?["store"]["documents"].as_u64().unwrap()) };
     admin.get("/version?timeout=32s")?;
-    let before = documents()?;
+    let before = eventually(Duration::from_secs(5), "the document is stored", || {
+        documents().ok().filter(|stored| *stored > 0)
+    })?;
     for n in 0..20 {
         let answer = admin.get(&format!("/version?x={n}"))?;
         assert_eq!((answer.status, source(&answer)), (200, "cloud"), "{answer:?}");

@@ -199,7 +199,7 @@ impl StoredList {
             }
         }
         self.walk = (!ended).then_some(walk);
-        if out.capacity() - out.len() > CHUNK {
+        if out.capacity() - out.len() > CHUNK >> 1 {
             out.shrink_to_fit();
         }
         Some(Ok(out.into()))

@@ -1,0 +1,348 @@
+//! Promise: whoever abuses hublet takes nothing from others. One attack a row, by a process that is no root; beside it a
+//! client that behaves as a kubelet does, which must not notice: no call fails, 99 of 100 calls take no more than twice as
+//! long as before (or, where that is more, 100 ms) once the attack is under way, events come within a second; and the
+//! daemon stays within 96 MiB.
+//!
+//! The last lines are the table.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+#![allow(clippy::print_stdout, reason = "the table stands in the suite's log")]
+
+#[path = "abuse/attacks.rs"]
+mod attacks;
+#[path = "abuse/beside.rs"]
+mod beside;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use hublet_tests::cloud::{Lie, LieRule, Rule, User};
+use hublet_tests::eventually::{eventually, slowness};
+use hublet_tests::fault::Fault;
+use hublet_tests::metrics::metric;
+use hublet_tests::site::Site;
+use serde_json::json;
+
+use attacks::{Attack, Target};
+use beside::{Beside, Seen};
+
+/// The most that the daemon may ever have had in memory.
+const MEMORY_MIB: u64 = 96;
+/// Below this nobody calls an answer slow.
+const FLOOR: Duration = Duration::from_millis(100);
+/// The same where the attack keeps the test's cloud busy, which is one thread and shakes hands for each request.
+const BUSY_CLOUD: Duration = Duration::from_secs(1);
+const EVENT: Duration = Duration::from_secs(1);
+/// How long the client is watched before an attack, how long this takes both processors to begin, and how long the client
+/// is watched from then on.
+const QUIET: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(2);
+const UNDER_ATTACK: Duration = Duration::from_secs(4);
+
+/// ConfigMaps of 8 KiB that the attackers list: 3 MB.
+const MANY: usize = 350;
+const BIG: &str = "/api/v1/namespaces/big/configmaps";
+
+/// One attack.
+struct Row {
+    number: &'static str,
+    what: &'static str,
+    limit: &'static str,
+    attack: Attack,
+    /// With the link cut: the store answers, and nobody writes.
+    cut: bool,
+    /// Up to here calls are quick enough, however quick they were before.
+    floor: Duration,
+    /// What else must hold.
+    check: fn(&Site, Before) -> Result<String>,
+}
+
+/// The daemon before an attack.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    cloud_connects: f64,
+    /// Of a processor.
+    busy: f64,
+}
+
+#[test]
+#[ignore = "the attackers' process"]
+fn attacker() {
+    attacks::attack().unwrap();
+}
+
+#[test]
+fn nobody_takes_anything_from_a_client_that_behaves() {
+    let with = |options: &mut hublet_tests::daemon::Options| options.bpffs = true;
+    let Some(mut site) = Site::start("abuse", with).unwrap() else { return };
+    site.netns.ip(&format!("address add {}/32 dev lo", attacks::ADDRESS)).unwrap();
+    let program = Program::copy().unwrap();
+    prepare(&site).unwrap();
+    let rows = rows();
+    let (mut table, mut wrong) = (head(), Vec::new());
+    for row in &rows {
+        let line = run(&mut site, &program, row).with_context(|| format!("{} {}", row.number, row.what));
+        match line.unwrap() {
+            Outcome { line, wrong: None } => table.push_str(&line),
+            Outcome { line, wrong: Some(what) } => {
+                table.push_str(&line);
+                wrong.push(format!("{} {}: {what}", row.number, row.what));
+            }
+        }
+    }
+    println!("{table}");
+    assert!(wrong.is_empty(), "{}\n{table}", wrong.join("\n"));
+}
+
+fn row(number: &'static str, what: &'static str, limit: &'static str, attack: Attack) -> Row {
+    Row { number, what, limit, attack, cut: false, floor: FLOOR, check: |_, _| Ok(String::new()) }
+}
+
+fn rows() -> Vec<Row> {
+    [floods(), readers(), connections()].into_iter().flatten().collect()
+}
+
+fn floods() -> Vec<Row> {
+    let fast = "/version".to_owned();
+    let upgrades = "500 upgrades to a protocol that nobody knows";
+    let busy = |number, what, limit, token: &str| Row {
+        floor: BUSY_CLOUD,
+        ..row(
+            number,
+            what,
+            limit,
+            Attack::Loops(if token.is_empty() { 64 } else { 4 }, fast.clone(), token.into()),
+        )
+    };
+    vec![
+        busy("17", "4 loops with junk tokens", "connections of their own", "Bearer junk"),
+        busy("20", "64 anonymous loops", "32 connections apart", ""),
+        Row {
+            check: few_connects,
+            ..row("23", upgrades, "requests like others; 256 upgrades", Attack::Upgrades(500, fast.clone()))
+        },
+    ]
+}
+
+fn readers() -> Vec<Row> {
+    const HALF: &str = "64 MiB under way, half of it a client's";
+    let offline = |what, attack| Row { cut: true, ..row("22", what, HALF, attack) };
+    let (list, document) = (|| BIG.to_owned(), "/version".to_owned());
+    vec![
+        row("18", "8 lists of 3 MB that nobody reads", HALF, Attack::Unread(8, list())),
+        offline("8 × 250 streams of a stored list that nobody reads", Attack::UnreadStreams(8, 250, list())),
+        offline("1,000 stored lists by HTTP/1.1 that nobody reads", Attack::Unread(1000, list())),
+        row(
+            "22",
+            "40 documents of 4 MB, read but for their end",
+            "16 MiB held for the writer",
+            Attack::Unfinished(40, document, 3_900_000),
+        ),
+    ]
+}
+
+fn connections() -> Vec<Row> {
+    let half = "4,096, of which one client gets half";
+    let fat = "x".repeat(60 << 10);
+    vec![
+        row("24", "4,400 connections by one client", half, Attack::Connections(4400, "GET /".into())),
+        row(
+            "24",
+            "2,000 heads of 60 KiB that don't end",
+            "16 KiB of many connections each",
+            Attack::Connections(2000, format!("GET /version HTTP/1.1\r\nHost: a\r\nX-A: {fat}")),
+        ),
+        Row {
+            check: idle_processor,
+            ..row(
+                "28",
+                "2,000 connections that said P",
+                "30 s for the first bytes",
+                Attack::Connections(2000, "P".into()),
+            )
+        },
+    ]
+}
+
+fn few_connects(site: &Site, before: Before) -> Result<String> {
+    let more = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?) - before.cloud_connects;
+    ensure!(more < 100.0, "{more} connections to the cloud");
+    Ok(format!("{more} more connections to the cloud"))
+}
+
+/// What the client beside costs is in both figures.
+fn idle_processor(site: &Site, before: Before) -> Result<String> {
+    let now = busy(site)?;
+    ensure!(now < before.busy + 0.2, "{now:.2} of a processor, {:.2} before", before.busy);
+    Ok(format!("{now:.2} of a processor, {:.2} before", before.busy))
+}
+
+/// The attackers' objects, and the one account that may read them.
+fn prepare(site: &Site) -> Result<()> {
+    let data = "x".repeat(8 << 10);
+    for number in 0..MANY {
+        site.cloud.put(json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "data": {"x": data},
+            "metadata": {"namespace": "big", "name": format!("m{number:03}")},
+        }))?;
+    }
+    site.cloud.put(beside::map("mine", 0))?;
+    Ok(())
+}
+
+struct Outcome {
+    line: String,
+    wrong: Option<String>,
+}
+
+fn run(site: &mut Site, program: &Program, row: &Row) -> Result<Outcome> {
+    site.daemon.restart()?;
+    let token = site.cloud.rbac().issue(User::new("reader", &[]));
+    site.cloud.rbac().allow(Rule::resources("reader", "get list watch", "", "configmaps"));
+    for token in [&token, &site.cloud.admin_token] {
+        let client = site.daemon.client(Some(token))?;
+        eventually(Duration::from_secs(10), "the list is stored", || {
+            (client.get(BIG).ok()?.status == 200).then_some(())
+        })?;
+    }
+    if row.cut {
+        site.cut()?;
+    }
+    let state = if row.cut { "disconnected" } else { "connected" };
+    eventually(Duration::from_secs(20), state, || {
+        (site.daemon.status().ok()?["cloud"]["state"] == state).then_some(())
+    })?;
+    let beside = Beside::start(site, !row.cut)?;
+    wait(QUIET);
+    let quiet = beside.take();
+    let cloud_connects = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?);
+    let before = Before { cloud_connects, busy: busy(site)? };
+    if matches!(row.attack, Attack::Unfinished(..)) {
+        site.cloud.lies().tell(LieRule::new("GET", "/version", Lie::Long(4_000_000)));
+    }
+    let target = Target { attack: row.attack.clone(), ca_pem: site.daemon.ca_pem()?, token };
+    let attack = target.start(&site.netns, &program.path())?;
+    wait(SETTLE);
+    // What fails meanwhile counts, how long it takes does not.
+    let beginning = beside.take();
+    wait(UNDER_ATTACK);
+    let checked = (row.check)(site, before);
+    let ready = site.daemon.scrape().map(|scrape| metric("hublet_ready").value(1.0).is_in(&scrape));
+    let mut seen = beside.take();
+    seen.failed.splice(0..0, beginning.failed);
+    // The machine has other things to do, too: what is slow must be so three times over.
+    for _ in 0..2 {
+        if seen.p99() > bar(row, &quiet) {
+            wait(UNDER_ATTACK);
+            seen.again(beside.take());
+        }
+    }
+    let peak = peak_mib(site)?;
+    drop(attack);
+    drop(beside);
+    site.cloud.lies().clear();
+    site.fault.set(Fault::None)?;
+    Ok(judge(row, (&quiet, &seen), peak, (checked, ready)))
+}
+
+fn bar(row: &Row, quiet: &Seen) -> Duration {
+    (quiet.p99() * 2).max(row.floor * slowness())
+}
+
+fn judge(
+    row: &Row,
+    (quiet, seen): (&Seen, &Seen),
+    peak: u64,
+    (checked, ready): (Result<String>, Result<bool>),
+) -> Outcome {
+    let bound = bar(row, quiet);
+    let event = seen.events.iter().max().copied().unwrap_or_default();
+    let mut wrong = Vec::new();
+    if let Some(first) = quiet.failed.iter().chain(&seen.failed).next() {
+        wrong.push(format!("{} calls failed, such as: {first}", seen.failed.len()));
+    }
+    if seen.p99() > bound {
+        wrong.push(format!("calls took {:?}, {:?} before", seen.p99(), quiet.p99()));
+    }
+    if !row.cut && (event > EVENT * slowness() || seen.events.len() < 4) {
+        wrong.push(format!("{} events, up to {event:?} late", seen.events.len()));
+    }
+    if peak > MEMORY_MIB {
+        wrong.push(format!("{peak} MiB"));
+    }
+    if !matches!(ready, Ok(true)) {
+        wrong.push(format!("not ready: {ready:?}"));
+    }
+    let note = checked.unwrap_or_else(|cause| {
+        wrong.push(format!("{cause:#}"));
+        String::new()
+    });
+    let events = if row.cut { "–".to_owned() } else { format!("{} ms", event.as_millis()) };
+    let line = format!(
+        "| {} | {} | {} | {} of {} | {} → {} ms (bar {}) | {events} | {peak} MiB | {note} |\n",
+        row.number,
+        row.what,
+        row.limit,
+        seen.failed.len(),
+        seen.calls() + seen.failed.len(),
+        quiet.p99().as_millis(),
+        seen.p99().as_millis(),
+        bound.as_millis(),
+    );
+    Outcome { line, wrong: (!wrong.is_empty()).then(|| wrong.join("; ")) }
+}
+
+fn head() -> String {
+    format!(
+        "| issue | attack | limit | failed calls | p99 | latest event | peak RSS (bar {MEMORY_MIB}) | |\n\
+         |---|---|---|---|---|---|---|---|\n"
+    )
+}
+
+fn wait(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        std::thread::park_timeout(end.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// proc_pid_status(5): the most that was resident since the start.
+fn peak_mib(site: &Site) -> Result<u64> {
+    let pid = site.daemon.pid().context("it runs")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? / 1024)
+}
+
+/// The part of a processor that the daemon uses.
+fn busy(site: &Site) -> Result<f64> {
+    let pid = site.daemon.pid().context("it runs")?;
+    let ticks = || -> Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields: Vec<_> = stat.rsplit_once(')').context("a name")?.1.split_whitespace().collect();
+        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+    };
+    let (begin, before) = (Instant::now(), ticks()?);
+    wait(Duration::from_secs(2));
+    // CLK_TCK is 100 on every Linux.
+    Ok((ticks()? - before) as f64 / 100.0 / begin.elapsed().as_secs_f64())
+}
+
+/// A copy of this program in a folder that everybody may enter.
+struct Program(tempfile::TempDir);
+
+impl Program {
+    fn copy() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+        let copy = Self(folder);
+        std::fs::copy(std::env::current_exe()?, copy.path()).context("copy this program")?;
+        std::fs::set_permissions(copy.path(), std::fs::Permissions::from_mode(0o755))?;
+        Ok(copy)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(self.0.path()).join("attacker")
+    }
+}
