@@ -11,6 +11,7 @@ mod discover;
 mod drain;
 mod handover;
 mod limits;
+mod presence;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -25,7 +26,7 @@ use tracing::{info, warn};
 use crate::admin::{Admin, Condition, Sources, State};
 use crate::certs::{Certificates, CertsError, cloud_roots};
 use crate::client::Port;
-use crate::config::Config;
+use crate::config::{Checked, Config};
 use crate::handle::{HandleError, Handler};
 use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry};
 use crate::setup::{Setup, SetupError};
@@ -35,6 +36,7 @@ use discover::Discovery;
 pub use drain::Stop;
 pub use handover::HandoverError;
 use handover::{Door, Successor, Taken};
+pub use presence::{Alive, Presence};
 
 /// How often the serving certificate is looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(600);
@@ -78,6 +80,7 @@ pub struct Bound {
     /// The admin socket once more, for a successor.
     admin_socket: TcpListener,
     taken: Taken,
+    _presence: Presence,
     stop_accepting: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -87,7 +90,7 @@ impl Bound {
     ///
     /// # Errors
     /// The first stage that can't be built; what was made until then is undone.
-    pub async fn build(mut config: Config) -> Result<Self, AppError> {
+    pub async fn build(Checked { mut config, warnings }: Checked) -> Result<Self, AppError> {
         let roots = cloud_roots(&config.certs)?;
         add_node_address(&mut config);
         let (mut taken, certificates) = take_over(&config)?;
@@ -126,10 +129,11 @@ impl Bound {
             registry: Arc::clone(&registry),
             counters: Arc::clone(&counters),
             listeners: announce::listeners(&sockets, admin.address()),
+            warnings,
         });
         admin.runtime().spawn(renew(Arc::clone(&certificates)));
-        let (stop_accepting, tasks) = (CancellationToken::new(), Vec::new());
         Ok(Self {
+            _presence: Presence::declare([&config.certs.root_dir, &config.cache.dir]),
             config,
             admin,
             state,
@@ -142,8 +146,8 @@ impl Bound {
             sockets,
             admin_socket,
             taken,
-            stop_accepting,
-            tasks,
+            stop_accepting: CancellationToken::new(),
+            tasks: Vec::new(),
         })
     }
 
@@ -198,7 +202,7 @@ impl Bound {
 
     /// Steering on, once the listener has answered a probe.
     async fn steer(&self) {
-        match listen::probe(self.sockets.secure_address()).await {
+        match listen::probe(self.sockets.secure_address(), &self.counters).await {
             Ok(()) => self.state.probed(),
             Err(error) => {
                 warn!(
@@ -217,7 +221,7 @@ impl Bound {
             warn!("pods aren't kept from the admin port: {error}");
         }
         if !self.sockets.on_dummy() {
-            if !self.config.setup.steer.is_empty() {
+            if self.config.setup.ebpf && !self.config.setup.steer.is_empty() {
                 warn!(
                     "steering stays off: it needs the interface, and TLS is on {}",
                     self.sockets.secure_address()
@@ -242,7 +246,7 @@ impl Bound {
             let mut well = true;
             loop {
                 interval.tick().await;
-                let probed = listen::probe(secure).await;
+                let probed = listen::probe(secure, &counters).await;
                 match &probed {
                     Ok(()) => {
                         setup.heartbeat();

@@ -14,6 +14,7 @@ use crate::account::{Charge, Flow, Waiter};
 use crate::cache::store::StoreError;
 use crate::cloud::stream::CloudBody;
 use crate::local::list::StoredList;
+use crate::text::with_causes;
 
 /// Events of a watch that hublet itself holds open, each a whole frame; its end is the watch's end.
 pub type Events = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
@@ -22,7 +23,7 @@ pub type Events = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The cloud's answer broke off.
-    #[error("the cloud's answer broke off: {0}")]
+    #[error("the cloud's answer broke off: {}", with_causes(.0))]
     Cloud(#[from] hyper::Error),
     /// The store failed within a list.
     #[error(transparent)]

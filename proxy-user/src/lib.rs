@@ -27,4 +27,5 @@ pub mod request;
 pub mod route;
 pub mod setup;
 pub mod status;
+pub mod text;
 pub mod upload;

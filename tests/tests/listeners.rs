@@ -175,10 +175,7 @@ fn health_readiness_metrics_and_status_are_on_10267() {
     metric("hublet_connections_limit").value(4096.0).assert_in(&scrape);
     metric("hublet_self_probe_failures_total").value(0.0).assert_in(&scrape);
     metric("hublet_part_on").label("part", "interface").value(1.0).assert_in(&scrape);
-    assert!(
-        metric("hublet_connections_accepted_total").label("port", "secure").sum(&scrape) >= 2.0,
-        "{scrape}"
-    );
+    metric("hublet_connections_accepted_total").label("port", "secure").value(1.0).assert_in(&scrape);
     assert!(scrape.ends_with("# EOF\n") && scrape.matches("# EOF").count() == 1, "one OpenMetrics text");
     let status = admin.get("/v1/status").expect("status").json();
     assert_eq!(status["node"], "edge-1");

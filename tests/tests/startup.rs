@@ -249,6 +249,7 @@ fn a_root_dir_that_can_not_be_made_is_named() {
     let (code, text) = place.fails(&[format!("--root-dir={root}")]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains(&root) && text.contains("--root-dir"), "{text}");
+    assert_eq!(text.matches("os error").count(), 1, "the cause is told once: {text}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::audit;
 use super::state::{Sources, State};
 use crate::cli::VERSION;
+use crate::text::printable_json;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -40,7 +41,7 @@ pub(super) fn to<B>(request: &Request<B>, state: &State) -> Answer {
             reasons if reasons.is_empty() => say(StatusCode::OK, TEXT, "OK".into()),
             reasons => say(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{}\n", reasons.join("\n"))),
         },
-        "/v1/status" => say(StatusCode::OK, JSON, format!("{:#}\n", status(state))),
+        "/v1/status" => say(StatusCode::OK, JSON, printable_json(&format!("{:#}\n", status(state)))),
         _ => say(StatusCode::OK, OPENMETRICS, metrics(state)),
     }
 }
@@ -109,6 +110,7 @@ fn status(state: &State) -> serde_json::Value {
         "unready": state.unready(),
     });
     if let Some(sources) = state.sources() {
+        status["warnings"] = json!(sources.warnings);
         status["listeners"] = json!(sources.listeners);
         status["certificate"] = json!(sources.certificates.describe());
         status["parts"] = json!(sources.setup.parts());

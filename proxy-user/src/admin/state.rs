@@ -37,6 +37,8 @@ pub struct Sources {
     pub counters: Arc<Counters>,
     /// Where clients are served, in words.
     pub listeners: Vec<String>,
+    /// What the operator should know about the configuration.
+    pub warnings: Vec<String>,
 }
 
 impl std::fmt::Debug for Sources {

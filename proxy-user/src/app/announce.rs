@@ -30,13 +30,16 @@ pub(super) fn all(bound: &Bound) {
     for part in bound.setup.parts() {
         if part.on {
             info!("on   {}: {}", part.name, part.detail);
+        } else if part.wanted {
+            // The verifier's log is many lines.
+            part.detail.lines().for_each(|line| warn!("off  {}: {line}", part.name));
         } else {
-            warn!("off  {}: {}", part.name, part.detail);
+            info!("off  {}: {}", part.name, part.detail);
         }
     }
     info!("on   certificate: {}", bound.certificates.describe());
-    let servers: Vec<_> =
-        bound.config.cloud.servers.iter().map(|server| format!("{}:{}", server.host, server.port)).collect();
-    info!("on   cloud: {}", servers.join(", "));
+    if let Some(server) = bound.config.cloud.servers.first() {
+        info!("on   cloud: {}:{}", server.host, server.port);
+    }
     info!("on   store: {}", bound.config.cache.dir.display());
 }

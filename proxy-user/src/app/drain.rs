@@ -26,23 +26,36 @@ const HAND_OVER: Duration = Duration::from_millis(1500);
 pub struct Stop(mpsc::Receiver<()>);
 
 impl Stop {
-    /// SIGTERM and SIGINT. Call on a runtime.
+    /// SIGTERM and SIGINT. Those by which other daemons are told something and that would end this one as it stands
+    /// (SIGHUP, SIGUSR1, SIGUSR2) are logged, and nothing else. Call on a runtime.
     ///
     /// # Errors
     /// The signal handlers can't be installed.
     pub fn by_signals() -> Result<Self, AppError> {
         let wrong = |error: io::Error| AppError::System("signal handlers", error);
-        let (mut term, mut int): (Signal, Signal) = (
-            signal(SignalKind::terminate()).map_err(wrong)?,
-            signal(SignalKind::interrupt()).map_err(wrong)?,
+        let listen = |kind: SignalKind| -> Result<Signal, AppError> { signal(kind).map_err(wrong) };
+        let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let (mut hup, mut usr1, mut usr2) = (
+            listen(SignalKind::hangup())?,
+            listen(SignalKind::user_defined1())?,
+            listen(SignalKind::user_defined2())?,
         );
         let (sender, receiver) = mpsc::channel(2);
         tokio::spawn(async move {
             loop {
-                let name = tokio::select! {
-                    _ = term.recv() => "SIGTERM",
-                    _ = int.recv() => "SIGINT",
+                let (name, ends) = tokio::select! {
+                    _ = term.recv() => ("SIGTERM", true),
+                    _ = int.recv() => ("SIGINT", true),
+                    _ = hup.recv() => ("SIGHUP", false),
+                    _ = usr1.recv() => ("SIGUSR1", false),
+                    _ = usr2.recv() => ("SIGUSR2", false),
                 };
+                if !ends {
+                    warn!(
+                        "{name} is ignored: nothing is read again while hublet runs; start it anew, or another by --take-over"
+                    );
+                    continue;
+                }
                 info!("{name}");
                 if sender.send(()).await.is_err() {
                     return;

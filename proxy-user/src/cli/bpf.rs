@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Output;
 use super::status::tables;
 use crate::setup::pinned::{MAPS, Pinned, PinnedError};
+use crate::text::printable_json;
 
 /// What to do with what is pinned.
 #[derive(Debug, Subcommand)]
@@ -95,7 +96,7 @@ fn status(pinned: &Pinned) -> Result<Value, PinnedError> {
 
 fn print(value: &Value, output: Output, out: &mut dyn Write) -> Result<(), BpfError> {
     match output {
-        Output::Json => writeln!(out, "{value:#}")?,
+        Output::Json => writeln!(out, "{}", printable_json(&format!("{value:#}")))?,
         Output::Table => tables(value, out)?,
     }
     Ok(())

@@ -17,7 +17,7 @@ use crate::config::flags::Flags;
 /// Serves a node's Kubernetes clients, from the cloud or, while it is away, from its own store.
 #[derive(Debug, Parser)]
 #[command(name = "hublet", version = VERSION, args_conflicts_with_subcommands = true, args_override_self = true,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 141 nobody reads the output any more.")]
 struct CommandLine {
     #[command(subcommand)]
     command: Option<Command>,

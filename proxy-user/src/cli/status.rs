@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::{Output, StatusArgs};
+use crate::text::{Printable, printable_json};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -38,7 +39,7 @@ pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<(), StatusError>
     let status: Value =
         serde_json::from_str(&body).map_err(|e| StatusError::Answer(args.admin, e.to_string()))?;
     match args.output {
-        Output::Json => writeln!(out, "{status:#}")?,
+        Output::Json => writeln!(out, "{}", printable_json(&format!("{status:#}")))?,
         Output::Table => tables(&status, out)?,
     }
     Ok(())
@@ -66,12 +67,12 @@ fn ask(admin: SocketAddr) -> Result<String, StatusError> {
 
 /// Scalars first, then a section for each object or list; rows of a list of objects become a table.
 pub(super) fn tables(status: &Value, out: &mut dyn Write) -> io::Result<()> {
-    let Value::Object(sections) = status else { return writeln!(out, "{status}") };
+    let Value::Object(sections) = status else { return writeln!(out, "{}", Printable(status)) };
     let scalars: Vec<_> =
         sections.iter().filter(|(_, value)| !value.is_object() && !value.is_array()).collect();
     let width = scalars.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     for (key, value) in scalars {
-        writeln!(out, "{key:width$}  {}", cell(value))?;
+        writeln!(out, "{:width$}  {}", word(key), cell(value))?;
     }
     for (key, value) in sections {
         section(key, value, out)?;
@@ -85,16 +86,16 @@ fn section(name: &str, value: &Value, out: &mut dyn Write) -> io::Result<()> {
             let (flat, nested): (Vec<_>, Vec<_>) =
                 fields.iter().partition(|(_, v)| !is_table(v) && !v.is_object());
             if !flat.is_empty() {
-                writeln!(out, "\n{}", name.to_uppercase())?;
+                writeln!(out, "\n{}", word(&name.to_uppercase()))?;
                 let width = flat.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
                 for (key, value) in flat {
-                    writeln!(out, "  {key:width$}  {}", cell(value))?;
+                    writeln!(out, "  {:width$}  {}", word(key), cell(value))?;
                 }
             }
             nested.into_iter().try_for_each(|(key, value)| section(&format!("{name} {key}"), value, out))
         }
         Value::Array(rows) if !rows.is_empty() => {
-            writeln!(out, "\n{}", name.to_uppercase())?;
+            writeln!(out, "\n{}", word(&name.to_uppercase()))?;
             if is_table(value) {
                 table(rows, out)
             } else {
@@ -129,7 +130,7 @@ const FIRST: [&str; 15] = [
 ];
 
 /// Columns for programs only: `-o json` has them.
-const HIDDEN: [&str; 6] = ["process", "gid", "cgroup_id", "netns", "last", "latency"];
+const HIDDEN: [&str; 7] = ["process", "gid", "cgroup_id", "netns", "last", "latency", "wanted"];
 
 /// Rows as a table; an object within a row adds its own columns.
 fn table(rows: &[Value], out: &mut dyn Write) -> io::Result<()> {
@@ -144,7 +145,7 @@ fn table(rows: &[Value], out: &mut dyn Write) -> io::Result<()> {
     let line = |row: &Map<String, Value>| {
         columns.iter().map(|column| cell(row.get(*column).unwrap_or(&Value::Null))).collect::<Vec<_>>()
     };
-    let head = columns.iter().map(|column| column.to_uppercase()).collect();
+    let head = columns.iter().map(|column| word(&column.to_uppercase())).collect();
     let lines: Vec<Vec<String>> = std::iter::once(head).chain(rows.iter().map(line)).collect();
     let width = |n: usize| lines.iter().map(|line| line[n].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
@@ -163,20 +164,25 @@ fn flat(row: &Map<String, Value>) -> Map<String, Value> {
     flat
 }
 
+/// A word of the daemon's, which may be a caller's: on a terminal it is text and nothing else.
+fn word(text: &str) -> String {
+    Printable(text).to_string()
+}
+
 /// One value in words; an address that serde made a pair of is an address again.
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::Bool(true) => "yes".into(),
         Value::Bool(false) => "no".into(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => word(text),
         Value::Array(items) => match items.as_slice() {
             [] => "-".into(),
-            [Value::String(ip), Value::Number(port)] => format!("{ip}:{port}"),
+            [Value::String(ip), Value::Number(port)] => format!("{}:{port}", word(ip)),
             items => items.iter().map(cell).collect::<Vec<_>>().join(", "),
         },
         Value::Object(fields) => {
-            fields.iter().map(|(k, v)| format!("{k}={}", cell(v))).collect::<Vec<_>>().join(" ")
+            fields.iter().map(|(k, v)| format!("{}={}", word(k), cell(v))).collect::<Vec<_>>().join(" ")
         }
         Value::Number(number) => number.to_string(),
     }

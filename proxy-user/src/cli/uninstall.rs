@@ -1,15 +1,18 @@
 //! `hublet uninstall`: leaves nothing of hublet on the node. In: where things are, as the daemon was told. Out: what was
 //! removed, a line each.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::app::{Alive, Presence};
 use crate::certs;
 use crate::setup::pinned::{Pinned, PinnedError};
 use crate::setup::{SetupError, remove_interface};
+use crate::text::Printable;
 
 /// The flags of `hublet run` that say where things are.
 #[derive(Debug, Clone, Args)]
@@ -34,6 +37,9 @@ pub struct UninstallArgs {
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
+    /// A living daemon.
+    #[error(transparent)]
+    Alive(#[from] Alive),
     /// Pins, or a living daemon.
     #[error("{0}; stop hublet first")]
     Pinned(#[from] PinnedError),
@@ -43,7 +49,7 @@ pub enum UninstallError {
     /// A file.
     #[error("{0} can't be removed: {1}")]
     File(PathBuf, io::Error),
-    /// Threads, or the output is closed.
+    /// No runtime.
     #[error("{0}")]
     System(#[from] io::Error),
 }
@@ -51,19 +57,21 @@ pub enum UninstallError {
 /// Removes everything that hublet made; what others made stays.
 ///
 /// # Errors
-/// A daemon lives, or something can't be removed.
+/// A daemon lives, or something can't be removed. A closed `out` doesn't stop it halfway.
 pub fn uninstall(args: &UninstallArgs, out: &mut dyn Write) -> Result<(), UninstallError> {
+    let _none_starts = Presence::exclude(&args.root_dir, &args.disk_cache_path)?;
+    let mut removed = |what: &dyn Display| drop(writeln!(out, "removed {}", Printable(what)));
     match Pinned::find(&args.bpffs) {
         Ok(pinned) => {
             pinned.remove()?;
-            writeln!(out, "removed the eBPF programs and maps pinned in {}", args.bpffs.display())?;
+            removed(&format_args!("the eBPF programs and maps pinned in {}", args.bpffs.display()));
         }
         Err(PinnedError::Nothing(_)) => {}
         Err(error) => return Err(error.into()),
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if runtime.block_on(remove_interface(&args.dummy_if_name))? {
-        writeln!(out, "removed the interface {}", args.dummy_if_name)?;
+        removed(&format_args!("the interface {}", args.dummy_if_name));
     }
     if args.keep_files {
         return Ok(());
@@ -72,14 +80,14 @@ pub fn uninstall(args: &UninstallArgs, out: &mut dyn Write) -> Result<(), Uninst
     files.extend(named(&args.disk_cache_path, "hublet.redb"));
     for file in files {
         match fs::remove_file(&file) {
-            Ok(()) => writeln!(out, "removed {}", file.display())?,
+            Ok(()) => removed(&file.display()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(UninstallError::File(file, error)),
         }
     }
     for dir in [args.disk_cache_path.clone(), args.root_dir.join("pki"), args.root_dir.clone()] {
         if fs::remove_dir(&dir).is_ok() {
-            writeln!(out, "removed {}", dir.display())?; // an empty one only
+            removed(&dir.display()); // an empty one only
         }
     }
     Ok(())

@@ -16,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 use super::heard::{Heard, HeardStream};
 use super::resolve::Resolver;
 use crate::config::Server;
+use crate::text::with_causes;
 
 /// Longest time for one connection to be ready for requests.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +54,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// HTTP.
-    #[error("HTTP with the server failed: {0}")]
+    #[error("HTTP with the server failed: {}", with_causes(.0))]
     Http(#[from] hyper::Error),
     /// The time is up.
     #[error("no connection within {} s", DIAL_TIMEOUT.as_secs())]

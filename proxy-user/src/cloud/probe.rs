@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::dial::{DialError, Dialer};
 use super::upstreams::uri;
 use crate::account::Metrics;
+use crate::text::with_causes;
 
 /// Longest body of `/readyz` behind which the connection is kept, in bytes, and in time behind its head.
 const BODY: (usize, Duration) = (64 << 10, Duration::from_secs(1));
@@ -29,7 +30,7 @@ pub enum ProbeError {
     #[error(transparent)]
     Dial(#[from] DialError),
     /// The connection broke.
-    #[error("the probe failed: {0}")]
+    #[error("the probe failed: {}", with_causes(.0))]
     Http(#[from] hyper::Error),
     /// A server that isn't ready.
     #[error("the server's /readyz answered {0}")]

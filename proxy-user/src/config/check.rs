@@ -44,9 +44,11 @@ pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Che
     working_mode(&yurthub.working_mode)?;
     let node_name = node_name(yurthub.node_name.as_deref(), env)?;
     let setup = setup(&yurthub, &own)?;
+    warnings.extend(without_ebpf(&own));
     let dummy = &setup.dummy;
     let (admin, listen) = listeners(&yurthub, &own, dummy.as_ref())?;
     let cloud = cloud(&yurthub)?;
+    warnings.extend(unused(&cloud.servers));
     warnings.extend(exposed("bind-address", admin.ip()));
     warnings.extend(exposed("bind-proxy-address", listen.plain[0].ip()));
     let certs = certs(&yurthub, &mut warnings)?;
@@ -82,6 +84,7 @@ fn setup(yurthub: &YurthubFlags, own: &OwnFlags) -> Result<SetupConfig, ConfigEr
         }
     }
     Ok(SetupConfig {
+        ebpf: own.ebpf,
         dummy: dummy(yurthub)?,
         steer: steer::services(&own.steer)?,
         select: SelectConfig {
@@ -95,6 +98,38 @@ fn setup(yurthub: &YurthubFlags, own: &OwnFlags) -> Result<SetupConfig, ConfigEr
         bpffs: own.bpffs.clone(),
         bpf_log: own.bpf_log,
     })
+}
+
+/// Flags that `--ebpf=false` leaves without effect.
+fn without_ebpf(own: &OwnFlags) -> Option<String> {
+    let set = [
+        ("steer-only", !own.steer_only.is_empty()),
+        ("steer-except", !own.steer_except.is_empty()),
+        ("steer-getpeername", own.steer_getpeername),
+        ("uplink", !own.uplink.is_empty()),
+        ("xdp-uplink", !own.xdp_uplink.is_empty()),
+        ("cgroup", own.cgroup.is_some()),
+        ("bpf-log", own.bpf_log),
+    ];
+    let set: Vec<_> =
+        set.iter().filter(|(_, set)| *set && !own.ebpf).map(|(flag, _)| format!("--{flag}")).collect();
+    (!set.is_empty()).then(|| format!("{}: no effect with --ebpf=false", set.join(", ")))
+}
+
+/// Servers that nobody is sent to.
+fn unused(servers: &[Server]) -> Option<String> {
+    let name = |server: &Server| format!("{}:{}", server.host, server.port);
+    let (first, rest) = servers.split_first().filter(|(_, rest)| !rest.is_empty())?;
+    let rest: Vec<_> = rest.iter().map(name).collect();
+    Some(format!(
+        "--server-addr: every request goes to {}; {} not used yet, whatever --lb-mode says, also when the first one is \
+         away",
+        name(first),
+        match rest.as_slice() {
+            [one] => format!("{one} is"),
+            more => format!("{} are", more.join(", ")),
+        }
+    ))
 }
 
 /// With `--steer=cloud` clients verify the API servers' own names against our certificate.

@@ -48,6 +48,8 @@ pub struct Config {
 /// Interface and eBPF.
 #[derive(Debug, Clone, Serialize)]
 pub struct SetupConfig {
+    /// Any eBPF at all (`--ebpf`).
+    pub ebpf: bool,
     /// The link to make and the address on it; `None` with `--enable-dummy-if=false`.
     pub dummy: Option<DummyConfig>,
     /// API service addresses that are steered to hublet when they are dialled (`--steer`).

@@ -115,7 +115,9 @@ pub(super) async fn accept(
         match accepted {
             Ok((stream, remote, arrival)) => {
                 pause = PAUSE.0;
-                front.counters.accepted(port);
+                if !front.counters.is_probe(remote) {
+                    front.counters.accepted(port);
+                }
                 tokio::spawn(connection::serve(Arc::clone(&front), stream, (remote, port), arrival));
             }
             Err(error) if concerns_one_connection(&error) => front.counters.accept_error(),

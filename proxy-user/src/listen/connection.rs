@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
 use http::StatusCode;
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Front;
 use super::activity::{Activity, Answer, Open, Order, Watched};
@@ -57,7 +57,9 @@ pub(super) async fn serve(
     }
     // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
     if port == Port::Secure && !tls {
-        front.counters.plain_on_secure();
+        if !front.counters.is_probe(remote) {
+            front.counters.plain_on_secure();
+        }
         return refuse_plain(stream).await;
     }
     let stream = Metered::new(stream, first, front.handler.accepted(&connection));
@@ -123,8 +125,25 @@ async fn handshake(
         Err(_) => format!("took longer than {HANDSHAKE:?}"),
     };
     front.counters.handshake_error();
-    debug!("TLS handshake with {} {failure}", connection.remote);
+    tell(front, connection, &failure);
     None
+}
+
+/// Warns of a caller's first failure in a while; the others are for the debug level.
+fn tell(front: &Front, connection: &Connection, failure: &str) {
+    let (remote, process) = (connection.remote, connection.process.as_ref());
+    let caller = (remote.ip(), process.map(|process| process.command.clone()));
+    let by = process.map_or_else(String::new, |process| {
+        let executable = process.executable.as_deref().unwrap_or(&process.command);
+        format!(" (process {}, user {}, {executable})", process.pid, process.uid)
+    });
+    match front.counters.failures.one_more(caller, Instant::now()) {
+        None => debug!("TLS handshake with {remote}{by} {failure}"),
+        Some(0) => warn!("TLS handshake with {remote}{by} {failure}"),
+        Some(more) => {
+            warn!("TLS handshake with {remote}{by} {failure}; {more} more failed since the last warning")
+        }
+    }
 }
 
 /// hyper's service: one reference to handler and connection a request, nothing else.

@@ -1,10 +1,13 @@
 //! What the listeners count. Fixed slots, relaxed atomics; rendered into `/metrics` and `/v1/status`.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use parking_lot::Mutex;
 use serde_json::json;
 
+use super::failures::Failures;
 use crate::client::Port;
 
 /// Counters of all listeners.
@@ -20,6 +23,18 @@ pub struct Counters {
     stalled: AtomicU64,
     idle: AtomicU64,
     probes_failed: AtomicU64,
+    /// Where the self-probe under way comes from.
+    probe: Mutex<Option<SocketAddr>>,
+    pub(super) failures: Failures,
+}
+
+/// A self-probe under way, until it is dropped.
+pub(super) struct Probing<'a>(&'a Counters);
+
+impl Drop for Probing<'_> {
+    fn drop(&mut self) {
+        *self.0.probe.lock() = None;
+    }
 }
 
 impl Counters {
@@ -51,6 +66,15 @@ impl Counters {
     }
     pub(super) fn idle(&self) {
         self.idle.fetch_add(1, Relaxed);
+    }
+    /// A self-probe comes from this address.
+    pub(super) fn probing(&self, from: SocketAddr) -> Probing<'_> {
+        *self.probe.lock() = Some(from);
+        Probing(self)
+    }
+    /// Is it the self-probe that comes from there? It is nobody's call, and no mistake of anybody's.
+    pub(super) fn is_probe(&self, from: SocketAddr) -> bool {
+        *self.probe.lock() == Some(from)
     }
     /// A self-probe went unanswered.
     pub fn probe_failed(&self) {

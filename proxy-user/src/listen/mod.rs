@@ -16,6 +16,7 @@ mod accept;
 mod activity;
 mod connection;
 mod counters;
+mod failures;
 mod first;
 mod metered;
 mod pace;

@@ -9,8 +9,8 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use parking_lot::Mutex;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::fallback::Missing;
 
@@ -164,20 +164,15 @@ fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// Mounts the hierarchy, opens it, and takes it out of the mount table again.
+/// Mounts the hierarchy nowhere (fsmount(2), Linux 5.2): there is no path that somebody else could have prepared, and
+/// the mount goes with its descriptor.
 fn mount_privately() -> io::Result<File> {
-    let dir = std::env::temp_dir().join(format!("hublet-cgroup2-{}", std::process::id()));
-    fs::create_dir_all(&dir)?;
-    let mounted = mount(Some("cgroup2"), &dir, Some("cgroup2"), MsFlags::empty(), None::<&str>);
-    let opened = match mounted {
-        Ok(()) => File::open(&dir).and_then(|root| {
-            umount2(&dir, MntFlags::MNT_DETACH)?;
-            Ok(root)
-        }),
-        Err(error) => Err(error.into()),
-    };
-    fs::remove_dir(&dir)?;
-    opened
+    let cgroup2 = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&cgroup2)?;
+    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(File::from(fsmount(&cgroup2, FsMountFlags::FSMOUNT_CLOEXEC, quiet)?))
 }
 
 /// Breadth first: pods' cgroups are a few levels down.
@@ -228,5 +223,24 @@ mod tests {
         let id = fs::metadata(&pod).unwrap().ino();
         assert_eq!(search(dir.path(), id).as_deref(), Some("/kubepods.slice/pod1/container"));
         assert_eq!(search(dir.path(), u64::MAX), None);
+    }
+
+    /// The mount point was a directory of a predictable name in the temporary directory: a link of that name led the
+    /// mount elsewhere.
+    #[test]
+    fn the_private_mount_has_no_path() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = std::env::temp_dir().join(format!("hublet-cgroup2-{}", std::process::id()));
+        std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
+        let mounted = mount_privately();
+        fs::remove_file(&link).unwrap();
+        let Ok(root) = mounted else { return }; // without privileges
+        let there = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+        assert!(there.join("cgroup.procs").exists());
+        assert!(
+            root_in(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap()).is_none_or(|at| at != there)
+        );
+        let by_path = Cgroups { root: there, _private: Some(root), names: Mutex::default() };
+        assert!(by_path.path(by_path.id_of("/").unwrap(), 0).is_some());
     }
 }

@@ -24,6 +24,7 @@ use nix::libc;
 
 use super::bpffs::Pins;
 use super::fallback::{self, Missing};
+use crate::text::with_causes;
 
 /// The object that build.rs embedded; empty in a build without the BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hublet.bpf.o"));
@@ -385,7 +386,7 @@ pub(super) fn missing(what: &str, error: &(dyn std::error::Error + 'static)) -> 
         }
         source = error.source();
     }
-    Missing::Other { what: what.into(), why: error.to_string() }
+    Missing::Other { what: what.into(), why: with_causes(error) }
 }
 
 /// CLOCK_MONOTONIC, which `bpf_ktime_get_ns` reads too.

@@ -96,7 +96,13 @@ impl Setup {
             },
         };
         let own = interface.as_ref().map_or_else(|_| String::new(), Interface::link);
-        let steering = Steering::prepare(config, mark, (own, from.pins)).await;
+        let steering = match config.ebpf {
+            true => Steering::prepare(config, mark, (own, from.pins)).await,
+            false => {
+                pinned::forget(&config.bpffs, from.pins);
+                Err(Missing::NotWanted("--ebpf=false"))
+            }
+        };
         Ok(Self { log_wanted: config.bpf_log, interface, steering })
     }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
@@ -19,6 +20,7 @@ use super::bpffs::{OURS, Pins};
 use super::ebpf::{self, Plain};
 use super::fallback::Missing;
 use super::programs::ip;
+use crate::text::with_causes;
 
 /// Maps that [`Pinned::dump`] can show.
 pub const MAPS: [&str; 7] =
@@ -47,7 +49,7 @@ pub enum PinnedError {
         name: String,
     },
     /// The kernel refuses.
-    #[error("{what}: {source}; root may (CAP_BPF, CAP_SYS_ADMIN)")]
+    #[error("{what}: {}; root may (CAP_BPF, CAP_SYS_ADMIN)", with_causes(source))]
     Map {
         /// Which.
         what: String,
@@ -165,6 +167,22 @@ impl Pinned {
             .map_err(|missing: Missing| PinnedError::Busy(missing.to_string()))?;
         pins.remove_other_layouts();
         pins.remove().map_err(|error| PinnedError::File(self.ours, error))
+    }
+}
+
+/// Takes away what an earlier daemon pinned, for one that wants no eBPF; `lock` is that of one whose place it takes.
+/// Nothing is done where nothing is pinned, or where another daemon lives on it.
+pub(super) fn forget(bpffs: &Path, lock: Option<OwnedFd>) {
+    if Pinned::find(bpffs).is_err() {
+        return;
+    }
+    let removed = Pins::open(bpffs, lock).map_err(|missing| missing.to_string()).and_then(|pins| {
+        pins.remove_other_layouts();
+        pins.remove().map_err(|error| error.to_string())
+    });
+    match removed {
+        Ok(()) => tracing::info!("removed what was pinned in {}: --ebpf=false", bpffs.display()),
+        Err(why) => tracing::warn!("what is pinned in {} stays: {why}", bpffs.display()),
     }
 }
 

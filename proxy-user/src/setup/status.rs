@@ -12,6 +12,8 @@ pub struct Part {
     pub name: &'static str,
     /// Working?
     pub on: bool,
+    /// False where a flag switched it off.
+    pub wanted: bool,
     /// What is there (`hub-dummy0 (bridge) 169.254.2.1/32`), or why not and what to do.
     pub detail: String,
 }
@@ -19,8 +21,11 @@ pub struct Part {
 impl Part {
     pub(super) fn of(name: &'static str, result: Result<String, &Missing>) -> Self {
         match result {
-            Ok(detail) => Self { name, on: true, detail },
-            Err(missing) => Self { name, on: false, detail: missing.to_string() },
+            Ok(detail) => Self { name, on: true, wanted: true, detail },
+            Err(missing) => {
+                let wanted = !matches!(missing, Missing::NotWanted(_));
+                Self { name, on: false, wanted, detail: missing.to_string() }
+            }
         }
     }
 
@@ -31,7 +36,7 @@ impl Part {
         } else {
             "this binary's BPF object has no debug lines; build with the feature `bpf-log`"
         };
-        Self { name: "bpf-log", on, detail: detail.into() }
+        Self { name: "bpf-log", on, wanted: true, detail: detail.into() }
     }
 }
 

@@ -1,7 +1,6 @@
 //! The eBPF half of the setup. In: the configuration. Out: programs that are attached, told whom to steer, kept true,
 //! and taken away.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,6 +44,8 @@ pub(super) struct Steering {
     /// Programs of others that see a connect() before ours.
     before: Vec<String>,
     guard: Result<Option<Guard>, Missing>,
+    /// Anything is to be steered (`--steer`).
+    steers: bool,
     /// Parts that the user wished for beside the usual ones.
     wished: Vec<&'static str>,
     pins: Result<Pins, Missing>,
@@ -107,9 +108,8 @@ impl Steering {
         let wish = Wish { own: link, uplinks: [&config.guard.uplinks[..], &config.guard.xdp].concat() };
         let guard = guard(config, wish, &programs).await;
         let selection = Selection::new(&config.select, cgroups.root());
-        let services: BTreeSet<SocketAddr> = config.steer.addresses.iter().copied().collect();
         programs
-            .services(&services)
+            .services(&config.steer.addresses.iter().copied().collect())
             .and_then(|()| programs.select(&selection.entries().0))
             .map_err(|error| other("telling the programs what and whom to steer", &error))?;
         let selecting = Task(tokio::spawn(Arc::clone(&selection).keep(Arc::clone(&programs))));
@@ -117,6 +117,7 @@ impl Steering {
         Ok(Self {
             before: ebpf::before_ours(dir.as_fd(), programs.loaded()).unwrap_or_default(),
             sees_itself: config.cgroup.is_none() || cgroups.is_inside(&path),
+            steers: !config.steer.is_empty(),
             wished: wished(config),
             processes: Processes::default(),
             programs,
@@ -175,7 +176,10 @@ impl Steering {
         let mut detail = if on {
             format!("{} from {}, at {}", list(&steered), self.selection.describe(), self.attached)
         } else if steered.is_empty() && other.is_empty() {
-            "no service address is known to steer (--steer)".into()
+            match self.steers {
+                true => "no service address is known to steer (--steer)".into(),
+                false => "switched off by --steer=none".into(),
+            }
         } else {
             let all = [&steered[..], &other].concat();
             format!("ready for {}; switched off until the listener serves, and while it drains", list(&all))
@@ -192,7 +196,7 @@ impl Steering {
                 self.before.join(", ")
             ));
         }
-        Part { name: "steering", on, detail }
+        Part { name: "steering", on, wanted: self.steers, detail }
     }
 
     fn identity_part(&self) -> Part {
@@ -204,7 +208,7 @@ impl Steering {
                 self.attached
             )
         };
-        Part { name: "identity", on: self.sees_itself, detail }
+        Part { name: "identity", on: self.sees_itself, wanted: true, detail }
     }
 
     fn guard_part(&self) -> Part {

@@ -114,6 +114,7 @@ pub fn steering(node: &Node, change: impl FnOnce(&mut SetupConfig)) -> Option<(S
 /// See [`Node::config`].
 pub fn config(bpffs: &Path) -> SetupConfig {
     SetupConfig {
+        ebpf: true,
         dummy: Some(DummyConfig { name: "hub-dummy0".into(), ip: IpAddr::V4(*OWN.ip()) }),
         steer: Services { addresses: vec![SERVICE.into()], ..Services::default() },
         select: SelectConfig::default(),

@@ -12,6 +12,10 @@ use crate::config::duration;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "hublet's own")]
 pub struct OwnFlags {
+    /// Steer, attest and guard by eBPF; with `false` nothing is attached anywhere, and hublet serves who dials it itself
+    #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, value_parser = go_bool, action = ArgAction::Set)]
+    pub ebpf: bool,
     /// What callers dial and eBPF steers to hublet: addresses, `kubernetes` (the Service's ClusterIP, as soon as it is
     /// known), `cloud` (the API servers' own addresses), or `none`
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', action = ArgAction::Append,
