@@ -137,8 +137,17 @@ fn readers() -> Vec<Row> {
             "22",
             "40 documents of 4 MB, read but for their end",
             "16 MiB held for the writer",
-            Attack::Unfinished(40, document, 3_900_000),
+            Attack::Unfinished(40, document.clone(), 3_900_000),
         ),
+        Row {
+            check: small_store,
+            ..row(
+                "26",
+                "30 documents of 4 MB that only an ignored parameter tells apart",
+                "a document's path is its key; 512 MiB on disk",
+                Attack::Unfinished(30, document, 4_000_000),
+            )
+        },
     ]
 }
 
@@ -169,6 +178,13 @@ fn few_connects(site: &Site, before: Before) -> Result<String> {
     let more = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?) - before.cloud_connects;
     ensure!(more < 100.0, "{more} connections to the cloud");
     Ok(format!("{more} more connections to the cloud"))
+}
+
+/// The attackers' list and one document are some 8 MB.
+fn small_store(site: &Site, _: Before) -> Result<String> {
+    let bytes = site.daemon.status()?["store"]["bytes"].as_u64().context("the store's bytes")?;
+    ensure!(bytes < 32 << 20, "the store has {} MiB", bytes >> 20);
+    Ok(format!("{} MiB on disk", bytes >> 20))
 }
 
 /// What the client beside costs is in both figures.

@@ -2,7 +2,7 @@
 //! opened: `open`. Writes: `apply`, on the one writer thread.
 //!
 //! Reads run on redb snapshots and never wait for the writer. After an error of the disk the writer opens the store
-//! anew ([`Store::reopen`], [`Store::fall_back`]); what reads then begins again in a new snapshot.
+//! anew (`Store::reopen`, `Store::fall_back`); what reads then begins again in a new snapshot.
 
 use std::path::Path;
 use std::sync::Arc;

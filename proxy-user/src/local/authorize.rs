@@ -1,5 +1,5 @@
 //! The way to the store leads through here: who asks is judged by grants alone, before anything is looked at, so that a
-//! refusal tells nothing of what this node holds (I7). In: a question. Out: [`Permission`], or a [`Refusal`].
+//! refusal tells nothing of what this node holds (I7). In: a question. Out: `Permission`, or a [`Refusal`].
 
 use std::ops::Deref;
 use std::sync::Arc;
