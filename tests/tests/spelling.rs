@@ -109,7 +109,7 @@ fn a_watch_in_other_words_is_a_watch() -> Result<()> {
     Ok(())
 }
 
-/// A token is believed offline once the cloud has answered it as it answers nobody without one.
+/// A token is believed from when the cloud has answered it as it answers nobody without one.
 fn prove(client: &Client) -> Result<()> {
     assert_eq!(client.get(MAPS)?.status, 200);
     Ok(())
@@ -121,11 +121,11 @@ fn an_escaped_slash_keeps_no_secret_as_a_document() -> Result<()> {
     let (plain, odd) = (format!("{SECRETS}/s1"), format!("{SECRETS}%2Fs1"));
     site.cloud.put(secret("s1"))?;
     let admin = site.admin()?;
+    prove(&admin)?;
     let online = admin.get(&odd)?;
     assert_eq!((online.status, source(&online)), (200, "cloud"), "{online:?}");
     site.cloud.delete(&plain)?;
     assert_eq!(admin.get(&plain)?.status, 404);
-    prove(&admin)?;
     site.cut()?;
     assert_eq!(admin.get(&plain)?.status, 404);
     let stored = admin.get(&odd)?;
@@ -160,6 +160,7 @@ fn an_escaped_dry_run_deletes_nothing() -> Result<()> {
 fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else { return Ok(()) };
     let admin = site.admin()?;
+    prove(&admin)?;
     let documents = || -> Result<u64> { Ok(site.daemon.status()?["store"]["documents"].as_u64().unwrap()) };
     admin.get("/version?timeout=32s")?;
     let before = eventually(Duration::from_secs(5), "the document is stored", || {
@@ -170,7 +171,6 @@ fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
         assert_eq!((answer.status, source(&answer)), (200, "cloud"), "{answer:?}");
     }
     assert_eq!(documents()?, before);
-    prove(&admin)?;
     site.cut()?;
     let version = admin.get("/version")?;
     assert_eq!((version.status, source(&version)), (200, "store"), "{version:?}");
