@@ -207,6 +207,34 @@ fn a_server_that_allows_few_streams_gets_more_connections() -> Result<()> {
     Ok(())
 }
 
+/// A connection on which a request waited while others were heard took no more requests, for ever: 64 requests that the
+/// server sat on (a log without lines, a service that answers late) took all connections, and everybody met 429.
+#[test]
+fn requests_that_the_server_sits_on_leave_the_connections_to_others() -> Result<()> {
+    const ROUNDS: usize = 12;
+    let Some(site) = Site::start("sits", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    site.cloud.lies().tell(LieRule::new("GET", ORDER.split('?').next().unwrap(), Lie::Hang));
+    let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
+    options.patience = Duration::from_secs(60);
+    std::thread::scope(|scope| {
+        for _ in 0..ROUNDS {
+            let waiting = Client::new(options.clone())?;
+            scope.spawn(move || waiting.get(ORDER));
+            // Longer than the silence after which a connection is left.
+            std::thread::park_timeout(Duration::from_millis(2250));
+        }
+        let status = site.daemon.status();
+        // Ends them.
+        site.cut()?;
+        let connections = status?["cloud"]["connections"].as_u64().unwrap();
+        // Each is pinged after 15 s, and used again once it has answered.
+        assert!(connections < 10, "{connections} connections for {ROUNDS} requests");
+        Ok(())
+    })
+}
+
 /// Connections to a server without HTTP/2 were dialled one after the other, each behind the handshake of the one before.
 #[test]
 fn connections_to_an_http1_server_are_dialled_at_once_and_used_again() -> Result<()> {

@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -71,7 +71,8 @@ fn micros(time: Duration) -> u64 {
 #[derive(Debug, Default)]
 pub struct Line {
     heard: Heard,
-    left: AtomicBool,
+    /// When it was left, in microseconds since the origin of `heard`; 0: never.
+    left: AtomicU64,
 }
 
 impl Line {
@@ -80,14 +81,16 @@ impl Line {
         self.heard.last()
     }
 
-    /// No request takes it any more; what runs on it goes on.
+    /// No request takes it until something comes on it again; what runs on it goes on. It may be dead, or its server may
+    /// merely sit on what it was asked: the answer to a ping tells.
     pub fn leave(&self) {
-        self.left.store(true, Ordering::Relaxed);
+        self.left.store(micros(self.heard.origin.elapsed()).max(1), Ordering::Relaxed);
     }
 
-    /// [`Line::leave`] has been called.
+    /// Nothing has come since [`Line::leave`].
     pub fn is_left(&self) -> bool {
-        self.left.load(Ordering::Relaxed)
+        let left = self.left.load(Ordering::Relaxed);
+        left != 0 && self.heard.last.load(Ordering::Relaxed) <= left
     }
 }
 
@@ -157,6 +160,22 @@ impl AsyncWrite for HeardStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_was_left_is_used_again_once_something_comes_on_it() {
+        let line = Line::default();
+        assert!(!line.is_left());
+        line.leave();
+        assert!(line.is_left(), "left at its very beginning");
+        for _ in 0..2 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            line.heard.note();
+            assert!(!line.is_left());
+            tokio::time::advance(Duration::from_secs(1)).await;
+            line.leave();
+            assert!(line.is_left());
+        }
+    }
 
     #[test]
     fn the_round_trip_follows_probes_and_is_no_longer_than_any_answer_takes() {
