@@ -36,8 +36,14 @@ pub async fn take(method: &Method, body: Incoming) -> Result<(Option<Upload>, bo
     let options =
         whole.map_err(|error| Refusal::BadRequest(format!("hublet: a DELETE's options: {error}")))?;
     let options = options.to_bytes();
-    let dry_run = memchr::memmem::find(&options, b"dryRun").is_some() || is_dry_run_protobuf(&options);
+    let dry_run = may_be_dry_run(&options);
     Ok((Some(Either::Right(Full::new(options))), dry_run))
+}
+
+/// `DeleteOptions` that say `dryRun`, or may say it with an escape (`dry\u0052un` in JSON).
+fn may_be_dry_run(options: &[u8]) -> bool {
+    let text = memchr::memchr(b'\\', options).is_some() || memchr::memmem::find(options, b"dryRun").is_some();
+    text || is_dry_run_protobuf(options)
 }
 
 /// `DeleteOptions` in protobuf with `dryRun` (field 5).
@@ -59,4 +65,17 @@ pub async fn swallow(mut body: Incoming) {
         }
     };
     let _slow_or_long = tokio::time::timeout(UNWANTED, rest).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An escaped `dryRun` was taken for a real DELETE, and the object was "not found" offline.
+    #[test]
+    fn an_escape_in_the_options_of_a_delete_may_hide_a_dry_run() {
+        assert!(may_be_dry_run(br#"{"kind":"DeleteOptions","apiVersion":"v1","dryRun":["All"]}"#));
+        assert!(may_be_dry_run(br#"{"kind":"DeleteOptions","apiVersion":"v1","dry\u0052un":["All"]}"#));
+        assert!(!may_be_dry_run(br#"{"kind":"DeleteOptions","apiVersion":"v1","gracePeriodSeconds":0}"#));
+    }
 }

@@ -335,6 +335,41 @@ fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
     Ok(())
 }
 
+/// A list lacked an object that was known, so that it went from the store without being called absent: a Table from before
+/// went on to show it.
+#[test]
+fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let list = |version: &str, names: &[&str]| {
+        let item = |name: &&str| {
+            let metadata = json!({"name": name, "namespace": "default", "resourceVersion": "7"});
+            json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata})
+        };
+        let items: Vec<Value> = names.iter().map(item).collect();
+        json!({
+            "kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items,
+        })
+    };
+    let table = json!({
+        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": "5000"},
+        "columnDefinitions": [{"name": "Name", "type": "string"}], "rows": [{"cells": ["a"]}, {"cells": ["b"]}],
+    });
+    for (accept, answer) in
+        [("*/*", list("4999", &["a", "b"])), (TABLE, table), ("*/*", list("5001", &["a"]))]
+    {
+        answer_once(&site, MAPS, 200, &answer);
+        assert_eq!(get_as(&admin, accept, MAPS)?.json(), answer);
+    }
+    site.cut()?;
+    let stored = get_as(&admin, TABLE, MAPS)?;
+    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    let stored = stored.json();
+    assert_eq!((&stored["kind"], version(&stored).as_str()), (&json!("ConfigMapList"), "5001"), "{stored}");
+    assert_eq!(stored["items"].as_array().unwrap().len(), 1, "{stored}");
+    Ok(())
+}
+
 /// `varint(len)` of a length below 128, and the bytes: a field of a protobuf message.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()], bytes].concat()

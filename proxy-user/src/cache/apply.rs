@@ -224,7 +224,8 @@ impl<'t> Batch<'t> {
     }
 
     fn forget(&mut self, key: &[u8], version: u64) -> Result<(), StoreError> {
-        if self.stored(key)?.is_none_or(|stored| stored.version > version) {
+        // A copy of this very version is the change that made it leave: it exists.
+        if self.stored(key)?.is_none_or(|stored| stored.version >= version) {
             return Ok(());
         }
         self.take(key)?;

@@ -50,6 +50,11 @@ impl Asked {
         asked.insert(scope.to_vec(), now);
     }
 
+    /// As it is now: a survey must not see an answer given meanwhile, which would keep a collection and not its objects.
+    fn copy(&self) -> Self {
+        Self(Mutex::new(self.0.lock().clone()))
+    }
+
     fn at(&self, scope: &[u8]) -> u64 {
         self.0.lock().get(scope).copied().unwrap_or(0)
     }
@@ -260,6 +265,8 @@ pub(super) struct Budget {
     live: Option<u64>,
     /// Bytes written since they were counted.
     written: u64,
+    /// Bytes that stayed when the store was last looked through for what may go.
+    stayed: u64,
     /// The file's size when it was last made small.
     compacted: u64,
     /// When that last failed.
@@ -268,7 +275,7 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn new(limit: u64, asked: Arc<Asked>) -> Self {
-        Self { limit, asked, live: None, written: 0, compacted: 0, failed: None }
+        Self { limit, asked, live: None, written: 0, stayed: 0, compacted: 0, failed: None }
     }
 
     /// Makes room for a batch where the file comes near the limit; how many things have gone for it.
@@ -287,7 +294,9 @@ impl Budget {
         self.live = self.live.map(|live| live + growth);
         let full = self.limit / 4 * 3;
         let small = store.size() + growth <= self.limit / 8 * 7;
-        if small || self.live.is_some_and(|live| live <= full) {
+        // Where nothing could go, each look costs as much as the store is large: not before there is more to look at.
+        let enough = full.max(self.stayed + self.limit / 16).min(self.limit);
+        if small || self.live.is_some_and(|live| live <= enough) {
             return Ok(0);
         }
         let survey = self.count(store, fed)?;
@@ -301,14 +310,15 @@ impl Budget {
             Some((limit, freed)) => (survey.evict(store, limit, lineage)?, freed),
             None => (0, 0),
         };
-        self.live = Some(live.saturating_sub(freed));
+        self.stayed = live.saturating_sub(freed);
+        self.live = Some(self.stayed);
         tracing::info!(evicted, freed, "the store is full: what nobody has asked for longest has gone");
-        if live.saturating_sub(freed) > self.limit { Err(StoreError::Full(self.limit)) } else { Ok(evicted) }
+        if self.stayed > self.limit { Err(StoreError::Full(self.limit)) } else { Ok(evicted) }
     }
 
     fn count(&mut self, store: &Store, fed: &HashSet<Vec<u8>>) -> Result<Survey, StoreError> {
         self.written = 0;
-        Survey::of(&store.snapshot()?, Arc::clone(&self.asked), fed)
+        Survey::of(&store.snapshot()?, Arc::new(self.asked.copy()), fed)
     }
 
     /// Makes the file small again where most of it is free; for a moment in which nothing is to be written.

@@ -36,12 +36,15 @@ fn copy(store: &Store, place: &Place, busy: &dyn Fn() -> bool) -> Result<bool, S
     txn.commit()?;
     // Closing takes the free pages off its end.
     new.close()?;
+    // Open before it takes the old one's place: behind the rename nothing may fail that would leave the writer in a
+    // file that no name leads to.
+    let reopened = place.writable(new.file.as_ref())?;
     let directory = |source| StoreError::Directory { path: place.path.clone(), source };
     std::fs::rename(&place.path, &store.place().path).map_err(directory)?;
+    store.superseded_by(reopened);
     if let Some(dir) = place.path.parent() {
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(directory)?;
     }
-    store.superseded_by(store.place().writable(new.file.as_ref())?);
     Ok(true)
 }
 

@@ -72,6 +72,14 @@ fn is_no_object(group: &str, plural: &str) -> bool {
 /// Longest that the API server keeps an Event (`--event-ttl`), in milliseconds.
 pub const EVENT_TTL: u64 = 3_600_000;
 
+/// Objects of this `group/resource/` may live in another etcd than the cluster's, or in a server's memory, and begin anew
+/// alone: aggregated APIs, which look like custom resources, and Events and Leases (`--etcd-servers-overrides`).
+pub fn may_live_apart(resource: &[u8]) -> bool {
+    let group = resource.split(|b| *b == b'/').next().unwrap_or_default();
+    let foreign = group.contains(&b'.') && !group.ends_with(b".k8s.io");
+    foreign || is_short_lived(resource) || group == b"coordination.k8s.io"
+}
+
 /// `resource` (`group/resource/`, or a key that begins so) is of Events, which the API server drops after
 /// [`EVENT_TTL`] whether anybody watches or not.
 pub fn is_short_lived(resource: &[u8]) -> bool {

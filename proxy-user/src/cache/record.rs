@@ -250,6 +250,9 @@ pub struct Collection {
     /// resourceVersion of the last deletion or departure that is known since then.
     #[serde(default)]
     pub departed: u64,
+    /// resourceVersion of the last list that lacked something known: it went without being called absent.
+    #[serde(default)]
+    pub unnamed: u64,
 }
 
 impl Collection {
@@ -265,6 +268,7 @@ impl Collection {
             complete: true,
             followed_from: None,
             departed: 0,
+            unnamed: 0,
         }
     }
 

@@ -38,9 +38,7 @@ fn upsert(name: &str, (version, at): (u64, u64), len: usize) -> Op {
 }
 
 fn collection(version: u64, at: u64) -> Collection {
-    let (kind, api_version) = ("PodList".to_owned(), "v1".to_owned());
-    let (unstructured, complete, followed_from, departed) = (false, true, None, 0);
-    Collection { version, at, kind, api_version, unstructured, complete, followed_from, departed }
+    Collection::new(version, at, "PodList".to_owned(), "v1".to_owned())
 }
 
 fn complete(version: u64, at: u64, names: &[String]) -> Op {
@@ -212,4 +210,20 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
     let found = store.snapshot().unwrap().object(&key("p0000"), |r| r.version).unwrap();
     assert_eq!(found, Lookup::Found(99), "the new file is the one that is written");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// A store that watches fill beyond three quarters was looked through for every batch, though nothing could go.
+#[test]
+fn a_store_that_nothing_can_go_from_is_not_looked_through_for_every_batch() {
+    let (_dir, store) = open();
+    let mut budget = Budget::new(16 * MIB, Arc::default());
+    fill(&store, &names(240), 60 * KIB);
+    let (fed, none) = (HashSet::from([b"/pods/d/".to_vec()]), HashSet::new());
+    let mut write = |fed| {
+        let ops = [upsert("p0000", (20, 0), 60 * KIB)];
+        budget.make_room(&store, &ops, fed, &mut lineage()).unwrap()
+    };
+    assert_eq!(write(&fed), 0, "a watch feeds all of it");
+    assert_eq!(write(&none), 0, "not so soon again");
+    assert!((0..32).any(|_| write(&none) > 0), "but once there is more");
 }

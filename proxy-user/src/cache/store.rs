@@ -12,6 +12,7 @@ use redb::{ReadTransaction, TableDefinition, WriteTransaction};
 
 use super::disk::FileSystem;
 use super::key;
+use super::lineage::resource_of;
 use super::open::{Held, Opened, Place};
 use super::record::{Collection, Document, Record};
 use super::walk::{Leases, Members, behind};
@@ -384,6 +385,18 @@ impl Snapshot {
             }
         }
         Ok(false)
+    }
+
+    /// Something under a collection without selectors has gone since this resourceVersion without being called absent:
+    /// a later list lacked it, or it left a selection.
+    ///
+    /// # Errors
+    /// redb's, or a damaged value.
+    pub fn has_lost_since(&self, scope: &[u8], version: u64) -> Result<bool, StoreError> {
+        let own = self.collection(scope)?;
+        let all = self.collection(resource_of(scope))?;
+        let incomplete = own.as_ref().is_some_and(|own| !own.complete);
+        Ok(incomplete || [own, all].into_iter().flatten().any(|list| list.unnamed > version))
     }
 
     /// When an object under a prefix was last found gone, beyond what `covered` (resourceVersion, time) covers.

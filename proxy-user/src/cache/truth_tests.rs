@@ -264,3 +264,43 @@ async fn a_table_in_pages_is_stored_once_it_is_whole_and_a_plain_list_instead_of
     bench.then(PODS, 200, &list(13, "", &[("a", 7)])).await;
     assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 13);
 }
+
+/// The event by which an object left a selection took the copy of the same version away that a watch of everything had
+/// just shown, and the whole list with it.
+#[tokio::test]
+async fn leaving_a_selection_takes_no_copy_of_the_same_version_away() {
+    let bench = Bench::new();
+    bench.then(PODS, 200, &list(10, "", &[("a", 7)])).await;
+    bench.then(&format!("{PODS}?watch=true&resourceVersion=10"), 200, &event("MODIFIED", "a", 20)).await;
+    let selected = format!("{PODS}?labelSelector=app%3Dx&watch=true&resourceVersion=10");
+    bench.then(&selected, 200, &event("DELETED", "a", 20)).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(20));
+    assert!(bench.collection("/pods/d/").await.unwrap().is_whole());
+    bench.then(&selected, 200, &event("DELETED", "a", 21)).await;
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown, "changed or deleted since");
+}
+
+/// An extension API server that keeps its objects in memory, or an etcd of Leases that was lost, begins with new uids
+/// and low resourceVersions: two such objects emptied the store of everything else, grants included.
+#[tokio::test]
+async fn what_lives_apart_from_the_cluster_begins_anew_alone() {
+    for (group, resource, kind) in [("x.io", "things", "Thing"), ("coordination.k8s.io", "leases", "Lease")] {
+        let bench = Bench::new();
+        bench.then(PODS, 200, &list(1_000, "", &[("a", 900), ("b", 950)])).await;
+        let of_group = |text: String| text.replace("\"v1\"", &format!("\"{group}/v1\"")).replace("Pod", kind);
+        let call = |name: &str| format!("GET /apis/{group}/v1/namespaces/d/{resource}/{name}");
+        for (name, version) in [("m", 500), ("n", 501)] {
+            bench.then(&call(name), 200, &of_group(pod(name, version))).await;
+        }
+        for (name, version) in [("m", 1), ("n", 2)] {
+            bench.then(&call(name), 200, &of_group(stranger(name, version))).await;
+            assert_eq!(
+                bench.version(&format!("{group}/{resource}/d/{name}")).await,
+                Some(version),
+                "followed"
+            );
+        }
+        assert_eq!(bench.version("/pods/d/a").await, Some(900), "{group}");
+        assert!(bench.collection("/pods/d/").await.unwrap().is_whole(), "{group}");
+    }
+}

@@ -35,7 +35,7 @@ impl Local {
         let version = json::head(&body).ok().and_then(|head| head.meta.version());
         let scope = key::without_selectors(question.scope());
         let Some(version) = version else { return Ok(None) };
-        if snapshot.changed_since(scope, version, at)? {
+        if snapshot.changed_since(scope, version, at)? || snapshot.has_lost_since(scope, version)? {
             return Ok(None);
         }
         Ok(Some(self.response(Encoding::Json.content_type(), at, Body::full(body))))

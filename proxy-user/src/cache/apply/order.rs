@@ -5,7 +5,7 @@
 use redb::ReadableTable;
 
 use super::{Batch, MAX_ABSENT, MAX_COLLECTIONS, form_key};
-use crate::cache::exchange::{EVENT_TTL, is_short_lived};
+use crate::cache::exchange::{EVENT_TTL, is_short_lived, may_live_apart};
 use crate::cache::key;
 use crate::cache::lineage::{KUBE_SYSTEM, Stored, fingerprint, resource_of};
 use crate::cache::op::{Answer, Said};
@@ -82,7 +82,8 @@ impl Batch<'_> {
         if !said.overrules(old.at) || !certain(self.lineage) {
             return Ok(false);
         }
-        if other && let Some(since) = self.lineage.stranger(key, said.asked) {
+        let tells_of_cluster = other && !may_live_apart(resource_of(key));
+        if tells_of_cluster && let Some(since) = self.lineage.stranger(key, said.asked) {
             self.begin_anew(since)?;
         }
         self.rewind(resource_of(key), new.version, said)?;
@@ -230,9 +231,10 @@ impl Batch<'_> {
         };
         let follows = old.filter(|old| old.version <= new.version);
         let followed_from = follows.as_ref().and_then(|old| old.followed_from.or(Some(old.version)));
+        let unnamed = if departed { new.version } else { follows.as_ref().map_or(0, |old| old.unnamed) };
         let departed = if departed { new.version } else { follows.map_or(0, |old| old.departed) };
         let followed_from = followed_from.or(Some(new.version));
-        self.put_collection(collection, &Collection { followed_from, departed, ..new.clone() })?;
+        self.put_collection(collection, &Collection { followed_from, departed, unnamed, ..new.clone() })?;
         if self.collections.len()? > MAX_COLLECTIONS { self.evict_collections() } else { Ok(()) }
     }
 
