@@ -14,6 +14,7 @@ use crate::body::{Body, Place};
 use crate::cache::Cache;
 use crate::cache::exchange::{Exchange, may_be_stored};
 use crate::cache::grants::Credential;
+use crate::cache::judge::Answered;
 use crate::cache::store::StoreError;
 use crate::client::{Client, Connection};
 use crate::clock::Clock;
@@ -302,7 +303,7 @@ impl Handler {
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
         match call.question(&reading) {
-            Some(question) => self.local.judge(&question, status),
+            Some(question) => self.local.judge(&question, Answered { status, asked_at: asked }),
             None => self.cache.judge_credential(&call.credential, status),
         }
         if matches!(terms.way, Way::Apart(_)) && self.has_proven_itself(&call.credential) {

@@ -269,6 +269,22 @@ fn i5_what_left_a_selection_is_told() -> Result<()> {
     Ok(())
 }
 
+/// An object that left the selection, as another client's answer showed, was still listed by it.
+#[test]
+fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let selected = format!("{MAPS}?labelSelector=app%3Dx");
+    site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
+    assert_eq!(admin.get(&selected)?.json()["items"].as_array().map(Vec::len), Some(1));
+    site.cloud.put(map("moves", &json!({"app": "y"}), "1"))?;
+    assert_eq!(admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"], "y");
+    site.cut()?;
+    let stored = admin.get(&selected)?;
+    assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{stored:?}");
+    Ok(())
+}
+
 /// Offline watches said that what they begin with was said just now.
 #[test]
 fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {
@@ -332,6 +348,17 @@ fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
     assert_eq!((&table["kind"], version(&table).as_str()), (&json!("Table"), "5000"));
     assert_eq!(table["rows"], json!([{"cells": ["a"]}, {"cells": ["b"]}]));
     assert_eq!(table["metadata"]["continue"], Value::Null, "there is no next page");
+    // A Table is no newer than what it says, has no second page, and has other columns in another API version.
+    let other = MAPS.replace("/v1/", "/v2/");
+    for (path, code) in [
+        (format!("{MAPS}?resourceVersion=5001"), 503),
+        (format!("{MAPS}?resourceVersion=4999&resourceVersionMatch=Exact&limit=500"), 503),
+        (format!("{first}&continue=next"), 503),
+        (other, 503),
+    ] {
+        let refused = get_as(&admin, TABLE, &path)?;
+        assert_eq!((refused.status, source(&refused)), (code, "hublet"), "{path}: {refused:?}");
+    }
     Ok(())
 }
 

@@ -109,7 +109,7 @@ pub fn may_be_stored(request: &ApiRequest<'_>) -> bool {
 
 /// Selectors whose result can't lose a member but by its deletion: a name never changes, nor does the node of a pod
 /// that has one. Of other resources (custom ones, with `selectableFields`) `spec.nodeName` may change.
-fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
+pub fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
     let fields = request.query.field_selector.as_ref();
     let Some((field, value)) = fields.split_once('=') else { return false };
     let pods = request.group.is_empty() && request.resource == "pods";
@@ -211,7 +211,7 @@ impl Exchange {
     }
 }
 
-/// The key of objects in another form.
-pub fn form_key(scope: &[u8], form: &str) -> Vec<u8> {
-    [scope, b"\n", form.as_bytes()].concat()
+/// The key of objects in another form: a Table has other columns in another API version.
+pub fn form_key(scope: &[u8], api_version: &str, form: &str) -> Vec<u8> {
+    [scope, b"\n", api_version.as_bytes(), b" ", form.as_bytes()].concat()
 }

@@ -21,11 +21,14 @@ pub const GRANTS: Limits = Limits { all: 16_384, account: 4_096 };
 /// Most grants of anonymous callers, beside those.
 pub const ANONYMOUS_GRANTS: usize = 64;
 /// Most credentials kept, in all and of one account.
-pub const CREDENTIALS: Limits = Limits { all: 1_024, account: 64 };
+pub const CREDENTIALS: Limits = Limits { all: 1_024, account: 256 };
 /// Most digests of refused tokens kept, in memory only.
 const REFUSED: usize = 1_024;
 /// A grant is written again when its time on disk is older than this, in milliseconds.
 const REFRESH: u64 = 3_600_000;
+/// How long somebody who was told 404 may read the object that he then writes, in milliseconds: twice as long as it takes
+/// to note the 404 anew, since rights may change meanwhile.
+const ABSENCE_COUNTS: u64 = 2 * REFRESH;
 /// A clock that goes back by more than this has been set, in milliseconds.
 const SET_BACK: u64 = 1_000;
 
@@ -220,6 +223,12 @@ impl Grants {
         (now.saturating_sub(verdict.at()) <= max_age).then(|| verdict.is_yes())
     }
 
+    /// The cloud has refused this after that moment, milliseconds since the epoch.
+    pub fn refused_since(&self, credential: &Credential, right: &Right, moment: u64) -> bool {
+        let verdict = account(credential).and_then(|account| self.known.read().grant(account, right));
+        verdict.is_some_and(|verdict| !verdict.is_yes() && verdict.at() > moment)
+    }
+
     /// The cloud has just given this token an answer that it gives nobody else; what is to be written of it.
     pub fn accepted(&self, token: &Token, now: u64) -> Vec<Op> {
         let mut ops = Vec::new();
@@ -245,7 +254,7 @@ impl Grants {
     /// says to none who may not get it, he may get it.
     pub fn written(&self, credential: &Credential, object: &[u8], now: u64) -> Vec<Op> {
         let absence = Right::of(credential, Action::HearAbsent, object);
-        if self.verdict(credential, &absence, now, u64::MAX) != Some(true) {
+        if self.verdict(credential, &absence, now, ABSENCE_COUNTS) != Some(true) {
             return Vec::new();
         }
         self.allowed(credential, Right::of(credential, Action::Read(Verb::Get), object), now)

@@ -107,6 +107,9 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
     assert_eq!(grants.written(&me, b"a", 1).len(), 1);
     assert_eq!((allows(&grants, &me, "a", 1), allows(&grants, &other, "a", 1)), (Some(true), None));
     assert!(grants.written(&me, b"b", 1).is_empty());
+    let absence = Right::of(&other, Action::HearAbsent, b"c");
+    grants.allowed(&other, absence, 0);
+    assert!(grants.written(&other, b"c", DAY).is_empty(), "rights may have changed since yesterday");
 }
 
 #[test]

@@ -28,7 +28,16 @@ pub struct Asked<'a> {
     pub scope: &'a [u8],
 }
 
-/// What a caller may have from the store.
+/// The cloud's answer, as far as rights go.
+#[derive(Debug, Clone, Copy)]
+pub struct Answered {
+    /// HTTP's status code.
+    pub status: u16,
+    /// When the question went out, milliseconds since the epoch.
+    pub asked_at: u64,
+}
+
+/// The part of the store that is open to a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// What is asked for.
@@ -102,12 +111,14 @@ impl Asked<'_> {
 }
 
 impl Cache {
-    /// Remembers what the cloud's status code says of the caller. `max_age`: how long it counts, in milliseconds.
-    pub fn judge(&self, asked: &Asked<'_>, status: u16, max_age: u64) {
+    /// Remembers what the cloud's status code says of the caller. A 304 is given to none who may not have the document.
+    /// `max_age`: how long it counts, in milliseconds.
+    pub fn judge(&self, asked: &Asked<'_>, answered: Answered, max_age: u64) {
+        let Answered { status, asked_at } = answered;
         let (grants, now) = (&self.grants, self.clock.now());
         let mut ops = grants.follow(now);
         let credential = asked.credential;
-        if let (Credential::Token { token, .. }, 200..=299) = (credential, status)
+        if let (Credential::Token { token, .. }, 200..=299 | 304) = (credential, status)
             && !grants.has_just_accepted(token, now)
             && !asked.is_open(grants, now)
         {
@@ -121,7 +132,12 @@ impl Cache {
                 let rights: Vec<Right> = asked.wider().into_iter().chain(absence).chain([right]).collect();
                 grants.forbidden(credential, &rights, now)
             }
-            (200..=299, Some(right), _) if is_somebody => grants.allowed(credential, right, now),
+            // A slow answer to an earlier question doesn't take a later refusal back.
+            (200..=299 | 304, Some(right), _)
+                if is_somebody && !grants.refused_since(credential, &right, asked_at) =>
+            {
+                grants.allowed(credential, right, now)
+            }
             (404, _, Some(absence)) if grants.knows(credential, now, max_age) => {
                 grants.allowed(credential, absence, now)
             }

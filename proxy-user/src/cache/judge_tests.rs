@@ -40,7 +40,10 @@ impl Bench {
     }
 
     fn judge(&self, headers: &str, path: &str, status: u16) {
-        Self::asked(headers, path, |asked| self.cache.judge(asked, status, WEEK));
+        Self::asked(headers, path, |asked| {
+            let answered = Answered { status, asked_at: self.cache.clock.now() };
+            self.cache.judge(asked, answered, WEEK);
+        });
     }
 
     fn decide(&self, headers: &str, path: &str) -> Decision {
@@ -110,6 +113,30 @@ async fn i7_a_refusal_of_a_part_takes_the_whole() {
     }
     assert_eq!(bench.decide(ME, all), Decision::Forbidden);
     assert_eq!(bench.decide("", all), Decision::Forbidden, "never allowed to anonymous callers");
+}
+
+/// An answer that was on its way for long was asked for when the caller still had the right.
+#[tokio::test]
+async fn i7_a_slow_answer_takes_no_later_refusal_back() {
+    let bench = Bench::new();
+    bench.judge(ME, SECRET, 200);
+    let asked_at = bench.cache.clock.now();
+    bench.cache.clock.advance(1_000);
+    bench.judge(ME, SECRET, 403);
+    let slow = Answered { status: 200, asked_at };
+    Bench::asked(ME, SECRET, |asked| bench.cache.judge(asked, slow, WEEK));
+    assert_eq!(bench.decide(ME, SECRET), Decision::Forbidden);
+    bench.cache.clock.advance(1_000);
+    bench.judge(ME, SECRET, 200);
+    assert_eq!(bench.decide(ME, SECRET), Decision::Read, "asked after the refusal");
+}
+
+/// A client that has the document only asks whether it has changed.
+#[tokio::test]
+async fn i7_an_unchanged_document_is_allowed() {
+    let bench = Bench::new();
+    bench.judge(ME, "/openapi/v2", 304);
+    assert_eq!(bench.decide(ME, "/openapi/v2"), Decision::Read);
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ pub mod shares;
 pub mod steering;
 pub mod store;
 pub mod walk;
+mod writer;
 
 #[cfg(test)]
 mod disk_tests;

@@ -296,7 +296,7 @@ fn other(
     if !exchange.keeps_tables {
         return Ok(());
     }
-    let key = form_key(&exchange.key, form);
+    let key = form_key(&exchange.key, &exchange.api_version, form);
     let mut keep = |at: u64, key: Vec<u8>, body: &[u8]| {
         let document = Document { at, content_type: "application/json", etag: "", body };
         ops.push(Op::Document { key, value: document.write() });

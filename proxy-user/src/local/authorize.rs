@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Question, away, out_of_reach};
 use crate::cache::Cache;
-use crate::cache::judge::Decision;
+use crate::cache::judge::{Answered, Decision};
 use crate::cache::store::{Lookup, Snapshot, StoreError};
 use crate::status::Refusal;
 
@@ -76,8 +76,8 @@ impl Guarded {
         self.cache.asked(scope);
     }
 
-    pub(super) fn judge(&self, question: &Question<'_>, status: u16) {
-        self.cache.judge(&question.asked(), status, self.max_age);
+    pub(super) fn judge(&self, question: &Question<'_>, answered: Answered) {
+        self.cache.judge(&question.asked(), answered, self.max_age);
     }
 
     /// # Errors

@@ -7,7 +7,7 @@ use super::authorize::Allowed;
 use super::negotiate::{Encoding, document_rank, other_forms};
 use super::{Local, Question};
 use crate::body::Body;
-use crate::cache::codec::json;
+use crate::cache::codec::{json, parse_version};
 use crate::cache::exchange::{document_key, form_key};
 use crate::cache::key;
 use crate::cache::store::Snapshot;
@@ -20,12 +20,14 @@ impl Local {
         snapshot: &Snapshot,
         question: &Question<'_>,
     ) -> Result<Option<Response<Body>>, Refusal> {
-        if question.request.query.include_object {
+        let query = &question.request.query;
+        if query.include_object || !query.continue_token.is_empty() {
             return Ok(None);
         }
+        let api_version = question.request.api_version();
         let mut stored = None;
         for form in other_forms(question.headers) {
-            let key = form_key(question.scope(), &form);
+            let key = form_key(question.scope(), &api_version, &form);
             stored = snapshot.document(&key, |d| (d.at, Bytes::copy_from_slice(d.body)))?;
             if stored.is_some() {
                 break;
@@ -35,6 +37,10 @@ impl Local {
         let version = json::head(&body).ok().and_then(|head| head.meta.version());
         let scope = key::without_selectors(question.scope());
         let Some(version) = version else { return Ok(None) };
+        let wanted = parse_version(&query.resource_version).unwrap_or(0);
+        if version < wanted || (query.exact && version != wanted) || self.has_expired(scope, at) {
+            return Ok(None);
+        }
         if snapshot.changed_since(scope, version, at)? || snapshot.has_lost_since(scope, version)? {
             return Ok(None);
         }

@@ -9,7 +9,7 @@ use super::negotiate::{Accepts, Encoding};
 use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::{parse_version, protobuf};
-use crate::cache::exchange::{EVENT_TTL, is_short_lived};
+use crate::cache::exchange::{EVENT_TTL, is_fixed_selector, is_short_lived};
 use crate::cache::key;
 use crate::cache::record::{Collection, Record};
 use crate::cache::store::{ListWalk, Listed, Snapshot, StoreError, Walk};
@@ -38,6 +38,17 @@ impl Found {
             Some(key) => self.snapshot.walk_members(key),
             None => self.snapshot.walk(&self.prefix),
         }
+    }
+
+    /// A member has been seen to change by another way than the collection's own watch: it may have left the selection.
+    fn has_newer_members(&self) -> Result<bool, StoreError> {
+        let mut walk = self.walk()?;
+        while let Some(version) = walk.next(|record| record.version)? {
+            if version > self.collection.version {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// When an object was last found gone that neither the collection's resourceVersion covers nor the client has seen.
@@ -112,7 +123,11 @@ impl Local {
         }
         let collection = collection.filter(|c| !self.has_expired(scope, c.at));
         let collection = collection.ok_or_else(|| question.unknown())?;
-        Ok(Found { snapshot, collection, key, selective, prefix })
+        let found = Found { snapshot, collection, key, selective, prefix };
+        if found.selective.is_some() && !is_fixed_selector(request) && found.has_newer_members()? {
+            return Err(question.unknown());
+        }
+        Ok(found)
     }
 
     /// Events of this age the cloud has dropped: they are not known any more.

@@ -19,7 +19,7 @@ use crate::account::Flow;
 use crate::body::Body;
 use crate::cache::Cache;
 use crate::cache::grants::Credential;
-use crate::cache::judge::Asked;
+use crate::cache::judge::{Answered, Asked};
 use crate::cache::key;
 use crate::cache::store::StoreError;
 use crate::cloud::health::CloudState;
@@ -142,8 +142,8 @@ impl Local {
     }
 
     /// Remembers what the cloud's status code says of the caller.
-    pub fn judge(&self, question: &Question<'_>, status: u16) {
-        self.cache.judge(question, status);
+    pub fn judge(&self, question: &Question<'_>, answered: Answered) {
+        self.cache.judge(question, answered);
     }
 
     /// Ends all watches held open, so that a drain can finish.

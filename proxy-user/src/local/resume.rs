@@ -13,6 +13,7 @@ use super::watch::push_frame;
 use super::{Local, Question};
 use crate::cache::record::Record;
 use crate::cache::store::StoreError;
+use crate::client::Client;
 use crate::request::Verb;
 use crate::status::Refusal;
 
@@ -21,17 +22,18 @@ const MAX_CHANGES: (usize, usize) = (512, 1 << 20);
 /// Most callers and collections of which it is remembered when they were listed; beyond it all are forgotten.
 const MAX_LISTED: usize = 4_096;
 
-/// When whom the store has told a collection as a whole, in milliseconds since the epoch.
+/// The moment at which each caller was last told a collection as a whole, in milliseconds since the epoch.
 ///
 /// What is known beyond a collection's resourceVersion (an object that was read or written since, a 404) can't be told
 /// as an event: the client would go on from its resourceVersion and miss others' changes before it. So it has to list
 /// again, once: the list holds those changes, at the collection's own resourceVersion.
 #[derive(Debug, Default)]
-pub(super) struct Listed(Mutex<HashMap<Vec<u8>, u64>>);
+pub(super) struct Listed(Mutex<HashMap<(Client, Vec<u8>), u64>>);
 
 impl Listed {
-    fn key(question: &Question<'_>) -> Vec<u8> {
-        question.asked().listing()
+    /// Two clients may share an account, and only one of them be told.
+    fn key(question: &Question<'_>) -> (Client, Vec<u8>) {
+        (question.flow.client(), question.asked().listing())
     }
 
     /// The caller is being told all of it now.

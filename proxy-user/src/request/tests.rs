@@ -1,3 +1,5 @@
+//! Requests are read as the API server reads them: by tables, and by the readings of its own code.
+
 use super::*;
 
 fn read(call: &str, check: impl FnOnce(Reading<'_>)) {

@@ -1,0 +1,410 @@
+//! The store's one writer. In: the messages of `ingest`. Out: batches for `apply`, each of all that has come meanwhile in
+//! one commit; and what a failing disk asks for: the store opened anew, and operations kept until it takes them.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::apply::apply;
+use super::budget::Budget;
+use super::codec::CodecError;
+use super::credential::Credential;
+use super::grants::Grants;
+use super::ingest::{Counters, Message};
+use super::lineage::Lineage;
+use super::observe::Observer;
+use super::op::Op;
+use super::outage::Outage;
+use super::pages::Pages;
+use super::steering;
+use super::store::{Condition, Store, StoreError};
+use crate::clock::Clock;
+
+/// Bytes that the writer keeps of answers that have not ended; beyond it the copy that has waited longest for its next
+/// bytes is given up. Twice the longest document.
+const HELD: usize = 16 << 20;
+/// How long the first event of a batch waits for more, to spare flash; a reader that asks ends the wait.
+const LINGER: Duration = Duration::from_millis(50);
+/// Operations, and bytes of objects, that make a batch at the most.
+const BATCH: (usize, usize) = (512, 1 << 20);
+/// Operations, and their bytes, that wait for the disk to take them again; what comes then is given up.
+const KEPT: (usize, usize) = (8_192, 4 << 20);
+/// Most operations that take something back, beside those: none of them is given up otherwise.
+const REFUSALS: usize = 32_768;
+/// How long a client's walk may hold its snapshot, whose pages can't be used again.
+const SNAPSHOT: Duration = Duration::from_secs(2);
+/// How long after a batch it is seen whether the file is mostly empty.
+const TIDY: Duration = Duration::from_secs(5);
+/// Longest that answers wait for the writer while it makes the file small.
+const COPYING: Duration = Duration::from_millis(500);
+
+/// An answer that is being read.
+struct Copying {
+    observer: Observer,
+    /// Who wrote what is copied.
+    author: Option<Credential>,
+    /// Bytes, as of the last look.
+    held: usize,
+    /// When the last bytes came, milliseconds since the epoch.
+    at: u64,
+}
+
+/// Applies what comes in to the store. Lives on one thread.
+pub(super) struct Writer {
+    store: Arc<Store>,
+    counters: Arc<Counters>,
+    grants: Arc<Grants>,
+    observers: HashMap<u64, Copying>,
+    /// The sum of what they hold.
+    held: usize,
+    pages: Pages,
+    lineage: Lineage,
+    ops: Vec<Op>,
+    bytes: usize,
+    waiting: Vec<oneshot::Sender<()>>,
+    last_error: Option<Instant>,
+    budget: Budget,
+    outage: Option<Outage>,
+    /// Of `ops`, in an outage: how many are without a gap, and their bytes.
+    kept: (usize, usize),
+    tidy_at: Option<Instant>,
+}
+
+fn answer(waiting: oneshot::Sender<()>) {
+    let _ = waiting.send(());
+}
+
+/// Set once a malformed answer has been logged, so that a poisoned cloud can't fill the log.
+static LOGGED: OnceLock<()> = OnceLock::new();
+
+impl Writer {
+    pub(super) fn new(
+        store: Arc<Store>,
+        grants: Arc<Grants>,
+        counters: Arc<Counters>,
+        budget: Budget,
+        clock: Clock,
+    ) -> Self {
+        // A store that can't be written at the start is tried again as one that fails later.
+        let outage = (store.condition() != Condition::Writable).then(|| Outage::begin(Instant::now()));
+        Self {
+            store,
+            counters,
+            grants,
+            observers: HashMap::new(),
+            held: 0,
+            pages: Pages::default(),
+            lineage: Lineage::new(clock),
+            ops: Vec::new(),
+            bytes: 0,
+            waiting: Vec::new(),
+            last_error: None,
+            budget,
+            outage,
+            kept: (0, 0),
+            tidy_at: Some(Instant::now() + TIDY),
+        }
+    }
+
+    /// Until it is told to close, or nobody is left who could tell it anything.
+    pub(super) fn run(mut self, from: &Receiver<Message>) {
+        let mut open = true;
+        while open {
+            let mut taken = 0;
+            match self.first(from) {
+                Ok(message) => {
+                    taken = 1;
+                    open = self.take(message);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let until = Instant::now() + LINGER;
+            while taken > 0
+                && open
+                && self.waiting.is_empty()
+                && self.ops.len() < BATCH.0
+                && self.bytes < BATCH.1
+            {
+                match from.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(message) => {
+                        taken += 1;
+                        open = self.take(message);
+                    }
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => open = false,
+                }
+            }
+            self.commit(open);
+            self.counters.done.fetch_add(taken, Ordering::Release);
+            let waiting = std::mem::take(&mut self.waiting);
+            if open {
+                waiting.into_iter().for_each(answer);
+                self.tidy();
+            } else {
+                // Whoever waited for the end may open the file again at once, though others still hold the store.
+                self.store.close();
+                return waiting.into_iter().for_each(answer);
+            }
+        }
+    }
+
+    /// The next message, or the time to try the disk again or to look at the file.
+    fn first(&self, from: &Receiver<Message>) -> Result<Message, RecvTimeoutError> {
+        let tries = self.outage.as_ref().map(|outage| outage.next);
+        match tries.or(self.tidy_at) {
+            Some(at) => from.recv_timeout(at.saturating_duration_since(Instant::now())),
+            None => from.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// Makes the file small again where most of it is free, and nothing waits to be written.
+    fn tidy(&mut self) {
+        let behind =
+            || self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire);
+        if self.outage.is_some() || self.tidy_at.is_none_or(|at| at > Instant::now()) || behind() {
+            return;
+        }
+        self.tidy_at = None;
+        self.store.end_old_snapshots(SNAPSHOT);
+        let began = Instant::now();
+        if let Err(error) = self.budget.tidy(&self.store, &|| behind() && began.elapsed() > COPYING) {
+            tracing::warn!(%error, "the store's file can't be made small");
+            if self.store.has_failed() {
+                self.fall_back(&error.to_string());
+            }
+        }
+    }
+
+    /// Takes a message in; false at the end.
+    fn take(&mut self, message: Message) -> bool {
+        let before = self.ops.len();
+        match message {
+            Message::Begin(id, mut exchange) => {
+                let (at, author) = (exchange.asked, exchange.author.take());
+                let observer = Observer::new(*exchange);
+                self.observers.insert(id, Copying { observer, author, held: 0, at });
+            }
+            Message::Data(id, bytes, permit, now) => {
+                let pushed = self.observers.get_mut(&id).map(|copying| {
+                    copying.at = now;
+                    copying.observer.push(&bytes, now, &mut self.ops)
+                });
+                if let Some(Err(error)) = pushed {
+                    self.forget(id);
+                    log_malformed(&error);
+                }
+                self.hold(id);
+                drop(permit);
+            }
+            Message::End(id, now) => {
+                let author = self.observers.get_mut(&id).and_then(|copying| copying.author.take());
+                let ended = self.forget(id);
+                let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.ops));
+                if let Some(Err(error)) = finished {
+                    log_malformed(&error);
+                } else if let Some(author) = author {
+                    self.shown_to(&author, before, now);
+                }
+            }
+            Message::Abort(id) => {
+                self.forget(id);
+            }
+            Message::Ops(mut ops) => self.ops.append(&mut ops),
+            Message::Failed => {
+                if self.store.has_failed() {
+                    self.fall_back("reading from the disk failed");
+                }
+            }
+            Message::Settle(done) => self.waiting.push(done),
+            Message::Close(done) => {
+                self.waiting.push(done);
+                return false;
+            }
+        }
+        self.bytes += self.ops[before..].iter().map(Op::size).sum::<usize>();
+        true
+    }
+
+    /// Who wrote an object has been shown it: the operations from `from` on.
+    fn shown_to(&mut self, author: &Credential, from: usize, now: u64) {
+        let key = |op: &Op| if let Op::Upsert { key, .. } = op { Some(key.clone()) } else { None };
+        for key in self.ops[from..].iter().filter_map(key).collect::<Vec<_>>() {
+            self.ops.append(&mut self.grants.written(author, &key, now));
+        }
+    }
+
+    fn forget(&mut self, id: u64) -> Option<Observer> {
+        let copying = self.observers.remove(&id)?;
+        self.held -= copying.held;
+        Some(copying.observer)
+    }
+
+    /// Looks at what a copy holds now, and gives others up while all hold too much: a client that never reads its answer
+    /// to the end keeps none of ours.
+    fn hold(&mut self, id: u64) {
+        if let Some(copying) = self.observers.get_mut(&id) {
+            let held = copying.observer.held();
+            self.held = self.held - copying.held + held;
+            copying.held = held;
+        }
+        while self.held > HELD {
+            let holding = self.observers.iter().filter(|(_, copying)| copying.held > 0);
+            let Some(longest) = holding.min_by_key(|(id, copying)| (copying.at, **id)).map(|(id, _)| *id)
+            else {
+                return;
+            };
+            self.forget(longest);
+            self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn commit(&mut self, open: bool) {
+        let now = Instant::now();
+        match &self.outage {
+            Some(outage) if open && outage.next > now => return self.keep(),
+            None if self.ops.is_empty() => return,
+            _ => {}
+        }
+        let wanting: BTreeSet<String> = self.ops.iter().filter_map(steering::wants).collect();
+        if !wanting.is_empty() {
+            *self.counters.wanting.lock() = wanting;
+            self.counters.steering.notify_one();
+        }
+        let written = self.write();
+        let anew = written.is_ok() && self.lineage.began_anew;
+        if anew {
+            self.grants.forget();
+        }
+        if anew || self.ops.iter().any(steering::concerns) {
+            self.counters.wanting.lock().clear();
+            self.counters.steering.notify_one();
+        }
+        match written {
+            Ok(changed) => self.written(changed),
+            Err(error) => self.not_written(&error),
+        }
+    }
+
+    /// Writes what is pending; first opens a store that could not be written, sets a damaged one aside.
+    fn write(&mut self) -> Result<bool, StoreError> {
+        if self.outage.is_some() {
+            self.store.reopen()?;
+        }
+        self.store.end_old_snapshots(SNAPSHOT);
+        let fed: HashSet<Vec<u8>> = self
+            .observers
+            .values()
+            .filter_map(|copying| copying.observer.feeds())
+            .map(<[u8]>::to_vec)
+            .collect();
+        let evicted = self.budget.make_room(&self.store, &self.ops, &fed, &mut self.lineage)?;
+        self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
+        // What is applied once more must not count as seen twice.
+        let before = self.lineage.clone();
+        let applied = apply(&self.store, &self.ops, &mut self.lineage);
+        if applied.is_err() {
+            self.lineage = before.clone();
+        }
+        match applied {
+            Err(error) if error.is_corruption() => {
+                self.store.begin_anew(&error)?;
+                let applied = apply(&self.store, &self.ops, &mut self.lineage);
+                if applied.is_err() {
+                    self.lineage = before;
+                }
+                applied
+            }
+            applied => applied,
+        }
+    }
+
+    fn written(&mut self, changed: bool) {
+        if changed {
+            self.counters.commits.fetch_add(1, Ordering::Relaxed);
+            self.tidy_at.get_or_insert_with(|| Instant::now() + TIDY);
+        }
+        if let Some(outage) = self.outage.take() {
+            let seconds = outage.lasts(Instant::now()).as_secs();
+            tracing::info!(seconds, "the store can be written again");
+            self.counters.full.store(false, Ordering::Relaxed);
+        }
+        self.clear();
+    }
+
+    fn not_written(&mut self, error: &StoreError) {
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        if self.last_error.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+            self.last_error = Some(Instant::now());
+            tracing::error!(%error, "what the cloud says can't be stored; answers go on from what is there");
+        }
+        if error.is_failure() || matches!(error, StoreError::InUse(_)) {
+            self.fall_back(&error.to_string());
+            if self.kept.0 == 0 {
+                self.kept = (self.ops.len(), self.bytes);
+            }
+            self.keep();
+        } else {
+            // It is the batch that can't be written: another try would end so, too.
+            self.give_up();
+            self.ops.retain(Op::is_refusal);
+            self.bytes = self.ops.iter().map(Op::size).sum();
+        }
+    }
+
+    /// Serves what was written last, until the disk takes something again.
+    fn fall_back(&mut self, problem: &str) {
+        let now = Instant::now();
+        match &mut self.outage {
+            Some(outage) => outage.goes_on(now),
+            None => self.outage = Some(Outage::begin(now)),
+        }
+        if (self.store.condition() == Condition::Writable || self.store.has_failed())
+            && let Err(error) = self.store.fall_back(problem)
+        {
+            tracing::error!(%error, "the store can't be read");
+        }
+    }
+
+    /// Keeps what the disk doesn't take, as much as is allowed, without a gap: what is written of it later is what the
+    /// cloud has said up to then. Behind it there is a gap, which nothing that runs now may go over.
+    fn keep(&mut self) {
+        if self.ops.len() <= KEPT.0.max(self.kept.0) && self.bytes <= KEPT.1.max(self.kept.1) {
+            self.kept = (self.ops.len(), self.bytes);
+            return;
+        }
+        let beyond = self.ops.split_off(self.kept.0);
+        let room = REFUSALS.saturating_sub(self.ops.len());
+        self.ops.extend(beyond.into_iter().filter(Op::is_refusal).take(room));
+        self.bytes = self.ops.iter().map(Op::size).sum();
+        self.kept = (self.ops.len(), self.bytes);
+        self.give_up();
+        self.counters.full.store(true, Ordering::Relaxed);
+    }
+
+    /// What was lost may be a step of a watch, or a page: nothing that runs now may count as complete any more.
+    fn give_up(&mut self) {
+        self.counters.given_up.fetch_add(1 + self.observers.len() as u64, Ordering::Relaxed);
+        self.observers.clear();
+        self.held = 0;
+        self.pages = Pages::default();
+    }
+
+    fn clear(&mut self) {
+        self.ops.clear();
+        self.ops.shrink_to(BATCH.0);
+        (self.bytes, self.kept) = (0, (0, 0));
+    }
+}
+
+fn log_malformed(error: &CodecError) {
+    if !matches!(error, CodecError::OtherForm(_)) && LOGGED.set(()).is_ok() {
+        tracing::warn!(%error, "an answer of the cloud was passed on but not stored (further ones: debug level)");
+    } else {
+        tracing::debug!(%error, "an answer of the cloud was passed on but not stored");
+    }
+}
