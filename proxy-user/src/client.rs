@@ -51,7 +51,7 @@ impl Connection {
         Self { port, local, remote, tls: false, process, flow, last: Mutex::new(None) }
     }
 
-    /// Who a request is from, by its headers.
+    /// A request's credential, by its headers.
     pub fn credential(&self, headers: &HeaderMap) -> Credential {
         Credential::with(headers, |token| {
             let mut last = self.last.lock();
@@ -65,7 +65,7 @@ impl Connection {
     }
 }
 
-/// Whom a connection counts for where clients share something. Attested where it can be, so that nobody gets a second
+/// The party that a connection counts for where clients share something. Attested where it can be, so that nobody gets a second
 /// share by another address, and a process of no privilege none by starting another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Client {

@@ -270,7 +270,7 @@ impl Handler {
         Ok(response)
     }
 
-    /// What the cloud alone can answer.
+    /// The answer to a request that the cloud alone can answer.
     async fn fetch_alone(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, Refusal> {
         let answer = self.cloud.health.attended(self.fetch(call, body)).await;
         answer.map_err(|error| refused(call, &error))
@@ -439,7 +439,7 @@ impl Call {
         self.reading().understood().is_some_and(|r| r.subresource.is_empty() && may_be_stored(r))
     }
 
-    /// Who is shown the object that he wrote.
+    /// The caller of a write, who is shown the object as written.
     fn author(&self) -> Option<Credential> {
         let reading = self.reading();
         let writes = matches!(reading.verb, Verb::Create | Verb::Update | Verb::Patch);
@@ -464,7 +464,7 @@ impl Call {
     }
 }
 
-/// What the caller is told of what only the cloud can do.
+/// The refusal for a request that only the cloud can answer.
 fn refused(call: &Call, error: &ForwardError) -> Refusal {
     let reading = call.reading();
     match error {

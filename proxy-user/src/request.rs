@@ -1,4 +1,4 @@
-//! What an HTTP request asks of the Kubernetes API. In: method and URI. Out: a [`Reading`], borrowed from them; pure.
+//! An HTTP request as the Kubernetes API reads it. In: method and URI. Out: a [`Reading`], borrowed from them; pure.
 //! Follows `k8s.io/apiserver/pkg/endpoints/request/requestinfo.go`. Next stage: `route`.
 
 mod path;
@@ -102,7 +102,7 @@ impl<'a> Reading<'a> {
         self.request.as_ref()
     }
 
-    /// What is asked for, in words for an error's message.
+    /// The object or collection in words, for an error's message.
     pub fn describe(&self) -> String {
         self.request.as_ref().map_or_else(|| self.path.to_owned(), ApiRequest::describe)
     }
@@ -140,7 +140,7 @@ impl<'a> ApiRequest<'a> {
         !(self.query.label_selector.is_empty() && self.query.field_selector.is_empty())
     }
 
-    /// What is asked for, in words for an error's message.
+    /// The object or collection in words, for an error's message.
     pub fn describe(&self) -> String {
         if !self.is_resource() {
             return self.path.to_owned();

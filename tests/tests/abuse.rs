@@ -54,7 +54,7 @@ struct Row {
     cut: bool,
     /// Up to here calls are quick enough, however quick they were before.
     floor: Duration,
-    /// What else must hold.
+    /// A further check of the daemon.
     check: fn(&Site, Before) -> Result<String>,
 }
 
@@ -187,7 +187,7 @@ fn small_store(site: &Site, _: Before) -> Result<String> {
     Ok(format!("{} MiB on disk", bytes >> 20))
 }
 
-/// What the client beside costs is in both figures.
+/// Both figures include the cost of the client beside.
 fn idle_processor(site: &Site, before: Before) -> Result<String> {
     let now = busy(site)?;
     ensure!(now < before.busy + 0.2, "{now:.2} of a processor, {:.2} before", before.busy);
@@ -240,7 +240,7 @@ fn run(site: &mut Site, program: &Program, row: &Row) -> Result<Outcome> {
     let target = Target { attack: row.attack.clone(), ca_pem: site.daemon.ca_pem()?, token };
     let attack = target.start(&site.netns, &program.path())?;
     wait(SETTLE);
-    // What fails meanwhile counts, how long it takes does not.
+    // Failures count from here on, times do not yet.
     let beginning = beside.take();
     wait(UNDER_ATTACK);
     let checked = (row.check)(site, before);

@@ -116,7 +116,7 @@ fn a_forged_token_reads_nothing() -> Result<()> {
         let plain = edge.daemon.client_options(None)?;
         let http1 = Client::new(Options { alpn: vec!["http/1.1"], ..plain.clone() })?;
         let anybody = Client::new(plain)?;
-        // What the API server takes for anonymous, it answers as such.
+        // The API server answers these as anonymous.
         for odd in ["", "Bearer  ", "Token ", "Bearer\t", "Basic "] {
             let answer = ask(&anybody, "/version", &[("authorization", &format!("{odd}{forged}"))])?;
             assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"), "{odd:?}");

@@ -114,7 +114,7 @@ fn writable(site: &Site, expected: bool) -> Result<Value> {
     })
 }
 
-/// What was seen is on the disk.
+/// Waits until all that was seen is on the disk.
 fn written(site: &Site) -> Result<()> {
     eventually(BACK, "the writer has nothing to do", || {
         let store = site.daemon.status().ok()?["store"].clone();

@@ -53,7 +53,7 @@ fn i12_an_upgrade_to_another_layout_of_the_maps_loses_nothing() -> Result<()> {
     })
 }
 
-/// What callers met.
+/// Calls and their failures.
 #[derive(Default)]
 struct Met {
     lost: Vec<String>,

@@ -31,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What a terminal would obey.
+/// Characters that a terminal would obey.
 fn control_characters(text: &str) -> Vec<char> {
     let hidden = |c: &char| {
         (c.is_control() && *c != '\n') || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')

@@ -115,7 +115,7 @@ fn a_replaced_cluster_is_followed() -> Result<()> {
         answer_once(&site, NODE, 200, &other(node.clone()));
         admin.get(NODE)?;
     }
-    // What it answers online is what is served offline; the list of the former cluster is not.
+    // Its online answers are served offline; the list of the former cluster is not.
     site.cut()?;
     let stored = admin.get(NODE)?;
     assert_eq!(stored.json()["metadata"], other(node)["metadata"], "{stored:?}");
@@ -224,7 +224,7 @@ fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
     Ok(())
 }
 
-/// What is known beyond the list's own resourceVersion can't be told as an event (the client would go on from there and
+/// A change beyond the list's own resourceVersion can't be told as an event (the client would go on from there and
 /// miss what others did before), so that the client lists again, once.
 #[test]
 fn i5_a_change_beyond_the_list_is_told_by_listing_again_once() -> Result<()> {

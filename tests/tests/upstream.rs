@@ -101,7 +101,7 @@ fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()
     Ok(())
 }
 
-/// What the server refuses before it has looked at it (RFC 9113 §8.7) is safe to send again, whatever it is.
+/// A request that the server refuses before it has looked at it (RFC 9113 §8.7) is safe to send again, whatever it is.
 #[test]
 fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
     let Some(site) = Site::start("refused", |_| {})? else { return Ok(()) };
@@ -347,7 +347,7 @@ fn junk_tokens_hurt_nobody_else() -> Result<()> {
     })
 }
 
-/// What good clients do meanwhile, 200 writes, and reads by tokens that the cloud sees for the first time: the failures,
+/// The well-behaved clients' work meanwhile, 200 writes, and reads by tokens that the cloud sees for the first time: the failures,
 /// five at the most.
 fn beside(edge: &Edge, writer: &Client, client: &dyn Fn(&str) -> Result<Client>) -> Result<Vec<String>> {
     let mut failed = Vec::new();

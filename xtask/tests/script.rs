@@ -33,7 +33,7 @@ impl Machine {
         fs::set_permissions(self.file(name), fs::Permissions::from_mode(0o755)).expect("executable");
     }
 
-    /// What `scripts/xtask test guard` calls.
+    /// The command that `scripts/xtask test guard` runs.
     fn calls(&self) -> Vec<String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the checkout");
         let path = format!("{}:/usr/bin:/bin", self.0.path().display());

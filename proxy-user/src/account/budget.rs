@@ -21,7 +21,7 @@ const PIECE: usize = 512;
 const REQUEST: usize = 8 << 10;
 /// A connection's memory: its task, TLS, HTTP's buffers.
 const CONNECTION: usize = 16 << 10;
-/// What a client may have however full it is: a few connections, and requests on them.
+/// A client may always have this much, a few connections and requests on them, even when the budget is full.
 const LEAST: usize = 256 << 10;
 /// Connections of a client from which on each gets small buffers.
 const MANY: usize = 256;
@@ -44,7 +44,7 @@ pub struct Budget {
 #[derive(Debug, Default)]
 struct Share {
     used: AtomicUsize,
-    /// What of it is on its way to the client.
+    /// The part of it that is on its way to the client.
     owed: AtomicUsize,
     wakers: Mutex<HashMap<usize, Waker>>,
 }
@@ -171,7 +171,7 @@ impl Budget {
 }
 
 impl Flow {
-    /// Whose connection it is.
+    /// The client that the connection counts for.
     pub fn client(&self) -> Client {
         self.client
     }
@@ -197,7 +197,7 @@ impl Flow {
             self.budget.waiting.lock().push(Arc::clone(&self.share));
             self.budget.waiters.fetch_add(1, SeqCst);
         }
-        // What was given back meanwhile may not have seen us wait.
+        // Room may have been given back before this waiter was listed.
         if self.budget.has_ample_room(&self.share) {
             self.budget.released();
         }

@@ -37,7 +37,7 @@ pub struct Sources {
     pub counters: Arc<Counters>,
     /// Where clients are served, in words.
     pub listeners: Vec<String>,
-    /// What the operator should know about the configuration.
+    /// Warnings about the configuration.
     pub warnings: Vec<String>,
 }
 

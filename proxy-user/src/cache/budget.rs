@@ -82,7 +82,7 @@ fn growth(op: &Op) -> u64 {
     }
 }
 
-/// What is stored, by when it was last asked for.
+/// Stored rows by when they were last asked for.
 struct Survey {
     asked: Arc<Asked>,
     /// Collections without their selectors: when the last of them was asked for; `u64::MAX` where a watch feeds it.

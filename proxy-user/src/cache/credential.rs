@@ -1,4 +1,4 @@
-//! Who a request is from, read as the API server reads it. In: the headers that go to the cloud. Out: [`Credential`]; pure.
+//! A request's credential, read as the API server reads it. In: the headers that go to the cloud. Out: [`Credential`]; pure.
 //!
 //! Sources: `k8s.io/apiserver/pkg/authentication/request/{bearertoken/bearertoken.go,websocket/protocol.go}` and
 //! `pkg/endpoints/filters/impersonation.go`. A well-formed bearer token is authenticated or answered 401 there, on every
@@ -19,7 +19,7 @@ const OF_THE_TOKEN: [&str; 4] = ["exp", "iat", "nbf", "jti"];
 /// Subjects of service accounts, whose rights hang on the name alone.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
-/// Who, as far as grants go: 16 bytes of a SHA-256.
+/// The account that grants belong to: 16 bytes of a SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity(pub(super) [u8; 16]);
 
@@ -40,7 +40,7 @@ pub struct Token {
     pub account: Identity,
 }
 
-/// What a request carries to say who it is from.
+/// The credential that a request carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
     /// Nothing: `system:anonymous` to the cloud.
@@ -166,7 +166,7 @@ fn is_unclear(headers: &HeaderMap) -> bool {
     };
     headers.keys().any(is_of_a_proxy)
         || mentions(header::SEC_WEBSOCKET_PROTOCOL, &|protocol| protocol.starts_with(WEBSOCKET_BEARER))
-        // What `Connection` names does not reach the cloud.
+        // A header that `Connection` names does not reach the cloud.
         || mentions(header::CONNECTION, &|name| name == "authorization" || name.starts_with("impersonate-"))
 }
 
@@ -182,7 +182,7 @@ fn persona(headers: &HeaderMap) -> [u8; 32] {
     sha256(&parts)
 }
 
-/// Whom a JWT speaks of, unverified: issuer and subject of a service account. Two tokens of another user may differ in
+/// The account that a JWT names, unverified: issuer and subject of a service account. Two tokens of another user may differ in
 /// groups or scopes, so there every claim counts but those of the token itself.
 fn subject(token: &[u8]) -> Option<Vec<u8>> {
     let parts: Vec<&[u8]> = token.split(|byte| *byte == b'.').collect();

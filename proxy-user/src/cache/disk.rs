@@ -22,7 +22,7 @@ const BLOCK: usize = 4096;
 /// Most blocks kept in memory; redb's repair of a file that needs one writes fewer than ten.
 const MAX_BLOCKS: usize = 2048;
 
-/// What redb needs of a file; tests have one that fails.
+/// The file operations that redb needs; tests have a file that fails.
 pub(super) trait Storage: Debug + Send + Sync {
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
@@ -134,7 +134,7 @@ impl Medium for FileSystem {
     }
 }
 
-/// What a database may still do.
+/// Operations that a database may still do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gate {
     Open,

@@ -17,7 +17,7 @@ const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 const EIO: i32 = 5;
 
-/// What fails, and from when on.
+/// Operations that fail, and from which one on.
 #[derive(Debug, Default)]
 struct Faults {
     /// errno of writes, 0: none.
@@ -213,7 +213,7 @@ async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
     assert_eq!(asides(dir.path()), 0);
 }
 
-/// What is given up is a gap that no watch and no list may go over.
+/// An operation that is given up leaves a gap that no watch and no list may go over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i2_what_the_disk_did_not_take_is_a_gap_that_nothing_goes_over() {
     let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());

@@ -10,7 +10,7 @@ pub enum StoreError {
     Directory {
         /// Which.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// Another process has it.
@@ -33,7 +33,7 @@ pub enum StoreError {
         "what watches feed alone needs more than --cache-max-bytes ({0} bytes): it is not kept; allow the store more"
     )]
     Full(u64),
-    /// What is being sent can't be ended as it was begun.
+    /// The list on its way to a client can't be ended as it was begun.
     #[error("the list changed while it was sent: list again")]
     Changed,
 }
@@ -45,7 +45,7 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 }
 
 impl StoreError {
-    /// What the file holds is wrong. Nothing else sets a store aside: a full, failing or read-only disk, a want of
+    /// The file's contents are wrong. Nothing else sets a store aside: a full, failing or read-only disk, a want of
     /// descriptors or rights say nothing about it.
     pub(super) fn is_corruption(&self) -> bool {
         use redb::Error;

@@ -52,7 +52,7 @@ pub struct Exchange {
     pub asked: u64,
     /// When its answer began: what it says was so by then.
     pub answered: u64,
-    /// Who asked, of a write that is answered with the object as it is then.
+    /// The caller of a write, which is answered with the object as written.
     pub author: Option<Credential>,
 }
 

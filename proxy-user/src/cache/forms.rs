@@ -62,7 +62,7 @@ struct Waiting {
     rows: Vec<u8>,
 }
 
-/// What a page says of itself.
+/// A page's description of itself.
 #[derive(Debug)]
 pub struct PageHead<'a> {
     /// The document's key in the store.
@@ -141,7 +141,7 @@ impl FormPages {
     }
 }
 
-/// What stands between the brackets of a list; Go writes an empty one as null.
+/// The bytes between the brackets of a list; Go writes an empty one as null.
 fn rows(list: Option<&RawValue>) -> Result<&[u8], CodecError> {
     let Some(list) = list else { return Ok(&[]) };
     let text = list.get().trim();

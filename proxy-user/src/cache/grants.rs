@@ -1,4 +1,4 @@
-//! What the cloud has allowed whom, kept in memory and in the store (I7). In: credentials and rights that the cloud
+//! Rights that the cloud has granted to callers, kept in memory and in the store (I7). In: credentials and rights that the cloud
 //! accepted, granted or refused. Out: may this caller read this while the cloud is away? One hash lookup a request.
 //!
 //! A row is an account's: that of a token that has proven itself ([`super::judge`] says how), or anonymous callers'. Each
@@ -32,7 +32,7 @@ const ABSENCE_COUNTS: u64 = 2 * REFRESH;
 /// A clock that goes back by more than this has been set, in milliseconds.
 const SET_BACK: u64 = 1_000;
 
-/// What may be done.
+/// An action that a right allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Read, by this verb.
@@ -302,7 +302,7 @@ impl Grants {
     }
 }
 
-/// Whose rights count for a credential: an ignored one gets what anonymous callers get.
+/// The account whose rights count for a credential: an ignored one gets what anonymous callers get.
 fn account(credential: &Credential) -> Option<Identity> {
     match credential {
         Credential::Anonymous | Credential::Ignored => Some(Identity::ANONYMOUS),
@@ -311,7 +311,7 @@ fn account(credential: &Credential) -> Option<Identity> {
     }
 }
 
-/// Whose rights an answer tells of.
+/// The account whose rights an answer tells of.
 fn owner(credential: &Credential) -> Option<Identity> {
     if *credential == Credential::Ignored { None } else { account(credential) }
 }

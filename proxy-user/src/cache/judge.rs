@@ -20,9 +20,9 @@ const PUBLIC: &str = "kube-public";
 /// One question, as far as rights go.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
-    /// Who asks.
+    /// The caller.
     pub credential: &'a Credential,
-    /// What is asked.
+    /// The request.
     pub request: &'a ApiRequest<'a>,
     /// The key of what is asked for ([`key::push_scope`]).
     pub scope: &'a [u8],
@@ -40,7 +40,7 @@ pub struct Answered {
 /// The part of the store that is open to a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// What is asked for.
+    /// The object, list or document.
     Read,
     /// The news that it does not exist, if that was the last that the cloud said to this caller.
     HearAbsent,
@@ -80,7 +80,7 @@ impl Asked<'_> {
         wider
     }
 
-    /// Who asks, and of which collection: the same for its list as for its watch.
+    /// Caller and collection: the same for its list as for its watch.
     pub fn listing(&self) -> Vec<u8> {
         super::grants::row_of(
             self.credential,
@@ -153,7 +153,7 @@ impl Cache {
         }
     }
 
-    /// What the caller may have from the store, without a look at what is in it.
+    /// Decides from rights alone, without a look at what the store holds.
     pub fn decide(&self, asked: &Asked<'_>, max_age: u64) -> Decision {
         let (grants, now) = (&self.grants, self.clock.now());
         self.ingest.ops(grants.follow(now));

@@ -19,12 +19,12 @@ const SWEEP_EVERY: u64 = 600_000;
 /// The namespace that every cluster has, and that can't be deleted.
 pub const KUBE_SYSTEM: &[u8] = b"/namespaces/kube-system";
 
-/// What is known of the cluster's identity. Lives as long as the writer.
+/// Evidence about the cluster's identity. Lives as long as the writer.
 #[derive(Debug, Clone)]
 pub struct Lineage {
     clock: Clock,
     now: u64,
-    /// What an answer has contradicted once, by object or collection.
+    /// Copies that an answer has contradicted once, by object or collection.
     suspects: HashSet<Vec<u8>>,
     /// Objects that were replaced by older ones of another uid, and when those were asked for.
     strangers: HashMap<Vec<u8>, u64>,

@@ -23,7 +23,7 @@ pub struct Said {
     pub since: u64,
     /// When the answer began: it tells of no moment after this one.
     pub at: u64,
-    /// What kind of answer it was.
+    /// The kind of answer.
     pub answer: Answer,
 }
 
@@ -134,7 +134,7 @@ pub enum Op {
     Evict(Evicted),
 }
 
-/// What goes to make room.
+/// Rows that are evicted.
 #[derive(Debug)]
 pub enum Evicted {
     /// The key of an object that stands in no collection that stays.

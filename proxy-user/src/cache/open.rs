@@ -19,7 +19,7 @@ pub(super) const FILE: &str = "hublet.redb";
 /// Bytes that a disk must take before the store is opened to be written again.
 const ROOM: usize = 1 << 20;
 
-/// What can be done with an open store.
+/// Whether an open store can be written, or at least read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// It is read and written.
@@ -158,7 +158,7 @@ impl Place {
         let db = opened.inspect_err(|_| {
             backend.cut();
             if fresh {
-                // What a full disk left of a beginning is no store.
+                // A new file that a full disk cut short is no store.
                 let _ = file.set_len(0);
             }
         })?;

@@ -70,7 +70,7 @@ pub struct Store {
     shared: Arc<Shared>,
 }
 
-/// What readers hold of the store.
+/// Snapshots that readers hold.
 #[derive(Debug)]
 pub(super) struct Shared {
     /// `None` once it is closed.
@@ -112,7 +112,7 @@ impl Store {
         opened.as_ref().ok_or(StoreError::Closed)?.begin_write()
     }
 
-    /// What can be done with it.
+    /// Whether it can be written, or at least read.
     pub fn condition(&self) -> Condition {
         let opened = self.shared.opened.load();
         let closed = || Condition::Unreadable(StoreError::Closed.to_string());

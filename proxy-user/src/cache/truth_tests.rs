@@ -1,4 +1,4 @@
-//! What the store believes when answers contradict each other: lagging API servers, clocks that jump, a cluster that was
+//! The store when answers contradict each other: lagging API servers, clocks that jump, a cluster that was
 //! restored or replaced.
 
 use super::tests::{Bench, GONE, POD, PODS, event, gone, list, pod};
@@ -250,7 +250,7 @@ async fn a_table_in_pages_is_stored_once_it_is_whole_and_a_plain_list_instead_of
             r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{meta},"columnDefinitions":[],"rows":{rows}}}"#
         )
     };
-    let key = "/pods/d/\napplication/json;as=Table;g=meta.k8s.io;v=v1";
+    let key = "/pods/d/\nv1 application/json;as=Table;g=meta.k8s.io;v=v1";
     let document = async || {
         let snapshot = bench.cache.snapshot().await.unwrap();
         snapshot.document(key.as_bytes(), |d| String::from_utf8_lossy(d.body).into_owned()).unwrap()

@@ -31,7 +31,7 @@ pub struct Members {
     pub(super) skip: usize,
     /// The objects.
     pub(super) objects: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    /// What is known to be gone.
+    /// An object that is known to be gone.
     pub(super) absent: ReadOnlyTable<&'static [u8], (u64, u64)>,
 }
 
@@ -80,7 +80,7 @@ impl Members {
     }
 }
 
-/// What a list consists of, and what must hold as long as it is sent.
+/// A list's source, and the state that must hold as long as it is sent.
 #[derive(Debug)]
 pub struct Listed {
     /// Key of the collection that says that it is whole.
@@ -89,7 +89,7 @@ pub struct Listed {
     pub collection: Collection,
     /// Key of the collection with selectors whose members it has; without selectors all under the prefix.
     pub selective: Option<Vec<u8>>,
-    /// What its objects' keys begin with.
+    /// The prefix of its objects' keys.
     pub prefix: Vec<u8>,
     /// Encoding of its objects.
     pub encoding: Encoding,

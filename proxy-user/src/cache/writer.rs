@@ -45,7 +45,7 @@ const COPYING: Duration = Duration::from_millis(500);
 /// An answer that is being read.
 struct Copying {
     observer: Observer,
-    /// Who wrote what is copied.
+    /// The caller whose write is answered by it.
     author: Option<Credential>,
     /// Bytes, as of the last look.
     held: usize,
@@ -230,7 +230,7 @@ impl Writer {
         true
     }
 
-    /// Who wrote an object has been shown it: the operations from `from` on.
+    /// The author of a write has been shown the object, which the operations from `from` on store.
     fn shown_to(&mut self, author: &Credential, from: usize, now: u64) {
         let key = |op: &Op| if let Op::Upsert { key, .. } = op { Some(key.clone()) } else { None };
         for key in self.ops[from..].iter().filter_map(key).collect::<Vec<_>>() {
@@ -304,7 +304,7 @@ impl Writer {
             .collect();
         let evicted = self.budget.make_room(&self.store, &self.ops, &fed, &mut self.lineage)?;
         self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
-        // What is applied once more must not count as seen twice.
+        // A batch that is applied again must not count as seen twice.
         let before = self.lineage.clone();
         let applied = apply(&self.store, &self.ops, &mut self.lineage);
         if applied.is_err() {
@@ -386,7 +386,8 @@ impl Writer {
         self.counters.full.store(true, Ordering::Relaxed);
     }
 
-    /// What was lost may be a step of a watch, or a page: nothing that runs now may count as complete any more.
+    /// Gives up all copies under way: a step of a watch or a page may be among what was lost, and none of them can count as
+    /// complete any more.
     fn give_up(&mut self) {
         self.counters.given_up.fetch_add(1 + self.observers.len() as u64, Ordering::Relaxed);
         self.observers.clear();

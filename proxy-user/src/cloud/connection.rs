@@ -201,7 +201,7 @@ impl Future for Driver {
     type Output = Option<hyper::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // What the requests have put into h2 is written in the same turn.
+        // Frames that requests have put into h2 are written in the same turn.
         let _taken = self.poll_requests(cx);
         if let Some(bytes) = &mut self.bytes {
             let moved = bytes.as_mut().poll(cx);

@@ -190,7 +190,7 @@ impl Dialer {
     }
 }
 
-/// What to say of several addresses: that the connection is refused only where all refuse it.
+/// The error to report of several addresses: refused only where all refuse.
 fn worse(before: Option<DialError>, now: DialError) -> DialError {
     match before {
         Some(before) if now.is_refused() => before,

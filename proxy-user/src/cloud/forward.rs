@@ -135,7 +135,7 @@ impl Cloud {
         }
     }
 
-    /// What comes of an upgrade, which ends at once when the cloud is found to be away, as every request does.
+    /// The result of an upgrade, which ends at once when the cloud is found to be away, as every request does.
     ///
     /// # Errors
     /// The upgrade's own, or [`ForwardError::Lost`].
@@ -192,7 +192,7 @@ impl Cloud {
         }
     }
 
-    /// What goes to the cloud.
+    /// The request that goes to the cloud.
     fn outgoing(&self, parts: &Parts, body: Option<Upload>) -> Request<Upload> {
         let server = self.upstreams.dialer().server();
         let mut request = Request::new(body.unwrap_or_else(|| Either::Right(Full::default())));

@@ -210,7 +210,7 @@ impl Health {
         }
     }
 
-    /// What comes of a request, or nothing once silence has outlasted patience.
+    /// The result of a request, or `None` once silence has outlasted patience.
     pub async fn while_heard<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -222,7 +222,7 @@ impl Health {
         }
     }
 
-    /// What comes of a request that only the cloud can answer. While it waits in silence, the cloud is asked for a sign
+    /// The result of a request that only the cloud can answer. While it waits in silence, the cloud is asked for a sign
     /// of life, so that the state tells when waiting is in vain.
     pub async fn attended<T>(&self, answer: impl Future<Output = T>) -> T {
         let mut answer = std::pin::pin!(answer);

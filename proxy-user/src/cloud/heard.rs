@@ -109,7 +109,7 @@ impl HeardStream {
         Self { tcp, heard, line: Arc::default() }
     }
 
-    /// What is known of this connection alone.
+    /// Bytes and times of this connection alone.
     pub fn line(&self) -> &Arc<Line> {
         &self.line
     }

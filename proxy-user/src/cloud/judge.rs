@@ -129,7 +129,7 @@ impl<L: Link> Judge<L> {
                 self.enter(CloudState::Suspect, "a request failed");
             }
             Signal::Refused | Signal::Failed => {}
-            // What was heard since then counts for more.
+            // Bytes heard since then count for more.
             Signal::Silent if self.health.heard.last().elapsed() < self.health.patience() / 2 => {}
             Signal::Silent => self.enter(CloudState::Silent, "a request met silence"),
         }
@@ -208,7 +208,7 @@ impl<L: Link> Judge<L> {
         (CloudState::Connected, "the probes were answered".into())
     }
 
-    /// What was said before must not be held against the cloud now.
+    /// Drops earlier signals, which must not be held against the cloud now.
     fn forget(&mut self) {
         while self.signals.try_recv().is_ok() {}
     }

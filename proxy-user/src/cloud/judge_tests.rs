@@ -13,7 +13,7 @@ const MS: Duration = Duration::from_millis(1);
 const INTERVAL: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What becomes of a probe.
+/// A probe's outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Answers,
@@ -49,7 +49,7 @@ impl Scripted {
         }
         sleep(MS * u32::try_from(self.round_trip.load(Ordering::Relaxed)).unwrap()).await;
         let mut way = self.way.subscribe();
-        // What was lost in the dead link doesn't come when it lives again.
+        // Bytes lost in the dead link don't arrive when it is mended.
         if *way.borrow_and_update() != Way::Answers {
             std::future::pending::<()>().await;
         }

@@ -37,7 +37,7 @@ const fn windows(streams: usize, stream: u32) -> Windows {
 struct Kept {
     sender: http2::SendRequest<Upload>,
     wide: bool,
-    /// What the server allows.
+    /// The server's limit of streams.
     allowed: Arc<AtomicUsize>,
     streams: Arc<Streams>,
     line: Arc<Line>,
@@ -63,7 +63,7 @@ struct Pool {
     watches: usize,
 }
 
-/// What a request for a place gets.
+/// The outcome of a request for a place.
 pub enum Seat {
     /// A place.
     Taken(Stream),
@@ -91,7 +91,7 @@ pub struct Dialling {
     shared: Arc<Shared>,
     /// For the wide connection.
     pub wide: bool,
-    /// What the connection's windows are to be.
+    /// The connection's flow-control windows.
     pub windows: Windows,
 }
 
@@ -151,7 +151,7 @@ impl Pool {
         self.wide == 0 && !self.kept.iter().any(|kept| kept.wide && Self::is_usable(kept))
     }
 
-    /// What is being dialled will do for one more that waits.
+    /// The connections being dialled have room for one more that waits.
     fn is_enough(&self, watch: bool) -> bool {
         if watch {
             self.watches < self.narrow * FIRST

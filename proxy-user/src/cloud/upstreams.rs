@@ -255,7 +255,7 @@ impl Link for Upstreams {
         self.lost.notified().await;
     }
 
-    /// What runs goes on.
+    /// Requests under way go on.
     fn retire_all(&self) {
         self.idle.clear();
         self.shared.retire();

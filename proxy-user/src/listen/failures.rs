@@ -22,7 +22,7 @@ struct Recent {
     untold: u64,
 }
 
-/// Whose handshake it was: its address and, where that is attested, its process's name.
+/// The caller of a handshake: its address and, where that is attested, its process's name.
 pub(super) type Caller = (IpAddr, Option<String>);
 
 impl Failures {

@@ -42,7 +42,7 @@ pub(super) struct Seat {
     leaving: bool,
 }
 
-/// What a newcomer finds.
+/// The outcome for a new connection.
 #[derive(Debug)]
 pub(super) enum Room {
     /// A free place.

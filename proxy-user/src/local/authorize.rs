@@ -34,7 +34,7 @@ impl<'a> Deref for AbsenceOnly<'a> {
     }
 }
 
-/// What the asker of a question may have.
+/// The part of the store that the caller may have.
 #[derive(Debug)]
 pub(super) enum Permission<'a> {
     /// The answer.

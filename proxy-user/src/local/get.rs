@@ -61,7 +61,7 @@ impl Local {
         }
     }
 
-    /// What a caller gets who has only been told 404: the same again, or that he isn't known to be allowed more.
+    /// The answer to a caller who has only been told 404: the same again, or that he isn't known to be allowed more.
     pub(super) async fn absence(&self, absence: &AbsenceOnly<'_>) -> Result<Response<Body>, Refusal> {
         if let Some(at) = self.cache.absent_since(absence).await? {
             return Ok(self.remembered_404(absence, Accepts::of(absence.headers).errors, at));

@@ -233,10 +233,10 @@ impl StoredList {
     }
 }
 
-/// What stands before and behind the items, and their length where the head says it.
+/// The bytes before and behind the items, and their length where the head says it.
 type Envelope = (Vec<u8>, Vec<u8>, Option<usize>);
 
-/// What stands before and behind the items, as the API server writes it.
+/// The bytes before and behind the items, as the API server writes it.
 fn json_envelope(collection: &Collection) -> Envelope {
     let Collection { kind, api_version, version, .. } = collection;
     if collection.unstructured {

@@ -177,7 +177,7 @@ pub fn away(verb: Verb, what: &str) -> String {
     format!("hublet: the cloud is away; this node can't {} {what} now", verb.as_str())
 }
 
-/// What a read is told that only the cloud can answer: logs, a scale and other subresources are never stored.
+/// The refusal for a read that only the cloud can answer: logs, a scale and other subresources are never stored.
 pub fn out_of_reach(what: &str) -> Refusal {
     Refusal::Unknown(format!("hublet: {what} can't be had while the cloud is away"))
 }

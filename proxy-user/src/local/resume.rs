@@ -24,7 +24,7 @@ const MAX_LISTED: usize = 4_096;
 
 /// The moment at which each caller was last told a collection as a whole, in milliseconds since the epoch.
 ///
-/// What is known beyond a collection's resourceVersion (an object that was read or written since, a 404) can't be told
+/// A change beyond a collection's resourceVersion (an object that was read or written since, a 404) can't be told
 /// as an event: the client would go on from its resourceVersion and miss others' changes before it. So it has to list
 /// again, once: the list holds those changes, at the collection's own resourceVersion.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl Listed {
     }
 }
 
-/// What a client that resumes is told first.
+/// The beginning of a watch that resumes.
 #[derive(Debug)]
 pub(super) enum Resume {
     /// These events; none where nothing has changed.
@@ -99,7 +99,7 @@ impl Changes {
 }
 
 impl Local {
-    /// What a client that has seen `from` is told first.
+    /// The beginning of a watch by a client that has seen `from`.
     pub(super) fn resume(
         &self,
         question: &Allowed<'_>,
@@ -134,7 +134,7 @@ impl Local {
 
     /// Of a collection that isn't known as a whole: something under it has changed since.
     fn is_behind(&self, question: &Allowed<'_>, from: u64) -> Result<bool, StoreError> {
-        // What a selection lacks of the changes isn't known.
+        // The changes that a selection lacks aren't known.
         if question.request.has_selectors() || question.request.verb != Verb::Watch {
             return Ok(false);
         }

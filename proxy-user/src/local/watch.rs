@@ -34,11 +34,11 @@ struct Bookmarks {
     version: u64,
 }
 
-/// What a watch begins with.
+/// The beginning of a watch.
 enum Initial {
     /// All that is there.
     All(Box<ListWalk>),
-    /// What has changed since the client's resourceVersion, as events.
+    /// The changes since the client's resourceVersion, as events.
     Changes(Vec<u8>),
 }
 

@@ -92,7 +92,7 @@ fn a_request_that_is_not_wholly_understood_keeps_its_verb_and_has_no_key() {
     }
 }
 
-/// What Go's net/http and kube-apiserver's own code make of a request (`tests/kube/spelling`).
+/// The readings of a request by Go's net/http and kube-apiserver's own code (`tests/kube/spelling`).
 #[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Go {

@@ -61,7 +61,7 @@ pub enum Lie {
     Hang,
     /// Nothing is done, and HTTP/2 says so: `REFUSED_STREAM`.
     Refuse,
-    /// What is asked for is done; then the connection breaks without a word.
+    /// The request is carried out; then the connection breaks without a word.
     Break,
     /// The true answer; then the connection is closed in good order (`GOAWAY`, `Connection: close`).
     Close,

@@ -110,7 +110,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number:
     Ok(())
 }
 
-/// Whose connection it is.
+/// The connection's peer.
 struct Caller {
     certificate: Option<User>,
     number: u64,

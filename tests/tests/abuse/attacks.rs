@@ -24,7 +24,7 @@ const TARGET: &str = "HUBLET_TEST_ATTACK";
 const SECURE: &str = "169.254.2.1:10268";
 const PLAIN: &str = "169.254.2.1:10261";
 
-/// What an attack does.
+/// An attack.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Attack {
     /// So many HTTP/2 connections with so many streams of a path each, of which nothing is read.
@@ -84,7 +84,7 @@ impl Target {
     }
 }
 
-/// What the process does that [`Target::start`] starts.
+/// The whole of the process that [`Target::start`] starts.
 pub(crate) fn attack() -> Result<()> {
     let Ok(target) = std::env::var(TARGET) else { return Ok(()) };
     let target: Target = serde_json::from_str(&target)?;
@@ -238,7 +238,7 @@ fn whole(stream: &mut impl Read) -> bool {
 fn dial(address: &str) -> Result<TcpStream> {
     let address: SocketAddr = address.parse()?;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-    // What isn't read stays with hublet, and not in the kernel's buffers.
+    // A small buffer, so that unread bytes stay with hublet and not in the kernel.
     socket.set_recv_buffer_size(32 << 10)?;
     socket.bind(&SocketAddr::new(ADDRESS.parse()?, 0).into())?;
     socket.connect_timeout(&address.into(), Duration::from_secs(10))?;

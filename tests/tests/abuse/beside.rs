@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_millis(10);
 const FRESH: Duration = Duration::from_millis(500);
 const EVENT: Duration = Duration::from_millis(250);
 
-/// What it has seen since it was asked last.
+/// Calls and events since the last look.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Seen {
     pub(crate) failed: Vec<String>,
@@ -79,7 +79,7 @@ impl Beside {
         Ok(beside)
     }
 
-    /// What it has seen since this was called last.
+    /// Takes the calls and events since the last look.
     pub(crate) fn take(&self) -> Seen {
         std::mem::take(&mut self.seen.lock())
     }

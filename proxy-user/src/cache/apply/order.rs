@@ -1,4 +1,4 @@
-//! What replaces what. Within one etcd resourceVersions order everything; where an answer that was certainly given later
+//! Which copy replaces which. Within one etcd resourceVersions order everything; where an answer that was certainly given later
 //! contradicts them, the cluster is another one, or its etcd was restored from a backup, and the later answer counts
 //! (`lineage`).
 

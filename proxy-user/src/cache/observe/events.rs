@@ -9,7 +9,7 @@ use crate::cache::op::{Op, Said};
 use crate::cache::record::{Collection, NewRecord, TypeHint};
 use crate::local::negotiate::Encoding;
 
-/// What to do with each frame of a watch.
+/// The treatment of each frame of a watch.
 pub(super) fn frame<'a>(
     exchange: &'a Exchange,
     members: &'a mut Option<Vec<Vec<u8>>>,
