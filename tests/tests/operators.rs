@@ -39,18 +39,22 @@ fn control_characters(text: &str) -> Vec<char> {
     text.chars().filter(hidden).collect()
 }
 
+/// A node whose calls of the API service are steered, where eBPF can be had.
+fn steered() -> Result<Option<Site>> {
+    if !require::bpf() {
+        return Ok(None);
+    }
+    Site::start("operators", |options| {
+        options.steer = "10.96.0.1:443".into();
+        options.bpffs = true;
+    })
+}
+
 /// A process names itself and its executable: with escape sequences, and with line breaks and what looks like another
 /// row of the table. They reached the terminal through `hublet status`, and the log.
 #[test]
 fn a_callers_name_is_text_on_a_terminal_and_in_the_log() -> Result<()> {
-    if !require::bpf() {
-        return Ok(());
-    }
-    let site = Site::start("operators", |options| {
-        options.steer = "10.96.0.1:443".into();
-        options.bpffs = true;
-    })?;
-    let Some(site) = site else { return Ok(()) };
+    let Some(site) = steered()? else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let named = folder.path().join("\u{1b}[31m\u{9b}2J\u{202e}\nr");
     std::fs::copy("/bin/bash", &named)?;
@@ -220,14 +224,7 @@ fn an_output_that_nobody_reads_is_a_quiet_end() -> Result<()> {
 /// Nothing turned eBPF off as a whole, and what a flag had switched off was a warning.
 #[test]
 fn ebpf_can_be_switched_off_as_a_whole_and_that_is_no_warning() -> Result<()> {
-    if !require::bpf() {
-        return Ok(());
-    }
-    let site = Site::start("operators", |options| {
-        options.steer = "10.96.0.1:443".into();
-        options.bpffs = true;
-    })?;
-    let Some(mut site) = site else { return Ok(()) };
+    let Some(mut site) = steered()? else { return Ok(()) };
     let pinned = site.daemon.bpffs().unwrap().join("hublet");
     site.daemon.kill()?;
     assert!(pinned.exists(), "the killed one's programs are still attached");
