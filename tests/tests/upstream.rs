@@ -210,6 +210,24 @@ fn a_server_that_allows_few_streams_gets_more_connections() -> Result<()> {
     Ok(())
 }
 
+/// Of a server that allowed no streams each request took up to three more connections, until all 64 stood open.
+#[test]
+fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<()> {
+    let cloud = cloud::Options { max_streams: 0, ..Default::default() };
+    let Some(site) = Site::with_cloud("none", cloud, |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200, "a new token has a connection of its own");
+    for _ in 0..20 {
+        let answer = ask(&admin, "DELETE", &format!("{MAPS}/m"));
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+    }
+    assert_eq!(admin.get(NODE)?.header("x-hublet-source"), "store");
+    let connections = site.daemon.status()?["cloud"]["connections"].as_u64().unwrap();
+    assert!(connections < 16, "{connections} connections");
+    Ok(())
+}
+
 /// A connection on which a request waited while others were heard took no more requests, for ever: 64 requests that the
 /// server sat on (a log without lines, a service that answers late) took all connections, and everybody met 429.
 #[test]

@@ -66,6 +66,9 @@ pub enum DialError {
     /// The limit of connections is reached.
     #[error("too many connections to the cloud are in use")]
     Busy,
+    /// The server takes no requests over HTTP/2.
+    #[error("the server allows no streams on its connections (SETTINGS_MAX_CONCURRENT_STREAMS is 0)")]
+    NoStreams,
 }
 
 impl DialError {
@@ -74,12 +77,13 @@ impl DialError {
         matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
-    /// This node lacks something: a place, a file descriptor, memory, a port. That tells nothing of the cloud.
+    /// This node lacks something: a place, a file descriptor, memory, a port. That tells nothing of the cloud; nor does a
+    /// server that is there and takes no requests.
     pub fn is_ours(&self) -> bool {
         use rustix::io::Errno;
         let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
         match self {
-            Self::Busy => true,
+            Self::Busy | Self::NoStreams => true,
             Self::Connect { source, .. } | Self::Resolve { source, .. } => {
                 source.raw_os_error().is_some_and(|code| lacks.iter().any(|e| e.raw_os_error() == code))
             }
