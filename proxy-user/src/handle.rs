@@ -306,7 +306,8 @@ impl Handler {
             Some(question) => self.local.judge(&question, Answered { status, asked_at: asked }),
             None => self.cache.judge_credential(&call.credential, status),
         }
-        if matches!(terms.way, Way::Apart(_)) && self.has_proven_itself(&call.credential) {
+        let (apart, proven) = (matches!(terms.way, Way::Apart(_)), self.has_proven_itself(&call.credential));
+        if apart && proven {
             self.cloud.upstreams.proven(&mut place);
         }
         let capture = reading
@@ -317,7 +318,10 @@ impl Handler {
             .and_then(|e| self.cache.capture(e));
         let watch = reading.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
-        let body = CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics));
+        let mut body = CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics));
+        if apart && !proven && !watch {
+            body.read_ahead().await;
+        }
         let mut response = Response::new(Body::cloud(body));
         *response.status_mut() = head.status;
         *response.headers_mut() = end_to_end(&head.headers);

@@ -6,13 +6,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Method;
 use http_body_util::{BodyExt, Either, Full, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body, Incoming};
 
 use crate::cache::codec::protobuf;
 use crate::status::Refusal;
 
 /// Longest body of a DELETE, in bytes: options, a few hundred at the most.
 const MAX_OPTIONS: usize = 64 << 10;
+/// Longest time for it to come.
+const OPTIONS: Duration = Duration::from_secs(5);
 /// Most bytes of a refused write that are taken in before it is refused, and how long that may take.
 const MAX_UNWANTED: usize = 4 << 20;
 const UNWANTED: Duration = Duration::from_secs(1);
@@ -24,7 +26,7 @@ pub type Upload = Either<Incoming, Full<Bytes>>;
 /// `dryRun`, which is the second half of the answer.
 ///
 /// # Errors
-/// The options are too long, or break off.
+/// The options are too long, too slow, or break off.
 pub async fn take(method: &Method, body: Incoming) -> Result<(Option<Upload>, bool), Refusal> {
     if body.is_end_stream() {
         return Ok((None, false));
@@ -32,12 +34,21 @@ pub async fn take(method: &Method, body: Incoming) -> Result<(Option<Upload>, bo
     if method != Method::DELETE {
         return Ok((Some(Either::Left(body)), false));
     }
-    let whole = Limited::new(body, MAX_OPTIONS).collect().await;
-    let options =
-        whole.map_err(|error| Refusal::BadRequest(format!("hublet: a DELETE's options: {error}")))?;
-    let options = options.to_bytes();
+    let options = options(body).await?;
     let dry_run = may_be_dry_run(&options);
     Ok((Some(Either::Right(Full::new(options))), dry_run))
+}
+
+/// A DELETE's options, whole.
+async fn options<B>(body: B) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let refused = |why: String| Refusal::BadRequest(format!("hublet: a DELETE's options: {why}"));
+    let whole = tokio::time::timeout(OPTIONS, Limited::new(body, MAX_OPTIONS).collect()).await;
+    let whole = whole.map_err(|_| refused(format!("not all of them came within {} s", OPTIONS.as_secs())))?;
+    Ok(whole.map_err(|error| refused(error.to_string()))?.to_bytes())
 }
 
 /// `DeleteOptions` that say `dryRun`, or may say it with an escape (`dry\u0052un` in JSON).
@@ -70,6 +81,15 @@ pub async fn swallow(mut body: Incoming) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A DELETE whose options never came waited for ever, and held its place among the requests.
+    #[tokio::test(start_paused = true)]
+    async fn options_that_do_not_come_are_not_waited_for() {
+        let silent = futures_util::stream::pending::<Result<hyper::body::Frame<Bytes>, std::io::Error>>();
+        let read = options(http_body_util::StreamBody::new(silent));
+        let refused = tokio::time::timeout(Duration::from_secs(60), read).await.expect("an end");
+        assert!(matches!(refused, Err(Refusal::BadRequest(why)) if why.contains("within")));
+    }
 
     /// An escaped `dryRun` was taken for a real DELETE, and the object was "not found" offline.
     #[test]

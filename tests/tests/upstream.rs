@@ -3,11 +3,13 @@
 //! whatever still hangs in the dead link ends at once.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use bytes::Bytes;
 use http::Request;
 use hublet_tests::client::{Answer, Client};
 use hublet_tests::cloud::{self, Cloud, Lie, LieRule};
@@ -18,6 +20,7 @@ use hublet_tests::kube::edge::Edge;
 use hublet_tests::netns::Netns;
 use hublet_tests::require;
 use hublet_tests::site::Site;
+use hublet_tests::worker::Worker;
 use serde_json::json;
 
 const NODES: &str = "/api/v1/nodes";
@@ -207,6 +210,24 @@ fn a_server_that_allows_few_streams_gets_more_connections() -> Result<()> {
     Ok(())
 }
 
+/// Of a server that allowed no streams each request took up to three more connections, until all 64 stood open.
+#[test]
+fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<()> {
+    let cloud = cloud::Options { max_streams: 0, ..Default::default() };
+    let Some(site) = Site::with_cloud("none", cloud, |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200, "a new token has a connection of its own");
+    for _ in 0..20 {
+        let answer = ask(&admin, "DELETE", &format!("{MAPS}/m"));
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+    }
+    assert_eq!(admin.get(NODE)?.header("x-hublet-source"), "store");
+    let connections = site.daemon.status()?["cloud"]["connections"].as_u64().unwrap();
+    assert!(connections < 16, "{connections} connections");
+    Ok(())
+}
+
 /// A connection on which a request waited while others were heard took no more requests, for ever: 64 requests that the
 /// server sat on (a log without lines, a service that answers late) took all connections, and everybody met 429.
 #[test]
@@ -300,6 +321,42 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
     }
     drop(near);
     Ok(())
+}
+
+/// Four addresses that read nothing of eight short answers each held all connections for credentials that have not
+/// proven themselves: a new token met 503 after 5 s, until they were cut after 30 s.
+#[test]
+fn answers_that_nobody_reads_leave_the_connections_to_new_tokens() -> Result<()> {
+    let Some(site) = Site::start("apart", |_| {})? else { return Ok(()) };
+    let worker = Worker::start("unread", Some(&site.netns))?;
+    let mut unread = Vec::new();
+    for last in 2..=5 {
+        unread.push(worker.spawner().run(ask_and_read_nothing([127, 0, 0, last].into(), 8))?);
+    }
+    let start = Instant::now();
+    let answer = site.daemon.client(Some(&site.cloud.admin_token))?.get(NODES)?;
+    assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"), "{answer:?}");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    Ok(())
+}
+
+/// So many anonymous requests on one HTTP/2 connection whose windows stay shut, until their answers' heads are there.
+async fn ask_and_read_nothing(
+    from: IpAddr,
+    streams: usize,
+) -> Result<(h2::client::SendRequest<Bytes>, Vec<http::Response<h2::RecvStream>>)> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    let stream = socket.connect(([127, 0, 0, 1], 10261).into()).await?;
+    let (mut sender, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake(stream).await?;
+    tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for _ in 0..streams {
+        let request = Request::get("http://127.0.0.1:10261/readyz?verbose").body(())?;
+        answers.push(sender.send_request(request, true)?.0.await?);
+    }
+    Ok((sender, answers))
 }
 
 /// The API server answers a token that it refuses with GOAWAY (`UnauthenticatedHTTP2DOSMitigation`), on the connection

@@ -34,7 +34,8 @@ pub struct Budget {
     limit: usize,
     used: AtomicUsize,
     shares: Mutex<HashMap<Client, Weak<Share>>>,
-    /// Those whose bodies wait for room, and how many they are.
+    /// Those whose bodies wait for room (that have wakers), and how many they are. Locked before a share's wakers, so that
+    /// both change together.
     waiting: Mutex<Vec<Arc<Share>>>,
     waiters: AtomicUsize,
     next: AtomicUsize,
@@ -62,19 +63,22 @@ pub struct Flow {
 /// Somebody who waits for room; dropping it ends the wait.
 #[derive(Debug)]
 pub struct Waiter {
+    budget: Arc<Budget>,
     share: Arc<Share>,
     id: usize,
 }
 
 impl Waiter {
     fn of(flow: &Flow) -> Self {
-        Self { share: Arc::clone(&flow.share), id: flow.budget.next.fetch_add(1, SeqCst) }
+        let id = flow.budget.next.fetch_add(1, SeqCst);
+        Self { budget: Arc::clone(&flow.budget), share: Arc::clone(&flow.share), id }
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.share.wakers.lock().remove(&self.id);
+        // A waker's drop may run others' code, and so comes behind the locks.
+        let _waker = self.budget.forget(self);
     }
 }
 
@@ -154,19 +158,41 @@ impl Budget {
         if self.waiters.load(SeqCst) == 0 {
             return;
         }
-        let mut ready = Vec::new();
-        self.waiting.lock().retain(|share| {
-            if !self.has_ample_room(share) {
-                return true;
+        let mut wakers = Vec::new();
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|share| {
+            let ready = self.has_ample_room(share);
+            if ready {
+                wakers.extend(share.wakers.lock().drain());
             }
-            ready.push(Arc::clone(share));
-            false
+            !ready
         });
-        for share in ready {
-            self.waiters.fetch_sub(1, SeqCst);
-            let wakers: Vec<_> = share.wakers.lock().drain().collect();
-            wakers.into_iter().for_each(|(_, waker)| waker.wake());
+        self.waiters.store(waiting.len(), SeqCst);
+        drop(waiting);
+        wakers.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// Somebody waits: what was to be woken for it before, if anything.
+    fn wait(&self, waiter: &Waiter, waker: Waker) -> Option<Waker> {
+        let mut waiting = self.waiting.lock();
+        let mut wakers = waiter.share.wakers.lock();
+        if wakers.is_empty() {
+            waiting.push(Arc::clone(&waiter.share));
+            self.waiters.store(waiting.len(), SeqCst);
         }
+        wakers.insert(waiter.id, waker)
+    }
+
+    /// Somebody waits no more; the share goes with its last one.
+    fn forget(&self, waiter: &Waiter) -> Option<Waker> {
+        let mut waiting = self.waiting.lock();
+        let mut wakers = waiter.share.wakers.lock();
+        let waker = wakers.remove(&waiter.id)?;
+        if wakers.is_empty() {
+            waiting.retain(|share| !Arc::ptr_eq(share, &waiter.share));
+            self.waiters.store(waiting.len(), SeqCst);
+        }
+        Some(waker)
     }
 }
 
@@ -187,16 +213,8 @@ impl Flow {
             *waiter = None;
             return Poll::Ready(());
         }
-        let id = waiter.get_or_insert_with(|| Waiter::of(self)).id;
-        let first = {
-            let mut wakers = self.share.wakers.lock();
-            wakers.insert(id, cx.waker().clone());
-            wakers.len() == 1
-        };
-        if first {
-            self.budget.waiting.lock().push(Arc::clone(&self.share));
-            self.budget.waiters.fetch_add(1, SeqCst);
-        }
+        let waiter = waiter.get_or_insert_with(|| Waiter::of(self));
+        drop(self.budget.wait(waiter, cx.waker().clone()));
         // Room may have been given back before this waiter was listed.
         if self.budget.has_ample_room(&self.share) {
             self.budget.released();
@@ -339,5 +357,31 @@ mod tests {
         }
         assert_eq!(flow.share.wakers.lock().len(), 0);
         assert_eq!(budget.waiters.load(SeqCst), 0);
+    }
+
+    /// Waits that were given up left their client's share behind, once each.
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_leaves_nothing() {
+        let budget = Budget::new(100 << 10);
+        let flow = budget.flow(client(1));
+        let mut held = Vec::new();
+        fill(&flow, &mut held);
+        let polled = |waiter: &mut Option<Waiter>| {
+            flow.poll_room(&Context::from_waker(Waker::noop()), waiter).is_pending()
+        };
+        let mut lasting = None;
+        for _ in 0..1000 {
+            let mut waiter = None;
+            assert!(polled(&mut waiter) && polled(&mut waiter));
+        }
+        assert_eq!((budget.waiting.lock().len(), budget.waiters.load(SeqCst)), (0, 0));
+        assert!(polled(&mut lasting));
+        let mut waiter = None;
+        assert!(polled(&mut waiter));
+        drop(waiter);
+        assert_eq!((budget.waiting.lock().len(), budget.waiters.load(SeqCst)), (1, 1), "one still waits");
+        held.clear();
+        assert_eq!((budget.waiting.lock().len(), budget.waiters.load(SeqCst)), (0, 0));
+        assert!(!polled(&mut lasting) && lasting.is_none());
     }
 }

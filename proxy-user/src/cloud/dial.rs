@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::ServerName;
+use socket2::TcpKeepalive;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -25,6 +26,9 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 pub type CloudStream = TlsStream<HeardStream>;
 /// Between the beginnings of connections to different addresses of the server.
 const STAGGER: Duration = Duration::from_millis(250);
+/// An idle connection is probed after the first time, again after each second one, and so many times before it is dead:
+/// after 30 s, longer than any way takes. HTTP/2 has its own pings; HTTP/1.1 and upgrades have these alone.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
 
 /// Why no connection could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,9 @@ pub enum DialError {
     /// The limit of connections is reached.
     #[error("too many connections to the cloud are in use")]
     Busy,
+    /// The server takes no requests over HTTP/2.
+    #[error("the server allows no streams on its connections (SETTINGS_MAX_CONCURRENT_STREAMS is 0)")]
+    NoStreams,
 }
 
 impl DialError {
@@ -70,12 +77,13 @@ impl DialError {
         matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
-    /// This node lacks something: a place, a file descriptor, memory, a port. That tells nothing of the cloud.
+    /// This node lacks something: a place, a file descriptor, memory, a port. That tells nothing of the cloud; nor does a
+    /// server that is there and takes no requests.
     pub fn is_ours(&self) -> bool {
         use rustix::io::Errno;
         let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
         match self {
-            Self::Busy => true,
+            Self::Busy | Self::NoStreams => true,
             Self::Connect { source, .. } | Self::Resolve { source, .. } => {
                 source.raw_os_error().is_some_and(|code| lacks.iter().any(|e| e.raw_os_error() == code))
             }
@@ -186,8 +194,20 @@ impl Dialer {
             tracing::trace!(%error, "upstream socket not marked");
         }
         socket.set_nodelay(true)?;
+        end_when_dead(&socket)?;
         socket.connect(address).await
     }
+}
+
+/// The kernel ends the connection when the other end has been silent for too long: to what was sent, or to probes of an
+/// idle connection (RFC 5482, RFC 9293 §3.8.4).
+fn end_when_dead(socket: &TcpSocket) -> io::Result<()> {
+    let (idle, interval, probes) = KEEPALIVE;
+    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(probes);
+    let socket = socket2::SockRef::from(socket);
+    socket.set_tcp_keepalive(&keepalive)?;
+    // With it, Linux counts no probes: it must leave time for all of them.
+    socket.set_tcp_user_timeout(Some(idle + interval * probes))
 }
 
 /// The error to report of several addresses: refused only where all refuse.
@@ -195,5 +215,25 @@ fn worse(before: Option<DialError>, now: DialError) -> DialError {
     match before {
         Some(before) if now.is_refused() => before,
         _ => now,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An idle stream whose NAT entry had gone never ended, where HTTP/2's pings don't look after it.
+    #[tokio::test]
+    async fn the_kernel_looks_after_connections_that_are_idle() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Server { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+        let dialer = Dialer::new(&server, &Arc::new(rustls::RootCertStore::empty()), 0).unwrap();
+        let stream = dialer.connect_to(listener.local_addr().unwrap()).await.unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
     }
 }

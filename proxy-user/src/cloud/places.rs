@@ -81,10 +81,10 @@ impl Place {
     /// doesn't take a place from those that are still to prove themselves.
     pub fn proven(&mut self, others: &Arc<Semaphore>) {
         if let Held::Own { share, .. } = &mut self.held
-            && share.client.is_some()
-            && let Ok(permit) = Arc::clone(others).try_acquire_owned()
+            && matches!(share, Share::Of(_))
+            && let Ok(other) = Share::of(others)
         {
-            *share = Share { client: None, _all: permit };
+            *share = other;
         }
     }
 }
@@ -146,33 +146,76 @@ impl Idle {
     }
 }
 
-/// So many connections in all, so many for each client.
+/// So many connections in all, of which some are kept for [privileged](Client::is_privileged) clients; so many for each
+/// client, and for none of the others more than are free: one alone gets half of them at most, and leaves some to a
+/// newcomer.
 #[derive(Debug)]
 pub struct Shares {
-    all: Arc<Semaphore>,
     each: usize,
+    kept: usize,
     clients: Mutex<HashMap<Client, Arc<Semaphore>>>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug)]
+struct Counts {
+    places: Mutex<Places>,
+    /// One has been given back.
+    room: Notify,
+}
+
+/// The places that are free, and the number of each client's.
+#[derive(Debug, PartialEq, Eq)]
+struct Places {
+    free: usize,
+    taken: HashMap<Client, usize>,
 }
 
 /// One connection's share, given back when dropped.
 #[derive(Debug)]
-pub struct Share {
-    client: Option<OwnedSemaphorePermit>,
-    _all: OwnedSemaphorePermit,
+pub enum Share {
+    /// Of a number that is not divided among clients.
+    Undivided(OwnedSemaphorePermit),
+    /// A client's.
+    Of(Part),
+}
+
+/// A client's share.
+#[derive(Debug)]
+pub struct Part {
+    client: Client,
+    counts: Arc<Counts>,
+    _own: OwnedSemaphorePermit,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let mut places = self.counts.places.lock();
+        places.free += 1;
+        if let Some(count) = places.taken.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                places.taken.remove(&self.client);
+            }
+        }
+        drop(places);
+        self.counts.room.notify_waiters();
+    }
 }
 
 impl Share {
     /// One of a number that is not divided among clients.
     pub fn of(all: &Arc<Semaphore>) -> Result<Self, DialError> {
-        let permit = Arc::clone(all).try_acquire_owned().map_err(|_| DialError::Busy)?;
-        Ok(Self { client: None, _all: permit })
+        Arc::clone(all).try_acquire_owned().map(Self::Undivided).map_err(|_| DialError::Busy)
     }
 }
 
 impl Shares {
-    /// `all` connections, `each` for one client.
-    pub fn new(all: usize, each: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), each, clients: Mutex::default() }
+    /// `all` connections, `each` for one client, `kept` for those that are privileged.
+    pub fn new(all: usize, each: usize, kept: usize) -> Self {
+        let places = Mutex::new(Places { free: all, taken: HashMap::new() });
+        let counts = Arc::new(Counts { places, room: Notify::new() });
+        Self { each, kept, clients: Mutex::default(), counts }
     }
 
     /// A share; waits for one, behind those of the same client first.
@@ -181,12 +224,19 @@ impl Shares {
     /// None became free within five seconds.
     pub async fn take(&self, client: Client) -> Result<Share, DialError> {
         let own = self.of(client);
-        let all = Arc::clone(&self.all);
-        let both = async move {
-            let client = own.acquire_owned().await.ok()?;
-            Some(Share { client: Some(client), _all: all.acquire_owned().await.ok()? })
+        let part = async move {
+            let mut own = own.acquire_owned().await.ok()?;
+            loop {
+                let mut room = std::pin::pin!(self.counts.room.notified());
+                room.as_mut().enable();
+                match self.count(client, own) {
+                    Ok(part) => return Some(Share::Of(part)),
+                    Err(permit) => own = permit,
+                }
+                room.await;
+            }
         };
-        tokio::time::timeout(WAIT, both).await.ok().flatten().ok_or(DialError::Busy)
+        tokio::time::timeout(WAIT, part).await.ok().flatten().ok_or(DialError::Busy)
     }
 
     /// A share, now or not at all.
@@ -194,9 +244,23 @@ impl Shares {
     /// # Errors
     /// The client has all of its own, or there are none left.
     pub fn try_take(&self, client: Client) -> Result<Share, DialError> {
-        let client = self.of(client).try_acquire_owned().map_err(|_| DialError::Busy)?;
-        let all = Arc::clone(&self.all).try_acquire_owned().map_err(|_| DialError::Busy)?;
-        Ok(Share { client: Some(client), _all: all })
+        let own = self.of(client).try_acquire_owned().map_err(|_| DialError::Busy)?;
+        self.count(client, own).map(Share::Of).map_err(|_| DialError::Busy)
+    }
+
+    /// One more of this client, if there is room.
+    fn count(&self, client: Client, own: OwnedSemaphorePermit) -> Result<Part, OwnedSemaphorePermit> {
+        let mut places = self.counts.places.lock();
+        let count = places.taken.get(&client).copied().unwrap_or_default();
+        let kept = if client.is_privileged() { 0 } else { self.kept };
+        let free = places.free.saturating_sub(kept);
+        let greedy = !client.is_privileged() && count > 0 && count >= free;
+        if free == 0 || greedy {
+            return Err(own);
+        }
+        places.free -= 1;
+        *places.taken.entry(client).or_default() += 1;
+        Ok(Part { client, counts: Arc::clone(&self.counts), _own: own })
     }
 
     fn of(&self, client: Client) -> Arc<Semaphore> {
@@ -219,7 +283,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_client_can_not_take_the_places_of_another() {
-        let shares = Shares::new(4, 2);
+        let shares = Shares::new(4, 2, 0);
         let mine = [shares.take(client(1)).await.unwrap(), shares.take(client(1)).await.unwrap()];
         assert!(matches!(shares.take(client(1)).await, Err(DialError::Busy)), "waits, and then gives up");
         let others = shares.try_take(client(2)).unwrap();
@@ -228,9 +292,35 @@ mod tests {
         drop(others);
     }
 
+    /// Four addresses with eight places each left none to anybody else.
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_finds_a_place_beside_four_greedy_ones_and_root_several() {
+        let shares = Shares::new(32, 8, 8);
+        let mut held = Vec::new();
+        for last in 1..=4 {
+            held.extend(std::iter::from_fn(|| shares.try_take(client(last)).ok()));
+        }
+        assert!(held.len() > 16, "they are no fewer than they need be: {}", held.len());
+        held.push(shares.take(client(5)).await.expect("a place"));
+        held.extend(std::iter::from_fn(|| shares.try_take(client(6)).ok()));
+        let root: Vec<_> = std::iter::from_fn(|| shares.try_take(Client::Root(1)).ok()).collect();
+        assert_eq!(root.len(), 8);
+        assert!(held.len() <= 24, "{}", held.len());
+        drop((held, root));
+        assert_eq!(*shares.counts.places.lock(), Places { free: 32, taken: HashMap::new() });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gets_the_place_that_is_given_back() {
+        let shares = Shares::new(1, 1, 0);
+        let held = shares.try_take(client(1)).unwrap();
+        let (waited, ()) = tokio::join!(shares.take(client(2)), async { drop(held) });
+        assert!(waited.is_ok());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_has_proven_itself_counts_among_the_others() {
-        let (shares, others) = (Shares::new(1, 1), Arc::new(Semaphore::new(1)));
+        let (shares, others) = (Shares::new(1, 1, 0), Arc::new(Semaphore::new(1)));
         let mut place = Place::own(&Arc::default(), shares.take(client(1)).await.unwrap());
         assert!(shares.try_take(client(2)).is_err());
         place.proven(&others);
@@ -242,7 +332,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn clients_without_a_place_are_forgotten() {
-        let shares = Shares::new(4, 2);
+        let shares = Shares::new(4, 2, 0);
         for last in 0..=u8::MAX {
             drop(shares.try_take(client(last)).unwrap());
         }

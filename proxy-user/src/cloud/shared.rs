@@ -24,6 +24,8 @@ const WIDE: usize = 16;
 const FIRST: usize = 16;
 /// HTTP/2 connections at once.
 const CONNECTIONS: usize = 64;
+/// Open connections on which the server allows no streams at all, from which on no more are opened: it takes no requests.
+const WITHOUT_STREAMS: usize = 8;
 /// Retired connections that go on for the sake of their streams; beyond it the oldest is closed.
 const RETIRED: usize = 8;
 /// Flow-control windows, each connection's for all its streams: of the wide one, the first narrow one, and the others.
@@ -165,7 +167,7 @@ impl Shared {
     /// A place for a watch or for an answer that ends.
     ///
     /// # Errors
-    /// The limit is reached.
+    /// The limit is reached, or the server allows no streams.
     pub fn seat(self: &Arc<Self>, watch: bool) -> Result<Seat, DialError> {
         let mut pool = self.pool.lock();
         if let Some(stream) = pool.find(watch) {
@@ -177,6 +179,11 @@ impl Shared {
         }
         if pool.kept.len() + pool.wide + pool.narrow >= CONNECTIONS {
             return Err(DialError::Busy);
+        }
+        if pool.kept.iter().filter(|kept| kept.allowed.load(Ordering::Relaxed) == 0).count()
+            >= WITHOUT_STREAMS
+        {
+            return Err(DialError::NoStreams);
         }
         let wide = !watch && pool.wants_wide();
         let narrow = pool.kept.iter().any(|kept| !kept.wide && Pool::is_usable(kept)) || pool.narrow > 0;

@@ -1,9 +1,11 @@
 //! A body from the cloud on its way to a client, copied into the cache as it passes. In: hyper's body. Out: the same
 //! frames, unchanged (I3).
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -15,6 +17,9 @@ use crate::account::Metrics;
 use crate::body::BodyError;
 use crate::cache::ingest::Capture;
 
+/// Most bytes, but a frame, that are read for a client before it wants them, and the longest time that they may take.
+const AHEAD: (usize, Duration) = (8 << 10, Duration::from_secs(1));
+
 /// The body of a forwarded answer.
 #[derive(Debug)]
 pub struct CloudBody {
@@ -22,15 +27,16 @@ pub struct CloudBody {
     capture: Option<Capture>,
     /// A frame that waits for room in the copy.
     waiting: Option<Bytes>,
-    /// The first frame, when it was waited for before the head went to the client.
-    ahead: Option<Frame<Bytes>>,
+    /// What was read before the head went to the client.
+    ahead: VecDeque<Result<Frame<Bytes>, BodyError>>,
     /// Bytes still to come, where the answer said how many.
     left: Option<u64>,
     /// Of a watch: done when hublet stops. A watch ends like any other then, and so when the link breaks: the client
     /// watches again at once.
     watch: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     metrics: Arc<Metrics>,
-    _place: Option<Place>,
+    /// On its connection, until the body has ended there.
+    place: Option<Place>,
 }
 
 impl CloudBody {
@@ -47,11 +53,11 @@ impl CloudBody {
             inner,
             capture,
             waiting: None,
-            ahead: None,
+            ahead: VecDeque::new(),
             left,
             watch: watch.map(Box::pin),
             metrics,
-            _place: place,
+            place,
         }
     }
 
@@ -60,17 +66,45 @@ impl CloudBody {
     /// # Errors
     /// The body broke off before it began.
     pub async fn begin(&mut self) -> Result<(), BodyError> {
-        if self.ahead.is_none() {
-            self.ahead = std::future::poll_fn(|cx| self.poll_frame(cx)).await.transpose()?;
+        if self.ahead.is_empty() {
+            let first = std::future::poll_fn(|cx| self.poll_next(cx)).await.transpose()?;
+            self.ahead.extend(first.map(Ok));
         }
-        Ok(())
+        match self.ahead.pop_front_if(|first| first.is_err()) {
+            Some(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads a short body whole, so that its place is free whether the client reads it or not.
+    pub async fn read_ahead(&mut self) {
+        let read = async {
+            let mut bytes = 0;
+            while bytes < AHEAD.0
+                && self.place.is_some()
+                && let Some(frame) = std::future::poll_fn(|cx| self.poll_next(cx)).await
+            {
+                bytes += frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+                let broken = frame.is_err();
+                self.ahead.push_back(frame);
+                if broken {
+                    break;
+                }
+            }
+        };
+        let _slow = tokio::time::timeout(AHEAD.1, read).await;
     }
 
     /// As [`http_body::Body::poll_frame`].
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(frame) = self.ahead.take() {
-            return Poll::Ready(Some(Ok(frame)));
+        match self.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => self.poll_next(cx),
         }
+    }
+
+    /// The next frame from the cloud.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             if let Some(bytes) = self.waiting.take() {
                 if let Some(capture) = &mut self.capture
@@ -99,6 +133,7 @@ impl CloudBody {
                 },
                 Some(Err(error)) => {
                     self.capture = None;
+                    self.place = None;
                     let end = if self.watch.is_some() { None } else { Some(Err(error.into())) };
                     return Poll::Ready(end);
                 }
@@ -124,17 +159,19 @@ impl CloudBody {
         if let Some(capture) = self.capture.take() {
             capture.end();
         }
+        self.place = None;
     }
 
     /// As [`http_body::Body::is_end_stream`].
     pub fn is_end_stream(&self) -> bool {
-        let passed = self.waiting.is_none() && self.ahead.is_none();
+        let passed = self.waiting.is_none() && self.ahead.is_empty();
         passed && self.capture.is_none() && self.inner.is_end_stream()
     }
 
     /// As [`http_body::Body::size_hint`].
     pub fn size_hint(&self) -> SizeHint {
-        let ahead = self.ahead.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        let ahead = self.ahead.iter().filter_map(|frame| frame.as_ref().ok()?.data_ref());
+        let ahead = ahead.chain(&self.waiting).map(Bytes::len).sum::<usize>() as u64;
         match self.inner.size_hint().exact() {
             Some(left) => SizeHint::with_exact(left + ahead),
             None => SizeHint::default(),

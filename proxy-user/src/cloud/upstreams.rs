@@ -36,10 +36,10 @@ use crate::upload::Upload;
 
 /// HTTP/1.1 connections at once, for credentials that have proven themselves.
 const OWN: usize = 512;
-/// The same for those that have not: in all, and for one client.
-const APART: (usize, usize) = (32, 8);
-/// Upgraded connections (exec, port-forward): in all, and for one client.
-const UPGRADES: (usize, usize) = (256, 64);
+/// The same for those that have not: in all, for one client, and kept for privileged ones.
+const APART: (usize, usize, usize) = (32, 8, 8);
+/// Upgraded connections (exec, port-forward): in all, for one client, and kept for privileged ones.
+const UPGRADES: (usize, usize, usize) = (256, 64, 0);
 /// Which connections a request may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -87,8 +87,8 @@ impl Upstreams {
             shared: Arc::default(),
             http1: AtomicBool::new(false),
             own: Arc::new(Semaphore::new(OWN)),
-            apart: Shares::new(APART.0, APART.1),
-            upgrades: Shares::new(UPGRADES.0, UPGRADES.1),
+            apart: Shares::new(APART.0, APART.1, APART.2),
+            upgrades: Shares::new(UPGRADES.0, UPGRADES.1, UPGRADES.2),
             idle: Arc::default(),
             lost: Arc::new(Notify::new()),
             closing: Closing::default(),
