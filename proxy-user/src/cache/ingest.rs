@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -69,6 +69,8 @@ enum Message {
 
 #[derive(Debug, Default)]
 struct Counters {
+    /// Messages on their way to the writer.
+    queued: AtomicUsize,
     sent: AtomicU64,
     done: AtomicU64,
     given_up: AtomicU64,
@@ -88,7 +90,7 @@ struct Counters {
 /// The way to the writer thread.
 #[derive(Debug, Clone)]
 pub struct Ingest {
-    to: SyncSender<Message>,
+    to: Sender<Message>,
     room: Arc<tokio::sync::Semaphore>,
     counters: Arc<Counters>,
     clock: Clock,
@@ -105,7 +107,8 @@ impl Ingest {
         clock: Clock,
         budget: Budget,
     ) -> Result<Self, StoreError> {
-        let (to, from) = sync_channel(MESSAGES);
+        // Bounded by `queued`: a channel that is bounded itself has memory for all of its messages from the start.
+        let (to, from) = channel();
         let counters = Arc::new(Counters::default());
         // A store that can't be written at the start is tried again as one that fails later.
         let outage = (store.condition() != Condition::Writable).then(|| Outage::begin(Instant::now()));
@@ -136,13 +139,13 @@ impl Ingest {
 
     fn send(&self, message: Message) -> bool {
         self.counters.sent.fetch_add(1, Ordering::Relaxed);
-        match self.to.try_send(message) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.counters.sent.fetch_sub(1, Ordering::Relaxed);
-                false
-            }
+        let fits = self.counters.queued.fetch_add(1, Ordering::Relaxed) < MESSAGES;
+        if fits && self.to.send(message).is_ok() {
+            return true;
         }
+        self.counters.queued.fetch_sub(1, Ordering::Relaxed);
+        self.counters.sent.fetch_sub(1, Ordering::Relaxed);
+        false
     }
 
     /// Begins to copy an answer; `None` when the writer is too far behind.
@@ -192,13 +195,12 @@ impl Ingest {
         }
     }
 
-    /// As [`Ingest::settle`], and ends the thread and closes the store. Waits for room behind what is queued: an end that
-    /// found none would leave the store open.
+    /// As [`Ingest::settle`], and ends the thread and closes the store. There is always room for it: an end that found
+    /// none would leave the store open.
     pub async fn close(&self) {
         let (done, wait) = oneshot::channel();
-        let to = self.to.clone();
-        let told = tokio::task::spawn_blocking(move || to.send(Message::Close(done)));
-        if matches!(told.await, Ok(Ok(()))) {
+        self.counters.queued.fetch_add(1, Ordering::Relaxed);
+        if self.to.send(Message::Close(done)).is_ok() {
             let _ = wait.await;
         }
     }
@@ -399,6 +401,7 @@ impl Writer {
 
     /// Takes a message in; false at the end.
     fn take(&mut self, message: Message) -> bool {
+        self.counters.queued.fetch_sub(1, Ordering::Relaxed);
         let before = self.ops.len();
         match message {
             Message::Begin(id, mut exchange) => {
