@@ -74,6 +74,9 @@ pub enum HandleError {
 /// A request, and who it is from.
 struct Call {
     parts: Parts,
+    verb: Verb,
+    /// The store may know the answer.
+    may_be_stored: bool,
     credential: Credential,
     /// The store's key of what is asked for, where the request is understood.
     scope: Option<Vec<u8>>,
@@ -151,10 +154,21 @@ impl Handler {
         let scope = reading.understood().map(scope_of);
         let (verb, errors) = (reading.verb, Accepts::of(&parts.headers).errors);
         let route = route(verb, self.cloud.health.state(), false);
-        let call = Call { parts, credential, scope, flow: Arc::clone(&flow), dry_run: false };
         let answer = if route == Route::Local {
-            self.stored(&call).await
+            let understood = reading.understood().zip(scope.as_deref());
+            let question = understood.map(|(request, scope)| Question {
+                request,
+                headers: &parts.headers,
+                credential: &credential,
+                scope,
+                flow: &flow,
+            });
+            self.ask_store(&reading, question).await
         } else {
+            let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
+            drop(reading);
+            let flow = Arc::clone(&flow);
+            let call = Call { parts, verb, may_be_stored, credential, scope, flow, dry_run: false };
             // Boxed: the way to the cloud is long, and the connection would keep room for it.
             Box::pin(self.routed(route, call, body)).await
         };
@@ -194,7 +208,7 @@ impl Handler {
                 Ok(response) => Ok(response),
                 Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
             },
-            Route::CloudThenLocal if call.may_be_stored() => self.patiently(call).await,
+            Route::CloudThenLocal if call.may_be_stored => self.patiently(call).await,
             Route::CloudThenLocal => self.fetch_alone(&call, None).await,
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 upload::swallow(body).await;
@@ -211,7 +225,15 @@ impl Handler {
     /// The store's answer: only a request that is understood has one.
     async fn stored(&self, call: &Call) -> Result<Response<Body>, Refusal> {
         let reading = call.reading();
-        match call.question(&reading) {
+        self.ask_store(&reading, call.question(&reading)).await
+    }
+
+    async fn ask_store(
+        &self,
+        reading: &Reading<'_>,
+        question: Option<Question<'_>>,
+    ) -> Result<Response<Body>, Refusal> {
+        match question {
             Some(question) => self.local.answer(question).await,
             None => Err(Refusal::Unknown(format!(
                 "hublet: the cloud is away, and only the cloud understands the path or a parameter of this request for {}",
@@ -251,7 +273,7 @@ impl Handler {
         };
         match (self.stored(&call).await, error) {
             (Ok(response), None) => {
-                self.take_late(call.reading().verb, fetch);
+                self.take_late(call.verb, fetch);
                 Ok(response)
             }
             (Ok(response), Some(_)) => Ok(response),
@@ -264,7 +286,7 @@ impl Handler {
     /// An answer whose body has begun, or a watch's head: its first event may come tomorrow.
     async fn fetch_begun(&self, call: &Call) -> Result<Response<Body>, ForwardError> {
         let mut response = self.fetch(call, None).await?;
-        if call.reading().verb != Verb::Watch {
+        if call.verb != Verb::Watch {
             self.cloud.begun(response.body_mut()).await?;
         }
         Ok(response)
@@ -314,7 +336,7 @@ impl Handler {
             .understood()
             .and_then(|request| Exchange::of(request, (status, &head.headers), asked))
             .filter(|_| !call.dry_run)
-            .map(|exchange| Exchange { author: call.author(), ..exchange })
+            .map(|exchange| Exchange { author: call.author(&reading), ..exchange })
             .and_then(|e| self.cache.capture(e));
         let watch = reading.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
@@ -438,14 +460,8 @@ impl Handler {
 }
 
 impl Call {
-    /// The store may know the answer; of subresources it never does.
-    fn may_be_stored(&self) -> bool {
-        self.reading().understood().is_some_and(|r| r.subresource.is_empty() && may_be_stored(r))
-    }
-
     /// The caller of a write, who is shown the object as written.
-    fn author(&self) -> Option<Credential> {
-        let reading = self.reading();
+    fn author(&self, reading: &Reading<'_>) -> Option<Credential> {
         let writes = matches!(reading.verb, Verb::Create | Verb::Update | Verb::Patch);
         let whole = reading.understood().is_some_and(|request| request.subresource.is_empty());
         (writes && whole).then(|| self.credential.clone())
@@ -466,6 +482,11 @@ impl Call {
         let reading = self.reading();
         away(reading.verb, &reading.describe())
     }
+}
+
+/// Of subresources the store never knows the answer.
+fn is_known_to_the_store(request: &ApiRequest<'_>) -> bool {
+    request.subresource.is_empty() && may_be_stored(request)
 }
 
 /// The refusal for a request that only the cloud can answer.

@@ -21,6 +21,8 @@ const PIECE: usize = 512;
 const REQUEST: usize = 8 << 10;
 /// A connection's memory: its task, TLS, HTTP's buffers.
 const CONNECTION: usize = 16 << 10;
+/// What a connection with large buffers takes beside that.
+const LARGE: usize = 16 << 10;
 /// A client may always have this much, a few connections and requests on them, even when the budget is full.
 const LEAST: usize = 256 << 10;
 /// Connections of a client from which on each gets small buffers.
@@ -146,7 +148,12 @@ impl Budget {
 
     /// Less than its fair part, or nothing to read: whoever has read all always gets on.
     fn has_room(&self, share: &Share) -> bool {
-        share.owed.load(SeqCst) == 0 || share.used.load(SeqCst) + self.used.load(SeqCst) < self.limit
+        share.owed.load(SeqCst) == 0 || self.fits(share)
+    }
+
+    /// Less than its fair part.
+    fn fits(&self, share: &Share) -> bool {
+        share.used.load(SeqCst) + self.used.load(SeqCst) < self.limit
     }
 
     /// Room for a good while, so that those who wait aren't woken for every piece.
@@ -230,8 +237,13 @@ impl Flow {
 
     /// A request begins; `None` where its client has too many.
     pub fn request(self: &Arc<Self>) -> Option<Charge> {
-        let fits = self.share.used.load(SeqCst) + self.budget.used.load(SeqCst) < self.budget.limit;
-        (fits || self.share.used.load(SeqCst) <= LEAST).then(|| self.charge(REQUEST, false))
+        let least = self.share.used.load(SeqCst) <= LEAST;
+        (least || self.budget.fits(&self.share)).then(|| self.charge(REQUEST, false))
+    }
+
+    /// Large buffers for this connection; `None` where its client has many connections, or little room.
+    pub fn large_buffers(self: &Arc<Self>) -> Option<Charge> {
+        (!self.is_one_of_many() && self.budget.fits(&self.share)).then(|| self.charge(LARGE, false))
     }
 
     /// Its client has so many connections that each must do with little.
@@ -333,6 +345,22 @@ mod tests {
         assert!(newcomer.has_room() && newcomer.request().is_some());
         drop(held);
         assert!(flows[0].has_room());
+    }
+
+    #[test]
+    fn large_buffers_are_counted_and_for_few_connections_with_room() {
+        let budget = Budget::new(64 << 20);
+        let flows: Vec<_> = (0..MANY).map(|_| budget.flow(client(1))).collect();
+        let large = flows[0].large_buffers();
+        assert!(large.is_some());
+        assert_eq!(budget.figures().0, MANY * CONNECTION + LARGE);
+        let one_more = budget.flow(client(1));
+        assert!(one_more.large_buffers().is_none() && flows[1].large_buffers().is_none());
+        drop((large, one_more));
+        assert_eq!(budget.figures().0, MANY * CONNECTION);
+        let _held = flows[0].count(Bytes::from(vec![0; 40 << 20]));
+        assert!(flows[0].large_buffers().is_none(), "no room");
+        assert!(budget.flow(client(2)).large_buffers().is_some());
     }
 
     #[tokio::test]

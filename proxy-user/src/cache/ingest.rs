@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub(super) enum Message {
 /// Shared with the writer.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
+    /// Messages on their way to the writer.
+    pub(super) queued: AtomicUsize,
     pub(super) sent: AtomicU64,
     pub(super) done: AtomicU64,
     pub(super) given_up: AtomicU64,
@@ -68,7 +70,7 @@ pub(super) struct Counters {
 /// The way to the writer thread.
 #[derive(Debug, Clone)]
 pub struct Ingest {
-    to: SyncSender<Message>,
+    to: Sender<Message>,
     room: Arc<tokio::sync::Semaphore>,
     counters: Arc<Counters>,
     clock: Clock,
@@ -85,7 +87,8 @@ impl Ingest {
         clock: Clock,
         budget: Budget,
     ) -> Result<Self, StoreError> {
-        let (to, from) = sync_channel(MESSAGES);
+        // Bounded by `queued`: a channel that is bounded itself has memory for all of its messages from the start.
+        let (to, from) = channel();
         let counters = Arc::new(Counters::default());
         let writer = Writer::new(store, grants, Arc::clone(&counters), budget, clock.clone());
         std::thread::Builder::new()
@@ -97,13 +100,13 @@ impl Ingest {
 
     fn send(&self, message: Message) -> bool {
         self.counters.sent.fetch_add(1, Ordering::Relaxed);
-        match self.to.try_send(message) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.counters.sent.fetch_sub(1, Ordering::Relaxed);
-                false
-            }
+        let fits = self.counters.queued.fetch_add(1, Ordering::Relaxed) < MESSAGES;
+        if fits && self.to.send(message).is_ok() {
+            return true;
         }
+        self.counters.queued.fetch_sub(1, Ordering::Relaxed);
+        self.counters.sent.fetch_sub(1, Ordering::Relaxed);
+        false
     }
 
     /// Begins to copy an answer; `None` when the writer is too far behind.
@@ -153,13 +156,12 @@ impl Ingest {
         }
     }
 
-    /// As [`Ingest::settle`], and ends the thread and closes the store. Waits for room behind what is queued: an end that
-    /// found none would leave the store open.
+    /// As [`Ingest::settle`], and ends the thread and closes the store. There is always room for it: an end that found
+    /// none would leave the store open.
     pub async fn close(&self) {
         let (done, wait) = oneshot::channel();
-        let to = self.to.clone();
-        let told = tokio::task::spawn_blocking(move || to.send(Message::Close(done)));
-        if matches!(told.await, Ok(Ok(()))) {
+        self.counters.queued.fetch_add(1, Ordering::Relaxed);
+        if self.to.send(Message::Close(done)).is_ok() {
             let _ = wait.await;
         }
     }

@@ -182,6 +182,7 @@ impl Writer {
 
     /// Takes a message in; false at the end.
     fn take(&mut self, message: Message) -> bool {
+        self.counters.queued.fetch_sub(1, Ordering::Relaxed);
         let before = self.ops.len();
         match message {
             Message::Begin(id, mut exchange) => {

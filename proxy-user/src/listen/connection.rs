@@ -31,6 +31,8 @@ const LAST_WORD: Duration = Duration::from_millis(250);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Bytes that TLS keeps for a client that doesn't read: one record's.
 const TLS_BUFFER: usize = 16 << 10;
+/// The same with large buffers: an answer of two records goes out in one write.
+const LARGE_TLS_BUFFER: usize = 32 << 10;
 
 /// What Go's TLS server says to plain HTTP, so that YurtHub's users meet the same words.
 const PLAIN_ON_SECURE: &[u8] =
@@ -98,9 +100,13 @@ async fn first_byte(first: &mut First, stream: &TcpStream, activity: &Activity) 
 
 async fn secure(front: &Front, stream: Metered, connection: Arc<Connection>, activity: Arc<Activity>) {
     let shaken = handshake(front, stream, &connection, &activity).await;
+    let large = connection.flow.large_buffers();
     // The stream must be gone from here before the long wait: a scope ends what a move does not.
     let serving = {
-        let Some(stream) = shaken else { return };
+        let Some(mut stream) = shaken else { return };
+        if large.is_some() {
+            stream.get_mut().1.set_buffer_limit(Some(LARGE_TLS_BUFFER));
+        }
         if stream.get_ref().1.alpn_protocol() == Some(H2) {
             Either::Left(http2(front, *stream, connection, activity))
         } else {
@@ -108,6 +114,7 @@ async fn secure(front: &Front, stream: Metered, connection: Arc<Connection>, act
         }
     };
     serving.await;
+    drop(large);
 }
 
 /// Boxed on both sides: a handshake is many times larger than what it leaves behind.
