@@ -86,7 +86,7 @@ pub(super) async fn drain(bound: Bound, mut stop: Stop) {
     let open = bound.registry.open();
     info!("stopping: {open} connections are open, up to {:?} for their answers", bound.config.listen.drain);
     tokio::select! {
-        finished = timeout(bound.config.listen.drain, bound.registry.emptied()) => {
+        finished = timeout(bound.config.listen.drain, ended(&bound)) => {
             if finished.is_err() {
                 warn!("{} connections are cut after {:?}", bound.registry.open(), bound.config.listen.drain);
             }
@@ -94,13 +94,19 @@ pub(super) async fn drain(bound: Bound, mut stop: Stop) {
         () = stop.second() => warn!("second signal: {} connections are cut", bound.registry.open()),
     }
     bound.registry.drain(true);
-    let _ = timeout(AT_ONCE, bound.registry.emptied()).await;
+    let _ = timeout(AT_ONCE, ended(&bound)).await;
     for task in &bound.tasks {
         task.abort();
     }
     bound.handler.close().await;
     undo(bound).await;
     info!("stopped after {:.1?}", started.elapsed());
+}
+
+/// Waits until no connection is open, those that have been accepted and are still to be looked at among them.
+async fn ended(bound: &Bound) {
+    bound.front.arrived().await;
+    bound.registry.emptied().await;
 }
 
 /// Leaves everything to a successor. Returns when it serves; when it dies before, this process starts itself anew.
@@ -124,16 +130,16 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     bound.registry.drain(false);
     bound.handler.end_streams();
     let patience = bound.config.listen.drain.min(HAND_OVER);
-    if timeout(patience, bound.registry.emptied()).await.is_err() {
+    if timeout(patience, ended(&bound)).await.is_err() {
         warn!("{} connections are cut after {patience:?}", bound.registry.open());
     }
     bound.registry.drain(true);
-    let _ = timeout(AT_ONCE, bound.registry.emptied()).await;
-    bound.handler.close().await;
-    let Bound { front, state, admin, tasks, sockets, handler, setup, admin_socket, .. } = bound;
-    for task in &tasks {
+    let _ = timeout(AT_ONCE, ended(&bound)).await;
+    for task in &bound.tasks {
         task.abort();
     }
+    bound.handler.close().await;
+    let Bound { front, state, admin, tasks, sockets, handler, setup, admin_socket, .. } = bound;
     state.detach();
     drop((front, sockets, admin_socket));
     for task in tasks {

@@ -108,14 +108,14 @@ impl Activity {
                 self.waker.register(cx.waker());
                 registered = true;
             }
-            match self.ordered() {
-                Order::GoOn => {}
-                Order::Finish if told => {}
-                Order::Finish => {
-                    told = true;
-                    finish(connection.as_mut());
-                }
-                Order::Drop => return Poll::Ready(None),
+            if self.ordered() == Order::Finish && !told {
+                told = true;
+                // The order has used the waker up, and a stricter one may follow.
+                self.waker.register(cx.waker());
+                finish(connection.as_mut());
+            }
+            if self.ordered() == Order::Drop {
+                return Poll::Ready(None);
             }
             connection.as_mut().poll(cx).map(Some)
         })
