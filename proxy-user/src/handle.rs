@@ -39,6 +39,10 @@ const UPGRADES: usize = 256;
 /// How long a request waits for room where its client has too much under way.
 const ROOM: Duration = Duration::from_secs(2);
 
+/// Bytes that a request which may go to the cloud holds beside its own: half a window of most connections there, since few
+/// answers are stuck at their fullest.
+const UNREAD: usize = 8 << 10;
+
 /// Answers requests. One for the whole process, shared by all connections.
 #[derive(Debug)]
 pub struct Handler {
@@ -142,7 +146,7 @@ impl Handler {
         request: Request<Incoming>,
     ) -> Response<Body> {
         let flow = Arc::clone(&connection.flow);
-        let Some(place) = self.place(&flow).await else {
+        let Some(place) = self.place(&flow, request.body()).await else {
             return self.too_many(request.headers());
         };
         if is_upgrade(&request) {
@@ -178,13 +182,15 @@ impl Handler {
     }
 
     /// A place among the requests in flight, when the caller's client has room.
-    async fn place(&self, flow: &Arc<Flow>) -> Option<Place> {
+    async fn place(&self, flow: &Arc<Flow>, body: &Incoming) -> Option<Place> {
+        let away = self.cloud.health.state() == CloudState::Disconnected;
+        let bytes = upload::most_held(body) + if away { 0 } else { UNREAD };
         let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok()?;
-        if let Some(charge) = flow.request() {
+        if let Some(charge) = flow.request(bytes) {
             return Some(Place { permit, charge, upgrade: None });
         }
         Box::pin(tokio::time::timeout(ROOM, flow.room())).await.ok()?;
-        Some(Place { permit, charge: flow.request()?, upgrade: None })
+        Some(Place { permit, charge: flow.request(bytes)?, upgrade: None })
     }
 
     fn too_many(&self, headers: &HeaderMap) -> Response<Body> {
@@ -328,7 +334,7 @@ impl Handler {
             Some(question) => self.local.judge(&question, Answered { status, asked_at: asked }),
             None => self.cache.judge_credential(&call.credential, status),
         }
-        let (apart, proven) = (matches!(terms.way, Way::Apart(_)), self.has_proven_itself(&call.credential));
+        let (apart, proven) = (terms.way == Way::Apart, self.has_proven_itself(&call.credential));
         if apart && proven {
             self.cloud.upstreams.proven(&mut place);
         }
@@ -354,11 +360,11 @@ impl Handler {
     /// How the cloud may be asked: credentials that have not proven themselves keep off the shared connections.
     fn terms(&self, call: &Call, reading: &Reading<'_>) -> Terms {
         let way = match reading.verb {
-            _ if !self.has_proven_itself(&call.credential) => Way::Apart(call.flow.client()),
+            _ if !self.has_proven_itself(&call.credential) => Way::Apart,
             Verb::Watch => Way::Watch,
             _ => Way::Whole,
         };
-        Terms { way, repeatable: is_repeatable(reading) }
+        Terms { client: call.flow.client(), way, repeatable: is_repeatable(reading) }
     }
 
     fn has_proven_itself(&self, credential: &Credential) -> bool {

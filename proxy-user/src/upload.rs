@@ -19,6 +19,16 @@ const OPTIONS: Duration = Duration::from_secs(5);
 const MAX_UNWANTED: usize = 4 << 20;
 const UNWANTED: Duration = Duration::from_secs(1);
 
+/// Bytes of an upload that are held at most while the cloud does not take them.
+pub const HELD: u32 = 64 << 10;
+
+/// Bytes of this upload that may have to be held at once.
+pub fn most_held(body: &Incoming) -> usize {
+    let most = u64::from(HELD);
+    let left = body.size_hint().upper().map_or(most, |left| left.min(most));
+    usize::try_from(left).unwrap_or(usize::MAX)
+}
+
 /// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
 pub type Upload = Either<Incoming, Full<Bytes>>;
 

@@ -34,11 +34,14 @@ const FLOOR: Duration = Duration::from_millis(100);
 /// The same where the attack keeps the test's cloud busy, which is one thread and shakes hands for each request.
 const BUSY_CLOUD: Duration = Duration::from_secs(1);
 const EVENT: Duration = Duration::from_secs(1);
-/// How long the client is watched before an attack, how long this takes both processors to begin, and how long the client
-/// is watched from then on.
+/// How long the client is watched before an attack, how long this takes both processors to begin as a rule, and how long
+/// the client is watched from then on.
 const QUIET: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_secs(2);
 const UNDER_ATTACK: Duration = Duration::from_secs(4);
+
+/// Fewer calls than these in that time have been waiting for something.
+const FEW: usize = 40;
 
 /// ConfigMaps of 8 KiB that the attackers list: 3 MB.
 const MANY: usize = 350;
@@ -54,6 +57,8 @@ struct Row {
     cut: bool,
     /// Up to here calls are quick enough, however quick they were before.
     floor: Duration,
+    /// How long the test's cloud is busy with the attack's beginning.
+    settle: Duration,
     /// A further check of the daemon.
     check: fn(&Site, Before) -> Result<String>,
 }
@@ -96,7 +101,16 @@ fn nobody_takes_anything_from_a_client_that_behaves() {
 }
 
 fn row(number: &'static str, what: &'static str, limit: &'static str, attack: Attack) -> Row {
-    Row { number, what, limit, attack, cut: false, floor: FLOOR, check: |_, _| Ok(String::new()) }
+    Row {
+        number,
+        what,
+        limit,
+        attack,
+        cut: false,
+        floor: FLOOR,
+        settle: SETTLE,
+        check: |_, _| Ok(String::new()),
+    }
 }
 
 fn rows() -> Vec<Row> {
@@ -131,6 +145,21 @@ fn readers() -> Vec<Row> {
     let (list, document) = (|| BIG.to_owned(), "/version".to_owned());
     vec![
         row("18", "8 lists of 3 MB that nobody reads", HALF, Attack::Unread(8, list())),
+        Row {
+            settle: SETTLE * 3,
+            ..row(
+                "22",
+                "4 × 250 streams of a list of 32 KB that nobody reads",
+                HALF,
+                Attack::UnreadStreams(4, 250, format!("{BIG}?limit=4")),
+            )
+        },
+        row(
+            "22",
+            "200 connections with 16 uploads that nobody takes",
+            HALF,
+            Attack::Uploads(200, 16, list()),
+        ),
         offline("8 × 250 streams of a stored list that nobody reads", Attack::UnreadStreams(8, 250, list())),
         offline("1,000 stored lists by HTTP/1.1 that nobody reads", Attack::Unread(1000, list())),
         row(
@@ -234,12 +263,16 @@ fn run(site: &mut Site, program: &Program, row: &Row) -> Result<Outcome> {
     let quiet = beside.take();
     let cloud_connects = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?);
     let before = Before { cloud_connects, busy: busy(site)? };
-    if matches!(row.attack, Attack::Unfinished(..)) {
-        site.cloud.lies().tell(LieRule::new("GET", "/version", Lie::Long(4_000_000)));
+    match row.attack {
+        Attack::Unfinished(..) => {
+            site.cloud.lies().tell(LieRule::new("GET", "/version", Lie::Long(4_000_000)));
+        }
+        Attack::Uploads(..) => site.cloud.lies().tell(LieRule::new("POST", BIG, Lie::Hang)),
+        _ => {}
     }
     let target = Target { attack: row.attack.clone(), ca_pem: site.daemon.ca_pem()?, token };
     let attack = target.start(&site.netns, &program.path())?;
-    wait(SETTLE);
+    wait(row.settle);
     // Failures count from here on, times do not yet.
     let beginning = beside.take();
     wait(UNDER_ATTACK);
@@ -277,6 +310,9 @@ fn judge(
     let mut wrong = Vec::new();
     if let Some(first) = quiet.failed.iter().chain(&seen.failed).next() {
         wrong.push(format!("{} calls failed, such as: {first}", seen.failed.len()));
+    }
+    if seen.calls() < FEW {
+        wrong.push(format!("{} calls came to an end", seen.calls()));
     }
     if seen.p99() > bound {
         wrong.push(format!("calls took {:?}, {:?} before", seen.p99(), quiet.p99()));

@@ -235,10 +235,15 @@ impl Flow {
         std::future::poll_fn(|cx| self.poll_room(cx, &mut waiter)).await;
     }
 
-    /// A request begins; `None` where its client has too many.
-    pub fn request(self: &Arc<Self>) -> Option<Charge> {
+    /// A request begins, which holds so many bytes beside its own; `None` where its client has too many.
+    pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let least = self.share.used.load(SeqCst) <= LEAST;
-        (least || self.budget.fits(&self.share)).then(|| self.charge(REQUEST, false))
+        (least || self.budget.fits(&self.share)).then(|| self.charge(REQUEST + bytes, false))
+    }
+
+    /// Memory that a request takes for a while.
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Charge {
+        self.charge(bytes, false)
     }
 
     /// Large buffers for this connection; `None` where its client has many connections, or little room.
@@ -340,9 +345,9 @@ mod tests {
         let budget = Budget::new(1 << 10);
         let flows: Vec<_> = (0..50).map(|n| budget.flow(client(n))).collect();
         let held: Vec<_> = flows.iter().map(|flow| flow.count(Bytes::from(vec![0; 1 << 20]))).collect();
-        assert!(flows.iter().all(|flow| !flow.has_room() && flow.request().is_none()));
+        assert!(flows.iter().all(|flow| !flow.has_room() && flow.request(0).is_none()));
         let newcomer = budget.flow(client(51));
-        assert!(newcomer.has_room() && newcomer.request().is_some());
+        assert!(newcomer.has_room() && newcomer.request(0).is_some());
         drop(held);
         assert!(flows[0].has_room());
     }

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::dial::CloudStream;
-use crate::upload::Upload;
+use crate::upload::{self, Upload};
 
 /// Dead links are found by pings.
 const PING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(10));
@@ -95,6 +95,7 @@ pub async fn http2(
         .initial_stream_window_size(windows.stream)
         .initial_connection_window_size(windows.connection)
         .initial_max_send_streams(UNKNOWN)
+        .max_send_buf_size(upload::HELD as usize)
         .max_header_list_size(HEADERS)
         .handshake(TokioIo::new(tls))
         .await?;

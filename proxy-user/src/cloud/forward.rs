@@ -14,6 +14,7 @@ use super::dial::DialError;
 use super::health::{Health, Signal};
 use super::upstreams::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
 use crate::body::{Body, BodyError};
+use crate::client::Client;
 use crate::request::{ApiRequest, Reading};
 use crate::upload::Upload;
 
@@ -71,6 +72,8 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
 /// How a request may be sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
+    /// Whose it is.
+    pub client: Client,
     /// Which connections it may take.
     pub way: Way,
     /// It may be sent once more although the server may have taken it: see [`is_repeatable`].
@@ -164,7 +167,7 @@ impl Cloud {
             tries += 1;
             // A server that closes an idle connection may do so with the request on its way: that is for reads only.
             let reuse = terms.repeatable && tries == 1;
-            let stream = self.upstreams.stream(terms.way, reuse).await;
+            let stream = self.upstreams.stream(terms.client, terms.way, reuse).await;
             let mut stream = stream.inspect_err(|error| self.failed(error))?;
             let copy = whole.then(|| copy(&request));
             set_host(&mut request, &stream.sender);

@@ -46,7 +46,7 @@ impl Streams {
     /// One more, on this connection.
     pub fn take(self: &Arc<Self>, line: &Arc<Line>) -> Place {
         self.active.fetch_add(1, Ordering::Relaxed);
-        Place { line: Arc::clone(line), held: Held::Shared(Arc::clone(self)) }
+        Place { line: Arc::clone(line), held: Held::Shared { streams: Arc::clone(self), _part: None } }
     }
 }
 
@@ -60,7 +60,7 @@ pub struct Place {
 
 #[derive(Debug)]
 enum Held {
-    Shared(Arc<Streams>),
+    Shared { streams: Arc<Streams>, _part: Option<Part> },
     Own { share: Share, keep: Option<(Http1, Arc<Idle>)> },
 }
 
@@ -68,6 +68,13 @@ impl Place {
     /// A connection of one's own.
     pub fn own(line: &Arc<Line>, share: Share) -> Self {
         Self { line: Arc::clone(line), held: Held::Own { share, keep: None } }
+    }
+
+    /// Counts it as its client's, where the connection is shared.
+    pub fn count(&mut self, part: Part) {
+        if let Held::Shared { _part, .. } = &mut self.held {
+            *_part = Some(part);
+        }
     }
 
     /// The connection goes among the idle ones once the answer has been read.
@@ -79,10 +86,9 @@ impl Place {
 
     /// The credential has proven itself: it counts among `others` from now on, where there is room, so that its watch
     /// doesn't take a place from those that are still to prove themselves.
-    pub fn proven(&mut self, others: &Arc<Semaphore>) {
+    pub fn proven(&mut self, others: &Shares) {
         if let Held::Own { share, .. } = &mut self.held
-            && matches!(share, Share::Of(_))
-            && let Ok(other) = Share::of(others)
+            && let Ok(other) = others.try_take(share.part.client)
         {
             *share = other;
         }
@@ -92,7 +98,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         match &mut self.held {
-            Held::Shared(streams) => {
+            Held::Shared { streams, .. } => {
                 streams.active.fetch_sub(1, Ordering::Relaxed);
                 streams.room.notify_waiters();
             }
@@ -147,75 +153,81 @@ impl Idle {
 }
 
 /// So many connections in all, of which some are kept for [privileged](Client::is_privileged) clients; so many for each
-/// client, and for none of the others more than are free: one alone gets half of them at most, and leaves some to a
-/// newcomer.
+/// client, within what [`Taken`] leaves it.
 #[derive(Debug)]
 pub struct Shares {
+    all: usize,
     each: usize,
     kept: usize,
     clients: Mutex<HashMap<Client, Arc<Semaphore>>>,
-    counts: Arc<Counts>,
+    taken: Arc<Taken>,
 }
 
-#[derive(Debug)]
-struct Counts {
+/// The places that clients have taken of all that there are. No client gets more than are free, but for privileged ones:
+/// one alone gets half of them at most, and leaves some to a newcomer.
+#[derive(Debug, Default)]
+pub struct Taken {
     places: Mutex<Places>,
     /// One has been given back.
     room: Notify,
 }
 
-/// The places that are free, and the number of each client's.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Places {
-    free: usize,
-    taken: HashMap<Client, usize>,
+    sum: usize,
+    by: HashMap<Client, usize>,
+}
+
+/// One place that counts as its client's until this is dropped.
+#[derive(Debug)]
+pub struct Part {
+    client: Client,
+    taken: Arc<Taken>,
 }
 
 /// One connection's share, given back when dropped.
 #[derive(Debug)]
-pub enum Share {
-    /// Of a number that is not divided among clients.
-    Undivided(OwnedSemaphorePermit),
-    /// A client's.
-    Of(Part),
+pub struct Share {
+    part: Part,
+    _own: OwnedSemaphorePermit,
 }
 
-/// A client's share.
-#[derive(Debug)]
-pub struct Part {
-    client: Client,
-    counts: Arc<Counts>,
-    _own: OwnedSemaphorePermit,
+impl Taken {
+    /// One more of this client, if there is room among `all`, of which so many are kept for privileged ones.
+    pub fn take(self: &Arc<Self>, client: Client, all: usize, kept: usize) -> Option<Part> {
+        let mut places = self.places.lock();
+        let count = places.by.get(&client).copied().unwrap_or_default();
+        let kept = if client.is_privileged() { 0 } else { kept };
+        let free = all.saturating_sub(places.sum + kept);
+        let greedy = !client.is_privileged() && count > 0 && count >= free;
+        if free == 0 || greedy {
+            return None;
+        }
+        places.sum += 1;
+        *places.by.entry(client).or_default() += 1;
+        Some(Part { client, taken: Arc::clone(self) })
+    }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        let mut places = self.counts.places.lock();
-        places.free += 1;
-        if let Some(count) = places.taken.get_mut(&self.client) {
+        let mut places = self.taken.places.lock();
+        places.sum -= 1;
+        if let Some(count) = places.by.get_mut(&self.client) {
             *count -= 1;
             if *count == 0 {
-                places.taken.remove(&self.client);
+                places.by.remove(&self.client);
             }
         }
         drop(places);
-        self.counts.room.notify_waiters();
-    }
-}
-
-impl Share {
-    /// One of a number that is not divided among clients.
-    pub fn of(all: &Arc<Semaphore>) -> Result<Self, DialError> {
-        Arc::clone(all).try_acquire_owned().map(Self::Undivided).map_err(|_| DialError::Busy)
+        self.taken.room.notify_waiters();
     }
 }
 
 impl Shares {
     /// `all` connections, `each` for one client, `kept` for those that are privileged.
     pub fn new(all: usize, each: usize, kept: usize) -> Self {
-        let places = Mutex::new(Places { free: all, taken: HashMap::new() });
-        let counts = Arc::new(Counts { places, room: Notify::new() });
-        Self { each, kept, clients: Mutex::default(), counts }
+        Self { all, each, kept, clients: Mutex::default(), taken: Arc::default() }
     }
 
     /// A share; waits for one, behind those of the same client first.
@@ -224,19 +236,18 @@ impl Shares {
     /// None became free within five seconds.
     pub async fn take(&self, client: Client) -> Result<Share, DialError> {
         let own = self.of(client);
-        let part = async move {
-            let mut own = own.acquire_owned().await.ok()?;
+        let share = async move {
+            let own = own.acquire_owned().await.ok()?;
             loop {
-                let mut room = std::pin::pin!(self.counts.room.notified());
+                let mut room = std::pin::pin!(self.taken.room.notified());
                 room.as_mut().enable();
-                match self.count(client, own) {
-                    Ok(part) => return Some(Share::Of(part)),
-                    Err(permit) => own = permit,
+                if let Some(part) = self.taken.take(client, self.all, self.kept) {
+                    return Some(Share { part, _own: own });
                 }
                 room.await;
             }
         };
-        tokio::time::timeout(WAIT, part).await.ok().flatten().ok_or(DialError::Busy)
+        tokio::time::timeout(WAIT, share).await.ok().flatten().ok_or(DialError::Busy)
     }
 
     /// A share, now or not at all.
@@ -245,22 +256,8 @@ impl Shares {
     /// The client has all of its own, or there are none left.
     pub fn try_take(&self, client: Client) -> Result<Share, DialError> {
         let own = self.of(client).try_acquire_owned().map_err(|_| DialError::Busy)?;
-        self.count(client, own).map(Share::Of).map_err(|_| DialError::Busy)
-    }
-
-    /// One more of this client, if there is room.
-    fn count(&self, client: Client, own: OwnedSemaphorePermit) -> Result<Part, OwnedSemaphorePermit> {
-        let mut places = self.counts.places.lock();
-        let count = places.taken.get(&client).copied().unwrap_or_default();
-        let kept = if client.is_privileged() { 0 } else { self.kept };
-        let free = places.free.saturating_sub(kept);
-        let greedy = !client.is_privileged() && count > 0 && count >= free;
-        if free == 0 || greedy {
-            return Err(own);
-        }
-        places.free -= 1;
-        *places.taken.entry(client).or_default() += 1;
-        Ok(Part { client, counts: Arc::clone(&self.counts), _own: own })
+        let part = self.taken.take(client, self.all, self.kept).ok_or(DialError::Busy)?;
+        Ok(Share { part, _own: own })
     }
 
     fn of(&self, client: Client) -> Arc<Semaphore> {
@@ -307,7 +304,7 @@ mod tests {
         assert_eq!(root.len(), 8);
         assert!(held.len() <= 24, "{}", held.len());
         drop((held, root));
-        assert_eq!(*shares.counts.places.lock(), Places { free: 32, taken: HashMap::new() });
+        assert_eq!(*shares.taken.places.lock(), Places::default());
     }
 
     #[tokio::test(start_paused = true)]
@@ -320,14 +317,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_has_proven_itself_counts_among_the_others() {
-        let (shares, others) = (Shares::new(1, 1, 0), Arc::new(Semaphore::new(1)));
+        let (shares, others) = (Shares::new(1, 1, 0), Shares::new(1, 1, 0));
         let mut place = Place::own(&Arc::default(), shares.take(client(1)).await.unwrap());
         assert!(shares.try_take(client(2)).is_err());
         place.proven(&others);
         assert!(shares.try_take(client(2)).is_ok());
-        assert_eq!(others.available_permits(), 0);
+        assert!(others.try_take(client(2)).is_err());
         drop(place);
-        assert_eq!(others.available_permits(), 1);
+        assert!(others.try_take(client(2)).is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,8 +12,9 @@ use tokio::task::AbortHandle;
 use super::connection::{Http2, UNKNOWN, Windows};
 use super::dial::DialError;
 use super::heard::Line;
-use super::places::Streams;
+use super::places::{Part, Streams, Taken};
 use super::upstreams::{Sender, Stream};
+use crate::client::Client;
 use crate::upload::Upload;
 
 /// Requests on a narrow connection: under the 100 streams that the API server allows unless told otherwise.
@@ -24,6 +25,8 @@ const WIDE: usize = 16;
 const FIRST: usize = 16;
 /// HTTP/2 connections at once.
 const CONNECTIONS: usize = 64;
+/// Streams that are kept for root on the node.
+const KEPT: usize = 16;
 /// Open connections on which the server allows no streams at all, from which on no more are opened: it takes no requests.
 const WITHOUT_STREAMS: usize = 8;
 /// Retired connections that go on for the sake of their streams; beyond it the oldest is closed.
@@ -52,6 +55,7 @@ pub struct Shared {
     pool: Mutex<Pool>,
     /// There may be room now: a connection is open, or a dial has failed, or a stream has ended.
     pub room: Arc<Notify>,
+    taken: Arc<Taken>,
 }
 
 #[derive(Debug, Default)]
@@ -111,13 +115,17 @@ impl Drop for Dialling {
 
 impl Kept {
     fn has_room(&self) -> bool {
+        !self.line.is_left() && self.streams.active() < self.room(FIRST)
+    }
+
+    /// Requests at once; so many while the server has not said how many it allows.
+    fn room(&self, unknown: usize) -> usize {
         let most = if self.wide { WIDE } else { NARROW };
-        let allowed = match self.allowed.load(Ordering::Relaxed) {
-            UNKNOWN => FIRST,
+        most.min(match self.allowed.load(Ordering::Relaxed) {
+            UNKNOWN => unknown,
             // A stream that has ended here counts there for a moment longer.
             streams => streams - streams / 10,
-        };
-        !self.line.is_left() && self.streams.active() < most.min(allowed)
+        })
     }
 
     /// It takes no more requests, and none runs on it.
@@ -149,6 +157,13 @@ impl Pool {
         wide.or_else(|| self.kept.iter().find(|kept| !kept.wide && kept.has_room())).map(Kept::place)
     }
 
+    /// Requests at once on all connections that there may be.
+    fn capacity(&self) -> usize {
+        let open: usize = self.kept.iter().map(|kept| kept.room(NARROW)).sum();
+        let narrow = self.kept.iter().find(|kept| !kept.wide).map_or(NARROW, |kept| kept.room(NARROW));
+        open + CONNECTIONS.saturating_sub(self.kept.len()) * narrow
+    }
+
     fn wants_wide(&self) -> bool {
         self.wide == 0 && !self.kept.iter().any(|kept| kept.wide && Self::is_usable(kept))
     }
@@ -164,6 +179,15 @@ impl Pool {
 }
 
 impl Shared {
+    /// One more request of this client.
+    ///
+    /// # Errors
+    /// It has as many as are left to all others.
+    pub fn count(&self, client: Client) -> Result<Part, DialError> {
+        let all = self.pool.lock().capacity();
+        self.taken.take(client, all, KEPT).ok_or(DialError::Busy)
+    }
+
     /// A place for a watch or for an answer that ends.
     ///
     /// # Errors
@@ -173,11 +197,13 @@ impl Shared {
         if let Some(stream) = pool.find(watch) {
             return Ok(Seat::Taken(stream));
         }
-        if pool.is_enough(watch) {
+        let dialling = pool.wide + pool.narrow;
+        let full = pool.kept.len() + dialling >= CONNECTIONS;
+        if pool.is_enough(watch) || full && dialling > 0 {
             *pool.waiting(watch) += 1;
             return Ok(Seat::Wait(Waiting { shared: Arc::clone(self), watch }));
         }
-        if pool.kept.len() + pool.wide + pool.narrow >= CONNECTIONS {
+        if full {
             return Err(DialError::Busy);
         }
         if pool.kept.iter().filter(|kept| kept.allowed.load(Ordering::Relaxed) == 0).count()
@@ -230,5 +256,33 @@ impl Shared {
         let kept = &mut self.pool.lock().kept;
         kept.retain(|k| !k.is_over());
         kept.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    /// Two thousand answers that one client did not read took all streams, and the writes of all others met 429.
+    #[test]
+    fn one_client_leaves_as_many_streams_as_it_has_and_root_finds_some_always() {
+        let shared = Shared::default();
+        let most = CONNECTIONS * NARROW;
+        let take_all = |client| -> Vec<Part> {
+            std::iter::from_fn(|| shared.count(client).ok()).take(most + 1).collect()
+        };
+        let pod = take_all(Client::Pod(1));
+        assert_eq!(pod.len(), (most - KEPT) / 2);
+        let others: Vec<_> = (2..200).map(|pod| take_all(Client::Pod(pod))).collect();
+        assert!(others.iter().take(10).all(|taken| !taken.is_empty()), "newcomers find some");
+        assert_eq!(
+            take_all(Client::Root(1)).len() + others.iter().map(Vec::len).sum::<usize>() + pod.len(),
+            most
+        );
+        let address = Client::Address(IpAddr::from([10, 0, 0, 1]));
+        drop((pod, others));
+        assert!(!take_all(address).is_empty(), "given back");
     }
 }

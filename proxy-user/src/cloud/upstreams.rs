@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::client::conn::http1;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{self, Closing};
@@ -48,7 +48,7 @@ pub enum Way {
     /// The shared ones, for a watch.
     Watch,
     /// One of its own: the credential has not proven itself.
-    Apart(Client),
+    Apart,
 }
 
 /// A place on a connection.
@@ -67,7 +67,7 @@ pub struct Upstreams {
     shared: Arc<Shared>,
     /// The server has chosen HTTP/1.1 when it could have had HTTP/2.
     http1: AtomicBool,
-    own: Arc<Semaphore>,
+    own: Shares,
     apart: Shares,
     upgrades: Shares,
     idle: Arc<Idle>,
@@ -86,7 +86,7 @@ impl Upstreams {
             dialer,
             shared: Arc::default(),
             http1: AtomicBool::new(false),
-            own: Arc::new(Semaphore::new(OWN)),
+            own: Shares::new(OWN, OWN, 0),
             apart: Shares::new(APART.0, APART.1, APART.2),
             upgrades: Shares::new(UPGRADES.0, UPGRADES.1, UPGRADES.2),
             idle: Arc::default(),
@@ -106,42 +106,44 @@ impl Upstreams {
     ///
     /// # Errors
     /// None can be opened, or the limit is reached.
-    pub async fn stream(&self, way: Way, reuse: bool) -> Result<Stream, DialError> {
-        let watch = way == Way::Watch;
-        if let Way::Apart(client) = way {
+    pub async fn stream(&self, client: Client, way: Way, reuse: bool) -> Result<Stream, DialError> {
+        // Boxed: a handshake's state is large and rarely needed.
+        if way == Way::Apart {
             let share = self.apart.take(client).await?;
             return Box::pin(self.own(share, reuse)).await;
         }
-        // Boxed: a handshake's state is large and rarely needed.
-        match self.shared.seat(watch)? {
-            Seat::Taken(stream) => Ok(stream),
-            Seat::Dial(dialling) => Box::pin(self.open(dialling, reuse)).await,
+        let part = self.shared.count(client)?;
+        let mut stream = match self.shared.seat(way == Way::Watch)? {
+            Seat::Taken(stream) => stream,
+            Seat::Dial(dialling) => Box::pin(self.open(client, dialling, reuse)).await?,
             Seat::Wait(waiting) => {
                 drop(waiting);
-                Box::pin(self.wait(watch, reuse)).await
+                Box::pin(self.wait(client, way, reuse)).await?
             }
-        }
+        };
+        stream.place.count(part);
+        Ok(stream)
     }
 
-    async fn wait(&self, watch: bool, reuse: bool) -> Result<Stream, DialError> {
+    async fn wait(&self, client: Client, way: Way, reuse: bool) -> Result<Stream, DialError> {
         loop {
             let mut room = std::pin::pin!(self.shared.room.notified());
             room.as_mut().enable();
             if self.http1.load(Ordering::Relaxed) {
-                return self.own(Share::of(&self.own)?, reuse).await;
+                return self.own(self.own.try_take(client)?, reuse).await;
             }
-            match self.shared.seat(watch)? {
+            match self.shared.seat(way == Way::Watch)? {
                 Seat::Taken(stream) => return Ok(stream),
-                Seat::Dial(dialling) => return self.open(dialling, reuse).await,
+                Seat::Dial(dialling) => return self.open(client, dialling, reuse).await,
                 Seat::Wait(_waiting) => room.await,
             }
         }
     }
 
-    async fn open(&self, dialling: Dialling, reuse: bool) -> Result<Stream, DialError> {
+    async fn open(&self, client: Client, dialling: Dialling, reuse: bool) -> Result<Stream, DialError> {
         if self.http1.load(Ordering::Relaxed) {
             drop(dialling);
-            return self.own(Share::of(&self.own)?, reuse).await;
+            return self.own(self.own.try_take(client)?, reuse).await;
         }
         let closing = self.closing.subscribe();
         let tls = self.dialer.dial(false).await?;
@@ -151,7 +153,7 @@ impl Upstreams {
         }
         self.http1.store(true, Ordering::Relaxed);
         drop(dialling);
-        Self::on(tls, closing, Share::of(&self.own)?).await
+        Self::on(tls, closing, self.own.try_take(client)?).await
     }
 
     /// HTTP/2, shared from now on.

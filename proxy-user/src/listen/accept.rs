@@ -19,6 +19,7 @@ use crate::account::Flow;
 use crate::client::Port;
 use crate::handle::Handler;
 use crate::setup::Setup;
+use crate::upload;
 
 /// Pause after accept has failed, doubled up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -31,13 +32,12 @@ const SMALL_BUFFER: usize = 16 * 1024;
 const HEADERS: usize = 128;
 /// Requests at once on an HTTP/2 connection, as the API server allows.
 const STREAMS: u32 = 250;
-/// A node's uploads are small; this bounds what a client can make us hold.
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes of all uploads on an HTTP/2 connection that are held at most; of one, [`upload::HELD`].
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of an answer that wait in a stream for its client to read, but for the piece that goes over it.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Connections that have been accepted and have no place yet: it is found out who calls.
-const ARRIVALS: usize = 64;
+const ARRIVALS: u32 = 64;
 /// Pings find peers that vanished with their network namespace.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
 
@@ -75,15 +75,21 @@ impl Front {
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_stream_window_size(upload::HELD)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(BUFFER as u32)
             .keep_alive_interval(PING.0)
             .keep_alive_timeout(PING.1);
         let (host, tls) = (setup.netns(), TlsAcceptor::from(tls));
-        let arrivals = Arc::new(Semaphore::new(ARRIVALS));
+        let arrivals = Arc::new(Semaphore::new(ARRIVALS as usize));
         Arc::new(Self { handler, setup, tls, http1, http2, registry, counters, host, arrivals })
+    }
+
+    /// Waits until listeners that were told to stop have stopped, and all that they accepted is in the registry.
+    pub async fn arrived(&self) {
+        // Each listener holds one while it accepts. It is never closed.
+        let _all = self.arrivals.acquire_many(ARRIVALS).await;
     }
 
     /// HTTP/1.1 as this connection gets it.

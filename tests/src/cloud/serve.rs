@@ -29,6 +29,9 @@ use super::{discovery, watch};
 use crate::pki;
 use crate::worker::Spawner;
 
+/// Bytes of one upload that the cloud takes in before it reads them.
+const UPLOAD_WINDOW: u32 = 256 << 10;
+
 /// Connections at a time.
 const CONNECTIONS: usize = 4_096;
 /// A request body's limit, as the real server's.
@@ -88,6 +91,9 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number:
         if h2 {
             let mut http = hyper::server::conn::http2::Builder::new(spawner);
             http.max_concurrent_streams(max_streams);
+            // As the API server: a stuck upload stops no other one (k8s.io/apiserver/pkg/server/secure_serving.go).
+            http.initial_stream_window_size(UPLOAD_WINDOW);
+            http.initial_connection_window_size(UPLOAD_WINDOW * max_streams.clamp(1, 250));
             http.timer(TokioTimer::new());
             let mut connection = pin!(http.serve_connection(io, service));
             tokio::select! {

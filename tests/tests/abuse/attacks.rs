@@ -24,6 +24,13 @@ const TARGET: &str = "HUBLET_TEST_ATTACK";
 const SECURE: &str = "169.254.2.1:10268";
 const PLAIN: &str = "169.254.2.1:10261";
 
+/// `:method` in HPACK's static table.
+const GET: u8 = 0x82;
+const POST: u8 = 0x83;
+/// Bytes of an upload, fewer than 65,535, and of each of its frames.
+const UPLOAD: usize = 60_000;
+const FRAME: usize = 12_000;
+
 /// An attack.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Attack {
@@ -39,6 +46,8 @@ pub(crate) enum Attack {
     Loops(usize, String, String),
     /// So many requests that ask for an upgrade to a protocol that nobody knows.
     Upgrades(usize, String),
+    /// So many HTTP/2 connections with so many uploads each that don't end.
+    Uploads(usize, usize, String),
 }
 
 /// An attack, with what it needs.
@@ -137,6 +146,11 @@ impl Target {
                     held.push(self.ask(path, "Connection: Upgrade\r\nUpgrade: x\r\n")?);
                 }
             }
+            Attack::Uploads(connections, streams, path) => {
+                for _ in 0..*connections {
+                    held.push(self.uploads(*streams, path)?);
+                }
+            }
         }
         Ok(held)
     }
@@ -185,16 +199,8 @@ impl Target {
     /// A connection's preface with windows as large as can be, and the streams' heads.
     fn streams(&self, count: usize, path: &str) -> Result<Box<dyn Stream>> {
         let mut stream = self.tls("h2")?;
-        let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        // SETTINGS_INITIAL_WINDOW_SIZE, and as much for the connection (RFC 9113, 6.5.2, 6.9).
-        frame(&mut out, (4, 0), 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
-        frame(&mut out, (8, 0), 0, &(0x7fff_ffff_u32 - 65_535).to_be_bytes());
-        let mut head = vec![0x82, 0x87];
-        // Literals without indexing, with names of the static table (RFC 7541, 6.2.2).
-        for (name, value) in [(&[0x04][..], path), (&[0x01], "a"), (&[0x0f, 4], "application/json")] {
-            literal(&mut head, name, value);
-        }
-        literal(&mut head, &[0x0f, 8], &format!("Bearer {}", self.token));
+        let mut out = preface();
+        let head = self.head(GET, path);
         for number in 0..count {
             // END_STREAM and END_HEADERS.
             frame(&mut out, (1, 5), u32::try_from(2 * number + 1)?, &head);
@@ -202,6 +208,36 @@ impl Target {
         stream.write_all(&out)?;
         stream.flush()?;
         Ok(Box::new(stream))
+    }
+
+    /// Uploads that fill the smallest windows a stream may begin with, and don't end.
+    fn uploads(&self, count: usize, path: &str) -> Result<Box<dyn Stream>> {
+        let mut stream = self.tls("h2")?;
+        stream.write_all(&preface())?;
+        stream.flush()?;
+        read_to_window(&mut stream)?;
+        let (mut out, head) = (Vec::new(), self.head(POST, path));
+        for number in 0..count {
+            let id = u32::try_from(2 * number + 1)?;
+            // END_HEADERS.
+            frame(&mut out, (1, 4), id, &head);
+            for _ in 0..UPLOAD / FRAME {
+                frame(&mut out, (0, 0), id, &[b'x'; FRAME]);
+            }
+        }
+        stream.write_all(&out)?;
+        stream.flush()?;
+        Ok(Box::new(stream))
+    }
+
+    /// A request's fields: literals without indexing, with names of the static table (RFC 7541, 6.2.2).
+    fn head(&self, method: u8, path: &str) -> Vec<u8> {
+        let mut head = vec![method, 0x87];
+        for (name, value) in [(&[0x04][..], path), (&[0x01], "a"), (&[0x0f, 4], "application/json")] {
+            literal(&mut head, name, value);
+        }
+        literal(&mut head, &[0x0f, 8], &format!("Bearer {}", self.token));
+        head
     }
 
     /// Asks again and again; on a new connection where the old one has ended.
@@ -243,6 +279,28 @@ fn dial(address: &str) -> Result<TcpStream> {
     socket.bind(&SocketAddr::new(ADDRESS.parse()?, 0).into())?;
     socket.connect_timeout(&address.into(), Duration::from_secs(10))?;
     Ok(socket.into())
+}
+
+/// The connection's preface with windows as large as can be.
+fn preface() -> Vec<u8> {
+    let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS_INITIAL_WINDOW_SIZE, and as much for the connection (RFC 9113, 6.5.2, 6.9).
+    frame(&mut out, (4, 0), 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+    frame(&mut out, (8, 0), 0, &(0x7fff_ffff_u32 - 65_535).to_be_bytes());
+    out
+}
+
+/// Reads frames up to the one that opens the connection's window.
+fn read_to_window(stream: &mut impl Read) -> Result<()> {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        std::io::copy(&mut stream.take(length.into()), &mut std::io::sink())?;
+        if head[3] == 8 {
+            return Ok(());
+        }
+    }
 }
 
 fn frame(out: &mut Vec<u8>, (kind, flags): (u8, u8), stream: u32, payload: &[u8]) {
