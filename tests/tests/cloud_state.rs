@@ -202,6 +202,33 @@ fn a_node_where_nobody_asks_learns_that_the_cloud_is_gone_and_back() -> Result<(
     until(&site.daemon, "connected", Duration::from_secs(5))
 }
 
+/// One check that failed (a key management service's) made an idle node's cloud "away", so that its writes were refused,
+/// the lease's among them, while the API server would have taken them.
+#[test]
+fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
+    let flag = "--heartbeat-interval-seconds=1".to_owned();
+    let Some(site) = Site::start("checks", |options| options.flags.push(flag))? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    let asked = || site.cloud.record().requests().iter().filter(|request| request.path == "/readyz").count();
+    let readyz = |check: &str| {
+        let body = format!("[+]ping ok\n[-]{check} failed: reason withheld\nreadyz check failed\n");
+        let lie = Lie::Exactly { code: 500, content_type: "text/plain".into(), body: body.into_bytes() };
+        site.cloud.lies().tell(LieRule::new("GET", "/readyz", lie));
+        asked()
+    };
+    let before = readyz("kms-providers");
+    eventually(Duration::from_secs(8), "the cloud is asked", || (asked() > before + 2).then_some(()))?;
+    assert_eq!(state(&site.daemon)?, "connected");
+    let written = admin.json("POST", MAPS, &config_map("written", 1))?;
+    assert_eq!(written.status, 201, "{written:?}");
+    site.cloud.lies().clear();
+    readyz("etcd");
+    until(&site.daemon, "disconnected", Duration::from_secs(5))?;
+    site.cloud.lies().clear();
+    until(&site.daemon, "connected", Duration::from_secs(8))
+}
+
 /// With nothing but watches open, and nobody asking, a black hole was noticed by the connection's pings after 23 s, and
 /// over HTTP/1.1, which has none, never. A watch ends within a second of the verdict.
 #[test]

@@ -285,6 +285,26 @@ fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
     Ok(())
 }
 
+/// The empty list of one version was served for another, which the API server may not have at all.
+#[test]
+fn i2_an_empty_list_is_of_the_version_in_which_it_was_asked_for() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let (asked, other) = ("/apis/x.io/v1/things", "/apis/x.io/v2/things");
+    let empty = json!({
+        "apiVersion": "x.io/v1", "items": [], "kind": "ThingList",
+        "metadata": {"continue": "", "resourceVersion": "50"},
+    });
+    answer_once(&site, asked, 200, &empty);
+    assert_eq!(admin.get(asked)?.status, 200);
+    site.cut()?;
+    let stored = admin.get(asked)?;
+    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    let unknown = admin.get(other)?;
+    assert_eq!((unknown.status, source(&unknown)), (503, "hublet"), "{unknown:?}");
+    Ok(())
+}
+
 /// Offline watches said that what they begin with was said just now.
 #[test]
 fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {

@@ -62,22 +62,37 @@ impl Asked<'_> {
         tells.then(|| self.to(self.scope))
     }
 
-    /// The rights that hold it as well: the same verb in all namespaces, without selectors.
-    fn wider(&self) -> Vec<Right> {
+    /// The keys whose right holds this one as well: the same in all namespaces, without selectors.
+    fn wider_scopes(&self) -> Vec<Vec<u8>> {
         let r = self.request;
         if !matches!(r.verb, Verb::List | Verb::Watch) {
             return Vec::new();
         }
         let mut wider = Vec::new();
         if r.has_selectors() {
-            wider.push(self.to(key::without_selectors(self.scope)));
+            wider.push(key::without_selectors(self.scope).to_vec());
         }
         if !r.namespace.is_empty() {
             let mut all = Vec::new();
             key::push_resource(&mut all, &r.group, &r.resource);
-            wider.push(self.to(&all));
+            wider.push(all);
         }
         wider
+    }
+
+    fn wider(&self) -> Vec<Right> {
+        self.wider_scopes().iter().map(|scope| self.to(scope)).collect()
+    }
+
+    /// The rights that a refusal takes back: who may not list gets the same objects by no watch either.
+    fn taken_back(&self) -> Vec<Right> {
+        let verb = self.request.verb;
+        let verbs =
+            if matches!(verb, Verb::List | Verb::Watch) { vec![Verb::List, Verb::Watch] } else { vec![verb] };
+        let scopes = self.wider_scopes();
+        let scopes = scopes.iter().map(Vec::as_slice).chain([self.scope]);
+        let of = |scope| verbs.iter().map(move |verb| Right::of(self.credential, Action::Read(*verb), scope));
+        scopes.flat_map(of).chain(self.absence()).collect()
     }
 
     /// Caller and collection: the same for its list as for its watch.
@@ -128,10 +143,7 @@ impl Cache {
         let is_somebody = *credential == Credential::Anonymous || grants.knows(credential, now, max_age);
         ops.append(&mut match (status, asked.right(), asked.absence()) {
             (401, ..) => grants.rejected(credential),
-            (403, Some(right), absence) if is_somebody => {
-                let rights: Vec<Right> = asked.wider().into_iter().chain(absence).chain([right]).collect();
-                grants.forbidden(credential, &rights, now)
-            }
+            (403, Some(_), _) if is_somebody => grants.forbidden(credential, &asked.taken_back(), now),
             // A slow answer to an earlier question doesn't take a later refusal back.
             (200..=299 | 304, Some(right), _)
                 if is_somebody && !grants.refused_since(credential, &right, asked_at) =>

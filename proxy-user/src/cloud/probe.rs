@@ -95,11 +95,16 @@ impl Probe {
         self.dialer.heard().took(asked.elapsed());
         let status = response.status();
         let body = Limited::new(response.into_body(), BODY.0).collect();
-        if let Ok(Ok(_)) = tokio::time::timeout(BODY.1, body).await {
+        let body = tokio::time::timeout(BODY.1, body).await.ok().and_then(Result::ok);
+        let body = body.map(|body| body.to_bytes());
+        if body.is_some() {
             *self.kept.lock() = Some(sender);
         }
         // 401 and 403 come from a living server that lets nobody look.
-        if status.is_server_error() { Err(ProbeError::NotReady(status)) } else { Ok(()) }
+        if status.is_server_error() && !body.is_some_and(|body| serves_nevertheless(&body)) {
+            return Err(ProbeError::NotReady(status));
+        }
+        Ok(())
     }
 
     fn question(&self) -> Request<Empty<Bytes>> {
@@ -111,5 +116,42 @@ impl Probe {
             request.headers_mut().insert(header::HOST, host);
         }
         request
+    }
+}
+
+/// An API server that lists its checks (`k8s.io/apiserver/pkg/server/healthz`), of which some fail that leave most requests
+/// served: a key management service's, or that of a shutdown, which is announced before it begins. While the storage
+/// fails, or the start has not ended, requests would hang or be refused; and what stands in front of a dead server lists
+/// nothing.
+fn serves_nevertheless(body: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(body);
+    let mut failed = text.lines().filter_map(|line| line.strip_prefix("[-]")).peekable();
+    let stops =
+        |check: &str| ["etcd", "poststarthook/", "informer-sync"].iter().any(|name| check.starts_with(name));
+    failed.peek().is_some() && text.contains("[+]ping ok") && !failed.any(stops)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_fails_is_no_absence_unless_requests_would_fail_as_well() {
+        let list = |check: &str| {
+            format!("[+]ping ok\n[+]log ok\n[-]{check} failed: reason withheld\nreadyz check failed\n")
+        };
+        for (check, serves) in [
+            ("kms-providers", true),
+            ("shutdown", true),
+            ("etcd", false),
+            ("etcd-readiness", false),
+            ("informer-sync", false),
+            ("poststarthook/rbac/bootstrap-roles", false),
+        ] {
+            assert_eq!(serves_nevertheless(list(check).as_bytes()), serves, "{check}");
+        }
+        for body in ["", "no healthy upstream", "[+]ping ok\n", "[-]ping failed"] {
+            assert!(!serves_nevertheless(body.as_bytes()), "{body:?}");
+        }
     }
 }

@@ -157,10 +157,10 @@ impl Pool {
         wide.or_else(|| self.kept.iter().find(|kept| !kept.wide && kept.has_room())).map(Kept::place)
     }
 
-    /// Requests at once on all connections that there may be.
+    /// Requests at once on all connections that there may be; at least one on each of those that are still to be opened.
     fn capacity(&self) -> usize {
         let open: usize = self.kept.iter().map(|kept| kept.room(NARROW)).sum();
-        let narrow = self.kept.iter().find(|kept| !kept.wide).map_or(NARROW, |kept| kept.room(NARROW));
+        let narrow = self.kept.iter().find(|kept| !kept.wide).map_or(NARROW, |kept| kept.room(NARROW).max(1));
         open + CONNECTIONS.saturating_sub(self.kept.len()) * narrow
     }
 

@@ -84,7 +84,10 @@ impl Found {
                 "hublet: the cloud is away and the newest copies of these objects are {what}"
             ))
         };
-        if let Some((_, other)) = forms.iter().find(|(_, stored)| *stored != version) {
+        // An empty list has the version in which it was asked for: of another nobody knows whether it is served.
+        let stored = forms.iter().map(|(_, stored)| stored.as_str());
+        let empty = forms.is_empty().then_some(self.collection.api_version.as_str());
+        if let Some(other) = stored.chain(empty).find(|stored| *stored != version) {
             return Err(refuse(format!("of apiVersion {other}")));
         }
         let stored = |e: Encoding| forms.iter().all(|(form, _)| *form == e as u8);
