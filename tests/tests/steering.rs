@@ -221,11 +221,15 @@ struct Plainly {
 
 impl Plainly {
     fn dial(site: &Site) -> Result<Self> {
+        Self::by(site, || TcpStream::connect("10.96.0.1:443"))
+    }
+
+    fn by(site: &Site, dial: impl FnOnce() -> std::io::Result<TcpStream> + Send) -> Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(site.daemon.ca_pem()?.as_bytes())?)?;
         let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let tls = rustls::ClientConnection::new(Arc::new(config), "10.96.0.1".try_into()?)?;
-        let tcp = site.netns.run(|| TcpStream::connect("10.96.0.1:443"))?;
+        let tcp = site.netns.run(dial)?;
         tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
         Ok(Self { tls: rustls::StreamOwned::new(tls, tcp) })
     }
@@ -260,6 +264,27 @@ impl Plainly {
         let status = std::str::from_utf8(&head)?.split(' ').nth(1).context("no status line")?;
         Ok(status.parse()?)
     }
+}
+
+/// A client that asks for Multipath TCP (RFC 8684) where the kernel has it is steered like any other.
+#[test]
+fn a_client_that_dials_by_multipath_tcp_is_served() -> Result<()> {
+    const IPPROTO_MPTCP: i32 = 262;
+    if !std::path::Path::new("/proc/sys/net/mptcp/enabled").exists() {
+        println!("skipped: this kernel has no Multipath TCP");
+        return Ok(());
+    }
+    let Some(node) = Steered::start()? else { return Ok(()) };
+    let dial = || {
+        let protocol = Some(socket2::Protocol::from(IPPROTO_MPTCP));
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, protocol)?;
+        socket.connect(&std::net::SocketAddr::from(([10, 96, 0, 1], 443)).into())?;
+        Ok(socket.into())
+    };
+    let mut connection = Plainly::by(&node.site, dial)?;
+    connection.say(&node.site.cloud.admin_token, "GET /version", b"")?;
+    assert_eq!(connection.status()?, 200);
+    Ok(())
 }
 
 #[test]
