@@ -10,6 +10,7 @@ use http::Request;
 use hublet_tests::client::{Answer, Client, Stream};
 use hublet_tests::cloud::{Lie, LieRule};
 use hublet_tests::eventually::eventually;
+use hublet_tests::fault::Fault;
 use hublet_tests::site::Site;
 use serde_json::{Value, json};
 
@@ -281,6 +282,61 @@ fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
     assert_eq!(admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"], "y");
     site.cut()?;
     let stored = admin.get(&selected)?;
+    assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{stored:?}");
+    Ok(())
+}
+
+/// A watch of such a selection heard nothing, as if nothing had changed.
+#[test]
+fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let selected = format!("{MAPS}?labelSelector=app%3Dx");
+    site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
+    let listed = version(&admin.get(&selected)?.json());
+    let path = format!("{selected}&watch=true&resourceVersion={listed}");
+    drop(admin.watch(&path)?);
+    site.cloud.put(map("moves", &json!({"app": "y"}), "1"))?;
+    assert_eq!(admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"], "y");
+    site.cut()?;
+    let event = first_event(&mut admin.watch(&path)?).expect("a member is known to have changed");
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    Ok(())
+}
+
+/// A pod never changes its node, but another one of its name may run elsewhere (a StatefulSet's): it was listed as this
+/// node's, whose kubelet would have started it a second time.
+#[test]
+fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let pod = |node: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-0", "namespace": "default"},
+            "spec": {"nodeName": node, "containers": []},
+        })
+    };
+    let (path, mine) =
+        ("/api/v1/namespaces/default/pods/web-0", "/api/v1/pods?fieldSelector=spec.nodeName%3Dhere");
+    site.cloud.put(pod("here"))?;
+    assert_eq!(admin.get(mine)?.json()["items"].as_array().map(Vec::len), Some(1));
+    let mut changed = pod("here");
+    changed["metadata"]["labels"] = json!({"changed": "yes"});
+    site.cloud.put(changed)?;
+    assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "here");
+    site.cut()?;
+    let stored = admin.get(mine)?.json();
+    assert_eq!(stored["items"][0]["metadata"]["labels"]["changed"], "yes", "it has its node still: {stored}");
+    site.fault.set(Fault::None)?;
+    eventually(SOON, "the cloud is back", || {
+        let answer = admin.get(path).ok()?;
+        (source(&answer) == "cloud").then_some(())
+    })?;
+    site.cloud.delete(path)?;
+    site.cloud.put(pod("there"))?;
+    assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "there");
+    site.cut()?;
+    let stored = admin.get(mine)?;
     assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{stored:?}");
     Ok(())
 }
