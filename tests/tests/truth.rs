@@ -453,6 +453,54 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
     Ok(())
 }
 
+/// What only the Table had shown was missing from a later list: nothing was seen to go, and the Table went on to show it.
+#[test]
+fn a_table_gives_way_to_a_later_list_that_lacks_one_of_its_rows() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let object = |name: &str| {
+        let metadata = json!({"name": name, "namespace": "default", "resourceVersion": "7"});
+        json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata})
+    };
+    let table = |version: &str, names: &[&str]| {
+        let row = |name: &&str| json!({"cells": [name], "object": object(name)});
+        json!({
+            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": version},
+            "columnDefinitions": [{"name": "Name", "type": "string"}],
+            "rows": names.iter().map(row).collect::<Vec<_>>(),
+        })
+    };
+    let list = |version: &str, names: &[&str]| {
+        let items: Vec<Value> = names.iter().map(|name| object(name)).collect();
+        json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items})
+    };
+    let (one, selected) = (format!("{MAPS}/b"), format!("{MAPS}?labelSelector=x"));
+    for (path, accept, answer) in [
+        (MAPS, TABLE, table("5000", &["a", "b"])),
+        (&selected, TABLE, table("5000", &["a", "b"])),
+        (&one, TABLE, table("7", &["b"])),
+        (MAPS, "*/*", list("5001", &["a"])),
+    ] {
+        answer_once(&site, path.split('?').next().unwrap(), 200, &answer);
+        assert_eq!(get_as(&admin, accept, path)?.json(), answer);
+    }
+    // Another list as long as the Table takes nothing from it.
+    let all = "/api/v1/namespaces/other/configmaps";
+    for (accept, answer) in [(TABLE, table("5000", &[])), ("*/*", list("5001", &[]))] {
+        answer_once(&site, all, 200, &answer);
+        assert_eq!(get_as(&admin, accept, all)?.json(), answer);
+    }
+    site.cut()?;
+    assert_eq!(get_as(&admin, TABLE, all)?.json()["kind"], "Table");
+    let stored = get_as(&admin, TABLE, MAPS)?;
+    assert_eq!((stored.status, stored.json()["kind"].as_str()), (200, Some("ConfigMapList")), "{stored:?}");
+    for path in [&one, &selected] {
+        let stored = get_as(&admin, TABLE, path)?;
+        assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{path}: {stored:?}");
+    }
+    Ok(())
+}
+
 /// `varint(len)` of a length below 128, and the bytes: a field of a protobuf message.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()], bytes].concat()
