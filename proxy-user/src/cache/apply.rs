@@ -229,7 +229,7 @@ impl<'t> Batch<'t> {
             return Ok(());
         }
         self.take(key)?;
-        // Lists without selectors that it stood in are incomplete until they come again.
+        // Lists without selectors that it stood in are incomplete until they come again, or their watches have told of it.
         let resource = resource_of(key).to_vec();
         let mut scopes = vec![resource.clone()];
         let rest = &key[resource.len()..];
@@ -238,7 +238,9 @@ impl<'t> Batch<'t> {
         }
         for scope in scopes {
             if let Some(mut collection) = self.collection(&scope)? {
-                collection.complete = false;
+                // Where its own watch has been there already, it is not as that told.
+                collection.complete &= collection.version < version;
+                collection.unclear = collection.unclear.max(version);
                 self.put_collection(&scope, &collection)?;
             }
         }

@@ -396,7 +396,7 @@ impl Snapshot {
     pub fn has_lost_since(&self, scope: &[u8], version: u64) -> Result<bool, StoreError> {
         let own = self.collection(scope)?;
         let all = self.collection(resource_of(scope))?;
-        let incomplete = own.as_ref().is_some_and(|own| !own.complete);
+        let incomplete = own.as_ref().is_some_and(|own| !own.is_whole());
         Ok(incomplete || [own, all].into_iter().flatten().any(|list| list.unnamed > version))
     }
 

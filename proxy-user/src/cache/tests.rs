@@ -239,7 +239,7 @@ async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
     bench.said(&watch, 200, event("DELETED", "a", 12).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     assert!(
-        !bench.collection("/pods/").await.unwrap().complete,
+        !bench.collection("/pods/").await.unwrap().is_whole(),
         "it may be there still: the whole list isn't known"
     );
     let by_node = "GET /api/v1/pods?fieldSelector=spec.nodeName%3Dn&watch=true&resourceVersion=10";
@@ -345,4 +345,21 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
     for n in 0..50 {
         assert_eq!(bench.version(&format!("/pods/d/p{n}")).await, Some(7 + n), "p{n}");
     }
+}
+
+/// Of an object that left a selection, the selection's watch told before that of the whole collection did, which was then
+/// no longer whole, whatever its own watch told.
+#[tokio::test]
+async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_selection() {
+    let bench = Bench::new();
+    let selected = format!("{PODS}?labelSelector=x&watch=true&resourceVersion=10");
+    let all = format!("{PODS}?watch=true&resourceVersion=10");
+    bench.said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0).await;
+    bench.said(&selected, 200, event("DELETED", "a", 12).as_bytes(), 0).await;
+    assert!(!bench.collection("/pods/d/").await.unwrap().is_whole(), "a may be gone or not");
+    bench.said(&all, 200, event("MODIFIED", "b", 11).as_bytes(), 0).await;
+    assert!(!bench.collection("/pods/d/").await.unwrap().is_whole(), "not told yet");
+    bench.said(&all, 200, event("MODIFIED", "a", 12).as_bytes(), 0).await;
+    assert!(bench.collection("/pods/d/").await.unwrap().is_whole());
+    assert_eq!(bench.version("/pods/d/a").await, Some(12));
 }
