@@ -17,7 +17,7 @@ use super::store::{
     WISHES,
 };
 
-/// Most absences remembered; beyond it the oldest tenth goes.
+/// Most absences remembered; beyond it a tenth goes.
 const MAX_ABSENT: u64 = 50_000;
 /// Most documents kept; beyond it a tenth goes.
 const MAX_DOCUMENTS: u64 = 2_048;
@@ -52,19 +52,14 @@ pub fn apply(store: &Store, ops: &[Op], lineage: &mut Lineage) -> Result<bool, S
     Ok(changed)
 }
 
-/// The time up to which a tenth of them lies.
-fn oldest_tenth(mut times: Vec<u64>) -> u64 {
-    let tenth = times.len() / 10;
-    if times.is_empty() { 0 } else { *times.select_nth_unstable(tenth).1 }
-}
-
 /// A tenth of the rows (key, time), to make room: the oldest of those by which a share is larger than others are. All that was
-/// asked by selectors of one collection is one share, so that who floods the table evicts their own.
+/// asked of one collection, by names or selectors, is one share, so that who floods the table evicts their own.
 fn tenth_to_evict(rows: Vec<(Vec<u8>, u64)>) -> Vec<Vec<u8>> {
     let tenth = (rows.len() / 10).max(1);
     let mut shares: HashMap<Vec<u8>, Vec<(u64, Vec<u8>)>> = HashMap::new();
     for (key, at) in rows {
-        let end = key.iter().position(|b| matches!(b, b'?' | b'\n')).unwrap_or(key.len());
+        let selection = key.iter().position(|b| matches!(b, b'?' | b'\n'));
+        let end = selection.or_else(|| Some(key.iter().rposition(|b| *b == b'/')? + 1)).unwrap_or(key.len());
         shares.entry(key[..end].to_vec()).or_default().push((at, key));
     }
     let beyond = |cap: usize| shares.values().map(|share| share.len().saturating_sub(cap)).sum::<usize>();
@@ -203,13 +198,14 @@ impl<'t> Batch<'t> {
     }
 
     fn evict_absent(&mut self) -> Result<(), StoreError> {
-        let mut times = Vec::new();
+        let mut rows = Vec::new();
         for row in self.absent.iter()? {
-            times.push(self.lineage.past(row?.1.value().0));
+            let (key, value) = row?;
+            rows.push((key.value().to_vec(), self.lineage.past(value.value().0)));
         }
-        let limit = oldest_tenth(times);
-        let lineage = &self.lineage;
-        self.absent.retain(|_, (at, _)| lineage.past(at) > limit)?;
+        for key in tenth_to_evict(rows) {
+            self.absent.remove(key.as_slice())?;
+        }
         Ok(())
     }
 

@@ -258,3 +258,17 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     assert_eq!(snapshot.documents("/apis").unwrap(), ["application/json"]);
     assert!(snapshot.collection(b"/configmaps/d/?l=a8999&f=").unwrap().is_some(), "the newest");
 }
+
+/// So did 404s to ever new names: a CNI plugin that may create what it was told is not there asks again offline.
+#[test]
+fn i14_a_flood_of_absences_evicts_its_own() {
+    let (_dir, store) = open();
+    let gone = |key: String, at: u64| Op::Gone { key: key.into_bytes(), version: 0, said: said(at) };
+    apply(&store, &[gone("x.io/handles/mine".into(), 1)], &mut lineage()).unwrap();
+    let flood: Vec<Op> = (0..50_001).map(|n| gone(format!("/configmaps/d/{n}"), n + 2)).collect();
+    apply(&store, &flood, &mut lineage()).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    assert!((40_000..=50_000).contains(&snapshot.counts().unwrap()[1]));
+    let known = |key: &str| snapshot.object(key.as_bytes(), |_| ()).unwrap() != Lookup::Unknown;
+    assert!(known("x.io/handles/mine") && known("/configmaps/d/50000") && !known("/configmaps/d/0"));
+}
