@@ -363,3 +363,14 @@ async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_sel
     assert!(bench.collection("/pods/d/").await.unwrap().is_whole());
     assert_eq!(bench.version("/pods/d/a").await, Some(12));
 }
+
+/// A document that had been asked for earlier, and was slow to come, took the place of a newer one.
+#[tokio::test]
+async fn a_document_that_was_asked_for_earlier_is_the_older_one() {
+    let bench = Bench::new();
+    bench.said("GET /version", 200, br#"{"minor":"36"}"#, 0).await;
+    bench.said("GET /version", 200, br#"{"minor":"35"}"#, 30_000).await;
+    let snapshot = bench.cache.snapshot().await.unwrap();
+    let body = snapshot.document(b"/version\napplication/json", |d| d.body.to_vec()).unwrap();
+    assert_eq!(body.as_deref(), Some(br#"{"minor":"36"}"#.as_slice()));
+}
