@@ -10,6 +10,7 @@ use http::Request;
 use hublet_tests::client::{Answer, Client, Stream};
 use hublet_tests::cloud::{Lie, LieRule};
 use hublet_tests::eventually::eventually;
+use hublet_tests::fault::Fault;
 use hublet_tests::site::Site;
 use serde_json::{Value, json};
 
@@ -305,6 +306,61 @@ fn i2_an_empty_list_is_of_the_version_in_which_it_was_asked_for() -> Result<()> 
     Ok(())
 }
 
+/// A watch of such a selection heard nothing, as if nothing had changed.
+#[test]
+fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let selected = format!("{MAPS}?labelSelector=app%3Dx");
+    site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
+    let listed = version(&admin.get(&selected)?.json());
+    let path = format!("{selected}&watch=true&resourceVersion={listed}");
+    drop(admin.watch(&path)?);
+    site.cloud.put(map("moves", &json!({"app": "y"}), "1"))?;
+    assert_eq!(admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"], "y");
+    site.cut()?;
+    let event = first_event(&mut admin.watch(&path)?).expect("a member is known to have changed");
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    Ok(())
+}
+
+/// A pod never changes its node, but another one of its name may run elsewhere (a StatefulSet's): it was listed as this
+/// node's, whose kubelet would have started it a second time.
+#[test]
+fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let pod = |node: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-0", "namespace": "default"},
+            "spec": {"nodeName": node, "containers": []},
+        })
+    };
+    let (path, mine) =
+        ("/api/v1/namespaces/default/pods/web-0", "/api/v1/pods?fieldSelector=spec.nodeName%3Dhere");
+    site.cloud.put(pod("here"))?;
+    assert_eq!(admin.get(mine)?.json()["items"].as_array().map(Vec::len), Some(1));
+    let mut changed = pod("here");
+    changed["metadata"]["labels"] = json!({"changed": "yes"});
+    site.cloud.put(changed)?;
+    assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "here");
+    site.cut()?;
+    let stored = admin.get(mine)?.json();
+    assert_eq!(stored["items"][0]["metadata"]["labels"]["changed"], "yes", "it has its node still: {stored}");
+    site.fault.set(Fault::None)?;
+    eventually(SOON, "the cloud is back", || {
+        let answer = admin.get(path).ok()?;
+        (source(&answer) == "cloud").then_some(())
+    })?;
+    site.cloud.delete(path)?;
+    site.cloud.put(pod("there"))?;
+    assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "there");
+    site.cut()?;
+    let stored = admin.get(mine)?;
+    assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{stored:?}");
+    Ok(())
+}
+
 /// Offline watches said that what they begin with was said just now.
 #[test]
 fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {
@@ -414,6 +470,54 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
     let stored = stored.json();
     assert_eq!((&stored["kind"], version(&stored).as_str()), (&json!("ConfigMapList"), "5001"), "{stored}");
     assert_eq!(stored["items"].as_array().unwrap().len(), 1, "{stored}");
+    Ok(())
+}
+
+/// What only the Table had shown was missing from a later list: nothing was seen to go, and the Table went on to show it.
+#[test]
+fn a_table_gives_way_to_a_later_list_that_lacks_one_of_its_rows() -> Result<()> {
+    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let object = |name: &str| {
+        let metadata = json!({"name": name, "namespace": "default", "resourceVersion": "7"});
+        json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata})
+    };
+    let table = |version: &str, names: &[&str]| {
+        let row = |name: &&str| json!({"cells": [name], "object": object(name)});
+        json!({
+            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": version},
+            "columnDefinitions": [{"name": "Name", "type": "string"}],
+            "rows": names.iter().map(row).collect::<Vec<_>>(),
+        })
+    };
+    let list = |version: &str, names: &[&str]| {
+        let items: Vec<Value> = names.iter().map(|name| object(name)).collect();
+        json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items})
+    };
+    let (one, selected) = (format!("{MAPS}/b"), format!("{MAPS}?labelSelector=x"));
+    for (path, accept, answer) in [
+        (MAPS, TABLE, table("5000", &["a", "b"])),
+        (&selected, TABLE, table("5000", &["a", "b"])),
+        (&one, TABLE, table("7", &["b"])),
+        (MAPS, "*/*", list("5001", &["a"])),
+    ] {
+        answer_once(&site, path.split('?').next().unwrap(), 200, &answer);
+        assert_eq!(get_as(&admin, accept, path)?.json(), answer);
+    }
+    // Another list as long as the Table takes nothing from it.
+    let all = "/api/v1/namespaces/other/configmaps";
+    for (accept, answer) in [(TABLE, table("5000", &[])), ("*/*", list("5001", &[]))] {
+        answer_once(&site, all, 200, &answer);
+        assert_eq!(get_as(&admin, accept, all)?.json(), answer);
+    }
+    site.cut()?;
+    assert_eq!(get_as(&admin, TABLE, all)?.json()["kind"], "Table");
+    let stored = get_as(&admin, TABLE, MAPS)?;
+    assert_eq!((stored.status, stored.json()["kind"].as_str()), (200, Some("ConfigMapList")), "{stored:?}");
+    for path in [&one, &selected] {
+        let stored = get_as(&admin, TABLE, path)?;
+        assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{path}: {stored:?}");
+    }
     Ok(())
 }
 

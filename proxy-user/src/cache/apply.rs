@@ -17,11 +17,11 @@ use super::store::{
     WISHES,
 };
 
-/// Most absences remembered; beyond it the oldest tenth goes.
+/// Most absences remembered; beyond it a tenth goes.
 const MAX_ABSENT: u64 = 50_000;
-/// Most documents kept; beyond it the oldest tenth goes.
+/// Most documents kept; beyond it a tenth goes.
 const MAX_DOCUMENTS: u64 = 2_048;
-/// Most collections kept; beyond it the oldest tenth goes, and their members.
+/// Most collections kept; beyond it a tenth goes, and their members.
 const MAX_COLLECTIONS: u64 = 8_192;
 
 /// What one batch does to the count of objects by form.
@@ -52,10 +52,31 @@ pub fn apply(store: &Store, ops: &[Op], lineage: &mut Lineage) -> Result<bool, S
     Ok(changed)
 }
 
-/// The time up to which a tenth of them lies.
-fn oldest_tenth(mut times: Vec<u64>) -> u64 {
-    let tenth = times.len() / 10;
-    if times.is_empty() { 0 } else { *times.select_nth_unstable(tenth).1 }
+/// A tenth of the rows (key, time), to make room: the oldest of those by which a share is larger than others are. All that was
+/// asked of one collection, by names or selectors, is one share, so that who floods the table evicts their own.
+fn tenth_to_evict(rows: Vec<(Vec<u8>, u64)>) -> Vec<Vec<u8>> {
+    let tenth = (rows.len() / 10).max(1);
+    let mut shares: HashMap<Vec<u8>, Vec<(u64, Vec<u8>)>> = HashMap::new();
+    for (key, at) in rows {
+        let selection = key.iter().position(|b| matches!(b, b'?' | b'\n'));
+        let end = selection.or_else(|| Some(key.iter().rposition(|b| *b == b'/')? + 1)).unwrap_or(key.len());
+        shares.entry(key[..end].to_vec()).or_default().push((at, key));
+    }
+    let beyond = |cap: usize| shares.values().map(|share| share.len().saturating_sub(cap)).sum::<usize>();
+    let (mut cap, mut too_high) = (0, shares.values().map(Vec::len).max().unwrap_or(0) + 1);
+    while cap + 1 < too_high {
+        let middle = cap.midpoint(too_high);
+        if beyond(middle) >= tenth { cap = middle } else { too_high = middle }
+    }
+    let mut due = Vec::new();
+    for mut share in shares.into_values() {
+        share.sort_unstable();
+        share.truncate(share.len().saturating_sub(cap));
+        due.append(&mut share);
+    }
+    due.sort_unstable();
+    due.truncate(tenth);
+    due.into_iter().map(|(_, key)| key).collect()
 }
 
 struct Batch<'t> {
@@ -177,44 +198,38 @@ impl<'t> Batch<'t> {
     }
 
     fn evict_absent(&mut self) -> Result<(), StoreError> {
-        let mut times = Vec::new();
+        let mut rows = Vec::new();
         for row in self.absent.iter()? {
-            times.push(self.lineage.past(row?.1.value().0));
+            let (key, value) = row?;
+            rows.push((key.value().to_vec(), self.lineage.past(value.value().0)));
         }
-        let limit = oldest_tenth(times);
-        let lineage = &self.lineage;
-        self.absent.retain(|_, (at, _)| lineage.past(at) > limit)?;
+        for key in tenth_to_evict(rows) {
+            self.absent.remove(key.as_slice())?;
+        }
         Ok(())
     }
 
     fn evict_documents(&mut self) -> Result<(), StoreError> {
-        let lineage = &self.lineage;
-        let at = |value: &[u8]| Document::read(value).map_or(0, |d| lineage.past(d.at));
-        let mut times = Vec::new();
+        let mut rows = Vec::new();
         for row in self.documents.iter()? {
-            times.push(at(row?.1.value()));
+            let (key, value) = row?;
+            let at = Document::read(value.value()).map_or(0, |d| self.lineage.past(d.at));
+            rows.push((key.value().to_vec(), at));
         }
-        let limit = oldest_tenth(times);
-        self.documents.retain(|_, value| at(value) > limit)?;
+        for key in tenth_to_evict(rows) {
+            self.documents.remove(key.as_slice())?;
+        }
         Ok(())
     }
 
     fn evict_collections(&mut self) -> Result<(), StoreError> {
-        let lineage = &self.lineage;
-        let at = |value: &[u8]| serde_json::from_slice::<Collection>(value).map_or(0, |c| lineage.past(c.at));
-        let mut times = Vec::new();
-        for row in self.collections.iter()? {
-            times.push(at(row?.1.value()));
-        }
-        let limit = oldest_tenth(times);
-        let mut gone = Vec::new();
+        let mut rows = Vec::new();
         for row in self.collections.iter()? {
             let (key, value) = row?;
-            if at(value.value()) <= limit {
-                gone.push(key.value().to_vec());
-            }
+            let collection = serde_json::from_slice::<Collection>(value.value());
+            rows.push((key.value().to_vec(), collection.map_or(0, |c| self.lineage.past(c.at))));
         }
-        gone.iter().try_for_each(|key| self.drop_collection(key))
+        tenth_to_evict(rows).iter().try_for_each(|key| self.drop_collection(key))
     }
 
     fn drop_collection(&mut self, key: &[u8]) -> Result<(), StoreError> {
@@ -229,7 +244,7 @@ impl<'t> Batch<'t> {
             return Ok(());
         }
         self.take(key)?;
-        // Lists without selectors that it stood in are incomplete until they come again.
+        // Lists without selectors that it stood in are incomplete until they come again, or their watches have told of it.
         let resource = resource_of(key).to_vec();
         let mut scopes = vec![resource.clone()];
         let rest = &key[resource.len()..];
@@ -238,7 +253,9 @@ impl<'t> Batch<'t> {
         }
         for scope in scopes {
             if let Some(mut collection) = self.collection(&scope)? {
-                collection.complete = false;
+                // Where its own watch has been there already, it is not as that told.
+                collection.complete &= collection.version < version;
+                collection.unclear = collection.unclear.max(version);
                 self.put_collection(&scope, &collection)?;
             }
         }

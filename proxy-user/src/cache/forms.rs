@@ -50,6 +50,41 @@ struct Page<'a> {
     items: Option<&'a RawValue>,
 }
 
+/// Namespace and name of each object that a Table or its like shows; `None` where one of them isn't told.
+pub fn objects(body: &[u8]) -> Option<Vec<(String, String)>> {
+    let shown: Shown = serde_json::from_slice(body).ok()?;
+    let rows = shown.rows.unwrap_or_default().into_iter().map(|row| row.object.metadata);
+    let items = shown.items.unwrap_or_default().into_iter().map(|item| item.metadata);
+    let itself = shown.metadata.filter(|itself| !itself.name.is_empty());
+    Some(rows.chain(items).chain(itself).map(|object| (object.namespace, object.name)).collect())
+}
+
+/// As much of a Table, a list of metadata, or the metadata of one object, as names the objects.
+#[derive(Deserialize)]
+struct Shown {
+    metadata: Option<Name>,
+    rows: Option<Vec<Row>>,
+    items: Option<Vec<Object>>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    object: Object,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    metadata: Name,
+}
+
+#[derive(Deserialize)]
+struct Name {
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    name: String,
+}
+
 /// A document of which the last pages have not come.
 #[derive(Debug)]
 struct Waiting {
@@ -208,6 +243,21 @@ mod tests {
             let _ = pages.join(("", &n.to_string()), &head("9"), page("[]", "x").as_bytes());
         }
         assert_eq!(pages.0.len(), MAX_WAITING);
+    }
+
+    #[test]
+    fn the_objects_of_each_form_are_named() {
+        let meta = r#""metadata":{"namespace":"d","name":"a"}"#;
+        let list = r#""metadata":{"resourceVersion":"7"}"#;
+        let one = Some(vec![("d".to_owned(), "a".to_owned())]);
+        assert_eq!(
+            objects(format!(r#"{{{list},"rows":[{{"cells":["a"],"object":{{{meta}}}}}]}}"#).as_bytes()),
+            one
+        );
+        assert_eq!(objects(format!(r#"{{{list},"items":[{{{meta}}}]}}"#).as_bytes()), one);
+        assert_eq!(objects(format!("{{{meta}}}").as_bytes()), one);
+        assert_eq!(objects(format!(r#"{{{list},"rows":null}}"#).as_bytes()), Some(vec![]));
+        assert_eq!(objects(format!(r#"{{{list},"rows":[{{"cells":["a"]}}]}}"#).as_bytes()), None);
     }
 
     #[test]

@@ -80,8 +80,8 @@ struct Known {
     grants: Shares<Right>,
     /// Of [`Identity::ANONYMOUS`] only.
     anonymous: Shares<Right>,
-    /// The last tokens that were refused, newest at the back.
-    refused: VecDeque<TokenDigest>,
+    /// The last tokens that were refused, and when; newest at the back.
+    refused: VecDeque<(TokenDigest, u64)>,
 }
 
 impl Default for Known {
@@ -97,6 +97,10 @@ impl Default for Known {
 }
 
 impl Known {
+    fn refused_at(&self, token: &TokenDigest) -> Option<u64> {
+        self.refused.iter().find(|(digest, _)| digest == token).map(|(_, at)| *at)
+    }
+
     fn grants_of(&mut self, account: Identity) -> &mut Shares<Right> {
         if account == Identity::ANONYMOUS { &mut self.anonymous } else { &mut self.grants }
     }
@@ -212,7 +216,7 @@ impl Grants {
         let known = self.known.read();
         match known.credentials.get(token.account, &token.digest) {
             Some(proven) if now.saturating_sub(proven.at()) <= max_age => Standing::Accepted,
-            _ if known.refused.contains(&token.digest) => Standing::Refused,
+            _ if known.refused_at(&token.digest).is_some() => Standing::Refused,
             _ => Standing::Unknown,
         }
     }
@@ -229,13 +233,17 @@ impl Grants {
         verdict.is_some_and(|verdict| !verdict.is_yes() && verdict.at() > moment)
     }
 
-    /// The cloud has just given this token an answer that it gives nobody else; what is to be written of it.
-    pub fn accepted(&self, token: &Token, now: u64) -> Vec<Op> {
+    /// The cloud has just given this token an answer that it gives nobody else, to a question of `asked_at`; what is to be
+    /// written of it. A slow answer takes no later refusal back.
+    pub fn accepted(&self, token: &Token, asked_at: u64, now: u64) -> Vec<Op> {
         let mut ops = Vec::new();
         if !self.has_just_accepted(token, now) {
             let mut known = self.known.write();
+            if known.refused_at(&token.digest).is_some_and(|at| asked_at < at && at <= now) {
+                return ops;
+            }
             known.put_credential(token, Verdict::yes(now), &mut ops);
-            known.refused.retain(|refused| *refused != token.digest);
+            known.refused.retain(|(refused, _)| *refused != token.digest);
         }
         ops
     }
@@ -269,20 +277,25 @@ impl Grants {
         }
         let mut known = self.known.write();
         for right in rights {
-            if known.grant(account, right).is_some() {
-                known.put_grant(account, *right, Verdict::no(now), &mut ops);
+            let Some(before) = known.grant(account, right) else { continue };
+            let mut written = Vec::new();
+            known.put_grant(account, *right, Verdict::no(now), &mut written);
+            // On disk a no is a no, whenever it was said last: it ages as fast as the yes that it took back.
+            if before.is_yes() {
+                ops.append(&mut written);
             }
         }
         ops
     }
 
     /// The cloud has just answered 401.
-    pub fn rejected(&self, credential: &Credential) -> Vec<Op> {
+    pub fn rejected(&self, credential: &Credential, now: u64) -> Vec<Op> {
         let Credential::Token { token, .. } = credential else { return Vec::new() };
         let mut known = self.known.write();
         let had = known.credentials.remove(token.account, &token.digest).is_some();
-        if !known.refused.contains(&token.digest) {
-            known.refused.push_back(token.digest);
+        match known.refused.iter_mut().find(|(refused, _)| *refused == token.digest) {
+            Some((_, at)) => *at = now,
+            None => known.refused.push_back((token.digest, now)),
         }
         if known.refused.len() > REFUSED {
             known.refused.pop_front();

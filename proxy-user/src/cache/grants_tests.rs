@@ -33,7 +33,7 @@ fn allows(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> Op
 }
 
 fn allow(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> usize {
-    let mut ops = grants.accepted(token(credential), now);
+    let mut ops = grants.accepted(token(credential), now, now);
     ops.append(&mut grants.allowed(credential, get(credential, scope), now));
     ops.len()
 }
@@ -45,7 +45,7 @@ fn i7_a_rotated_token_keeps_its_accounts_grants_once_the_cloud_accepted_it() {
     allow(&grants, &old, "a", 0);
     assert!(grants.knows(&old, DAY, DAY));
     assert_eq!(grants.standing(&new, 0, DAY), Standing::Unknown, "its claims alone prove nothing");
-    grants.accepted(token(&new), 0);
+    grants.accepted(token(&new), 0, 0);
     assert!(grants.knows(&new, 0, DAY));
     assert_eq!(allows(&grants, &new, "a", DAY), Some(true));
 }
@@ -59,7 +59,7 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
     assert_eq!(allows(&grants, &me, "a", DAY + 2), None);
     assert_eq!(grants.forbidden(&me, &[get(&me, "a"), get(&me, "never")], 2).len(), 1);
     assert_eq!((allows(&grants, &me, "a", 3), allows(&grants, &me, "never", 3)), (Some(false), None));
-    assert_eq!(grants.rejected(&me).len(), 1);
+    assert_eq!(grants.rejected(&me, 3).len(), 1);
     assert_eq!(grants.standing(&me, 3, DAY), Standing::Refused);
     allow(&grants, &me, "a", 4);
     assert_eq!(
@@ -80,8 +80,8 @@ fn i14_a_flood_evicts_its_own_and_refused_tokens_are_few() {
         allow(&grants, &flood, &n.to_string(), n + 1);
     }
     for n in 0..CREDENTIALS.all + 100 {
-        grants.accepted(token(&service_account("flood", &n.to_string())), 1);
-        grants.rejected(&bearer(&n.to_string()));
+        grants.accepted(token(&service_account("flood", &n.to_string())), 1, 1);
+        grants.rejected(&bearer(&n.to_string()), 1);
     }
     assert_eq!(grants.len(), (GRANTS.account + 1, CREDENTIALS.account + 1));
     assert!(grants.knows(&cni, DAY, DAY) && allows(&grants, &cni, "mine", DAY) == Some(true));
@@ -99,7 +99,7 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
     let grants = Grants::default();
     let (me, other) = (bearer("me"), bearer("other"));
     for one in [&me, &other] {
-        grants.accepted(token(one), 0);
+        grants.accepted(token(one), 0, 0);
     }
     assert!(grants.written(&me, b"a", 0).is_empty(), "a right to write is none to read");
     let absence = Right::of(&me, Action::HearAbsent, b"a");
@@ -137,4 +137,19 @@ fn i7_a_grant_from_the_future_ages_from_now_on() {
     assert_eq!(allows(&grants, &me, "a", now + DAY), Some(true));
     assert_eq!(allows(&grants, &me, "a", now + DAY + 1), None);
     assert_eq!(allow(&grants, &me, "a", now + DAY + 2), 2);
+}
+
+/// A right that was taken back while the disk took nothing was given up, so that it was there again after the next start.
+/// And each further 403 cost a write.
+#[test]
+fn i7_a_no_is_written_once_and_never_given_up() {
+    let grants = Grants::default();
+    let me = bearer("opaque");
+    allow(&grants, &me, "a", 0);
+    let no = grants.forbidden(&me, &[get(&me, "a")], 1);
+    assert!(no.len() == 1 && no.iter().all(Op::is_refusal), "{no:?}");
+    assert!(grants.forbidden(&me, &[get(&me, "a")], 2).is_empty(), "said before");
+    assert!(grants.refused_since(&me, &get(&me, "a"), 1), "the last time counts all the same");
+    assert!(!grants.allowed(&me, get(&me, "a"), 3).iter().any(Op::is_refusal));
+    assert_eq!(grants.forbidden(&me, &[get(&me, "a")], 4).len(), 1);
 }

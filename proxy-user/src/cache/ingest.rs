@@ -26,7 +26,7 @@ use crate::clock::Clock;
 
 /// Bytes of answers that wait for the writer, in KiB; beyond it a stream waits for room.
 const ROOM: usize = 8 << 10;
-/// Messages that wait; room for one of each KiB above, and as many beginnings and ends.
+/// Messages that wait, but for ends; room for one of each KiB above, and as many beginnings.
 const MESSAGES: usize = 4 * ROOM;
 /// How long a stream waits for room before its copy is given up. The client's own bytes go on then.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -107,6 +107,17 @@ impl Ingest {
         self.counters.queued.fetch_sub(1, Ordering::Relaxed);
         self.counters.sent.fetch_sub(1, Ordering::Relaxed);
         false
+    }
+
+    /// Ends a copy that has begun. There is always room for it: the writer would keep the copy for ever. So there are at
+    /// most as many of these as copies.
+    fn send_end(&self, message: Message) {
+        self.counters.sent.fetch_add(1, Ordering::Relaxed);
+        self.counters.queued.fetch_add(1, Ordering::Relaxed);
+        if self.to.send(message).is_err() {
+            // There is no writer any more, and nothing to wait for.
+            self.counters.sent.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Begins to copy an answer; `None` when the writer is too far behind.
@@ -232,13 +243,13 @@ impl Capture {
     fn give_up(&mut self) {
         self.open = false;
         self.ingest.counters.given_up.fetch_add(1, Ordering::Relaxed);
-        self.ingest.send(Message::Abort(self.id));
+        self.ingest.send_end(Message::Abort(self.id));
     }
 
     /// The body has ended well.
     pub fn end(mut self) {
-        if self.open && self.ingest.send(Message::End(self.id, self.ingest.clock.now())) {
-            self.open = false;
+        if std::mem::take(&mut self.open) {
+            self.ingest.send_end(Message::End(self.id, self.ingest.clock.now()));
         }
     }
 }
@@ -246,7 +257,42 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         if self.open {
-            self.ingest.send(Message::Abort(self.id));
+            self.ingest.send_end(Message::Abort(self.id));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method, Uri};
+
+    use super::*;
+    use crate::request::ApiRequest;
+
+    /// While the queue was full neither the end of an answer nor its breaking off was told: the writer kept the copy, and
+    /// what a watch had fed was never evicted.
+    #[test]
+    fn an_end_is_told_however_full_the_queue_is() {
+        let (to, from) = channel();
+        let (room, clock) = (Arc::new(tokio::sync::Semaphore::new(ROOM)), Clock::default());
+        let ingest = Ingest { to, room, counters: Arc::default(), clock };
+        let (uri, mut headers) = (Uri::from_static("/api/v1/namespaces/d/pods/a"), HeaderMap::new());
+        headers.insert("content-type", http::HeaderValue::from_static("application/json"));
+        let reading = ApiRequest::parse(&Method::GET, &uri);
+        let exchange = Exchange::of(reading.understood().unwrap(), (200, &headers), 0).unwrap();
+        let copies = [ingest.capture(exchange.clone()), ingest.capture(exchange.clone())];
+        ingest.counters.queued.store(MESSAGES, Ordering::Relaxed);
+        assert!(ingest.capture(exchange).is_none());
+        let [ended, broken_off] = copies.map(Option::unwrap);
+        ended.end();
+        drop(broken_off);
+        let told: Vec<Message> = from.try_iter().collect();
+        assert!(
+            matches!(
+                told[..],
+                [Message::Begin(0, _), Message::Begin(1, _), Message::End(0, _), Message::Abort(1)]
+            ),
+            "{told:?}"
+        );
     }
 }

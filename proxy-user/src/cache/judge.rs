@@ -137,12 +137,12 @@ impl Cache {
             && !grants.has_just_accepted(token, now)
             && !asked.is_open(grants, now)
         {
-            ops.append(&mut grants.accepted(token, now));
+            ops.append(&mut grants.accepted(token, asked_at, now));
         }
         // An unproven token's claims are nobody's.
         let is_somebody = *credential == Credential::Anonymous || grants.knows(credential, now, max_age);
         ops.append(&mut match (status, asked.right(), asked.absence()) {
-            (401, ..) => grants.rejected(credential),
+            (401, ..) => grants.rejected(credential, now),
             (403, Some(_), _) if is_somebody => grants.forbidden(credential, &asked.taken_back(), now),
             // A slow answer to an earlier question doesn't take a later refusal back.
             (200..=299 | 304, Some(right), _)
@@ -150,7 +150,10 @@ impl Cache {
             {
                 grants.allowed(credential, right, now)
             }
-            (404, _, Some(absence)) if grants.knows(credential, now, max_age) => {
+            (404, _, Some(absence))
+                if grants.knows(credential, now, max_age)
+                    && !grants.refused_since(credential, &absence, asked_at) =>
+            {
                 grants.allowed(credential, absence, now)
             }
             _ => Vec::new(),
@@ -161,7 +164,7 @@ impl Cache {
     /// As [`Cache::judge`], of a request that isn't understood: it tells only that a credential is refused.
     pub fn judge_credential(&self, credential: &Credential, status: u16) {
         if status == 401 {
-            self.ingest.ops(self.grants.rejected(credential));
+            self.ingest.ops(self.grants.rejected(credential, self.clock.now()));
         }
     }
 

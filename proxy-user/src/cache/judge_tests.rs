@@ -187,3 +187,27 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
     bench.clock.advance(i64::try_from(WEEK).unwrap() + 60_000);
     assert_eq!(bench.decide(ME, SECRET), Decision::UnknownCaller, "a week after the start");
 }
+
+/// A slow answer to a question from before the token was revoked (a write whose body came late) proved it again, and took
+/// a refusal to be told of an absence back.
+#[tokio::test]
+async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
+    let bench = Bench::new();
+    let slow = |path: &str, status: u16, asked_at: u64| {
+        Bench::asked(ME, path, |asked| bench.cache.judge(asked, Answered { status, asked_at }, WEEK));
+    };
+    bench.judge(ME, "/api", 200);
+    bench.judge(ME, SECRET, 200);
+    bench.judge(ME, "/api/v1/namespaces/d/secrets/gone", 404);
+    let asked_at = bench.cache.clock.now();
+    bench.clock.advance(1_000);
+    bench.judge(ME, "/api/v1/namespaces/d/secrets/gone", 403);
+    slow("/api/v1/namespaces/d/secrets/gone", 404, asked_at);
+    assert_eq!(bench.decide(ME, "/api/v1/namespaces/d/secrets/gone"), Decision::Unknown);
+    bench.judge(ME, "/api", 401);
+    bench.clock.advance(1_000);
+    slow("PUT /api/v1/namespaces/d/pods/p", 200, asked_at);
+    assert_eq!(bench.decide(ME, SECRET), Decision::Unauthorized);
+    bench.judge(ME, "/api", 200);
+    assert_eq!(bench.decide(ME, SECRET), Decision::Read, "it is good again");
+}

@@ -50,6 +50,15 @@ pub fn without_selectors(collection: &[u8]) -> &[u8] {
     collection.iter().position(|b| *b == b'?').map_or(collection, |at| &collection[..at])
 }
 
+/// The collections that an object or a collection lies in, itself included: with its selectors, without, and of all
+/// namespaces.
+pub fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let path = without_selectors(scope);
+    let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..=at]);
+    let selection = (path.len() < scope.len()).then_some(scope);
+    slashes.skip(1).take(2).chain(selection)
+}
+
 /// The first key behind every key that starts with `prefix`.
 pub fn end_of(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
@@ -85,6 +94,11 @@ mod tests {
         assert_eq!(scope("/api/v1/pods?fieldSelector=spec.nodeName%3Dn"), "/pods/?l=&f=spec.nodeName=n");
         assert_eq!(scope("/version"), "/version");
         assert_eq!(without_selectors(b"/pods/?l=a&f="), b"/pods/");
+        let around =
+            |scope: &'static [u8]| collections_around(scope).map(String::from_utf8_lossy).collect::<Vec<_>>();
+        assert_eq!(around(b"/pods/d/a"), ["/pods/", "/pods/d/"]);
+        assert_eq!(around(b"/nodes/n"), ["/nodes/"]);
+        assert_eq!(around(b"/pods/d/?l=a/b&f="), ["/pods/", "/pods/d/", "/pods/d/?l=a/b&f="]);
         assert_eq!(end_of(b"/pods/"), b"/pods0");
         assert_eq!(end_of(&[1, 255]), [2]);
     }

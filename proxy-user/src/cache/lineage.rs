@@ -130,7 +130,7 @@ pub(super) fn fingerprint(uid: &str) -> u64 {
 }
 
 /// `group/resource/` of an object's or collection's key.
-pub(super) fn resource_of(key: &[u8]) -> &[u8] {
+pub fn resource_of(key: &[u8]) -> &[u8] {
     let mut slashes = key.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
     let end = slashes.nth(1).map_or(key.len(), |i| i + 1);
     &key[..end]

@@ -21,6 +21,7 @@ mod open;
 mod outage;
 pub mod pages;
 pub mod record;
+pub mod selection;
 pub mod shares;
 pub mod steering;
 pub mod store;

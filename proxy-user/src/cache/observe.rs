@@ -142,7 +142,7 @@ impl Observer {
         let (head, members) = match self.shape {
             Shape::JsonWatch(..) | Shape::ProtobufWatch(..) => return Ok(()),
             Shape::Beginning(_) => return Err(CodecError::Json("the list is cut off".into())),
-            Shape::Whole(bytes) => return whole(&exchange, &bytes, pages, (now, ops)),
+            Shape::Whole(bytes) => return whole(&exchange, &bytes, pages, ops),
             Shape::JsonList(list, members) => (list.finish()?, members),
             Shape::ProtobufList(list, members) => (list.finish()?, members),
         };
@@ -231,12 +231,7 @@ fn listed(
 }
 
 /// A body held whole: an object, a `Status`, or a document.
-fn whole(
-    exchange: &Exchange,
-    bytes: &[u8],
-    pages: &mut Pages,
-    (now, ops): (u64, &mut Vec<Op>),
-) -> Result<(), CodecError> {
+fn whole(exchange: &Exchange, bytes: &[u8], pages: &mut Pages, ops: &mut Vec<Op>) -> Result<(), CodecError> {
     if exchange.verb == Verb::Document {
         let (content_type, etag) = (&exchange.document.0, &exchange.document.1);
         if content_type.starts_with("application/json") {
@@ -244,7 +239,10 @@ fn whole(
                 .map_err(|e| CodecError::Json(e.to_string()))?;
         }
         let key = [&exchange.key, b"\n".as_slice(), content_type.as_bytes()].concat();
-        ops.push(Op::Document { key, value: Document { at: now, content_type, etag, body: bytes }.write() });
+        ops.push(Op::Document {
+            key,
+            value: Document { at: exchange.asked, content_type, etag, body: bytes }.write(),
+        });
         return Ok(());
     }
     if exchange.status == 404 {

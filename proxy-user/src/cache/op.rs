@@ -1,6 +1,7 @@
 //! What the cloud said, as operations on the store. In: observed answers. Out: [`Op`]s for `apply`.
 
 use super::record::{Collection, NewRecord};
+use super::shares::Verdict;
 
 /// From where something is known of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +151,7 @@ impl Op {
     pub(super) fn is_refusal(&self) -> bool {
         match self {
             Self::Revoke { .. } => true,
+            Self::Grant { at, .. } => !Verdict::from_stored(*at).is_yes(),
             Self::Credential { value, .. } => value.is_empty(),
             _ => false,
         }

@@ -253,6 +253,10 @@ pub struct Collection {
     /// resourceVersion of the last list that lacked something known: it went without being called absent.
     #[serde(default)]
     pub unnamed: u64,
+    /// resourceVersion at which something left a selection: until the collection's own watch has come so far it isn't known
+    /// whether that is still here.
+    #[serde(default)]
+    pub unclear: u64,
 }
 
 impl Collection {
@@ -269,13 +273,14 @@ impl Collection {
             followed_from: None,
             departed: 0,
             unnamed: 0,
+            unclear: 0,
         }
     }
 
     /// It can be served: whole, and of the objects themselves. (Until 0.1 the empty list of their metadata was stored in
     /// its place.)
     pub fn is_whole(&self) -> bool {
-        self.complete && !forms::is_other("", &self.kind)
+        self.complete && self.unclear <= self.version && !forms::is_other("", &self.kind)
     }
 }
 

@@ -8,7 +8,7 @@ use super::apply::apply;
 use super::budget::{Asked, Budget};
 use super::lineage::Lineage;
 use super::op::{Answer, Evicted, Op, Said};
-use super::record::{Collection, NewRecord, TypeHint};
+use super::record::{Collection, Document, NewRecord, TypeHint};
 use super::store::{Listed, Lookup, Store, StoreError};
 use crate::clock::Clock;
 use crate::local::negotiate::Encoding;
@@ -226,4 +226,49 @@ fn a_store_that_nothing_can_go_from_is_not_looked_through_for_every_batch() {
     assert_eq!(write(&fed), 0, "a watch feeds all of it");
     assert_eq!(write(&none), 0, "not so soon again");
     assert!((0..32).any(|_| write(&none) > 0), "but once there is more");
+}
+
+/// Lists and Tables by ever new selectors, of an account that may list one thing only, pushed out what all others had
+/// asked for before.
+#[test]
+fn i14_a_flood_of_selections_evicts_its_own() {
+    let (_dir, store) = open();
+    fill(&store, &names(2), KIB);
+    let document = |key: String, at: u64| {
+        let value = Document { at, content_type: "application/json", etag: "", body: b"{}" }.write();
+        Op::Document { key: key.into_bytes(), value }
+    };
+    apply(&store, &[document("/apis\napplication/json".into(), 0)], &mut lineage()).unwrap();
+    let flood = (0..9_000).flat_map(|n| {
+        let selection = format!("/configmaps/d/?l=a{n}&f=");
+        let table = document(format!("{selection}\nv1 application/json;as=Table"), n + 1);
+        let list = Op::Complete {
+            collection: selection.into_bytes(),
+            record: collection(10, n + 1),
+            members: Vec::new(),
+            said: said(n + 1),
+        };
+        [list, table]
+    });
+    apply(&store, &flood.collect::<Vec<_>>(), &mut lineage()).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    let [_, _, collections, documents] = snapshot.counts().unwrap();
+    assert!((7_000..=8_192).contains(&collections) && (1_800..=2_048).contains(&documents));
+    assert!(snapshot.collection(b"/pods/d/").unwrap().is_some());
+    assert_eq!(snapshot.documents("/apis").unwrap(), ["application/json"]);
+    assert!(snapshot.collection(b"/configmaps/d/?l=a8999&f=").unwrap().is_some(), "the newest");
+}
+
+/// So did 404s to ever new names: a CNI plugin that may create what it was told is not there asks again offline.
+#[test]
+fn i14_a_flood_of_absences_evicts_its_own() {
+    let (_dir, store) = open();
+    let gone = |key: String, at: u64| Op::Gone { key: key.into_bytes(), version: 0, said: said(at) };
+    apply(&store, &[gone("x.io/handles/mine".into(), 1)], &mut lineage()).unwrap();
+    let flood: Vec<Op> = (0..50_001).map(|n| gone(format!("/configmaps/d/{n}"), n + 2)).collect();
+    apply(&store, &flood, &mut lineage()).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    assert!((40_000..=50_000).contains(&snapshot.counts().unwrap()[1]));
+    let known = |key: &str| snapshot.object(key.as_bytes(), |_| ()).unwrap() != Lookup::Unknown;
+    assert!(known("x.io/handles/mine") && known("/configmaps/d/50000") && !known("/configmaps/d/0"));
 }

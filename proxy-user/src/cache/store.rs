@@ -368,12 +368,13 @@ impl Snapshot {
         ListWalk::new(Arc::clone(&self.shared), listed)
     }
 
-    /// Something under a prefix is newer than this resourceVersion, or was found gone after this time.
+    /// An object, or something under a collection without selectors, is newer than this resourceVersion, or was found gone
+    /// after this time.
     ///
     /// # Errors
     /// redb's.
     pub fn changed_since(&self, prefix: &[u8], version: u64, at: u64) -> Result<bool, StoreError> {
-        let end = key::end_of(prefix);
+        let end = if prefix.ends_with(b"/") { key::end_of(prefix) } else { [prefix, &[0]].concat() };
         for row in self.txn.open_table(OBJECTS)?.range(prefix..end.as_slice())? {
             if Record::read(row?.1.value()).is_none_or(|r| r.version > version) {
                 return Ok(true);
@@ -395,8 +396,20 @@ impl Snapshot {
     pub fn has_lost_since(&self, scope: &[u8], version: u64) -> Result<bool, StoreError> {
         let own = self.collection(scope)?;
         let all = self.collection(resource_of(scope))?;
-        let incomplete = own.as_ref().is_some_and(|own| !own.complete);
+        let incomplete = own.as_ref().is_some_and(|own| !own.is_whole());
         Ok(incomplete || [own, all].into_iter().flatten().any(|list| list.unnamed > version))
+    }
+
+    /// A whole collection, with or without selectors, has this object in it.
+    ///
+    /// # Errors
+    /// redb's.
+    pub fn holds(&self, collection: &[u8], object: &[u8]) -> Result<bool, StoreError> {
+        if key::without_selectors(collection).len() == collection.len() {
+            return Ok(self.txn.open_table(OBJECTS)?.get(object)?.is_some());
+        }
+        let row = [collection, &[0], object].concat();
+        Ok(self.txn.open_table(MEMBERS)?.get(row.as_slice())?.is_some())
     }
 
     /// When an object under a prefix was last found gone, beyond what `covered` (resourceVersion, time) covers.

@@ -239,7 +239,7 @@ async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
     bench.said(&watch, 200, event("DELETED", "a", 12).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     assert!(
-        !bench.collection("/pods/").await.unwrap().complete,
+        !bench.collection("/pods/").await.unwrap().is_whole(),
         "it may be there still: the whole list isn't known"
     );
     let by_node = "GET /api/v1/pods?fieldSelector=spec.nodeName%3Dn&watch=true&resourceVersion=10";
@@ -345,4 +345,32 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
     for n in 0..50 {
         assert_eq!(bench.version(&format!("/pods/d/p{n}")).await, Some(7 + n), "p{n}");
     }
+}
+
+/// Of an object that left a selection, the selection's watch told before that of the whole collection did, which was then
+/// no longer whole, whatever its own watch told.
+#[tokio::test]
+async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_selection() {
+    let bench = Bench::new();
+    let selected = format!("{PODS}?labelSelector=x&watch=true&resourceVersion=10");
+    let all = format!("{PODS}?watch=true&resourceVersion=10");
+    bench.said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0).await;
+    bench.said(&selected, 200, event("DELETED", "a", 12).as_bytes(), 0).await;
+    assert!(!bench.collection("/pods/d/").await.unwrap().is_whole(), "a may be gone or not");
+    bench.said(&all, 200, event("MODIFIED", "b", 11).as_bytes(), 0).await;
+    assert!(!bench.collection("/pods/d/").await.unwrap().is_whole(), "not told yet");
+    bench.said(&all, 200, event("MODIFIED", "a", 12).as_bytes(), 0).await;
+    assert!(bench.collection("/pods/d/").await.unwrap().is_whole());
+    assert_eq!(bench.version("/pods/d/a").await, Some(12));
+}
+
+/// A document that had been asked for earlier, and was slow to come, took the place of a newer one.
+#[tokio::test]
+async fn a_document_that_was_asked_for_earlier_is_the_older_one() {
+    let bench = Bench::new();
+    bench.said("GET /version", 200, br#"{"minor":"36"}"#, 0).await;
+    bench.said("GET /version", 200, br#"{"minor":"35"}"#, 30_000).await;
+    let snapshot = bench.cache.snapshot().await.unwrap();
+    let body = snapshot.document(b"/version\napplication/json", |d| d.body.to_vec()).unwrap();
+    assert_eq!(body.as_deref(), Some(br#"{"minor":"36"}"#.as_slice()));
 }

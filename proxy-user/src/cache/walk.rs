@@ -104,7 +104,7 @@ impl Listed {
         let was = &self.collection;
         let now = snapshot.collection(&self.key)?;
         Ok(now.is_some_and(|now| {
-            now.complete
+            now.is_whole()
                 && now.version >= was.version
                 && now.kind == was.kind
                 && now.api_version == was.api_version

@@ -9,8 +9,10 @@ use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::{json, parse_version};
 use crate::cache::exchange::{document_key, form_key};
+use crate::cache::forms;
 use crate::cache::key;
-use crate::cache::store::Snapshot;
+use crate::cache::lineage::resource_of;
+use crate::cache::store::{Snapshot, StoreError};
 use crate::status::Refusal;
 
 impl Local {
@@ -41,7 +43,10 @@ impl Local {
         if version < wanted || (query.exact && version != wanted) || self.has_expired(scope, at) {
             return Ok(None);
         }
-        if snapshot.changed_since(scope, version, at)? || snapshot.has_lost_since(scope, version)? {
+        if snapshot.changed_since(scope, version, at)?
+            || snapshot.has_lost_since(scope, version)?
+            || lacks_a_row(snapshot, question.scope(), (version, &body))?
+        {
             return Ok(None);
         }
         Ok(Some(self.response(Encoding::Json.content_type(), at, Body::full(body))))
@@ -77,4 +82,28 @@ impl Local {
         self.age(headers, at);
         Ok(response)
     }
+}
+
+/// A list that is newer than this Table lacks an object that it shows. Since nothing else has changed, or it would have
+/// been seen in the list, that is all that may be wrong with it.
+fn lacks_a_row(
+    snapshot: &Snapshot,
+    scope: &[u8],
+    (version, table): (u64, &[u8]),
+) -> Result<bool, StoreError> {
+    for list in key::collections_around(scope) {
+        let newer = snapshot.collection(list)?.is_some_and(|list| list.is_whole() && list.version > version);
+        if !newer {
+            continue;
+        }
+        let Some(objects) = forms::objects(table) else { return Ok(true) };
+        for (namespace, name) in objects {
+            let mut key = resource_of(scope).to_vec();
+            key::push_object(&mut key, &namespace, &name);
+            if !snapshot.holds(list, &key)? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }

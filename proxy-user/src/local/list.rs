@@ -9,9 +9,10 @@ use super::negotiate::{Accepts, Encoding};
 use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::{parse_version, protobuf};
-use crate::cache::exchange::{EVENT_TTL, is_fixed_selector, is_short_lived};
+use crate::cache::exchange::{EVENT_TTL, is_short_lived};
 use crate::cache::key;
 use crate::cache::record::{Collection, Record};
+use crate::cache::selection::stays;
 use crate::cache::store::{ListWalk, Listed, Snapshot, StoreError, Walk};
 use crate::request::ApiRequest;
 use crate::status::Refusal;
@@ -41,10 +42,14 @@ impl Found {
     }
 
     /// A member has been seen to change by another way than the collection's own watch: it may have left the selection.
-    fn has_newer_members(&self) -> Result<bool, StoreError> {
+    pub(super) fn may_have_lost(&self, request: &ApiRequest<'_>) -> Result<bool, StoreError> {
+        if self.selective.is_none() {
+            return Ok(false);
+        }
         let mut walk = self.walk()?;
-        while let Some(version) = walk.next(|record| record.version)? {
-            if version > self.collection.version {
+        let lost = |r: Record<'_>| r.version > self.collection.version && !stays(request, &r);
+        while let Some(lost) = walk.next(lost)? {
+            if lost {
                 return Ok(true);
             }
         }
@@ -109,8 +114,18 @@ impl Found {
 }
 
 impl Local {
-    /// Finds the complete collection that answers: its own, or that of all namespaces where there are no selectors.
-    pub(super) fn collection(&self, snapshot: Snapshot, question: &Question<'_>) -> Result<Found, Refusal> {
+    /// The complete collection that answers; of a selection none where a member may have left it.
+    fn collection(&self, snapshot: Snapshot, question: &Question<'_>) -> Result<Found, Refusal> {
+        let found = self.stored_collection(snapshot, question)?;
+        if found.may_have_lost(question.request)? { Err(question.unknown()) } else { Ok(found) }
+    }
+
+    /// Finds the complete collection: its own, or that of all namespaces where there are no selectors.
+    pub(super) fn stored_collection(
+        &self,
+        snapshot: Snapshot,
+        question: &Question<'_>,
+    ) -> Result<Found, Refusal> {
         let (request, scope) = (question.request, question.scope());
         let prefix = key::without_selectors(scope).to_vec();
         let complete = |key: &[u8]| snapshot.collection(key).map(|c| c.filter(Collection::is_whole));
@@ -126,11 +141,7 @@ impl Local {
         }
         let collection = collection.filter(|c| !self.has_expired(scope, c.at));
         let collection = collection.ok_or_else(|| question.unknown())?;
-        let found = Found { snapshot, collection, key, selective, prefix };
-        if found.selective.is_some() && !is_fixed_selector(request) && found.has_newer_members()? {
-            return Err(question.unknown());
-        }
-        Ok(found)
+        Ok(Found { snapshot, collection, key, selective, prefix })
     }
 
     /// Events of this age the cloud has dropped: they are not known any more.

@@ -59,7 +59,7 @@ impl Local {
         let question = *allowed;
         let query = &question.request.query;
         let accepts = Accepts::of(question.headers);
-        let found = self.collection(self.cache.snapshot(&allowed).await?, &question).ok();
+        let found = self.stored_collection(self.cache.snapshot(&allowed).await?, &question).ok();
         let from = parse_version(&query.resource_version).filter(|_| !query.send_initial_events);
         let at = found.as_ref().map(|found| found.collection.at);
         // Without a version to resume from, the client expects what is there as events first.
@@ -72,6 +72,7 @@ impl Local {
                     return Ok(self.watch_response(encoding, at, Body::full(event)));
                 }
             },
+            (None, Some(found)) if found.may_have_lost(question.request)? => return Err(question.unknown()),
             (None, Some(found)) => {
                 let encoding = found.encoding(question.request, &accepts)?;
                 self.listed.remember(&question, self.cache.now());

@@ -1,0 +1,75 @@
+//! Members of a selection that have changed since it was listed. In: what was selected by, and an object as it is now.
+//! Out: does it still stand in the selection, as far as that can be told here?
+
+use serde::Deserialize;
+
+use super::codec::protobuf::{Fields, Unknown, Value};
+use super::exchange::is_fixed_selector;
+use super::record::Record;
+use crate::local::negotiate::Encoding;
+use crate::request::ApiRequest;
+
+/// The object is certainly in the selection still: it was selected by what never changes. A pod keeps its node, but
+/// another pod of its name (a StatefulSet's) may have another one.
+pub fn stays(request: &ApiRequest<'_>, record: &Record<'_>) -> bool {
+    if !is_fixed_selector(request) {
+        return false;
+    }
+    let Some(node) = request.query.field_selector.strip_prefix("spec.nodeName=") else { return true };
+    node_of(record).as_deref() == Some(node.strip_prefix('=').unwrap_or(node))
+}
+
+#[derive(Deserialize)]
+struct Pod {
+    spec: Spec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    node_name: String,
+}
+
+/// `spec.nodeName` of a pod; `None` where it has none, or can't be read.
+fn node_of(record: &Record<'_>) -> Option<String> {
+    match record.encoding {
+        Encoding::Json => Some(serde_json::from_slice::<Pod>(record.body).ok()?.spec.node_name),
+        // `Pod` and `PodSpec` of `core/v1/generated.proto`.
+        Encoding::Protobuf => {
+            let pod = Unknown::parse(record.body).ok()?.raw;
+            Some(String::from_utf8_lossy(field(field(pod, 2)?, 10)?).into_owned())
+        }
+    }
+}
+
+/// The last value of a field of a message.
+fn field(message: &[u8], number: u64) -> Option<&[u8]> {
+    let values = Fields::new(message).flatten().filter_map(|field| match field {
+        (found, Value::Bytes(bytes)) if found == number => Some(bytes),
+        _ => None,
+    });
+    values.last()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::codec::protobuf::{envelope, put_bytes};
+    use super::*;
+
+    fn message(fields: &[(u64, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        fields.iter().for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
+        out
+    }
+
+    #[test]
+    fn a_pods_node_is_read_in_both_encodings() {
+        let json =
+            br#"{"kind":"Pod","metadata":{"name":"nodeName"},"spec":{"nodeName":"here","containers":[]}}"#;
+        assert_eq!(node_of(&Record::bare(Encoding::Json, json)).as_deref(), Some("here"));
+        assert_eq!(node_of(&Record::bare(Encoding::Json, br#"{"kind":"Pod","spec":{}}"#)), None);
+        let spec = message(&[(9, b"account"), (10, b"here")]);
+        let pod = envelope("v1", "Pod", &message(&[(1, b"\x0a\x01a"), (2, &spec)]));
+        assert_eq!(node_of(&Record::bare(Encoding::Protobuf, &pod)).as_deref(), Some("here"));
+    }
+}
