@@ -46,6 +46,7 @@ pub struct Budget {
 /// One client's part of it.
 #[derive(Debug, Default)]
 struct Share {
+    connections: AtomicUsize,
     used: AtomicUsize,
     /// The part of it that is on its way to the client.
     owed: AtomicUsize,
@@ -137,6 +138,7 @@ impl Budget {
         });
         self.used.fetch_add(CONNECTION, SeqCst);
         share.used.fetch_add(CONNECTION, SeqCst);
+        share.connections.fetch_add(1, SeqCst);
         Arc::new(Flow {
             client,
             budget: Arc::clone(self),
@@ -248,7 +250,17 @@ impl Flow {
 
     /// Its client has so many connections that each must do with little.
     pub fn is_one_of_many(&self) -> bool {
-        Arc::strong_count(&self.share) > MANY
+        self.connections() > MANY
+    }
+
+    /// Its client's connections alone are more than its fair part.
+    pub fn has_too_many_connections(&self) -> bool {
+        let taken = self.connections() * CONNECTION;
+        taken > LEAST && taken + self.budget.used.load(SeqCst) >= self.budget.limit
+    }
+
+    fn connections(&self) -> usize {
+        self.share.connections.load(SeqCst)
     }
 
     /// Counts a piece of a body until it has been written, or dropped with its connection.
@@ -275,6 +287,7 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
+        self.share.connections.fetch_sub(1, SeqCst);
         self.share.used.fetch_sub(CONNECTION, SeqCst);
         self.budget.used.fetch_sub(CONNECTION, SeqCst);
         self.budget.released();

@@ -85,7 +85,7 @@ impl Registry {
     ) -> Option<Arc<Activity>> {
         let mut looked_at = Vec::new();
         let mut seats = self.seats.lock();
-        let room = seats.room(client, &mut looked_at);
+        let room = seats.room(client, flow, &mut looked_at);
         let entered = (!matches!(room, Room::Full)).then(|| {
             let make = |at, order| Arc::new(Activity::new(Arc::clone(self), at, Arc::clone(flow), order));
             seats.take(client, make)
@@ -98,7 +98,8 @@ impl Registry {
         }
         if !matches!(room, Room::Free) && counters.over_limit().is_power_of_two() {
             warn!(
-                "all {} of --max-connections are open: connections of whoever has the most are closed",
+                "all {} of --max-connections are open, or one client's take more than its part of \
+                 --max-bytes-under-way: connections of whoever has the most are closed",
                 self.limit()
             );
         }
@@ -332,6 +333,19 @@ mod tests {
         assert_eq!(dropped(&others) + dropped(&kubelet) + dropped(&more) + dropped(&other), 0);
         let own = rig.enter_all(Client::Own, 1);
         assert_eq!((dropped(&pod), dropped(&own)), (18, 0));
+    }
+
+    /// Connections that asked for nothing took the memory that others' requests need, who met 429.
+    #[test]
+    fn connections_of_one_take_no_more_than_its_part_of_the_memory() {
+        let rig = Rig::new(4096);
+        let pods: Vec<_> = (1..4).flat_map(|uid| rig.enter_all(Client::Pod(uid), 64)).collect();
+        assert!(dropped(&pods) > 0);
+        drop(pods);
+        let pods: Vec<_> = (1..4).flat_map(|uid| rig.enter_all(Client::Pod(uid), 15)).collect();
+        assert_eq!(dropped(&pods), 0, "few are never too many");
+        let kubelet = rig.enter_all(KUBELET, 64);
+        assert_eq!(dropped(&kubelet), 0);
     }
 
     #[test]
