@@ -499,6 +499,7 @@ fn refused(call: &Call, error: &ForwardError) -> Refusal {
             out_of_reach(&reading.describe())
         }
         ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(call.away()),
+        ForwardError::Upload(_) => Refusal::BadRequest(format!("hublet: {error}")),
         ForwardError::NotTaken(_) => Refusal::Unknown(format!("hublet: {error}: nothing was done")),
         ForwardError::Lost(_) => Refusal::OutcomeUnknown(format!(
             "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",

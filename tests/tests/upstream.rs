@@ -3,7 +3,8 @@
 //! whatever still hangs in the dead link ends at once.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
-use std::net::IpAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use hublet_tests::daemon::{self, Daemon};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
 use hublet_tests::kube::edge::Edge;
+use hublet_tests::metrics::metric;
 use hublet_tests::netns::Netns;
 use hublet_tests::require;
 use hublet_tests::site::Site;
@@ -118,6 +120,40 @@ fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
     site.cloud.lies().tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(9));
     let answer = ask(&admin, "DELETE", &map);
     assert_eq!(answer.status, 503, "certainly not done: {answer:?}");
+    Ok(())
+}
+
+/// A caller that went away within its upload, or broke it off, was evidence against the cloud: others' writes waited for
+/// its probe each time.
+#[test]
+fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
+    for alpn in protocols() {
+        let cloud = cloud::Options { alpn: alpn.clone(), ..Default::default() };
+        let Some(site) = Site::with_cloud("upload", cloud, |_| {})? else { return Ok(()) };
+        assert_eq!(site.admin()?.get(NODE)?.status, 200);
+        let head = format!(
+            "POST {MAPS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+            site.cloud.admin_token
+        );
+        let upload = |end: &[u8]| -> Result<String> {
+            let mut stream = site.netns.run(|| TcpStream::connect("127.0.0.1:10261"))?;
+            stream.write_all(format!("{head}2\r\n{{ \r\n").as_bytes())?;
+            std::thread::park_timeout(Duration::from_millis(100));
+            stream.write_all(end)?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut answer = String::new();
+            let _ended = stream.read_to_string(&mut answer);
+            Ok(answer)
+        };
+        let answer = upload(b"no length\r\n")?;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{alpn:?}: {answer}");
+        for _ in 0..5 {
+            upload(b"")?;
+        }
+        std::thread::park_timeout(Duration::from_millis(100));
+        let suspected = metric("hublet_cloud_transitions_total").label("state", "suspect");
+        assert!(suspected.sum(&site.daemon.scrape()?) < 1.0, "{alpn:?}: {}", site.daemon.scrape()?);
+    }
     Ok(())
 }
 

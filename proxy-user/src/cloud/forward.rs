@@ -15,6 +15,7 @@ use super::health::{Health, Signal};
 use super::upstreams::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
 use crate::body::{Body, BodyError};
 use crate::request::{ApiRequest, Reading};
+use crate::text::with_causes;
 use crate::upload::Upload;
 
 /// Attempts to send a request that connections gave back untouched.
@@ -35,6 +36,9 @@ pub enum ForwardError {
     /// Sent, and then the link broke: what became of it isn't known.
     #[error("the cloud's connection broke after the request was sent: {0}")]
     Lost(String),
+    /// What the caller sent broke off before its end, and so the request did.
+    #[error("the request's body broke off: {0}")]
+    Upload(String),
 }
 
 /// Headers that belong to one connection, not to the request (RFC 9110 §7.6.1).
@@ -183,6 +187,9 @@ impl Cloud {
             let again = if taken { terms.repeatable && tries < 2 } else { tries < TRIES };
             match back.or(copy) {
                 Some(same) if again => request = same,
+                _ if was_broken_by_its_caller(&error) => {
+                    return Err(ForwardError::Upload(with_causes(&error)));
+                }
                 _ if taken => {
                     self.health.signal(Signal::Failed);
                     return Err(ForwardError::Lost(error.to_string()));
@@ -246,6 +253,14 @@ fn was_not_taken(error: &hyper::Error) -> bool {
     };
     error.is_remote()
         && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// The caller's body broke off, or took another length than was said: that tells nothing of the cloud.
+fn was_broken_by_its_caller(error: &hyper::Error) -> bool {
+    let Some(cause) = std::error::Error::source(error) else { return false };
+    let reset = |e: &h2::Error| e.is_reset() && !e.is_remote() && !e.is_library();
+    // hyper calls it the user's error, too, when a connection's task is gone.
+    error.is_user() && cause.is::<hyper::Error>() || cause.downcast_ref().is_some_and(reset)
 }
 
 /// The same request again; it has no body.
