@@ -157,6 +157,34 @@ fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
     Ok(())
 }
 
+/// Where new connections fail and the probe's goes on (a table of connections that is full), each that waited dialled in
+/// its turn: the last of 17 requests heard nothing for 170 s, reads that the store could answer among them.
+#[test]
+fn who_waits_for_anothers_dial_waits_no_longer_than_for_its_own() -> Result<()> {
+    let Some(site) = Site::start("dial", |_| {})? else { return Ok(()) };
+    let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
+    options.patience = Duration::from_secs(40);
+    assert_eq!(Client::new(options.clone())?.get(NODE)?.status, 200);
+    until_state(&site, "connected")?;
+    site.fault.set(Fault::NoMore)?;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..4)
+            .map(|_| {
+                let options = options.clone();
+                scope.spawn(move || Client::new(options)?.get(NODE))
+            })
+            .collect();
+        for one in asked {
+            let answer = one.join().expect("no panic")?;
+            assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "store"), "{answer:?}");
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    Ok(())
+}
+
 /// A stalled upgrade hung for as long as its client had patience, and any number of them took a connection each.
 #[test]
 fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {

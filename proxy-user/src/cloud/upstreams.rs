@@ -24,7 +24,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{self, Closing};
 pub use super::connection::{Sender, set_host};
-use super::dial::{CloudStream, DialError, Dialer};
+use super::dial::{CloudStream, DIAL_TIMEOUT, DialError, Dialer};
 use super::judge::Link;
 pub use super::places::Place;
 use super::places::{Idle, Share, Shares};
@@ -105,7 +105,7 @@ impl Upstreams {
     /// which the server may be closing just now.
     ///
     /// # Errors
-    /// None can be opened, or the limit is reached.
+    /// None can be opened, in [`DIAL_TIMEOUT`] though others dial first, or the limit is reached.
     pub async fn stream(&self, way: Way, reuse: bool) -> Result<Stream, DialError> {
         let watch = way == Way::Watch;
         if let Way::Apart(client) = way {
@@ -118,7 +118,8 @@ impl Upstreams {
             Seat::Dial(dialling) => Box::pin(self.open(dialling, reuse)).await,
             Seat::Wait(waiting) => {
                 drop(waiting);
-                Box::pin(self.wait(watch, reuse)).await
+                let wait = tokio::time::timeout(DIAL_TIMEOUT, Box::pin(self.wait(watch, reuse)));
+                wait.await.unwrap_or(Err(DialError::Timeout))
             }
         }
     }
