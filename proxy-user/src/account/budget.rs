@@ -6,12 +6,13 @@
 //! a third each, and a newcomer always finds some. Who floods waits for itself.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::client::Client;
 
@@ -61,6 +62,8 @@ pub struct Flow {
     share: Arc<Share>,
     owed: AtomicUsize,
     moved: AtomicU32,
+    cut: AtomicBool,
+    told: Notify,
 }
 
 /// Somebody who waits for room; dropping it ends the wait.
@@ -145,6 +148,8 @@ impl Budget {
             share,
             owed: AtomicUsize::new(0),
             moved: AtomicU32::new(0),
+            cut: AtomicBool::new(false),
+            told: Notify::new(),
         })
     }
 
@@ -272,6 +277,21 @@ impl Flow {
     /// Bytes that the client has to read, and a number that changes whenever it has read some.
     pub fn progress(&self) -> (usize, u32) {
         (self.owed.load(SeqCst), self.moved.load(SeqCst))
+    }
+
+    /// The connection is to end now.
+    pub fn cut(&self) {
+        self.cut.store(true, SeqCst);
+        self.told.notify_waiters();
+    }
+
+    /// Done when the connection is to end, for who moves its bytes once it has left HTTP.
+    pub async fn was_cut(&self) {
+        let mut told = std::pin::pin!(self.told.notified());
+        told.as_mut().enable();
+        if !self.cut.load(SeqCst) {
+            told.await;
+        }
     }
 
     fn charge(self: &Arc<Self>, bytes: usize, owed: bool) -> Charge {

@@ -70,6 +70,9 @@ impl Activity {
     pub(super) fn order(&self, order: Order) {
         self.order.fetch_max(order as u8, SeqCst);
         self.waker.wake();
+        if order == Order::Drop {
+            self.flow.cut();
+        }
     }
 
     pub(super) fn ordered(&self) -> Order {

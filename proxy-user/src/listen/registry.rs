@@ -403,6 +403,25 @@ mod tests {
         assert_eq!(connection.ordered(), Order::Drop);
     }
 
+    /// Upgraded connections that had lost their places stayed, and 128 of them above the limit shut out everybody else.
+    #[tokio::test]
+    async fn a_connection_that_has_left_http_is_told_to_end() {
+        let rig = Rig::new(2);
+        let flow = rig.budget.flow(POD);
+        let connection = rig.registry.enter(POD, &flow, &rig.counters).expect("place");
+        let told = tokio::spawn({
+            let flow = Arc::clone(&flow);
+            async move { flow.was_cut().await }
+        });
+        tokio::task::yield_now().await;
+        connection.order(Order::Finish);
+        tokio::task::yield_now().await;
+        assert!(!told.is_finished());
+        connection.order(Order::Drop);
+        told.await.expect("told");
+        flow.was_cut().await;
+    }
+
     #[tokio::test]
     async fn a_drain_ends_when_the_last_connection_leaves() {
         let rig = Rig::new(2);
