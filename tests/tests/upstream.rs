@@ -157,6 +157,32 @@ fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
     Ok(())
 }
 
+/// The length of a read's body went to the cloud without the body, and so the next request on the connection, whoever's,
+/// was taken for it.
+#[test]
+fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
+    let cloud = cloud::Options { alpn: vec!["http/1.1"], ..Default::default() };
+    let Some(site) = Site::with_cloud("length", cloud, |_| {})? else { return Ok(()) };
+    let answer = say(&site, &format!("GET {NODE}"), "Content-Length: 5\r\n\r\nhello")?;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let asked = site.cloud.record().wait_for(SOON, |request| request.path == NODE)?;
+    assert_eq!(asked.length, "");
+    Ok(())
+}
+
+/// What comes first of the answer to a request by the administrator over plain HTTP, on a connection that is closed then.
+fn say(site: &Site, line: &str, rest: &str) -> Result<String> {
+    let token = &site.cloud.admin_token;
+    let mut stream = site.netns.run(|| TcpStream::connect("127.0.0.1:10261"))?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(
+        format!("{line} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{rest}").as_bytes(),
+    )?;
+    let mut answer = [0; 4096];
+    let read = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
+}
+
 /// Where new connections fail and the probe's goes on (a table of connections that is full), each that waited dialled in
 /// its turn: the last of 17 requests heard nothing for 170 s, reads that the store could answer among them.
 #[test]

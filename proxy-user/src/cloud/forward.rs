@@ -202,10 +202,15 @@ impl Cloud {
     /// The request that goes to the cloud.
     fn outgoing(&self, parts: &Parts, body: Option<Upload>) -> Request<Upload> {
         let server = self.upstreams.dialer().server();
+        let mut headers = end_to_end(&parts.headers);
+        if body.is_none() {
+            // A length without a body would be taken from the next request on the connection.
+            headers.remove(header::CONTENT_LENGTH);
+        }
         let mut request = Request::new(body.unwrap_or_else(|| Either::Right(Full::default())));
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = uri(server, parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str));
-        *request.headers_mut() = end_to_end(&parts.headers);
+        *request.headers_mut() = headers;
         request
     }
 
