@@ -170,6 +170,20 @@ fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
     Ok(())
 }
 
+/// A client that announced a body of a read, and left before it had sent it, was not seen to leave: its watch stayed open
+/// for ever, here and in the cloud.
+#[test]
+fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
+    let Some(site) = Site::start("body", |_| {})? else { return Ok(()) };
+    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    let answer = say(&site, &format!("GET {NODES}?watch=true"), "Content-Length: 5\r\n\r\n")?;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    eventually(SOON, "nothing is left of it", || {
+        let scrape = site.daemon.scrape().ok()?;
+        (metric("hublet_requests_in_flight").sum(&scrape) < 1.0).then_some(())
+    })
+}
+
 /// What comes first of the answer to a request by the administrator over plain HTTP, on a connection that is closed then.
 fn say(site: &Site, line: &str, rest: &str) -> Result<String> {
     let token = &site.cloud.admin_token;
