@@ -68,8 +68,9 @@ impl Activity {
 
     /// Gives an order; a stricter one that was given before stays.
     pub(super) fn order(&self, order: Order) {
-        self.order.fetch_max(order as u8, SeqCst);
-        self.waker.wake();
+        if self.order.fetch_max(order as u8, SeqCst) < order as u8 {
+            self.waker.wake();
+        }
         if order == Order::Drop {
             self.flow.cut();
         }
@@ -111,14 +112,14 @@ impl Activity {
                 self.waker.register(cx.waker());
                 registered = true;
             }
-            match self.ordered() {
-                Order::GoOn => {}
-                Order::Finish if told => {}
-                Order::Finish => {
-                    told = true;
-                    finish(connection.as_mut());
-                }
-                Order::Drop => return Poll::Ready(None),
+            if !told && self.ordered() == Order::Finish {
+                told = true;
+                // The order has taken the waker, and a stricter one may follow.
+                self.waker.register(cx.waker());
+                finish(connection.as_mut());
+            }
+            if self.ordered() == Order::Drop {
+                return Poll::Ready(None);
             }
             connection.as_mut().poll(cx).map(Some)
         })
