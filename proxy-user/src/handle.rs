@@ -152,13 +152,16 @@ impl Handler {
         if is_upgrade(&request) {
             return Box::pin(self.upgrade(request, place, &flow)).await;
         }
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
         let credential = connection.credential(&parts.headers);
         let reading = ApiRequest::parse(&parts.method, &parts.uri);
         let scope = reading.understood().map(scope_of);
         let (verb, errors) = (reading.verb, Accepts::of(&parts.headers).errors);
         let route = route(verb, self.cloud.health.state(), false);
-        let answer = if route == Route::Local {
+        let without_body = if verb.is_read() { upload::of_a_read(&mut body).await } else { Ok(()) };
+        let answer = if let Err(refusal) = without_body {
+            Err(refusal)
+        } else if route == Route::Local {
             let understood = reading.understood().zip(scope.as_deref());
             let question = understood.map(|(request, scope)| Question {
                 request,
@@ -202,12 +205,12 @@ impl Handler {
         self: &Arc<Self>,
         route: Route,
         call: Call,
-        body: Incoming,
+        mut body: Incoming,
     ) -> Result<Response<Body>, Refusal> {
         match route {
             Route::Local => self.stored(&call).await,
             Route::Refuse => {
-                upload::swallow(body).await;
+                upload::swallow(&mut body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
             }
             Route::LocalThenCloud => match self.stored(&call).await {
@@ -217,7 +220,7 @@ impl Handler {
             Route::CloudThenLocal if call.may_be_stored => self.patiently(call).await,
             Route::CloudThenLocal => self.fetch_alone(&call, None).await,
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
-                upload::swallow(body).await;
+                upload::swallow(&mut body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
             }
             Route::Cloud | Route::CloudOnceJudged => {
@@ -505,6 +508,7 @@ fn refused(call: &Call, error: &ForwardError) -> Refusal {
             out_of_reach(&reading.describe())
         }
         ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(call.away()),
+        ForwardError::Upload(_) => Refusal::BadRequest(format!("hublet: {error}")),
         ForwardError::NotTaken(_) => Refusal::Unknown(format!("hublet: {error}: nothing was done")),
         ForwardError::Lost(_) => Refusal::OutcomeUnknown(format!(
             "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",

@@ -73,19 +73,36 @@ fn is_dry_run_protobuf(options: &[u8]) -> bool {
     protobuf::Fields::new(unknown.raw).flatten().any(|(field, _)| field == 5)
 }
 
-/// Takes in a body that nobody wants: an answer before its end would reset the HTTP/2 stream, which curl and others take
-/// for a failure of the connection, and never read the answer.
-pub async fn swallow(mut body: Incoming) {
+/// Takes in the body of a read, which has none as a rule, and which nobody looks at. One that doesn't come would hide that
+/// the caller has gone: behind it hyper reads no more.
+///
+/// # Errors
+/// It is too long, too slow, or breaks off.
+pub async fn of_a_read(body: &mut Incoming) -> Result<(), Refusal> {
+    if body.is_end_stream() || Box::pin(swallow(body)).await {
+        return Ok(());
+    }
+    Err(Refusal::BadRequest(format!(
+        "hublet: the body of a read did not come within {} s",
+        UNWANTED.as_secs()
+    )))
+}
+
+/// Takes in a body that nobody wants, and says whether it came whole. An answer before its end would reset the HTTP/2
+/// stream, which curl and others take for a failure of the connection, and never read the answer.
+pub async fn swallow(body: &mut Incoming) -> bool {
     let mut taken = 0;
     let rest = async {
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
             taken += frame.data_ref().map_or(0, Bytes::len);
             if taken > MAX_UNWANTED {
-                break;
+                return false;
             }
         }
+        true
     };
-    let _slow_or_long = tokio::time::timeout(UNWANTED, rest).await;
+    tokio::time::timeout(UNWANTED, rest).await.unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -2,9 +2,12 @@
 //! interface, under load, with the cloud away; and if it dies on the way, the old one is back.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
-use std::io::Write;
+use std::io::{IoSliceMut, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,7 @@ use hublet_tests::eventually::{eventually, slowness};
 use hublet_tests::fault::Fault;
 use hublet_tests::require;
 use hublet_tests::site::Site;
+use nix::sys::socket::{MsgFlags, recvmsg};
 
 const SERVICE: &str = "https://10.96.0.1:443";
 const CALL: &str = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
@@ -133,7 +137,7 @@ fn all_of_it_is_the_last_ones(site: &mut Site) -> Result<()> {
     assert_eq!(off, require::off().unwrap_or_default(), "{status:#}");
     assert_eq!(daemons(site)?, [site.daemon.pid().unwrap()], "one daemon is left");
     assert!(site.daemon.stop()?.success());
-    let links = site.netns.run(|| std::process::Command::new("ip").args(["-brief", "link"]).output())?;
+    let links = site.netns.run(|| Command::new("ip").args(["-brief", "link"]).output())?;
     assert!(
         !String::from_utf8_lossy(&links.stdout).contains("hub-dummy0"),
         "the last one removes the interface"
@@ -223,6 +227,44 @@ fn a_successor_that_dies_brings_the_old_one_back() -> Result<()> {
     eventually(Duration::from_secs(10), "steered again", || served().then_some(()))?;
     assert_eq!(site.daemon.pid(), pid, "in the same process: whoever watches over it sees none end");
     Ok(())
+}
+
+const DOOR: &str = "HUBLET_TEST_DOOR";
+
+/// Takes the sockets and hangs: the whole of the process that the next test starts.
+#[test]
+#[ignore = "the successor's process"]
+fn hanging_successor() -> Result<()> {
+    let Ok(door) = std::env::var(DOOR) else { return Ok(()) };
+    let mut old = UnixStream::connect(door)?;
+    old.write_all(b"?")?;
+    let (mut words, mut space) = ([0; 4096], nix::cmsg_space!([RawFd; 16]));
+    let mut words = [IoSliceMut::new(&mut words)];
+    recvmsg::<()>(old.as_raw_fd(), &mut words, Some(&mut space), MsgFlags::empty())?;
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The old one gave up after 20 s, could not listen on the sockets that the new one held, and ended: none was left.
+#[test]
+fn a_successor_that_hangs_is_ended_and_the_old_one_comes_back() -> Result<()> {
+    let Some(site) = site()? else { return Ok(()) };
+    let client = by_service(&site)?;
+    let served = || client.get(CALL).is_ok_and(|a| a.status == 200);
+    eventually(Duration::from_secs(5), "steered", || served().then_some(()))?;
+    let mut successor = Command::new(std::env::current_exe()?)
+        .args(["--exact", "hanging_successor", "--ignored"])
+        .env(DOOR, site.daemon.root_dir().join("handover.sock"))
+        .stdout(Stdio::null())
+        .spawn()?;
+    let again = || site.daemon.log().matches("serves node").count() == 2;
+    let came = eventually(Duration::from_secs(30), "it starts itself anew", || again().then_some(()));
+    let _ended = successor.kill();
+    let ended = successor.wait()?;
+    came?;
+    assert_eq!(ended.signal(), Some(9));
+    eventually(Duration::from_secs(10), "steered again", || served().then_some(()))
 }
 
 #[test]

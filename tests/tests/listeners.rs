@@ -236,6 +236,30 @@ fn at_the_connection_limit_an_idle_one_of_the_greediest_goes_and_not_the_newcome
     assert!(metric("hublet_connections_open").sum(&scrape) <= 64.0 + 8.0, "{scrape}");
 }
 
+/// Connections that asked for nothing took the memory of others' requests: who had sixteen connections met 429.
+#[test]
+fn idle_connections_of_one_leave_memory_for_the_requests_of_others() {
+    let Some((netns, _daemon)) = node(&["--ebpf=false", "--max-bytes-under-way=4Mi"]) else { return };
+    let idle = netns.run(|| {
+        let dial = |_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 2], 0)).into())?;
+            socket.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], 10261)).into())?;
+            std::io::Result::Ok(socket)
+        };
+        (0..400).map(dial).collect::<std::io::Result<Vec<_>>>().expect("connected")
+    });
+    let mut others = Vec::new();
+    for number in 0..40 {
+        let mut stream = netns.run(|| TcpStream::connect("127.0.0.1:10261")).expect("connected");
+        stream.write_all(b"GET /version HTTP/1.1\r\nHost: a\r\n\r\n").expect("written");
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).expect("an answer");
+        assert_ne!(&answer, b"HTTP/1.1 429", "{number}, beside {} idle ones", idle.len());
+        others.push(stream);
+    }
+}
+
 /// A connection that had said `P` only was looked at every 5 ms: it could still have become HTTP/2's preface.
 #[test]
 fn a_connection_that_said_p_costs_nothing() {

@@ -3,7 +3,8 @@
 //! whatever still hangs in the dead link ends at once.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
-use std::net::IpAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use hublet_tests::daemon::{self, Daemon};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
 use hublet_tests::kube::edge::Edge;
+use hublet_tests::metrics::metric;
 use hublet_tests::netns::Netns;
 use hublet_tests::require;
 use hublet_tests::site::Site;
@@ -118,6 +120,108 @@ fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
     site.cloud.lies().tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(9));
     let answer = ask(&admin, "DELETE", &map);
     assert_eq!(answer.status, 503, "certainly not done: {answer:?}");
+    Ok(())
+}
+
+/// A caller that went away within its upload, or broke it off, was evidence against the cloud: others' writes waited for
+/// its probe each time.
+#[test]
+fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
+    for alpn in protocols() {
+        let cloud = cloud::Options { alpn: alpn.clone(), ..Default::default() };
+        let Some(site) = Site::with_cloud("upload", cloud, |_| {})? else { return Ok(()) };
+        assert_eq!(site.admin()?.get(NODE)?.status, 200);
+        let head = format!(
+            "POST {MAPS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+            site.cloud.admin_token
+        );
+        let upload = |end: &[u8]| -> Result<String> {
+            let mut stream = site.netns.run(|| TcpStream::connect("127.0.0.1:10261"))?;
+            stream.write_all(format!("{head}2\r\n{{ \r\n").as_bytes())?;
+            std::thread::park_timeout(Duration::from_millis(100));
+            stream.write_all(end)?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut answer = String::new();
+            let _ended = stream.read_to_string(&mut answer);
+            Ok(answer)
+        };
+        let answer = upload(b"no length\r\n")?;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{alpn:?}: {answer}");
+        for _ in 0..5 {
+            upload(b"")?;
+        }
+        std::thread::park_timeout(Duration::from_millis(100));
+        let suspected = metric("hublet_cloud_transitions_total").label("state", "suspect");
+        assert!(suspected.sum(&site.daemon.scrape()?) < 1.0, "{alpn:?}: {}", site.daemon.scrape()?);
+    }
+    Ok(())
+}
+
+/// The length of a read's body went to the cloud without the body, and so the next request on the connection, whoever's,
+/// was taken for it.
+#[test]
+fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
+    let cloud = cloud::Options { alpn: vec!["http/1.1"], ..Default::default() };
+    let Some(site) = Site::with_cloud("length", cloud, |_| {})? else { return Ok(()) };
+    let answer = say(&site, &format!("GET {NODE}"), "Content-Length: 5\r\n\r\nhello")?;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let asked = site.cloud.record().wait_for(SOON, |request| request.path == NODE)?;
+    assert_eq!(asked.length, "");
+    Ok(())
+}
+
+/// A client that announced a body of a read, and left before it had sent it, was not seen to leave: its watch stayed open
+/// for ever, here and in the cloud.
+#[test]
+fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
+    let Some(site) = Site::start("body", |_| {})? else { return Ok(()) };
+    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    let answer = say(&site, &format!("GET {NODES}?watch=true"), "Content-Length: 5\r\n\r\n")?;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    eventually(SOON, "nothing is left of it", || {
+        let scrape = site.daemon.scrape().ok()?;
+        (metric("hublet_requests_in_flight").sum(&scrape) < 1.0).then_some(())
+    })
+}
+
+/// What comes first of the answer to a request by the administrator over plain HTTP, on a connection that is closed then.
+fn say(site: &Site, line: &str, rest: &str) -> Result<String> {
+    let token = &site.cloud.admin_token;
+    let mut stream = site.netns.run(|| TcpStream::connect("127.0.0.1:10261"))?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(
+        format!("{line} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{rest}").as_bytes(),
+    )?;
+    let mut answer = [0; 4096];
+    let read = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
+}
+
+/// Where new connections fail and the probe's goes on (a table of connections that is full), each that waited dialled in
+/// its turn: the last of 17 requests heard nothing for 170 s, reads that the store could answer among them.
+#[test]
+fn who_waits_for_anothers_dial_waits_no_longer_than_for_its_own() -> Result<()> {
+    let Some(site) = Site::start("dial", |_| {})? else { return Ok(()) };
+    let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
+    options.patience = Duration::from_secs(40);
+    assert_eq!(Client::new(options.clone())?.get(NODE)?.status, 200);
+    until_state(&site, "connected")?;
+    site.fault.set(Fault::NoMore)?;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..4)
+            .map(|_| {
+                let options = options.clone();
+                scope.spawn(move || Client::new(options)?.get(NODE))
+            })
+            .collect();
+        for one in asked {
+            let answer = one.join().expect("no panic")?;
+            assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "store"), "{answer:?}");
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     Ok(())
 }
 

@@ -6,12 +6,13 @@
 //! a third each, and a newcomer always finds some. Who floods waits for itself.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::client::Client;
 
@@ -46,6 +47,7 @@ pub struct Budget {
 /// One client's part of it.
 #[derive(Debug, Default)]
 struct Share {
+    connections: AtomicUsize,
     used: AtomicUsize,
     /// The part of it that is on its way to the client.
     owed: AtomicUsize,
@@ -60,6 +62,8 @@ pub struct Flow {
     share: Arc<Share>,
     owed: AtomicUsize,
     moved: AtomicU32,
+    cut: AtomicBool,
+    told: Notify,
 }
 
 /// Somebody who waits for room; dropping it ends the wait.
@@ -137,12 +141,15 @@ impl Budget {
         });
         self.used.fetch_add(CONNECTION, SeqCst);
         share.used.fetch_add(CONNECTION, SeqCst);
+        share.connections.fetch_add(1, SeqCst);
         Arc::new(Flow {
             client,
             budget: Arc::clone(self),
             share,
             owed: AtomicUsize::new(0),
             moved: AtomicU32::new(0),
+            cut: AtomicBool::new(false),
+            told: Notify::new(),
         })
     }
 
@@ -253,7 +260,17 @@ impl Flow {
 
     /// Its client has so many connections that each must do with little.
     pub fn is_one_of_many(&self) -> bool {
-        Arc::strong_count(&self.share) > MANY
+        self.connections() > MANY
+    }
+
+    /// Its client's connections alone are more than its fair part.
+    pub fn has_too_many_connections(&self) -> bool {
+        let taken = self.connections() * CONNECTION;
+        taken > LEAST && taken + self.budget.used.load(SeqCst) >= self.budget.limit
+    }
+
+    fn connections(&self) -> usize {
+        self.share.connections.load(SeqCst)
     }
 
     /// Counts a piece of a body until it has been written, or dropped with its connection.
@@ -265,6 +282,21 @@ impl Flow {
     /// Bytes that the client has to read, and a number that changes whenever it has read some.
     pub fn progress(&self) -> (usize, u32) {
         (self.owed.load(SeqCst), self.moved.load(SeqCst))
+    }
+
+    /// The connection is to end now.
+    pub fn cut(&self) {
+        self.cut.store(true, SeqCst);
+        self.told.notify_waiters();
+    }
+
+    /// Done when the connection is to end, for who moves its bytes once it has left HTTP.
+    pub async fn was_cut(&self) {
+        let mut told = std::pin::pin!(self.told.notified());
+        told.as_mut().enable();
+        if !self.cut.load(SeqCst) {
+            told.await;
+        }
     }
 
     fn charge(self: &Arc<Self>, bytes: usize, owed: bool) -> Charge {
@@ -280,6 +312,7 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
+        self.share.connections.fetch_sub(1, SeqCst);
         self.share.used.fetch_sub(CONNECTION, SeqCst);
         self.budget.used.fetch_sub(CONNECTION, SeqCst);
         self.budget.released();

@@ -112,6 +112,7 @@ async fn ended(bound: &Bound) {
 /// Leaves everything to a successor. Returns when it serves; when it dies before, this process starts itself anew.
 pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     let started = Instant::now();
+    let process = successor.process();
     info!("a new hublet takes over: no new connections, {} are open", bound.registry.open());
     let admin = (bound.admin.address(), bound.admin_socket.as_fd());
     let listeners = bound
@@ -156,6 +157,13 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         }
         Ok(Err(error)) => {
             warn!("the new hublet did not come up ({error}): starting again");
+            // As long as it has our sockets, nobody else can listen there.
+            if error.kind() == io::ErrorKind::TimedOut
+                && let Some(process) = process
+                && let Err(error) = process.kill().await
+            {
+                warn!("the new hublet hangs and can't be ended: {error}");
+            }
             again();
         }
         Err(_) => again(),

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The listeners are the same sockets throughout, so the kernel's queue, the eBPF liveness slot and every SYN in flight
-//! survive. If the new one dies before it serves, the old one starts itself anew.
+//! survive. If the new one dies before it serves, the old one starts itself anew; one that hangs is killed first, since it
+//! has the sockets.
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -28,11 +29,12 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::setup;
@@ -41,7 +43,7 @@ use crate::setup;
 const MAX_PLACES: usize = 16;
 /// How long either waits for the other's next word: the old one may have to finish what it is answering.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two attempts to accept where there is no free descriptor.
+/// Between two attempts to accept where there is no free descriptor; longest time for a killed process to be gone.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Version of these few words.
 const PROTOCOL: u32 = 1;
@@ -95,12 +97,12 @@ pub(super) struct Taken {
     /// For [`setup::Setup::take_over`].
     pub(super) setup: setup::Inherited,
     old: Option<UnixStream>,
-    process: Option<Predecessor>,
+    process: Option<Peer>,
 }
 
-/// The old daemon's process.
+/// The other daemon's process.
 #[derive(Debug)]
-pub(super) struct Predecessor(AsyncFd<OwnedFd>);
+pub(super) struct Peer(AsyncFd<OwnedFd>);
 
 impl Taken {
     /// Asks the daemon that runs with this root directory for its place, and waits until its store is closed. Nothing
@@ -113,7 +115,7 @@ impl Taken {
         if places.protocol != PROTOCOL {
             return Err(HandoverError::Protocol(places.protocol));
         }
-        let mut taken = Self { process: Predecessor::behind(&old), ..Self::default() };
+        let mut taken = Self { process: Peer::behind(&old), ..Self::default() };
         for (place, descriptor) in places.places.into_iter().zip(descriptors) {
             match place {
                 Place::Listener(_) => taken.listeners.push(descriptor.into()),
@@ -134,7 +136,7 @@ impl Taken {
     }
 
     /// Lets the old one go; listeners that nobody wanted are closed. Gives the old one, to wait for its end.
-    pub(super) fn serving(mut self) -> Option<Predecessor> {
+    pub(super) fn serving(mut self) -> Option<Peer> {
         if let Some(mut old) = self.old.take()
             && let Err(error) = io::Write::write_all(&mut old, &[SERVING])
         {
@@ -144,15 +146,15 @@ impl Taken {
     }
 }
 
-impl Predecessor {
+impl Peer {
     /// The process at the other end; none where it can't be seen (in another pid namespace, or before Linux 5.3). Call
     /// while it lives, on a tokio runtime.
     #[expect(
         deprecated,
         reason = "it closes nothing under the runtime: an OwnedFd stays open as long as it lives"
     )]
-    fn behind(old: &UnixStream) -> Option<Self> {
-        let pid = Pid::from_raw(getsockopt(old, PeerCredentials).ok()?.pid())?;
+    fn behind(stream: &UnixStream) -> Option<Self> {
+        let pid = Pid::from_raw(getsockopt(stream, PeerCredentials).ok()?.pid())?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         AsyncFd::with_interest(process, Interest::READABLE).ok().map(Self)
     }
@@ -161,6 +163,12 @@ impl Predecessor {
     pub(super) async fn ended(self) {
         // An error would mean that the runtime ends.
         let _ready = self.0.readable().await;
+    }
+
+    /// Kills it, and waits until what it had open is closed.
+    pub(super) async fn kill(self) -> io::Result<()> {
+        pidfd_send_signal(self.0.get_ref(), Signal::KILL)?;
+        timeout(AGAIN, self.ended()).await.map_err(io::Error::from)
     }
 }
 
@@ -183,7 +191,12 @@ fn receive(from: &UnixStream) -> Result<(Places, Vec<OwnedFd>), HandoverError> {
 
 fn expect(from: &UnixStream, word: u8) -> io::Result<()> {
     let mut said = [0];
-    io::Read::read_exact(&mut &*from, &mut said)?;
+    io::Read::read_exact(&mut &*from, &mut said).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} s", PATIENCE.as_secs()))
+        }
+        _ => error,
+    })?;
     if said[0] == word { Ok(()) } else { Err(io::Error::other("it said something else")) }
 }
 
@@ -266,6 +279,11 @@ fn admit(stream: UnixStream) -> io::Result<Successor> {
 }
 
 impl Successor {
+    /// Its process, as [`Peer::behind`].
+    pub(super) fn process(&self) -> Option<Peer> {
+        Peer::behind(&self.0)
+    }
+
     /// Gives the place away: the sockets first.
     pub(super) fn give(
         &self,

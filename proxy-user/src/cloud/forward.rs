@@ -16,6 +16,7 @@ use super::upstreams::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
 use crate::body::{Body, BodyError};
 use crate::client::Client;
 use crate::request::{ApiRequest, Reading};
+use crate::text::with_causes;
 use crate::upload::Upload;
 
 /// Attempts to send a request that connections gave back untouched.
@@ -36,6 +37,9 @@ pub enum ForwardError {
     /// Sent, and then the link broke: what became of it isn't known.
     #[error("the cloud's connection broke after the request was sent: {0}")]
     Lost(String),
+    /// What the caller sent broke off before its end, and so the request did.
+    #[error("the request's body broke off: {0}")]
+    Upload(String),
 }
 
 /// Headers that belong to one connection, not to the request (RFC 9110 §7.6.1).
@@ -186,6 +190,9 @@ impl Cloud {
             let again = if taken { terms.repeatable && tries < 2 } else { tries < TRIES };
             match back.or(copy) {
                 Some(same) if again => request = same,
+                _ if was_broken_by_its_caller(&error) => {
+                    return Err(ForwardError::Upload(with_causes(&error)));
+                }
                 _ if taken => {
                     self.health.signal(Signal::Failed);
                     return Err(ForwardError::Lost(error.to_string()));
@@ -198,10 +205,15 @@ impl Cloud {
     /// The request that goes to the cloud.
     fn outgoing(&self, parts: &Parts, body: Option<Upload>) -> Request<Upload> {
         let server = self.upstreams.dialer().server();
+        let mut headers = end_to_end(&parts.headers);
+        if body.is_none() {
+            // A length without a body would be taken from the next request on the connection.
+            headers.remove(header::CONTENT_LENGTH);
+        }
         let mut request = Request::new(body.unwrap_or_else(|| Either::Right(Full::default())));
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = uri(server, parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str));
-        *request.headers_mut() = end_to_end(&parts.headers);
+        *request.headers_mut() = headers;
         request
     }
 
@@ -249,6 +261,14 @@ fn was_not_taken(error: &hyper::Error) -> bool {
     };
     error.is_remote()
         && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// The caller's body broke off, or took another length than was said: that tells nothing of the cloud.
+fn was_broken_by_its_caller(error: &hyper::Error) -> bool {
+    let Some(cause) = std::error::Error::source(error) else { return false };
+    let reset = |e: &h2::Error| e.is_reset() && !e.is_remote() && !e.is_library();
+    // hyper calls it the user's error, too, when a connection's task is gone.
+    error.is_user() && cause.is::<hyper::Error>() || cause.downcast_ref().is_some_and(reset)
 }
 
 /// The same request again; it has no body.

@@ -70,12 +70,14 @@ impl Cloud {
             return Ok(response);
         }
         let server = hyper::upgrade::on(&mut answer);
+        let flow = Arc::clone(flow);
         tokio::spawn(async move {
             if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
                 let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
                 tokio::select! {
                     _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
                     () = closing => {}
+                    () = flow.was_cut() => {}
                 }
             }
             drop((place, connection));

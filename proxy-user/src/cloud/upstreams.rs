@@ -24,7 +24,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{self, Closing};
 pub use super::connection::{Sender, set_host};
-use super::dial::{CloudStream, DialError, Dialer};
+use super::dial::{CloudStream, DIAL_TIMEOUT, DialError, Dialer};
 use super::judge::Link;
 pub use super::places::Place;
 use super::places::{Idle, Share, Shares};
@@ -105,7 +105,7 @@ impl Upstreams {
     /// which the server may be closing just now.
     ///
     /// # Errors
-    /// None can be opened, or the limit is reached.
+    /// None can be opened, in [`DIAL_TIMEOUT`] though others dial first, or the limit is reached.
     pub async fn stream(&self, client: Client, way: Way, reuse: bool) -> Result<Stream, DialError> {
         // Boxed: a handshake's state is large and rarely needed.
         if way == Way::Apart {
@@ -118,7 +118,8 @@ impl Upstreams {
             Seat::Dial(dialling) => Box::pin(self.open(client, dialling, reuse)).await?,
             Seat::Wait(waiting) => {
                 drop(waiting);
-                Box::pin(self.wait(client, way, reuse)).await?
+                let wait = Box::pin(self.wait(client, way, reuse));
+                tokio::time::timeout(DIAL_TIMEOUT, wait).await.unwrap_or(Err(DialError::Timeout))?
             }
         };
         stream.place.count(part);

@@ -68,8 +68,12 @@ impl Activity {
 
     /// Gives an order; a stricter one that was given before stays.
     pub(super) fn order(&self, order: Order) {
-        self.order.fetch_max(order as u8, SeqCst);
-        self.waker.wake();
+        if self.order.fetch_max(order as u8, SeqCst) < order as u8 {
+            self.waker.wake();
+        }
+        if order == Order::Drop {
+            self.flow.cut();
+        }
     }
 
     pub(super) fn ordered(&self) -> Order {
@@ -108,9 +112,9 @@ impl Activity {
                 self.waker.register(cx.waker());
                 registered = true;
             }
-            if self.ordered() == Order::Finish && !told {
+            if !told && self.ordered() == Order::Finish {
                 told = true;
-                // The order has used the waker up, and a stricter one may follow.
+                // The order has taken the waker, and a stricter one may follow.
                 self.waker.register(cx.waker());
                 finish(connection.as_mut());
             }

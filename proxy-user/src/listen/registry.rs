@@ -85,7 +85,7 @@ impl Registry {
     ) -> Option<Arc<Activity>> {
         let mut looked_at = Vec::new();
         let mut seats = self.seats.lock();
-        let room = seats.room(client, &mut looked_at);
+        let room = seats.room(client, flow, &mut looked_at);
         let entered = (!matches!(room, Room::Full)).then(|| {
             let make = |at, order| Arc::new(Activity::new(Arc::clone(self), at, Arc::clone(flow), order));
             seats.take(client, make)
@@ -98,7 +98,8 @@ impl Registry {
         }
         if !matches!(room, Room::Free) && counters.over_limit().is_power_of_two() {
             warn!(
-                "all {} of --max-connections are open: connections of whoever has the most are closed",
+                "all {} of --max-connections are open, or one client's take more than its part of \
+                 --max-bytes-under-way: connections of whoever has the most are closed",
                 self.limit()
             );
         }
@@ -334,6 +335,19 @@ mod tests {
         assert_eq!((dropped(&pod), dropped(&own)), (18, 0));
     }
 
+    /// Connections that asked for nothing took the memory that others' requests need, who met 429.
+    #[test]
+    fn connections_of_one_take_no_more_than_its_part_of_the_memory() {
+        let rig = Rig::new(4096);
+        let pods: Vec<_> = (1..4).flat_map(|uid| rig.enter_all(Client::Pod(uid), 64)).collect();
+        assert!(dropped(&pods) > 0);
+        drop(pods);
+        let pods: Vec<_> = (1..4).flat_map(|uid| rig.enter_all(Client::Pod(uid), 15)).collect();
+        assert_eq!(dropped(&pods), 0, "few are never too many");
+        let kubelet = rig.enter_all(KUBELET, 64);
+        assert_eq!(dropped(&kubelet), 0);
+    }
+
     #[test]
     fn an_idle_connection_goes_before_one_in_use() {
         let rig = Rig::new(16);
@@ -387,6 +401,25 @@ mod tests {
             rig.registry.cut_stalled(&rig.counters);
         }
         assert_eq!(connection.ordered(), Order::Drop);
+    }
+
+    /// Upgraded connections that had lost their places stayed, and 128 of them above the limit shut out everybody else.
+    #[tokio::test]
+    async fn a_connection_that_has_left_http_is_told_to_end() {
+        let rig = Rig::new(2);
+        let flow = rig.budget.flow(POD);
+        let connection = rig.registry.enter(POD, &flow, &rig.counters).expect("place");
+        let told = tokio::spawn({
+            let flow = Arc::clone(&flow);
+            async move { flow.was_cut().await }
+        });
+        tokio::task::yield_now().await;
+        connection.order(Order::Finish);
+        tokio::task::yield_now().await;
+        assert!(!told.is_finished());
+        connection.order(Order::Drop);
+        told.await.expect("told");
+        flow.was_cut().await;
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::activity::{Activity, Order};
 use super::registry::{Glimpse, Record};
+use crate::account::Flow;
 use crate::client::Client;
 
 /// Places that only [privileged](Client::is_privileged) clients get, at most; of few places an eighth.
@@ -86,11 +87,11 @@ impl Seats {
 
     /// Room for one more of this client, made where there is none: of the client with the most connections one goes, an
     /// idle one if it has one. A privileged client's go for another privileged one's only. Of the others none has more
-    /// connections than are free: one alone gets half, and then loses its own.
-    pub(super) fn room(&mut self, client: Client, looked_at: &mut Vec<Arc<Activity>>) -> Room {
+    /// connections than are free, or than the memory for them allows: one alone gets half, and then loses its own.
+    pub(super) fn room(&mut self, client: Client, flow: &Flow, looked_at: &mut Vec<Arc<Activity>>) -> Room {
         let (free, own) = ((self.limit + self.leaving).saturating_sub(self.open()), self.count(client));
         let kept = if client.is_privileged() { 0 } else { KEPT.min(self.limit / 8) };
-        let greedy = !client.is_privileged() && own > 0 && own >= free;
+        let greedy = !client.is_privileged() && own > 0 && (own >= free || flow.has_too_many_connections());
         if free > kept && !greedy {
             return Room::Free;
         }

@@ -26,6 +26,8 @@ pub struct Request {
     pub protocol: String,
     /// `Accept`.
     pub accept: String,
+    /// `Content-Length`.
+    pub length: String,
     /// The connection's number: equal ones came on one connection.
     pub connection: u64,
 }

@@ -5,7 +5,9 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, IF_NONE_MATCH, USER_AGENT};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, IF_NONE_MATCH, USER_AGENT,
+};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -146,6 +148,7 @@ async fn respond(
         query: parts.uri.query().unwrap_or_default().to_owned(),
         user: user.as_ref().map(|user| user.name.clone()).unwrap_or_default(),
         user_agent: header(&parts.headers, &USER_AGENT),
+        length: header(&parts.headers, &CONTENT_LENGTH),
         protocol: format!("{:?}", parts.version),
         accept: header(&parts.headers, &ACCEPT),
         connection: caller.number,

@@ -48,6 +48,9 @@ pub enum Fault {
     /// The connection of this number, counted from 0 as they are accepted, delivers nothing any more and closes nothing: one
     /// server of several is gone, or an address translation has forgotten it. Nothing is wrong with the others.
     Forget(u64),
+    /// Connections that are opened from now on deliver nothing; nothing is wrong with those that are open: a table of
+    /// connections on the way is full.
+    NoMore,
     /// Each connection ends (FIN) when so many more bytes have come down.
     CutAfter(u64),
     /// Every byte is so late, in each direction.
@@ -57,7 +60,7 @@ pub enum Fault {
 }
 
 /// The words of the control port.
-pub const WORDS: &str = "none | refuse | blackhole | blackhole=up | blackhole=down | reset | forget=CONNECTION | cut-after=BYTES | delay=MS | rate=BYTES_PER_SECOND";
+pub const WORDS: &str = "none | refuse | blackhole | blackhole=up | blackhole=down | reset | forget=CONNECTION | no-more | cut-after=BYTES | delay=MS | rate=BYTES_PER_SECOND";
 
 impl FromStr for Fault {
     type Err = anyhow::Error;
@@ -76,6 +79,7 @@ impl FromStr for Fault {
             ("blackhole", None) => Fault::Blackhole(None),
             ("blackhole", Some("up")) => Fault::Blackhole(Some(Direction::Up)),
             ("blackhole", Some("down")) => Fault::Blackhole(Some(Direction::Down)),
+            ("no-more", None) => Fault::NoMore,
             ("forget", _) => Fault::Forget(number()?),
             ("cut-after", _) => Fault::CutAfter(number()?),
             ("delay", _) => Fault::Delay(Duration::from_millis(number()?)),
@@ -97,6 +101,7 @@ impl fmt::Display for Fault {
             Fault::Blackhole(None) => f.write_str("blackhole"),
             Fault::Blackhole(Some(Direction::Up)) => f.write_str("blackhole=up"),
             Fault::Blackhole(Some(Direction::Down)) => f.write_str("blackhole=down"),
+            Fault::NoMore => f.write_str("no-more"),
             Fault::Forget(connection) => write!(f, "forget={connection}"),
             Fault::CutAfter(bytes) => write!(f, "cut-after={bytes}"),
             Fault::Delay(delay) => write!(f, "delay={}", delay.as_millis()),
@@ -141,11 +146,14 @@ struct State {
     resets: u64,
     /// The connection that was forgotten last.
     forgotten: Option<u64>,
+    /// Connections from this number on deliver nothing.
+    no_more: Option<u64>,
 }
 
 impl State {
     fn holds(&self, direction: Direction, connection: u64) -> bool {
-        self.fault.holds(direction) || self.forgotten == Some(connection)
+        let late = self.no_more.is_some_and(|first| connection >= first);
+        self.fault.holds(direction) || self.forgotten == Some(connection) || late
     }
 }
 
@@ -307,6 +315,8 @@ impl Gate {
             if let Fault::Forget(connection) = fault {
                 state.forgotten = Some(connection);
             }
+            let accepted = self.counters.accepted.load(Ordering::Relaxed);
+            state.no_more = (fault == Fault::NoMore).then_some(accepted);
             state.setting += 1;
             state.resets += u64::from(matches!(fault, Fault::Refuse | Fault::Reset));
         });
