@@ -158,7 +158,10 @@ impl Handler {
         let scope = reading.understood().map(scope_of);
         let (verb, errors) = (reading.verb, Accepts::of(&parts.headers).errors);
         let route = route(verb, self.cloud.health.state(), false);
-        let without_body = if verb.is_read() { upload::of_a_read(&mut body).await } else { Ok(()) };
+        let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
+        // What is behind a proxy may read it; the API does not.
+        let unread = verb.is_read() && (may_be_stored || route == Route::Local);
+        let without_body = if unread { upload::of_a_read(&mut body).await } else { Ok(()) };
         let answer = if let Err(refusal) = without_body {
             Err(refusal)
         } else if route == Route::Local {
@@ -172,7 +175,6 @@ impl Handler {
             });
             self.ask_store(&reading, question).await
         } else {
-            let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
             drop(reading);
             let flow = Arc::clone(&flow);
             let call = Call { parts, verb, may_be_stored, credential, scope, flow, dry_run: false };
@@ -213,17 +215,19 @@ impl Handler {
                 upload::swallow(&mut body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
             }
-            Route::LocalThenCloud => match self.stored(&call).await {
+            Route::LocalThenCloud if call.may_be_stored => match self.stored(&call).await {
                 Ok(response) => Ok(response),
-                Err(refusal) => self.fetch(&call, None).await.map_err(|_| refusal),
+                Err(refusal) => {
+                    let answer = self.cloud.health.attended(self.fetch(&call, None)).await;
+                    answer.map_err(|_| refusal)
+                }
             },
             Route::CloudThenLocal if call.may_be_stored => self.patiently(call).await,
-            Route::CloudThenLocal => self.fetch_alone(&call, None).await,
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 upload::swallow(&mut body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
             }
-            Route::Cloud | Route::CloudOnceJudged => {
+            Route::Cloud | Route::CloudOnceJudged | Route::CloudThenLocal | Route::LocalThenCloud => {
                 let (body, dry_run) = upload::take(&call.parts.method, body).await?;
                 let call = Call { dry_run, ..call };
                 self.fetch_alone(&call, body).await

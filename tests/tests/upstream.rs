@@ -167,6 +167,11 @@ fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let asked = site.cloud.record().wait_for(SOON, |request| request.path == NODE)?;
     assert_eq!(asked.length, "");
+    // A backend may read what comes with a GET (a search does).
+    let search = "/api/v1/namespaces/default/services/shop:80/proxy/find";
+    say(&site, &format!("GET {search}"), "Content-Length: 5\r\n\r\nhello")?;
+    let asked = site.cloud.record().wait_for(SOON, |request| request.path == search)?;
+    assert_eq!(asked.length, "5");
     Ok(())
 }
 
@@ -323,8 +328,9 @@ fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<(
     assert_eq!(admin.get(NODE)?.status, 200, "a new token has a connection of its own");
     for _ in 0..20 {
         let answer = ask(&admin, "DELETE", &format!("{MAPS}/m"));
-        assert_eq!(answer.status, 503, "{answer:?}");
-        assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+        // A request that meets the server's settings on its way is neither refused nor taken: not known, after 2 s.
+        assert!(matches!(answer.status, 503 | 504), "{answer:?}");
+        assert!(answer.took < Duration::from_secs(5), "{:?}", answer.took);
     }
     assert_eq!(admin.get(NODE)?.header("x-hublet-source"), "store");
     let connections = site.daemon.status()?["cloud"]["connections"].as_u64().unwrap();

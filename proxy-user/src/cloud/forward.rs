@@ -234,7 +234,7 @@ impl Cloud {
             biased;
             tried = &mut tried => tried,
             () = self.health.alone(&place.line) => {
-                place.line.leave();
+                place.leave();
                 tried.await
             }
         };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http1;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 
 use super::dial::DialError;
 use super::heard::Line;
@@ -28,14 +29,25 @@ type Http1 = http1::SendRequest<Upload>;
 #[derive(Debug)]
 pub struct Streams {
     active: AtomicUsize,
+    /// The server's limit.
+    allowed: Arc<AtomicUsize>,
+    connection: AbortHandle,
     /// Somebody may wait for room.
     room: Arc<Notify>,
 }
 
 impl Streams {
     /// None in use; `room` is told of each that ends.
-    pub fn new(room: &Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { active: AtomicUsize::new(0), room: Arc::clone(room) })
+    pub fn new(room: &Arc<Notify>, allowed: &Arc<AtomicUsize>, connection: AbortHandle) -> Arc<Self> {
+        let (room, allowed) = (Arc::clone(room), Arc::clone(allowed));
+        Arc::new(Self { active: AtomicUsize::new(0), allowed, connection, room })
+    }
+
+    /// Ends the connection where the server allows no streams: a request that came too late for that waits for ever.
+    pub fn end_if_none_is_allowed(&self) {
+        if self.allowed.load(Ordering::Relaxed) == 0 {
+            self.connection.abort();
+        }
     }
 
     /// How many are in use.
@@ -68,6 +80,14 @@ impl Place {
     /// A connection of one's own.
     pub fn own(line: &Arc<Line>, share: Share) -> Self {
         Self { line: Arc::clone(line), held: Held::Own { share, keep: None } }
+    }
+
+    /// Nothing has come on it for long, while others were heard: no request takes it any more.
+    pub fn leave(&self) {
+        self.line.leave();
+        if let Held::Shared { streams, .. } = &self.held {
+            streams.end_if_none_is_allowed();
+        }
     }
 
     /// Counts it as its client's, where the connection is shared.

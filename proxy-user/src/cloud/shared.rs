@@ -223,8 +223,8 @@ impl Shared {
         let kept = Kept {
             sender: http2.sender,
             wide,
+            streams: Streams::new(&self.room, &http2.streams, http2.task.clone()),
             allowed: http2.streams,
-            streams: Streams::new(&self.room),
             line: Arc::clone(line),
             driver: http2.task,
         };
