@@ -109,9 +109,9 @@ impl Ingest {
         false
     }
 
-    /// Ends a copy that has begun. There is always room for it: the writer would keep the copy for ever. So there are at
-    /// most as many of these as copies.
-    fn send_end(&self, message: Message) {
+    /// Tells what must be known however full the queue is: the end of a copy, which the writer would keep for ever, and a
+    /// right that was taken back. There are at most as many of these as copies and rights.
+    fn send_always(&self, message: Message) {
         self.counters.sent.fetch_add(1, Ordering::Relaxed);
         self.counters.queued.fetch_add(1, Ordering::Relaxed);
         if self.to.send(message).is_err() {
@@ -139,7 +139,13 @@ impl Ingest {
 
     /// Hands over operations that come from no body.
     pub fn ops(&self, ops: Vec<Op>) {
-        if !ops.is_empty() && !self.send(Message::Ops(ops)) {
+        if ops.is_empty() {
+            return;
+        }
+        // What makes room for other rights comes with those, and may be lost with them.
+        if ops.iter().all(Op::is_refusal) {
+            self.send_always(Message::Ops(ops));
+        } else if !self.send(Message::Ops(ops)) {
             self.counters.given_up.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -243,13 +249,13 @@ impl Capture {
     fn give_up(&mut self) {
         self.open = false;
         self.ingest.counters.given_up.fetch_add(1, Ordering::Relaxed);
-        self.ingest.send_end(Message::Abort(self.id));
+        self.ingest.send_always(Message::Abort(self.id));
     }
 
     /// The body has ended well.
     pub fn end(mut self) {
         if std::mem::take(&mut self.open) {
-            self.ingest.send_end(Message::End(self.id, self.ingest.clock.now()));
+            self.ingest.send_always(Message::End(self.id, self.ingest.clock.now()));
         }
     }
 }
@@ -257,7 +263,7 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         if self.open {
-            self.ingest.send_end(Message::Abort(self.id));
+            self.ingest.send_always(Message::Abort(self.id));
         }
     }
 }
@@ -267,12 +273,13 @@ mod tests {
     use http::{HeaderMap, Method, Uri};
 
     use super::*;
+    use crate::cache::shares::Verdict;
     use crate::request::ApiRequest;
 
     /// While the queue was full neither the end of an answer nor its breaking off was told: the writer kept the copy, and
     /// what a watch had fed was never evicted.
     #[test]
-    fn an_end_is_told_however_full_the_queue_is() {
+    fn an_end_and_a_refusal_are_told_however_full_the_queue_is() {
         let (to, from) = channel();
         let (room, clock) = (Arc::new(tokio::sync::Semaphore::new(ROOM)), Clock::default());
         let ingest = Ingest { to, room, counters: Arc::default(), clock };
@@ -286,11 +293,20 @@ mod tests {
         let [ended, broken_off] = copies.map(Option::unwrap);
         ended.end();
         drop(broken_off);
+        let right = |at| Op::Grant { key: b"a".to_vec(), at };
+        ingest.ops(vec![right(Verdict::yes(1).stored())]);
+        ingest.ops(vec![right(Verdict::no(1).stored())]);
         let told: Vec<Message> = from.try_iter().collect();
         assert!(
             matches!(
                 told[..],
-                [Message::Begin(0, _), Message::Begin(1, _), Message::End(0, _), Message::Abort(1)]
+                [
+                    Message::Begin(0, _),
+                    Message::Begin(1, _),
+                    Message::End(0, _),
+                    Message::Abort(1),
+                    Message::Ops(_)
+                ]
             ),
             "{told:?}"
         );

@@ -131,8 +131,9 @@ impl Cache {
     pub fn judge(&self, asked: &Asked<'_>, answered: Answered, max_age: u64) {
         let Answered { status, asked_at } = answered;
         let (grants, now) = (&self.grants, self.clock.now());
-        let mut ops = grants.follow(now);
         let credential = asked.credential;
+        let _changing = self.changing.lock();
+        let mut ops = grants.follow(now);
         if let (Credential::Token { token, .. }, 200..=299 | 304) = (credential, status)
             && !grants.has_just_accepted(token, now)
             && !asked.is_open(grants, now)
@@ -164,6 +165,7 @@ impl Cache {
     /// As [`Cache::judge`], of a request that isn't understood: it tells only that a credential is refused.
     pub fn judge_credential(&self, credential: &Credential, status: u16) {
         if status == 401 {
+            let _changing = self.changing.lock();
             self.ingest.ops(self.grants.rejected(credential, self.clock.now()));
         }
     }

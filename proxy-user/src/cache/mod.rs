@@ -40,6 +40,8 @@ mod truth_tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 use budget::{Asked, Budget};
@@ -64,6 +66,8 @@ pub struct Cache {
     asked: Arc<Asked>,
     /// What the cloud has allowed whom.
     pub grants: Arc<Grants>,
+    /// Held while a right changes, here and on its way to the disk: both see the same order.
+    changing: Mutex<()>,
     /// The clock that ages are judged by.
     pub clock: Clock,
 }
@@ -86,7 +90,16 @@ impl Cache {
         let budget = Budget::new(max_bytes, Arc::clone(&asked));
         let ingest = Ingest::start(Arc::clone(&store), Arc::clone(&grants), clock.clone(), budget)?;
         ingest.ops(from_the_future);
-        Ok(Self { store, ingest, opened_in: began.elapsed(), max_bytes, asked, grants, clock })
+        Ok(Self {
+            store,
+            ingest,
+            opened_in: began.elapsed(),
+            max_bytes,
+            asked,
+            grants,
+            changing: Mutex::default(),
+            clock,
+        })
     }
 
     /// How often the store has been opened anew since the start.
