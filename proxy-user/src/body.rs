@@ -35,8 +35,6 @@ pub struct Body {
     kind: Kind,
     flow: Option<Arc<Flow>>,
     waiter: Option<Waiter>,
-    /// For bytes that the cloud has sent and nobody has asked for yet.
-    ahead: Option<Charge>,
     _place: Option<Place>,
 }
 
@@ -71,7 +69,7 @@ impl std::fmt::Debug for Body {
 
 impl Body {
     fn of(kind: Kind) -> Self {
-        Self { kind, flow: None, waiter: None, ahead: None, _place: None }
+        Self { kind, flow: None, waiter: None, _place: None }
     }
 
     /// No bytes.
@@ -87,10 +85,8 @@ impl Body {
     /// Holds the request's place among those in flight until the body has ended, and counts its bytes there.
     pub fn hold(&mut self, place: Place, flow: &Arc<Flow>) {
         self._place = Some(place);
-        match &mut self.kind {
-            Kind::Full(Some(bytes)) => *bytes = flow.count(std::mem::take(bytes)),
-            Kind::Cloud(body) => self.ahead = Some(flow.hold(body.ahead())),
-            Kind::Full(None) | Kind::Stored(_) | Kind::Events(_) => {}
+        if let Kind::Full(Some(bytes)) = &mut self.kind {
+            *bytes = flow.count(std::mem::take(bytes));
         }
         self.flow = Some(Arc::clone(flow));
     }
@@ -152,7 +148,6 @@ impl http_body::Body for Body {
             ready!(flow.poll_room(cx, &mut this.waiter));
         }
         let frame = ready!(this.kind.poll_frame(cx));
-        this.ahead = None;
         let Some(flow) = &this.flow else { return Poll::Ready(frame) };
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| flow.count(bytes)))))
     }

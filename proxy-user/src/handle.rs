@@ -39,9 +39,10 @@ const UPGRADES: usize = 256;
 /// How long a request waits for room where its client has too much under way.
 const ROOM: Duration = Duration::from_secs(2);
 
-/// Bytes that a request which may go to the cloud holds beside its own: half a window of most connections there, since few
-/// answers are stuck at their fullest.
-const UNREAD: usize = 8 << 10;
+/// Bytes that a request to the cloud holds beside its own while nobody reads its answer: a window of most connections there,
+/// as much that was read ahead, and both streams; of a watch half a window, since few are stuck at their fullest.
+const UNREAD: usize = 40 << 10;
+const UNREAD_WATCH: usize = 8 << 10;
 
 /// Answers requests. One for the whole process, shared by all connections.
 #[derive(Debug)]
@@ -146,7 +147,7 @@ impl Handler {
         request: Request<Incoming>,
     ) -> Response<Body> {
         let flow = Arc::clone(&connection.flow);
-        let Some(place) = self.place(&flow, request.body()).await else {
+        let Some(mut place) = self.place(&flow, request.body()).await else {
             return self.too_many(request.headers());
         };
         if is_upgrade(&request) {
@@ -174,6 +175,8 @@ impl Handler {
                 flow: &flow,
             });
             self.ask_store(&reading, question).await
+        } else if !place.charge.grow(if verb == Verb::Watch { UNREAD_WATCH } else { UNREAD }) {
+            Err(Refusal::TooManyRequests)
         } else {
             drop(reading);
             let flow = Arc::clone(&flow);
@@ -188,8 +191,7 @@ impl Handler {
 
     /// A place among the requests in flight, when the caller's client has room.
     async fn place(&self, flow: &Arc<Flow>, body: &Incoming) -> Option<Place> {
-        let away = self.cloud.health.state() == CloudState::Disconnected;
-        let bytes = upload::most_held(body) + if away { 0 } else { UNREAD };
+        let bytes = upload::most_held(body);
         let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok()?;
         if let Some(charge) = flow.request(bytes) {
             return Some(Place { permit, charge, upgrade: None });
@@ -307,8 +309,18 @@ impl Handler {
 
     /// The answer to a request that the cloud alone can answer.
     async fn fetch_alone(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, Refusal> {
-        let answer = self.cloud.health.attended(self.fetch(call, body)).await;
-        answer.map_err(|error| refused(call, &error))
+        let progress = upload::progress_of(body.as_ref());
+        tokio::select! {
+            biased;
+            answer = self.cloud.health.attended(self.fetch(call, body)) => {
+                answer.map_err(|error| refused(call, &error))
+            }
+            () = upload::stalled(progress) => Err(Refusal::OutcomeUnknown(format!(
+                "hublet: the server has taken nothing of this {}'s body for {} s: whether it was done isn't known",
+                call.verb.as_str(),
+                upload::PATIENCE.as_secs()
+            ))),
+        }
     }
 
     /// The caller has its answer; what the cloud says after all still goes into the store.

@@ -1,6 +1,9 @@
 //! What callers send: on its way to the cloud as it comes, or whole where hublet has to read it; taken in and forgotten
 //! where nobody wants it. In: the body of a request. Out: [`Upload`] for `cloud`.
 
+mod progress;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +13,8 @@ use hyper::body::{Body, Incoming};
 
 use crate::cache::codec::protobuf;
 use crate::status::Refusal;
+
+pub use progress::{Noted, PATIENCE, Progress};
 
 /// Longest body of a DELETE, in bytes: options, a few hundred at the most.
 const MAX_OPTIONS: usize = 64 << 10;
@@ -30,7 +35,7 @@ pub fn most_held(body: &Incoming) -> usize {
 }
 
 /// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
-pub type Upload = Either<Incoming, Full<Bytes>>;
+pub type Upload = Either<Noted<Incoming>, Full<Bytes>>;
 
 /// The body as it is to be sent, if there is one: as it streams, but a DELETE's options whole, since they may say
 /// `dryRun`, which is the second half of the answer.
@@ -42,11 +47,27 @@ pub async fn take(method: &Method, body: Incoming) -> Result<(Option<Upload>, bo
         return Ok((None, false));
     }
     if method != Method::DELETE {
-        return Ok((Some(Either::Left(body)), false));
+        return Ok((Some(Either::Left(Noted::new(body))), false));
     }
     let options = options(body).await?;
     let dry_run = may_be_dry_run(&options);
     Ok((Some(Either::Right(Full::new(options))), dry_run))
+}
+
+/// Waits until the cloud has taken nothing of this upload for [`PATIENCE`].
+pub async fn stalled(progress: Option<Arc<Progress>>) {
+    match progress {
+        Some(progress) => progress.stalled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Its progress, where it streams.
+pub fn progress_of(upload: Option<&Upload>) -> Option<Arc<Progress>> {
+    match upload {
+        Some(Either::Left(streaming)) => Some(streaming.progress()),
+        Some(Either::Right(_)) | None => None,
+    }
 }
 
 /// A DELETE's options, whole.

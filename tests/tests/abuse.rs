@@ -34,8 +34,8 @@ const FLOOR: Duration = Duration::from_millis(100);
 /// The same where the attack keeps the test's cloud busy, which is one thread and shakes hands for each request.
 const BUSY_CLOUD: Duration = Duration::from_secs(1);
 const EVENT: Duration = Duration::from_secs(1);
-/// How long the client is watched before an attack, how long this takes both processors to begin as a rule, and how long
-/// the client is watched from then on.
+/// How long the client is watched before an attack, how long this takes both processors to begin, and how long the client
+/// is watched from then on.
 const QUIET: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_secs(2);
 const UNDER_ATTACK: Duration = Duration::from_secs(4);
@@ -47,6 +47,9 @@ const FEW: usize = 40;
 const MANY: usize = 350;
 const BIG: &str = "/api/v1/namespaces/big/configmaps";
 
+/// A document that the test's cloud gives without much ado, as long as a row wants it.
+const DOCUMENT: &str = "/version";
+
 /// One attack.
 struct Row {
     number: &'static str,
@@ -57,8 +60,6 @@ struct Row {
     cut: bool,
     /// Up to here calls are quick enough, however quick they were before.
     floor: Duration,
-    /// How long the test's cloud is busy with the attack's beginning.
-    settle: Duration,
     /// A further check of the daemon.
     check: fn(&Site, Before) -> Result<String>,
 }
@@ -101,16 +102,7 @@ fn nobody_takes_anything_from_a_client_that_behaves() {
 }
 
 fn row(number: &'static str, what: &'static str, limit: &'static str, attack: Attack) -> Row {
-    Row {
-        number,
-        what,
-        limit,
-        attack,
-        cut: false,
-        floor: FLOOR,
-        settle: SETTLE,
-        check: |_, _| Ok(String::new()),
-    }
+    Row { number, what, limit, attack, cut: false, floor: FLOOR, check: |_, _| Ok(String::new()) }
 }
 
 fn rows() -> Vec<Row> {
@@ -142,18 +134,15 @@ fn floods() -> Vec<Row> {
 fn readers() -> Vec<Row> {
     const HALF: &str = "64 MiB under way, half of it a client's";
     let offline = |what, attack| Row { cut: true, ..row("22", what, HALF, attack) };
-    let (list, document) = (|| BIG.to_owned(), "/version".to_owned());
+    let (list, document) = (|| BIG.to_owned(), DOCUMENT.to_owned());
     vec![
         row("18", "8 lists of 3 MB that nobody reads", HALF, Attack::Unread(8, list())),
-        Row {
-            settle: SETTLE * 3,
-            ..row(
-                "22",
-                "4 × 250 streams of a list of 32 KB that nobody reads",
-                HALF,
-                Attack::UnreadStreams(4, 250, format!("{BIG}?limit=4")),
-            )
-        },
+        row(
+            "22",
+            "8 × 250 streams of a document of 40 KB that nobody reads",
+            HALF,
+            Attack::UnreadStreams(8, 250, document.clone()),
+        ),
         row(
             "22",
             "200 connections with 16 uploads that nobody takes",
@@ -263,16 +252,20 @@ fn run(site: &mut Site, program: &Program, row: &Row) -> Result<Outcome> {
     let quiet = beside.take();
     let cloud_connects = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?);
     let before = Before { cloud_connects, busy: busy(site)? };
-    match row.attack {
-        Attack::Unfinished(..) => {
-            site.cloud.lies().tell(LieRule::new("GET", "/version", Lie::Long(4_000_000)));
+    let lie = match &row.attack {
+        Attack::Unfinished(..) => Some(LieRule::new("GET", DOCUMENT, Lie::Long(4_000_000))),
+        Attack::UnreadStreams(.., path) if path == DOCUMENT => {
+            Some(LieRule::new("GET", DOCUMENT, Lie::Long(40_000)))
         }
-        Attack::Uploads(..) => site.cloud.lies().tell(LieRule::new("POST", BIG, Lie::Hang)),
-        _ => {}
+        Attack::Uploads(..) => Some(LieRule::new("POST", BIG, Lie::Hang)),
+        _ => None,
+    };
+    if let Some(lie) = lie {
+        site.cloud.lies().tell(lie);
     }
     let target = Target { attack: row.attack.clone(), ca_pem: site.daemon.ca_pem()?, token };
     let attack = target.start(&site.netns, &program.path())?;
-    wait(row.settle);
+    wait(SETTLE);
     // Failures count from here on, times do not yet.
     let beginning = beside.take();
     wait(UNDER_ATTACK);

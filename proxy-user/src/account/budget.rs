@@ -244,13 +244,11 @@ impl Flow {
 
     /// A request begins, which holds so many bytes beside its own; `None` where its client has too many.
     pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
-        let least = self.share.used.load(SeqCst) <= LEAST;
-        (least || self.budget.fits(&self.share)).then(|| self.charge(REQUEST + bytes, false))
+        self.takes_requests().then(|| self.charge(REQUEST + bytes, false))
     }
 
-    /// Memory that a request takes for a while.
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> Charge {
-        self.charge(bytes, false)
+    fn takes_requests(&self) -> bool {
+        self.share.used.load(SeqCst) <= LEAST || self.budget.fits(&self.share)
     }
 
     /// Large buffers for this connection; `None` where its client has many connections, or little room.
@@ -316,6 +314,19 @@ impl Drop for Flow {
         self.share.used.fetch_sub(CONNECTION, SeqCst);
         self.budget.used.fetch_sub(CONNECTION, SeqCst);
         self.budget.released();
+    }
+}
+
+impl Charge {
+    /// Counts so many bytes more, of a request; false where its client has too many already.
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        let fits = self.flow.takes_requests();
+        if fits {
+            self.flow.budget.used.fetch_add(bytes, SeqCst);
+            self.flow.share.used.fetch_add(bytes, SeqCst);
+            self.bytes += bytes;
+        }
+        fits
     }
 }
 

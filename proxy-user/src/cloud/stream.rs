@@ -95,12 +95,6 @@ impl CloudBody {
         let _slow = tokio::time::timeout(AHEAD.1, read).await;
     }
 
-    /// Bytes that were read before the head went to the client, and are still to go.
-    pub fn ahead(&self) -> usize {
-        let frames = self.ahead.iter().filter_map(|frame| frame.as_ref().ok()?.data_ref());
-        frames.map(Bytes::len).sum()
-    }
-
     /// As [`http_body::Body::poll_frame`].
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.ahead.pop_front() {
@@ -176,7 +170,8 @@ impl CloudBody {
 
     /// As [`http_body::Body::size_hint`].
     pub fn size_hint(&self) -> SizeHint {
-        let ahead = (self.ahead() + self.waiting.as_ref().map_or(0, Bytes::len)) as u64;
+        let ahead = self.ahead.iter().filter_map(|frame| frame.as_ref().ok()?.data_ref());
+        let ahead = ahead.chain(&self.waiting).map(Bytes::len).sum::<usize>() as u64;
         match self.inner.size_hint().exact() {
             Some(left) => SizeHint::with_exact(left + ahead),
             None => SizeHint::default(),

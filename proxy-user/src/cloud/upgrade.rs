@@ -14,7 +14,7 @@ use super::upstreams::uri;
 use crate::account::{Flow, Metrics};
 use crate::body::{Body, Place};
 use crate::request::{ApiRequest, Verb};
-use crate::upload::Upload;
+use crate::upload::{Noted, Upload};
 
 /// The request asks to leave HTTP, by a protocol that the API server speaks, where it may: to a subresource (exec,
 /// attach, port-forward, proxy, and those of aggregated servers), or to watch by WebSocket. Elsewhere the API server
@@ -96,7 +96,7 @@ fn upstream_request(cloud: &Cloud, parts: &http::request::Parts, body: Incoming)
     let has_body = parts.headers.contains_key(header::CONTENT_LENGTH)
         || parts.headers.contains_key(header::TRANSFER_ENCODING);
     let mut upstream =
-        Request::new(if has_body { Either::Left(body) } else { Either::Right(Full::default()) });
+        Request::new(if has_body { Either::Left(Noted::new(body)) } else { Either::Right(Full::default()) });
     *upstream.method_mut() = parts.method.clone();
     if let Some(path) = parts.uri.path_and_query() {
         *upstream.uri_mut() = http::Uri::from(path.clone());

@@ -1,0 +1,140 @@
+//! Whether the cloud takes what a caller uploads. While it takes nothing, hyper reads nothing of the caller either, and
+//! so never sees it leave. In: a request's body. Out: the same body, and its [`Progress`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+/// Longest time in which the cloud may take nothing.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The state of one upload.
+#[derive(Debug)]
+pub struct Progress(Mutex<State>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The cloud has room, and the caller is to send more.
+    Wanted,
+    /// The cloud has wanted nothing since.
+    Unwanted(Instant),
+    /// All of it has been taken.
+    Ended,
+}
+
+/// A body that notes its progress.
+#[derive(Debug)]
+pub struct Noted<B> {
+    body: B,
+    progress: Arc<Progress>,
+}
+
+impl Progress {
+    /// Waits until the cloud has taken nothing for [`PATIENCE`].
+    pub async fn stalled(&self) {
+        loop {
+            let state = *self.0.lock();
+            let due = match state {
+                State::Unwanted(since) => since + PATIENCE,
+                State::Wanted => Instant::now() + PATIENCE,
+                State::Ended => return std::future::pending().await,
+            };
+            sleep_until(due).await;
+            if *self.0.lock() == state && state != State::Wanted {
+                return;
+            }
+        }
+    }
+
+    fn note(&self, state: State) {
+        *self.0.lock() = state;
+    }
+}
+
+impl<B> Noted<B> {
+    /// A body that is to be sent.
+    pub fn new(body: B) -> Self {
+        Self { body, progress: Arc::new(Progress(Mutex::new(State::Unwanted(Instant::now())))) }
+    }
+
+    /// How it gets on.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Noted<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.progress.note(match &frame {
+            Poll::Pending => State::Wanted,
+            Poll::Ready(Some(Ok(_))) if !self.body.is_end_stream() => State::Unwanted(Instant::now()),
+            Poll::Ready(_) => State::Ended,
+        });
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::{BodyExt, StreamBody};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    async fn stalls(progress: &Progress) -> bool {
+        tokio::time::timeout(LONG, progress.stalled()).await.is_ok()
+    }
+
+    /// A caller that had left while the cloud took nothing of its upload kept its request and its streams for ever.
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_stalls_by_the_cloud_and_never_by_its_caller() {
+        let frames =
+            [Bytes::from_static(b"a"), Bytes::from_static(b"b")].map(|b| Ok::<_, Infallible>(Frame::data(b)));
+        let slow = futures_util::StreamExt::chain(
+            futures_util::stream::iter(frames),
+            futures_util::stream::pending(),
+        );
+        let mut body = Noted::new(StreamBody::new(slow));
+        let progress = body.progress();
+        assert!(stalls(&progress).await, "nothing was taken");
+        body.frame().await.unwrap().unwrap();
+        let began = Instant::now();
+        assert!(stalls(&progress).await);
+        assert_eq!(began.elapsed(), PATIENCE);
+        body.frame().await.unwrap().unwrap();
+        assert!(futures_util::FutureExt::now_or_never(body.frame()).is_none());
+        assert!(!stalls(&progress).await, "the caller may take its time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_to_a_whole_upload_may_take_its_time() {
+        let mut body = Noted::new(http_body_util::Full::new(Bytes::from_static(b"a")));
+        let progress = body.progress();
+        body.frame().await.unwrap().unwrap();
+        assert!(!stalls(&progress).await);
+    }
+}
