@@ -39,8 +39,8 @@ const UPGRADES: usize = 256;
 /// How long a request waits for room where its client has too much under way.
 const ROOM: Duration = Duration::from_secs(2);
 
-/// Bytes that a request to the cloud holds beside its own while nobody reads its answer: a window of most connections there,
-/// as much that was read ahead, and both streams; of a watch half a window, since few are stuck at their fullest.
+/// Bytes that a request to the cloud holds beside its own while nobody reads its answer: a window of most connections
+/// there, as much that was read ahead, and both streams; of a watch half a window, since few are stuck at their fullest.
 const UNREAD: usize = 40 << 10;
 const UNREAD_WATCH: usize = 8 << 10;
 

@@ -473,7 +473,8 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
     Ok(())
 }
 
-/// What only the Table had shown was missing from a later list: nothing was seen to go, and the Table went on to show it.
+/// An object that only the Table had shown was missing from a later list: nothing was seen to go, and the Table went on to
+/// show it.
 #[test]
 fn a_table_gives_way_to_a_later_list_that_lacks_one_of_its_rows() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };

@@ -189,7 +189,7 @@ fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
     })
 }
 
-/// What comes first of the answer to a request by the administrator over plain HTTP, on a connection that is closed then.
+/// The beginning of the answer to a request by the administrator over plain HTTP, on a connection that is closed then.
 fn say(site: &Site, line: &str, rest: &str) -> Result<String> {
     let token = &site.cloud.admin_token;
     let mut stream = site.netns.run(|| TcpStream::connect("127.0.0.1:10261"))?;
