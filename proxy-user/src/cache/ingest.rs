@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::task::{Context, Poll, ready};
+use std::thread::Thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +27,8 @@ use crate::clock::Clock;
 
 /// Bytes of answers that wait for the writer, in KiB; beyond it a stream waits for room.
 const ROOM: usize = 8 << 10;
+/// The same from which on the writer lingers no longer: a batch.
+const ENOUGH: usize = 1 << 10;
 /// Messages that wait, but for ends; room for one of each KiB above, and as many beginnings.
 const MESSAGES: usize = 4 * ROOM;
 /// How long a stream waits for room before its copy is given up. The client's own bytes go on then.
@@ -71,6 +74,8 @@ pub(super) struct Counters {
 #[derive(Debug, Clone)]
 pub struct Ingest {
     to: Sender<Message>,
+    /// Its thread, to be woken when it lingers for more messages and there is no time for that.
+    writer: Thread,
     room: Arc<tokio::sync::Semaphore>,
     counters: Arc<Counters>,
     clock: Clock,
@@ -91,11 +96,12 @@ impl Ingest {
         let (to, from) = channel();
         let counters = Arc::new(Counters::default());
         let writer = Writer::new(store, grants, Arc::clone(&counters), budget, clock.clone());
-        std::thread::Builder::new()
+        let writer = std::thread::Builder::new()
             .name("hublet-store".into())
             .spawn(move || writer.run(&from))
             .map_err(redb::Error::Io)?;
-        Ok(Self { to, room: Arc::new(tokio::sync::Semaphore::new(ROOM)), counters, clock })
+        let writer = writer.thread().clone();
+        Ok(Self { to, writer, room: Arc::new(tokio::sync::Semaphore::new(ROOM)), counters, clock })
     }
 
     fn send(&self, message: Message) -> bool {
@@ -153,6 +159,7 @@ impl Ingest {
     /// A read found that the disk has failed: the store is to be opened anew.
     pub(super) fn failed(&self) {
         self.send(Message::Failed);
+        self.writer.unpark();
     }
 
     /// Objects, collections and documents that went to make room, since the start.
@@ -169,6 +176,7 @@ impl Ingest {
     pub async fn settle(&self) {
         let (done, wait) = oneshot::channel();
         if self.send(Message::Settle(done)) {
+            self.writer.unpark();
             let _ = wait.await;
         }
     }
@@ -179,6 +187,7 @@ impl Ingest {
         let (done, wait) = oneshot::channel();
         self.counters.queued.fetch_add(1, Ordering::Relaxed);
         if self.to.send(Message::Close(done)).is_ok() {
+            self.writer.unpark();
             let _ = wait.await;
         }
     }
@@ -231,6 +240,9 @@ impl Capture {
         match self.room.poll_acquire_many(cx, kib) {
             Poll::Ready(Some(permit)) => {
                 self.waiting = None;
+                if self.ingest.room.available_permits() < ROOM - ENOUGH {
+                    self.ingest.writer.unpark();
+                }
                 let now = self.ingest.clock.now();
                 if !self.ingest.send(Message::Data(self.id, frame.clone(), permit, now)) {
                     self.give_up();
@@ -238,6 +250,7 @@ impl Capture {
             }
             Poll::Ready(None) => self.give_up(),
             Poll::Pending => {
+                self.ingest.writer.unpark();
                 let sleep = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
                 ready!(sleep.as_mut().poll(cx));
                 self.give_up();
@@ -282,7 +295,7 @@ mod tests {
     fn an_end_and_a_refusal_are_told_however_full_the_queue_is() {
         let (to, from) = channel();
         let (room, clock) = (Arc::new(tokio::sync::Semaphore::new(ROOM)), Clock::default());
-        let ingest = Ingest { to, room, counters: Arc::default(), clock };
+        let ingest = Ingest { to, writer: std::thread::current(), room, counters: Arc::default(), clock };
         let (uri, mut headers) = (Uri::from_static("/api/v1/namespaces/d/pods/a"), HeaderMap::new());
         headers.insert("content-type", http::HeaderValue::from_static("application/json"));
         let reading = ApiRequest::parse(&Method::GET, &uri);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -130,13 +130,20 @@ impl Writer {
                 && self.ops.len() < BATCH.0
                 && self.bytes < BATCH.1
             {
-                match from.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                match from.try_recv() {
                     Ok(message) => {
                         taken += 1;
                         open = self.take(message);
                     }
-                    Err(RecvTimeoutError::Timeout) => break,
-                    Err(RecvTimeoutError::Disconnected) => open = false,
+                    Err(TryRecvError::Disconnected) => open = false,
+                    Err(TryRecvError::Empty) => {
+                        let left = until.saturating_duration_since(Instant::now());
+                        if left.is_zero() {
+                            break;
+                        }
+                        // Not woken for each message, but for those that can't wait (see `Ingest`).
+                        std::thread::park_timeout(left);
+                    }
                 }
             }
             self.commit(open);

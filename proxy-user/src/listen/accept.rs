@@ -28,8 +28,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 const BUFFER: usize = 64 * 1024;
 /// The same for a client with hundreds of connections: heads that don't end take memory.
 const SMALL_BUFFER: usize = 16 * 1024;
-/// Header fields in a request's head.
-const HEADERS: usize = 128;
 /// Requests at once on an HTTP/2 connection, as the API server allows.
 const STREAMS: u32 = 250;
 /// Bytes of all uploads on an HTTP/2 connection that are held at most; of one, [`upload::HELD`].
@@ -66,9 +64,9 @@ impl Front {
     ) -> Arc<Self> {
         let http1 = [BUFFER, SMALL_BUFFER].map(|buffer| {
             let mut http1 = http1::Builder::new();
-            // The registry finds slow heads; hyper's own timer would cost an allocation a request and end idle
-            // connections after half a minute.
-            http1.header_read_timeout(None).max_buf_size(buffer).max_headers(HEADERS);
+            // At most 100 header fields, hyper's own limit: another number would cost an allocation a request. So would its
+            // timer, which ends idle connections after half a minute; the registry finds slow heads.
+            http1.header_read_timeout(None).max_buf_size(buffer);
             http1
         });
         let mut http2 = http2::Builder::new(Pace::new(registry.reader_timeout()));
