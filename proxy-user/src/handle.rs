@@ -160,7 +160,7 @@ impl Handler {
         let (verb, errors) = (reading.verb, Accepts::of(&parts.headers).errors);
         let route = route(verb, self.cloud.health.state(), false);
         let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
-        // What is behind a proxy may read it; the API does not.
+        // A proxied backend may read the body of a GET; the API server's own handlers do not.
         let unread = verb.is_read() && (may_be_stored || route == Route::Local);
         let without_body = if unread { upload::of_a_read(&mut body).await } else { Ok(()) };
         let answer = if let Err(refusal) = without_body {

@@ -22,7 +22,7 @@ const PIECE: usize = 512;
 const REQUEST: usize = 8 << 10;
 /// A connection's memory: its task, TLS, HTTP's buffers.
 const CONNECTION: usize = 16 << 10;
-/// What a connection with large buffers takes beside that.
+/// Memory that large buffers add to a connection.
 const LARGE: usize = 16 << 10;
 /// A client may always have this much, a few connections and requests on them, even when the budget is full.
 const LEAST: usize = 256 << 10;

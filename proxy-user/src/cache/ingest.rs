@@ -148,7 +148,7 @@ impl Ingest {
         if ops.is_empty() {
             return;
         }
-        // What makes room for other rights comes with those, and may be lost with them.
+        // An eviction travels with the right that it makes room for, and may be lost with it.
         if ops.iter().all(Op::is_refusal) {
             self.send_always(Message::Ops(ops));
         } else if !self.send(Message::Ops(ops)) {

@@ -19,7 +19,7 @@ pub(super) const FILE: &str = "hublet.redb";
 /// Bytes that a disk must take before the store is opened to be written again.
 const ROOM: usize = 1 << 20;
 
-/// Whether an open store can be written, or at least read.
+/// The access that an open store allows: reads and writes, or reads alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// It is read and written.

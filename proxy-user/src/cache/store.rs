@@ -112,7 +112,7 @@ impl Store {
         opened.as_ref().ok_or(StoreError::Closed)?.begin_write()
     }
 
-    /// Whether it can be written, or at least read.
+    /// The access that it allows now.
     pub fn condition(&self) -> Condition {
         let opened = self.shared.opened.load();
         let closed = || Condition::Unreadable(StoreError::Closed.to_string());

@@ -153,7 +153,7 @@ impl Writer {
                 waiting.into_iter().for_each(answer);
                 self.tidy();
             } else {
-                // Whoever waited for the end may open the file again at once, though others still hold the store.
+                // A successor that waited for this may open the file at once, though readers still hold the store.
                 self.store.close();
                 return waiting.into_iter().for_each(answer);
             }

@@ -37,7 +37,7 @@ pub enum ForwardError {
     /// Sent, and then the link broke: what became of it isn't known.
     #[error("the cloud's connection broke after the request was sent: {0}")]
     Lost(String),
-    /// What the caller sent broke off before its end, and so the request did.
+    /// The caller's upload broke off before its end, and the request with it.
     #[error("the request's body broke off: {0}")]
     Upload(String),
 }

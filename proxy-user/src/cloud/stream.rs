@@ -27,7 +27,7 @@ pub struct CloudBody {
     capture: Option<Capture>,
     /// A frame that waits for room in the copy.
     waiting: Option<Bytes>,
-    /// What was read before the head went to the client.
+    /// Frames read before the head went to the client.
     ahead: VecDeque<Result<Frame<Bytes>, BodyError>>,
     /// Bytes still to come, where the answer said how many.
     left: Option<u64>,
