@@ -15,6 +15,7 @@ use crate::cache::store::StoreError;
 use crate::cloud::stream::CloudBody;
 use crate::local::list::StoredList;
 use crate::text::with_causes;
+use crate::upload::PATIENCE;
 
 /// Events of a watch that hublet itself holds open, each a whole frame; its end is the watch's end.
 pub type Events = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
@@ -25,6 +26,12 @@ pub enum BodyError {
     /// The cloud's answer broke off.
     #[error("the cloud's answer broke off: {}", with_causes(.0))]
     Cloud(#[from] hyper::Error),
+    /// The cloud neither answers nor takes what it is sent.
+    #[error(
+        "the cloud has taken nothing of the request's body, and sent nothing of its answer, for {} s",
+        PATIENCE.as_secs()
+    )]
+    Stalled,
     /// The store failed within a list.
     #[error(transparent)]
     Store(#[from] StoreError),

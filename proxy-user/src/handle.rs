@@ -346,6 +346,7 @@ impl Handler {
         let reading = call.reading();
         let asked = self.cache.clock.now();
         let terms = self.terms(call, &reading);
+        let upload = upload::progress_of(body.as_ref());
         let (response, mut place) = self.cloud.send(&call.parts, body, terms).await?;
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
@@ -365,7 +366,8 @@ impl Handler {
             .and_then(|e| self.cache.capture(e));
         let watch = reading.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
-        let mut body = CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics));
+        let mut body =
+            CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics)).beside(upload);
         if apart && !proven && !watch {
             body.read_ahead().await;
         }

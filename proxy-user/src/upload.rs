@@ -14,7 +14,7 @@ use hyper::body::{Body, Incoming};
 use crate::cache::codec::protobuf;
 use crate::status::Refusal;
 
-pub use progress::{Noted, PATIENCE, Progress};
+pub use progress::{Beside, Noted, PATIENCE, Progress, asked};
 
 /// Longest body of a DELETE, in bytes: options, a few hundred at the most.
 const MAX_OPTIONS: usize = 64 << 10;

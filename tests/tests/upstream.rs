@@ -189,6 +189,56 @@ fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
     })
 }
 
+/// An answer whose caller left it ended, and the upload that the server did not take stayed on the connection that all
+/// share, and was counted no more: behind as many as the server allows, everybody's requests waited for ever.
+#[test]
+fn an_upload_ends_with_its_answer() -> Result<()> {
+    let cloud = cloud::Options { max_streams: 20, ..Default::default() };
+    let Some(site) = Site::with_cloud("leaves", cloud, |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    site.cloud.lies().tell(LieRule::new("POST", ORDER.split('?').next().unwrap(), Lie::StallUnread));
+    for _ in 0..2 {
+        let mut uploads = Vec::new();
+        for _ in 0..16 {
+            let client = site.daemon.client(Some(&site.cloud.admin_token))?;
+            let answer = client.open(Request::post(ORDER).body(vec![b'a'; 1 << 20])?)?;
+            assert_eq!(answer.status, 200);
+            uploads.push((answer, client));
+        }
+        stands_still(|| site.fault.stats().bytes_up)?;
+    }
+    for _ in 0..20 {
+        let answer = ask(&admin, "DELETE", &format!("{MAPS}/m"));
+        assert_eq!((answer.status, answer.header("x-hublet-source")), (404, "cloud"), "{answer:?}");
+        assert!(answer.took < Duration::from_secs(1), "{:?}", answer.took);
+    }
+    Ok(())
+}
+
+/// Behind a body that the server does not take nobody sees the caller of HTTP/1.1 leave: its answer, which never ended,
+/// held its place for ever.
+#[test]
+fn an_answer_that_stands_still_beside_its_upload_does_not_outlive_its_client() -> Result<()> {
+    let Some(site) = Site::start("still", |_| {})? else { return Ok(()) };
+    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    let order = ORDER.split('?').next().unwrap();
+    site.cloud.lies().tell(LieRule::new("POST", order, Lie::StallUnread));
+    site.cloud.lies().tell(LieRule::new("PUT", order, Lie::Hang));
+    let length = 1 << 20;
+    let body = "a".repeat(length);
+    let answer = say(&site, &format!("POST {ORDER}"), &format!("Content-Length: {length}\r\n\r\n{body}"))?;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let upgrade = "Connection: upgrade\r\nUpgrade: SPDY/3.1\r\n";
+    let left =
+        say(&site, &format!("PUT {ORDER}"), &format!("{upgrade}Content-Length: {length}\r\n\r\n{body}"));
+    assert!(left.is_err(), "{left:?}");
+    eventually(Duration::from_secs(75), "nothing is left of them", || {
+        let scrape = site.daemon.scrape().ok()?;
+        (metric("hublet_requests_in_flight").sum(&scrape) < 1.0).then_some(())
+    })
+}
+
 /// The beginning of the answer to a request by the administrator over plain HTTP, on a connection that is closed then.
 fn say(site: &Site, line: &str, rest: &str) -> Result<String> {
     let token = &site.cloud.admin_token;
@@ -262,6 +312,16 @@ fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
     })
 }
 
+/// Waits until no more bytes go.
+fn stands_still(bytes: impl Fn() -> u64) -> Result<()> {
+    let mut last = 0;
+    eventually(SOON, "the bytes stand still", || {
+        std::thread::park_timeout(Duration::from_millis(200));
+        let now = bytes();
+        (std::mem::replace(&mut last, now) == now).then_some(())
+    })
+}
+
 /// Eight clients that asked for a long list and did not read it took the whole flow-control window of the connection
 /// that all shared: watches of others fell silent.
 #[test]
@@ -278,13 +338,7 @@ fn readers_that_are_stuck_silence_nobody_else() -> Result<()> {
         stuck.push((client.watch(MAPS)?, client));
     }
     // Their windows fill up.
-    let down = || site.fault.stats().bytes_down;
-    let mut last = 0;
-    eventually(SOON, "the stuck answers stand still", || {
-        std::thread::park_timeout(Duration::from_millis(200));
-        let now = down();
-        (std::mem::replace(&mut last, now) == now).then_some(())
-    })?;
+    stands_still(|| site.fault.stats().bytes_down)?;
     let mut node = site.cloud.get(NODE)?.unwrap();
     node["metadata"]["labels"]["seen"] = json!("yes");
     site.cloud.put(node)?;

@@ -144,7 +144,7 @@ type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Requests = http2::Connection<TokioIo<CloudStream>, Upload, Joined>;
 
 /// hyper's executor for one connection: the first future that it hands over moves the connection's bytes and goes to
-/// [`Driver`], the others (one a request) become tasks.
+/// [`Driver`], the others become tasks: one that waits for an answer, and one that sends a body, until its upload is over.
 #[derive(Clone, Default)]
 struct Joined(Arc<OnceLock<Mutex<Option<Work>>>>);
 
@@ -158,8 +158,16 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Joined 
     fn execute(&self, future: F) {
         let mut future = Some(future);
         self.0.get_or_init(|| Mutex::new(future.take().map(|first| Box::pin(first) as Work)));
-        if let Some(future) = future {
-            tokio::spawn(future);
+        let Some(future) = future else { return };
+        match upload::asked() {
+            Some(upload) => drop(tokio::spawn(async move {
+                tokio::select! {
+                    biased;
+                    () = upload.over() => {}
+                    () = future => {}
+                }
+            })),
+            None => drop(tokio::spawn(future)),
         }
     }
 }
@@ -180,6 +188,8 @@ impl Driver {
     /// Takes requests; done when no more can be taken. What has been taken may still go on.
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(requests) = &mut self.requests {
+            // One that another task asked here is none of those that are begun now.
+            drop(upload::asked());
             self.broken = ready!(Pin::new(requests).poll(cx)).err();
             // Senders see that it is closed once it is gone.
             self.requests = None;

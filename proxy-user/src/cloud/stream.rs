@@ -16,6 +16,7 @@ use super::upstreams::Place;
 use crate::account::Metrics;
 use crate::body::BodyError;
 use crate::cache::ingest::Capture;
+use crate::upload::{Beside, Progress};
 
 /// Most bytes, but a frame, that are read for a client before it wants them, and the longest time that they may take.
 const AHEAD: (usize, Duration) = (8 << 10, Duration::from_secs(1));
@@ -35,6 +36,8 @@ pub struct CloudBody {
     /// watches again at once.
     watch: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     metrics: Arc<Metrics>,
+    /// What the caller is still sending, if anything.
+    upload: Option<Beside>,
     /// On its connection, until the body has ended there.
     place: Option<Place>,
 }
@@ -57,8 +60,14 @@ impl CloudBody {
             left,
             watch: watch.map(Box::pin),
             metrics,
+            upload: None,
             place,
         }
+    }
+
+    /// The answer to this upload, which is over with it.
+    pub fn beside(self, upload: Option<Arc<Progress>>) -> Self {
+        Self { upload: upload.map(Beside::new), ..self }
     }
 
     /// Waits for the first frame, or the end of an empty body. May be dropped and called again.
@@ -118,6 +127,11 @@ impl CloudBody {
             }
             let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
+                Poll::Pending if self.is_stalled(cx) => {
+                    self.capture = None;
+                    self.place = None;
+                    return Poll::Ready(Some(Err(BodyError::Stalled)));
+                }
                 Poll::Pending => {
                     // Only an idle watch asks whether it is to end.
                     let Some(stops) = &mut self.watch else { return Poll::Pending };
@@ -126,6 +140,9 @@ impl CloudBody {
                     return Poll::Ready(None);
                 }
             };
+            if let Some(upload) = &mut self.upload {
+                upload.heard();
+            }
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(bytes) => self.waiting = Some(bytes),
@@ -145,6 +162,11 @@ impl CloudBody {
         }
     }
 
+    /// Nothing goes either way. Then hyper would not see, either, that the caller has gone.
+    fn is_stalled(&mut self, cx: &mut Context<'_>) -> bool {
+        self.upload.as_mut().is_some_and(|upload| upload.poll_stalled(cx).is_ready())
+    }
+
     /// hyper does not poll again behind the last byte that it knows of: the copy must end with it.
     fn counted(&mut self, bytes: &Bytes) {
         let len = bytes.len() as u64;
@@ -159,6 +181,7 @@ impl CloudBody {
         if let Some(capture) = self.capture.take() {
             capture.end();
         }
+        self.upload = None;
         self.place = None;
     }
 

@@ -14,7 +14,7 @@ use super::upstreams::uri;
 use crate::account::{Flow, Metrics};
 use crate::body::{Body, Place};
 use crate::request::{ApiRequest, Verb};
-use crate::upload::{Noted, Upload};
+use crate::upload::{self, Noted, Upload};
 
 /// The request asks to leave HTTP, by a protocol that the API server speaks, where it may: to a subresource (exec,
 /// attach, port-forward, proxy, and those of aggregated servers), or to watch by WebSocket. Elsewhere the API server
@@ -59,10 +59,17 @@ impl Cloud {
         let (parts, body) = request.into_parts();
         let upstream = upstream_request(self, &parts, body);
         let lost = |error: hyper::Error| ForwardError::Lost(error.to_string());
-        let mut answer = sender.send_request(upstream).await.map_err(lost)?;
+        let upload = upload::progress_of(Some(upstream.body()));
+        let mut answer = tokio::select! {
+            biased;
+            answer = sender.send_request(upstream) => answer.map_err(lost)?,
+            () = upload::stalled(upload.clone()) => {
+                return Err(ForwardError::Lost("the server takes nothing of the request's body".into()));
+            }
+        };
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (head, body) = answer.into_parts();
-            let body = CloudBody::new(body, None, Some(connection), None, Arc::clone(metrics));
+            let body = CloudBody::new(body, None, Some(connection), None, Arc::clone(metrics)).beside(upload);
             let mut response = Response::new(Body::cloud(body));
             response.body_mut().hold(place, flow);
             *response.status_mut() = head.status;

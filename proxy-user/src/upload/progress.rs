@@ -1,6 +1,7 @@
 //! Whether the cloud takes what a caller uploads. While it takes nothing, hyper reads nothing of the caller either, and
-//! so never sees it leave. In: a request's body. Out: the same body, and its [`Progress`].
+//! so never sees it leave. In: a request's body. Out: the same body, and its [`Progress`], by which it can be ended, too.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,14 +10,29 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 /// Longest time in which the cloud may take nothing.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+thread_local! {
+    /// The upload that was asked last, by whatever task ran here.
+    static ASKED: Cell<Option<Arc<Progress>>> = const { Cell::new(None) };
+}
+
+/// The upload that this thread has asked for its next bytes since the last call: hyper sends a body in a task of its own,
+/// which it asks once before it starts it.
+pub fn asked() -> Option<Arc<Progress>> {
+    ASKED.take()
+}
+
 /// The state of one upload.
 #[derive(Debug)]
-pub struct Progress(Mutex<State>);
+pub struct Progress {
+    state: Mutex<State>,
+    over: CancellationToken,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -39,28 +55,78 @@ impl Progress {
     /// Waits until the cloud has taken nothing for [`PATIENCE`].
     pub async fn stalled(&self) {
         loop {
-            let state = *self.0.lock();
+            let state = *self.state.lock();
             let due = match state {
                 State::Unwanted(since) => since + PATIENCE,
                 State::Wanted => Instant::now() + PATIENCE,
                 State::Ended => return std::future::pending().await,
             };
             sleep_until(due).await;
-            if *self.0.lock() == state && state != State::Wanted {
+            if *self.state.lock() == state && state != State::Wanted {
                 return;
             }
         }
     }
 
+    /// Waits until nobody wants the upload any more, whether the cloud has taken it or not.
+    pub async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
     fn note(&self, state: State) {
-        *self.0.lock() = state;
+        *self.state.lock() = state;
+    }
+}
+
+/// An upload beside its answer, over when this is dropped. hyper would keep it, and its stream to the cloud, for as long as
+/// the cloud takes nothing of it.
+pub struct Beside {
+    progress: Arc<Progress>,
+    wait: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Beside").field("progress", &self.progress).finish_non_exhaustive()
+    }
+}
+
+impl Beside {
+    /// The answer to this upload has begun.
+    pub fn new(progress: Arc<Progress>) -> Self {
+        Self { progress, wait: None }
+    }
+
+    /// Something of the answer has come.
+    pub fn heard(&mut self) {
+        self.wait = None;
+    }
+
+    /// Ready when nothing of the answer has come, and nothing of the upload has been taken, for [`PATIENCE`].
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let progress = &self.progress;
+        let wait = self.wait.get_or_insert_with(|| {
+            let progress = Arc::clone(progress);
+            Box::pin(async move {
+                sleep(PATIENCE).await;
+                progress.stalled().await;
+            })
+        });
+        wait.as_mut().poll(cx)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.progress.over.cancel();
     }
 }
 
 impl<B> Noted<B> {
     /// A body that is to be sent.
     pub fn new(body: B) -> Self {
-        Self { body, progress: Arc::new(Progress(Mutex::new(State::Unwanted(Instant::now())))) }
+        let state = Mutex::new(State::Unwanted(Instant::now()));
+        Self { body, progress: Arc::new(Progress { state, over: CancellationToken::new() }) }
     }
 
     /// How it gets on.
@@ -77,6 +143,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Noted<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        ASKED.set(Some(Arc::clone(&self.progress)));
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         self.progress.note(match &frame {
             Poll::Pending => State::Wanted,

@@ -67,6 +67,8 @@ pub enum Lie {
     Close,
     /// The true answer's head, then nothing, ever.
     Stall,
+    /// A head, then nothing, ever; nor is anything taken of the request's body.
+    StallUnread,
     /// The true answer's first bytes, then a proper end: broken JSON in sound HTTP.
     Truncate(usize),
     /// The true answer's first bytes, then the stream is torn down.

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, IF_NONE_MATCH, USER_AGENT,
 };
@@ -18,7 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
-use super::answer::{Answer, set, text};
+use super::answer::{self, Answer, pieces, set, text};
 use super::kinds::{self, Kind};
 use super::lies::Lie;
 use super::rbac::User;
@@ -156,6 +157,7 @@ async fn respond(
     let lie = shared.lies.meet(&target.path, parts.method.as_str(), target.verb);
     let instead = match &lie {
         Some(Lie::Refuse) => return Err(h2::Reason::REFUSED_STREAM.into()),
+        Some(Lie::StallUnread) => return Ok(text(200, "").map(|_| never(body))),
         Some(lie) => lie.instead().await,
         None => None,
     };
@@ -181,6 +183,14 @@ async fn respond(
         Some(lie) => lie.twist(answer),
         None => answer,
     })
+}
+
+/// An answer that never goes on, and takes nothing of its request.
+fn never(request: Incoming) -> answer::Body {
+    pieces(stream::once(async move {
+        let _unread = request;
+        std::future::pending().await
+    }))
 }
 
 /// The headers that every answer of the real server carries.
