@@ -192,12 +192,14 @@ impl Handler {
     /// A place among the requests in flight, when the caller's client has room.
     async fn place(&self, flow: &Arc<Flow>, body: &Incoming) -> Option<Place> {
         let bytes = upload::most_held(body);
-        let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok()?;
-        if let Some(charge) = flow.request(bytes) {
-            return Some(Place { permit, charge, upgrade: None });
+        let mut charge = flow.request(bytes);
+        if charge.is_none() && Box::pin(tokio::time::timeout(ROOM, flow.room_to_begin())).await == Ok(true) {
+            charge = flow.request(bytes);
         }
-        Box::pin(tokio::time::timeout(ROOM, flow.room())).await.ok()?;
-        Some(Place { permit, charge: flow.request(bytes)?, upgrade: None })
+        let charge = charge?;
+        // Not before: a client that waits takes no place from others.
+        let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok()?;
+        Some(Place { permit, charge, upgrade: None })
     }
 
     fn too_many(&self, headers: &HeaderMap) -> Response<Body> {

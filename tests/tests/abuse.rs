@@ -143,6 +143,13 @@ fn readers() -> Vec<Row> {
             HALF,
             Attack::UnreadStreams(8, 250, document.clone()),
         ),
+        // Requests that waited for room counted nowhere: the memory of all of them, and every place among the requests.
+        row(
+            "22",
+            "40 × 250 streams of the same",
+            "64 requests of a client wait for room",
+            Attack::UnreadStreams(40, 250, document.clone()),
+        ),
         row(
             "22",
             "200 connections with 16 uploads that nobody takes",

@@ -28,6 +28,8 @@ const LARGE: usize = 16 << 10;
 const LEAST: usize = 256 << 10;
 /// Connections of a client from which on each gets small buffers.
 const MANY: usize = 256;
+/// Requests of a client that wait for room at most: they count nowhere else.
+const WAITING: usize = 64;
 /// Clients without bytes that are remembered at most, before they are looked for and forgotten.
 const FORGOTTEN: usize = 1024;
 
@@ -51,6 +53,8 @@ struct Share {
     used: AtomicUsize,
     /// The part of it that is on its way to the client.
     owed: AtomicUsize,
+    /// Requests that wait for room.
+    requests: AtomicUsize,
     wakers: Mutex<HashMap<usize, Waker>>,
 }
 
@@ -85,6 +89,22 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         // A waker's drop may run others' code, and so comes behind the locks.
         let _waker = self.budget.forget(self);
+    }
+}
+
+/// A request that waits for room, until this is dropped.
+struct Waits(Arc<Share>);
+
+impl Waits {
+    fn of(share: &Arc<Share>) -> Self {
+        share.requests.fetch_add(1, SeqCst);
+        Self(Arc::clone(share))
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, SeqCst);
     }
 }
 
@@ -242,6 +262,16 @@ impl Flow {
         std::future::poll_fn(|cx| self.poll_room(cx, &mut waiter)).await;
     }
 
+    /// The same, before a request begins; false at once where enough others of its client wait.
+    pub async fn room_to_begin(self: &Arc<Self>) -> bool {
+        let waits = Waits::of(&self.share);
+        let few = waits.0.requests.load(SeqCst) <= WAITING;
+        if few {
+            self.room().await;
+        }
+        few
+    }
+
     /// A request begins, which holds so many bytes beside its own; `None` where its client has too many.
     pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         self.takes_requests().then(|| self.charge(REQUEST + bytes, false))
@@ -348,6 +378,8 @@ impl Drop for Charge {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     fn client(last: u8) -> Client {
@@ -434,6 +466,22 @@ mod tests {
         }
         assert_eq!(flow.share.wakers.lock().len(), 0);
         assert_eq!(budget.waiters.load(SeqCst), 0);
+    }
+
+    /// All requests of a client without room waited, and held all places among the requests meanwhile: others met 429.
+    #[tokio::test]
+    async fn few_requests_of_a_client_wait_for_room() {
+        let budget = Budget::new(100 << 10);
+        let flow = budget.flow(client(1));
+        let mut held = Vec::new();
+        fill(&flow, &mut held);
+        let mut waiting: Vec<_> = (0..WAITING).map(|_| Box::pin(flow.room_to_begin())).collect();
+        assert!(waiting.iter_mut().all(|waits| waits.now_or_never().is_none()));
+        assert_eq!(flow.room_to_begin().now_or_never(), Some(false));
+        waiting.pop();
+        assert_eq!(flow.room_to_begin().now_or_never(), None);
+        held.clear();
+        assert_eq!(waiting.remove(0).now_or_never(), Some(true));
     }
 
     /// Waits that were given up left their client's share behind, once each.
