@@ -98,6 +98,13 @@ impl Body {
         self.flow = Some(Arc::clone(flow));
     }
 
+    /// Of a refusal for want of room: see [`Flow::refuse`].
+    pub fn without_place(&mut self, flow: &Flow) {
+        if let Kind::Full(Some(bytes)) = &mut self.kind {
+            *bytes = flow.refuse(std::mem::take(bytes));
+        }
+    }
+
     /// A list out of the store.
     pub fn stored(list: StoredList) -> Self {
         Self::of(Kind::Stored(Box::new(list)))

@@ -148,7 +148,9 @@ impl Handler {
     ) -> Response<Body> {
         let flow = Arc::clone(&connection.flow);
         let Some(mut place) = self.place(&flow, request.body()).await else {
-            return self.too_many(request.headers());
+            let mut refused = self.too_many(request.headers());
+            refused.body_mut().without_place(&flow);
+            return refused;
         };
         if is_upgrade(&request) {
             return Box::pin(self.upgrade(request, place, &flow)).await;

@@ -150,6 +150,13 @@ fn readers() -> Vec<Row> {
             "64 requests of a client wait for room",
             Attack::UnreadStreams(40, 250, document.clone()),
         ),
+        // Refusals counted nowhere either, and each kept its stream.
+        row(
+            "22",
+            "200 × 250 streams to which nothing but heads can be sent",
+            "64 refusals of a client with a body",
+            Attack::ShutStreams(200, 250, document.clone()),
+        ),
         row(
             "22",
             "200 connections with 16 uploads that nobody takes",

@@ -28,7 +28,7 @@ const LARGE: usize = 16 << 10;
 const LEAST: usize = 256 << 10;
 /// Connections of a client from which on each gets small buffers.
 const MANY: usize = 256;
-/// Requests of a client that wait for room at most: they count nowhere else.
+/// Requests of a client that wait for room at most, and refusals that have not been read: they count nowhere else.
 const WAITING: usize = 64;
 /// Clients without bytes that are remembered at most, before they are looked for and forgotten.
 const FORGOTTEN: usize = 1024;
@@ -54,7 +54,9 @@ struct Share {
     /// The part of it that is on its way to the client.
     owed: AtomicUsize,
     /// Requests that wait for room.
-    requests: AtomicUsize,
+    waiting: AtomicUsize,
+    /// Refusals that have not been read.
+    refused: AtomicUsize,
     wakers: Mutex<HashMap<usize, Waker>>,
 }
 
@@ -92,19 +94,30 @@ impl Drop for Waiter {
     }
 }
 
-/// A request that waits for room, until this is dropped.
-struct Waits(Arc<Share>);
+/// One of those of a client that are counted there, until this is dropped.
+struct Counted(Arc<Share>, fn(&Share) -> &AtomicUsize);
 
-impl Waits {
-    fn of(share: &Arc<Share>) -> Self {
-        share.requests.fetch_add(1, SeqCst);
-        Self(Arc::clone(share))
+impl Counted {
+    /// None where they are many.
+    fn one(share: &Arc<Share>, there: fn(&Share) -> &AtomicUsize) -> Option<Self> {
+        let before = there(share).fetch_add(1, SeqCst);
+        let counted = Self(Arc::clone(share), there);
+        (before < WAITING).then_some(counted)
     }
 }
 
-impl Drop for Waits {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, SeqCst);
+        (self.1)(&self.0).fetch_sub(1, SeqCst);
+    }
+}
+
+/// A refusal's body, until the last reference to it is gone.
+struct Refused(Bytes, #[expect(dead_code, reason = "its drop counts")] Counted);
+
+impl AsRef<[u8]> for Refused {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -264,12 +277,18 @@ impl Flow {
 
     /// The same, before a request begins; false at once where enough others of its client wait.
     pub async fn room_to_begin(self: &Arc<Self>) -> bool {
-        let waits = Waits::of(&self.share);
-        let few = waits.0.requests.load(SeqCst) <= WAITING;
-        if few {
-            self.room().await;
+        let Some(_counted) = Counted::one(&self.share, |share| &share.waiting) else { return false };
+        self.room().await;
+        true
+    }
+
+    /// A refusal's body; none where enough others of its client have not been read, since a stream that can't end takes
+    /// memory.
+    pub fn refuse(&self, bytes: Bytes) -> Bytes {
+        match Counted::one(&self.share, |share| &share.refused) {
+            Some(counted) => Bytes::from_owner(Refused(bytes, counted)),
+            None => Bytes::new(),
         }
-        few
     }
 
     /// A request begins, which holds so many bytes beside its own; `None` where its client has too many.
@@ -482,6 +501,16 @@ mod tests {
         assert_eq!(flow.room_to_begin().now_or_never(), None);
         held.clear();
         assert_eq!(waiting.remove(0).now_or_never(), Some(true));
+    }
+
+    /// Fifty thousand refusals to streams without windows took 250 MiB.
+    #[tokio::test]
+    async fn few_unread_refusals_of_a_client_have_a_body() {
+        let flow = Budget::new(100 << 10).flow(client(1));
+        let refusals: Vec<_> = (0..100).map(|_| flow.refuse(Bytes::from_static(b"no"))).collect();
+        assert_eq!(refusals.iter().filter(|body| !body.is_empty()).count(), WAITING);
+        drop(refusals);
+        assert!(!flow.refuse(Bytes::from_static(b"no")).is_empty());
     }
 
     /// Waits that were given up left their client's share behind, once each.

