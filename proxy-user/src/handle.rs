@@ -79,6 +79,7 @@ pub enum HandleError {
 /// A request, and who it is from.
 struct Call {
     parts: Parts,
+    accepts: Accepts,
     verb: Verb,
     /// The store may know the answer.
     may_be_stored: bool,
@@ -141,54 +142,52 @@ impl Handler {
     }
 
     /// Answers one request; never fails (an error is a `Status` answer).
-    pub async fn handle(
+    ///
+    /// No `async fn`: that would hold its arguments twice, and hyper copies every request's future into its connection.
+    pub fn handle(
         self: Arc<Self>,
         connection: Arc<Connection>,
         request: Request<Incoming>,
-    ) -> Response<Body> {
-        let flow = Arc::clone(&connection.flow);
-        let Some(mut place) = self.place(&flow, request.body()).await else {
-            let mut refused = self.too_many(request.headers());
-            refused.body_mut().without_place(&flow);
-            return refused;
-        };
-        if is_upgrade(&request) {
-            return Box::pin(self.upgrade(request, place, &flow)).await;
-        }
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
         let (parts, mut body) = request.into_parts();
-        let credential = connection.credential(&parts.headers);
-        let reading = ApiRequest::parse(&parts.method, &parts.uri);
-        let scope = reading.understood().map(scope_of);
-        let (verb, errors) = (reading.verb, Accepts::of(&parts.headers).errors);
-        let route = route(verb, self.cloud.health.state(), false);
-        let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
-        // A proxied backend may read the body of a GET; the API server's own handlers do not.
-        let unread = verb.is_read() && (may_be_stored || route == Route::Local);
-        let without_body = if unread { upload::of_a_read(&mut body).await } else { Ok(()) };
-        let answer = if let Err(refusal) = without_body {
-            Err(refusal)
-        } else if route == Route::Local {
-            let understood = reading.understood().zip(scope.as_deref());
-            let question = understood.map(|(request, scope)| Question {
-                request,
-                headers: &parts.headers,
-                credential: &credential,
-                scope,
-                flow: &flow,
-            });
-            self.ask_store(&reading, question).await
-        } else if !place.charge.grow(if verb == Verb::Watch { UNREAD_WATCH } else { UNREAD }) {
-            Err(Refusal::TooManyRequests)
-        } else {
-            drop(reading);
-            let flow = Arc::clone(&flow);
-            let call = Call { parts, verb, may_be_stored, credential, scope, flow, dry_run: false };
-            // Boxed: the way to the cloud is long, and the connection would keep room for it.
-            Box::pin(self.routed(route, call, body)).await
-        };
-        let mut response = self.counted(verb, errors, answer);
-        response.body_mut().hold(place, &flow);
-        response
+        async move {
+            let flow = &connection.flow;
+            let Some(mut place) = self.place(flow, &body).await else {
+                return self.too_many(&parts.headers, flow);
+            };
+            if is_upgrade(&parts) {
+                return Box::pin(self.upgrade(Request::from_parts(parts, body), place, flow)).await;
+            }
+            let (credential, accepts) = (connection.credential(&parts.headers), Accepts::of(&parts.headers));
+            let reading = ApiRequest::parse(&parts.method, &parts.uri);
+            let scope = reading.understood().map(scope_of);
+            let verb = reading.verb;
+            let route = route(verb, self.cloud.health.state(), false);
+            let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
+            // A proxied backend may read the body of a GET; the API server's own handlers do not.
+            let unread = verb.is_read() && (may_be_stored || route == Route::Local);
+            let answer = if unread && !upload::of_a_read(&mut body).await {
+                Err(upload::no_end_of_a_read())
+            } else if route == Route::Local {
+                let (headers, credential) = (&parts.headers, &credential);
+                let question =
+                    |(request, scope)| Question { request, headers, accepts, credential, scope, flow };
+                let understood = reading.understood().zip(scope.as_deref());
+                self.ask_store(&reading, understood.map(question)).await
+            } else if !place.charge.grow(if verb == Verb::Watch { UNREAD_WATCH } else { UNREAD }) {
+                Err(Refusal::TooManyRequests)
+            } else {
+                drop(reading);
+                let flow = Arc::clone(flow);
+                let call =
+                    Call { parts, accepts, verb, may_be_stored, credential, scope, flow, dry_run: false };
+                // Boxed: the way to the cloud is long, and the connection would keep room for it.
+                Box::pin(self.routed(route, call, body)).await
+            };
+            let mut response = self.counted(verb, accepts.errors, answer);
+            response.body_mut().hold(place, flow);
+            response
+        }
     }
 
     /// A place among the requests in flight, when the caller's client has room.
@@ -204,9 +203,11 @@ impl Handler {
         Some(Place { permit, charge, upgrade: None })
     }
 
-    fn too_many(&self, headers: &HeaderMap) -> Response<Body> {
+    fn too_many(&self, headers: &HeaderMap, flow: &Flow) -> Response<Body> {
         self.metrics.answered(Verb::Other, Source::Hublet);
-        Refusal::TooManyRequests.response(Accepts::of(headers).errors)
+        let mut response = Refusal::TooManyRequests.response(Accepts::of(headers).errors);
+        response.body_mut().without_place(flow);
+        response
     }
 
     async fn routed(
@@ -404,7 +405,7 @@ impl Handler {
         flow: &Arc<Flow>,
     ) -> Response<Body> {
         let Ok(permit) = Arc::clone(&self.upgrades).try_acquire_owned() else {
-            return self.too_many(request.headers());
+            return self.too_many(request.headers(), flow);
         };
         place.upgrade = Some(permit);
         let errors = Accepts::of(request.headers()).errors;
@@ -505,8 +506,8 @@ impl Call {
     /// The question to the store, where the request is understood.
     fn question<'a>(&'a self, reading: &'a Reading<'a>) -> Option<Question<'a>> {
         let (request, scope) = (reading.understood()?, self.scope.as_deref()?);
-        let (headers, flow) = (&self.parts.headers, &self.flow);
-        Some(Question { request, headers, credential: &self.credential, scope, flow })
+        let (headers, accepts, flow) = (&self.parts.headers, self.accepts, &self.flow);
+        Some(Question { request, headers, accepts, credential: &self.credential, scope, flow })
     }
 
     fn away(&self) -> String {

@@ -95,18 +95,14 @@ fn is_dry_run_protobuf(options: &[u8]) -> bool {
 }
 
 /// Takes in the body of a read, which has none as a rule, and which nobody looks at. One that doesn't come would hide that
-/// the caller has gone: behind it hyper reads no more.
-///
-/// # Errors
-/// It is too long, too slow, or breaks off.
-pub async fn of_a_read(body: &mut Incoming) -> Result<(), Refusal> {
-    if body.is_end_stream() || Box::pin(swallow(body)).await {
-        return Ok(());
-    }
-    Err(Refusal::BadRequest(format!(
-        "hublet: the body of a read did not come within {} s",
-        UNWANTED.as_secs()
-    )))
+/// the caller has gone: behind it hyper reads no more. False where it is too long, too slow, or breaks off.
+pub async fn of_a_read(body: &mut Incoming) -> bool {
+    body.is_end_stream() || Box::pin(swallow(body)).await
+}
+
+/// The refusal for a read whose body did not end.
+pub fn no_end_of_a_read() -> Refusal {
+    Refusal::BadRequest(format!("hublet: the body of a read did not come within {} s", UNWANTED.as_secs()))
 }
 
 /// Takes in a body that nobody wants, and says whether it came whole. An answer before its end would reset the HTTP/2

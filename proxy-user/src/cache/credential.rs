@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::{HeaderMap, HeaderName, header};
+use http::HeaderMap;
 use serde_json::Value;
 
 /// Prefix of the WebSocket subprotocol that carries a token.
@@ -74,17 +74,27 @@ pub enum Presented<'a> {
 }
 
 impl<'a> Presented<'a> {
-    /// Reads a request's headers.
+    /// Reads a request's headers, in one pass: they are read for every request.
     pub fn of(headers: &'a HeaderMap) -> Self {
-        let impersonates = headers.keys().any(is_impersonation);
-        let mut values = headers.get_all(header::AUTHORIZATION).iter();
-        let first = values.next().map(|value| value.as_bytes());
-        if is_unclear(headers) || first.is_some_and(|value| !value.is_ascii()) {
+        let (mut first, mut several, mut impersonates, mut unclear) = (None, false, false, false);
+        for (name, value) in headers {
+            let value = value.as_bytes();
+            match name.as_str() {
+                "authorization" if first.is_none() => first = Some(value),
+                "authorization" => several = true,
+                // A header that `Connection` names does not reach the cloud.
+                "connection" => unclear |= tokens(value).any(names_a_credential),
+                "sec-websocket-protocol" => unclear |= tokens(value).any(carries_a_token),
+                name if is_impersonation(name) => impersonates = true,
+                name => unclear |= is_of_a_proxy(name),
+            }
+        }
+        if unclear || first.is_some_and(|value: &[u8]| !value.is_ascii()) {
             return Self::Unclear;
         }
         match (first, first.and_then(bearer)) {
             // The API server reads the first one; whatever stands before it may read another.
-            (_, Some(token)) if values.next().is_none() => Self::Bearer(token, impersonates),
+            (_, Some(token)) if !several => Self::Bearer(token, impersonates),
             (_, Some(_)) => Self::Unclear,
             _ if impersonates => Self::Unclear,
             (None, None) => Self::Nothing,
@@ -147,34 +157,39 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     (scheme.eq_ignore_ascii_case(b"bearer") && !token.is_empty()).then_some(token)
 }
 
-fn is_impersonation(name: &HeaderName) -> bool {
-    name.as_str().starts_with("impersonate-")
+fn is_impersonation(name: &str) -> bool {
+    name.starts_with("impersonate-")
 }
 
 /// The headers by which an authenticating proxy tells the API server who is asking, in their usual names.
-fn is_of_a_proxy(name: &HeaderName) -> bool {
-    let Some(rest) = name.as_str().strip_prefix("x-remote-") else { return false };
+fn is_of_a_proxy(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("x-remote-") else { return false };
     matches!(rest, "user" | "group" | "uid") || rest.starts_with("extra-")
 }
 
-fn is_unclear(headers: &HeaderMap) -> bool {
-    let mentions = |name: HeaderName, wanted: &dyn Fn(&str) -> bool| {
-        let values = headers.get_all(name).iter();
-        values.flat_map(|v| v.as_bytes().split(|b| *b == b',')).any(|part| {
-            std::str::from_utf8(part.trim_ascii()).is_ok_and(|part| wanted(&part.to_ascii_lowercase()))
-        })
-    };
-    headers.keys().any(is_of_a_proxy)
-        || mentions(header::SEC_WEBSOCKET_PROTOCOL, &|protocol| protocol.starts_with(WEBSOCKET_BEARER))
-        // A header that `Connection` names does not reach the cloud.
-        || mentions(header::CONNECTION, &|name| name == "authorization" || name.starts_with("impersonate-"))
+/// The tokens of a header that is a list of them.
+fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+fn names_a_credential(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"authorization") || begins_with(name, "impersonate-")
+}
+
+fn carries_a_token(protocol: &[u8]) -> bool {
+    begins_with(protocol, WEBSOCKET_BEARER)
+}
+
+/// `text` begins with `prefix`, in whatever case.
+fn begins_with(text: &[u8], prefix: &str) -> bool {
+    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
 /// Digest of the `Impersonate-*` headers, by name; a name's values in their order.
 fn persona(headers: &HeaderMap) -> [u8; 32] {
     let mut named: Vec<(&str, &[u8])> = headers
         .iter()
-        .filter(|(name, _)| is_impersonation(name))
+        .filter(|(name, _)| is_impersonation(name.as_str()))
         .map(|(name, value)| (name.as_str(), value.as_bytes()))
         .collect();
     named.sort_by_key(|(name, _)| *name);

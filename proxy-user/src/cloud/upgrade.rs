@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use http::request::Parts;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -21,8 +22,8 @@ use crate::upload::{self, Noted, Upload};
 /// ignores `Upgrade`, and so the request is one like any other.
 ///
 /// Source: `k8s.io/apimachinery/pkg/util/httpstream`, `k8s.io/apiserver/pkg/endpoints/handlers/watch.go`.
-pub fn is_upgrade<B>(request: &Request<B>) -> bool {
-    let headers = request.headers();
+pub fn is_upgrade(request: &Parts) -> bool {
+    let headers = &request.headers;
     let has = |name, word: &str| {
         let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
         values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word))
@@ -31,7 +32,7 @@ pub fn is_upgrade<B>(request: &Request<B>) -> bool {
         return false;
     }
     let websocket = has(header::UPGRADE, "websocket") && headers.contains_key(header::SEC_WEBSOCKET_KEY);
-    let reading = ApiRequest::parse(request.method(), request.uri());
+    let reading = ApiRequest::parse(&request.method, &request.uri);
     // A subresource's parameters need not be understood here.
     let streams = |request: &ApiRequest<'_>| !matches!(request.subresource.as_ref(), "" | "status" | "scale");
     match reading.verb {
@@ -97,7 +98,7 @@ impl Cloud {
 }
 
 /// The same request, with the headers that ask for the upgrade.
-fn upstream_request(cloud: &Cloud, parts: &http::request::Parts, body: Incoming) -> Request<Upload> {
+fn upstream_request(cloud: &Cloud, parts: &Parts, body: Incoming) -> Request<Upload> {
     let server = cloud.upstreams.dialer().server();
     let target = uri(server, None);
     let has_body = parts.headers.contains_key(header::CONTENT_LENGTH)
@@ -132,7 +133,7 @@ mod tests {
             .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
             .body(())
             .unwrap();
-        is_upgrade(&request)
+        is_upgrade(&request.into_parts().0)
     }
 
     #[test]

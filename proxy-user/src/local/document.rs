@@ -23,7 +23,7 @@ impl Local {
         question: &Question<'_>,
     ) -> Result<Option<Response<Body>>, Refusal> {
         let query = &question.request.query;
-        if query.include_object || !query.continue_token.is_empty() {
+        if !question.accepts.other_forms || query.include_object || !query.continue_token.is_empty() {
             return Ok(None);
         }
         let api_version = question.request.api_version();

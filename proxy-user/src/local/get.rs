@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Response;
 
 use super::authorize::{AbsenceOnly, Allowed, Permission};
-use super::negotiate::{Accepts, Encoding};
+use super::negotiate::Encoding;
 use super::{Local, Question};
 use crate::body::Body;
 use crate::cache::codec::parse_version;
@@ -24,7 +24,7 @@ impl Local {
     pub(super) async fn get(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
         let question = *allowed;
         let request = question.request;
-        let accepts = Accepts::of(question.headers);
+        let accepts = question.accepts;
         let wanted = parse_version(&request.query.resource_version).unwrap_or(0);
         let copy = |record: Record<'_>| {
             if !is_version(record.api_version, &request.group, &request.version) {
@@ -64,7 +64,7 @@ impl Local {
     /// The answer to a caller who has only been told 404: the same again, or that he isn't known to be allowed more.
     pub(super) async fn absence(&self, absence: &AbsenceOnly<'_>) -> Result<Response<Body>, Refusal> {
         if let Some(at) = self.cache.absent_since(absence).await? {
-            return Ok(self.remembered_404(absence, Accepts::of(absence.headers).errors, at));
+            return Ok(self.remembered_404(absence, absence.accepts.errors, at));
         }
         // The writer may just have read that he wrote it himself.
         match self.cache.authorize(**absence)? {

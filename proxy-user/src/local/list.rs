@@ -167,7 +167,7 @@ impl Local {
         if version < wanted || (request.query.exact && version != wanted) {
             return Err(question.unknown());
         }
-        let encoding = found.encoding(request, &Accepts::of(question.headers))?;
+        let encoding = found.encoding(request, &question.accepts)?;
         let list = StoredList::new(&found, found.list_walk(request, encoding), encoding)?;
         self.listed.remember(&question, self.cache.now());
         Ok(self.response(encoding.content_type(), found.collection.at, Body::stored(list)))

@@ -27,6 +27,7 @@ use crate::config::LocalConfig;
 use crate::request::{ApiRequest, Verb};
 use crate::status::Refusal;
 use authorize::{Guarded, Permission};
+use negotiate::Accepts;
 
 /// Header that tells where an answer came from: `cloud`, `store`, or `hublet` for a refusal of its own.
 pub const SOURCE: http::HeaderName = http::HeaderName::from_static("x-hublet-source");
@@ -48,6 +49,8 @@ pub struct Question<'a> {
     pub request: &'a ApiRequest<'a>,
     /// Its headers.
     pub headers: &'a HeaderMap,
+    /// What its `Accept` header says.
+    pub accepts: Accepts,
     /// Who asks.
     pub credential: &'a Credential,
     /// The store's key of what is asked for ([`scope_of`]); a subresource has its object's.
@@ -118,13 +121,23 @@ impl Local {
         }
         let generation = self.cache.generation();
         let mut answer = self.read(&permission).await;
-        if matches!(answer, Err(Refusal::Store(_))) && self.cache.opened_anew(generation).await {
-            answer = self.read(&permission).await;
+        if matches!(answer, Err(Refusal::Store(_))) {
+            answer = Box::pin(self.read_again(&permission, generation, answer)).await;
         }
         if answer.is_ok() {
             self.cache.asked(question.scope());
         }
         answer
+    }
+
+    /// A read has failed: the same once more where the store has been opened anew since.
+    async fn read_again(
+        &self,
+        permission: &Permission<'_>,
+        generation: u64,
+        failed: Result<Response<Body>, Refusal>,
+    ) -> Result<Response<Body>, Refusal> {
+        if self.cache.opened_anew(generation).await { self.read(permission).await } else { failed }
     }
 
     async fn read(&self, permission: &Permission<'_>) -> Result<Response<Body>, Refusal> {

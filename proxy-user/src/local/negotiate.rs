@@ -32,6 +32,15 @@ impl Encoding {
         }
     }
 
+    /// The encoding that a clause's media type asks for.
+    fn of_clause(media: &[u8]) -> Option<Self> {
+        match media {
+            b"application/json" | b"*/*" | b"application/*" => Some(Self::Json),
+            media if media == PROTOBUF.as_bytes() => Some(Self::Protobuf),
+            _ => None,
+        }
+    }
+
     /// The encoding of an answer, by its `Content-Type`; `None` for any other.
     pub fn of_content_type(value: &str) -> Option<Self> {
         match value.split(';').next()?.trim() {
@@ -42,11 +51,13 @@ impl Encoding {
     }
 }
 
-/// What a caller takes of plain objects.
+/// The forms and encodings that a caller takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepts {
     /// The plain encodings in the caller's order.
     plain: [Option<Encoding>; 2],
+    /// Some clause asks for another form of the object (`as`).
+    pub other_forms: bool,
     /// The encoding of errors, which are negotiated without regard to `as`.
     pub errors: Encoding,
 }
@@ -54,26 +65,25 @@ pub struct Accepts {
 impl Accepts {
     /// Reads the `Accept` header; a missing one means JSON.
     pub fn of(headers: &HeaderMap) -> Self {
-        let Some(text) = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()) else {
-            return Self { plain: [Some(Encoding::Json), None], errors: Encoding::Json };
+        let Some(text) = headers.get(header::ACCEPT).filter(|value| value.to_str().is_ok()) else {
+            return Self { plain: [Some(Encoding::Json), None], other_forms: false, errors: Encoding::Json };
         };
-        let (mut plain, mut errors) = ([None, None], None);
-        for clause in text.split(',') {
-            let mut parts = clause.split(';').map(str::trim);
-            let encoding = match parts.next() {
-                Some("application/json" | "*/*" | "application/*") => Encoding::Json,
-                Some(PROTOBUF) => Encoding::Protobuf,
-                _ => continue,
-            };
+        let (mut plain, mut other_forms, mut errors) = ([None, None], false, None);
+        for clause in text.as_bytes().split(|byte| *byte == b',') {
+            let mut parts = clause.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+            let media = parts.next().and_then(Encoding::of_clause);
+            let other = parts.any(|parameter| parameter.starts_with(b"as="));
+            other_forms |= other;
+            let Some(encoding) = media else { continue };
             errors = errors.or(Some(encoding));
-            if parts.any(|p| p.starts_with("as=")) || plain.contains(&Some(encoding)) {
+            if other || plain.contains(&Some(encoding)) {
                 continue;
             }
             if let Some(slot) = plain.iter_mut().find(|s| s.is_none()) {
                 *slot = Some(encoding);
             }
         }
-        Self { plain, errors: errors.unwrap_or(Encoding::Json) }
+        Self { plain, other_forms, errors: errors.unwrap_or(Encoding::Json) }
     }
 
     /// The caller takes this encoding.

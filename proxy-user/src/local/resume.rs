@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::authorize::Allowed;
 use super::list::Found;
-use super::negotiate::{Accepts, Encoding};
+use super::negotiate::Encoding;
 use super::watch::push_frame;
 use super::{Local, Question};
 use crate::cache::record::Record;
@@ -106,7 +106,7 @@ impl Local {
         found: Option<&Found>,
         from: u64,
     ) -> Result<Resume, Refusal> {
-        let accepts = Accepts::of(question.headers);
+        let accepts = question.accepts;
         let nothing = Resume::Events(accepts.first_of(|_| true).unwrap_or(Encoding::Json), Vec::new());
         let Some(found) = found else {
             let expired = Resume::Expired(format!("too old resource version: {from}"));

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Local;
 use super::authorize::Allowed;
 use super::list::Found;
-use super::negotiate::{Accepts, Encoding};
+use super::negotiate::Encoding;
 use super::resume::{Resume, expired};
 use crate::body::Body;
 use crate::cache::codec::{INITIAL_EVENTS_END, parse_version, protobuf};
@@ -58,7 +58,7 @@ impl Local {
     pub(super) async fn watch(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
         let question = *allowed;
         let query = &question.request.query;
-        let accepts = Accepts::of(question.headers);
+        let accepts = question.accepts;
         let found = self.stored_collection(self.cache.snapshot(&allowed).await?, &question).ok();
         let from = parse_version(&query.resource_version).filter(|_| !query.send_initial_events);
         let at = found.as_ref().map(|found| found.collection.at);

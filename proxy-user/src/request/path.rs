@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use http::Method;
+use memchr::memchr_iter;
 use percent_encoding::percent_decode_str;
 
 use super::{ApiRequest, Query, Verb};
@@ -43,8 +44,10 @@ impl<'a> Target<'a> {
         let (trimmed, slash) = trimmed.strip_suffix('/').map_or((trimmed, false), |rest| (rest, true));
         let mut parts = Vec::with_capacity(8);
         if !path.eq("/") {
-            for part in trimmed.split('/') {
-                parts.push(segment(part)?);
+            let mut start = 0;
+            for end in memchr_iter(b'/', trimmed.as_bytes()).chain([trimmed.len()]) {
+                parts.push(segment(&trimmed[start..end])?);
+                start = end + 1;
             }
         }
         if let Some(target) = Self::resource(parts) {
@@ -145,10 +148,20 @@ pub(super) fn opaque_verb(method: &Method, path: &str, watch: bool) -> Verb {
     Target::resource(parts).map_or_else(|| document_verb(method), |target| target.verb(method, || watch))
 }
 
+/// Bytes that may stand in a segment as they are: RFC 3986, `pchar`.
+const PCHAR: [bool; 256] = {
+    let plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@";
+    let (mut table, mut at) = ([false; 256], 0);
+    while at < plain.len() {
+        table[plain[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
 /// One segment, decoded; `None` for what is empty, malformed, or can't stand in the name of a thing.
 fn segment(raw: &str) -> Option<Cow<'_, str>> {
-    // RFC 3986, pchar.
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&b);
+    let plain = |b: u8| PCHAR[usize::from(b)];
     if matches!(raw, "" | "." | "..") {
         return None;
     }
