@@ -184,9 +184,14 @@ impl Bound {
             }));
         }
         let mut door = Door::open(&self.config.certs.root_dir);
-        let successor = tokio::select! {
-            () = stop.first() => None,
-            successor = asked(&mut door) => Some(successor),
+        let successor = loop {
+            tokio::select! {
+                () = stop.first() => break None,
+                successor = asked(&mut door) => match drain::give_place(&self, &successor) {
+                    Ok(()) => break Some(successor),
+                    Err(error) => warn!("a new hublet asked for our place and did not take it: {error}"),
+                },
+            }
         };
         match successor {
             None => {

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::account::{Budget, Flow, Metrics, Source, Traffic};
 use crate::body::{Body, Place};
@@ -34,6 +35,8 @@ use crate::upload::{self, Upload};
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;
+/// How long such an answer may stand still.
+const LATE_PATIENCE: Duration = Duration::from_secs(30);
 /// Upgraded connections (exec, attach, port-forward, watches by WebSocket) that are open at once.
 const UPGRADES: usize = 256;
 /// How long a request waits for room where its client has too much under way.
@@ -194,7 +197,7 @@ impl Handler {
     async fn place(&self, flow: &Arc<Flow>, body: &Incoming) -> Option<Place> {
         let bytes = upload::most_held(body);
         let mut charge = flow.request(bytes);
-        if charge.is_none() && Box::pin(tokio::time::timeout(ROOM, flow.room_to_begin())).await == Ok(true) {
+        if charge.is_none() && Box::pin(timeout(ROOM, flow.room_to_begin())).await == Ok(true) {
             charge = flow.request(bytes);
         }
         let charge = charge?;
@@ -339,8 +342,8 @@ impl Handler {
             return;
         }
         tokio::spawn(async move {
-            if let Ok(mut response) = fetch.await {
-                while let Some(Ok(_)) = response.body_mut().frame().await {}
+            if let Ok(Ok(mut response)) = timeout(LATE_PATIENCE, fetch).await {
+                while let Ok(Some(Ok(_))) = timeout(LATE_PATIENCE, response.body_mut().frame()).await {}
             }
             drop(permit);
         });

@@ -153,9 +153,9 @@ fn readers() -> Vec<Row> {
         // Refusals counted nowhere either, and each kept its stream.
         row(
             "22",
-            "200 × 250 streams to which nothing but heads can be sent",
-            "64 refusals of a client with a body",
-            Attack::ShutStreams(200, 250, document.clone()),
+            "1,500 × 250 streams to which nothing but heads can be sent",
+            "8 streams on each of more than 32 connections, 64 refusals with a body",
+            Attack::ShutStreams(1500, 250, document.clone()),
         ),
         row(
             "22",

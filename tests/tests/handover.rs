@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::io::{IoSliceMut, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -219,9 +220,11 @@ fn a_successor_that_dies_brings_the_old_one_back() -> Result<()> {
     eventually(Duration::from_secs(5), "steered", || served().then_some(()))?;
     let pid = site.daemon.pid();
 
-    let mut successor = UnixStream::connect(site.daemon.root_dir().join("handover.sock"))?;
-    successor.write_all(b"?")?;
-    drop(successor);
+    let mut successor = start_successor(&site)?;
+    let takes = || site.daemon.log().contains("a new hublet takes over");
+    eventually(Duration::from_secs(10), "it takes our place", || takes().then_some(()))?;
+    successor.kill()?;
+    successor.wait()?;
     let again = || site.daemon.log().matches("serves node").count() == 2;
     eventually(Duration::from_secs(10), "it starts itself anew", || again().then_some(()))?;
     eventually(Duration::from_secs(10), "steered again", || served().then_some(()))?;
@@ -246,6 +249,30 @@ fn hanging_successor() -> Result<()> {
     }
 }
 
+fn start_successor(site: &Site) -> Result<Child> {
+    let successor = Command::new(std::env::current_exe()?)
+        .args(["--exact", "hanging_successor", "--ignored"])
+        .env(DOOR, site.daemon.root_dir().join("handover.sock"))
+        .stdout(Stdio::null())
+        .spawn()?;
+    Ok(successor)
+}
+
+/// The old one started itself anew, and cut all that it was answering, though nobody had its place.
+#[test]
+fn a_successor_that_has_gone_before_it_takes_anything_changes_nothing() -> Result<()> {
+    let Some(site) = site()? else { return Ok(()) };
+    let mut successor = UnixStream::connect(site.daemon.root_dir().join("handover.sock"))?;
+    successor.shutdown(Shutdown::Read)?;
+    successor.write_all(b"?")?;
+    let refused = || site.daemon.log().contains("did not take");
+    eventually(Duration::from_secs(5), "it is told", || refused().then_some(()))?;
+    drop(successor);
+    assert_eq!(by_service(&site)?.get(CALL)?.status, 200, "and all goes on");
+    assert_eq!(site.daemon.log().matches("serves node").count(), 1, "{}", site.daemon.log());
+    Ok(())
+}
+
 /// The old one gave up after 20 s, could not listen on the sockets that the new one held, and ended: none was left.
 #[test]
 fn a_successor_that_hangs_is_ended_and_the_old_one_comes_back() -> Result<()> {
@@ -253,11 +280,7 @@ fn a_successor_that_hangs_is_ended_and_the_old_one_comes_back() -> Result<()> {
     let client = by_service(&site)?;
     let served = || client.get(CALL).is_ok_and(|a| a.status == 200);
     eventually(Duration::from_secs(5), "steered", || served().then_some(()))?;
-    let mut successor = Command::new(std::env::current_exe()?)
-        .args(["--exact", "hanging_successor", "--ignored"])
-        .env(DOOR, site.daemon.root_dir().join("handover.sock"))
-        .stdout(Stdio::null())
-        .spawn()?;
+    let mut successor = start_successor(&site)?;
     let again = || site.daemon.log().matches("serves node").count() == 2;
     let came = eventually(Duration::from_secs(30), "it starts itself anew", || again().then_some(()));
     let _ended = successor.kill();

@@ -316,7 +316,8 @@ impl Flow {
         taken > LEAST && taken + self.budget.used.load(SeqCst) >= self.budget.limit
     }
 
-    fn connections(&self) -> usize {
+    /// Connections that its client has.
+    pub fn connections(&self) -> usize {
         self.share.connections.load(SeqCst)
     }
 

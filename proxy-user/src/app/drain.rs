@@ -109,11 +109,11 @@ async fn ended(bound: &Bound) {
     bound.registry.emptied().await;
 }
 
-/// Leaves everything to a successor. Returns when it serves; when it dies before, this process starts itself anew.
-pub(super) async fn hand_over(bound: Bound, successor: Successor) {
-    let started = Instant::now();
-    let process = successor.process();
-    info!("a new hublet takes over: no new connections, {} are open", bound.registry.open());
+/// Gives a successor our sockets and locks.
+///
+/// # Errors
+/// It has gone: nothing was given away.
+pub(super) fn give_place(bound: &Bound, successor: &Successor) -> io::Result<()> {
     let admin = (bound.admin.address(), bound.admin_socket.as_fd());
     let listeners = bound
         .sockets
@@ -121,11 +121,15 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         .iter()
         .filter_map(|listener| Some((listener.socket.local_addr().ok()?, listener.socket.as_fd())));
     let listeners: Vec<_> = listeners.chain([admin]).collect();
-    if let Err(error) = successor.give(&listeners, &bound.setup.hand_over()) {
-        warn!("the new hublet did not take our sockets: {error}");
-        return again();
-    }
-    drop(listeners);
+    successor.give(&listeners, &bound.setup.hand_over())
+}
+
+/// Leaves everything to a successor, who has our place. Returns when it serves; when it dies before, this process starts
+/// itself anew.
+pub(super) async fn hand_over(bound: Bound, successor: Successor) {
+    let started = Instant::now();
+    let process = successor.process();
+    info!("a new hublet takes over: no new connections, {} are open", bound.registry.open());
     bound.state.draining();
     bound.stop_accepting.cancel();
     bound.registry.drain(false);

@@ -126,7 +126,7 @@ impl Probe {
 fn serves_nevertheless(body: &[u8]) -> bool {
     let text = String::from_utf8_lossy(body);
     let mut failed = text.lines().filter_map(|line| line.strip_prefix("[-]")).peekable();
-    // The third is of the start, too: until then custom resources are answered 404 or 503.
+    // `autoregister-completion` is of the start, too: not all API groups are served before.
     let stopping = ["etcd", "poststarthook/", "autoregister-completion", "informer-sync"];
     let stops = |check: &str| stopping.iter().any(|name| check.starts_with(name));
     failed.peek().is_some() && text.contains("[+]ping ok") && !failed.any(stops)

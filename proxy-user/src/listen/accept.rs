@@ -30,6 +30,10 @@ const BUFFER: usize = 64 * 1024;
 const SMALL_BUFFER: usize = 16 * 1024;
 /// Requests at once on an HTTP/2 connection, as the API server allows.
 const STREAMS: u32 = 250;
+/// The same for a client with dozens of connections: each answer whose head can't be written takes memory.
+const FEW_STREAMS: u32 = 8;
+/// Connections of a client up to which each may have [`STREAMS`].
+const DOZENS: usize = 32;
 /// Bytes of all uploads on an HTTP/2 connection that are held at most; of one, [`upload::HELD`].
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of an answer that wait in a stream for its client to read, but for the piece that goes over it.
@@ -45,7 +49,7 @@ pub struct Front {
     pub(super) setup: Arc<Setup>,
     pub(super) tls: TlsAcceptor,
     http1: [http1::Builder; 2],
-    pub(super) http2: http2::Builder<Pace>,
+    http2: [http2::Builder<Pace>; 2],
     pub(super) registry: Arc<Registry>,
     pub(super) counters: Arc<Counters>,
     /// Cookie of the daemon's network namespace.
@@ -69,16 +73,19 @@ impl Front {
             http1.header_read_timeout(None).max_buf_size(buffer);
             http1
         });
-        let mut http2 = http2::Builder::new(Pace::new(registry.reader_timeout()));
-        http2
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(upload::HELD)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buf_size(SEND_BUFFER)
-            .max_header_list_size(BUFFER as u32)
-            .keep_alive_interval(PING.0)
-            .keep_alive_timeout(PING.1);
+        let http2 = [STREAMS, FEW_STREAMS].map(|streams| {
+            let mut http2 = http2::Builder::new(Pace::new(registry.reader_timeout()));
+            http2
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(streams)
+                .initial_stream_window_size(upload::HELD)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(SEND_BUFFER)
+                .max_header_list_size(BUFFER as u32)
+                .keep_alive_interval(PING.0)
+                .keep_alive_timeout(PING.1);
+            http2
+        });
         let (host, tls) = (setup.netns(), TlsAcceptor::from(tls));
         let arrivals = Arc::new(Semaphore::new(ARRIVALS as usize));
         Arc::new(Self { handler, setup, tls, http1, http2, registry, counters, host, arrivals })
@@ -93,6 +100,11 @@ impl Front {
     /// HTTP/1.1 as this connection gets it.
     pub(super) fn http1(&self, flow: &Flow) -> &http1::Builder {
         &self.http1[usize::from(flow.is_one_of_many())]
+    }
+
+    /// HTTP/2 as this connection gets it.
+    pub(super) fn http2(&self, flow: &Flow) -> &http2::Builder<Pace> {
+        &self.http2[usize::from(flow.connections() > DOZENS)]
     }
 }
 

@@ -198,10 +198,11 @@ fn http2<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let http2 = front.http2(&connection.flow);
     let requests = requests!(front, connection, activity);
     let stream =
         Watched { stream: TokioIo::new(stream), activity: Arc::clone(&activity), one_at_a_time: false };
-    let serving = Box::pin(front.http2.serve_connection(stream, requests));
+    let serving = Box::pin(http2.serve_connection(stream, requests));
     async move { ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await) }
 }
 
