@@ -11,6 +11,7 @@
 //! | a client: TLS or plain, HTTP/1.1 or 2, in a namespace | [`client`] |
 //! | certificates, kubeconfigs, tokens | [`pki`] |
 //! | a node with the daemon, the small cloud and the link between | [`site`] |
+//! | such a node with a disk that is full or read-only | [`disk`] |
 //! | a node or a pod of its own | [`netns`] |
 //! | packets that no stack would send | [`frames`] |
 //! | a thread with a runtime in a namespace | [`worker`] |
@@ -25,6 +26,7 @@ pub mod cloud;
 pub mod control;
 pub mod daemon;
 pub mod dev;
+pub mod disk;
 pub mod eventually;
 pub mod fault;
 pub mod frames;

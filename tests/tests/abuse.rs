@@ -17,7 +17,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use hublet_tests::cloud::{Lie, LieRule, Rule, User};
+use hublet_tests::cloud::{self, Lie, LieRule, Rule, User};
+use hublet_tests::daemon;
+use hublet_tests::disk::{self, SmallDisk};
 use hublet_tests::eventually::{eventually, slowness};
 use hublet_tests::fault::Fault;
 use hublet_tests::metrics::metric;
@@ -47,6 +49,16 @@ const FEW: usize = 40;
 const MANY: usize = 350;
 const BIG: &str = "/api/v1/namespaces/big/configmaps";
 
+/// Streams on a connection, of a server that allows few.
+const FEW_STREAMS: u32 = 20;
+/// Watches at it, of nothing that is there.
+const WATCHES: usize = 60;
+const NONE: &str = "fieldSelector=metadata.name%3Dnone";
+/// The store's disk, in megabytes.
+const DISK: u32 = 256;
+/// How often all of the attackers' objects are written anew.
+const REWRITES: usize = 8;
+
 /// A document that the test's cloud gives without much ado, as long as a row wants it.
 const DOCUMENT: &str = "/version";
 
@@ -60,6 +72,8 @@ struct Row {
     cut: bool,
     /// Up to here calls are quick enough, however quick they were before.
     floor: Duration,
+    /// A full disk is part of it.
+    full_disk: bool,
     /// A further check of the daemon.
     check: fn(&Site, Before) -> Result<String>,
 }
@@ -80,33 +94,56 @@ fn attacker() {
 
 #[test]
 fn nobody_takes_anything_from_a_client_that_behaves() {
-    let with = |options: &mut hublet_tests::daemon::Options| options.bpffs = true;
-    let Some(mut site) = Site::start("abuse", with).unwrap() else { return };
-    site.netns.ip(&format!("address add {}/32 dev lo", attacks::ADDRESS)).unwrap();
-    let program = Program::copy().unwrap();
-    prepare(&site).unwrap();
-    let rows = rows();
     let (mut table, mut wrong) = (head(), Vec::new());
-    for row in &rows {
-        let line = run(&mut site, &program, row).with_context(|| format!("{} {}", row.number, row.what));
-        match line.unwrap() {
-            Outcome { line, wrong: None } => table.push_str(&line),
-            Outcome { line, wrong: Some(what) } => {
-                table.push_str(&line);
-                wrong.push(format!("{} {}: {what}", row.number, row.what));
-            }
+    for (streams, rows) in [(250, rows()), (FEW_STREAMS, few_streams())] {
+        let Some(mut node) = Node::start(streams).unwrap() else { return };
+        for row in &rows {
+            let outcome = run(&mut node, row).with_context(|| format!("{} {}", row.number, row.what));
+            let outcome = outcome.unwrap();
+            table.push_str(&outcome.line);
+            wrong.extend(outcome.wrong.map(|what| format!("{} {}: {what}", row.number, row.what)));
         }
     }
     println!("{table}");
     assert!(wrong.is_empty(), "{}\n{table}", wrong.join("\n"));
 }
 
+/// A node that is attacked.
+struct Node {
+    site: Site,
+    disk: SmallDisk,
+    program: Program,
+}
+
+impl Node {
+    /// Its API server allows so many streams on a connection.
+    fn start(max_streams: u32) -> Result<Option<Self>> {
+        let cloud = cloud::Options { max_streams, ..Default::default() };
+        let with = |options: &mut daemon::Options| options.bpffs = true;
+        let Some((site, disk)) = disk::site("abuse", DISK, cloud, with, |_| Ok(()))? else {
+            return Ok(None);
+        };
+        site.netns.ip(&format!("address add {}/32 dev lo", attacks::ADDRESS))?;
+        prepare(&site)?;
+        Ok(Some(Self { site, disk, program: Program::copy()? }))
+    }
+}
+
 fn row(number: &'static str, what: &'static str, limit: &'static str, attack: Attack) -> Row {
-    Row { number, what, limit, attack, cut: false, floor: FLOOR, check: |_, _| Ok(String::new()) }
+    Row {
+        number,
+        what,
+        limit,
+        attack,
+        cut: false,
+        floor: FLOOR,
+        full_disk: false,
+        check: |_, _| Ok(String::new()),
+    }
 }
 
 fn rows() -> Vec<Row> {
-    [floods(), readers(), connections()].into_iter().flatten().collect()
+    [floods(), readers(), disks(), connections()].into_iter().flatten().collect()
 }
 
 fn floods() -> Vec<Row> {
@@ -169,8 +206,36 @@ fn readers() -> Vec<Row> {
             "22",
             "40 documents of 4 MB, read but for their end",
             "16 MiB held for the writer",
-            Attack::Unfinished(40, document.clone(), 3_900_000),
+            Attack::Unfinished(40, document, 3_900_000),
         ),
+    ]
+}
+
+fn disks() -> Vec<Row> {
+    let document = DOCUMENT.to_owned();
+    vec![
+        Row {
+            check: bounded_snapshots,
+            ..Row {
+                cut: true,
+                ..row(
+                    "25",
+                    "50 streams of a stored list that nobody reads, while all of it is written anew",
+                    "a snapshot of the store lives for 2 s",
+                    Attack::UnreadStreams(1, 50, BIG.to_owned()),
+                )
+            }
+        },
+        Row {
+            check: known_to_be_full,
+            full_disk: true,
+            ..row(
+                "27",
+                "a disk without a free byte, and 30 documents of 4 MB for it",
+                "served as it was last written; 4 MiB wait for the disk",
+                Attack::Unfinished(30, document.clone(), 4_000_000),
+            )
+        },
         Row {
             check: small_store,
             ..row(
@@ -206,10 +271,61 @@ fn connections() -> Vec<Row> {
     ]
 }
 
+/// Watches at a server that allows few streams.
+fn few_streams() -> Vec<Row> {
+    let watch = format!("{BIG}?watch=true&{NONE}");
+    vec![Row {
+        check: all_are_open,
+        ..row(
+            "19",
+            "60 watches, where the server allows 20 streams on a connection",
+            "as many connections as it takes",
+            Attack::UnreadStreams(1, WATCHES, watch),
+        )
+    }]
+}
+
+fn all_are_open(site: &Site, _: Before) -> Result<String> {
+    let asked = site.cloud.record().count(|request| request.query.ends_with(NONE));
+    ensure!(asked == WATCHES, "{asked} watches have come to the cloud");
+    Ok(format!("{} connections to the cloud", site.daemon.status()?["cloud"]["connections"]))
+}
+
 fn few_connects(site: &Site, before: Before) -> Result<String> {
     let more = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?) - before.cloud_connects;
     ensure!(more < 100.0, "{more} connections to the cloud");
     Ok(format!("{more} more connections to the cloud"))
+}
+
+/// All is written anew while a reader stalls, and takes no more of the disk than it would without him. The link comes back
+/// for that.
+fn bounded_snapshots(site: &Site, before: Before) -> Result<String> {
+    site.fault.set(Fault::None)?;
+    for round in 0..REWRITES {
+        fill(site, &round.to_string().repeat(8 << 10))?;
+        list_again(site)?;
+    }
+    small_store(site, before)
+}
+
+/// The store is told to take what the disk has no room for; what it had is served on.
+fn known_to_be_full(site: &Site, _: Before) -> Result<String> {
+    let full = || {
+        fill(site, &"y".repeat(16 << 10)).and_then(|()| list_again(site)).ok()?;
+        let store = &site.daemon.status().ok()?["store"];
+        (store["writable"] == false && store["objects"] != 0).then_some(())
+    };
+    eventually(Duration::from_secs(20), "the disk is known to be full", full)?;
+    Ok("known to be full".into())
+}
+
+/// Lists the attackers' objects until the cloud answers.
+fn list_again(site: &Site) -> Result<()> {
+    let admin = site.admin()?;
+    eventually(Duration::from_secs(20), "the cloud lists all", || {
+        let list = admin.get(BIG).ok()?;
+        (list.status == 200 && list.header("x-hublet-source") == "cloud").then_some(())
+    })
 }
 
 /// The attackers' list and one document are some 8 MB.
@@ -228,14 +344,18 @@ fn idle_processor(site: &Site, before: Before) -> Result<String> {
 
 /// The attackers' objects, and the one account that may read them.
 fn prepare(site: &Site) -> Result<()> {
-    let data = "x".repeat(8 << 10);
+    fill(site, &"x".repeat(8 << 10))?;
+    site.cloud.put(beside::map("mine", 0))?;
+    Ok(())
+}
+
+fn fill(site: &Site, data: &str) -> Result<()> {
     for number in 0..MANY {
         site.cloud.put(json!({
             "apiVersion": "v1", "kind": "ConfigMap", "data": {"x": data},
             "metadata": {"namespace": "big", "name": format!("m{number:03}")},
         }))?;
     }
-    site.cloud.put(beside::map("mine", 0))?;
     Ok(())
 }
 
@@ -244,7 +364,7 @@ struct Outcome {
     wrong: Option<String>,
 }
 
-fn run(site: &mut Site, program: &Program, row: &Row) -> Result<Outcome> {
+fn run(Node { site, disk, program }: &mut Node, row: &Row) -> Result<Outcome> {
     site.daemon.restart()?;
     let token = site.cloud.rbac().issue(User::new("reader", &[]));
     site.cloud.rbac().allow(Rule::resources("reader", "get list watch", "", "configmaps"));
@@ -277,6 +397,9 @@ fn run(site: &mut Site, program: &Program, row: &Row) -> Result<Outcome> {
     if let Some(lie) = lie {
         site.cloud.lies().tell(lie);
     }
+    if row.full_disk {
+        disk.fill()?;
+    }
     let target = Target { attack: row.attack.clone(), ca_pem: site.daemon.ca_pem()?, token };
     let attack = target.start(&site.netns, &program.path())?;
     wait(SETTLE);
@@ -297,6 +420,9 @@ fn run(site: &mut Site, program: &Program, row: &Row) -> Result<Outcome> {
     let peak = peak_mib(site)?;
     drop(attack);
     drop(beside);
+    if row.full_disk {
+        disk.free()?;
+    }
     site.cloud.lies().clear();
     site.fault.set(Fault::None)?;
     Ok(judge(row, (&quiet, &seen), peak, (checked, ready)))

@@ -7,22 +7,18 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use hublet_tests::client::Answer;
-use hublet_tests::cloud::{self, Cloud};
-use hublet_tests::daemon::{self, Daemon};
+use hublet_tests::cloud;
+use hublet_tests::disk::{self, SmallDisk};
 use hublet_tests::eventually::eventually;
-use hublet_tests::fault::{Fault, FaultProxy};
+use hublet_tests::fault::Fault;
 use hublet_tests::metrics::metric;
-use hublet_tests::netns::Netns;
-use hublet_tests::require;
 use hublet_tests::site::Site;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 const NODE: &str = "/api/v1/nodes/edge-1";
@@ -30,62 +26,8 @@ const NODES: &str = "/api/v1/nodes";
 /// The writer tries again after ten seconds at the most.
 const BACK: Duration = Duration::from_secs(25);
 
-/// A small disk; dropping it unmounts it.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(path: PathBuf, megabytes: u32) -> Result<Self> {
-        fs::create_dir_all(&path)?;
-        let options = format!("size={megabytes}m,mode=0700");
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
-        Ok(Self(path))
-    }
-
-    fn fill(&self) -> Result<()> {
-        let mut file = fs::File::options().create(true).append(true).open(self.0.join("others"))?;
-        for block in [64 << 10, 4 << 10, 1] {
-            while file.write_all(&vec![1; block]).is_ok() {}
-        }
-        Ok(())
-    }
-
-    fn free(&self) -> Result<()> {
-        Ok(fs::remove_file(self.0.join("others"))?)
-    }
-
-    fn read_only(&self, read_only: bool) -> Result<()> {
-        let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
-        let none = None::<&str>;
-        mount(none, &self.0, none, MsFlags::MS_REMOUNT | flags, none).context("remount")
-    }
-
-    /// Stores that were set aside.
-    fn asides(&self) -> usize {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().contains("aside")).count()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
-/// A site whose store is on a disk of that size; `before` has it before the daemon starts. The disk goes last.
 fn site(megabytes: u32, before: impl FnOnce(&SmallDisk) -> Result<()>) -> Result<Option<(Site, SmallDisk)>> {
-    if !require::root() {
-        return Ok(None);
-    }
-    let netns = Netns::new("disk")?;
-    let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..Default::default() })?;
-    let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
-    let mut daemon = Daemon::prepare(daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns)))?;
-    let disk = SmallDisk::mount(daemon.root_dir().join("cache"), megabytes)?;
-    before(&disk)?;
-    daemon.spawn()?;
-    daemon.wait_ready()?;
-    Ok(Some((Site { daemon, fault, cloud, netns }, disk)))
+    disk::site("disk", megabytes, cloud::Options::default(), |_| {}, before)
 }
 
 fn label(site: &Site, value: &str) -> Result<()> {

@@ -1,0 +1,102 @@
+//! A node whose store is on a small disk that can be full, or read-only.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::cloud::{self, Cloud};
+use crate::daemon::{self, Daemon};
+use crate::fault::FaultProxy;
+use crate::netns::Netns;
+use crate::require;
+use crate::site::Site;
+
+/// A small disk; dropping it unmounts it.
+#[derive(Debug)]
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Mounts it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn mount(path: PathBuf, megabytes: u32) -> Result<Self> {
+        fs::create_dir_all(&path)?;
+        let options = format!("size={megabytes}m,mode=0700");
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
+        Ok(Self(path))
+    }
+
+    /// Leaves no byte free.
+    ///
+    /// # Errors
+    /// The file can't be made.
+    pub fn fill(&self) -> Result<()> {
+        let mut file = fs::File::options().create(true).append(true).open(self.0.join("others"))?;
+        for block in [64 << 10, 4 << 10, 1] {
+            while file.write_all(&vec![1; block]).is_ok() {}
+        }
+        Ok(())
+    }
+
+    /// Gives back what [`SmallDisk::fill`] took.
+    ///
+    /// # Errors
+    /// It took nothing.
+    pub fn free(&self) -> Result<()> {
+        Ok(fs::remove_file(self.0.join("others"))?)
+    }
+
+    /// Makes it so, or not.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn read_only(&self, read_only: bool) -> Result<()> {
+        let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        let none = None::<&str>;
+        mount(none, &self.0, none, MsFlags::MS_REMOUNT | flags, none).context("remount")
+    }
+
+    /// Stores that were set aside.
+    #[must_use]
+    pub fn asides(&self) -> usize {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().contains("aside")).count()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A site whose store is on a disk of that size; `before` has it before the daemon starts. The disk goes last.
+///
+/// # Errors
+/// A part doesn't start; the message holds the end of its log.
+pub fn site(
+    role: &str,
+    megabytes: u32,
+    cloud: cloud::Options,
+    with: impl FnOnce(&mut daemon::Options),
+    before: impl FnOnce(&SmallDisk) -> Result<()>,
+) -> Result<Option<(Site, SmallDisk)>> {
+    if !require::root() {
+        return Ok(None);
+    }
+    let netns = Netns::new(role)?;
+    let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..cloud })?;
+    let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
+    let mut options = daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns));
+    with(&mut options);
+    let mut daemon = Daemon::prepare(options)?;
+    let disk = SmallDisk::mount(daemon.root_dir().join("cache"), megabytes)?;
+    before(&disk)?;
+    daemon.spawn()?;
+    daemon.wait_ready()?;
+    Ok(Some((Site { daemon, fault, cloud, netns }, disk)))
+}
