@@ -229,6 +229,38 @@ fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
     until(&site.daemon, "connected", Duration::from_secs(8))
 }
 
+/// A dead API server behind a gateway that lives counted as there for as long as anybody asked: each 503 of the gateway,
+/// while a probe was under way, was taken for an answer of the cloud, and the readers went without the store.
+#[test]
+fn a_dead_server_behind_a_gateway_that_lives_is_away() -> Result<()> {
+    let flag = "--heartbeat-interval-seconds=1".to_owned();
+    let Some(site) = Site::start("gateway", |options| options.flags.push(flag))? else { return Ok(()) };
+    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    site.fault.set(Fault::Delay(Duration::from_millis(40)))?;
+    let nobody =
+        Lie::Exactly { code: 503, content_type: "text/plain".into(), body: b"no healthy upstream".to_vec() };
+    site.cloud.lies().tell(LieRule::new("", "", nobody));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            let admin = client(&site, Duration::from_secs(10))?;
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = admin.get(NODE);
+                }
+            });
+        }
+        let away = until(&site.daemon, "disconnected", Duration::from_secs(10));
+        stop.store(true, Ordering::Relaxed);
+        away
+    })?;
+    let stored = site.admin()?.get(NODE)?;
+    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    site.cloud.lies().clear();
+    until(&site.daemon, "connected", Duration::from_secs(8))
+}
+
 /// With nothing but watches open, and nobody asking, a black hole was noticed by the connection's pings after 23 s, and
 /// over HTTP/1.1, which has none, never. A watch ends within a second of the verdict.
 #[test]

@@ -179,7 +179,7 @@ impl Cloud {
             sent.store(true, Ordering::Relaxed);
             let failed = match self.once(&mut stream, request).await {
                 Ok(response) => {
-                    self.health.answered(began.elapsed());
+                    self.health.head(response.status(), began.elapsed());
                     return Ok((response, self.upstreams.answered(stream)));
                 }
                 Err(failed) => *failed,

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use http::StatusCode;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -26,6 +28,8 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::fr
 const ROUND_TRIPS: (u32, u32) = (6, 2);
 /// Silence of one connection on which a request waits, while others are heard, before new requests are kept off it.
 const ALONE: Duration = Duration::from_secs(2);
+/// Pause between the questions to which answers in the server's stead lead.
+const IN_ITS_STEAD: Duration = Duration::from_secs(1);
 /// Time in which this process reads what has come already.
 const TURN: Duration = Duration::from_millis(10);
 
@@ -88,6 +92,8 @@ pub struct Health {
     heads: AtomicU64,
     /// An answer's head has come.
     pub(super) answered: Notify,
+    /// When one that may have come from somebody else led to a question.
+    in_its_stead: Mutex<Option<Instant>>,
     pub(super) heard: Arc<Heard>,
 }
 
@@ -113,6 +119,7 @@ impl Health {
             latency: AtomicU64::new(0),
             heads: AtomicU64::new(0),
             answered: Notify::new(),
+            in_its_stead: Mutex::default(),
             heard,
         }
     }
@@ -151,8 +158,23 @@ impl Health {
         let _ = self.signals.try_send(signal);
     }
 
-    /// An answer's head came after this time.
-    pub fn answered(&self, after: Duration) {
+    /// An answer's head came, of this status, after this time. A 502, 503 or 504 may be of what stands before a dead server:
+    /// it is no sign of the server, which is asked for one.
+    pub fn head(&self, status: StatusCode, after: Duration) {
+        match status {
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                let mut asked = self.in_its_stead.lock();
+                if asked.is_none_or(|at| at.elapsed() >= IN_ITS_STEAD) {
+                    *asked = Some(Instant::now());
+                    self.signal(Signal::Waiting);
+                }
+            }
+            _ => self.answered(after),
+        }
+    }
+
+    /// The server's answer began after this time.
+    pub(super) fn answered(&self, after: Duration) {
         let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX).min(60_000_000);
         let before = self.latency.load(Ordering::Relaxed);
         let usual = if before == 0 { micros } else { (before * 7 + micros) / 8 };
