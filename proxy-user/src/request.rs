@@ -102,6 +102,11 @@ impl<'a> Reading<'a> {
         self.request.as_ref()
     }
 
+    /// The answer may be of what is behind a proxy of the API server's (`services/NAME/proxy/…`, and pods', and nodes').
+    pub fn passes_a_proxy(&self) -> bool {
+        path::passes_a_proxy(self.path)
+    }
+
     /// The object or collection in words, for an error's message.
     pub fn describe(&self) -> String {
         self.request.as_ref().map_or_else(|| self.path.to_owned(), ApiRequest::describe)

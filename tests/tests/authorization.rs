@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Request;
 use hublet_tests::client::{Answer, Client, Options};
-use hublet_tests::cloud::{Rule, User};
+use hublet_tests::cloud::{Lie, LieRule, Rule, User};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
 use hublet_tests::kube::edge::{Edge, check_stored};
@@ -376,6 +376,27 @@ fn a_token_that_the_cloud_has_not_judged_is_unknown_and_not_refused() -> Result<
     for refused in [revoked.1, junk] {
         assert_eq!(refused.get(&path)?.status, 401, "the cloud said so");
     }
+    Ok(())
+}
+
+/// A backend that asks for a login of its own, behind the API server's proxy, was taken for the cloud that refuses the token:
+/// whoever had looked at a dashboard had 401 offline for all that he may read.
+#[test]
+fn a_401_from_behind_a_proxy_takes_no_token_back() -> Result<()> {
+    let Some(site) = Site::start("backend", |_| {})? else { return Ok(()) };
+    held(&site, &["held"])?;
+    let (admin, path) = (site.admin()?, format!("{SECRETS}/held"));
+    let backend = format!("{NAMESPACE}/services/dashboard:80/proxy");
+    let login = Lie::Exactly { code: 401, content_type: "text/plain".into(), body: b"log in".to_vec() };
+    site.cloud.lies().tell(LieRule::new("", &backend, login));
+    assert_eq!(admin.get(&path)?.status, 200);
+    for page in ["", "/", "/login?next=%2F", "/a%2Fb"] {
+        let answer = admin.get(&format!("{backend}{page}"))?;
+        assert_eq!((answer.status, answer.header("x-hublet-source")), (401, "cloud"), "{answer:?}");
+    }
+    site.cut()?;
+    let stored = admin.get(&path)?;
+    assert_eq!((stored.status, stored.header("x-hublet-source")), (200, "store"), "{stored:?}");
     Ok(())
 }
 

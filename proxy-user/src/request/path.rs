@@ -148,6 +148,11 @@ pub(super) fn opaque_verb(method: &Method, path: &str, watch: bool) -> Verb {
     Target::resource(parts).map_or_else(|| document_verb(method), |target| target.verb(method, || watch))
 }
 
+/// A segment of the path is `proxy`, as Go splits it.
+pub(super) fn passes_a_proxy(path: &str) -> bool {
+    percent_decode_str(path).decode_utf8_lossy().split('/').any(|part| part == "proxy")
+}
+
 /// Bytes that may stand in a segment as they are: RFC 3986, `pchar`.
 const PCHAR: [bool; 256] = {
     let plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@";
