@@ -75,6 +75,31 @@ fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
     Ok(())
 }
 
+/// Who asked for an object as of a resourceVersion, or later, was told 404 from before that: somebody may have made it since.
+#[test]
+fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {
+    let Some(site) = Site::start("since", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let path = format!("{MAPS}/gone");
+    assert_eq!(admin.get(NODE)?.status, 200);
+    for _ in 0..2 {
+        assert_eq!(admin.get(&path)?.status, 404);
+        site.cut()?;
+        let answer = admin.get(&format!("{path}?resourceVersion=0"))?;
+        assert_eq!((answer.status, source(&answer)), (404, "store"), "{answer:?}");
+        let answer = admin.get(&format!("{path}?resourceVersion=1000000"))?;
+        assert_eq!((answer.status, source(&answer)), (503, "hublet"), "{answer:?}");
+        site.fault.set(Fault::None)?;
+        eventually(SOON, "connected", || (source(&admin.get(&path).ok()?) == "cloud").then_some(()))?;
+        // The second time the object itself may be read, not the news of its absence alone.
+        let made = admin.json("POST", MAPS, &map("gone", &json!({}), "1"))?;
+        assert_eq!(made.status, 201, "{made:?}");
+        assert_eq!(admin.get(&path)?.status, 200);
+        assert_eq!(admin.send(Request::delete(&path).body(Vec::new())?)?.status, 200);
+    }
+    Ok(())
+}
+
 #[test]
 fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };

@@ -56,6 +56,8 @@ impl Local {
                 what(),
                 stored.content_type()
             ))),
+            // It may have been made since the cloud said 404, and before the version that is asked for.
+            Lookup::Absent(_) if wanted > 0 => Err(question.unknown()),
             Lookup::Found(Copy::TooOld) | Lookup::Unknown => Err(question.unknown()),
             Lookup::Absent(at) => Ok(self.remembered_404(&question, accepts.errors, at)),
         }
@@ -64,6 +66,9 @@ impl Local {
     /// The answer to a caller who has only been told 404: the same again, or that he isn't known to be allowed more.
     pub(super) async fn absence(&self, absence: &AbsenceOnly<'_>) -> Result<Response<Body>, Refusal> {
         if let Some(at) = self.cache.absent_since(absence).await? {
+            if parse_version(&absence.request.query.resource_version).is_some_and(|wanted| wanted > 0) {
+                return Err(absence.unknown());
+            }
             return Ok(self.remembered_404(absence, absence.accepts.errors, at));
         }
         // The writer may just have read that he wrote it himself.
