@@ -422,6 +422,10 @@ impl Handler {
             }
             _ => self.cloud.until_away(self.cloud.upgrade(request, &self.metrics, place, flow)).await,
         };
+        let answer = answer.map(|mut response| {
+            response.headers_mut().insert(SOURCE, HeaderValue::from_static("cloud"));
+            response
+        });
         let source = if answer.is_ok() { Source::Cloud } else { Source::Hublet };
         self.metrics.answered(Verb::Other, source);
         answer.unwrap_or_else(|error| {

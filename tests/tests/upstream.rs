@@ -280,6 +280,23 @@ fn who_waits_for_anothers_dial_waits_no_longer_than_for_its_own() -> Result<()> 
     Ok(())
 }
 
+/// An answer to an upgrade said nowhere that it was the cloud's, or what a server had said of itself.
+#[test]
+fn an_upgrade_that_is_refused_says_by_whom() -> Result<()> {
+    let Some(site) = Site::start("refusing", |_| {})? else { return Ok(()) };
+    until_state(&site, "connected")?;
+    let upgrade = "Connection: upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n\r\n";
+    for (cut, source) in [(false, "cloud"), (true, "hublet")] {
+        if cut {
+            site.fault.set(Fault::Refuse)?;
+            until_state(&site, "disconnected")?;
+        }
+        let answer = say(&site, "POST /api/v1/namespaces/default/pods/p/exec?command=ls", upgrade)?;
+        assert!(answer.to_lowercase().contains(&format!("x-hublet-source: {source}\r\n")), "{answer}");
+    }
+    Ok(())
+}
+
 /// A stalled upgrade hung for as long as its client had patience, and any number of them took a connection each.
 #[test]
 fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
