@@ -75,6 +75,36 @@ fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
     Ok(())
 }
 
+/// Server-side apply that made an object, and a PUT, are answered with 201: that was not stored, and offline the object was
+/// still "not found", as before it was made.
+#[test]
+fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
+    let Some(site) = Site::start("made", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    for method in ["PATCH", "PUT"] {
+        let name = method.to_lowercase();
+        let (path, mut made) = (format!("{MAPS}/{name}"), map(&name, &json!({}), "1"));
+        assert_eq!(admin.get(&path)?.status, 404);
+        made["metadata"]["resourceVersion"] = json!("900000");
+        made["metadata"]["uid"] = json!(name);
+        let body = serde_json::to_vec(&made)?;
+        let lie = Lie::Exactly { code: 201, content_type: "application/json".into(), body: body.clone() };
+        site.cloud.lies().tell(LieRule::new(method, &path, lie));
+        let request = Request::builder().method(method).uri(format!("{path}?fieldManager=a"));
+        let answer =
+            admin.send(request.header("content-type", "application/apply-patch+yaml").body(body)?)?;
+        assert_eq!((answer.status, source(&answer)), (201, "cloud"), "{answer:?}");
+    }
+    site.cut()?;
+    for name in ["patch", "put"] {
+        let stored = admin.get(&format!("{MAPS}/{name}"))?;
+        assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+        assert_eq!(stored.json()["data"]["a"], "1", "{stored:?}");
+    }
+    Ok(())
+}
+
 /// Who asked for an object as of a resourceVersion, or later, was told 404 from before that: somebody may have made it since.
 #[test]
 fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {

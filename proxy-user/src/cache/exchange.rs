@@ -176,9 +176,9 @@ impl Exchange {
     fn tells(&self) -> bool {
         match self.verb {
             Verb::Get => matches!(self.status, 200 | 404),
-            Verb::List | Verb::Watch | Verb::Patch | Verb::Update | Verb::DeleteCollection => {
-                self.status == 200
-            }
+            Verb::List | Verb::Watch | Verb::DeleteCollection => self.status == 200,
+            // 201 where it made the object: server-side apply, and kinds that a PUT may make.
+            Verb::Patch | Verb::Update => matches!(self.status, 200 | 201),
             Verb::Create => matches!(self.status, 200..=202),
             Verb::Delete => matches!(self.status, 200 | 202 | 404),
             Verb::Document | Verb::Other => false,
