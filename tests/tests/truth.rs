@@ -105,6 +105,24 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
     Ok(())
 }
 
+/// Who was told that an object exists already, when he would make it, was told offline that there is none: the 404 from before
+/// somebody else made it stayed.
+#[test]
+fn i2_what_exists_already_is_not_absent() -> Result<()> {
+    let Some(site) = Site::start("already", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    let path = format!("{MAPS}/taken");
+    assert_eq!(admin.get(NODE)?.status, 200);
+    assert_eq!(admin.get(&path)?.status, 404);
+    site.cloud.put(map("taken", &json!({}), "1"))?;
+    let refused = admin.json("POST", MAPS, &map("taken", &json!({}), "2"))?;
+    assert_eq!((refused.status, source(&refused)), (409, "cloud"), "{refused:?}");
+    site.cut()?;
+    let answer = admin.get(&path)?;
+    assert_eq!((answer.status, source(&answer)), (503, "hublet"), "{answer:?}");
+    Ok(())
+}
+
 /// Who asked for an object as of a resourceVersion, or later, was told 404 from before that: somebody may have made it since.
 #[test]
 fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {

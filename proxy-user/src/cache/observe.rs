@@ -251,6 +251,11 @@ fn whole(exchange: &Exchange, bytes: &[u8], pages: &mut Pages, ops: &mut Vec<Op>
         }
         return Ok(());
     }
+    if exchange.status == 409 {
+        let there = named_in_status(exchange, bytes, "AlreadyExists")?;
+        ops.extend(there.map(|name| Op::Appeared { key: [&exchange.key, name.as_bytes()].concat() }));
+        return Ok(());
+    }
     let json = exchange.encoding == Encoding::Json && exchange.verb.is_read();
     if json && forms::is_other_json(bytes).unwrap_or(true) {
         let head = json::head(bytes)?;
@@ -319,17 +324,22 @@ fn other(
 
 /// A 404 that is about the object itself, not about its group, version or subresource.
 fn is_not_found(exchange: &Exchange, bytes: &[u8]) -> Result<bool, CodecError> {
-    let about = |reason: &str, name: &str, resource: &str| {
-        reason == "NotFound" && name == exchange.name && resource == exchange.plural
+    Ok(named_in_status(exchange, bytes, "NotFound")?.is_some_and(|name| name == exchange.name))
+}
+
+/// The object of this resource of which a `Status` with that reason speaks.
+fn named_in_status(exchange: &Exchange, bytes: &[u8], reason: &str) -> Result<Option<String>, CodecError> {
+    let name = |is: &str, resource: &str, name: &str| {
+        (is == reason && resource == exchange.plural && !name.is_empty()).then(|| name.to_owned())
     };
     match exchange.encoding {
         Encoding::Json => {
             let status = json::head(bytes)?.status;
-            Ok(about(&status.reason, &status.name, &status.resource))
+            Ok(name(&status.reason, &status.resource, &status.name))
         }
         Encoding::Protobuf => {
             let status = protobuf::status(protobuf::Unknown::parse(bytes)?.raw)?;
-            Ok(about(&status.reason, &status.name, &status.resource))
+            Ok(name(&status.reason, &status.resource, &status.name))
         }
     }
 }
