@@ -123,6 +123,29 @@ fn i2_what_exists_already_is_not_absent() -> Result<()> {
     Ok(())
 }
 
+/// Who was told 404 when he would change an object was given its old copy offline: the deletion was known to be.
+#[test]
+fn what_a_write_did_not_find_is_gone() -> Result<()> {
+    let Some(site) = Site::start("gone", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    for (method, content_type) in [("PATCH", "application/merge-patch+json"), ("PUT", "application/json")] {
+        let (path, object) = (format!("{MAPS}/{}", method.to_lowercase()), method.to_lowercase());
+        site.cloud.put(map(&object, &json!({}), "1"))?;
+        assert_eq!(admin.get(&path)?.status, 200);
+        site.cloud.delete(&path)?;
+        let body = serde_json::to_vec(&map(&object, &json!({}), "2"))?;
+        let request = Request::builder().method(method).uri(&path);
+        let answer = admin.send(request.header("content-type", content_type).body(body)?)?;
+        assert_eq!((answer.status, source(&answer)), (404, "cloud"), "{answer:?}");
+    }
+    site.cut()?;
+    for name in ["patch", "put"] {
+        let answer = admin.get(&format!("{MAPS}/{name}"))?;
+        assert_eq!((answer.status, source(&answer)), (404, "store"), "{answer:?}");
+    }
+    Ok(())
+}
+
 /// Who asked for an object as of a resourceVersion, or later, was told 404 from before that: somebody may have made it since.
 #[test]
 fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {

@@ -178,7 +178,7 @@ impl Exchange {
             Verb::Get => matches!(self.status, 200 | 404),
             Verb::List | Verb::Watch | Verb::DeleteCollection => self.status == 200,
             // 201 where it made the object: server-side apply, and kinds that a PUT may make.
-            Verb::Patch | Verb::Update => matches!(self.status, 200 | 201),
+            Verb::Patch | Verb::Update => matches!(self.status, 200 | 201 | 404),
             // 409: it is there already.
             Verb::Create => matches!(self.status, 200..=202 | 409),
             Verb::Delete => matches!(self.status, 200 | 202 | 404),
