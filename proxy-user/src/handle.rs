@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
+use http::response::Parts as Head;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -13,8 +14,9 @@ use tokio::time::timeout;
 use crate::account::{Budget, Flow, Metrics, Source, Traffic};
 use crate::body::{Body, Place};
 use crate::cache::Cache;
-use crate::cache::exchange::{Exchange, may_be_stored};
+use crate::cache::exchange::{Exchange, is_untold_write, may_be_stored};
 use crate::cache::grants::Credential;
+use crate::cache::ingest::Capture;
 use crate::cache::judge::Answered;
 use crate::cache::store::StoreError;
 use crate::client::{Client, Connection};
@@ -368,12 +370,7 @@ impl Handler {
         if apart && proven {
             self.cloud.upstreams.proven(&mut place);
         }
-        let capture = reading
-            .understood()
-            .and_then(|request| Exchange::of(request, (status, &head.headers), asked))
-            .filter(|_| !call.dry_run)
-            .map(|exchange| Exchange { author: call.author(&reading), ..exchange })
-            .and_then(|e| self.cache.capture(e));
+        let capture = self.capture(call, &reading, &head, asked);
         let watch = reading.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
         let mut body =
@@ -386,6 +383,19 @@ impl Handler {
         *response.headers_mut() = end_to_end(&head.headers);
         response.headers_mut().insert(SOURCE, HeaderValue::from_static("cloud"));
         Ok(response)
+    }
+
+    /// Begins to copy an answer into the store, where it tells something.
+    fn capture(&self, call: &Call, reading: &Reading<'_>, head: &Head, asked: u64) -> Option<Capture> {
+        let request = reading.understood().filter(|_| !call.dry_run)?;
+        let status = head.status.as_u16();
+        let Some(exchange) = Exchange::of(request, (status, &head.headers), asked) else {
+            if is_untold_write(request, status) {
+                self.cache.appeared(call.scope.as_deref()?);
+            }
+            return None;
+        };
+        self.cache.capture(Exchange { author: call.author(reading), ..exchange })
     }
 
     /// How the cloud may be asked: credentials that have not proven themselves keep off the shared connections.

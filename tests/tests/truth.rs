@@ -105,6 +105,23 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
     Ok(())
 }
 
+/// A write whose answer is in a form that isn't kept left the 404 from before it.
+#[test]
+fn i2_what_a_write_has_made_is_not_absent_in_whatever_form_it_is_answered() -> Result<()> {
+    let Some(site) = Site::start("pretty", |_| {})? else { return Ok(()) };
+    let admin = site.admin()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    for name in ["made", "other"] {
+        assert_eq!(admin.get(&format!("{MAPS}/{name}"))?.status, 404);
+    }
+    let made = admin.json("POST", &format!("{MAPS}?pretty=true"), &map("made", &json!({}), "1"))?;
+    assert_eq!(made.status, 201, "{made:?}");
+    site.cut()?;
+    let unknown = admin.get(&format!("{MAPS}/made"))?;
+    assert_eq!((unknown.status, source(&unknown)), (503, "hublet"), "{unknown:?}");
+    Ok(())
+}
+
 /// Who was told that an object exists already, when he would make it, was told offline that there is none: the 404 from before
 /// somebody else made it stayed.
 #[test]

@@ -127,10 +127,7 @@ impl<'t> Batch<'t> {
             Op::Upsert { key, record, said } => self.upsert(key, record, *said),
             Op::Gone { key, version, said } => self.gone(key, *version, *said),
             Op::Forget { key, version } => self.forget(key, *version),
-            Op::Appeared { key } => {
-                self.changed |= self.absent.remove(key.as_slice())?.is_some();
-                Ok(())
-            }
+            Op::Appeared { key } => self.appeared(key),
             Op::Complete { collection, record, members, said } => {
                 self.complete(collection, record, members, *said)
             }
@@ -245,18 +242,12 @@ impl<'t> Batch<'t> {
         }
         self.take(key)?;
         // Lists without selectors that it stood in are incomplete until they come again, or their watches have told of it.
-        let resource = resource_of(key).to_vec();
-        let mut scopes = vec![resource.clone()];
-        let rest = &key[resource.len()..];
-        if let Some(at) = rest.iter().position(|b| *b == b'/') {
-            scopes.push(key[..=resource.len() + at].to_vec());
-        }
-        for scope in scopes {
-            if let Some(mut collection) = self.collection(&scope)? {
+        for scope in key::collections_around(key) {
+            if let Some(mut collection) = self.collection(scope)? {
                 // Where its own watch has been there already, it is not as that told.
                 collection.complete &= collection.version < version;
                 collection.unclear = collection.unclear.max(version);
-                self.put_collection(&scope, &collection)?;
+                self.put_collection(scope, &collection)?;
             }
         }
         Ok(())

@@ -118,6 +118,15 @@ pub fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
     fixed && !value.is_empty() && !value.contains(',') && request.query.label_selector.is_empty()
 }
 
+/// A write was done whose answer is in a form that isn't stored.
+pub fn is_untold_write(request: &ApiRequest<'_>, status: u16) -> bool {
+    let writes = matches!(request.verb, Verb::Create | Verb::Update | Verb::Patch);
+    let stored = request.is_resource()
+        && request.subresource.is_empty()
+        && !is_no_object(&request.group, &request.resource);
+    writes && stored && !request.query.dry_run && matches!(status, 200..=299)
+}
+
 impl Exchange {
     /// Of a request and the head of its answer; `None` where the answer tells nothing to store.
     pub fn of(request: &ApiRequest<'_>, (status, headers): (u16, &HeaderMap), asked: u64) -> Option<Self> {

@@ -48,6 +48,7 @@ use budget::{Asked, Budget};
 use exchange::Exchange;
 use grants::Grants;
 use ingest::{Capture, Ingest};
+use op::Op;
 use store::{Condition, Snapshot, Store, StoreError};
 
 /// How long an answer from the store waits for what has been seen but not written yet.
@@ -158,6 +159,11 @@ impl Cache {
     /// Begins to copy an answer of the cloud into the store.
     pub fn capture(&self, exchange: Exchange) -> Option<Capture> {
         self.ingest.capture(exchange)
+    }
+
+    /// An object, or one of a collection, may be there by now, whatever was said before.
+    pub fn appeared(&self, key: &[u8]) {
+        self.ingest.ops(vec![Op::Appeared { key: key.to_vec() }]);
     }
 
     /// Waits until all that was seen is on disk.

@@ -76,7 +76,7 @@ pub enum Op {
     },
     /// It may be there by now: a 404 counts no more.
     Appeared {
-        /// Its key.
+        /// Its key; or that of a collection, any of whose objects it may be.
         key: Vec<u8>,
     },
     /// A whole list has come: what stands under it and isn't in `members` was not there at its resourceVersion.

@@ -169,6 +169,25 @@ impl Batch<'_> {
         Ok(record.map(|r| Stored::of(&r, self.lineage.past(r.stored_at))))
     }
 
+    /// Absences end. Lists that are older than one don't hold the object any more, and are incomplete.
+    pub(super) fn appeared(&mut self, key: &[u8]) -> Result<(), StoreError> {
+        let end = if key.ends_with(b"/") { key::end_of(key) } else { [key, &[0]].concat() };
+        let mut ended = Vec::new();
+        for row in self.absent.extract_from_if(key..end.as_slice(), |_, _| true)? {
+            let (object, value) = row?;
+            ended.push((object.value().to_vec(), value.value().0));
+        }
+        for (object, at) in ended {
+            self.changed = true;
+            for scope in key::collections_around(&object) {
+                if let Some(list) = self.collection(scope)?.filter(|list| list.complete && list.at < at) {
+                    self.put_collection(scope, &Collection { complete: false, ..list })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn gone(&mut self, key: &[u8], version: u64, said: Said) -> Result<(), StoreError> {
         let stored = self.stored(key)?;
         if let Some(stored) = &stored {
