@@ -37,7 +37,7 @@ use crate::upload::{self, Upload};
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;
-/// How long such an answer may stand still.
+/// The time for which such an answer may stand still.
 const LATE_PATIENCE: Duration = Duration::from_secs(30);
 /// Upgraded connections (exec, attach, port-forward, watches by WebSocket) that are open at once.
 const UPGRADES: usize = 256;

@@ -56,7 +56,7 @@ const WATCHES: usize = 60;
 const NONE: &str = "fieldSelector=metadata.name%3Dnone";
 /// The store's disk, in megabytes.
 const DISK: u32 = 256;
-/// How often all of the attackers' objects are written anew.
+/// Times that all of the attackers' objects are written anew.
 const REWRITES: usize = 8;
 
 /// A document that the test's cloud gives without much ado, as long as a row wants it.

@@ -122,7 +122,7 @@ fn i2_what_a_write_has_made_is_not_absent_in_whatever_form_it_is_answered() -> R
     Ok(())
 }
 
-/// Who was told that an object exists already, when he would make it, was told offline that there is none: the 404 from before
+/// A caller who was told that the object he would make exists already was told offline that there is none: the 404 from before
 /// somebody else made it stayed.
 #[test]
 fn i2_what_exists_already_is_not_absent() -> Result<()> {
@@ -140,7 +140,7 @@ fn i2_what_exists_already_is_not_absent() -> Result<()> {
     Ok(())
 }
 
-/// Who was told 404 when he would change an object was given its old copy offline: the deletion was known to be.
+/// A caller who was told 404 when he would change an object was given its old copy offline.
 #[test]
 fn what_a_write_did_not_find_is_gone() -> Result<()> {
     let Some(site) = Site::start("gone", |_| {})? else { return Ok(()) };
@@ -163,7 +163,7 @@ fn what_a_write_did_not_find_is_gone() -> Result<()> {
     Ok(())
 }
 
-/// Who asked for an object as of a resourceVersion, or later, was told 404 from before that: somebody may have made it since.
+/// A caller who asked for an object as of a resourceVersion, or later, was told 404 from before that.
 #[test]
 fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {
     let Some(site) = Site::start("since", |_| {})? else { return Ok(()) };

@@ -240,12 +240,11 @@ impl Capture {
         match self.room.poll_acquire_many(cx, kib) {
             Poll::Ready(Some(permit)) => {
                 self.waiting = None;
-                if self.ingest.room.available_permits() < ROOM - ENOUGH {
-                    self.ingest.writer.unpark();
-                }
                 let now = self.ingest.clock.now();
                 if !self.ingest.send(Message::Data(self.id, frame.clone(), permit, now)) {
                     self.give_up();
+                } else if self.ingest.room.available_permits() < ROOM - ENOUGH {
+                    self.ingest.writer.unpark();
                 }
             }
             Poll::Ready(None) => self.give_up(),

@@ -133,7 +133,9 @@ impl Cache {
         let (grants, now) = (&self.grants, self.clock.now());
         let credential = asked.credential;
         let _changing = self.changing.lock();
-        let mut ops = grants.follow(now);
+        // Apart: a refusal is told however full the queue is, these are not.
+        self.ingest.ops(grants.follow(now));
+        let mut ops = Vec::new();
         if let (Credential::Token { token, .. }, 200..=299 | 304) = (credential, status)
             && !grants.has_just_accepted(token, now)
             && !asked.is_open(grants, now)

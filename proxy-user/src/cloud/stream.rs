@@ -36,7 +36,7 @@ pub struct CloudBody {
     /// watches again at once.
     watch: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     metrics: Arc<Metrics>,
-    /// What the caller is still sending, if anything.
+    /// The caller's body, as long as it is being sent.
     upload: Option<Beside>,
     /// On its connection, until the body has ended there.
     place: Option<Place>,

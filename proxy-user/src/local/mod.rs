@@ -49,7 +49,7 @@ pub struct Question<'a> {
     pub request: &'a ApiRequest<'a>,
     /// Its headers.
     pub headers: &'a HeaderMap,
-    /// What its `Accept` header says.
+    /// Its `Accept` header.
     pub accepts: Accepts,
     /// Who asks.
     pub credential: &'a Credential,
