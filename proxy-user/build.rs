@@ -6,7 +6,8 @@ use std::{env, fs};
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=HUBLET_BPF_OBJECT");
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("hublet.bpf.o");
+    let out =
+        PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("hublet.bpf.o");
     let object = match env::var_os("HUBLET_BPF_OBJECT").filter(|path| !path.is_empty()) {
         None => Vec::new(),
         Some(path) => {

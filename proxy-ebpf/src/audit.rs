@@ -40,7 +40,9 @@ const TCP_CLOSE: u32 = 7;
 /// A connect() was decided.
 #[inline(always)]
 pub(crate) fn decided(cgroup_id: u64, ip: Address, port: u16, decision: Decision) {
-    let Some(audit) = entry(cgroup_id, ip, port) else { return };
+    let Some(audit) = entry(cgroup_id, ip, port) else {
+        return;
+    };
     // SAFETY: this CPU's part of the entry.
     unsafe {
         let counter = match decision {
@@ -60,7 +62,9 @@ pub(crate) fn decided(cgroup_id: u64, ip: Address, port: u16, decision: Decision
 #[inline(always)]
 pub(crate) fn established(ctx: &SockOpsContext, ident: &Ident) {
     let _without = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
-    let Some(audit) = entry(ident.cgroup_id, ident.orig_ip, ident.orig_port) else { return };
+    let Some(audit) = entry(ident.cgroup_id, ident.orig_ip, ident.orig_port) else {
+        return;
+    };
     // SAFETY: a helper without arguments; this CPU's part of the entry.
     unsafe {
         let us = bpf_ktime_get_ns().wrapping_sub(ident.connect_ns) / 1000;
@@ -86,7 +90,9 @@ pub(crate) fn state(ctx: &SockOpsContext, ident: &Ident) {
     if new != TCP_CLOSE {
         return;
     }
-    let Some(audit) = entry(ident.cgroup_id, ident.orig_ip, ident.orig_port) else { return };
+    let Some(audit) = entry(ident.cgroup_id, ident.orig_ip, ident.orig_port) else {
+        return;
+    };
     // SAFETY: this CPU's part of the entry.
     unsafe {
         (*audit).closed += 1;
@@ -100,7 +106,12 @@ pub(crate) fn state(ctx: &SockOpsContext, ident: &Ident) {
 /// This CPU's part of an entry, made when there is none.
 #[inline(always)]
 fn entry(cgroup_id: u64, ip: Address, port: u16) -> Option<*mut Audit> {
-    let key = AuditKey { cgroup_id, ip, port, zero: [0; 6] };
+    let key = AuditKey {
+        cgroup_id,
+        ip,
+        port,
+        zero: [0; 6],
+    };
     if let Some(found) = HUB_AUDIT.get_ptr_mut(&key) {
         return Some(found);
     }

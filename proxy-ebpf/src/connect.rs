@@ -13,8 +13,8 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use hublet_ebpf::{
-    Address, CONFIG_STEER, Config, Decision, IDENT_DIRECT, IDENT_PASSED, IDENT_STEERED, MAX_LISTENERS,
-    MAX_SERVICES, PROTO_TCP, SERVICE_OWN, Service, ServiceKey,
+    Address, CONFIG_STEER, Config, Decision, IDENT_DIRECT, IDENT_PASSED, IDENT_STEERED,
+    MAX_LISTENERS, MAX_SERVICES, PROTO_TCP, SERVICE_OWN, Service, ServiceKey,
 };
 
 use crate::stats::count;
@@ -108,7 +108,12 @@ pub(crate) fn ours(config: &Config, port: u16) -> bool {
 /// The service at an address, if it is one of ours.
 #[inline(always)]
 pub(crate) fn service(ip: Address, port: u16) -> Option<&'static Service> {
-    let key = ServiceKey { ip, port, proto: PROTO_TCP, zero: 0 };
+    let key = ServiceKey {
+        ip,
+        port,
+        proto: PROTO_TCP,
+        zero: 0,
+    };
     // SAFETY: the daemon replaces an entry as a whole; the kernel frees the old one after the last reader.
     unsafe { HUB_SERVICES.get(&key) }
 }
@@ -130,7 +135,9 @@ fn decide(ctx: &SockAddrContext, ip: Address) -> Option<&'static Service> {
     count(Decision::Seen);
     let config = config()?;
     let port = u16::from_be(port as u16);
-    let Some(service) = Some(port).filter(|port| ours(config, *port)).and_then(|port| service(ip, port))
+    let Some(service) = Some(port)
+        .filter(|port| ours(config, *port))
+        .and_then(|port| service(ip, port))
     else {
         count(Decision::NoService);
         return None;
@@ -148,7 +155,13 @@ fn decide(ctx: &SockAddrContext, ip: Address) -> Option<&'static Service> {
     };
     count(decision);
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(ctx, "connect to {:i}:{}: {}", ip.bytes(), port, decision.name());
+    aya_log_ebpf::debug!(
+        ctx,
+        "connect to {:i}:{}: {}",
+        ip.bytes(),
+        port,
+        decision.name()
+    );
     let flags = match decision {
         Decision::Direct => IDENT_DIRECT,
         Decision::Steered => IDENT_STEERED,
@@ -156,7 +169,11 @@ fn decide(ctx: &SockAddrContext, ip: Address) -> Option<&'static Service> {
     };
     let cgroup = identity::remember(ctx, ip, port, flags);
     audit::decided(cgroup, ip, port, decision);
-    if decision == Decision::Steered { Some(service) } else { None }
+    if decision == Decision::Steered {
+        Some(service)
+    } else {
+        None
+    }
 }
 
 /// 127/8 or ::1.
@@ -184,7 +201,11 @@ fn judge(ctx: &SockAddrContext, config: &Config, service: &Service, netns: u64) 
     if now.wrapping_sub(config.heartbeat_ns) > config.ttl_ns {
         return Decision::Stale;
     }
-    if listening(u32::from(service.slot)) { Decision::Steered } else { Decision::NoListener }
+    if listening(u32::from(service.slot)) {
+        Decision::Steered
+    } else {
+        Decision::NoListener
+    }
 }
 
 /// Does the slot hold a listener? The kernel takes it out when its last descriptor closes.
@@ -192,7 +213,10 @@ fn judge(ctx: &SockAddrContext, config: &Config, service: &Service, netns: u64) 
 fn listening(slot: u32) -> bool {
     // SAFETY: a lookup in a sockmap gives a referenced socket or null; the reference is given back at once.
     unsafe {
-        let sock = bpf_map_lookup_elem((&raw const HUB_LISTEN).cast_mut().cast(), (&raw const slot).cast());
+        let sock = bpf_map_lookup_elem(
+            (&raw const HUB_LISTEN).cast_mut().cast(),
+            (&raw const slot).cast(),
+        );
         if sock.is_null() {
             return false;
         }

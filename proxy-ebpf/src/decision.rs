@@ -90,7 +90,17 @@ mod tests {
         for (slot, decision) in Decision::ALL.iter().enumerate() {
             assert_eq!(*decision as usize, slot, "{}", decision.name());
         }
-        assert_eq!(core::mem::offset_of!(Stats, steered), 8 * Decision::Steered as usize);
-        assert_eq!(Stats { marked: 7, ..Stats::default() }.of(Decision::Marked), 7);
+        assert_eq!(
+            core::mem::offset_of!(Stats, steered),
+            8 * Decision::Steered as usize
+        );
+        assert_eq!(
+            Stats {
+                marked: 7,
+                ..Stats::default()
+            }
+            .of(Decision::Marked),
+            7
+        );
     }
 }

@@ -15,8 +15,8 @@ use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{SkLookupContext, XdpContext};
 use hublet_ebpf::{
-    Address, CONFIG_GUARD, Config, Decision, IFACE_LOCAL, IFACE_UPLINK, MAX_INTERFACES, SERVICE_OWN,
-    SERVICE_PODS,
+    Address, CONFIG_GUARD, Config, Decision, IFACE_LOCAL, IFACE_UPLINK, MAX_INTERFACES,
+    SERVICE_OWN, SERVICE_PODS,
 };
 
 use crate::connect::{address, config, mapped, service, words};
@@ -39,7 +39,9 @@ enum To {
 /// A connection (or a datagram) looks for its listener.
 #[inline(always)]
 pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
-    let Some(config) = config() else { return sk_action::SK_PASS };
+    let Some(config) = config() else {
+        return sk_action::SK_PASS;
+    };
     if config.flags & CONFIG_GUARD == 0 {
         return sk_action::SK_PASS;
     }
@@ -79,14 +81,23 @@ fn destination(config: &Config, ip: &Address) -> To {
             }
             let slash_24 = 0xffff_ff00_u32.to_be();
             let near = ours[2] == MAPPED && (there[3] ^ ours[3]) & slash_24 == 0;
-            return if near && ours[0] | ours[1] == 0 { To::Ours } else { To::Elsewhere };
+            return if near && ours[0] | ours[1] == 0 {
+                To::Ours
+            } else {
+                To::Elsewhere
+            };
         }
         if there[2] == 0 && there[3] == 1_u32.to_be() {
             return To::Loopback;
         }
     }
-    let differs = (there[0] ^ ours[0]) | (there[1] ^ ours[1]) | (there[2] ^ ours[2]) | (there[3] ^ ours[3]);
-    if differs == 0 { To::Ours } else { To::Elsewhere }
+    let differs =
+        (there[0] ^ ours[0]) | (there[1] ^ ours[1]) | (there[2] ^ ours[2]) | (there[3] ^ ours[3]);
+    if differs == 0 {
+        To::Ours
+    } else {
+        To::Elsewhere
+    }
 }
 
 /// The address and port that are looked for, and the interface that the packet came by.
@@ -105,7 +116,15 @@ fn local(ctx: &SkLookupContext) -> (Address, u16, u32) {
         ];
         let port = ptr::read_volatile(&raw const (*lookup).local_port);
         let iface = ptr::read_volatile(&raw const (*lookup).ingress_ifindex);
-        (if family == AF_INET { mapped(v4) } else { address(v6) }, port as u16, iface)
+        (
+            if family == AF_INET {
+                mapped(v4)
+            } else {
+                address(v6)
+            },
+            port as u16,
+            iface,
+        )
     }
 }
 

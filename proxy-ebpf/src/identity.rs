@@ -14,8 +14,8 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{
-    BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    BPF_SOCK_OPS_STATE_CB, bpf_sock,
+    BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, bpf_sock,
 };
 use aya_ebpf::btf_maps::{LruHashMap, SkStorage};
 use aya_ebpf::helpers::generated::{
@@ -25,7 +25,9 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use hublet_ebpf::{Address, Decision, IDENT_ACCEPTED, IDENT_PASSED, Ident, JoinKey, MAX_JOINS, SERVICE_OWN};
+use hublet_ebpf::{
+    Address, Decision, IDENT_ACCEPTED, IDENT_PASSED, Ident, JoinKey, MAX_JOINS, SERVICE_OWN,
+};
 
 use crate::audit;
 use crate::connect::{address, config, mapped, ours, service};
@@ -44,7 +46,11 @@ pub(crate) fn mark(ctx: &SockAddrContext) -> u32 {
     // SAFETY: the hook runs with a socket; the verifier checks the null test.
     unsafe {
         let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
-        if sk.is_null() { 0 } else { ptr::read_volatile(&raw const (*sk).mark) }
+        if sk.is_null() {
+            0
+        } else {
+            ptr::read_volatile(&raw const (*sk).mark)
+        }
     }
 }
 
@@ -117,7 +123,9 @@ pub(crate) fn event(ctx: &SockOpsContext) {
         return;
     }
     // Nearly every connection of the node ends here.
-    let (Some(config), (local, remote)) = (config(), ports(ctx)) else { return };
+    let (Some(config), (local, remote)) = (config(), ports(ctx)) else {
+        return;
+    };
     if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
         if ours(config, remote) {
             hand_over(ctx);
@@ -130,7 +138,9 @@ pub(crate) fn event(ctx: &SockOpsContext) {
 /// The client's end: from its socket into `HUB_JOIN`.
 #[inline(always)]
 fn hand_over(ctx: &SockOpsContext) {
-    let Some(ident) = socket(ctx).and_then(record) else { return };
+    let Some(ident) = socket(ctx).and_then(record) else {
+        return;
+    };
     audit::established(ctx, ident);
     let (local, remote) = ends(ctx);
     // The socket may have gone elsewhere after a first try at ours.
@@ -190,7 +200,13 @@ fn take_over(ctx: &SockOpsContext) {
 fn storage(sk: *mut bpf_sock, value: *mut Ident, flags: u64) -> *mut Ident {
     // SAFETY: aya's wrapper takes a connect context only; the map and the socket are what the helper wants.
     unsafe {
-        bpf_sk_storage_get((&raw const HUB_IDENT).cast_mut().cast(), sk.cast(), value.cast(), flags).cast()
+        bpf_sk_storage_get(
+            (&raw const HUB_IDENT).cast_mut().cast(),
+            sk.cast(),
+            value.cast(),
+            flags,
+        )
+        .cast()
     }
 }
 
@@ -199,7 +215,11 @@ fn storage(sk: *mut bpf_sock, value: *mut Ident, flags: u64) -> *mut Ident {
 fn record<'a>(sk: *mut bpf_sock) -> Option<&'a Ident> {
     let ident = storage(sk, ptr::null_mut(), 0);
     // SAFETY: not null, and the socket outlives this callback.
-    if ident.is_null() { None } else { Some(unsafe { &*ident }) }
+    if ident.is_null() {
+        None
+    } else {
+        Some(unsafe { &*ident })
+    }
 }
 
 #[inline(always)]
@@ -264,6 +284,9 @@ fn ends(ctx: &SockOpsContext) -> ((Address, u16), (Address, u16)) {
 fn sequence(ctx: &SockOpsContext) -> (u32, u32) {
     // SAFETY: fields of the context.
     unsafe {
-        (ptr::read_volatile(&raw const (*ctx.ops).snd_nxt), ptr::read_volatile(&raw const (*ctx.ops).rcv_nxt))
+        (
+            ptr::read_volatile(&raw const (*ctx.ops).snd_nxt),
+            ptr::read_volatile(&raw const (*ctx.ops).rcv_nxt),
+        )
     }
 }

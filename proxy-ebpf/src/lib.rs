@@ -103,8 +103,9 @@ pub mod maps {
     /// Hash ifindex → kind of interface.
     pub const IFACES: &str = "HUB_IFACES";
     /// All of them.
-    pub const ALL: [&str; 10] =
-        [CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS, SELECT, SELECT_CMD, AUDIT, IFACES];
+    pub const ALL: [&str; 10] = [
+        CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS, SELECT, SELECT_CMD, AUDIT, IFACES,
+    ];
 }
 
 /// Names of the programs.
@@ -126,7 +127,9 @@ pub mod programs {
     /// `cgroup/connect4`: tells the daemon its network namespace's cookie, where the kernel doesn't (before 5.14).
     pub const NETNS: &str = "hub_netns";
     /// All of them.
-    pub const ALL: [&str; 8] = [CONNECT4, CONNECT6, SOCKOPS, GETPEER4, GETPEER6, LOOKUP, XDP, NETNS];
+    pub const ALL: [&str; 8] = [
+        CONNECT4, CONNECT6, SOCKOPS, GETPEER4, GETPEER6, LOOKUP, XDP, NETNS,
+    ];
 }
 
 /// Defines the structs and, from their very text, [`LAYOUT`]: a field that is added, moved, renamed or retyped
@@ -151,7 +154,10 @@ macro_rules! shared {
 trait Sealed {}
 
 /// A type of this crate that is plain bytes: `repr(C)`, no padding, every bit pattern valid.
-#[expect(private_bounds, reason = "sealed: only this crate knows which of its types are plain")]
+#[expect(
+    private_bounds,
+    reason = "sealed: only this crate knows which of its types are plain"
+)]
 pub trait Shared: Sealed + Copy + 'static {}
 
 shared! {
@@ -313,7 +319,10 @@ shared! {
 impl Address {
     /// An IPv4 address.
     pub const fn v4(ip: [u8; 4]) -> Self {
-        Self { prefix: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff], ip }
+        Self {
+            prefix: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff],
+            ip,
+        }
     }
 
     /// Sixteen bytes in network order.
@@ -336,7 +345,11 @@ impl Address {
         let mut bytes = [0; 16];
         let mut i = 0;
         while i < 16 {
-            bytes[i] = if i < 12 { self.prefix[i] } else { self.ip[i - 12] };
+            bytes[i] = if i < 12 {
+                self.prefix[i]
+            } else {
+                self.ip[i - 12]
+            };
             i += 1;
         }
         bytes
@@ -356,7 +369,10 @@ pub const LAYOUT: u64 = {
         MAX_PORTS as u64,
         LATENCY_BUCKETS as u64,
     ];
-    let mut hash = fnv(fnv(0xcbf2_9ce4_8422_2325, TEXT.as_bytes()), decision::TEXT.as_bytes());
+    let mut hash = fnv(
+        fnv(0xcbf2_9ce4_8422_2325, TEXT.as_bytes()),
+        decision::TEXT.as_bytes(),
+    );
     let mut i = 0;
     while i < limits.len() {
         hash = fnv(hash, &limits[i].to_le_bytes());
@@ -405,7 +421,10 @@ mod tests {
         );
         let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
         assert_eq!(Address::v6(v6).bytes(), v6);
-        assert_eq!(Address::v6(Address::v4([1, 2, 3, 4]).bytes()), Address::v4([1, 2, 3, 4]));
+        assert_eq!(
+            Address::v6(Address::v4([1, 2, 3, 4]).bytes()),
+            Address::v4([1, 2, 3, 4])
+        );
     }
 
     #[test]

@@ -12,7 +12,10 @@
 //!
 //! connect() itself is never refused: whatever is wrong, it goes where the client asked for.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(target_arch = "bpf", allow(unsafe_code, reason = "context and map access of BPF programs"))]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(unsafe_code, reason = "context and map access of BPF programs")
+)]
 
 #[cfg(target_arch = "bpf")]
 mod audit;

@@ -16,8 +16,14 @@ pub(crate) fn ipv4(ctx: &SockAddrContext) {
     let addr = ctx.sock_addr;
     // SAFETY: as in `connect::ipv4`.
     unsafe {
-        ptr::write_volatile(&raw mut (*addr).user_ip4, u32::from_ne_bytes(ident.orig_ip.ip));
-        ptr::write_volatile(&raw mut (*addr).user_port, u32::from(ident.orig_port.to_be()));
+        ptr::write_volatile(
+            &raw mut (*addr).user_ip4,
+            u32::from_ne_bytes(ident.orig_ip.ip),
+        );
+        ptr::write_volatile(
+            &raw mut (*addr).user_port,
+            u32::from(ident.orig_port.to_be()),
+        );
     }
 }
 
@@ -32,7 +38,10 @@ pub(crate) fn ipv6(ctx: &SockAddrContext) {
         ptr::write_volatile(&raw mut (*addr).user_ip6[1], ip[1]);
         ptr::write_volatile(&raw mut (*addr).user_ip6[2], ip[2]);
         ptr::write_volatile(&raw mut (*addr).user_ip6[3], ip[3]);
-        ptr::write_volatile(&raw mut (*addr).user_port, u32::from(ident.orig_port.to_be()));
+        ptr::write_volatile(
+            &raw mut (*addr).user_port,
+            u32::from(ident.orig_port.to_be()),
+        );
     }
 }
 

@@ -9,7 +9,8 @@ use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
 use aya_ebpf::macros::btf_map;
 use hublet_ebpf::{
     COMM_LEN, CONFIG_PODS, CONFIG_SELECTED, Config, Decision, MAX_COMMANDS, MAX_LEVELS, MAX_SELECT,
-    SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID, SelectKey, VERDICT_EXCEPT, VERDICT_STEER,
+    SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID, SelectKey, VERDICT_EXCEPT,
+    VERDICT_STEER,
 };
 
 #[btf_map]
@@ -29,7 +30,11 @@ pub(crate) fn refuses(config: &Config, netns: u64) -> Option<Decision> {
     if !host && config.flags & CONFIG_PODS == 0 {
         return Some(Decision::OtherNetns);
     }
-    let mut verdicts = subtree(if host { SELECT_CGROUP } else { SELECT_POD_CGROUP });
+    let mut verdicts = subtree(if host {
+        SELECT_CGROUP
+    } else {
+        SELECT_POD_CGROUP
+    });
     if host {
         verdicts |= verdict(SELECT_UID, u64::from(bpf_get_current_uid_gid() as u32)) | command();
     } else {
@@ -41,7 +46,11 @@ pub(crate) fn refuses(config: &Config, netns: u64) -> Option<Decision> {
     if verdicts & VERDICT_STEER != 0 || (host && config.flags & CONFIG_SELECTED == 0) {
         return None;
     }
-    Some(if host { Decision::NotSelected } else { Decision::OtherNetns })
+    Some(if host {
+        Decision::NotSelected
+    } else {
+        Decision::OtherNetns
+    })
 }
 
 /// The verdicts on the task's cgroup and on those above it, but for the root.
@@ -61,7 +70,11 @@ fn subtree(kind: u32) -> u32 {
 
 #[inline(always)]
 fn verdict(kind: u32, value: u64) -> u32 {
-    let key = SelectKey { value, kind, zero: 0 };
+    let key = SelectKey {
+        value,
+        kind,
+        zero: 0,
+    };
     // SAFETY: a whole word, replaced as a whole.
     unsafe { HUB_SELECT.get(&key) }.copied().unwrap_or(0)
 }
@@ -69,7 +82,9 @@ fn verdict(kind: u32, value: u64) -> u32 {
 /// By the task's name, which a process sets as it likes: a convenience, never a security attribute.
 #[inline(always)]
 fn command() -> u32 {
-    let Ok(name) = bpf_get_current_comm() else { return 0 };
+    let Ok(name) = bpf_get_current_comm() else {
+        return 0;
+    };
     // SAFETY: as above.
     unsafe { HUB_SELECT_CMD.get(&name) }.copied().unwrap_or(0)
 }

@@ -90,13 +90,20 @@ impl Bound {
     ///
     /// # Errors
     /// The first stage that can't be built; what was made until then is undone.
-    pub async fn build(Checked { mut config, warnings }: Checked) -> Result<Self, AppError> {
+    pub async fn build(
+        Checked {
+            mut config,
+            warnings,
+        }: Checked,
+    ) -> Result<Self, AppError> {
         let roots = cloud_roots(&config.certs)?;
         add_node_address(&mut config);
         let (mut taken, certificates) = take_over(&config)?;
         let state = State::new(config.node_name.clone());
         let admin_socket = bind::bind_or_take(config.admin, listen::Purpose::Admin, &mut taken)?;
-        let admin = admin_socket.try_clone().and_then(|socket| Admin::start(socket, Arc::clone(&state)));
+        let admin = admin_socket
+            .try_clone()
+            .and_then(|socket| Admin::start(socket, Arc::clone(&state)));
         let admin = admin.map_err(|e| AppError::System("admin thread", e))?;
         let certificates = certificates.map_or_else(|| open_certificates(&config), Ok)?;
         let mut sockets = Sockets::of_the_host(&config, &mut taken)?;
@@ -117,10 +124,18 @@ impl Bound {
         state.met(Condition::Store);
         let setup = Arc::new(setup);
         let (registry, counters) = (
-            Registry::new(limits::connections(config.listen.max_connections), config.listen.reader_timeout),
+            Registry::new(
+                limits::connections(config.listen.max_connections),
+                config.listen.reader_timeout,
+            ),
             Arc::new(Counters::default()),
         );
-        let parts = (Arc::clone(&handler), Arc::clone(&setup), Arc::clone(&registry), Arc::clone(&counters));
+        let parts = (
+            Arc::clone(&handler),
+            Arc::clone(&setup),
+            Arc::clone(&registry),
+            Arc::clone(&counters),
+        );
         let front = Front::new(parts.0, parts.1, tls, parts.2, parts.3);
         state.attach(Sources {
             handler: Arc::clone(&handler),
@@ -153,17 +168,28 @@ impl Bound {
 
     /// The addresses that were bound: plain ones, the secure one, the admin one.
     pub fn addresses(&self) -> (Vec<SocketAddr>, SocketAddr, SocketAddr) {
-        (self.sockets.plain_addresses(), self.sockets.secure_address(), self.admin.address())
+        (
+            self.sockets.plain_addresses(),
+            self.sockets.secure_address(),
+            self.admin.address(),
+        )
     }
 
     /// Accepts, steers, and serves until told to stop; then drains and undoes.
     pub async fn run(mut self, mut stop: Stop) {
         for listener in self.sockets.listeners() {
-            self.tasks.push(listen::serve(&self.front, listener, self.stop_accepting.clone()));
+            self.tasks.push(listen::serve(
+                &self.front,
+                listener,
+                self.stop_accepting.clone(),
+            ));
         }
-        self.tasks.push(tokio::spawn(Arc::clone(&self.registry).sweep_on_time(Arc::clone(&self.counters))));
+        self.tasks.push(tokio::spawn(
+            Arc::clone(&self.registry).sweep_on_time(Arc::clone(&self.counters)),
+        ));
         let (registry, counters) = (Arc::clone(&self.registry), Arc::clone(&self.counters));
-        self.tasks.push(tokio::spawn(registry.cut_stalled_on_time(counters)));
+        self.tasks
+            .push(tokio::spawn(registry.cut_stalled_on_time(counters)));
         self.state.met(Condition::Listeners);
         let mut discovery = Discovery::new(
             (&self.config.setup, &self.config.cloud),
@@ -217,7 +243,12 @@ impl Bound {
                 return;
             }
         }
-        for plain in self.sockets.listeners().iter().filter(|listener| listener.port == Port::Plain) {
+        for plain in self
+            .sockets
+            .listeners()
+            .iter()
+            .filter(|listener| listener.port == Port::Plain)
+        {
             if let Err(error) = self.setup.attest(plain.socket.as_fd()) {
                 warn!("callers aren't attested: {error}");
             }
@@ -242,8 +273,11 @@ impl Bound {
 
     /// Probes twice a second for ever; each answer is a heartbeat.
     fn heartbeat(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (setup, state, counters) =
-            (Arc::clone(&self.setup), Arc::clone(&self.state), Arc::clone(&self.counters));
+        let (setup, state, counters) = (
+            Arc::clone(&self.setup),
+            Arc::clone(&self.state),
+            Arc::clone(&self.counters),
+        );
         let secure = self.sockets.secure_address();
         async move {
             let mut interval = tokio::time::interval(PROBE_INTERVAL);
@@ -293,7 +327,8 @@ fn take_over(config: &Config) -> Result<(Taken, Option<Arc<Certificates>>), AppE
 }
 
 fn open_certificates(config: &Config) -> Result<Arc<Certificates>, AppError> {
-    let certificates = Certificates::open(&config.certs, &config.node_name, OffsetDateTime::now_utc())?;
+    let certificates =
+        Certificates::open(&config.certs, &config.node_name, OffsetDateTime::now_utc())?;
     Ok(Arc::new(certificates))
 }
 
@@ -309,7 +344,11 @@ async fn renew(certificates: Arc<Certificates>) {
 
 /// The node's own address, when `--node-ip` doesn't say it: the source address towards the first API server.
 fn add_node_address(config: &mut Config) {
-    let Some(ip) = config.cloud.servers.first().and_then(|server| source_towards(&server.host, server.port))
+    let Some(ip) = config
+        .cloud
+        .servers
+        .first()
+        .and_then(|server| source_towards(&server.host, server.port))
     else {
         return;
     };
@@ -321,7 +360,11 @@ fn add_node_address(config: &mut Config) {
 /// Connecting a UDP socket sends nothing; the kernel only chooses a route. Names are not looked up: this is the start.
 fn source_towards(host: &str, port: u16) -> Option<IpAddr> {
     let server: IpAddr = host.parse().ok()?;
-    let any: IpAddr = if server.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
+    let any: IpAddr = if server.is_ipv4() {
+        [0, 0, 0, 0].into()
+    } else {
+        [0; 16].into()
+    };
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect((server, port)).ok()?;
     let ip = socket.local_addr().ok()?.ip();

@@ -76,7 +76,12 @@ impl std::fmt::Debug for Body {
 
 impl Body {
     fn of(kind: Kind) -> Self {
-        Self { kind, flow: None, waiter: None, _place: None }
+        Self {
+            kind,
+            flow: None,
+            waiter: None,
+            _place: None,
+        }
     }
 
     /// No bytes.
@@ -133,14 +138,20 @@ impl Body {
 }
 
 impl Kind {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stored(list) => Poll::Ready(list.next_chunk().map(|chunk| Ok(Frame::data(chunk?)))),
-            Self::Cloud(body) => body.poll_frame(cx),
-            Self::Events(events) => {
-                events.as_mut().poll_next(cx).map(|event| event.map(|e| Ok(Frame::data(e))))
+            Self::Stored(list) => {
+                Poll::Ready(list.next_chunk().map(|chunk| Ok(Frame::data(chunk?))))
             }
+            Self::Cloud(body) => body.poll_frame(cx),
+            Self::Events(events) => events
+                .as_mut()
+                .poll_next(cx)
+                .map(|event| event.map(|e| Ok(Frame::data(e)))),
         }
     }
 }
@@ -162,7 +173,9 @@ impl http_body::Body for Body {
             ready!(flow.poll_room(cx, &mut this.waiter));
         }
         let frame = ready!(this.kind.poll_frame(cx));
-        let Some(flow) = &this.flow else { return Poll::Ready(frame) };
+        let Some(flow) = &this.flow else {
+            return Poll::Ready(frame);
+        };
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| flow.count(bytes)))))
     }
 

@@ -48,7 +48,15 @@ impl Connection {
         process: Option<Process>,
         flow: Arc<Flow>,
     ) -> Self {
-        Self { port, local, remote, tls: false, process, flow, last: Mutex::new(None) }
+        Self {
+            port,
+            local,
+            remote,
+            tls: false,
+            process,
+            flow,
+            last: Mutex::new(None),
+        }
     }
 
     /// A request's credential, by its headers.
@@ -86,7 +94,9 @@ pub enum Client {
 impl Client {
     /// Of a caller; `host` is the cookie of the daemon's network namespace.
     pub fn of(process: Option<&Process>, remote: IpAddr, host: Option<u64>) -> Self {
-        let Some(process) = process else { return Self::Address(network(remote)) };
+        let Some(process) = process else {
+            return Self::Address(network(remote));
+        };
         if process.pid == std::process::id() {
             return Self::Own;
         }
@@ -108,7 +118,9 @@ impl Client {
 
 /// A pod's UID: 32 hexadecimal digits, with dashes or without.
 fn digits(uid: &str) -> u128 {
-    uid.chars().filter_map(|c| c.to_digit(16)).fold(0, |number, digit| number << 4 | u128::from(digit))
+    uid.chars()
+        .filter_map(|c| c.to_digit(16))
+        .fold(0, |number, digit| number << 4 | u128::from(digit))
 }
 
 /// Whoever has one IPv6 address has its /64.
@@ -177,12 +189,29 @@ mod tests {
         let pod = Client::Pod(0x0a1b_2c3d_0000_4000_8000_0123_4567_89ab);
         let of = |process: Process| Client::of(Some(&process), [10, 0, 0, 1].into(), Some(HOST));
         for (process, expected) in [
-            (process(0, Some("/kubelet.service"), None, HOST), Client::Root(1)),
+            (
+                process(0, Some("/kubelet.service"), None, HOST),
+                Client::Root(1),
+            ),
             (process(0, Some("/kubepods/x"), Some(POD), HOST), pod),
-            (process(0, Some("/kubepods/x"), Some(&POD.replace('-', "")), HOST + 1), pod),
-            (process(0, Some("/docker/x"), None, HOST + 1), Client::Cgroup(42)),
+            (
+                process(
+                    0,
+                    Some("/kubepods/x"),
+                    Some(&POD.replace('-', "")),
+                    HOST + 1,
+                ),
+                pod,
+            ),
+            (
+                process(0, Some("/docker/x"), None, HOST + 1),
+                Client::Cgroup(42),
+            ),
             (process(0, None, None, HOST), Client::Cgroup(42)),
-            (process(1000, Some("/user.slice"), None, HOST), Client::User(1000)),
+            (
+                process(1000, Some("/user.slice"), None, HOST),
+                Client::User(1000),
+            ),
         ] {
             assert_eq!(of(process), expected);
             assert_eq!(expected.is_privileged(), expected == Client::Root(1));

@@ -13,7 +13,9 @@ pub struct Clock {
 impl Clock {
     /// Now, in milliseconds since the epoch.
     pub fn now(&self) -> u64 {
-        let real = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
+        let real = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_millis());
         let real = u64::try_from(real).unwrap_or(u64::MAX);
         real.saturating_add_signed(self.offset.load(Ordering::Relaxed))
     }

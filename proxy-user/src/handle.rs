@@ -101,7 +101,10 @@ impl Handler {
     ///
     /// # Errors
     /// The store's directory can't be made or written, or the server's name isn't one.
-    pub async fn start(config: &Config, roots: Arc<rustls::RootCertStore>) -> Result<Arc<Self>, HandleError> {
+    pub async fn start(
+        config: &Config,
+        roots: Arc<rustls::RootCertStore>,
+    ) -> Result<Arc<Self>, HandleError> {
         Self::start_with(config, roots, Clock::default()).await
     }
 
@@ -115,13 +118,20 @@ impl Handler {
         clock: Clock,
     ) -> Result<Arc<Self>, HandleError> {
         let server = config.cloud.servers.first().ok_or(HandleError::NoServer)?;
-        let dialer = Dialer::new(server, &roots, config.cloud.mark)
-            .map_err(|_| HandleError::Host { host: server.host.clone() })?;
+        let dialer =
+            Dialer::new(server, &roots, config.cloud.mark).map_err(|_| HandleError::Host {
+                host: server.host.clone(),
+            })?;
         let metrics = Arc::new(Metrics::default());
         let cache = Arc::new(Cache::open(&config.cache, clock)?);
         let upstreams = Arc::new(Upstreams::new(dialer, Arc::clone(&metrics)));
         let heard = upstreams.dialer().heard();
-        let health = Health::start(&config.cloud, Arc::clone(&upstreams), heard, Arc::clone(&metrics));
+        let health = Health::start(
+            &config.cloud,
+            Arc::clone(&upstreams),
+            heard,
+            Arc::clone(&metrics),
+        );
         let local = Local::new(Arc::clone(&cache), &config.local, health.subscribe());
         Ok(Arc::new(Self {
             cache,
@@ -138,7 +148,9 @@ impl Handler {
 
     /// A connection has been accepted and speaks a protocol that is served here; its bytes are to be counted there.
     pub fn accepted(&self, connection: &Connection) -> Arc<Traffic> {
-        self.metrics.callers.accepted(connection, self.cache.clock.now())
+        self.metrics
+            .callers
+            .accepted(connection, self.cache.clock.now())
     }
 
     /// The flow of a new connection's bytes.
@@ -163,7 +175,10 @@ impl Handler {
             if is_upgrade(&parts) {
                 return Box::pin(self.upgrade(Request::from_parts(parts, body), place, flow)).await;
             }
-            let (credential, accepts) = (connection.credential(&parts.headers), Accepts::of(&parts.headers));
+            let (credential, accepts) = (
+                connection.credential(&parts.headers),
+                Accepts::of(&parts.headers),
+            );
             let reading = ApiRequest::parse(&parts.method, &parts.uri);
             let scope = reading.understood().map(scope_of);
             let verb = reading.verb;
@@ -175,17 +190,35 @@ impl Handler {
                 Err(upload::no_end_of_a_read())
             } else if route == Route::Local {
                 let (headers, credential) = (&parts.headers, &credential);
-                let question =
-                    |(request, scope)| Question { request, headers, accepts, credential, scope, flow };
+                let question = |(request, scope)| Question {
+                    request,
+                    headers,
+                    accepts,
+                    credential,
+                    scope,
+                    flow,
+                };
                 let understood = reading.understood().zip(scope.as_deref());
                 self.ask_store(&reading, understood.map(question)).await
-            } else if !place.charge.grow(if verb == Verb::Watch { UNREAD_WATCH } else { UNREAD }) {
+            } else if !place.charge.grow(if verb == Verb::Watch {
+                UNREAD_WATCH
+            } else {
+                UNREAD
+            }) {
                 Err(Refusal::TooManyRequests)
             } else {
                 drop(reading);
                 let flow = Arc::clone(flow);
-                let call =
-                    Call { parts, accepts, verb, may_be_stored, credential, scope, flow, dry_run: false };
+                let call = Call {
+                    parts,
+                    accepts,
+                    verb,
+                    may_be_stored,
+                    credential,
+                    scope,
+                    flow,
+                    dry_run: false,
+                };
                 // Boxed: the way to the cloud is long, and the connection would keep room for it.
                 Box::pin(self.routed(route, call, body)).await
             };
@@ -205,7 +238,11 @@ impl Handler {
         let charge = charge?;
         // Not before: a client that waits takes no place from others.
         let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok()?;
-        Some(Place { permit, charge, upgrade: None })
+        Some(Place {
+            permit,
+            charge,
+            upgrade: None,
+        })
     }
 
     fn too_many(&self, headers: &HeaderMap, flow: &Flow) -> Response<Body> {
@@ -239,7 +276,10 @@ impl Handler {
                 upload::swallow(&mut body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
             }
-            Route::Cloud | Route::CloudOnceJudged | Route::CloudThenLocal | Route::LocalThenCloud => {
+            Route::Cloud
+            | Route::CloudOnceJudged
+            | Route::CloudThenLocal
+            | Route::LocalThenCloud => {
                 let (body, dry_run) = upload::take(&call.parts.method, body).await?;
                 let call = Call { dry_run, ..call };
                 self.fetch_alone(&call, body).await
@@ -276,7 +316,8 @@ impl Handler {
         match answer {
             Ok(response) => {
                 let stored = response.headers().get(SOURCE).is_some_and(|v| v == "store");
-                self.metrics.answered(verb, if stored { Source::Store } else { Source::Cloud });
+                self.metrics
+                    .answered(verb, if stored { Source::Store } else { Source::Cloud });
                 response
             }
             Err(refusal) => {
@@ -318,7 +359,11 @@ impl Handler {
     }
 
     /// The answer to a request that the cloud alone can answer.
-    async fn fetch_alone(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, Refusal> {
+    async fn fetch_alone(
+        &self,
+        call: &Call,
+        body: Option<Upload>,
+    ) -> Result<Response<Body>, Refusal> {
         let progress = upload::progress_of(body.as_ref());
         tokio::select! {
             biased;
@@ -339,20 +384,28 @@ impl Handler {
         verb: Verb,
         fetch: impl Future<Output = Result<Response<Body>, ForwardError>> + Send + 'static,
     ) {
-        let Ok(permit) = Arc::clone(&self.late).try_acquire_owned() else { return };
+        let Ok(permit) = Arc::clone(&self.late).try_acquire_owned() else {
+            return;
+        };
         if verb == Verb::Watch {
             return;
         }
         tokio::spawn(async move {
             if let Ok(Ok(mut response)) = timeout(LATE_PATIENCE, fetch).await {
-                while let Ok(Some(Ok(_))) = timeout(LATE_PATIENCE, response.body_mut().frame()).await {}
+                while let Ok(Some(Ok(_))) =
+                    timeout(LATE_PATIENCE, response.body_mut().frame()).await
+                {}
             }
             drop(permit);
         });
     }
 
     /// Sends to the cloud; its answer is copied into the store as it passes.
-    async fn fetch(&self, call: &Call, body: Option<Upload>) -> Result<Response<Body>, ForwardError> {
+    async fn fetch(
+        &self,
+        call: &Call,
+        body: Option<Upload>,
+    ) -> Result<Response<Body>, ForwardError> {
         let reading = call.reading();
         let asked = self.cache.clock.now();
         let terms = self.terms(call, &reading);
@@ -363,30 +416,47 @@ impl Handler {
         match call.question(&reading) {
             // A backend's 401 tells nothing of the token, which the API server does not hand on.
             _ if status == 401 && reading.passes_a_proxy() => {}
-            Some(question) => self.local.judge(&question, Answered { status, asked_at: asked }),
+            Some(question) => self.local.judge(
+                &question,
+                Answered {
+                    status,
+                    asked_at: asked,
+                },
+            ),
             None => self.cache.judge_credential(&call.credential, status),
         }
-        let (apart, proven) = (terms.way == Way::Apart, self.has_proven_itself(&call.credential));
+        let (apart, proven) = (
+            terms.way == Way::Apart,
+            self.has_proven_itself(&call.credential),
+        );
         if apart && proven {
             self.cloud.upstreams.proven(&mut place);
         }
         let capture = self.capture(call, &reading, &head, asked);
         let watch = reading.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
-        let mut body =
-            CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics)).beside(upload);
+        let mut body = CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics))
+            .beside(upload);
         if apart && !proven && !watch {
             body.read_ahead().await;
         }
         let mut response = Response::new(Body::cloud(body));
         *response.status_mut() = head.status;
         *response.headers_mut() = end_to_end(&head.headers);
-        response.headers_mut().insert(SOURCE, HeaderValue::from_static("cloud"));
+        response
+            .headers_mut()
+            .insert(SOURCE, HeaderValue::from_static("cloud"));
         Ok(response)
     }
 
     /// Begins to copy an answer into the store, where it tells something.
-    fn capture(&self, call: &Call, reading: &Reading<'_>, head: &Head, asked: u64) -> Option<Capture> {
+    fn capture(
+        &self,
+        call: &Call,
+        reading: &Reading<'_>,
+        head: &Head,
+        asked: u64,
+    ) -> Option<Capture> {
         let request = reading.understood().filter(|_| !call.dry_run)?;
         let status = head.status.as_u16();
         let Some(exchange) = Exchange::of(request, (status, &head.headers), asked) else {
@@ -395,7 +465,10 @@ impl Handler {
             }
             return None;
         };
-        self.cache.capture(Exchange { author: call.author(reading), ..exchange })
+        self.cache.capture(Exchange {
+            author: call.author(reading),
+            ..exchange
+        })
     }
 
     /// How the cloud may be asked: credentials that have not proven themselves keep off the shared connections.
@@ -405,7 +478,11 @@ impl Handler {
             Verb::Watch => Way::Watch,
             _ => Way::Whole,
         };
-        Terms { client: call.flow.client(), way, repeatable: is_repeatable(reading) }
+        Terms {
+            client: call.flow.client(),
+            way,
+            repeatable: is_repeatable(reading),
+        }
     }
 
     fn has_proven_itself(&self, credential: &Credential) -> bool {
@@ -430,13 +507,23 @@ impl Handler {
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
                 Err(ForwardError::Away)
             }
-            _ => self.cloud.until_away(self.cloud.upgrade(request, &self.metrics, place, flow)).await,
+            _ => {
+                self.cloud
+                    .until_away(self.cloud.upgrade(request, &self.metrics, place, flow))
+                    .await
+            }
         };
         let answer = answer.map(|mut response| {
-            response.headers_mut().insert(SOURCE, HeaderValue::from_static("cloud"));
+            response
+                .headers_mut()
+                .insert(SOURCE, HeaderValue::from_static("cloud"));
             response
         });
-        let source = if answer.is_ok() { Source::Cloud } else { Source::Hublet };
+        let source = if answer.is_ok() {
+            Source::Cloud
+        } else {
+            Source::Hublet
+        };
         self.metrics.answered(Verb::Other, source);
         answer.unwrap_or_else(|error| {
             let what = format!("hublet: no stream to the cloud: {error}");
@@ -468,14 +555,25 @@ impl Handler {
         let set = |gauge: &prometheus_client::metrics::gauge::Gauge, n: u64| {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         };
-        set(&self.metrics.copies_given_up, self.cache.ingest().given_up());
+        set(
+            &self.metrics.copies_given_up,
+            self.cache.ingest().given_up(),
+        );
         set(&self.metrics.store_failures, self.cache.ingest().failures());
-        set(&self.metrics.store_writable, self.cache.is_writable().into());
+        set(
+            &self.metrics.store_writable,
+            self.cache.is_writable().into(),
+        );
         set(&self.metrics.store_bytes, self.cache.size());
         set(&self.metrics.store_evicted, self.cache.ingest().evicted());
-        let in_flight = self.max_requests.saturating_sub(self.in_flight.available_permits());
+        let in_flight = self
+            .max_requests
+            .saturating_sub(self.in_flight.available_permits());
         set(&self.metrics.in_flight, in_flight as u64);
-        set(&self.metrics.upgrades, UPGRADES.saturating_sub(self.upgrades.available_permits()) as u64);
+        set(
+            &self.metrics.upgrades,
+            UPGRADES.saturating_sub(self.upgrades.available_permits()) as u64,
+        );
         let (under_way, limit) = self.budget.figures();
         set(&self.metrics.bytes_under_way, under_way as u64);
         set(&self.metrics.bytes_under_way_limit, limit as u64);
@@ -514,7 +612,9 @@ impl Call {
     /// The caller of a write, who is shown the object as written.
     fn author(&self, reading: &Reading<'_>) -> Option<Credential> {
         let writes = matches!(reading.verb, Verb::Create | Verb::Update | Verb::Patch);
-        let whole = reading.understood().is_some_and(|request| request.subresource.is_empty());
+        let whole = reading
+            .understood()
+            .is_some_and(|request| request.subresource.is_empty());
         (writes && whole).then(|| self.credential.clone())
     }
 
@@ -526,7 +626,14 @@ impl Call {
     fn question<'a>(&'a self, reading: &'a Reading<'a>) -> Option<Question<'a>> {
         let (request, scope) = (reading.understood()?, self.scope.as_deref()?);
         let (headers, accepts, flow) = (&self.parts.headers, self.accepts, &self.flow);
-        Some(Question { request, headers, accepts, credential: &self.credential, scope, flow })
+        Some(Question {
+            request,
+            headers,
+            accepts,
+            credential: &self.credential,
+            scope,
+            flow,
+        })
     }
 
     fn away(&self) -> String {

@@ -36,8 +36,12 @@ fn main() -> ExitCode {
         Command::Run(flags) if flags.own.print_config => print_config(flags),
         Command::Run(flags) => return run(flags),
         Command::Config(flags) => print_config(flags),
-        Command::Status(args) => cli::status::status(&args, &mut io::stdout().lock()).map_err(Into::into),
-        Command::Bpf(command) => cli::bpf::bpf(&command, &mut io::stdout().lock()).map_err(Into::into),
+        Command::Status(args) => {
+            cli::status::status(&args, &mut io::stdout().lock()).map_err(Into::into)
+        }
+        Command::Bpf(command) => {
+            cli::bpf::bpf(&command, &mut io::stdout().lock()).map_err(Into::into)
+        }
         Command::Uninstall(args) => {
             cli::uninstall::uninstall(&args, &mut io::stdout().lock()).map_err(Into::into)
         }
@@ -70,7 +74,10 @@ fn print_config(flags: Flags) -> Result<(), Box<dyn Error>> {
 fn run(flags: Flags) -> ExitCode {
     let checked = configuration(flags);
     log_to_stderr(checked.config.verbosity);
-    checked.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    checked
+        .warnings
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
     let served = traffic_runtime().and_then(|runtime| {
         let served = runtime.block_on(Box::pin(async {
             let stop = Stop::by_signals()?;
@@ -108,25 +115,34 @@ fn log_to_stderr(verbosity: u8) {
         3 | 4 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let libraries = if verbosity > 8 { LevelFilter::DEBUG } else { LevelFilter::WARN };
+    let libraries = if verbosity > 8 {
+        LevelFilter::DEBUG
+    } else {
+        LevelFilter::WARN
+    };
     let events = tracing_subscriber::fmt::layer()
         .fmt_fields(fields())
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(verbosity > 2);
-    let filter = Targets::new().with_target("hublet", level).with_default(libraries);
-    tracing_subscriber::registry().with(events.with_filter(filter)).init();
+    let filter = Targets::new()
+        .with_target("hublet", level)
+        .with_default(libraries);
+    tracing_subscriber::registry()
+        .with(events.with_filter(filter))
+        .init();
 }
 
 /// An event is one line, whatever callers and servers have put into it.
 fn fields() -> impl for<'writer> FormatFields<'writer> {
-    let field = |to: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-        let value = Printable(format_args!("{value:?}"));
-        match field.name() {
-            "message" => write!(to, "{value}"),
-            name => write!(to, "{name}={value}"),
-        }
-    };
+    let field =
+        |to: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            let value = Printable(format_args!("{value:?}"));
+            match field.name() {
+                "message" => write!(to, "{value}"),
+                name => write!(to, "{name}={value}"),
+            }
+        };
     debug_fn(field).delimited(" ")
 }
 

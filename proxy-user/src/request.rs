@@ -109,7 +109,9 @@ impl<'a> Reading<'a> {
 
     /// The object or collection in words, for an error's message.
     pub fn describe(&self) -> String {
-        self.request.as_ref().map_or_else(|| self.path.to_owned(), ApiRequest::describe)
+        self.request
+            .as_ref()
+            .map_or_else(|| self.path.to_owned(), ApiRequest::describe)
     }
 }
 
@@ -119,11 +121,19 @@ impl<'a> ApiRequest<'a> {
         let (path, raw) = (uri.path(), uri.query().unwrap_or_default());
         let Some(target) = Target::of(path) else {
             let verb = path::opaque_verb(method, path, query::asks_to_watch(raw));
-            return Reading { verb, path, request: None };
+            return Reading {
+                verb,
+                path,
+                request: None,
+            };
         };
         let verb = target.verb(method, || query::asks_to_watch(raw));
         let query = Query::of(raw, verb, &target);
-        Reading { verb, path, request: query.map(|query| target.into_request(verb, path, query)) }
+        Reading {
+            verb,
+            path,
+            request: query.map(|query| target.into_request(verb, path, query)),
+        }
     }
 
     /// A resource, as opposed to a document.
@@ -156,7 +166,11 @@ impl<'a> ApiRequest<'a> {
         } else {
             format!(" in namespace {:?}", self.namespace)
         };
-        let name = if self.name.is_empty() { String::new() } else { format!(" {:?}", self.name) };
+        let name = if self.name.is_empty() {
+            String::new()
+        } else {
+            format!(" {:?}", self.name)
+        };
         let part = match &*self.subresource {
             "" => String::new(),
             subresource => format!("the {subresource} of "),

@@ -57,7 +57,11 @@ mod tests {
             (Verb::Other, Disconnected, false, Route::Refuse),
         ];
         for (verb, state, upgrade, expected) in table {
-            assert_eq!(route(verb, state, upgrade), expected, "{verb:?} {state:?} upgrade={upgrade}");
+            assert_eq!(
+                route(verb, state, upgrade),
+                expected,
+                "{verb:?} {state:?} upgrade={upgrade}"
+            );
         }
     }
 }

@@ -72,22 +72,40 @@ impl Refusal {
     /// HTTP code, `reason` and message.
     fn parts(&self) -> (StatusCode, &'static str, String) {
         match self {
-            Self::Unknown(what) | Self::WriteWhileAway(what) | Self::Encoding(what) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", what.clone())
-            }
+            Self::Unknown(what) | Self::WriteWhileAway(what) | Self::Encoding(what) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "ServiceUnavailable",
+                what.clone(),
+            ),
             Self::OutcomeUnknown(what) => (StatusCode::GATEWAY_TIMEOUT, "Timeout", what.clone()),
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized".to_owned()),
+            Self::Unauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "Unauthorized",
+                "Unauthorized".to_owned(),
+            ),
             Self::Forbidden(what) => (StatusCode::FORBIDDEN, "Forbidden", what.clone()),
-            Self::NotFound { group, resource, name } => {
+            Self::NotFound {
+                group,
+                resource,
+                name,
+            } => {
                 let dot = if group.is_empty() { "" } else { "." };
-                (StatusCode::NOT_FOUND, "NotFound", format!("{resource}{dot}{group} \"{name}\" not found"))
+                (
+                    StatusCode::NOT_FOUND,
+                    "NotFound",
+                    format!("{resource}{dot}{group} \"{name}\" not found"),
+                )
             }
             Self::TooManyRequests => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "TooManyRequests",
                 "hublet: too many requests at once, please try again later".to_owned(),
             ),
-            Self::Store(what) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", what.clone()),
+            Self::Store(what) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "InternalError",
+                what.clone(),
+            ),
             Self::Expired(what) => (StatusCode::GONE, "Expired", what.clone()),
             Self::BadRequest(what) => (StatusCode::BAD_REQUEST, "BadRequest", what.clone()),
         }
@@ -97,7 +115,15 @@ impl Refusal {
     pub fn body(&self, encoding: Encoding) -> Bytes {
         let (code, reason, message) = self.parts();
         let details = match self {
-            Self::NotFound { group, resource, name } => Some(Details { name, group, kind: resource }),
+            Self::NotFound {
+                group,
+                resource,
+                name,
+            } => Some(Details {
+                name,
+                group,
+                kind: resource,
+            }),
             _ => None,
         };
         match encoding {
@@ -125,8 +151,14 @@ impl Refusal {
         let mut response = Response::new(Body::full(self.body(encoding)));
         *response.status_mut() = self.parts().0;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoding.content_type()));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(encoding.content_type()),
+        );
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, private"),
+        );
         headers.insert(SOURCE, HeaderValue::from_static("hublet"));
         if *self == Self::TooManyRequests {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -166,7 +198,11 @@ mod tests {
 
     fn not_found() -> Refusal {
         let (group, resource) = ("crd.projectcalico.org".into(), "ipamconfigs".into());
-        Refusal::NotFound { group, resource, name: "default".into() }
+        Refusal::NotFound {
+            group,
+            resource,
+            name: "default".into(),
+        }
     }
 
     #[test]
@@ -201,6 +237,11 @@ mod tests {
         let away = Refusal::WriteWhileAway("x".into()).response(Encoding::Json);
         assert_eq!(away.status(), 503);
         assert!(!away.headers().contains_key("retry-after"));
-        assert!(Refusal::TooManyRequests.response(Encoding::Json).headers().contains_key("retry-after"));
+        assert!(
+            Refusal::TooManyRequests
+                .response(Encoding::Json)
+                .headers()
+                .contains_key("retry-after")
+        );
     }
 }

@@ -92,7 +92,10 @@ mod tests {
         let value = serde_json::json!({"command": "\u{1b}[31m\u{9b}\u{202e}\u{e0041}\n"});
         let text = printable_json(&format!("{value:#}"));
         assert!(text.chars().all(|c| c == '\n' || !is_unseen(c)), "{text}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).expect("JSON"), value);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&text).expect("JSON"),
+            value
+        );
     }
 
     #[derive(Debug, thiserror::Error)]

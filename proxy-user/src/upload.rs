@@ -78,20 +78,32 @@ where
 {
     let refused = |why: String| Refusal::BadRequest(format!("hublet: a DELETE's options: {why}"));
     let whole = tokio::time::timeout(OPTIONS, Limited::new(body, MAX_OPTIONS).collect()).await;
-    let whole = whole.map_err(|_| refused(format!("not all of them came within {} s", OPTIONS.as_secs())))?;
-    Ok(whole.map_err(|error| refused(error.to_string()))?.to_bytes())
+    let whole = whole.map_err(|_| {
+        refused(format!(
+            "not all of them came within {} s",
+            OPTIONS.as_secs()
+        ))
+    })?;
+    Ok(whole
+        .map_err(|error| refused(error.to_string()))?
+        .to_bytes())
 }
 
 /// `DeleteOptions` that say `dryRun`, or may say it with an escape (`dry\u0052un` in JSON).
 fn may_be_dry_run(options: &[u8]) -> bool {
-    let text = memchr::memchr(b'\\', options).is_some() || memchr::memmem::find(options, b"dryRun").is_some();
+    let text = memchr::memchr(b'\\', options).is_some()
+        || memchr::memmem::find(options, b"dryRun").is_some();
     text || is_dry_run_protobuf(options)
 }
 
 /// `DeleteOptions` in protobuf with `dryRun` (field 5).
 fn is_dry_run_protobuf(options: &[u8]) -> bool {
-    let Ok(unknown) = protobuf::Unknown::parse(options) else { return false };
-    protobuf::Fields::new(unknown.raw).flatten().any(|(field, _)| field == 5)
+    let Ok(unknown) = protobuf::Unknown::parse(options) else {
+        return false;
+    };
+    protobuf::Fields::new(unknown.raw)
+        .flatten()
+        .any(|(field, _)| field == 5)
 }
 
 /// Takes in the body of a read, which has none as a rule, and which nobody looks at. One that doesn't come would hide that
@@ -102,7 +114,10 @@ pub async fn of_a_read(body: &mut Incoming) -> bool {
 
 /// The refusal for a read whose body did not end.
 pub fn no_end_of_a_read() -> Refusal {
-    Refusal::BadRequest(format!("hublet: the body of a read did not come within {} s", UNWANTED.as_secs()))
+    Refusal::BadRequest(format!(
+        "hublet: the body of a read did not come within {} s",
+        UNWANTED.as_secs()
+    ))
 }
 
 /// Takes in a body that nobody wants, and says whether it came whole. An answer before its end would reset the HTTP/2
@@ -129,17 +144,26 @@ mod tests {
     /// A DELETE whose options never came waited for ever, and held its place among the requests.
     #[tokio::test(start_paused = true)]
     async fn options_that_do_not_come_are_not_waited_for() {
-        let silent = futures_util::stream::pending::<Result<hyper::body::Frame<Bytes>, std::io::Error>>();
+        let silent =
+            futures_util::stream::pending::<Result<hyper::body::Frame<Bytes>, std::io::Error>>();
         let read = options(http_body_util::StreamBody::new(silent));
-        let refused = tokio::time::timeout(Duration::from_secs(60), read).await.expect("an end");
+        let refused = tokio::time::timeout(Duration::from_secs(60), read)
+            .await
+            .expect("an end");
         assert!(matches!(refused, Err(Refusal::BadRequest(why)) if why.contains("within")));
     }
 
     /// An escaped `dryRun` was taken for a real DELETE, and the object was "not found" offline.
     #[test]
     fn an_escape_in_the_options_of_a_delete_may_hide_a_dry_run() {
-        assert!(may_be_dry_run(br#"{"kind":"DeleteOptions","apiVersion":"v1","dryRun":["All"]}"#));
-        assert!(may_be_dry_run(br#"{"kind":"DeleteOptions","apiVersion":"v1","dry\u0052un":["All"]}"#));
-        assert!(!may_be_dry_run(br#"{"kind":"DeleteOptions","apiVersion":"v1","gracePeriodSeconds":0}"#));
+        assert!(may_be_dry_run(
+            br#"{"kind":"DeleteOptions","apiVersion":"v1","dryRun":["All"]}"#
+        ));
+        assert!(may_be_dry_run(
+            br#"{"kind":"DeleteOptions","apiVersion":"v1","dry\u0052un":["All"]}"#
+        ));
+        assert!(!may_be_dry_run(
+            br#"{"kind":"DeleteOptions","apiVersion":"v1","gracePeriodSeconds":0}"#
+        ));
     }
 }

@@ -60,6 +60,13 @@ pub fn join(path: &Path) -> String {
 /// Where the hierarchy is.
 pub fn root() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).context("no cgroup v2 is mounted")?;
-    Ok(line.split(' ').nth(4).context("mountinfo names the mount point")?.into())
+    let line = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .context("no cgroup v2 is mounted")?;
+    Ok(line
+        .split(' ')
+        .nth(4)
+        .context("mountinfo names the mount point")?
+        .into())
 }

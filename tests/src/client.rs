@@ -81,7 +81,10 @@ impl Answer {
     /// A header's value, `""` when it is absent.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// The body as text.
@@ -120,26 +123,48 @@ pub struct Client {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("url", &self.inner.options.url).field("worker", &self.worker).finish()
+        f.debug_struct("Client")
+            .field("url", &self.inner.options.url)
+            .field("worker", &self.worker)
+            .finish()
     }
 }
 
 impl Client {
     /// Makes a client; nothing is dialled yet.
     pub fn new(options: Options) -> anyhow::Result<Client> {
-        let uri: Uri = options.url.parse().with_context(|| format!("{} is no URL", options.url))?;
+        let uri: Uri = options
+            .url
+            .parse()
+            .with_context(|| format!("{} is no URL", options.url))?;
         let authority = uri.authority().context("a URL without a host")?.to_string();
         let tls = match uri.scheme_str() {
             Some("https") => {
-                let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-                Some((TlsConnector::from(Arc::new(tls(&options)?)), ServerName::try_from(host)?))
+                let host = uri
+                    .host()
+                    .unwrap_or_default()
+                    .trim_matches(['[', ']'])
+                    .to_owned();
+                Some((
+                    TlsConnector::from(Arc::new(tls(&options)?)),
+                    ServerName::try_from(host)?,
+                ))
             }
             _ => None,
         };
         let worker = Worker::start("client", options.netns.as_ref())?;
         let spawner = worker.spawner().clone();
-        let inner = Inner { options, authority, tls, spawner, kept: tokio::sync::Mutex::default() };
-        Ok(Client { inner: Arc::new(inner), worker: Arc::new(worker) })
+        let inner = Inner {
+            options,
+            authority,
+            tls,
+            spawner,
+            kept: tokio::sync::Mutex::default(),
+        };
+        Ok(Client {
+            inner: Arc::new(inner),
+            worker: Arc::new(worker),
+        })
     }
 
     /// GETs a path; blocks.
@@ -149,28 +174,42 @@ impl Client {
 
     /// Sends JSON; blocks.
     pub fn json(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Answer> {
-        let content_type =
-            if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-        let request = Request::builder().method(method).uri(path).header("content-type", content_type);
+        let content_type = if method == "PATCH" {
+            "application/merge-patch+json"
+        } else {
+            "application/json"
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content_type);
         self.send(request.body(serde_json::to_vec(body)?)?)
     }
 
     /// Sends a request whose URI is a path; blocks until the whole answer is there.
     pub fn send(&self, request: Request<Vec<u8>>) -> anyhow::Result<Answer> {
         let inner = Arc::clone(&self.inner);
-        self.worker.spawner().run(async move { inner.whole(request).await })
+        self.worker
+            .spawner()
+            .run(async move { inner.whole(request).await })
     }
 
     /// The same, for callers in async code.
     pub async fn call(&self, request: Request<Vec<u8>>) -> anyhow::Result<Answer> {
         let inner = Arc::clone(&self.inner);
-        self.worker.spawner().call(async move { inner.whole(request).await }).await
+        self.worker
+            .spawner()
+            .call(async move { inner.whole(request).await })
+            .await
     }
 
     /// Sends a request and gives its body piece by piece; blocks until the head is there.
     pub fn open(&self, request: Request<Vec<u8>>) -> anyhow::Result<Stream> {
         let inner = Arc::clone(&self.inner);
-        let (response, _) = self.worker.spawner().run(async move { inner.head(request).await })?;
+        let (response, _) = self
+            .worker
+            .spawner()
+            .run(async move { inner.head(request).await })?;
         let (head, body) = response.into_parts();
         Ok(Stream {
             status: head.status.as_u16(),
@@ -189,7 +228,10 @@ impl Client {
 
 impl Inner {
     async fn whole(&self, request: Request<Vec<u8>>) -> anyhow::Result<Answer> {
-        let (start, line) = (Instant::now(), format!("{} {}", request.method(), request.uri()));
+        let (start, line) = (
+            Instant::now(),
+            format!("{} {}", request.method(), request.uri()),
+        );
         let (response, subject) = self.head(request).await?;
         let (head, body) = response.into_parts();
         let patience = self.options.patience;
@@ -199,10 +241,20 @@ impl Inner {
             .with_context(|| format!("{line}: the body broke off"))?
             .to_bytes();
         let (status, protocol) = (head.status.as_u16(), head.version);
-        Ok(Answer { status, headers: head.headers, body, protocol, subject, took: start.elapsed() })
+        Ok(Answer {
+            status,
+            headers: head.headers,
+            body,
+            protocol,
+            subject,
+            took: start.elapsed(),
+        })
     }
 
-    async fn head(&self, request: Request<Vec<u8>>) -> anyhow::Result<(Response<Incoming>, String)> {
+    async fn head(
+        &self,
+        request: Request<Vec<u8>>,
+    ) -> anyhow::Result<(Response<Incoming>, String)> {
         let line = format!("{} {}{}", request.method(), self.options.url, request.uri());
         let patience = self.options.patience;
         tokio::time::timeout(patience, self.exchange(request))
@@ -211,7 +263,10 @@ impl Inner {
             .with_context(|| line)
     }
 
-    async fn exchange(&self, request: Request<Vec<u8>>) -> anyhow::Result<(Response<Incoming>, String)> {
+    async fn exchange(
+        &self,
+        request: Request<Vec<u8>>,
+    ) -> anyhow::Result<(Response<Incoming>, String)> {
         let (mut sender, subject) = match self.kept().await {
             Some(kept) => kept,
             None => self.connect().await?,
@@ -241,7 +296,9 @@ impl Inner {
                 *kept = Some((Sender::H2(sender.clone()), subject.clone()));
                 Some((Sender::H2(sender), subject))
             }
-            (Sender::H1(sender), subject) if !sender.is_closed() => Some((Sender::H1(sender), subject)),
+            (Sender::H1(sender), subject) if !sender.is_closed() => {
+                Some((Sender::H1(sender), subject))
+            }
             _ => None,
         }
     }
@@ -249,23 +306,33 @@ impl Inner {
     fn dress(&self, request: Request<Vec<u8>>, sender: &Sender) -> anyhow::Result<Ask> {
         let (mut head, body) = request.into_parts();
         if let Some(token) = &self.options.token {
-            head.headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}"))?);
+            head.headers.insert(
+                AUTHORIZATION,
+                HeaderValue::from_str(&format!("Bearer {token}"))?,
+            );
         }
         match sender {
-            Sender::H1(_) => drop(head.headers.insert(HOST, HeaderValue::from_str(&self.authority)?)),
+            Sender::H1(_) => drop(
+                head.headers
+                    .insert(HOST, HeaderValue::from_str(&self.authority)?),
+            ),
             Sender::H2(_) => head.uri = format!("{}{}", self.options.url, head.uri).parse()?,
         }
         Ok(Request::from_parts(head, Full::new(body.into())))
     }
 
     async fn connect(&self) -> anyhow::Result<(Sender, String)> {
-        let stream =
-            TcpStream::connect(&self.authority).await.with_context(|| format!("dial {}", self.authority))?;
+        let stream = TcpStream::connect(&self.authority)
+            .await
+            .with_context(|| format!("dial {}", self.authority))?;
         stream.set_nodelay(true)?;
         let Some((connector, name)) = &self.tls else {
             return Ok((self.shake_hands(stream, false).await?, String::new()));
         };
-        let stream = connector.connect(name.clone(), stream).await.context("TLS handshake")?;
+        let stream = connector
+            .connect(name.clone(), stream)
+            .await
+            .context("TLS handshake")?;
         let session = stream.get_ref().1;
         let h2 = session.alpn_protocol() == Some(b"h2");
         let peer = session.peer_certificates().and_then(|certs| certs.first());
@@ -308,7 +375,11 @@ fn tls(options: &Options) -> anyhow::Result<rustls::ClientConfig> {
         }
         None => config.with_no_client_auth(),
     };
-    config.alpn_protocols = options.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.alpn_protocols = options
+        .alpn
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
     Ok(config)
 }
 
@@ -334,7 +405,9 @@ impl Stream {
     }
 
     fn read(&mut self, patience: Duration) -> anyhow::Result<Option<Bytes>> {
-        let Some(mut body) = self.body.take() else { return Ok(None) };
+        let Some(mut body) = self.body.take() else {
+            return Ok(None);
+        };
         let (body, frame) = self.worker.spawner().run(async move {
             let frame = tokio::time::timeout(patience, body.frame()).await;
             (body, frame)
@@ -346,7 +419,9 @@ impl Stream {
                 bail!("the stream was silent for {patience:?}");
             }
         };
-        let Some(frame) = frame.transpose().context("the stream broke off")? else { return Ok(None) };
+        let Some(frame) = frame.transpose().context("the stream broke off")? else {
+            return Ok(None);
+        };
         self.body = Some(body);
         Ok(Some(frame.into_data().unwrap_or_default()))
     }
@@ -356,7 +431,9 @@ impl Stream {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);
-                return serde_json::from_slice(&line).map(Some).map_err(|cause| anyhow!("no JSON: {cause}"));
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|cause| anyhow!("no JSON: {cause}"));
             }
             match self.read(patience)? {
                 Some(piece) => self.buffer.extend_from_slice(&piece),

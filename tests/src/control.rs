@@ -39,8 +39,11 @@ impl Control {
     /// Listens on `listen`; port 0 takes a free one.
     pub fn start(listen: SocketAddr, controls: Controls) -> anyhow::Result<Control> {
         let worker = Worker::start("control", None)?;
-        let bound = worker.spawner().run(async move { TcpListener::bind(listen).await });
-        let listener = bound.with_context(|| format!("the control port cannot listen on {listen}"))?;
+        let bound = worker
+            .spawner()
+            .run(async move { TcpListener::bind(listen).await });
+        let listener =
+            bound.with_context(|| format!("the control port cannot listen on {listen}"))?;
         let address = listener.local_addr()?;
         let spawner = worker.spawner().clone();
         worker.spawner().spawn(async move {
@@ -48,7 +51,9 @@ impl Control {
                 let controls = controls.clone();
                 let service = service_fn(move |request| {
                     let controls = controls.clone();
-                    async move { Ok::<Answer, std::convert::Infallible>(respond(&controls, request).await) }
+                    async move {
+                        Ok::<Answer, std::convert::Infallible>(respond(&controls, request).await)
+                    }
                 });
                 spawner.spawn(async move {
                     let http = hyper::server::conn::http1::Builder::new();
@@ -75,7 +80,10 @@ impl Control {
 async fn respond(controls: &Controls, request: Request<Incoming>) -> Answer {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let query = request.uri().query().unwrap_or_default().to_owned();
-    let body = match Limited::new(request.into_body(), BODY_LIMIT).collect().await {
+    let body = match Limited::new(request.into_body(), BODY_LIMIT)
+        .collect()
+        .await
+    {
         Ok(body) => body.to_bytes(),
         Err(cause) => return text_answer(400, &format!("{cause}\n")),
     };
@@ -125,9 +133,9 @@ fn of_cloud(
         }
         ("GET", "/lies") => json_answer(200, serde_json::to_vec(&cloud.lies().rules())?),
         ("POST", "/lies") => {
-            let example =
-                r#"{"path":"/api/v1/pods","method":"list","count":1,"lie":{"status":{"code":503}}}"#;
-            let rule = serde_json::from_str(body).with_context(|| format!("a lie looks like {example}"))?;
+            let example = r#"{"path":"/api/v1/pods","method":"list","count":1,"lie":{"status":{"code":503}}}"#;
+            let rule = serde_json::from_str(body)
+                .with_context(|| format!("a lie looks like {example}"))?;
             cloud.lies().tell(rule);
             ok()
         }
@@ -136,12 +144,14 @@ fn of_cloud(
             ok()
         }
         ("PUT", "/objects") => {
-            let object: Json = serde_json::from_str(body).context("the body shall be one object, as JSON")?;
+            let object: Json =
+                serde_json::from_str(body).context("the body shall be one object, as JSON")?;
             json_answer(200, serde_json::to_vec(&cloud.put(object)?)?)
         }
         ("DELETE", "/objects") => {
-            let path =
-                query.strip_prefix("path=").context("say which: /objects?path=/api/v1/nodes/edge-1")?;
+            let path = query
+                .strip_prefix("path=")
+                .context("say which: /objects?path=/api/v1/nodes/edge-1")?;
             cloud.delete(path)?;
             ok()
         }

@@ -101,16 +101,27 @@ pub fn binary() -> anyhow::Result<PathBuf> {
         return Ok(path.into());
     }
     let own = std::env::current_exe()?;
-    let beside =
-        own.ancestors().skip(1).take(2).map(|folder| folder.join("hublet")).find(|path| path.is_file());
+    let beside = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("hublet"))
+        .find(|path| path.is_file());
     beside.context("no hublet beside the tests: run `cargo build -p hublet` first (cargo xtask test does), or set HUBLET_BIN")
 }
 
 /// The binary, from within a cgroup; the shell that goes there becomes it.
 fn program(binary: &Path, cgroup: Option<&Path>) -> Command {
-    let Some(cgroup) = cgroup else { return Command::new(binary) };
+    let Some(cgroup) = cgroup else {
+        return Command::new(binary);
+    };
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("{} && exec \"$0\" \"$@\"", cgroup::join(cgroup))]).arg(binary);
+    command
+        .args([
+            "-c",
+            &format!("{} && exec \"$0\" \"$@\"", cgroup::join(cgroup)),
+        ])
+        .arg(binary);
     command
 }
 
@@ -128,25 +139,53 @@ impl Daemon {
         let folder = tempfile::Builder::new().prefix("hublet-").tempdir()?;
         let config = kubeconfig(&options.server, &options.ca_pem, Credential::None);
         fs::write(folder.path().join("bootstrap.kubeconfig"), config)?;
-        let bpffs = if options.bpffs { Some(Bpffs::mount(folder.path().join("bpf"))?) } else { None };
-        Ok(Daemon { options, child: None, bpffs, folder })
+        let bpffs = if options.bpffs {
+            Some(Bpffs::mount(folder.path().join("bpf"))?)
+        } else {
+            None
+        };
+        Ok(Daemon {
+            options,
+            child: None,
+            bpffs,
+            folder,
+        })
     }
 
     /// Starts the process; with [`Daemon::wait_ready`] what [`Daemon::start`] does.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         let binary = self.options.binary.clone().map_or_else(binary, Ok)?;
-        let log = File::options().create(true).append(true).open(self.folder.path().join("log"))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("log"))?;
         let mut command = program(&binary, self.options.cgroup.as_deref());
-        let Options { node_name, server, steer, flags, .. } = &self.options;
+        let Options {
+            node_name,
+            server,
+            steer,
+            flags,
+            ..
+        } = &self.options;
         command
             .arg(format!("--node-name={node_name}"))
             .arg(format!("--server-addr={server}"))
             .arg("--bootstrap-mode=development")
-            .arg(format!("--bootstrap-file={}", self.folder.path().join("bootstrap.kubeconfig").display()))
+            .arg(format!(
+                "--bootstrap-file={}",
+                self.folder.path().join("bootstrap.kubeconfig").display()
+            ))
             .arg(format!("--root-dir={}", self.root_dir().display()))
-            .arg(format!("--disk-cache-path={}", self.root_dir().join("cache").display()))
+            .arg(format!(
+                "--disk-cache-path={}",
+                self.root_dir().join("cache").display()
+            ))
             .arg(format!("--steer={steer}"))
-            .args(self.bpffs.as_ref().map(|bpffs| format!("--bpffs={}", bpffs.0.display())))
+            .args(
+                self.bpffs
+                    .as_ref()
+                    .map(|bpffs| format!("--bpffs={}", bpffs.0.display())),
+            )
             .args(flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -175,7 +214,10 @@ impl Daemon {
         });
         match ready {
             Ok(Ok(())) => Ok(start.elapsed()),
-            Ok(Err(status)) => bail!("hublet ended before it was ready ({status}); its log:\n{}", self.log()),
+            Ok(Err(status)) => bail!(
+                "hublet ended before it was ready ({status}); its log:\n{}",
+                self.log()
+            ),
             Err(cause) => bail!("{cause}; its log:\n{}", self.log()),
         }
     }
@@ -213,7 +255,10 @@ impl Daemon {
     /// How a client on the node reaches it.
     pub fn client_options(&self, token: Option<&str>) -> anyhow::Result<client::Options> {
         let options = client::Options::new(SECURE, &self.ca_pem()?, token);
-        Ok(client::Options { netns: self.options.netns.clone(), ..options })
+        Ok(client::Options {
+            netns: self.options.netns.clone(),
+            ..options
+        })
     }
 
     /// A client on the node, with a fresh connection for each request.
@@ -222,7 +267,10 @@ impl Daemon {
     }
 
     fn admin_options(&self) -> client::Options {
-        client::Options { netns: self.options.netns.clone(), ..client::Options::new(ADMIN, "", None) }
+        client::Options {
+            netns: self.options.netns.clone(),
+            ..client::Options::new(ADMIN, "", None)
+        }
     }
 
     /// The text of `/metrics`.
@@ -247,7 +295,9 @@ impl Daemon {
     pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
         let mut child = self.child.take().context("the daemon does not run")?;
         kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?;
-        let ended = eventually(END, "hublet ends after SIGTERM", || child.try_wait().ok().flatten());
+        let ended = eventually(END, "hublet ends after SIGTERM", || {
+            child.try_wait().ok().flatten()
+        });
         if ended.is_err() {
             child.kill()?;
             child.wait()?;

@@ -39,13 +39,27 @@ pub struct Access {
 impl Access {
     /// Writes the folder's files; secrets are for the owner only. `control` comes last: who sees it sees all.
     pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("make the folder {}", folder.display()))?;
-        let Access { ca_pem, calico_token, admin_token, .. } = self;
-        let (server, direct) = (format!("https://{}", self.server), format!("https://{}", self.direct));
+        fs::create_dir_all(folder)
+            .with_context(|| format!("make the folder {}", folder.display()))?;
+        let Access {
+            ca_pem,
+            calico_token,
+            admin_token,
+            ..
+        } = self;
+        let (server, direct) = (
+            format!("https://{}", self.server),
+            format!("https://{}", self.direct),
+        );
         write(folder, "cloud-ca.crt", ca_pem, 0o644)?;
         write(folder, "token", calico_token, 0o600)?;
         write(folder, "admin.token", admin_token, 0o600)?;
-        write(folder, "bootstrap.kubeconfig", &kubeconfig(&server, ca_pem, Credential::None), 0o600)?;
+        write(
+            folder,
+            "bootstrap.kubeconfig",
+            &kubeconfig(&server, ca_pem, Credential::None),
+            0o600,
+        )?;
         write(
             folder,
             "cloud.kubeconfig",
@@ -58,7 +72,10 @@ impl Access {
     /// The line that says that the cloud is ready.
     #[must_use]
     pub fn line(&self) -> String {
-        let (server, direct) = (format!("https://{}", self.server), format!("https://{}", self.direct));
+        let (server, direct) = (
+            format!("https://{}", self.server),
+            format!("https://{}", self.direct),
+        );
         json!({"server": server, "control": self.control.to_string(), "direct": direct}).to_string()
     }
 }
@@ -66,7 +83,11 @@ impl Access {
 fn write(folder: &Path, name: &str, text: &str, mode: u32) -> anyhow::Result<()> {
     let (path, fresh) = (folder.join(name), folder.join(format!(".{name}.new")));
     let _ = fs::remove_file(&fresh);
-    let written = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh);
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&fresh);
     written
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .and_then(|()| fs::rename(&fresh, &path))
@@ -119,7 +140,13 @@ impl Front {
         cloud: Option<crate::cloud::Handle>,
     ) -> anyhow::Result<Front> {
         let fault = FaultProxy::start(place.listen, direct, None)?;
-        let control = Control::start(place.control, Controls { fault: fault.handle(), cloud })?;
+        let control = Control::start(
+            place.control,
+            Controls {
+                fault: fault.handle(),
+                cloud,
+            },
+        )?;
         Ok(Front { fault, control })
     }
 
@@ -136,11 +163,16 @@ impl Front {
     }
 
     /// Writes the files and prints the line that says so.
-    #[expect(clippy::print_stdout, reason = "the line on standard output is the interface")]
+    #[expect(
+        clippy::print_stdout,
+        reason = "the line on standard output is the interface"
+    )]
     pub fn announce(&self, place: &Place, access: &Access) -> anyhow::Result<()> {
         access.write(&place.folder)?;
         println!("{}", access.line());
-        std::io::stdout().flush().context("tell on standard output that the cloud is ready")
+        std::io::stdout()
+            .flush()
+            .context("tell on standard output that the cloud is ready")
     }
 }
 

@@ -26,7 +26,13 @@ impl SmallDisk {
     pub fn mount(path: PathBuf, megabytes: u32) -> Result<Self> {
         fs::create_dir_all(&path)?;
         let options = format!("size={megabytes}m,mode=0700");
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
+        mount(
+            Some("tmpfs"),
+            &path,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )?;
         Ok(Self(path))
     }
 
@@ -35,7 +41,10 @@ impl SmallDisk {
     /// # Errors
     /// The file can't be made.
     pub fn fill(&self) -> Result<()> {
-        let mut file = fs::File::options().create(true).append(true).open(self.0.join("others"))?;
+        let mut file = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.0.join("others"))?;
         for block in [64 << 10, 4 << 10, 1] {
             while file.write_all(&vec![1; block]).is_ok() {}
         }
@@ -55,7 +64,11 @@ impl SmallDisk {
     /// # Errors
     /// The kernel refuses.
     pub fn read_only(&self, read_only: bool) -> Result<()> {
-        let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        let flags = if read_only {
+            MsFlags::MS_RDONLY
+        } else {
+            MsFlags::empty()
+        };
         let none = None::<&str>;
         mount(none, &self.0, none, MsFlags::MS_REMOUNT | flags, none).context("remount")
     }
@@ -64,7 +77,9 @@ impl SmallDisk {
     #[must_use]
     pub fn asides(&self) -> usize {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().contains("aside")).count()
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().contains("aside"))
+            .count()
     }
 }
 
@@ -89,7 +104,10 @@ pub fn site(
         return Ok(None);
     }
     let netns = Netns::new(role)?;
-    let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..cloud })?;
+    let cloud = Cloud::start(cloud::Options {
+        netns: Some(netns.clone()),
+        ..cloud
+    })?;
     let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
     let mut options = daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns));
     with(&mut options);
@@ -98,5 +116,13 @@ pub fn site(
     before(&disk)?;
     daemon.spawn()?;
     daemon.wait_ready()?;
-    Ok(Some((Site { daemon, fault, cloud, netns }, disk)))
+    Ok(Some((
+        Site {
+            daemon,
+            fault,
+            cloud,
+            netns,
+        },
+        disk,
+    )))
 }

@@ -7,7 +7,10 @@ use anyhow::bail;
 /// processors are emulated. It stretches only how long tests wait for what must come.
 #[must_use]
 pub fn slowness() -> u32 {
-    std::env::var("HUBLET_TEST_SLOWNESS").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+    std::env::var("HUBLET_TEST_SLOWNESS")
+        .ok()
+        .and_then(|times| times.parse().ok())
+        .unwrap_or(1)
 }
 
 /// Asks every 10 ms until there is an answer; fails with `what` after `patience` (see [`slowness`]).

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use smoltcp::phy::{ChecksumCapabilities, Device as _, Medium, RawSocket, RxToken as _, TxToken as _, wait};
+use smoltcp::phy::{
+    ChecksumCapabilities, Device as _, Medium, RawSocket, RxToken as _, TxToken as _, wait,
+};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, IpProtocol, Ipv4Packet, Ipv4Repr,
-    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, IpProtocol, Ipv4Packet,
+    Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
 };
 
 use crate::eventually::slowness;
@@ -76,7 +78,11 @@ impl Wire {
         let socket = netns
             .visit(|| RawSocket::new(name, Medium::Ethernet))?
             .with_context(|| format!("a packet socket on {name}: this needs root (CAP_NET_RAW)"))?;
-        Ok(Self { socket, link, probes: Vec::new() })
+        Ok(Self {
+            socket,
+            link,
+            probes: Vec::new(),
+        })
     }
 
     /// Sends a SYN and tells what came of it.
@@ -104,18 +110,31 @@ impl Wire {
     /// Answers to SYNs for which [`Wire::syn`] told [`Reply::Nothing`]: none, or it told too early.
     pub fn late(&mut self) -> Vec<String> {
         self.take_in();
-        let late = self.probes.iter().filter(|probe| probe.told == Reply::Nothing);
-        let late = late.filter(|probe| probe.heard != Reply::Nothing && probe.to != self.link.closed);
-        late.map(|probe| format!("{} → {}: {:?}", probe.from, probe.to, probe.heard)).collect()
+        let late = self
+            .probes
+            .iter()
+            .filter(|probe| probe.told == Reply::Nothing);
+        let late =
+            late.filter(|probe| probe.heard != Reply::Nothing && probe.to != self.link.closed);
+        late.map(|probe| format!("{} → {}: {:?}", probe.from, probe.to, probe.heard))
+            .collect()
     }
 
     fn send(&mut self, from: Ipv4Addr, to: SocketAddrV4) -> anyhow::Result<usize> {
         let index = self.probes.len();
-        let port = u16::try_from(index).ok().and_then(|index| FIRST_PORT.checked_add(index));
+        let port = u16::try_from(index)
+            .ok()
+            .and_then(|index| FIRST_PORT.checked_add(index));
         let from = SocketAddrV4::new(from, port.context("no ports are left: open another wire")?);
         // Far apart: an answer to one acknowledges no other.
         let number = TcpSeqNumber(i32::from(from.port()) << 16);
-        self.probes.push(Probe { from, to, number, heard: Reply::Nothing, told: Reply::Nothing });
+        self.probes.push(Probe {
+            from,
+            to,
+            number,
+            heard: Reply::Nothing,
+            told: Reply::Nothing,
+        });
         let tcp = TcpRepr {
             src_port: from.port(),
             dst_port: to.port(),
@@ -130,8 +149,13 @@ impl Wire {
             timestamp: None,
             payload: &[],
         };
-        let token = self.socket.transmit(smoltcp::time::Instant::now()).context("the link takes no frame")?;
-        token.consume(frame_len(&tcp), |buffer| emit(buffer, &self.link, (*from.ip(), *to.ip()), &tcp));
+        let token = self
+            .socket
+            .transmit(smoltcp::time::Instant::now())
+            .context("the link takes no frame")?;
+        token.consume(frame_len(&tcp), |buffer| {
+            emit(buffer, &self.link, (*from.ip(), *to.ip()), &tcp)
+        });
         Ok(index)
     }
 
@@ -154,11 +178,21 @@ fn stay_on_this_processor() -> anyhow::Result<()> {
 }
 
 fn ip_of(from: Ipv4Addr, to: Ipv4Addr, payload_len: usize) -> Ipv4Repr {
-    Ipv4Repr { src_addr: from, dst_addr: to, next_header: IpProtocol::Tcp, payload_len, hop_limit: 64 }
+    Ipv4Repr {
+        src_addr: from,
+        dst_addr: to,
+        next_header: IpProtocol::Tcp,
+        payload_len,
+        hop_limit: 64,
+    }
 }
 
 fn frame_len(tcp: &TcpRepr<'_>) -> usize {
-    let ip = ip_of(Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, tcp.buffer_len());
+    let ip = ip_of(
+        Ipv4Addr::UNSPECIFIED,
+        Ipv4Addr::UNSPECIFIED,
+        tcp.buffer_len(),
+    );
     EthernetFrame::<&[u8]>::buffer_len(ip.buffer_len() + tcp.buffer_len())
 }
 
@@ -187,7 +221,9 @@ fn hear(probes: &mut [Probe], bytes: &[u8]) -> Option<()> {
     let segment = TcpPacket::new_checked(packet.payload()).ok()?;
     let from = SocketAddrV4::new(packet.src_addr(), segment.src_port());
     let to = SocketAddrV4::new(packet.dst_addr(), segment.dst_port());
-    let probe = probes.iter_mut().find(|probe| (probe.to, probe.from) == (from, to))?;
+    let probe = probes
+        .iter_mut()
+        .find(|probe| (probe.to, probe.from) == (from, to))?;
     if !segment.ack() || segment.ack_number() != probe.number + 1 {
         return None;
     }
@@ -206,16 +242,31 @@ mod tests {
     use super::*;
 
     const HOST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 2, 1), 10268);
-    const LINK: Link =
-        Link { from: [2, 0, 0, 0, 0, 1], to: [2, 0, 0, 0, 0, 2], ip: *HOST.ip(), closed: HOST };
+    const LINK: Link = Link {
+        from: [2, 0, 0, 0, 0, 1],
+        to: [2, 0, 0, 0, 0, 2],
+        ip: *HOST.ip(),
+        closed: HOST,
+    };
 
     fn probe(port: u16) -> Probe {
         let from = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), port);
         let number = TcpSeqNumber(i32::from(port) << 16);
-        Probe { from, to: HOST, number, heard: Reply::Nothing, told: Reply::Nothing }
+        Probe {
+            from,
+            to: HOST,
+            number,
+            heard: Reply::Nothing,
+            told: Reply::Nothing,
+        }
     }
 
-    fn answer(from: SocketAddrV4, to: SocketAddrV4, control: TcpControl, ack: TcpSeqNumber) -> Vec<u8> {
+    fn answer(
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        control: TcpControl,
+        ack: TcpSeqNumber,
+    ) -> Vec<u8> {
         let tcp = TcpRepr {
             src_port: from.port(),
             dst_port: to.port(),
@@ -251,8 +302,14 @@ mod tests {
         }
         assert_eq!([probes[0].heard, probes[1].heard], [Reply::Nothing; 2]);
         hear(&mut probes, &answer(HOST, first, TcpControl::Syn, acked));
-        hear(&mut probes, &answer(HOST, second, TcpControl::Rst, acked_second));
-        assert_eq!([probes[0].heard, probes[1].heard], [Reply::SynAck, Reply::Reset]);
+        hear(
+            &mut probes,
+            &answer(HOST, second, TcpControl::Rst, acked_second),
+        );
+        assert_eq!(
+            [probes[0].heard, probes[1].heard],
+            [Reply::SynAck, Reply::Reset]
+        );
         hear(&mut probes, &answer(HOST, first, TcpControl::Rst, acked));
         assert_eq!(probes[0].heard, Reply::SynAck, "the first answer counts");
     }

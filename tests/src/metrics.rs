@@ -13,13 +13,20 @@ pub struct Metric {
 /// A sample of this name.
 #[must_use]
 pub fn metric(name: &str) -> Metric {
-    Metric { name: name.to_owned(), labels: Vec::new(), value: None }
+    Metric {
+        name: name.to_owned(),
+        labels: Vec::new(),
+        value: None,
+    }
 }
 
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let labels: Vec<String> =
-            self.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+        let labels: Vec<String> = self
+            .labels
+            .iter()
+            .map(|(name, value)| format!("{name}={value:?}"))
+            .collect();
         write!(f, "{}{{{}}}", self.name, labels.join(","))?;
         self.value.map_or(Ok(()), |value| write!(f, " {value}"))
     }
@@ -41,10 +48,13 @@ impl Metric {
     }
 
     fn samples<'a>(&'a self, scrape: &'a str) -> impl Iterator<Item = f64> + 'a {
-        scrape.lines().filter_map(parse).filter_map(|(name, labels, value)| {
-            let wanted = self.labels.iter().all(|wanted| labels.contains(wanted));
-            (name == self.name && wanted).then_some(value)
-        })
+        scrape
+            .lines()
+            .filter_map(parse)
+            .filter_map(|(name, labels, value)| {
+                let wanted = self.labels.iter().all(|wanted| labels.contains(wanted));
+                (name == self.name && wanted).then_some(value)
+            })
     }
 
     /// The sum of the samples that fit, 0 when there is none.
@@ -56,14 +66,24 @@ impl Metric {
     /// Is there a sample of this name, labels and value?
     #[must_use]
     pub fn is_in(&self, scrape: &str) -> bool {
-        self.samples(scrape).any(|found| self.value.is_none_or(|wanted| (found - wanted).abs() < 1e-9))
+        self.samples(scrape).any(|found| {
+            self.value
+                .is_none_or(|wanted| (found - wanted).abs() < 1e-9)
+        })
     }
 
     /// Panics unless there is.
     #[track_caller]
     pub fn assert_in(&self, scrape: &str) {
-        let same: Vec<&str> = scrape.lines().filter(|line| line.starts_with(&self.name)).collect();
-        assert!(self.is_in(scrape), "no {self}; of that name there is:\n{}", same.join("\n"));
+        let same: Vec<&str> = scrape
+            .lines()
+            .filter(|line| line.starts_with(&self.name))
+            .collect();
+        assert!(
+            self.is_in(scrape),
+            "no {self}; of that name there is:\n{}",
+            same.join("\n")
+        );
     }
 }
 
@@ -126,7 +146,10 @@ mod tests {
             .value(4.0)
             .assert_in(SCRAPE);
         metric("hublet_ready").value(1.0).assert_in(SCRAPE);
-        metric("hublet_odd").label("text", "a\"b,c=\"}\\").value(0.5).assert_in(SCRAPE);
+        metric("hublet_odd")
+            .label("text", "a\"b,c=\"}\\")
+            .value(0.5)
+            .assert_in(SCRAPE);
         assert_eq!(metric("hublet_requests_total").sum(SCRAPE), 7.0);
     }
 
@@ -134,6 +157,10 @@ mod tests {
     fn does_not_find_what_is_not_there() {
         assert!(!metric("hublet_requests").is_in(SCRAPE));
         assert!(!metric("hublet_ready").value(0.0).is_in(SCRAPE));
-        assert!(!metric("hublet_requests_total").label("verb", "list").is_in(SCRAPE));
+        assert!(
+            !metric("hublet_requests_total")
+                .label("verb", "list")
+                .is_in(SCRAPE)
+        );
     }
 }

@@ -25,8 +25,13 @@ pub struct Netns {
 impl Netns {
     /// Makes a namespace with `lo` up; `role` and the test's thread name give its name in messages. Needs root.
     pub fn new(role: &str) -> anyhow::Result<Netns> {
-        let test =
-            std::thread::current().name().unwrap_or("test").rsplit("::").next().unwrap_or("test").to_owned();
+        let test = std::thread::current()
+            .name()
+            .unwrap_or("test")
+            .rsplit("::")
+            .next()
+            .unwrap_or("test")
+            .to_owned();
         let file = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)
                 .context("no new network namespace: this needs root (CAP_SYS_ADMIN)")?;
@@ -34,7 +39,10 @@ impl Netns {
         })
         .join()
         .map_err(|_| anyhow::anyhow!("the thread that makes a network namespace panicked"))??;
-        let netns = Netns { file: Arc::new(file), name: format!("{test}/{role}").into() };
+        let netns = Netns {
+            file: Arc::new(file),
+            name: format!("{test}/{role}").into(),
+        };
         netns.ip("link set lo up")?;
         Ok(netns)
     }
@@ -49,7 +57,11 @@ impl Netns {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         use std::os::fd::AsRawFd as _;
-        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
+        PathBuf::from(format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.file.as_raw_fd()
+        ))
     }
 
     /// Moves the calling thread into it, for good.
@@ -63,7 +75,8 @@ impl Netns {
         let done = std::thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    self.enter().expect("a namespace that was made can be entered by the same user");
+                    self.enter()
+                        .expect("a namespace that was made can be entered by the same user");
                     work()
                 })
                 .join()
@@ -73,7 +86,8 @@ impl Netns {
 
     /// Runs a closure in it on the calling thread, which then comes back: for what can't change threads.
     pub fn visit<T>(&self, work: impl FnOnce() -> T) -> anyhow::Result<T> {
-        let here = File::open("/proc/thread-self/ns/net").context("open this thread's network namespace")?;
+        let here = File::open("/proc/thread-self/ns/net")
+            .context("open this thread's network namespace")?;
         self.enter()?;
         let done = work();
         setns(&here, CloneFlags::CLONE_NEWNET).context("come back from a network namespace")?;
@@ -86,24 +100,40 @@ impl Netns {
             .run(|| Command::new("ip").args(words.split_whitespace()).output())
             .context("run ip (package iproute2)")?;
         if !output.status.success() {
-            bail!("ip {words} in {}: {}", self.name, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "ip {words} in {}: {}",
+                self.name,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(())
     }
 
     /// Joins it with `peer` by a veth pair, with an address at each end, both up.
-    pub fn link(&self, address: IpAddr, peer: &Netns, peer_address: IpAddr) -> anyhow::Result<Veth> {
+    pub fn link(
+        &self,
+        address: IpAddr,
+        peer: &Netns,
+        peer_address: IpAddr,
+    ) -> anyhow::Result<Veth> {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let (here, there) = (format!("ve{number}a"), format!("ve{number}b"));
         let bits = if address.is_ipv4() { 24 } else { 64 };
         let path = peer.path();
-        self.ip(&format!("link add {here} type veth peer name {there} netns {}", path.display()))?;
+        self.ip(&format!(
+            "link add {here} type veth peer name {there} netns {}",
+            path.display()
+        ))?;
         self.ip(&format!("addr add {address}/{bits} dev {here} nodad"))
             .or_else(|_| self.ip(&format!("addr add {address}/{bits} dev {here}")))?;
         self.ip(&format!("link set {here} up"))?;
         peer.ip(&format!("addr add {peer_address}/{bits} dev {there}"))?;
         peer.ip(&format!("link set {there} up"))?;
-        Ok(Veth { netns: self.clone(), name: here, peer_name: there })
+        Ok(Veth {
+            netns: self.clone(),
+            name: here,
+            peer_name: there,
+        })
     }
 }
 
@@ -130,7 +160,11 @@ impl Veth {
 
     /// Takes the link down (`false`) or up (`true`): a pulled cable.
     pub fn set_up(&self, up: bool) -> anyhow::Result<()> {
-        self.netns.ip(&format!("link set {} {}", self.name, if up { "up" } else { "down" }))
+        self.netns.ip(&format!(
+            "link set {} {}",
+            self.name,
+            if up { "up" } else { "down" }
+        ))
     }
 }
 

@@ -53,14 +53,27 @@ impl Clone for Identity {
 impl Ca {
     /// Makes an authority with this common name, valid from an hour ago for ten years.
     pub fn new(common_name: &str) -> anyhow::Result<Ca> {
-        let mut params =
-            params(common_name, &[], (now() - time::Duration::HOUR, now() + time::Duration::days(3650)));
+        let mut params = params(
+            common_name,
+            &[],
+            (
+                now() - time::Duration::HOUR,
+                now() + time::Duration::days(3650),
+            ),
+        );
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let key = KeyPair::generate()?;
         let cert = params.self_signed(&key)?;
-        Ok(Ca { pem: cert.pem(), der: cert.der().clone(), issuer: Issuer::new(params, key) })
+        Ok(Ca {
+            pem: cert.pem(),
+            der: cert.der().clone(),
+            issuer: Issuer::new(params, key),
+        })
     }
 
     /// Its certificate, PEM.
@@ -77,7 +90,10 @@ impl Ca {
 
     /// A serving certificate for these addresses and names, valid for a year.
     pub fn server(&self, common_name: &str, names: &[&str]) -> anyhow::Result<Identity> {
-        let validity = (now() - time::Duration::HOUR, now() + time::Duration::days(365));
+        let validity = (
+            now() - time::Duration::HOUR,
+            now() + time::Duration::days(365),
+        );
         self.server_valid(common_name, names, validity)
     }
 
@@ -102,7 +118,10 @@ impl Ca {
 
     /// A client certificate: the user is the common name, the groups are the organizations.
     pub fn client(&self, user: &str, groups: &[&str]) -> anyhow::Result<Identity> {
-        let validity = (now() - time::Duration::HOUR, now() + time::Duration::days(365));
+        let validity = (
+            now() - time::Duration::HOUR,
+            now() + time::Duration::days(365),
+        );
         let mut params = params(user, groups, validity);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params)
@@ -157,9 +176,13 @@ fn params(
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     for organization in organizations {
-        params.distinguished_name.push(DnType::OrganizationName, *organization);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, *organization);
     }
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
     (params.not_before, params.not_after) = validity;
     params
 }
@@ -171,7 +194,10 @@ fn now() -> OffsetDateTime {
 /// A subject as OpenSSL and curl write it, e.g. `O=system:nodes; CN=system:node:edge-1`.
 pub fn subject(cert: &CertificateDer<'_>) -> anyhow::Result<String> {
     let (common_name, organizations) = names(cert)?;
-    let parts = organizations.iter().map(|name| format!("O={name}")).chain([format!("CN={common_name}")]);
+    let parts = organizations
+        .iter()
+        .map(|name| format!("O={name}"))
+        .chain([format!("CN={common_name}")]);
     Ok(parts.collect::<Vec<_>>().join("; "))
 }
 
@@ -179,8 +205,15 @@ pub fn subject(cert: &CertificateDer<'_>) -> anyhow::Result<String> {
 pub fn names(cert: &CertificateDer<'_>) -> anyhow::Result<(String, Vec<String>)> {
     let (_, cert) =
         x509_parser::parse_x509_certificate(cert).context("a certificate that cannot be parsed")?;
-    let common_name = cert.subject().iter_common_name().filter_map(|name| name.as_str().ok()).collect();
-    let organizations = cert.subject().iter_organization().filter_map(|name| name.as_str().ok());
+    let common_name = cert
+        .subject()
+        .iter_common_name()
+        .filter_map(|name| name.as_str().ok())
+        .collect();
+    let organizations = cert
+        .subject()
+        .iter_organization()
+        .filter_map(|name| name.as_str().ok());
     Ok((common_name, organizations.map(str::to_owned).collect()))
 }
 
@@ -227,7 +260,11 @@ pub fn service_account_token(namespace: &str, name: &str) -> String {
         "kubernetes.io": {"namespace": namespace, "serviceaccount": {"name": name, "uid": uuid()}},
         "sub": format!("system:serviceaccount:{namespace}:{name}"),
     });
-    let parts = [header.to_string().into_bytes(), claims.to_string().into_bytes(), random::<64>().to_vec()];
+    let parts = [
+        header.to_string().into_bytes(),
+        claims.to_string().into_bytes(),
+        random::<64>().to_vec(),
+    ];
     parts.map(|part| URL_SAFE_NO_PAD.encode(part)).join(".")
 }
 
@@ -249,5 +286,12 @@ pub fn uuid() -> String {
     bits = bits & !(0xf << 76) | (4 << 76);
     bits = bits & !(0b11 << 62) | (0b10 << 62);
     let hex = format!("{bits:032x}");
-    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
 }

@@ -12,16 +12,24 @@ use std::process::{Command, Stdio};
 #[must_use]
 #[track_caller]
 pub fn root() -> bool {
-    met(nix::unistd::geteuid().is_root(), "it needs root, for network namespaces: run it with sudo -E")
+    met(
+        nix::unistd::geteuid().is_root(),
+        "it needs root, for network namespaces: run it with sudo -E",
+    )
 }
 
 /// Can BPF programs be loaded and attached: root, kernel types, a cgroup v2 hierarchy?
 #[must_use]
 #[track_caller]
 pub fn bpf() -> bool {
-    let cgroup = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default().contains(" cgroup2 ");
+    let cgroup = std::fs::read_to_string("/proc/self/mounts")
+        .unwrap_or_default()
+        .contains(" cgroup2 ");
     root()
-        && met(Path::new("/sys/kernel/btf/vmlinux").exists(), "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)")
+        && met(
+            Path::new("/sys/kernel/btf/vmlinux").exists(),
+            "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)",
+        )
         && met(cgroup, "no cgroup v2 hierarchy is mounted")
 }
 
@@ -39,7 +47,11 @@ pub fn off() -> Option<Vec<String>> {
 pub fn go() -> bool {
     let built = std::env::var_os("KUBEBUILDER_ASSETS").is_some();
     let go = || {
-        let version = Command::new("go").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let version = Command::new("go")
+            .arg("version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         version.is_ok_and(|status| status.success())
     };
     met(

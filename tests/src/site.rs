@@ -46,12 +46,20 @@ impl Site {
             return Ok(None);
         }
         let netns = Netns::new(role)?;
-        let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..cloud })?;
+        let cloud = Cloud::start(cloud::Options {
+            netns: Some(netns.clone()),
+            ..cloud
+        })?;
         let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
         let mut options = daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns));
         with(&mut options);
         let daemon = Daemon::start(options)?;
-        Ok(Some(Self { daemon, fault, cloud, netns }))
+        Ok(Some(Self {
+            daemon,
+            fault,
+            cloud,
+            netns,
+        }))
     }
 
     /// A client on the node with the administrator's token, on one kept connection.

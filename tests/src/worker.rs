@@ -59,9 +59,12 @@ impl Spawner {
                 let _ = sender.send(output);
             }
         });
-        receiver
-            .recv()
-            .unwrap_or_else(|_| panic!("{}", self.take_panic().unwrap_or("the worker has ended".into())))
+        receiver.recv().unwrap_or_else(|_| {
+            panic!(
+                "{}",
+                self.take_panic().unwrap_or("the worker has ended".into())
+            )
+        })
     }
 
     /// Runs a future on the worker and awaits it from any other runtime.
@@ -105,27 +108,43 @@ impl Worker {
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();
         let netns = netns.cloned();
-        let thread = std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || {
-            let built = (|| {
-                if let Some(netns) = netns {
-                    netns.enter()?;
+        let thread = std::thread::Builder::new()
+            .name(name.chars().take(15).collect())
+            .spawn(move || {
+                let built = (|| {
+                    if let Some(netns) = netns {
+                        netns.enter()?;
+                    }
+                    anyhow::Ok(
+                        tokio::runtime::Builder::new_current_thread()
+                            .enable_all()
+                            .build()?,
+                    )
+                })();
+                match built {
+                    Ok(runtime) => {
+                        let _ = ready.send(Ok(runtime.handle().clone()));
+                        let _ = runtime.block_on(stopped);
+                        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+                    }
+                    Err(cause) => {
+                        let _ = ready.send(Err(cause));
+                    }
                 }
-                anyhow::Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
-            })();
-            match built {
-                Ok(runtime) => {
-                    let _ = ready.send(Ok(runtime.handle().clone()));
-                    let _ = runtime.block_on(stopped);
-                    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-                }
-                Err(cause) => {
-                    let _ = ready.send(Err(cause));
-                }
-            }
-        })?;
-        let handle = started.recv().context("the worker thread ended at once")??;
-        let spawner = Spawner { handle, panic: Arc::default() };
-        Ok(Worker { name: name.to_owned(), spawner, stop: Some(stop), thread: Some(thread) })
+            })?;
+        let handle = started
+            .recv()
+            .context("the worker thread ended at once")??;
+        let spawner = Spawner {
+            handle,
+            panic: Arc::default(),
+        };
+        Ok(Worker {
+            name: name.to_owned(),
+            spawner,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     /// What starts tasks here.

@@ -96,12 +96,19 @@ fn attacker() {
 fn nobody_takes_anything_from_a_client_that_behaves() {
     let (mut table, mut wrong) = (head(), Vec::new());
     for (streams, rows) in [(250, rows()), (FEW_STREAMS, few_streams())] {
-        let Some(mut node) = Node::start(streams).unwrap() else { return };
+        let Some(mut node) = Node::start(streams).unwrap() else {
+            return;
+        };
         for row in &rows {
-            let outcome = run(&mut node, row).with_context(|| format!("{} {}", row.number, row.what));
+            let outcome =
+                run(&mut node, row).with_context(|| format!("{} {}", row.number, row.what));
             let outcome = outcome.unwrap();
             table.push_str(&outcome.line);
-            wrong.extend(outcome.wrong.map(|what| format!("{} {}: {what}", row.number, row.what)));
+            wrong.extend(
+                outcome
+                    .wrong
+                    .map(|what| format!("{} {}: {what}", row.number, row.what)),
+            );
         }
     }
     println!("{table}");
@@ -118,14 +125,22 @@ struct Node {
 impl Node {
     /// Its API server allows so many streams on a connection.
     fn start(max_streams: u32) -> Result<Option<Self>> {
-        let cloud = cloud::Options { max_streams, ..Default::default() };
+        let cloud = cloud::Options {
+            max_streams,
+            ..Default::default()
+        };
         let with = |options: &mut daemon::Options| options.bpffs = true;
         let Some((site, disk)) = disk::site("abuse", DISK, cloud, with, |_| Ok(()))? else {
             return Ok(None);
         };
-        site.netns.ip(&format!("address add {}/32 dev lo", attacks::ADDRESS))?;
+        site.netns
+            .ip(&format!("address add {}/32 dev lo", attacks::ADDRESS))?;
         prepare(&site)?;
-        Ok(Some(Self { site, disk, program: Program::copy()? }))
+        Ok(Some(Self {
+            site,
+            disk,
+            program: Program::copy()?,
+        }))
     }
 }
 
@@ -143,7 +158,10 @@ fn row(number: &'static str, what: &'static str, limit: &'static str, attack: At
 }
 
 fn rows() -> Vec<Row> {
-    [floods(), readers(), disks(), connections()].into_iter().flatten().collect()
+    [floods(), readers(), disks(), connections()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn floods() -> Vec<Row> {
@@ -155,25 +173,47 @@ fn floods() -> Vec<Row> {
             number,
             what,
             limit,
-            Attack::Loops(if token.is_empty() { 64 } else { 4 }, fast.clone(), token.into()),
+            Attack::Loops(
+                if token.is_empty() { 64 } else { 4 },
+                fast.clone(),
+                token.into(),
+            ),
         )
     };
     vec![
-        busy("17", "4 loops with junk tokens", "connections of their own", "Bearer junk"),
+        busy(
+            "17",
+            "4 loops with junk tokens",
+            "connections of their own",
+            "Bearer junk",
+        ),
         busy("20", "64 anonymous loops", "32 connections apart", ""),
         Row {
             check: few_connects,
-            ..row("23", upgrades, "requests like others; 256 upgrades", Attack::Upgrades(500, fast.clone()))
+            ..row(
+                "23",
+                upgrades,
+                "requests like others; 256 upgrades",
+                Attack::Upgrades(500, fast.clone()),
+            )
         },
     ]
 }
 
 fn readers() -> Vec<Row> {
     const HALF: &str = "64 MiB under way, half of it a client's";
-    let offline = |what, attack| Row { cut: true, ..row("22", what, HALF, attack) };
+    let offline = |what, attack| Row {
+        cut: true,
+        ..row("22", what, HALF, attack)
+    };
     let (list, document) = (|| BIG.to_owned(), DOCUMENT.to_owned());
     vec![
-        row("18", "8 lists of 3 MB that nobody reads", HALF, Attack::Unread(8, list())),
+        row(
+            "18",
+            "8 lists of 3 MB that nobody reads",
+            HALF,
+            Attack::Unread(8, list()),
+        ),
         row(
             "22",
             "8 × 250 streams of a document of 40 KB that nobody reads",
@@ -200,8 +240,14 @@ fn readers() -> Vec<Row> {
             HALF,
             Attack::Uploads(200, 16, list()),
         ),
-        offline("8 × 250 streams of a stored list that nobody reads", Attack::UnreadStreams(8, 250, list())),
-        offline("1,000 stored lists by HTTP/1.1 that nobody reads", Attack::Unread(1000, list())),
+        offline(
+            "8 × 250 streams of a stored list that nobody reads",
+            Attack::UnreadStreams(8, 250, list()),
+        ),
+        offline(
+            "1,000 stored lists by HTTP/1.1 that nobody reads",
+            Attack::Unread(1000, list()),
+        ),
         row(
             "22",
             "40 documents of 4 MB, read but for their end",
@@ -252,12 +298,20 @@ fn connections() -> Vec<Row> {
     let half = "4,096, of which one client gets half";
     let fat = "x".repeat(60 << 10);
     vec![
-        row("24", "4,400 connections by one client", half, Attack::Connections(4400, "GET /".into())),
+        row(
+            "24",
+            "4,400 connections by one client",
+            half,
+            Attack::Connections(4400, "GET /".into()),
+        ),
         row(
             "24",
             "2,000 heads of 60 KiB that don't end",
             "16 KiB of many connections each",
-            Attack::Connections(2000, format!("GET /version HTTP/1.1\r\nHost: a\r\nX-A: {fat}")),
+            Attack::Connections(
+                2000,
+                format!("GET /version HTTP/1.1\r\nHost: a\r\nX-A: {fat}"),
+            ),
         ),
         Row {
             check: idle_processor,
@@ -286,13 +340,20 @@ fn few_streams() -> Vec<Row> {
 }
 
 fn all_are_open(site: &Site, _: Before) -> Result<String> {
-    let asked = site.cloud.record().count(|request| request.query.ends_with(NONE));
+    let asked = site
+        .cloud
+        .record()
+        .count(|request| request.query.ends_with(NONE));
     ensure!(asked == WATCHES, "{asked} watches have come to the cloud");
-    Ok(format!("{} connections to the cloud", site.daemon.status()?["cloud"]["connections"]))
+    Ok(format!(
+        "{} connections to the cloud",
+        site.daemon.status()?["cloud"]["connections"]
+    ))
 }
 
 fn few_connects(site: &Site, before: Before) -> Result<String> {
-    let more = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?) - before.cloud_connects;
+    let more =
+        metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?) - before.cloud_connects;
     ensure!(more < 100.0, "{more} connections to the cloud");
     Ok(format!("{more} more connections to the cloud"))
 }
@@ -311,11 +372,17 @@ fn bounded_snapshots(site: &Site, before: Before) -> Result<String> {
 /// The store is told to take what the disk has no room for; what it had is served on.
 fn known_to_be_full(site: &Site, _: Before) -> Result<String> {
     let full = || {
-        fill(site, &"y".repeat(16 << 10)).and_then(|()| list_again(site)).ok()?;
+        fill(site, &"y".repeat(16 << 10))
+            .and_then(|()| list_again(site))
+            .ok()?;
         let store = &site.daemon.status().ok()?["store"];
         (store["writable"] == false && store["objects"] != 0).then_some(())
     };
-    eventually(Duration::from_secs(20), "the disk is known to be full", full)?;
+    eventually(
+        Duration::from_secs(20),
+        "the disk is known to be full",
+        full,
+    )?;
     Ok("known to be full".into())
 }
 
@@ -330,7 +397,9 @@ fn list_again(site: &Site) -> Result<()> {
 
 /// The attackers' list and one document are some 8 MB.
 fn small_store(site: &Site, _: Before) -> Result<String> {
-    let bytes = site.daemon.status()?["store"]["bytes"].as_u64().context("the store's bytes")?;
+    let bytes = site.daemon.status()?["store"]["bytes"]
+        .as_u64()
+        .context("the store's bytes")?;
     ensure!(bytes < 32 << 20, "the store has {} MiB", bytes >> 20);
     Ok(format!("{} MiB on disk", bytes >> 20))
 }
@@ -338,8 +407,15 @@ fn small_store(site: &Site, _: Before) -> Result<String> {
 /// Both figures include the cost of the client beside.
 fn idle_processor(site: &Site, before: Before) -> Result<String> {
     let now = busy(site)?;
-    ensure!(now < before.busy + 0.2, "{now:.2} of a processor, {:.2} before", before.busy);
-    Ok(format!("{now:.2} of a processor, {:.2} before", before.busy))
+    ensure!(
+        now < before.busy + 0.2,
+        "{now:.2} of a processor, {:.2} before",
+        before.busy
+    );
+    Ok(format!(
+        "{now:.2} of a processor, {:.2} before",
+        before.busy
+    ))
 }
 
 /// The attackers' objects, and the one account that may read them.
@@ -364,10 +440,22 @@ struct Outcome {
     wrong: Option<String>,
 }
 
-fn run(Node { site, disk, program }: &mut Node, row: &Row) -> Result<Outcome> {
+fn run(
+    Node {
+        site,
+        disk,
+        program,
+    }: &mut Node,
+    row: &Row,
+) -> Result<Outcome> {
     site.daemon.restart()?;
     let token = site.cloud.rbac().issue(User::new("reader", &[]));
-    site.cloud.rbac().allow(Rule::resources("reader", "get list watch", "", "configmaps"));
+    site.cloud.rbac().allow(Rule::resources(
+        "reader",
+        "get list watch",
+        "",
+        "configmaps",
+    ));
     for token in [&token, &site.cloud.admin_token] {
         let client = site.daemon.client(Some(token))?;
         eventually(Duration::from_secs(10), "the list is stored", || {
@@ -385,7 +473,10 @@ fn run(Node { site, disk, program }: &mut Node, row: &Row) -> Result<Outcome> {
     wait(QUIET);
     let quiet = beside.take();
     let cloud_connects = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?);
-    let before = Before { cloud_connects, busy: busy(site)? };
+    let before = Before {
+        cloud_connects,
+        busy: busy(site)?,
+    };
     let lie = match &row.attack {
         Attack::Unfinished(..) => Some(LieRule::new("GET", DOCUMENT, Lie::Long(4_000_000))),
         Attack::UnreadStreams(.., path) if path == DOCUMENT => {
@@ -400,14 +491,21 @@ fn run(Node { site, disk, program }: &mut Node, row: &Row) -> Result<Outcome> {
     if row.full_disk {
         disk.fill()?;
     }
-    let target = Target { attack: row.attack.clone(), ca_pem: site.daemon.ca_pem()?, token };
+    let target = Target {
+        attack: row.attack.clone(),
+        ca_pem: site.daemon.ca_pem()?,
+        token,
+    };
     let attack = target.start(&site.netns, &program.path())?;
     wait(SETTLE);
     // Failures count from here on, times do not yet.
     let beginning = beside.take();
     wait(UNDER_ATTACK);
     let checked = (row.check)(site, before);
-    let ready = site.daemon.scrape().map(|scrape| metric("hublet_ready").value(1.0).is_in(&scrape));
+    let ready = site
+        .daemon
+        .scrape()
+        .map(|scrape| metric("hublet_ready").value(1.0).is_in(&scrape));
     let mut seen = beside.take();
     seen.failed.splice(0..0, beginning.failed);
     // The machine has other things to do, too: what is slow must be so three times over.
@@ -442,16 +540,26 @@ fn judge(
     let event = seen.events.iter().max().copied().unwrap_or_default();
     let mut wrong = Vec::new();
     if let Some(first) = quiet.failed.iter().chain(&seen.failed).next() {
-        wrong.push(format!("{} calls failed, such as: {first}", seen.failed.len()));
+        wrong.push(format!(
+            "{} calls failed, such as: {first}",
+            seen.failed.len()
+        ));
     }
     if seen.calls() < FEW {
         wrong.push(format!("{} calls came to an end", seen.calls()));
     }
     if seen.p99() > bound {
-        wrong.push(format!("calls took {:?}, {:?} before", seen.p99(), quiet.p99()));
+        wrong.push(format!(
+            "calls took {:?}, {:?} before",
+            seen.p99(),
+            quiet.p99()
+        ));
     }
     if !row.cut && (event > EVENT * slowness() || seen.events.len() < 4) {
-        wrong.push(format!("{} events, up to {event:?} late", seen.events.len()));
+        wrong.push(format!(
+            "{} events, up to {event:?} late",
+            seen.events.len()
+        ));
     }
     if peak > MEMORY_MIB {
         wrong.push(format!("{peak} MiB"));
@@ -463,7 +571,11 @@ fn judge(
         wrong.push(format!("{cause:#}"));
         String::new()
     });
-    let events = if row.cut { "–".to_owned() } else { format!("{} ms", event.as_millis()) };
+    let events = if row.cut {
+        "–".to_owned()
+    } else {
+        format!("{} ms", event.as_millis())
+    };
     let line = format!(
         "| {} | {} | {} | {} of {} | {} → {} ms (bar {}) | {events} | {peak} MiB | {note} |\n",
         row.number,
@@ -475,7 +587,10 @@ fn judge(
         seen.p99().as_millis(),
         bound.as_millis(),
     );
-    Outcome { line, wrong: (!wrong.is_empty()).then(|| wrong.join("; ")) }
+    Outcome {
+        line,
+        wrong: (!wrong.is_empty()).then(|| wrong.join("; ")),
+    }
 }
 
 fn head() -> String {
@@ -496,7 +611,10 @@ fn wait(time: Duration) {
 fn peak_mib(site: &Site) -> Result<u64> {
     let pid = site.daemon.pid().context("it runs")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .context("VmHWM")?;
     Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? / 1024)
 }
 
@@ -505,7 +623,12 @@ fn busy(site: &Site) -> Result<f64> {
     let pid = site.daemon.pid().context("it runs")?;
     let ticks = || -> Result<u64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<_> = stat.rsplit_once(')').context("a name")?.1.split_whitespace().collect();
+        let fields: Vec<_> = stat
+            .rsplit_once(')')
+            .context("a name")?
+            .1
+            .split_whitespace()
+            .collect();
         Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
     };
     let (begin, before) = (Instant::now(), ticks()?);

@@ -23,8 +23,11 @@ const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
 
 /// GET with headers.
 fn ask(client: &Client, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
-    let request =
-        headers.iter().fold(Request::get(path), |request, (name, value)| request.header(*name, *value));
+    let request = headers
+        .iter()
+        .fold(Request::get(path), |request, (name, value)| {
+            request.header(*name, *value)
+        });
     client.send(request.body(Vec::new())?)
 }
 
@@ -41,7 +44,10 @@ fn secret(name: &str) -> Value {
 
 /// Nothing of an object's data is in it.
 fn check_withheld(answer: &Answer, what: &str) {
-    assert!(matches!(answer.status, 401 | 403 | 503), "{what}: {answer:?}");
+    assert!(
+        matches!(answer.status, 401 | 403 | 503),
+        "{what}: {answer:?}"
+    );
     assert_eq!(answer.header("x-hublet-source"), "hublet", "{what}");
     assert!(!answer.text().contains("\"data\""), "{what}: {answer:?}");
 }
@@ -60,11 +66,16 @@ fn account(edge: &Edge, name: &str, rules: &Value) -> Result<String> {
 fn allow(edge: &Edge, name: &str, rules: &Value, subject: &Value) -> Result<()> {
     let api = "rbac.authorization.k8s.io";
     let version = format!("{api}/v1");
-    let role = json!({"apiVersion": version, "kind": "Role", "metadata": {"name": name}, "rules": rules});
-    edge.cloud.admin().create(&format!("{ROLES}/roles"), &role)?;
+    let role =
+        json!({"apiVersion": version, "kind": "Role", "metadata": {"name": name}, "rules": rules});
+    edge.cloud
+        .admin()
+        .create(&format!("{ROLES}/roles"), &role)?;
     let binding = json!({"apiVersion": version, "kind": "RoleBinding", "metadata": {"name": name},
         "subjects": [subject], "roleRef": {"apiGroup": api, "kind": "Role", "name": name}});
-    edge.cloud.admin().create(&format!("{ROLES}/rolebindings"), &binding)?;
+    edge.cloud
+        .admin()
+        .create(&format!("{ROLES}/rolebindings"), &binding)?;
     Ok(())
 }
 
@@ -78,7 +89,9 @@ fn allowed(client: &Client, path: &str, headers: &[(&str, &str)]) -> Result<Answ
     eventually(SOON, "the cloud allows it", || {
         let answer = ask(client, path, headers);
         last = format!("{answer:?}");
-        answer.ok().filter(|answer| (answer.status, answer.header("x-hublet-source")) == (200, "cloud"))
+        answer
+            .ok()
+            .filter(|answer| (answer.status, answer.header("x-hublet-source")) == (200, "cloud"))
     })
     .context(last)
 }
@@ -114,26 +127,53 @@ fn a_forged_token_reads_nothing() -> Result<()> {
         let token = edge.cloud.admin().token("default", "reader")?;
         let forged = forge(&token)?;
         let plain = edge.daemon.client_options(None)?;
-        let http1 = Client::new(Options { alpn: vec!["http/1.1"], ..plain.clone() })?;
+        let http1 = Client::new(Options {
+            alpn: vec!["http/1.1"],
+            ..plain.clone()
+        })?;
         let anybody = Client::new(plain)?;
         // The API server answers these as anonymous.
         for odd in ["", "Bearer  ", "Token ", "Bearer\t", "Basic "] {
-            let answer = ask(&anybody, "/version", &[("authorization", &format!("{odd}{forged}"))])?;
-            assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"), "{odd:?}");
+            let answer = ask(
+                &anybody,
+                "/version",
+                &[("authorization", &format!("{odd}{forged}"))],
+            )?;
+            assert_eq!(
+                (answer.status, answer.header("x-hublet-source")),
+                (200, "cloud"),
+                "{odd:?}"
+            );
         }
         let bearer = format!("Bearer {forged}");
-        let dropped =
-            ask(&http1, "/version", &[("authorization", &bearer), ("connection", "authorization")])?;
-        assert_eq!(dropped.status, 200, "anonymous, since the header went no further: {dropped:?}");
+        let dropped = ask(
+            &http1,
+            "/version",
+            &[("authorization", &bearer), ("connection", "authorization")],
+        )?;
+        assert_eq!(
+            dropped.status, 200,
+            "anonymous, since the header went no further: {dropped:?}"
+        );
         cut(edge, &reader)?;
         let path = format!("{SECRETS}/one");
         for word in ["Bearer ", "bearer ", "", "Bearer  "] {
-            let answer = ask(&anybody, &path, &[("authorization", &format!("{word}{forged}"))])?;
+            let answer = ask(
+                &anybody,
+                &path,
+                &[("authorization", &format!("{word}{forged}"))],
+            )?;
             check_withheld(&answer, word);
         }
-        let twice = [("authorization", bearer.as_str()), ("authorization", &format!("Bearer {token}"))];
+        let twice = [
+            ("authorization", bearer.as_str()),
+            ("authorization", &format!("Bearer {token}")),
+        ];
         check_withheld(&ask(&anybody, &path, &twice)?, "two headers");
-        check_withheld(&ask(&anybody, SECRETS, &[("authorization", &bearer)])?, "the list");
+        check_withheld(
+            &ask(&anybody, SECRETS, &[("authorization", &bearer)])?,
+            "the list",
+        );
         Ok(())
     })
 }
@@ -158,19 +198,38 @@ fn check_the_api_server(edge: &Edge) -> Result<()> {
     for path in ["/version", "/healthz", "/api", "/api/v1/nodes", "/nothing"] {
         for bad in &bad {
             for word in ["Bearer", "bearer", "BEARER"] {
-                let answer = ask(&server, path, &[("authorization", &format!("{word} {bad}"))])?;
+                let answer = ask(
+                    &server,
+                    path,
+                    &[("authorization", &format!("{word} {bad}"))],
+                )?;
                 assert_eq!(answer.status, 401, "{word} {bad} {path}");
             }
         }
     }
     for word in ["", "Bearer  ", "Token ", "Basic ", "Bearer\t"] {
-        let answer = ask(&server, "/version", &[("authorization", &format!("{word}{token}"))])?;
+        let answer = ask(
+            &server,
+            "/version",
+            &[("authorization", &format!("{word}{token}"))],
+        )?;
         assert_eq!(answer.status, 200, "{word:?}");
-        let answer = ask(&server, "/api", &[("authorization", &format!("{word}{token}"))])?;
+        let answer = ask(
+            &server,
+            "/api",
+            &[("authorization", &format!("{word}{token}"))],
+        )?;
         assert_eq!(answer.status, 403, "{word:?}: anonymous");
     }
-    let more = ask(&server, "/api", &[("authorization", &format!(" bearer {token} and more "))])?;
-    assert_eq!(more.status, 200, "the token is what stands between the first two blanks");
+    let more = ask(
+        &server,
+        "/api",
+        &[("authorization", &format!(" bearer {token} and more "))],
+    )?;
+    assert_eq!(
+        more.status, 200,
+        "the token is what stands between the first two blanks"
+    );
     Ok(())
 }
 
@@ -186,16 +245,28 @@ fn who_may_list_one_secret_does_not_get_all() -> Result<()> {
         let one = format!("{SECRETS}?fieldSelector=metadata.name%3Done");
         let answer = allowed(&lister, &one, &[])?;
         assert_eq!(answer.json()["items"].as_array().map(Vec::len), Some(1));
-        for more in
-            ["&fieldSelector=", "&fieldSelector", "&fieldSelector=metadata.name%3Dtwo", "&field%53elector="]
-        {
+        for more in [
+            "&fieldSelector=",
+            "&fieldSelector",
+            "&fieldSelector=metadata.name%3Dtwo",
+            "&field%53elector=",
+        ] {
             assert_eq!(lister.get(&format!("{one}{more}"))?.status, 200, "{more}");
         }
         cut(edge, &reader)?;
         let answer = lister.get(&one)?;
-        assert_eq!(answer.json()["items"].as_array().map(Vec::len), Some(1), "its own: {answer:?}");
+        assert_eq!(
+            answer.json()["items"].as_array().map(Vec::len),
+            Some(1),
+            "its own: {answer:?}"
+        );
         check_withheld(&lister.get(SECRETS)?, "all of them");
-        for other in ["/two", "?fieldSelector=metadata.name%3Dtwo", "?watch=true", "?fieldSelector="] {
+        for other in [
+            "/two",
+            "?fieldSelector=metadata.name%3Dtwo",
+            "?watch=true",
+            "?fieldSelector=",
+        ] {
             check_withheld(&lister.get(&format!("{SECRETS}{other}"))?, other);
         }
         Ok(())
@@ -211,7 +282,9 @@ fn a_404_opens_nothing_and_a_subresource_is_not_its_object() -> Result<()> {
         let token = account(edge, "statuses", &may(&["get"], "*/status"))?;
         let statuses = edge.daemon.client(Some(&token))?;
         let status = format!("{SECRETS}/one/status");
-        eventually(SOON, "the cloud allows it", || statuses.get(&status).ok().filter(|a| a.status == 404))?;
+        eventually(SOON, "the cloud allows it", || {
+            statuses.get(&status).ok().filter(|a| a.status == 404)
+        })?;
         let token = account(edge, "early", &may(&["get"], "secrets"))?;
         let early = edge.daemon.client(Some(&token))?;
         allowed(&early, &format!("{SECRETS}/two"), &[])?;
@@ -236,9 +309,16 @@ fn a_404_opens_nothing_and_a_subresource_is_not_its_object() -> Result<()> {
         check_withheld(&statuses.get(&format!("{SECRETS}/one"))?, "the Secret");
         check_withheld(&early.get(&format!("{SECRETS}/later"))?, "what came later");
         let never = early.get(&format!("{SECRETS}/never"))?;
-        assert_eq!((never.status, never.header("x-hublet-source")), (404, "store"), "{never:?}");
+        assert_eq!(
+            (never.status, never.header("x-hublet-source")),
+            (404, "store"),
+            "{never:?}"
+        );
         assert_eq!(pods.get(&pod)?.status, 200);
-        check_withheld(&pods.get(&format!("{pod}/status"))?, "a status is not stored under its own name");
+        check_withheld(
+            &pods.get(&format!("{pod}/status"))?,
+            "a status is not stored under its own name",
+        );
         Ok(())
     })
 }
@@ -253,30 +333,43 @@ fn who_stands_in_for_alice_lends_it_to_nobody() -> Result<()> {
             "metadata": {"name": "gateway"},
             "rules": [{"apiGroups": [""], "resources": ["users", "groups"], "verbs": ["impersonate"]}]});
         let cluster = "/apis/rbac.authorization.k8s.io/v1";
-        edge.cloud.admin().create(&format!("{cluster}/clusterroles"), &rules)?;
+        edge.cloud
+            .admin()
+            .create(&format!("{cluster}/clusterroles"), &rules)?;
         let api = "rbac.authorization.k8s.io";
         let binding = json!({"apiVersion": format!("{api}/v1"), "kind": "ClusterRoleBinding",
             "metadata": {"name": "gateway"}, "roleRef": {"apiGroup": api, "kind": "ClusterRole", "name": "gateway"},
             "subjects": [{"kind": "ServiceAccount", "name": "gateway", "namespace": "default"}]});
-        edge.cloud.admin().create(&format!("{cluster}/clusterrolebindings"), &binding)?;
+        edge.cloud
+            .admin()
+            .create(&format!("{cluster}/clusterrolebindings"), &binding)?;
         let alice = json!({"kind": "User", "apiGroup": api, "name": "alice"});
         allow(edge, "alice", &may(&["get"], "secrets"), &alice)?;
         let token = account(edge, "gateway", &json!([]))?;
         let gateway = edge.daemon.client(Some(&token))?;
-        let (path, alice, bob) =
-            (format!("{SECRETS}/one"), ("impersonate-user", "alice"), ("impersonate-user", "bob"));
+        let (path, alice, bob) = (
+            format!("{SECRETS}/one"),
+            ("impersonate-user", "alice"),
+            ("impersonate-user", "bob"),
+        );
         allowed(&gateway, &path, &[alice])?;
         assert_eq!(ask(&gateway, &path, &[bob])?.status, 403);
         cut(edge, &reader)?;
         let answer = ask(&gateway, &path, &[alice])?;
-        assert_eq!(answer.status, 200, "alice's own, which bob's 403 did not take: {answer:?}");
+        assert_eq!(
+            answer.status, 200,
+            "alice's own, which bob's 403 did not take: {answer:?}"
+        );
         check_withheld(&ask(&gateway, &path, &[bob])?, "as bob");
         check_withheld(&gateway.get(&path)?, "as itself");
         check_withheld(
             &ask(&gateway, &path, &[alice, ("impersonate-group", "g")])?,
             "as alice in another group",
         );
-        check_withheld(&ask(&edge.daemon.client(None)?, &path, &[alice])?, "nobody as alice");
+        check_withheld(
+            &ask(&edge.daemon.client(None)?, &path, &[alice])?,
+            "nobody as alice",
+        );
         Ok(())
     })
 }
@@ -292,7 +385,11 @@ fn held(site: &Site, names: &[&str]) -> Result<()> {
 
 fn grants(site: &Site) -> Result<(u64, u64)> {
     let status = site.daemon.status()?;
-    let count = |name: &str| status["store"][name].as_u64().with_context(|| format!("{name} in {status}"));
+    let count = |name: &str| {
+        status["store"][name]
+            .as_u64()
+            .with_context(|| format!("{name} in {status}"))
+    };
     Ok((count("grants")?, count("credentials")?))
 }
 
@@ -300,48 +397,98 @@ fn grants(site: &Site) -> Result<(u64, u64)> {
 /// without rights its grants: the next cut told it 401 and 403. (The tables' own tests fill them to the brim.)
 #[test]
 fn a_flood_takes_nothing_that_others_were_allowed() -> Result<()> {
-    let Some(site) = Site::start("flood", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("flood", |_| {})? else {
+        return Ok(());
+    };
     let calico = site.daemon.client(Some(&site.cloud.calico_token))?;
     let path = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
     assert_eq!(calico.get(path)?.status, 200);
     let before = grants(&site)?;
-    let anybody = Client::new(Options { keep: true, ..site.daemon.client_options(None)? })?;
+    let anybody = Client::new(Options {
+        keep: true,
+        ..site.daemon.client_options(None)?
+    })?;
     for n in 0..100 {
-        assert_eq!(ask(&anybody, "/version", &[("authorization", &format!("junk {n}"))])?.status, 200);
+        assert_eq!(
+            ask(
+                &anybody,
+                "/version",
+                &[("authorization", &format!("junk {n}"))]
+            )?
+            .status,
+            200
+        );
     }
-    let pod = site.cloud.rbac().issue(User::service_account("default", "pod"));
-    let pod = Client::new(Options { keep: true, ..site.daemon.client_options(Some(&pod))? })?;
+    let pod = site
+        .cloud
+        .rbac()
+        .issue(User::service_account("default", "pod"));
+    let pod = Client::new(Options {
+        keep: true,
+        ..site.daemon.client_options(Some(&pod))?
+    })?;
     for n in 0..200 {
         assert_eq!(pod.get(&format!("/apis/random-{n}"))?.status, 404);
         assert_eq!(pod.get(&format!("{SECRETS}/random-{n}"))?.status, 403);
     }
-    assert_eq!(grants(&site)?, before, "neither of them had anything to remember");
+    assert_eq!(
+        grants(&site)?,
+        before,
+        "neither of them had anything to remember"
+    );
     site.cut()?;
     let stored = calico.get(path)?;
-    assert_eq!((stored.status, stored.header("x-hublet-source")), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, stored.header("x-hublet-source")),
+        (200, "store"),
+        "{stored:?}"
+    );
     Ok(())
 }
 
 /// 503 for what the store doesn't hold and 403 for what it does told anybody which Secrets this node has.
 #[test]
 fn a_refusal_tells_nothing_of_what_is_stored() -> Result<()> {
-    let Some(site) = Site::start("withheld", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("withheld", |_| {})? else {
+        return Ok(());
+    };
     held(&site, &["held"])?;
     let user = site.cloud.rbac().issue(User::new("user", &["users"]));
-    site.cloud.rbac().allow(Rule::resources("users", "get", "", "nodes"));
+    site.cloud
+        .rbac()
+        .allow(Rule::resources("users", "get", "", "nodes"));
     let user = site.daemon.client(Some(&user))?;
     assert_eq!(user.get("/api/v1/nodes/edge-1")?.status, 200);
     site.cut()?;
-    assert_eq!(user.get("/api/v1/nodes/edge-1")?.status, 200, "known, and allowed other things");
-    for client in [user, site.daemon.client(None)?, site.daemon.client(Some("never-seen"))?] {
+    assert_eq!(
+        user.get("/api/v1/nodes/edge-1")?.status,
+        200,
+        "known, and allowed other things"
+    );
+    for client in [
+        user,
+        site.daemon.client(None)?,
+        site.daemon.client(Some("never-seen"))?,
+    ] {
         let tail = ["", "/status", "?pretty=true"];
-        for (tail, list) in tail.into_iter().map(|t| (t, false)).chain([("", true), ("?watch=true", true)]) {
+        for (tail, list) in tail
+            .into_iter()
+            .map(|t| (t, false))
+            .chain([("", true), ("?watch=true", true)])
+        {
             let ask = |kind: &str, name: &str| {
-                let name = if list { String::new() } else { format!("/{name}") };
+                let name = if list {
+                    String::new()
+                } else {
+                    format!("/{name}")
+                };
                 client.get(&format!("{NAMESPACE}/{kind}{name}{tail}"))
             };
             let (there, missing) = (ask("secrets", "held")?, ask("configmaps", "gone")?);
-            let text = missing.text().replace("configmaps", "secrets").replace("gone", "held");
+            let text = missing
+                .text()
+                .replace("configmaps", "secrets")
+                .replace("gone", "held");
             assert_eq!((there.status, there.text()), (missing.status, text));
             check_withheld(&there, tail);
         }
@@ -353,7 +500,9 @@ fn a_refusal_tells_nothing_of_what_is_stored() -> Result<()> {
 /// refused nothing. 401 is for what it did refuse.
 #[test]
 fn a_token_that_the_cloud_has_not_judged_is_unknown_and_not_refused() -> Result<()> {
-    let Some(site) = Site::start("unknown", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("unknown", |_| {})? else {
+        return Ok(());
+    };
     held(&site, &["held"])?;
     let rbac = site.cloud.rbac();
     let (fresh, revoked) = (
@@ -371,7 +520,11 @@ fn a_token_that_the_cloud_has_not_judged_is_unknown_and_not_refused() -> Result<
     let fresh = site.daemon.client(Some(&fresh))?;
     for _ in 0..3 {
         let answer = fresh.get(&path)?;
-        assert_eq!((answer.status, answer.header("x-hublet-source")), (503, "hublet"), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.header("x-hublet-source")),
+            (503, "hublet"),
+            "{answer:?}"
+        );
     }
     for refused in [revoked.1, junk] {
         assert_eq!(refused.get(&path)?.status, 401, "the cloud said so");
@@ -383,20 +536,34 @@ fn a_token_that_the_cloud_has_not_judged_is_unknown_and_not_refused() -> Result<
 /// whoever had looked at a dashboard had 401 offline for all that he may read.
 #[test]
 fn a_401_from_behind_a_proxy_takes_no_token_back() -> Result<()> {
-    let Some(site) = Site::start("backend", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("backend", |_| {})? else {
+        return Ok(());
+    };
     held(&site, &["held"])?;
     let (admin, path) = (site.admin()?, format!("{SECRETS}/held"));
     let backend = format!("{NAMESPACE}/services/dashboard:80/proxy");
-    let login = Lie::Exactly { code: 401, content_type: "text/plain".into(), body: b"log in".to_vec() };
+    let login = Lie::Exactly {
+        code: 401,
+        content_type: "text/plain".into(),
+        body: b"log in".to_vec(),
+    };
     site.cloud.lies().tell(LieRule::new("", &backend, login));
     assert_eq!(admin.get(&path)?.status, 200);
     for page in ["", "/", "/login?next=%2F", "/a%2Fb"] {
         let answer = admin.get(&format!("{backend}{page}"))?;
-        assert_eq!((answer.status, answer.header("x-hublet-source")), (401, "cloud"), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.header("x-hublet-source")),
+            (401, "cloud"),
+            "{answer:?}"
+        );
     }
     site.cut()?;
     let stored = admin.get(&path)?;
-    assert_eq!((stored.status, stored.header("x-hublet-source")), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, stored.header("x-hublet-source")),
+        (200, "store"),
+        "{stored:?}"
+    );
     Ok(())
 }
 
@@ -404,14 +571,19 @@ fn a_401_from_behind_a_proxy_takes_no_token_back() -> Result<()> {
 /// whole.
 #[test]
 fn a_revoked_grant_is_gone_and_others_survive_a_restart() -> Result<()> {
-    let Some(mut site) = Site::start("revoked", |_| {})? else { return Ok(()) };
+    let Some(mut site) = Site::start("revoked", |_| {})? else {
+        return Ok(());
+    };
     held(&site, &["held"])?;
     let rbac = site.cloud.rbac();
     rbac.allow(Rule::resources("readers", "get list", "", "secrets"));
     rbac.allow(Rule::resources("keeper", "get", "", "secrets"));
     let reader = rbac.issue(User::new("reader", &["readers"]));
     let keeper = rbac.issue(User::new("keeper", &[]));
-    let (reader, keeper) = (site.daemon.client(Some(&reader))?, site.daemon.client(Some(&keeper))?);
+    let (reader, keeper) = (
+        site.daemon.client(Some(&reader))?,
+        site.daemon.client(Some(&keeper))?,
+    );
     let path = format!("{SECRETS}/held");
     for path in [&*path, SECRETS, "/api/v1/secrets"] {
         assert_eq!(reader.get(path)?.status, 200, "{path}");
@@ -425,7 +597,11 @@ fn a_revoked_grant_is_gone_and_others_survive_a_restart() -> Result<()> {
     site.daemon.restart()?;
     for path in ["/api/v1/secrets", SECRETS, &*path] {
         let answer = reader.get(path)?;
-        assert_eq!((answer.status, answer.header("x-hublet-source")), (403, "hublet"), "{path}: {answer:?}");
+        assert_eq!(
+            (answer.status, answer.header("x-hublet-source")),
+            (403, "hublet"),
+            "{path}: {answer:?}"
+        );
     }
     assert_eq!(keeper.get(&path)?.status, 200);
     Ok(())
@@ -434,22 +610,43 @@ fn a_revoked_grant_is_gone_and_others_survive_a_restart() -> Result<()> {
 /// `kubectl logs` was told that the pod is not in the store, which it may well be, and refusals did not say whose they are.
 #[test]
 fn a_refusal_says_whose_it_is_and_what_can_not_be_had() -> Result<()> {
-    let Some(site) = Site::start("logs", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("logs", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let pods = admin.get("/api/v1/pods")?.json();
-    let pod = pods["items"][0]["metadata"]["name"].as_str().context("the seed has pods")?;
-    let namespace = pods["items"][0]["metadata"]["namespace"].as_str().context("the seed has pods")?;
+    let pod = pods["items"][0]["metadata"]["name"]
+        .as_str()
+        .context("the seed has pods")?;
+    let namespace = pods["items"][0]["metadata"]["namespace"]
+        .as_str()
+        .context("the seed has pods")?;
     site.cut()?;
     let logs = admin.get(&format!("/api/v1/namespaces/{namespace}/pods/{pod}/log"))?;
-    assert_eq!((logs.status, logs.header("x-hublet-source")), (503, "hublet"), "{logs:?}");
-    let message = logs.json()["message"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        (logs.status, logs.header("x-hublet-source")),
+        (503, "hublet"),
+        "{logs:?}"
+    );
+    let message = logs.json()["message"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     assert!(
-        message.contains("the log of pods") && message.contains("can't be had while the cloud is away"),
+        message.contains("the log of pods")
+            && message.contains("can't be had while the cloud is away"),
         "{message}"
     );
     assert!(!message.contains("store"), "{message}");
-    let write =
-        admin.json("POST", &format!("{NAMESPACE}/configmaps"), &json!({"metadata": {"name": "x"}}))?;
-    assert_eq!((write.status, write.header("x-hublet-source")), (503, "hublet"), "{write:?}");
+    let write = admin.json(
+        "POST",
+        &format!("{NAMESPACE}/configmaps"),
+        &json!({"metadata": {"name": "x"}}),
+    )?;
+    assert_eq!(
+        (write.status, write.header("x-hublet-source")),
+        (503, "hublet"),
+        "{write:?}"
+    );
     Ok(())
 }

@@ -27,29 +27,46 @@ fn play_all(replay: &mut Replay) -> Result<()> {
         differences.extend(replay.play(recording.sequence(sequence)?)?);
     }
     let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
-    assert!(lines.is_empty(), "{} differences from the recording:\n{}", lines.len(), lines.join("\n"));
+    assert!(
+        lines.is_empty(),
+        "{} differences from the recording:\n{}",
+        lines.len(),
+        lines.join("\n")
+    );
     Ok(())
 }
 
 /// The yardstick itself: if this fails, the recording and the API server no longer agree, whatever hublet does.
 #[test]
 fn the_recording_holds_against_the_api_server_itself() -> Result<()> {
-    let Some(binaries) = binaries()? else { return Ok(()) };
+    let Some(binaries) = binaries()? else {
+        return Ok(());
+    };
     let cloud = KubeCloud::start_with(&binaries, Options::default())?;
-    play_all(&mut Replay::new(cloud.client_options(Some(cloud.calico_token()))))
+    play_all(&mut Replay::new(
+        cloud.client_options(Some(cloud.calico_token())),
+    ))
 }
 
 #[test]
 fn online_calico_gets_what_the_api_server_answers_i3() -> Result<()> {
     Edge::run(|edge| {
-        let mut replay = Replay::new(edge.daemon.client_options(Some(edge.cloud.calico_token()))?);
+        let mut replay = Replay::new(
+            edge.daemon
+                .client_options(Some(edge.cloud.calico_token()))?,
+        );
         play_all(&mut replay)?;
         // It was the cloud that answered: each request of the recording is in the API server's own log, once.
         let asked = edge.cloud.audit()?;
-        for exchange in Recording::calico()?.all().iter().filter(|exchange| !exchange.is_read()) {
+        for exchange in Recording::calico()?
+            .all()
+            .iter()
+            .filter(|exchange| !exchange.is_read())
+        {
             let of_calico = asked.iter().filter(|event| {
                 event["requestURI"] == exchange.uri.as_str()
-                    && event["user"]["username"] == "system:serviceaccount:kube-system:calico-cni-plugin"
+                    && event["user"]["username"]
+                        == "system:serviceaccount:kube-system:calico-cni-plugin"
                     && event["verb"] == verb(exchange.method.as_str())
             });
             let recorded = Recording::calico()?
@@ -84,7 +101,10 @@ fn in_a_black_hole_calico_reads_what_the_cloud_said_last_i11() -> Result<()> {
 
 fn reads_survive(cut: Fault) -> Result<()> {
     Edge::run(|edge| {
-        let mut replay = Replay::new(edge.daemon.client_options(Some(edge.cloud.calico_token()))?);
+        let mut replay = Replay::new(
+            edge.daemon
+                .client_options(Some(edge.cloud.calico_token()))?,
+        );
         play_all(&mut replay)?;
         edge.fault.set(cut)?;
 
@@ -93,13 +113,23 @@ fn reads_survive(cut: Fault) -> Result<()> {
         check_strangers(edge)?;
 
         // A change that only the cloud knows of is seen as soon as the link is back.
-        edge.cloud.admin().merge(INFORMATION, &json!({"metadata": {"labels": {"while": "away"}}}))?;
+        edge.cloud.admin().merge(
+            INFORMATION,
+            &json!({"metadata": {"labels": {"while": "away"}}}),
+        )?;
         let client = edge.daemon.client(Some(edge.cloud.calico_token()))?;
         let stored = client.get(INFORMATION)?;
         check_stored(&stored)?;
-        assert!(stored.json()["metadata"]["labels"].is_null(), "{}", stored.text());
+        assert!(
+            stored.json()["metadata"]["labels"].is_null(),
+            "{}",
+            stored.text()
+        );
         let fresh = edge.mend(&client, INFORMATION)?;
-        assert_eq!((fresh.status, &fresh.json()["metadata"]["labels"]["while"]), (200, &json!("away")));
+        assert_eq!(
+            (fresh.status, &fresh.json()["metadata"]["labels"]["while"]),
+            (200, &json!("away"))
+        );
         Ok(())
     })
 }
@@ -119,7 +149,12 @@ fn check_reads(edge: &Edge, replay: &Replay) -> Result<()> {
         }
         statuses[usize::from(answer.status == 404)] += 1;
     }
-    assert!(wrong.is_empty(), "{} wrong answers:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} wrong answers:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     // 17 different reads: absent are the IPAM configuration, the deleted handle, and a handle by the pod's name.
     assert_eq!(statuses, [14, 3], "reads answered 200 and 404");
     Ok(())
@@ -130,11 +165,18 @@ fn check_writes(edge: &Edge) -> Result<()> {
     let client = edge.daemon.client(Some(edge.cloud.calico_token()))?;
     let recording = Recording::calico()?;
     let send = |write: &Exchange| {
-        let body = write.body.as_ref().map_or_else(Vec::new, |body| body.to_vec());
+        let body = write
+            .body
+            .as_ref()
+            .map_or_else(Vec::new, |body| body.to_vec());
         client.send(write.request().body(body)?)
     };
     // In a black hole the first one may be under way before hublet knows: then it can't say whether it was done.
-    let first = recording.all().iter().find(|exchange| !exchange.is_read()).context("a write")?;
+    let first = recording
+        .all()
+        .iter()
+        .find(|exchange| !exchange.is_read())
+        .context("a write")?;
     eventually(Duration::from_secs(5), "writes are refused", || {
         let answer = send(first);
         let unknown = answer.as_ref().is_ok_and(|answer| answer.status == 504);
@@ -143,10 +185,17 @@ fn check_writes(edge: &Edge) -> Result<()> {
         }
         Some(answer.map(drop))
     })??;
-    for write in recording.all().iter().filter(|exchange| !exchange.is_read()) {
+    for write in recording
+        .all()
+        .iter()
+        .filter(|exchange| !exchange.is_read())
+    {
         let answer = send(write)?;
         assert_refused(&answer, 503, "ServiceUnavailable", &write.to_string());
-        assert!(!answer.headers.contains_key("retry-after"), "{write}: {answer:?}");
+        assert!(
+            !answer.headers.contains_key("retry-after"),
+            "{write}: {answer:?}"
+        );
     }
     Ok(())
 }
@@ -162,7 +211,12 @@ fn check_strangers(edge: &Edge) -> Result<()> {
 
 fn assert_refused(answer: &Answer, status: u16, reason: &str, what: &str) {
     let found = known::status_reason(&answer.body);
-    assert_eq!((answer.status, found.as_deref()), (status, Some(reason)), "{what}: {}", answer.text());
+    assert_eq!(
+        (answer.status, found.as_deref()),
+        (status, Some(reason)),
+        "{what}: {}",
+        answer.text()
+    );
 }
 
 /// A server that hangs with its port open: connections are accepted by the kernel and nothing ever answers.
@@ -171,12 +225,19 @@ fn a_hanging_api_server_is_away_too_i11() -> Result<()> {
     Edge::run(|edge| {
         let client = edge.daemon.client(Some(edge.cloud.calico_token()))?;
         let online = client.get(INFORMATION)?;
-        assert_eq!((online.status, online.header("x-hublet-source")), (200, "cloud"));
+        assert_eq!(
+            (online.status, online.header("x-hublet-source")),
+            (200, "cloud")
+        );
         edge.cloud.pause()?;
         let first = client.get(INFORMATION)?;
         check_stored(&first)?;
         assert_eq!(first.body, online.body);
-        assert!(first.took.as_millis() < 1000, "the first answer took {:?}", first.took);
+        assert!(
+            first.took.as_millis() < 1000,
+            "the first answer took {:?}",
+            first.took
+        );
         edge.cloud.resume()?;
         edge.mend(&client, INFORMATION)?;
         Ok(())

@@ -31,12 +31,17 @@ fn config_map(name: &str, value: u64) -> Value {
 }
 
 fn state(daemon: &Daemon) -> Result<String> {
-    Ok(daemon.status()?["cloud"]["state"].as_str().unwrap_or_default().to_owned())
+    Ok(daemon.status()?["cloud"]["state"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned())
 }
 
 fn until(daemon: &Daemon, wanted: &str, within: Duration) -> Result<()> {
     eventually(within, &format!("the cloud's state is {wanted}"), || {
-        state(daemon).is_ok_and(|state| state == wanted).then_some(())
+        state(daemon)
+            .is_ok_and(|state| state == wanted)
+            .then_some(())
     })
 }
 
@@ -52,7 +57,9 @@ fn client(site: &Site, patience: Duration) -> Result<Client> {
 /// 80 ms, beside four clients whose requests take seconds, every read of a changing object is answered by the cloud.
 #[test]
 fn i11_slow_requests_turn_nobodys_reads_to_the_store() -> Result<()> {
-    let Some(site) = Site::start("slow", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("slow", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     for n in 0..4 {
         site.cloud.put(config_map(&format!("slow-{n}"), 0))?;
@@ -61,16 +68,27 @@ fn i11_slow_requests_turn_nobodys_reads_to_the_store() -> Result<()> {
     site.cloud.put(config_map("changing", 0))?;
     assert_eq!(admin.get(&format!("{MAPS}/changing"))?.status, 200);
     site.fault.set(Fault::Delay(Duration::from_millis(40)))?;
-    site.cloud.lies().tell(LieRule::new("GET", &format!("{MAPS}/slow-"), Lie::Delay(2_500)));
+    site.cloud.lies().tell(LieRule::new(
+        "GET",
+        &format!("{MAPS}/slow-"),
+        Lie::Delay(2_500),
+    ));
     let (done, written) = (AtomicBool::new(false), AtomicU64::new(0));
     let read = |path: String| -> Result<()> {
         let client = client(&site, Duration::from_secs(10))?;
         while !done.load(Ordering::Relaxed) {
             let before = written.load(Ordering::Relaxed);
             let answer = client.get(&path)?;
-            assert_eq!((answer.status, source(&answer)), (200, "cloud"), "{path}: {answer:?}");
+            assert_eq!(
+                (answer.status, source(&answer)),
+                (200, "cloud"),
+                "{path}: {answer:?}"
+            );
             let value: u64 = answer.json()["data"]["value"].as_str().unwrap().parse()?;
-            assert!(path.contains("slow") || value >= before, "{value} was read after {before} was written");
+            assert!(
+                path.contains("slow") || value >= before,
+                "{value} was read after {before} was written"
+            );
         }
         Ok(())
     };
@@ -89,7 +107,9 @@ fn i11_slow_requests_turn_nobodys_reads_to_the_store() -> Result<()> {
             std::thread::park_timeout(Duration::from_millis(20));
         }
         done.store(true, Ordering::Relaxed);
-        readers.into_iter().try_for_each(|reader| reader.join().expect("no reader panics"))
+        readers
+            .into_iter()
+            .try_for_each(|reader| reader.join().expect("no reader panics"))
     })
 }
 
@@ -97,11 +117,15 @@ fn i11_slow_requests_turn_nobodys_reads_to_the_store() -> Result<()> {
 /// it. With nobody else about, a probe's answer is the sign of life.
 #[test]
 fn i11_a_slow_answer_is_waited_for() -> Result<()> {
-    let Some(site) = Site::start("waited", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("waited", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     for path in [NODE, "/api/v1/nodes", "/version"] {
         assert_eq!(admin.get(path)?.status, 200);
-        site.cloud.lies().tell(LieRule::new("GET", path, Lie::Delay(2_000)).times(1));
+        site.cloud
+            .lies()
+            .tell(LieRule::new("GET", path, Lie::Delay(2_000)).times(1));
         let slow = admin.get(path)?;
         assert_eq!((slow.status, source(&slow)), (200, "cloud"), "{slow:?}");
         assert_eq!(state(&site.daemon)?, "connected");
@@ -113,14 +137,20 @@ fn i11_a_slow_answer_is_waited_for() -> Result<()> {
 /// said to be away, every stream was cut, and writes were refused.
 #[test]
 fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
-    let Some(site) = Site::start("places", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("places", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     assert_eq!(admin.get(NODE)?.status, 200);
     let mut watch = admin.watch("/api/v1/nodes?watch=true&resourceVersion=0")?;
     while watch.event(Duration::from_millis(300)).is_ok() {}
     let patience = Duration::from_secs(3);
-    site.cloud.lies().tell(LieRule::new("GET", "/version", Lie::Hang));
-    site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Delay(1_000)));
+    site.cloud
+        .lies()
+        .tell(LieRule::new("GET", "/version", Lie::Hang));
+    site.cloud
+        .lies()
+        .tell(LieRule::new("GET", NODE, Lie::Delay(1_000)));
     let mut nobody = site.daemon.client_options(None)?;
     nobody.patience = patience;
     let nobody = Client::new(nobody)?;
@@ -129,9 +159,15 @@ fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
             // Ends with its own patience.
             scope.spawn(|| nobody.get("/version").is_ok());
         }
-        let asked = || site.cloud.record().count(|request| request.path == "/version");
+        let asked = || {
+            site.cloud
+                .record()
+                .count(|request| request.path == "/version")
+        };
         // Of the 32, one party has eight.
-        eventually(Duration::from_secs(2), "all its places are taken", || (asked() >= 8).then_some(()))?;
+        eventually(Duration::from_secs(2), "all its places are taken", || {
+            (asked() >= 8).then_some(())
+        })?;
         for n in 0..2 {
             let slow = admin.get(NODE)?;
             assert_eq!((slow.status, source(&slow)), (200, "cloud"), "{slow:?}");
@@ -148,16 +184,24 @@ fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
 /// A write into a black hole waited for the connection's pings, 25 s, for its 504.
 #[test]
 fn i2_a_write_into_silence_is_answered_with_the_verdict() -> Result<()> {
-    let Some(site) = Site::start("silence", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("silence", |_| {})? else {
+        return Ok(());
+    };
     let client = client(&site, PROBE + Duration::from_secs(2))?;
     assert_eq!(client.get(NODE)?.status, 200);
-    site.cloud.lies().tell(LieRule::new("POST", MAPS, Lie::Delay(3_000)).times(1));
+    site.cloud
+        .lies()
+        .tell(LieRule::new("POST", MAPS, Lie::Delay(3_000)).times(1));
     let slow = client.json("POST", MAPS, &config_map("slow", 1))?;
     assert_eq!(slow.status, 201, "a living server is waited for: {slow:?}");
     assert_eq!(source(&client.get(NODE)?), "cloud", "a connection is open");
     site.fault.set(Fault::Blackhole(None))?;
     let written = client.json("POST", MAPS, &config_map("lost", 1))?;
-    assert_eq!((written.status, written.json()["kind"].as_str()), (504, Some("Status")), "{written:?}");
+    assert_eq!(
+        (written.status, written.json()["kind"].as_str()),
+        (504, Some("Status")),
+        "{written:?}"
+    );
     let refused = client.json("POST", MAPS, &config_map("refused", 1))?;
     assert_eq!(refused.status, 503, "known by now: {refused:?}");
     Ok(())
@@ -167,17 +211,26 @@ fn i2_a_write_into_silence_is_answered_with_the_verdict() -> Result<()> {
 /// a connection before its 503.
 #[test]
 fn i2_a_write_that_finds_no_connection_is_refused_with_the_verdict() -> Result<()> {
-    let Some(site) = Site::start("closed", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("closed", |_| {})? else {
+        return Ok(());
+    };
     let client = client(&site, PROBE + Duration::from_secs(2))?;
-    site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Close).times(1));
+    site.cloud
+        .lies()
+        .tell(LieRule::new("GET", NODE, Lie::Close).times(1));
     assert_eq!(client.get(NODE)?.status, 200);
     eventually(PROBE, "no connection is open", || {
         let status = site.daemon.status().ok()?;
-        (status["cloud"]["connections"] == 0 && status["cloud"]["state"] == "connected").then_some(())
+        (status["cloud"]["connections"] == 0 && status["cloud"]["state"] == "connected")
+            .then_some(())
     })?;
     site.fault.set(Fault::Blackhole(None))?;
     let refused = client.json("POST", MAPS, &config_map("refused", 1))?;
-    assert_eq!((refused.status, refused.json()["kind"].as_str()), (503, Some("Status")), "{refused:?}");
+    assert_eq!(
+        (refused.status, refused.json()["kind"].as_str()),
+        (503, Some("Status")),
+        "{refused:?}"
+    );
     Ok(())
 }
 
@@ -187,17 +240,36 @@ fn i2_a_write_that_finds_no_connection_is_refused_with_the_verdict() -> Result<(
 fn a_node_where_nobody_asks_learns_that_the_cloud_is_gone_and_back() -> Result<()> {
     let interval = Duration::from_secs(1);
     let flag = format!("--heartbeat-interval-seconds={}", interval.as_secs());
-    let Some(site) = Site::start("idle", |options| options.flags.push(flag))? else { return Ok(()) };
-    site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Close).times(1));
+    let Some(site) = Site::start("idle", |options| options.flags.push(flag))? else {
+        return Ok(());
+    };
+    site.cloud
+        .lies()
+        .tell(LieRule::new("GET", NODE, Lie::Close).times(1));
     assert_eq!(site.admin()?.get(NODE)?.status, 200);
     let probes = || -> Vec<u64> {
-        let asked = site.cloud.record().requests().into_iter().filter(|request| request.path == "/readyz");
+        let asked = site
+            .cloud
+            .record()
+            .requests()
+            .into_iter()
+            .filter(|request| request.path == "/readyz");
         asked.map(|request| request.connection).collect()
     };
-    eventually(interval * 6, "the cloud is asked", || (probes().len() >= 4).then_some(()))?;
-    assert!(probes().windows(2).all(|two| two[0] == two[1]), "on one connection: {:?}", probes());
+    eventually(interval * 6, "the cloud is asked", || {
+        (probes().len() >= 4).then_some(())
+    })?;
+    assert!(
+        probes().windows(2).all(|two| two[0] == two[1]),
+        "on one connection: {:?}",
+        probes()
+    );
     site.fault.set(Fault::Blackhole(None))?;
-    until(&site.daemon, "disconnected", interval + PROBE + Duration::from_millis(500))?;
+    until(
+        &site.daemon,
+        "disconnected",
+        interval + PROBE + Duration::from_millis(500),
+    )?;
     site.fault.set(Fault::None)?;
     until(&site.daemon, "connected", Duration::from_secs(5))
 }
@@ -207,18 +279,33 @@ fn a_node_where_nobody_asks_learns_that_the_cloud_is_gone_and_back() -> Result<(
 #[test]
 fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
     let flag = "--heartbeat-interval-seconds=1".to_owned();
-    let Some(site) = Site::start("checks", |options| options.flags.push(flag))? else { return Ok(()) };
+    let Some(site) = Site::start("checks", |options| options.flags.push(flag))? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    let asked = || site.cloud.record().requests().iter().filter(|request| request.path == "/readyz").count();
+    let asked = || {
+        site.cloud
+            .record()
+            .requests()
+            .iter()
+            .filter(|request| request.path == "/readyz")
+            .count()
+    };
     let readyz = |check: &str| {
         let body = format!("[+]ping ok\n[-]{check} failed: reason withheld\nreadyz check failed\n");
-        let lie = Lie::Exactly { code: 500, content_type: "text/plain".into(), body: body.into_bytes() };
+        let lie = Lie::Exactly {
+            code: 500,
+            content_type: "text/plain".into(),
+            body: body.into_bytes(),
+        };
         site.cloud.lies().tell(LieRule::new("GET", "/readyz", lie));
         asked()
     };
     let before = readyz("kms-providers");
-    eventually(Duration::from_secs(8), "the cloud is asked", || (asked() > before + 2).then_some(()))?;
+    eventually(Duration::from_secs(8), "the cloud is asked", || {
+        (asked() > before + 2).then_some(())
+    })?;
     assert_eq!(state(&site.daemon)?, "connected");
     let written = admin.json("POST", MAPS, &config_map("written", 1))?;
     assert_eq!(written.status, 201, "{written:?}");
@@ -234,11 +321,16 @@ fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
 #[test]
 fn a_dead_server_behind_a_gateway_that_lives_is_away() -> Result<()> {
     let flag = "--heartbeat-interval-seconds=1".to_owned();
-    let Some(site) = Site::start("gateway", |options| options.flags.push(flag))? else { return Ok(()) };
+    let Some(site) = Site::start("gateway", |options| options.flags.push(flag))? else {
+        return Ok(());
+    };
     assert_eq!(site.admin()?.get(NODE)?.status, 200);
     site.fault.set(Fault::Delay(Duration::from_millis(40)))?;
-    let nobody =
-        Lie::Exactly { code: 503, content_type: "text/plain".into(), body: b"no healthy upstream".to_vec() };
+    let nobody = Lie::Exactly {
+        code: 503,
+        content_type: "text/plain".into(),
+        body: b"no healthy upstream".to_vec(),
+    };
     site.cloud.lies().tell(LieRule::new("", "", nobody));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -256,7 +348,11 @@ fn a_dead_server_behind_a_gateway_that_lives_is_away() -> Result<()> {
         away
     })?;
     let stored = site.admin()?.get(NODE)?;
-    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (200, "store"),
+        "{stored:?}"
+    );
     site.cloud.lies().clear();
     until(&site.daemon, "connected", Duration::from_secs(8))
 }
@@ -267,15 +363,23 @@ fn a_dead_server_behind_a_gateway_that_lives_is_away() -> Result<()> {
 fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
     let interval = Duration::from_secs(3);
     for alpn in [vec!["h2", "http/1.1"], vec!["http/1.1"]] {
-        let cloud = cloud::Options { alpn: alpn.clone(), ..Default::default() };
+        let cloud = cloud::Options {
+            alpn: alpn.clone(),
+            ..Default::default()
+        };
         let flag = format!("--heartbeat-interval-seconds={}", interval.as_secs());
-        let Some(site) = Site::with_cloud("watches", cloud, |options| options.flags.push(flag))? else {
+        let Some(site) = Site::with_cloud("watches", cloud, |options| options.flags.push(flag))?
+        else {
             return Ok(());
         };
         let admin = site.admin()?;
-        let version =
-            admin.get("/api/v1/nodes")?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
-        let mut watch = admin.watch(&format!("/api/v1/nodes?watch=true&resourceVersion={version}"))?;
+        let version = admin.get("/api/v1/nodes")?.json()["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let mut watch = admin.watch(&format!(
+            "/api/v1/nodes?watch=true&resourceVersion={version}"
+        ))?;
         assert_eq!(watch.headers["x-hublet-source"], "cloud");
         site.fault.set(Fault::Blackhole(None))?;
         let within = (interval + PROBE + Duration::from_secs(1)) * slowness();
@@ -289,16 +393,24 @@ fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
 /// answers on others. Whoever waits on it goes on waiting, and nobody else is sent there.
 #[test]
 fn a_connection_that_died_alone_is_left() -> Result<()> {
-    let Some(site) = Site::start("alone", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("alone", |_| {})? else {
+        return Ok(());
+    };
     let admin = client(&site, PROBE * 2)?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    let asked = site.cloud.record().wait_for(PROBE, |request| request.path == NODE)?;
+    let asked = site
+        .cloud
+        .record()
+        .wait_for(PROBE, |request| request.path == NODE)?;
     site.fault.set(Fault::Forget(asked.connection))?;
     std::thread::scope(|scope| {
         // Ends with its own patience.
         scope.spawn(|| admin.get(NODE).is_ok());
         eventually(PROBE * 2, "another connection is taken", || {
-            let mut options = site.daemon.client_options(Some(&site.cloud.admin_token)).ok()?;
+            let mut options = site
+                .daemon
+                .client_options(Some(&site.cloud.admin_token))
+                .ok()?;
             options.patience = Duration::from_millis(500);
             let answer = Client::new(options).ok()?.get(NODE).ok()?;
             (source(&answer) == "cloud").then_some(())
@@ -316,21 +428,36 @@ fn a_long_way_is_connected_and_stays_so() -> Result<()> {
         return Ok(());
     }
     let netns = Netns::new("satellite")?;
-    let cloud = Cloud::start(cloud::Options { netns: Some(netns.clone()), ..Default::default() })?;
+    let cloud = Cloud::start(cloud::Options {
+        netns: Some(netns.clone()),
+        ..Default::default()
+    })?;
     let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
     let far = Fault::Delay(Duration::from_millis(650));
     fault.set(far)?;
-    let daemon = Daemon::start(daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns)))?;
+    let daemon = Daemon::start(daemon::Options::new(
+        &fault.url(),
+        cloud.ca.pem(),
+        Some(&netns),
+    ))?;
     until(&daemon, "connected", Duration::from_secs(15))?;
     let admin = daemon.client(Some(&cloud.admin_token))?;
     for _ in 0..8 {
         let answer = admin.get(NODE)?;
-        assert_eq!((answer.status, source(&answer)), (200, "cloud"), "{answer:?}");
+        assert_eq!(
+            (answer.status, source(&answer)),
+            (200, "cloud"),
+            "{answer:?}"
+        );
         assert_eq!(state(&daemon)?, "connected");
     }
     fault.set(Fault::Refuse)?;
     let stored = admin.get(NODE)?;
-    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (200, "store"),
+        "{stored:?}"
+    );
     until(&daemon, "disconnected", Duration::from_secs(1))?;
     fault.set(far)?;
     until(&daemon, "connected", Duration::from_secs(12))?;

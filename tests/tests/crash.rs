@@ -37,9 +37,12 @@ fn ingest(client: &Client, stop: &AtomicBool) {
 
 #[test]
 fn i15_a_hundred_kills_lose_nothing_that_was_stored() -> Result<()> {
-    let Some(mut site) = Site::start("crash", |_| {})? else { return Ok(()) };
+    let Some(mut site) = Site::start("crash", |_| {})? else {
+        return Ok(());
+    };
     for n in 0..300 {
-        site.cloud.put(map(&format!("noise-{n}"), &"x".repeat(1000)))?;
+        site.cloud
+            .put(map(&format!("noise-{n}"), &"x".repeat(1000)))?;
     }
     let mut stored = Vec::new();
     let mut slowest = 0.0f64;
@@ -55,10 +58,14 @@ fn i15_a_hundred_kills_lose_nothing_that_was_stored() -> Result<()> {
             online.text()
         );
         stored.push((marker.clone(), online.body));
-        eventually(Duration::from_secs(5), "all that was seen is on disk", || {
-            let status = site.daemon.status().ok()?;
-            (status["store"]["behind"] == false).then_some(())
-        })?;
+        eventually(
+            Duration::from_secs(5),
+            "all that was seen is on disk",
+            || {
+                let status = site.daemon.status().ok()?;
+                (status["store"]["behind"] == false).then_some(())
+            },
+        )?;
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| ingest(&client, &stop));
@@ -68,7 +75,11 @@ fn i15_a_hundred_kills_lose_nothing_that_was_stored() -> Result<()> {
         });
         site.fault.set(Fault::Refuse)?;
         site.daemon.restart()?;
-        slowest = slowest.max(site.daemon.status()?["store"]["openedInSeconds"].as_f64().unwrap());
+        slowest = slowest.max(
+            site.daemon.status()?["store"]["openedInSeconds"]
+                .as_f64()
+                .unwrap(),
+        );
         let client = site.admin()?;
         for (marker, body) in stored.iter().rev().take(5).chain(stored.iter().step_by(10)) {
             let answer = client.get(&format!("{MAPS}/{marker}"))?;
@@ -83,8 +94,14 @@ fn i15_a_hundred_kills_lose_nothing_that_was_stored() -> Result<()> {
         site.daemon.kill()?;
         site.daemon.restart()?;
     }
-    assert!(slowest < 1.0, "the slowest opening of the store took {slowest} s");
-    assert!(!site.daemon.log().contains("set aside"), "no store was given up");
+    assert!(
+        slowest < 1.0,
+        "the slowest opening of the store took {slowest} s"
+    );
+    assert!(
+        !site.daemon.log().contains("set aside"),
+        "no store was given up"
+    );
     eprintln!("{KILLS} kills: slowest opening of the store {slowest:.3} s");
     Ok(())
 }

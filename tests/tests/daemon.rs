@@ -18,7 +18,12 @@ const CLUSTER: &str = "/apis/crd.projectcalico.org/v1/clusterinformations/defaul
 
 #[test]
 fn it_serves_the_cloud_then_its_store_and_survives_kill_9() {
-    let Some(Site { mut daemon, fault, cloud, netns: _netns }) = Site::start("edge-1", |_| {}).unwrap()
+    let Some(Site {
+        mut daemon,
+        fault,
+        cloud,
+        netns: _netns,
+    }) = Site::start("edge-1", |_| {}).unwrap()
     else {
         return;
     };
@@ -26,17 +31,37 @@ fn it_serves_the_cloud_then_its_store_and_survives_kill_9() {
     let online = client.get(CLUSTER).unwrap();
     assert_eq!(online.status, 200, "{}", online.text());
     assert_eq!(online.subject, "O=system:nodes; CN=system:node:edge-1");
-    cloud.record().wait_for(SOON, |request| request.path == CLUSTER).unwrap();
+    cloud
+        .record()
+        .wait_for(SOON, |request| request.path == CLUSTER)
+        .unwrap();
     fault.set(Fault::Refuse).unwrap();
     let offline = client.get(CLUSTER).unwrap();
-    assert_eq!((offline.status, &offline.body), (200, &online.body), "{}", daemon.log());
+    assert_eq!(
+        (offline.status, &offline.body),
+        (200, &online.body),
+        "{}",
+        daemon.log()
+    );
     daemon.kill().unwrap();
     assert!(client.get(CLUSTER).is_err(), "nobody listens after kill -9");
     daemon.restart().unwrap();
-    let stored = eventually(SOON, "the store answers after a restart", || client.get(CLUSTER).ok()).unwrap();
-    assert_eq!((stored.status, &stored.body), (200, &online.body), "{}", daemon.log());
+    let stored = eventually(SOON, "the store answers after a restart", || {
+        client.get(CLUSTER).ok()
+    })
+    .unwrap();
+    assert_eq!(
+        (stored.status, &stored.body),
+        (200, &online.body),
+        "{}",
+        daemon.log()
+    );
     assert!(daemon.scrape().unwrap().contains("# TYPE hublet_"));
-    assert!(daemon.stop().unwrap().success(), "SIGTERM ends it with exit code 0: {}", daemon.log());
+    assert!(
+        daemon.stop().unwrap().success(),
+        "SIGTERM ends it with exit code 0: {}",
+        daemon.log()
+    );
 }
 
 #[test]
@@ -49,7 +74,13 @@ fn one_that_cannot_start_says_why_in_its_log() {
     let mut options = daemon::Options::new("https://127.0.0.1:6443", ca.pem(), Some(&netns));
     options.flags.push("--no-such-flag".into());
     let failure = Daemon::start(options).unwrap_err().to_string();
-    assert!(failure.contains("ended before it was ready") && failure.contains("--no-such-flag"), "{failure}");
-    let admin = Options { netns: Some(netns), ..Options::new(daemon::ADMIN, "", None) };
+    assert!(
+        failure.contains("ended before it was ready") && failure.contains("--no-such-flag"),
+        "{failure}"
+    );
+    let admin = Options {
+        netns: Some(netns),
+        ..Options::new(daemon::ADMIN, "", None)
+    };
     assert!(Client::new(admin).unwrap().get("/v1/readyz").is_err());
 }

@@ -26,7 +26,10 @@ const NODES: &str = "/api/v1/nodes";
 /// The writer tries again after ten seconds at the most.
 const BACK: Duration = Duration::from_secs(25);
 
-fn site(megabytes: u32, before: impl FnOnce(&SmallDisk) -> Result<()>) -> Result<Option<(Site, SmallDisk)>> {
+fn site(
+    megabytes: u32,
+    before: impl FnOnce(&SmallDisk) -> Result<()>,
+) -> Result<Option<(Site, SmallDisk)>> {
     disk::site("disk", megabytes, cloud::Options::default(), |_| {}, before)
 }
 
@@ -50,10 +53,18 @@ fn from_store(value: &str) -> (u16, String, Value) {
 }
 
 fn writable(site: &Site, expected: bool) -> Result<Value> {
-    eventually(BACK, if expected { "the store is written" } else { "the disk is known to be full" }, || {
-        let store = site.daemon.status().ok()?["store"].clone();
-        (store["writable"] == expected).then_some(store)
-    })
+    eventually(
+        BACK,
+        if expected {
+            "the store is written"
+        } else {
+            "the disk is known to be full"
+        },
+        || {
+            let store = site.daemon.status().ok()?["store"].clone();
+            (store["writable"] == expected).then_some(store)
+        },
+    )
 }
 
 /// Waits until all that was seen is on the disk.
@@ -68,7 +79,11 @@ fn wait_for_cloud(site: &Site) -> Result<()> {
     site.fault.set(Fault::None)?;
     let admin = site.admin()?;
     eventually(Duration::from_secs(10), "the cloud answers again", || {
-        admin.get(NODE).ok().filter(|answer| answer.header("x-hublet-source") == "cloud").map(|_| ())
+        admin
+            .get(NODE)
+            .ok()
+            .filter(|answer| answer.header("x-hublet-source") == "cloud")
+            .map(|_| ())
     })
 }
 
@@ -80,7 +95,9 @@ fn exhaust(site: &Site) -> Result<()> {
             let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
                 "metadata": {"name": format!("fill-{n}"), "namespace": "default"}, "data": {"x": "y".repeat(60_000)}});
             site.cloud.put(map).ok()?;
-            admin.get(&format!("/api/v1/namespaces/default/configmaps/fill-{n}")).ok()?;
+            admin
+                .get(&format!("/api/v1/namespaces/default/configmaps/fill-{n}"))
+                .ok()?;
         }
         let failures = site.daemon.status().ok()?["store"]["writesFailed"].as_u64();
         failures.filter(|failures| *failures > 0).map(|_| ())
@@ -89,10 +106,15 @@ fn exhaust(site: &Site) -> Result<()> {
 
 #[test]
 fn i13_a_disk_that_fills_up_costs_no_read_and_is_written_again_when_it_has_room() -> Result<()> {
-    let Some((mut site, disk)) = site(6, |_| Ok(()))? else { return Ok(()) };
+    let Some((mut site, disk)) = site(6, |_| Ok(()))? else {
+        return Ok(());
+    };
     label(&site, "before")?;
     let admin = site.admin()?;
-    assert_eq!((admin.get(NODE)?.status, admin.get(NODES)?.status), (200, 200));
+    assert_eq!(
+        (admin.get(NODE)?.status, admin.get(NODES)?.status),
+        (200, 200)
+    );
     written(&site)?;
     disk.fill()?;
     exhaust(&site)?;
@@ -102,13 +124,22 @@ fn i13_a_disk_that_fills_up_costs_no_read_and_is_written_again_when_it_has_room(
         assert_eq!(admin.get(NODES)?.status, 200, "lists, too");
     }
     let store = writable(&site, false)?;
-    assert!(store["problem"].as_str().unwrap().contains("space"), "{store}");
-    metric("hublet_store_writable").value(0.0).assert_in(&site.daemon.scrape()?);
+    assert!(
+        store["problem"].as_str().unwrap().contains("space"),
+        "{store}"
+    );
+    metric("hublet_store_writable")
+        .value(0.0)
+        .assert_in(&site.daemon.scrape()?);
 
     // A start over the full disk loses nothing either.
     site.daemon.kill()?;
     site.daemon.restart()?;
-    assert_eq!(disk.asides(), 0, "a full disk says nothing against the store");
+    assert_eq!(
+        disk.asides(),
+        0,
+        "a full disk says nothing against the store"
+    );
     assert_eq!(seen(&site.admin()?.get(NODE)?), from_store("before"));
 
     wait_for_cloud(&site)?;
@@ -127,13 +158,28 @@ fn i13_a_disk_that_fills_up_costs_no_read_and_is_written_again_when_it_has_room(
 
 #[test]
 fn i13_a_disk_that_is_full_at_the_first_start_keeps_no_request_from_the_cloud() -> Result<()> {
-    let Some((site, disk)) = site(4, SmallDisk::fill)? else { return Ok(()) };
+    let Some((site, disk)) = site(4, SmallDisk::fill)? else {
+        return Ok(());
+    };
     label(&site, "forwarded")?;
     let admin = site.admin()?;
     let online = admin.get(NODE)?;
-    assert_eq!((online.status, online.header("x-hublet-source")), (200, "cloud"), "{online:?}");
-    assert!(site.daemon.status()?["store"]["problem"].as_str().unwrap().contains("space"));
-    assert!(site.daemon.log().contains("the store can't be written"), "{}", site.daemon.log());
+    assert_eq!(
+        (online.status, online.header("x-hublet-source")),
+        (200, "cloud"),
+        "{online:?}"
+    );
+    assert!(
+        site.daemon.status()?["store"]["problem"]
+            .as_str()
+            .unwrap()
+            .contains("space")
+    );
+    assert!(
+        site.daemon.log().contains("the store can't be written"),
+        "{}",
+        site.daemon.log()
+    );
     disk.free()?;
     writable(&site, true)?;
     assert_eq!(admin.get(NODE)?.status, 200);
@@ -145,10 +191,15 @@ fn i13_a_disk_that_is_full_at_the_first_start_keeps_no_request_from_the_cloud() 
 
 #[test]
 fn i13_a_store_on_a_read_only_disk_is_served_after_a_kill() -> Result<()> {
-    let Some((mut site, disk)) = site(8, |_| Ok(()))? else { return Ok(()) };
+    let Some((mut site, disk)) = site(8, |_| Ok(()))? else {
+        return Ok(());
+    };
     label(&site, "before")?;
     let admin = site.admin()?;
-    assert_eq!((admin.get(NODE)?.status, admin.get(NODES)?.status), (200, 200));
+    assert_eq!(
+        (admin.get(NODE)?.status, admin.get(NODES)?.status),
+        (200, 200)
+    );
     site.cut()?;
     assert_eq!(seen(&admin.get(NODE)?), from_store("before"));
     site.daemon.kill()?;
@@ -170,12 +221,17 @@ fn i13_a_store_on_a_read_only_disk_is_served_after_a_kill() -> Result<()> {
 
 fn allocated(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
+    entries
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|metadata| metadata.blocks() * 512)
+        .sum()
 }
 
 #[test]
 fn i14_a_budget_holds_and_what_was_asked_for_last_stays() -> Result<()> {
-    let Some(site) = Site::start("budget", |options| options.flags.push("--cache-max-bytes=64Mi".into()))?
+    let Some(site) = Site::start("budget", |options| {
+        options.flags.push("--cache-max-bytes=64Mi".into())
+    })?
     else {
         return Ok(());
     };
@@ -193,7 +249,10 @@ fn i14_a_budget_holds_and_what_was_asked_for_last_stays() -> Result<()> {
     }
     site.cut()?;
     let newest = admin.get(&path(109))?;
-    assert_eq!((newest.status, newest.header("x-hublet-source")), (200, "store"));
+    assert_eq!(
+        (newest.status, newest.header("x-hublet-source")),
+        (200, "store")
+    );
     assert_eq!(admin.get(&path(0))?.status, 503, "it went, and is unknown");
     assert!(site.daemon.status()?["store"]["evicted"].as_u64().unwrap() > 20);
     Ok(())

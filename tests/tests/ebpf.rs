@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use hublet::setup::Setup;
 use hublet_tests::cgroup::Cgroup;
 use node::{
-    MARK, Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped, dial_marked, ip,
-    listen, part, skip,
+    MARK, Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped,
+    dial_marked, ip, listen, part, skip,
 };
 
 /// Setup with a listener, steering.
@@ -31,17 +31,26 @@ fn steering(node: &Node) -> Option<(Setup, std::net::TcpListener)> {
 /// This process's cgroup v2 path.
 fn own_cgroup() -> String {
     let lines = fs::read_to_string("/proc/self/cgroup").unwrap();
-    lines.lines().find_map(|line| line.strip_prefix("0::")).expect("a cgroup v2 line").to_owned()
+    lines
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .expect("a cgroup v2 line")
+        .to_owned()
 }
 
 fn own_command() -> String {
-    fs::read_to_string("/proc/thread-self/comm").unwrap().trim_end().to_owned()
+    fs::read_to_string("/proc/thread-self/comm")
+        .unwrap()
+        .trim_end()
+        .to_owned()
 }
 
 #[test]
 fn a_client_without_a_route_is_steered_and_attested() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
 
     let mut client = dial(SERVICE).expect("steered");
     let (mut accepted, process) = accept(&setup, &listener);
@@ -59,7 +68,11 @@ fn a_client_without_a_route_is_steered_and_attested() {
     accepted.read_exact(&mut word).unwrap();
     assert_eq!(&word, b"ping");
     assert_eq!(
-        (counter(&setup, "steered"), counter(&setup, "joined"), counter(&setup, "join_miss")),
+        (
+            counter(&setup, "steered"),
+            counter(&setup, "joined"),
+            counter(&setup, "join_miss")
+        ),
         (1, 1, 0)
     );
     node.undo(setup);
@@ -68,12 +81,17 @@ fn a_client_without_a_route_is_steered_and_attested() {
 #[test]
 fn another_user_is_seen_as_such() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
     let client = Role::Dial.start(&node.bpffs(), |command| {
         command.uid(4242).gid(4343);
     });
     let process = accept(&setup, &listener).1.expect("attested");
-    assert_eq!((process.uid, process.gid, process.pid), (4242, 4343, client.child.id()));
+    assert_eq!(
+        (process.uid, process.gid, process.pid),
+        (4242, 4343, client.child.id())
+    );
     client.end();
     node.undo(setup);
 }
@@ -81,13 +99,18 @@ fn another_user_is_seen_as_such() {
 #[test]
 fn direct_and_mapped_clients_are_attested_too() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
     let plain = listen(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10261));
     setup.attest(plain.as_fd()).expect("attest");
 
     let _direct = dial(OWN).expect("direct");
     let process = accept(&setup, &listener).1.expect("attested");
-    assert_eq!((process.steered, process.original), (false, Some(OWN.into())));
+    assert_eq!(
+        (process.steered, process.original),
+        (false, Some(OWN.into()))
+    );
     assert_eq!(process.pid, std::process::id());
 
     let _loopback = dial(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10261)).expect("loopback");
@@ -96,7 +119,10 @@ fn direct_and_mapped_clients_are_attested_too() {
 
     let _mapped = dial_mapped(SERVICE).expect("IPv4-mapped, as Java dials");
     let process = accept(&setup, &listener).1.expect("attested");
-    assert_eq!((process.steered, process.original), (true, Some(SERVICE.into())));
+    assert_eq!(
+        (process.steered, process.original),
+        (true, Some(SERVICE.into()))
+    );
 
     let _mapped_direct = dial_mapped(OWN).expect("IPv4-mapped and direct");
     let process = accept(&setup, &listener).1.expect("attested");
@@ -110,12 +136,18 @@ fn identity_is_there_at_every_accept() {
     const CLIENTS: usize = 4;
     const EACH: usize = 250;
     let Some(node) = Node::new() else { return };
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
             scope.spawn(move || {
                 for round in 0..EACH {
-                    let to = if (client + round) % 3 == 0 { OWN } else { SERVICE };
+                    let to = if (client + round) % 3 == 0 {
+                        OWN
+                    } else {
+                        SERVICE
+                    };
                     let mut stream = dial(to).expect("connect");
                     // Wait for the server's close: TIME_WAIT stays on its side.
                     let _end = stream.read(&mut [0; 1]);
@@ -137,20 +169,30 @@ fn identity_is_there_at_every_accept() {
 #[test]
 fn a_socket_that_went_elsewhere_first_is_not_confused() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
     let closed = SocketAddrV4::new(*OWN.ip(), 9);
     ip("address add 10.96.0.2/32 dev lo");
     let other = listen(SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 2), 443));
 
     // Refused at one of our own addresses, then elsewhere with the same socket: no record may follow it.
     setup.stop_steering();
-    let socket =
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, Some(socket2::Protocol::TCP))
-            .unwrap();
+    let socket = socket2::Socket::new(
+        socket2::Domain::IPV4,
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )
+    .unwrap();
     assert!(socket.connect(&closed.into()).is_err());
-    socket.connect(&other.local_addr().unwrap().into()).expect("elsewhere");
+    socket
+        .connect(&other.local_addr().unwrap().into())
+        .expect("elsewhere");
     let (stream, _) = other.accept().unwrap();
-    assert!(setup.identify(stream.as_fd()).is_none(), "a socket that is none of ours carries no identity");
+    assert!(
+        setup.identify(stream.as_fd()).is_none(),
+        "a socket that is none of ours carries no identity"
+    );
     drop(listener);
     node.undo(setup);
 }
@@ -158,7 +200,9 @@ fn a_socket_that_went_elsewhere_first_is_not_confused() {
 #[test]
 fn i12_listener_gone_passes_through_at_once() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
     drop(dial(SERVICE).expect("steered"));
     drop(listener);
     assert_passes_through(dial(SERVICE));
@@ -174,14 +218,24 @@ fn i12_listener_gone_passes_through_at_once() {
 #[test]
 fn i12_stale_heartbeat_passes_through_and_a_new_one_steers_again() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
     let begin = Instant::now();
     node.until("the heartbeat gets stale", || match dial(SERVICE) {
         Ok(_client) => listener.accept().is_err(), // keeps the backlog empty
         Err(_) => true,
     });
-    assert!(begin.elapsed() > Duration::from_secs(2), "steering ended after {:?} already", begin.elapsed());
-    assert!(begin.elapsed() < Duration::from_secs(5), "a hang is noticed after {:?} only", begin.elapsed());
+    assert!(
+        begin.elapsed() > Duration::from_secs(2),
+        "steering ended after {:?} already",
+        begin.elapsed()
+    );
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "a hang is noticed after {:?} only",
+        begin.elapsed()
+    );
     assert_passes_through(dial(SERVICE));
     assert!(counter(&setup, "stale") >= 2);
     setup.heartbeat();
@@ -192,7 +246,9 @@ fn i12_stale_heartbeat_passes_through_and_a_new_one_steers_again() {
 #[test]
 fn hublets_own_sockets_are_never_steered() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, _listener)) = steering(&node) else { return };
+    let Some((setup, _listener)) = steering(&node) else {
+        return;
+    };
     assert_passes_through(dial_marked(SERVICE, MARK));
     drop(dial_marked(SERVICE, MARK + 1).expect("another mark is steered"));
     drop(dial(SERVICE).expect("the same process without the mark is steered"));
@@ -203,7 +259,9 @@ fn hublets_own_sockets_are_never_steered() {
 #[test]
 fn other_network_namespaces_go_their_own_way() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, _listener)) = steering(&node) else { return };
+    let Some((setup, _listener)) = steering(&node) else {
+        return;
+    };
     let pod = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         ip("link set lo up");
@@ -217,7 +275,9 @@ fn other_network_namespaces_go_their_own_way() {
 #[test]
 fn stop_steering_passes_through_but_still_attests() {
     let Some(node) = Node::new() else { return };
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
     assert!(part(&setup, "steering").on);
     setup.stop_steering();
     assert!(!part(&setup, "steering").on);
@@ -234,13 +294,19 @@ fn only_the_configured_cgroup_is_steered() {
     let cgroup = Cgroup::new(&format!("hublet-test-{}", std::process::id())).unwrap();
     let mut config = node.config();
     config.cgroup = Some(cgroup.path().to_path_buf());
-    let setup = node.runtime.block_on(Setup::prepare(&config, MARK)).expect("setup");
+    let setup = node
+        .runtime
+        .block_on(Setup::prepare(&config, MARK))
+        .expect("setup");
     if setup.ebpf().programs.is_empty() {
         let _said: Option<()> = skip(&part(&setup, "identity").detail);
         return;
     }
     let identity = part(&setup, "identity");
-    assert!(!identity.on && identity.detail.contains("own cgroup"), "{identity:?}");
+    assert!(
+        !identity.on && identity.detail.contains("own cgroup"),
+        "{identity:?}"
+    );
     let listener = listen(OWN);
     setup.steer(listener.as_fd()).expect("steer");
 
@@ -248,7 +314,10 @@ fn only_the_configured_cgroup_is_steered() {
     let join = format!("{} && exec \"$0\" \"$@\"", cgroup.join());
     let client = Role::Dial.start_by(&join, &node.bpffs());
     let process = accept(&setup, &listener).1;
-    assert!(process.is_none(), "the listener is outside: unknown, never someone");
+    assert!(
+        process.is_none(),
+        "the listener is outside: unknown, never someone"
+    );
     client.end();
 
     // Killed, and started anew for the whole node: the old links are of another cgroup and must go.
@@ -256,7 +325,11 @@ fn only_the_configured_cgroup_is_steered() {
     let (setup, listener) = steering(&node).expect("over what was left");
     drop(dial(SERVICE).expect("steered"));
     assert!(accept(&setup, &listener).1.is_some());
-    assert_eq!(counter(&setup, "steered"), 2, "one from the subtree, one from here, each counted once");
+    assert_eq!(
+        counter(&setup, "steered"),
+        2,
+        "one from the subtree, one from here, each counted once"
+    );
     node.undo(setup);
 }
 
@@ -280,13 +353,18 @@ fn i15_kill_9_passes_through_and_the_next_daemon_takes_over() {
     let stale = node.bpffs().join("hublet/0123456789abcdef/links");
     fs::create_dir_all(&stale).unwrap();
     fs::rename(
-        left.iter().find(|pin| pin.ends_with("links/hub_connect6")).unwrap(),
+        left.iter()
+            .find(|pin| pin.ends_with("links/hub_connect6"))
+            .unwrap(),
         stale.join("hub_connect6"),
     )
     .unwrap();
 
     let setup = node.prepare().expect("over what was left");
-    assert!(!stale.exists(), "pins of another version would steer a second time");
+    assert!(
+        !stale.exists(),
+        "pins of another version would steer a second time"
+    );
     assert_passes_through(dial(SERVICE));
     let listener = listen(OWN);
     setup.steer(listener.as_fd()).expect("steer");
@@ -294,7 +372,11 @@ fn i15_kill_9_passes_through_and_the_next_daemon_takes_over() {
     drop(dial_mapped(SERVICE).expect("steered"));
     let seen = counter(&setup, "steered");
     drop(dial(SERVICE).expect("steered"));
-    assert_eq!(counter(&setup, "steered") - seen, 1, "attached once, not twice");
+    assert_eq!(
+        counter(&setup, "steered") - seen,
+        1,
+        "attached once, not twice"
+    );
     node.undo(setup);
     assert!(pins(&node.bpffs()).is_empty());
 }
@@ -302,10 +384,18 @@ fn i15_kill_9_passes_through_and_the_next_daemon_takes_over() {
 #[test]
 fn a_second_daemon_does_the_first_no_harm() {
     let Some(node) = Node::new() else { return };
-    let Some((first, listener)) = steering(&node) else { return };
-    let second = node.runtime.block_on(Setup::prepare(&node.config(), MARK)).expect("never fails for that");
+    let Some((first, listener)) = steering(&node) else {
+        return;
+    };
+    let second = node
+        .runtime
+        .block_on(Setup::prepare(&node.config(), MARK))
+        .expect("never fails for that");
     let refused = part(&second, "steering");
-    assert!(!refused.on && refused.detail.contains("another hublet"), "{refused:?}");
+    assert!(
+        !refused.on && refused.detail.contains("another hublet"),
+        "{refused:?}"
+    );
     second.steer(listener.as_fd()).expect("nothing to do");
     node.undo(second);
 
@@ -321,30 +411,49 @@ fn cgroup_v2_is_found_when_nobody_mounted_it() {
     let Some(node) = Node::new() else { return };
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     for line in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
-        nix::mount::umount2(line.split(' ').nth(4).unwrap(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        nix::mount::umount2(
+            line.split(' ').nth(4).unwrap(),
+            nix::mount::MntFlags::MNT_DETACH,
+        )
+        .unwrap();
     }
     let before = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-    let Some((setup, listener)) = steering(&node) else { return };
+    let Some((setup, listener)) = steering(&node) else {
+        return;
+    };
     let _client = dial(SERVICE).expect("steered");
     let process = accept(&setup, &listener).1.expect("attested");
     assert_eq!(process.cgroup.as_deref(), Some(own_cgroup().as_str()));
     node.undo(setup);
-    assert_eq!(fs::read_to_string("/proc/thread-self/mountinfo").unwrap(), before, "no mount is left");
+    assert_eq!(
+        fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+        before,
+        "no mount is left"
+    );
 }
 
 #[test]
 fn undo_leaves_nothing() {
     let Some(node) = Node::new() else { return };
     let before = (ip("-brief link"), ip("-brief address"));
-    let Some((setup, _listener)) = steering(&node) else { return };
+    let Some((setup, _listener)) = steering(&node) else {
+        return;
+    };
     assert!(!pins(&node.bpffs()).is_empty());
-    let ids: Vec<_> = setup.ebpf().programs.iter().map(|program| program.id).collect();
+    let ids: Vec<_> = setup
+        .ebpf()
+        .programs
+        .iter()
+        .map(|program| program.id)
+        .collect();
     node.undo(setup);
     assert!(pins(&node.bpffs()).is_empty());
     assert!(!is_bpffs(&node.bpffs()), "the mount was ours");
     assert_eq!((ip("-brief link"), ip("-brief address")), before);
     // Programs are freed a moment (an RCU grace period) after their last reference.
-    node.until("the programs are gone", || ids.iter().all(|id| !program_exists(*id)));
+    node.until("the programs are gone", || {
+        ids.iter().all(|id| !program_exists(*id))
+    });
 }
 
 #[test]
@@ -352,7 +461,14 @@ fn undo_leaves_what_others_have_in_bpffs() {
     let Some(node) = Node::new() else { return };
     let bpffs = node.bpffs();
     fs::create_dir(&bpffs).unwrap();
-    nix::mount::mount(Some("bpf"), &bpffs, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>).unwrap();
+    nix::mount::mount(
+        Some("bpf"),
+        &bpffs,
+        Some("bpf"),
+        nix::mount::MsFlags::empty(),
+        None::<&str>,
+    )
+    .unwrap();
     fs::create_dir(bpffs.join("cilium")).unwrap();
     let Some(setup) = node.prepare() else { return };
     node.undo(setup);
@@ -375,12 +491,20 @@ fn without_privileges_it_says_what_is_off() {
     assert!(output.status.success(), "{printed}");
     let line = |name: &str| {
         let found = printed.lines().find(|line| line.starts_with(name));
-        found.unwrap_or_else(|| panic!("nothing about {name}: {printed}")).to_owned()
+        found
+            .unwrap_or_else(|| panic!("nothing about {name}: {printed}"))
+            .to_owned()
     };
-    assert!(line("interface on").contains("169.254.2.1/32"), "an address that is there already is used");
+    assert!(
+        line("interface on").contains("169.254.2.1/32"),
+        "an address that is there already is used"
+    );
     for name in ["steering off", "identity off"] {
         let line = line(name);
-        assert!(line.contains("CAP_BPF") || line.contains("built without"), "{line}");
+        assert!(
+            line.contains("CAP_BPF") || line.contains("built without"),
+            "{line}"
+        );
     }
 }
 
@@ -417,8 +541,16 @@ impl Role {
     }
 
     fn dress(self, command: &mut Command, bpffs: &Path) {
-        command.args(["--ignored", "--exact", "role", "--nocapture", "--test-threads=1"]);
-        command.env("HUBLET_TEST_ROLE", self.name()).env("HUBLET_TEST_BPFFS", bpffs);
+        command.args([
+            "--ignored",
+            "--exact",
+            "role",
+            "--nocapture",
+            "--test-threads=1",
+        ]);
+        command
+            .env("HUBLET_TEST_ROLE", self.name())
+            .env("HUBLET_TEST_BPFFS", bpffs);
     }
 
     fn start(self, bpffs: &Path, change: impl FnOnce(&mut Command)) -> Started {
@@ -430,7 +562,9 @@ impl Role {
     /// Through a shell script that ends in `exec "$0" "$@"`.
     fn start_by(self, script: &str, bpffs: &Path) -> Started {
         let mut command = Command::new("sh");
-        command.args(["-c", script]).arg(std::env::current_exe().unwrap());
+        command
+            .args(["-c", script])
+            .arg(std::env::current_exe().unwrap());
         self.dress(&mut command, bpffs);
         Started::new(command)
     }
@@ -443,16 +577,28 @@ fn program() -> PathBuf {
 
 impl Started {
     fn new(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start a role");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start a role");
         let input = child.stdin.take().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = output.find(|line| line.as_ref().is_ok_and(|line| line.ends_with("ready")));
         assert!(ready.is_some(), "the role ended before it was ready");
-        Self { child, input, output }
+        Self {
+            child,
+            input,
+            output,
+        }
     }
 
     fn end(self) {
-        let Self { mut child, input, output } = self;
+        let Self {
+            mut child,
+            input,
+            output,
+        } = self;
         drop(input);
         assert!(output.last().is_some(), "it tells its result");
         assert!(child.wait().unwrap().success());
@@ -465,7 +611,10 @@ impl Started {
 fn role() {
     let role = std::env::var("HUBLET_TEST_ROLE").expect("started by a test");
     let bpffs = PathBuf::from(std::env::var_os("HUBLET_TEST_BPFFS").expect("started by a test"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let wait = || {
         println!("ready");
         let _end = std::io::stdin().read(&mut [0; 1]);
@@ -476,13 +625,17 @@ fn role() {
             wait();
         }
         "daemon" => {
-            let setup = runtime.block_on(Setup::prepare(&node::config(&bpffs), MARK)).expect("setup");
+            let setup = runtime
+                .block_on(Setup::prepare(&node::config(&bpffs), MARK))
+                .expect("setup");
             let listener = listen(OWN);
             setup.steer(listener.as_fd()).expect("steer");
             wait();
         }
         "unprivileged" => {
-            let setup = runtime.block_on(Setup::prepare(&node::config(&bpffs), MARK)).expect("never fails");
+            let setup = runtime
+                .block_on(Setup::prepare(&node::config(&bpffs), MARK))
+                .expect("never fails");
             println!(); // the test's own line ends here
             for part in setup.parts() {
                 println!(
@@ -522,6 +675,8 @@ fn is_bpffs(path: &Path) -> bool {
 }
 
 fn program_exists(id: u32) -> bool {
-    let output = Command::new("bpftool").args(["prog", "show", "id", &id.to_string()]).output();
+    let output = Command::new("bpftool")
+        .args(["prog", "show", "id", &id.to_string()])
+        .output();
     output.is_ok_and(|output| output.status.success())
 }

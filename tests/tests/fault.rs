@@ -21,7 +21,9 @@ fn echo() -> SocketAddr {
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut &stream));
+            std::thread::spawn(move || {
+                std::io::copy(&mut stream.try_clone().unwrap(), &mut &stream)
+            });
         }
     });
     address
@@ -57,10 +59,24 @@ fn without_a_fault_bytes_pass_and_are_counted() {
     assert_eq!(ask(&mut stream, b"hello").unwrap(), b"hello");
     // What passes is counted when it has been written, which its reader may notice first.
     let stats = || proxy.stats();
-    eventually(SOON, "the answer is counted", || (stats().bytes_down == 5).then_some(())).unwrap();
-    assert_eq!((stats().bytes_up, stats().bytes_down, stats().connections, stats().open), (5, 5, 1, 1));
+    eventually(SOON, "the answer is counted", || {
+        (stats().bytes_down == 5).then_some(())
+    })
+    .unwrap();
+    assert_eq!(
+        (
+            stats().bytes_up,
+            stats().bytes_down,
+            stats().connections,
+            stats().open
+        ),
+        (5, 5, 1, 1)
+    );
     drop(stream);
-    eventually(SOON, "the connection is gone", || (proxy.stats().open == 0).then_some(())).unwrap();
+    eventually(SOON, "the connection is gone", || {
+        (proxy.stats().open == 0).then_some(())
+    })
+    .unwrap();
 }
 
 #[test]
@@ -101,8 +117,14 @@ fn refusing_closes_the_port_and_resets_connections() {
     let mut old = dial(&proxy);
     ask(&mut old, b"before").unwrap();
     proxy.set(Fault::Refuse).unwrap();
-    assert_eq!(TcpStream::connect(proxy.address()).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    assert_eq!(old.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        TcpStream::connect(proxy.address()).unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+    assert_eq!(
+        old.read(&mut [0; 1]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
     proxy.set(Fault::None).unwrap();
     assert_eq!(ask(&mut dial(&proxy), b"again").unwrap(), b"again");
 }
@@ -113,7 +135,10 @@ fn a_reset_hits_what_is_open_once() {
     let mut old = dial(&proxy);
     ask(&mut old, b"before").unwrap();
     proxy.set(Fault::Reset).unwrap();
-    assert_eq!(old.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        old.read(&mut [0; 1]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
     assert_eq!(proxy.fault(), Fault::None);
     assert_eq!(ask(&mut dial(&proxy), b"again").unwrap(), b"again");
 }
@@ -143,7 +168,10 @@ fn a_delay_is_both_ways_and_does_not_add_up_in_a_stream() {
     }
     stream.read_exact(&mut [0; 10]).unwrap();
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(200) && took < Duration::from_millis(800), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(200) && took < Duration::from_millis(800),
+        "{took:?}"
+    );
 }
 
 #[test]
@@ -155,7 +183,10 @@ fn a_rate_is_kept() {
     let start = Instant::now();
     ask(&mut stream, &[0; 10_000]).unwrap();
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(400) && took < Duration::from_secs(2), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(400) && took < Duration::from_secs(2),
+        "{took:?}"
+    );
 }
 
 #[test]
@@ -173,7 +204,15 @@ fn words_and_faults_are_the_same() {
     ] {
         assert_eq!(word.parse::<Fault>().unwrap().to_string(), word);
     }
-    for word in ["", "cut", "blackhole=left", "rate=0", "delay=x", "cut-after", "refuse=1"] {
+    for word in [
+        "",
+        "cut",
+        "blackhole=left",
+        "rate=0",
+        "delay=x",
+        "cut-after",
+        "refuse=1",
+    ] {
         assert!(word.parse::<Fault>().is_err(), "{word}");
     }
 }
@@ -186,21 +225,43 @@ fn a_node_reaches_its_cloud_over_a_cable_that_can_be_pulled() {
     let (node, far) = (Netns::new("node").unwrap(), Netns::new("cloud").unwrap());
     let (near, there) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
     let cable = node.link(near.into(), &far, there.into()).unwrap();
-    let options = cloud::Options { listen: (there, 6443).into(), netns: Some(far), ..Default::default() };
+    let options = cloud::Options {
+        listen: (there, 6443).into(),
+        netns: Some(far),
+        ..Default::default()
+    };
     let cloud = Cloud::start(options).unwrap();
     let patience = Duration::from_secs(1);
     let options = Options::new(&cloud.url(), cloud.ca.pem(), None);
-    let client = Client::new(Options { netns: Some(node.clone()), patience, ..options }).unwrap();
-    eventually(SOON, "the link is up", || client.get("/readyz").ok().filter(|answer| answer.status == 200))
-        .unwrap();
+    let client = Client::new(Options {
+        netns: Some(node.clone()),
+        patience,
+        ..options
+    })
+    .unwrap();
+    eventually(SOON, "the link is up", || {
+        client
+            .get("/readyz")
+            .ok()
+            .filter(|answer| answer.status == 200)
+    })
+    .unwrap();
     cable.set_up(false).unwrap();
     assert!(client.get("/readyz").is_err());
     cable.set_up(true).unwrap();
     eventually(SOON, "the link is up again", || client.get("/readyz").ok()).unwrap();
-    let outside =
-        Client::new(Options { patience, ..Options::new(&cloud.url(), cloud.ca.pem(), None) }).unwrap();
-    assert!(outside.get("/readyz").is_err(), "the namespaces are apart from the machine");
-    let listing = node.run(|| Command::new("ip").args(["-o", "link"]).output()).unwrap();
+    let outside = Client::new(Options {
+        patience,
+        ..Options::new(&cloud.url(), cloud.ca.pem(), None)
+    })
+    .unwrap();
+    assert!(
+        outside.get("/readyz").is_err(),
+        "the namespaces are apart from the machine"
+    );
+    let listing = node
+        .run(|| Command::new("ip").args(["-o", "link"]).output())
+        .unwrap();
     assert!(
         String::from_utf8_lossy(&listing.stdout).contains(cable.name()),
         "a child process runs in the namespace"
@@ -219,7 +280,9 @@ fn hublet_cloud_writes_its_folder_says_so_and_ends_with_its_starter() {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
     let file = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
     assert_eq!(ready["control"], file("control").as_str());
@@ -227,21 +290,42 @@ fn hublet_cloud_writes_its_folder_says_so_and_ends_with_its_starter() {
     assert!(file("cloud.kubeconfig").contains(ready["direct"].as_str().unwrap()));
     assert!(file("cloud.kubeconfig").contains(&file("admin.token")));
     let get = |server: &str| {
-        let options =
-            Options::new(ready[server].as_str().unwrap(), &file("cloud-ca.crt"), Some(&file("token")));
-        let client = Client::new(Options { patience: Duration::from_secs(1), ..options }).unwrap();
-        client.get("/apis/crd.projectcalico.org/v1/clusterinformations/default").map(|answer| answer.status)
+        let options = Options::new(
+            ready[server].as_str().unwrap(),
+            &file("cloud-ca.crt"),
+            Some(&file("token")),
+        );
+        let client = Client::new(Options {
+            patience: Duration::from_secs(1),
+            ..options
+        })
+        .unwrap();
+        client
+            .get("/apis/crd.projectcalico.org/v1/clusterinformations/default")
+            .map(|answer| answer.status)
     };
     assert_eq!(get("server").unwrap(), 200);
-    let control = Client::new(Options::new(&format!("http://{}", file("control")), "", None)).unwrap();
-    let set =
-        |word: &str| control.send(http::Request::put("/fault").body(word.into()).unwrap()).unwrap().status;
+    let control = Client::new(Options::new(
+        &format!("http://{}", file("control")),
+        "",
+        None,
+    ))
+    .unwrap();
+    let set = |word: &str| {
+        control
+            .send(http::Request::put("/fault").body(word.into()).unwrap())
+            .unwrap()
+            .status
+    };
     assert_eq!(set("blackhole"), 200);
     assert!(get("server").is_err());
     assert_eq!(get("direct").unwrap(), 200);
     assert_eq!((set("nonsense"), set("none")), (400, 200));
     assert_eq!(get("server").unwrap(), 200);
     drop(child.stdin.take());
-    let ended = eventually(SOON, "it ends with its starter", || child.try_wait().unwrap()).unwrap();
+    let ended = eventually(SOON, "it ends with its starter", || {
+        child.try_wait().unwrap()
+    })
+    .unwrap();
     assert!(ended.success());
 }

@@ -33,11 +33,36 @@ struct Place {
 }
 
 const PLACES: [Place; 5] = [
-    Place { name: "a pod's", uplink: false, route_localnet: false, rp_filter: false },
-    Place { name: "a pod's, route_localnet", uplink: false, route_localnet: true, rp_filter: false },
-    Place { name: "the uplink", uplink: true, route_localnet: false, rp_filter: false },
-    Place { name: "the uplink, rp_filter", uplink: true, route_localnet: false, rp_filter: true },
-    Place { name: "the uplink, route_localnet", uplink: true, route_localnet: true, rp_filter: false },
+    Place {
+        name: "a pod's",
+        uplink: false,
+        route_localnet: false,
+        rp_filter: false,
+    },
+    Place {
+        name: "a pod's, route_localnet",
+        uplink: false,
+        route_localnet: true,
+        rp_filter: false,
+    },
+    Place {
+        name: "the uplink",
+        uplink: true,
+        route_localnet: false,
+        rp_filter: false,
+    },
+    Place {
+        name: "the uplink, rp_filter",
+        uplink: true,
+        route_localnet: false,
+        rp_filter: true,
+    },
+    Place {
+        name: "the uplink, route_localnet",
+        uplink: true,
+        route_localnet: true,
+        rp_filter: false,
+    },
 ];
 
 /// A SYN, and what comes of it in each place.
@@ -68,7 +93,12 @@ const fn row(
     unguarded: [Reply; PLACES.len()],
     guarded: [Reply; PLACES.len()],
 ) -> Row {
-    Row { from, to, unguarded, guarded }
+    Row {
+        from,
+        to,
+        unguarded,
+        guarded,
+    }
 }
 
 /// A node with a pod, hublet's addresses served, and the pod's link open for crafted packets.
@@ -92,10 +122,25 @@ impl Stage {
         let [from, to] = pod::HARDWARE;
         // Answers leave at once: nobody has to be asked where the pod is.
         let pods = pod::hardware(from);
-        ip(&format!("neighbour replace {} lladdr {pods} dev {} nud permanent", pod::IP, pod::LINK));
-        let link = Link { from, to, ip: pod::IP, closed: SocketAddrV4::new(pod::NODE, 9) };
+        ip(&format!(
+            "neighbour replace {} lladdr {pods} dev {} nud permanent",
+            pod::IP,
+            pod::LINK
+        ));
+        let link = Link {
+            from,
+            to,
+            ip: pod::IP,
+            closed: SocketAddrV4::new(pod::NODE, 9),
+        };
         let wire = Wire::open(&pod.netns, "eth0", link).unwrap();
-        Some(Self { node, pod, setup, wire, _listeners: [secure, plain, loopback, others] })
+        Some(Self {
+            node,
+            pod,
+            setup,
+            wire,
+            _listeners: [secure, plain, loopback, others],
+        })
     }
 
     fn syn(&mut self, from: Ipv4Addr, to: SocketAddrV4) -> Reply {
@@ -104,12 +149,19 @@ impl Stage {
 
     /// Makes the pod's link what the place says, and has the guard notice.
     fn enter(&mut self, place: Place) {
-        for (name, on) in [("route_localnet", place.route_localnet), ("rp_filter", place.rp_filter)] {
+        for (name, on) in [
+            ("route_localnet", place.route_localnet),
+            ("rp_filter", place.rp_filter),
+        ] {
             let path = format!("/proc/sys/net/ipv4/conf/{}/{name}", pod::LINK);
             fs::write(path, if on { "1" } else { "0" }).unwrap();
         }
         if place.uplink && !ip("route show default").contains(pod::LINK) {
-            ip(&format!("route add default via {} dev {}", pod::IP, pod::LINK));
+            ip(&format!(
+                "route add default via {} dev {}",
+                pod::IP,
+                pod::LINK
+            ));
             if part(&self.setup, "guard").on {
                 let (pod, node) = (&self.pod, &self.node);
                 node.until("the uplink is noticed", || pod.dial(OWN).is_err());
@@ -125,8 +177,10 @@ impl Stage {
             for row in &ROWS {
                 let (seen, told) = (self.syn(row.from, row.to), told(row, index));
                 if seen != told {
-                    deviations
-                        .push(format!("{} → {}, {}: {seen:?}, not {told:?}", row.from, row.to, place.name));
+                    deviations.push(format!(
+                        "{} → {}, {}: {seen:?}, not {told:?}",
+                        row.from, row.to, place.name
+                    ));
                 }
             }
         }
@@ -141,23 +195,37 @@ impl Stage {
 
 #[test]
 fn without_the_guard_crafted_syns_are_answered() {
-    let Some(mut stage) = Stage::new(|config| config.guard.on = false) else { return };
+    let Some(mut stage) = Stage::new(|config| config.guard.on = false) else {
+        return;
+    };
     assert!(part(&stage.setup, "guard").detail.contains("--guard=false"));
-    assert_eq!(stage.deviations(|row, place| row.unguarded[place]), Vec::<String>::new());
-    assert_eq!(counter(&stage.setup, "pod_refused") + counter(&stage.setup, "uplink_refused"), 0);
+    assert_eq!(
+        stage.deviations(|row, place| row.unguarded[place]),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        counter(&stage.setup, "pod_refused") + counter(&stage.setup, "uplink_refused"),
+        0
+    );
     stage.undo();
 }
 
 #[test]
 fn i10_crafted_syns_come_no_further_than_the_guard() {
-    let Some(mut stage) = Stage::new(|_| {}) else { return };
+    let Some(mut stage) = Stage::new(|_| {}) else {
+        return;
+    };
     if !guarded(&stage.setup) {
         return;
     }
-    assert_eq!(stage.deviations(|row, place| row.guarded[place]), Vec::<String>::new());
+    assert_eq!(
+        stage.deviations(|row, place| row.guarded[place]),
+        Vec::<String>::new()
+    );
     let refused = |uplink| {
         let refusals = |row: &Row| {
-            let refused = |place: usize| PLACES[place].uplink == uplink && row.guarded[place] == Reset;
+            let refused =
+                |place: usize| PLACES[place].uplink == uplink && row.guarded[place] == Reset;
             (0..PLACES.len()).filter(|place| refused(*place)).count() as u64
         };
         ROWS.iter().map(refusals).sum::<u64>()
@@ -170,11 +238,20 @@ fn i10_crafted_syns_come_no_further_than_the_guard() {
 
 #[test]
 fn i10_xdp_leaves_no_answer_at_all() {
-    let Some(mut stage) = Stage::new(|config| config.guard.xdp = vec![pod::LINK.into()]) else { return };
-    assert!(part(&stage.setup, "xdp").on, "{:?}", part(&stage.setup, "xdp"));
+    let Some(mut stage) = Stage::new(|config| config.guard.xdp = vec![pod::LINK.into()]) else {
+        return;
+    };
+    assert!(
+        part(&stage.setup, "xdp").on,
+        "{:?}",
+        part(&stage.setup, "xdp")
+    );
     assert_eq!(stage.deviations(|_, _| Nothing), Vec::<String>::new());
     let sent = (ROWS.len() * PLACES.len()) as u64;
-    assert!(counter(&stage.setup, "xdp_dropped") >= sent, "each was dropped on the link itself");
+    assert!(
+        counter(&stage.setup, "xdp_dropped") >= sent,
+        "each was dropped on the link itself"
+    );
     stage.undo();
 }
 
@@ -190,20 +267,29 @@ fn guarded(setup: &Setup) -> bool {
 fn i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside() {
     let Some(node) = Node::new() else { return };
     let pod = Pod::new();
-    let Some((setup, _secure)) = steering(&node, |_| {}) else { return };
+    let Some((setup, _secure)) = steering(&node, |_| {}) else {
+        return;
+    };
     if !guarded(&setup) {
         return;
     }
     let foreign = SocketAddrV4::new(*OWN.ip(), 9999);
     let listeners = [PLAIN, LOOPBACK, foreign].map(listen);
-    listeners.iter().take(2).for_each(|listener| setup.attest(listener.as_fd()).unwrap());
+    listeners
+        .iter()
+        .take(2)
+        .for_each(|listener| setup.attest(listener.as_fd()).unwrap());
     for address in [OWN, PLAIN, LOOPBACK, foreign] {
-        drop(dial(address).unwrap_or_else(|error| panic!("the host itself reaches {address}: {error}")));
+        drop(
+            dial(address)
+                .unwrap_or_else(|error| panic!("the host itself reaches {address}: {error}")),
+        );
     }
     pod.dial(OWN).expect("a pod reaches the secure port");
     assert_eq!(counter(&setup, "pod_refused"), 0);
     pod.dial(PLAIN).expect_err("a pod and the plain port");
-    pod.dial(foreign).expect_err("a pod and another port of our address");
+    pod.dial(foreign)
+        .expect_err("a pod and another port of our address");
     assert!(counter(&setup, "pod_refused") >= 2);
 
     // The veth becomes the way out of the node: from now on what comes by it is from outside.
@@ -222,21 +308,32 @@ fn xdp_drops_on_the_uplinks_that_are_named() {
     let Some(node) = Node::new() else { return };
     let pod = Pod::new();
     let change = |config: &mut SetupConfig| config.guard.xdp = vec![pod::LINK.into()];
-    let Some((setup, secure)) = steering(&node, change) else { return };
+    let Some((setup, secure)) = steering(&node, change) else {
+        return;
+    };
     let guard = part(&setup, "guard");
-    assert!(guard.on || guard.detail.contains("XDP drops"), "half a guard is told as such: {guard:?}");
+    assert!(
+        guard.on || guard.detail.contains("XDP drops"),
+        "half a guard is told as such: {guard:?}"
+    );
     pod.dial(OWN).expect_err("dropped before anything answers");
     let elsewhere = listen(SocketAddrV4::new(pod::NODE, 8080));
-    pod.dial(SocketAddrV4::new(pod::NODE, 8080)).expect("other addresses are not our business");
+    pod.dial(SocketAddrV4::new(pod::NODE, 8080))
+        .expect("other addresses are not our business");
     drop(elsewhere);
     drop(dial(OWN).expect("the host itself"));
     node.undo(setup);
     drop(secure);
 
     let change = |config: &mut SetupConfig| config.guard.xdp = vec!["no-such-link".into()];
-    let Some((setup, _secure)) = steering(&node, change) else { return };
+    let Some((setup, _secure)) = steering(&node, change) else {
+        return;
+    };
     let missing = part(&setup, "xdp");
-    assert!(!missing.on && missing.detail.contains("no-such-link"), "{missing:?}");
+    assert!(
+        !missing.on && missing.detail.contains("no-such-link"),
+        "{missing:?}"
+    );
     drop(dial(SERVICE).expect("the rest works"));
     node.undo(setup);
 }

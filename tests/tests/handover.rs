@@ -39,8 +39,15 @@ fn site() -> Result<Option<Site>> {
 
 /// Steered: nothing else answers at the service's address, so that a call which passes through fails.
 fn by_service(site: &Site) -> Result<Client> {
-    let options = client::Options::new(SERVICE, &site.daemon.ca_pem()?, Some(&site.cloud.admin_token));
-    Client::new(client::Options { netns: Some(site.netns.clone()), ..options })
+    let options = client::Options::new(
+        SERVICE,
+        &site.daemon.ca_pem()?,
+        Some(&site.cloud.admin_token),
+    );
+    Client::new(client::Options {
+        netns: Some(site.netns.clone()),
+        ..options
+    })
 }
 
 #[test]
@@ -72,7 +79,9 @@ fn call(client: &Client, served: &AtomicU32, stop: &AtomicBool) -> Met {
         let began = Instant::now();
         match client.get(CALL) {
             Ok(answer) if answer.status == 200 => drop(served.fetch_add(1, Relaxed)),
-            Ok(answer) => met.lost.push(format!("{} {}", answer.status, answer.text())),
+            Ok(answer) => met
+                .lost
+                .push(format!("{} {}", answer.status, answer.text())),
             Err(cause) => met.lost.push(format!("{cause:#}")),
         }
         met.slowest = met.slowest.max(began.elapsed());
@@ -85,11 +94,15 @@ fn three_upgrades(site: &mut Site, prepare: impl Fn(&Site, usize) -> Result<()>)
     const CLIENTS: usize = 3;
     const UPGRADES: usize = 3;
     let (served, stop) = (AtomicU32::new(0), AtomicBool::new(false));
-    let clients: Vec<Client> = (0..CLIENTS).map(|_| by_service(site)).collect::<Result<_>>()?;
+    let clients: Vec<Client> = (0..CLIENTS)
+        .map(|_| by_service(site))
+        .collect::<Result<_>>()?;
     let met = std::thread::scope(|scope| -> Result<Vec<Met>> {
         let (served, stop) = (&served, &stop);
-        let calling: Vec<_> =
-            clients.iter().map(|client| scope.spawn(move || call(client, served, stop))).collect();
+        let calling: Vec<_> = clients
+            .iter()
+            .map(|client| scope.spawn(move || call(client, served, stop)))
+            .collect();
         let upgraded = (|| {
             for upgrade in 0..UPGRADES {
                 let before = served.load(Relaxed);
@@ -103,26 +116,49 @@ fn three_upgrades(site: &mut Site, prepare: impl Fn(&Site, usize) -> Result<()>)
             Ok(())
         })();
         stop.store(true, Relaxed);
-        let met = calling.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let met = calling
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
         upgraded.map(|()| met)
     })?;
     let slowest = met.iter().map(|met| met.slowest).max().unwrap();
     let lost: Vec<&String> = met.iter().flat_map(|met| &met.lost).collect();
     let some = &lost[..lost.len().min(5)];
-    assert!(lost.is_empty(), "{} calls lost of {}: {some:?}", lost.len(), served.load(Relaxed));
-    assert!(slowest < SLOWEST * slowness(), "a call took {slowest:?}; the log:\n{}", site.daemon.log());
+    assert!(
+        lost.is_empty(),
+        "{} calls lost of {}: {some:?}",
+        lost.len(),
+        served.load(Relaxed)
+    );
+    assert!(
+        slowest < SLOWEST * slowness(),
+        "a call took {slowest:?}; the log:\n{}",
+        site.daemon.log()
+    );
     Ok(())
 }
 
 fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
-    let Some(mut site) = site()? else { return Ok(()) };
+    let Some(mut site) = site()? else {
+        return Ok(());
+    };
     let client = by_service(&site)?;
     eventually(Duration::from_secs(5), "steered", || {
-        client.get(CALL).is_ok_and(|a| a.status == 200).then_some(())
+        client
+            .get(CALL)
+            .is_ok_and(|a| a.status == 200)
+            .then_some(())
     })?;
     site.cut()?;
-    let stored = || client.get(CALL).is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "store");
-    eventually(Duration::from_secs(10), "answered from the store", || stored().then_some(()))?;
+    let stored = || {
+        client
+            .get(CALL)
+            .is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "store")
+    };
+    eventually(Duration::from_secs(10), "answered from the store", || {
+        stored().then_some(())
+    })?;
 
     three_upgrades(&mut site, |site, _| prepare(site))?;
     all_of_it_is_the_last_ones(&mut site)
@@ -133,12 +169,22 @@ fn all_of_it_is_the_last_ones(site: &mut Site) -> Result<()> {
     let layouts = std::fs::read_dir(site.daemon.bpffs().unwrap().join("hublet"))?.count();
     assert_eq!(layouts, 1, "what the old ones pinned is gone");
     let status = site.daemon.status()?;
-    let off = status["parts"].as_array().unwrap().iter().filter(|part| part["on"] != true);
+    let off = status["parts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|part| part["on"] != true);
     let off: Vec<_> = off.map(|part| part["name"].as_str().unwrap()).collect();
     assert_eq!(off, require::off().unwrap_or_default(), "{status:#}");
-    assert_eq!(daemons(site)?, [site.daemon.pid().unwrap()], "one daemon is left");
+    assert_eq!(
+        daemons(site)?,
+        [site.daemon.pid().unwrap()],
+        "one daemon is left"
+    );
     assert!(site.daemon.stop()?.success());
-    let links = site.netns.run(|| Command::new("ip").args(["-brief", "link"]).output())?;
+    let links = site
+        .netns
+        .run(|| Command::new("ip").args(["-brief", "link"]).output())?;
     assert!(
         !String::from_utf8_lossy(&links.stdout).contains("hub-dummy0"),
         "the last one removes the interface"
@@ -151,10 +197,16 @@ fn daemons(site: &Site) -> Result<Vec<u32>> {
     let flag = format!("--root-dir={}", site.daemon.root_dir().display());
     let ours = |process: &std::fs::DirEntry| {
         let arguments = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        arguments.split(|byte| *byte == 0).any(|argument| argument == flag.as_bytes())
+        arguments
+            .split(|byte| *byte == 0)
+            .any(|argument| argument == flag.as_bytes())
     };
-    let processes = std::fs::read_dir("/proc")?.filter_map(Result::ok).filter(ours);
-    Ok(processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).collect())
+    let processes = std::fs::read_dir("/proc")?
+        .filter_map(Result::ok)
+        .filter(ours);
+    Ok(processes
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .collect())
 }
 
 /// The link dies without a word, and a moment later the upgrade begins: answers are under way that will never come. The
@@ -169,17 +221,26 @@ fn i12_an_upgrade_loses_nothing_right_after_the_link_has_died() -> Result<()> {
 fn i12_an_upgrade_on_a_dead_link_does_not_wait_for_what_only_the_cloud_knows() -> Result<()> {
     upgrades_as_the_link_dies(|site| {
         let log = by_service(site)?;
-        drop(std::thread::spawn(move || log.get("/api/v1/namespaces/default/pods/web/log")));
+        drop(std::thread::spawn(move || {
+            log.get("/api/v1/namespaces/default/pods/web/log")
+        }));
         Ok(())
     })
 }
 
 fn upgrades_as_the_link_dies(ask: impl Fn(&Site) -> Result<()>) -> Result<()> {
-    let Some(mut site) = site()? else { return Ok(()) };
+    let Some(mut site) = site()? else {
+        return Ok(());
+    };
     let client = by_service(&site)?;
-    let forwarded =
-        || client.get(CALL).is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "cloud");
-    eventually(Duration::from_secs(5), "forwarded", || forwarded().then_some(()))?;
+    let forwarded = || {
+        client
+            .get(CALL)
+            .is_ok_and(|a| a.status == 200 && a.header("x-hublet-source") == "cloud")
+    };
+    eventually(Duration::from_secs(5), "forwarded", || {
+        forwarded().then_some(())
+    })?;
     three_upgrades(&mut site, |site, upgrade| {
         if upgrade == 1 {
             site.fault.set(Fault::Blackhole(None))?;
@@ -203,7 +264,8 @@ fn a_successor_in_the_same_cgroup_has_it_for_itself_once_the_old_one_is_gone() -
     })?;
     let Some(mut site) = site else { return Ok(()) };
     let bpffs = site.daemon.bpffs().unwrap().to_path_buf();
-    let left_out = || Ok::<_, anyhow::Error>(Pinned::find(&bpffs)?.dump("hub_config")?["ownCgroup"].clone());
+    let left_out =
+        || Ok::<_, anyhow::Error>(Pinned::find(&bpffs)?.dump("hub_config")?["ownCgroup"].clone());
     let own = std::fs::metadata(cgroup.path())?.ino();
     assert_eq!(left_out()?, own, "alone in it from the start");
     assert!(site.daemon.succeed()?.success());
@@ -222,13 +284,23 @@ fn a_successor_that_dies_brings_the_old_one_back() -> Result<()> {
 
     let mut successor = start_successor(&site)?;
     let takes = || site.daemon.log().contains("a new hublet takes over");
-    eventually(Duration::from_secs(10), "it takes our place", || takes().then_some(()))?;
+    eventually(Duration::from_secs(10), "it takes our place", || {
+        takes().then_some(())
+    })?;
     successor.kill()?;
     successor.wait()?;
     let again = || site.daemon.log().matches("serves node").count() == 2;
-    eventually(Duration::from_secs(10), "it starts itself anew", || again().then_some(()))?;
-    eventually(Duration::from_secs(10), "steered again", || served().then_some(()))?;
-    assert_eq!(site.daemon.pid(), pid, "in the same process: whoever watches over it sees none end");
+    eventually(Duration::from_secs(10), "it starts itself anew", || {
+        again().then_some(())
+    })?;
+    eventually(Duration::from_secs(10), "steered again", || {
+        served().then_some(())
+    })?;
+    assert_eq!(
+        site.daemon.pid(),
+        pid,
+        "in the same process: whoever watches over it sees none end"
+    );
     Ok(())
 }
 
@@ -238,12 +310,19 @@ const DOOR: &str = "HUBLET_TEST_DOOR";
 #[test]
 #[ignore = "the successor's process"]
 fn hanging_successor() -> Result<()> {
-    let Ok(door) = std::env::var(DOOR) else { return Ok(()) };
+    let Ok(door) = std::env::var(DOOR) else {
+        return Ok(());
+    };
     let mut old = UnixStream::connect(door)?;
     old.write_all(b"?")?;
     let (mut words, mut space) = ([0; 4096], nix::cmsg_space!([RawFd; 16]));
     let mut words = [IoSliceMut::new(&mut words)];
-    recvmsg::<()>(old.as_raw_fd(), &mut words, Some(&mut space), MsgFlags::empty())?;
+    recvmsg::<()>(
+        old.as_raw_fd(),
+        &mut words,
+        Some(&mut space),
+        MsgFlags::empty(),
+    )?;
     loop {
         std::thread::park();
     }
@@ -266,10 +345,17 @@ fn a_successor_that_has_gone_before_it_takes_anything_changes_nothing() -> Resul
     successor.shutdown(Shutdown::Read)?;
     successor.write_all(b"?")?;
     let refused = || site.daemon.log().contains("did not take");
-    eventually(Duration::from_secs(5), "it is told", || refused().then_some(()))?;
+    eventually(Duration::from_secs(5), "it is told", || {
+        refused().then_some(())
+    })?;
     drop(successor);
     assert_eq!(by_service(&site)?.get(CALL)?.status, 200, "and all goes on");
-    assert_eq!(site.daemon.log().matches("serves node").count(), 1, "{}", site.daemon.log());
+    assert_eq!(
+        site.daemon.log().matches("serves node").count(),
+        1,
+        "{}",
+        site.daemon.log()
+    );
     Ok(())
 }
 
@@ -282,12 +368,16 @@ fn a_successor_that_hangs_is_ended_and_the_old_one_comes_back() -> Result<()> {
     eventually(Duration::from_secs(5), "steered", || served().then_some(()))?;
     let mut successor = start_successor(&site)?;
     let again = || site.daemon.log().matches("serves node").count() == 2;
-    let came = eventually(Duration::from_secs(30), "it starts itself anew", || again().then_some(()));
+    let came = eventually(Duration::from_secs(30), "it starts itself anew", || {
+        again().then_some(())
+    });
     let _ended = successor.kill();
     let ended = successor.wait()?;
     came?;
     assert_eq!(ended.signal(), Some(9));
-    eventually(Duration::from_secs(10), "steered again", || served().then_some(()))
+    eventually(Duration::from_secs(10), "steered again", || {
+        served().then_some(())
+    })
 }
 
 #[test]
@@ -298,17 +388,28 @@ fn nobody_else_may_ask() -> Result<()> {
     assert_eq!(mode & 0o777, 0o600);
     let mut stranger = UnixStream::connect(&socket)?;
     stranger.write_all(b"x")?;
-    let refused = || site.daemon.log().contains("somebody asked for our place and was refused");
-    eventually(Duration::from_secs(5), "it is refused", || refused().then_some(()))?;
+    let refused = || {
+        site.daemon
+            .log()
+            .contains("somebody asked for our place and was refused")
+    };
+    eventually(Duration::from_secs(5), "it is refused", || {
+        refused().then_some(())
+    })?;
     assert_eq!(by_service(&site)?.get(CALL)?.status, 200, "and all goes on");
     Ok(())
 }
 
 #[test]
 fn without_an_old_one_take_over_is_an_ordinary_start() -> Result<()> {
-    let Some(mut site) = site()? else { return Ok(()) };
+    let Some(mut site) = site()? else {
+        return Ok(());
+    };
     site.daemon.kill()?;
-    assert!(site.daemon.root_dir().join("handover.sock").exists(), "left by the killed one");
+    assert!(
+        site.daemon.root_dir().join("handover.sock").exists(),
+        "left by the killed one"
+    );
     let take_over = |site: &mut Site| site.daemon.start_with("--take-over");
     take_over(&mut site)?;
     assert_eq!(by_service(&site)?.get(CALL)?.status, 200);

@@ -32,15 +32,24 @@ fn link_and_address_are_made_and_serve() {
     let before = (ip("-brief link"), addresses());
     let setup = prepare(&node).expect("setup");
     let interface = part(&setup, "interface");
-    assert!(interface.on && interface.detail.starts_with("hub-dummy0 ("), "{interface:?}");
+    assert!(
+        interface.on && interface.detail.starts_with("hub-dummy0 ("),
+        "{interface:?}"
+    );
     // `cargo xtask vm` says which kind is the first that its kernel has: another one is a fallback without need.
     if let Ok(kind) = std::env::var("HUBLET_TEST_LINK_KIND") {
-        assert!(interface.detail.contains(&format!("({kind})")), "the kernel has {kind}: {interface:?}");
+        assert!(
+            interface.detail.contains(&format!("({kind})")),
+            "the kernel has {kind}: {interface:?}"
+        );
     }
     let shown = ip("-details address show dev hub-dummy0");
     assert!(shown.contains("inet 169.254.2.1/32 scope link"), "{shown}");
     assert!(shown.contains("alias made by hublet"), "{shown}");
-    assert!(!shown.contains("inet6"), "no IPv6 address of its own: {shown}");
+    assert!(
+        !shown.contains("inet6"),
+        "no IPv6 address of its own: {shown}"
+    );
     let listener = listen(node::OWN);
     dial(listener.local_addr().unwrap()).expect("the address serves");
     node.undo(setup);
@@ -68,7 +77,10 @@ fn what_a_killed_daemon_left_is_used_and_removed() {
     let setup = prepare(&node).expect("again");
     assert!(part(&setup, "interface").on);
     node.undo(setup);
-    assert!(!addresses().contains("hub-dummy0"), "it was hublet's, so it goes");
+    assert!(
+        !addresses().contains("hub-dummy0"),
+        "it was hublet's, so it goes"
+    );
 }
 
 #[test]
@@ -77,10 +89,16 @@ fn a_link_of_the_users_is_kept() {
     ip("link add hub-dummy0 type bridge");
     let setup = prepare(&node).expect("setup");
     let interface = part(&setup, "interface");
-    assert!(interface.on && interface.detail.contains("(bridge)"), "{interface:?}");
+    assert!(
+        interface.on && interface.detail.contains("(bridge)"),
+        "{interface:?}"
+    );
     node.undo(setup);
     let left = addresses();
-    assert!(left.contains("hub-dummy0") && !left.contains("169.254.2.1"), "{left}");
+    assert!(
+        left.contains("hub-dummy0") && !left.contains("169.254.2.1"),
+        "{left}"
+    );
 }
 
 #[test]
@@ -88,8 +106,13 @@ fn an_address_elsewhere_is_an_error_that_says_where() {
     let Some(node) = Node::new() else { return };
     ip("link add other0 type bridge");
     ip("address add 169.254.2.1/32 dev other0");
-    let error = prepare(&node).expect_err("it is someone else's").to_string();
-    assert!(error.contains("other0") && error.contains("ip address del 169.254.2.1 dev other0"), "{error}");
+    let error = prepare(&node)
+        .expect_err("it is someone else's")
+        .to_string();
+    assert!(
+        error.contains("other0") && error.contains("ip address del 169.254.2.1 dev other0"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -98,7 +121,10 @@ fn an_address_on_lo_is_used() {
     ip("address add 169.254.2.1/32 dev lo");
     let setup = prepare(&node).expect("setup");
     let interface = part(&setup, "interface");
-    assert!(interface.on && interface.detail.starts_with("lo (loopback)"), "{interface:?}");
+    assert!(
+        interface.on && interface.detail.starts_with("lo (loopback)"),
+        "{interface:?}"
+    );
     node.undo(setup);
     assert!(addresses().contains("169.254.2.1"), "it was there before");
 }
@@ -107,13 +133,24 @@ fn an_address_on_lo_is_used() {
 fn removed_link_or_address_is_back_within_a_second() {
     let Some(node) = Node::new() else { return };
     let setup = prepare(&node).expect("setup");
-    for removal in ["link del hub-dummy0", "address del 169.254.2.1/32 dev hub-dummy0"] {
+    for removal in [
+        "link del hub-dummy0",
+        "address del 169.254.2.1/32 dev hub-dummy0",
+    ] {
         ip(removal);
         let begin = Instant::now();
         node.until(removal, || addresses().contains("169.254.2.1/32"));
-        assert!(begin.elapsed() < Duration::from_secs(1), "{removal}: back after {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(1),
+            "{removal}: back after {:?}",
+            begin.elapsed()
+        );
     }
-    node.until("the report", || part(&setup, "interface").detail.contains("put back 2 times"));
+    node.until("the report", || {
+        part(&setup, "interface")
+            .detail
+            .contains("put back 2 times")
+    });
     node.undo(setup);
     assert!(!addresses().contains("hub-dummy0"));
 }
@@ -123,11 +160,20 @@ fn switched_off_is_said() {
     let Some(node) = Node::new() else { return };
     let mut config = config(&node);
     config.dummy = None;
-    let setup = node.runtime.block_on(Setup::prepare(&config, MARK)).expect("setup");
+    let setup = node
+        .runtime
+        .block_on(Setup::prepare(&config, MARK))
+        .expect("setup");
     let interface = part(&setup, "interface");
-    assert!(!interface.on && interface.detail.contains("--enable-dummy-if=false"), "{interface:?}");
+    assert!(
+        !interface.on && interface.detail.contains("--enable-dummy-if=false"),
+        "{interface:?}"
+    );
     let steering = part(&setup, "steering");
-    assert!(!steering.on && steering.detail.contains("/nonexistent"), "{steering:?}");
+    assert!(
+        !steering.on && steering.detail.contains("/nonexistent"),
+        "{steering:?}"
+    );
     assert!(!addresses().contains(&IpAddr::V4(Ipv4Addr::new(169, 254, 2, 1)).to_string()));
     node.undo(setup);
 }

@@ -40,7 +40,9 @@ fn on_the_node<F: Future<Output = Result<()>>>(
     program: impl FnOnce() -> F + Send,
 ) -> Result<()> {
     edge.netns.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         runtime.block_on(program())
     })
 }
@@ -58,7 +60,9 @@ where
     let seen = async {
         while let Some(event) = watch.next().await {
             match event.context("the watch reported an error")? {
-                Event::Apply(pod) | Event::InitApply(pod) if pod.name_any() == name => return Ok(()),
+                Event::Apply(pod) | Event::InitApply(pod) if pod.name_any() == name => {
+                    return Ok(());
+                }
                 _ => {}
             }
         }
@@ -78,8 +82,11 @@ fn kube_rs_lists_and_gets_online_and_after_the_cut() -> Result<()> {
             let kind = GroupVersionKind::gvk("crd.projectcalico.org", "v1", "IPPool");
             let pools: Api<DynamicObject> =
                 Api::all_with(kube, &ApiResource::from_gvk_with_plural(&kind, "ippools"));
-            let online =
-                (names(&pods).await?, pods.get("pod-a").await?, pools.get("default-ipv4-ippool").await?);
+            let online = (
+                names(&pods).await?,
+                pods.get("pod-a").await?,
+                pools.get("default-ipv4-ippool").await?,
+            );
             assert_eq!(online.0, ["pod-a", "pod-b"]);
             assert!(pods.get_opt("absent").await?.is_none());
 
@@ -92,11 +99,21 @@ fn kube_rs_lists_and_gets_online_and_after_the_cut() -> Result<()> {
                     assert_eq!(pods.get("pod-a").await?, online.1, "{fault}");
                     assert!(pods.get_opt("absent").await?.is_none(), "{fault}");
                 }
-                assert_eq!(pools.get("default-ipv4-ippool").await?.data, online.2.data, "{fault}");
+                assert_eq!(
+                    pools.get("default-ipv4-ippool").await?.data,
+                    online.2.data,
+                    "{fault}"
+                );
                 let name = format!("never-asked-for-before-{fault}");
                 let unknown = pods.get(&name).await.expect_err("it can't be known");
-                let kube::Error::Api(status) = unknown else { bail!("no Status: {unknown}") };
-                assert_eq!((status.code, status.reason.as_str()), (503, "ServiceUnavailable"), "{fault}");
+                let kube::Error::Api(status) = unknown else {
+                    bail!("no Status: {unknown}")
+                };
+                assert_eq!(
+                    (status.code, status.reason.as_str()),
+                    (503, "ServiceUnavailable"),
+                    "{fault}"
+                );
                 edge.fault.order(Fault::None).await?;
                 wait_for_the_cloud(&pods, &name).await?;
             }
@@ -112,7 +129,9 @@ async fn wait_for_the_cloud(pods: &Api<Pod>, unknown: &str) -> Result<()> {
         match pods.get_opt(unknown).await {
             Ok(None) => return Ok(()),
             Ok(Some(_)) => bail!("a pod that nobody made"),
-            Err(cause) if tokio::time::Instant::now() > deadline => bail!("not within {MENDED:?}: {cause}"),
+            Err(cause) if tokio::time::Instant::now() > deadline => {
+                bail!("not within {MENDED:?}: {cause}")
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
@@ -140,7 +159,8 @@ fn watch_survives(fault: Fault) -> Result<()> {
             edge.fault.order(fault).await?;
             edge.cloud.admin().create(PODS, &pod("pod-d", "edge-1"))?;
             // Four seconds of silence: longer than hublet needs to know that the cloud is away.
-            let quiet = tokio::time::timeout(Duration::from_secs(4), see(&mut watch, "pod-d")).await;
+            let quiet =
+                tokio::time::timeout(Duration::from_secs(4), see(&mut watch, "pod-d")).await;
             if let Ok(seen) = quiet {
                 seen?;
                 bail!("pod-d came through a link that is cut");

@@ -29,7 +29,11 @@ impl<'a> Kubectl<'a> {
     }
 
     fn past_hublet(edge: &'a Edge) -> Result<Self> {
-        Self::new(edge, format!("https://{}", edge.cloud.address()), edge.cloud.ca())
+        Self::new(
+            edge,
+            format!("https://{}", edge.cloud.address()),
+            edge.cloud.ca(),
+        )
     }
 
     fn new(edge: &'a Edge, server: String, ca_pem: &str) -> Result<Self> {
@@ -46,7 +50,10 @@ impl<'a> Kubectl<'a> {
             .args(words.split_whitespace())
             .arg(format!("--server={}", self.server))
             .arg(format!("--token={}", self.edge.cloud.admin_token()))
-            .arg(format!("--certificate-authority={}", self.ca.path().display()))
+            .arg(format!(
+                "--certificate-authority={}",
+                self.ca.path().display()
+            ))
             .env("HOME", home.path())
             .env_remove("KUBECONFIG")
             .stdin(Stdio::null());
@@ -57,19 +64,28 @@ impl<'a> Kubectl<'a> {
         let home = tempfile::tempdir()?;
         let mut command = self.command(&home, words);
         command.arg("--request-timeout=20s");
-        self.edge.netns.run(|| command.output()).context("running kubectl")
+        self.edge
+            .netns
+            .run(|| command.output())
+            .context("running kubectl")
     }
 
     /// Standard output of a call that must succeed.
     fn text(&self, words: &str) -> Result<String> {
         let output = self.run(words)?;
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "kubectl {words}: {}: {error}", output.status);
+        assert!(
+            output.status.success(),
+            "kubectl {words}: {}: {error}",
+            output.status
+        );
         Ok(String::from_utf8(output.stdout)?)
     }
 
     fn json(&self, words: &str) -> Result<Value> {
-        Ok(serde_json::from_str(&self.text(&format!("{words} -o json"))?)?)
+        Ok(serde_json::from_str(
+            &self.text(&format!("{words} -o json"))?,
+        )?)
     }
 
     /// The table without its last column, the age.
@@ -86,8 +102,15 @@ impl<'a> Kubectl<'a> {
     fn watch(&self, words: &str) -> Result<Watch> {
         let home = tempfile::tempdir()?;
         let mut command = self.command(&home, words);
-        command.args(["--watch", "-o", "name"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = self.edge.netns.run(|| command.spawn()).context("running kubectl")?;
+        command
+            .args(["--watch", "-o", "name"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self
+            .edge
+            .netns
+            .run(|| command.spawn())
+            .context("running kubectl")?;
         let (sender, lines) = channel();
         let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
         std::thread::spawn(move || {
@@ -97,7 +120,11 @@ impl<'a> Kubectl<'a> {
                 }
             }
         });
-        Ok(Watch { child, lines, _home: home })
+        Ok(Watch {
+            child,
+            lines,
+            _home: home,
+        })
     }
 }
 
@@ -116,7 +143,10 @@ impl Watch {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left).with_context(|| {
-                format!("{wanted} did not come; lines: {seen:?}, kubectl: {:?}", self.child.try_wait())
+                format!(
+                    "{wanted} did not come; lines: {seen:?}, kubectl: {:?}",
+                    self.child.try_wait()
+                )
             })?;
             if line == wanted {
                 return Ok(());
@@ -143,9 +173,14 @@ impl Drop for Watch {
 }
 
 fn on_an_edge(test: impl FnOnce(&Edge) -> Result<()>) -> Result<()> {
-    let kubectl = Command::new("kubectl").args(["version", "--client"]).output();
+    let kubectl = Command::new("kubectl")
+        .args(["version", "--client"])
+        .output();
     let there = kubectl.is_ok_and(|output| output.status.success());
-    if !require::met(there, "it needs kubectl: install it (https://kubernetes.io/docs/tasks/tools/)") {
+    if !require::met(
+        there,
+        "it needs kubectl: install it (https://kubernetes.io/docs/tasks/tools/)",
+    ) {
         return Ok(());
     }
     Edge::run(test)
@@ -181,7 +216,10 @@ fn what_kubectl_reads_is_the_same_past_through_and_after_the_cut() -> Result<()>
             // What was never read isn't known: an error, and no empty list.
             let output = through.run("get secrets --all-namespaces")?;
             let error = String::from_utf8_lossy(&output.stderr);
-            assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+            assert!(
+                !output.status.success() && output.stdout.is_empty(),
+                "{output:?}"
+            );
             assert!(error.contains("ServiceUnavailable"), "{error}");
             let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
             edge.mend(&client, PODS)?;
@@ -230,12 +268,22 @@ fn after_the_cut_kubectl_is_told_that_nothing_was_written_i1() -> Result<()> {
         ] {
             let output = kubectl.run(words)?;
             let error = String::from_utf8_lossy(&output.stderr);
-            assert!(!output.status.success(), "kubectl {words} said that it was done");
-            assert!(error.contains("hublet: the cloud is away"), "kubectl {words}: {error}");
+            assert!(
+                !output.status.success(),
+                "kubectl {words} said that it was done"
+            );
+            assert!(
+                error.contains("hublet: the cloud is away"),
+                "kubectl {words}: {error}"
+            );
         }
         let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
         edge.mend(&client, PODS)?;
-        let absent = edge.cloud.admin().request("GET", "/api/v1/namespaces/default/configmaps/kept", None)?;
+        let absent = edge.cloud.admin().request(
+            "GET",
+            "/api/v1/namespaces/default/configmaps/kept",
+            None,
+        )?;
         assert_eq!(absent.status, 404, "{}", absent.text());
         let node = edge.cloud.admin().get("/api/v1/nodes/edge-1")?;
         assert!(node["metadata"]["labels"]["kept"].is_null(), "{node}");

@@ -16,19 +16,40 @@ fn start(alpn: &'static str) -> (Cloud, Client) {
     let cloud = Cloud::start(cloud::Options::default()).unwrap();
     let options = Options::new(&cloud.url(), cloud.ca.pem(), Some(&cloud.admin_token));
     let patience = Duration::from_millis(500);
-    let client = Client::new(Options { alpn: vec![alpn], patience, ..options }).unwrap();
+    let client = Client::new(Options {
+        alpn: vec![alpn],
+        patience,
+        ..options
+    })
+    .unwrap();
     (cloud, client)
 }
 
 fn tell(cloud: &Cloud, method: &str, lie: Lie) {
-    cloud.lies().tell(LieRule::new(method, "/api/v1/", lie).times(1));
+    cloud
+        .lies()
+        .tell(LieRule::new(method, "/api/v1/", lie).times(1));
 }
 
 #[test]
 fn errors_come_with_a_status_a_count_and_retry_after() {
     let (cloud, client) = start("h2");
-    cloud.lies().tell(LieRule::new("GET", NODES, Lie::Status { code: 429, retry_after: 7 }).times(2));
-    assert_eq!(client.get("/version").unwrap().status, 200, "another path hears the truth");
+    cloud.lies().tell(
+        LieRule::new(
+            "GET",
+            NODES,
+            Lie::Status {
+                code: 429,
+                retry_after: 7,
+            },
+        )
+        .times(2),
+    );
+    assert_eq!(
+        client.get("/version").unwrap().status,
+        200,
+        "another path hears the truth"
+    );
     for _ in 0..2 {
         let answer = client.get(NODE).unwrap();
         assert_eq!((answer.status, answer.header("retry-after")), (429, "7"));
@@ -36,8 +57,19 @@ fn errors_come_with_a_status_a_count_and_retry_after() {
         assert_eq!(answer.json()["reason"], "TooManyRequests");
     }
     assert_eq!(client.get(NODE).unwrap().status, 200, "the lie is used up");
-    tell(&cloud, "list", Lie::Status { code: 500, retry_after: 0 });
-    assert_eq!(client.get(NODE).unwrap().status, 200, "a lie to lists is none to gets");
+    tell(
+        &cloud,
+        "list",
+        Lie::Status {
+            code: 500,
+            retry_after: 0,
+        },
+    );
+    assert_eq!(
+        client.get(NODE).unwrap().status,
+        200,
+        "a lie to lists is none to gets"
+    );
     let answer = client.get(NODES).unwrap();
     assert_eq!((answer.status, answer.header("retry-after")), (500, ""));
 }
@@ -51,10 +83,16 @@ fn bodies_can_be_poisoned_in_sound_http() {
         assert_eq!(client.get(NODE).unwrap().body, truth.body[..100]);
         tell(&cloud, "", Lie::Garbage);
         let garbage = client.get(NODE).unwrap();
-        assert_eq!((garbage.header("content-type"), garbage.json()), ("application/json", Value::Null));
+        assert_eq!(
+            (garbage.header("content-type"), garbage.json()),
+            ("application/json", Value::Null)
+        );
         tell(&cloud, "", Lie::ContentType("text/html".into()));
         let odd = client.get(NODE).unwrap();
-        assert_eq!((odd.header("content-type"), &odd.body), ("text/html", &truth.body));
+        assert_eq!(
+            (odd.header("content-type"), &odd.body),
+            ("text/html", &truth.body)
+        );
         tell(&cloud, "", Lie::HugeHeader(8_000));
         assert_eq!(client.get(NODE).unwrap().header("x-huge").len(), 8_000);
         assert_eq!(client.get(NODE).unwrap().body, truth.body);
@@ -80,12 +118,23 @@ fn lists_and_watches_break_off_in_the_middle() {
         let mut list = client.watch("/api/v1/pods").unwrap();
         let first = list.piece(SOON).unwrap().unwrap();
         assert!(first.starts_with(br#"{"kind":"PodList""#));
-        assert!(list.piece(SOON).unwrap_err().to_string().contains("broke off"));
+        assert!(
+            list.piece(SOON)
+                .unwrap_err()
+                .to_string()
+                .contains("broke off")
+        );
         tell(&cloud, "watch", Lie::CutFrame(2));
         let mut watch = client.watch("/api/v1/pods?watch=true").unwrap();
         assert_eq!(watch.event(SOON).unwrap().unwrap()["type"], "ADDED");
         assert_eq!(watch.event(SOON).unwrap().unwrap()["type"], "ADDED");
-        assert!(watch.event(SOON).unwrap_err().to_string().contains("broke off"));
+        assert!(
+            watch
+                .event(SOON)
+                .unwrap_err()
+                .to_string()
+                .contains("broke off")
+        );
         tell(&cloud, "get", Lie::CutAfter(10));
         assert!(format!("{:#}", client.get(NODE).unwrap_err()).contains("broke off"));
     }
@@ -110,28 +159,61 @@ fn old_tales_and_empty_lists() {
     cloud.put(node).unwrap();
     tell(&cloud, "get", Lie::Stale);
     assert_eq!(client.get(NODE).unwrap().json(), before);
-    assert_eq!(client.get(NODE).unwrap().json()["metadata"]["labels"]["changed"], "yes");
+    assert_eq!(
+        client.get(NODE).unwrap().json()["metadata"]["labels"]["changed"],
+        "yes"
+    );
     tell(&cloud, "list", Lie::EmptyList);
     let list = client.get(NODES).unwrap().json();
-    assert_eq!((&list["kind"], &list["items"]), (&json!("NodeList"), &json!([])));
-    assert_eq!(client.get(NODES).unwrap().json()["items"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        (&list["kind"], &list["items"]),
+        (&json!("NodeList"), &json!([]))
+    );
+    assert_eq!(
+        client.get(NODES).unwrap().json()["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[test]
 fn the_control_port_makes_it_lie_and_tells_what_it_was_asked() {
     let (cloud, client) = start("h2");
     let fault = FaultProxy::start("127.0.0.1:0".parse().unwrap(), cloud.address, None).unwrap();
-    let controls = Controls { fault: fault.handle(), cloud: Some(cloud.handle()) };
+    let controls = Controls {
+        fault: fault.handle(),
+        cloud: Some(cloud.handle()),
+    };
     let control = Control::start("127.0.0.1:0".parse().unwrap(), controls).unwrap();
-    let port = Client::new(Options::new(&format!("http://{}", control.address()), "", None)).unwrap();
-    let lie = json!({"path": NODES, "method": "list", "count": 1, "lie": {"status": {"code": 503}}});
+    let port = Client::new(Options::new(
+        &format!("http://{}", control.address()),
+        "",
+        None,
+    ))
+    .unwrap();
+    let lie =
+        json!({"path": NODES, "method": "list", "count": 1, "lie": {"status": {"code": 503}}});
     assert_eq!(port.json("POST", "/lies", &lie).unwrap().status, 200);
     assert_eq!(client.get(NODES).unwrap().status, 503);
-    let wrong = port.json("POST", "/lies", &json!({"lie": "whatever"})).unwrap();
-    assert!(wrong.status == 400 && wrong.text().contains("a lie looks like"), "{}", wrong.text());
+    let wrong = port
+        .json("POST", "/lies", &json!({"lie": "whatever"}))
+        .unwrap();
+    assert!(
+        wrong.status == 400 && wrong.text().contains("a lie looks like"),
+        "{}",
+        wrong.text()
+    );
     let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m"}, "data": {"a": "b"}});
     assert_eq!(port.json("PUT", "/objects", &map).unwrap().status, 200);
-    assert_eq!(client.get("/api/v1/namespaces/default/configmaps/m").unwrap().json()["data"]["a"], "b");
+    assert_eq!(
+        client
+            .get("/api/v1/namespaces/default/configmaps/m")
+            .unwrap()
+            .json()["data"]["a"],
+        "b"
+    );
     let requests = port.get("/requests").unwrap().json();
     assert_eq!(requests[0]["path"], NODES);
     assert_eq!(requests[0]["user"], "admin");

@@ -25,22 +25,36 @@ fn source(answer: &Answer) -> &str {
 
 fn post(client: &Client) -> Answer {
     client
-        .json("POST", "/apis/crd.projectcalico.org/v1/ipamhandles", &json!({"metadata": {"name": "x"}}))
+        .json(
+            "POST",
+            "/apis/crd.projectcalico.org/v1/ipamhandles",
+            &json!({"metadata": {"name": "x"}}),
+        )
         .unwrap()
 }
 
 fn walk(fault: Fault, first: Duration) -> Result<()> {
-    let Some(site) = Site::start("offline", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("offline", |_| {})? else {
+        return Ok(());
+    };
     let calico = site.daemon.client(Some(&site.cloud.calico_token))?;
     let online = calico.get(INFORMATION)?;
-    assert_eq!((online.status, source(&online)), (200, "cloud"), "{online:?}");
+    assert_eq!(
+        (online.status, source(&online)),
+        (200, "cloud"),
+        "{online:?}"
+    );
     assert_eq!(calico.get(ABSENT)?.status, 404);
 
     site.fault.set(fault)?;
     let cut = Instant::now();
     let stored = calico.get(INFORMATION)?;
     let took = cut.elapsed();
-    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (200, "store"),
+        "{stored:?}"
+    );
     assert_eq!(stored.body, online.body, "the same bytes");
     assert!(stored.header("age").parse::<u64>()? < 60);
     assert!(took < first, "the first answer took {took:?}");
@@ -49,14 +63,32 @@ fn walk(fault: Fault, first: Duration) -> Result<()> {
         assert_eq!((again.status, source(&again)), (200, "store"));
     }
     let missing = calico.get(ABSENT)?;
-    assert_eq!((missing.status, source(&missing)), (404, "store"), "what the cloud said 404 to: {missing:?}");
+    assert_eq!(
+        (missing.status, source(&missing)),
+        (404, "store"),
+        "what the cloud said 404 to: {missing:?}"
+    );
 
-    let stranger = site.daemon.client(Some("another-token"))?.get(INFORMATION)?;
-    assert_eq!((stranger.status, source(&stranger)), (503, "hublet"), "unknown, not refused: {stranger:?}");
+    let stranger = site
+        .daemon
+        .client(Some("another-token"))?
+        .get(INFORMATION)?;
+    assert_eq!(
+        (stranger.status, source(&stranger)),
+        (503, "hublet"),
+        "unknown, not refused: {stranger:?}"
+    );
     let nobody = site.daemon.client(None)?.get(INFORMATION)?;
-    assert_eq!(nobody.status, 403, "anonymous was never allowed this: {nobody:?}");
+    assert_eq!(
+        nobody.status, 403,
+        "anonymous was never allowed this: {nobody:?}"
+    );
     let write = post(&calico);
-    assert_eq!((write.status, write.json()["kind"].as_str()), (503, Some("Status")), "{write:?}");
+    assert_eq!(
+        (write.status, write.json()["kind"].as_str()),
+        (503, Some("Status")),
+        "{write:?}"
+    );
     assert_eq!(write.header("retry-after"), "", "callers fail fast");
     let unknown = calico.get("/apis/crd.projectcalico.org/v1/ipamblocks/10-0-0-0-26")?;
     assert_eq!(unknown.status, 503, "not knowing is no 404: {unknown:?}");
@@ -69,7 +101,10 @@ fn walk(fault: Fault, first: Duration) -> Result<()> {
 
     site.fault.set(Fault::None)?;
     eventually(Duration::from_secs(5), "the cloud answers again", || {
-        calico.get(INFORMATION).ok().filter(|answer| source(answer) == "cloud")
+        calico
+            .get(INFORMATION)
+            .ok()
+            .filter(|answer| source(answer) == "cloud")
     })?;
     Ok(())
 }
@@ -87,32 +122,59 @@ fn i11_a_silent_link_costs_the_first_caller_less_than_a_second() -> Result<()> {
 #[test]
 fn i11_a_link_that_dies_within_an_answer_costs_its_caller_nothing() -> Result<()> {
     for path in [INFORMATION, NODES] {
-        let Some(site) = Site::start("offline", |_| {})? else { return Ok(()) };
+        let Some(site) = Site::start("offline", |_| {})? else {
+            return Ok(());
+        };
         let client = site.daemon.client(Some(&site.cloud.admin_token))?;
         let online = client.get(path)?;
-        assert_eq!((online.status, source(&online)), (200, "cloud"), "{online:?}");
-        site.cloud.lies().tell(LieRule::new("GET", path, Lie::Stall).times(1));
+        assert_eq!(
+            (online.status, source(&online)),
+            (200, "cloud"),
+            "{online:?}"
+        );
+        site.cloud
+            .lies()
+            .tell(LieRule::new("GET", path, Lie::Stall).times(1));
         let stored = std::thread::scope(|scope| {
             let asked = scope.spawn(|| client.get(path));
             // The head is out, and what follows it never comes.
-            eventually(Duration::from_secs(5), "the cloud has taken the call", || {
-                site.cloud.lies().rules().is_empty().then_some(())
-            })?;
+            eventually(
+                Duration::from_secs(5),
+                "the cloud has taken the call",
+                || site.cloud.lies().rules().is_empty().then_some(()),
+            )?;
             site.fault.set(Fault::Blackhole(None))?;
             asked.join().expect("the client doesn't panic")
         })?;
-        assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
-        assert_eq!(stored.json()["items"].as_array(), online.json()["items"].as_array(), "the same items");
-        assert_eq!(stored.json()["spec"], online.json()["spec"], "the same object");
+        assert_eq!(
+            (stored.status, source(&stored)),
+            (200, "store"),
+            "{stored:?}"
+        );
+        assert_eq!(
+            stored.json()["items"].as_array(),
+            online.json()["items"].as_array(),
+            "the same items"
+        );
+        assert_eq!(
+            stored.json()["spec"],
+            online.json()["spec"],
+            "the same object"
+        );
     }
     Ok(())
 }
 
 #[test]
 fn i5_a_watch_stays_open_over_the_cut_and_sees_what_came_after_the_mend() -> Result<()> {
-    let Some(site) = Site::start("watch", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("watch", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
-    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let path = format!("{NODES}?watch=true&resourceVersion={version}&allowWatchBookmarks=true");
     let mut online = admin.watch(&path)?;
     site.cut()?;
@@ -126,16 +188,25 @@ fn i5_a_watch_stays_open_over_the_cut_and_sees_what_came_after_the_mend() -> Res
     node["metadata"]["labels"]["seen"] = json!("after");
     site.cloud.put(node)?;
     site.fault.set(Fault::None)?;
-    assert_eq!(offline.event(deadline)?, None, "ends when the cloud is back");
+    assert_eq!(
+        offline.event(deadline)?,
+        None,
+        "ends when the cloud is back"
+    );
     let mut back = admin.watch(&path)?;
     let event = back.event(deadline)?.unwrap();
-    assert_eq!(event["object"]["metadata"]["labels"]["seen"], "after", "{event}");
+    assert_eq!(
+        event["object"]["metadata"]["labels"]["seen"], "after",
+        "{event}"
+    );
     Ok(())
 }
 
 #[test]
 fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
-    let Some(site) = Site::start("lists", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("lists", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     for n in 0..25 {
         let name = format!("paged-{n:02}");
@@ -146,20 +217,42 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
     let first = admin.get(&format!("{maps}?limit=10"))?.json();
     let mut token = first["metadata"]["continue"].as_str().unwrap().to_owned();
     while !token.is_empty() {
-        let page = admin.get(&format!("{maps}?limit=10&continue={token}"))?.json();
-        token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+        let page = admin
+            .get(&format!("{maps}?limit=10&continue={token}"))?
+            .json();
+        token = page["metadata"]["continue"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
     }
     let whole = admin.get("/api/v1/namespaces")?;
     // Informers watch after they have listed: so the cloud has allowed it.
     assert_eq!(
-        admin.watch(&format!("{maps}?watch=true&resourceVersion={}", site.cloud.version()))?.status,
+        admin
+            .watch(&format!(
+                "{maps}?watch=true&resourceVersion={}",
+                site.cloud.version()
+            ))?
+            .status,
         200
     );
     site.cut()?;
     let stored = admin.get(maps)?;
-    assert_eq!(stored.json()["items"].as_array().map(Vec::len), Some(25), "{stored:?}");
-    assert_eq!(admin.get("/api/v1/namespaces")?.body, whole.body, "the same list, byte for byte");
-    assert_eq!(admin.get("/api/v1/configmaps")?.status, 503, "all namespaces were never listed");
+    assert_eq!(
+        stored.json()["items"].as_array().map(Vec::len),
+        Some(25),
+        "{stored:?}"
+    );
+    assert_eq!(
+        admin.get("/api/v1/namespaces")?.body,
+        whole.body,
+        "the same list, byte for byte"
+    );
+    assert_eq!(
+        admin.get("/api/v1/configmaps")?.status,
+        503,
+        "all namespaces were never listed"
+    );
     let mut watch = admin.watch(&format!(
         "{maps}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
     ))?;
@@ -167,7 +260,10 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
     loop {
         let event = watch.event(Duration::from_secs(5))?.unwrap();
         if event["type"] == "BOOKMARK" {
-            assert_eq!(event["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+            assert_eq!(
+                event["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"],
+                "true"
+            );
             break;
         }
         seen += 1;
@@ -178,12 +274,22 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
 
 #[test]
 fn what_the_cloud_answers_badly_is_passed_on_and_not_stored() -> Result<()> {
-    let Some(site) = Site::start("lies", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("lies", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let good = admin.get(INFORMATION)?;
-    site.cloud
-        .lies()
-        .tell(LieRule::new("GET", INFORMATION, Lie::Status { code: 500, retry_after: 0 }).times(1));
+    site.cloud.lies().tell(
+        LieRule::new(
+            "GET",
+            INFORMATION,
+            Lie::Status {
+                code: 500,
+                retry_after: 0,
+            },
+        )
+        .times(1),
+    );
     assert_eq!(admin.get(INFORMATION)?.status, 500, "passed on as it came");
     site.cut()?;
     let stored = admin.get(INFORMATION)?;
@@ -193,11 +299,14 @@ fn what_the_cloud_answers_badly_is_passed_on_and_not_stored() -> Result<()> {
 
 #[test]
 fn i2_an_older_copy_is_never_served_in_another_encoding() -> Result<()> {
-    let Some(site) = Site::start("encoding", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("encoding", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     assert_eq!(admin.get(INFORMATION)?.status, 200);
     site.cut()?;
-    let only_protobuf = Request::get(INFORMATION).header("accept", "application/vnd.kubernetes.protobuf");
+    let only_protobuf =
+        Request::get(INFORMATION).header("accept", "application/vnd.kubernetes.protobuf");
     let refused = admin.send(only_protobuf.body(Vec::new())?)?;
     assert_eq!(refused.status, 503, "stored in JSON: {refused:?}");
     Ok(())
@@ -219,7 +328,9 @@ fn families(scrape: &str) -> Vec<String> {
 
 #[test]
 fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> {
-    let Some(site) = Site::start("metrics", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("metrics", |_| {})? else {
+        return Ok(());
+    };
     let mut said = families(&site.daemon.scrape()?);
     let page = include_str!("../../docs/metrics.md");
     let mut written: Vec<String> = page
@@ -235,7 +346,9 @@ fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> 
 
 #[test]
 fn i1_a_refused_write_is_heard_by_http2_clients() -> Result<()> {
-    let Some(site) = Site::start("refused", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("refused", |_| {})? else {
+        return Ok(());
+    };
     let path = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
     assert_eq!(site.admin()?.get(path)?.status, 200);
     site.cut()?;
@@ -258,8 +371,16 @@ fn i1_a_refused_write_is_heard_by_http2_clients() -> Result<()> {
         curl.args(["-o", "/dev/null", "-w", "%{http_code} %{errormsg}", &url]);
         Ok(String::from_utf8_lossy(&site.netns.run(|| curl.output())?.stdout).into_owned())
     };
-    let away = || said().is_ok_and(|said| said.starts_with("503")).then_some(());
-    eventually(Duration::from_secs(5), "the cloud is known to be away", away)?;
+    let away = || {
+        said()
+            .is_ok_and(|said| said.starts_with("503"))
+            .then_some(())
+    };
+    eventually(
+        Duration::from_secs(5),
+        "the cloud is known to be away",
+        away,
+    )?;
     for _ in 0..30 {
         assert_eq!(said()?, "503 ", "an answer, and no reset of its stream");
     }

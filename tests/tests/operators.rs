@@ -23,7 +23,10 @@ const SOON: Duration = Duration::from_secs(5);
 /// The commands, beside the site's daemon.
 fn hublet(netns: &Netns, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(binary()?);
-    command.args(arguments).env_remove("NODE_NAME").stdin(Stdio::null());
+    command
+        .args(arguments)
+        .env_remove("NODE_NAME")
+        .stdin(Stdio::null());
     Ok(netns.run(|| command.output())?)
 }
 
@@ -34,7 +37,8 @@ fn text(bytes: &[u8]) -> String {
 /// Characters that a terminal would obey.
 fn control_characters(text: &str) -> Vec<char> {
     let hidden = |c: &char| {
-        (c.is_control() && *c != '\n') || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        (c.is_control() && *c != '\n')
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
     };
     text.chars().filter(hidden).collect()
 }
@@ -54,7 +58,9 @@ fn steered() -> Result<Option<Site>> {
 /// row of the table. They reached the terminal through `hublet status`, and the log.
 #[test]
 fn a_callers_name_is_text_on_a_terminal_and_in_the_log() -> Result<()> {
-    let Some(site) = steered()? else { return Ok(()) };
+    let Some(site) = steered()? else {
+        return Ok(());
+    };
     let folder = tempfile::tempdir()?;
     let named = folder.path().join("\u{1b}[31m\u{9b}2J\u{202e}\nr");
     std::fs::copy("/bin/bash", &named)?;
@@ -62,19 +68,27 @@ fn a_callers_name_is_text_on_a_terminal_and_in_the_log() -> Result<()> {
     // One HTTP request, and one TLS handshake that fails.
     let calls = "exec 3<>/dev/tcp/169.254.2.1/10261; printf 'GET /version HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3; \
         exec 4<>/dev/tcp/169.254.2.1/10268; printf '\\x16\\x03\\x01\\x00\\x01\\x00' >&4; cat <&4";
-    let called = site.netns.run(|| Command::new(&named).args(["-c", calls]).output())?;
+    let called = site
+        .netns
+        .run(|| Command::new(&named).args(["-c", calls]).output())?;
     assert!(called.status.success(), "{}", text(&called.stderr));
 
     let json = hublet(&site.netns, &["status", "-o", "json"])?;
     let status: serde_json::Value = serde_json::from_slice(&json.stdout)?;
     let callers = status["callers"].as_array().unwrap();
-    let ours = callers.iter().map(|caller| caller["process"]["executable"].as_str().unwrap_or_default());
+    let ours = callers
+        .iter()
+        .map(|caller| caller["process"]["executable"].as_str().unwrap_or_default());
     assert!(
-        ours.into_iter().any(|path| *path == *named.to_str().unwrap()),
+        ours.into_iter()
+            .any(|path| *path == *named.to_str().unwrap()),
         "JSON tells it exactly: {status:#}"
     );
     let table = text(&hublet(&site.netns, &["status"])?.stdout);
-    assert!(table.contains("\\u{1b}[31m\\u{9b}2J\\u{202e}\\nr"), "{table}");
+    assert!(
+        table.contains("\\u{1b}[31m\\u{9b}2J\\u{202e}\\nr"),
+        "{table}"
+    );
     let raw = Client::new(hublet_tests::client::Options {
         netns: Some(site.netns.clone()),
         ..hublet_tests::client::Options::new(ADMIN, "", None)
@@ -96,7 +110,9 @@ fn a_callers_name_is_text_on_a_terminal_and_in_the_log() -> Result<()> {
 /// A daemon without pins (no bpffs, no privileges) was not noticed: its CA, certificate and store went from under it.
 #[test]
 fn uninstall_takes_nothing_from_a_living_daemon() -> Result<()> {
-    let site = Site::start("operators", |options| options.flags.push("--bpffs=/proc/none".into()))?;
+    let site = Site::start("operators", |options| {
+        options.flags.push("--bpffs=/proc/none".into())
+    })?;
     let Some(mut site) = site else { return Ok(()) };
     let elsewhere = Netns::new("elsewhere")?;
     let folder = tempfile::tempdir()?;
@@ -107,32 +123,52 @@ fn uninstall_takes_nothing_from_a_living_daemon() -> Result<()> {
         format!("--disk-cache-path={}", root.join("cache").display()),
     ];
     let uninstall = || {
-        let arguments: Vec<&str> =
-            std::iter::once("uninstall").chain(flags.iter().map(String::as_str)).collect();
+        let arguments: Vec<&str> = std::iter::once("uninstall")
+            .chain(flags.iter().map(String::as_str))
+            .collect();
         hublet(&elsewhere, &arguments)
     };
     let refused = uninstall()?;
     let said = text(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1), "{said}{}", text(&refused.stdout));
+    assert_eq!(
+        refused.status.code(),
+        Some(1),
+        "{said}{}",
+        text(&refused.stdout)
+    );
     let pid = format!("process {}", site.daemon.pid().unwrap());
-    assert!(said.contains(&pid) && said.contains("SIGTERM"), "whom to stop, and how: {said}");
+    assert!(
+        said.contains(&pid) && said.contains("SIGTERM"),
+        "whom to stop, and how: {said}"
+    );
     assert!(root.join("pki/dev-ca.crt").exists() && root.join("cache/hublet.redb").exists());
 
     assert!(site.daemon.stop()?.success());
     let done = uninstall()?;
     assert!(done.status.success(), "{}", text(&done.stderr));
-    assert!(!root.exists(), "nothing is left once it has stopped: {}", text(&done.stdout));
+    assert!(
+        !root.exists(),
+        "nothing is left once it has stopped: {}",
+        text(&done.stdout)
+    );
     Ok(())
 }
 
 /// Terminals that close and logrotate send SIGHUP: it ended the daemon without a drain, and left pins and interface.
 #[test]
 fn signals_that_mean_reload_elsewhere_end_nothing() -> Result<()> {
-    let Some(mut site) = Site::start("operators", |_| {})? else { return Ok(()) };
+    let Some(mut site) = Site::start("operators", |_| {})? else {
+        return Ok(());
+    };
     let pid = Pid::from_raw(site.daemon.pid().unwrap().cast_signed());
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
         kill(pid, signal)?;
-        let told = || site.daemon.log().contains(&format!("{signal} is ignored")).then_some(());
+        let told = || {
+            site.daemon
+                .log()
+                .contains(&format!("{signal} is ignored"))
+                .then_some(())
+        };
         eventually(SOON, "it is logged and ignored", told)?;
     }
     assert_eq!(site.admin()?.get("/version")?.status, 200);
@@ -148,11 +184,20 @@ fn a_server_that_is_not_used_is_told_of() -> Result<()> {
     let second = format!("--server-addr=https://{SECOND}");
     let site = Site::start("operators", |options| options.flags.push(second.clone()))?;
     let Some(site) = site else { return Ok(()) };
-    let warning = |text: &str| text.lines().any(|l| l.contains(SECOND) && l.contains("not used yet"));
+    let warning = |text: &str| {
+        text.lines()
+            .any(|l| l.contains(SECOND) && l.contains("not used yet"))
+    };
     assert!(warning(&site.daemon.log()), "{}", site.daemon.log());
     let table = text(&hublet(&site.netns, &["status"])?.stdout);
     assert!(warning(&table), "{table}");
-    let least = ["config", "--node-name=a", "--server-addr=https://a:1", "--bootstrap-file=/b", &second];
+    let least = [
+        "config",
+        "--node-name=a",
+        "--server-addr=https://a:1",
+        "--bootstrap-file=/b",
+        &second,
+    ];
     let printed = hublet(&site.netns, &least)?;
     assert!(warning(&text(&printed.stderr)), "{}", text(&printed.stderr));
     Ok(())
@@ -161,26 +206,44 @@ fn a_server_that_is_not_used_is_told_of() -> Result<()> {
 /// The probe of the secure port is plain HTTP: it counted as two clients' errors a second.
 #[test]
 fn the_own_probe_is_nobodys_call() -> Result<()> {
-    let Some(site) = Site::start("operators", |_| {})? else { return Ok(()) };
-    let uptime = || site.daemon.status().is_ok_and(|s| s["uptime_seconds"].as_u64() >= Some(2));
-    eventually(SOON, "some probes have been made", || uptime().then_some(()))?;
+    let Some(site) = Site::start("operators", |_| {})? else {
+        return Ok(());
+    };
+    let uptime = || {
+        site.daemon
+            .status()
+            .is_ok_and(|s| s["uptime_seconds"].as_u64() >= Some(2))
+    };
+    eventually(SOON, "some probes have been made", || {
+        uptime().then_some(())
+    })?;
     let scrape = site.daemon.scrape()?;
     let closed = metric("hublet_connections_closed_total").label("cause", "plain_on_secure");
     let accepted = metric("hublet_connections_accepted_total").label("port", "secure");
-    assert_eq!((closed.sum(&scrape), accepted.sum(&scrape)), (0.0, 0.0), "{scrape}");
+    assert_eq!(
+        (closed.sum(&scrape), accepted.sum(&scrape)),
+        (0.0, 0.0),
+        "{scrape}"
+    );
 
     let mut plain = site.daemon.client_options(None)?;
     plain.url = SECURE.replace("https", "http");
     assert_eq!(Client::new(plain)?.get("/")?.status, 400);
     let scrape = site.daemon.scrape()?;
-    assert_eq!((closed.sum(&scrape), accepted.sum(&scrape)), (1.0, 1.0), "others' mistakes count: {scrape}");
+    assert_eq!(
+        (closed.sum(&scrape), accepted.sum(&scrape)),
+        (1.0, 1.0),
+        "others' mistakes count: {scrape}"
+    );
     Ok(())
 }
 
 /// Failed handshakes were for the debug level only; at the default one nobody knew why a client did not get through.
 #[test]
 fn a_failed_handshake_is_warned_of_and_a_flood_of_them_once() -> Result<()> {
-    let Some(site) = Site::start("operators", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("operators", |_| {})? else {
+        return Ok(());
+    };
     let mut stranger = site.daemon.client_options(None)?;
     stranger.ca_pem = Ca::new("another")?.pem().to_owned();
     let stranger = Client::new(stranger)?;
@@ -192,17 +255,30 @@ fn a_failed_handshake_is_warned_of_and_a_flood_of_them_once() -> Result<()> {
         (failed().sum(&site.daemon.scrape().ok()?) >= 20.0).then_some(())
     })?;
     let log = site.daemon.log();
-    let warnings: Vec<_> = log.lines().filter(|line| line.contains("TLS handshake with")).collect();
+    let warnings: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("TLS handshake with"))
+        .collect();
     assert_eq!(warnings.len(), 1, "{log}");
-    assert!(warnings[0].contains("WARN") && warnings[0].contains("169.254.2.1:"), "{}", warnings[0]);
-    assert!(warnings[0].contains("does the client trust our CA?"), "{}", warnings[0]);
+    assert!(
+        warnings[0].contains("WARN") && warnings[0].contains("169.254.2.1:"),
+        "{}",
+        warnings[0]
+    );
+    assert!(
+        warnings[0].contains("does the client trust our CA?"),
+        "{}",
+        warnings[0]
+    );
     Ok(())
 }
 
 /// `hublet status | head` ended in an error message.
 #[test]
 fn an_output_that_nobody_reads_is_a_quiet_end() -> Result<()> {
-    let Some(site) = Site::start("operators", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("operators", |_| {})? else {
+        return Ok(());
+    };
     let least = [
         "config",
         "--node-name=a",
@@ -210,13 +286,26 @@ fn an_output_that_nobody_reads_is_a_quiet_end() -> Result<()> {
         "--bootstrap-file=/b",
         "--bootstrap-mode=development",
     ];
-    for arguments in [&["status"][..], &["status", "-o", "json"], &["version"], &least] {
+    for arguments in [
+        &["status"][..],
+        &["status", "-o", "json"],
+        &["version"],
+        &least,
+    ] {
         let (reader, writer) = std::io::pipe()?;
         drop(reader);
         let mut command = Command::new(binary()?);
-        command.args(arguments).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .stderr(Stdio::piped());
         let output = site.netns.run(|| command.spawn())?.wait_with_output()?;
-        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(141), ""), "{arguments:?}");
+        assert_eq!(
+            (output.status.code(), text(&output.stderr).as_str()),
+            (Some(141), ""),
+            "{arguments:?}"
+        );
     }
     Ok(())
 }
@@ -224,21 +313,46 @@ fn an_output_that_nobody_reads_is_a_quiet_end() -> Result<()> {
 /// Nothing turned eBPF off as a whole, and what a flag had switched off was a warning.
 #[test]
 fn ebpf_can_be_switched_off_as_a_whole_and_that_is_no_warning() -> Result<()> {
-    let Some(mut site) = steered()? else { return Ok(()) };
+    let Some(mut site) = steered()? else {
+        return Ok(());
+    };
     let pinned = site.daemon.bpffs().unwrap().join("hublet");
     site.daemon.kill()?;
-    assert!(pinned.exists(), "the killed one's programs are still attached");
+    assert!(
+        pinned.exists(),
+        "the killed one's programs are still attached"
+    );
     let before = site.daemon.log().len();
     site.daemon.start_with("--ebpf=false")?;
     assert!(!pinned.exists(), "and are taken off");
     let status = site.daemon.status()?;
-    assert_eq!(status["ebpf"]["programs"], serde_json::json!([]), "{status:#}");
+    assert_eq!(
+        status["ebpf"]["programs"],
+        serde_json::json!([]),
+        "{status:#}"
+    );
     for part in ["steering", "identity", "guard"] {
-        let part = status["parts"].as_array().unwrap().iter().find(|p| p["name"] == part).unwrap();
-        assert_eq!((&part["on"], &part["wanted"]), (&false.into(), &false.into()), "{part}");
-        assert!(part["detail"].as_str().unwrap().contains("--ebpf=false"), "{part}");
+        let part = status["parts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|p| p["name"] == part)
+            .unwrap();
+        assert_eq!(
+            (&part["on"], &part["wanted"]),
+            (&false.into(), &false.into()),
+            "{part}"
+        );
+        assert!(
+            part["detail"].as_str().unwrap().contains("--ebpf=false"),
+            "{part}"
+        );
     }
-    assert_eq!(site.admin()?.get("/version")?.status, 200, "who dials it itself is served");
+    assert_eq!(
+        site.admin()?.get("/version")?.status,
+        200,
+        "who dials it itself is served"
+    );
     let log = site.daemon.log();
     assert!(!log[before..].contains("WARN"), "{}", &log[before..]);
     Ok(())

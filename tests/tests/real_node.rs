@@ -63,7 +63,9 @@ impl Field {
         if !node::possible() {
             return Ok(None);
         }
-        let Some(binaries) = binaries()? else { return Ok(None) };
+        let Some(binaries) = binaries()? else {
+            return Ok(None);
+        };
         let Some(programs) = binaries.folder() else {
             let reason = "it needs the kubelet that is built with Go: unset KUBEBUILDER_ASSETS";
             let _said = hublet_tests::require::met(false, reason);
@@ -75,7 +77,11 @@ impl Field {
         here.ip(&format!("route add default via {CLOUD_ADDRESS}"))?;
 
         let addresses = vec![IpAddr::V4(CLOUD_ADDRESS)];
-        let options = Options { netns: Some(there.clone()), addresses, ..Options::default() };
+        let options = Options {
+            netns: Some(there.clone()),
+            addresses,
+            ..Options::default()
+        };
         let cloud = KubeCloud::start_with(&binaries, options)?;
         let front = FaultProxy::start((CLOUD_ADDRESS, 6443).into(), cloud.address(), Some(&there))?;
         let service = FaultProxy::start((SERVICE, 443).into(), cloud.address(), Some(&there))?;
@@ -97,7 +103,15 @@ impl Field {
             pod_network: POD_NETWORK.into(),
             programs: programs.into(),
         })?;
-        let field = Self { node, daemon, service, _front: front, there, link, cloud };
+        let field = Self {
+            node,
+            daemon,
+            service,
+            _front: front,
+            there,
+            link,
+            cloud,
+        };
         field.plug(true)?;
         Ok(Some(field))
     }
@@ -107,7 +121,8 @@ impl Field {
         self.link.set_up(plugged)?;
         if plugged {
             // The kernel drops a route together with its link.
-            self.there.ip(&format!("route replace {POD_NETWORK} via {NODE_ADDRESS}"))?;
+            self.there
+                .ip(&format!("route replace {POD_NETWORK} via {NODE_ADDRESS}"))?;
         }
         Ok(())
     }
@@ -120,10 +135,14 @@ impl Field {
     fn fill(&self) -> Result<()> {
         let api = self.api();
         let namespace = "/api/v1/namespaces/default";
-        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "caller"}});
+        let account =
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "caller"}});
         api.create_when_possible(&format!("{namespace}/serviceaccounts"), &account, STARTS)?;
         let trusted = format!("{}{}", self.cloud.ca(), self.daemon.ca_pem()?);
-        for (name, key, value) in [("trust", "ca.crt", trusted.as_str()), ("greeting", "text", "hello")] {
+        for (name, key, value) in [
+            ("trust", "ca.crt", trusted.as_str()),
+            ("greeting", "text", "hello"),
+        ] {
             let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
                              "data": {key: value}});
             api.create(&format!("{namespace}/configmaps"), &map)?;
@@ -138,7 +157,10 @@ impl Field {
         api.create(path, &binding)?;
         let ready = |node: &Value| {
             let conditions = node["status"]["conditions"].as_array();
-            conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+            conditions.is_some_and(|all| {
+                all.iter()
+                    .any(|c| c["type"] == "Ready" && c["status"] == "True")
+            })
         };
         api.wait(&format!("/api/v1/nodes/{NODE}"), STARTS, ready)?;
         Ok(())
@@ -146,11 +168,20 @@ impl Field {
 
     /// Creates a pod that calls for ever.
     fn pod(&self, name: &'static str, annotations: &Value) -> Result<Caller<'_>> {
-        let mut pod = self.node.pod(name, "caller", &["call", ASKED, "/trust/ca.crt", TOKEN]);
+        let mut pod = self
+            .node
+            .pod(name, "caller", &["call", ASKED, "/trust/ca.crt", TOKEN]);
         pod["metadata"]["annotations"] = annotations.clone();
         let pod = self.api().create("/api/v1/namespaces/default/pods", &pod)?;
-        let uid = pod["metadata"]["uid"].as_str().context("a pod without a UID")?.to_owned();
-        Ok(Caller { field: self, name, uid })
+        let uid = pod["metadata"]["uid"]
+            .as_str()
+            .context("a pod without a UID")?
+            .to_owned();
+        Ok(Caller {
+            field: self,
+            name,
+            uid,
+        })
     }
 }
 
@@ -176,7 +207,11 @@ impl Caller<'_> {
         });
         done.with_context(|| {
             let calls = self.calls();
-            format!("pod {}: {:#?}", self.name, &calls[calls.len().saturating_sub(3)..])
+            format!(
+                "pod {}: {:#?}",
+                self.name,
+                &calls[calls.len().saturating_sub(3)..]
+            )
         })
     }
 
@@ -187,7 +222,10 @@ impl Caller<'_> {
             let id = pod["status"]["containerStatuses"][0]["containerID"].as_str()?;
             id.strip_prefix("containerd://").map(str::to_owned)
         };
-        let pod = self.field.api().wait(&path, STARTS, |pod| id(pod).is_some())?;
+        let pod = self
+            .field
+            .api()
+            .wait(&path, STARTS, |pod| id(pod).is_some())?;
         id(&pod).context("a container without an id")
     }
 
@@ -195,7 +233,10 @@ impl Caller<'_> {
     fn attested(&self) -> Result<Vec<Value>> {
         let status = self.field.daemon.status()?;
         let callers = status["callers"].as_array().cloned().unwrap_or_default();
-        Ok(callers.into_iter().filter(|caller| caller["process"]["pod_uid"] == *self.uid).collect())
+        Ok(callers
+            .into_iter()
+            .filter(|caller| caller["process"]["pod_uid"] == *self.uid)
+            .collect())
     }
 }
 
@@ -214,16 +255,25 @@ fn check_attested(caller: &Value, container: &str) -> Result<(i32, u64)> {
 }
 
 fn only(mut attested: Vec<Value>) -> Result<Value> {
-    ensure!(attested.len() == 1, "one process has called, hublet knows of {attested:#?}");
+    ensure!(
+        attested.len() == 1,
+        "one process has called, hublet knows of {attested:#?}"
+    );
     attested.pop().context("no caller")
 }
 
 #[test]
 fn a_pod_that_opted_in_is_served_and_known_and_its_neighbour_is_left_alone() -> Result<()> {
-    let Some(field) = Field::start()? else { return Ok(()) };
+    let Some(field) = Field::start()? else {
+        return Ok(());
+    };
     run(&field).inspect_err(|_| {
         let ebpf = field.daemon.status().map(|status| status["ebpf"].clone());
-        eprintln!("{}\nhublet's log:\n{}{ebpf:#?}", field.node.logs(), field.daemon.log());
+        eprintln!(
+            "{}\nhublet's log:\n{}{ebpf:#?}",
+            field.node.logs(),
+            field.daemon.log()
+        );
     })
 }
 
@@ -233,22 +283,36 @@ fn run(field: &Field) -> Result<()> {
     let plain = field.pod("plain", &json!({}))?;
 
     // Online: each is served by its own.
-    let from = |source: &'static str| move |call: &Call| call.status == 200 && call.source == source;
-    steered.until("served by hublet", STARTS, |c| from("cloud")(c) && c.subject == HUBLET)?;
-    let past_hublet = |call: &Call| call.status == 200 && call.subject == APISERVER && call.source.is_empty();
+    let from =
+        |source: &'static str| move |call: &Call| call.status == 200 && call.source == source;
+    steered.until("served by hublet", STARTS, |c| {
+        from("cloud")(c) && c.subject == HUBLET
+    })?;
+    let past_hublet =
+        |call: &Call| call.status == 200 && call.subject == APISERVER && call.source.is_empty();
     plain.until("served by the cloud", STARTS, past_hublet)?;
     let container = steered.container()?;
     let (pid, online) = check_attested(&only(steered.attested()?)?, &container)?;
     let past = field.service.stats().connections;
     ensure!(past > 0, "nobody has gone to the cloud itself");
-    ensure!(plain.attested()?.is_empty(), "the other pod never came to hublet");
+    ensure!(
+        plain.attested()?.is_empty(),
+        "the other pod never came to hublet"
+    );
 
     // The cable is pulled: no call of the steered pod fails, and hublet knows it still.
     field.plug(false)?;
-    steered.until("served from the store", Duration::from_secs(15), from("store"))?;
+    steered.until(
+        "served from the store",
+        Duration::from_secs(15),
+        from("store"),
+    )?;
     plain.until("cut off", Duration::from_secs(60), |call| call.status == 0)?;
     let (same, cut) = check_attested(&only(steered.attested()?)?, &container)?;
-    ensure!(same == pid && cut > online, "the same process, {online} calls before, {cut} now");
+    ensure!(
+        same == pid && cut > online,
+        "the same process, {online} calls before, {cut} now"
+    );
 
     // Its program ends; the kubelet starts it anew, without the cloud: another container of the same pod.
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
@@ -257,15 +321,28 @@ fn run(field: &Field) -> Result<()> {
         restarted = steered.attested().ok()?;
         (restarted.len() == 2).then_some(())
     })?;
-    let id = restarted[0]["process"]["container_id"].as_str().context("no container id")?;
-    ensure!(id != container && id.len() == container.len(), "a container of its own: {id}");
+    let id = restarted[0]["process"]["container_id"]
+        .as_str()
+        .context("no container id")?;
+    ensure!(
+        id != container && id.len() == container.len(),
+        "a container of its own: {id}"
+    );
     check_attested(&restarted[0], id)?;
     steered.until("served from the store again", STARTS, from("store"))?;
 
     // The cable is back.
     field.plug(true)?;
-    steered.until("served from the cloud", Duration::from_secs(15), from("cloud"))?;
-    plain.until("served by the cloud itself", Duration::from_secs(60), past_hublet)?;
+    steered.until(
+        "served from the cloud",
+        Duration::from_secs(15),
+        from("cloud"),
+    )?;
+    plain.until(
+        "served by the cloud itself",
+        Duration::from_secs(60),
+        past_hublet,
+    )?;
     check_calls(&steered.calls(), &plain.calls())
 }
 
@@ -274,10 +351,16 @@ fn run(field: &Field) -> Result<()> {
 fn check_calls(steered: &[Call], plain: &[Call]) -> Result<()> {
     for (at, call) in steered.iter().enumerate() {
         if call.status != 200 || call.subject != HUBLET || call.sum != steered[0].sum {
-            bail!("call {at} of {} of the steered pod was {call:?}", steered.len());
+            bail!(
+                "call {at} of {} of the steered pod was {call:?}",
+                steered.len()
+            );
         }
     }
-    if let Some(call) = plain.iter().find(|call| call.status != 0 && call.subject != APISERVER) {
+    if let Some(call) = plain
+        .iter()
+        .find(|call| call.status != 0 && call.subject != APISERVER)
+    {
         bail!("the pod that did not opt in met {call:?}");
     }
     let slowest = steered.iter().map(|call| call.ms).max().unwrap_or_default();

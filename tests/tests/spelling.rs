@@ -28,8 +28,13 @@ const FILTERED: [&str; 7] = [
 ];
 
 /// All of these are watches to the server.
-const WATCHES: [&str; 5] =
-    ["?watch=yes", "?watch=2", "?watch=no", "?w%61tch=true", "?watch=true&watch=false"];
+const WATCHES: [&str; 5] = [
+    "?watch=yes",
+    "?watch=2",
+    "?watch=no",
+    "?w%61tch=true",
+    "?watch=true&watch=false",
+];
 
 fn source(answer: &Answer) -> &str {
     answer.header("x-hublet-source")
@@ -52,7 +57,11 @@ fn ask_filtered(client: &Client, mut change: impl FnMut() -> Result<()>) -> Resu
     for query in FILTERED {
         change()?;
         let list = client.get(&format!("{MAPS}{query}"))?;
-        assert_eq!((list.status, source(&list)), (200, "cloud"), "{query}: {list:?}");
+        assert_eq!(
+            (list.status, source(&list)),
+            (200, "cloud"),
+            "{query}: {list:?}"
+        );
         assert!(items(&list) <= 1, "{query} is filtered: {list:?}");
     }
     Ok(())
@@ -60,7 +69,9 @@ fn ask_filtered(client: &Client, mut change: impl FnMut() -> Result<()>) -> Resu
 
 #[test]
 fn a_filtered_list_is_never_kept_as_the_whole_collection() -> Result<()> {
-    let Some(site) = Site::start("spelling", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("spelling", |_| {})? else {
+        return Ok(());
+    };
     for n in 0..4 {
         site.cloud.put(map(&format!("m{n}")))?;
     }
@@ -76,21 +87,35 @@ fn a_filtered_list_is_never_kept_as_the_whole_collection() -> Result<()> {
     })?;
     site.cut()?;
     let stored = admin.get(MAPS)?;
-    assert_eq!((stored.status, source(&stored), items(&stored)), (200, "store", items(&whole)), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored), items(&stored)),
+        (200, "store", items(&whole)),
+        "{stored:?}"
+    );
     let one = admin.get(&format!("{MAPS}/m2"))?;
     assert_eq!((one.status, source(&one)), (200, "store"), "{one:?}");
     let understood = admin.get(&format!("{MAPS}{}", FILTERED[0]))?;
-    assert_eq!((understood.status, items(&understood)), (200, 0), "an escape is read: {understood:?}");
+    assert_eq!(
+        (understood.status, items(&understood)),
+        (200, 0),
+        "an escape is read: {understood:?}"
+    );
     for query in &FILTERED[1..4] {
         let odd = admin.get(&format!("{MAPS}{query}"))?;
-        assert_eq!((odd.status, odd.header("retry-after")), (503, ""), "{query}: {odd:?}");
+        assert_eq!(
+            (odd.status, odd.header("retry-after")),
+            (503, ""),
+            "{query}: {odd:?}"
+        );
     }
     Ok(())
 }
 
 #[test]
 fn a_watch_in_other_words_is_a_watch() -> Result<()> {
-    let Some(site) = Site::start("spelling", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("spelling", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     admin.get(MAPS)?;
     for (n, query) in WATCHES.into_iter().enumerate() {
@@ -105,7 +130,11 @@ fn a_watch_in_other_words_is_a_watch() -> Result<()> {
             "{query}"
         );
     }
-    assert_eq!(site.daemon.status()?["cloud"]["state"], "connected", "an open watch is no slow list");
+    assert_eq!(
+        site.daemon.status()?["cloud"]["state"],
+        "connected",
+        "an open watch is no slow list"
+    );
     Ok(())
 }
 
@@ -117,13 +146,19 @@ fn prove(client: &Client) -> Result<()> {
 
 #[test]
 fn an_escaped_slash_keeps_no_secret_as_a_document() -> Result<()> {
-    let Some(site) = Site::start("spelling", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("spelling", |_| {})? else {
+        return Ok(());
+    };
     let (plain, odd) = (format!("{SECRETS}/s1"), format!("{SECRETS}%2Fs1"));
     site.cloud.put(secret("s1"))?;
     let admin = site.admin()?;
     prove(&admin)?;
     let online = admin.get(&odd)?;
-    assert_eq!((online.status, source(&online)), (200, "cloud"), "{online:?}");
+    assert_eq!(
+        (online.status, source(&online)),
+        (200, "cloud"),
+        "{online:?}"
+    );
     site.cloud.delete(&plain)?;
     assert_eq!(admin.get(&plain)?.status, 404);
     site.cut()?;
@@ -135,22 +170,37 @@ fn an_escaped_slash_keeps_no_secret_as_a_document() -> Result<()> {
 
 #[test]
 fn an_escaped_dry_run_deletes_nothing() -> Result<()> {
-    let Some(site) = Site::start("spelling", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("spelling", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
-    for (n, query) in
-        ["?dry%52un=All", "?dryRun=All&dryRun=", "?dryRun=%41ll&unknown=1"].into_iter().enumerate()
+    for (n, query) in [
+        "?dry%52un=All",
+        "?dryRun=All&dryRun=",
+        "?dryRun=%41ll&unknown=1",
+    ]
+    .into_iter()
+    .enumerate()
     {
         let path = format!("{MAPS}/kept-{n}");
         site.cloud.put(map(&format!("kept-{n}")))?;
         assert_eq!(admin.get(&path)?.status, 200);
         let answer = admin.json("DELETE", &format!("{path}{query}"), &json!({}))?;
-        assert_eq!((answer.status, admin.get(&path)?.status), (200, 200), "{answer:?}");
+        assert_eq!(
+            (answer.status, admin.get(&path)?.status),
+            (200, 200),
+            "{answer:?}"
+        );
         admin.json("DELETE", &format!("{path}{query}"), &json!({}))?;
     }
     site.cut()?;
     for n in 0..3 {
         let stored = admin.get(&format!("{MAPS}/kept-{n}"))?;
-        assert_eq!((stored.status, source(&stored)), (200, "store"), "it is there: {stored:?}");
+        assert_eq!(
+            (stored.status, source(&stored)),
+            (200, "store"),
+            "it is there: {stored:?}"
+        );
     }
     Ok(())
 }
@@ -158,22 +208,36 @@ fn an_escaped_dry_run_deletes_nothing() -> Result<()> {
 /// Each query was a document of its own: a hundred of OpenAPI's are 400 MiB.
 #[test]
 fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
-    let Some(site) = Site::start("spelling", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("spelling", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     prove(&admin)?;
-    let documents = || -> Result<u64> { Ok(site.daemon.status()?["store"]["documents"].as_u64().unwrap()) };
+    let documents = || -> Result<u64> {
+        Ok(site.daemon.status()?["store"]["documents"]
+            .as_u64()
+            .unwrap())
+    };
     admin.get("/version?timeout=32s")?;
     let before = eventually(Duration::from_secs(5), "the document is stored", || {
         documents().ok().filter(|stored| *stored > 0)
     })?;
     for n in 0..20 {
         let answer = admin.get(&format!("/version?x={n}"))?;
-        assert_eq!((answer.status, source(&answer)), (200, "cloud"), "{answer:?}");
+        assert_eq!(
+            (answer.status, source(&answer)),
+            (200, "cloud"),
+            "{answer:?}"
+        );
     }
     assert_eq!(documents()?, before);
     site.cut()?;
     let version = admin.get("/version")?;
-    assert_eq!((version.status, source(&version)), (200, "store"), "{version:?}");
+    assert_eq!(
+        (version.status, source(&version)),
+        (200, "store"),
+        "{version:?}"
+    );
     assert_eq!(admin.get("/version?x=1")?.status, 503);
     Ok(())
 }
@@ -181,27 +245,39 @@ fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
 /// A pod that got its node leaves the watch of those without one, and was taken for deleted: offline it was "not found".
 #[test]
 fn a_pod_that_got_its_node_is_not_gone() -> Result<()> {
-    let Some(site) = Site::start("spelling", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("spelling", |_| {})? else {
+        return Ok(());
+    };
     let pods = "/api/v1/namespaces/default/pods";
-    let mut pod =
-        json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "namespace": "default"}});
+    let mut pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "namespace": "default"}});
     site.cloud.put(pod.clone())?;
     let admin = site.admin()?;
     assert_eq!(admin.get(&format!("{pods}/p"))?.status, 200);
     let version = site.cloud.version();
-    let path = format!("{pods}?fieldSelector=spec.nodeName%3D&watch=true&resourceVersion={version}");
+    let path =
+        format!("{pods}?fieldSelector=spec.nodeName%3D&watch=true&resourceVersion={version}");
     let mut watch = admin.watch(&path)?;
     pod["spec"] = json!({"nodeName": "edge-1"});
     site.cloud.put(pod)?;
-    assert_eq!(watch.event(SOON)?.unwrap()["type"], "DELETED", "it left the selector");
+    assert_eq!(
+        watch.event(SOON)?.unwrap()["type"],
+        "DELETED",
+        "it left the selector"
+    );
     site.cut()?;
     let stored = admin.get(&format!("{pods}/p"))?;
-    assert_eq!(stored.status, 503, "whether it is there isn't known: {stored:?}");
+    assert_eq!(
+        stored.status, 503,
+        "whether it is there isn't known: {stored:?}"
+    );
     Ok(())
 }
 
 fn post(edge: &Edge, path: &str, object: &Value) -> Result<Value> {
-    let answer = edge.cloud.admin().request("POST", path, Some(("application/json", object)))?;
+    let answer = edge
+        .cloud
+        .admin()
+        .request("POST", path, Some(("application/json", object)))?;
     assert!(matches!(answer.status, 200 | 201), "{answer:?}");
     Ok(answer.json())
 }
@@ -212,14 +288,21 @@ fn clerk(edge: &Edge) -> Result<String> {
     let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
     let meta = json!({"name": "clerk"});
     post(edge, accounts, &json!({"metadata": meta}))?;
-    let rule =
-        json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["list"], "resourceNames": ["s1"]});
-    post(edge, &format!("{rbac}/roles"), &json!({"metadata": meta, "rules": [rule]}))?;
+    let rule = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["list"], "resourceNames": ["s1"]});
+    post(
+        edge,
+        &format!("{rbac}/roles"),
+        &json!({"metadata": meta, "rules": [rule]}),
+    )?;
     let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "clerk"});
     let subject = json!({"kind": "ServiceAccount", "name": "clerk", "namespace": "default"});
     let binding = json!({"metadata": meta, "roleRef": role, "subjects": [subject]});
     post(edge, &format!("{rbac}/rolebindings"), &binding)?;
-    let token = post(edge, &format!("{accounts}/clerk/token"), &json!({"spec": {}}))?;
+    let token = post(
+        edge,
+        &format!("{accounts}/clerk/token"),
+        &json!({"spec": {}}),
+    )?;
     Ok(token["status"]["token"].as_str().unwrap().to_owned())
 }
 
@@ -238,7 +321,9 @@ fn with_the_real_server_one_secret_stays_one() -> Result<()> {
         assert!(items(&all) >= 2, "{all:?}");
         let one = clerk.get(&format!("{SECRETS}?fieldSelector=metadata.name%3Ds1"))?;
         assert_eq!((one.status, items(&one)), (200, 1), "{one:?}");
-        let doubled = clerk.get(&format!("{SECRETS}?fieldSelector=metadata.name%3Ds1&fieldSelector="))?;
+        let doubled = clerk.get(&format!(
+            "{SECRETS}?fieldSelector=metadata.name%3Ds1&fieldSelector="
+        ))?;
         assert_eq!((doubled.status, items(&doubled)), (200, 1), "{doubled:?}");
         assert_eq!(clerk.get(SECRETS)?.status, 403);
 
@@ -258,8 +343,15 @@ fn with_the_real_server_one_secret_stays_one() -> Result<()> {
 
         edge.fault.set(hublet_tests::fault::Fault::Refuse)?;
         let stolen = clerk.get(SECRETS)?;
-        assert_eq!(stolen.status, 503, "the cloud never allowed it: {}", stolen.text());
-        let again = clerk.get(&format!("{SECRETS}?fieldSelector=metadata.name%3Ds1&fieldSelector="))?;
+        assert_eq!(
+            stolen.status,
+            503,
+            "the cloud never allowed it: {}",
+            stolen.text()
+        );
+        let again = clerk.get(&format!(
+            "{SECRETS}?fieldSelector=metadata.name%3Ds1&fieldSelector="
+        ))?;
         assert_eq!(again.status, 503, "{}", again.text());
         let stored = admin.get(MAPS)?;
         assert_eq!(
@@ -273,13 +365,27 @@ fn with_the_real_server_one_secret_stays_one() -> Result<()> {
 
 /// Watches in all words are open at once, from a version after which nothing happens.
 fn watches_are_open(admin: &Client, maps: &Answer) -> Result<()> {
-    let version = maps.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let version = maps.json()["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let by_path = "/api/v1/watch/namespaces/default/configmaps";
-    let mut paths: Vec<String> = WATCHES.iter().map(|query| format!("{MAPS}{query}&")).collect();
-    paths.extend([format!("{by_path}?"), format!("{by_path}/s1?"), format!("{by_path}?watch=false&")]);
+    let mut paths: Vec<String> = WATCHES
+        .iter()
+        .map(|query| format!("{MAPS}{query}&"))
+        .collect();
+    paths.extend([
+        format!("{by_path}?"),
+        format!("{by_path}/s1?"),
+        format!("{by_path}?watch=false&"),
+    ]);
     for path in paths {
         let watch = admin.watch(&format!("{path}resourceVersion={version}"))?;
-        assert_eq!((watch.status, &watch.headers["x-hublet-source"]), (200, &"cloud".parse()?), "{path}");
+        assert_eq!(
+            (watch.status, &watch.headers["x-hublet-source"]),
+            (200, &"cloud".parse()?),
+            "{path}"
+        );
     }
     Ok(())
 }

@@ -16,12 +16,17 @@ use tempfile::TempDir;
 
 /// The command line of the product's first users, as their manifests have it.
 fn seed() -> Vec<&'static str> {
-    include_str!("../data/yurthub/command-line").lines().collect()
+    include_str!("../data/yurthub/command-line")
+        .lines()
+        .collect()
 }
 
 fn hublet(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary().expect("the binary"));
-    command.args(arguments).env_remove("NODE_NAME").stdin(Stdio::null());
+    command
+        .args(arguments)
+        .env_remove("NODE_NAME")
+        .stdin(Stdio::null());
     command
 }
 
@@ -36,9 +41,14 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let place = Self { folder: tempfile::tempdir().expect("a folder") };
+        let place = Self {
+            folder: tempfile::tempdir().expect("a folder"),
+        };
         let ca = Ca::new("cloud").expect("a CA");
-        place.write("bootstrap.conf", &kubeconfig("https://127.0.0.1:6443", ca.pem(), Credential::None));
+        place.write(
+            "bootstrap.conf",
+            &kubeconfig("https://127.0.0.1:6443", ca.pem(), Credential::None),
+        );
         place
     }
 
@@ -52,7 +62,9 @@ impl Place {
 
     /// What a start without interface and eBPF needs, on ports that the kernel has just called free.
     fn flags(&self) -> Vec<String> {
-        let free: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        let free: Vec<_> = (0..3)
+            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
+            .collect();
         let port = |n: usize| free[n].local_addr().expect("address").port();
         vec![
             "--node-name=edge-1".into(),
@@ -72,15 +84,25 @@ impl Place {
     /// Starts with these flags in addition, where a failure is expected.
     fn fails(&self, extra: &[String]) -> (Option<i32>, String) {
         let mut command = hublet(&[]);
-        command.args(self.flags()).args(extra).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(self.flags())
+            .args(extra)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("started");
-        let ended =
-            eventually(Duration::from_secs(10), "hublet gives up", || child.try_wait().ok().flatten());
+        let ended = eventually(Duration::from_secs(10), "hublet gives up", || {
+            child.try_wait().ok().flatten()
+        });
         if ended.is_err() {
             child.kill().expect("killed");
         }
         let mut text = String::new();
-        child.stderr.take().expect("piped").read_to_string(&mut text).expect("read");
+        child
+            .stderr
+            .take()
+            .expect("piped")
+            .read_to_string(&mut text)
+            .expect("read");
         child.wait().expect("waited");
         let status = ended.unwrap_or_else(|error| panic!("{error}; it said:\n{text}"));
         (status.code(), text)
@@ -115,7 +137,10 @@ fn the_seed_command_line_is_accepted_as_it_stands() {
         let config = config(command.env("NODE_NAME", "edge-7"));
         assert_eq!(config["node_name"], "edge-7");
         assert_eq!(config["admin"], "127.0.0.1:10267");
-        assert_eq!(config["listen"]["plain"], serde_json::json!(["127.0.0.1:10261", "169.254.2.1:10261"]));
+        assert_eq!(
+            config["listen"]["plain"],
+            serde_json::json!(["127.0.0.1:10261", "169.254.2.1:10261"])
+        );
         assert_eq!(config["listen"]["secure"], "169.254.2.1:10268");
         assert_eq!(config["cloud"]["servers"][0]["host"], "192.168.1.102");
     }
@@ -130,11 +155,21 @@ fn a_node_name_that_nobody_expanded_is_refused() {
 
 #[test]
 fn wrong_usage_is_exit_code_2_and_names_the_way_out() {
-    let good = ["--node-name=a", "--server-addr=https://a:1", "--bootstrap-file=/b"];
+    let good = [
+        "--node-name=a",
+        "--server-addr=https://a:1",
+        "--bootstrap-file=/b",
+    ];
     for (wrong, says) in [
         ("--bind-adress=127.0.0.1", "--bind-address"),
-        ("--server-addr=192.168.1.102:6443", "https://192.168.1.102:6443"),
-        ("--server-addr=http://192.168.1.102:6443", "https://192.168.1.102:6443"),
+        (
+            "--server-addr=192.168.1.102:6443",
+            "https://192.168.1.102:6443",
+        ),
+        (
+            "--server-addr=http://192.168.1.102:6443",
+            "https://192.168.1.102:6443",
+        ),
         ("--server-addr=https://a:1:2", "https://HOST:PORT"),
         ("--dummy-if-ip=10.0.0.1", "169.254.2.1"),
         ("--dummy-if-ip=169.254.1.1", "169.254.2.1"),
@@ -153,10 +188,15 @@ fn wrong_usage_is_exit_code_2_and_names_the_way_out() {
         ("--enable-dummy-if=perhaps", "true nor false"),
         ("surprise", "surprise"),
     ] {
-        let output = hublet(&[&good[..], &[wrong]].concat()).output().expect("ran");
+        let output = hublet(&[&good[..], &[wrong]].concat())
+            .output()
+            .expect("ran");
         assert_eq!(output.status.code(), Some(2), "{wrong}: {}", said(&output));
         assert!(said(&output).contains(says), "{wrong}: {}", said(&output));
-        assert!(output.stdout.is_empty(), "{wrong}: errors belong on standard error");
+        assert!(
+            output.stdout.is_empty(),
+            "{wrong}: errors belong on standard error"
+        );
     }
     let unknown = hublet(&["status", "--verbose"]).output().expect("ran");
     assert_eq!(unknown.status.code(), Some(2));
@@ -182,14 +222,22 @@ fn help_and_version_are_answers() {
     }
     for asked in [&["version"][..], &["--version"]] {
         let version = hublet(asked).output().expect("ran");
-        assert!(version.status.success() && version.stdout.starts_with(b"hublet "), "{version:?}");
+        assert!(
+            version.status.success() && version.stdout.starts_with(b"hublet "),
+            "{version:?}"
+        );
     }
 }
 
 #[test]
 fn status_without_a_daemon_is_exit_code_1() {
-    let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("address");
-    let output = hublet(&["status", &format!("--admin={free}")]).output().expect("ran");
+    let free = TcpListener::bind("127.0.0.1:0")
+        .expect("a free port")
+        .local_addr()
+        .expect("address");
+    let output = hublet(&["status", &format!("--admin={free}")])
+        .output()
+        .expect("ran");
     assert_eq!(output.status.code(), Some(1));
     assert!(
         said(&output).contains(&free.to_string()) && said(&output).contains("--admin"),
@@ -202,9 +250,14 @@ fn status_without_a_daemon_is_exit_code_1() {
 fn a_bootstrap_file_that_is_of_no_use_is_named() {
     let place = Place::new();
     place.write("no.yaml", "{]");
-    place.write("no-ca.conf", "clusters:\n- name: a\n  cluster:\n    server: https://a:1\n");
-    place
-        .write("bad-ca.conf", "clusters:\n- name: a\n  cluster:\n    certificate-authority-data: bm9uZQ==\n");
+    place.write(
+        "no-ca.conf",
+        "clusters:\n- name: a\n  cluster:\n    server: https://a:1\n",
+    );
+    place.write(
+        "bad-ca.conf",
+        "clusters:\n- name: a\n  cluster:\n    certificate-authority-data: bm9uZQ==\n",
+    );
     for (file, says) in [
         ("missing.conf", "No such file"),
         ("no.yaml", "no kubeconfig"),
@@ -215,9 +268,15 @@ fn a_bootstrap_file_that_is_of_no_use_is_named() {
         let path = place.path(file);
         let (code, text) = place.fails(&[format!("--bootstrap-file={path}")]);
         assert_eq!(code, Some(1), "{text}");
-        assert!(text.contains(path.trim_end_matches('/')) && text.contains(says), "{file}: {text}");
+        assert!(
+            text.contains(path.trim_end_matches('/')) && text.contains(says),
+            "{file}: {text}"
+        );
     }
-    assert!(!Path::new(&place.path("root")).exists(), "nothing is made before the cloud can be trusted");
+    assert!(
+        !Path::new(&place.path("root")).exists(),
+        "nothing is made before the cloud can be trusted"
+    );
 }
 
 #[test]
@@ -238,7 +297,10 @@ fn a_port_in_use_is_named_with_the_flag_that_moves_it() {
 fn an_address_that_the_node_does_not_have_is_named() {
     let (code, text) = Place::new().fails(&["--bind-proxy-address=192.0.2.7".into()]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("192.0.2.7") && text.contains("--bind-proxy-address"), "{text}");
+    assert!(
+        text.contains("192.0.2.7") && text.contains("--bind-proxy-address"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -248,8 +310,15 @@ fn a_root_dir_that_can_not_be_made_is_named() {
     let root = place.path("file/root");
     let (code, text) = place.fails(&[format!("--root-dir={root}")]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains(&root) && text.contains("--root-dir"), "{text}");
-    assert_eq!(text.matches("os error").count(), 1, "the cause is told once: {text}");
+    assert!(
+        text.contains(&root) && text.contains("--root-dir"),
+        "{text}"
+    );
+    assert_eq!(
+        text.matches("os error").count(),
+        1,
+        "the cause is told once: {text}"
+    );
 }
 
 #[test]
@@ -259,14 +328,22 @@ fn certificates_that_do_not_fit_are_set_aside_and_serving_goes_on() {
     place.write("root/pki/yurthub-server-current.pem", "garbage");
     place.write("root/pki/dev-ca.crt", "garbage");
     place.write("root/pki/dev-ca.key", "garbage");
-    fs::set_permissions(place.path("root/pki/dev-ca.key"), fs::Permissions::from_mode(0o644)).expect("open");
+    fs::set_permissions(
+        place.path("root/pki/dev-ca.key"),
+        fs::Permissions::from_mode(0o644),
+    )
+    .expect("open");
     // A taken port ends the start after the certificates were looked at.
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("address").port();
     let (code, text) = place.fails(&[format!("--proxy-port={port}")]);
     assert_eq!(code, Some(1), "{text}");
-    let aside = fs::read_dir(place.path("root/pki")).expect("pki").filter_map(Result::ok);
-    let aside = aside.filter(|entry| entry.file_name().to_string_lossy().contains(".unusable-")).count();
+    let aside = fs::read_dir(place.path("root/pki"))
+        .expect("pki")
+        .filter_map(Result::ok);
+    let aside = aside
+        .filter(|entry| entry.file_name().to_string_lossy().contains(".unusable-"))
+        .count();
     assert_eq!(aside, 3, "{text}");
     assert_eq!(text.matches("set aside as").count(), 3, "{text}");
     let key = fs::metadata(place.path("root/pki/dev-ca.key")).expect("a new key");
@@ -282,14 +359,26 @@ fn each_flag_without_effect_is_one_warning() {
         "--bootstrap-file=/b",
         "--bootstrap-mode=development",
     ];
-    let dead =
-        ["--max-requests-in-flight=250", "--enable-iptables", "--nodepool-name=pool", "--log_dir=/var/log"];
+    let dead = [
+        "--max-requests-in-flight=250",
+        "--enable-iptables",
+        "--nodepool-name=pool",
+        "--log_dir=/var/log",
+    ];
     let output = hublet(&[&good[..], &dead].concat()).output().expect("ran");
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(said(&output).lines().count(), 4, "{}", said(&output));
-    for flag in
-        ["--max-requests-in-flight=250", "--enable-iptables=true", "--nodepool-name=pool", "--log-dir="]
-    {
-        assert_eq!(said(&output).matches(flag).count(), 1, "{flag}: {}", said(&output));
+    for flag in [
+        "--max-requests-in-flight=250",
+        "--enable-iptables=true",
+        "--nodepool-name=pool",
+        "--log-dir=",
+    ] {
+        assert_eq!(
+            said(&output).matches(flag).count(),
+            1,
+            "{flag}: {}",
+            said(&output)
+        );
     }
 }

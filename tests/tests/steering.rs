@@ -1,7 +1,10 @@
 //! Promise: a client that knows nothing of hublet dials the API service address and is served by it; when hublet dies,
 //! the next connect goes to the real address; when it is back, it serves again.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
-#![allow(clippy::print_stdout, reason = "the two accounts stand in the suite's log")]
+#![allow(
+    clippy::print_stdout,
+    reason = "the two accounts stand in the suite's log"
+)]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -42,7 +45,9 @@ impl Steered {
         if !require::bpf() {
             return Ok(None);
         }
-        let Some(site) = Site::start("steering", with)? else { return Ok(None) };
+        let Some(site) = Site::start("steering", with)? else {
+            return Ok(None);
+        };
         site.netns.ip("address add 10.96.0.1/32 dev lo")?;
         let there = Cloud::start(cloud::Options {
             listen: ([10, 96, 0, 1], 443).into(),
@@ -53,26 +58,44 @@ impl Steered {
             let options = client::Options::new(SERVICE, ca, Some(token));
             // A hung daemon's backlog takes connections that nobody answers.
             let patience = Duration::from_secs(1);
-            Client::new(client::Options { netns: Some(site.netns.clone()), patience, ..options })
+            Client::new(client::Options {
+                netns: Some(site.netns.clone()),
+                patience,
+                ..options
+            })
         };
         let hublet = by(&site.daemon.ca_pem()?, &site.cloud.admin_token)?;
         let real = by(there.ca.pem(), &there.admin_token)?;
-        let steered = Self { _there: there, hublet, real, site };
-        eventually(Duration::from_secs(5), "steered to hublet", || steered.is_served().then_some(()))?;
+        let steered = Self {
+            _there: there,
+            hublet,
+            real,
+            site,
+        };
+        eventually(Duration::from_secs(5), "steered to hublet", || {
+            steered.is_served().then_some(())
+        })?;
         Ok(Some(steered))
     }
 
     fn is_served(&self) -> bool {
-        self.hublet.get("/version").is_ok_and(|answer| answer.status == 200)
+        self.hublet
+            .get("/version")
+            .is_ok_and(|answer| answer.status == 200)
     }
 
     fn passes(&self) -> bool {
-        self.real.get("/version").is_ok_and(|answer| answer.status == 200)
+        self.real
+            .get("/version")
+            .is_ok_and(|answer| answer.status == 200)
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
         let pid = self.site.daemon.pid().unwrap().to_string();
-        let status = std::process::Command::new(program).args(arguments).arg(&pid).status()?;
+        let status = std::process::Command::new(program)
+            .args(arguments)
+            .arg(&pid)
+            .status()?;
         anyhow::ensure!(status.success(), "{program}: {status}");
         Ok(())
     }
@@ -83,12 +106,18 @@ const STALE: Duration = Duration::from_secs(6);
 
 #[test]
 fn i12_a_daemon_that_hangs_is_passed_by_and_found_again() -> Result<()> {
-    let Some(node) = Steered::start()? else { return Ok(()) };
+    let Some(node) = Steered::start()? else {
+        return Ok(());
+    };
     node.run("kill", &["-STOP"])?;
-    let passed = eventually(STALE, "connects pass through", || node.passes().then_some(()));
+    let passed = eventually(STALE, "connects pass through", || {
+        node.passes().then_some(())
+    });
     node.run("kill", &["-CONT"])?;
     passed?;
-    eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))
+    eventually(Duration::from_secs(5), "steered again", || {
+        node.is_served().then_some(())
+    })
 }
 
 /// Threads of a process that stand still, as threads do that wait for each other; the rest goes on.
@@ -100,7 +129,10 @@ impl Standing {
         for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
             let thread = thread?.path();
             if std::fs::read_to_string(thread.join("comm"))?.trim() == name {
-                let id = thread.file_name().and_then(|id| id.to_str()).context("a thread's id")?;
+                let id = thread
+                    .file_name()
+                    .and_then(|id| id.to_str())
+                    .context("a thread's id")?;
                 let id = Pid::from_raw(id.parse()?);
                 ptrace::seize(id, ptrace::Options::empty())?;
                 standing.0.push(id);
@@ -123,51 +155,88 @@ impl Drop for Standing {
 
 #[test]
 fn i12_a_daemon_whose_traffic_is_deadlocked_is_passed_by_and_found_again() -> Result<()> {
-    let Some(node) = Steered::start()? else { return Ok(()) };
+    let Some(node) = Steered::start()? else {
+        return Ok(());
+    };
     let standing = Standing::of(node.site.daemon.pid().unwrap(), "hublet-traffic")?;
-    assert!(node.site.daemon.status().is_ok(), "the admin's thread goes on");
-    eventually(STALE, "connects pass through", || node.passes().then_some(()))?;
+    assert!(
+        node.site.daemon.status().is_ok(),
+        "the admin's thread goes on"
+    );
+    eventually(STALE, "connects pass through", || {
+        node.passes().then_some(())
+    })?;
     drop(standing);
-    eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))
+    eventually(Duration::from_secs(5), "steered again", || {
+        node.is_served().then_some(())
+    })
 }
 
 #[test]
 fn i12_a_daemon_out_of_descriptors_is_passed_by_and_found_again() -> Result<()> {
-    let Some(node) = Steered::start()? else { return Ok(()) };
+    let Some(node) = Steered::start()? else {
+        return Ok(());
+    };
     node.run("prlimit", &["--nofile=8:", "--pid"])?;
-    let passed = eventually(STALE * 2, "connects pass through", || node.passes().then_some(()));
+    let passed = eventually(STALE * 2, "connects pass through", || {
+        node.passes().then_some(())
+    });
     node.run("prlimit", &["--nofile=1024:", "--pid"])?;
     passed?;
-    eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))
+    eventually(Duration::from_secs(5), "steered again", || {
+        node.is_served().then_some(())
+    })
 }
 
 #[test]
 fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
-    let Some(mut node) = Steered::start()? else { return Ok(()) };
-    assert!(!node.passes(), "the address itself is not reached: its certificate is another's");
+    let Some(mut node) = Steered::start()? else {
+        return Ok(());
+    };
+    assert!(
+        !node.passes(),
+        "the address itself is not reached: its certificate is another's"
+    );
     let answer = node.hublet.get("/version")?;
-    assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"));
+    assert_eq!(
+        (answer.status, answer.header("x-hublet-source")),
+        (200, "cloud")
+    );
 
     node.site.daemon.kill()?;
-    assert_eq!(node.real.get("/version")?.status, 200, "the next connect passes through");
+    assert_eq!(
+        node.real.get("/version")?.status,
+        200,
+        "the next connect passes through"
+    );
 
     node.site.daemon.restart()?;
-    eventually(Duration::from_secs(5), "steered again", || node.is_served().then_some(()))?;
+    eventually(Duration::from_secs(5), "steered again", || {
+        node.is_served().then_some(())
+    })?;
     let status = node.site.daemon.status()?;
     let callers = status["callers"].as_array().unwrap();
     let me = i64::from(std::process::id());
-    let mine = callers.iter().find(|c| c["process"]["pid"] == me && c["process"]["steered"] == true);
+    let mine = callers
+        .iter()
+        .find(|c| c["process"]["pid"] == me && c["process"]["steered"] == true);
     let mine = mine.unwrap_or_else(|| panic!("hublet status names the caller: {status:#}"));
     assert_eq!(mine["process"]["original"], "10.96.0.1:443");
 
     assert!(node.site.daemon.stop()?.success());
-    assert_eq!(node.real.get("/version")?.status, 200, "and so after a clean end");
+    assert_eq!(
+        node.real.get("/version")?.status,
+        200,
+        "and so after a clean end"
+    );
     Ok(())
 }
 
 #[test]
 fn what_is_off_is_told_with_its_reason_in_log_status_and_metrics() -> Result<()> {
-    let Some(node) = Steered::start()? else { return Ok(()) };
+    let Some(node) = Steered::start()? else {
+        return Ok(());
+    };
     let (status, metrics) = (node.site.daemon.status()?, node.site.daemon.scrape()?);
     let log = node.site.daemon.log();
     let mut off = Vec::new();
@@ -177,11 +246,17 @@ fn what_is_off_is_told_with_its_reason_in_log_status_and_metrics() -> Result<()>
         let gauge = format!("hublet_part_on{{part=\"{name}\"}} {}\n", u8::from(on));
         assert!(metrics.contains(&gauge), "{gauge}{metrics}");
         if !on {
-            assert!(log.contains(&format!("off  {name}: {detail}")), "{part}\n{log}");
+            assert!(
+                log.contains(&format!("off  {name}: {detail}")),
+                "{part}\n{log}"
+            );
             off.push(name);
         }
         if !on && name == "guard" {
-            assert!(detail.contains("Linux 5.17") && detail.contains("--xdp-uplink"), "{detail}");
+            assert!(
+                detail.contains("Linux 5.17") && detail.contains("--xdp-uplink"),
+                "{detail}"
+            );
         }
     }
     if let Some(expected) = require::off() {
@@ -191,7 +266,8 @@ fn what_is_off_is_told_with_its_reason_in_log_status_and_metrics() -> Result<()>
 }
 
 #[test]
-fn the_api_services_address_is_found_in_the_store_and_the_certificate_is_good_for_it() -> Result<()> {
+fn the_api_services_address_is_found_in_the_store_and_the_certificate_is_good_for_it() -> Result<()>
+{
     if !require::bpf() {
         return Ok(());
     }
@@ -199,14 +275,39 @@ fn the_api_services_address_is_found_in_the_store_and_the_certificate_is_good_fo
         options.steer = "kubernetes".into();
         options.bpffs = true;
     };
-    let Some(mut site) = Site::start("found", with)? else { return Ok(()) };
-    let options = client::Options::new(SERVICE, &site.daemon.ca_pem()?, Some(&site.cloud.admin_token));
-    let by_service = Client::new(client::Options { netns: Some(site.netns.clone()), ..options })?;
-    assert!(by_service.get("/version").is_err(), "nobody has told the address yet");
+    let Some(mut site) = Site::start("found", with)? else {
+        return Ok(());
+    };
+    let options = client::Options::new(
+        SERVICE,
+        &site.daemon.ca_pem()?,
+        Some(&site.cloud.admin_token),
+    );
+    let by_service = Client::new(client::Options {
+        netns: Some(site.netns.clone()),
+        ..options
+    })?;
+    assert!(
+        by_service.get("/version").is_err(),
+        "nobody has told the address yet"
+    );
 
-    assert_eq!(site.admin()?.get("/api/v1/namespaces/default/services/kubernetes")?.status, 200);
-    let served = || by_service.get("/version").is_ok_and(|answer| answer.status == 200);
-    eventually(Duration::from_secs(10), "what the Service says is steered", || served().then_some(()))?;
+    assert_eq!(
+        site.admin()?
+            .get("/api/v1/namespaces/default/services/kubernetes")?
+            .status,
+        200
+    );
+    let served = || {
+        by_service
+            .get("/version")
+            .is_ok_and(|answer| answer.status == 200)
+    };
+    eventually(
+        Duration::from_secs(10),
+        "what the Service says is steered",
+        || served().then_some(()),
+    )?;
 
     site.cut()?;
     site.daemon.restart()?;
@@ -226,12 +327,18 @@ impl Plainly {
 
     fn by(site: &Site, dial: impl FnOnce() -> std::io::Result<TcpStream> + Send) -> Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(site.daemon.ca_pem()?.as_bytes())?)?;
-        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        roots.add(CertificateDer::from_pem_slice(
+            site.daemon.ca_pem()?.as_bytes(),
+        )?)?;
+        let config = rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
         let tls = rustls::ClientConnection::new(Arc::new(config), "10.96.0.1".try_into()?)?;
         let tcp = site.netns.run(dial)?;
         tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
-        Ok(Self { tls: rustls::StreamOwned::new(tls, tcp) })
+        Ok(Self {
+            tls: rustls::StreamOwned::new(tls, tcp),
+        })
     }
 
     fn say(&mut self, token: &str, request: &str, body: &[u8]) -> Result<()> {
@@ -250,7 +357,10 @@ impl Plainly {
         let mut rest = Vec::new();
         // hublet ends such a connection without TLS' own farewell, or with it.
         let _ended = self.tls.read_to_end(&mut rest);
-        self.tls.sock.read_to_end(&mut rest).context("the end of TCP")?;
+        self.tls
+            .sock
+            .read_to_end(&mut rest)
+            .context("the end of TCP")?;
         Ok(())
     }
 
@@ -261,7 +371,10 @@ impl Plainly {
             self.tls.read_exact(&mut byte)?;
             head.extend(byte);
         }
-        let status = std::str::from_utf8(&head)?.split(' ').nth(1).context("no status line")?;
+        let status = std::str::from_utf8(&head)?
+            .split(' ')
+            .nth(1)
+            .context("no status line")?;
         Ok(status.parse()?)
     }
 }
@@ -274,7 +387,9 @@ fn a_client_that_dials_by_multipath_tcp_is_served() -> Result<()> {
         println!("skipped: this kernel has no Multipath TCP");
         return Ok(());
     }
-    let Some(node) = Steered::start()? else { return Ok(()) };
+    let Some(node) = Steered::start()? else {
+        return Ok(());
+    };
     let dial = || {
         let protocol = Some(socket2::Protocol::from(IPPROTO_MPTCP));
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, protocol)?;
@@ -297,15 +412,24 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
         options.steer = "10.96.0.1:443".into();
         options.bpffs = true;
     };
-    let Some(site) = Site::start("account", with)? else { return Ok(()) };
+    let Some(site) = Site::start("account", with)? else {
+        return Ok(());
+    };
     let token = site.cloud.admin_token.clone();
-    let large =
-        serde_json::json!({"metadata": {"generateName": "large-"}, "data": {"text": "x".repeat(200_000)}});
+    let large = serde_json::json!({"metadata": {"generateName": "large-"}, "data": {"text": "x".repeat(200_000)}});
     let asked = [
         ("GET /version", String::new(), 200),
         ("GET /api/v1/nodes", String::new(), 200),
-        ("POST /api/v1/namespaces/default/configmaps", large.to_string(), 201),
-        ("GET /api/v1/namespaces/default/configmaps", String::new(), 200),
+        (
+            "POST /api/v1/namespaces/default/configmaps",
+            large.to_string(),
+            201,
+        ),
+        (
+            "GET /api/v1/namespaces/default/configmaps",
+            String::new(),
+            200,
+        ),
     ];
     for number in 0..CONNECTIONS {
         let mut connection = Plainly::dial(&site)?;
@@ -317,17 +441,30 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
 
     let row = |status: &Value| {
         let rows = status["ebpf"]["audit"].as_array()?;
-        rows.iter().find(|row| row["service"] == "10.96.0.1:443").cloned()
+        rows.iter()
+            .find(|row| row["service"] == "10.96.0.1:443")
+            .cloned()
     };
-    let status = eventually(Duration::from_secs(10), "the kernel has seen every end", || {
-        site.daemon.status().ok().filter(|status| row(status).is_some_and(|row| row["closed"] == CONNECTIONS))
-    })?;
+    let status = eventually(
+        Duration::from_secs(10),
+        "the kernel has seen every end",
+        || {
+            site.daemon
+                .status()
+                .ok()
+                .filter(|status| row(status).is_some_and(|row| row["closed"] == CONNECTIONS))
+        },
+    )?;
     let kernel = row(&status).context("a row for the service")?;
     let me = i64::from(std::process::id());
     let callers = status["callers"].as_array().context("callers")?;
-    let daemon = callers.iter().find(|caller| caller["process"]["pid"] == me).context("the caller")?;
+    let daemon = callers
+        .iter()
+        .find(|caller| caller["process"]["pid"] == me)
+        .context("the caller")?;
     for direction in ["bytes_up", "bytes_down"] {
-        let [kernel, daemon] = [&kernel, daemon].map(|account| account[direction].as_u64().unwrap());
+        let [kernel, daemon] =
+            [&kernel, daemon].map(|account| account[direction].as_u64().unwrap());
         println!("{direction}: the kernel {kernel}, hublet {daemon}, {CONNECTIONS} ends");
         // TCP numbers the FIN like a byte; the kernel's account has it, once for each end.
         assert_eq!(kernel, daemon + CONNECTIONS, "{direction}");
@@ -336,7 +473,10 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
     let scrape = site.daemon.scrape()?;
     for direction in ["up", "down"] {
         let all = daemon[format!("bytes_{direction}")].as_f64().unwrap();
-        metric("hublet_client_bytes_total").label("direction", direction).value(all).assert_in(&scrape);
+        metric("hublet_client_bytes_total")
+            .label("direction", direction)
+            .value(all)
+            .assert_in(&scrape);
     }
     Ok(())
 }

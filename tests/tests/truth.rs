@@ -26,16 +26,31 @@ fn source(answer: &Answer) -> &str {
 
 /// One GET of this path is answered so.
 fn answer_once(site: &Site, path: &str, code: u16, body: &Value) {
-    answer_in(site, path, (code, "application/json"), serde_json::to_vec(body).unwrap());
+    answer_in(
+        site,
+        path,
+        (code, "application/json"),
+        serde_json::to_vec(body).unwrap(),
+    );
 }
 
 fn answer_in(site: &Site, path: &str, (code, content_type): (u16, &str), body: Vec<u8>) {
-    let lie = Lie::Exactly { code, content_type: content_type.to_owned(), body };
-    site.cloud.lies().tell(LieRule::new("GET", path, lie).times(1));
+    let lie = Lie::Exactly {
+        code,
+        content_type: content_type.to_owned(),
+        body,
+    };
+    site.cloud
+        .lies()
+        .tell(LieRule::new("GET", path, lie).times(1));
 }
 
 fn get_as(client: &Client, accept: &str, path: &str) -> Result<Answer> {
-    client.send(Request::get(path).header("accept", accept).body(Vec::new())?)
+    client.send(
+        Request::get(path)
+            .header("accept", accept)
+            .body(Vec::new())?,
+    )
 }
 
 fn not_found() -> Value {
@@ -53,14 +68,19 @@ fn map(name: &str, labels: &Value, data: &str) -> Value {
 }
 
 fn version(answer: &Value) -> String {
-    answer["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+    answer["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 /// A GET from the watch cache of an API server that lags was answered with 404: no later answer of the same
 /// resourceVersion counted, and offline the node was "not found".
 #[test]
 fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let cached = format!("{NODE}?resourceVersion=0");
     let node = admin.get(NODE)?;
@@ -71,7 +91,11 @@ fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
     }
     site.cut()?;
     let stored = admin.get(NODE)?;
-    assert_eq!((stored.status, source(&stored), &stored.body), (200, "store", &node.body), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored), &stored.body),
+        (200, "store", &node.body),
+        "{stored:?}"
+    );
     Ok(())
 }
 
@@ -79,7 +103,9 @@ fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
 /// still "not found", as before it was made.
 #[test]
 fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
-    let Some(site) = Site::start("made", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("made", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     assert_eq!(admin.get(NODE)?.status, 200);
     for method in ["PATCH", "PUT"] {
@@ -89,17 +115,34 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
         made["metadata"]["resourceVersion"] = json!("900000");
         made["metadata"]["uid"] = json!(name);
         let body = serde_json::to_vec(&made)?;
-        let lie = Lie::Exactly { code: 201, content_type: "application/json".into(), body: body.clone() };
+        let lie = Lie::Exactly {
+            code: 201,
+            content_type: "application/json".into(),
+            body: body.clone(),
+        };
         site.cloud.lies().tell(LieRule::new(method, &path, lie));
-        let request = Request::builder().method(method).uri(format!("{path}?fieldManager=a"));
-        let answer =
-            admin.send(request.header("content-type", "application/apply-patch+yaml").body(body)?)?;
-        assert_eq!((answer.status, source(&answer)), (201, "cloud"), "{answer:?}");
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{path}?fieldManager=a"));
+        let answer = admin.send(
+            request
+                .header("content-type", "application/apply-patch+yaml")
+                .body(body)?,
+        )?;
+        assert_eq!(
+            (answer.status, source(&answer)),
+            (201, "cloud"),
+            "{answer:?}"
+        );
     }
     site.cut()?;
     for name in ["patch", "put"] {
         let stored = admin.get(&format!("{MAPS}/{name}"))?;
-        assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+        assert_eq!(
+            (stored.status, source(&stored)),
+            (200, "store"),
+            "{stored:?}"
+        );
         assert_eq!(stored.json()["data"]["a"], "1", "{stored:?}");
     }
     Ok(())
@@ -108,17 +151,27 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
 /// A write whose answer is in a form that isn't kept left the 404 from before it.
 #[test]
 fn i2_what_a_write_has_made_is_not_absent_in_whatever_form_it_is_answered() -> Result<()> {
-    let Some(site) = Site::start("pretty", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("pretty", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     assert_eq!(admin.get(NODE)?.status, 200);
     for name in ["made", "other"] {
         assert_eq!(admin.get(&format!("{MAPS}/{name}"))?.status, 404);
     }
-    let made = admin.json("POST", &format!("{MAPS}?pretty=true"), &map("made", &json!({}), "1"))?;
+    let made = admin.json(
+        "POST",
+        &format!("{MAPS}?pretty=true"),
+        &map("made", &json!({}), "1"),
+    )?;
     assert_eq!(made.status, 201, "{made:?}");
     site.cut()?;
     let unknown = admin.get(&format!("{MAPS}/made"))?;
-    assert_eq!((unknown.status, source(&unknown)), (503, "hublet"), "{unknown:?}");
+    assert_eq!(
+        (unknown.status, source(&unknown)),
+        (503, "hublet"),
+        "{unknown:?}"
+    );
     Ok(())
 }
 
@@ -126,39 +179,65 @@ fn i2_what_a_write_has_made_is_not_absent_in_whatever_form_it_is_answered() -> R
 /// somebody else made it stayed.
 #[test]
 fn i2_what_exists_already_is_not_absent() -> Result<()> {
-    let Some(site) = Site::start("already", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("already", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let path = format!("{MAPS}/taken");
     assert_eq!(admin.get(NODE)?.status, 200);
     assert_eq!(admin.get(&path)?.status, 404);
     site.cloud.put(map("taken", &json!({}), "1"))?;
     let refused = admin.json("POST", MAPS, &map("taken", &json!({}), "2"))?;
-    assert_eq!((refused.status, source(&refused)), (409, "cloud"), "{refused:?}");
+    assert_eq!(
+        (refused.status, source(&refused)),
+        (409, "cloud"),
+        "{refused:?}"
+    );
     site.cut()?;
     let answer = admin.get(&path)?;
-    assert_eq!((answer.status, source(&answer)), (503, "hublet"), "{answer:?}");
+    assert_eq!(
+        (answer.status, source(&answer)),
+        (503, "hublet"),
+        "{answer:?}"
+    );
     Ok(())
 }
 
 /// A caller who was told 404 when he would change an object was given its old copy offline.
 #[test]
 fn what_a_write_did_not_find_is_gone() -> Result<()> {
-    let Some(site) = Site::start("gone", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("gone", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
-    for (method, content_type) in [("PATCH", "application/merge-patch+json"), ("PUT", "application/json")] {
-        let (path, object) = (format!("{MAPS}/{}", method.to_lowercase()), method.to_lowercase());
+    for (method, content_type) in [
+        ("PATCH", "application/merge-patch+json"),
+        ("PUT", "application/json"),
+    ] {
+        let (path, object) = (
+            format!("{MAPS}/{}", method.to_lowercase()),
+            method.to_lowercase(),
+        );
         site.cloud.put(map(&object, &json!({}), "1"))?;
         assert_eq!(admin.get(&path)?.status, 200);
         site.cloud.delete(&path)?;
         let body = serde_json::to_vec(&map(&object, &json!({}), "2"))?;
         let request = Request::builder().method(method).uri(&path);
         let answer = admin.send(request.header("content-type", content_type).body(body)?)?;
-        assert_eq!((answer.status, source(&answer)), (404, "cloud"), "{answer:?}");
+        assert_eq!(
+            (answer.status, source(&answer)),
+            (404, "cloud"),
+            "{answer:?}"
+        );
     }
     site.cut()?;
     for name in ["patch", "put"] {
         let answer = admin.get(&format!("{MAPS}/{name}"))?;
-        assert_eq!((answer.status, source(&answer)), (404, "store"), "{answer:?}");
+        assert_eq!(
+            (answer.status, source(&answer)),
+            (404, "store"),
+            "{answer:?}"
+        );
     }
     Ok(())
 }
@@ -166,7 +245,9 @@ fn what_a_write_did_not_find_is_gone() -> Result<()> {
 /// A caller who asked for an object as of a resourceVersion, or later, was told 404 from before that.
 #[test]
 fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {
-    let Some(site) = Site::start("since", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("since", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let path = format!("{MAPS}/gone");
     assert_eq!(admin.get(NODE)?.status, 200);
@@ -174,23 +255,38 @@ fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {
         assert_eq!(admin.get(&path)?.status, 404);
         site.cut()?;
         let answer = admin.get(&format!("{path}?resourceVersion=0"))?;
-        assert_eq!((answer.status, source(&answer)), (404, "store"), "{answer:?}");
+        assert_eq!(
+            (answer.status, source(&answer)),
+            (404, "store"),
+            "{answer:?}"
+        );
         let answer = admin.get(&format!("{path}?resourceVersion=1000000"))?;
-        assert_eq!((answer.status, source(&answer)), (503, "hublet"), "{answer:?}");
+        assert_eq!(
+            (answer.status, source(&answer)),
+            (503, "hublet"),
+            "{answer:?}"
+        );
         site.fault.set(Fault::None)?;
-        eventually(SOON, "connected", || (source(&admin.get(&path).ok()?) == "cloud").then_some(()))?;
+        eventually(SOON, "connected", || {
+            (source(&admin.get(&path).ok()?) == "cloud").then_some(())
+        })?;
         // The second time the object itself may be read, not the news of its absence alone.
         let made = admin.json("POST", MAPS, &map("gone", &json!({}), "1"))?;
         assert_eq!(made.status, 201, "{made:?}");
         assert_eq!(admin.get(&path)?.status, 200);
-        assert_eq!(admin.send(Request::delete(&path).body(Vec::new())?)?.status, 200);
+        assert_eq!(
+            admin.send(Request::delete(&path).body(Vec::new())?)?.status,
+            200
+        );
     }
     Ok(())
 }
 
 #[test]
 fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let before = admin.get(NODE)?.json();
     let list = admin.get(NODES)?;
@@ -200,13 +296,19 @@ fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
     let now = admin.get(NODE)?;
     for _ in 0..3 {
         answer_once(&site, NODE, 200, &before);
-        assert_eq!(admin.get(&format!("{NODE}?resourceVersion=0"))?.json(), before);
+        assert_eq!(
+            admin.get(&format!("{NODE}?resourceVersion=0"))?.json(),
+            before
+        );
         answer_in(&site, NODES, (200, "application/json"), list.body.to_vec());
         admin.get(&format!("{NODES}?resourceVersion=0"))?;
     }
     site.cut()?;
     assert_eq!(admin.get(NODE)?.body, now.body);
-    assert_eq!(admin.get(NODES)?.json()["items"][0]["metadata"], now.json()["metadata"]);
+    assert_eq!(
+        admin.get(NODES)?.json()["items"][0]["metadata"],
+        now.json()["metadata"]
+    );
     Ok(())
 }
 
@@ -214,7 +316,9 @@ fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
 /// They were served again and again while the cloud was there, and never taken.
 #[test]
 fn a_replaced_cluster_is_followed() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     site.cloud.put(map("former", &json!({}), "1"))?;
     let former = format!("{MAPS}/former");
@@ -232,7 +336,11 @@ fn a_replaced_cluster_is_followed() -> Result<()> {
     // Its online answers are served offline; the list of the former cluster is not.
     site.cut()?;
     let stored = admin.get(NODE)?;
-    assert_eq!(stored.json()["metadata"], other(node)["metadata"], "{stored:?}");
+    assert_eq!(
+        stored.json()["metadata"],
+        other(node)["metadata"],
+        "{stored:?}"
+    );
     let nodes = admin.get(NODES)?;
     assert_eq!(nodes.status, 503, "{nodes:?} for {list}");
     Ok(())
@@ -242,7 +350,9 @@ fn a_replaced_cluster_is_followed() -> Result<()> {
 /// anything by it.
 #[test]
 fn another_kube_system_is_another_cluster() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let path = "/api/v1/namespaces/kube-system";
     let mut namespace = admin.get(path)?.json();
@@ -259,7 +369,10 @@ fn another_kube_system_is_another_cluster() -> Result<()> {
     site.cut()?;
     for former in [NODE, NODES] {
         let stored = admin.get(former)?;
-        assert!(stored.status >= 400 && stored.status != 404, "{former}: {stored:?}");
+        assert!(
+            stored.status >= 400 && stored.status != 404,
+            "{former}: {stored:?}"
+        );
     }
     Ok(())
 }
@@ -267,7 +380,9 @@ fn another_kube_system_is_another_cluster() -> Result<()> {
 /// After etcd was restored from a backup the resourceVersions of lists are lower than before.
 #[test]
 fn a_restored_cluster_is_followed() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let online = admin.get(NODES)?;
     let list = online.json();
@@ -275,18 +390,36 @@ fn a_restored_cluster_is_followed() -> Result<()> {
     // In the order in which the API server writes it.
     let restored = online
         .text()
-        .replace(&format!(r#""resourceVersion":"{whole}""#), r#""resourceVersion":"900""#)
-        .replace(&format!(r#""resourceVersion":"{item}""#), r#""resourceVersion":"800""#)
+        .replace(
+            &format!(r#""resourceVersion":"{whole}""#),
+            r#""resourceVersion":"900""#,
+        )
+        .replace(
+            &format!(r#""resourceVersion":"{item}""#),
+            r#""resourceVersion":"800""#,
+        )
         .replace(r#""labels":{"#, r#""labels":{"restored":"yes","#);
     for _ in 0..2 {
-        answer_in(&site, NODES, (200, "application/json"), restored.clone().into_bytes());
+        answer_in(
+            &site,
+            NODES,
+            (200, "application/json"),
+            restored.clone().into_bytes(),
+        );
         assert_eq!(admin.get(NODES)?.text(), restored);
     }
     site.cut()?;
     let stored = admin.get(NODES)?;
-    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (200, "store"),
+        "{stored:?}"
+    );
     assert_eq!(version(&stored.json()), "900");
-    assert_eq!(stored.json()["items"][0]["metadata"]["labels"]["restored"], "yes");
+    assert_eq!(
+        stored.json()["items"][0]["metadata"]["labels"]["restored"],
+        "yes"
+    );
     Ok(())
 }
 
@@ -306,7 +439,9 @@ fn see(watch: &mut Stream, events: usize) -> Result<()> {
 /// Offline, from an older resourceVersion, a watcher heard nothing of what the store knew to have changed since.
 #[test]
 fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     for name in ["kept", "changed", "deleted"] {
         site.cloud.put(map(name, &json!({}), "1"))?;
@@ -322,19 +457,38 @@ fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
     site.cut()?;
 
     let mut watch = admin.watch(&path(&oldest))?;
-    assert_eq!((watch.status, watch.headers["x-hublet-source"].to_str()?), (200, "store"));
+    assert_eq!(
+        (watch.status, watch.headers["x-hublet-source"].to_str()?),
+        (200, "store")
+    );
     let event = first_event(&mut watch).expect("a deletion is known");
-    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    assert_eq!(
+        (&event["type"], &event["object"]["code"]),
+        (&json!("ERROR"), &json!(410)),
+        "{event}"
+    );
     assert_eq!(event["object"]["reason"], "Expired");
     assert_eq!(watch.event(SOON)?, None, "and ends");
 
     let event = first_event(&mut admin.watch(&path(&older))?).expect("a change is known");
-    assert_eq!((&event["type"], &event["object"]["data"]["a"]), (&json!("MODIFIED"), &json!("2")), "{event}");
+    assert_eq!(
+        (&event["type"], &event["object"]["data"]["a"]),
+        (&json!("MODIFIED"), &json!("2")),
+        "{event}"
+    );
 
     let listed = version(&admin.get(MAPS)?.json());
-    assert_eq!(first_event(&mut admin.watch(&path(&listed))?), None, "open, and nothing to say");
+    assert_eq!(
+        first_event(&mut admin.watch(&path(&listed))?),
+        None,
+        "open, and nothing to say"
+    );
     let newer = (listed.parse::<u64>()? + 1_000).to_string();
-    assert_eq!(first_event(&mut admin.watch(&path(&newer))?), None, "nothing newer is known");
+    assert_eq!(
+        first_event(&mut admin.watch(&path(&newer))?),
+        None,
+        "nothing newer is known"
+    );
     Ok(())
 }
 
@@ -342,7 +496,9 @@ fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
 /// miss what others did before), so that the client lists again, once.
 #[test]
 fn i5_a_change_beyond_the_list_is_told_by_listing_again_once() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     for name in ["kept", "gone"] {
         site.cloud.put(map(name, &json!({}), "1"))?;
@@ -353,19 +509,35 @@ fn i5_a_change_beyond_the_list_is_told_by_listing_again_once() -> Result<()> {
     site.cloud.delete(&gone)?;
     assert_eq!(admin.get(&gone)?.status, 404);
     // It may watch, and this watch, which begins behind the list, does not carry the list on.
-    drop(admin.watch(&format!("{MAPS}?watch=true&resourceVersion={}", site.cloud.version()))?);
+    drop(admin.watch(&format!(
+        "{MAPS}?watch=true&resourceVersion={}",
+        site.cloud.version()
+    ))?);
     site.cut()?;
     let event = first_event(&mut admin.watch(&path)?).expect("the deletion is known");
-    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    assert_eq!(
+        (&event["type"], &event["object"]["code"]),
+        (&json!("ERROR"), &json!(410)),
+        "{event}"
+    );
     let again = admin.get(MAPS)?.json();
-    assert_eq!((again["items"].as_array().map(Vec::len), version(&again)), (Some(1), listed));
-    assert_eq!(first_event(&mut admin.watch(&path)?), None, "it knows by now");
+    assert_eq!(
+        (again["items"].as_array().map(Vec::len), version(&again)),
+        (Some(1), listed)
+    );
+    assert_eq!(
+        first_event(&mut admin.watch(&path)?),
+        None,
+        "it knows by now"
+    );
     Ok(())
 }
 
 #[test]
 fn i5_what_left_a_selection_is_told() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
     site.cloud.put(map("stays", &json!({"app": "x"}), "1"))?;
@@ -377,7 +549,11 @@ fn i5_what_left_a_selection_is_told() -> Result<()> {
     see(&mut online, 1)?;
     site.cut()?;
     let event = first_event(&mut admin.watch(&path)?).expect("it is known to have left");
-    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    assert_eq!(
+        (&event["type"], &event["object"]["code"]),
+        (&json!("ERROR"), &json!(410)),
+        "{event}"
+    );
     let again = admin.get(&selected)?.json();
     assert_eq!(again["items"].as_array().map(Vec::len), Some(1), "{again}");
     Ok(())
@@ -386,23 +562,39 @@ fn i5_what_left_a_selection_is_told() -> Result<()> {
 /// An object that left the selection, as another client's answer showed, was still listed by it.
 #[test]
 fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let selected = format!("{MAPS}?labelSelector=app%3Dx");
     site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
-    assert_eq!(admin.get(&selected)?.json()["items"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        admin.get(&selected)?.json()["items"]
+            .as_array()
+            .map(Vec::len),
+        Some(1)
+    );
     site.cloud.put(map("moves", &json!({"app": "y"}), "1"))?;
-    assert_eq!(admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"], "y");
+    assert_eq!(
+        admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"],
+        "y"
+    );
     site.cut()?;
     let stored = admin.get(&selected)?;
-    assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (503, "hublet"),
+        "{stored:?}"
+    );
     Ok(())
 }
 
 /// The empty list of one version was served for another, which the API server may not have at all.
 #[test]
 fn i2_an_empty_list_is_of_the_version_in_which_it_was_asked_for() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let (asked, other) = ("/apis/x.io/v1/things", "/apis/x.io/v2/things");
     let empty = json!({
@@ -413,16 +605,26 @@ fn i2_an_empty_list_is_of_the_version_in_which_it_was_asked_for() -> Result<()> 
     assert_eq!(admin.get(asked)?.status, 200);
     site.cut()?;
     let stored = admin.get(asked)?;
-    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (200, "store"),
+        "{stored:?}"
+    );
     let unknown = admin.get(other)?;
-    assert_eq!((unknown.status, source(&unknown)), (503, "hublet"), "{unknown:?}");
+    assert_eq!(
+        (unknown.status, source(&unknown)),
+        (503, "hublet"),
+        "{unknown:?}"
+    );
     Ok(())
 }
 
 /// A watch of such a selection heard nothing, as if nothing had changed.
 #[test]
 fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let selected = format!("{MAPS}?labelSelector=app%3Dx");
     site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
@@ -430,10 +632,17 @@ fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()>
     let path = format!("{selected}&watch=true&resourceVersion={listed}");
     drop(admin.watch(&path)?);
     site.cloud.put(map("moves", &json!({"app": "y"}), "1"))?;
-    assert_eq!(admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"], "y");
+    assert_eq!(
+        admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"],
+        "y"
+    );
     site.cut()?;
     let event = first_event(&mut admin.watch(&path)?).expect("a member is known to have changed");
-    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    assert_eq!(
+        (&event["type"], &event["object"]["code"]),
+        (&json!("ERROR"), &json!(410)),
+        "{event}"
+    );
     Ok(())
 }
 
@@ -441,7 +650,9 @@ fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()>
 /// node's, whose kubelet would have started it a second time.
 #[test]
 fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let pod = |node: &str| {
         json!({
@@ -449,17 +660,25 @@ fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
             "spec": {"nodeName": node, "containers": []},
         })
     };
-    let (path, mine) =
-        ("/api/v1/namespaces/default/pods/web-0", "/api/v1/pods?fieldSelector=spec.nodeName%3Dhere");
+    let (path, mine) = (
+        "/api/v1/namespaces/default/pods/web-0",
+        "/api/v1/pods?fieldSelector=spec.nodeName%3Dhere",
+    );
     site.cloud.put(pod("here"))?;
-    assert_eq!(admin.get(mine)?.json()["items"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        admin.get(mine)?.json()["items"].as_array().map(Vec::len),
+        Some(1)
+    );
     let mut changed = pod("here");
     changed["metadata"]["labels"] = json!({"changed": "yes"});
     site.cloud.put(changed)?;
     assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "here");
     site.cut()?;
     let stored = admin.get(mine)?.json();
-    assert_eq!(stored["items"][0]["metadata"]["labels"]["changed"], "yes", "it has its node still: {stored}");
+    assert_eq!(
+        stored["items"][0]["metadata"]["labels"]["changed"], "yes",
+        "it has its node still: {stored}"
+    );
     site.fault.set(Fault::None)?;
     eventually(SOON, "the cloud is back", || {
         let answer = admin.get(path).ok()?;
@@ -470,14 +689,20 @@ fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
     assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "there");
     site.cut()?;
     let stored = admin.get(mine)?;
-    assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (503, "hublet"),
+        "{stored:?}"
+    );
     Ok(())
 }
 
 /// Offline watches said that what they begin with was said just now.
 #[test]
 fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let listed = version(&admin.get(NODES)?.json());
     let path = format!("{NODES}?watch=true&resourceVersion={listed}");
@@ -496,16 +721,25 @@ fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {
 /// so that offline there was neither.
 #[test]
 fn a_plain_list_in_the_place_of_a_table_is_stored() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     for path in [NODES, NODE, "/apis/crd.projectcalico.org/v1/ippools"] {
         let online = get_as(&admin, TABLE, path)?;
-        assert!(online.status == 200 && online.json()["kind"] != "Table", "{online:?}");
+        assert!(
+            online.status == 200 && online.json()["kind"] != "Table",
+            "{online:?}"
+        );
     }
     site.cut()?;
     for path in [NODES, NODE, "/apis/crd.projectcalico.org/v1/ippools"] {
         let stored = get_as(&admin, TABLE, path)?;
-        assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+        assert_eq!(
+            (stored.status, source(&stored)),
+            (200, "store"),
+            "{stored:?}"
+        );
         assert_eq!(admin.get(path)?.status, 200);
     }
     Ok(())
@@ -514,7 +748,9 @@ fn a_plain_list_in_the_place_of_a_table_is_stored() -> Result<()> {
 /// `kubectl get` asks for 500 objects at a time: a Table that came in pages was not stored.
 #[test]
 fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let page = |name: &str, next: &str| {
         json!({
@@ -524,29 +760,48 @@ fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
         })
     };
     let first = format!("{MAPS}?limit=500");
-    for (path, page) in
-        [(first.clone(), page("a", "next")), (format!("{first}&continue=next"), page("b", ""))]
-    {
+    for (path, page) in [
+        (first.clone(), page("a", "next")),
+        (format!("{first}&continue=next"), page("b", "")),
+    ] {
         answer_once(&site, MAPS, 200, &page);
         assert_eq!(get_as(&admin, TABLE, &path)?.json(), page);
     }
     site.cut()?;
     let stored = get_as(&admin, TABLE, &first)?;
-    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (200, "store"),
+        "{stored:?}"
+    );
     let table = stored.json();
-    assert_eq!((&table["kind"], version(&table).as_str()), (&json!("Table"), "5000"));
+    assert_eq!(
+        (&table["kind"], version(&table).as_str()),
+        (&json!("Table"), "5000")
+    );
     assert_eq!(table["rows"], json!([{"cells": ["a"]}, {"cells": ["b"]}]));
-    assert_eq!(table["metadata"]["continue"], Value::Null, "there is no next page");
+    assert_eq!(
+        table["metadata"]["continue"],
+        Value::Null,
+        "there is no next page"
+    );
     // A Table is no newer than what it says, has no second page, and has other columns in another API version.
     let other = MAPS.replace("/v1/", "/v2/");
     for (path, code) in [
         (format!("{MAPS}?resourceVersion=5001"), 503),
-        (format!("{MAPS}?resourceVersion=4999&resourceVersionMatch=Exact&limit=500"), 503),
+        (
+            format!("{MAPS}?resourceVersion=4999&resourceVersionMatch=Exact&limit=500"),
+            503,
+        ),
         (format!("{first}&continue=next"), 503),
         (other, 503),
     ] {
         let refused = get_as(&admin, TABLE, &path)?;
-        assert_eq!((refused.status, source(&refused)), (code, "hublet"), "{path}: {refused:?}");
+        assert_eq!(
+            (refused.status, source(&refused)),
+            (code, "hublet"),
+            "{path}: {refused:?}"
+        );
     }
     Ok(())
 }
@@ -555,7 +810,9 @@ fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
 /// went on to show it.
 #[test]
 fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let list = |version: &str, names: &[&str]| {
         let item = |name: &&str| {
@@ -571,17 +828,27 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": "5000"},
         "columnDefinitions": [{"name": "Name", "type": "string"}], "rows": [{"cells": ["a"]}, {"cells": ["b"]}],
     });
-    for (accept, answer) in
-        [("*/*", list("4999", &["a", "b"])), (TABLE, table), ("*/*", list("5001", &["a"]))]
-    {
+    for (accept, answer) in [
+        ("*/*", list("4999", &["a", "b"])),
+        (TABLE, table),
+        ("*/*", list("5001", &["a"])),
+    ] {
         answer_once(&site, MAPS, 200, &answer);
         assert_eq!(get_as(&admin, accept, MAPS)?.json(), answer);
     }
     site.cut()?;
     let stored = get_as(&admin, TABLE, MAPS)?;
-    assert_eq!((stored.status, source(&stored)), (200, "store"), "{stored:?}");
+    assert_eq!(
+        (stored.status, source(&stored)),
+        (200, "store"),
+        "{stored:?}"
+    );
     let stored = stored.json();
-    assert_eq!((&stored["kind"], version(&stored).as_str()), (&json!("ConfigMapList"), "5001"), "{stored}");
+    assert_eq!(
+        (&stored["kind"], version(&stored).as_str()),
+        (&json!("ConfigMapList"), "5001"),
+        "{stored}"
+    );
     assert_eq!(stored["items"].as_array().unwrap().len(), 1, "{stored}");
     Ok(())
 }
@@ -590,7 +857,9 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
 /// show it.
 #[test]
 fn a_table_gives_way_to_a_later_list_that_lacks_one_of_its_rows() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let object = |name: &str| {
         let metadata = json!({"name": name, "namespace": "default", "resourceVersion": "7"});
@@ -627,24 +896,38 @@ fn a_table_gives_way_to_a_later_list_that_lacks_one_of_its_rows() -> Result<()> 
     site.cut()?;
     assert_eq!(get_as(&admin, TABLE, all)?.json()["kind"], "Table");
     let stored = get_as(&admin, TABLE, MAPS)?;
-    assert_eq!((stored.status, stored.json()["kind"].as_str()), (200, Some("ConfigMapList")), "{stored:?}");
+    assert_eq!(
+        (stored.status, stored.json()["kind"].as_str()),
+        (200, Some("ConfigMapList")),
+        "{stored:?}"
+    );
     for path in [&one, &selected] {
         let stored = get_as(&admin, TABLE, path)?;
-        assert_eq!((stored.status, source(&stored)), (503, "hublet"), "{path}: {stored:?}");
+        assert_eq!(
+            (stored.status, source(&stored)),
+            (503, "hublet"),
+            "{path}: {stored:?}"
+        );
     }
     Ok(())
 }
 
 /// `varint(len)` of a length below 128, and the bytes: a field of a protobuf message.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-    [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()], bytes].concat()
+    [
+        &[number << 3 | 2, u8::try_from(bytes.len()).unwrap()],
+        bytes,
+    ]
+    .concat()
 }
 
 /// A watch for metadata in protobuf whose collection is empty holds no object that tells its form, only a bookmark: it
 /// was stored as the collection itself, and a plain list answered as `PartialObjectMetadataList`.
 #[test]
 fn metadata_alone_is_not_the_collection() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let maps = "/api/v1/namespaces/kube-public/configmaps";
     // A token proves itself by what not everybody may read.
@@ -653,16 +936,34 @@ fn metadata_alone_is_not_the_collection() -> Result<()> {
     let bookmark = {
         let end = [field(1, b"k8s.io/initial-events-end"), field(2, b"true")].concat();
         let meta = field(1, &[field(6, b"5000"), field(12, &end)].concat());
-        let kind = [field(1, b"meta.k8s.io/v1"), field(2, b"PartialObjectMetadata")].concat();
-        let object = [b"k8s\0".to_vec(), field(1, &kind), field(2, &meta), vec![0x1a, 0, 0x22, 0]].concat();
+        let kind = [
+            field(1, b"meta.k8s.io/v1"),
+            field(2, b"PartialObjectMetadata"),
+        ]
+        .concat();
+        let object = [
+            b"k8s\0".to_vec(),
+            field(1, &kind),
+            field(2, &meta),
+            vec![0x1a, 0, 0x22, 0],
+        ]
+        .concat();
         // 128 bytes and more take two bytes of length.
         let wrap = |number: u8, bytes: &[u8]| {
             let len = u16::try_from(bytes.len()).unwrap();
             let low = u8::try_from(len & 0x7f).unwrap() | 0x80;
-            [&[number << 3 | 2, low, u8::try_from(len >> 7).unwrap()], bytes].concat()
+            [
+                &[number << 3 | 2, low, u8::try_from(len >> 7).unwrap()],
+                bytes,
+            ]
+            .concat()
         };
         let event = [field(1, b"BOOKMARK"), wrap(2, &wrap(1, &object))].concat();
-        [u32::try_from(event.len()).unwrap().to_be_bytes().to_vec(), event].concat()
+        [
+            u32::try_from(event.len()).unwrap().to_be_bytes().to_vec(),
+            event,
+        ]
+        .concat()
     };
     let media = "application/vnd.kubernetes.protobuf;stream=watch";
     answer_in(&site, maps, (200, media), bookmark.clone());
@@ -673,23 +974,31 @@ fn metadata_alone_is_not_the_collection() -> Result<()> {
     assert_eq!(get_as(&admin, accept, &path)?.body, bookmark);
     site.cut()?;
     let stored = admin.get(maps)?;
-    assert_eq!((stored.status, &stored.body), (200, &online.body), "{stored:?}");
+    assert_eq!(
+        (stored.status, &stored.body),
+        (200, &online.body),
+        "{stored:?}"
+    );
     Ok(())
 }
 
 /// The cloud drops an Event after an hour; what a node's own components post was kept for ever.
 #[test]
 fn events_that_a_node_posts_are_not_kept() -> Result<()> {
-    let Some(site) = Site::start("truth", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("truth", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     let events = "/api/v1/namespaces/default/events";
-    let event =
-        json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e1", "namespace": "default"}});
+    let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e1", "namespace": "default"}});
     let path = format!("{events}/e1");
     assert_eq!(admin.get(&path)?.status, 404);
     assert_eq!(admin.json("POST", events, &event)?.status, 201);
     site.cut()?;
     let stored = admin.get(&path)?;
-    assert!(!matches!(stored.status, 200 | 404), "neither kept nor said to be absent: {stored:?}");
+    assert!(
+        !matches!(stored.status, 200 | 404),
+        "neither kept nor said to be absent: {stored:?}"
+    );
     Ok(())
 }

@@ -34,7 +34,10 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn state(site: &Site) -> String {
     let status = site.daemon.status().unwrap();
-    status["cloud"]["state"].as_str().unwrap_or_default().to_owned()
+    status["cloud"]["state"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn until_state(site: &Site, wanted: &str) -> Result<()> {
@@ -46,10 +49,18 @@ fn until_state(site: &Site, wanted: &str) -> Result<()> {
 #[test]
 fn a_watch_ends_with_the_verdict_that_the_cloud_is_away() -> Result<()> {
     for alpn in [vec!["h2", "http/1.1"], vec!["http/1.1"]] {
-        let cloud = cloud::Options { alpn: alpn.clone(), ..Default::default() };
-        let Some(site) = Site::with_cloud("verdict", cloud, |_| {})? else { return Ok(()) };
+        let cloud = cloud::Options {
+            alpn: alpn.clone(),
+            ..Default::default()
+        };
+        let Some(site) = Site::with_cloud("verdict", cloud, |_| {})? else {
+            return Ok(());
+        };
         let admin = site.admin()?;
-        let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+        let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let mut watch = admin.watch(&format!("{NODES}?watch=true&resourceVersion={version}"))?;
         assert_eq!(watch.headers["x-hublet-source"], "cloud");
         site.fault.set(Fault::Blackhole(None))?;
@@ -59,7 +70,10 @@ fn a_watch_ends_with_the_verdict_that_the_cloud_is_away() -> Result<()> {
         let verdict = Instant::now();
         assert_eq!(watch.event(Duration::from_secs(5))?, None, "a clean end");
         let took = verdict.elapsed();
-        assert!(took < Duration::from_secs(1), "{alpn:?}: the watch ended {took:?} after the verdict");
+        assert!(
+            took < Duration::from_secs(1),
+            "{alpn:?}: the watch ended {took:?} after the verdict"
+        );
     }
     Ok(())
 }
@@ -69,38 +83,71 @@ fn protocols() -> [Vec<&'static str>; 2] {
 }
 
 fn ask(client: &Client, method: &str, uri: &str) -> Answer {
-    client.send(Request::builder().method(method).uri(uri).body(Vec::new()).unwrap()).unwrap()
+    client
+        .send(
+            Request::builder()
+                .method(method)
+                .uri(uri)
+                .body(Vec::new())
+                .unwrap(),
+        )
+        .unwrap()
 }
 
 fn taken(site: &Site, method: &str, uri: &str) -> usize {
     let path = uri.split('?').next().unwrap();
-    site.cloud.record().count(|request| request.method == method && request.path == path)
+    site.cloud
+        .record()
+        .count(|request| request.method == method && request.path == path)
 }
 
 /// Whatever had no body was sent once more when its connection broke, although the server had done it.
 #[test]
 fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()> {
     for alpn in protocols() {
-        let cloud = cloud::Options { alpn: alpn.clone(), ..Default::default() };
-        let Some(site) = Site::with_cloud("once", cloud, |_| {})? else { return Ok(()) };
+        let cloud = cloud::Options {
+            alpn: alpn.clone(),
+            ..Default::default()
+        };
+        let Some(site) = Site::with_cloud("once", cloud, |_| {})? else {
+            return Ok(());
+        };
         let admin = site.daemon.client(Some(&site.cloud.admin_token))?;
         let map = format!("{MAPS}/m");
-        let calls = [("POST", ORDER), ("GET", ORDER), ("DELETE", &map), ("DELETE", MAPS), ("PUT", &map)];
+        let calls = [
+            ("POST", ORDER),
+            ("GET", ORDER),
+            ("DELETE", &map),
+            ("DELETE", MAPS),
+            ("PUT", &map),
+        ];
         for (method, uri) in calls {
             assert_eq!(admin.get(NODE)?.status, 200);
             until_state(&site, "connected")?;
             let path = uri.split('?').next().unwrap();
-            site.cloud.lies().tell(LieRule::new(method, path, Lie::Break).times(1));
+            site.cloud
+                .lies()
+                .tell(LieRule::new(method, path, Lie::Break).times(1));
             let answer = ask(&admin, method, uri);
-            assert_eq!(taken(&site, method, uri), 1, "{alpn:?} {method} {uri}: {answer:?}");
+            assert_eq!(
+                taken(&site, method, uri),
+                1,
+                "{alpn:?} {method} {uri}: {answer:?}"
+            );
             assert_eq!(answer.status, 504, "{alpn:?} {method} {uri}: {answer:?}");
         }
         // A read of the API's own data is asked again, and nobody notices.
         until_state(&site, "connected")?;
         let before = taken(&site, "GET", NODE);
-        site.cloud.lies().tell(LieRule::new("GET", NODE, Lie::Break).times(1));
+        site.cloud
+            .lies()
+            .tell(LieRule::new("GET", NODE, Lie::Break).times(1));
         let answer = admin.get(NODE)?;
-        assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.header("x-hublet-source")),
+            (200, "cloud"),
+            "{answer:?}"
+        );
         assert_eq!(taken(&site, "GET", NODE), before + 2);
     }
     Ok(())
@@ -109,15 +156,22 @@ fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()
 /// A request that the server refuses before it has looked at it (RFC 9113 §8.7) is safe to send again, whatever it is.
 #[test]
 fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
-    let Some(site) = Site::start("refused", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("refused", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.daemon.client(Some(&site.cloud.admin_token))?;
-    site.cloud.put(json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m"}}))?;
+    site.cloud
+        .put(json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m"}}))?;
     let map = format!("{MAPS}/m");
     assert_eq!(admin.get(&map)?.status, 200);
-    site.cloud.lies().tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(1));
+    site.cloud
+        .lies()
+        .tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(1));
     assert_eq!(ask(&admin, "DELETE", &map).status, 200);
     assert_eq!(site.cloud.get(&map)?, None, "it was done");
-    site.cloud.lies().tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(9));
+    site.cloud
+        .lies()
+        .tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(9));
     let answer = ask(&admin, "DELETE", &map);
     assert_eq!(answer.status, 503, "certainly not done: {answer:?}");
     Ok(())
@@ -128,8 +182,13 @@ fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
 #[test]
 fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
     for alpn in protocols() {
-        let cloud = cloud::Options { alpn: alpn.clone(), ..Default::default() };
-        let Some(site) = Site::with_cloud("upload", cloud, |_| {})? else { return Ok(()) };
+        let cloud = cloud::Options {
+            alpn: alpn.clone(),
+            ..Default::default()
+        };
+        let Some(site) = Site::with_cloud("upload", cloud, |_| {})? else {
+            return Ok(());
+        };
         assert_eq!(site.admin()?.get(NODE)?.status, 200);
         let head = format!(
             "POST {MAPS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -152,7 +211,11 @@ fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
         }
         std::thread::park_timeout(Duration::from_millis(100));
         let suspected = metric("hublet_cloud_transitions_total").label("state", "suspect");
-        assert!(suspected.sum(&site.daemon.scrape()?) < 1.0, "{alpn:?}: {}", site.daemon.scrape()?);
+        assert!(
+            suspected.sum(&site.daemon.scrape()?) < 1.0,
+            "{alpn:?}: {}",
+            site.daemon.scrape()?
+        );
     }
     Ok(())
 }
@@ -161,16 +224,35 @@ fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
 /// was taken for it.
 #[test]
 fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
-    let cloud = cloud::Options { alpn: vec!["http/1.1"], ..Default::default() };
-    let Some(site) = Site::with_cloud("length", cloud, |_| {})? else { return Ok(()) };
-    let answer = say(&site, &format!("GET {NODE}"), "Content-Length: 5\r\n\r\nhello")?;
+    let cloud = cloud::Options {
+        alpn: vec!["http/1.1"],
+        ..Default::default()
+    };
+    let Some(site) = Site::with_cloud("length", cloud, |_| {})? else {
+        return Ok(());
+    };
+    let answer = say(
+        &site,
+        &format!("GET {NODE}"),
+        "Content-Length: 5\r\n\r\nhello",
+    )?;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let asked = site.cloud.record().wait_for(SOON, |request| request.path == NODE)?;
+    let asked = site
+        .cloud
+        .record()
+        .wait_for(SOON, |request| request.path == NODE)?;
     assert_eq!(asked.length, "");
     // A backend may read what comes with a GET (a search does).
     let search = "/api/v1/namespaces/default/services/shop:80/proxy/find";
-    say(&site, &format!("GET {search}"), "Content-Length: 5\r\n\r\nhello")?;
-    let asked = site.cloud.record().wait_for(SOON, |request| request.path == search)?;
+    say(
+        &site,
+        &format!("GET {search}"),
+        "Content-Length: 5\r\n\r\nhello",
+    )?;
+    let asked = site
+        .cloud
+        .record()
+        .wait_for(SOON, |request| request.path == search)?;
     assert_eq!(asked.length, "5");
     Ok(())
 }
@@ -179,9 +261,15 @@ fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
 /// for ever, here and in the cloud.
 #[test]
 fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
-    let Some(site) = Site::start("body", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("body", |_| {})? else {
+        return Ok(());
+    };
     assert_eq!(site.admin()?.get(NODE)?.status, 200);
-    let answer = say(&site, &format!("GET {NODES}?watch=true"), "Content-Length: 5\r\n\r\n")?;
+    let answer = say(
+        &site,
+        &format!("GET {NODES}?watch=true"),
+        "Content-Length: 5\r\n\r\n",
+    )?;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     eventually(SOON, "nothing is left of it", || {
         let scrape = site.daemon.scrape().ok()?;
@@ -193,11 +281,20 @@ fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
 /// share, and was counted no more: behind as many as the server allows, everybody's requests waited for ever.
 #[test]
 fn an_upload_ends_with_its_answer() -> Result<()> {
-    let cloud = cloud::Options { max_streams: 20, ..Default::default() };
-    let Some(site) = Site::with_cloud("leaves", cloud, |_| {})? else { return Ok(()) };
+    let cloud = cloud::Options {
+        max_streams: 20,
+        ..Default::default()
+    };
+    let Some(site) = Site::with_cloud("leaves", cloud, |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cloud.lies().tell(LieRule::new("POST", ORDER.split('?').next().unwrap(), Lie::StallUnread));
+    site.cloud.lies().tell(LieRule::new(
+        "POST",
+        ORDER.split('?').next().unwrap(),
+        Lie::StallUnread,
+    ));
     for _ in 0..2 {
         let mut uploads = Vec::new();
         for _ in 0..16 {
@@ -210,7 +307,11 @@ fn an_upload_ends_with_its_answer() -> Result<()> {
     }
     for _ in 0..20 {
         let answer = ask(&admin, "DELETE", &format!("{MAPS}/m"));
-        assert_eq!((answer.status, answer.header("x-hublet-source")), (404, "cloud"), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.header("x-hublet-source")),
+            (404, "cloud"),
+            "{answer:?}"
+        );
         assert!(answer.took < Duration::from_secs(1), "{:?}", answer.took);
     }
     Ok(())
@@ -220,18 +321,31 @@ fn an_upload_ends_with_its_answer() -> Result<()> {
 /// held its place for ever.
 #[test]
 fn an_answer_that_stands_still_beside_its_upload_does_not_outlive_its_client() -> Result<()> {
-    let Some(site) = Site::start("still", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("still", |_| {})? else {
+        return Ok(());
+    };
     assert_eq!(site.admin()?.get(NODE)?.status, 200);
     let order = ORDER.split('?').next().unwrap();
-    site.cloud.lies().tell(LieRule::new("POST", order, Lie::StallUnread));
-    site.cloud.lies().tell(LieRule::new("PUT", order, Lie::Hang));
+    site.cloud
+        .lies()
+        .tell(LieRule::new("POST", order, Lie::StallUnread));
+    site.cloud
+        .lies()
+        .tell(LieRule::new("PUT", order, Lie::Hang));
     let length = 1 << 20;
     let body = "a".repeat(length);
-    let answer = say(&site, &format!("POST {ORDER}"), &format!("Content-Length: {length}\r\n\r\n{body}"))?;
+    let answer = say(
+        &site,
+        &format!("POST {ORDER}"),
+        &format!("Content-Length: {length}\r\n\r\n{body}"),
+    )?;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let upgrade = "Connection: upgrade\r\nUpgrade: SPDY/3.1\r\n";
-    let left =
-        say(&site, &format!("PUT {ORDER}"), &format!("{upgrade}Content-Length: {length}\r\n\r\n{body}"));
+    let left = say(
+        &site,
+        &format!("PUT {ORDER}"),
+        &format!("{upgrade}Content-Length: {length}\r\n\r\n{body}"),
+    );
     assert!(left.is_err(), "{left:?}");
     eventually(Duration::from_secs(75), "nothing is left of them", || {
         let scrape = site.daemon.scrape().ok()?;
@@ -256,7 +370,9 @@ fn say(site: &Site, line: &str, rest: &str) -> Result<String> {
 /// its turn: the last of 17 requests heard nothing for 170 s, reads that the store could answer among them.
 #[test]
 fn who_waits_for_anothers_dial_waits_no_longer_than_for_its_own() -> Result<()> {
-    let Some(site) = Site::start("dial", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("dial", |_| {})? else {
+        return Ok(());
+    };
     let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
     options.patience = Duration::from_secs(40);
     assert_eq!(Client::new(options.clone())?.get(NODE)?.status, 200);
@@ -272,18 +388,28 @@ fn who_waits_for_anothers_dial_waits_no_longer_than_for_its_own() -> Result<()> 
             .collect();
         for one in asked {
             let answer = one.join().expect("no panic")?;
-            assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "store"), "{answer:?}");
+            assert_eq!(
+                (answer.status, answer.header("x-hublet-source")),
+                (200, "store"),
+                "{answer:?}"
+            );
         }
         Ok::<_, anyhow::Error>(())
     })?;
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        start.elapsed()
+    );
     Ok(())
 }
 
 /// An answer to an upgrade said nowhere that it was the cloud's, or what a server had said of itself.
 #[test]
 fn an_upgrade_that_is_refused_says_by_whom() -> Result<()> {
-    let Some(site) = Site::start("refusing", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("refusing", |_| {})? else {
+        return Ok(());
+    };
     until_state(&site, "connected")?;
     let upgrade = "Connection: upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n\r\n";
     for (cut, source) in [(false, "cloud"), (true, "hublet")] {
@@ -291,8 +417,17 @@ fn an_upgrade_that_is_refused_says_by_whom() -> Result<()> {
             site.fault.set(Fault::Refuse)?;
             until_state(&site, "disconnected")?;
         }
-        let answer = say(&site, "POST /api/v1/namespaces/default/pods/p/exec?command=ls", upgrade)?;
-        assert!(answer.to_lowercase().contains(&format!("x-hublet-source: {source}\r\n")), "{answer}");
+        let answer = say(
+            &site,
+            "POST /api/v1/namespaces/default/pods/p/exec?command=ls",
+            upgrade,
+        )?;
+        assert!(
+            answer
+                .to_lowercase()
+                .contains(&format!("x-hublet-source: {source}\r\n")),
+            "{answer}"
+        );
     }
     Ok(())
 }
@@ -300,7 +435,9 @@ fn an_upgrade_that_is_refused_says_by_whom() -> Result<()> {
 /// A stalled upgrade hung for as long as its client had patience, and any number of them took a connection each.
 #[test]
 fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
-    let Some(site) = Site::start("upgrade", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("upgrade", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.daemon.client(Some(&site.cloud.admin_token))?;
     assert_eq!(admin.get(NODE)?.status, 200);
     until_state(&site, "connected")?;
@@ -308,7 +445,11 @@ fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
     options.alpn = vec!["http/1.1"];
     options.patience = Duration::from_secs(20);
     let exec = Client::new(options)?;
-    site.cloud.lies().tell(LieRule::new("POST", "/api/v1/namespaces/default/pods", Lie::Hang));
+    site.cloud.lies().tell(LieRule::new(
+        "POST",
+        "/api/v1/namespaces/default/pods",
+        Lie::Hang,
+    ));
     let request = Request::post("/api/v1/namespaces/default/pods/p/exec?command=ls")
         .header("connection", "Upgrade")
         .header("upgrade", "SPDY/3.1");
@@ -316,7 +457,10 @@ fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| exec.send(request));
         eventually(SOON, "the cloud has the upgrade", || {
-            site.cloud.record().count(|request| request.path.ends_with("/exec")).checked_sub(1)
+            site.cloud
+                .record()
+                .count(|request| request.path.ends_with("/exec"))
+                .checked_sub(1)
         })?;
         site.fault.set(Fault::Blackhole(None))?;
         let _stored = admin.get(NODE)?;
@@ -324,7 +468,11 @@ fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
         let verdict = Instant::now();
         let answer = asked.join().expect("no panic")?;
         assert_eq!(answer.status, 504, "{answer:?}");
-        assert!(verdict.elapsed() < Duration::from_secs(1), "{:?} after the verdict", verdict.elapsed());
+        assert!(
+            verdict.elapsed() < Duration::from_secs(1),
+            "{:?} after the verdict",
+            verdict.elapsed()
+        );
         Ok(())
     })
 }
@@ -343,10 +491,17 @@ fn stands_still(bytes: impl Fn() -> u64) -> Result<()> {
 /// that all shared: watches of others fell silent.
 #[test]
 fn readers_that_are_stuck_silence_nobody_else() -> Result<()> {
-    let Some(site) = Site::start("stuck", |_| {})? else { return Ok(()) };
-    site.cloud.lies().tell(LieRule::new("list", MAPS, Lie::Endless));
+    let Some(site) = Site::start("stuck", |_| {})? else {
+        return Ok(());
+    };
+    site.cloud
+        .lies()
+        .tell(LieRule::new("list", MAPS, Lie::Endless));
     let admin = site.admin()?;
-    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let path = format!("{NODES}?watch=true&resourceVersion={version}");
     let mut before = admin.watch(&path)?;
     let mut stuck = Vec::new();
@@ -362,41 +517,77 @@ fn readers_that_are_stuck_silence_nobody_else() -> Result<()> {
     let event = before.event(Duration::from_secs(1))?.unwrap();
     assert_eq!(event["object"]["metadata"]["labels"]["seen"], "yes");
     let mut after = admin.watch(&path)?;
-    assert_eq!(after.event(Duration::from_secs(1))?.unwrap()["object"]["metadata"]["labels"]["seen"], "yes");
+    assert_eq!(
+        after.event(Duration::from_secs(1))?.unwrap()["object"]["metadata"]["labels"]["seen"],
+        "yes"
+    );
     let start = Instant::now();
     let answer = admin.get(NODES)?;
-    assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(
+        (answer.status, answer.header("x-hublet-source")),
+        (200, "cloud")
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
     Ok(())
 }
 
 /// Requests beyond the streams that a server allows waited in hyper's queue, behind watches that never end.
 #[test]
 fn a_server_that_allows_few_streams_gets_more_connections() -> Result<()> {
-    let cloud = cloud::Options { max_streams: 20, ..Default::default() };
-    let Some(site) = Site::with_cloud("streams", cloud, |_| {})? else { return Ok(()) };
+    let cloud = cloud::Options {
+        max_streams: 20,
+        ..Default::default()
+    };
+    let Some(site) = Site::with_cloud("streams", cloud, |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
-    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let path = format!("{NODES}?watch=true&resourceVersion={version}");
     let start = Instant::now();
     let mut watches = Vec::new();
     for number in 0..70 {
-        let watch = admin.watch(&path).inspect_err(|_| eprintln!("watch {number}"))?;
-        assert_eq!((watch.status, &watch.headers["x-hublet-source"]), (200, &"cloud".parse().unwrap()));
+        let watch = admin
+            .watch(&path)
+            .inspect_err(|_| eprintln!("watch {number}"))?;
+        assert_eq!(
+            (watch.status, &watch.headers["x-hublet-source"]),
+            (200, &"cloud".parse().unwrap())
+        );
         watches.push(watch);
     }
     assert_eq!(admin.get(NODES)?.header("x-hublet-source"), "cloud");
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
     Ok(())
 }
 
 /// Of a server that allowed no streams each request took up to three more connections, until all 64 stood open.
 #[test]
 fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<()> {
-    let cloud = cloud::Options { max_streams: 0, ..Default::default() };
-    let Some(site) = Site::with_cloud("none", cloud, |_| {})? else { return Ok(()) };
+    let cloud = cloud::Options {
+        max_streams: 0,
+        ..Default::default()
+    };
+    let Some(site) = Site::with_cloud("none", cloud, |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
-    assert_eq!(admin.get(NODE)?.status, 200, "a new token has a connection of its own");
+    assert_eq!(
+        admin.get(NODE)?.status,
+        200,
+        "a new token has a connection of its own"
+    );
     for _ in 0..20 {
         let answer = ask(&admin, "DELETE", &format!("{MAPS}/m"));
         // A request that meets the server's settings on its way is neither refused nor taken: not known, after 2 s.
@@ -404,7 +595,9 @@ fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<(
         assert!(answer.took < Duration::from_secs(5), "{:?}", answer.took);
     }
     assert_eq!(admin.get(NODE)?.header("x-hublet-source"), "store");
-    let connections = site.daemon.status()?["cloud"]["connections"].as_u64().unwrap();
+    let connections = site.daemon.status()?["cloud"]["connections"]
+        .as_u64()
+        .unwrap();
     assert!(connections < 16, "{connections} connections");
     Ok(())
 }
@@ -414,10 +607,16 @@ fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<(
 #[test]
 fn requests_that_the_server_sits_on_leave_the_connections_to_others() -> Result<()> {
     const ROUNDS: usize = 12;
-    let Some(site) = Site::start("sits", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("sits", |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cloud.lies().tell(LieRule::new("GET", ORDER.split('?').next().unwrap(), Lie::Hang));
+    site.cloud.lies().tell(LieRule::new(
+        "GET",
+        ORDER.split('?').next().unwrap(),
+        Lie::Hang,
+    ));
     let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
     options.patience = Duration::from_secs(60);
     std::thread::scope(|scope| {
@@ -432,7 +631,10 @@ fn requests_that_the_server_sits_on_leave_the_connections_to_others() -> Result<
         site.cut()?;
         let connections = status?["cloud"]["connections"].as_u64().unwrap();
         // Each is pinged after 15 s, and used again once it has answered.
-        assert!(connections < 10, "{connections} connections for {ROUNDS} requests");
+        assert!(
+            connections < 10,
+            "{connections} connections for {ROUNDS} requests"
+        );
         Ok(())
     })
 }
@@ -440,15 +642,23 @@ fn requests_that_the_server_sits_on_leave_the_connections_to_others() -> Result<
 /// Connections to a server without HTTP/2 were dialled one after the other, each behind the handshake of the one before.
 #[test]
 fn connections_to_an_http1_server_are_dialled_at_once_and_used_again() -> Result<()> {
-    let cloud = cloud::Options { alpn: vec!["http/1.1"], ..Default::default() };
-    let Some(site) = Site::with_cloud("http1", cloud, |_| {})? else { return Ok(()) };
+    let cloud = cloud::Options {
+        alpn: vec!["http/1.1"],
+        ..Default::default()
+    };
+    let Some(site) = Site::with_cloud("http1", cloud, |_| {})? else {
+        return Ok(());
+    };
     let admin = site.admin()?;
     assert_eq!(admin.get(NODES)?.status, 200);
     let idle = site.fault.stats().connections;
     for _ in 0..10 {
         assert_eq!(admin.get(NODES)?.header("x-hublet-source"), "cloud");
     }
-    assert!(site.fault.stats().connections <= idle + 2, "idle connections are used again");
+    assert!(
+        site.fault.stats().connections <= idle + 2,
+        "idle connections are used again"
+    );
     site.fault.set(Fault::Delay(Duration::from_millis(60)))?;
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -459,7 +669,11 @@ fn connections_to_an_http1_server_are_dialled_at_once_and_used_again() -> Result
         }
     });
     // A round trip takes 120 ms; each of them needs two or three.
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
     Ok(())
 }
 
@@ -473,7 +687,10 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
     let near = node.link("203.0.113.1".parse()?, &far, "203.0.113.130".parse()?)?;
     let dead = node.link("192.0.2.1".parse()?, &far, "192.0.2.9".parse()?)?;
     // Packets leave for there, and nobody takes them. Resolvers put the nearer address first (RFC 6724, rule 9).
-    node.ip(&format!("neigh add 192.0.2.2 lladdr 02:00:00:00:00:99 dev {} nud permanent", dead.name()))?;
+    node.ip(&format!(
+        "neigh add 192.0.2.2 lladdr 02:00:00:00:00:99 dev {} nud permanent",
+        dead.name()
+    ))?;
     let cloud = Cloud::start(cloud::Options {
         listen: "203.0.113.130:6443".parse()?,
         names: vec!["api.test".into()],
@@ -482,7 +699,10 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
     })?;
     let folder = tempfile::tempdir()?;
     let (hosts, program) = (folder.path().join("hosts"), folder.path().join("hublet"));
-    std::fs::write(&hosts, "127.0.0.1 localhost\n192.0.2.2 api.test\n203.0.113.130 api.test\n")?;
+    std::fs::write(
+        &hosts,
+        "127.0.0.1 localhost\n192.0.2.2 api.test\n203.0.113.130 api.test\n",
+    )?;
     let script = format!(
         "#!/bin/sh\nexec unshare --mount sh -c 'mount --bind {} /etc/hosts && exec \"$0\" \"$@\"' {} \"$@\"\n",
         hosts.display(),
@@ -497,8 +717,16 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
     for _ in 0..3 {
         let start = Instant::now();
         let answer = client.get(NODES)?;
-        assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"), "{answer:?}");
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert_eq!(
+            (answer.status, answer.header("x-hublet-source")),
+            (200, "cloud"),
+            "{answer:?}"
+        );
+        assert!(
+            start.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            start.elapsed()
+        );
     }
     drop(near);
     Ok(())
@@ -508,16 +736,33 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
 /// proven themselves: a new token met 503 after 5 s, until they were cut after 30 s.
 #[test]
 fn answers_that_nobody_reads_leave_the_connections_to_new_tokens() -> Result<()> {
-    let Some(site) = Site::start("apart", |_| {})? else { return Ok(()) };
+    let Some(site) = Site::start("apart", |_| {})? else {
+        return Ok(());
+    };
     let worker = Worker::start("unread", Some(&site.netns))?;
     let mut unread = Vec::new();
     for last in 2..=5 {
-        unread.push(worker.spawner().run(ask_and_read_nothing([127, 0, 0, last].into(), 8))?);
+        unread.push(
+            worker
+                .spawner()
+                .run(ask_and_read_nothing([127, 0, 0, last].into(), 8))?,
+        );
     }
     let start = Instant::now();
-    let answer = site.daemon.client(Some(&site.cloud.admin_token))?.get(NODES)?;
-    assert_eq!((answer.status, answer.header("x-hublet-source")), (200, "cloud"), "{answer:?}");
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    let answer = site
+        .daemon
+        .client(Some(&site.cloud.admin_token))?
+        .get(NODES)?;
+    assert_eq!(
+        (answer.status, answer.header("x-hublet-source")),
+        (200, "cloud"),
+        "{answer:?}"
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
     Ok(())
 }
 
@@ -525,12 +770,17 @@ fn answers_that_nobody_reads_leave_the_connections_to_new_tokens() -> Result<()>
 async fn ask_and_read_nothing(
     from: IpAddr,
     streams: usize,
-) -> Result<(h2::client::SendRequest<Bytes>, Vec<http::Response<h2::RecvStream>>)> {
+) -> Result<(
+    h2::client::SendRequest<Bytes>,
+    Vec<http::Response<h2::RecvStream>>,
+)> {
     let socket = tokio::net::TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
     let stream = socket.connect(([127, 0, 0, 1], 10261).into()).await?;
-    let (mut sender, connection) =
-        h2::client::Builder::new().initial_window_size(0).handshake(stream).await?;
+    let (mut sender, connection) = h2::client::Builder::new()
+        .initial_window_size(0)
+        .handshake(stream)
+        .await?;
     tokio::spawn(connection);
     let mut answers = Vec::new();
     for _ in 0..streams {
@@ -556,8 +806,10 @@ fn junk_tokens_hurt_nobody_else() -> Result<()> {
         // Good once, and then no longer: its account is deleted.
         let admin = edge.cloud.admin();
         let account = "/api/v1/namespaces/default/serviceaccounts/leaver";
-        admin
-            .create("/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "leaver"}}))?;
+        admin.create(
+            "/api/v1/namespaces/default/serviceaccounts",
+            &json!({"metadata": {"name": "leaver"}}),
+        )?;
         let leaver = client(&admin.token("default", "leaver")?)?;
         assert_eq!(leaver.get(MAPS)?.status, 403, "known, without rights");
         admin.delete(account)?;
@@ -579,7 +831,12 @@ fn junk_tokens_hurt_nobody_else() -> Result<()> {
             over.store(true, Ordering::Relaxed);
             failed
         })?;
-        assert!(failed.is_empty(), "{} calls failed:\n{}", failed.len(), failed.join("\n"));
+        assert!(
+            failed.is_empty(),
+            "{} calls failed:\n{}",
+            failed.len(),
+            failed.join("\n")
+        );
         assert_eq!(leaver.get(MAPS)?.status, 401);
         Ok(())
     })
@@ -587,7 +844,11 @@ fn junk_tokens_hurt_nobody_else() -> Result<()> {
 
 /// The well-behaved clients' work meanwhile, 200 writes, and reads by tokens that the cloud sees for the first time: the failures,
 /// five at the most.
-fn beside(edge: &Edge, writer: &Client, client: &dyn Fn(&str) -> Result<Client>) -> Result<Vec<String>> {
+fn beside(
+    edge: &Edge,
+    writer: &Client,
+    client: &dyn Fn(&str) -> Result<Client>,
+) -> Result<Vec<String>> {
     let mut failed = Vec::new();
     for number in 0..200 {
         if failed.len() == 5 {
@@ -599,7 +860,12 @@ fn beside(edge: &Edge, writer: &Client, client: &dyn Fn(&str) -> Result<Client>)
             failed.push(format!("write {number}: {}", answer.text()));
         }
         if number % 10 == 0 {
-            let fresh = client(&edge.cloud.admin().token("kube-system", "hublet-tests-admin")?)?;
+            let fresh = client(
+                &edge
+                    .cloud
+                    .admin()
+                    .token("kube-system", "hublet-tests-admin")?,
+            )?;
             let answer = fresh.get(MAPS)?;
             if (answer.status, answer.header("x-hublet-source")) != (200, "cloud") {
                 failed.push(format!("fresh token {number}: {}", answer.text()));

@@ -64,7 +64,10 @@ fn released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
     for program in programs {
         command.args(["--package", program]);
     }
-    let paths: Vec<PathBuf> = programs.iter().map(|program| project.binary("release", program)).collect();
+    let paths: Vec<PathBuf> = programs
+        .iter()
+        .map(|program| project.binary("release", program))
+        .collect();
     let Some(triple) = musl_target(project) else {
         step::run(
             "building the release daemon (minutes: link-time optimisation of everything)",
@@ -106,14 +109,24 @@ pub(crate) fn bench(project: &Project, given: Option<&Path>) -> Result<Built> {
         let mut command = project.cargo();
         command.args(["build", "--package", "hublet-load"]);
         step::run("building the load generator", &mut command)?;
-        let daemon = daemon.canonicalize().with_context(|| format!("no {}", daemon.display()))?;
-        return Ok(Built { daemon, kind: "a given daemon", load: project.binary("debug", "hublet-load") });
+        let daemon = daemon
+            .canonicalize()
+            .with_context(|| format!("no {}", daemon.display()))?;
+        return Ok(Built {
+            daemon,
+            kind: "a given daemon",
+            load: project.binary("debug", "hublet-load"),
+        });
     }
     let mut paths = released(project, &["hublet", "hublet-load"])?.into_iter();
     let (Some(daemon), Some(load)) = (paths.next(), paths.next()) else {
         bail!("two programs give two paths")
     };
-    let kind = if musl_target(project).is_some() { "static (musl)" } else { "dynamic (glibc)" };
+    let kind = if musl_target(project).is_some() {
+        "static (musl)"
+    } else {
+        "dynamic (glibc)"
+    };
     Ok(Built { daemon, kind, load })
 }
 
@@ -130,13 +143,21 @@ fn bench_cloud(project: &Project) -> Result<()> {
 fn musl_target(project: &Project) -> Option<String> {
     toolchain::musl_cc()?;
     let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-    let installed = step::output(project.command("rustup").args(["target", "list", "--installed"])).ok()?;
+    let installed = step::output(
+        project
+            .command("rustup")
+            .args(["target", "list", "--installed"]),
+    )
+    .ok()?;
     if installed.lines().any(|line| line == triple) {
         return Some(triple);
     }
     let mut add = project.command("rustup");
     add.args(["target", "add", &triple]);
-    match step::run(&format!("fetching the standard library for {triple}"), &mut add) {
+    match step::run(
+        &format!("fetching the standard library for {triple}"),
+        &mut add,
+    ) {
         Ok(()) => Some(triple),
         Err(error) => {
             step::note(format_args!("no static build: {error:#}"));

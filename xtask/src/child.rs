@@ -36,7 +36,12 @@ pub(crate) struct Child {
 impl Child {
     /// Starts the command in a process group of its own (so that Ctrl-C reaches us alone and the order of the
     /// end is ours); both outputs go to `log`. The kernel ends it should we be killed.
-    pub(crate) fn start(name: &'static str, command: &Command, log: &Path, grace: Duration) -> Result<Self> {
+    pub(crate) fn start(
+        name: &'static str,
+        command: &Command,
+        log: &Path,
+        grace: Duration,
+    ) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = tied_to_us(command);
         command.stdout(file.try_clone()?).stderr(file);
@@ -54,14 +59,30 @@ impl Child {
         let mut command = tied_to_us(command);
         command.stdout(Stdio::piped()).stderr(file);
         let mut child = Self::spawn(name, command, log, grace)?;
-        let stdout = child.process.stdout.take().context("the child has no standard output")?;
+        let stdout = child
+            .process
+            .stdout
+            .take()
+            .context("the child has no standard output")?;
         Ok((child, stdout))
     }
 
-    fn spawn(name: &'static str, mut command: Command, log: &Path, grace: Duration) -> Result<Self> {
+    fn spawn(
+        name: &'static str,
+        mut command: Command,
+        log: &Path,
+        grace: Duration,
+    ) -> Result<Self> {
         command.stdin(Stdio::null()).process_group(0);
-        let process = command.spawn().with_context(|| format!("cannot start {}", step::shown(&command)))?;
-        Ok(Self { name, log: log.to_path_buf(), process, grace })
+        let process = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", step::shown(&command)))?;
+        Ok(Self {
+            name,
+            log: log.to_path_buf(),
+            process,
+            grace,
+        })
     }
 
     /// Its process id.
@@ -79,7 +100,9 @@ impl Child {
         let (sender, receiver) = mpsc::sync_channel(1);
         let mut log = File::options().append(true).open(&self.log)?;
         thread::spawn(move || {
-            let mut lines = BufReader::new(stdout).lines().map_while(std::result::Result::ok);
+            let mut lines = BufReader::new(stdout)
+                .lines()
+                .map_while(std::result::Result::ok);
             if let Some(first) = lines.next() {
                 let _ = sender.send(first);
             }
@@ -101,7 +124,12 @@ impl Child {
                 bail!("interrupted while {} was starting", self.name);
             }
             if Instant::now() > deadline {
-                bail!("{} did not get ready within {} s\n{}", self.name, patience.as_secs(), self.tail());
+                bail!(
+                    "{} did not get ready within {} s\n{}",
+                    self.name,
+                    patience.as_secs(),
+                    self.tail()
+                );
             }
         }
     }
@@ -129,7 +157,10 @@ impl Child {
             }
             pause.wait(Duration::from_millis(20));
         }
-        step::note(format_args!("{} did not end within {:?}: killed", self.name, self.grace));
+        step::note(format_args!(
+            "{} did not end within {:?}: killed",
+            self.name, self.grace
+        ));
         self.process.kill()?;
         Ok(self.process.wait()?)
     }
@@ -141,14 +172,20 @@ impl Child {
     /// What it is doing, as far as its log tells.
     fn last_line(&self) -> String {
         let text = self.logged();
-        text.lines().last().map_or_else(|| format!("{} is starting", self.name), str::to_owned)
+        text.lines()
+            .last()
+            .map_or_else(|| format!("{} is starting", self.name), str::to_owned)
     }
 
     fn tail(&self) -> String {
         let text = self.logged();
         let lines: Vec<&str> = text.lines().collect();
         let last = lines.len().saturating_sub(TAIL);
-        format!("--- end of {} ---\n{}", self.log.display(), lines[last..].join("\n"))
+        format!(
+            "--- end of {} ---\n{}",
+            self.log.display(),
+            lines[last..].join("\n")
+        )
     }
 }
 
@@ -171,7 +208,10 @@ impl Pause {
     /// A pause that nothing cuts short.
     pub(crate) fn new() -> Self {
         let (sender, receiver) = mpsc::channel();
-        Self { _sender: sender, receiver }
+        Self {
+            _sender: sender,
+            receiver,
+        }
     }
 
     /// Waits `time`, for the next look at what is waited for.
@@ -182,9 +222,12 @@ impl Pause {
 
 /// The same command under util-linux's `setpriv`, which has the kernel end it when we die without a chance to.
 fn tied_to_us(command: &Command) -> Command {
-    let Some(setpriv) = which("setpriv") else { return same(command, Command::new(command.get_program())) };
+    let Some(setpriv) = which("setpriv") else {
+        return same(command, Command::new(command.get_program()));
+    };
     let mut tied = Command::new(setpriv);
-    tied.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program());
+    tied.args(["--pdeathsig", "TERM", "--"])
+        .arg(command.get_program());
     same(command, tied)
 }
 

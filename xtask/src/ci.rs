@@ -21,7 +21,9 @@ pub(crate) fn run(project: &Project) -> Result<()> {
         ("licences and sources", deny),
         ("documentation", documentation),
         ("the BPF object, twice the same", reproducible::in_ci),
-        ("tests", |project| test::run(project, &TestArguments::default())),
+        ("tests", |project| {
+            test::run(project, &TestArguments::default())
+        }),
         ("the kernel's suites on Debian's kernel", vm::in_ci),
     ];
     let outcome = steps.iter().try_for_each(|(name, step)| {
@@ -34,17 +36,31 @@ pub(crate) fn run(project: &Project) -> Result<()> {
     for (name, time) in times {
         step::say(format_args!("{name}: {:.0} s", time.as_secs_f64()));
     }
-    step::say(format_args!("ci took {:.0} s", begin.elapsed().as_secs_f64()));
+    step::say(format_args!(
+        "ci took {:.0} s",
+        begin.elapsed().as_secs_f64()
+    ));
     outcome
 }
 
 fn format(project: &Project) -> Result<()> {
-    step::run("format: cargo fmt --check", project.cargo().args(["fmt", "--all", "--check"]))
+    step::run(
+        "format: cargo fmt --check",
+        project.cargo().args(["fmt", "--all", "--check"]),
+    )
 }
 
 fn lints(project: &Project) -> Result<()> {
     let mut clippy = project.cargo();
-    clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    clippy.args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ]);
     step::run("lints: cargo clippy", &mut clippy)
 }
 
@@ -54,12 +70,21 @@ fn deny(project: &Project) -> Result<()> {
     // It reads the manifests of every crate in the lock file, other systems' too.
     step::output(project.cargo().args(["fetch", "--locked", "--quiet"]))?;
     let mut deny = project.cargo();
-    deny.args(["deny", "--offline", "--locked", "check", "licenses", "bans", "sources"]);
+    deny.args([
+        "deny",
+        "--offline",
+        "--locked",
+        "check",
+        "licenses",
+        "bans",
+        "sources",
+    ]);
     step::run("licences, bans, sources: cargo deny", &mut deny)
 }
 
 fn documentation(project: &Project) -> Result<()> {
     let mut doc = project.cargo();
-    doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings");
+    doc.args(["doc", "--workspace", "--no-deps", "--locked"])
+        .env("RUSTDOCFLAGS", "-D warnings");
     step::run("documentation: cargo doc", &mut doc)
 }

@@ -24,21 +24,44 @@ pub(crate) fn build(project: &Project) -> Result<PathBuf> {
     let with_log = std::env::var_os("HUBLET_BPF_LOG").is_some_and(|value| value == "1");
     // A target directory of its own: other flags, and cargo would wait for its own lock.
     let dir = project.target.join("bpf");
-    let sysroot = PathBuf::from(step::output(project.command("rustc").args(["--print", "sysroot"]))?.trim());
+    let sysroot =
+        PathBuf::from(step::output(project.command("rustc").args(["--print", "sysroot"]))?.trim());
     let mut cargo = project.cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "hublet-ebpf", "--bin", "hublet-bpf"]);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "hublet-ebpf",
+        "--bin",
+        "hublet-bpf",
+    ]);
     cargo.args(["--target", TARGET, "-Z", "build-std=core"]);
     if with_log {
         cargo.args(["--features", "log"]);
     }
     // RUSTC_BOOTSTRAP: `-Z` on the stable compiler that builds everything else too.
-    cargo.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", &dir).env_remove("RUSTFLAGS");
+    cargo
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_TARGET_DIR", &dir)
+        .env_remove("RUSTFLAGS");
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(project, &sysroot)?);
-    let what = if with_log { "building the BPF object with debug lines" } else { "building the BPF object" };
-    step::run(&format!("{what} (half a minute the first time)"), &mut cargo)?;
+    let what = if with_log {
+        "building the BPF object with debug lines"
+    } else {
+        "building the BPF object"
+    };
+    step::run(
+        &format!("{what} (half a minute the first time)"),
+        &mut cargo,
+    )?;
 
     let built = dir.join(TARGET).join("release").join("hublet-bpf");
-    let object = dir.join(if with_log { "hublet-log.bpf.o" } else { "hublet.bpf.o" });
+    let object = dir.join(if with_log {
+        "hublet-log.bpf.o"
+    } else {
+        "hublet.bpf.o"
+    });
     strip(project, &sysroot, &built, &object)?;
     Ok(object)
 }
@@ -48,21 +71,28 @@ pub(crate) fn build(project: &Project) -> Result<PathBuf> {
 fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
     let home = match std::env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
-        None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
-            .join(".cargo"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
+                .join(".cargo")
+        }
     };
     let library = sysroot.join("lib/rustlib/src/rust");
     // bpf_target_arch chooses registers that none of our programs reads: fixed, so that all hosts build the same.
     let mut flags = OsString::from("--cfg=bpf_target_arch=\"x86_64\"");
     // With the sources embedded, BTF gets their lines although the remapped paths below lead nowhere.
     let debug = ["-Cdebuginfo=2", "-Zdwarf-version=5", "-Zembed-source=yes"];
-    for flag in debug.into_iter().chain(["-Clink-arg=--btf", "-Alinker_messages"]) {
+    for flag in debug
+        .into_iter()
+        .chain(["-Clink-arg=--btf", "-Alinker_messages"])
+    {
         flags.push(SEPARATOR);
         flags.push(flag);
     }
-    for (from, to) in
-        [(project.root.as_path(), "hublet"), (home.as_path(), "cargo"), (library.as_path(), "rust")]
-    {
+    for (from, to) in [
+        (project.root.as_path(), "hublet"),
+        (home.as_path(), "cargo"),
+        (library.as_path(), "rust"),
+    ] {
         flags.push(SEPARATOR);
         flags.push("--remap-path-prefix=");
         flags.push(from);
@@ -76,27 +106,43 @@ fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
 /// An object that did not change keeps its time, so that the daemon is not built again.
 fn strip(project: &Project, sysroot: &Path, built: &Path, object: &Path) -> Result<()> {
     let host = step::output(project.command("rustc").arg("-vV"))?;
-    let host =
-        host.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
-    let objcopy = sysroot.join("lib/rustlib").join(host).join("bin/rust-objcopy");
+    let host = host
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .context("`rustc -vV` names no host")?;
+    let objcopy = sysroot
+        .join("lib/rustlib")
+        .join(host)
+        .join("bin/rust-objcopy");
     let stripped = object.with_extension("new");
     if objcopy.is_file() {
         let mut command = project.command(&objcopy);
         // It is linked with rustc's own LLVM.
-        command.env("LD_LIBRARY_PATH", sysroot.join("lib")).arg("--strip-debug").arg(built).arg(&stripped);
+        command
+            .env("LD_LIBRARY_PATH", sysroot.join("lib"))
+            .arg("--strip-debug")
+            .arg(built)
+            .arg(&stripped);
         step::output(&mut command)?;
     } else {
-        step::note(format_args!("no {}: the object keeps its DWARF", objcopy.display()));
+        step::note(format_args!(
+            "no {}: the object keeps its DWARF",
+            objcopy.display()
+        ));
         fs::copy(built, &stripped).with_context(|| format!("cannot copy {}", built.display()))?;
     }
     let new = fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))?;
     if !contains(&new, b"hub_connect4") || !contains(&new, b".BTF.ext") {
-        bail!("{} has no programs or no BTF: was it linked by bpf-linker?", built.display());
+        bail!(
+            "{} has no programs or no BTF: was it linked by bpf-linker?",
+            built.display()
+        );
     }
     if fs::read(object).is_ok_and(|old| old == new) {
         fs::remove_file(&stripped)?;
     } else {
-        fs::rename(&stripped, object).with_context(|| format!("cannot write {}", object.display()))?;
+        fs::rename(&stripped, object)
+            .with_context(|| format!("cannot write {}", object.display()))?;
     }
     Ok(())
 }

@@ -29,7 +29,10 @@ impl Interrupt {
             signal_hook::low_level::pipe::register(signal, tell.try_clone()?)
                 .context("cannot catch signals")?;
         }
-        Ok(Self { came, over: Cell::new(false) })
+        Ok(Self {
+            came,
+            over: Cell::new(false),
+        })
     }
 
     /// Waits at most `time`; true when a signal has come, now or before.
@@ -56,7 +59,10 @@ mod tests {
     fn a_signal_ends_the_wait_and_children_can_be_ended() {
         let interrupt = Interrupt::listen().unwrap();
         assert!(!interrupt.wait(Duration::ZERO));
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         assert!(!child.wait().unwrap().success());

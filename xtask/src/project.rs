@@ -33,13 +33,19 @@ impl Project {
     pub(crate) fn find() -> Result<Self> {
         let manifest = env::var_os("CARGO_MANIFEST_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-        let root = manifest.parent().context("xtask's folder has no parent")?.to_path_buf();
+        let root = manifest
+            .parent()
+            .context("xtask's folder has no parent")?
+            .to_path_buf();
         let exe = env::current_exe().context("where is xtask?")?;
         let target = exe
             .ancestors()
             .nth(2)
             .with_context(|| {
-                format!("{} is not in a target directory: start it as `cargo xtask`", exe.display())
+                format!(
+                    "{} is not in a target directory: start it as `cargo xtask`",
+                    exe.display()
+                )
             })?
             .to_path_buf();
         Ok(Self { root, target })
@@ -58,7 +64,9 @@ impl Project {
     /// `cargo`, in the checkout, writing where this xtask was built.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target);
+        command
+            .current_dir(&self.root)
+            .env("CARGO_TARGET_DIR", &self.target);
         command
     }
 
@@ -88,5 +96,7 @@ pub(crate) fn is_ci() -> bool {
 /// Is the program in PATH? Gives its path.
 pub(crate) fn which(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.is_file())
+    env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
 }

@@ -43,7 +43,10 @@ struct Again(Project);
 impl Again {
     fn of(project: &Project) -> Result<Self> {
         let dir = project.target.join("bpf-again");
-        let copy = Project { root: dir.join("sources"), target: dir.join("target") };
+        let copy = Project {
+            root: dir.join("sources"),
+            target: dir.join("target"),
+        };
         let again = Self(copy);
         again.remove()?;
         copy_sources(&project.root, &again.0.root)
@@ -52,7 +55,11 @@ impl Again {
     }
 
     fn remove(&self) -> Result<()> {
-        let dir = self.0.root.parent().context("the copy has a folder of its own")?;
+        let dir = self
+            .0
+            .root
+            .parent()
+            .context("the copy has a folder of its own")?;
         if dir.exists() {
             fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
         }
@@ -78,7 +85,10 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
 
 fn sha256(project: &Project, path: &Path) -> Result<String> {
     let printed = step::output(project.command("sha256sum").arg(path))?;
-    let sum = printed.split_whitespace().next().context("sha256sum prints a sum")?;
+    let sum = printed
+        .split_whitespace()
+        .next()
+        .context("sha256sum prints a sum")?;
     Ok(sum.to_owned())
 }
 
@@ -105,7 +115,13 @@ mod tests {
     fn a_copy_has_the_sources_and_nothing_that_was_built() {
         let dir = std::env::temp_dir().join(format!("xtask-copy-{}", std::process::id()));
         let (from, to) = (dir.join("from"), dir.join("to"));
-        for file in ["Cargo.toml", "a/src/lib.rs", ".cargo/config.toml", "target/debug/a", ".git/HEAD"] {
+        for file in [
+            "Cargo.toml",
+            "a/src/lib.rs",
+            ".cargo/config.toml",
+            "target/debug/a",
+            ".git/HEAD",
+        ] {
             fs::create_dir_all(from.join(file).parent().unwrap()).unwrap();
             fs::write(from.join(file), file).unwrap();
         }

@@ -24,10 +24,16 @@ pub(crate) fn note(what: impl Display) {
 pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
     say(what);
     let begin = Instant::now();
-    let status = command.stdout(std::io::stderr()).status().with_context(|| cannot_start(command))?;
+    let status = command
+        .stdout(std::io::stderr())
+        .status()
+        .with_context(|| cannot_start(command))?;
     let took = begin.elapsed();
     if !status.success() {
-        bail!("{what}: `{}` ended with {status}; what it printed is above", shown(command));
+        bail!(
+            "{what}: `{}` ended with {status}; what it printed is above",
+            shown(command)
+        );
     }
     if took > Duration::from_secs(2) {
         note(format_args!("{:.0} s", took.as_secs_f64()));
@@ -37,10 +43,18 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
 
 /// Runs the command silently and gives what it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| cannot_start(command))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| cannot_start(command))?;
     if !output.status.success() {
         let printed = String::from_utf8_lossy(&output.stderr);
-        bail!("`{}` ended with {}: {}", shown(command), output.status, printed.trim());
+        bail!(
+            "`{}` ended with {}: {}",
+            shown(command),
+            output.status,
+            printed.trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -56,5 +70,8 @@ pub(crate) fn shown(command: &Command) -> String {
 }
 
 fn cannot_start(command: &Command) -> String {
-    format!("cannot start `{}`: is it installed and in PATH?", shown(command))
+    format!(
+        "cannot start `{}`: is it installed and in PATH?",
+        shown(command)
+    )
 }

@@ -24,11 +24,17 @@ fn rust_src(project: &Project) -> Result<()> {
         return Ok(());
     }
     if which("rustup").is_none() {
-        bail!("the BPF programs need rust-src in {} and there is no rustup to fetch it", library.display());
+        bail!(
+            "the BPF programs need rust-src in {} and there is no rustup to fetch it",
+            library.display()
+        );
     }
     let mut add = project.command("rustup");
     add.args(["component", "add", "rust-src"]);
-    step::run("fetching rust-src, which the BPF programs' core is built from", &mut add)
+    step::run(
+        "fetching rust-src, which the BPF programs' core is built from",
+        &mut add,
+    )
 }
 
 fn bpf_linker(project: &Project) -> Result<()> {
@@ -37,13 +43,22 @@ fn bpf_linker(project: &Project) -> Result<()> {
         if version.split_whitespace().any(|word| word == BPF_LINKER) {
             return Ok(());
         }
-        step::note(format_args!("{} is {}, not {BPF_LINKER}", found.display(), version.trim()));
+        step::note(format_args!(
+            "{} is {}, not {BPF_LINKER}",
+            found.display(),
+            version.trim()
+        ));
     }
     let package = format!("bpf-linker@{BPF_LINKER}");
     let mut install = project.cargo();
-    install.env_remove("CARGO_TARGET_DIR").args(["install", "--locked", "--force", &package]);
-    step::run(&format!("installing {package} (one to three minutes, once)"), &mut install)
-        .context("without bpf-linker there are no BPF programs")
+    install
+        .env_remove("CARGO_TARGET_DIR")
+        .args(["install", "--locked", "--force", &package]);
+    step::run(
+        &format!("installing {package} (one to three minutes, once)"),
+        &mut install,
+    )
+    .context("without bpf-linker there are no BPF programs")
 }
 
 /// cargo-deny, for CI and for whoever runs the same at home.
@@ -53,24 +68,45 @@ pub(crate) fn cargo_deny(project: &Project) -> Result<()> {
     }
     let package = format!("cargo-deny@{CARGO_DENY}");
     let mut install = project.cargo();
-    install.env_remove("CARGO_TARGET_DIR").args(["install", "--locked", "--debug", &package]);
-    step::run(&format!("installing {package} (some minutes, once)"), &mut install)
+    install
+        .env_remove("CARGO_TARGET_DIR")
+        .args(["install", "--locked", "--debug", &package]);
+    step::run(
+        &format!("installing {package} (some minutes, once)"),
+        &mut install,
+    )
 }
 
 /// The programs that tests call, from Debian's packages where we are root; elsewhere the tests say what they miss.
 pub(crate) fn for_tests(project: &Project) -> Result<()> {
-    apt(project, &[("curl", "curl"), ("ip", "iproute2"), ("nsenter", "util-linux")])
+    apt(
+        project,
+        &[
+            ("curl", "curl"),
+            ("ip", "iproute2"),
+            ("nsenter", "util-linux"),
+        ],
+    )
 }
 
 /// What the real node is made of, beside the kubelet, which Go builds. Debian's containerd is a service that starts
 /// with the machine: installed by itself in CI only.
 pub(crate) fn for_node(project: &Project) -> Result<()> {
     let plugins = ["/usr/lib/cni/ptp", "/opt/cni/bin/ptp"];
-    let plugin = plugins.into_iter().find(|path| std::path::Path::new(path).exists()).unwrap_or(plugins[0]);
-    let wanted = [("containerd", "containerd"), ("runc", "runc"), (plugin, "containernetworking-plugins")];
+    let plugin = plugins
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists())
+        .unwrap_or(plugins[0]);
+    let wanted = [
+        ("containerd", "containerd"),
+        ("runc", "runc"),
+        (plugin, "containernetworking-plugins"),
+    ];
     if !is_ci() && wanted.iter().any(|(program, _)| which(program).is_none()) {
         let list = wanted.map(|(_, package)| package).join(" ");
-        step::note(format_args!("the real node (suite real_node) needs: sudo apt-get install {list}"));
+        step::note(format_args!(
+            "the real node (suite real_node) needs: sudo apt-get install {list}"
+        ));
         return Ok(());
     }
     apt(project, &wanted)
@@ -78,9 +114,16 @@ pub(crate) fn for_node(project: &Project) -> Result<()> {
 
 /// What `vm` stands on: QEMU, the machine's programs, and a C compiler for the static daemon.
 pub(crate) fn for_vm(project: &Project) -> Result<()> {
-    let machine =
-        [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static"), ("depmod", "kmod")];
-    let called = [("bpftool", "bpftool"), ("openssl", "openssl"), ("musl-gcc", "musl-tools")];
+    let machine = [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("busybox", "busybox-static"),
+        ("depmod", "kmod"),
+    ];
+    let called = [
+        ("bpftool", "bpftool"),
+        ("openssl", "openssl"),
+        ("musl-gcc", "musl-tools"),
+    ];
     for_tests(project)?;
     apt(project, &[machine, called].concat())
 }
@@ -88,23 +131,38 @@ pub(crate) fn for_vm(project: &Project) -> Result<()> {
 /// The same for a machine with an aarch64 processor, whose programs come from its own packages.
 pub(crate) fn for_aarch64(project: &Project) -> Result<()> {
     let machine = ("qemu-system-aarch64", "qemu-system-arm");
-    apt(project, &[machine, ("depmod", "kmod"), ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")])
+    apt(
+        project,
+        &[
+            machine,
+            ("depmod", "kmod"),
+            ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+        ],
+    )
 }
 
 /// Installs the packages whose program is missing, where that is possible; one line says so where it is not.
 pub(crate) fn apt(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
-    let missing: Vec<&str> =
-        wanted.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| which(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
     if !is_root() || which("apt-get").is_none() {
-        step::note(format_args!("not here: {list}. Install them (Debian: sudo apt-get install {list})"));
+        step::note(format_args!(
+            "not here: {list}. Install them (Debian: sudo apt-get install {list})"
+        ));
         return Ok(());
     }
     let mut update = project.command("apt-get");
-    step::run("refreshing apt's package lists", update.arg("update").arg("-qq"))?;
+    step::run(
+        "refreshing apt's package lists",
+        update.arg("update").arg("-qq"),
+    )?;
     let mut install = project.command("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive").args([
         "install",
@@ -117,5 +175,7 @@ pub(crate) fn apt(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
 
 /// Is there a C compiler for static builds with musl?
 pub(crate) fn musl_cc() -> Option<std::path::PathBuf> {
-    ["x86_64-linux-musl-gcc", "musl-gcc"].into_iter().find_map(which)
+    ["x86_64-linux-musl-gcc", "musl-gcc"]
+        .into_iter()
+        .find_map(which)
 }

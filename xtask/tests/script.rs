@@ -30,16 +30,26 @@ impl Machine {
     fn program(&self, name: &str, does: &str) {
         let script = format!("#!/bin/sh\necho {name} \"$@\" >> \"$HERE/calls\"\n{does}\n");
         fs::write(self.file(name), script).expect("written");
-        fs::set_permissions(self.file(name), fs::Permissions::from_mode(0o755)).expect("executable");
+        fs::set_permissions(self.file(name), fs::Permissions::from_mode(0o755))
+            .expect("executable");
     }
 
     /// The command that `scripts/xtask test guard` runs.
     fn calls(&self) -> Vec<String> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the checkout");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("the checkout");
         let path = format!("{}:/usr/bin:/bin", self.0.path().display());
         let mut script = Command::new(root.join("scripts/xtask"));
-        script.args(["test", "guard"]).env("PATH", path).env("HERE", self.0.path()).current_dir("/");
-        assert!(script.status().expect("it runs").success(), "the command works");
+        script
+            .args(["test", "guard"])
+            .env("PATH", path)
+            .env("HERE", self.0.path())
+            .current_dir("/");
+        assert!(
+            script.status().expect("it runs").success(),
+            "the command works"
+        );
         let calls = fs::read_to_string(self.file("calls")).expect("calls");
         calls.lines().map(str::to_owned).collect()
     }
@@ -48,11 +58,21 @@ impl Machine {
 #[test]
 fn the_pinned_toolchain_is_fetched_first_where_it_is_missing() {
     let calls = Machine::new(false).calls();
-    assert_eq!(calls, ["rustup show active-toolchain", "rustup toolchain install", "cargo xtask test guard"]);
+    assert_eq!(
+        calls,
+        [
+            "rustup show active-toolchain",
+            "rustup toolchain install",
+            "cargo xtask test guard"
+        ]
+    );
 }
 
 #[test]
 fn nothing_is_fetched_where_it_is_there() {
     let calls = Machine::new(true).calls();
-    assert_eq!(calls, ["rustup show active-toolchain", "cargo xtask test guard"]);
+    assert_eq!(
+        calls,
+        ["rustup show active-toolchain", "cargo xtask test guard"]
+    );
 }

@@ -83,7 +83,11 @@ pub struct Waiter {
 impl Waiter {
     fn of(flow: &Flow) -> Self {
         let id = flow.budget.next.fetch_add(1, SeqCst);
-        Self { budget: Arc::clone(&flow.budget), share: Arc::clone(&flow.share), id }
+        Self {
+            budget: Arc::clone(&flow.budget),
+            share: Arc::clone(&flow.share),
+            id,
+        }
     }
 }
 
@@ -113,7 +117,10 @@ impl Drop for Counted {
 }
 
 /// A refusal's body, until the last reference to it is gone.
-struct Refused(Bytes, #[expect(dead_code, reason = "its drop counts")] Counted);
+struct Refused(
+    Bytes,
+    #[expect(dead_code, reason = "its drop counts")] Counted,
+);
 
 impl AsRef<[u8]> for Refused {
     fn as_ref(&self) -> &[u8] {
@@ -198,7 +205,8 @@ impl Budget {
 
     /// Room for a good while, so that those who wait aren't woken for every piece.
     fn has_ample_room(&self, share: &Share) -> bool {
-        share.owed.load(SeqCst) == 0 || 2 * share.used.load(SeqCst) + self.used.load(SeqCst) < self.limit
+        share.owed.load(SeqCst) == 0
+            || 2 * share.used.load(SeqCst) + self.used.load(SeqCst) < self.limit
     }
 
     fn released(&self) {
@@ -277,7 +285,9 @@ impl Flow {
 
     /// The same, before a request begins; false at once where enough others of its client wait.
     pub async fn room_to_begin(self: &Arc<Self>) -> bool {
-        let Some(_counted) = Counted::one(&self.share, |share| &share.waiting) else { return false };
+        let Some(_counted) = Counted::one(&self.share, |share| &share.waiting) else {
+            return false;
+        };
         self.room().await;
         true
     }
@@ -293,7 +303,8 @@ impl Flow {
 
     /// A request begins, which holds so many bytes beside its own; `None` where its client has too many.
     pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
-        self.takes_requests().then(|| self.charge(REQUEST + bytes, false))
+        self.takes_requests()
+            .then(|| self.charge(REQUEST + bytes, false))
     }
 
     fn takes_requests(&self) -> bool {
@@ -324,7 +335,10 @@ impl Flow {
     /// Counts a piece of a body until it has been written, or dropped with its connection.
     pub fn count(self: &Arc<Self>, bytes: Bytes) -> Bytes {
         let charge = self.charge(bytes.len() + PIECE, true);
-        Bytes::from_owner(Piece { bytes, _charge: charge })
+        Bytes::from_owner(Piece {
+            bytes,
+            _charge: charge,
+        })
     }
 
     /// Bytes that the client has to read, and a number that changes whenever it has read some.
@@ -354,7 +368,11 @@ impl Flow {
             self.owed.fetch_add(bytes, SeqCst);
             self.share.owed.fetch_add(bytes, SeqCst);
         }
-        Charge { flow: Arc::clone(self), bytes, owed }
+        Charge {
+            flow: Arc::clone(self),
+            bytes,
+            owed,
+        }
     }
 }
 
@@ -440,8 +458,15 @@ mod tests {
     fn whoever_has_read_all_gets_on_however_full_it_is() {
         let budget = Budget::new(1 << 10);
         let flows: Vec<_> = (0..50).map(|n| budget.flow(client(n))).collect();
-        let held: Vec<_> = flows.iter().map(|flow| flow.count(Bytes::from(vec![0; 1 << 20]))).collect();
-        assert!(flows.iter().all(|flow| !flow.has_room() && flow.request(0).is_none()));
+        let held: Vec<_> = flows
+            .iter()
+            .map(|flow| flow.count(Bytes::from(vec![0; 1 << 20])))
+            .collect();
+        assert!(
+            flows
+                .iter()
+                .all(|flow| !flow.has_room() && flow.request(0).is_none())
+        );
         let newcomer = budget.flow(client(51));
         assert!(newcomer.has_room() && newcomer.request(0).is_some());
         drop(held);
@@ -495,8 +520,14 @@ mod tests {
         let flow = budget.flow(client(1));
         let mut held = Vec::new();
         fill(&flow, &mut held);
-        let mut waiting: Vec<_> = (0..WAITING).map(|_| Box::pin(flow.room_to_begin())).collect();
-        assert!(waiting.iter_mut().all(|waits| waits.now_or_never().is_none()));
+        let mut waiting: Vec<_> = (0..WAITING)
+            .map(|_| Box::pin(flow.room_to_begin()))
+            .collect();
+        assert!(
+            waiting
+                .iter_mut()
+                .all(|waits| waits.now_or_never().is_none())
+        );
         assert_eq!(flow.room_to_begin().now_or_never(), Some(false));
         waiting.pop();
         assert_eq!(flow.room_to_begin().now_or_never(), None);
@@ -508,8 +539,13 @@ mod tests {
     #[tokio::test]
     async fn few_unread_refusals_of_a_client_have_a_body() {
         let flow = Budget::new(100 << 10).flow(client(1));
-        let refusals: Vec<_> = (0..100).map(|_| flow.refuse(Bytes::from_static(b"no"))).collect();
-        assert_eq!(refusals.iter().filter(|body| !body.is_empty()).count(), WAITING);
+        let refusals: Vec<_> = (0..100)
+            .map(|_| flow.refuse(Bytes::from_static(b"no")))
+            .collect();
+        assert_eq!(
+            refusals.iter().filter(|body| !body.is_empty()).count(),
+            WAITING
+        );
         drop(refusals);
         assert!(!flow.refuse(Bytes::from_static(b"no")).is_empty());
     }
@@ -522,21 +558,32 @@ mod tests {
         let mut held = Vec::new();
         fill(&flow, &mut held);
         let polled = |waiter: &mut Option<Waiter>| {
-            flow.poll_room(&Context::from_waker(Waker::noop()), waiter).is_pending()
+            flow.poll_room(&Context::from_waker(Waker::noop()), waiter)
+                .is_pending()
         };
         let mut lasting = None;
         for _ in 0..1000 {
             let mut waiter = None;
             assert!(polled(&mut waiter) && polled(&mut waiter));
         }
-        assert_eq!((budget.waiting.lock().len(), budget.waiters.load(SeqCst)), (0, 0));
+        assert_eq!(
+            (budget.waiting.lock().len(), budget.waiters.load(SeqCst)),
+            (0, 0)
+        );
         assert!(polled(&mut lasting));
         let mut waiter = None;
         assert!(polled(&mut waiter));
         drop(waiter);
-        assert_eq!((budget.waiting.lock().len(), budget.waiters.load(SeqCst)), (1, 1), "one still waits");
+        assert_eq!(
+            (budget.waiting.lock().len(), budget.waiters.load(SeqCst)),
+            (1, 1),
+            "one still waits"
+        );
         held.clear();
-        assert_eq!((budget.waiting.lock().len(), budget.waiters.load(SeqCst)), (0, 0));
+        assert_eq!(
+            (budget.waiting.lock().len(), budget.waiters.load(SeqCst)),
+            (0, 0)
+        );
         assert!(!polled(&mut lasting) && lasting.is_none());
     }
 }

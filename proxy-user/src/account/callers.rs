@@ -39,7 +39,11 @@ fn bytes<S: Serializer>(traffic: &Arc<Traffic>, to: S) -> Result<S::Ok, S::Error
         bytes_down: u64,
     }
     let (bytes_up, bytes_down) = traffic.bytes();
-    Bytes { bytes_up, bytes_down }.serialize(to)
+    Bytes {
+        bytes_up,
+        bytes_down,
+    }
+    .serialize(to)
 }
 
 /// The last callers.
@@ -53,18 +57,26 @@ pub struct Callers {
 impl Callers {
     /// Nobody yet; what they all send and get is summed here.
     pub fn new(totals: Totals) -> Self {
-        Self { last: Mutex::default(), totals }
+        Self {
+            last: Mutex::default(),
+            totals,
+        }
     }
 
     /// Remembers a connection, once when it is accepted; hands out where its bytes are to be counted.
     pub fn accepted(&self, connection: &Connection, now: u64) -> Arc<Traffic> {
         let mut callers = self.last.lock();
         let same = |c: &Caller| match (&c.process, &connection.process) {
-            (Some(a), Some(b)) => a.pid == b.pid && a.command == b.command && a.cgroup_id == b.cgroup_id,
+            (Some(a), Some(b)) => {
+                a.pid == b.pid && a.command == b.command && a.cgroup_id == b.cgroup_id
+            }
             (None, None) => c.address.ip() == connection.remote.ip() && c.port == connection.port,
             _ => false,
         };
-        let before = callers.iter().position(same).and_then(|at| callers.remove(at));
+        let before = callers
+            .iter()
+            .position(same)
+            .and_then(|at| callers.remove(at));
         let (connections, traffic) = before.map_or_else(
             || (0, Arc::new(Traffic::new(self.totals.clone()))),
             |before| (before.connections, before.traffic),

@@ -98,14 +98,39 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("hublet");
         let family = Family::<RequestLabels, Counter>::default();
-        registry.register("requests", "Requests answered, by verb and source of the answer", family.clone());
-        let label = |verb: Verb| if verb == Verb::Document { "document" } else { verb.as_str() };
-        let slot = |verb, source| family.get_or_create(&RequestLabels { verb: label(verb), source }).clone();
-        let requests = VERBS.map(|v| [Source::Cloud, Source::Store, Source::Hublet].map(|s| slot(v, s)));
+        registry.register(
+            "requests",
+            "Requests answered, by verb and source of the answer",
+            family.clone(),
+        );
+        let label = |verb: Verb| {
+            if verb == Verb::Document {
+                "document"
+            } else {
+                verb.as_str()
+            }
+        };
+        let slot = |verb, source| {
+            family
+                .get_or_create(&RequestLabels {
+                    verb: label(verb),
+                    source,
+                })
+                .clone()
+        };
+        let requests =
+            VERBS.map(|v| [Source::Cloud, Source::Store, Source::Hublet].map(|s| slot(v, s)));
         let bytes = Family::<DirectionLabels, Counter>::default();
-        registry.register("client_bytes", "Bytes on clients' connections, TLS included", bytes.clone());
+        registry.register(
+            "client_bytes",
+            "Bytes on clients' connections, TLS included",
+            bytes.clone(),
+        );
         let direction = |direction| bytes.get_or_create(&DirectionLabels { direction }).clone();
-        let totals = Totals { up: direction("up"), down: direction("down") };
+        let totals = Totals {
+            up: direction("up"),
+            down: direction("down"),
+        };
         let callers = Callers::new(totals);
         let metrics = Self {
             requests,
@@ -133,8 +158,16 @@ impl Default for Metrics {
 
 impl Metrics {
     fn register(&self, to: &mut Registry) {
-        to.register("requests_in_flight", "Requests being answered now", self.in_flight.clone());
-        to.register("upgrades_open", "Upgraded connections open now", self.upgrades.clone());
+        to.register(
+            "requests_in_flight",
+            "Requests being answered now",
+            self.in_flight.clone(),
+        );
+        to.register(
+            "upgrades_open",
+            "Upgraded connections open now",
+            self.upgrades.clone(),
+        );
         to.register(
             "bytes_under_way",
             "Bytes of answers and requests that are held for clients now",
@@ -145,8 +178,16 @@ impl Metrics {
             "Most bytes that may be (--max-bytes-under-way)",
             self.bytes_under_way_limit.clone(),
         );
-        to.register("cloud_bytes", "Bytes of bodies received from the cloud", self.cloud_bytes.clone());
-        to.register("cloud_connects", "Connections opened to the cloud", self.cloud_connects.clone());
+        to.register(
+            "cloud_bytes",
+            "Bytes of bodies received from the cloud",
+            self.cloud_bytes.clone(),
+        );
+        to.register(
+            "cloud_connects",
+            "Connections opened to the cloud",
+            self.cloud_connects.clone(),
+        );
         to.register(
             "store_copies_given_up",
             "Copies of answers given up since the start: the writer was behind",
@@ -157,15 +198,31 @@ impl Metrics {
             "Batches that could not be written since the start",
             self.store_failures.clone(),
         );
-        to.register("store_writable", "1 while the store can be written", self.store_writable.clone());
-        to.register("store_bytes", "Bytes of the store on disk", self.store_bytes.clone());
+        to.register(
+            "store_writable",
+            "1 while the store can be written",
+            self.store_writable.clone(),
+        );
+        to.register(
+            "store_bytes",
+            "Bytes of the store on disk",
+            self.store_bytes.clone(),
+        );
         to.register(
             "store_evicted",
             "Objects, collections and documents that went to make room since the start",
             self.store_evicted.clone(),
         );
-        to.register("cloud_state", "1 for the state that the cloud is in", self.state.clone());
-        to.register("cloud_transitions", "Changes of the cloud's state", self.transitions.clone());
+        to.register(
+            "cloud_state",
+            "1 for the state that the cloud is in",
+            self.state.clone(),
+        );
+        to.register(
+            "cloud_transitions",
+            "Changes of the cloud's state",
+            self.transitions.clone(),
+        );
     }
 
     /// Counts one answer.
@@ -175,9 +232,13 @@ impl Metrics {
 
     /// The cloud's state has changed.
     pub fn cloud_state(&self, from: &'static str, to: &'static str) {
-        self.state.get_or_create(&StateLabels { state: from }).set(0);
+        self.state
+            .get_or_create(&StateLabels { state: from })
+            .set(0);
         self.state.get_or_create(&StateLabels { state: to }).set(1);
-        self.transitions.get_or_create(&StateLabels { state: to }).inc();
+        self.transitions
+            .get_or_create(&StateLabels { state: to })
+            .inc();
     }
 
     /// The OpenMetrics text of `/metrics`.
@@ -199,8 +260,14 @@ mod tests {
         metrics.answered(Verb::Get, Source::Store);
         metrics.cloud_state("connected", "suspect");
         let text = metrics.render();
-        assert!(text.contains("hublet_requests_total{verb=\"get\",source=\"Store\"} 1"), "{text}");
-        assert!(text.contains("hublet_cloud_state{state=\"suspect\"} 1"), "{text}");
+        assert!(
+            text.contains("hublet_requests_total{verb=\"get\",source=\"Store\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("hublet_cloud_state{state=\"suspect\"} 1"),
+            "{text}"
+        );
         assert!(text.ends_with("# EOF\n"));
     }
 }

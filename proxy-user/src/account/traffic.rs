@@ -24,7 +24,10 @@ pub struct Traffic {
 
 impl Traffic {
     pub(super) fn new(all: Totals) -> Self {
-        Self { all, ..Self::default() }
+        Self {
+            all,
+            ..Self::default()
+        }
     }
 
     /// So many bytes came from the client.

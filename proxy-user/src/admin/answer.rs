@@ -23,7 +23,10 @@ pub(super) fn to<B>(request: &Request<B>, state: &State) -> Answer {
     if let Some(sentence) = not_here(path) {
         return say(StatusCode::NOT_IMPLEMENTED, TEXT, format!("{sentence}\n"));
     }
-    if !matches!(path, "/v1/healthz" | "/v1/readyz" | "/v1/status" | "/metrics") {
+    if !matches!(
+        path,
+        "/v1/healthz" | "/v1/readyz" | "/v1/status" | "/metrics"
+    ) {
         return say(
             StatusCode::NOT_FOUND,
             TEXT,
@@ -31,17 +34,31 @@ pub(super) fn to<B>(request: &Request<B>, state: &State) -> Answer {
         );
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut answer = say(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET or HEAD only\n".into());
-        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let mut answer = say(
+            StatusCode::METHOD_NOT_ALLOWED,
+            TEXT,
+            "GET or HEAD only\n".into(),
+        );
+        answer
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return answer;
     }
     match path {
         "/v1/healthz" => say(StatusCode::OK, TEXT, "OK".into()),
         "/v1/readyz" => match state.unready() {
             reasons if reasons.is_empty() => say(StatusCode::OK, TEXT, "OK".into()),
-            reasons => say(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{}\n", reasons.join("\n"))),
+            reasons => say(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                TEXT,
+                format!("{}\n", reasons.join("\n")),
+            ),
         },
-        "/v1/status" => say(StatusCode::OK, JSON, printable_json(&format!("{:#}\n", status(state)))),
+        "/v1/status" => say(
+            StatusCode::OK,
+            JSON,
+            printable_json(&format!("{:#}\n", status(state))),
+        ),
         _ => say(StatusCode::OK, OPENMETRICS, metrics(state)),
     }
 }
@@ -49,14 +66,16 @@ pub(super) fn to<B>(request: &Request<B>, state: &State) -> Answer {
 /// What YurtHub has on this port and hublet does not.
 fn not_here(path: &str) -> Option<&'static str> {
     match path {
-        "/v1/token" => {
-            Some("hublet takes no join token here yet: certificates from the cluster are not implemented")
-        }
+        "/v1/token" => Some(
+            "hublet takes no join token here yet: certificates from the cluster are not implemented",
+        ),
         "/pods" => Some(
             "hublet keeps no list of pods here: ask the API, as in /api/v1/pods?fieldSelector=spec.nodeName=NODE",
         ),
         path if path.starts_with("/openyurt.io/") => Some("hublet does no OpenYurt OTA upgrades"),
-        path if path.starts_with("/debug/pprof") => Some("hublet has no pprof: it isn't written in Go"),
+        path if path.starts_with("/debug/pprof") => {
+            Some("hublet has no pprof: it isn't written in Go")
+        }
         _ => None,
     }
 }
@@ -64,7 +83,9 @@ fn not_here(path: &str) -> Option<&'static str> {
 fn say(status: StatusCode, kind: &'static str, body: String) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(body)));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer
 }
 
@@ -72,8 +93,17 @@ fn metrics(state: &State) -> String {
     let mut text = String::new();
     if let Some(sources) = state.sources() {
         let rendered = sources.handler.render_metrics();
-        text.push_str(rendered.trim_end().strip_suffix("# EOF").unwrap_or(&rendered));
-        text.push_str(&sources.counters.render(sources.registry.open(), sources.registry.limit()));
+        text.push_str(
+            rendered
+                .trim_end()
+                .strip_suffix("# EOF")
+                .unwrap_or(&rendered),
+        );
+        text.push_str(
+            &sources
+                .counters
+                .render(sources.registry.open(), sources.registry.limit()),
+        );
         parts(&mut text, &sources);
     }
     let ready = u8::from(state.unready().is_empty());
@@ -90,14 +120,24 @@ fn metrics(state: &State) -> String {
 /// Setup's parts and the decisions of the eBPF programs; both name sets are fixed.
 fn parts(text: &mut String, sources: &Sources) {
     use std::fmt::Write;
-    text.push_str("# HELP hublet_part_on Parts of the setup that work.\n# TYPE hublet_part_on gauge\n");
+    text.push_str(
+        "# HELP hublet_part_on Parts of the setup that work.\n# TYPE hublet_part_on gauge\n",
+    );
     for part in sources.setup.parts() {
-        let _ = writeln!(text, "hublet_part_on{{part=\"{}\"}} {}", part.name, u8::from(part.on));
+        let _ = writeln!(
+            text,
+            "hublet_part_on{{part=\"{}\"}} {}",
+            part.name,
+            u8::from(part.on)
+        );
     }
     text.push_str("# HELP hublet_ebpf_decisions Decisions of the eBPF programs.\n# TYPE hublet_ebpf_decisions counter\n");
     let ebpf = sources.setup.ebpf();
     for (decision, count) in &ebpf.counters {
-        let _ = writeln!(text, "hublet_ebpf_decisions_total{{decision=\"{decision}\"}} {count}");
+        let _ = writeln!(
+            text,
+            "hublet_ebpf_decisions_total{{decision=\"{decision}\"}} {count}"
+        );
     }
     audit::render(text, &ebpf.audit);
 }
@@ -120,7 +160,9 @@ fn status(state: &State) -> serde_json::Value {
             "audit": ebpf.audit,
             "counters": ebpf.counters.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<serde_json::Map<_, _>>(),
         });
-        status["connections"] = sources.counters.status(sources.registry.open(), sources.registry.limit());
+        status["connections"] = sources
+            .counters
+            .status(sources.registry.open(), sources.registry.limit());
         if let serde_json::Value::Object(more) = sources.handler.status() {
             for (key, value) in more {
                 status[key] = value;
@@ -136,14 +178,25 @@ mod tests {
     use http_body_util::BodyExt;
 
     fn ask(method: Method, path: &str, state: &State) -> (u16, String, String) {
-        let request = Request::builder().method(method).uri(path).body(()).expect("request");
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(())
+            .expect("request");
         let answer = to(&request, state);
-        let kind = answer.headers()[CONTENT_TYPE].to_str().expect("ASCII").to_owned();
+        let kind = answer.headers()[CONTENT_TYPE]
+            .to_str()
+            .expect("ASCII")
+            .to_owned();
         let status = answer.status().as_u16();
         let body = futures_util::FutureExt::now_or_never(answer.into_body().collect())
             .expect("whole")
             .expect("body");
-        (status, kind, String::from_utf8(body.to_bytes().to_vec()).expect("UTF-8"))
+        (
+            status,
+            kind,
+            String::from_utf8(body.to_bytes().to_vec()).expect("UTF-8"),
+        )
     }
 
     #[test]
@@ -167,7 +220,10 @@ mod tests {
         let (status, kind, body) = ask(Method::GET, "/metrics", &state);
         assert_eq!(status, 200);
         assert!(kind.starts_with("application/openmetrics-text"));
-        assert!(body.contains("hublet_ready 0\n") && body.ends_with("# EOF\n"), "{body}");
+        assert!(
+            body.contains("hublet_ready 0\n") && body.ends_with("# EOF\n"),
+            "{body}"
+        );
         let (_, kind, body) = ask(Method::GET, "/v1/status", &state);
         assert_eq!(kind, "application/json");
         let status: serde_json::Value = serde_json::from_str(&body).expect("JSON");
@@ -185,8 +241,16 @@ mod tests {
             (Method::DELETE, "/metrics", 405),
             (Method::POST, "/v1/token", 501),
             (Method::GET, "/pods", 501),
-            (Method::POST, "/openyurt.io/v1/namespaces/a/pods/b/upgrade", 501),
-            (Method::POST, "/openyurt.io/v1/namespaces/a/pods/b/imagepull", 501),
+            (
+                Method::POST,
+                "/openyurt.io/v1/namespaces/a/pods/b/upgrade",
+                501,
+            ),
+            (
+                Method::POST,
+                "/openyurt.io/v1/namespaces/a/pods/b/imagepull",
+                501,
+            ),
             (Method::GET, "/debug/pprof/heap", 501),
         ] {
             let (status, _, body) = ask(method, path, &state);

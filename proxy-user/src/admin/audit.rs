@@ -22,16 +22,27 @@ pub(super) fn render(text: &mut String, rows: &[AuditStatus]) {
     text.push_str("# HELP hublet_audit_connects Calls of connect() to a service or to hublet, by what became of them.\n");
     text.push_str("# TYPE hublet_audit_connects counter\n");
     for (outcome, count) in connects {
-        let _ = writeln!(text, "hublet_audit_connects_total{{outcome=\"{outcome}\"}} {count}");
+        let _ = writeln!(
+            text,
+            "hublet_audit_connects_total{{outcome=\"{outcome}\"}} {count}"
+        );
     }
-    text.push_str("# HELP hublet_audit_bytes Payload of closed connections, as the kernel counted it.\n");
+    text.push_str(
+        "# HELP hublet_audit_bytes Payload of closed connections, as the kernel counted it.\n",
+    );
     text.push_str("# TYPE hublet_audit_bytes counter\n");
-    for (direction, count) in
-        [("up", sum(|counts| counts.bytes_up)), ("down", sum(|counts| counts.bytes_down))]
-    {
-        let _ = writeln!(text, "hublet_audit_bytes_total{{direction=\"{direction}\"}} {count}");
+    for (direction, count) in [
+        ("up", sum(|counts| counts.bytes_up)),
+        ("down", sum(|counts| counts.bytes_down)),
+    ] {
+        let _ = writeln!(
+            text,
+            "hublet_audit_bytes_total{{direction=\"{direction}\"}} {count}"
+        );
     }
-    text.push_str("# HELP hublet_audit_retransmits Segments of closed connections that were sent again.\n");
+    text.push_str(
+        "# HELP hublet_audit_retransmits Segments of closed connections that were sent again.\n",
+    );
     let _ = writeln!(
         text,
         "# TYPE hublet_audit_retransmits counter\nhublet_audit_retransmits_total {}",
@@ -48,18 +59,29 @@ fn latency(text: &mut String, rows: &[AuditStatus]) {
     let buckets = rows.first().map_or(0, |row| row.counts.latency.len());
     let mut below = 0;
     for bucket in 0..buckets {
-        below += rows.iter().filter_map(|row| row.counts.latency.get(bucket)).sum::<u64>();
+        below += rows
+            .iter()
+            .filter_map(|row| row.counts.latency.get(bucket))
+            .sum::<u64>();
         let limit = if bucket + 1 == buckets {
             "+Inf".to_owned()
         } else {
             format!("{:.6}", f64::from(1_u32 << (bucket + 4)) / 1e6)
         };
-        let _ = writeln!(text, "hublet_audit_connect_seconds_bucket{{le=\"{limit}\"}} {below}");
+        let _ = writeln!(
+            text,
+            "hublet_audit_connect_seconds_bucket{{le=\"{limit}\"}} {below}"
+        );
     }
     if buckets == 0 {
         text.push_str("hublet_audit_connect_seconds_bucket{le=\"+Inf\"} 0\n");
     }
     let us = rows.iter().map(|row| row.counts.latency_us).sum::<u64>();
     let _ = writeln!(text, "hublet_audit_connect_seconds_count {below}");
-    let _ = writeln!(text, "hublet_audit_connect_seconds_sum {}.{:06}", us / 1_000_000, us % 1_000_000);
+    let _ = writeln!(
+        text,
+        "hublet_audit_connect_seconds_sum {}.{:06}",
+        us / 1_000_000,
+        us % 1_000_000
+    );
 }

@@ -44,22 +44,31 @@ impl Admin {
     /// No thread or runtime can be had.
     pub fn start(listener: TcpListener, state: Arc<State>) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let listener = {
             let _entered = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        let thread = std::thread::Builder::new().name("hublet-admin".into()).spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = accept(listener, state) => {}
-                    _ = stopped => {}
-                }
-            });
-        })?;
-        Ok(Self { address, runtime: handle, stop: Some(stop), thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("hublet-admin".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = accept(listener, state) => {}
+                        _ = stopped => {}
+                    }
+                });
+            })?;
+        Ok(Self {
+            address,
+            runtime: handle,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     /// Where it answers.
@@ -75,7 +84,11 @@ impl Admin {
     /// Ends the thread.
     pub fn stop(mut self) {
         drop(self.stop.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        if self
+            .thread
+            .take()
+            .is_some_and(|thread| thread.join().is_err())
+        {
             tracing::warn!("the admin thread had panicked");
         }
     }
@@ -88,7 +101,9 @@ async fn accept(listener: tokio::net::TcpListener, state: Arc<State>) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else { continue };
+        let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else {
+            continue;
+        };
         let state = Arc::clone(&state);
         tokio::spawn(async move {
             let service = service_fn(|request| {
@@ -96,7 +111,10 @@ async fn accept(listener: tokio::net::TcpListener, state: Arc<State>) {
                 async move { Ok::<_, std::convert::Infallible>(answer) }
             });
             let mut http1 = http1::Builder::new();
-            http1.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(16 * 1024);
+            http1
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .max_buf_size(16 * 1024);
             // Errors here are clients that went away.
             let _ = http1.serve_connection(TokioIo::new(stream), service).await;
             drop(seat);

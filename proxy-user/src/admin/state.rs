@@ -43,7 +43,9 @@ pub struct Sources {
 
 impl std::fmt::Debug for Sources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sources").field("listeners", &self.listeners).finish_non_exhaustive()
+        f.debug_struct("Sources")
+            .field("listeners", &self.listeners)
+            .finish_non_exhaustive()
     }
 }
 
@@ -131,7 +133,10 @@ impl State {
         if !self.listeners.load(Relaxed) {
             reasons.push("the listeners aren't bound yet".to_owned());
         }
-        if let Some(reason) = self.sources().and_then(|sources| sources.handler.waiting_for()) {
+        if let Some(reason) = self
+            .sources()
+            .and_then(|sources| sources.handler.waiting_for())
+        {
             reasons.push(reason.to_owned());
         }
         match self.probed.load(Relaxed) {

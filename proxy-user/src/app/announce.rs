@@ -16,9 +16,18 @@ pub(super) fn listeners(sockets: &Sockets, admin: SocketAddr) -> Vec<String> {
             Port::Plain => "HTTP and HTTPS",
             Port::Secure => "HTTPS",
         };
-        listener.socket.local_addr().map(|address| format!("{address} {speaks}")).unwrap_or_default()
+        listener
+            .socket
+            .local_addr()
+            .map(|address| format!("{address} {speaks}"))
+            .unwrap_or_default()
     };
-    sockets.listeners().iter().map(line).chain([format!("{admin} health, metrics, status")]).collect()
+    sockets
+        .listeners()
+        .iter()
+        .map(line)
+        .chain([format!("{admin} health, metrics, status")])
+        .collect()
 }
 
 /// Logs the block.
@@ -32,7 +41,9 @@ pub(super) fn all(bound: &Bound) {
             info!("on   {}: {}", part.name, part.detail);
         } else if part.wanted {
             // The verifier's log is many lines.
-            part.detail.lines().for_each(|line| warn!("off  {}: {line}", part.name));
+            part.detail
+                .lines()
+                .for_each(|line| warn!("off  {}: {line}", part.name));
         } else {
             info!("off  {}: {}", part.name, part.detail);
         }

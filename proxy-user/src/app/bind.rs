@@ -23,8 +23,16 @@ impl Sockets {
     /// Binds what needs no interface of ours.
     pub(super) fn of_the_host(config: &Config, taken: &mut Taken) -> Result<Self, ListenError> {
         let dummy = config.setup.dummy.as_ref().map(|dummy| dummy.ip);
-        let mut sockets = Self { listeners: Vec::new(), dummy };
-        for address in config.listen.plain.iter().filter(|address| Some(address.ip()) != dummy) {
+        let mut sockets = Self {
+            listeners: Vec::new(),
+            dummy,
+        };
+        for address in config
+            .listen
+            .plain
+            .iter()
+            .filter(|address| Some(address.ip()) != dummy)
+        {
             sockets.add(*address, Port::Plain, taken)?;
         }
         if Some(config.listen.secure.ip()) != dummy {
@@ -41,13 +49,22 @@ impl Sockets {
         setup: &Setup,
         taken: &mut Taken,
     ) -> Result<(), ListenError> {
-        let Some(dummy) = self.dummy else { return Ok(()) };
-        let plain: Vec<_> =
-            config.listen.plain.iter().copied().filter(|address| address.ip() == dummy).collect();
+        let Some(dummy) = self.dummy else {
+            return Ok(());
+        };
+        let plain: Vec<_> = config
+            .listen
+            .plain
+            .iter()
+            .copied()
+            .filter(|address| address.ip() == dummy)
+            .collect();
         let secure = Some(config.listen.secure).filter(|secure| secure.ip() == dummy);
         if let Some(secure) = secure.filter(|_| !is_up(setup) && !is_local(dummy)) {
             let host = SocketAddr::new(config.listen.plain[0].ip(), secure.port());
-            warn!("{secure} can't be served without its interface: TLS is served on {host} instead");
+            warn!(
+                "{secure} can't be served without its interface: TLS is served on {host} instead"
+            );
             return self.add(host, Port::Secure, taken);
         }
         for address in plain {
@@ -56,18 +73,27 @@ impl Sockets {
         secure.map_or(Ok(()), |secure| self.add(secure, Port::Secure, taken))
     }
 
-    fn add(&mut self, address: SocketAddr, port: Port, taken: &mut Taken) -> Result<(), ListenError> {
+    fn add(
+        &mut self,
+        address: SocketAddr,
+        port: Port,
+        taken: &mut Taken,
+    ) -> Result<(), ListenError> {
         let purpose = match port {
             Port::Plain => Purpose::Plain,
             Port::Secure => Purpose::Secure,
         };
         let socket = bind_or_take(address, purpose, taken)?;
-        let socket = tokio::net::TcpListener::from_std(socket).map_err(|source| ListenError::Bind {
-            address,
-            reason: source.to_string(),
-            source,
-        })?;
-        let listener = Listener { port, socket: Arc::new(socket) };
+        let socket =
+            tokio::net::TcpListener::from_std(socket).map_err(|source| ListenError::Bind {
+                address,
+                reason: source.to_string(),
+                source,
+            })?;
+        let listener = Listener {
+            port,
+            socket: Arc::new(socket),
+        };
         match port {
             Port::Secure => self.listeners.push(listener),
             Port::Plain => self.listeners.insert(0, listener),
@@ -80,7 +106,9 @@ impl Sockets {
     }
 
     pub(super) fn secure(&self) -> &Listener {
-        self.listeners.last().expect("the secure listener is always bound, and last")
+        self.listeners
+            .last()
+            .expect("the secure listener is always bound, and last")
     }
 
     pub(super) fn secure_address(&self) -> SocketAddr {
@@ -88,7 +116,11 @@ impl Sockets {
     }
 
     pub(super) fn plain_addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter(|listener| listener.port == Port::Plain).map(address).collect()
+        self.listeners
+            .iter()
+            .filter(|listener| listener.port == Port::Plain)
+            .map(address)
+            .collect()
     }
 
     /// The secure listener is where eBPF sends clients.
@@ -110,11 +142,17 @@ pub(super) fn bind_or_take(
 }
 
 fn address(listener: &Listener) -> SocketAddr {
-    listener.socket.local_addr().expect("a bound socket has an address")
+    listener
+        .socket
+        .local_addr()
+        .expect("a bound socket has an address")
 }
 
 fn is_up(setup: &Setup) -> bool {
-    setup.parts().iter().any(|part| part.name == "interface" && part.on)
+    setup
+        .parts()
+        .iter()
+        .any(|part| part.name == "interface" && part.on)
 }
 
 /// Somebody else may have put the address on an interface.

@@ -37,10 +37,15 @@ impl Discovery {
         setup: &Arc<Setup>,
         certificates: &Arc<Certificates>,
     ) -> Self {
-        let Services { addresses, kubernetes, cloud } = &config.0.steer;
+        let Services {
+            addresses,
+            kubernetes,
+            cloud,
+        } = &config.0.steer;
         let servers = config.1.servers.iter().filter(|_| *cloud);
         // Names are for DNS, which is what a node that is cut off has not; clients are steered by addresses.
-        let servers = servers.filter_map(|s| s.host.parse().ok().map(|ip| SocketAddr::new(ip, s.port)));
+        let servers =
+            servers.filter_map(|s| s.host.parse().ok().map(|ip| SocketAddr::new(ip, s.port)));
         Self {
             cache: Arc::clone(cache),
             setup: Arc::clone(setup),
@@ -58,8 +63,16 @@ impl Discovery {
         let looked = tokio::task::spawn_blocking(move || {
             let wanting = cache.ingest().wanting();
             let snapshot = cache.stored()?;
-            let service = if kubernetes { api_service(&snapshot)? } else { Vec::new() };
-            let pods = if pods { &opted_in(&snapshot)? | &wanting } else { BTreeSet::new() };
+            let service = if kubernetes {
+                api_service(&snapshot)?
+            } else {
+                Vec::new()
+            };
+            let pods = if pods {
+                &opted_in(&snapshot)? | &wanting
+            } else {
+                BTreeSet::new()
+            };
             Ok::<_, crate::cache::store::StoreError>((service, pods))
         });
         match looked.await {
@@ -98,7 +111,10 @@ impl Discovery {
                      address will refuse it",
                     new.ip()
                 ),
-                Err(error) => warn!("the serving certificate can't be made good for {}: {error}", new.ip()),
+                Err(error) => warn!(
+                    "the serving certificate can't be made good for {}: {error}",
+                    new.ip()
+                ),
             }
             if !self.named.contains(new) {
                 info!("the API service is {new}: what dials it is steered, too");

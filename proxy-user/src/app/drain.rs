@@ -34,7 +34,10 @@ impl Stop {
     pub fn by_signals() -> Result<Self, AppError> {
         let wrong = |error: io::Error| AppError::System("signal handlers", error);
         let listen = |kind: SignalKind| -> Result<Signal, AppError> { signal(kind).map_err(wrong) };
-        let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let (mut term, mut int) = (
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::interrupt())?,
+        );
         let (mut hup, mut usr1, mut usr2) = (
             listen(SignalKind::hangup())?,
             listen(SignalKind::user_defined1())?,
@@ -84,7 +87,10 @@ pub(super) async fn drain(bound: Bound, mut stop: Stop) {
     bound.registry.drain(false);
     bound.handler.end_streams();
     let open = bound.registry.open();
-    info!("stopping: {open} connections are open, up to {:?} for their answers", bound.config.listen.drain);
+    info!(
+        "stopping: {open} connections are open, up to {:?} for their answers",
+        bound.config.listen.drain
+    );
     tokio::select! {
         finished = timeout(bound.config.listen.drain, ended(&bound)) => {
             if finished.is_err() {
@@ -115,11 +121,10 @@ async fn ended(bound: &Bound) {
 /// It has gone: nothing was given away.
 pub(super) fn give_place(bound: &Bound, successor: &Successor) -> io::Result<()> {
     let admin = (bound.admin.address(), bound.admin_socket.as_fd());
-    let listeners = bound
-        .sockets
-        .listeners()
-        .iter()
-        .filter_map(|listener| Some((listener.socket.local_addr().ok()?, listener.socket.as_fd())));
+    let listeners =
+        bound.sockets.listeners().iter().filter_map(|listener| {
+            Some((listener.socket.local_addr().ok()?, listener.socket.as_fd()))
+        });
     let listeners: Vec<_> = listeners.chain([admin]).collect();
     successor.give(&listeners, &bound.setup.hand_over())
 }
@@ -129,14 +134,20 @@ pub(super) fn give_place(bound: &Bound, successor: &Successor) -> io::Result<()>
 pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     let started = Instant::now();
     let process = successor.process();
-    info!("a new hublet takes over: no new connections, {} are open", bound.registry.open());
+    info!(
+        "a new hublet takes over: no new connections, {} are open",
+        bound.registry.open()
+    );
     bound.state.draining();
     bound.stop_accepting.cancel();
     bound.registry.drain(false);
     bound.handler.end_streams();
     let patience = bound.config.listen.drain.min(HAND_OVER);
     if timeout(patience, ended(&bound)).await.is_err() {
-        warn!("{} connections are cut after {patience:?}", bound.registry.open());
+        warn!(
+            "{} connections are cut after {patience:?}",
+            bound.registry.open()
+        );
     }
     bound.registry.drain(true);
     let _ = timeout(AT_ONCE, ended(&bound)).await;
@@ -144,7 +155,17 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         task.abort();
     }
     bound.handler.close().await;
-    let Bound { front, state, admin, tasks, sockets, handler, setup, admin_socket, .. } = bound;
+    let Bound {
+        front,
+        state,
+        admin,
+        tasks,
+        sockets,
+        handler,
+        setup,
+        admin_socket,
+        ..
+    } = bound;
     state.detach();
     drop((front, sockets, admin_socket));
     for task in tasks {
@@ -187,7 +208,15 @@ fn again() {
 
 /// Undoes the setup, once nobody else holds it.
 async fn undo(bound: Bound) {
-    let Bound { setup, front, state, admin, tasks, sockets, .. } = bound;
+    let Bound {
+        setup,
+        front,
+        state,
+        admin,
+        tasks,
+        sockets,
+        ..
+    } = bound;
     state.detach();
     drop((front, sockets));
     for task in tasks {
@@ -196,7 +225,9 @@ async fn undo(bound: Bound) {
     match alone(setup).await {
         Some(setup) => setup.undo().await,
         None => {
-            warn!("a connection is still being accepted: interface and eBPF pins are left for the next start")
+            warn!(
+                "a connection is still being accepted: interface and eBPF pins are left for the next start"
+            )
         }
     }
     admin.stop();

@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -108,14 +108,19 @@ impl Taken {
     /// Asks the daemon that runs with this root directory for its place, and waits until its store is closed. Nothing
     /// is taken when none runs.
     pub(super) fn ask(root: &Path) -> Result<Self, HandoverError> {
-        let Ok(mut old) = UnixStream::connect(path(root)) else { return Ok(Self::default()) };
+        let Ok(mut old) = UnixStream::connect(path(root)) else {
+            return Ok(Self::default());
+        };
         old.set_read_timeout(Some(PATIENCE))?;
         io::Write::write_all(&mut old, &[ASK])?;
         let (places, descriptors) = receive(&old)?;
         if places.protocol != PROTOCOL {
             return Err(HandoverError::Protocol(places.protocol));
         }
-        let mut taken = Self { process: Peer::behind(&old), ..Self::default() };
+        let mut taken = Self {
+            process: Peer::behind(&old),
+            ..Self::default()
+        };
         for (place, descriptor) in places.places.into_iter().zip(descriptors) {
             match place {
                 Place::Listener(_) => taken.listeners.push(descriptor.into()),
@@ -130,8 +135,10 @@ impl Taken {
 
     /// The listener at this address, if there is one.
     pub(super) fn listener(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let at =
-            self.listeners.iter().position(|socket| socket.local_addr().is_ok_and(|at| at == address))?;
+        let at = self
+            .listeners
+            .iter()
+            .position(|socket| socket.local_addr().is_ok_and(|at| at == address))?;
         Some(self.listeners.swap_remove(at))
     }
 
@@ -156,7 +163,9 @@ impl Peer {
     fn behind(stream: &UnixStream) -> Option<Self> {
         let pid = Pid::from_raw(getsockopt(stream, PeerCredentials).ok()?.pid())?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        AsyncFd::with_interest(process, Interest::READABLE).ok().map(Self)
+        AsyncFd::with_interest(process, Interest::READABLE)
+            .ok()
+            .map(Self)
     }
 
     /// Waits until it has ended.
@@ -176,10 +185,17 @@ fn receive(from: &UnixStream) -> Result<(Places, Vec<OwnedFd>), HandoverError> {
     let mut words = vec![0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PLACES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(from, &mut [IoSliceMut::new(&mut words)], &mut control, RecvFlags::CMSG_CLOEXEC)
-        .map_err(io::Error::from)?;
+    let got = recvmsg(
+        from,
+        &mut [IoSliceMut::new(&mut words)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .map_err(io::Error::from)?;
     if got.bytes == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection").into());
+        return Err(
+            io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection").into(),
+        );
     }
     let descriptors = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
@@ -192,12 +208,17 @@ fn receive(from: &UnixStream) -> Result<(Places, Vec<OwnedFd>), HandoverError> {
 fn expect(from: &UnixStream, word: u8) -> io::Result<()> {
     let mut said = [0];
     io::Read::read_exact(&mut &*from, &mut said).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} s", PATIENCE.as_secs()))
-        }
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("silent for {} s", PATIENCE.as_secs()),
+        ),
         _ => error,
     })?;
-    if said[0] == word { Ok(()) } else { Err(io::Error::other("it said something else")) }
+    if said[0] == word {
+        Ok(())
+    } else {
+        Err(io::Error::other("it said something else"))
+    }
 }
 
 // ---- the old one ----
@@ -228,7 +249,10 @@ impl Door {
         })();
         let listener = listener
             .inspect_err(|error| {
-                warn!("no later hublet can take over from this one: {}: {error}", path.display())
+                warn!(
+                    "no later hublet can take over from this one: {}: {error}",
+                    path.display()
+                )
             })
             .ok()?;
         let (sender, asked) = mpsc::channel(1);
@@ -249,7 +273,10 @@ impl Door {
                 }
             }
         };
-        std::thread::Builder::new().name("hublet-door".into()).spawn(wait).ok()?;
+        std::thread::Builder::new()
+            .name("hublet-door".into())
+            .spawn(wait)
+            .ok()?;
         Some(Self { path, asked })
     }
 
@@ -271,7 +298,10 @@ impl Door {
 fn admit(stream: UnixStream) -> io::Result<Successor> {
     let peer = rustix::net::sockopt::socket_peercred(&stream)?;
     if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {}", peer.uid.as_raw())));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("user {}", peer.uid.as_raw()),
+        ));
     }
     stream.set_read_timeout(Some(PATIENCE))?;
     expect(&stream, ASK)?;
@@ -290,17 +320,33 @@ impl Successor {
         listeners: &[(SocketAddr, BorrowedFd<'_>)],
         setup: &setup::Held<'_>,
     ) -> io::Result<()> {
-        let listening = listeners.iter().map(|(address, fd)| (Place::Listener(*address), *fd));
-        let held = [(Place::Pins, setup.pins), (Place::Interface, setup.interface)];
-        let held = held.into_iter().filter_map(|(place, fd)| Some((place, fd?)));
-        let (places, descriptors): (Vec<_>, Vec<_>) = listening.chain(held).take(MAX_PLACES).unzip();
-        let words = serde_json::to_vec(&Places { protocol: PROTOCOL, places })?;
+        let listening = listeners
+            .iter()
+            .map(|(address, fd)| (Place::Listener(*address), *fd));
+        let held = [
+            (Place::Pins, setup.pins),
+            (Place::Interface, setup.interface),
+        ];
+        let held = held
+            .into_iter()
+            .filter_map(|(place, fd)| Some((place, fd?)));
+        let (places, descriptors): (Vec<_>, Vec<_>) =
+            listening.chain(held).take(MAX_PLACES).unzip();
+        let words = serde_json::to_vec(&Places {
+            protocol: PROTOCOL,
+            places,
+        })?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PLACES))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
             return Err(io::Error::other("too many sockets"));
         }
-        sendmsg(&self.0, &[IoSlice::new(&words)], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(&words)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
         Ok(())
     }
 

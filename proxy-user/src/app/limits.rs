@@ -26,11 +26,16 @@ pub(super) fn connections(wanted: usize) -> usize {
 
 /// The limit in force after it was raised as far as `needed` or as the hard limit allows.
 fn open_files(needed: usize) -> usize {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return needed };
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return needed;
+    };
     let needed = u64::try_from(needed).unwrap_or(u64::MAX);
     let raised = hard.min(needed);
-    let limit =
-        if raised > soft && setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok() { raised } else { soft };
+    let limit = if raised > soft && setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok() {
+        raised
+    } else {
+        soft
+    };
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
@@ -46,6 +51,9 @@ mod tests {
         let (after, same) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");
         assert!(after >= before && same == hard);
         let beyond = usize::try_from(hard.min(1 << 40)).expect("64 bits");
-        assert!(connections(beyond) < beyond, "no more than the hard limit gives");
+        assert!(
+            connections(beyond) < beyond,
+            "no more than the hard limit gives"
+        );
     }
 }

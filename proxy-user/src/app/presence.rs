@@ -46,7 +46,9 @@ impl Presence {
                 })
                 .ok()
         };
-        Self { _marks: directories.into_iter().filter_map(mark).collect() }
+        Self {
+            _marks: directories.into_iter().filter_map(mark).collect(),
+        }
     }
 
     /// Makes sure that none lives with these directories, and that none starts as long as the result is held.
@@ -79,9 +81,11 @@ fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
 fn holder(path: &Path) -> Option<u32> {
     let inode = format!(":{}", fs::metadata(path).ok()?.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    let fields = locks.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let mut held =
-        fields.filter(|f| f.get(1) == Some(&"FLOCK") && f.get(5).is_some_and(|f| f.ends_with(&inode)));
+    let fields = locks
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let mut held = fields
+        .filter(|f| f.get(1) == Some(&"FLOCK") && f.get(5).is_some_and(|f| f.ends_with(&inode)));
     held.find_map(|fields| fields.get(4)?.parse().ok())
 }
 
@@ -103,7 +107,10 @@ mod tests {
             assert_eq!(alive.process, Some(std::process::id()), "{alive}");
         }
         drop(daemon);
-        assert!(Presence::exclude(root.path(), store.path()).is_err(), "the successor lives");
+        assert!(
+            Presence::exclude(root.path(), store.path()).is_err(),
+            "the successor lives"
+        );
         drop(successor);
         assert!(Presence::exclude(root.path(), store.path()).is_ok());
         assert!(Presence::exclude(&root.path().join("none"), &store.path().join("none")).is_ok());

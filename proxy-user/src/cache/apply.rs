@@ -13,8 +13,8 @@ use super::op::{Evicted, Op};
 use super::record::{Collection, Document, Record};
 use super::steering;
 use super::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store, StoreError,
-    WISHES,
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store,
+    StoreError, WISHES,
 };
 
 /// Most absences remembered; beyond it a tenth goes.
@@ -59,14 +59,28 @@ fn tenth_to_evict(rows: Vec<(Vec<u8>, u64)>) -> Vec<Vec<u8>> {
     let mut shares: HashMap<Vec<u8>, Vec<(u64, Vec<u8>)>> = HashMap::new();
     for (key, at) in rows {
         let selection = key.iter().position(|b| matches!(b, b'?' | b'\n'));
-        let end = selection.or_else(|| Some(key.iter().rposition(|b| *b == b'/')? + 1)).unwrap_or(key.len());
-        shares.entry(key[..end].to_vec()).or_default().push((at, key));
+        let end = selection
+            .or_else(|| Some(key.iter().rposition(|b| *b == b'/')? + 1))
+            .unwrap_or(key.len());
+        shares
+            .entry(key[..end].to_vec())
+            .or_default()
+            .push((at, key));
     }
-    let beyond = |cap: usize| shares.values().map(|share| share.len().saturating_sub(cap)).sum::<usize>();
+    let beyond = |cap: usize| {
+        shares
+            .values()
+            .map(|share| share.len().saturating_sub(cap))
+            .sum::<usize>()
+    };
     let (mut cap, mut too_high) = (0, shares.values().map(Vec::len).max().unwrap_or(0) + 1);
     while cap + 1 < too_high {
         let middle = cap.midpoint(too_high);
-        if beyond(middle) >= tenth { cap = middle } else { too_high = middle }
+        if beyond(middle) >= tenth {
+            cap = middle
+        } else {
+            too_high = middle
+        }
     }
     let mut due = Vec::new();
     for mut share in shares.into_values() {
@@ -97,7 +111,12 @@ struct Batch<'t> {
 }
 
 fn form_key(key: &[u8], record: &Record<'_>) -> Vec<u8> {
-    [resource_of(key), &[0, record.encoding as u8], record.api_version.as_bytes()].concat()
+    [
+        resource_of(key),
+        &[0, record.encoding as u8],
+        record.api_version.as_bytes(),
+    ]
+    .concat()
 }
 
 impl<'t> Batch<'t> {
@@ -121,16 +140,23 @@ impl<'t> Batch<'t> {
     fn one(&mut self, op: &Op) -> Result<(), StoreError> {
         self.changed |= matches!(
             op,
-            Op::Forget { .. } | Op::Grant { .. } | Op::Revoke { .. } | Op::Credential { .. } | Op::Evict(_)
+            Op::Forget { .. }
+                | Op::Grant { .. }
+                | Op::Revoke { .. }
+                | Op::Credential { .. }
+                | Op::Evict(_)
         );
         match op {
             Op::Upsert { key, record, said } => self.upsert(key, record, *said),
             Op::Gone { key, version, said } => self.gone(key, *version, *said),
             Op::Forget { key, version } => self.forget(key, *version),
             Op::Appeared { key } => self.appeared(key),
-            Op::Complete { collection, record, members, said } => {
-                self.complete(collection, record, members, *said)
-            }
+            Op::Complete {
+                collection,
+                record,
+                members,
+                said,
+            } => self.complete(collection, record, members, *said),
             Op::Advance { .. } => self.advance(op),
             Op::Document { key, value } => {
                 let past = self.lineage.past(Document::read(value).map_or(0, |d| d.at));
@@ -149,7 +175,11 @@ impl<'t> Batch<'t> {
                 }
                 self.changed = true;
                 self.documents.insert(key.as_slice(), value.as_slice())?;
-                if self.documents.len()? > MAX_DOCUMENTS { self.evict_documents() } else { Ok(()) }
+                if self.documents.len()? > MAX_DOCUMENTS {
+                    self.evict_documents()
+                } else {
+                    Ok(())
+                }
             }
             Op::Grant { key, at } => {
                 self.grants.insert(key.as_slice(), *at)?;
@@ -164,7 +194,8 @@ impl<'t> Batch<'t> {
                 Ok(())
             }
             Op::Credential { digest, value } => {
-                self.credentials.insert(digest.as_slice(), value.as_slice())?;
+                self.credentials
+                    .insert(digest.as_slice(), value.as_slice())?;
                 Ok(())
             }
             Op::Evict(evicted) => self.evict(evicted),
@@ -188,8 +219,12 @@ impl<'t> Batch<'t> {
     /// Takes an object out; its resourceVersion and when it was stored.
     fn take(&mut self, key: &[u8]) -> Result<Option<(u64, u64)>, StoreError> {
         self.changed = true;
-        let Some(value) = self.objects.remove(key)? else { return Ok(None) };
-        let Some(record) = Record::read(value.value()) else { return Ok(None) };
+        let Some(value) = self.objects.remove(key)? else {
+            return Ok(None);
+        };
+        let Some(record) = Record::read(value.value()) else {
+            return Ok(None);
+        };
         *self.forms.entry(form_key(key, &record)).or_default() -= 1;
         Ok(Some((record.version, record.stored_at)))
     }
@@ -224,9 +259,14 @@ impl<'t> Batch<'t> {
         for row in self.collections.iter()? {
             let (key, value) = row?;
             let collection = serde_json::from_slice::<Collection>(value.value());
-            rows.push((key.value().to_vec(), collection.map_or(0, |c| self.lineage.past(c.at))));
+            rows.push((
+                key.value().to_vec(),
+                collection.map_or(0, |c| self.lineage.past(c.at)),
+            ));
         }
-        tenth_to_evict(rows).iter().try_for_each(|key| self.drop_collection(key))
+        tenth_to_evict(rows)
+            .iter()
+            .try_for_each(|key| self.drop_collection(key))
     }
 
     fn drop_collection(&mut self, key: &[u8]) -> Result<(), StoreError> {
@@ -237,7 +277,10 @@ impl<'t> Batch<'t> {
 
     fn forget(&mut self, key: &[u8], version: u64) -> Result<(), StoreError> {
         // A copy of this very version is the change that made it leave: it exists.
-        if self.stored(key)?.is_none_or(|stored| stored.version >= version) {
+        if self
+            .stored(key)?
+            .is_none_or(|stored| stored.version >= version)
+        {
             return Ok(());
         }
         self.take(key)?;
@@ -254,7 +297,10 @@ impl<'t> Batch<'t> {
     }
 
     fn collection(&self, key: &[u8]) -> Result<Option<Collection>, StoreError> {
-        Ok(self.collections.get(key)?.and_then(|v| serde_json::from_slice(v.value()).ok()))
+        Ok(self
+            .collections
+            .get(key)?
+            .and_then(|v| serde_json::from_slice(v.value()).ok()))
     }
 
     fn put_collection(&mut self, key: &[u8], collection: &Collection) -> Result<(), StoreError> {
@@ -264,19 +310,37 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn replace_members(&mut self, collection: &[u8], members: &[Vec<u8>]) -> Result<(), StoreError> {
+    fn replace_members(
+        &mut self,
+        collection: &[u8],
+        members: &[Vec<u8>],
+    ) -> Result<(), StoreError> {
         let start = [collection, &[0]].concat();
         let end = key::end_of(&start);
-        self.members.retain_in(start.as_slice()..end.as_slice(), |_, ()| false)?;
+        self.members
+            .retain_in(start.as_slice()..end.as_slice(), |_, ()| false)?;
         for member in members {
-            self.members.insert([&start, member.as_slice()].concat().as_slice(), ())?;
+            self.members
+                .insert([&start, member.as_slice()].concat().as_slice(), ())?;
         }
         Ok(())
     }
 
     fn advance(&mut self, op: &Op) -> Result<(), StoreError> {
-        let Op::Advance { collection, from, version, at, member, departs } = op else { return Ok(()) };
-        let Some(mut record) = self.collection(collection)? else { return Ok(()) };
+        let Op::Advance {
+            collection,
+            from,
+            version,
+            at,
+            member,
+            departs,
+        } = op
+        else {
+            return Ok(());
+        };
+        let Some(mut record) = self.collection(collection)? else {
+            return Ok(());
+        };
         // A watch that started behind what the list knows leaves a gap: the list stays where it is.
         if record.version < *from || record.version > *version {
             return Ok(());
@@ -302,7 +366,10 @@ impl<'t> Batch<'t> {
     fn finish(mut self, txn: &WriteTransaction) -> Result<bool, StoreError> {
         let mut forms = txn.open_table(FORMS)?;
         for (key, delta) in self.forms.iter().filter(|(_, delta)| **delta != 0) {
-            let count = forms.get(key.as_slice())?.map_or(0, |v| v.value()).saturating_add_signed(*delta);
+            let count = forms
+                .get(key.as_slice())?
+                .map_or(0, |v| v.value())
+                .saturating_add_signed(*delta);
             if count == 0 {
                 forms.remove(key.as_slice())?;
             } else {

@@ -64,7 +64,11 @@ impl Asked {
 /// pages are two thirds full.
 fn footprint(key: usize, value: usize) -> u64 {
     let len = (key + value + 32) as u64;
-    if len > 2048 { len.next_power_of_two().max(4096) } else { len * 3 / 2 }
+    if len > 2048 {
+        len.next_power_of_two().max(4096)
+    } else {
+        len * 3 / 2
+    }
 }
 
 /// How much an operation may add to the file.
@@ -72,12 +76,19 @@ fn growth(op: &Op) -> u64 {
     match op {
         Op::Upsert { key, record, .. } => footprint(key.len(), record.value.len()),
         Op::Document { key, value } => footprint(key.len(), value.len()),
-        Op::Complete { collection, members, .. } if members.is_empty() => footprint(collection.len(), 200),
-        Op::Complete { collection, members, .. }
-            if key::without_selectors(collection).len() < collection.len() =>
-        {
-            members.iter().map(|member| footprint(collection.len() + member.len(), 0)).sum()
-        }
+        Op::Complete {
+            collection,
+            members,
+            ..
+        } if members.is_empty() => footprint(collection.len(), 200),
+        Op::Complete {
+            collection,
+            members,
+            ..
+        } if key::without_selectors(collection).len() < collection.len() => members
+            .iter()
+            .map(|member| footprint(collection.len() + member.len(), 0))
+            .sum(),
         _ => 256,
     }
 }
@@ -94,15 +105,29 @@ struct Survey {
 }
 
 impl Survey {
-    fn of(snapshot: &Snapshot, asked: Arc<Asked>, fed: &HashSet<Vec<u8>>) -> Result<Self, StoreError> {
+    fn of(
+        snapshot: &Snapshot,
+        asked: Arc<Asked>,
+        fed: &HashSet<Vec<u8>>,
+    ) -> Result<Self, StoreError> {
         let mut collections: HashMap<Vec<u8>, u64> = HashMap::new();
         snapshot.each_collection(|key, collection| {
-            let at = collection.map_or(0, |c: Collection| c.at).max(asked.at(key));
-            let last = collections.entry(key::without_selectors(key).to_vec()).or_default();
+            let at = collection
+                .map_or(0, |c: Collection| c.at)
+                .max(asked.at(key));
+            let last = collections
+                .entry(key::without_selectors(key).to_vec())
+                .or_default();
             *last = at.max(*last);
         })?;
         collections.extend(fed.iter().map(|key| (key.clone(), u64::MAX)));
-        let mut survey = Self { asked, collections, times: BTreeMap::new(), shift: 0, live: 0 };
+        let mut survey = Self {
+            asked,
+            collections,
+            times: BTreeMap::new(),
+            shift: 0,
+            live: 0,
+        };
         snapshot.each(Rows::Objects, &[], |key, len, at| {
             survey.count(survey.object(key, at), footprint(key.len(), len));
             true
@@ -130,7 +155,11 @@ impl Survey {
     /// An object is as new as the collections that it stands in, so that it never goes before them.
     fn object(&self, key: &[u8], stored_at: u64) -> u64 {
         let mut time = stored_at.max(self.asked.at(key));
-        let slashes = key.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at + 1);
+        let slashes = key
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| **b == b'/')
+            .map(|(at, _)| at + 1);
         for end in slashes.skip(1).take(2) {
             time = time.max(self.collections.get(&key[..end]).copied().unwrap_or(0));
         }
@@ -138,8 +167,13 @@ impl Survey {
     }
 
     fn document(&self, key: &[u8], at: u64) -> u64 {
-        let cut = |mark: u8| key.iter().position(|b| *b == mark).map_or(key, |end| &key[..end]);
-        at.max(self.asked.at(cut(b'\n'))).max(self.asked.at(cut(b'?')))
+        let cut = |mark: u8| {
+            key.iter()
+                .position(|b| *b == mark)
+                .map_or(key, |end| &key[..end])
+        };
+        at.max(self.asked.at(cut(b'\n')))
+            .max(self.asked.at(cut(b'?')))
     }
 
     /// The time up to which all must go to free so many bytes, and how many that frees; fed collections stay.
@@ -214,7 +248,10 @@ enum Rows {
 }
 
 impl Snapshot {
-    fn each_collection(&self, mut look: impl FnMut(&[u8], Option<Collection>)) -> Result<(), StoreError> {
+    fn each_collection(
+        &self,
+        mut look: impl FnMut(&[u8], Option<Collection>),
+    ) -> Result<(), StoreError> {
         for row in self.txn.open_table(COLLECTIONS)?.iter()? {
             let (key, value) = row?;
             look(key.value(), serde_json::from_slice(value.value()).ok());
@@ -275,7 +312,15 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn new(limit: u64, asked: Arc<Asked>) -> Self {
-        Self { limit, asked, live: None, written: 0, stayed: 0, compacted: 0, failed: None }
+        Self {
+            limit,
+            asked,
+            live: None,
+            written: 0,
+            stayed: 0,
+            compacted: 0,
+            failed: None,
+        }
     }
 
     /// Makes room for a batch where the file comes near the limit; how many things have gone for it.
@@ -312,8 +357,16 @@ impl Budget {
         };
         self.stayed = live.saturating_sub(freed);
         self.live = Some(self.stayed);
-        tracing::info!(evicted, freed, "the store is full: what nobody has asked for longest has gone");
-        if self.stayed > self.limit { Err(StoreError::Full(self.limit)) } else { Ok(evicted) }
+        tracing::info!(
+            evicted,
+            freed,
+            "the store is full: what nobody has asked for longest has gone"
+        );
+        if self.stayed > self.limit {
+            Err(StoreError::Full(self.limit))
+        } else {
+            Ok(evicted)
+        }
     }
 
     fn count(&mut self, store: &Store, fed: &HashSet<Vec<u8>>) -> Result<Survey, StoreError> {
@@ -325,7 +378,11 @@ impl Budget {
     ///
     /// # Errors
     /// redb's.
-    pub(super) fn tidy(&mut self, store: &Store, busy: &dyn Fn() -> bool) -> Result<(), StoreError> {
+    pub(super) fn tidy(
+        &mut self,
+        store: &Store,
+        busy: &dyn Fn() -> bool,
+    ) -> Result<(), StoreError> {
         let size = store.size();
         if size < SMALL || self.failed.is_some_and(|at| at.elapsed() < RETRY) {
             return Ok(());

@@ -8,7 +8,8 @@ use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTra
 
 use super::open::Place;
 use super::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store, StoreError,
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store,
+    StoreError,
 };
 
 /// Copies the store into a new file; false where `busy` has ended it. A kill leaves the old file or the new one.
@@ -16,7 +17,10 @@ use super::store::{
 /// # Errors
 /// The disk's; the old file stays then.
 pub(super) fn compact(store: &Store, busy: &dyn Fn() -> bool) -> Result<bool, StoreError> {
-    let place = Place { path: store.place().beside("new"), ..store.place().clone() };
+    let place = Place {
+        path: store.place().beside("new"),
+        ..store.place().clone()
+    };
     let _ = std::fs::remove_file(&place.path);
     let copied = copy(store, &place, busy);
     if !matches!(copied, Ok(true)) {
@@ -39,11 +43,16 @@ fn copy(store: &Store, place: &Place, busy: &dyn Fn() -> bool) -> Result<bool, S
     // Open before it takes the old one's place: behind the rename nothing may fail that would leave the writer in a
     // file that no name leads to.
     let reopened = place.writable(new.file.as_ref())?;
-    let directory = |source| StoreError::Directory { path: place.path.clone(), source };
+    let directory = |source| StoreError::Directory {
+        path: place.path.clone(),
+        source,
+    };
     std::fs::rename(&place.path, &store.place().path).map_err(directory)?;
     store.superseded_by(reopened);
     if let Some(dir) = place.path.parent() {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(directory)?;
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(directory)?;
     }
     Ok(true)
 }

@@ -115,9 +115,10 @@ impl Credential {
             Presented::Nothing => Self::Anonymous,
             Presented::Ignored => Self::Ignored,
             Presented::Unclear => Self::Unclear,
-            Presented::Bearer(token, impersonates) => {
-                Self::Token { token: digested(token), persona: impersonates.then(|| persona(headers)) }
-            }
+            Presented::Bearer(token, impersonates) => Self::Token {
+                token: digested(token),
+                persona: impersonates.then(|| persona(headers)),
+            },
         }
     }
 }
@@ -141,7 +142,10 @@ pub(super) fn sha256(parts: &[&[u8]]) -> [u8; 32] {
         joined.extend_from_slice(&(part.len() as u64).to_le_bytes());
         joined.extend_from_slice(part);
     }
-    digest(&SHA256, &joined).as_ref().try_into().unwrap_or([0; 32])
+    digest(&SHA256, &joined)
+        .as_ref()
+        .try_into()
+        .unwrap_or([0; 32])
 }
 
 fn identity(parts: &[&[u8]]) -> Identity {
@@ -163,7 +167,9 @@ fn is_impersonation(name: &str) -> bool {
 
 /// The headers by which an authenticating proxy tells the API server who is asking, in their usual names.
 fn is_of_a_proxy(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix("x-remote-") else { return false };
+    let Some(rest) = name.strip_prefix("x-remote-") else {
+        return false;
+    };
     matches!(rest, "user" | "group" | "uid") || rest.starts_with("extra-")
 }
 
@@ -182,7 +188,8 @@ fn carries_a_token(protocol: &[u8]) -> bool {
 
 /// `text` begins with `prefix`, in whatever case.
 fn begins_with(text: &[u8], prefix: &str) -> bool {
-    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+    text.get(..prefix.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
 /// Digest of the `Impersonate-*` headers, by name; a name's values in their order.
@@ -193,7 +200,10 @@ fn persona(headers: &HeaderMap) -> [u8; 32] {
         .map(|(name, value)| (name.as_str(), value.as_bytes()))
         .collect();
     named.sort_by_key(|(name, _)| *name);
-    let parts: Vec<&[u8]> = named.iter().flat_map(|(name, value)| [name.as_bytes(), value]).collect();
+    let parts: Vec<&[u8]> = named
+        .iter()
+        .flat_map(|(name, value)| [name.as_bytes(), value])
+        .collect();
     sha256(&parts)
 }
 
@@ -201,10 +211,17 @@ fn persona(headers: &HeaderMap) -> [u8; 32] {
 /// groups or scopes, so there every claim counts but those of the token itself.
 fn subject(token: &[u8]) -> Option<Vec<u8>> {
     let parts: Vec<&[u8]> = token.split(|byte| *byte == b'.').collect();
-    let [_, payload, _] = parts[..] else { return None };
+    let [_, payload, _] = parts[..] else {
+        return None;
+    };
     let mut claims: BTreeMap<String, Value> =
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-    let text = |name: &str| claims.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let text = |name: &str| {
+        claims
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+    };
     let (issuer, subject) = (text("iss")?, text("sub")?);
     if subject.starts_with(SERVICE_ACCOUNT) {
         return serde_json::to_vec(&(issuer, subject)).ok();
@@ -222,7 +239,10 @@ mod tests {
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
-            headers.append(*name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            headers.append(
+                *name,
+                http::HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
         }
         headers
     }
@@ -235,24 +255,42 @@ mod tests {
     #[test]
     fn i7_an_authorization_is_read_as_the_api_server_reads_it() {
         let token = format!("{:?}", Presented::Bearer(b"t.o.k", false));
-        for bearer in
-            ["Bearer t.o.k", "bearer t.o.k", "BEARER t.o.k ", " Bearer t.o.k", "Bearer t.o.k and more"]
-        {
+        for bearer in [
+            "Bearer t.o.k",
+            "bearer t.o.k",
+            "BEARER t.o.k ",
+            " Bearer t.o.k",
+            "Bearer t.o.k and more",
+        ] {
             assert_eq!(presented(bearer), token, "{bearer:?}");
         }
-        for passed_over in
-            ["t.o.k", "Bearer", "Bearer ", "Bearer  t.o.k", "Bearer\tt.o.k", "Token t.o.k", "Basic dDpr", ""]
-        {
+        for passed_over in [
+            "t.o.k",
+            "Bearer",
+            "Bearer ",
+            "Bearer  t.o.k",
+            "Bearer\tt.o.k",
+            "Token t.o.k",
+            "Basic dDpr",
+            "",
+        ] {
             assert_eq!(presented(passed_over), "Ignored", "{passed_over:?}");
         }
-        assert_eq!(presented("\u{a0}Bearer t.o.k"), "Unclear", "Go trims more blanks than ASCII's");
+        assert_eq!(
+            presented("\u{a0}Bearer t.o.k"),
+            "Unclear",
+            "Go trims more blanks than ASCII's"
+        );
         assert_eq!(Presented::of(&HeaderMap::new()), Presented::Nothing);
     }
 
     #[test]
     fn i7_what_is_not_wholly_understood_is_nobodys() {
         let bearer = ("authorization", "Bearer t.o.k");
-        let websocket = ("sec-websocket-protocol", "v4, base64url.bearer.authorization.k8s.io.dC5vLms");
+        let websocket = (
+            "sec-websocket-protocol",
+            "v4, base64url.bearer.authorization.k8s.io.dC5vLms",
+        );
         for unclear in [
             [bearer, ("authorization", "Bearer other")],
             [bearer, ("x-remote-user", "admin")],
@@ -261,12 +299,23 @@ mod tests {
             [bearer, ("connection", "Impersonate-User")],
             [bearer, websocket],
             [("impersonate-user", "alice"), ("accept", "*/*")],
-            [("impersonate-user", "alice"), ("authorization", "Basic dDpr")],
+            [
+                ("impersonate-user", "alice"),
+                ("authorization", "Basic dDpr"),
+            ],
         ] {
-            assert_eq!(Credential::of(&headers(&unclear)), Credential::Unclear, "{unclear:?}");
+            assert_eq!(
+                Credential::of(&headers(&unclear)),
+                Credential::Unclear,
+                "{unclear:?}"
+            );
         }
         let odd_first = [("authorization", "Basic dDpr"), bearer];
-        assert_eq!(Credential::of(&headers(&odd_first)), Credential::Ignored, "the first one counts");
+        assert_eq!(
+            Credential::of(&headers(&odd_first)),
+            Credential::Ignored,
+            "the first one counts"
+        );
     }
 
     #[test]
@@ -279,14 +328,26 @@ mod tests {
             of(&[]),
             of(&[("impersonate-user", "alice")]),
             of(&[("impersonate-user", "bob")]),
-            of(&[("impersonate-user", "alice"), ("impersonate-group", "admins")]),
+            of(&[
+                ("impersonate-user", "alice"),
+                ("impersonate-group", "admins"),
+            ]),
             of(&[("impersonate-user", "alice"), ("impersonate-uid", "1")]),
-            of(&[("impersonate-user", "alice"), ("impersonate-extra-scopes", "view")]),
+            of(&[
+                ("impersonate-user", "alice"),
+                ("impersonate-extra-scopes", "view"),
+            ]),
         ];
         for (n, one) in personas.iter().enumerate() {
-            assert!(personas.iter().skip(n + 1).all(|other| other != one), "{one:?}");
+            assert!(
+                personas.iter().skip(n + 1).all(|other| other != one),
+                "{one:?}"
+            );
         }
-        let again = of(&[("impersonate-group", "admins"), ("impersonate-user", "alice")]);
+        let again = of(&[
+            ("impersonate-group", "admins"),
+            ("impersonate-user", "alice"),
+        ]);
         assert_eq!(again, personas[3], "names in any order");
     }
 
@@ -298,15 +359,27 @@ mod tests {
     fn i7_a_service_account_is_one_whatever_its_token_and_a_user_is_all_his_claims() {
         let pod = |pod: &str| {
             let sub = "system:serviceaccount:kube-system:cni";
-            jwt(&format!(r#"{{"iss":"k","sub":"{sub}","jti":"{pod}","kubernetes.io":{{"pod":"{pod}"}}}}"#))
+            jwt(&format!(
+                r#"{{"iss":"k","sub":"{sub}","jti":"{pod}","kubernetes.io":{{"pod":"{pod}"}}}}"#
+            ))
         };
         assert_eq!(pod("a").account, pod("b").account);
         assert_ne!(pod("a").digest, pod("b").digest);
         let user = |groups: &str, exp: u32| {
-            jwt(&format!(r#"{{"exp":{exp},"iss":"o","sub":"u","groups":["{groups}"]}}"#))
+            jwt(&format!(
+                r#"{{"exp":{exp},"iss":"o","sub":"u","groups":["{groups}"]}}"#
+            ))
         };
-        assert_eq!(user("view", 1).account, user("view", 2).account, "a token later");
-        assert_ne!(user("view", 1).account, user("admin", 1).account, "less scope is less right");
+        assert_eq!(
+            user("view", 1).account,
+            user("view", 2).account,
+            "a token later"
+        );
+        assert_ne!(
+            user("view", 1).account,
+            user("admin", 1).account,
+            "less scope is less right"
+        );
         let forged = jwt(r#"{"iss":"evil","sub":"system:serviceaccount:kube-system:cni"}"#);
         assert_ne!(forged.account, pod("a").account);
     }

@@ -69,7 +69,10 @@ impl Storage for File {
             Err(TryLockError::WouldBlock) => Ok(false),
             // A file system without locks.
             Err(TryLockError::Error(error))
-                if matches!(Errno::from_io_error(&error), Some(Errno::NOLCK | Errno::NOTSUP)) =>
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::NOLCK | Errno::NOTSUP)
+                ) =>
             {
                 Ok(true)
             }
@@ -161,7 +164,12 @@ fn refused(what: &str) -> io::Error {
 impl Backend {
     fn new(file: Option<Arc<dyn Storage>>, overlay: Option<Overlay>) -> Self {
         let overlay = overlay.map(|overlay| Arc::new(Mutex::new(overlay)));
-        Self { file, overlay, gate: Arc::new(RwLock::new(Gate::Open)), failed: Arc::default() }
+        Self {
+            file,
+            overlay,
+            gate: Arc::new(RwLock::new(Gate::Open)),
+            failed: Arc::default(),
+        }
     }
 
     /// Reads and writes `file`.
@@ -175,7 +183,14 @@ impl Backend {
     /// Its length can't be read.
     pub(super) fn reading(file: Option<Arc<dyn Storage>>) -> io::Result<Self> {
         let len = file.as_ref().map_or(Ok(0), |file| file.len())?;
-        Ok(Self::new(file, Some(Overlay { len, file_len: len, blocks: BTreeMap::new() })))
+        Ok(Self::new(
+            file,
+            Some(Overlay {
+                len,
+                file_len: len,
+                blocks: BTreeMap::new(),
+            }),
+        ))
     }
 
     /// Ends writes.
@@ -194,7 +209,9 @@ impl Backend {
     }
 
     fn file(&self) -> io::Result<&Arc<dyn Storage>> {
-        self.file.as_ref().ok_or_else(|| refused("there is no file"))
+        self.file
+            .as_ref()
+            .ok_or_else(|| refused("there is no file"))
     }
 
     fn noted<T>(&self, result: io::Result<T>) -> io::Result<T> {
@@ -208,7 +225,11 @@ impl Backend {
     fn write_with(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let gate = self.gate.read();
         let allowed = *gate == Gate::Open;
-        self.noted(if allowed { work() } else { Err(refused("the store has been opened anew")) })
+        self.noted(if allowed {
+            work()
+        } else {
+            Err(refused("the store has been opened anew"))
+        })
     }
 }
 
@@ -240,7 +261,13 @@ impl StorageBackend for Backend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.write_with(|| if self.overlay.is_some() { Ok(()) } else { self.file()?.sync() })
+        self.write_with(|| {
+            if self.overlay.is_some() {
+                Ok(())
+            } else {
+                self.file()?.sync()
+            }
+        })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -276,8 +303,10 @@ impl Overlay {
         for (index, block) in self.blocks.range(first..end.div_ceil(BLOCK as u64)) {
             let start = index * BLOCK as u64;
             let (from, to) = (start.max(offset), (start + BLOCK as u64).min(end));
-            let at = |position: u64, base: u64| usize::try_from(position - base).unwrap_or(usize::MAX);
-            out[at(from, offset)..at(to, offset)].copy_from_slice(&block[at(from, start)..at(to, start)]);
+            let at =
+                |position: u64, base: u64| usize::try_from(position - base).unwrap_or(usize::MAX);
+            out[at(from, offset)..at(to, offset)]
+                .copy_from_slice(&block[at(from, start)..at(to, start)]);
         }
         Ok(())
     }
@@ -298,17 +327,25 @@ impl Overlay {
     fn block(&mut self, file: Option<&dyn Storage>, index: u64) -> io::Result<&mut [u8; BLOCK]> {
         if !self.blocks.contains_key(&index) {
             if self.blocks.len() >= MAX_BLOCKS {
-                return Err(refused("too much is written to a store that can't be written"));
+                return Err(refused(
+                    "too much is written to a store that can't be written",
+                ));
             }
             let mut block = Box::new([0; BLOCK]);
             let start = index * BLOCK as u64;
             let stored = self.file_len.saturating_sub(start).min(BLOCK as u64);
             if let (Some(file), true) = (file, stored > 0) {
-                file.read(start, &mut block[..usize::try_from(stored).unwrap_or(BLOCK)])?;
+                file.read(
+                    start,
+                    &mut block[..usize::try_from(stored).unwrap_or(BLOCK)],
+                )?;
             }
             self.blocks.insert(index, block);
         }
-        self.blocks.get_mut(&index).map(|block| &mut **block).ok_or_else(|| refused("no block"))
+        self.blocks
+            .get_mut(&index)
+            .map(|block| &mut **block)
+            .ok_or_else(|| refused("no block"))
     }
 
     fn set_len(&mut self, len: u64) {

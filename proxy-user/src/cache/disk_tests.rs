@@ -62,7 +62,10 @@ impl Medium for FailingDisk {
         if access == Access::Write && self.0.write.load(Ordering::SeqCst) == EROFS {
             return Err(io::Error::from_raw_os_error(EROFS));
         }
-        Ok(Arc::new(FailingFile(FileSystem.open(path, access)?, Arc::clone(&self.0))))
+        Ok(Arc::new(FailingFile(
+            FileSystem.open(path, access)?,
+            Arc::clone(&self.0),
+        )))
     }
 }
 
@@ -100,7 +103,10 @@ impl FailingDisk {
     }
 
     fn bench(&self, dir: &Path) -> Bench {
-        Bench { cache: self.open_in(dir), _dir: tempfile::tempdir().unwrap() }
+        Bench {
+            cache: self.open_in(dir),
+            _dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn mend(&self) {
@@ -112,15 +118,23 @@ impl FailingDisk {
 async fn writable(cache: &Cache) {
     let until = Instant::now() + Duration::from_secs(15);
     while !cache.is_writable() {
-        assert!(Instant::now() < until, "the writer comes back by itself: {:?}", cache.store.condition());
+        assert!(
+            Instant::now() < until,
+            "the writer comes back by itself: {:?}",
+            cache.store.condition()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     cache.settle().await;
 }
 
 fn asides(dir: &Path) -> usize {
-    let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name());
-    names.filter(|name| name.to_string_lossy().contains("aside")).count()
+    let names = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name());
+    names
+        .filter(|name| name.to_string_lossy().contains("aside"))
+        .count()
 }
 
 /// As the local answers do it: another try where the store is opened anew meanwhile.
@@ -140,7 +154,15 @@ async fn read(bench: &Bench) -> u64 {
 /// One failed write made redb refuse reads for ever, and the next start set the store aside.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i13_whichever_write_fails_reads_go_on_and_nothing_is_lost() {
-    for (after, errno) in [(0, ENOSPC), (1, EIO), (2, ENOSPC), (3, EIO), (4, ENOSPC), (5, ENOSPC), (6, EIO)] {
+    for (after, errno) in [
+        (0, ENOSPC),
+        (1, EIO),
+        (2, ENOSPC),
+        (3, EIO),
+        (4, ENOSPC),
+        (5, ENOSPC),
+        (6, EIO),
+    ] {
         let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
         let bench = disk.bench(dir.path());
         bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
@@ -154,7 +176,11 @@ async fn i13_whichever_write_fails_reads_go_on_and_nothing_is_lost() {
         assert_eq!(bench.cache.status()["objects"], 1);
         disk.mend();
         writable(&bench.cache).await;
-        assert_eq!(read(&bench).await, 8, "write {after}: what came meanwhile was kept");
+        assert_eq!(
+            read(&bench).await,
+            8,
+            "write {after}: what came meanwhile was kept"
+        );
         bench.cache.close().await;
         drop(bench);
         assert_eq!(read(&disk.bench(dir.path())).await, 8);
@@ -164,15 +190,27 @@ async fn i13_whichever_write_fails_reads_go_on_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i13_a_store_that_was_killed_is_served_from_a_disk_that_cant_be_written() {
-    let (disk, dir, other) =
-        (FailingDisk::default(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (disk, dir, other) = (
+        FailingDisk::default(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
     let bench = disk.bench(dir.path());
-    bench.said(PODS, 200, list(9, "", &[("a", 7), ("b", 8)]).as_bytes(), 0).await;
+    bench
+        .said(PODS, 200, list(9, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
+        .await;
     // As a kill leaves it: not closed.
-    std::fs::copy(dir.path().join("hublet.redb"), other.path().join("hublet.redb")).unwrap();
+    std::fs::copy(
+        dir.path().join("hublet.redb"),
+        other.path().join("hublet.redb"),
+    )
+    .unwrap();
     disk.0.fail_writes(EROFS, 0);
     let bench = disk.bench(other.path());
-    assert!(matches!(bench.cache.store.condition(), Condition::ReadOnly(_)));
+    assert!(matches!(
+        bench.cache.store.condition(),
+        Condition::ReadOnly(_)
+    ));
     assert_eq!(read(&bench).await, 7);
     assert_eq!(bench.cache.status()["collections"], 1);
     assert_eq!(bench.cache.status()["writable"], false);
@@ -206,7 +244,10 @@ async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
     drop(bench);
     disk.0.read.store(EIO, Ordering::SeqCst);
     let bench = disk.bench(dir.path());
-    assert!(matches!(bench.cache.store.condition(), Condition::Unreadable(_)));
+    assert!(matches!(
+        bench.cache.store.condition(),
+        Condition::Unreadable(_)
+    ));
     disk.mend();
     writable(&bench.cache).await;
     assert_eq!(read(&bench).await, 7);
@@ -218,27 +259,59 @@ async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
 async fn i2_what_the_disk_did_not_take_is_a_gap_that_nothing_goes_over() {
     let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
     let bench = disk.bench(dir.path());
-    bench.said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0).await;
+    bench
+        .said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
+        .await;
     let first_page = list(20, "next", &[("c", 15)]);
     disk.0.fail_writes(ENOSPC, 0);
     let filler = format!("}},\"spec\":\"{}\"}}", "x".repeat(1 << 20));
     let large = |version: u64| pod("large", version).replace("}}", &filler);
-    bench.said(&format!("{PODS}?limit=1"), 200, first_page.as_bytes(), 0).await;
+    bench
+        .said(&format!("{PODS}?limit=1"), 200, first_page.as_bytes(), 0)
+        .await;
     for version in 11..20 {
         if bench.cache.ingest().given_up() > 0 {
             break;
         }
-        bench.said("GET /api/v1/namespaces/d/pods/large", 200, large(version).as_bytes(), 0).await;
+        bench
+            .said(
+                "GET /api/v1/namespaces/d/pods/large",
+                200,
+                large(version).as_bytes(),
+                0,
+            )
+            .await;
     }
     assert!(bench.cache.ingest().given_up() > 0, "more than is kept");
     disk.mend();
     writable(&bench.cache).await;
-    bench.said(&format!("{PODS}?limit=1&continue=next"), 200, list(20, "", &[("d", 16)]).as_bytes(), 0).await;
-    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 10, "a page of it is missing");
+    bench
+        .said(
+            &format!("{PODS}?limit=1&continue=next"),
+            200,
+            list(20, "", &[("d", 16)]).as_bytes(),
+            0,
+        )
+        .await;
+    assert_eq!(
+        bench.collection("/pods/d/").await.unwrap().version,
+        10,
+        "a page of it is missing"
+    );
     let watch = format!("{PODS}?watch=true&resourceVersion=20");
-    bench.said(&watch, 200, event("ADDED", "e", 21).as_bytes(), 0).await;
-    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 10, "events before it are missing");
-    assert_eq!(bench.version("/pods/d/e").await, Some(21), "what is seen from now on is kept");
+    bench
+        .said(&watch, 200, event("ADDED", "e", 21).as_bytes(), 0)
+        .await;
+    assert_eq!(
+        bench.collection("/pods/d/").await.unwrap().version,
+        10,
+        "events before it are missing"
+    );
+    assert_eq!(
+        bench.version("/pods/d/e").await,
+        Some(21),
+        "what is seen from now on is kept"
+    );
 }
 
 #[tokio::test]
@@ -249,7 +322,10 @@ async fn a_directory_of_others_keeps_its_mode_and_a_new_one_is_private() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     let open = |dir: &Path| Store::open(dir, 1 << 20).unwrap();
     drop(open(dir.path()));
-    assert_eq!((mode(dir.path()), mode(&dir.path().join("hublet.redb"))), (0o1777, 0o600));
+    assert_eq!(
+        (mode(dir.path()), mode(&dir.path().join("hublet.redb"))),
+        (0o1777, 0o600)
+    );
     let new = dir.path().join("made/cache");
     drop(open(&new));
     assert_eq!((mode(&new), mode(&new.join("hublet.redb"))), (0o700, 0o600));

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory, or the file in it.
-    #[error("can't prepare the store {path}: {source}; check --disk-cache-path, its owner, and the disk")]
+    #[error(
+        "can't prepare the store {path}: {source}; check --disk-cache-path, its owner, and the disk"
+    )]
     Directory {
         /// Which.
         path: PathBuf,
@@ -49,7 +51,9 @@ impl StoreError {
     /// descriptors or rights say nothing about it.
     pub(super) fn is_corruption(&self) -> bool {
         use redb::Error;
-        let Self::Redb(error) = self else { return matches!(self, Self::Format(_)) };
+        let Self::Redb(error) = self else {
+            return matches!(self, Self::Format(_));
+        };
         match &**error {
             Error::Corrupted(_) | Error::UpgradeRequired(_) => true,
             Error::TableTypeMismatch { .. } | Error::TypeDefinitionChanged { .. } => true,
@@ -57,7 +61,8 @@ impl StoreError {
             // redb's word for a file that isn't its own, and for one that ends too early; the kernel's has a number.
             Error::Io(error) => {
                 use std::io::ErrorKind::{InvalidData, UnexpectedEof};
-                error.raw_os_error().is_none() && matches!(error.kind(), InvalidData | UnexpectedEof)
+                error.raw_os_error().is_none()
+                    && matches!(error.kind(), InvalidData | UnexpectedEof)
             }
             _ => false,
         }
@@ -66,8 +71,13 @@ impl StoreError {
     /// The database is of no more use until it is opened anew: the disk failed, or that has been done meanwhile.
     pub(super) fn is_failure(&self) -> bool {
         use redb::Error;
-        let Self::Redb(error) = self else { return matches!(self, Self::Directory { .. }) };
-        let io = matches!(&**error, Error::Io(_) | Error::Backend(_) | Error::PreviousIo);
+        let Self::Redb(error) = self else {
+            return matches!(self, Self::Directory { .. });
+        };
+        let io = matches!(
+            &**error,
+            Error::Io(_) | Error::Backend(_) | Error::PreviousIo
+        );
         io || matches!(&**error, Error::DatabaseClosed | Error::LockPoisoned(_))
     }
 }

@@ -83,19 +83,32 @@ pub fn may_live_apart(resource: &[u8]) -> bool {
 /// `resource` (`group/resource/`, or a key that begins so) is of Events, which the API server drops after
 /// [`EVENT_TTL`] whether anybody watches or not.
 pub fn is_short_lived(resource: &[u8]) -> bool {
-    [b"/events/".as_slice(), b"events.k8s.io/events/"].iter().any(|events| resource.starts_with(events))
+    [b"/events/".as_slice(), b"events.k8s.io/events/"]
+        .iter()
+        .any(|events| resource.starts_with(events))
 }
 
 /// Documents that say how the server is at this moment are not remembered.
 fn is_document(path: &str) -> bool {
-    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    matches!(first, "api" | "apis" | "version" | "openapi" | "openid" | ".well-known")
+    let first = path
+        .trim_start_matches('/')
+        .split('/')
+        .next()
+        .unwrap_or_default();
+    matches!(
+        first,
+        "api" | "apis" | "version" | "openapi" | "openid" | ".well-known"
+    )
 }
 
 /// Path of a document, and the hash that it was asked for by.
 pub fn document_key(request: &ApiRequest<'_>) -> String {
     let hash = &request.query.hash;
-    if hash.is_empty() { request.path.to_owned() } else { format!("{}?hash={hash}", request.path) }
+    if hash.is_empty() {
+        request.path.to_owned()
+    } else {
+        format!("{}?hash={hash}", request.path)
+    }
 }
 
 /// The store may know the answer; of logs and other subresources it never does.
@@ -111,7 +124,9 @@ pub fn may_be_stored(request: &ApiRequest<'_>) -> bool {
 /// that has one. Of other resources (custom ones, with `selectableFields`) `spec.nodeName` may change.
 pub fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
     let fields = request.query.field_selector.as_ref();
-    let Some((field, value)) = fields.split_once('=') else { return false };
+    let Some((field, value)) = fields.split_once('=') else {
+        return false;
+    };
     let pods = request.group.is_empty() && request.resource == "pods";
     let fixed = field == "metadata.name" || (field == "spec.nodeName" && pods);
     let value = value.strip_prefix('=').unwrap_or(value);
@@ -129,9 +144,17 @@ pub fn is_untold_write(request: &ApiRequest<'_>, status: u16) -> bool {
 
 impl Exchange {
     /// Of a request and the head of its answer; `None` where the answer tells nothing to store.
-    pub fn of(request: &ApiRequest<'_>, (status, headers): (u16, &HeaderMap), asked: u64) -> Option<Self> {
-        let text =
-            |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    pub fn of(
+        request: &ApiRequest<'_>,
+        (status, headers): (u16, &HeaderMap),
+        asked: u64,
+    ) -> Option<Self> {
+        let text = |name: header::HeaderName| {
+            headers
+                .get(name)
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or_default()
+        };
         let content_type = text(header::CONTENT_TYPE);
         let encoding = Encoding::of_content_type(content_type);
         let gzip = match text(header::CONTENT_ENCODING) {
@@ -164,7 +187,8 @@ impl Exchange {
         };
         if request.verb == Verb::Document {
             exchange.key = document_key(request).into_bytes();
-            return (status == 200 && !query.pretty && is_document(request.path)).then_some(exchange);
+            return (status == 200 && !query.pretty && is_document(request.path))
+                .then_some(exchange);
         }
         if encoding.is_none()
             || query.dry_run
@@ -208,12 +232,20 @@ impl Exchange {
             (false, true) => self.asked,
             (false, false) => self.asked.saturating_sub(LAG),
         };
-        Said { asked: self.asked, since, at: self.answered, answer: Answer::Alone }
+        Said {
+            asked: self.asked,
+            since,
+            at: self.answered,
+            answer: Answer::Alone,
+        }
     }
 
     /// The answer as evidence about one of many objects.
     pub(super) fn said_of_many(&self) -> Said {
-        Said { answer: Answer::Listed, ..self.said() }
+        Said {
+            answer: Answer::Listed,
+            ..self.said()
+        }
     }
 
     pub(super) fn selective(&self) -> bool {

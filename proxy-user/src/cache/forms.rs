@@ -19,13 +19,19 @@ pub const MAX_BYTES: usize = 8 << 20;
 /// Another form of objects, by `apiVersion` (empty where it isn't known) and `kind`.
 pub fn is_other(api_version: &str, kind: &str) -> bool {
     api_version.starts_with("meta.k8s.io/")
-        || matches!(kind, "Table" | "PartialObjectMetadata" | "PartialObjectMetadataList")
+        || matches!(
+            kind,
+            "Table" | "PartialObjectMetadata" | "PartialObjectMetadataList"
+        )
 }
 
 /// A JSON body that begins so is another form; `None` where more of it is needed to tell.
 pub fn is_other_json(beginning: &[u8]) -> Option<bool> {
     let find = |what: &str| memchr::memmem::find(beginning, what.as_bytes());
-    let end = [r#""metadata""#, r#""items""#, r#""rows""#].iter().filter_map(|key| find(key)).min();
+    let end = [r#""metadata""#, r#""items""#, r#""rows""#]
+        .iter()
+        .filter_map(|key| find(key))
+        .min();
     if end.is_none() && beginning.len() < BEGINNING {
         return None;
     }
@@ -35,7 +41,9 @@ pub fn is_other_json(beginning: &[u8]) -> Option<bool> {
 /// One spelling of a form, as [`crate::local::negotiate::other_forms`] has it; `None` of objects themselves.
 pub fn spelling(api_version: &str, kind: &str) -> Option<String> {
     let version = api_version.strip_prefix("meta.k8s.io/")?;
-    Some(format!("application/json;as={kind};g=meta.k8s.io;v={version}"))
+    Some(format!(
+        "application/json;as={kind};g=meta.k8s.io;v={version}"
+    ))
 }
 
 /// A page as far as it is taken apart.
@@ -53,10 +61,23 @@ struct Page<'a> {
 /// Namespace and name of each object that a Table or its like shows; `None` where one of them isn't told.
 pub fn objects(body: &[u8]) -> Option<Vec<(String, String)>> {
     let shown: Shown = serde_json::from_slice(body).ok()?;
-    let rows = shown.rows.unwrap_or_default().into_iter().map(|row| row.object.metadata);
-    let items = shown.items.unwrap_or_default().into_iter().map(|item| item.metadata);
+    let rows = shown
+        .rows
+        .unwrap_or_default()
+        .into_iter()
+        .map(|row| row.object.metadata);
+    let items = shown
+        .items
+        .unwrap_or_default()
+        .into_iter()
+        .map(|item| item.metadata);
     let itself = shown.metadata.filter(|itself| !itself.name.is_empty());
-    Some(rows.chain(items).chain(itself).map(|object| (object.namespace, object.name)).collect())
+    Some(
+        rows.chain(items)
+            .chain(itself)
+            .map(|object| (object.namespace, object.name))
+            .collect(),
+    )
 }
 
 /// As much of a Table, a list of metadata, or the metadata of one object, as names the objects.
@@ -144,7 +165,9 @@ impl FormPages {
         let mut whole = if asked_by.is_empty() {
             begin(head, &page)
         } else {
-            let Some(before) = self.0.remove(asked_by) else { return Ok(None) };
+            let Some(before) = self.0.remove(asked_by) else {
+                return Ok(None);
+            };
             if before.key != head.key || before.version != head.version {
                 return Ok(None);
             }
@@ -157,7 +180,11 @@ impl FormPages {
         whole.since = head.asked;
         if next.is_empty() {
             let body = [whole.head.as_bytes(), &whole.rows, b"]}\n"].concat();
-            return Ok(Some(Joined { key: whole.key, asked: whole.asked, body }));
+            return Ok(Some(Joined {
+                key: whole.key,
+                asked: whole.asked,
+                body,
+            }));
         }
         self.keep(next, whole);
         Ok(None)
@@ -168,8 +195,14 @@ impl FormPages {
             return;
         }
         self.0.insert(next.to_owned(), whole);
-        while self.0.len() > MAX_WAITING || self.0.values().map(|w| w.rows.len()).sum::<usize>() > MAX_BYTES {
-            let oldest = self.0.iter().min_by_key(|(_, w)| w.since).map(|(token, _)| token.clone());
+        while self.0.len() > MAX_WAITING
+            || self.0.values().map(|w| w.rows.len()).sum::<usize>() > MAX_BYTES
+        {
+            let oldest = self
+                .0
+                .iter()
+                .min_by_key(|(_, w)| w.since)
+                .map(|(token, _)| token.clone());
             let Some(oldest) = oldest else { return };
             self.0.remove(&oldest);
         }
@@ -180,15 +213,25 @@ impl FormPages {
 fn rows(list: Option<&RawValue>) -> Result<&[u8], CodecError> {
     let Some(list) = list else { return Ok(&[]) };
     let text = list.get().trim();
-    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-    Ok(inner.ok_or_else(|| CodecError::Json("rows are no list".into()))?.trim().as_bytes())
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    Ok(inner
+        .ok_or_else(|| CodecError::Json("rows are no list".into()))?
+        .trim()
+        .as_bytes())
 }
 
 fn begin(head: &PageHead<'_>, page: &Page<'_>) -> Waiting {
-    let PageHead { kind, api_version, version, .. } = head;
-    let columns = page
-        .column_definitions
-        .map_or_else(String::new, |columns| format!(r#""columnDefinitions":{},"#, columns.get()));
+    let PageHead {
+        kind,
+        api_version,
+        version,
+        ..
+    } = head;
+    let columns = page.column_definitions.map_or_else(String::new, |columns| {
+        format!(r#""columnDefinitions":{},"#, columns.get())
+    });
     let name = if *kind == "Table" { "rows" } else { "items" };
     let meta = format!(r#""metadata":{{"resourceVersion":"{version}"}}"#);
     Waiting {
@@ -196,7 +239,9 @@ fn begin(head: &PageHead<'_>, page: &Page<'_>) -> Waiting {
         version: (*version).to_owned(),
         asked: head.asked,
         since: head.asked,
-        head: format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta},{columns}"{name}":["#),
+        head: format!(
+            r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta},{columns}"{name}":["#
+        ),
         rows: Vec::new(),
     }
 }
@@ -206,22 +251,38 @@ mod tests {
     use super::*;
 
     fn page(rows: &str, next: &str) -> String {
-        let meta = format!(r#"{{"resourceVersion":"9","continue":"{next}","remainingItemCount":1}}"#);
+        let meta =
+            format!(r#"{{"resourceVersion":"9","continue":"{next}","remainingItemCount":1}}"#);
         format!(
             r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{meta},"columnDefinitions":[{{"name":"N"}}],"rows":{rows}}}"#
         )
     }
 
     fn head(version: &'static str) -> PageHead<'static> {
-        PageHead { key: b"k".to_vec(), kind: "Table", api_version: "meta.k8s.io/v1", version, asked: 5 }
+        PageHead {
+            key: b"k".to_vec(),
+            kind: "Table",
+            api_version: "meta.k8s.io/v1",
+            version,
+            asked: 5,
+        }
     }
 
     #[test]
     fn i2_a_table_in_pages_is_whole_once_all_have_come() {
         let mut pages = FormPages::default();
-        assert_eq!(pages.join(("", "1"), &head("9"), page("[{\"a\":1}]", "1").as_bytes()), Ok(None));
-        assert_eq!(pages.join(("1", "2"), &head("9"), page("null", "2").as_bytes()), Ok(None));
-        let whole = pages.join(("2", ""), &head("9"), page("[ {\"b\":2} ]", "").as_bytes()).unwrap().unwrap();
+        assert_eq!(
+            pages.join(("", "1"), &head("9"), page("[{\"a\":1}]", "1").as_bytes()),
+            Ok(None)
+        );
+        assert_eq!(
+            pages.join(("1", "2"), &head("9"), page("null", "2").as_bytes()),
+            Ok(None)
+        );
+        let whole = pages
+            .join(("2", ""), &head("9"), page("[ {\"b\":2} ]", "").as_bytes())
+            .unwrap()
+            .unwrap();
         let expected = concat!(
             r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"9"},"#,
             r#""columnDefinitions":[{"name":"N"}],"rows":[{"a":1},{"b":2}]}"#,
@@ -233,7 +294,10 @@ mod tests {
             Ok(None),
             "its beginning is gone"
         );
-        assert_eq!(pages.join(("", "1"), &head("9"), page("[]", "1").as_bytes()), Ok(None));
+        assert_eq!(
+            pages.join(("", "1"), &head("9"), page("[]", "1").as_bytes()),
+            Ok(None)
+        );
         assert_eq!(
             pages.join(("1", ""), &head("10"), page("[]", "").as_bytes()),
             Ok(None),
@@ -251,13 +315,24 @@ mod tests {
         let list = r#""metadata":{"resourceVersion":"7"}"#;
         let one = Some(vec![("d".to_owned(), "a".to_owned())]);
         assert_eq!(
-            objects(format!(r#"{{{list},"rows":[{{"cells":["a"],"object":{{{meta}}}}}]}}"#).as_bytes()),
+            objects(
+                format!(r#"{{{list},"rows":[{{"cells":["a"],"object":{{{meta}}}}}]}}"#).as_bytes()
+            ),
             one
         );
-        assert_eq!(objects(format!(r#"{{{list},"items":[{{{meta}}}]}}"#).as_bytes()), one);
+        assert_eq!(
+            objects(format!(r#"{{{list},"items":[{{{meta}}}]}}"#).as_bytes()),
+            one
+        );
         assert_eq!(objects(format!("{{{meta}}}").as_bytes()), one);
-        assert_eq!(objects(format!(r#"{{{list},"rows":null}}"#).as_bytes()), Some(vec![]));
-        assert_eq!(objects(format!(r#"{{{list},"rows":[{{"cells":["a"]}}]}}"#).as_bytes()), None);
+        assert_eq!(
+            objects(format!(r#"{{{list},"rows":null}}"#).as_bytes()),
+            Some(vec![])
+        );
+        assert_eq!(
+            objects(format!(r#"{{{list},"rows":[{{"cells":["a"]}}]}}"#).as_bytes()),
+            None
+        );
     }
 
     #[test]
@@ -267,7 +342,10 @@ mod tests {
         assert_eq!(is_other_json(table), Some(true));
         let list = br#"{"kind":"PodList","apiVersion":"v1","metadata":{"x":"meta.k8s.io/v1"}"#;
         assert_eq!(is_other_json(list), Some(false));
-        assert_eq!(is_other_json(br#"{"apiVersion":"x/v1","items":["meta.k8s.io/"#), Some(false));
+        assert_eq!(
+            is_other_json(br#"{"apiVersion":"x/v1","items":["meta.k8s.io/"#),
+            Some(false)
+        );
         assert_eq!(is_other_json(&[b' '; BEGINNING]), Some(false));
     }
 }

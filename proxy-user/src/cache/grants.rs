@@ -17,11 +17,17 @@ use super::store::{Snapshot, StoreError};
 use crate::request::Verb;
 
 /// Most grants kept, in all and of one account.
-pub const GRANTS: Limits = Limits { all: 16_384, account: 4_096 };
+pub const GRANTS: Limits = Limits {
+    all: 16_384,
+    account: 4_096,
+};
 /// Most grants of anonymous callers, beside those.
 pub const ANONYMOUS_GRANTS: usize = 64;
 /// Most credentials kept, in all and of one account.
-pub const CREDENTIALS: Limits = Limits { all: 1_024, account: 256 };
+pub const CREDENTIALS: Limits = Limits {
+    all: 1_024,
+    account: 256,
+};
 /// Most digests of refused tokens kept, in memory only.
 const REFUSED: usize = 1_024;
 /// A grant is written again when its time on disk is older than this, in milliseconds.
@@ -49,7 +55,10 @@ impl Right {
     /// The right of `credential` to do this within a scope (a key of the store).
     pub fn of(credential: &Credential, action: Action, scope: &[u8]) -> Self {
         let persona: &[u8] = match credential {
-            Credential::Token { persona: Some(persona), .. } => persona,
+            Credential::Token {
+                persona: Some(persona),
+                ..
+            } => persona,
             _ => &[],
         };
         let action = match action {
@@ -86,7 +95,10 @@ struct Known {
 
 impl Default for Known {
     fn default() -> Self {
-        let anonymous = Limits { all: ANONYMOUS_GRANTS, account: ANONYMOUS_GRANTS };
+        let anonymous = Limits {
+            all: ANONYMOUS_GRANTS,
+            account: ANONYMOUS_GRANTS,
+        };
         Self {
             credentials: Shares::new(CREDENTIALS),
             grants: Shares::new(GRANTS),
@@ -98,28 +110,50 @@ impl Default for Known {
 
 impl Known {
     fn refused_at(&self, token: &TokenDigest) -> Option<u64> {
-        self.refused.iter().find(|(digest, _)| digest == token).map(|(_, at)| *at)
+        self.refused
+            .iter()
+            .find(|(digest, _)| digest == token)
+            .map(|(_, at)| *at)
     }
 
     fn grants_of(&mut self, account: Identity) -> &mut Shares<Right> {
-        if account == Identity::ANONYMOUS { &mut self.anonymous } else { &mut self.grants }
+        if account == Identity::ANONYMOUS {
+            &mut self.anonymous
+        } else {
+            &mut self.grants
+        }
     }
 
     fn grant(&self, account: Identity, right: &Right) -> Option<Verdict> {
-        let shares = if account == Identity::ANONYMOUS { &self.anonymous } else { &self.grants };
+        let shares = if account == Identity::ANONYMOUS {
+            &self.anonymous
+        } else {
+            &self.grants
+        };
         shares.get(account, right)
     }
 
     fn put_grant(&mut self, account: Identity, right: Right, verdict: Verdict, ops: &mut Vec<Op>) {
         if let Some((from, right)) = self.grants_of(account).insert(account, right, verdict) {
-            ops.push(Op::Revoke { key: row(from, right) });
+            ops.push(Op::Revoke {
+                key: row(from, right),
+            });
         }
-        ops.push(Op::Grant { key: row(account, right), at: verdict.stored() });
+        ops.push(Op::Grant {
+            key: row(account, right),
+            at: verdict.stored(),
+        });
     }
 
     fn put_credential(&mut self, token: &Token, verdict: Verdict, ops: &mut Vec<Op>) {
-        if let Some((_, digest)) = self.credentials.insert(token.account, token.digest, verdict) {
-            ops.push(Op::Credential { digest, value: Vec::new() });
+        if let Some((_, digest)) = self
+            .credentials
+            .insert(token.account, token.digest, verdict)
+        {
+            ops.push(Op::Credential {
+                digest,
+                value: Vec::new(),
+            });
         }
         ops.push(stored_credential(token.account, token.digest, verdict));
     }
@@ -135,7 +169,10 @@ pub fn row_of(credential: &Credential, right: Right) -> Vec<u8> {
 }
 
 fn stored_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -> Op {
-    Op::Credential { digest, value: [verdict.stored().to_le_bytes().as_slice(), &account.0].concat() }
+    Op::Credential {
+        digest,
+        value: [verdict.stored().to_le_bytes().as_slice(), &account.0].concat(),
+    }
 }
 
 /// The grants in memory.
@@ -154,20 +191,29 @@ impl Grants {
     pub fn load(snapshot: &Snapshot, now: u64) -> Result<(Self, Vec<Op>), StoreError> {
         let mut known = Known::default();
         for (key, value) in snapshot.grants()? {
-            let Some((account, right)) = key.split_first_chunk::<16>() else { continue };
+            let Some((account, right)) = key.split_first_chunk::<16>() else {
+                continue;
+            };
             if let Ok(right) = right.try_into() {
                 let account = Identity(*account);
-                known.grants_of(account).insert(account, Right(right), Verdict::from_stored(value));
+                known
+                    .grants_of(account)
+                    .insert(account, Right(right), Verdict::from_stored(value));
             }
         }
         for (digest, value) in snapshot.credentials()? {
-            let Some((at, account)) = value.split_first_chunk::<8>() else { continue };
+            let Some((at, account)) = value.split_first_chunk::<8>() else {
+                continue;
+            };
             if let (Ok(digest), Ok(account)) = (digest.try_into(), account.try_into()) {
                 let verdict = Verdict::from_stored(u64::from_le_bytes(*at));
                 known.credentials.insert(Identity(account), digest, verdict);
             }
         }
-        let grants = Self { known: RwLock::new(known), latest: AtomicU64::new(u64::MAX) };
+        let grants = Self {
+            known: RwLock::new(known),
+            latest: AtomicU64::new(u64::MAX),
+        };
         let ops = grants.follow(now);
         Ok((grants, ops))
     }
@@ -186,23 +232,38 @@ impl Grants {
         self.latest.store(now, Ordering::Relaxed);
         let mut grants = known.grants.not_after(now);
         grants.append(&mut known.anonymous.not_after(now));
-        let grants = grants
-            .into_iter()
-            .map(|(account, right, v)| Op::Grant { key: row(account, right), at: v.stored() });
+        let grants = grants.into_iter().map(|(account, right, v)| Op::Grant {
+            key: row(account, right),
+            at: v.stored(),
+        });
         let credentials = known.credentials.not_after(now).into_iter();
-        grants.chain(credentials.map(|(account, digest, v)| stored_credential(account, digest, v))).collect()
+        grants
+            .chain(credentials.map(|(account, digest, v)| stored_credential(account, digest, v)))
+            .collect()
     }
 
     /// The credential has proven itself to the cloud within `max_age` milliseconds: a token that the cloud has accepted.
     pub fn knows(&self, credential: &Credential, now: u64, max_age: u64) -> bool {
-        let Credential::Token { token, .. } = credential else { return false };
-        let proven = self.known.read().credentials.get(token.account, &token.digest);
+        let Credential::Token { token, .. } = credential else {
+            return false;
+        };
+        let proven = self
+            .known
+            .read()
+            .credentials
+            .get(token.account, &token.digest);
         proven.is_some_and(|proven| now.saturating_sub(proven.at()) <= max_age)
     }
 
     /// The token has proven itself so lately that another proof adds nothing.
     pub fn has_just_accepted(&self, token: &Token, now: u64) -> bool {
-        is_fresh(self.known.read().credentials.get(token.account, &token.digest), now)
+        is_fresh(
+            self.known
+                .read()
+                .credentials
+                .get(token.account, &token.digest),
+            now,
+        )
     }
 
     /// How the cloud stands to a credential, as far as it has said so within `max_age` milliseconds.
@@ -222,14 +283,21 @@ impl Grants {
     }
 
     /// The cloud's last word on this, if it is not older than `max_age` milliseconds: yes or no.
-    pub fn verdict(&self, credential: &Credential, right: &Right, now: u64, max_age: u64) -> Option<bool> {
+    pub fn verdict(
+        &self,
+        credential: &Credential,
+        right: &Right,
+        now: u64,
+        max_age: u64,
+    ) -> Option<bool> {
         let verdict = self.known.read().grant(account(credential)?, right)?;
         (now.saturating_sub(verdict.at()) <= max_age).then(|| verdict.is_yes())
     }
 
     /// The cloud has refused this after that moment, milliseconds since the epoch.
     pub fn refused_since(&self, credential: &Credential, right: &Right, moment: u64) -> bool {
-        let verdict = account(credential).and_then(|account| self.known.read().grant(account, right));
+        let verdict =
+            account(credential).and_then(|account| self.known.read().grant(account, right));
         verdict.is_some_and(|verdict| !verdict.is_yes() && verdict.at() > moment)
     }
 
@@ -239,11 +307,16 @@ impl Grants {
         let mut ops = Vec::new();
         if !self.has_just_accepted(token, now) {
             let mut known = self.known.write();
-            if known.refused_at(&token.digest).is_some_and(|at| asked_at < at && at <= now) {
+            if known
+                .refused_at(&token.digest)
+                .is_some_and(|at| asked_at < at && at <= now)
+            {
                 return ops;
             }
             known.put_credential(token, Verdict::yes(now), &mut ops);
-            known.refused.retain(|(refused, _)| *refused != token.digest);
+            known
+                .refused
+                .retain(|(refused, _)| *refused != token.digest);
         }
         ops
     }
@@ -251,9 +324,13 @@ impl Grants {
     /// The cloud has just allowed this to a credential that has proven itself, or to nobody in particular.
     pub fn allowed(&self, credential: &Credential, right: Right, now: u64) -> Vec<Op> {
         let mut ops = Vec::new();
-        let Some(account) = owner(credential) else { return ops };
+        let Some(account) = owner(credential) else {
+            return ops;
+        };
         if !is_fresh(self.known.read().grant(account, &right), now) {
-            self.known.write().put_grant(account, right, Verdict::yes(now), &mut ops);
+            self.known
+                .write()
+                .put_grant(account, right, Verdict::yes(now), &mut ops);
         }
         ops
     }
@@ -265,19 +342,30 @@ impl Grants {
         if self.verdict(credential, &absence, now, ABSENCE_COUNTS) != Some(true) {
             return Vec::new();
         }
-        self.allowed(credential, Right::of(credential, Action::Read(Verb::Get), object), now)
+        self.allowed(
+            credential,
+            Right::of(credential, Action::Read(Verb::Get), object),
+            now,
+        )
     }
 
     /// The cloud has just answered 403: none of these holds any more. Only what was allowed before is remembered so.
     pub fn forbidden(&self, credential: &Credential, rights: &[Right], now: u64) -> Vec<Op> {
         let mut ops = Vec::new();
-        let Some(account) = owner(credential) else { return ops };
-        if rights.iter().all(|right| self.known.read().grant(account, right).is_none()) {
+        let Some(account) = owner(credential) else {
+            return ops;
+        };
+        if rights
+            .iter()
+            .all(|right| self.known.read().grant(account, right).is_none())
+        {
             return ops;
         }
         let mut known = self.known.write();
         for right in rights {
-            let Some(before) = known.grant(account, right) else { continue };
+            let Some(before) = known.grant(account, right) else {
+                continue;
+            };
             let mut written = Vec::new();
             known.put_grant(account, *right, Verdict::no(now), &mut written);
             // On disk a no is a no, whenever it was said last: it ages as fast as the yes that it took back.
@@ -290,17 +378,33 @@ impl Grants {
 
     /// The cloud has just answered 401.
     pub fn rejected(&self, credential: &Credential, now: u64) -> Vec<Op> {
-        let Credential::Token { token, .. } = credential else { return Vec::new() };
+        let Credential::Token { token, .. } = credential else {
+            return Vec::new();
+        };
         let mut known = self.known.write();
-        let had = known.credentials.remove(token.account, &token.digest).is_some();
-        match known.refused.iter_mut().find(|(refused, _)| *refused == token.digest) {
+        let had = known
+            .credentials
+            .remove(token.account, &token.digest)
+            .is_some();
+        match known
+            .refused
+            .iter_mut()
+            .find(|(refused, _)| *refused == token.digest)
+        {
             Some((_, at)) => *at = now,
             None => known.refused.push_back((token.digest, now)),
         }
         if known.refused.len() > REFUSED {
             known.refused.pop_front();
         }
-        if had { vec![Op::Credential { digest: token.digest, value: Vec::new() }] } else { Vec::new() }
+        if had {
+            vec![Op::Credential {
+                digest: token.digest,
+                value: Vec::new(),
+            }]
+        } else {
+            Vec::new()
+        }
     }
 
     /// Forgets all: another cluster has taken this one's place.
@@ -311,7 +415,10 @@ impl Grants {
     /// Grants and credentials held.
     pub fn len(&self) -> (usize, usize) {
         let known = self.known.read();
-        (known.grants.rows() + known.anonymous.rows(), known.credentials.rows())
+        (
+            known.grants.rows() + known.anonymous.rows(),
+            known.credentials.rows(),
+        )
     }
 }
 
@@ -326,11 +433,17 @@ fn account(credential: &Credential) -> Option<Identity> {
 
 /// The account whose rights an answer tells of.
 fn owner(credential: &Credential) -> Option<Identity> {
-    if *credential == Credential::Ignored { None } else { account(credential) }
+    if *credential == Credential::Ignored {
+        None
+    } else {
+        account(credential)
+    }
 }
 
 fn is_fresh(verdict: Option<Verdict>, now: u64) -> bool {
-    verdict.is_some_and(|v| v.is_yes() && v.at() <= now + SET_BACK && now.saturating_sub(v.at()) < REFRESH)
+    verdict.is_some_and(|v| {
+        v.is_yes() && v.at() <= now + SET_BACK && now.saturating_sub(v.at()) < REFRESH
+    })
 }
 
 #[cfg(test)]

@@ -8,12 +8,17 @@ const DAY: u64 = 86_400_000;
 
 fn bearer(token: &str) -> Credential {
     let mut headers = HeaderMap::new();
-    headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+    headers.insert(
+        "authorization",
+        HeaderValue::from_str(&format!("Bearer {token}")).unwrap(),
+    );
     Credential::of(&headers)
 }
 
 fn token(credential: &Credential) -> &Token {
-    let Credential::Token { token, .. } = credential else { panic!("{credential:?} is no token") };
+    let Credential::Token { token, .. } = credential else {
+        panic!("{credential:?} is no token")
+    };
     token
 }
 
@@ -44,7 +49,11 @@ fn i7_a_rotated_token_keeps_its_accounts_grants_once_the_cloud_accepted_it() {
     let (old, new) = (service_account("cni", "1"), service_account("cni", "2"));
     allow(&grants, &old, "a", 0);
     assert!(grants.knows(&old, DAY, DAY));
-    assert_eq!(grants.standing(&new, 0, DAY), Standing::Unknown, "its claims alone prove nothing");
+    assert_eq!(
+        grants.standing(&new, 0, DAY),
+        Standing::Unknown,
+        "its claims alone prove nothing"
+    );
     grants.accepted(token(&new), 0, 0);
     assert!(grants.knows(&new, 0, DAY));
     assert_eq!(allows(&grants, &new, "a", DAY), Some(true));
@@ -57,8 +66,19 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
     assert_eq!(allow(&grants, &me, "a", 0), 2);
     assert_eq!(allow(&grants, &me, "a", 1), 0, "not written again at once");
     assert_eq!(allows(&grants, &me, "a", DAY + 2), None);
-    assert_eq!(grants.forbidden(&me, &[get(&me, "a"), get(&me, "never")], 2).len(), 1);
-    assert_eq!((allows(&grants, &me, "a", 3), allows(&grants, &me, "never", 3)), (Some(false), None));
+    assert_eq!(
+        grants
+            .forbidden(&me, &[get(&me, "a"), get(&me, "never")], 2)
+            .len(),
+        1
+    );
+    assert_eq!(
+        (
+            allows(&grants, &me, "a", 3),
+            allows(&grants, &me, "never", 3)
+        ),
+        (Some(false), None)
+    );
     assert_eq!(grants.rejected(&me, 3).len(), 1);
     assert_eq!(grants.standing(&me, 3, DAY), Standing::Refused);
     allow(&grants, &me, "a", 4);
@@ -66,8 +86,15 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
         (grants.standing(&me, 5, DAY), allows(&grants, &me, "a", 5)),
         (Standing::Accepted, Some(true))
     );
-    for nobody in [Credential::Anonymous, Credential::Ignored, Credential::Unclear] {
-        assert!(!grants.knows(&nobody, 2, DAY), "{nobody:?} has proven nothing");
+    for nobody in [
+        Credential::Anonymous,
+        Credential::Ignored,
+        Credential::Unclear,
+    ] {
+        assert!(
+            !grants.knows(&nobody, 2, DAY),
+            "{nobody:?} has proven nothing"
+        );
     }
 }
 
@@ -101,15 +128,27 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
     for one in [&me, &other] {
         grants.accepted(token(one), 0, 0);
     }
-    assert!(grants.written(&me, b"a", 0).is_empty(), "a right to write is none to read");
+    assert!(
+        grants.written(&me, b"a", 0).is_empty(),
+        "a right to write is none to read"
+    );
     let absence = Right::of(&me, Action::HearAbsent, b"a");
     grants.allowed(&me, absence, 0);
     assert_eq!(grants.written(&me, b"a", 1).len(), 1);
-    assert_eq!((allows(&grants, &me, "a", 1), allows(&grants, &other, "a", 1)), (Some(true), None));
+    assert_eq!(
+        (
+            allows(&grants, &me, "a", 1),
+            allows(&grants, &other, "a", 1)
+        ),
+        (Some(true), None)
+    );
     assert!(grants.written(&me, b"b", 1).is_empty());
     let absence = Right::of(&other, Action::HearAbsent, b"c");
     grants.allowed(&other, absence, 0);
-    assert!(grants.written(&other, b"c", DAY).is_empty(), "rights may have changed since yesterday");
+    assert!(
+        grants.written(&other, b"c", DAY).is_empty(),
+        "rights may have changed since yesterday"
+    );
 }
 
 #[test]
@@ -118,7 +157,11 @@ fn i7_an_ignored_credential_uses_what_is_everybodys_and_adds_nothing() {
     let right = get(&Credential::Anonymous, "a");
     assert!(grants.allowed(&Credential::Ignored, right, 0).is_empty());
     grants.allowed(&Credential::Anonymous, right, 0);
-    assert!(grants.forbidden(&Credential::Ignored, &[right], 0).is_empty());
+    assert!(
+        grants
+            .forbidden(&Credential::Ignored, &[right], 0)
+            .is_empty()
+    );
     assert_eq!(allows(&grants, &Credential::Ignored, "a", 0), Some(true));
     assert_eq!(allows(&grants, &Credential::Unclear, "a", 0), None);
 }
@@ -131,7 +174,11 @@ fn i7_a_grant_from_the_future_ages_from_now_on() {
     allow(&grants, &me, "a", 1_000 * DAY);
     assert!(grants.follow(1_000 * DAY).is_empty());
     let now = 10 * DAY;
-    assert_eq!(grants.follow(now).len(), 2, "its credential and the grant are written anew");
+    assert_eq!(
+        grants.follow(now).len(),
+        2,
+        "its credential and the grant are written anew"
+    );
     assert!(grants.follow(now + 1).is_empty());
     assert!(grants.knows(&me, now + DAY, DAY) && !grants.knows(&me, now + DAY + 1, DAY));
     assert_eq!(allows(&grants, &me, "a", now + DAY), Some(true));
@@ -148,8 +195,19 @@ fn i7_a_no_is_written_once_and_never_given_up() {
     allow(&grants, &me, "a", 0);
     let no = grants.forbidden(&me, &[get(&me, "a")], 1);
     assert!(no.len() == 1 && no.iter().all(Op::is_refusal), "{no:?}");
-    assert!(grants.forbidden(&me, &[get(&me, "a")], 2).is_empty(), "said before");
-    assert!(grants.refused_since(&me, &get(&me, "a"), 1), "the last time counts all the same");
-    assert!(!grants.allowed(&me, get(&me, "a"), 3).iter().any(Op::is_refusal));
+    assert!(
+        grants.forbidden(&me, &[get(&me, "a")], 2).is_empty(),
+        "said before"
+    );
+    assert!(
+        grants.refused_since(&me, &get(&me, "a"), 1),
+        "the last time counts all the same"
+    );
+    assert!(
+        !grants
+            .allowed(&me, get(&me, "a"), 3)
+            .iter()
+            .any(Op::is_refusal)
+    );
     assert_eq!(grants.forbidden(&me, &[get(&me, "a")], 4).len(), 1);
 }

@@ -101,7 +101,13 @@ impl Ingest {
             .spawn(move || writer.run(&from))
             .map_err(redb::Error::Io)?;
         let writer = writer.thread().clone();
-        Ok(Self { to, writer, room: Arc::new(tokio::sync::Semaphore::new(ROOM)), counters, clock })
+        Ok(Self {
+            to,
+            writer,
+            room: Arc::new(tokio::sync::Semaphore::new(ROOM)),
+            counters,
+            clock,
+        })
     }
 
     fn send(&self, message: Message) -> bool {
@@ -130,7 +136,9 @@ impl Ingest {
     pub fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
         exchange.answered = self.clock.now();
         let id = self.counters.next.fetch_add(1, Ordering::Relaxed);
-        if self.counters.full.load(Ordering::Relaxed) || !self.send(Message::Begin(id, Box::new(exchange))) {
+        if self.counters.full.load(Ordering::Relaxed)
+            || !self.send(Message::Begin(id, Box::new(exchange)))
+        {
             self.counters.given_up.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -241,7 +249,10 @@ impl Capture {
             Poll::Ready(Some(permit)) => {
                 self.waiting = None;
                 let now = self.ingest.clock.now();
-                if !self.ingest.send(Message::Data(self.id, frame.clone(), permit, now)) {
+                if !self
+                    .ingest
+                    .send(Message::Data(self.id, frame.clone(), permit, now))
+                {
                     self.give_up();
                 } else if self.ingest.room.available_permits() < ROOM - ENOUGH {
                     self.ingest.writer.unpark();
@@ -250,7 +261,9 @@ impl Capture {
             Poll::Ready(None) => self.give_up(),
             Poll::Pending => {
                 self.ingest.writer.unpark();
-                let sleep = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+                let sleep = self
+                    .waiting
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
                 ready!(sleep.as_mut().poll(cx));
                 self.give_up();
             }
@@ -260,14 +273,18 @@ impl Capture {
 
     fn give_up(&mut self) {
         self.open = false;
-        self.ingest.counters.given_up.fetch_add(1, Ordering::Relaxed);
+        self.ingest
+            .counters
+            .given_up
+            .fetch_add(1, Ordering::Relaxed);
         self.ingest.send_always(Message::Abort(self.id));
     }
 
     /// The body has ended well.
     pub fn end(mut self) {
         if std::mem::take(&mut self.open) {
-            self.ingest.send_always(Message::End(self.id, self.ingest.clock.now()));
+            self.ingest
+                .send_always(Message::End(self.id, self.ingest.clock.now()));
         }
     }
 }
@@ -293,19 +310,40 @@ mod tests {
     #[test]
     fn an_end_and_a_refusal_are_told_however_full_the_queue_is() {
         let (to, from) = channel();
-        let (room, clock) = (Arc::new(tokio::sync::Semaphore::new(ROOM)), Clock::default());
-        let ingest = Ingest { to, writer: std::thread::current(), room, counters: Arc::default(), clock };
-        let (uri, mut headers) = (Uri::from_static("/api/v1/namespaces/d/pods/a"), HeaderMap::new());
-        headers.insert("content-type", http::HeaderValue::from_static("application/json"));
+        let (room, clock) = (
+            Arc::new(tokio::sync::Semaphore::new(ROOM)),
+            Clock::default(),
+        );
+        let ingest = Ingest {
+            to,
+            writer: std::thread::current(),
+            room,
+            counters: Arc::default(),
+            clock,
+        };
+        let (uri, mut headers) = (
+            Uri::from_static("/api/v1/namespaces/d/pods/a"),
+            HeaderMap::new(),
+        );
+        headers.insert(
+            "content-type",
+            http::HeaderValue::from_static("application/json"),
+        );
         let reading = ApiRequest::parse(&Method::GET, &uri);
         let exchange = Exchange::of(reading.understood().unwrap(), (200, &headers), 0).unwrap();
-        let copies = [ingest.capture(exchange.clone()), ingest.capture(exchange.clone())];
+        let copies = [
+            ingest.capture(exchange.clone()),
+            ingest.capture(exchange.clone()),
+        ];
         ingest.counters.queued.store(MESSAGES, Ordering::Relaxed);
         assert!(ingest.capture(exchange).is_none());
         let [ended, broken_off] = copies.map(Option::unwrap);
         ended.end();
         drop(broken_off);
-        let right = |at| Op::Grant { key: b"a".to_vec(), at };
+        let right = |at| Op::Grant {
+            key: b"a".to_vec(),
+            at,
+        };
         ingest.ops(vec![right(Verdict::yes(1).stored())]);
         ingest.ops(vec![right(Verdict::no(1).stored())]);
         let told: Vec<Message> = from.try_iter().collect();

@@ -12,7 +12,14 @@ use super::key;
 use crate::request::{ApiRequest, Verb};
 
 /// First segments of paths that anonymous callers may read.
-const OPEN: [&str; 6] = ["healthz", "livez", "readyz", "version", "openid", ".well-known"];
+const OPEN: [&str; 6] = [
+    "healthz",
+    "livez",
+    "readyz",
+    "version",
+    "openid",
+    ".well-known",
+];
 
 /// The namespace that everybody may read, by convention.
 const PUBLIC: &str = "kube-public";
@@ -81,17 +88,27 @@ impl Asked<'_> {
     }
 
     fn wider(&self) -> Vec<Right> {
-        self.wider_scopes().iter().map(|scope| self.to(scope)).collect()
+        self.wider_scopes()
+            .iter()
+            .map(|scope| self.to(scope))
+            .collect()
     }
 
     /// The rights that a refusal takes back: who may not list gets the same objects by no watch either.
     fn taken_back(&self) -> Vec<Right> {
         let verb = self.request.verb;
-        let verbs =
-            if matches!(verb, Verb::List | Verb::Watch) { vec![Verb::List, Verb::Watch] } else { vec![verb] };
+        let verbs = if matches!(verb, Verb::List | Verb::Watch) {
+            vec![Verb::List, Verb::Watch]
+        } else {
+            vec![verb]
+        };
         let scopes = self.wider_scopes();
         let scopes = scopes.iter().map(Vec::as_slice).chain([self.scope]);
-        let of = |scope| verbs.iter().map(move |verb| Right::of(self.credential, Action::Read(*verb), scope));
+        let of = |scope| {
+            verbs
+                .iter()
+                .map(move |verb| Right::of(self.credential, Action::Read(*verb), scope))
+        };
         scopes.flat_map(of).chain(self.absence()).collect()
     }
 
@@ -116,7 +133,12 @@ impl Asked<'_> {
     /// Anonymous callers may have this, as far as is known.
     fn is_open(&self, grants: &Grants, now: u64) -> bool {
         let r = self.request;
-        let first = r.path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        let first = r
+            .path
+            .trim_start_matches('/')
+            .split('/')
+            .next()
+            .unwrap_or_default();
         let nobodys = Right::of(&Credential::Anonymous, Action::Read(r.verb), self.scope);
         OPEN.contains(&first)
             || r.namespace == PUBLIC
@@ -143,10 +165,13 @@ impl Cache {
             ops.append(&mut grants.accepted(token, asked_at, now));
         }
         // An unproven token's claims are nobody's.
-        let is_somebody = *credential == Credential::Anonymous || grants.knows(credential, now, max_age);
+        let is_somebody =
+            *credential == Credential::Anonymous || grants.knows(credential, now, max_age);
         ops.append(&mut match (status, asked.right(), asked.absence()) {
             (401, ..) => grants.rejected(credential, now),
-            (403, Some(_), _) if is_somebody => grants.forbidden(credential, &asked.taken_back(), now),
+            (403, Some(_), _) if is_somebody => {
+                grants.forbidden(credential, &asked.taken_back(), now)
+            }
             // A slow answer to an earlier question doesn't take a later refusal back.
             (200..=299 | 304, Some(right), _)
                 if is_somebody && !grants.refused_since(credential, &right, asked_at) =>
@@ -168,7 +193,8 @@ impl Cache {
     pub fn judge_credential(&self, credential: &Credential, status: u16) {
         if status == 401 {
             let _changing = self.changing.lock();
-            self.ingest.ops(self.grants.rejected(credential, self.clock.now()));
+            self.ingest
+                .ops(self.grants.rejected(credential, self.clock.now()));
         }
     }
 
@@ -182,13 +208,23 @@ impl Cache {
             Standing::Unknown => return Decision::UnknownCaller,
             Standing::Anonymous | Standing::Accepted => {}
         }
-        let Some(right) = asked.right() else { return Decision::Unknown };
+        let Some(right) = asked.right() else {
+            return Decision::Unknown;
+        };
         let verdict = |right: &Right| grants.verdict(asked.credential, right, now, max_age);
         let exact = verdict(&right);
-        if exact == Some(true) || asked.wider().iter().any(|right| verdict(right) == Some(true)) {
+        if exact == Some(true)
+            || asked
+                .wider()
+                .iter()
+                .any(|right| verdict(right) == Some(true))
+        {
             return Decision::Read;
         }
-        if asked.absence().is_some_and(|absence| verdict(&absence) == Some(true)) {
+        if asked
+            .absence()
+            .is_some_and(|absence| verdict(&absence) == Some(true))
+        {
             return Decision::HearAbsent;
         }
         match (standing, exact) {

@@ -19,16 +19,28 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = CacheConfig { dir: dir.path().to_owned(), page_cache: 1 << 20, max_bytes: 512 << 20 };
+        let config = CacheConfig {
+            dir: dir.path().to_owned(),
+            page_cache: 1 << 20,
+            max_bytes: 512 << 20,
+        };
         let clock = Clock::default();
-        Self { cache: Cache::open(&config, clock.clone()).unwrap(), config, clock, _dir: dir }
+        Self {
+            cache: Cache::open(&config, clock.clone()).unwrap(),
+            config,
+            clock,
+            _dir: dir,
+        }
     }
 
     fn asked<T>(headers: &str, path: &str, then: impl FnOnce(&Asked<'_>) -> T) -> T {
         let mut map = HeaderMap::new();
         for line in headers.split('\n').filter(|line| !line.is_empty()) {
             let (name, value) = line.split_once(": ").unwrap();
-            map.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
+            map.append(
+                name.parse::<HeaderName>().unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
         }
         let (method, path) = path.split_once(' ').unwrap_or(("GET", path));
         let (method, uri): (Method, Uri) = (method.parse().unwrap(), path.parse().unwrap());
@@ -36,12 +48,19 @@ impl Bench {
         let request = reading.understood().unwrap();
         let mut scope = Vec::new();
         key::push_scope(&mut scope, request);
-        then(&Asked { credential: &credential, request, scope: &scope })
+        then(&Asked {
+            credential: &credential,
+            request,
+            scope: &scope,
+        })
     }
 
     fn judge(&self, headers: &str, path: &str, status: u16) {
         Self::asked(headers, path, |asked| {
-            let answered = Answered { status, asked_at: self.cache.clock.now() };
+            let answered = Answered {
+                status,
+                asked_at: self.cache.clock.now(),
+            };
             self.cache.judge(asked, answered, WEEK);
         });
     }
@@ -56,20 +75,39 @@ const ME: &str = "Authorization: Bearer me";
 #[tokio::test]
 async fn i7_only_an_answer_that_nobody_gets_without_it_proves_a_token() {
     let bench = Bench::new();
-    for open in ["/version", "/version/", "/healthz", "/livez/ping", "/openid/v1/jwks", "/.well-known/x"] {
+    for open in [
+        "/version",
+        "/version/",
+        "/healthz",
+        "/livez/ping",
+        "/openid/v1/jwks",
+        "/.well-known/x",
+    ] {
         bench.judge(ME, open, 200);
         assert_eq!(bench.decide(ME, open), Decision::UnknownCaller, "{open}");
     }
-    bench.judge(ME, "/api/v1/namespaces/kube-public/configmaps/cluster-info", 200);
+    bench.judge(
+        ME,
+        "/api/v1/namespaces/kube-public/configmaps/cluster-info",
+        200,
+    );
     bench.judge("", "/apis", 200);
     bench.judge(ME, "/apis", 200);
     bench.judge(ME, SECRET, 404);
     bench.judge(ME, SECRET, 403);
-    assert_eq!(bench.decide(ME, SECRET), Decision::UnknownCaller, "anonymous callers get the same");
+    assert_eq!(
+        bench.decide(ME, SECRET),
+        Decision::UnknownCaller,
+        "anonymous callers get the same"
+    );
     bench.judge(ME, "/api", 200);
     assert_eq!(bench.decide(ME, SECRET), Decision::Unknown);
     assert_eq!(bench.decide(ME, "/api"), Decision::Read);
-    bench.judge("Authorization: Bearer writer", "PUT /api/v1/namespaces/d/pods/p", 200);
+    bench.judge(
+        "Authorization: Bearer writer",
+        "PUT /api/v1/namespaces/d/pods/p",
+        200,
+    );
     assert_eq!(
         bench.decide("Authorization: Bearer writer", SECRET),
         Decision::Unknown,
@@ -85,7 +123,10 @@ async fn i7_a_404_is_this_absence_and_a_subresource_is_nothing() {
     bench.judge(ME, "/api", 200);
     bench.judge(ME, SECRET, 404);
     assert_eq!(bench.decide(ME, SECRET), Decision::HearAbsent);
-    assert_eq!(bench.decide(ME, "/api/v1/namespaces/d/secrets/other"), Decision::Unknown);
+    assert_eq!(
+        bench.decide(ME, "/api/v1/namespaces/d/secrets/other"),
+        Decision::Unknown
+    );
     bench.judge(ME, SECRET, 403);
     assert_eq!(bench.decide(ME, SECRET), Decision::Unknown, "taken back");
     let status = format!("{SECRET}/status");
@@ -95,25 +136,41 @@ async fn i7_a_404_is_this_absence_and_a_subresource_is_nothing() {
         assert_eq!(bench.decide(ME, SECRET), Decision::Unknown);
     }
     bench.judge(ME, "/apis/x.io/v1/things", 404);
-    assert_eq!(bench.decide(ME, "/apis/x.io/v1/things"), Decision::Unknown, "a list is no object");
+    assert_eq!(
+        bench.decide(ME, "/apis/x.io/v1/things"),
+        Decision::Unknown,
+        "a list is no object"
+    );
 }
 
 #[tokio::test]
 async fn i7_a_refusal_of_a_part_takes_the_whole() {
     let bench = Bench::new();
-    let (all, here, selected) = ("/api/v1/pods", "/api/v1/namespaces/d/pods", "/api/v1/pods?labelSelector=a");
+    let (all, here, selected) = (
+        "/api/v1/pods",
+        "/api/v1/namespaces/d/pods",
+        "/api/v1/pods?labelSelector=a",
+    );
     bench.judge(ME, all, 200);
     for path in [all, here, selected] {
         assert_eq!(bench.decide(ME, path), Decision::Read, "{path}");
     }
-    assert_eq!(bench.decide(ME, "/api/v1/pods?watch=true"), Decision::Unknown, "another verb");
+    assert_eq!(
+        bench.decide(ME, "/api/v1/pods?watch=true"),
+        Decision::Unknown,
+        "another verb"
+    );
     bench.judge(ME, "/api/v1/pods?watch=true", 200);
     bench.judge(ME, here, 403);
     for path in [all, here, selected, "/api/v1/pods?watch=true"] {
         assert_ne!(bench.decide(ME, path), Decision::Read, "{path}");
     }
     assert_eq!(bench.decide(ME, all), Decision::Forbidden);
-    assert_eq!(bench.decide("", all), Decision::Forbidden, "never allowed to anonymous callers");
+    assert_eq!(
+        bench.decide("", all),
+        Decision::Forbidden,
+        "never allowed to anonymous callers"
+    );
 }
 
 /// An answer that was on its way for long was asked for when the caller still had the right.
@@ -124,12 +181,19 @@ async fn i7_a_slow_answer_takes_no_later_refusal_back() {
     let asked_at = bench.cache.clock.now();
     bench.cache.clock.advance(1_000);
     bench.judge(ME, SECRET, 403);
-    let slow = Answered { status: 200, asked_at };
+    let slow = Answered {
+        status: 200,
+        asked_at,
+    };
     Bench::asked(ME, SECRET, |asked| bench.cache.judge(asked, slow, WEEK));
     assert_eq!(bench.decide(ME, SECRET), Decision::Forbidden);
     bench.cache.clock.advance(1_000);
     bench.judge(ME, SECRET, 200);
-    assert_eq!(bench.decide(ME, SECRET), Decision::Read, "asked after the refusal");
+    assert_eq!(
+        bench.decide(ME, SECRET),
+        Decision::Read,
+        "asked after the refusal"
+    );
 }
 
 /// A client that has the document only asks whether it has changed.
@@ -146,18 +210,27 @@ async fn i7_an_unproven_token_takes_nothing_from_whom_it_names() {
     let claims = "eyJpc3MiOiJrIiwic3ViIjoic3lzdGVtOnNlcnZpY2VhY2NvdW50OmQ6Y25pIn0";
     let (real, forged) = (format!("h.{claims}.1"), format!("h.{claims}.2"));
     bench.judge(&format!("Authorization: Bearer {real}"), SECRET, 200);
-    for forged in [format!("Authorization: Bearer {forged}"), format!("Authorization: {forged}")] {
+    for forged in [
+        format!("Authorization: Bearer {forged}"),
+        format!("Authorization: {forged}"),
+    ] {
         bench.judge(&forged, SECRET, 403);
         bench.judge(&forged, "/version", 200);
         assert_ne!(bench.decide(&forged, SECRET), Decision::Read, "{forged}");
     }
-    assert_eq!(bench.decide(&format!("Authorization: Bearer {real}"), SECRET), Decision::Read);
+    assert_eq!(
+        bench.decide(&format!("Authorization: Bearer {real}"), SECRET),
+        Decision::Read
+    );
 }
 
 #[tokio::test]
 async fn i7_alices_grants_are_hers_whoever_stands_in_for_her() {
     let bench = Bench::new();
-    let (alice, bob) = (format!("{ME}\nImpersonate-User: alice"), format!("{ME}\nImpersonate-User: bob"));
+    let (alice, bob) = (
+        format!("{ME}\nImpersonate-User: alice"),
+        format!("{ME}\nImpersonate-User: bob"),
+    );
     bench.judge(&alice, SECRET, 200);
     bench.judge(&bob, SECRET, 403);
     assert_eq!(bench.decide(&alice, SECRET), Decision::Read);
@@ -174,7 +247,10 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
     bench.cache.close().await;
     let reopen = |bench: &mut Bench| {
         let elsewhere = tempfile::tempdir().unwrap();
-        let config = CacheConfig { dir: elsewhere.path().to_owned(), ..bench.config.clone() };
+        let config = CacheConfig {
+            dir: elsewhere.path().to_owned(),
+            ..bench.config.clone()
+        };
         bench.cache = Cache::open(&config, Clock::default()).unwrap();
         bench.cache = Cache::open(&bench.config, bench.clock.clone()).unwrap();
     };
@@ -185,7 +261,11 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
     bench.cache.close().await;
     reopen(&mut bench);
     bench.clock.advance(i64::try_from(WEEK).unwrap() + 60_000);
-    assert_eq!(bench.decide(ME, SECRET), Decision::UnknownCaller, "a week after the start");
+    assert_eq!(
+        bench.decide(ME, SECRET),
+        Decision::UnknownCaller,
+        "a week after the start"
+    );
 }
 
 /// A slow answer to a question from before the token was revoked (a write whose body came late) proved it again, and took
@@ -194,7 +274,11 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
 async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
     let bench = Bench::new();
     let slow = |path: &str, status: u16, asked_at: u64| {
-        Bench::asked(ME, path, |asked| bench.cache.judge(asked, Answered { status, asked_at }, WEEK));
+        Bench::asked(ME, path, |asked| {
+            bench
+                .cache
+                .judge(asked, Answered { status, asked_at }, WEEK)
+        });
     };
     bench.judge(ME, "/api", 200);
     bench.judge(ME, SECRET, 200);
@@ -203,7 +287,10 @@ async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
     bench.clock.advance(1_000);
     bench.judge(ME, "/api/v1/namespaces/d/secrets/gone", 403);
     slow("/api/v1/namespaces/d/secrets/gone", 404, asked_at);
-    assert_eq!(bench.decide(ME, "/api/v1/namespaces/d/secrets/gone"), Decision::Unknown);
+    assert_eq!(
+        bench.decide(ME, "/api/v1/namespaces/d/secrets/gone"),
+        Decision::Unknown
+    );
     bench.judge(ME, "/api", 401);
     bench.clock.advance(1_000);
     slow("PUT /api/v1/namespaces/d/pods/p", 200, asked_at);

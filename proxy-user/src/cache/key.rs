@@ -47,14 +47,21 @@ fn push_selectors(out: &mut Vec<u8>, request: &ApiRequest<'_>) {
 
 /// The collection without its selectors: the prefix of its objects' keys.
 pub fn without_selectors(collection: &[u8]) -> &[u8] {
-    collection.iter().position(|b| *b == b'?').map_or(collection, |at| &collection[..at])
+    collection
+        .iter()
+        .position(|b| *b == b'?')
+        .map_or(collection, |at| &collection[..at])
 }
 
 /// The collections that an object or a collection lies in, itself included: with its selectors, without, and of all
 /// namespaces.
 pub fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
     let path = without_selectors(scope);
-    let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..=at]);
+    let slashes = path
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| **b == b'/')
+        .map(|(at, _)| &path[..=at]);
     let selection = (path.len() < scope.len()).then_some(scope);
     slashes.skip(1).take(2).chain(selection)
 }
@@ -81,7 +88,10 @@ mod tests {
     fn scope(uri: &str) -> String {
         let uri: Uri = uri.parse().unwrap();
         let mut out = Vec::new();
-        push_scope(&mut out, ApiRequest::parse(&Method::GET, &uri).understood().unwrap());
+        push_scope(
+            &mut out,
+            ApiRequest::parse(&Method::GET, &uri).understood().unwrap(),
+        );
         String::from_utf8(out).unwrap()
     }
 
@@ -91,14 +101,23 @@ mod tests {
         assert_eq!(scope("/api/v1/namespaces/d/pods"), "/pods/d/");
         assert_eq!(scope("/api/v1/pods"), "/pods/");
         assert_eq!(scope("/apis/x.io/v1/ys/z"), "x.io/ys/z");
-        assert_eq!(scope("/api/v1/pods?fieldSelector=spec.nodeName%3Dn"), "/pods/?l=&f=spec.nodeName=n");
+        assert_eq!(
+            scope("/api/v1/pods?fieldSelector=spec.nodeName%3Dn"),
+            "/pods/?l=&f=spec.nodeName=n"
+        );
         assert_eq!(scope("/version"), "/version");
         assert_eq!(without_selectors(b"/pods/?l=a&f="), b"/pods/");
-        let around =
-            |scope: &'static [u8]| collections_around(scope).map(String::from_utf8_lossy).collect::<Vec<_>>();
+        let around = |scope: &'static [u8]| {
+            collections_around(scope)
+                .map(String::from_utf8_lossy)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(around(b"/pods/d/a"), ["/pods/", "/pods/d/"]);
         assert_eq!(around(b"/nodes/n"), ["/nodes/"]);
-        assert_eq!(around(b"/pods/d/?l=a/b&f="), ["/pods/", "/pods/d/", "/pods/d/?l=a/b&f="]);
+        assert_eq!(
+            around(b"/pods/d/?l=a/b&f="),
+            ["/pods/", "/pods/d/", "/pods/d/?l=a/b&f="]
+        );
         assert_eq!(end_of(b"/pods/"), b"/pods0");
         assert_eq!(end_of(&[1, 255]), [2]);
     }

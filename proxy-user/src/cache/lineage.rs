@@ -48,7 +48,14 @@ impl Lineage {
     pub fn new(clock: Clock) -> Self {
         let now = clock.now();
         let (suspects, strangers) = (HashSet::new(), HashMap::new());
-        Self { clock, now, suspects, strangers, began_anew: false, swept: 0 }
+        Self {
+            clock,
+            now,
+            suspects,
+            strangers,
+            began_anew: false,
+            swept: 0,
+        }
     }
 
     /// A batch begins.
@@ -119,19 +126,31 @@ impl Lineage {
 impl Stored {
     pub(super) fn of(record: &Record<'_>, at: u64) -> Self {
         let is_json = record.encoding == crate::local::negotiate::Encoding::Json;
-        Self { version: record.version, uid: record.uid.to_owned(), at, is_json }
+        Self {
+            version: record.version,
+            uid: record.uid.to_owned(),
+            at,
+            is_json,
+        }
     }
 }
 
 /// A number that stands for a cluster.
 pub(super) fn fingerprint(uid: &str) -> u64 {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, uid.as_bytes());
-    digest.as_ref().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    digest
+        .as_ref()
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// `group/resource/` of an object's or collection's key.
 pub fn resource_of(key: &[u8]) -> &[u8] {
-    let mut slashes = key.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
+    let mut slashes = key
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| **b == b'/')
+        .map(|(i, _)| i);
     let end = slashes.nth(1).map_or(key.len(), |i| i + 1);
     &key[..end]
 }

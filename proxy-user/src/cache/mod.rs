@@ -80,16 +80,29 @@ impl Cache {
     /// As [`Store::open`].
     pub fn open(config: &CacheConfig, clock: Clock) -> Result<Self, StoreError> {
         let began = Instant::now();
-        Self::over(Store::open(&config.dir, config.page_cache)?, config.max_bytes, (clock, began))
+        Self::over(
+            Store::open(&config.dir, config.page_cache)?,
+            config.max_bytes,
+            (clock, began),
+        )
     }
 
-    fn over(store: Store, max_bytes: u64, (clock, began): (Clock, Instant)) -> Result<Self, StoreError> {
+    fn over(
+        store: Store,
+        max_bytes: u64,
+        (clock, began): (Clock, Instant),
+    ) -> Result<Self, StoreError> {
         let store = Arc::new(store);
         let (grants, from_the_future) = Grants::load(&store.snapshot()?, clock.now())?;
         let grants = Arc::new(grants);
         let asked = Arc::new(Asked::default());
         let budget = Budget::new(max_bytes, Arc::clone(&asked));
-        let ingest = Ingest::start(Arc::clone(&store), Arc::clone(&grants), clock.clone(), budget)?;
+        let ingest = Ingest::start(
+            Arc::clone(&store),
+            Arc::clone(&grants),
+            clock.clone(),
+            budget,
+        )?;
         ingest.ops(from_the_future);
         Ok(Self {
             store,
@@ -118,7 +131,9 @@ impl Cache {
             self.ingest.failed();
         }
         let mut generations = self.store.generations();
-        tokio::time::timeout(REOPEN, generations.wait_for(|now| *now != since)).await.is_ok_and(|r| r.is_ok())
+        tokio::time::timeout(REOPEN, generations.wait_for(|now| *now != since))
+            .await
+            .is_ok_and(|r| r.is_ok())
     }
 
     /// A client has asked the store for this, and got it.
@@ -178,7 +193,11 @@ impl Cache {
 
     /// Figures for `hublet status`.
     pub fn status(&self) -> serde_json::Value {
-        let counts = self.store.snapshot().and_then(|s| s.counts()).unwrap_or_default();
+        let counts = self
+            .store
+            .snapshot()
+            .and_then(|s| s.counts())
+            .unwrap_or_default();
         let (grants, credentials) = self.grants.len();
         let condition = self.store.condition();
         serde_json::json!({

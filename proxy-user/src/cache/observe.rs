@@ -58,11 +58,17 @@ impl Observer {
                 Shape::ProtobufList(ProtobufList::default(), Vec::new())
             }
             (Verb::Watch, Encoding::Json) => Shape::JsonWatch(JsonFrames::default(), members),
-            (Verb::Watch, Encoding::Protobuf) => Shape::ProtobufWatch(ProtobufFrames::default(), members),
+            (Verb::Watch, Encoding::Protobuf) => {
+                Shape::ProtobufWatch(ProtobufFrames::default(), members)
+            }
             _ => Shape::Whole(Vec::new()),
         };
         let gunzip = exchange.gzip.then(|| MultiGzDecoder::new(Vec::new()));
-        Self { exchange, shape, gunzip }
+        Self {
+            exchange,
+            shape,
+            gunzip,
+        }
     }
 
     /// Bytes of memory that it keeps until the body has ended.
@@ -89,14 +95,20 @@ impl Observer {
     /// # Errors
     /// Malformed, or over a limit: the observer is of no more use then.
     pub fn push(&mut self, chunk: &[u8], now: u64, ops: &mut Vec<Op>) -> Result<(), CodecError> {
-        let Some(mut gunzip) = self.gunzip.take() else { return self.plain(chunk, now, ops) };
+        let Some(mut gunzip) = self.gunzip.take() else {
+            return self.plain(chunk, now, ops);
+        };
         // A little at a time, so that a bomb meets the limits of what it unpacks to.
         for part in chunk.chunks(4 << 10) {
-            gunzip.write_all(part).map_err(|_| CodecError::Json("not gzip".into()))?;
+            gunzip
+                .write_all(part)
+                .map_err(|_| CodecError::Json("not gzip".into()))?;
             let plain = std::mem::take(gunzip.get_mut());
             self.plain(&plain, now, ops)?;
         }
-        gunzip.flush().map_err(|_| CodecError::Json("not gzip".into()))?;
+        gunzip
+            .flush()
+            .map_err(|_| CodecError::Json("not gzip".into()))?;
         let plain = std::mem::take(gunzip.get_mut());
         self.plain(&plain, now, ops)?;
         self.gunzip = Some(gunzip);
@@ -117,13 +129,17 @@ impl Observer {
             }
             Shape::Beginning(bytes) => {
                 bytes.extend_from_slice(chunk);
-                let Some(other) = forms::is_other_json(bytes) else { return Ok(()) };
+                let Some(other) = forms::is_other_json(bytes) else {
+                    return Ok(());
+                };
                 let bytes = std::mem::take(bytes);
                 self.shape = list_shape(other);
                 self.plain(&bytes, now, ops)
             }
             Shape::JsonList(list, members) => list.push(chunk, &mut *item(exchange, members, ops)),
-            Shape::ProtobufList(list, members) => list.push(chunk, &mut *item(exchange, members, ops)),
+            Shape::ProtobufList(list, members) => {
+                list.push(chunk, &mut *item(exchange, members, ops))
+            }
             Shape::JsonWatch(frames, members) => {
                 frames.push(chunk, &mut *frame(exchange, members, (now, ops)))
             }
@@ -146,27 +162,50 @@ impl Observer {
             Shape::JsonList(list, members) => (list.finish()?, members),
             Shape::ProtobufList(list, members) => (list.finish()?, members),
         };
-        if exchange.verb == Verb::List { listed(exchange, head, members, pages, (now, ops)) } else { Ok(()) }
+        if exchange.verb == Verb::List {
+            listed(exchange, head, members, pages, (now, ops))
+        } else {
+            Ok(())
+        }
     }
 }
 
 /// How a list in JSON is read on, once its beginning has told whether it is one of the objects themselves.
 fn list_shape(other: bool) -> Shape {
-    if other { Shape::Whole(Vec::new()) } else { Shape::JsonList(Box::default(), Vec::new()) }
+    if other {
+        Shape::Whole(Vec::new())
+    } else {
+        Shape::JsonList(Box::default(), Vec::new())
+    }
 }
 
 /// What to do with each item of a list (or of a DELETE of a collection).
-fn item<'a>(exchange: &'a Exchange, members: &'a mut Vec<Vec<u8>>, ops: &'a mut Vec<Op>) -> Box<OnItem<'a>> {
+fn item<'a>(
+    exchange: &'a Exchange,
+    members: &'a mut Vec<Vec<u8>>,
+    ops: &'a mut Vec<Op>,
+) -> Box<OnItem<'a>> {
     Box::new(move |head, bytes| {
         let Some(kind) = head.kind.strip_suffix("List") else {
             // Custom resources say their list's kind behind the items; each item says its own.
             return if head.unstructured {
                 store_item(exchange, TypeHint::default(), bytes, (members, ops))
             } else {
-                Err(CodecError::Json(format!("{:?} is no list of objects", head.kind)))
+                Err(CodecError::Json(format!(
+                    "{:?} is no list of objects",
+                    head.kind
+                )))
             };
         };
-        store_item(exchange, TypeHint { api_version: &head.api_version, kind }, bytes, (members, ops))
+        store_item(
+            exchange,
+            TypeHint {
+                api_version: &head.api_version,
+                kind,
+            },
+            bytes,
+            (members, ops),
+        )
     })
 }
 
@@ -188,7 +227,11 @@ fn store_item(
         ops.push(deleted(key, record, exchange.said()));
     } else {
         members.push(key.clone());
-        ops.push(Op::Upsert { key, record, said: exchange.said_of_many() });
+        ops.push(Op::Upsert {
+            key,
+            record,
+            said: exchange.said_of_many(),
+        });
     }
     Ok(())
 }
@@ -196,7 +239,11 @@ fn store_item(
 /// The answer to a DELETE showed this object: gone, or held back by finalizers or a grace period.
 fn deleted(key: Vec<u8>, record: NewRecord, said: Said) -> Op {
     if record.going {
-        Op::Gone { key, version: record.version, said }
+        Op::Gone {
+            key,
+            version: record.version,
+            said,
+        }
     } else {
         Op::Upsert { key, record, said }
     }
@@ -213,7 +260,10 @@ fn listed(
         return Err(CodecError::OtherForm(head.kind));
     }
     if !head.kind.ends_with("List") {
-        return Err(CodecError::Json(format!("{:?} is no list of objects", head.kind)));
+        return Err(CodecError::Json(format!(
+            "{:?} is no list of objects",
+            head.kind
+        )));
     }
     let version = parse_version(&head.resource_version)
         .ok_or_else(|| CodecError::Json("a list without a resourceVersion".into()))?;
@@ -222,16 +272,38 @@ fn listed(
         ..Collection::new(version, exchange.answered, head.kind, head.api_version)
     };
     let said = exchange.said_of_many();
-    let page = Page { collection: exchange.key, record, members, since: now, said };
+    let page = Page {
+        collection: exchange.key,
+        record,
+        members,
+        since: now,
+        said,
+    };
     if let Some(page) = pages.join(&exchange.continue_token, &head.continue_token, page) {
-        let Page { collection, record, members, said, .. } = page;
-        ops.push(Op::Complete { collection, record, members, said });
+        let Page {
+            collection,
+            record,
+            members,
+            said,
+            ..
+        } = page;
+        ops.push(Op::Complete {
+            collection,
+            record,
+            members,
+            said,
+        });
     }
     Ok(())
 }
 
 /// A body held whole: an object, a `Status`, or a document.
-fn whole(exchange: &Exchange, bytes: &[u8], pages: &mut Pages, ops: &mut Vec<Op>) -> Result<(), CodecError> {
+fn whole(
+    exchange: &Exchange,
+    bytes: &[u8],
+    pages: &mut Pages,
+    ops: &mut Vec<Op>,
+) -> Result<(), CodecError> {
     if exchange.verb == Verb::Document {
         let (content_type, etag) = (&exchange.document.0, &exchange.document.1);
         if content_type.starts_with("application/json") {
@@ -241,19 +313,31 @@ fn whole(exchange: &Exchange, bytes: &[u8], pages: &mut Pages, ops: &mut Vec<Op>
         let key = [&exchange.key, b"\n".as_slice(), content_type.as_bytes()].concat();
         ops.push(Op::Document {
             key,
-            value: Document { at: exchange.asked, content_type, etag, body: bytes }.write(),
+            value: Document {
+                at: exchange.asked,
+                content_type,
+                etag,
+                body: bytes,
+            }
+            .write(),
         });
         return Ok(());
     }
     if exchange.status == 404 {
         if is_not_found(exchange, bytes)? {
-            ops.push(Op::Gone { key: exchange.key.clone(), version: 0, said: exchange.said() });
+            ops.push(Op::Gone {
+                key: exchange.key.clone(),
+                version: 0,
+                said: exchange.said(),
+            });
         }
         return Ok(());
     }
     if exchange.status == 409 {
         let there = named_in_status(exchange, bytes, "AlreadyExists")?;
-        ops.extend(there.map(|name| Op::Appeared { key: [&exchange.key, name.as_bytes()].concat() }));
+        ops.extend(there.map(|name| Op::Appeared {
+            key: [&exchange.key, name.as_bytes()].concat(),
+        }));
         return Ok(());
     }
     let json = exchange.encoding == Encoding::Json && exchange.verb.is_read();
@@ -267,8 +351,17 @@ fn whole(exchange: &Exchange, bytes: &[u8], pages: &mut Pages, ops: &mut Vec<Op>
         if exchange.status == 200 {
             // Whatever was seen of it between question and answer is gone with it.
             let (asked, at) = (exchange.answered, exchange.answered);
-            let said = Said { asked, since: asked, at, ..exchange.said() };
-            ops.push(Op::Gone { key: exchange.key.clone(), version: 0, said });
+            let said = Said {
+                asked,
+                since: asked,
+                at,
+                ..exchange.said()
+            };
+            ops.push(Op::Gone {
+                key: exchange.key.clone(),
+                version: 0,
+                said,
+            });
         }
         return Ok(());
     }
@@ -278,13 +371,19 @@ fn whole(exchange: &Exchange, bytes: &[u8], pages: &mut Pages, ops: &mut Vec<Op>
     };
     let key = exchange.object_key(&record.namespace, &record.name);
     if !exchange.name.is_empty() && key != exchange.key {
-        return Err(CodecError::Json("the answer is another object than was asked for".into()));
+        return Err(CodecError::Json(
+            "the answer is another object than was asked for".into(),
+        ));
     }
     ops.push(match exchange.verb {
         // Nobody reads its own Events again, and the cloud drops them after an hour.
         Verb::Create if is_short_lived(&key) => Op::Appeared { key },
         Verb::Delete if exchange.status == 200 => deleted(key, record, exchange.said()),
-        _ => Op::Upsert { key, record, said: exchange.said() },
+        _ => Op::Upsert {
+            key,
+            record,
+            said: exchange.said(),
+        },
     });
     Ok(())
 }
@@ -301,8 +400,16 @@ fn other(
     }
     let key = form_key(&exchange.key, &exchange.api_version, form);
     let mut keep = |at: u64, key: Vec<u8>, body: &[u8]| {
-        let document = Document { at, content_type: "application/json", etag: "", body };
-        ops.push(Op::Document { key, value: document.write() });
+        let document = Document {
+            at,
+            content_type: "application/json",
+            etag: "",
+            body,
+        };
+        ops.push(Op::Document {
+            key,
+            value: document.write(),
+        });
     };
     let tokens = (exchange.continue_token.as_str(), &*head.meta.continue_token);
     if tokens == ("", "") {
@@ -328,7 +435,11 @@ fn is_not_found(exchange: &Exchange, bytes: &[u8]) -> Result<bool, CodecError> {
 }
 
 /// The object of this resource of which a `Status` with that reason speaks.
-fn named_in_status(exchange: &Exchange, bytes: &[u8], reason: &str) -> Result<Option<String>, CodecError> {
+fn named_in_status(
+    exchange: &Exchange,
+    bytes: &[u8],
+    reason: &str,
+) -> Result<Option<String>, CodecError> {
     let name = |is: &str, resource: &str, name: &str| {
         (is == reason && resource == exchange.plural && !name.is_empty()).then(|| name.to_owned())
     };

@@ -31,7 +31,12 @@ pub struct Said {
 impl Said {
     /// A watch's event that came at this time: as late as the watch is slow.
     pub fn event(now: u64) -> Self {
-        Self { asked: now, since: 0, at: now, answer: Answer::Event }
+        Self {
+            asked: now,
+            since: 0,
+            at: now,
+            answer: Answer::Event,
+        }
     }
 
     /// It counts more than what was known at this time, even against the resourceVersions. Of the same millisecond it is

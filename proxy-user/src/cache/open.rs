@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
-use redb::{Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError, WriteTransaction};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError, WriteTransaction,
+};
 
 use super::disk::{Access, Backend, Medium, Storage};
 use super::record::FORMAT;
 use super::store::{
-    ABSENT, Bytes2, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, StoreError,
+    ABSENT, Bytes2, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS,
+    StoreError,
 };
 
 /// Beginning of the names of everything of the store.
@@ -55,15 +58,30 @@ pub(super) struct Opened {
 
 impl Opened {
     fn new(db: Database, backend: Backend, file: Option<Held>, condition: Condition) -> Self {
-        Self { db: RwLock::new(Some(db)), backend, file, condition }
+        Self {
+            db: RwLock::new(Some(db)),
+            backend,
+            file,
+            condition,
+        }
     }
 
     pub(super) fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
-        Ok(self.db.read().as_ref().ok_or(StoreError::Closed)?.begin_read()?)
+        Ok(self
+            .db
+            .read()
+            .as_ref()
+            .ok_or(StoreError::Closed)?
+            .begin_read()?)
     }
 
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
-        Ok(self.db.read().as_ref().ok_or(StoreError::Closed)?.begin_write()?)
+        Ok(self
+            .db
+            .read()
+            .as_ref()
+            .ok_or(StoreError::Closed)?
+            .begin_write()?)
     }
 
     /// Closes the database in an orderly way, and cuts it off its file.
@@ -90,7 +108,11 @@ impl Place {
     /// In this directory, which is made 0700 where it isn't there. A directory that exists keeps its mode: it may be
     /// shared, and the file is 0600 in any case.
     pub(super) fn new(dir: &Path, page_cache: usize, medium: Arc<dyn Medium>) -> Self {
-        Self { path: dir.join(FILE), page_cache, medium }
+        Self {
+            path: dir.join(FILE),
+            page_cache,
+            medium,
+        }
     }
 
     /// A file beside the store's.
@@ -106,14 +128,18 @@ impl Place {
         let path = self.beside("room");
         let written = self.medium.open(&path, Access::Write).and_then(|file| {
             let block = [0x5a; 64 << 10];
-            (0..ROOM / block.len()).try_for_each(|n| file.write((n * block.len()) as u64, &block))?;
+            (0..ROOM / block.len())
+                .try_for_each(|n| file.write((n * block.len()) as u64, &block))?;
             file.sync()
         });
         let _ = std::fs::remove_file(&path);
         match written {
             // A directory that only others may write says nothing of the file.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
-            written => written.map_err(|source| StoreError::Directory { path: self.path.clone(), source }),
+            written => written.map_err(|source| StoreError::Directory {
+                path: self.path.clone(),
+                source,
+            }),
         }
     }
 
@@ -147,7 +173,10 @@ impl Place {
 
     /// Opens it to be written; over `held`, where that is the file, since the lock belongs to it.
     pub(super) fn writable(&self, held: Option<&Held>) -> Result<Opened, StoreError> {
-        let directory = |source| StoreError::Directory { path: self.path.clone(), source };
+        let directory = |source| StoreError::Directory {
+            path: self.path.clone(),
+            source,
+        };
         let file = self.file(held)?;
         let fresh = file.len().map_err(directory)? == 0;
         let backend = Backend::writing(Arc::clone(&file));
@@ -162,12 +191,20 @@ impl Place {
                 let _ = file.set_len(0);
             }
         })?;
-        Ok(Opened::new(db, backend, Some((file, Access::Write)), Condition::Writable))
+        Ok(Opened::new(
+            db,
+            backend,
+            Some((file, Access::Write)),
+            Condition::Writable,
+        ))
     }
 
     /// The file, open to be written and locked.
     fn file(&self, held: Option<&Held>) -> Result<Arc<dyn Storage>, StoreError> {
-        let directory = |source| StoreError::Directory { path: self.path.clone(), source };
+        let directory = |source| StoreError::Directory {
+            path: self.path.clone(),
+            source,
+        };
         if let Some((file, Access::Write)) = held
             && let (Ok(held), Ok(there)) = (file.identity(), identity(&self.path))
             && held == there
@@ -175,9 +212,15 @@ impl Place {
             return Ok(Arc::clone(file));
         }
         if let Some(dir) = self.path.parent() {
-            make_dir(dir).map_err(|source| StoreError::Directory { path: dir.to_owned(), source })?;
+            make_dir(dir).map_err(|source| StoreError::Directory {
+                path: dir.to_owned(),
+                source,
+            })?;
         }
-        let file = self.medium.open(&self.path, Access::Write).map_err(directory)?;
+        let file = self
+            .medium
+            .open(&self.path, Access::Write)
+            .map_err(directory)?;
         if let Some((held, _)) = held {
             held.unlock();
         }
@@ -192,12 +235,24 @@ impl Place {
     ///
     /// # Errors
     /// Another process has it, or (never seen) redb can't open an empty database in memory.
-    pub(super) fn read_only(&self, held: Option<&Held>, problem: &str) -> Result<Opened, StoreError> {
+    pub(super) fn read_only(
+        &self,
+        held: Option<&Held>,
+        problem: &str,
+    ) -> Result<Opened, StoreError> {
         let open = || -> Result<_, StoreError> {
-            let directory = |source| StoreError::Directory { path: self.path.clone(), source };
+            let directory = |source| StoreError::Directory {
+                path: self.path.clone(),
+                source,
+            };
             let file = match held {
                 Some(held) => held.clone(),
-                None => (self.medium.open(&self.path, Access::Read).map_err(directory)?, Access::Read),
+                None => (
+                    self.medium
+                        .open(&self.path, Access::Read)
+                        .map_err(directory)?,
+                    Access::Read,
+                ),
             };
             if held.is_none() && !file.0.lock().map_err(directory)? {
                 return Err(StoreError::InUse(self.path.clone()));
@@ -205,7 +260,12 @@ impl Place {
             let backend = Backend::reading(Some(Arc::clone(&file.0))).map_err(directory)?;
             let db = self.database(&backend)?;
             prepare(&db)?;
-            Ok(Opened::new(db, backend, Some(file), Condition::ReadOnly(problem.to_owned())))
+            Ok(Opened::new(
+                db,
+                backend,
+                Some(file),
+                Condition::ReadOnly(problem.to_owned()),
+            ))
         };
         match open() {
             Ok(opened) => Ok(opened),
@@ -219,20 +279,37 @@ impl Place {
 
     fn unreadable(problem: &str, file: Option<Held>) -> Result<Opened, StoreError> {
         let backend = Backend::reading(None).map_err(redb::Error::Io)?;
-        let db = Database::builder().set_cache_size(0).create_with_backend(backend.clone())?;
+        let db = Database::builder()
+            .set_cache_size(0)
+            .create_with_backend(backend.clone())?;
         prepare(&db)?;
-        Ok(Opened::new(db, backend, file, Condition::Unreadable(problem.to_owned())))
+        Ok(Opened::new(
+            db,
+            backend,
+            file,
+            Condition::Unreadable(problem.to_owned()),
+        ))
     }
 
     fn database(&self, backend: &Backend) -> Result<Database, StoreError> {
-        Ok(Database::builder().set_cache_size(self.page_cache).create_with_backend(backend.clone())?)
+        Ok(Database::builder()
+            .set_cache_size(self.page_cache)
+            .create_with_backend(backend.clone())?)
     }
 
     /// Renames the file to a free name that tells when.
     pub(super) fn set_aside(&self, error: &StoreError) -> std::io::Result<()> {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let name = |n: u32| self.path.with_extension(format!("redb.aside-{seconds}-{n}"));
-        let aside = (0..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(0));
+        let seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let name = |n: u32| {
+            self.path
+                .with_extension(format!("redb.aside-{seconds}-{n}"))
+        };
+        let aside = (0..)
+            .map(name)
+            .find(|p| !p.exists())
+            .unwrap_or_else(|| name(0));
         std::fs::rename(&self.path, &aside)?;
         tracing::error!(%error, aside = %aside.display(), "the store is damaged: set aside, beginning anew");
         Ok(())
@@ -252,8 +329,12 @@ fn make_dir(dir: &Path) -> std::io::Result<()> {
         && metadata.is_dir()
     {
         // Anyone may rename what is in it: the file is looked at, but can be taken away.
-        if metadata.permissions().mode() & 0o022 != 0 && metadata.permissions().mode() & 0o1000 == 0 {
-            tracing::warn!("the store's directory {} may be written by others", dir.display());
+        if metadata.permissions().mode() & 0o022 != 0 && metadata.permissions().mode() & 0o1000 == 0
+        {
+            tracing::warn!(
+                "the store's directory {} may be written by others",
+                dir.display()
+            );
         }
         return Ok(());
     }

@@ -17,7 +17,11 @@ pub(super) struct Outage {
 impl Outage {
     /// It has just failed.
     pub(super) fn begin(now: Instant) -> Self {
-        Self { since: now, wait: WAIT.0, next: now + WAIT.0 }
+        Self {
+            since: now,
+            wait: WAIT.0,
+            next: now + WAIT.0,
+        }
     }
 
     /// It has failed again.
@@ -47,6 +51,9 @@ mod tests {
         }
         let millis: Vec<u128> = waits.iter().map(Duration::as_millis).collect();
         assert_eq!(millis, [500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
-        assert_eq!(outage.lasts(now + Duration::from_secs(3)), Duration::from_secs(3));
+        assert_eq!(
+            outage.lasts(now + Duration::from_secs(3)),
+            Duration::from_secs(3)
+        );
     }
 }

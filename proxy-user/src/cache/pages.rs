@@ -39,7 +39,8 @@ impl Pages {
     pub fn join(&mut self, asked_by: &str, next: &str, mut page: Page) -> Option<Page> {
         if !asked_by.is_empty() {
             let before = self.lists.remove(asked_by)?;
-            let same = before.collection == page.collection && before.record.version == page.record.version;
+            let same = before.collection == page.collection
+                && before.record.version == page.record.version;
             if !same || before.members.len() + page.members.len() > MAX_MEMBERS {
                 return None;
             }
@@ -53,7 +54,11 @@ impl Pages {
             return Some(page);
         }
         if self.lists.len() >= MAX_WAITING {
-            let oldest = self.lists.iter().min_by_key(|(_, page)| page.since).map(|(token, _)| token.clone());
+            let oldest = self
+                .lists
+                .iter()
+                .min_by_key(|(_, page)| page.since)
+                .map(|(token, _)| token.clone());
             oldest.and_then(|token| self.lists.remove(&token));
         }
         self.lists.insert(next.to_owned(), page);
@@ -68,7 +73,13 @@ mod tests {
     fn page(version: u64, member: &str) -> Page {
         let record = Collection::new(version, 0, "L".into(), "v1".into());
         let said = Said::event(0);
-        Page { collection: b"c".to_vec(), record, members: vec![member.into()], since: 0, said }
+        Page {
+            collection: b"c".to_vec(),
+            record,
+            members: vec![member.into()],
+            since: 0,
+            said,
+        }
     }
 
     #[test]
@@ -77,9 +88,15 @@ mod tests {
         assert!(pages.join("", "1", page(7, "a")).is_none());
         assert!(pages.join("1", "2", page(7, "b")).is_none());
         assert_eq!(pages.join("2", "", page(7, "c")).unwrap().members.len(), 3);
-        assert!(pages.join("2", "", page(7, "c")).is_none(), "its first pages are not here");
+        assert!(
+            pages.join("2", "", page(7, "c")).is_none(),
+            "its first pages are not here"
+        );
         assert!(pages.join("", "1", page(7, "a")).is_none());
-        assert!(pages.join("1", "", page(8, "b")).is_none(), "another snapshot");
+        assert!(
+            pages.join("1", "", page(8, "b")).is_none(),
+            "another snapshot"
+        );
         for n in 0..1000 {
             pages.join("", &n.to_string(), page(7, "a"));
         }

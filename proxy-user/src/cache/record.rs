@@ -39,11 +39,17 @@ impl<'a> Record<'a> {
         if header[0] != FORMAT {
             return None;
         }
-        let encoding = if header[1] == 0 { Encoding::Json } else { Encoding::Protobuf };
+        let encoding = if header[1] == 0 {
+            Encoding::Json
+        } else {
+            Encoding::Protobuf
+        };
         let lens = [header[3], header[4], header[5]].map(usize::from);
-        let number = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
-        let short =
-            |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default()) as usize;
+        let number =
+            |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
+        let short = |at: usize| {
+            u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default()) as usize
+        };
         let mut rest = &value[HEADER..];
         let mut text = |len: usize| -> Option<&'a str> {
             let (text, after) = rest.split_at_checked(len)?;
@@ -67,7 +73,16 @@ impl<'a> Record<'a> {
     /// A record of nothing but its body.
     #[cfg(test)]
     pub(super) fn bare(encoding: Encoding, body: &'a [u8]) -> Self {
-        Self { encoding, version: 1, stored_at: 0, api_version: "", kind: "", uid: "", body, item: (0, 0) }
+        Self {
+            encoding,
+            version: 1,
+            stored_at: 0,
+            api_version: "",
+            kind: "",
+            uid: "",
+            body,
+            item: (0, 0),
+        }
     }
 
     /// Appends the object as an item of a list: bare (without kind and apiVersion) in a list of a built-in kind.
@@ -75,7 +90,9 @@ impl<'a> Record<'a> {
         let (at, len) = self.item;
         match self.encoding {
             Encoding::Protobuf => protobuf::put_bytes(out, 2, &self.body[at..at + len]),
-            Encoding::Json if unstructured || at == 0 => out.extend_from_slice(&self.body[..at + len]),
+            Encoding::Json if unstructured || at == 0 => {
+                out.extend_from_slice(&self.body[..at + len])
+            }
             Encoding::Json => {
                 out.push(b'{');
                 out.extend_from_slice(&self.body[at..at + len]);
@@ -134,8 +151,11 @@ impl NewRecord {
         let bytes = bytes.trim_ascii();
         let head = json::head(bytes)?;
         let bare = head.kind.is_empty();
-        let (api_version, kind) =
-            if bare { (hint.api_version, hint.kind) } else { (&*head.api_version, &*head.kind) };
+        let (api_version, kind) = if bare {
+            (hint.api_version, hint.kind)
+        } else {
+            (&*head.api_version, &*head.kind)
+        };
         let prefix = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",");
         let mut body = Vec::with_capacity(bytes.len() + prefix.len() + 1);
         let item = if bare {
@@ -155,7 +175,11 @@ impl NewRecord {
             Encoding::Json,
             &head.meta,
             TypeHint { api_version, kind },
-            &Body { bytes: &body, item, at },
+            &Body {
+                bytes: &body,
+                item,
+                at,
+            },
         )
     }
 
@@ -166,7 +190,10 @@ impl NewRecord {
     pub fn protobuf(bytes: &[u8], at: u64) -> Result<Self, CodecError> {
         let unknown = protobuf::Unknown::parse(bytes)?;
         let meta = protobuf::object_meta(unknown.raw)?;
-        let hint = TypeHint { api_version: unknown.api_version, kind: unknown.kind };
+        let hint = TypeHint {
+            api_version: unknown.api_version,
+            kind: unknown.kind,
+        };
         let offset = (unknown.raw.as_ptr() as usize) - (bytes.as_ptr() as usize);
         let item = (offset, unknown.raw.len());
         Self::build(Encoding::Protobuf, &meta, hint, &Body { bytes, item, at })
@@ -190,18 +217,28 @@ impl NewRecord {
             return Err(CodecError::OtherForm(kind.kind.to_owned()));
         }
         if matches!(kind.kind, "" | "Status") {
-            return Err(CodecError::Json(format!("kind {:?} is no object to store", kind.kind)));
+            return Err(CodecError::Json(format!(
+                "kind {:?} is no object to store",
+                kind.kind
+            )));
         }
         if meta.name.is_empty() {
             return Err(CodecError::Json("an object without a name".into()));
         }
-        let version =
-            meta.version().ok_or_else(|| CodecError::Json("no resourceVersion to order it by".into()))?;
-        let short =
-            |text: &str| u8::try_from(text.len()).map_err(|_| CodecError::Limit("a type is too long"));
-        let long = |n: usize| u32::try_from(n).map_err(|_| CodecError::Limit("an object is too long"));
+        let version = meta
+            .version()
+            .ok_or_else(|| CodecError::Json("no resourceVersion to order it by".into()))?;
+        let short = |text: &str| {
+            u8::try_from(text.len()).map_err(|_| CodecError::Limit("a type is too long"))
+        };
+        let long =
+            |n: usize| u32::try_from(n).map_err(|_| CodecError::Limit("an object is too long"));
         let mut value = Vec::with_capacity(HEADER + 80 + body.bytes.len());
-        let lens = [short(kind.api_version)?, short(kind.kind)?, short(&meta.uid)?];
+        let lens = [
+            short(kind.api_version)?,
+            short(kind.kind)?,
+            short(&meta.uid)?,
+        ];
         value.extend_from_slice(&[FORMAT, encoding as u8, 0, lens[0], lens[1], lens[2], 0, 0]);
         value.extend_from_slice(&version.to_le_bytes());
         value.extend_from_slice(&body.at.to_le_bytes());
@@ -300,7 +337,8 @@ pub struct Document<'a> {
 impl<'a> Document<'a> {
     /// The value for the store.
     pub fn write(&self) -> Vec<u8> {
-        let mut value = Vec::with_capacity(16 + self.content_type.len() + self.etag.len() + self.body.len());
+        let mut value =
+            Vec::with_capacity(16 + self.content_type.len() + self.etag.len() + self.body.len());
         value.extend_from_slice(&self.at.to_le_bytes());
         for text in [self.content_type, self.etag] {
             let len = u16::try_from(text.len()).unwrap_or(0);
@@ -321,7 +359,12 @@ impl<'a> Document<'a> {
             std::str::from_utf8(text).ok()
         };
         let (content_type, etag) = (text()?, text()?);
-        Some(Self { at: u64::from_le_bytes(*at), content_type, etag, body: rest })
+        Some(Self {
+            at: u64::from_le_bytes(*at),
+            content_type,
+            etag,
+            body: rest,
+        })
     }
 }
 
@@ -329,7 +372,10 @@ impl<'a> Document<'a> {
 mod tests {
     use super::*;
 
-    const HINT: TypeHint<'_> = TypeHint { api_version: "v1", kind: "Pod" };
+    const HINT: TypeHint<'_> = TypeHint {
+        api_version: "v1",
+        kind: "Pod",
+    };
 
     #[test]
     fn a_built_in_item_becomes_the_answer_to_a_get_and_back() {
@@ -349,7 +395,8 @@ mod tests {
 
     #[test]
     fn a_custom_resource_stays_as_it_came() {
-        let cr = br#"{"apiVersion":"x/v1","kind":"Y","metadata":{"name":"a","resourceVersion":"7"}}"#;
+        let cr =
+            br#"{"apiVersion":"x/v1","kind":"Y","metadata":{"name":"a","resourceVersion":"7"}}"#;
         let new = NewRecord::json(cr, HINT, 5).unwrap();
         let record = Record::read(&new.value).unwrap();
         assert_eq!((record.api_version, record.kind), ("x/v1", "Y"));
@@ -389,7 +436,12 @@ mod tests {
 
     #[test]
     fn documents_read_back() {
-        let doc = Document { at: 3, content_type: "application/json", etag: "\"e\"", body: b"{}" };
+        let doc = Document {
+            at: 3,
+            content_type: "application/json",
+            etag: "\"e\"",
+            body: b"{}",
+        };
         assert_eq!(Document::read(&doc.write()), Some(doc));
         assert_eq!(Document::read(&doc.write()[..12]), None);
     }

@@ -15,7 +15,9 @@ pub fn stays(request: &ApiRequest<'_>, record: &Record<'_>) -> bool {
     if !is_fixed_selector(request) {
         return false;
     }
-    let Some(node) = request.query.field_selector.strip_prefix("spec.nodeName=") else { return true };
+    let Some(node) = request.query.field_selector.strip_prefix("spec.nodeName=") else {
+        return true;
+    };
     node_of(record).as_deref() == Some(node.strip_prefix('=').unwrap_or(node))
 }
 
@@ -33,7 +35,12 @@ struct Spec {
 /// `spec.nodeName` of a pod; `None` where it has none, or can't be read.
 fn node_of(record: &Record<'_>) -> Option<String> {
     match record.encoding {
-        Encoding::Json => Some(serde_json::from_slice::<Pod>(record.body).ok()?.spec.node_name),
+        Encoding::Json => Some(
+            serde_json::from_slice::<Pod>(record.body)
+                .ok()?
+                .spec
+                .node_name,
+        ),
         // `Pod` and `PodSpec` of `core/v1/generated.proto`.
         Encoding::Protobuf => {
             let pod = Unknown::parse(record.body).ok()?.raw;
@@ -44,10 +51,12 @@ fn node_of(record: &Record<'_>) -> Option<String> {
 
 /// The last value of a field of a message.
 fn field(message: &[u8], number: u64) -> Option<&[u8]> {
-    let values = Fields::new(message).flatten().filter_map(|field| match field {
-        (found, Value::Bytes(bytes)) if found == number => Some(bytes),
-        _ => None,
-    });
+    let values = Fields::new(message)
+        .flatten()
+        .filter_map(|field| match field {
+            (found, Value::Bytes(bytes)) if found == number => Some(bytes),
+            _ => None,
+        });
     values.last()
 }
 
@@ -58,7 +67,9 @@ mod tests {
 
     fn message(fields: &[(u64, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
-        fields.iter().for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
+        fields
+            .iter()
+            .for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
         out
     }
 
@@ -66,10 +77,22 @@ mod tests {
     fn a_pods_node_is_read_in_both_encodings() {
         let json =
             br#"{"kind":"Pod","metadata":{"name":"nodeName"},"spec":{"nodeName":"here","containers":[]}}"#;
-        assert_eq!(node_of(&Record::bare(Encoding::Json, json)).as_deref(), Some("here"));
-        assert_eq!(node_of(&Record::bare(Encoding::Json, br#"{"kind":"Pod","spec":{}}"#)), None);
+        assert_eq!(
+            node_of(&Record::bare(Encoding::Json, json)).as_deref(),
+            Some("here")
+        );
+        assert_eq!(
+            node_of(&Record::bare(
+                Encoding::Json,
+                br#"{"kind":"Pod","spec":{}}"#
+            )),
+            None
+        );
         let spec = message(&[(9, b"account"), (10, b"here")]);
         let pod = envelope("v1", "Pod", &message(&[(1, b"\x0a\x01a"), (2, &spec)]));
-        assert_eq!(node_of(&Record::bare(Encoding::Protobuf, &pod)).as_deref(), Some("here"));
+        assert_eq!(
+            node_of(&Record::bare(Encoding::Protobuf, &pod)).as_deref(),
+            Some("here")
+        );
     }
 }

@@ -70,7 +70,11 @@ pub struct Shares<K> {
 impl<K: Copy + Eq + Hash> Shares<K> {
     /// None yet.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, accounts: HashMap::new(), len: 0 }
+        Self {
+            limits,
+            accounts: HashMap::new(),
+            len: 0,
+        }
     }
 
     /// Rows in all.
@@ -96,7 +100,11 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         if let Some((from, key)) = &evicted {
             self.remove(*from, key);
         }
-        let before = self.accounts.entry(account).or_default().insert(key, verdict);
+        let before = self
+            .accounts
+            .entry(account)
+            .or_default()
+            .insert(key, verdict);
         self.len += usize::from(before.is_none());
         evicted
     }
@@ -126,18 +134,27 @@ impl<K: Copy + Eq + Hash> Shares<K> {
 
     /// The account with most rows; of several such that of the oldest row. `own` is what the one who adds has.
     fn largest(&self, account: Identity, own: usize) -> Identity {
-        let most = self.accounts.values().map(HashMap::len).max().unwrap_or_default();
+        let most = self
+            .accounts
+            .values()
+            .map(HashMap::len)
+            .max()
+            .unwrap_or_default();
         if own >= most {
             return account;
         }
         let oldest = |rows: &HashMap<K, Verdict>| rows.values().map(|v| v.at()).min();
         let candidates = self.accounts.iter().filter(|(_, rows)| rows.len() == most);
-        candidates.min_by_key(|(_, rows)| oldest(rows)).map_or(account, |(identity, _)| *identity)
+        candidates
+            .min_by_key(|(_, rows)| oldest(rows))
+            .map_or(account, |(identity, _)| *identity)
     }
 
     fn oldest(&self, account: Identity) -> Option<K> {
         let rows = self.accounts.get(&account)?;
-        rows.iter().min_by_key(|(_, verdict)| verdict.at()).map(|(key, _)| *key)
+        rows.iter()
+            .min_by_key(|(_, verdict)| verdict.at())
+            .map(|(key, _)| *key)
     }
 }
 
@@ -145,7 +162,10 @@ impl<K: Copy + Eq + Hash> Shares<K> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { all: 10, account: 6 };
+    const LIMITS: Limits = Limits {
+        all: 10,
+        account: 6,
+    };
 
     fn who(n: u8) -> Identity {
         Identity([n; 16])
@@ -158,7 +178,10 @@ mod tests {
         for n in 0..100u64 {
             shares.insert(who(2), n, Verdict::yes(n));
         }
-        assert_eq!((shares.rows(), shares.get(who(1), &0)), (7, Some(Verdict::yes(0))));
+        assert_eq!(
+            (shares.rows(), shares.get(who(1), &0)),
+            (7, Some(Verdict::yes(0)))
+        );
         assert!(shares.get(who(2), &93).is_none() && shares.get(who(2), &94).is_some());
     }
 
@@ -171,8 +194,15 @@ mod tests {
         for n in 0..4u64 {
             shares.insert(who(2), n, Verdict::yes(n));
         }
-        assert_eq!(shares.insert(who(3), 0, Verdict::yes(200)), Some((who(1), 0)));
-        assert_eq!(shares.insert(who(3), 0, Verdict::yes(300)), None, "it is there already");
+        assert_eq!(
+            shares.insert(who(3), 0, Verdict::yes(200)),
+            Some((who(1), 0))
+        );
+        assert_eq!(
+            shares.insert(who(3), 0, Verdict::yes(300)),
+            None,
+            "it is there already"
+        );
         assert_eq!(shares.rows(), LIMITS.all);
     }
 

@@ -21,7 +21,12 @@ fn key(name: &str) -> Vec<u8> {
 }
 
 fn said(at: u64) -> Said {
-    Said { asked: at, since: 0, at, answer: Answer::Listed }
+    Said {
+        asked: at,
+        since: 0,
+        at,
+        answer: Answer::Listed,
+    }
 }
 
 fn lineage() -> Lineage {
@@ -34,7 +39,11 @@ fn upsert(name: &str, (version, at): (u64, u64), len: usize) -> Op {
         r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"d","uid":"u","resourceVersion":"{version}"}},"spec":"{filler}"}}"#
     );
     let record = NewRecord::json(json.as_bytes(), TypeHint::default(), at).unwrap();
-    Op::Upsert { key: key(name), record, said: said(at) }
+    Op::Upsert {
+        key: key(name),
+        record,
+        said: said(at),
+    }
 }
 
 fn collection(version: u64, at: u64) -> Collection {
@@ -90,7 +99,10 @@ fn a_reader_that_stalls_does_not_make_the_file_grow() {
     let mut size = 0;
     for version in 11..40 {
         store.end_old_snapshots(Duration::ZERO);
-        let ops: Vec<Op> = names(64).iter().map(|name| upsert(name, (version, 0), 32 * KIB)).collect();
+        let ops: Vec<Op> = names(64)
+            .iter()
+            .map(|name| upsert(name, (version, 0), 32 * KIB))
+            .collect();
         apply(&store, &ops, &mut lineage()).unwrap();
         size = if version == 14 { store.size() } else { size };
     }
@@ -118,17 +130,33 @@ fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
         }
         Ok::<_, StoreError>(rest)
     };
-    let gone = Op::Gone { key: key("p0002"), version: 12, said: said(1) };
+    let gone = Op::Gone {
+        key: key("p0002"),
+        version: 12,
+        said: said(1),
+    };
     assert_eq!(
         after(&[gone], Encoding::Json).unwrap(),
         2,
         "deleted after the list: a watch from there says so"
     );
-    let forget = Op::Forget { key: key("p0002"), version: 12 };
-    assert!(matches!(after(&[forget], Encoding::Json), Err(StoreError::Changed)), "it may be there still");
+    let forget = Op::Forget {
+        key: key("p0002"),
+        version: 12,
+    };
+    assert!(
+        matches!(after(&[forget], Encoding::Json), Err(StoreError::Changed)),
+        "it may be there still"
+    );
     let evicted = Op::Evict(Evicted::Collection(b"/pods/d/".to_vec()));
-    assert!(matches!(after(&[evicted], Encoding::Json), Err(StoreError::Changed)));
-    assert!(matches!(after(&[], Encoding::Protobuf), Err(StoreError::Changed)), "another encoding");
+    assert!(matches!(
+        after(&[evicted], Encoding::Json),
+        Err(StoreError::Changed)
+    ));
+    assert!(
+        matches!(after(&[], Encoding::Protobuf), Err(StoreError::Changed)),
+        "another encoding"
+    );
 }
 
 #[test]
@@ -139,27 +167,48 @@ fn i14_beyond_the_budget_goes_what_nobody_has_asked_for_longest() {
     let fed = HashSet::from([b"/nodes/".to_vec()]);
     let of = |resource: &str, op: Op| match op {
         Op::Upsert { key, record, said } => {
-            let key = String::from_utf8(key).unwrap().replace("/pods/d/", resource);
-            Op::Upsert { key: key.into_bytes(), record, said }
+            let key = String::from_utf8(key)
+                .unwrap()
+                .replace("/pods/d/", resource);
+            Op::Upsert {
+                key: key.into_bytes(),
+                record,
+                said,
+            }
         }
         op => op,
     };
-    apply(&store, &[of("/nodes/", upsert("n", (1, 1), 100 * KIB))], &mut lineage()).unwrap();
+    apply(
+        &store,
+        &[of("/nodes/", upsert("n", (1, 1), 100 * KIB))],
+        &mut lineage(),
+    )
+    .unwrap();
     let mut evicted = 0;
     for n in 0..600 {
         let ops = [upsert(&format!("p{n:04}"), (7, 1000 + n), 60 * KIB)];
-        evicted += budget.make_room(&store, &ops, &fed, &mut lineage()).unwrap();
+        evicted += budget
+            .make_room(&store, &ops, &fed, &mut lineage())
+            .unwrap();
         apply(&store, &ops, &mut lineage()).unwrap();
         if n == 10 {
             asked.note(&key("p0003"), 2_000_000);
         }
     }
-    let known = |key: &[u8]| !matches!(store.snapshot().unwrap().object(key, |_| ()), Ok(Lookup::Unknown));
+    let known = |key: &[u8]| {
+        !matches!(
+            store.snapshot().unwrap().object(key, |_| ()),
+            Ok(Lookup::Unknown)
+        )
+    };
     assert!(evicted > 300, "{evicted}");
     assert!(store.size() <= 16 * MIB, "{}", store.size());
     assert!(known(&key("p0599")), "the newest");
     assert!(!known(&key("p0004")), "the oldest");
-    assert!(known(&key("p0003")), "old, but a client has asked for it since");
+    assert!(
+        known(&key("p0003")),
+        "old, but a client has asked for it since"
+    );
     assert!(known(b"/nodes/n"), "a watch feeds it");
     let forms = store.snapshot().unwrap().forms(b"/pods/").unwrap();
     assert_eq!(forms.len(), 1);
@@ -173,7 +222,9 @@ fn an_evicted_collection_is_unknown_and_never_shortened() {
     let none = HashSet::new();
     for n in 0..400 {
         let ops = [upsert(&format!("q{n:04}"), (7, 1000 + n), 60 * KIB)];
-        budget.make_room(&store, &ops, &none, &mut lineage()).unwrap();
+        budget
+            .make_room(&store, &ops, &none, &mut lineage())
+            .unwrap();
         apply(&store, &ops, &mut lineage()).unwrap();
     }
     let snapshot = store.snapshot().unwrap();
@@ -189,7 +240,9 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
     let mut walk = store.snapshot().unwrap().list_walk(listed(Encoding::Json));
     walk.next(|_| ()).unwrap();
     let held = store.snapshot().unwrap();
-    let gone = many[50..].iter().map(|name| Op::Evict(Evicted::Object(key(name))));
+    let gone = many[50..]
+        .iter()
+        .map(|name| Op::Evict(Evicted::Object(key(name))));
     apply(&store, &gone.collect::<Vec<_>>(), &mut lineage()).unwrap();
     let before = store.size();
     let mut budget = Budget::new(512 * MIB, Arc::default());
@@ -198,7 +251,10 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
     let mut budget = Budget::new(512 * MIB, Arc::default());
     budget.tidy(&store, &|| false).unwrap();
     assert!(store.size() < before / 4, "{} of {before}", store.size());
-    assert!(matches!(held.object(&key("p0800"), |_| ()), Ok(Lookup::Found(()))), "an older snapshot");
+    assert!(
+        matches!(held.object(&key("p0800"), |_| ()), Ok(Lookup::Found(()))),
+        "an older snapshot"
+    );
     let mut rest = 0;
     while walk.next(|_| ()).unwrap().is_some() {
         rest += 1;
@@ -207,8 +263,16 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
     apply(&store, &[upsert("p0000", (99, 0), KIB)], &mut lineage()).unwrap();
     drop((held, walk, store));
     let store = Store::open(dir.path(), 1 << 20).unwrap();
-    let found = store.snapshot().unwrap().object(&key("p0000"), |r| r.version).unwrap();
-    assert_eq!(found, Lookup::Found(99), "the new file is the one that is written");
+    let found = store
+        .snapshot()
+        .unwrap()
+        .object(&key("p0000"), |r| r.version)
+        .unwrap();
+    assert_eq!(
+        found,
+        Lookup::Found(99),
+        "the new file is the one that is written"
+    );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
@@ -235,10 +299,24 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     let (_dir, store) = open();
     fill(&store, &names(2), KIB);
     let document = |key: String, at: u64| {
-        let value = Document { at, content_type: "application/json", etag: "", body: b"{}" }.write();
-        Op::Document { key: key.into_bytes(), value }
+        let value = Document {
+            at,
+            content_type: "application/json",
+            etag: "",
+            body: b"{}",
+        }
+        .write();
+        Op::Document {
+            key: key.into_bytes(),
+            value,
+        }
     };
-    apply(&store, &[document("/apis\napplication/json".into(), 0)], &mut lineage()).unwrap();
+    apply(
+        &store,
+        &[document("/apis\napplication/json".into(), 0)],
+        &mut lineage(),
+    )
+    .unwrap();
     let flood = (0..9_000).flat_map(|n| {
         let selection = format!("/configmaps/d/?l=a{n}&f=");
         let table = document(format!("{selection}\nv1 application/json;as=Table"), n + 1);
@@ -256,19 +334,38 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     assert!((7_000..=8_192).contains(&collections) && (1_800..=2_048).contains(&documents));
     assert!(snapshot.collection(b"/pods/d/").unwrap().is_some());
     assert_eq!(snapshot.documents("/apis").unwrap(), ["application/json"]);
-    assert!(snapshot.collection(b"/configmaps/d/?l=a8999&f=").unwrap().is_some(), "the newest");
+    assert!(
+        snapshot
+            .collection(b"/configmaps/d/?l=a8999&f=")
+            .unwrap()
+            .is_some(),
+        "the newest"
+    );
 }
 
 /// So did 404s to ever new names: a CNI plugin that may create what it was told is not there asks again offline.
 #[test]
 fn i14_a_flood_of_absences_evicts_its_own() {
     let (_dir, store) = open();
-    let gone = |key: String, at: u64| Op::Gone { key: key.into_bytes(), version: 0, said: said(at) };
-    apply(&store, &[gone("x.io/handles/mine".into(), 1)], &mut lineage()).unwrap();
-    let flood: Vec<Op> = (0..50_001).map(|n| gone(format!("/configmaps/d/{n}"), n + 2)).collect();
+    let gone = |key: String, at: u64| Op::Gone {
+        key: key.into_bytes(),
+        version: 0,
+        said: said(at),
+    };
+    apply(
+        &store,
+        &[gone("x.io/handles/mine".into(), 1)],
+        &mut lineage(),
+    )
+    .unwrap();
+    let flood: Vec<Op> = (0..50_001)
+        .map(|n| gone(format!("/configmaps/d/{n}"), n + 2))
+        .collect();
     apply(&store, &flood, &mut lineage()).unwrap();
     let snapshot = store.snapshot().unwrap();
     assert!((40_000..=50_000).contains(&snapshot.counts().unwrap()[1]));
     let known = |key: &str| snapshot.object(key.as_bytes(), |_| ()).unwrap() != Lookup::Unknown;
-    assert!(known("x.io/handles/mine") && known("/configmaps/d/50000") && !known("/configmaps/d/0"));
+    assert!(
+        known("x.io/handles/mine") && known("/configmaps/d/50000") && !known("/configmaps/d/0")
+    );
 }

@@ -25,7 +25,9 @@ const API_SERVICE: &[u8] = b"/services/default/kubernetes";
 /// # Errors
 /// The store's.
 pub fn api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
-    match snapshot.object(API_SERVICE, |record| service_addresses(&record).unwrap_or_default())? {
+    match snapshot.object(API_SERVICE, |record| {
+        service_addresses(&record).unwrap_or_default()
+    })? {
         Lookup::Found(addresses) => Ok(addresses),
         _ => Ok(Vec::new()),
     }
@@ -44,17 +46,25 @@ pub fn opted_in(snapshot: &Snapshot) -> Result<BTreeSet<String>, StoreError> {
     let mut namespaces = BTreeSet::new();
     let mut walk = snapshot.walk(&resource("namespaces"))?;
     while let Some(wish) = walk.next(|record| Wish::of(&record))? {
-        namespaces.extend(wish.filter(|wish| wish.steer == Some(true)).map(|wish| wish.name));
+        namespaces.extend(
+            wish.filter(|wish| wish.steer == Some(true))
+                .map(|wish| wish.name),
+        );
     }
     let mut pods = BTreeSet::new();
     let mut walk = snapshot.walk(&resource("pods"))?;
     // Only what mentions the wish is read, unless a whole namespace wants it.
     let look = |record: Record<'_>| {
         let says = memchr::memmem::find(record.body, STEER.as_bytes()).is_some();
-        (says || !namespaces.is_empty()).then(|| Wish::of(&record)).flatten()
+        (says || !namespaces.is_empty())
+            .then(|| Wish::of(&record))
+            .flatten()
     };
     while let Some(wish) = walk.next(look)? {
-        let steered = |wish: &Wish| wish.steer.unwrap_or_else(|| namespaces.contains(&wish.namespace));
+        let steered = |wish: &Wish| {
+            wish.steer
+                .unwrap_or_else(|| namespaces.contains(&wish.namespace))
+        };
         pods.extend(wish.filter(steered).map(|wish| wish.uid));
     }
     Ok(pods)
@@ -68,7 +78,12 @@ pub(super) fn mentions(key: &[u8], value: &[u8]) -> bool {
 
 /// May it change what the functions above find?
 pub(super) fn concerns(op: &Op) -> bool {
-    let (Op::Upsert { key, .. } | Op::Gone { key, .. } | Op::Complete { collection: key, .. }) = op else {
+    let (Op::Upsert { key, .. }
+    | Op::Gone { key, .. }
+    | Op::Complete {
+        collection: key, ..
+    }) = op
+    else {
         return false;
     };
     key.starts_with(b"/pods/") || key.starts_with(b"/namespaces/") || key == API_SERVICE
@@ -76,7 +91,9 @@ pub(super) fn concerns(op: &Op) -> bool {
 
 /// The UID of a pod that wants to be steered by itself.
 pub(super) fn wants(op: &Op) -> Option<String> {
-    let Op::Upsert { key, record, .. } = op else { return None };
+    let Op::Upsert { key, record, .. } = op else {
+        return None;
+    };
     if !key.starts_with(b"/pods/") || !mentions(key, &record.value) {
         return None;
     }
@@ -127,8 +144,9 @@ impl Wish {
         match record.encoding {
             Encoding::Json => {
                 let Object { metadata } = serde_json::from_slice(record.body).ok()?;
-                let says =
-                    [&metadata.annotations, &metadata.labels].into_iter().find_map(|map| map.get(STEER));
+                let says = [&metadata.annotations, &metadata.labels]
+                    .into_iter()
+                    .find_map(|map| map.get(STEER));
                 Some(Self {
                     steer: says.map(|says| says == "true"),
                     name: metadata.name.into_owned(),
@@ -136,14 +154,19 @@ impl Wish {
                     uid: metadata.uid.into_owned(),
                 })
             }
-            Encoding::Protobuf => Self::of_protobuf(bytes(Unknown::parse(record.body).ok()?.raw, 1).next()?),
+            Encoding::Protobuf => {
+                Self::of_protobuf(bytes(Unknown::parse(record.body).ok()?.raw, 1).next()?)
+            }
         }
     }
 
     /// `ObjectMeta` of `meta/v1/generated.proto`.
     fn of_protobuf(meta: &[u8]) -> Option<Self> {
-        let text =
-            |field| bytes(meta, field).last().map_or(Ok(String::new()), |v| String::from_utf8(v.to_vec()));
+        let text = |field| {
+            bytes(meta, field)
+                .last()
+                .map_or(Ok(String::new()), |v| String::from_utf8(v.to_vec()))
+        };
         let (labels, annotations) = (11, 12);
         let says = |field| {
             let mut entries = bytes(meta, field);
@@ -155,17 +178,21 @@ impl Wish {
             name: text(1).ok()?,
             namespace: text(3).ok()?,
             uid: text(5).ok()?,
-            steer: says(annotations).or_else(|| says(labels)).map(|says| says == b"true"),
+            steer: says(annotations)
+                .or_else(|| says(labels))
+                .map(|says| says == b"true"),
         })
     }
 }
 
 /// The values of one field of a message, as far as it can be read.
 fn bytes(message: &[u8], field: u64) -> impl Iterator<Item = &[u8]> {
-    Fields::new(message).flatten().filter_map(move |found| match found {
-        (number, Value::Bytes(bytes)) if number == field => Some(bytes),
-        _ => None,
-    })
+    Fields::new(message)
+        .flatten()
+        .filter_map(move |found| match found {
+            (number, Value::Bytes(bytes)) if number == field => Some(bytes),
+            _ => None,
+        })
 }
 
 #[derive(Deserialize)]
@@ -198,11 +225,21 @@ fn service_addresses(record: &Record<'_>) -> Option<Vec<SocketAddr>> {
             ServiceSpec::of_protobuf(bytes(raw, 2).next()?)
         }
     };
-    let ips: BTreeSet<IpAddr> =
-        spec.cluster_ips.iter().chain([&spec.cluster_ip]).filter_map(|ip| ip.parse().ok()).collect();
-    let ports =
-        spec.ports.iter().filter(|port| matches!(port.protocol.as_str(), "" | "TCP") && port.port != 0);
-    Some(ports.flat_map(|port| ips.iter().map(|ip| SocketAddr::new(*ip, port.port))).collect())
+    let ips: BTreeSet<IpAddr> = spec
+        .cluster_ips
+        .iter()
+        .chain([&spec.cluster_ip])
+        .filter_map(|ip| ip.parse().ok())
+        .collect();
+    let ports = spec
+        .ports
+        .iter()
+        .filter(|port| matches!(port.protocol.as_str(), "" | "TCP") && port.port != 0);
+    Some(
+        ports
+            .flat_map(|port| ips.iter().map(|ip| SocketAddr::new(*ip, port.port)))
+            .collect(),
+    )
 }
 
 impl ServiceSpec {
@@ -210,10 +247,12 @@ impl ServiceSpec {
     fn of_protobuf(spec: &[u8]) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let port = |message| {
-            let number = Fields::new(message).flatten().find_map(|field| match field {
-                (3, Value::Varint(number)) => u16::try_from(number).ok(),
-                _ => None,
-            });
+            let number = Fields::new(message)
+                .flatten()
+                .find_map(|field| match field {
+                    (3, Value::Varint(number)) => u16::try_from(number).ok(),
+                    _ => None,
+                });
             let protocol = bytes(message, 2).last().map(text).unwrap_or_default();
             number.map(|port| ServicePort { protocol, port })
         };
@@ -242,7 +281,9 @@ mod tests {
 
     fn message(fields: &[(u64, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
-        fields.iter().for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
+        fields
+            .iter()
+            .for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
         out
     }
 
@@ -251,8 +292,16 @@ mod tests {
         let mut key = resource("services");
         key::push_object(&mut key, "default", "kubernetes");
         assert_eq!(key, API_SERVICE);
-        assert!(concerns(&Op::Gone { key, version: 1, said: Said::event(1) }));
-        let other = Op::Gone { key: b"/services/default/other".to_vec(), version: 1, said: Said::event(1) };
+        assert!(concerns(&Op::Gone {
+            key,
+            version: 1,
+            said: Said::event(1)
+        }));
+        let other = Op::Gone {
+            key: b"/services/default/other".to_vec(),
+            version: 1,
+            said: Said::event(1),
+        };
         assert!(!concerns(&other));
     }
 
@@ -262,13 +311,30 @@ mod tests {
         let says = message(&[(1, STEER.as_bytes()), (2, b"true")]);
         let meta = message(&[(1, b"a"), (3, b"n"), (5, b"u"), (12, &says)]);
         let protobuf = envelope("v1", "Pod", &message(&[(1, &meta)]));
-        let wish = Wish { name: "a".into(), namespace: "n".into(), uid: "u".into(), steer: Some(true) };
-        assert_eq!(Wish::of(&record(Encoding::Json, json)).as_ref(), Some(&wish));
-        assert_eq!(Wish::of(&record(Encoding::Protobuf, &protobuf)).as_ref(), Some(&wish));
+        let wish = Wish {
+            name: "a".into(),
+            namespace: "n".into(),
+            uid: "u".into(),
+            steer: Some(true),
+        };
+        assert_eq!(
+            Wish::of(&record(Encoding::Json, json)).as_ref(),
+            Some(&wish)
+        );
+        assert_eq!(
+            Wish::of(&record(Encoding::Protobuf, &protobuf)).as_ref(),
+            Some(&wish)
+        );
         let no = br#"{"metadata":{"name":"a","labels":{"hublet.io/steer":"false"}}}"#;
-        assert_eq!(Wish::of(&record(Encoding::Json, no)).and_then(|wish| wish.steer), Some(false));
+        assert_eq!(
+            Wish::of(&record(Encoding::Json, no)).and_then(|wish| wish.steer),
+            Some(false)
+        );
         let silent = br#"{"metadata":{"name":"a","labels":{"x":"hublet.io/steer"}}}"#;
-        assert_eq!(Wish::of(&record(Encoding::Json, silent)).and_then(|wish| wish.steer), None);
+        assert_eq!(
+            Wish::of(&record(Encoding::Json, silent)).and_then(|wish| wish.steer),
+            None
+        );
         assert_eq!(Wish::of(&record(Encoding::Json, b"{")), None);
     }
 
@@ -277,15 +343,23 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path(), 1 << 20).expect("store");
         let put = |key: &str, json: &str| {
-            let record = NewRecord::json(json.as_bytes(), TypeHint::default(), 1).expect("an object");
-            let ops = [Op::Upsert { key: key.as_bytes().to_vec(), record, said: Said::event(1) }];
+            let record =
+                NewRecord::json(json.as_bytes(), TypeHint::default(), 1).expect("an object");
+            let ops = [Op::Upsert {
+                key: key.as_bytes().to_vec(),
+                record,
+                said: Said::event(1),
+            }];
             apply(&store, &ops, &mut Lineage::new(Clock::default())).expect("applied");
             assert!(concerns(&ops[0]));
             wants(&ops[0])
         };
         let wishes = || {
             let snapshot = store.snapshot().expect("snapshot");
-            (snapshot.has_wishes().expect("read"), opted_in(&snapshot).expect("read"))
+            (
+                snapshot.has_wishes().expect("read"),
+                opted_in(&snapshot).expect("read"),
+            )
         };
         let pod = |namespace: &str, name: &str, more: &str| {
             let json = format!(
@@ -294,15 +368,29 @@ mod tests {
             put(&format!("/pods/{namespace}/{name}"), &json)
         };
         assert_eq!(pod("a", "silent", ""), None);
-        assert_eq!(wishes(), (false, BTreeSet::new()), "nobody has said a word: nobody is looked for");
+        assert_eq!(
+            wishes(),
+            (false, BTreeSet::new()),
+            "nobody has said a word: nobody is looked for"
+        );
         let wanted = pod("a", "wants", r#","annotations":{"hublet.io/steer":"true"}"#);
-        assert_eq!(wanted.as_deref(), Some("wants"), "known before it is written");
+        assert_eq!(
+            wanted.as_deref(),
+            Some("wants"),
+            "known before it is written"
+        );
         assert_eq!(wishes(), (true, BTreeSet::from(["wants".to_owned()])));
         let namespace = r#"{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"b","uid":"n","resourceVersion":"6","labels":{"hublet.io/steer":"true"}}}"#;
         assert_eq!(put("/namespaces/b", namespace), None);
         assert_eq!(pod("b", "follows", ""), None);
-        assert_eq!(pod("b", "refuses", r#","labels":{"hublet.io/steer":"false"}"#), None);
-        assert_eq!(wishes().1, BTreeSet::from(["follows".to_owned(), "wants".to_owned()]));
+        assert_eq!(
+            pod("b", "refuses", r#","labels":{"hublet.io/steer":"false"}"#),
+            None
+        );
+        assert_eq!(
+            wishes().1,
+            BTreeSet::from(["follows".to_owned(), "wants".to_owned()])
+        );
     }
 
     #[test]
@@ -311,12 +399,28 @@ mod tests {
             {"name":"https","protocol":"TCP","port":443,"targetPort":6443},{"protocol":"UDP","port":53}]}}"#;
         let mut port = message(&[(1, b"https"), (2, b"TCP")]);
         put_varint_field(&mut port, 3, 443);
-        let spec = message(&[(1, &port), (3, b"10.43.0.1"), (18, b"10.43.0.1"), (18, b"fd00:43::1")]);
+        let spec = message(&[
+            (1, &port),
+            (3, b"10.43.0.1"),
+            (18, b"10.43.0.1"),
+            (18, b"fd00:43::1"),
+        ]);
         let protobuf = envelope("v1", "Service", &message(&[(2, &spec)]));
-        let both = ["10.43.0.1:443", "[fd00:43::1]:443"].map(|a| a.parse().expect("address")).to_vec();
-        assert_eq!(service_addresses(&record(Encoding::Json, json)), Some(both.clone()));
-        assert_eq!(service_addresses(&record(Encoding::Protobuf, &protobuf)), Some(both));
+        let both = ["10.43.0.1:443", "[fd00:43::1]:443"]
+            .map(|a| a.parse().expect("address"))
+            .to_vec();
+        assert_eq!(
+            service_addresses(&record(Encoding::Json, json)),
+            Some(both.clone())
+        );
+        assert_eq!(
+            service_addresses(&record(Encoding::Protobuf, &protobuf)),
+            Some(both)
+        );
         let headless = br#"{"spec":{"clusterIP":"None","ports":[{"port":443}]}}"#;
-        assert_eq!(service_addresses(&record(Encoding::Json, headless)), Some(vec![]));
+        assert_eq!(
+            service_addresses(&record(Encoding::Json, headless)),
+            Some(vec![])
+        );
     }
 }

@@ -103,7 +103,10 @@ impl Store {
             generation: tokio::sync::watch::Sender::new(0),
             leases: Leases::default(),
         };
-        Ok(Self { place, shared: Arc::new(shared) })
+        Ok(Self {
+            place,
+            shared: Arc::new(shared),
+        })
     }
 
     /// Begins to write, for the writer.
@@ -116,7 +119,9 @@ impl Store {
     pub fn condition(&self) -> Condition {
         let opened = self.shared.opened.load();
         let closed = || Condition::Unreadable(StoreError::Closed.to_string());
-        opened.as_ref().map_or_else(closed, |opened| opened.condition.clone())
+        opened
+            .as_ref()
+            .map_or_else(closed, |opened| opened.condition.clone())
     }
 
     /// Tells how often the store has been opened: when that changes, what failed may go well.
@@ -135,7 +140,11 @@ impl Store {
 
     /// The disk has failed since it was opened.
     pub(super) fn has_failed(&self) -> bool {
-        self.shared.opened.load().as_ref().is_some_and(|opened| opened.backend.has_failed())
+        self.shared
+            .opened
+            .load()
+            .as_ref()
+            .is_some_and(|opened| opened.backend.has_failed())
     }
 
     /// After an error of the disk: serves what was written last. For the writer.
@@ -152,7 +161,9 @@ impl Store {
     /// It can't be moved, or the new one can't be made.
     pub(super) fn begin_anew(&self, error: &StoreError) -> Result<(), StoreError> {
         let path = self.place.path.clone();
-        self.place.set_aside(error).map_err(|source| StoreError::Directory { path, source })?;
+        self.place
+            .set_aside(error)
+            .map_err(|source| StoreError::Directory { path, source })?;
         self.replace(|_| self.place.writable(None))
     }
 
@@ -166,7 +177,10 @@ impl Store {
         let opened = match open(old.file.as_ref()) {
             Ok(opened) => opened,
             Err(error) => {
-                let problem = old.condition.problem().map_or_else(|| error.to_string(), str::to_owned);
+                let problem = old
+                    .condition
+                    .problem()
+                    .map_or_else(|| error.to_string(), str::to_owned);
                 let again = self.place.read_only(old.file.as_ref(), &problem)?;
                 self.put(again);
                 return Err(error);
@@ -179,13 +193,17 @@ impl Store {
     /// Another database takes this one's place.
     fn put(&self, opened: Opened) {
         self.shared.opened.store(Some(Arc::new(opened)));
-        self.shared.generation.send_modify(|generation| *generation += 1);
+        self.shared
+            .generation
+            .send_modify(|generation| *generation += 1);
     }
 
     /// Closes the file: from here on another process may open it. Snapshots that are still held read nothing more. Not
     /// to be called while a write is under way, which would keep the file open until its end.
     pub(super) fn close(&self) {
-        let Some(opened) = self.shared.opened.swap(None) else { return };
+        let Some(opened) = self.shared.opened.swap(None) else {
+            return;
+        };
         if let Err(error) = opened.close() {
             tracing::warn!(%error, "the store could not be closed well: the next start repairs it");
         }
@@ -234,7 +252,11 @@ impl Store {
 impl Shared {
     pub(super) fn snapshot(self: &Arc<Self>) -> Result<Snapshot, StoreError> {
         let opened = self.opened.load_full().ok_or(StoreError::Closed)?;
-        Ok(Snapshot { txn: opened.begin_read()?, _opened: opened, shared: Arc::clone(self) })
+        Ok(Snapshot {
+            txn: opened.begin_read()?,
+            _opened: opened,
+            shared: Arc::clone(self),
+        })
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -256,7 +278,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub fn object<T>(&self, key: &[u8], read: impl FnOnce(Record<'_>) -> T) -> Result<Lookup<T>, StoreError> {
+    pub fn object<T>(
+        &self,
+        key: &[u8],
+        read: impl FnOnce(Record<'_>) -> T,
+    ) -> Result<Lookup<T>, StoreError> {
         if let Some(value) = self.txn.open_table(OBJECTS)?.get(key)? {
             let record = Record::read(value.value()).ok_or(StoreError::Damaged)?;
             return Ok(Lookup::Found(read(record)));
@@ -279,7 +305,9 @@ impl Snapshot {
     /// redb's, or a damaged value.
     pub fn collection(&self, key: &[u8]) -> Result<Option<Collection>, StoreError> {
         let value = self.txn.open_table(COLLECTIONS)?.get(key)?;
-        value.map(|v| serde_json::from_slice(v.value()).map_err(|_| StoreError::Damaged)).transpose()
+        value
+            .map(|v| serde_json::from_slice(v.value()).map_err(|_| StoreError::Damaged))
+            .transpose()
     }
 
     /// The forms (encoding byte, apiVersion) in which objects of a resource (`group/resource/`) are stored.
@@ -290,7 +318,11 @@ impl Snapshot {
         let start = [resource, &[0]].concat();
         let end = key::end_of(&start);
         let mut forms = Vec::new();
-        for row in self.txn.open_table(FORMS)?.range(start.as_slice()..end.as_slice())? {
+        for row in self
+            .txn
+            .open_table(FORMS)?
+            .range(start.as_slice()..end.as_slice())?
+        {
             let (key, count) = row?;
             let form = &key.value()[start.len()..];
             if let (true, Some((encoding, version))) = (count.value() > 0, form.split_first()) {
@@ -308,7 +340,11 @@ impl Snapshot {
         let start = format!("{path}\n").into_bytes();
         let end = key::end_of(&start);
         let mut types = Vec::new();
-        for row in self.txn.open_table(DOCUMENTS)?.range(start.as_slice()..end.as_slice())? {
+        for row in self
+            .txn
+            .open_table(DOCUMENTS)?
+            .range(start.as_slice()..end.as_slice())?
+        {
             types.push(String::from_utf8_lossy(&row?.0.value()[start.len()..]).into_owned());
         }
         Ok(types)
@@ -324,7 +360,13 @@ impl Snapshot {
         read: impl FnOnce(Document<'_>) -> T,
     ) -> Result<Option<T>, StoreError> {
         let value = self.txn.open_table(DOCUMENTS)?.get(key)?;
-        value.map(|v| Document::read(v.value()).map(read).ok_or(StoreError::Damaged)).transpose()
+        value
+            .map(|v| {
+                Document::read(v.value())
+                    .map(read)
+                    .ok_or(StoreError::Damaged)
+            })
+            .transpose()
     }
 
     /// All objects under a prefix, in order.
@@ -339,7 +381,9 @@ impl Snapshot {
     pub(super) fn walk_behind(&self, prefix: &[u8], last: &[u8]) -> Result<Walk, StoreError> {
         let end = key::end_of(prefix);
         let objects = self.txn.open_table(OBJECTS)?;
-        Ok(Walk::Range(Box::new(objects.range_owned::<&[u8]>(behind(prefix, last, &end))?)))
+        Ok(Walk::Range(Box::new(
+            objects.range_owned::<&[u8]>(behind(prefix, last, &end))?,
+        )))
     }
 
     /// The members of a collection with selectors, in order.
@@ -351,12 +395,23 @@ impl Snapshot {
     }
 
     /// As [`Snapshot::walk_members`], behind the object `last` where that isn't empty.
-    pub(super) fn walk_members_behind(&self, collection: &[u8], last: &[u8]) -> Result<Walk, StoreError> {
+    pub(super) fn walk_members_behind(
+        &self,
+        collection: &[u8],
+        last: &[u8],
+    ) -> Result<Walk, StoreError> {
         let start = [collection, &[0]].concat();
         let end = key::end_of(&start);
-        let last = if last.is_empty() { Vec::new() } else { [&start, last].concat() };
+        let last = if last.is_empty() {
+            Vec::new()
+        } else {
+            [&start, last].concat()
+        };
         Ok(Walk::Members(Box::new(Members {
-            rows: self.txn.open_table(MEMBERS)?.range_owned::<&[u8]>(behind(&start, &last, &end))?,
+            rows: self
+                .txn
+                .open_table(MEMBERS)?
+                .range_owned::<&[u8]>(behind(&start, &last, &end))?,
             skip: start.len(),
             objects: self.txn.open_table(OBJECTS)?,
             absent: self.txn.open_table(ABSENT)?,
@@ -374,8 +429,16 @@ impl Snapshot {
     /// # Errors
     /// redb's.
     pub fn changed_since(&self, prefix: &[u8], version: u64, at: u64) -> Result<bool, StoreError> {
-        let end = if prefix.ends_with(b"/") { key::end_of(prefix) } else { [prefix, &[0]].concat() };
-        for row in self.txn.open_table(OBJECTS)?.range(prefix..end.as_slice())? {
+        let end = if prefix.ends_with(b"/") {
+            key::end_of(prefix)
+        } else {
+            [prefix, &[0]].concat()
+        };
+        for row in self
+            .txn
+            .open_table(OBJECTS)?
+            .range(prefix..end.as_slice())?
+        {
             if Record::read(row?.1.value()).is_none_or(|r| r.version > version) {
                 return Ok(true);
             }
@@ -397,7 +460,11 @@ impl Snapshot {
         let own = self.collection(scope)?;
         let all = self.collection(resource_of(scope))?;
         let incomplete = own.as_ref().is_some_and(|own| !own.is_whole());
-        Ok(incomplete || [own, all].into_iter().flatten().any(|list| list.unnamed > version))
+        Ok(incomplete
+            || [own, all]
+                .into_iter()
+                .flatten()
+                .any(|list| list.unnamed > version))
     }
 
     /// A whole collection, with or without selectors, has this object in it.
@@ -416,7 +483,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn gone_beyond(&self, prefix: &[u8], covered: (u64, u64)) -> Result<Option<u64>, StoreError> {
+    pub fn gone_beyond(
+        &self,
+        prefix: &[u8],
+        covered: (u64, u64),
+    ) -> Result<Option<u64>, StoreError> {
         let (end, mut last) = (key::end_of(prefix), None);
         for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
             last = last.max(beyond(row?.1.value(), covered));
@@ -436,7 +507,11 @@ impl Snapshot {
         let start = [collection, &[0]].concat();
         let end = key::end_of(&start);
         let (absent, mut last) = (self.txn.open_table(ABSENT)?, None);
-        for row in self.txn.open_table(MEMBERS)?.range(start.as_slice()..end.as_slice())? {
+        for row in self
+            .txn
+            .open_table(MEMBERS)?
+            .range(start.as_slice()..end.as_slice())?
+        {
             let gone = absent.get(&row?.0.value()[start.len()..])?;
             last = last.max(gone.and_then(|gone| beyond(gone.value(), covered)));
         }
@@ -452,7 +527,11 @@ impl Snapshot {
         let end = key::end_of(&start);
         let objects = self.txn.open_table(OBJECTS)?;
         let absent = self.txn.open_table(ABSENT)?;
-        for row in self.txn.open_table(MEMBERS)?.range(start.as_slice()..end.as_slice())? {
+        for row in self
+            .txn
+            .open_table(MEMBERS)?
+            .range(start.as_slice()..end.as_slice())?
+        {
             let (row, ()) = row.map(|(k, _)| (k, ()))?;
             let key = &row.value()[start.len()..];
             if objects.get(key)?.is_none() && absent.get(key)?.is_none() {
@@ -465,14 +544,21 @@ impl Snapshot {
     /// Every row of a small table, for what is kept in memory.
     pub(super) fn grants(&self) -> Result<Vec<(Vec<u8>, u64)>, StoreError> {
         let rows = self.txn.open_table(GRANTS)?.range::<&[u8]>(..)?;
-        rows.map(|row| row.map(|(k, v)| (k.value().to_vec(), v.value())).map_err(StoreError::from)).collect()
+        rows.map(|row| {
+            row.map(|(k, v)| (k.value().to_vec(), v.value()))
+                .map_err(StoreError::from)
+        })
+        .collect()
     }
 
     /// As [`Snapshot::grants`].
     pub(super) fn credentials(&self) -> Result<Vec<Row>, StoreError> {
         let rows = self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)?;
-        rows.map(|row| row.map(|(k, v)| (k.value().to_vec(), v.value().to_vec())).map_err(StoreError::from))
-            .collect()
+        rows.map(|row| {
+            row.map(|(k, v)| (k.value().to_vec(), v.value().to_vec()))
+                .map_err(StoreError::from)
+        })
+        .collect()
     }
 
     /// Rows of objects, absences, collections and documents, for `hublet status`.

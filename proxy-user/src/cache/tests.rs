@@ -16,14 +16,25 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = CacheConfig { dir: dir.path().to_owned(), page_cache: 1 << 20, max_bytes: 512 << 20 };
-        Self { cache: Cache::open(&config, Clock::default()).unwrap(), _dir: dir }
+        let config = CacheConfig {
+            dir: dir.path().to_owned(),
+            page_cache: 1 << 20,
+            max_bytes: 512 << 20,
+        };
+        Self {
+            cache: Cache::open(&config, Clock::default()).unwrap(),
+            _dir: dir,
+        }
     }
 
     /// One exchange with the cloud: `METHOD uri`, the status, the body (cut into small chunks), asked this long ago.
     pub(super) async fn said(&self, call: &str, status: u16, body: &[u8], ago: u64) {
         let protobuf = body.starts_with(b"k8s\0");
-        let kind = if protobuf { "application/vnd.kubernetes.protobuf" } else { "application/json" };
+        let kind = if protobuf {
+            "application/vnd.kubernetes.protobuf"
+        } else {
+            "application/json"
+        };
         self.answered((call, status, ago), kind, body).await;
     }
 
@@ -56,7 +67,11 @@ impl Bench {
 
     pub(super) async fn object(&self, key: &str) -> Lookup<String> {
         let snapshot = self.cache.snapshot().await.unwrap();
-        snapshot.object(key.as_bytes(), |r| String::from_utf8_lossy(r.body).into_owned()).unwrap()
+        snapshot
+            .object(key.as_bytes(), |r| {
+                String::from_utf8_lossy(r.body).into_owned()
+            })
+            .unwrap()
     }
 
     pub(super) async fn version(&self, key: &str) -> Option<u64> {
@@ -72,11 +87,22 @@ impl Bench {
     }
 
     pub(super) async fn collection(&self, key: &str) -> Option<Collection> {
-        self.cache.snapshot().await.unwrap().collection(key.as_bytes()).unwrap()
+        self.cache
+            .snapshot()
+            .await
+            .unwrap()
+            .collection(key.as_bytes())
+            .unwrap()
     }
 
     pub(super) async fn names(&self, prefix: &str) -> usize {
-        let mut walk = self.cache.snapshot().await.unwrap().walk(prefix.as_bytes()).unwrap();
+        let mut walk = self
+            .cache
+            .snapshot()
+            .await
+            .unwrap()
+            .walk(prefix.as_bytes())
+            .unwrap();
         let mut n = 0;
         while walk.next(|_| ()).unwrap().is_some() {
             n += 1;
@@ -94,10 +120,16 @@ pub(super) fn pod(name: &str, version: u64) -> String {
 
 pub(super) fn list(version: u64, token: &str, names: &[(&str, u64)]) -> String {
     let item = |(n, v): &(&str, u64)| {
-        format!(r#"{{"metadata":{{"name":"{n}","namespace":"d","uid":"u-{n}","resourceVersion":"{v}"}}}}"#)
+        format!(
+            r#"{{"metadata":{{"name":"{n}","namespace":"d","uid":"u-{n}","resourceVersion":"{v}"}}}}"#
+        )
     };
     let items: Vec<String> = names.iter().map(item).collect();
-    let next = if token.is_empty() { String::new() } else { format!(r#","continue":"{token}""#) };
+    let next = if token.is_empty() {
+        String::new()
+    } else {
+        format!(r#","continue":"{token}""#)
+    };
     format!(
         r#"{{"kind":"PodList","apiVersion":"v1","metadata":{{"resourceVersion":"{version}"{next}}},"items":[{}]}}{}"#,
         items.join(","),
@@ -106,7 +138,11 @@ pub(super) fn list(version: u64, token: &str, names: &[(&str, u64)]) -> String {
 }
 
 pub(super) fn event(kind: &str, name: &str, version: u64) -> String {
-    format!(r#"{{"type":"{kind}","object":{}}}{}"#, pod(name, version).trim_end(), "\n")
+    format!(
+        r#"{{"type":"{kind}","object":{}}}{}"#,
+        pod(name, version).trim_end(),
+        "\n"
+    )
 }
 
 pub(super) const POD: &str = "GET /api/v1/namespaces/d/pods/a";
@@ -115,7 +151,8 @@ pub(super) const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{
 
 /// [`GONE`] for another pod.
 pub(super) fn gone(name: &str) -> String {
-    GONE.replace("\\\"a\\\"", &format!("\\\"{name}\\\"")).replace("\"a\"", &format!("\"{name}\""))
+    GONE.replace("\\\"a\\\"", &format!("\\\"{name}\\\""))
+        .replace("\"a\"", &format!("\"{name}\""))
 }
 
 #[tokio::test]
@@ -123,12 +160,43 @@ async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
     let bench = Bench::new();
     bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Found(pod("a", 7)));
-    bench.said("PATCH /api/v1/namespaces/d/pods/a/status", 200, pod("a", 9).as_bytes(), 0).await;
-    bench.said(PODS, 200, list(8, "", &[("a", 7), ("b", 5)]).as_bytes(), 0).await;
-    assert_eq!(bench.version("/pods/d/a").await, Some(9), "an older list changes nothing");
-    bench.said("PUT /api/v1/namespaces/d/pods/a?dryRun=All", 200, pod("a", 11).as_bytes(), 0).await;
-    assert_eq!(bench.version("/pods/d/a").await, Some(9), "a dry run is no write");
-    bench.said("GET /api/v1/namespaces/d/pods/a", 200, pod("b", 99).as_bytes(), 0).await;
+    bench
+        .said(
+            "PATCH /api/v1/namespaces/d/pods/a/status",
+            200,
+            pod("a", 9).as_bytes(),
+            0,
+        )
+        .await;
+    bench
+        .said(PODS, 200, list(8, "", &[("a", 7), ("b", 5)]).as_bytes(), 0)
+        .await;
+    assert_eq!(
+        bench.version("/pods/d/a").await,
+        Some(9),
+        "an older list changes nothing"
+    );
+    bench
+        .said(
+            "PUT /api/v1/namespaces/d/pods/a?dryRun=All",
+            200,
+            pod("a", 11).as_bytes(),
+            0,
+        )
+        .await;
+    assert_eq!(
+        bench.version("/pods/d/a").await,
+        Some(9),
+        "a dry run is no write"
+    );
+    bench
+        .said(
+            "GET /api/v1/namespaces/d/pods/a",
+            200,
+            pod("b", 99).as_bytes(),
+            0,
+        )
+        .await;
     assert_eq!(
         bench.version("/pods/d/b").await,
         Some(5),
@@ -141,19 +209,48 @@ async fn i2_only_what_the_cloud_said_404_to_is_absent() {
     let bench = Bench::new();
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     bench.said(POD, 404, b"404 page not found\n", 0).await;
-    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown, "an unknown group is no absent object");
+    assert_eq!(
+        bench.object("/pods/d/a").await,
+        Lookup::Unknown,
+        "an unknown group is no absent object"
+    );
     bench.said(POD, 404, GONE.as_bytes(), 0).await;
     assert!(bench.is_absent("/pods/d/a").await);
-    bench.said("POST /api/v1/namespaces/d/pods", 201, pod("a", 7).as_bytes(), 0).await;
+    bench
+        .said(
+            "POST /api/v1/namespaces/d/pods",
+            201,
+            pod("a", 7).as_bytes(),
+            0,
+        )
+        .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
     bench.said(POD, 404, GONE.as_bytes(), 5_000).await;
-    assert_eq!(bench.version("/pods/d/a").await, Some(7), "a 404 asked for before the object was seen");
+    assert_eq!(
+        bench.version("/pods/d/a").await,
+        Some(7),
+        "a 404 asked for before the object was seen"
+    );
     let success = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","details":{"name":"a","kind":"pods","uid":"u-a"}}"#;
-    bench.said("DELETE /api/v1/namespaces/d/pods/a", 200, success.as_bytes(), 0).await;
+    bench
+        .said(
+            "DELETE /api/v1/namespaces/d/pods/a",
+            200,
+            success.as_bytes(),
+            0,
+        )
+        .await;
     assert!(bench.is_absent("/pods/d/a").await);
-    bench.said(PODS, 200, list(7, "", &[("a", 7)]).as_bytes(), 0).await;
-    assert!(bench.is_absent("/pods/d/a").await, "an old list does not bring it back");
-    bench.said(PODS, 200, list(20, "", &[("a", 19)]).as_bytes(), 0).await;
+    bench
+        .said(PODS, 200, list(7, "", &[("a", 7)]).as_bytes(), 0)
+        .await;
+    assert!(
+        bench.is_absent("/pods/d/a").await,
+        "an old list does not bring it back"
+    );
+    bench
+        .said(PODS, 200, list(20, "", &[("a", 19)]).as_bytes(), 0)
+        .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(19), "made anew");
 }
 
@@ -164,10 +261,22 @@ async fn a_delete_that_waits_for_finalizers_or_a_grace_period_is_no_end() {
         "\"uid\"",
         "\"deletionTimestamp\":\"2026-01-01T00:00:00Z\",\"deletionGracePeriodSeconds\":30,\"uid\"",
     );
-    bench.said("DELETE /api/v1/namespaces/d/pods/a", 200, held.as_bytes(), 0).await;
+    bench
+        .said(
+            "DELETE /api/v1/namespaces/d/pods/a",
+            200,
+            held.as_bytes(),
+            0,
+        )
+        .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(8));
-    let now = held.replace("\"deletionGracePeriodSeconds\":30", "\"deletionGracePeriodSeconds\":0");
-    bench.said("DELETE /api/v1/namespaces/d/pods/a", 200, now.as_bytes(), 0).await;
+    let now = held.replace(
+        "\"deletionGracePeriodSeconds\":30",
+        "\"deletionGracePeriodSeconds\":0",
+    );
+    bench
+        .said("DELETE /api/v1/namespaces/d/pods/a", 200, now.as_bytes(), 0)
+        .await;
     assert!(bench.is_absent("/pods/d/a").await);
 }
 
@@ -175,41 +284,64 @@ async fn a_delete_that_waits_for_finalizers_or_a_grace_period_is_no_end() {
 async fn i2_a_list_counts_only_when_it_is_whole() {
     let bench = Bench::new();
     let whole = list(8, "", &[("a", 7), ("b", 5)]);
-    bench.said(PODS, 200, &whole.as_bytes()[..whole.len() - 4], 0).await;
+    bench
+        .said(PODS, 200, &whole.as_bytes()[..whole.len() - 4], 0)
+        .await;
     assert_eq!(bench.collection("/pods/d/").await, None);
-    bench.said(PODS, 200, list(8, "next", &[("a", 7)]).as_bytes(), 0).await;
+    bench
+        .said(PODS, 200, list(8, "next", &[("a", 7)]).as_bytes(), 0)
+        .await;
     assert_eq!(bench.collection("/pods/d/").await, None);
     let second = format!("{PODS}?limit=1&continue=next");
-    bench.said(&second, 200, list(8, "", &[("b", 5)]).as_bytes(), 0).await;
+    bench
+        .said(&second, 200, list(8, "", &[("b", 5)]).as_bytes(), 0)
+        .await;
     assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 8);
-    bench.said(PODS, 200, list(10, "", &[("b", 5)]).as_bytes(), 0).await;
-    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown, "no longer listed, but nobody said 404");
+    bench
+        .said(PODS, 200, list(10, "", &[("b", 5)]).as_bytes(), 0)
+        .await;
+    assert_eq!(
+        bench.object("/pods/d/a").await,
+        Lookup::Unknown,
+        "no longer listed, but nobody said 404"
+    );
     assert_eq!(bench.names("/pods/d/").await, 1);
-    let table =
-        r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"12"},"rows":[]}"#;
+    let table = r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"12"},"rows":[]}"#;
     bench.said(PODS, 200, table.as_bytes(), 0).await;
     let partial = list(13, "", &[]).replace("PodList", "PartialObjectMetadataList");
     bench.said(PODS, 200, partial.as_bytes(), 0).await;
-    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 10, "another form of it is not the list");
+    assert_eq!(
+        bench.collection("/pods/d/").await.unwrap().version,
+        10,
+        "another form of it is not the list"
+    );
 }
 
 #[tokio::test]
 async fn watches_carry_a_list_on_and_a_gap_stops_it() {
     let bench = Bench::new();
-    bench.said(PODS, 200, list(10, "", &[("a", 7)]).as_bytes(), 0).await;
+    bench
+        .said(PODS, 200, list(10, "", &[("a", 7)]).as_bytes(), 0)
+        .await;
     let watch = |from: u64| format!("{PODS}?watch=true&resourceVersion={from}");
     let events = event("ADDED", "b", 11) + &event("DELETED", "a", 12);
     bench.said(&watch(10), 200, events.as_bytes(), 0).await;
     assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 12);
     assert!(bench.is_absent("/pods/d/a").await);
     assert_eq!(bench.names("/pods/d/").await, 1);
-    bench.said(&watch(50), 200, event("ADDED", "c", 51).as_bytes(), 0).await;
+    bench
+        .said(&watch(50), 200, event("ADDED", "c", 51).as_bytes(), 0)
+        .await;
     assert_eq!(
         bench.collection("/pods/d/").await.unwrap().version,
         12,
         "events between 12 and 50 were missed"
     );
-    assert_eq!(bench.version("/pods/d/c").await, Some(51), "the object itself is known all the same");
+    assert_eq!(
+        bench.version("/pods/d/c").await,
+        Some(51),
+        "the object itself is known all the same"
+    );
     let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"60"}}}"#;
     bench.said(&watch(12), 200, bookmark.as_bytes(), 0).await;
     assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 60);
@@ -218,32 +350,57 @@ async fn watches_carry_a_list_on_and_a_gap_stops_it() {
 #[tokio::test]
 async fn initial_events_are_a_list_once_their_bookmark_has_come() {
     let bench = Bench::new();
-    let call = format!("{PODS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
+    let call =
+        format!("{PODS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
     let end = r#"{"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"20","annotations":{"k8s.io/initial-events-end":"true"}}}}"#;
-    bench.said(&call, 200, (event("ADDED", "a", 15) + &event("ADDED", "b", 9)).as_bytes(), 0).await;
+    bench
+        .said(
+            &call,
+            200,
+            (event("ADDED", "a", 15) + &event("ADDED", "b", 9)).as_bytes(),
+            0,
+        )
+        .await;
     assert_eq!(bench.collection("/pods/d/").await, None);
     let events = event("ADDED", "a", 15) + end + &event("ADDED", "c", 21);
     bench.said(&call, 200, events.as_bytes(), 0).await;
     let collection = bench.collection("/pods/d/").await.unwrap();
     assert_eq!((collection.version, &*collection.kind), (20, "PodList"));
-    assert_eq!(bench.object("/pods/d/b").await, Lookup::Unknown, "not among the initial events");
+    assert_eq!(
+        bench.object("/pods/d/b").await,
+        Lookup::Unknown,
+        "not among the initial events"
+    );
 }
 
 #[tokio::test]
 async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
     let bench = Bench::new();
-    bench.said("GET /api/v1/pods", 200, list(10, "", &[("a", 7), ("b", 7)]).as_bytes(), 0).await;
+    bench
+        .said(
+            "GET /api/v1/pods",
+            200,
+            list(10, "", &[("a", 7), ("b", 7)]).as_bytes(),
+            0,
+        )
+        .await;
     let by_label = "GET /api/v1/pods?labelSelector=x%3Dy";
-    bench.said(by_label, 200, list(10, "", &[("a", 7)]).as_bytes(), 0).await;
+    bench
+        .said(by_label, 200, list(10, "", &[("a", 7)]).as_bytes(), 0)
+        .await;
     let watch = format!("{by_label}&watch=true&resourceVersion=10");
-    bench.said(&watch, 200, event("DELETED", "a", 12).as_bytes(), 0).await;
+    bench
+        .said(&watch, 200, event("DELETED", "a", 12).as_bytes(), 0)
+        .await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     assert!(
         !bench.collection("/pods/").await.unwrap().is_whole(),
         "it may be there still: the whole list isn't known"
     );
     let by_node = "GET /api/v1/pods?fieldSelector=spec.nodeName%3Dn&watch=true&resourceVersion=10";
-    bench.said(by_node, 200, event("DELETED", "b", 13).as_bytes(), 0).await;
+    bench
+        .said(by_node, 200, event("DELETED", "b", 13).as_bytes(), 0)
+        .await;
     assert!(bench.is_absent("/pods/d/b").await);
 }
 
@@ -256,7 +413,9 @@ async fn gzip_is_undone_for_the_store_and_a_bomb_is_not_swallowed() {
         out.write_all(body).unwrap();
         out.finish().unwrap()
     };
-    bench.said(PODS, 200, &gzip(list(8, "", &[("a", 7)]).as_bytes()), 0).await;
+    bench
+        .said(PODS, 200, &gzip(list(8, "", &[("a", 7)]).as_bytes()), 0)
+        .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
     let bomb = pod("a", 9).replace("u-a", &"x".repeat(codec::MAX_OBJECT));
     bench.said(POD, 200, &gzip(bomb.as_bytes()), 0).await;
@@ -267,27 +426,55 @@ async fn gzip_is_undone_for_the_store_and_a_bomb_is_not_swallowed() {
 async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
     let made = tempfile::tempdir().unwrap();
     let dir = made.path().join("cache");
-    let config = CacheConfig { dir: dir.clone(), page_cache: 1 << 20, max_bytes: 512 << 20 };
+    let config = CacheConfig {
+        dir: dir.clone(),
+        page_cache: 1 << 20,
+        max_bytes: 512 << 20,
+    };
     let open = || Cache::open(&config, Clock::default()).unwrap();
-    let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
+    let bench = Bench {
+        cache: open(),
+        _dir: tempfile::tempdir().unwrap(),
+    };
     bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
     let second = Cache::open(&config, Clock::default());
-    assert!(matches!(second, Err(StoreError::InUse(_))), "two daemons over one store");
+    assert!(
+        matches!(second, Err(StoreError::InUse(_))),
+        "two daemons over one store"
+    );
     let closed = bench;
     let held = closed.cache.stored().unwrap();
     closed.cache.close().await;
-    let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
-    assert!(matches!(closed.cache.stored(), Err(StoreError::Closed)), "closed, whoever still holds it");
-    assert!(held.object(b"/pods/d/a", |_| ()).is_err(), "and its snapshots read nothing of another's");
+    let bench = Bench {
+        cache: open(),
+        _dir: tempfile::tempdir().unwrap(),
+    };
+    assert!(
+        matches!(closed.cache.stored(), Err(StoreError::Closed)),
+        "closed, whoever still holds it"
+    );
+    assert!(
+        held.object(b"/pods/d/a", |_| ()).is_err(),
+        "and its snapshots read nothing of another's"
+    );
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
     bench.cache.close().await;
     drop(bench);
     std::fs::write(dir.join("hublet.redb"), vec![0x5a; 200_000]).unwrap();
-    let bench = Bench { cache: open(), _dir: tempfile::tempdir().unwrap() };
+    let bench = Bench {
+        cache: open(),
+        _dir: tempfile::tempdir().unwrap(),
+    };
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     let aside = std::fs::read_dir(&dir)
         .unwrap()
-        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("aside"))
+        .filter(|e| {
+            e.as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .contains("aside")
+        })
         .count();
     assert_eq!(aside, 1, "kept for whoever wants to look");
     let mode = |p: &std::path::Path| {
@@ -304,8 +491,12 @@ async fn what_says_nothing_new_costs_no_write() {
     let gone = gone("b");
     let say = async || {
         bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
-        bench.said(PODS, 200, list(8, "", &[("a", 7)]).as_bytes(), 0).await;
-        bench.said("GET /api/v1/namespaces/d/pods/b", 404, gone.as_bytes(), 0).await;
+        bench
+            .said(PODS, 200, list(8, "", &[("a", 7)]).as_bytes(), 0)
+            .await;
+        bench
+            .said("GET /api/v1/namespaces/d/pods/b", 404, gone.as_bytes(), 0)
+            .await;
     };
     say().await;
     let before = written();
@@ -324,7 +515,10 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
     for n in 0..50 {
         let clock = &bench.cache.clock;
         let asked = |clock: &Clock| clock.now();
-        let (get, create) = (format!("/api/v1/namespaces/d/pods/p{n}"), "/api/v1/namespaces/d/pods");
+        let (get, create) = (
+            format!("/api/v1/namespaces/d/pods/p{n}"),
+            "/api/v1/namespaces/d/pods",
+        );
         let gone = gone(&format!("p{n}"));
         for (method, path, status, body) in [
             (Method::GET, get.as_str(), 404, gone),
@@ -343,7 +537,11 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
         }
     }
     for n in 0..50 {
-        assert_eq!(bench.version(&format!("/pods/d/p{n}")).await, Some(7 + n), "p{n}");
+        assert_eq!(
+            bench.version(&format!("/pods/d/p{n}")).await,
+            Some(7 + n),
+            "p{n}"
+        );
     }
 }
 
@@ -354,12 +552,26 @@ async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_sel
     let bench = Bench::new();
     let selected = format!("{PODS}?labelSelector=x&watch=true&resourceVersion=10");
     let all = format!("{PODS}?watch=true&resourceVersion=10");
-    bench.said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0).await;
-    bench.said(&selected, 200, event("DELETED", "a", 12).as_bytes(), 0).await;
-    assert!(!bench.collection("/pods/d/").await.unwrap().is_whole(), "a may be gone or not");
-    bench.said(&all, 200, event("MODIFIED", "b", 11).as_bytes(), 0).await;
-    assert!(!bench.collection("/pods/d/").await.unwrap().is_whole(), "not told yet");
-    bench.said(&all, 200, event("MODIFIED", "a", 12).as_bytes(), 0).await;
+    bench
+        .said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
+        .await;
+    bench
+        .said(&selected, 200, event("DELETED", "a", 12).as_bytes(), 0)
+        .await;
+    assert!(
+        !bench.collection("/pods/d/").await.unwrap().is_whole(),
+        "a may be gone or not"
+    );
+    bench
+        .said(&all, 200, event("MODIFIED", "b", 11).as_bytes(), 0)
+        .await;
+    assert!(
+        !bench.collection("/pods/d/").await.unwrap().is_whole(),
+        "not told yet"
+    );
+    bench
+        .said(&all, 200, event("MODIFIED", "a", 12).as_bytes(), 0)
+        .await;
     assert!(bench.collection("/pods/d/").await.unwrap().is_whole());
     assert_eq!(bench.version("/pods/d/a").await, Some(12));
 }
@@ -368,9 +580,15 @@ async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_sel
 #[tokio::test]
 async fn a_document_that_was_asked_for_earlier_is_the_older_one() {
     let bench = Bench::new();
-    bench.said("GET /version", 200, br#"{"minor":"36"}"#, 0).await;
-    bench.said("GET /version", 200, br#"{"minor":"35"}"#, 30_000).await;
+    bench
+        .said("GET /version", 200, br#"{"minor":"36"}"#, 0)
+        .await;
+    bench
+        .said("GET /version", 200, br#"{"minor":"35"}"#, 30_000)
+        .await;
     let snapshot = bench.cache.snapshot().await.unwrap();
-    let body = snapshot.document(b"/version\napplication/json", |d| d.body.to_vec()).unwrap();
+    let body = snapshot
+        .document(b"/version\napplication/json", |d| d.body.to_vec())
+        .unwrap();
     assert_eq!(body.as_deref(), Some(br#"{"minor":"36"}"#.as_slice()));
 }

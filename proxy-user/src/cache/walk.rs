@@ -51,12 +51,19 @@ impl Walk {
     }
 
     /// As [`Walk::next`], with the object's key.
-    fn next_at<T>(&mut self, read: impl FnOnce(&[u8], Record<'_>) -> T) -> Result<Option<T>, StoreError> {
+    fn next_at<T>(
+        &mut self,
+        read: impl FnOnce(&[u8], Record<'_>) -> T,
+    ) -> Result<Option<T>, StoreError> {
         match self {
             Self::Range(range) => {
-                let Some(row) = range.next() else { return Ok(None) };
+                let Some(row) = range.next() else {
+                    return Ok(None);
+                };
                 let (key, value) = row?;
-                Record::read(value.value()).map(|r| Some(read(key.value(), r))).ok_or(StoreError::Damaged)
+                Record::read(value.value())
+                    .map(|r| Some(read(key.value(), r)))
+                    .ok_or(StoreError::Damaged)
             }
             Self::Members(members) => members.next_at(read),
         }
@@ -64,13 +71,20 @@ impl Walk {
 }
 
 impl Members {
-    fn next_at<T>(&mut self, read: impl FnOnce(&[u8], Record<'_>) -> T) -> Result<Option<T>, StoreError> {
+    fn next_at<T>(
+        &mut self,
+        read: impl FnOnce(&[u8], Record<'_>) -> T,
+    ) -> Result<Option<T>, StoreError> {
         loop {
-            let Some(row) = self.rows.next() else { return Ok(None) };
+            let Some(row) = self.rows.next() else {
+                return Ok(None);
+            };
             let (row, ()) = row.map(|(row, _)| (row, ()))?;
             let key = &row.value()[self.skip..];
             if let Some(value) = self.objects.get(key)? {
-                return Record::read(value.value()).map(|r| Some(read(key, r))).ok_or(StoreError::Damaged);
+                return Record::read(value.value())
+                    .map(|r| Some(read(key, r)))
+                    .ok_or(StoreError::Damaged);
             }
             // A member that is gone since is left out; of one that is merely unknown nothing can be said.
             if self.absent.get(key)?.is_none() {
@@ -146,7 +160,12 @@ impl ListWalk {
     pub(super) fn new(shared: Arc<Shared>, listed: Listed) -> Self {
         let lease = Arc::new(Mutex::new(None));
         shared.leases.0.lock().push(Arc::downgrade(&lease));
-        Self { shared, listed, last: Vec::new(), lease }
+        Self {
+            shared,
+            listed,
+            last: Vec::new(),
+            lease,
+        }
     }
 
     /// Hands the next object to `read`; `None` at the end.
@@ -164,7 +183,8 @@ impl ListWalk {
             };
             match self.step(&mut held.walk, &mut read) {
                 // The store has been opened anew: it goes on there.
-                Err(error) if error.is_failure() && held.generation != self.shared.generation() => {}
+                Err(error) if error.is_failure() && held.generation != self.shared.generation() => {
+                }
                 Ok(Some(value)) => {
                     *lease = Some(held);
                     return Ok(Some(value));
@@ -181,7 +201,12 @@ impl ListWalk {
             return Err(StoreError::Changed);
         }
         let walk = self.listed.walk(&snapshot, &self.last)?;
-        Ok(Held { walk, since: Instant::now(), generation, _snapshot: snapshot })
+        Ok(Held {
+            walk,
+            since: Instant::now(),
+            generation,
+            _snapshot: snapshot,
+        })
     }
 
     fn step<T>(
@@ -196,7 +221,9 @@ impl ListWalk {
             }
             last.clear();
             last.extend_from_slice(key);
-            read.take().map(|read| read(record)).ok_or(StoreError::Damaged)
+            read.take()
+                .map(|read| read(record))
+                .ok_or(StoreError::Damaged)
         })?;
         value.transpose()
     }
@@ -210,10 +237,14 @@ impl Leases {
     /// Ends the snapshots of those that have had theirs for longer than `age`.
     pub(super) fn end_older_than(&self, age: Duration) {
         self.0.lock().retain(|lease| {
-            let Some(lease) = lease.upgrade() else { return false };
+            let Some(lease) = lease.upgrade() else {
+                return false;
+            };
             // One that can't be had is being read from just now.
             if let Some(mut held) = lease.try_lock()
-                && held.as_ref().is_some_and(|held| held.since.elapsed() >= age)
+                && held
+                    .as_ref()
+                    .is_some_and(|held| held.since.elapsed() >= age)
             {
                 *held = None;
             }
@@ -228,6 +259,10 @@ pub(super) fn behind<'a>(
     last: &'a [u8],
     end: &'a [u8],
 ) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
-    let start = if last.is_empty() { Bound::Included(prefix) } else { Bound::Excluded(last) };
+    let start = if last.is_empty() {
+        Bound::Included(prefix)
+    } else {
+        Bound::Excluded(last)
+    };
     (start, Bound::Excluded(end))
 }

@@ -90,7 +90,8 @@ impl Writer {
         clock: Clock,
     ) -> Self {
         // A store that can't be written at the start is tried again as one that fails later.
-        let outage = (store.condition() != Condition::Writable).then(|| Outage::begin(Instant::now()));
+        let outage =
+            (store.condition() != Condition::Writable).then(|| Outage::begin(Instant::now()));
         Self {
             store,
             counters,
@@ -171,15 +172,19 @@ impl Writer {
 
     /// Makes the file small again where most of it is free, and nothing waits to be written.
     fn tidy(&mut self) {
-        let behind =
-            || self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire);
+        let behind = || {
+            self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire)
+        };
         if self.outage.is_some() || self.tidy_at.is_none_or(|at| at > Instant::now()) || behind() {
             return;
         }
         self.tidy_at = None;
         self.store.end_old_snapshots(SNAPSHOT);
         let began = Instant::now();
-        if let Err(error) = self.budget.tidy(&self.store, &|| behind() && began.elapsed() > COPYING) {
+        if let Err(error) = self
+            .budget
+            .tidy(&self.store, &|| behind() && began.elapsed() > COPYING)
+        {
             tracing::warn!(%error, "the store's file can't be made small");
             if self.store.has_failed() {
                 self.fall_back(&error.to_string());
@@ -195,7 +200,15 @@ impl Writer {
             Message::Begin(id, mut exchange) => {
                 let (at, author) = (exchange.asked, exchange.author.take());
                 let observer = Observer::new(*exchange);
-                self.observers.insert(id, Copying { observer, author, held: 0, at });
+                self.observers.insert(
+                    id,
+                    Copying {
+                        observer,
+                        author,
+                        held: 0,
+                        at,
+                    },
+                );
             }
             Message::Data(id, bytes, permit, now) => {
                 let pushed = self.observers.get_mut(&id).map(|copying| {
@@ -210,7 +223,10 @@ impl Writer {
                 drop(permit);
             }
             Message::End(id, now) => {
-                let author = self.observers.get_mut(&id).and_then(|copying| copying.author.take());
+                let author = self
+                    .observers
+                    .get_mut(&id)
+                    .and_then(|copying| copying.author.take());
                 let ended = self.forget(id);
                 let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.ops));
                 if let Some(Err(error)) = finished {
@@ -240,7 +256,13 @@ impl Writer {
 
     /// The author of a write has been shown the object, which the operations from `from` on store.
     fn shown_to(&mut self, author: &Credential, from: usize, now: u64) {
-        let key = |op: &Op| if let Op::Upsert { key, .. } = op { Some(key.clone()) } else { None };
+        let key = |op: &Op| {
+            if let Op::Upsert { key, .. } = op {
+                Some(key.clone())
+            } else {
+                None
+            }
+        };
         for key in self.ops[from..].iter().filter_map(key).collect::<Vec<_>>() {
             self.ops.append(&mut self.grants.written(author, &key, now));
         }
@@ -261,8 +283,13 @@ impl Writer {
             copying.held = held;
         }
         while self.held > HELD {
-            let holding = self.observers.iter().filter(|(_, copying)| copying.held > 0);
-            let Some(longest) = holding.min_by_key(|(id, copying)| (copying.at, **id)).map(|(id, _)| *id)
+            let holding = self
+                .observers
+                .iter()
+                .filter(|(_, copying)| copying.held > 0);
+            let Some(longest) = holding
+                .min_by_key(|(id, copying)| (copying.at, **id))
+                .map(|(id, _)| *id)
             else {
                 return;
             };
@@ -310,7 +337,9 @@ impl Writer {
             .filter_map(|copying| copying.observer.feeds())
             .map(<[u8]>::to_vec)
             .collect();
-        let evicted = self.budget.make_room(&self.store, &self.ops, &fed, &mut self.lineage)?;
+        let evicted = self
+            .budget
+            .make_room(&self.store, &self.ops, &fed, &mut self.lineage)?;
         self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
         // A batch that is applied again must not count as seen twice.
         let before = self.lineage.clone();
@@ -346,7 +375,10 @@ impl Writer {
 
     fn not_written(&mut self, error: &StoreError) {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
-        if self.last_error.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+        if self
+            .last_error
+            .is_none_or(|at| at.elapsed() > Duration::from_secs(60))
+        {
             self.last_error = Some(Instant::now());
             tracing::error!(%error, "what the cloud says can't be stored; answers go on from what is there");
         }
@@ -387,7 +419,8 @@ impl Writer {
         }
         let beyond = self.ops.split_off(self.kept.0);
         let room = REFUSALS.saturating_sub(self.ops.len());
-        self.ops.extend(beyond.into_iter().filter(Op::is_refusal).take(room));
+        self.ops
+            .extend(beyond.into_iter().filter(Op::is_refusal).take(room));
         self.bytes = self.ops.iter().map(Op::size).sum();
         self.kept = (self.ops.len(), self.bytes);
         self.give_up();
@@ -397,7 +430,9 @@ impl Writer {
     /// Gives up all copies under way: a step of a watch or a page may be among what was lost, and none of them can count as
     /// complete any more.
     fn give_up(&mut self) {
-        self.counters.given_up.fetch_add(1 + self.observers.len() as u64, Ordering::Relaxed);
+        self.counters
+            .given_up
+            .fetch_add(1 + self.observers.len() as u64, Ordering::Relaxed);
         self.observers.clear();
         self.held = 0;
         self.pages = Pages::default();

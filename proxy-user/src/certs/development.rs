@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -48,14 +48,25 @@ impl Authority {
         };
         for file in [&crt, &key].into_iter().filter(|file| file.exists()) {
             let aside = files::set_aside(file, now)?;
-            tracing::warn!("development CA {}: {reason}; set aside as {}", file.display(), aside.display());
+            tracing::warn!(
+                "development CA {}: {reason}; set aside as {}",
+                file.display(),
+                aside.display()
+            );
         }
-        tracing::warn!("a new development CA is made: give clients the new {}", crt.display());
+        tracing::warn!(
+            "a new development CA is made: give clients the new {}",
+            crt.display()
+        );
         Self::create(crt, &key, now)
     }
 
     /// The CA on disk, or why it is of no use. Fails only when the files are there and can't be read.
-    fn load(crt: &Path, key: &Path, now: OffsetDateTime) -> Result<Result<Self, String>, CertsError> {
+    fn load(
+        crt: &Path,
+        key: &Path,
+        now: OffsetDateTime,
+    ) -> Result<Result<Self, String>, CertsError> {
         let (Some(crt_pem), Some(key_pem)) = (read_present(crt)?, read_present(key)?) else {
             return Ok(Err("the certificate or its key is missing".into()));
         };
@@ -64,15 +75,19 @@ impl Authority {
             let certificate = CertificateDer::from_pem_slice(crt_pem.as_bytes())
                 .map_err(|error| format!("the certificate is damaged ({error})"))?;
             let facts = Facts::of(std::slice::from_ref(&certificate))?;
-            let pair =
-                KeyPair::from_pem(&key_pem).map_err(|error| format!("the key is damaged ({error})"))?;
+            let pair = KeyPair::from_pem(&key_pem)
+                .map_err(|error| format!("the key is damaged ({error})"))?;
             if facts.public_key != pair.subject_public_key_info() {
                 return Err("the key doesn't belong to the certificate".into());
             }
             if facts.not_after <= now {
                 return Err(format!("it ended on {}", facts.not_after.date()));
             }
-            Ok(Self { issuer: Issuer::new(ca_params(now), pair), certificate, path: crt.to_owned() })
+            Ok(Self {
+                issuer: Issuer::new(ca_params(now), pair),
+                certificate,
+                path: crt.to_owned(),
+            })
         };
         Ok(loaded())
     }
@@ -84,21 +99,39 @@ impl Authority {
         // The key first: a certificate without key is set aside at the next start, the reverse too.
         files::write_private(key, &pair.serialize_pem())?;
         files::write_private(&crt, &certificate.pem())?;
-        Ok(Self { issuer: Issuer::new(params, pair), certificate: certificate.der().clone(), path: crt })
+        Ok(Self {
+            issuer: Issuer::new(params, pair),
+            certificate: certificate.der().clone(),
+            path: crt,
+        })
     }
 
     /// A new P-256 key and a certificate for it, as one PEM text.
-    pub(super) fn issue(&self, subject: &Subject, now: OffsetDateTime) -> Result<String, CertsError> {
+    pub(super) fn issue(
+        &self,
+        subject: &Subject,
+        now: OffsetDateTime,
+    ) -> Result<String, CertsError> {
         let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params =
-            CertificateParams::new(subject.dns_names().into_iter().map(String::from).collect::<Vec<_>>())?;
-        params.subject_alt_names.extend(subject.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+        let mut params = CertificateParams::new(
+            subject
+                .dns_names()
+                .into_iter()
+                .map(String::from)
+                .collect::<Vec<_>>(),
+        )?;
+        params
+            .subject_alt_names
+            .extend(subject.ips.iter().map(|ip| SanType::IpAddress(*ip)));
         let mut name = DistinguishedName::new();
         name.push(DnType::OrganizationName, ORGANIZATION);
         name.push(DnType::CommonName, subject.common_name());
         params.distinguished_name = name;
         params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         params.not_before = now - BACKDATED;

@@ -14,7 +14,11 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Makes the directory, 0700 if it is new.
 pub(super) fn private_directory(path: &Path) -> Result<(), CertsError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(CertsError::write(path))
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(CertsError::write(path))
 }
 
 /// Reads a file of at most 1 MiB.
@@ -23,7 +27,10 @@ pub(super) fn read(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?.take(MAX_BYTES + 1);
     file.read_to_string(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than 1 MiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "more than 1 MiB",
+        ));
     }
     Ok(text)
 }
@@ -35,7 +42,12 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CertsError> {
     name.push(".new");
     let new = directory.join(name);
     let written = (|| {
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
@@ -71,7 +83,10 @@ pub(super) fn set_aside(path: &Path, now: OffsetDateTime) -> Result<PathBuf, Cer
         }
         path.with_file_name(name)
     };
-    let free = (0..).map(aside).find(|name| !name.exists()).expect("a directory holds fewer than 2^32 files");
+    let free = (0..)
+        .map(aside)
+        .find(|name| !name.exists())
+        .expect("a directory holds fewer than 2^32 files");
     fs::rename(path, &free).map_err(CertsError::write(&free))?;
     Ok(free)
 }

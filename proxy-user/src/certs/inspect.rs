@@ -22,14 +22,16 @@ pub(super) fn certified_key(pem: &str) -> Result<CertifiedKey, String> {
     if chain.is_empty() {
         return Err("holds no certificate".into());
     }
-    let key =
-        PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| format!("holds no key ({error})"))?;
-    CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider()).map_err(|error| {
-        match error {
-            rustls::Error::InconsistentKeys(_) => "holds a key that doesn't belong to its certificate".into(),
+    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| format!("holds no key ({error})"))?;
+    CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider()).map_err(
+        |error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                "holds a key that doesn't belong to its certificate".into()
+            }
             other => format!("is no usable certificate and key ({other})"),
-        }
-    })
+        },
+    )
 }
 
 /// What a certificate says.
@@ -49,14 +51,18 @@ impl Facts {
     /// Reads the first certificate of a chain.
     pub(super) fn of(chain: &[CertificateDer<'_>]) -> Result<Self, String> {
         let der = chain.first().ok_or("holds no certificate")?;
-        let (_, certificate) =
-            X509Certificate::from_der(der).map_err(|e| format!("holds a damaged certificate ({e})"))?;
-        let text =
-            |name: &x509_parser::prelude::AttributeTypeAndValue<'_>| name.as_str().unwrap_or("").to_owned();
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|e| format!("holds a damaged certificate ({e})"))?;
+        let text = |name: &x509_parser::prelude::AttributeTypeAndValue<'_>| {
+            name.as_str().unwrap_or("").to_owned()
+        };
         let subject = certificate.subject();
         let (mut dns, mut ips) = (BTreeSet::new(), BTreeSet::new());
         let names = certificate.subject_alternative_name().ok().flatten();
-        for name in names.iter().flat_map(|extension| &extension.value.general_names) {
+        for name in names
+            .iter()
+            .flat_map(|extension| &extension.value.general_names)
+        {
             match name {
                 GeneralName::DNSName(name) => dns.extend([(*name).to_owned()]),
                 GeneralName::IPAddress(octets) => ips.extend(address(octets)),
@@ -66,7 +72,11 @@ impl Facts {
         let validity = certificate.validity();
         Ok(Self {
             organizations: subject.iter_organization().map(text).collect(),
-            common_name: subject.iter_common_name().map(text).next().unwrap_or_default(),
+            common_name: subject
+                .iter_common_name()
+                .map(text)
+                .next()
+                .unwrap_or_default(),
             dns,
             ips,
             not_before: validity.not_before.to_datetime(),
@@ -85,9 +95,16 @@ impl Facts {
 
     /// Names of the subject that the certificate lacks.
     pub(super) fn lacks(&self, subject: &Subject) -> Vec<String> {
-        let ips = subject.ips.iter().filter(|ip| !self.ips.contains(ip)).map(ToString::to_string);
-        let dns =
-            subject.dns_names().into_iter().filter(|name| !self.dns.contains(*name)).map(ToString::to_string);
+        let ips = subject
+            .ips
+            .iter()
+            .filter(|ip| !self.ips.contains(ip))
+            .map(ToString::to_string);
+        let dns = subject
+            .dns_names()
+            .into_iter()
+            .filter(|name| !self.dns.contains(*name))
+            .map(ToString::to_string);
         ips.chain(dns).collect()
     }
 
@@ -115,10 +132,15 @@ pub(super) fn is_signed_by(
     now: OffsetDateTime,
 ) -> bool {
     let mut roots = RootCertStore::empty();
-    let Ok(seconds) = u64::try_from(now.unix_timestamp()) else { return false };
+    let Ok(seconds) = u64::try_from(now.unix_timestamp()) else {
+        return false;
+    };
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
-    let Ok(parsed) = ParsedCertificate::try_from(certificate) else { return false };
+    let algorithms =
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+    let Ok(parsed) = ParsedCertificate::try_from(certificate) else {
+        return false;
+    };
     roots.add(ca.clone().into_owned()).is_ok()
         && rustls::client::verify_server_cert_signed_by_trust_anchor(
             &parsed,

@@ -56,7 +56,11 @@ pub enum CertsError {
 
 impl CertsError {
     fn content(what: &'static str, path: &Path, reason: impl Into<String>) -> Self {
-        Self::Content { what, path: path.to_owned(), reason: reason.into() }
+        Self::Content {
+            what,
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
     }
     fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
@@ -82,8 +86,12 @@ pub fn own_files(pki: &Path) -> Vec<PathBuf> {
 }
 
 /// The names under which pods know the API server.
-const DNS_NAMES: [&str; 4] =
-    ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+const DNS_NAMES: [&str; 4] = [
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+];
 
 const ORGANIZATION: &str = "system:nodes";
 
@@ -93,6 +101,9 @@ impl Subject {
     }
 
     fn dns_names(&self) -> std::collections::BTreeSet<&str> {
-        DNS_NAMES.into_iter().chain(self.dns.iter().map(String::as_str)).collect()
+        DNS_NAMES
+            .into_iter()
+            .chain(self.dns.iter().map(String::as_str))
+            .collect()
     }
 }

@@ -68,12 +68,23 @@ impl Certificates {
     pub fn open(config: &CertsConfig, node: &str, now: OffsetDateTime) -> Result<Self, CertsError> {
         let pki = config.root_dir.join("pki");
         files::private_directory(&pki)?;
-        let subject =
-            Subject { node: node.to_owned(), ips: config.ip_sans.clone(), dns: config.dns_sans.clone() };
+        let subject = Subject {
+            node: node.to_owned(),
+            ips: config.ip_sans.clone(),
+            dns: config.dns_sans.clone(),
+        };
         let (key, origin) = choose(config.mode, &pki, &subject, now)?;
-        let resolver = Arc::new(Resolver { current: ArcSwap::new(key) });
+        let resolver = Arc::new(Resolver {
+            current: ArcSwap::new(key),
+        });
         let (subject, origin) = (Mutex::new(subject), ArcSwap::from_pointee(origin));
-        Ok(Self { mode: config.mode, pki, subject, resolver, origin })
+        Ok(Self {
+            mode: config.mode,
+            pki,
+            subject,
+            resolver,
+            origin,
+        })
     }
 
     /// For the TLS listeners.
@@ -125,7 +136,11 @@ impl Certificates {
             Some(ca) => format!("clients must trust {}", ca.display()),
             None => "from the cluster".to_owned(),
         };
-        format!("{} until {}, {trust}", origin.file.display(), origin.expires.date())
+        format!(
+            "{} until {}, {trust}",
+            origin.file.display(),
+            origin.expires.date()
+        )
     }
 }
 
@@ -135,14 +150,28 @@ pub(super) fn own_files(pki: &Path) -> Vec<PathBuf> {
     let ca = files::read(&pki.join("dev-ca.crt")).ok();
     let ca = ca.and_then(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
     let signed = |file: &Path| {
-        let key = files::read(file).ok().and_then(|pem| certified_key(&pem).ok());
+        let key = files::read(file)
+            .ok()
+            .and_then(|pem| certified_key(&pem).ok());
         let leaf = key.and_then(|key| key.cert.first().cloned());
-        ca.as_ref().zip(leaf).is_some_and(|(ca, leaf)| is_signed_by(&leaf, ca, OffsetDateTime::now_utc()))
+        ca.as_ref()
+            .zip(leaf)
+            .is_some_and(|(ca, leaf)| is_signed_by(&leaf, ca, OffsetDateTime::now_utc()))
     };
-    let entries = std::fs::read_dir(pki).into_iter().flatten().flatten().map(|entry| entry.path());
+    let entries = std::fs::read_dir(pki)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     let ours = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.starts_with("dev-ca.") || name.starts_with("dev-server.") || (*path == current && signed(path))
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        name.starts_with("dev-ca.")
+            || name.starts_with("dev-server.")
+            || (*path == current && signed(path))
     };
     entries.filter(ours).collect()
 }
@@ -162,7 +191,10 @@ fn choose(
     match clusters(&current, subject, now) {
         Ok(choice) => Ok(choice),
         Err(reason) => {
-            tracing::debug!("{} {reason}: serving with the development CA", current.display());
+            tracing::debug!(
+                "{} {reason}: serving with the development CA",
+                current.display()
+            );
             development(&pki.join("dev-server.pem"), pki, subject, now)
         }
     }
@@ -174,7 +206,11 @@ fn clusters(file: &Path, subject: &Subject, now: OffsetDateTime) -> Result<Choic
     let key = certified_key(&pem)?;
     let facts = Facts::of(&key.cert)?;
     if !facts.is_valid(now) {
-        return Err(format!("is valid from {} to {} only", facts.not_before.date(), facts.not_after.date()));
+        return Err(format!(
+            "is valid from {} to {} only",
+            facts.not_before.date(),
+            facts.not_after.date()
+        ));
     }
     let lacks = facts.lacks(subject);
     if !lacks.is_empty() {
@@ -184,7 +220,11 @@ fn clusters(file: &Path, subject: &Subject, now: OffsetDateTime) -> Result<Choic
             lacks.join(", ")
         );
     }
-    let origin = Origin { file: file.to_owned(), ca: None, expires: facts.not_after };
+    let origin = Origin {
+        file: file.to_owned(),
+        ca: None,
+        expires: facts.not_after,
+    };
     Ok((Arc::new(key), origin))
 }
 
@@ -212,7 +252,10 @@ fn development(
             );
         }
         Kept::Certificate(key, facts) => {
-            let ours = key.cert.first().is_some_and(|leaf| is_signed_by(leaf, authority.certificate(), now));
+            let ours = key
+                .cert
+                .first()
+                .is_some_and(|leaf| is_signed_by(leaf, authority.certificate(), now));
             if ours && facts.is_for(subject) && now < facts.renewal() {
                 files::close_to_others(file);
                 let origin = origin(&facts);
@@ -268,10 +311,12 @@ fn kept(file: &Path) -> Result<Kept, CertsError> {
         }
         Err(error) => return Ok(Kept::Unusable(format!("can't be read ({error})"))),
     };
-    Ok(match certified_key(&pem).and_then(|key| Facts::of(&key.cert).map(|facts| (key, facts))) {
-        Ok((key, facts)) => Kept::Certificate(Box::new(key), facts),
-        Err(reason) => Kept::Unusable(reason),
-    })
+    Ok(
+        match certified_key(&pem).and_then(|key| Facts::of(&key.cert).map(|facts| (key, facts))) {
+            Ok((key, facts)) => Kept::Certificate(Box::new(key), facts),
+            Err(reason) => Kept::Unusable(reason),
+        },
+    )
 }
 
 #[cfg(test)]

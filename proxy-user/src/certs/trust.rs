@@ -60,7 +60,11 @@ struct Context {
 pub fn cloud_roots(config: &CertsConfig) -> Result<Arc<RootCertStore>, CertsError> {
     let roots = match &config.bootstrap_file {
         Some(file) => from_kubeconfig(file)?,
-        None => from_pem_file("cluster CA", Path::new(CLUSTER_CA), "name a kubeconfig by --bootstrap-file")?,
+        None => from_pem_file(
+            "cluster CA",
+            Path::new(CLUSTER_CA),
+            "name a kubeconfig by --bootstrap-file",
+        )?,
     };
     Ok(Arc::new(roots))
 }
@@ -74,10 +78,14 @@ fn from_kubeconfig(path: &Path) -> Result<RootCertStore, CertsError> {
     })?;
     let wrong = |reason: String| CertsError::content(KUBECONFIG, path, reason);
     let kubeconfig: Kubeconfig = serde_yaml_ng::from_str(&text).map_err(|error| {
-        wrong(format!("is no kubeconfig ({error}): expected YAML with clusters[].cluster"))
+        wrong(format!(
+            "is no kubeconfig ({error}): expected YAML with clusters[].cluster"
+        ))
     })?;
     let cluster = current_cluster(&kubeconfig).ok_or_else(|| {
-        wrong("names no cluster: expected clusters[].cluster with certificate-authority-data".into())
+        wrong(
+            "names no cluster: expected clusters[].cluster with certificate-authority-data".into(),
+        )
     })?;
     match (&cluster.certificate_authority_data, &cluster.certificate_authority) {
         (Some(data), _) if !data.trim().is_empty() => {
@@ -104,11 +112,25 @@ fn from_kubeconfig(path: &Path) -> Result<RootCertStore, CertsError> {
 
 /// The current context's cluster, or the only one there is.
 fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
-    let current = kubeconfig.current_context.as_deref().filter(|name| !name.is_empty());
-    let context = current.and_then(|name| kubeconfig.contexts.iter().find(|context| context.name == name));
-    let named =
-        context.and_then(|c| kubeconfig.clusters.iter().find(|cluster| cluster.name == c.context.cluster));
-    named.or(kubeconfig.clusters.first()).map(|cluster| &cluster.cluster)
+    let current = kubeconfig
+        .current_context
+        .as_deref()
+        .filter(|name| !name.is_empty());
+    let context = current.and_then(|name| {
+        kubeconfig
+            .contexts
+            .iter()
+            .find(|context| context.name == name)
+    });
+    let named = context.and_then(|c| {
+        kubeconfig
+            .clusters
+            .iter()
+            .find(|cluster| cluster.name == c.context.cluster)
+    });
+    named
+        .or(kubeconfig.clusters.first())
+        .map(|cluster| &cluster.cluster)
 }
 
 fn from_pem_file(
@@ -167,11 +189,16 @@ mod tests {
             dns_sans: vec![],
             node_ip: None,
         };
-        cloud_roots(&config).map(|roots| roots.len()).map_err(|error| {
-            let text = error.to_string();
-            assert!(text.contains(&directory.path().display().to_string()), "names the file: {text}");
-            text
-        })
+        cloud_roots(&config)
+            .map(|roots| roots.len())
+            .map_err(|error| {
+                let text = error.to_string();
+                assert!(
+                    text.contains(&directory.path().display().to_string()),
+                    "names the file: {text}"
+                );
+                text
+            })
     }
 
     fn kubeconfig(cluster: &str) -> String {
@@ -183,10 +210,28 @@ mod tests {
     #[test]
     fn the_ca_is_taken_from_data_or_file() {
         let data = BASE64_STANDARD.encode(ca_pem());
-        assert_eq!(read(&kubeconfig(&format!("    certificate-authority-data: {data}\n")), None), Ok(1));
-        assert_eq!(read(&kubeconfig("    certificate-authority: ca.crt\n"), Some(&ca_pem())), Ok(1));
+        assert_eq!(
+            read(
+                &kubeconfig(&format!("    certificate-authority-data: {data}\n")),
+                None
+            ),
+            Ok(1)
+        );
+        assert_eq!(
+            read(
+                &kubeconfig("    certificate-authority: ca.crt\n"),
+                Some(&ca_pem())
+            ),
+            Ok(1)
+        );
         let both = ca_pem() + &ca_pem();
-        assert_eq!(read(&kubeconfig("    certificate-authority: ca.crt\n"), Some(&both)), Ok(2));
+        assert_eq!(
+            read(
+                &kubeconfig("    certificate-authority: ca.crt\n"),
+                Some(&both)
+            ),
+            Ok(2)
+        );
     }
 
     #[test]
@@ -208,10 +253,22 @@ mod tests {
             ("just words", "no kubeconfig"),
             ("clusters: []", "names no cluster"),
             (&kubeconfig(""), "without its CA"),
-            (&kubeconfig("    insecure-skip-tls-verify: true\n"), "without its CA"),
-            (&kubeconfig("    certificate-authority-data: '%%%'\n"), "no base64"),
-            (&kubeconfig("    certificate-authority-data: AAAA\n"), "holds no certificate"),
-            (&kubeconfig("    certificate-authority: missing.crt\n"), "can't be read"),
+            (
+                &kubeconfig("    insecure-skip-tls-verify: true\n"),
+                "without its CA",
+            ),
+            (
+                &kubeconfig("    certificate-authority-data: '%%%'\n"),
+                "no base64",
+            ),
+            (
+                &kubeconfig("    certificate-authority-data: AAAA\n"),
+                "holds no certificate",
+            ),
+            (
+                &kubeconfig("    certificate-authority: missing.crt\n"),
+                "can't be read",
+            ),
         ] {
             let error = read(text, None).expect_err(text);
             assert!(error.contains(says), "{text}: {error}");

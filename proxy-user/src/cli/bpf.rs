@@ -70,8 +70,11 @@ pub fn bpf(command: &BpfCommand, out: &mut dyn Write) -> Result<(), BpfError> {
             }
         }
         BpfCommand::Detach(args) => {
-            let gone: Vec<_> =
-                Pinned::find(&args.bpffs)?.detach()?.iter().map(|pin| pin.display().to_string()).collect();
+            let gone: Vec<_> = Pinned::find(&args.bpffs)?
+                .detach()?
+                .iter()
+                .map(|pin| pin.display().to_string())
+                .collect();
             print(&json!({ "detached": gone }), args.output, out)
         }
     }

@@ -73,11 +73,15 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// # Errors
 /// Wrong usage, or a wish for help; [`clap::Error::exit`] prints either with the right exit code.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
-    let arguments = arguments.into_iter().enumerate().map(|(n, argument)| match n {
-        0 => OsString::from("hublet"),
-        _ => dashed(argument),
-    });
-    let line = CommandLine::from_arg_matches(&CommandLine::command().try_get_matches_from(arguments)?)?;
+    let arguments = arguments
+        .into_iter()
+        .enumerate()
+        .map(|(n, argument)| match n {
+            0 => OsString::from("hublet"),
+            _ => dashed(argument),
+        });
+    let line =
+        CommandLine::from_arg_matches(&CommandLine::command().try_get_matches_from(arguments)?)?;
     Ok(line.command.unwrap_or(Command::Run(line.run)))
 }
 
@@ -87,5 +91,9 @@ fn dashed(argument: OsString) -> OsString {
         return argument;
     };
     let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
-    if name.contains('_') { format!("{}{value}", name.replace('_', "-")).into() } else { argument }
+    if name.contains('_') {
+        format!("{}{value}", name.replace('_', "-")).into()
+    } else {
+        argument
+    }
 }

@@ -67,9 +67,13 @@ fn ask(admin: SocketAddr) -> Result<String, StatusError> {
 
 /// Scalars first, then a section for each object or list; rows of a list of objects become a table.
 pub(super) fn tables(status: &Value, out: &mut dyn Write) -> io::Result<()> {
-    let Value::Object(sections) = status else { return writeln!(out, "{}", Printable(status)) };
-    let scalars: Vec<_> =
-        sections.iter().filter(|(_, value)| !value.is_object() && !value.is_array()).collect();
+    let Value::Object(sections) = status else {
+        return writeln!(out, "{}", Printable(status));
+    };
+    let scalars: Vec<_> = sections
+        .iter()
+        .filter(|(_, value)| !value.is_object() && !value.is_array())
+        .collect();
     let width = scalars.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     for (key, value) in scalars {
         writeln!(out, "{:width$}  {}", word(key), cell(value))?;
@@ -83,8 +87,9 @@ pub(super) fn tables(status: &Value, out: &mut dyn Write) -> io::Result<()> {
 fn section(name: &str, value: &Value, out: &mut dyn Write) -> io::Result<()> {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
-            let (flat, nested): (Vec<_>, Vec<_>) =
-                fields.iter().partition(|(_, v)| !is_table(v) && !v.is_object());
+            let (flat, nested): (Vec<_>, Vec<_>) = fields
+                .iter()
+                .partition(|(_, v)| !is_table(v) && !v.is_object());
             if !flat.is_empty() {
                 writeln!(out, "\n{}", word(&name.to_uppercase()))?;
                 let width = flat.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
@@ -92,14 +97,17 @@ fn section(name: &str, value: &Value, out: &mut dyn Write) -> io::Result<()> {
                     writeln!(out, "  {:width$}  {}", word(key), cell(value))?;
                 }
             }
-            nested.into_iter().try_for_each(|(key, value)| section(&format!("{name} {key}"), value, out))
+            nested
+                .into_iter()
+                .try_for_each(|(key, value)| section(&format!("{name} {key}"), value, out))
         }
         Value::Array(rows) if !rows.is_empty() => {
             writeln!(out, "\n{}", word(&name.to_uppercase()))?;
             if is_table(value) {
                 table(rows, out)
             } else {
-                rows.iter().try_for_each(|row| writeln!(out, "  {}", cell(row)))
+                rows.iter()
+                    .try_for_each(|row| writeln!(out, "  {}", cell(row)))
             }
         }
         _ => Ok(()),
@@ -107,7 +115,9 @@ fn section(name: &str, value: &Value, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn is_table(value: &Value) -> bool {
-    value.as_array().is_some_and(|rows| !rows.is_empty() && rows.iter().all(Value::is_object))
+    value
+        .as_array()
+        .is_some_and(|rows| !rows.is_empty() && rows.iter().all(Value::is_object))
 }
 
 /// Columns that come first, in this order.
@@ -130,27 +140,60 @@ const FIRST: [&str; 15] = [
 ];
 
 /// Columns for programs only: `-o json` has them.
-const HIDDEN: [&str; 7] = ["process", "gid", "cgroup_id", "netns", "last", "latency", "wanted"];
+const HIDDEN: [&str; 7] = [
+    "process",
+    "gid",
+    "cgroup_id",
+    "netns",
+    "last",
+    "latency",
+    "wanted",
+];
 
 /// Rows as a table; an object within a row adds its own columns.
 fn table(rows: &[Value], out: &mut dyn Write) -> io::Result<()> {
-    let rows: Vec<Map<String, Value>> = rows.iter().filter_map(Value::as_object).map(flat).collect();
+    let rows: Vec<Map<String, Value>> =
+        rows.iter().filter_map(Value::as_object).map(flat).collect();
     let mut columns: Vec<&str> = Vec::new();
-    for key in rows.iter().flat_map(|row| row.keys()).filter(|key| !HIDDEN.contains(&key.as_str())) {
+    for key in rows
+        .iter()
+        .flat_map(|row| row.keys())
+        .filter(|key| !HIDDEN.contains(&key.as_str()))
+    {
         if !columns.contains(&key.as_str()) {
             columns.push(key);
         }
     }
-    columns.sort_by_key(|column| FIRST.iter().position(|first| first == column).unwrap_or(FIRST.len()));
+    columns.sort_by_key(|column| {
+        FIRST
+            .iter()
+            .position(|first| first == column)
+            .unwrap_or(FIRST.len())
+    });
     let line = |row: &Map<String, Value>| {
-        columns.iter().map(|column| cell(row.get(*column).unwrap_or(&Value::Null))).collect::<Vec<_>>()
+        columns
+            .iter()
+            .map(|column| cell(row.get(*column).unwrap_or(&Value::Null)))
+            .collect::<Vec<_>>()
     };
-    let head = columns.iter().map(|column| word(&column.to_uppercase())).collect();
+    let head = columns
+        .iter()
+        .map(|column| word(&column.to_uppercase()))
+        .collect();
     let lines: Vec<Vec<String>> = std::iter::once(head).chain(rows.iter().map(line)).collect();
-    let width = |n: usize| lines.iter().map(|line| line[n].chars().count()).max().unwrap_or(0);
+    let width = |n: usize| {
+        lines
+            .iter()
+            .map(|line| line[n].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     for line in &lines {
-        let cells = line.iter().zip(&widths).map(|(value, width)| format!("{value:width$}"));
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(value, width)| format!("{value:width$}"));
         writeln!(out, "  {}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
@@ -181,9 +224,11 @@ fn cell(value: &Value) -> String {
             [Value::String(ip), Value::Number(port)] => format!("{}:{port}", word(ip)),
             items => items.iter().map(cell).collect::<Vec<_>>().join(", "),
         },
-        Value::Object(fields) => {
-            fields.iter().map(|(k, v)| format!("{}={}", word(k), cell(v))).collect::<Vec<_>>().join(" ")
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(k, v)| format!("{}={}", word(k), cell(v)))
+            .collect::<Vec<_>>()
+            .join(" "),
         Value::Number(number) => number.to_string(),
     }
 }
@@ -231,16 +276,31 @@ mod tests {
     fn nobody_and_somebody_else_are_told_apart() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let admin = listener.local_addr().expect("address");
-        let args = StatusArgs { output: Output::Json, admin };
+        let args = StatusArgs {
+            output: Output::Json,
+            admin,
+        };
         let other = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("accepted");
             let _ = stream.read(&mut [0; 512]);
-            stream.write_all(b"HTTP/1.1 404 Not Found\r\n\r\n").expect("written");
+            stream
+                .write_all(b"HTTP/1.1 404 Not Found\r\n\r\n")
+                .expect("written");
         });
-        let error = status(&args, &mut Vec::new()).expect_err("a stranger").to_string();
-        assert!(error.contains("no hublet") && error.contains("404"), "{error}");
+        let error = status(&args, &mut Vec::new())
+            .expect_err("a stranger")
+            .to_string();
+        assert!(
+            error.contains("no hublet") && error.contains("404"),
+            "{error}"
+        );
         other.join().expect("joined");
-        let error = status(&args, &mut Vec::new()).expect_err("closed").to_string();
-        assert!(error.contains("--admin") && error.contains(&admin.to_string()), "{error}");
+        let error = status(&args, &mut Vec::new())
+            .expect_err("closed")
+            .to_string();
+        assert!(
+            error.contains("--admin") && error.contains(&admin.to_string()),
+            "{error}"
+        );
     }
 }

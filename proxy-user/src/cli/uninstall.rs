@@ -64,12 +64,17 @@ pub fn uninstall(args: &UninstallArgs, out: &mut dyn Write) -> Result<(), Uninst
     match Pinned::find(&args.bpffs) {
         Ok(pinned) => {
             pinned.remove()?;
-            removed(&format_args!("the eBPF programs and maps pinned in {}", args.bpffs.display()));
+            removed(&format_args!(
+                "the eBPF programs and maps pinned in {}",
+                args.bpffs.display()
+            ));
         }
         Err(PinnedError::Nothing(_)) => {}
         Err(error) => return Err(error.into()),
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     if runtime.block_on(remove_interface(&args.dummy_if_name))? {
         removed(&format_args!("the interface {}", args.dummy_if_name));
     }
@@ -85,7 +90,11 @@ pub fn uninstall(args: &UninstallArgs, out: &mut dyn Write) -> Result<(), Uninst
             Err(error) => return Err(UninstallError::File(file, error)),
         }
     }
-    for dir in [args.disk_cache_path.clone(), args.root_dir.join("pki"), args.root_dir.clone()] {
+    for dir in [
+        args.disk_cache_path.clone(),
+        args.root_dir.join("pki"),
+        args.root_dir.clone(),
+    ] {
         if fs::remove_dir(&dir).is_ok() {
             removed(&dir.display()); // an empty one only
         }

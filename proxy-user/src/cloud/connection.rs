@@ -115,7 +115,11 @@ pub async fn http2(
         };
         ended(broken);
     });
-    Ok(Http2 { sender, streams, task: task.abort_handle() })
+    Ok(Http2 {
+        sender,
+        streams,
+        task: task.abort_handle(),
+    })
 }
 
 /// Speaks HTTP/1.1.
@@ -126,8 +130,10 @@ pub async fn http1(
     tls: CloudStream,
     closing: WaitForCancellationFutureOwned,
 ) -> Result<http1::SendRequest<Upload>, hyper::Error> {
-    let (sender, connection) =
-        http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(tls)).await?;
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(BUFFER)
+        .handshake(TokioIo::new(tls))
+        .await?;
     // After an upgrade the bytes are no longer the connection's; whoever copies them listens to `closing` as well.
     let connection = connection.with_upgrades();
     tokio::spawn(async move {
@@ -157,7 +163,8 @@ impl Joined {
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Joined {
     fn execute(&self, future: F) {
         let mut future = Some(future);
-        self.0.get_or_init(|| Mutex::new(future.take().map(|first| Box::pin(first) as Work)));
+        self.0
+            .get_or_init(|| Mutex::new(future.take().map(|first| Box::pin(first) as Work)));
         let Some(future) = future else { return };
         match upload::asked() {
             Some(upload) => drop(tokio::spawn(async move {
@@ -198,7 +205,9 @@ impl Driver {
     }
 
     fn look_at_settings(&mut self) {
-        let Some(requests) = &self.requests else { return };
+        let Some(requests) = &self.requests else {
+            return;
+        };
         let streams = requests.current_max_send_streams();
         self.streams.store(streams, Ordering::Relaxed);
         if streams != UNKNOWN {
@@ -230,7 +239,11 @@ impl Future for Driver {
 /// HTTP/1.1 wants the host in a header and the path alone in the request line.
 pub fn set_host(request: &mut Request<Upload>, sender: &Sender) {
     if matches!(sender, Sender::H1(_)) {
-        let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let authority = request
+            .uri()
+            .authority()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         if let Ok(value) = http::HeaderValue::from_str(&authority) {
             request.headers_mut().insert(http::header::HOST, value);
         }

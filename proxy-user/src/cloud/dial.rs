@@ -50,7 +50,9 @@ pub enum DialError {
         source: io::Error,
     },
     /// TLS.
-    #[error("TLS with {host} failed: {source}; does the CA in --bootstrap-file belong to this server?")]
+    #[error(
+        "TLS with {host} failed: {source}; does the CA in --bootstrap-file belong to this server?"
+    )]
     Tls {
         /// The server.
         host: String,
@@ -67,7 +69,9 @@ pub enum DialError {
     #[error("too many connections to the cloud are in use")]
     Busy,
     /// The server takes no requests over HTTP/2.
-    #[error("the server allows no streams on its connections (SETTINGS_MAX_CONCURRENT_STREAMS is 0)")]
+    #[error(
+        "the server allows no streams on its connections (SETTINGS_MAX_CONCURRENT_STREAMS is 0)"
+    )]
     NoStreams,
 }
 
@@ -81,12 +85,18 @@ impl DialError {
     /// server that is there and takes no requests.
     pub fn is_ours(&self) -> bool {
         use rustix::io::Errno;
-        let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+        let lacks = [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::ADDRNOTAVAIL,
+        ];
         match self {
             Self::Busy | Self::NoStreams => true,
-            Self::Connect { source, .. } | Self::Resolve { source, .. } => {
-                source.raw_os_error().is_some_and(|code| lacks.iter().any(|e| e.raw_os_error() == code))
-            }
+            Self::Connect { source, .. } | Self::Resolve { source, .. } => source
+                .raw_os_error()
+                .is_some_and(|code| lacks.iter().any(|e| e.raw_os_error() == code)),
             _ => false,
         }
     }
@@ -106,7 +116,9 @@ pub struct Dialer {
 
 impl std::fmt::Debug for Dialer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dialer").field("server", &self.server).finish_non_exhaustive()
+        f.debug_struct("Dialer")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
     }
 }
 
@@ -133,7 +145,15 @@ impl Dialer {
         };
         let (both, http1) = (config(&[b"h2", b"http/1.1"]), config(&[b"http/1.1"]));
         let resolver = Arc::new(Resolver::new(server));
-        Ok(Self { server: server.clone(), name, both, http1, mark, heard: Arc::default(), resolver })
+        Ok(Self {
+            server: server.clone(),
+            name,
+            both,
+            http1,
+            mark,
+            heard: Arc::default(),
+            resolver,
+        })
     }
 
     /// The server.
@@ -156,24 +176,39 @@ impl Dialer {
             self.resolver.connected(address);
             let tcp = HeardStream::new(tcp, Arc::clone(&self.heard));
             let tls = if http1 { &self.http1 } else { &self.both };
-            let failed = |source| DialError::Tls { host: self.server.host.clone(), source };
+            let failed = |source| DialError::Tls {
+                host: self.server.host.clone(),
+                source,
+            };
             let stream = tls.connect(self.name.clone(), tcp).await.map_err(failed)?;
             self.resolver.serves(address);
             Ok(stream)
         };
-        tokio::time::timeout(DIAL_TIMEOUT, dial).await.unwrap_or(Err(DialError::Timeout))
+        tokio::time::timeout(DIAL_TIMEOUT, dial)
+            .await
+            .unwrap_or(Err(DialError::Timeout))
     }
 
     /// The first of the server's addresses that takes a connection: one after the other is tried, each a quarter of a
     /// second after the one before, or as soon as that one has failed (happy eyeballs, RFC 8305 §5).
     async fn connect(&self) -> Result<(SocketAddr, TcpStream), DialError> {
-        let resolve = |source| DialError::Resolve { host: self.server.host.clone(), source };
-        let mut addresses = self.resolver.addresses().await.map_err(resolve)?.into_iter();
+        let resolve = |source| DialError::Resolve {
+            host: self.server.host.clone(),
+            source,
+        };
+        let mut addresses = self
+            .resolver
+            .addresses()
+            .await
+            .map_err(resolve)?
+            .into_iter();
         let mut tries = FuturesUnordered::new();
         let mut failed = None;
         loop {
             tries.extend(
-                addresses.next().map(|address| async move { (address, self.connect_to(address).await) }),
+                addresses
+                    .next()
+                    .map(|address| async move { (address, self.connect_to(address).await) }),
             );
             let next = tokio::time::sleep(STAGGER);
             tokio::select! {
@@ -188,7 +223,11 @@ impl Dialer {
     }
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         // Without CAP_NET_ADMIN there is no steering of ours either, so an unmarked socket is right.
         if let Err(error) = socket2::SockRef::from(&socket).set_mark(self.mark) {
             tracing::trace!(%error, "upstream socket not marked");
@@ -203,7 +242,10 @@ impl Dialer {
 /// idle connection (RFC 5482, RFC 9293 §3.8.4).
 fn end_when_dead(socket: &TcpSocket) -> io::Result<()> {
     let (idle, interval, probes) = KEEPALIVE;
-    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(probes);
+    let keepalive = TcpKeepalive::new()
+        .with_time(idle)
+        .with_interval(interval)
+        .with_retries(probes);
     let socket = socket2::SockRef::from(socket);
     socket.set_tcp_keepalive(&keepalive)?;
     // With it, Linux counts no probes: it must leave time for all of them.
@@ -226,14 +268,29 @@ mod tests {
     #[tokio::test]
     async fn the_kernel_looks_after_connections_that_are_idle() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Server { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+        let server = Server {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().unwrap().port(),
+        };
         let dialer = Dialer::new(&server, &Arc::new(rustls::RootCertStore::empty()), 0).unwrap();
-        let stream = dialer.connect_to(listener.local_addr().unwrap()).await.unwrap();
+        let stream = dialer
+            .connect_to(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let socket = socket2::SockRef::from(&stream);
         assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(15)
+        );
+        assert_eq!(
+            socket.tcp_keepalive_interval().unwrap(),
+            Duration::from_secs(5)
+        );
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+        assert_eq!(
+            socket.tcp_user_timeout().unwrap(),
+            Some(Duration::from_secs(30))
+        );
     }
 }

@@ -187,7 +187,11 @@ impl Cloud {
             let (error, back) = failed;
             let taken = back.is_none() && !was_not_taken(&error);
             sent.store(taken, Ordering::Relaxed);
-            let again = if taken { terms.repeatable && tries < 2 } else { tries < TRIES };
+            let again = if taken {
+                terms.repeatable && tries < 2
+            } else {
+                tries < TRIES
+            };
             match back.or(copy) {
                 Some(same) if again => request = same,
                 _ if was_broken_by_its_caller(&error) => {
@@ -212,7 +216,13 @@ impl Cloud {
         }
         let mut request = Request::new(body.unwrap_or_else(|| Either::Right(Full::default())));
         *request.method_mut() = parts.method.clone();
-        *request.uri_mut() = uri(server, parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str));
+        *request.uri_mut() = uri(
+            server,
+            parts
+                .uri
+                .path_and_query()
+                .map(http::uri::PathAndQuery::as_str),
+        );
         *request.headers_mut() = headers;
         request
     }
@@ -256,16 +266,20 @@ impl Cloud {
 /// The server says itself that it has done nothing with the request: a GOAWAY that leaves it out, or `REFUSED_STREAM`
 /// (RFC 9113 §8.7).
 fn was_not_taken(error: &hyper::Error) -> bool {
-    let Some(error) = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>()) else {
+    let Some(error) = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>())
+    else {
         return false;
     };
     error.is_remote()
-        && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        && (error.is_go_away()
+            || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 /// The caller's body broke off, or took another length than was said: that tells nothing of the cloud.
 fn was_broken_by_its_caller(error: &hyper::Error) -> bool {
-    let Some(cause) = std::error::Error::source(error) else { return false };
+    let Some(cause) = std::error::Error::source(error) else {
+        return false;
+    };
     let reset = |e: &h2::Error| e.is_reset() && !e.is_remote() && !e.is_library();
     // hyper calls it the user's error, too, when a connection's task is gone.
     error.is_user() && cause.is::<hyper::Error>() || cause.downcast_ref().is_some_and(reset)
@@ -290,14 +304,26 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/pods/p", true),
             ("GET", "/api/v1/pods?watch=true", true),
             ("GET", "/version", true),
-            ("POST", "/api/v1/namespaces/a/services/shop:80/proxy/order?item=1", false),
-            ("GET", "/api/v1/namespaces/a/services/shop:80/proxy/order?item=1", false),
+            (
+                "POST",
+                "/api/v1/namespaces/a/services/shop:80/proxy/order?item=1",
+                false,
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a/services/shop:80/proxy/order?item=1",
+                false,
+            ),
             ("GET", "/api/v1/namespaces/a/pods/p/proxy", false),
             ("GET", "/api/v1/nodes/n/proxy/run", false),
             ("GET", "/api/v1/namespaces/a/pods/p/exec?command=ls", false),
             ("GET", "/api/v1/namespaces/a/pods/p/attach", false),
             ("GET", "/api/v1/namespaces/a/pods/p/portforward", false),
-            ("GET", "/api/v1/proxy/namespaces/a/services/shop/order", false),
+            (
+                "GET",
+                "/api/v1/proxy/namespaces/a/services/shop/order",
+                false,
+            ),
             ("DELETE", "/api/v1/namespaces/a/pods/p", false),
             ("DELETE", "/api/v1/namespaces/a/pods", false),
             ("PUT", "/api/v1/namespaces/a/pods/p", false),

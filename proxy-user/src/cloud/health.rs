@@ -133,13 +133,20 @@ impl Health {
     pub async fn judged(&self) -> CloudState {
         let mut state = self.state.subscribe();
         // The sender lives as long as we do.
-        state.wait_for(|s| !s.is_open()).await.map_or(CloudState::Disconnected, |s| *s)
+        state
+            .wait_for(|s| !s.is_open())
+            .await
+            .map_or(CloudState::Disconnected, |s| *s)
     }
 
     /// Waits until the cloud is found to be away, from now on.
     pub async fn away(&self) {
         // The sender lives as long as we do.
-        let _ = self.state.subscribe().wait_for(|s| *s == CloudState::Disconnected).await;
+        let _ = self
+            .state
+            .subscribe()
+            .wait_for(|s| *s == CloudState::Disconnected)
+            .await;
     }
 
     /// To be told of changes.
@@ -162,7 +169,9 @@ impl Health {
     /// it is no sign of the server, which is asked for one.
     pub fn head(&self, status: StatusCode, after: Duration) {
         match status {
-            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => {
                 let mut asked = self.in_its_stead.lock();
                 if asked.is_none_or(|at| at.elapsed() >= IN_ITS_STEAD) {
                     *asked = Some(Instant::now());
@@ -175,9 +184,15 @@ impl Health {
 
     /// The server's answer began after this time.
     pub(super) fn answered(&self, after: Duration) {
-        let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX).min(60_000_000);
+        let micros = u64::try_from(after.as_micros())
+            .unwrap_or(u64::MAX)
+            .min(60_000_000);
         let before = self.latency.load(Ordering::Relaxed);
-        let usual = if before == 0 { micros } else { (before * 7 + micros) / 8 };
+        let usual = if before == 0 {
+            micros
+        } else {
+            (before * 7 + micros) / 8
+        };
         self.latency.store(usual.max(1), Ordering::Relaxed);
         self.heard.took_at_most(after);
         self.heads.fetch_add(1, Ordering::Relaxed);
@@ -203,7 +218,9 @@ impl Health {
 
     /// How long before the end of patience a question must be asked for its answer to come in time.
     fn lead(&self, patience: Duration) -> Duration {
-        (patience / 2).max(self.heard.round_trip() * 3 / 2).min(patience)
+        (patience / 2)
+            .max(self.heard.round_trip() * 3 / 2)
+            .min(patience)
     }
 
     /// Waits until nothing has been heard for as long as patience lasts, from now on, in spite of a question.
@@ -290,8 +307,14 @@ mod tests {
 
     #[test]
     fn i11_patience_follows_the_round_trip_within_its_bounds() {
-        for (round_trip, patience) in [(0, 250), (10, 250), (80, 480), (300, 1000), (700, 1400), (9000, 4000)]
-        {
+        for (round_trip, patience) in [
+            (0, 250),
+            (10, 250),
+            (80, 480),
+            (300, 1000),
+            (700, 1400),
+            (9000, 4000),
+        ] {
             let (health, _) = health();
             health.heard.took(MS * round_trip);
             assert_eq!(health.patience(), MS * patience, "{round_trip} ms");
@@ -336,7 +359,10 @@ mod tests {
         let long = Duration::from_secs(60);
         let line = Line::default();
         let left = |line| tokio::time::timeout(long, health.alone(line));
-        assert!(left(&line).await.is_err(), "nobody is heard: that is the link");
+        assert!(
+            left(&line).await.is_err(),
+            "nobody is heard: that is the link"
+        );
         let others = async {
             loop {
                 sleep(MS * 500).await;

@@ -27,14 +27,19 @@ pub struct Heard {
 
 impl Default for Heard {
     fn default() -> Self {
-        Self { origin: Instant::now(), last: AtomicU64::new(0), round_trip: AtomicU64::new(0) }
+        Self {
+            origin: Instant::now(),
+            last: AtomicU64::new(0),
+            round_trip: AtomicU64::new(0),
+        }
     }
 }
 
 impl Heard {
     /// Something has come.
     pub fn note(&self) {
-        self.last.store(micros(self.origin.elapsed()), Ordering::Relaxed);
+        self.last
+            .store(micros(self.origin.elapsed()), Ordering::Relaxed);
     }
 
     /// When something came last, or when listening began.
@@ -49,7 +54,10 @@ impl Heard {
 
     /// A question on an open connection was answered after this time.
     pub fn took(&self, time: Duration) {
-        let (now, usual) = (micros(time.min(LONGEST)).max(1), self.round_trip.load(Ordering::Relaxed));
+        let (now, usual) = (
+            micros(time.min(LONGEST)).max(1),
+            self.round_trip.load(Ordering::Relaxed),
+        );
         // By half: a way that becomes a long one must be known as such soon.
         let usual = if usual == 0 { now } else { usual.midpoint(now) };
         self.round_trip.store(usual, Ordering::Relaxed);
@@ -84,7 +92,10 @@ impl Line {
     /// No request takes it until something comes on it again; what runs on it goes on. It may be dead, or its server may
     /// merely sit on what it was asked: the answer to a ping tells.
     pub fn leave(&self) {
-        self.left.store(micros(self.heard.origin.elapsed()).max(1), Ordering::Relaxed);
+        self.left.store(
+            micros(self.heard.origin.elapsed()).max(1),
+            Ordering::Relaxed,
+        );
     }
 
     /// Nothing has come since [`Line::leave`].
@@ -106,7 +117,11 @@ pub struct HeardStream {
 impl HeardStream {
     /// Over an open connection.
     pub fn new(tcp: TcpStream, heard: Arc<Heard>) -> Self {
-        Self { tcp, heard, line: Arc::default() }
+        Self {
+            tcp,
+            heard,
+            line: Arc::default(),
+        }
     }
 
     /// Bytes and times of this connection alone.
@@ -132,7 +147,11 @@ impl AsyncRead for HeardStream {
 }
 
 impl AsyncWrite for HeardStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tcp).poll_write(cx, bytes)
     }
 
@@ -181,11 +200,19 @@ mod tests {
     fn the_round_trip_follows_probes_and_is_no_longer_than_any_answer_takes() {
         let heard = Heard::default();
         heard.took_at_most(Duration::from_millis(5));
-        assert_eq!(heard.round_trip(), Duration::ZERO, "an answer's time bounds it, and is no measure of it");
+        assert_eq!(
+            heard.round_trip(),
+            Duration::ZERO,
+            "an answer's time bounds it, and is no measure of it"
+        );
         heard.took(Duration::from_millis(80));
         assert_eq!(heard.round_trip(), Duration::from_millis(80));
         heard.took(Duration::from_secs(60));
-        assert_eq!(heard.round_trip(), Duration::from_millis(1040), "the longest that is believed, by half");
+        assert_eq!(
+            heard.round_trip(),
+            Duration::from_millis(1040),
+            "the longest that is believed, by half"
+        );
         heard.took_at_most(Duration::from_millis(40));
         assert_eq!(heard.round_trip(), Duration::from_millis(540));
         heard.took_at_most(Duration::from_millis(600));

@@ -71,7 +71,14 @@ impl<L: Link> Judge<L> {
         signals: mpsc::Receiver<Signal>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { config: config.clone(), link, health, signals, metrics, probed: Instant::now() }
+        Self {
+            config: config.clone(),
+            link,
+            health,
+            signals,
+            metrics,
+            probed: Instant::now(),
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -94,7 +101,11 @@ impl<L: Link> Judge<L> {
         }
         match to {
             CloudState::Disconnected => {
-                tracing::warn!(from = from.as_str(), why, "the cloud is away: answering from the store");
+                tracing::warn!(
+                    from = from.as_str(),
+                    why,
+                    "the cloud is away: answering from the store"
+                );
             }
             CloudState::Connected if !from.is_open() || !self.health.is_decided() => {
                 tracing::info!(from = from.as_str(), why, "the cloud answers");
@@ -200,7 +211,9 @@ impl<L: Link> Judge<L> {
         for _ in 1..self.config.healthy_threshold {
             match ask(&*self.link, &self.health, self.config.probe_timeout).await {
                 Ok(()) => {}
-                Err(error) if error.is_ours() => return Self::lacking(CloudState::Recovering, &error).await,
+                Err(error) if error.is_ours() => {
+                    return Self::lacking(CloudState::Recovering, &error).await;
+                }
                 Err(error) => return (CloudState::Disconnected, error.to_string()),
             }
         }
@@ -230,7 +243,8 @@ async fn ask<L: Link>(link: &L, health: &Health, timeout: Duration) -> Result<()
     let asked = Instant::now();
     let silence = async {
         loop {
-            let allowance = (health.heard.round_trip() * ALLOWANCE).clamp(timeout, LONGEST.0.max(timeout));
+            let allowance =
+                (health.heard.round_trip() * ALLOWANCE).clamp(timeout, LONGEST.0.max(timeout));
             let due = (health.heard.last().max(asked) + allowance).min(asked + LONGEST.1);
             if Instant::now() >= due {
                 return allowance;

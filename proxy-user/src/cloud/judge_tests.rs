@@ -43,7 +43,9 @@ impl Scripted {
             source: std::io::Error::from_raw_os_error(kind),
         };
         match *self.way.borrow() {
-            Way::Refuses => return Err(refused(rustix::io::Errno::CONNREFUSED.raw_os_error()).into()),
+            Way::Refuses => {
+                return Err(refused(rustix::io::Errno::CONNREFUSED.raw_os_error()).into());
+            }
             Way::Lacks => return Err(refused(rustix::io::Errno::MFILE.raw_os_error()).into()),
             Way::Answers | Way::Silent => {}
         }
@@ -130,10 +132,16 @@ impl Site {
         let (mut state, seen) = (health.subscribe(), Arc::clone(&transitions));
         tokio::spawn(async move {
             while state.changed().await.is_ok() {
-                seen.lock().push((began.elapsed(), *state.borrow_and_update()));
+                seen.lock()
+                    .push((began.elapsed(), *state.borrow_and_update()));
             }
         });
-        Self { way, health, began, transitions }
+        Self {
+            way,
+            health,
+            began,
+            transitions,
+        }
     }
 
     async fn connected(round_trip: u64) -> Self {
@@ -151,7 +159,11 @@ impl Site {
         let began = Instant::now();
         let mut state = self.health.subscribe();
         let reached = timeout(within, state.wait_for(|s| *s == wanted)).await;
-        assert!(reached.is_ok(), "no {wanted:?} within {within:?}: {:?}", self.transitions.lock());
+        assert!(
+            reached.is_ok(),
+            "no {wanted:?} within {within:?}: {:?}",
+            self.transitions.lock()
+        );
         began.elapsed()
     }
 
@@ -166,14 +178,19 @@ impl Site {
                 std::future::pending::<()>().await;
             }
             self.way.heard.note();
-            self.health
-                .answered(work + MS * u32::try_from(self.way.round_trip.load(Ordering::Relaxed)).unwrap());
+            self.health.answered(
+                work + MS * u32::try_from(self.way.round_trip.load(Ordering::Relaxed)).unwrap(),
+            );
         };
         self.health.while_heard(answer).await
     }
 
     fn states(&self) -> Vec<CloudState> {
-        self.transitions.lock().iter().map(|(_, state)| *state).collect()
+        self.transitions
+            .lock()
+            .iter()
+            .map(|(_, state)| *state)
+            .collect()
     }
 }
 
@@ -191,7 +208,11 @@ async fn a_refused_connection_is_known_at_once() {
     site.set(Way::Refuses);
     site.health.signal(Signal::Refused);
     assert!(site.until(CloudState::Disconnected, TIMEOUT).await < MS * 10);
-    assert_eq!(site.way.closed.load(Ordering::Relaxed), 1, "every stream ends");
+    assert_eq!(
+        site.way.closed.load(Ordering::Relaxed),
+        1,
+        "every stream ends"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,7 +222,14 @@ async fn one_refused_connection_is_no_verdict_while_the_server_answers() {
     site.until(CloudState::Suspect, MS * 100).await;
     site.until(CloudState::Connected, MS * 100).await;
     sleep(MS * 1000).await;
-    assert_eq!(site.states(), [CloudState::Connected, CloudState::Suspect, CloudState::Connected]);
+    assert_eq!(
+        site.states(),
+        [
+            CloudState::Connected,
+            CloudState::Suspect,
+            CloudState::Connected
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,7 +250,8 @@ async fn the_state_follows_a_black_hole_though_nobody_asks() {
         let site = Site::connected(80).await;
         sleep(INTERVAL * 3).await;
         site.set(Way::Silent);
-        site.until(CloudState::Disconnected, INTERVAL + TIMEOUT).await;
+        site.until(CloudState::Disconnected, INTERVAL + TIMEOUT)
+            .await;
     }
 }
 
@@ -240,9 +269,18 @@ async fn i11_slow_answers_change_nothing_while_the_cloud_is_heard() {
         let site = Site::connected(round_trip).await;
         let before = site.states().len();
         for work in [0, 300, 900, 3_000, 30_000] {
-            assert_eq!(site.read(MS * work).await, Some(()), "{round_trip} ms away, {work} ms of work");
+            assert_eq!(
+                site.read(MS * work).await,
+                Some(()),
+                "{round_trip} ms away, {work} ms of work"
+            );
         }
-        assert_eq!(site.states().len(), before, "{round_trip} ms away: {:?}", site.transitions.lock());
+        assert_eq!(
+            site.states().len(),
+            before,
+            "{round_trip} ms away: {:?}",
+            site.transitions.lock()
+        );
     }
 }
 
@@ -263,7 +301,12 @@ async fn a_long_way_never_flaps_and_is_found_again() {
             sleep(MS * 1000).await;
         }
         sleep(MS * 120_000).await;
-        assert_eq!(site.states().len(), before, "{round_trip} ms away: {:?}", site.transitions.lock());
+        assert_eq!(
+            site.states().len(),
+            before,
+            "{round_trip} ms away: {:?}",
+            site.transitions.lock()
+        );
     }
 }
 
@@ -278,7 +321,14 @@ async fn the_cloud_is_used_again_within_five_seconds_of_its_return() {
         site.set(Way::Answers);
         site.until(CloudState::Connected, MS * 5000).await;
         let after = &site.states()[2..];
-        assert_eq!(after, [CloudState::Disconnected, CloudState::Recovering, CloudState::Connected]);
+        assert_eq!(
+            after,
+            [
+                CloudState::Disconnected,
+                CloudState::Recovering,
+                CloudState::Connected
+            ]
+        );
     }
 }
 
@@ -292,7 +342,11 @@ async fn a_want_of_file_descriptors_is_never_taken_for_the_clouds_absence() {
     assert_eq!(site.states(), [CloudState::Connected]);
     site.health.signal(Signal::Failed);
     sleep(MS * 60_000).await;
-    assert_eq!(site.health.state(), CloudState::Suspect, "not known, and asked again");
+    assert_eq!(
+        site.health.state(),
+        CloudState::Suspect,
+        "not known, and asked again"
+    );
     site.set(Way::Answers);
     site.until(CloudState::Connected, MS * 1000).await;
 }
@@ -313,7 +367,11 @@ async fn a_probe_that_fails_is_no_verdict_while_requests_are_answered() {
         sleep(MS * 60_000).await;
     };
     tokio::select! { () = reads => {}, () = probes => {} }
-    assert!(!site.states().contains(&CloudState::Disconnected), "{:?}", site.transitions.lock());
+    assert!(
+        !site.states().contains(&CloudState::Disconnected),
+        "{:?}",
+        site.transitions.lock()
+    );
 }
 
 #[tokio::test(start_paused = true)]

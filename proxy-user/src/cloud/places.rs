@@ -38,9 +38,18 @@ pub struct Streams {
 
 impl Streams {
     /// None in use; `room` is told of each that ends.
-    pub fn new(room: &Arc<Notify>, allowed: &Arc<AtomicUsize>, connection: AbortHandle) -> Arc<Self> {
+    pub fn new(
+        room: &Arc<Notify>,
+        allowed: &Arc<AtomicUsize>,
+        connection: AbortHandle,
+    ) -> Arc<Self> {
         let (room, allowed) = (Arc::clone(room), Arc::clone(allowed));
-        Arc::new(Self { active: AtomicUsize::new(0), allowed, connection, room })
+        Arc::new(Self {
+            active: AtomicUsize::new(0),
+            allowed,
+            connection,
+            room,
+        })
     }
 
     /// Ends the connection where the server allows no streams: a request that came too late for that waits for ever.
@@ -58,7 +67,13 @@ impl Streams {
     /// One more, on this connection.
     pub fn take(self: &Arc<Self>, line: &Arc<Line>) -> Place {
         self.active.fetch_add(1, Ordering::Relaxed);
-        Place { line: Arc::clone(line), held: Held::Shared { streams: Arc::clone(self), _part: None } }
+        Place {
+            line: Arc::clone(line),
+            held: Held::Shared {
+                streams: Arc::clone(self),
+                _part: None,
+            },
+        }
     }
 }
 
@@ -72,14 +87,23 @@ pub struct Place {
 
 #[derive(Debug)]
 enum Held {
-    Shared { streams: Arc<Streams>, _part: Option<Part> },
-    Own { share: Share, keep: Option<(Http1, Arc<Idle>)> },
+    Shared {
+        streams: Arc<Streams>,
+        _part: Option<Part>,
+    },
+    Own {
+        share: Share,
+        keep: Option<(Http1, Arc<Idle>)>,
+    },
 }
 
 impl Place {
     /// A connection of one's own.
     pub fn own(line: &Arc<Line>, share: Share) -> Self {
-        Self { line: Arc::clone(line), held: Held::Own { share, keep: None } }
+        Self {
+            line: Arc::clone(line),
+            held: Held::Own { share, keep: None },
+        }
     }
 
     /// Nothing has come on it for long, while others were heard: no request takes it any more.
@@ -155,15 +179,22 @@ impl Idle {
         if idle.len() >= IDLE.0 {
             idle.pop_front();
         }
-        idle.push_back(Unused { connection, line, since: Instant::now() });
+        idle.push_back(Unused {
+            connection,
+            line,
+            since: Instant::now(),
+        });
     }
 
     /// The one that was used last. One whose answer was not read to its end is closing.
     pub fn take(&self) -> Option<(Http1, Arc<Line>)> {
         let mut idle = self.0.lock();
         idle.retain(Unused::is_usable);
-        let index = idle.iter().rposition(|unused| unused.connection.is_ready())?;
-        idle.remove(index).map(|unused| (unused.connection, unused.line))
+        let index = idle
+            .iter()
+            .rposition(|unused| unused.connection.is_ready())?;
+        idle.remove(index)
+            .map(|unused| (unused.connection, unused.line))
     }
 
     /// Closes them.
@@ -225,7 +256,10 @@ impl Taken {
         }
         places.sum += 1;
         *places.by.entry(client).or_default() += 1;
-        Some(Part { client, taken: Arc::clone(self) })
+        Some(Part {
+            client,
+            taken: Arc::clone(self),
+        })
     }
 }
 
@@ -247,7 +281,13 @@ impl Drop for Part {
 impl Shares {
     /// `all` connections, `each` for one client, `kept` for those that are privileged.
     pub fn new(all: usize, each: usize, kept: usize) -> Self {
-        Self { all, each, kept, clients: Mutex::default(), taken: Arc::default() }
+        Self {
+            all,
+            each,
+            kept,
+            clients: Mutex::default(),
+            taken: Arc::default(),
+        }
     }
 
     /// A share; waits for one, behind those of the same client first.
@@ -267,7 +307,11 @@ impl Shares {
                 room.await;
             }
         };
-        tokio::time::timeout(WAIT, share).await.ok().flatten().ok_or(DialError::Busy)
+        tokio::time::timeout(WAIT, share)
+            .await
+            .ok()
+            .flatten()
+            .ok_or(DialError::Busy)
     }
 
     /// A share, now or not at all.
@@ -275,8 +319,14 @@ impl Shares {
     /// # Errors
     /// The client has all of its own, or there are none left.
     pub fn try_take(&self, client: Client) -> Result<Share, DialError> {
-        let own = self.of(client).try_acquire_owned().map_err(|_| DialError::Busy)?;
-        let part = self.taken.take(client, self.all, self.kept).ok_or(DialError::Busy)?;
+        let own = self
+            .of(client)
+            .try_acquire_owned()
+            .map_err(|_| DialError::Busy)?;
+        let part = self
+            .taken
+            .take(client, self.all, self.kept)
+            .ok_or(DialError::Busy)?;
         Ok(Share { part, _own: own })
     }
 
@@ -286,7 +336,11 @@ impl Shares {
             // Permits and those who wait for one hold the semaphore as well.
             clients.retain(|_, own| Arc::strong_count(own) > 1);
         }
-        Arc::clone(clients.entry(client).or_insert_with(|| Arc::new(Semaphore::new(self.each))))
+        Arc::clone(
+            clients
+                .entry(client)
+                .or_insert_with(|| Arc::new(Semaphore::new(self.each))),
+        )
     }
 }
 
@@ -301,8 +355,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_client_can_not_take_the_places_of_another() {
         let shares = Shares::new(4, 2, 0);
-        let mine = [shares.take(client(1)).await.unwrap(), shares.take(client(1)).await.unwrap()];
-        assert!(matches!(shares.take(client(1)).await, Err(DialError::Busy)), "waits, and then gives up");
+        let mine = [
+            shares.take(client(1)).await.unwrap(),
+            shares.take(client(1)).await.unwrap(),
+        ];
+        assert!(
+            matches!(shares.take(client(1)).await, Err(DialError::Busy)),
+            "waits, and then gives up"
+        );
         let others = shares.try_take(client(2)).unwrap();
         drop(mine);
         assert!(shares.try_take(client(1)).is_ok());
@@ -317,7 +377,11 @@ mod tests {
         for last in 1..=4 {
             held.extend(std::iter::from_fn(|| shares.try_take(client(last)).ok()));
         }
-        assert!(held.len() > 16, "they are no fewer than they need be: {}", held.len());
+        assert!(
+            held.len() > 16,
+            "they are no fewer than they need be: {}",
+            held.len()
+        );
         held.push(shares.take(client(5)).await.expect("a place"));
         held.extend(std::iter::from_fn(|| shares.try_take(client(6)).ok()));
         let root: Vec<_> = std::iter::from_fn(|| shares.try_take(Client::Root(1)).ok()).collect();

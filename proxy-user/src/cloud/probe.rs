@@ -60,7 +60,11 @@ pub struct Probe {
 impl Probe {
     /// Of one server; nothing is opened yet.
     pub fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
-        Self { dialer, kept: Mutex::new(None), metrics }
+        Self {
+            dialer,
+            kept: Mutex::new(None),
+            metrics,
+        }
     }
 
     /// Asks on the kept connection; `None` when there is none, or it was closed while it lay idle, which tells nothing.
@@ -95,7 +99,10 @@ impl Probe {
         self.dialer.heard().took(asked.elapsed());
         let status = response.status();
         let body = Limited::new(response.into_body(), BODY.0).collect();
-        let body = tokio::time::timeout(BODY.1, body).await.ok().and_then(Result::ok);
+        let body = tokio::time::timeout(BODY.1, body)
+            .await
+            .ok()
+            .and_then(Result::ok);
         let body = body.map(|body| body.to_bytes());
         if body.is_some() {
             *self.kept.lock() = Some(sender);
@@ -111,7 +118,9 @@ impl Probe {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = http::Uri::from_static("/readyz");
-        let authority = uri(self.dialer.server(), None).authority().map(ToString::to_string);
+        let authority = uri(self.dialer.server(), None)
+            .authority()
+            .map(ToString::to_string);
         if let Some(Ok(host)) = authority.map(http::HeaderValue::try_from) {
             request.headers_mut().insert(header::HOST, host);
         }
@@ -125,9 +134,17 @@ impl Probe {
 /// nothing.
 fn serves_nevertheless(body: &[u8]) -> bool {
     let text = String::from_utf8_lossy(body);
-    let mut failed = text.lines().filter_map(|line| line.strip_prefix("[-]")).peekable();
+    let mut failed = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("[-]"))
+        .peekable();
     // `autoregister-completion` is of the start, too: not all API groups are served before.
-    let stopping = ["etcd", "poststarthook/", "autoregister-completion", "informer-sync"];
+    let stopping = [
+        "etcd",
+        "poststarthook/",
+        "autoregister-completion",
+        "informer-sync",
+    ];
     let stops = |check: &str| stopping.iter().any(|name| check.starts_with(name));
     failed.peek().is_some() && text.contains("[+]ping ok") && !failed.any(stops)
 }
@@ -139,7 +156,9 @@ mod tests {
     #[test]
     fn a_check_that_fails_is_no_absence_unless_requests_would_fail_as_well() {
         let list = |check: &str| {
-            format!("[+]ping ok\n[+]log ok\n[-]{check} failed: reason withheld\nreadyz check failed\n")
+            format!(
+                "[+]ping ok\n[+]log ok\n[-]{check} failed: reason withheld\nreadyz check failed\n"
+            )
         };
         for (check, serves) in [
             ("kms-providers", true),
@@ -150,7 +169,11 @@ mod tests {
             ("poststarthook/rbac/bootstrap-roles", false),
             ("autoregister-completion", false),
         ] {
-            assert_eq!(serves_nevertheless(list(check).as_bytes()), serves, "{check}");
+            assert_eq!(
+                serves_nevertheless(list(check).as_bytes()),
+                serves,
+                "{check}"
+            );
         }
         for body in ["", "no healthy upstream", "[+]ping ok\n", "[-]ping failed"] {
             assert!(!serves_nevertheless(body.as_bytes()), "{body:?}");

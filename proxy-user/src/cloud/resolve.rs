@@ -85,7 +85,9 @@ impl Resolver {
             None => {
                 let (host, port) = (self.host.clone(), self.port);
                 let lookup = async move {
-                    let found = tokio::net::lookup_host((host.as_str(), port)).await.map_err(Arc::new)?;
+                    let found = tokio::net::lookup_host((host.as_str(), port))
+                        .await
+                        .map_err(Arc::new)?;
                     Ok(found.collect())
                 };
                 under_way.insert(lookup.boxed().shared()).clone()
@@ -97,9 +99,18 @@ impl Resolver {
 /// RFC 8305 §4: families in turn, beginning with that of the resolver's first.
 fn ordered(known: &Known) -> Vec<SocketAddr> {
     let first = known.addresses.first().map(SocketAddr::is_ipv4);
-    let (mut these, mut those) =
-        (Vec::with_capacity(ADDRESSES), known.addresses.iter().filter(|a| Some(a.is_ipv4()) != first));
-    for address in known.addresses.iter().filter(|a| Some(a.is_ipv4()) == first) {
+    let (mut these, mut those) = (
+        Vec::with_capacity(ADDRESSES),
+        known
+            .addresses
+            .iter()
+            .filter(|a| Some(a.is_ipv4()) != first),
+    );
+    for address in known
+        .addresses
+        .iter()
+        .filter(|a| Some(a.is_ipv4()) == first)
+    {
         these.push(*address);
         these.extend(those.next());
     }
@@ -127,7 +138,12 @@ mod tests {
 
     #[test]
     fn families_take_turns_and_experience_goes_first() {
-        let (a, b, c, d) = ("[2001:db8::1]:1", "[2001:db8::2]:1", "192.0.2.1:1", "192.0.2.2:1");
+        let (a, b, c, d) = (
+            "[2001:db8::1]:1",
+            "[2001:db8::2]:1",
+            "192.0.2.1:1",
+            "192.0.2.2:1",
+        );
         let table = [
             (None, [a, c, b, d]),
             (Some((d, true)), [d, a, c, b]),
@@ -135,8 +151,10 @@ mod tests {
             (Some(("192.0.2.9:1", true)), [a, c, b, d]),
         ];
         for (last, expected) in table {
-            let order: Vec<String> =
-                ordered(&known(&[a, b, c, d], last)).iter().map(ToString::to_string).collect();
+            let order: Vec<String> = ordered(&known(&[a, b, c, d], last))
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             assert_eq!(order, expected, "{last:?}");
         }
     }
@@ -146,6 +164,9 @@ mod tests {
         let many: Vec<String> = (0..40).map(|n| format!("192.0.2.{n}:1")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let order = ordered(&known(&many, Some(("192.0.2.39:1", true))));
-        assert_eq!((order.len(), order[0].to_string().as_str()), (ADDRESSES, "192.0.2.39:1"));
+        assert_eq!(
+            (order.len(), order[0].to_string().as_str()),
+            (ADDRESSES, "192.0.2.39:1")
+        );
     }
 }

@@ -32,10 +32,17 @@ const WITHOUT_STREAMS: usize = 8;
 /// Retired connections that go on for the sake of their streams; beyond it the oldest is closed.
 const RETIRED: usize = 8;
 /// Flow-control windows, each connection's for all its streams: of the wide one, the first narrow one, and the others.
-const WINDOWS: [Windows; 3] = [windows(WIDE, 1 << 20), windows(NARROW, 128 << 10), windows(NARROW, 16 << 10)];
+const WINDOWS: [Windows; 3] = [
+    windows(WIDE, 1 << 20),
+    windows(NARROW, 128 << 10),
+    windows(NARROW, 16 << 10),
+];
 
 const fn windows(streams: usize, stream: u32) -> Windows {
-    Windows { stream, connection: stream * streams as u32 }
+    Windows {
+        stream,
+        connection: stream * streams as u32,
+    }
 }
 
 #[derive(Debug)]
@@ -134,13 +141,20 @@ impl Kept {
     }
 
     fn place(&self) -> Stream {
-        Stream { sender: Sender::H2(self.sender.clone()), place: self.streams.take(&self.line) }
+        Stream {
+            sender: Sender::H2(self.sender.clone()),
+            place: self.streams.take(&self.line),
+        }
     }
 }
 
 impl Pool {
     fn waiting(&mut self, watch: bool) -> &mut usize {
-        if watch { &mut self.watches } else { &mut self.whole }
+        if watch {
+            &mut self.watches
+        } else {
+            &mut self.whole
+        }
     }
 
     fn is_usable(kept: &Kept) -> bool {
@@ -150,22 +164,34 @@ impl Pool {
     /// A place on an open connection: on the wide one first, where that is allowed.
     fn find(&mut self, watch: bool) -> Option<Stream> {
         self.kept.retain(|kept| !kept.is_over());
-        let wide = self.kept.iter().find(|kept| !watch && kept.wide && kept.has_room());
+        let wide = self
+            .kept
+            .iter()
+            .find(|kept| !watch && kept.wide && kept.has_room());
         if wide.is_none() && !watch && self.wants_wide() {
             return None;
         }
-        wide.or_else(|| self.kept.iter().find(|kept| !kept.wide && kept.has_room())).map(Kept::place)
+        wide.or_else(|| self.kept.iter().find(|kept| !kept.wide && kept.has_room()))
+            .map(Kept::place)
     }
 
     /// Requests at once on all connections that there may be; at least one on each of those that are still to be opened.
     fn capacity(&self) -> usize {
         let open: usize = self.kept.iter().map(|kept| kept.room(NARROW)).sum();
-        let narrow = self.kept.iter().find(|kept| !kept.wide).map_or(NARROW, |kept| kept.room(NARROW).max(1));
+        let narrow = self
+            .kept
+            .iter()
+            .find(|kept| !kept.wide)
+            .map_or(NARROW, |kept| kept.room(NARROW).max(1));
         open + CONNECTIONS.saturating_sub(self.kept.len()) * narrow
     }
 
     fn wants_wide(&self) -> bool {
-        self.wide == 0 && !self.kept.iter().any(|kept| kept.wide && Self::is_usable(kept))
+        self.wide == 0
+            && !self
+                .kept
+                .iter()
+                .any(|kept| kept.wide && Self::is_usable(kept))
     }
 
     /// The connections being dialled have room for one more that waits.
@@ -201,21 +227,40 @@ impl Shared {
         let full = pool.kept.len() + dialling >= CONNECTIONS;
         if pool.is_enough(watch) || full && dialling > 0 {
             *pool.waiting(watch) += 1;
-            return Ok(Seat::Wait(Waiting { shared: Arc::clone(self), watch }));
+            return Ok(Seat::Wait(Waiting {
+                shared: Arc::clone(self),
+                watch,
+            }));
         }
         if full {
             return Err(DialError::Busy);
         }
-        if pool.kept.iter().filter(|kept| kept.allowed.load(Ordering::Relaxed) == 0).count()
+        if pool
+            .kept
+            .iter()
+            .filter(|kept| kept.allowed.load(Ordering::Relaxed) == 0)
+            .count()
             >= WITHOUT_STREAMS
         {
             return Err(DialError::NoStreams);
         }
         let wide = !watch && pool.wants_wide();
-        let narrow = pool.kept.iter().any(|kept| !kept.wide && Pool::is_usable(kept)) || pool.narrow > 0;
+        let narrow = pool
+            .kept
+            .iter()
+            .any(|kept| !kept.wide && Pool::is_usable(kept))
+            || pool.narrow > 0;
         let windows = WINDOWS[if wide { 0 } else { 1 + usize::from(narrow) }];
-        *(if wide { &mut pool.wide } else { &mut pool.narrow }) += 1;
-        Ok(Seat::Dial(Dialling { shared: Arc::clone(self), wide, windows }))
+        *(if wide {
+            &mut pool.wide
+        } else {
+            &mut pool.narrow
+        }) += 1;
+        Ok(Seat::Dial(Dialling {
+            shared: Arc::clone(self),
+            wide,
+            windows,
+        }))
     }
 
     /// A connection that has been opened, and the first place on it.
@@ -271,14 +316,21 @@ mod tests {
         let shared = Shared::default();
         let most = CONNECTIONS * NARROW;
         let take_all = |client| -> Vec<Part> {
-            std::iter::from_fn(|| shared.count(client).ok()).take(most + 1).collect()
+            std::iter::from_fn(|| shared.count(client).ok())
+                .take(most + 1)
+                .collect()
         };
         let pod = take_all(Client::Pod(1));
         assert_eq!(pod.len(), (most - KEPT) / 2);
         let others: Vec<_> = (2..200).map(|pod| take_all(Client::Pod(pod))).collect();
-        assert!(others.iter().take(10).all(|taken| !taken.is_empty()), "newcomers find some");
+        assert!(
+            others.iter().take(10).all(|taken| !taken.is_empty()),
+            "newcomers find some"
+        );
         assert_eq!(
-            take_all(Client::Root(1)).len() + others.iter().map(Vec::len).sum::<usize>() + pod.len(),
+            take_all(Client::Root(1)).len()
+                + others.iter().map(Vec::len).sum::<usize>()
+                + pod.len(),
             most
         );
         let address = Client::Address(IpAddr::from([10, 0, 0, 1]));

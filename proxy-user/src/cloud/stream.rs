@@ -67,7 +67,10 @@ impl CloudBody {
 
     /// The answer to this upload, which is over with it.
     pub fn beside(self, upload: Option<Arc<Progress>>) -> Self {
-        Self { upload: upload.map(Beside::new), ..self }
+        Self {
+            upload: upload.map(Beside::new),
+            ..self
+        }
     }
 
     /// Waits for the first frame, or the end of an empty body. May be dropped and called again.
@@ -76,7 +79,9 @@ impl CloudBody {
     /// The body broke off before it began.
     pub async fn begin(&mut self) -> Result<(), BodyError> {
         if self.ahead.is_empty() {
-            let first = std::future::poll_fn(|cx| self.poll_next(cx)).await.transpose()?;
+            let first = std::future::poll_fn(|cx| self.poll_next(cx))
+                .await
+                .transpose()?;
             self.ahead.extend(first.map(Ok));
         }
         match self.ahead.pop_front_if(|first| first.is_err()) {
@@ -93,7 +98,11 @@ impl CloudBody {
                 && self.place.is_some()
                 && let Some(frame) = std::future::poll_fn(|cx| self.poll_next(cx)).await
             {
-                bytes += frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+                bytes += frame
+                    .as_ref()
+                    .ok()
+                    .and_then(Frame::data_ref)
+                    .map_or(0, Bytes::len);
                 let broken = frame.is_err();
                 self.ahead.push_back(frame);
                 if broken {
@@ -105,7 +114,10 @@ impl CloudBody {
     }
 
     /// As [`http_body::Body::poll_frame`].
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.ahead.pop_front() {
             Some(frame) => Poll::Ready(Some(frame)),
             None => self.poll_next(cx),
@@ -134,7 +146,9 @@ impl CloudBody {
                 }
                 Poll::Pending => {
                     // Only an idle watch asks whether it is to end.
-                    let Some(stops) = &mut self.watch else { return Poll::Pending };
+                    let Some(stops) = &mut self.watch else {
+                        return Poll::Pending;
+                    };
                     ready!(stops.as_mut().poll(cx));
                     self.capture = None;
                     return Poll::Ready(None);
@@ -151,7 +165,11 @@ impl CloudBody {
                 Some(Err(error)) => {
                     self.capture = None;
                     self.place = None;
-                    let end = if self.watch.is_some() { None } else { Some(Err(error.into())) };
+                    let end = if self.watch.is_some() {
+                        None
+                    } else {
+                        Some(Err(error.into()))
+                    };
                     return Poll::Ready(end);
                 }
                 None => {
@@ -164,7 +182,9 @@ impl CloudBody {
 
     /// Nothing goes either way. Then hyper would not see, either, that the caller has gone.
     fn is_stalled(&mut self, cx: &mut Context<'_>) -> bool {
-        self.upload.as_mut().is_some_and(|upload| upload.poll_stalled(cx).is_ready())
+        self.upload
+            .as_mut()
+            .is_some_and(|upload| upload.poll_stalled(cx).is_ready())
     }
 
     /// hyper does not poll again behind the last byte that it knows of: the copy must end with it.
@@ -193,7 +213,10 @@ impl CloudBody {
 
     /// As [`http_body::Body::size_hint`].
     pub fn size_hint(&self) -> SizeHint {
-        let ahead = self.ahead.iter().filter_map(|frame| frame.as_ref().ok()?.data_ref());
+        let ahead = self
+            .ahead
+            .iter()
+            .filter_map(|frame| frame.as_ref().ok()?.data_ref());
         let ahead = ahead.chain(&self.waiting).map(Bytes::len).sum::<usize>() as u64;
         match self.inner.size_hint().exact() {
             Some(left) => SizeHint::with_exact(left + ahead),

@@ -26,18 +26,24 @@ pub fn is_upgrade(request: &Parts) -> bool {
     let headers = &request.headers;
     let has = |name, word: &str| {
         let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
-        values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word))
+        values
+            .flat_map(|v| v.split(','))
+            .any(|v| v.trim().eq_ignore_ascii_case(word))
     };
     if !headers.contains_key(header::UPGRADE) || !has(header::CONNECTION, "upgrade") {
         return false;
     }
-    let websocket = has(header::UPGRADE, "websocket") && headers.contains_key(header::SEC_WEBSOCKET_KEY);
+    let websocket =
+        has(header::UPGRADE, "websocket") && headers.contains_key(header::SEC_WEBSOCKET_KEY);
     let reading = ApiRequest::parse(&request.method, &request.uri);
     // A subresource's parameters need not be understood here.
-    let streams = |request: &ApiRequest<'_>| !matches!(request.subresource.as_ref(), "" | "status" | "scale");
+    let streams =
+        |request: &ApiRequest<'_>| !matches!(request.subresource.as_ref(), "" | "status" | "scale");
     match reading.verb {
         Verb::Watch => websocket,
-        _ if reading.understood().is_none_or(streams) => websocket || has(header::UPGRADE, "SPDY/3.1"),
+        _ if reading.understood().is_none_or(streams) => {
+            websocket || has(header::UPGRADE, "SPDY/3.1")
+        }
         _ => false,
     }
 }
@@ -70,7 +76,8 @@ impl Cloud {
         };
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (head, body) = answer.into_parts();
-            let body = CloudBody::new(body, None, Some(connection), None, Arc::clone(metrics)).beside(upload);
+            let body = CloudBody::new(body, None, Some(connection), None, Arc::clone(metrics))
+                .beside(upload);
             let mut response = Response::new(Body::cloud(body));
             response.body_mut().hold(place, flow);
             *response.status_mut() = head.status;
@@ -103,8 +110,11 @@ fn upstream_request(cloud: &Cloud, parts: &Parts, body: Incoming) -> Request<Upl
     let target = uri(server, None);
     let has_body = parts.headers.contains_key(header::CONTENT_LENGTH)
         || parts.headers.contains_key(header::TRANSFER_ENCODING);
-    let mut upstream =
-        Request::new(if has_body { Either::Left(Noted::new(body)) } else { Either::Right(Full::default()) });
+    let mut upstream = Request::new(if has_body {
+        Either::Left(Noted::new(body))
+    } else {
+        Either::Right(Full::default())
+    });
     *upstream.method_mut() = parts.method.clone();
     if let Some(path) = parts.uri.path_and_query() {
         *upstream.uri_mut() = http::Uri::from(path.clone());
@@ -116,7 +126,10 @@ fn upstream_request(cloud: &Cloud, parts: &Parts, body: Incoming) -> Request<Upl
             headers.insert(name, value.clone());
         }
     }
-    if let Some(Ok(host)) = target.authority().map(|a| http::HeaderValue::from_str(a.as_str())) {
+    if let Some(Ok(host)) = target
+        .authority()
+        .map(|a| http::HeaderValue::from_str(a.as_str()))
+    {
         headers.insert(header::HOST, host);
     }
     upstream
@@ -140,12 +153,32 @@ mod tests {
     fn only_what_the_api_server_upgrades_leaves_http() {
         const POD: &str = "/api/v1/namespaces/default/pods/p";
         for (path, connection, upgrade, expected) in [
-            (format!("{POD}/exec?command=ls"), "Upgrade", "SPDY/3.1", true),
-            (format!("{POD}/exec?command=ls"), "keep-alive, Upgrade", "websocket", true),
+            (
+                format!("{POD}/exec?command=ls"),
+                "Upgrade",
+                "SPDY/3.1",
+                true,
+            ),
+            (
+                format!("{POD}/exec?command=ls"),
+                "keep-alive, Upgrade",
+                "websocket",
+                true,
+            ),
             (format!("{POD}/portforward"), "upgrade", "WebSocket", true),
             (format!("{POD}/proxy/path"), "Upgrade", "websocket", true),
-            ("/api/v1/pods?watch=true".into(), "Upgrade", "websocket", true),
-            ("/api/v1/pods?watch=true".into(), "Upgrade", "SPDY/3.1", false),
+            (
+                "/api/v1/pods?watch=true".into(),
+                "Upgrade",
+                "websocket",
+                true,
+            ),
+            (
+                "/api/v1/pods?watch=true".into(),
+                "Upgrade",
+                "SPDY/3.1",
+                false,
+            ),
             (format!("{POD}/exec"), "Upgrade", "x", false),
             (format!("{POD}/exec"), "keep-alive", "SPDY/3.1", false),
             (POD.into(), "Upgrade", "websocket", false),
@@ -153,7 +186,11 @@ mod tests {
             ("/version".into(), "Upgrade", "websocket", false),
             ("/api/v1/pods".into(), "Upgrade", "h2c", false),
         ] {
-            assert_eq!(asks(&path, connection, upgrade), expected, "{path} {connection} {upgrade}");
+            assert_eq!(
+                asks(&path, connection, upgrade),
+                expected,
+                "{path} {connection} {upgrade}"
+            );
         }
     }
 }

@@ -119,7 +119,9 @@ impl Upstreams {
             Seat::Wait(waiting) => {
                 drop(waiting);
                 let wait = Box::pin(self.wait(client, way, reuse));
-                tokio::time::timeout(DIAL_TIMEOUT, wait).await.unwrap_or(Err(DialError::Timeout))?
+                tokio::time::timeout(DIAL_TIMEOUT, wait)
+                    .await
+                    .unwrap_or(Err(DialError::Timeout))?
             }
         };
         stream.place.count(part);
@@ -141,7 +143,12 @@ impl Upstreams {
         }
     }
 
-    async fn open(&self, client: Client, dialling: Dialling, reuse: bool) -> Result<Stream, DialError> {
+    async fn open(
+        &self,
+        client: Client,
+        dialling: Dialling,
+        reuse: bool,
+    ) -> Result<Stream, DialError> {
         if self.http1.load(Ordering::Relaxed) {
             drop(dialling);
             return self.own(self.own.try_take(client)?, reuse).await;
@@ -180,7 +187,10 @@ impl Upstreams {
     /// An HTTP/1.1 connection of one's own.
     async fn own(&self, share: Share, reuse: bool) -> Result<Stream, DialError> {
         if reuse && let Some((connection, line)) = self.idle.take() {
-            return Ok(Stream { sender: Sender::H1(connection), place: Place::own(&line, share) });
+            return Ok(Stream {
+                sender: Sender::H1(connection),
+                place: Place::own(&line, share),
+            });
         }
         let closing = self.closing.subscribe();
         let tls = self.dialer.dial(true).await?;
@@ -195,7 +205,10 @@ impl Upstreams {
     ) -> Result<Stream, DialError> {
         let line = Arc::clone(tls.get_ref().0.line());
         let sender = Sender::H1(connection::http1(tls, closing).await?);
-        Ok(Stream { sender, place: Place::own(&line, share) })
+        Ok(Stream {
+            sender,
+            place: Place::own(&line, share),
+        })
     }
 
     /// The answer has begun: what remains of the stream is its place.
@@ -219,13 +232,24 @@ impl Upstreams {
     pub async fn upgrade(
         &self,
         client: Client,
-    ) -> Result<(http1::SendRequest<Upload>, Place, WaitForCancellationFutureOwned), DialError> {
+    ) -> Result<
+        (
+            http1::SendRequest<Upload>,
+            Place,
+            WaitForCancellationFutureOwned,
+        ),
+        DialError,
+    > {
         let share = self.upgrades.try_take(client)?;
         let (connection, bytes) = (self.closing.subscribe(), self.closing.subscribe());
         let tls = self.dialer.dial(true).await?;
         self.metrics.cloud_connects.inc();
         let line = Arc::clone(tls.get_ref().0.line());
-        Ok((connection::http1(tls, connection).await?, Place::own(&line, share), bytes))
+        Ok((
+            connection::http1(tls, connection).await?,
+            Place::own(&line, share),
+            bytes,
+        ))
     }
 
     /// Ends every connection (shared, for one request, upgraded), and with it every stream: clients turn to the other
@@ -271,7 +295,11 @@ impl Link for Upstreams {
 
 /// The absolute URI of a path on a server.
 pub fn uri(server: &crate::config::Server, path_and_query: Option<&str>) -> http::Uri {
-    let host = if server.host.contains(':') { format!("[{}]", server.host) } else { server.host.clone() };
+    let host = if server.host.contains(':') {
+        format!("[{}]", server.host)
+    } else {
+        server.host.clone()
+    };
     http::Uri::builder()
         .scheme("https")
         .authority(format!("{host}:{}", server.port))

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::flags::{Flags, OwnFlags, YurthubFlags};
 use super::{
-    BootstrapMode, CacheConfig, CertsConfig, CloudConfig, Config, ConfigError, DummyConfig, GuardConfig,
-    LbMode, ListenConfig, LocalConfig, SelectConfig, Server, Services, SetupConfig, server, steer,
+    BootstrapMode, CacheConfig, CertsConfig, CloudConfig, Config, ConfigError, DummyConfig,
+    GuardConfig, LbMode, ListenConfig, LocalConfig, SelectConfig, Server, Services, SetupConfig,
+    server, steer,
 };
 
 /// SO_MARK of our own upstream sockets ("hubl"), which the eBPF programs let pass.
@@ -39,7 +40,11 @@ pub struct Checked {
 /// # Errors
 /// The first wrong or missing value.
 pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Checked, ConfigError> {
-    let Flags { yurthub, own, ignored } = flags;
+    let Flags {
+        yurthub,
+        own,
+        ignored,
+    } = flags;
     let mut warnings = ignored.warnings;
     working_mode(&yurthub.working_mode)?;
     let node_name = node_name(yurthub.node_name.as_deref(), env)?;
@@ -53,8 +58,18 @@ pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Che
     warnings.extend(exposed("bind-proxy-address", listen.plain[0].ip()));
     let certs = certs(&yurthub, &mut warnings)?;
     let (dns_sans, servers) = servers_as_services(&setup.steer, &cloud.servers);
-    let steered = setup.steer.addresses.iter().map(SocketAddr::ip).chain(servers);
-    let ip_sans = ip_sans(steered, dummy.as_ref(), [admin.ip(), listen.plain[0].ip()], yurthub.node_ip);
+    let steered = setup
+        .steer
+        .addresses
+        .iter()
+        .map(SocketAddr::ip)
+        .chain(servers);
+    let ip_sans = ip_sans(
+        steered,
+        dummy.as_ref(),
+        [admin.ip(), listen.plain[0].ip()],
+        yurthub.node_ip,
+    );
     let config = Config {
         node_name,
         cloud,
@@ -68,7 +83,11 @@ pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Che
             min_request_timeout: positive("min-request-timeout", yurthub.min_request_timeout)?,
         },
         setup,
-        certs: CertsConfig { ip_sans, dns_sans, ..certs },
+        certs: CertsConfig {
+            ip_sans,
+            dns_sans,
+            ..certs
+        },
         listen,
         admin,
         take_over: own.take_over,
@@ -92,7 +111,11 @@ fn setup(yurthub: &YurthubFlags, own: &OwnFlags) -> Result<SetupConfig, ConfigEr
             except: steer::selections("steer-except", &own.steer_except)?,
             pods: steer::selections("steer-pods", &own.steer_pods)?,
         },
-        guard: GuardConfig { on: own.guard, uplinks: own.uplink.clone(), xdp: own.xdp_uplink.clone() },
+        guard: GuardConfig {
+            on: own.guard,
+            uplinks: own.uplink.clone(),
+            xdp: own.xdp_uplink.clone(),
+        },
         getpeername: own.steer_getpeername,
         cgroup: own.cgroup.clone(),
         bpffs: own.bpffs.clone(),
@@ -111,8 +134,11 @@ fn without_ebpf(own: &OwnFlags) -> Option<String> {
         ("cgroup", own.cgroup.is_some()),
         ("bpf-log", own.bpf_log),
     ];
-    let set: Vec<_> =
-        set.iter().filter(|(_, set)| *set && !own.ebpf).map(|(flag, _)| format!("--{flag}")).collect();
+    let set: Vec<_> = set
+        .iter()
+        .filter(|(_, set)| *set && !own.ebpf)
+        .map(|(flag, _)| format!("--{flag}"))
+        .collect();
     (!set.is_empty()).then(|| format!("{}: no effect with --ebpf=false", set.join(", ")))
 }
 
@@ -134,42 +160,63 @@ fn unused(servers: &[Server]) -> Option<String> {
 
 /// With `--steer=cloud` clients verify the API servers' own names against our certificate.
 fn servers_as_services(steer: &Services, servers: &[Server]) -> (Vec<String>, Vec<IpAddr>) {
-    let hosts = servers.iter().filter(|_| steer.cloud).map(|server| &server.host);
+    let hosts = servers
+        .iter()
+        .filter(|_| steer.cloud)
+        .map(|server| &server.host);
     let (ips, names): (Vec<_>, Vec<_>) = hosts.partition(|host| host.parse::<IpAddr>().is_ok());
-    (names.into_iter().cloned().collect(), ips.into_iter().filter_map(|ip| ip.parse().ok()).collect())
+    (
+        names.into_iter().cloned().collect(),
+        ips.into_iter().filter_map(|ip| ip.parse().ok()).collect(),
+    )
 }
 
 fn working_mode(mode: &str) -> Result<(), ConfigError> {
     let reason = match mode {
         "edge" => return Ok(()),
-        "cloud" => "is not implemented: on a node that is never cut off, run without hublet, or use edge",
-        "local" => "is not implemented: it is YurtHub's iptables load balancer and no proxy; use edge",
+        "cloud" => {
+            "is not implemented: on a node that is never cut off, run without hublet, or use edge"
+        }
+        "local" => {
+            "is not implemented: it is YurtHub's iptables load balancer and no proxy; use edge"
+        }
         _ => "is no working mode: write edge",
     };
     Err(ConfigError::value("working-mode", mode, reason))
 }
 
-fn node_name(flag: Option<&str>, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ConfigError> {
+fn node_name(
+    flag: Option<&str>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, ConfigError> {
     const FLAG: &str = "node-name";
     let from_env = || env("NODE_NAME").filter(|name| !name.is_empty());
     let name = match flag {
         None | Some("") => from_env().ok_or_else(|| {
-            ConfigError::missing(FLAG, "say which node this is, as in --node-name=edge-1, or set NODE_NAME")
-        })?,
-        // The kubelet expands $(NODE_NAME) only when the container's env has it; systemd and shells never do.
-        Some(literal @ ("$(NODE_NAME)" | "${NODE_NAME}" | "$NODE_NAME")) => from_env().ok_or_else(|| {
-            ConfigError::value(
+            ConfigError::missing(
                 FLAG,
-                literal,
-                "was not expanded and the environment has no NODE_NAME: in a pod, \
-                set env NODE_NAME from spec.nodeName; elsewhere write the name itself",
+                "say which node this is, as in --node-name=edge-1, or set NODE_NAME",
             )
         })?,
+        // The kubelet expands $(NODE_NAME) only when the container's env has it; systemd and shells never do.
+        Some(literal @ ("$(NODE_NAME)" | "${NODE_NAME}" | "$NODE_NAME")) => {
+            from_env().ok_or_else(|| {
+                ConfigError::value(
+                    FLAG,
+                    literal,
+                    "was not expanded and the environment has no NODE_NAME: in a pod, \
+                set env NODE_NAME from spec.nodeName; elsewhere write the name itself",
+                )
+            })?
+        }
         Some(name) => name.to_owned(),
     };
     let label = |label: &str| {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+        !label.is_empty()
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
     };
     if name.len() > 253 || !name.split('.').all(label) {
         return Err(ConfigError::value(
@@ -196,16 +243,27 @@ fn dummy(flags: &YurthubFlags) -> Result<Option<DummyConfig>, ConfigError> {
         Some(text) => dummy_ip(text)?,
         None => default,
     };
-    Ok(Some(DummyConfig { name: name.clone(), ip }))
+    Ok(Some(DummyConfig {
+        name: name.clone(),
+        ip,
+    }))
 }
 
 fn interface_name(flag: &'static str, name: &str) -> Result<(), ConfigError> {
     let allowed = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
     if name.len() > 15 {
-        return Err(ConfigError::value(flag, name, "is longer than the 15 characters of an interface name"));
+        return Err(ConfigError::value(
+            flag,
+            name,
+            "is longer than the 15 characters of an interface name",
+        ));
     }
     if name.is_empty() || name == "." || name == ".." || !name.bytes().all(allowed) {
-        return Err(ConfigError::value(flag, name, "is no interface name: write one like hub-dummy0"));
+        return Err(ConfigError::value(
+            flag,
+            name,
+            "is no interface name: write one like hub-dummy0",
+        ));
     }
     Ok(())
 }
@@ -217,25 +275,37 @@ fn dummy_ip(text: &str) -> Result<IpAddr, ConfigError> {
         Ok(IpAddr::V4(ip)) => match ip.octets() {
             [169, 254, 31, _] => wrong("is in 169.254.31.0/24, which is reserved: use 169.254.2.1"),
             [169, 254, 1, 1] => wrong("is the gateway that Calico gives its pods: use 169.254.2.1"),
-            [169, 254, 0, 0] | [169, 254, 255, 255] => wrong("is no host's address: use 169.254.2.1"),
+            [169, 254, 0, 0] | [169, 254, 255, 255] => {
+                wrong("is no host's address: use 169.254.2.1")
+            }
             [169, 254, ..] => Ok(IpAddr::V4(ip)),
             _ => wrong("is outside 169.254.0.0/16, so other nodes might use it: use 169.254.2.1"),
         },
         Ok(IpAddr::V6(ip)) if ip.is_unique_local() => Ok(IpAddr::V6(ip)),
-        Ok(IpAddr::V6(_)) => wrong("is outside fc00::/7, so other nodes might use it: use fd00::2:1"),
+        Ok(IpAddr::V6(_)) => {
+            wrong("is outside fc00::/7, so other nodes might use it: use fd00::2:1")
+        }
     }
 }
 
 fn address(flag: &'static str, text: &str) -> Result<IpAddr, ConfigError> {
     match text.trim_matches(['[', ']']).parse::<IpAddr>() {
         Ok(ip) if !ip.is_multicast() => Ok(ip),
-        _ => Err(ConfigError::value(flag, text, "is no IP address to listen on: write one like 127.0.0.1")),
+        _ => Err(ConfigError::value(
+            flag,
+            text,
+            "is no IP address to listen on: write one like 127.0.0.1",
+        )),
     }
 }
 
 fn port(flag: &'static str, port: u16) -> Result<u16, ConfigError> {
     match port {
-        0 => Err(ConfigError::value(flag, port, "is no port: ports are 1 to 65535")),
+        0 => Err(ConfigError::value(
+            flag,
+            port,
+            "is no port: ports are 1 to 65535",
+        )),
         _ => Ok(port),
     }
 }
@@ -283,10 +353,16 @@ fn listeners(
 
 fn count(flag: &'static str, value: usize) -> Result<usize, ConfigError> {
     match value {
-        0 => Err(ConfigError::value(flag, value, "would serve nobody: write 1 or more")),
-        n if n > MAX_CONNECTIONS => {
-            Err(ConfigError::value(flag, value, format!("is too many: at most {MAX_CONNECTIONS}")))
-        }
+        0 => Err(ConfigError::value(
+            flag,
+            value,
+            "would serve nobody: write 1 or more",
+        )),
+        n if n > MAX_CONNECTIONS => Err(ConfigError::value(
+            flag,
+            value,
+            format!("is too many: at most {MAX_CONNECTIONS}"),
+        )),
         n => Ok(n),
     }
 }
@@ -313,7 +389,10 @@ fn certs(flags: &YurthubFlags, warnings: &mut Vec<String>) -> Result<CertsConfig
             ));
         }
     };
-    let bootstrap_file = flags.bootstrap_file.clone().filter(|file| !file.as_os_str().is_empty());
+    let bootstrap_file = flags
+        .bootstrap_file
+        .clone()
+        .filter(|file| !file.as_os_str().is_empty());
     if bootstrap_file.is_none() && mode != BootstrapMode::KubeletCertificate {
         return Err(ConfigError::missing(
             "bootstrap-file",
@@ -358,7 +437,10 @@ fn ip_sans(
     node: Option<IpAddr>,
 ) -> Vec<IpAddr> {
     let mut sans = Vec::new();
-    let all = steered.chain(dummy.map(|dummy| dummy.ip)).chain(bound).chain(node);
+    let all = steered
+        .chain(dummy.map(|dummy| dummy.ip))
+        .chain(bound)
+        .chain(node);
     for ip in all.filter(|ip| !ip.is_unspecified()) {
         if !sans.contains(&ip) {
             sans.push(ip);
@@ -390,8 +472,14 @@ fn cloud(flags: &YurthubFlags) -> Result<CloudConfig, ConfigError> {
     Ok(CloudConfig {
         servers: server::servers(&flags.server_addr)?,
         lb_mode,
-        probe_interval: positive("heartbeat-interval-seconds", seconds(flags.heartbeat_interval_seconds))?,
-        probe_timeout: positive("heartbeat-timeout-seconds", seconds(flags.heartbeat_timeout_seconds))?,
+        probe_interval: positive(
+            "heartbeat-interval-seconds",
+            seconds(flags.heartbeat_interval_seconds),
+        )?,
+        probe_timeout: positive(
+            "heartbeat-timeout-seconds",
+            seconds(flags.heartbeat_timeout_seconds),
+        )?,
         healthy_threshold: flags.heartbeat_healthy_threshold,
         mark: UPSTREAM_MARK,
     })
@@ -399,17 +487,27 @@ fn cloud(flags: &YurthubFlags) -> Result<CloudConfig, ConfigError> {
 
 fn positive(flag: &'static str, duration: Duration) -> Result<Duration, ConfigError> {
     if duration.is_zero() {
-        return Err(ConfigError::value(flag, 0, "is no time at all: write more than zero"));
+        return Err(ConfigError::value(
+            flag,
+            0,
+            "is no time at all: write more than zero",
+        ));
     }
     Ok(duration)
 }
 
 fn page_cache(bytes: usize) -> Result<usize, ConfigError> {
     match bytes {
-        0..65_536 => Err(ConfigError::value("store-page-cache", bytes, "is too small: write 64Ki or more")),
-        n if n > MAX_PAGE_CACHE => {
-            Err(ConfigError::value("store-page-cache", bytes, "is too large: at most 1Gi"))
-        }
+        0..65_536 => Err(ConfigError::value(
+            "store-page-cache",
+            bytes,
+            "is too small: write 64Ki or more",
+        )),
+        n if n > MAX_PAGE_CACHE => Err(ConfigError::value(
+            "store-page-cache",
+            bytes,
+            "is too large: at most 1Gi",
+        )),
         n => Ok(n),
     }
 }
@@ -418,8 +516,16 @@ fn page_cache(bytes: usize) -> Result<usize, ConfigError> {
 fn under_way(bytes: usize) -> Result<usize, ConfigError> {
     const FLAG: &str = "max-bytes-under-way";
     match bytes {
-        0..1_048_576 => Err(ConfigError::value(FLAG, bytes, "is too small: write 1Mi or more")),
-        n if n > MAX_UNDER_WAY => Err(ConfigError::value(FLAG, bytes, "is too large: at most 16Gi")),
+        0..1_048_576 => Err(ConfigError::value(
+            FLAG,
+            bytes,
+            "is too small: write 1Mi or more",
+        )),
+        n if n > MAX_UNDER_WAY => Err(ConfigError::value(
+            FLAG,
+            bytes,
+            "is too large: at most 16Gi",
+        )),
         n => Ok(n),
     }
 }
@@ -427,7 +533,11 @@ fn under_way(bytes: usize) -> Result<usize, ConfigError> {
 fn reader_timeout(duration: Duration) -> Result<Duration, ConfigError> {
     if duration < MIN_READER_TIMEOUT {
         let reason = "would cut readers that are merely slow: write 1s or more";
-        return Err(ConfigError::value("reader-timeout", format!("{duration:?}"), reason));
+        return Err(ConfigError::value(
+            "reader-timeout",
+            format!("{duration:?}"),
+            reason,
+        ));
     }
     Ok(duration)
 }

@@ -4,8 +4,15 @@
 use std::time::Duration;
 
 /// Go's units, longest name first where one begins another.
-const UNITS: [(&str, f64); 7] =
-    [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+const UNITS: [(&str, f64); 7] = [
+    ("ns", 1e-9),
+    ("us", 1e-6),
+    ("µs", 1e-6),
+    ("ms", 1e-3),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("h", 3600.0),
+];
 
 /// The longest duration taken: a century, far from any overflow.
 const LONGEST: f64 = 100.0 * 365.0 * 24.0 * 3600.0;
@@ -18,18 +25,27 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let wrong = || format!("{text:?} is not a duration: write a number and a unit, as in 40s, 30m or 1h30m");
+    let wrong = || {
+        format!("{text:?} is not a duration: write a number and a unit, as in 40s, 30m or 1h30m")
+    };
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest.is_empty() {
         return Err(wrong());
     }
     let mut seconds = 0.0;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .ok_or_else(wrong)?;
         let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
         let after = &rest[digits..];
-        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (_, scale) = UNITS.iter().find(|(name, _)| *name == &after[..unit]).ok_or_else(wrong)?;
+        let unit = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
+        let (_, scale) = UNITS
+            .iter()
+            .find(|(name, _)| *name == &after[..unit])
+            .ok_or_else(wrong)?;
         seconds += number * scale;
         rest = &after[unit..];
     }
@@ -64,10 +80,16 @@ mod tests {
 
     #[test]
     fn what_is_no_duration_is_refused_with_an_example() {
-        for text in ["", "+", "5", "s", "-5s", "5 s", "1h30", "5sec", "1..5s", "five", "5µ", "∞s"] {
+        for text in [
+            "", "+", "5", "s", "-5s", "5 s", "1h30", "5sec", "1..5s", "five", "5µ", "∞s",
+        ] {
             let error = parse(text).expect_err(text);
             assert!(error.contains("1h30m"), "{text}: {error}");
         }
-        assert!(parse("9999999999h").expect_err("too long").contains("century"));
+        assert!(
+            parse("9999999999h")
+                .expect_err("too long")
+                .contains("century")
+        );
     }
 }

@@ -29,10 +29,21 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn value(flag: &'static str, value: impl Display, reason: impl Into<String>) -> Self {
-        Self::Value { flag, value: format!("{value}"), reason: reason.into() }
+    pub(super) fn value(
+        flag: &'static str,
+        value: impl Display,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self::Value {
+            flag,
+            value: format!("{value}"),
+            reason: reason.into(),
+        }
     }
     pub(super) fn missing(flag: &'static str, way_out: impl Into<String>) -> Self {
-        Self::Missing { flag, way_out: way_out.into() }
+        Self::Missing {
+            flag,
+            way_out: way_out.into(),
+        }
     }
 }

@@ -92,7 +92,11 @@ pub struct GuardConfig {
 
 impl Default for GuardConfig {
     fn default() -> Self {
-        Self { on: true, uplinks: Vec::new(), xdp: Vec::new() }
+        Self {
+            on: true,
+            uplinks: Vec::new(),
+            xdp: Vec::new(),
+        }
     }
 }
 
@@ -222,7 +226,10 @@ mod seconds {
     //! Durations print as seconds.
     use std::time::Duration;
 
-    pub(super) fn serialize<S: serde::Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: serde::Serializer>(
+        value: &Duration,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.serialize_f64(value.as_secs_f64())
     }
 }

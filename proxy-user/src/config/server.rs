@@ -13,10 +13,18 @@ const FLAG: &str = "server-addr";
 /// None, too many, one twice, or one that is no `https://HOST:PORT`.
 pub(super) fn servers(urls: &[String]) -> Result<Vec<Server>, ConfigError> {
     let mut servers = Vec::new();
-    for url in urls.iter().map(|url| url.trim()).filter(|url| !url.is_empty()) {
+    for url in urls
+        .iter()
+        .map(|url| url.trim())
+        .filter(|url| !url.is_empty())
+    {
         let server = server(url)?;
         if servers.contains(&server) {
-            return Err(ConfigError::value(FLAG, url, "is named twice: name each server once"));
+            return Err(ConfigError::value(
+                FLAG,
+                url,
+                "is named twice: name each server once",
+            ));
         }
         servers.push(server);
     }
@@ -40,7 +48,9 @@ fn server(url: &str) -> Result<Server, ConfigError> {
         return wrong(format!("has no scheme: write https://{url}"));
     };
     if scheme.eq_ignore_ascii_case("http") {
-        return wrong(format!("is plain HTTP: hublet speaks TLS to the cloud, so write https://{rest}"));
+        return wrong(format!(
+            "is plain HTTP: hublet speaks TLS to the cloud, so write https://{rest}"
+        ));
     }
     if !scheme.eq_ignore_ascii_case("https") {
         return wrong(format!("has the scheme {scheme:?}: write https://{rest}"));
@@ -50,19 +60,33 @@ fn server(url: &str) -> Result<Server, ConfigError> {
         return wrong("has more than a host and a port: write https://HOST:PORT".into());
     }
     let Ok(parsed) = authority.parse::<http::uri::Authority>() else {
-        return wrong("is malformed: write https://HOST:PORT, with an IPv6 address in brackets".into());
+        return wrong(
+            "is malformed: write https://HOST:PORT, with an IPv6 address in brackets".into(),
+        );
     };
     let host = parsed.host().trim_matches(['[', ']']);
-    let (bracketed, is_v6) = (authority.starts_with('['), host.parse::<std::net::Ipv6Addr>().is_ok());
+    let (bracketed, is_v6) = (
+        authority.starts_with('['),
+        host.parse::<std::net::Ipv6Addr>().is_ok(),
+    );
     if host.is_empty() || bracketed != is_v6 || !(is_v6 || is_host(host)) {
         return wrong("has no proper host: write https://HOST:PORT".into());
     }
-    match (parsed.port(), authority.ends_with(']') || !authority[host.len()..].contains(':')) {
+    match (
+        parsed.port(),
+        authority.ends_with(']') || !authority[host.len()..].contains(':'),
+    ) {
         (Some(port), _) => match port.as_str().parse() {
             Ok(0) | Err(_) => wrong(format!("has the port {port}: ports are 1 to 65535")),
-            Ok(port) => Ok(Server { host: host.to_owned(), port }),
+            Ok(port) => Ok(Server {
+                host: host.to_owned(),
+                port,
+            }),
         },
-        (None, true) => Ok(Server { host: host.to_owned(), port: 443 }),
+        (None, true) => Ok(Server {
+            host: host.to_owned(),
+            port: 443,
+        }),
         (None, false) => wrong("has a wrong port: ports are 1 to 65535".into()),
     }
 }
@@ -81,7 +105,9 @@ mod tests {
     use super::*;
 
     fn one(url: &str) -> Result<(String, u16), String> {
-        server(url).map(|s| (s.host, s.port)).map_err(|e| e.to_string())
+        server(url)
+            .map(|s| (s.host, s.port))
+            .map_err(|e| e.to_string())
     }
 
     #[test]
@@ -120,19 +146,41 @@ mod tests {
             ("https://a:1?x", "https://HOST:PORT"),
         ] {
             let error = one(url).expect_err(url);
-            assert!(error.contains(says) && error.contains("--server-addr"), "{url}: {error}");
+            assert!(
+                error.contains(says) && error.contains("--server-addr"),
+                "{url}: {error}"
+            );
         }
     }
 
     #[test]
     fn servers_keep_their_order_and_come_once() {
-        let list = |urls: &[&str]| servers(&urls.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let list =
+            |urls: &[&str]| servers(&urls.iter().map(ToString::to_string).collect::<Vec<_>>());
         let two = list(&["https://b:1", " https://a:1"]).expect("two servers");
-        assert_eq!(two.iter().map(|s| s.host.as_str()).collect::<Vec<_>>(), ["b", "a"]);
-        assert!(list(&["https://a:1", "https://a:1/"]).expect_err("twice").to_string().contains("twice"));
-        assert!(list(&[]).expect_err("none").to_string().contains("--server-addr is missing"));
+        assert_eq!(
+            two.iter().map(|s| s.host.as_str()).collect::<Vec<_>>(),
+            ["b", "a"]
+        );
+        assert!(
+            list(&["https://a:1", "https://a:1/"])
+                .expect_err("twice")
+                .to_string()
+                .contains("twice")
+        );
+        assert!(
+            list(&[])
+                .expect_err("none")
+                .to_string()
+                .contains("--server-addr is missing")
+        );
         assert!(list(&["", " "]).is_err());
         let many: Vec<String> = (0..17).map(|n| format!("https://a{n}:1")).collect();
-        assert!(servers(&many).expect_err("17").to_string().contains("at most 16"));
+        assert!(
+            servers(&many)
+                .expect_err("17")
+                .to_string()
+                .contains("at most 16")
+        );
     }
 }

@@ -62,7 +62,10 @@ impl FromStr for Selector {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("cgroup", path)) => cgroup(path).map(Self::Cgroup),
-            Some(("uid", uid)) => uid.parse().map(Self::Uid).map_err(|_| "has no number as its user".into()),
+            Some(("uid", uid)) => uid
+                .parse()
+                .map(Self::Uid)
+                .map_err(|_| "has no number as its user".into()),
             Some(("command", name)) if !name.is_empty() && !name.contains(['/', '\0']) => {
                 Ok(Self::Command(name.to_owned()))
             }
@@ -81,18 +84,23 @@ impl FromStr for PodSelector {
         match text.split_once(':') {
             None if text == "annotated" => Ok(Self::Annotated),
             Some(("cgroup", path)) => cgroup(path).map(Self::Cgroup),
-            Some(("netns", cookie)) => {
-                cookie.parse().map(Self::Netns).map_err(|_| "has no number as its cookie".into())
-            }
+            Some(("netns", cookie)) => cookie
+                .parse()
+                .map(Self::Netns)
+                .map_err(|_| "has no number as its cookie".into()),
             _ => Err("selects no pods: write annotated, cgroup:PATH, netns:COOKIE, or none".into()),
         }
     }
 }
 
 fn cgroup(path: &str) -> Result<PathBuf, String> {
-    if !path.starts_with('/') || path.trim_matches('/').is_empty() || path.split('/').any(|part| part == "..")
+    if !path.starts_with('/')
+        || path.trim_matches('/').is_empty()
+        || path.split('/').any(|part| part == "..")
     {
-        return Err("has no path below the root of cgroup v2: write one as in cgroup:/system.slice".into());
+        return Err(
+            "has no path below the root of cgroup v2: write one as in cgroup:/system.slice".into(),
+        );
     }
     Ok(PathBuf::from(path))
 }
@@ -116,7 +124,10 @@ pub(super) fn services(texts: &[String]) -> Result<Services, ConfigError> {
                          cloud, none",
                     );
                 };
-                if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
+                if address.port() == 0
+                    || address.ip().is_unspecified()
+                    || address.ip().is_multicast()
+                {
                     return wrong(
                         "can't be dialled: write the address and port of an API service, as in 10.96.0.1:443",
                     );
@@ -155,17 +166,26 @@ pub(super) fn selections<S: FromStr<Err = String>>(
     }
     texts
         .into_iter()
-        .map(|text| text.parse().map_err(|why: String| ConfigError::value(flag, text, why)))
+        .map(|text| {
+            text.parse()
+                .map_err(|why: String| ConfigError::value(flag, text, why))
+        })
         .collect()
 }
 
 fn unless_none<'a>(flag: &'static str, texts: &'a [String]) -> Result<Vec<&'a str>, ConfigError> {
-    let texts: Vec<&str> = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty()).collect();
+    let texts: Vec<&str> = texts
+        .iter()
+        .map(|text| text.trim())
+        .filter(|text| !text.is_empty())
+        .collect();
     match (texts.contains(&"none"), texts.len()) {
         (true, 1) => Ok(Vec::new()),
-        (true, _) => {
-            Err(ConfigError::value(flag, texts.join(","), "mixes none with others: write one or the other"))
-        }
+        (true, _) => Err(ConfigError::value(
+            flag,
+            texts.join(","),
+            "mixes none with others: write one or the other",
+        )),
         _ => Ok(texts),
     }
 }
@@ -182,21 +202,54 @@ mod tests {
     fn steering_is_addresses_words_or_none() {
         let list = |texts: &[&str]| services(&strings(texts));
         assert!(list(&["none"]).expect("nothing").is_empty());
-        let all =
-            list(&["10.96.0.1:443", "[fd00::1]:443", "10.96.0.1:443", "kubernetes", "cloud"]).expect("all");
-        assert_eq!((all.addresses.len(), all.kubernetes, all.cloud), (2, true, true), "twice is one");
-        for wrong in ["10.96.0.1", "10.96.0.1:0", "0.0.0.0:443", "kubernetes:443", "224.0.0.1:443"] {
-            assert!(list(&[wrong]).expect_err(wrong).to_string().contains("10.96.0.1:443"), "{wrong}");
+        let all = list(&[
+            "10.96.0.1:443",
+            "[fd00::1]:443",
+            "10.96.0.1:443",
+            "kubernetes",
+            "cloud",
+        ])
+        .expect("all");
+        assert_eq!(
+            (all.addresses.len(), all.kubernetes, all.cloud),
+            (2, true, true),
+            "twice is one"
+        );
+        for wrong in [
+            "10.96.0.1",
+            "10.96.0.1:0",
+            "0.0.0.0:443",
+            "kubernetes:443",
+            "224.0.0.1:443",
+        ] {
+            assert!(
+                list(&[wrong])
+                    .expect_err(wrong)
+                    .to_string()
+                    .contains("10.96.0.1:443"),
+                "{wrong}"
+            );
         }
-        assert!(list(&["none", "10.96.0.1:443"]).expect_err("mixed").to_string().contains("none"));
+        assert!(
+            list(&["none", "10.96.0.1:443"])
+                .expect_err("mixed")
+                .to_string()
+                .contains("none")
+        );
     }
 
     #[test]
     fn selections_are_kinds_and_values() {
         let parse = |text: &str| text.parse::<Selector>();
         assert_eq!(parse("uid:0"), Ok(Selector::Uid(0)));
-        assert_eq!(parse("command:kubelet"), Ok(Selector::Command("kubelet".into())));
-        assert_eq!(parse("cgroup:/system.slice"), Ok(Selector::Cgroup("/system.slice".into())));
+        assert_eq!(
+            parse("command:kubelet"),
+            Ok(Selector::Command("kubelet".into()))
+        );
+        assert_eq!(
+            parse("cgroup:/system.slice"),
+            Ok(Selector::Cgroup("/system.slice".into()))
+        );
         for wrong in [
             "",
             "kubelet",
@@ -214,8 +267,14 @@ mod tests {
         }
         let pods = |texts: &[&str]| selections::<PodSelector>("steer-pods", &strings(texts));
         assert_eq!(pods(&["none"]), Ok(vec![]));
-        assert_eq!(pods(&["annotated", "netns:7"]), Ok(vec![PodSelector::Annotated, PodSelector::Netns(7)]));
+        assert_eq!(
+            pods(&["annotated", "netns:7"]),
+            Ok(vec![PodSelector::Annotated, PodSelector::Netns(7)])
+        );
         let error = pods(&["all"]).expect_err("no such word").to_string();
-        assert!(error.contains("--steer-pods") && error.contains("annotated"), "{error}");
+        assert!(
+            error.contains("--steer-pods") && error.contains("annotated"),
+            "{error}"
+        );
     }
 }

@@ -7,20 +7,37 @@ use crate::cli::{Command, parse};
 
 /// The command line of the product's first users, as their manifests have it.
 fn seed() -> Vec<&'static str> {
-    include_str!("../../../tests/data/yurthub/command-line").lines().collect()
+    include_str!("../../../tests/data/yurthub/command-line")
+        .lines()
+        .collect()
 }
 
-const LEAST: &[&str] = &["--node-name=edge-1", "--server-addr=https://a:6443", "--bootstrap-file=/b"];
+const LEAST: &[&str] = &[
+    "--node-name=edge-1",
+    "--server-addr=https://a:6443",
+    "--bootstrap-file=/b",
+];
 
 /// Exit code and message, or the configuration and its warnings.
-fn judge(program: &str, arguments: &[&str], node_name: Option<&str>) -> Result<Checked, (i32, String)> {
-    let line = std::iter::once(program).chain(arguments.iter().copied()).map(OsString::from);
+fn judge(
+    program: &str,
+    arguments: &[&str],
+    node_name: Option<&str>,
+) -> Result<Checked, (i32, String)> {
+    let line = std::iter::once(program)
+        .chain(arguments.iter().copied())
+        .map(OsString::from);
     let flags = match parse(line) {
         Ok(Command::Run(flags) | Command::Config(flags)) => flags,
         Ok(other) => panic!("not a run: {other:?}"),
         Err(error) => return Err((error.exit_code(), error.to_string())),
     };
-    let env = |name: &str| (name == "NODE_NAME").then_some(node_name).flatten().map(str::to_owned);
+    let env = |name: &str| {
+        (name == "NODE_NAME")
+            .then_some(node_name)
+            .flatten()
+            .map(str::to_owned)
+    };
     checked(flags, &env).map_err(|error| (2, error.to_string()))
 }
 
@@ -29,30 +46,53 @@ fn with(extra: &[&str]) -> Result<Checked, (i32, String)> {
 }
 
 fn config(extra: &[&str]) -> Config {
-    with(extra).unwrap_or_else(|(_, error)| panic!("{extra:?}: {error}")).config
+    with(extra)
+        .unwrap_or_else(|(_, error)| panic!("{extra:?}: {error}"))
+        .config
 }
 
 #[test]
 fn the_seed_command_line_is_taken_as_it_stands() {
-    for (program, first) in
-        [("hublet", &[][..]), ("hublet", &["run"][..]), ("/usr/local/bin/yurthub", &[][..])]
-    {
-        let checked = judge(program, &[first, &seed()].concat(), Some("edge-7")).expect("the seed's flags");
+    for (program, first) in [
+        ("hublet", &[][..]),
+        ("hublet", &["run"][..]),
+        ("/usr/local/bin/yurthub", &[][..]),
+    ] {
+        let checked =
+            judge(program, &[first, &seed()].concat(), Some("edge-7")).expect("the seed's flags");
         let config = checked.config;
         assert_eq!(config.node_name, "edge-7");
         assert_eq!(config.verbosity, 2);
-        assert_eq!(config.cloud.servers, [Server { host: "192.168.1.102".into(), port: 6443 }]);
+        assert_eq!(
+            config.cloud.servers,
+            [Server {
+                host: "192.168.1.102".into(),
+                port: 6443
+            }]
+        );
         assert_eq!(config.certs.mode, BootstrapMode::Token);
         assert_eq!(config.admin, "127.0.0.1:10267".parse().expect("address"));
         assert_eq!(
             config.listen.plain,
-            ["127.0.0.1:10261", "169.254.2.1:10261"].map(|a| a.parse::<SocketAddr>().expect("address"))
+            ["127.0.0.1:10261", "169.254.2.1:10261"]
+                .map(|a| a.parse::<SocketAddr>().expect("address"))
         );
-        assert_eq!(config.listen.secure, "169.254.2.1:10268".parse().expect("address"));
-        let sans = ["10.96.0.1", "169.254.2.1", "127.0.0.1"].map(|a| a.parse::<IpAddr>().expect("address"));
+        assert_eq!(
+            config.listen.secure,
+            "169.254.2.1:10268".parse().expect("address")
+        );
+        let sans = ["10.96.0.1", "169.254.2.1", "127.0.0.1"]
+            .map(|a| a.parse::<IpAddr>().expect("address"));
         assert_eq!(config.certs.ip_sans, sans);
-        assert_eq!(checked.warnings.len(), 1, "only the one on certificates: {:?}", checked.warnings);
-        assert!(checked.warnings[0].contains("certificates from the cluster are not implemented yet"));
+        assert_eq!(
+            checked.warnings.len(),
+            1,
+            "only the one on certificates: {:?}",
+            checked.warnings
+        );
+        assert!(
+            checked.warnings[0].contains("certificates from the cluster are not implemented yet")
+        );
     }
 }
 
@@ -60,7 +100,10 @@ fn the_seed_command_line_is_taken_as_it_stands() {
 fn a_node_name_that_nobody_expanded_is_refused_with_the_reason() {
     let (code, error) = judge("hublet", &seed(), None).expect_err("no NODE_NAME");
     assert_eq!(code, 2);
-    assert!(error.contains("$(NODE_NAME)") && error.contains("spec.nodeName"), "{error}");
+    assert!(
+        error.contains("$(NODE_NAME)") && error.contains("spec.nodeName"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -73,7 +116,10 @@ fn wrong_values_are_refused_with_the_way_out() {
         (&["--working-mode=cloud"], "not implemented"),
         (&["--working-mode=local"], "not implemented"),
         (&["--working-mode=egde"], "write edge"),
-        (&["--bootstrap-mode=tokens"], "token, kubeletcertificate or development"),
+        (
+            &["--bootstrap-mode=tokens"],
+            "token, kubeletcertificate or development",
+        ),
         (&["--lb-mode=round-robin"], "rr or priority"),
         (&["--dummy-if-ip=10.0.0.1"], "169.254.0.0/16"),
         (&["--dummy-if-ip=169.254.1.1"], "Calico"),
@@ -112,7 +158,9 @@ fn wrong_values_are_refused_with_the_way_out() {
         (&["--bind-addres=127.0.0.1"], "--bind-address"),
         (&["serve"], "serve"),
     ] {
-        let (code, error) = with(arguments).map(|c| c.config).expect_err(&arguments.join(" "));
+        let (code, error) = with(arguments)
+            .map(|c| c.config)
+            .expect_err(&arguments.join(" "));
         assert_eq!(code, 2, "{arguments:?}: {error}");
         assert!(error.contains(says), "{arguments:?}: {error}");
     }
@@ -121,17 +169,39 @@ fn wrong_values_are_refused_with_the_way_out() {
 #[test]
 fn what_is_missing_is_named() {
     for (arguments, flag) in [
-        (&["--server-addr=https://a:1", "--bootstrap-file=/b"][..], "--node-name"),
+        (
+            &["--server-addr=https://a:1", "--bootstrap-file=/b"][..],
+            "--node-name",
+        ),
         (&["--node-name=a", "--bootstrap-file=/b"], "--server-addr"),
-        (&["--node-name=a", "--server-addr=https://a:1"], "--bootstrap-file"),
-        (&["--node-name=a", "--server-addr=https://a:1", "--bootstrap-mode=development"], "--bootstrap-file"),
+        (
+            &["--node-name=a", "--server-addr=https://a:1"],
+            "--bootstrap-file",
+        ),
+        (
+            &[
+                "--node-name=a",
+                "--server-addr=https://a:1",
+                "--bootstrap-mode=development",
+            ],
+            "--bootstrap-file",
+        ),
     ] {
-        let (code, error) = judge("hublet", arguments, None).map(|c| c.config).expect_err(flag);
+        let (code, error) = judge("hublet", arguments, None)
+            .map(|c| c.config)
+            .expect_err(flag);
         assert_eq!(code, 2);
         assert!(error.contains(&format!("{flag} is missing")), "{error}");
     }
-    let kubelet = ["--node-name=a", "--server-addr=https://a:1", "--bootstrap-mode=kubeletcertificate"];
-    assert!(judge("hublet", &kubelet, None).is_ok(), "today's installer passes no bootstrap file");
+    let kubelet = [
+        "--node-name=a",
+        "--server-addr=https://a:1",
+        "--bootstrap-mode=kubeletcertificate",
+    ];
+    assert!(
+        judge("hublet", &kubelet, None).is_ok(),
+        "today's installer passes no bootstrap file"
+    );
 }
 
 #[test]
@@ -150,15 +220,22 @@ fn booleans_are_read_as_go_reads_them() {
         assert_eq!(config(&[flag]).setup.dummy.is_some(), on, "{flag}");
     }
     assert!(
-        config(&["--enable-dummy-if", "--dummy-if-name=hub0"]).setup.dummy.is_some(),
+        config(&["--enable-dummy-if", "--dummy-if-name=hub0"])
+            .setup
+            .dummy
+            .is_some(),
         "takes no next argument"
     );
 }
 
 #[test]
 fn the_last_of_a_repeated_flag_counts_and_lists_add_up() {
-    let config =
-        config(&["--lb-mode=rr", "--lb-mode=priority", "--server-addr=https://b:1,https://c:1", "-v=4"]);
+    let config = config(&[
+        "--lb-mode=rr",
+        "--lb-mode=priority",
+        "--server-addr=https://b:1,https://c:1",
+        "-v=4",
+    ]);
     assert_eq!(config.cloud.lb_mode, LbMode::Priority);
     assert_eq!(config.cloud.servers.len(), 3);
     assert_eq!(config.verbosity, 4);
@@ -168,19 +245,35 @@ fn the_last_of_a_repeated_flag_counts_and_lists_add_up() {
 fn listeners_follow_the_interface() {
     let off = config(&["--enable-dummy-if=false"]);
     assert_eq!(off.listen.plain.len(), 1);
-    assert_eq!(off.listen.secure, "127.0.0.1:10268".parse().expect("address"));
+    assert_eq!(
+        off.listen.secure,
+        "127.0.0.1:10268".parse().expect("address")
+    );
     let every = config(&["--bind-proxy-address=0.0.0.0"]);
-    assert_eq!(every.listen.plain.len(), 1, "0.0.0.0 already holds the dummy address");
+    assert_eq!(
+        every.listen.plain.len(),
+        1,
+        "0.0.0.0 already holds the dummy address"
+    );
     assert!(!every.certs.ip_sans.iter().any(IpAddr::is_unspecified));
     let v6 = config(&["--node-ip=2001:db8::7"]);
-    assert_eq!(v6.setup.dummy.map(|d| d.ip), Some("fd00::2:1".parse().expect("address")));
-    assert!(v6.certs.ip_sans.contains(&"2001:db8::7".parse().expect("address")));
+    assert_eq!(
+        v6.setup.dummy.map(|d| d.ip),
+        Some("fd00::2:1".parse().expect("address"))
+    );
+    assert!(
+        v6.certs
+            .ip_sans
+            .contains(&"2001:db8::7".parse().expect("address"))
+    );
     assert!(config(&["--steer=none"]).setup.steer.is_empty());
 }
 
 #[test]
 fn every_ignored_flag_gives_one_warning_and_no_secret() {
-    let quiet = with(&["--bootstrap-mode=development"]).expect("least").warnings;
+    let quiet = with(&["--bootstrap-mode=development"])
+        .expect("least")
+        .warnings;
     assert_eq!(quiet, Vec::<String>::new());
     for (flag, value) in [
         ("nodepool-name", "pool-1"),
@@ -199,27 +292,42 @@ fn every_ignored_flag_gives_one_warning_and_no_secret() {
         ("namespace", "openyurt"),
     ] {
         let argument = format!("--{flag}={value}");
-        let warnings = with(&["--bootstrap-mode=development", &argument]).expect("taken").warnings;
+        let warnings = with(&["--bootstrap-mode=development", &argument])
+            .expect("taken")
+            .warnings;
         assert_eq!(warnings.len(), 1, "{argument}: {warnings:?}");
-        assert!(warnings[0].starts_with(&format!("--{flag}=")), "{warnings:?}");
-        assert!(!warnings[0].contains("0123456789abcdef"), "a token in a log: {warnings:?}");
+        assert!(
+            warnings[0].starts_with(&format!("--{flag}=")),
+            "{warnings:?}"
+        );
+        assert!(
+            !warnings[0].contains("0123456789abcdef"),
+            "a token in a log: {warnings:?}"
+        );
     }
-    for silent in
-        ["--logtostderr", "--logtostderr=true", "--namespace=kube-system", "--enable-iptables=false"]
-    {
+    for silent in [
+        "--logtostderr",
+        "--logtostderr=true",
+        "--namespace=kube-system",
+        "--enable-iptables=false",
+    ] {
         assert_eq!(
-            with(&["--bootstrap-mode=development", silent]).expect("taken").warnings,
+            with(&["--bootstrap-mode=development", silent])
+                .expect("taken")
+                .warnings,
             Vec::<String>::new()
         );
     }
-    let reachable =
-        with(&["--bootstrap-mode=development", "--bind-address=0.0.0.0"]).expect("taken").warnings;
+    let reachable = with(&["--bootstrap-mode=development", "--bind-address=0.0.0.0"])
+        .expect("taken")
+        .warnings;
     assert!(reachable[0].contains("outside this node"), "{reachable:?}");
 }
 
 #[test]
 fn every_yurthub_flag_is_known() {
-    let help = <flags::Flags as clap::Args>::augment_args(clap::Command::new("t")).render_long_help();
+    let help =
+        <flags::Flags as clap::Args>::augment_args(clap::Command::new("t")).render_long_help();
     let help = help.to_string();
     for flag in [
         "node-name",

@@ -88,7 +88,17 @@ impl Front {
         });
         let (host, tls) = (setup.netns(), TlsAcceptor::from(tls));
         let arrivals = Arc::new(Semaphore::new(ARRIVALS as usize));
-        Arc::new(Self { handler, setup, tls, http1, http2, registry, counters, host, arrivals })
+        Arc::new(Self {
+            handler,
+            setup,
+            tls,
+            http1,
+            http2,
+            registry,
+            counters,
+            host,
+            arrivals,
+        })
     }
 
     /// Waits until listeners that were told to stop have stopped, and all that they accepted is in the registry.
@@ -110,7 +120,9 @@ impl Front {
 
 impl std::fmt::Debug for Front {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Front").field("registry", &self.registry).finish_non_exhaustive()
+        f.debug_struct("Front")
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
     }
 }
 
@@ -134,7 +146,12 @@ pub(super) async fn accept(
                 if !front.counters.is_probe(remote) {
                     front.counters.accepted(port);
                 }
-                tokio::spawn(connection::serve(Arc::clone(&front), stream, (remote, port), arrival));
+                tokio::spawn(connection::serve(
+                    Arc::clone(&front),
+                    stream,
+                    (remote, port),
+                    arrival,
+                ));
             }
             Err(error) if concerns_one_connection(&error) => front.counters.accept_error(),
             Err(error) => {
@@ -158,12 +175,18 @@ async fn arrive(
     listener: &TcpListener,
 ) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     // It is never closed.
-    let arrival = Arc::clone(arrivals).acquire_owned().await.map_err(io::Error::other)?;
+    let arrival = Arc::clone(arrivals)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
     let (stream, remote) = listener.accept().await?;
     Ok((stream, remote, arrival))
 }
 
 /// The peer gave up before we came, as opposed to a want of our own.
 fn concerns_one_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+    )
 }

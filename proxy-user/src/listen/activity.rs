@@ -85,7 +85,11 @@ impl Activity {
     }
 
     /// Runs what comes before HTTP (first byte, handshake); `None` when this order, or a stricter one, ends it.
-    pub(super) async fn unless_ordered<F: Future>(&self, ends: Order, work: F) -> Option<F::Output> {
+    pub(super) async fn unless_ordered<F: Future>(
+        &self,
+        ends: Order,
+        work: F,
+    ) -> Option<F::Output> {
         let mut work = pin!(work);
         poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -212,7 +216,11 @@ impl<T: Read> Read for Watched<T> {
 }
 
 impl<T: Write> Write for Watched<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         self.project().stream.poll_write(cx, buf)
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {

@@ -57,13 +57,24 @@ impl Rig {
             let mut builder = http1::Builder::new();
             builder.header_read_timeout(None);
             let connection = Box::pin(builder.serve_connection(stream, service).with_upgrades());
-            activity.drive(connection, |connection| connection.graceful_shutdown()).await
+            activity
+                .drive(connection, |connection| connection.graceful_shutdown())
+                .await
         });
-        Self { registry, counters: Counters::default(), client, answers, serving }
+        Self {
+            registry,
+            counters: Counters::default(),
+            client,
+            answers,
+            serving,
+        }
     }
 
     async fn say(&mut self, text: &str) {
-        self.client.write_all(text.as_bytes()).await.expect("written");
+        self.client
+            .write_all(text.as_bytes())
+            .await
+            .expect("written");
         // What was written is read by the connection's task before ours runs again.
         for _ in 0..20 {
             tokio::task::yield_now().await;
@@ -91,7 +102,10 @@ async fn a_head_that_does_not_end_is_cut() {
     assert_eq!(rig.registry.open(), 1, "a slow line has its time");
     rig.say("more").await;
     rig.sweep(1);
-    assert!(rig.serving.await.expect("joined").is_none(), "cut, however it dribbles");
+    assert!(
+        rig.serving.await.expect("joined").is_none(),
+        "cut, however it dribbles"
+    );
     assert_eq!(rig.registry.open(), 0, "its place is free");
 }
 
@@ -99,11 +113,17 @@ async fn a_head_that_does_not_end_is_cut() {
 async fn a_watch_outlives_every_sweep() {
     let mut rig = Rig::new();
     rig.say("GET /watch HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    rig.answers.send(Bytes::from_static(b"first")).await.expect("sent");
+    rig.answers
+        .send(Bytes::from_static(b"first"))
+        .await
+        .expect("sent");
     let head = rig.hear().await;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     rig.sweep(1000);
-    rig.answers.send(Bytes::from_static(b"second")).await.expect("sent");
+    rig.answers
+        .send(Bytes::from_static(b"second"))
+        .await
+        .expect("sent");
     let mut text = head;
     while !text.contains("second") {
         text.push_str(&rig.hear().await);
@@ -128,25 +148,43 @@ async fn an_idle_connection_is_closed_after_its_time_only() {
         assert_eq!(rig.registry.open(), 1);
     }
     rig.registry.sweep(&rig.counters);
-    assert!(rig.serving.await.expect("joined").expect("ended by itself").is_ok());
+    assert!(
+        rig.serving
+            .await
+            .expect("joined")
+            .expect("ended by itself")
+            .is_ok()
+    );
 }
 
 #[tokio::test]
 async fn a_drain_lets_the_answer_end_and_closes() {
     let mut rig = Rig::new();
     rig.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    rig.answers.send(Bytes::from_static(b"half")).await.expect("sent");
+    rig.answers
+        .send(Bytes::from_static(b"half"))
+        .await
+        .expect("sent");
     rig.hear().await;
     rig.registry.drain(false);
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
     assert!(!rig.serving.is_finished(), "its answer isn't finished");
-    rig.answers.send(Bytes::from_static(b"whole")).await.expect("sent");
+    rig.answers
+        .send(Bytes::from_static(b"whole"))
+        .await
+        .expect("sent");
     drop(rig.answers);
     let mut rest = String::new();
-    rig.client.read_to_string(&mut rest).await.expect("closed after the answer");
-    assert!(rest.contains("whole") && rest.ends_with("0\r\n\r\n"), "{rest:?}");
+    rig.client
+        .read_to_string(&mut rest)
+        .await
+        .expect("closed after the answer");
+    assert!(
+        rest.contains("whole") && rest.ends_with("0\r\n\r\n"),
+        "{rest:?}"
+    );
     assert!(rig.serving.await.expect("joined").is_some());
     rig.registry.emptied().await;
 }
@@ -172,6 +210,8 @@ async fn one_that_was_told_to_finish_hears_that_it_is_to_end() {
         rig.registry.drain(at_once);
         rig.say("").await;
     }
-    let ended = tokio::time::timeout(Duration::from_secs(5), rig.serving).await.expect("it has heard");
+    let ended = tokio::time::timeout(Duration::from_secs(5), rig.serving)
+        .await
+        .expect("it has heard");
     assert!(ended.expect("joined").is_none());
 }

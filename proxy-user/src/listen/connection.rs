@@ -45,10 +45,14 @@ pub(super) async fn serve(
     (remote, port): (SocketAddr, Port),
     arrival: OwnedSemaphorePermit,
 ) {
-    let Some((activity, mut connection)) = admit(&front, &stream, (remote, port)) else { return };
+    let Some((activity, mut connection)) = admit(&front, &stream, (remote, port)) else {
+        return;
+    };
     drop(arrival);
     let mut first = First::default();
-    let Some(speech) = first_byte(&mut first, &stream, &activity).await else { return };
+    let Some(speech) = first_byte(&mut first, &stream, &activity).await else {
+        return;
+    };
     let tls = speech == Speech::Tls;
     if speech == Speech::Nothing {
         return;
@@ -85,7 +89,10 @@ fn admit(
     let client = Client::of(process.as_ref(), remote.ip(), front.host);
     let flow = front.handler.flow(client);
     let activity = front.registry.enter(client, &flow, &front.counters)?;
-    Some((activity, Arc::new(Connection::new(port, (local, remote), process, flow))))
+    Some((
+        activity,
+        Arc::new(Connection::new(port, (local, remote), process, flow)),
+    ))
 }
 
 /// What the client begins with. One that has just connected when the drain begins is about to say something.
@@ -93,12 +100,21 @@ async fn first_byte(first: &mut First, stream: &TcpStream, activity: &Activity) 
     let waiting = timeout(FIRST_BYTE, first.listen(stream));
     let heard = match activity.unless_ordered(Order::Finish, waiting).await {
         Some(heard) => heard,
-        None => activity.unless_ordered(Order::Drop, timeout(LAST_WORD, first.listen(stream))).await?,
+        None => {
+            activity
+                .unless_ordered(Order::Drop, timeout(LAST_WORD, first.listen(stream)))
+                .await?
+        }
     };
     heard.ok()?.ok()
 }
 
-async fn secure(front: &Front, stream: Metered, connection: Arc<Connection>, activity: Arc<Activity>) {
+async fn secure(
+    front: &Front,
+    stream: Metered,
+    connection: Arc<Connection>,
+    activity: Arc<Activity>,
+) {
     let shaken = handshake(front, stream, &connection, &activity).await;
     let large = connection.flow.large_buffers();
     // The stream must be gone from here before the long wait: a scope ends what a move does not.
@@ -124,7 +140,9 @@ async fn handshake(
     connection: &Connection,
     activity: &Activity,
 ) -> Option<Box<TlsStream<Metered>>> {
-    let handshake = front.tls.accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
+    let handshake = front
+        .tls
+        .accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
     let handshake = Box::pin(timeout(HANDSHAKE, handshake));
     let failure = match activity.unless_ordered(Order::Drop, handshake).await? {
         Ok(Ok(stream)) => return Some(Box::new(stream)),
@@ -142,13 +160,18 @@ fn tell(front: &Front, connection: &Connection, failure: &str) {
     let caller = (remote.ip(), process.map(|process| process.command.clone()));
     let by = process.map_or_else(String::new, |process| {
         let executable = process.executable.as_deref().unwrap_or(&process.command);
-        format!(" (process {}, user {}, {executable})", process.pid, process.uid)
+        format!(
+            " (process {}, user {}, {executable})",
+            process.pid, process.uid
+        )
     });
     match front.counters.failures.one_more(caller, Instant::now()) {
         None => debug!("TLS handshake with {remote}{by} {failure}"),
         Some(0) => warn!("TLS handshake with {remote}{by} {failure}"),
         Some(more) => {
-            warn!("TLS handshake with {remote}{by} {failure}; {more} more failed since the last warning")
+            warn!(
+                "TLS handshake with {remote}{by} {failure}; {more} more failed since the last warning"
+            )
         }
     }
 }
@@ -156,8 +179,11 @@ fn tell(front: &Front, connection: &Connection, failure: &str) {
 /// hyper's service: one reference to handler and connection a request, nothing else.
 macro_rules! requests {
     ($front:expr, $connection:expr, $activity:expr) => {{
-        let (handler, connection, activity) =
-            (Arc::clone(&$front.handler), $connection, Arc::clone(&$activity));
+        let (handler, connection, activity) = (
+            Arc::clone(&$front.handler),
+            $connection,
+            Arc::clone(&$activity),
+        );
         service_fn(move |request| {
             let open = Open::new(&activity);
             let answer = Arc::clone(&handler).handle(Arc::clone(&connection), request);
@@ -183,10 +209,19 @@ where
 {
     let http1 = front.http1(&connection.flow);
     let requests = requests!(front, connection, activity);
-    let stream =
-        Watched { stream: TokioIo::new(stream), activity: Arc::clone(&activity), one_at_a_time: true };
+    let stream = Watched {
+        stream: TokioIo::new(stream),
+        activity: Arc::clone(&activity),
+        one_at_a_time: true,
+    };
     let serving = Box::pin(http1.serve_connection(stream, requests).with_upgrades());
-    async move { ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await) }
+    async move {
+        ended(
+            activity
+                .drive(serving, |serving| serving.graceful_shutdown())
+                .await,
+        )
+    }
 }
 
 fn http2<T>(
@@ -200,10 +235,19 @@ where
 {
     let http2 = front.http2(&connection.flow);
     let requests = requests!(front, connection, activity);
-    let stream =
-        Watched { stream: TokioIo::new(stream), activity: Arc::clone(&activity), one_at_a_time: false };
+    let stream = Watched {
+        stream: TokioIo::new(stream),
+        activity: Arc::clone(&activity),
+        one_at_a_time: false,
+    };
     let serving = Box::pin(http2.serve_connection(stream, requests));
-    async move { ended(activity.drive(serving, |serving| serving.graceful_shutdown()).await) }
+    async move {
+        ended(
+            activity
+                .drive(serving, |serving| serving.graceful_shutdown())
+                .await,
+        )
+    }
 }
 
 fn ended(end: Option<hyper::Result<()>>) {
@@ -238,7 +282,10 @@ mod tests {
     #[test]
     fn a_connections_task_is_small() {
         let bytes = size(serve);
-        assert!(bytes <= 1280, "{bytes} bytes a connection, before what hyper and rustls allocate");
+        assert!(
+            bytes <= 1280,
+            "{bytes} bytes a connection, before what hyper and rustls allocate"
+        );
         let secure = size(secure);
         assert!(secure <= 768, "{secure} bytes more with TLS");
     }

@@ -84,7 +84,12 @@ impl Counters {
     /// OpenMetrics families, without the closing `# EOF`.
     pub fn render(&self, open: usize, limit: usize) -> String {
         let mut text = String::with_capacity(2048);
-        family(&mut text, "hublet_connections_open", "gauge", "Connections open, the self-probe's included.");
+        family(
+            &mut text,
+            "hublet_connections_open",
+            "gauge",
+            "Connections open, the self-probe's included.",
+        );
         sample(&mut text, "hublet_connections_open", "", open as u64);
         family(
             &mut text,
@@ -93,9 +98,22 @@ impl Counters {
             "Connections that may be open (--max-connections).",
         );
         sample(&mut text, "hublet_connections_limit", "", limit as u64);
-        family(&mut text, "hublet_connections_accepted", "counter", "Connections accepted, by port.");
-        for (label, count) in [("{port=\"plain\"}", &self.plain), ("{port=\"secure\"}", &self.secure)] {
-            sample(&mut text, "hublet_connections_accepted_total", label, count.load(Relaxed));
+        family(
+            &mut text,
+            "hublet_connections_accepted",
+            "counter",
+            "Connections accepted, by port.",
+        );
+        for (label, count) in [
+            ("{port=\"plain\"}", &self.plain),
+            ("{port=\"secure\"}", &self.secure),
+        ] {
+            sample(
+                &mut text,
+                "hublet_connections_accepted_total",
+                label,
+                count.load(Relaxed),
+            );
         }
         family(
             &mut text,
@@ -104,7 +122,12 @@ impl Counters {
             "Connections that hublet closed, by cause.",
         );
         for (cause, count) in self.closed() {
-            sample(&mut text, "hublet_connections_closed_total", &format!("{{cause=\"{cause}\"}}"), count);
+            sample(
+                &mut text,
+                "hublet_connections_closed_total",
+                &format!("{{cause=\"{cause}\"}}"),
+                count,
+            );
         }
         family(
             &mut text,
@@ -112,9 +135,24 @@ impl Counters {
             "counter",
             "Failures of accept, such as no free descriptor.",
         );
-        sample(&mut text, "hublet_accept_errors_total", "", self.accept_errors.load(Relaxed));
-        family(&mut text, "hublet_self_probe_failures", "counter", "Self-probes without an answer in time.");
-        sample(&mut text, "hublet_self_probe_failures_total", "", self.probes_failed.load(Relaxed));
+        sample(
+            &mut text,
+            "hublet_accept_errors_total",
+            "",
+            self.accept_errors.load(Relaxed),
+        );
+        family(
+            &mut text,
+            "hublet_self_probe_failures",
+            "counter",
+            "Self-probes without an answer in time.",
+        );
+        sample(
+            &mut text,
+            "hublet_self_probe_failures_total",
+            "",
+            self.probes_failed.load(Relaxed),
+        );
         text
     }
 

@@ -29,7 +29,10 @@ impl Failures {
     /// One more; `Some` is to be warned of, with the number of those since the last warning that weren't.
     pub(super) fn one_more(&self, caller: Caller, now: Instant) -> Option<u64> {
         let mut recent = self.0.lock();
-        if recent.since.is_none_or(|since| now.saturating_duration_since(since) >= WHILE) {
+        if recent
+            .since
+            .is_none_or(|since| now.saturating_duration_since(since) >= WHILE)
+        {
             recent.since = Some(now);
             recent.callers.clear();
         }
@@ -61,7 +64,9 @@ mod tests {
             Some(9),
             "another"
         );
-        let told = (0..=255).filter(|n| failures.one_more(caller(*n), begin).is_some()).count();
+        let told = (0..=255)
+            .filter(|n| failures.one_more(caller(*n), begin).is_some())
+            .count();
         assert_eq!(told, CALLERS - 2);
         assert_eq!(
             failures.one_more(caller(1), begin + WHILE),

@@ -106,8 +106,9 @@ mod tests {
     #[tokio::test]
     async fn what_was_read_is_given_again_however_small_the_room() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-        let mut client =
-            TcpStream::connect(listener.local_addr().expect("address")).await.expect("connected");
+        let mut client = TcpStream::connect(listener.local_addr().expect("address"))
+            .await
+            .expect("connected");
         let (stream, _) = listener.accept().await.expect("accepted");
         let mut first = First::default();
         client.write_all(b"P").await.expect("written");

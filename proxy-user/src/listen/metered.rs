@@ -22,7 +22,11 @@ pub(super) struct Metered {
 
 impl Metered {
     pub(super) fn new(stream: TcpStream, first: First, traffic: Arc<Traffic>) -> Self {
-        Self { stream, first, traffic }
+        Self {
+            stream,
+            first,
+            traffic,
+        }
     }
 
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -54,7 +58,11 @@ impl AsyncRead for Metered {
 }
 
 impl AsyncWrite for Metered {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(written)
     }

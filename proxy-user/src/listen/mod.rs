@@ -74,5 +74,10 @@ pub fn serve(
     listener: &Listener,
     stop: CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(accept::accept(Arc::clone(front), Arc::clone(&listener.socket), listener.port, stop))
+    tokio::spawn(accept::accept(
+        Arc::clone(front),
+        Arc::clone(&listener.socket),
+        listener.port,
+        stop,
+    ))
 }

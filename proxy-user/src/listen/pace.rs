@@ -41,7 +41,12 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
-        tokio::spawn(Paced { task, patience: self.patience, waits_since: None, timer: None });
+        tokio::spawn(Paced {
+            task,
+            patience: self.patience,
+            waits_since: None,
+            timer: None,
+        });
     }
 }
 
@@ -69,7 +74,9 @@ impl<F: Future> Future for Paced<F> {
             Some(false) => *this.waits_since = None,
             None => {}
         }
-        let Some(since) = *this.waits_since else { return Poll::Pending };
+        let Some(since) = *this.waits_since else {
+            return Poll::Pending;
+        };
         let end = since + *this.patience;
         // The timer stays as it is while pieces go: it looks again when it has run out.
         let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
@@ -122,7 +129,9 @@ mod tests {
             tell.send(true).await.expect("it runs");
             passes(29).await;
             assert!(
-                ended.try_recv().is_err_and(|e| e == mpsc::error::TryRecvError::Empty),
+                ended
+                    .try_recv()
+                    .is_err_and(|e| e == mpsc::error::TryRecvError::Empty),
                 "slow, not stuck"
             );
         }

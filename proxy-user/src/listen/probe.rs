@@ -30,7 +30,11 @@ pub async fn probe(secure: SocketAddr, counters: &Counters) -> io::Result<()> {
 }
 
 async fn ask(secure: SocketAddr, counters: &Counters) -> io::Result<()> {
-    let socket = if secure.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if secure.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     // From the address that the kernel would choose, so that it is known before the other end can be asked.
     socket.bind(SocketAddr::new(secure.ip(), 0))?;
     let _own = counters.probing(socket.local_addr()?);
@@ -43,7 +47,10 @@ async fn ask(secure: SocketAddr, counters: &Counters) -> io::Result<()> {
     if &answer == b"HTTP/1.0 400" {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "another server answers on our address"))
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        "another server answers on our address",
+    ))
 }
 
 /// Where a listener on every address can be dialled.

@@ -73,7 +73,11 @@ impl Registry {
     /// An empty registry for at most `limit` connections, whose clients may take `reader_timeout` to read something of
     /// what they asked for.
     pub fn new(limit: usize, reader_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { reader_timeout, seats: Mutex::new(Seats::new(limit)), emptied: Notify::new() })
+        Arc::new(Self {
+            reader_timeout,
+            seats: Mutex::new(Seats::new(limit)),
+            emptied: Notify::new(),
+        })
     }
 
     /// A place for one more connection of this client; made where there is none, and `None` where that can't be.
@@ -87,7 +91,8 @@ impl Registry {
         let mut seats = self.seats.lock();
         let room = seats.room(client, flow, &mut looked_at);
         let entered = (!matches!(room, Room::Full)).then(|| {
-            let make = |at, order| Arc::new(Activity::new(Arc::clone(self), at, Arc::clone(flow), order));
+            let make =
+                |at, order| Arc::new(Activity::new(Arc::clone(self), at, Arc::clone(flow), order));
             seats.take(client, make)
         });
         drop(seats);
@@ -212,7 +217,12 @@ fn judge(record: &mut Record, now: Glimpse) -> Verdict {
     record.begun = now.begun;
     if now.open > 0 {
         let Record { moved, still, .. } = *record;
-        *record = Record { begun: now.begun, moved, still, ..Record::default() };
+        *record = Record {
+            begun: now.begun,
+            moved,
+            still,
+            ..Record::default()
+        };
         return Verdict::Keep;
     }
     if record.told {
@@ -242,9 +252,19 @@ mod tests {
 
     /// How many sweeps a connection that looks like this survives, after having begun `begun` requests.
     fn survives(begun: u32, open: u32, unread: bool) -> (u32, Verdict) {
-        let mut record = Record { begun, ..Record::default() };
+        let mut record = Record {
+            begun,
+            ..Record::default()
+        };
         for sweep in 1..1000 {
-            match judge(&mut record, Glimpse { begun, open, unread }) {
+            match judge(
+                &mut record,
+                Glimpse {
+                    begun,
+                    open,
+                    unread,
+                },
+            ) {
                 Verdict::Keep => {}
                 other => return (sweep, other),
             }
@@ -254,11 +274,31 @@ mod tests {
 
     #[test]
     fn slow_heads_and_idle_connections_end_and_watches_do_not() {
-        assert_eq!(survives(1, 1, false), (1000, Verdict::Keep), "a watch is open for ever");
-        assert_eq!(survives(1, 1, true), (1000, Verdict::Keep), "a body that comes in slowly is not a head");
-        assert_eq!(survives(5, 0, false), (20, Verdict::Idle), "idle after five requests: 5 minutes");
-        assert_eq!(survives(0, 0, false), (3, Verdict::Idle), "never a request: 45 s");
-        assert_eq!(survives(5, 0, true), (3, Verdict::Drop), "a head that doesn't end");
+        assert_eq!(
+            survives(1, 1, false),
+            (1000, Verdict::Keep),
+            "a watch is open for ever"
+        );
+        assert_eq!(
+            survives(1, 1, true),
+            (1000, Verdict::Keep),
+            "a body that comes in slowly is not a head"
+        );
+        assert_eq!(
+            survives(5, 0, false),
+            (20, Verdict::Idle),
+            "idle after five requests: 5 minutes"
+        );
+        assert_eq!(
+            survives(0, 0, false),
+            (3, Verdict::Idle),
+            "never a request: 45 s"
+        );
+        assert_eq!(
+            survives(5, 0, true),
+            (3, Verdict::Drop),
+            "a head that doesn't end"
+        );
     }
 
     #[test]
@@ -267,7 +307,14 @@ mod tests {
         for begun in 0..1000 {
             // Each sweep happens to see the first bytes of a new request.
             assert_eq!(
-                judge(&mut record, Glimpse { begun: begun * 7, open: 0, unread: true }),
+                judge(
+                    &mut record,
+                    Glimpse {
+                        begun: begun * 7,
+                        open: 0,
+                        unread: true
+                    }
+                ),
                 Verdict::Keep
             );
         }
@@ -275,12 +322,27 @@ mod tests {
 
     #[test]
     fn one_that_was_told_to_finish_and_stays_is_dropped() {
-        let mut record = Record { begun: 1, quiet: 19, ..Record::default() };
-        let quiet = Glimpse { begun: 1, open: 0, unread: false };
+        let mut record = Record {
+            begun: 1,
+            quiet: 19,
+            ..Record::default()
+        };
+        let quiet = Glimpse {
+            begun: 1,
+            open: 0,
+            unread: false,
+        };
         assert_eq!(judge(&mut record, quiet), Verdict::Idle);
         assert_eq!(judge(&mut record, quiet), Verdict::Drop);
         assert_eq!(
-            judge(&mut record, Glimpse { begun: 2, open: 1, unread: false }),
+            judge(
+                &mut record,
+                Glimpse {
+                    begun: 2,
+                    open: 1,
+                    unread: false
+                }
+            ),
             Verdict::Keep,
             "a last request"
         );
@@ -306,31 +368,46 @@ mod tests {
         }
 
         fn enter(&self, client: Client) -> Option<Arc<Activity>> {
-            self.registry.enter(client, &self.budget.flow(client), &self.counters)
+            self.registry
+                .enter(client, &self.budget.flow(client), &self.counters)
         }
 
         fn enter_all(&self, client: Client, count: usize) -> Vec<Arc<Activity>> {
-            (0..count).map(|_| self.enter(client).expect("a place")).collect()
+            (0..count)
+                .map(|_| self.enter(client).expect("a place"))
+                .collect()
         }
     }
 
     fn dropped(connections: &[Arc<Activity>]) -> usize {
-        connections.iter().filter(|connection| connection.ordered() == Order::Drop).count()
+        connections
+            .iter()
+            .filter(|connection| connection.ordered() == Order::Drop)
+            .count()
     }
 
     #[test]
     fn the_one_with_the_most_makes_room_and_places_are_kept_for_the_node() {
         let rig = Rig::new(32);
         let pod = rig.enter_all(POD, 28);
-        assert_eq!(dropped(&pod), 12, "one alone gets half, and makes room for itself");
-        let others: Vec<_> = (2..14).flat_map(|uid| rig.enter_all(Client::Pod(uid), 1)).collect();
+        assert_eq!(
+            dropped(&pod),
+            12,
+            "one alone gets half, and makes room for itself"
+        );
+        let others: Vec<_> = (2..14)
+            .flat_map(|uid| rig.enter_all(Client::Pod(uid), 1))
+            .collect();
         assert_eq!((dropped(&pod), dropped(&others)), (12, 0));
         let kubelet = rig.enter_all(KUBELET, 4);
         assert_eq!(dropped(&pod), 12, "four were kept for it");
         let more = rig.enter_all(KUBELET, 4);
         let other = rig.enter_all(Client::Pod(99), 1);
         assert_eq!(dropped(&pod), 17);
-        assert_eq!(dropped(&others) + dropped(&kubelet) + dropped(&more) + dropped(&other), 0);
+        assert_eq!(
+            dropped(&others) + dropped(&kubelet) + dropped(&more) + dropped(&other),
+            0
+        );
         let own = rig.enter_all(Client::Own, 1);
         assert_eq!((dropped(&pod), dropped(&own)), (18, 0));
     }
@@ -339,10 +416,14 @@ mod tests {
     #[test]
     fn connections_of_one_take_no_more_than_its_part_of_the_memory() {
         let rig = Rig::new(4096);
-        let pods: Vec<_> = (1..4).flat_map(|uid| rig.enter_all(Client::Pod(uid), 64)).collect();
+        let pods: Vec<_> = (1..4)
+            .flat_map(|uid| rig.enter_all(Client::Pod(uid), 64))
+            .collect();
         assert!(dropped(&pods) > 0);
         drop(pods);
-        let pods: Vec<_> = (1..4).flat_map(|uid| rig.enter_all(Client::Pod(uid), 15)).collect();
+        let pods: Vec<_> = (1..4)
+            .flat_map(|uid| rig.enter_all(Client::Pod(uid), 15))
+            .collect();
         assert_eq!(dropped(&pods), 0, "few are never too many");
         let kubelet = rig.enter_all(KUBELET, 64);
         assert_eq!(dropped(&kubelet), 0);
@@ -352,8 +433,12 @@ mod tests {
     fn an_idle_connection_goes_before_one_in_use() {
         let rig = Rig::new(16);
         let pod = rig.enter_all(POD, 8);
-        let _in_use: Vec<_> =
-            pod.iter().enumerate().filter(|(at, _)| *at != 5).map(|(_, a)| Open::new(a)).collect();
+        let _in_use: Vec<_> = pod
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| *at != 5)
+            .map(|(_, a)| Open::new(a))
+            .collect();
         let _more = rig.enter(POD).expect("a place");
         assert_eq!(dropped(&pod), 1);
         assert_eq!(pod[5].ordered(), Order::Drop);
@@ -373,20 +458,37 @@ mod tests {
         let rig = Rig::new(2);
         let first = rig.enter(KUBELET).expect("place");
         let second = rig.enter(KUBELET).expect("place");
-        let _third = rig.enter(KUBELET).expect("place of the first or the second");
-        assert_eq!(rig.registry.open(), 3, "the one that lost its place has not closed yet");
-        let (loser, _other) = if first.ordered() == Order::Drop { (first, second) } else { (second, first) };
+        let _third = rig
+            .enter(KUBELET)
+            .expect("place of the first or the second");
+        assert_eq!(
+            rig.registry.open(),
+            3,
+            "the one that lost its place has not closed yet"
+        );
+        let (loser, _other) = if first.ordered() == Order::Drop {
+            (first, second)
+        } else {
+            (second, first)
+        };
         drop(loser);
         assert_eq!(rig.registry.open(), 2);
         let _fourth = rig.enter(KUBELET).expect("place");
-        assert_eq!(rig.registry.seats.lock().taken.len(), 3, "places are used again");
+        assert_eq!(
+            rig.registry.seats.lock().taken.len(),
+            3,
+            "places are used again"
+        );
     }
 
     #[test]
     fn a_client_that_reads_nothing_is_cut_and_a_slow_one_is_not() {
         let rig = Rig::new(4);
         let flow = rig.budget.flow(POD);
-        let connection = rig.registry.enter(POD, &flow, &rig.counters).expect("place");
+        let connection = rig
+            .registry
+            .enter(POD, &flow, &rig.counters)
+            .expect("place");
         let mut held = Vec::new();
         for _ in 0..20 {
             held.push(flow.count(bytes::Bytes::from_static(b"slow")));
@@ -408,7 +510,10 @@ mod tests {
     async fn a_connection_that_has_left_http_is_told_to_end() {
         let rig = Rig::new(2);
         let flow = rig.budget.flow(POD);
-        let connection = rig.registry.enter(POD, &flow, &rig.counters).expect("place");
+        let connection = rig
+            .registry
+            .enter(POD, &flow, &rig.counters)
+            .expect("place");
         let told = tokio::spawn({
             let flow = Arc::clone(&flow);
             async move { flow.was_cut().await }
@@ -428,7 +533,11 @@ mod tests {
         let (open, registry) = (rig.enter(POD).expect("place"), Arc::clone(&rig.registry));
         registry.drain(false);
         assert_eq!(open.ordered(), Order::Finish);
-        assert_eq!(rig.enter(POD).expect("late").ordered(), Order::Finish, "late comers are told, too");
+        assert_eq!(
+            rig.enter(POD).expect("late").ordered(),
+            Order::Finish,
+            "late comers are told, too"
+        );
         let waiting = tokio::spawn({
             let registry = Arc::clone(&registry);
             async move { registry.emptied().await }

@@ -74,7 +74,10 @@ impl Loss {
 
 impl Seats {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, ..Self::default() }
+        Self {
+            limit,
+            ..Self::default()
+        }
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -88,18 +91,37 @@ impl Seats {
     /// Room for one more of this client, made where there is none: of the client with the most connections one goes, an
     /// idle one if it has one. A privileged client's go for another privileged one's only. Of the others none has more
     /// connections than are free, or than the memory for them allows: one alone gets half, and then loses its own.
-    pub(super) fn room(&mut self, client: Client, flow: &Flow, looked_at: &mut Vec<Arc<Activity>>) -> Room {
-        let (free, own) = ((self.limit + self.leaving).saturating_sub(self.open()), self.count(client));
-        let kept = if client.is_privileged() { 0 } else { KEPT.min(self.limit / 8) };
-        let greedy = !client.is_privileged() && own > 0 && (own >= free || flow.has_too_many_connections());
+    pub(super) fn room(
+        &mut self,
+        client: Client,
+        flow: &Flow,
+        looked_at: &mut Vec<Arc<Activity>>,
+    ) -> Room {
+        let (free, own) = (
+            (self.limit + self.leaving).saturating_sub(self.open()),
+            self.count(client),
+        );
+        let kept = if client.is_privileged() {
+            0
+        } else {
+            KEPT.min(self.limit / 8)
+        };
+        let greedy =
+            !client.is_privileged() && own > 0 && (own >= free || flow.has_too_many_connections());
         if free > kept && !greedy {
             return Room::Free;
         }
         if self.open() >= self.limit + LEAVING {
             return Room::Full;
         }
-        let fattest = if greedy { Some(client) } else { self.fattest(client) };
-        let Some(fattest) = fattest else { return Room::Full };
+        let fattest = if greedy {
+            Some(client)
+        } else {
+            self.fattest(client)
+        };
+        let Some(fattest) = fattest else {
+            return Room::Full;
+        };
         let least = self.least_used(fattest, looked_at);
         let Some((at, seat)) = least.and_then(|at| Some((at, self.taken[at].as_mut()?))) else {
             return Room::Full;
@@ -115,9 +137,14 @@ impl Seats {
     /// The client with the most connections of those that may lose one to `newcomer`, which counts as if it had its own.
     fn fattest(&self, newcomer: Client) -> Option<Client> {
         let most = |privileged: bool| {
-            let these = self.counts.iter().filter(|(client, _)| client.is_privileged() == privileged);
+            let these = self
+                .counts
+                .iter()
+                .filter(|(client, _)| client.is_privileged() == privileged);
             let these = these.filter(|(client, _)| **client != Client::Own);
-            these.max_by_key(|(client, count)| **count + usize::from(**client == newcomer)).map(|(c, _)| *c)
+            these
+                .max_by_key(|(client, count)| **count + usize::from(**client == newcomer))
+                .map(|(c, _)| *c)
         };
         most(false).or_else(|| newcomer.is_privileged().then(|| most(true)).flatten())
     }
@@ -128,7 +155,9 @@ impl Seats {
         let (before, behind) = self.taken.split_at(self.cursor.min(self.taken.len()));
         let around = (before.len()..).zip(behind).chain((0..).zip(before));
         let theirs = around.filter_map(|(at, seat)| {
-            let seat = seat.as_ref().filter(|seat| seat.client == client && !seat.leaving)?;
+            let seat = seat
+                .as_ref()
+                .filter(|seat| seat.client == client && !seat.leaving)?;
             Some((at, seat.since, seat.activity.upgrade()?))
         });
         let mut least: Option<(Loss, usize)> = None;
@@ -155,7 +184,14 @@ impl Seats {
             self.taken.push(None);
             self.taken.len() - 1
         });
-        let activity = make(at, if self.draining { Order::Finish } else { Order::GoOn });
+        let activity = make(
+            at,
+            if self.draining {
+                Order::Finish
+            } else {
+                Order::GoOn
+            },
+        );
         *self.counts.entry(client).or_default() += 1;
         self.taken[at] = Some(Seat {
             activity: Arc::downgrade(&activity),

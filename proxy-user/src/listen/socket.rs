@@ -46,7 +46,11 @@ pub fn bind(address: SocketAddr, purpose: Purpose) -> Result<TcpListener, Listen
 }
 
 fn listening(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -79,7 +83,9 @@ fn reason(error: &io::Error, address: SocketAddr, purpose: Purpose) -> String {
         ErrorKind::PermissionDenied => {
             format!("not permitted; run as root, or choose a port above 1023 by {port_flag}")
         }
-        _ => format!("the kernel refuses; choose another address by {address_flag} or port by {port_flag}"),
+        _ => format!(
+            "the kernel refuses; choose another address by {address_flag} or port by {port_flag}"
+        ),
     }
 }
 
@@ -89,10 +95,16 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_named_with_the_way_out() {
-        let first = bind("127.0.0.1:0".parse().expect("address"), Purpose::Plain).expect("a free port");
+        let first =
+            bind("127.0.0.1:0".parse().expect("address"), Purpose::Plain).expect("a free port");
         let taken = first.local_addr().expect("address");
         let error = bind(taken, Purpose::Secure).expect_err("taken").to_string();
-        for part in [&taken.to_string(), "--proxy-secure-port", "ss -ltnp", "YurtHub"] {
+        for part in [
+            &taken.to_string(),
+            "--proxy-secure-port",
+            "ss -ltnp",
+            "YurtHub",
+        ] {
             assert!(error.contains(part), "{error}");
         }
     }
@@ -102,21 +114,29 @@ mod tests {
         let error = bind("192.0.2.1:10268".parse().expect("address"), Purpose::Plain)
             .expect_err("TEST-NET")
             .to_string();
-        for part in ["192.0.2.1:10268", "--enable-dummy-if", "--bind-proxy-address"] {
+        for part in [
+            "192.0.2.1:10268",
+            "--enable-dummy-if",
+            "--bind-proxy-address",
+        ] {
             assert!(error.contains(part), "{error}");
         }
     }
 
     #[test]
     fn accepted_sockets_inherit_nodelay_and_keepalive() {
-        let listener = bind("127.0.0.1:0".parse().expect("address"), Purpose::Plain).expect("a free port");
+        let listener =
+            bind("127.0.0.1:0".parse().expect("address"), Purpose::Plain).expect("a free port");
         listener.set_nonblocking(false).expect("blocking");
-        let _client =
-            std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connected");
+        let _client = std::net::TcpStream::connect(listener.local_addr().expect("address"))
+            .expect("connected");
         let (accepted, _) = listener.accept().expect("accepted");
         let accepted = socket2::SockRef::from(&accepted);
         assert!(accepted.tcp_nodelay().expect("option"));
         assert!(accepted.keepalive().expect("option"));
-        assert_eq!(accepted.tcp_keepalive_time().expect("option"), Duration::from_secs(60));
+        assert_eq!(
+            accepted.tcp_keepalive_time().expect("option"),
+            Duration::from_secs(60)
+        );
     }
 }

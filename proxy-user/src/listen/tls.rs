@@ -16,9 +16,13 @@ const HTTP1: &[u8] = b"http/1.1";
 ///
 /// # Errors
 /// The provider refuses; it never has.
-pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>, rustls::Error> {
+pub fn server_config(
+    resolver: Arc<dyn ResolvesServerCert>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut provider = default_provider();
-    provider.cipher_suites.sort_by_key(|suite| !prefers(suite.suite()));
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| !prefers(suite.suite()));
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_no_client_auth()

@@ -85,7 +85,10 @@ impl Guarded {
     pub(super) fn authorize<'a>(&self, question: Question<'a>) -> Result<Permission<'a>, Refusal> {
         let request = question.request;
         if !request.verb.is_read() {
-            return Err(Refusal::WriteWhileAway(away(request.verb, &question.describe())));
+            return Err(Refusal::WriteWhileAway(away(
+                request.verb,
+                &question.describe(),
+            )));
         }
         match self.cache.decide(&question.asked(), self.max_age) {
             Decision::Read => Ok(Permission::Read(Allowed(question))),
@@ -94,8 +97,13 @@ impl Guarded {
             Decision::UnknownCaller => Err(Refusal::Unknown(
                 "hublet: the cloud is away, and has not been seen to accept this credential".into(),
             )),
-            Decision::Unknown if !request.subresource.is_empty() => Err(out_of_reach(&question.describe())),
-            Decision::Unknown => Err(Refusal::Unknown(format!("hublet: {}", question.not_allowed()))),
+            Decision::Unknown if !request.subresource.is_empty() => {
+                Err(out_of_reach(&question.describe()))
+            }
+            Decision::Unknown => Err(Refusal::Unknown(format!(
+                "hublet: {}",
+                question.not_allowed()
+            ))),
             Decision::Forbidden => Err(Refusal::Forbidden(format!(
                 "{} is forbidden: {}",
                 question.describe(),
@@ -124,8 +132,16 @@ impl Guarded {
     ///
     /// # Errors
     /// redb's.
-    pub(super) async fn absent_since(&self, question: &AbsenceOnly<'_>) -> Result<Option<u64>, StoreError> {
-        match self.cache.snapshot().await?.object(question.scope(), |_| ())? {
+    pub(super) async fn absent_since(
+        &self,
+        question: &AbsenceOnly<'_>,
+    ) -> Result<Option<u64>, StoreError> {
+        match self
+            .cache
+            .snapshot()
+            .await?
+            .object(question.scope(), |_| ())?
+        {
             Lookup::Absent(at) => Ok(Some(at)),
             Lookup::Found(()) | Lookup::Unknown => Ok(None),
         }

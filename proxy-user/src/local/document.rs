@@ -23,7 +23,8 @@ impl Local {
         question: &Question<'_>,
     ) -> Result<Option<Response<Body>>, Refusal> {
         let query = &question.request.query;
-        if !question.accepts.other_forms || query.include_object || !query.continue_token.is_empty() {
+        if !question.accepts.other_forms || query.include_object || !query.continue_token.is_empty()
+        {
             return Ok(None);
         }
         let api_version = question.request.api_version();
@@ -35,10 +36,14 @@ impl Local {
                 break;
             }
         }
-        let Some((at, body)) = stored else { return Ok(None) };
+        let Some((at, body)) = stored else {
+            return Ok(None);
+        };
         let version = json::head(&body).ok().and_then(|head| head.meta.version());
         let scope = key::without_selectors(question.scope());
-        let Some(version) = version else { return Ok(None) };
+        let Some(version) = version else {
+            return Ok(None);
+        };
         let wanted = parse_version(&query.resource_version).unwrap_or(0);
         if version < wanted || (query.exact && version != wanted) || self.has_expired(scope, at) {
             return Ok(None);
@@ -49,7 +54,11 @@ impl Local {
         {
             return Ok(None);
         }
-        Ok(Some(self.response(Encoding::Json.content_type(), at, Body::full(body))))
+        Ok(Some(self.response(
+            Encoding::Json.content_type(),
+            at,
+            Body::full(body),
+        )))
     }
 
     pub(super) async fn document(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
@@ -57,23 +66,37 @@ impl Local {
         let path = document_key(question.request);
         let snapshot = self.cache.snapshot(&allowed).await?;
         let types = snapshot.documents(&path)?;
-        let ranked = types.iter().filter_map(|t| document_rank(question.headers, t).map(|rank| (rank, t)));
+        let ranked = types
+            .iter()
+            .filter_map(|t| document_rank(question.headers, t).map(|rank| (rank, t)));
         let Some((_, content_type)) = ranked.min_by_key(|(rank, _)| *rank) else {
             return Err(question.unknown());
         };
         let key = format!("{path}\n{content_type}");
         let copy = snapshot
-            .document(key.as_bytes(), |d| (d.at, d.etag.to_owned(), Bytes::copy_from_slice(d.body)))?
+            .document(key.as_bytes(), |d| {
+                (d.at, d.etag.to_owned(), Bytes::copy_from_slice(d.body))
+            })?
             .ok_or_else(|| question.unknown())?;
         let (at, etag, body) = copy;
         let unchanged = !etag.is_empty()
-            && question.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
-        let mut response = Response::new(if unchanged { Body::empty() } else { Body::full(body) });
+            && question
+                .headers
+                .get(header::IF_NONE_MATCH)
+                .is_some_and(|v| v.as_bytes() == etag.as_bytes());
+        let mut response = Response::new(if unchanged {
+            Body::empty()
+        } else {
+            Body::full(body)
+        });
         if unchanged {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
         }
         let headers = response.headers_mut();
-        for (name, value) in [(header::CONTENT_TYPE, content_type.as_str()), (header::ETAG, &etag)] {
+        for (name, value) in [
+            (header::CONTENT_TYPE, content_type.as_str()),
+            (header::ETAG, &etag),
+        ] {
             if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_str(value)) {
                 headers.insert(name, value);
             }
@@ -92,11 +115,15 @@ fn lacks_a_row(
     (version, table): (u64, &[u8]),
 ) -> Result<bool, StoreError> {
     for list in key::collections_around(scope) {
-        let newer = snapshot.collection(list)?.is_some_and(|list| list.is_whole() && list.version > version);
+        let newer = snapshot
+            .collection(list)?
+            .is_some_and(|list| list.is_whole() && list.version > version);
         if !newer {
             continue;
         }
-        let Some(objects) = forms::objects(table) else { return Ok(true) };
+        let Some(objects) = forms::objects(table) else {
+            return Ok(true);
+        };
         for (namespace, name) in objects {
             let mut key = resource_of(scope).to_vec();
             key::push_object(&mut key, &namespace, &name);

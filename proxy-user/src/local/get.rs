@@ -29,10 +29,16 @@ impl Local {
         let copy = |record: Record<'_>| {
             if !is_version(record.api_version, &request.group, &request.version) {
                 Copy::OtherVersion(record.api_version.to_owned())
-            } else if record.version < wanted || self.has_expired(question.scope(), record.stored_at) {
+            } else if record.version < wanted
+                || self.has_expired(question.scope(), record.stored_at)
+            {
                 Copy::TooOld
             } else if accepts.takes(record.encoding) {
-                Copy::Body(record.encoding, record.stored_at, Bytes::copy_from_slice(record.body))
+                Copy::Body(
+                    record.encoding,
+                    record.stored_at,
+                    Bytes::copy_from_slice(record.body),
+                )
             } else {
                 Copy::OtherEncoding(record.encoding)
             }
@@ -64,9 +70,14 @@ impl Local {
     }
 
     /// The answer to a caller who has only been told 404: the same again, or that he isn't known to be allowed more.
-    pub(super) async fn absence(&self, absence: &AbsenceOnly<'_>) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn absence(
+        &self,
+        absence: &AbsenceOnly<'_>,
+    ) -> Result<Response<Body>, Refusal> {
         if let Some(at) = self.cache.absent_since(absence).await? {
-            if parse_version(&absence.request.query.resource_version).is_some_and(|wanted| wanted > 0) {
+            if parse_version(&absence.request.query.resource_version)
+                .is_some_and(|wanted| wanted > 0)
+            {
                 return Err(absence.unknown());
             }
             return Ok(self.remembered_404(absence, absence.accepts.errors, at));
@@ -74,11 +85,19 @@ impl Local {
         // The writer may just have read that he wrote it himself.
         match self.cache.authorize(**absence)? {
             Permission::Read(allowed) => self.get(allowed).await,
-            Permission::HearAbsent(_) => Err(Refusal::Unknown(format!("hublet: {}", absence.not_allowed()))),
+            Permission::HearAbsent(_) => Err(Refusal::Unknown(format!(
+                "hublet: {}",
+                absence.not_allowed()
+            ))),
         }
     }
 
-    fn remembered_404(&self, question: &Question<'_>, encoding: Encoding, at: u64) -> Response<Body> {
+    fn remembered_404(
+        &self,
+        question: &Question<'_>,
+        encoding: Encoding,
+        at: u64,
+    ) -> Response<Body> {
         let r = question.request;
         let refusal = Refusal::NotFound {
             group: r.group.clone().into_owned(),

@@ -78,11 +78,26 @@ impl Found {
     }
 
     /// The encoding to answer in: one that the caller takes and that every object is stored in.
-    pub(super) fn encoding(&self, request: &ApiRequest<'_>, accepts: &Accepts) -> Result<Encoding, Refusal> {
-        let resource_end =
-            self.prefix.iter().enumerate().filter(|(_, b)| **b == b'/').nth(1).map(|(i, _)| i + 1);
-        let forms = self.snapshot.forms(&self.prefix[..resource_end.unwrap_or(self.prefix.len())])?;
-        let forms = if forms.len() > 1 { self.forms_here()? } else { forms };
+    pub(super) fn encoding(
+        &self,
+        request: &ApiRequest<'_>,
+        accepts: &Accepts,
+    ) -> Result<Encoding, Refusal> {
+        let resource_end = self
+            .prefix
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| **b == b'/')
+            .nth(1)
+            .map(|(i, _)| i + 1);
+        let forms = self
+            .snapshot
+            .forms(&self.prefix[..resource_end.unwrap_or(self.prefix.len())])?;
+        let forms = if forms.len() > 1 {
+            self.forms_here()?
+        } else {
+            forms
+        };
         let version = request.api_version();
         let refuse = |what: String| {
             Refusal::Encoding(format!(
@@ -91,7 +106,9 @@ impl Found {
         };
         // An empty list has the version in which it was asked for: of another nobody knows whether it is served.
         let stored = forms.iter().map(|(_, stored)| stored.as_str());
-        let empty = forms.is_empty().then_some(self.collection.api_version.as_str());
+        let empty = forms
+            .is_empty()
+            .then_some(self.collection.api_version.as_str());
         if let Some(other) = stored.chain(empty).find(|stored| *stored != version) {
             return Err(refuse(format!("of apiVersion {other}")));
         }
@@ -105,7 +122,10 @@ impl Found {
     fn forms_here(&self) -> Result<Vec<(u8, String)>, StoreError> {
         let (mut forms, mut walk) = (Vec::new(), self.walk()?);
         while let Some(()) = walk.next(|r| {
-            if !forms.iter().any(|(e, v)| *e == r.encoding as u8 && v == r.api_version) {
+            if !forms
+                .iter()
+                .any(|(e, v)| *e == r.encoding as u8 && v == r.api_version)
+            {
                 forms.push((r.encoding as u8, r.api_version.to_owned()));
             }
         })? {}
@@ -117,7 +137,11 @@ impl Local {
     /// The complete collection that answers; of a selection none where a member may have left it.
     fn collection(&self, snapshot: Snapshot, question: &Question<'_>) -> Result<Found, Refusal> {
         let found = self.stored_collection(snapshot, question)?;
-        if found.may_have_lost(question.request)? { Err(question.unknown()) } else { Ok(found) }
+        if found.may_have_lost(question.request)? {
+            Err(question.unknown())
+        } else {
+            Ok(found)
+        }
     }
 
     /// Finds the complete collection: its own, or that of all namespaces where there are no selectors.
@@ -128,10 +152,17 @@ impl Local {
     ) -> Result<Found, Refusal> {
         let (request, scope) = (question.request, question.scope());
         let prefix = key::without_selectors(scope).to_vec();
-        let complete = |key: &[u8]| snapshot.collection(key).map(|c| c.filter(Collection::is_whole));
+        let complete = |key: &[u8]| {
+            snapshot
+                .collection(key)
+                .map(|c| c.filter(Collection::is_whole))
+        };
         let selective = request.has_selectors().then(|| scope.to_vec());
         let (mut collection, mut key) = (complete(scope)?, scope.to_vec());
-        if selective.as_deref().is_some_and(|key| !snapshot.members_known(key).unwrap_or(false)) {
+        if selective
+            .as_deref()
+            .is_some_and(|key| !snapshot.members_known(key).unwrap_or(false))
+        {
             collection = None;
         }
         if collection.is_none() && selective.is_none() && !request.namespace.is_empty() {
@@ -141,7 +172,13 @@ impl Local {
         }
         let collection = collection.filter(|c| !self.has_expired(scope, c.at));
         let collection = collection.ok_or_else(|| question.unknown())?;
-        Ok(Found { snapshot, collection, key, selective, prefix })
+        Ok(Found {
+            snapshot,
+            collection,
+            key,
+            selective,
+            prefix,
+        })
     }
 
     /// Events of this age the cloud has dropped: they are not known any more.
@@ -170,7 +207,11 @@ impl Local {
         let encoding = found.encoding(request, &question.accepts)?;
         let list = StoredList::new(&found, found.list_walk(request, encoding), encoding)?;
         self.listed.remember(&question, self.cache.now());
-        Ok(self.response(encoding.content_type(), found.collection.at, Body::stored(list)))
+        Ok(self.response(
+            encoding.content_type(),
+            found.collection.at,
+            Body::stored(list),
+        ))
     }
 }
 
@@ -195,7 +236,15 @@ impl StoredList {
             Encoding::Protobuf => protobuf_envelope(collection, found.walk()?)?,
         };
         let unstructured = collection.unstructured;
-        Ok(Self { walk: Some(walk), encoding, unstructured, first: true, announced, head, tail })
+        Ok(Self {
+            walk: Some(walk),
+            encoding,
+            unstructured,
+            first: true,
+            announced,
+            head,
+            tail,
+        })
     }
 
     /// The next bytes of the list; an error ends it, so that its client sees a cut stream and no shortened list.
@@ -236,7 +285,9 @@ impl StoredList {
 
     /// An item of that many bytes, or the end, is what the head has announced.
     fn fits(&mut self, item: usize, went_on: bool) -> bool {
-        let Some(announced) = self.announced else { return true };
+        let Some(announced) = self.announced else {
+            return true;
+        };
         match announced.checked_sub(item) {
             Some(rest) if went_on || rest == 0 => {
                 self.announced = Some(rest);
@@ -252,10 +303,16 @@ type Envelope = (Vec<u8>, Vec<u8>, Option<usize>);
 
 /// The bytes before and behind the items, as the API server writes it.
 fn json_envelope(collection: &Collection) -> Envelope {
-    let Collection { kind, api_version, version, .. } = collection;
+    let Collection {
+        kind,
+        api_version,
+        version,
+        ..
+    } = collection;
     if collection.unstructured {
-        let tail =
-            format!(r#"],"kind":"{kind}","metadata":{{"continue":"","resourceVersion":"{version}"}}}}"#);
+        let tail = format!(
+            r#"],"kind":"{kind}","metadata":{{"continue":"","resourceVersion":"{version}"}}}}"#
+        );
         (
             format!(r#"{{"apiVersion":"{api_version}","items":["#).into_bytes(),
             (tail + "\n").into_bytes(),

@@ -73,7 +73,11 @@ impl<'a> Question<'a> {
 
     /// The question, as far as rights go.
     pub fn asked(&self) -> Asked<'a> {
-        Asked { credential: self.credential, request: self.request, scope: self.scope }
+        Asked {
+            credential: self.credential,
+            request: self.request,
+            scope: self.scope,
+        }
     }
 
     fn describe(&self) -> String {
@@ -82,7 +86,9 @@ impl<'a> Question<'a> {
 
     fn unknown(&self) -> Refusal {
         let what = self.describe();
-        Refusal::Unknown(format!("hublet: the cloud is away and {what} is not in this node's store"))
+        Refusal::Unknown(format!(
+            "hublet: the cloud is away and {what} is not in this node's store"
+        ))
     }
 }
 
@@ -137,7 +143,11 @@ impl Local {
         generation: u64,
         failed: Result<Response<Body>, Refusal>,
     ) -> Result<Response<Body>, Refusal> {
-        if self.cache.opened_anew(generation).await { self.read(permission).await } else { failed }
+        if self.cache.opened_anew(generation).await {
+            self.read(permission).await
+        } else {
+            failed
+        }
     }
 
     async fn read(&self, permission: &Permission<'_>) -> Result<Response<Body>, Refusal> {
@@ -174,23 +184,34 @@ impl Local {
         let mut response = Response::new(body);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, private"),
+        );
         self.age(headers, at);
         response
     }
 
     fn age(&self, headers: &mut HeaderMap, at: u64) {
         headers.insert(SOURCE, HeaderValue::from_static("store"));
-        headers.insert(header::AGE, HeaderValue::from(self.cache.now().saturating_sub(at) / 1000));
+        headers.insert(
+            header::AGE,
+            HeaderValue::from(self.cache.now().saturating_sub(at) / 1000),
+        );
     }
 }
 
 /// What a write is told.
 pub fn away(verb: Verb, what: &str) -> String {
-    format!("hublet: the cloud is away; this node can't {} {what} now", verb.as_str())
+    format!(
+        "hublet: the cloud is away; this node can't {} {what} now",
+        verb.as_str()
+    )
 }
 
 /// The refusal for a read that only the cloud can answer: logs, a scale and other subresources are never stored.
 pub fn out_of_reach(what: &str) -> Refusal {
-    Refusal::Unknown(format!("hublet: {what} can't be had while the cloud is away"))
+    Refusal::Unknown(format!(
+        "hublet: {what} can't be had while the cloud is away"
+    ))
 }

@@ -65,8 +65,15 @@ pub struct Accepts {
 impl Accepts {
     /// Reads the `Accept` header; a missing one means JSON.
     pub fn of(headers: &HeaderMap) -> Self {
-        let Some(text) = headers.get(header::ACCEPT).filter(|value| value.to_str().is_ok()) else {
-            return Self { plain: [Some(Encoding::Json), None], other_forms: false, errors: Encoding::Json };
+        let Some(text) = headers
+            .get(header::ACCEPT)
+            .filter(|value| value.to_str().is_ok())
+        else {
+            return Self {
+                plain: [Some(Encoding::Json), None],
+                other_forms: false,
+                errors: Encoding::Json,
+            };
         };
         let (mut plain, mut other_forms, mut errors) = ([None, None], false, None);
         for clause in text.as_bytes().split(|byte| *byte == b',') {
@@ -83,7 +90,11 @@ impl Accepts {
                 *slot = Some(encoding);
             }
         }
-        Self { plain, other_forms, errors: errors.unwrap_or(Encoding::Json) }
+        Self {
+            plain,
+            other_forms,
+            errors: errors.unwrap_or(Encoding::Json),
+        }
     }
 
     /// The caller takes this encoding.
@@ -100,7 +111,10 @@ impl Accepts {
 /// The other forms of the objects (Tables, PartialObjectMetadata) that `Accept` asks for in JSON before plain objects,
 /// each in one spelling; empty where plain objects are asked for first.
 pub fn other_forms(headers: &HeaderMap) -> Vec<String> {
-    let text = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let text = headers
+        .get(header::ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
     let other = |clause| {
         let (media, chosen) = form(clause);
         let asks = media == "application/json" && chosen.iter().any(|p| p.starts_with("as="));
@@ -119,8 +133,9 @@ pub fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
     text.split(',').position(|clause| {
         let wanted = form(clause);
         // A document in plain text (the index of OpenAPI v3) is what the server sends whatever is asked for.
-        let media =
-            matches!(wanted.0, "*/*" | "application/*") || wanted.0 == stored.0 || stored.0 == "text/plain";
+        let media = matches!(wanted.0, "*/*" | "application/*")
+            || wanted.0 == stored.0
+            || stored.0 == "text/plain";
         media && wanted.1 == stored.1
     })
 }
@@ -129,8 +144,9 @@ pub fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
 fn form(clause: &str) -> (&str, Vec<&str>) {
     let mut parts = clause.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
-    let mut chosen: Vec<&str> =
-        parts.filter(|p| ["as=", "g=", "v="].iter().any(|start| p.starts_with(start))).collect();
+    let mut chosen: Vec<&str> = parts
+        .filter(|p| ["as=", "g=", "v="].iter().any(|start| p.starts_with(start)))
+        .collect();
     chosen.sort_unstable();
     (media, chosen)
 }
@@ -154,14 +170,34 @@ mod tests {
             ("", &[Json], Json),
             ("*/*", &[Json], Json),
             ("application/json, */*", &[Json], Json),
-            ("application/vnd.kubernetes.protobuf,application/json", &[Protobuf, Json], Protobuf),
-            ("application/vnd.kubernetes.protobuf, */*", &[Protobuf, Json], Protobuf),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", &[Json], Json),
-            ("application/vnd.kubernetes.protobuf;stream=watch", &[Protobuf], Protobuf),
+            (
+                "application/vnd.kubernetes.protobuf,application/json",
+                &[Protobuf, Json],
+                Protobuf,
+            ),
+            (
+                "application/vnd.kubernetes.protobuf, */*",
+                &[Protobuf, Json],
+                Protobuf,
+            ),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+                &[Json],
+                Json,
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;stream=watch",
+                &[Protobuf],
+                Protobuf,
+            ),
         ];
         for (accept, plain, errors) in table {
             let got = Accepts::of(&headers(accept));
-            assert_eq!(got.plain.iter().flatten().copied().collect::<Vec<_>>(), plain, "{accept}");
+            assert_eq!(
+                got.plain.iter().flatten().copied().collect::<Vec<_>>(),
+                plain,
+                "{accept}"
+            );
             assert_eq!(got.errors, errors, "{accept}");
         }
         assert!(!Accepts::of(&headers("application/cbor")).takes(Json));
@@ -170,7 +206,10 @@ mod tests {
     #[test]
     fn a_table_is_told_from_plain_objects() {
         let table = headers("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
-        assert_eq!(other_forms(&table), ["application/json;as=Table;g=meta.k8s.io;v=v1"]);
+        assert_eq!(
+            other_forms(&table),
+            ["application/json;as=Table;g=meta.k8s.io;v=v1"]
+        );
         let both = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(other_forms(&headers(both)).len(), 2);
         assert!(other_forms(&headers("application/json")).is_empty());
@@ -183,9 +222,18 @@ mod tests {
         let both = headers(&format!("{aggregated},application/json"));
         assert_eq!(document_rank(&both, aggregated), Some(0));
         assert_eq!(document_rank(&both, "application/json"), Some(1));
-        assert_eq!(document_rank(&headers("application/json"), aggregated), None);
+        assert_eq!(
+            document_rank(&headers("application/json"), aggregated),
+            None
+        );
         assert_eq!(document_rank(&headers(""), "application/json"), Some(0));
         assert_eq!(document_rank(&headers("*/*"), "application/json"), Some(0));
-        assert_eq!(document_rank(&headers("application/vnd.kubernetes.protobuf"), "application/json"), None);
+        assert_eq!(
+            document_rank(
+                &headers("application/vnd.kubernetes.protobuf"),
+                "application/json"
+            ),
+            None
+        );
     }
 }

@@ -46,7 +46,11 @@ impl Listed {
     }
 
     fn at(&self, question: &Question<'_>) -> u64 {
-        self.0.lock().get(&Self::key(question)).copied().unwrap_or(0)
+        self.0
+            .lock()
+            .get(&Self::key(question))
+            .copied()
+            .unwrap_or(0)
     }
 }
 
@@ -79,7 +83,8 @@ impl Changes {
         }
         self.bytes += record.body.len();
         if !self.are_too_many() {
-            self.told.push((record.version, record.encoding, record.object().to_vec()));
+            self.told
+                .push((record.version, record.encoding, record.object().to_vec()));
         }
     }
 
@@ -107,20 +112,36 @@ impl Local {
         from: u64,
     ) -> Result<Resume, Refusal> {
         let accepts = question.accepts;
-        let nothing = Resume::Events(accepts.first_of(|_| true).unwrap_or(Encoding::Json), Vec::new());
+        let nothing = Resume::Events(
+            accepts.first_of(|_| true).unwrap_or(Encoding::Json),
+            Vec::new(),
+        );
         let Some(found) = found else {
             let expired = Resume::Expired(format!("too old resource version: {from}"));
-            return Ok(if self.is_behind(question, from)? { expired } else { nothing });
+            return Ok(if self.is_behind(question, from)? {
+                expired
+            } else {
+                nothing
+            });
         };
         let collection = &found.collection;
-        let expired = Resume::Expired(format!("too old resource version: {from} ({})", collection.version));
-        let known_from = collection.followed_from.unwrap_or(collection.version).max(collection.departed);
+        let expired = Resume::Expired(format!(
+            "too old resource version: {from} ({})",
+            collection.version
+        ));
+        let known_from = collection
+            .followed_from
+            .unwrap_or(collection.version)
+            .max(collection.departed);
         if from < known_from {
             return Ok(expired);
         }
         let mut changes = Changes::default();
         let mut walk = found.walk()?;
-        while walk.next(|record| changes.take(&record, (from, collection.version)))?.is_some() {}
+        while walk
+            .next(|record| changes.take(&record, (from, collection.version)))?
+            .is_some()
+        {}
         let beyond = changes.beyond.max(found.gone_beyond(from)?);
         if changes.are_too_many() || beyond.is_some_and(|at| at > self.listed.at(question)) {
             return Ok(expired);
@@ -139,7 +160,9 @@ impl Local {
             return Ok(false);
         }
         let snapshot = self.cache.stored(question)?;
-        let gone = snapshot.gone_beyond(question.scope(), (from, u64::MAX))?.is_some();
+        let gone = snapshot
+            .gone_beyond(question.scope(), (from, u64::MAX))?
+            .is_some();
         Ok(gone || snapshot.changed_since(question.scope(), from, u64::MAX)?)
     }
 }
@@ -148,6 +171,11 @@ impl Local {
 pub(super) fn expired(what: String, encoding: Encoding) -> Vec<u8> {
     let status = Refusal::Expired(what).body(encoding);
     let mut out = Vec::with_capacity(status.len() + 64);
-    push_frame(&mut out, "ERROR", encoding, status.strip_suffix(b"\n").unwrap_or(&status));
+    push_frame(
+        &mut out,
+        "ERROR",
+        encoding,
+        status.strip_suffix(b"\n").unwrap_or(&status),
+    );
     out
 }

@@ -59,7 +59,9 @@ impl Local {
         let question = *allowed;
         let query = &question.request.query;
         let accepts = question.accepts;
-        let found = self.stored_collection(self.cache.snapshot(&allowed).await?, &question).ok();
+        let found = self
+            .stored_collection(self.cache.snapshot(&allowed).await?, &question)
+            .ok();
         let from = parse_version(&query.resource_version).filter(|_| !query.send_initial_events);
         let at = found.as_ref().map(|found| found.collection.at);
         // Without a version to resume from, the client expects what is there as events first.
@@ -72,11 +74,16 @@ impl Local {
                     return Ok(self.watch_response(encoding, at, Body::full(event)));
                 }
             },
-            (None, Some(found)) if found.may_have_lost(question.request)? => return Err(question.unknown()),
+            (None, Some(found)) if found.may_have_lost(question.request)? => {
+                return Err(question.unknown());
+            }
             (None, Some(found)) => {
                 let encoding = found.encoding(question.request, &accepts)?;
                 self.listed.remember(&question, self.cache.now());
-                (encoding, Initial::All(Box::new(found.list_walk(question.request, encoding))))
+                (
+                    encoding,
+                    Initial::All(Box::new(found.list_walk(question.request, encoding))),
+                )
             }
             (None, None) => return Err(question.unknown()),
         };
@@ -126,7 +133,11 @@ async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
     let mut open = open?;
     let initial = open.initial.take();
     if let Some(Initial::Changes(events)) = initial {
-        return if events.is_empty() { hold(open).await } else { Some((events.into(), Some(open))) };
+        return if events.is_empty() {
+            hold(open).await
+        } else {
+            Some((events.into(), Some(open)))
+        };
     }
     if let Some(Initial::All(mut walk)) = initial {
         let mut out = Vec::with_capacity(CHUNK + (CHUNK >> 2));
@@ -137,7 +148,11 @@ async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
                     if let (true, Some(bookmarks)) = (open.marks_initial_end, &open.bookmarks) {
                         out.extend_from_slice(&bookmarks.event(true));
                     }
-                    return if out.is_empty() { hold(open).await } else { Some((out.into(), Some(open))) };
+                    return if out.is_empty() {
+                        hold(open).await
+                    } else {
+                        Some((out.into(), Some(open)))
+                    };
                 }
                 // What can't be read can't be sent: the client lists again.
                 Err(_) => return None,
@@ -151,7 +166,10 @@ async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
 
 async fn hold(mut open: Open) -> Option<(Bytes, Option<Open>)> {
     let back = async {
-        let _ = open.state.wait_for(|state| *state == CloudState::Connected).await;
+        let _ = open
+            .state
+            .wait_for(|state| *state == CloudState::Connected)
+            .await;
         tokio::time::sleep(open.spread).await;
     };
     let bookmark = async {
@@ -201,14 +219,23 @@ impl Bookmarks {
         let collection = &found.collection;
         Self {
             encoding,
-            kind: collection.kind.strip_suffix("List").unwrap_or(&collection.kind).to_owned(),
+            kind: collection
+                .kind
+                .strip_suffix("List")
+                .unwrap_or(&collection.kind)
+                .to_owned(),
             api_version: collection.api_version.clone(),
             version: from.unwrap_or(0).max(collection.version),
         }
     }
 
     fn event(&self, initial_end: bool) -> Vec<u8> {
-        let Self { encoding, kind, api_version, version } = self;
+        let Self {
+            encoding,
+            kind,
+            api_version,
+            version,
+        } = self;
         let object = match encoding {
             Encoding::Json => {
                 let end = if initial_end {

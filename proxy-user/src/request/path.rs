@@ -41,7 +41,9 @@ impl<'a> Target<'a> {
     pub(super) fn of(path: &'a str) -> Option<Self> {
         let trimmed = path.strip_prefix('/')?;
         // Generated clients ask for discovery as "/api/v1/".
-        let (trimmed, slash) = trimmed.strip_suffix('/').map_or((trimmed, false), |rest| (rest, true));
+        let (trimmed, slash) = trimmed
+            .strip_suffix('/')
+            .map_or((trimmed, false), |rest| (rest, true));
         let mut parts = Vec::with_capacity(8);
         if !path.eq("/") {
             let mut start = 0;
@@ -57,7 +59,10 @@ impl<'a> Target<'a> {
             return (plain && !one && !target.resource.is_empty()).then_some(target);
         }
         let hashed = path.starts_with("/openapi/v3/");
-        (!path.contains('%')).then(|| Self { hashed, ..Self::default() })
+        (!path.contains('%')).then(|| Self {
+            hashed,
+            ..Self::default()
+        })
     }
 
     /// Splits a path's segments; `None` where they name no resource.
@@ -71,7 +76,10 @@ impl<'a> Target<'a> {
             return None;
         }
         let mut parts = parts.into_iter().skip(1);
-        let mut target = Self { is_resource: true, ..Self::default() };
+        let mut target = Self {
+            is_resource: true,
+            ..Self::default()
+        };
         if grouped {
             target.group = parts.next()?;
         }
@@ -88,7 +96,9 @@ impl<'a> Target<'a> {
         let (mut second, mut third) = (parts.next(), parts.next());
         // namespaces/NS/RESOURCE…, but namespaces/NS/{status,finalize} are subresources of the namespace itself.
         let namespaced = first == "namespaces"
-            && third.as_deref().is_some_and(|part| !matches!(part, "status" | "finalize"));
+            && third
+                .as_deref()
+                .is_some_and(|part| !matches!(part, "status" | "finalize"));
         if namespaced {
             target.namespace = second.take()?;
             first = third.take()?;
@@ -131,26 +141,63 @@ impl<'a> Target<'a> {
         !matches!(self.subresource.as_ref(), "" | "status")
     }
 
-    pub(super) fn into_request(self, verb: Verb, path: &'a str, query: Query<'a>) -> ApiRequest<'a> {
-        let Self { group, version, namespace, resource, name, subresource, .. } = self;
-        ApiRequest { verb, path, group, version, resource, subresource, namespace, name, query }
+    pub(super) fn into_request(
+        self,
+        verb: Verb,
+        path: &'a str,
+        query: Query<'a>,
+    ) -> ApiRequest<'a> {
+        let Self {
+            group,
+            version,
+            namespace,
+            resource,
+            name,
+            subresource,
+            ..
+        } = self;
+        ApiRequest {
+            verb,
+            path,
+            group,
+            version,
+            resource,
+            subresource,
+            namespace,
+            name,
+            query,
+        }
     }
 }
 
 fn document_verb(method: &Method) -> Verb {
-    if method == Method::GET { Verb::Document } else { Verb::Other }
+    if method == Method::GET {
+        Verb::Document
+    } else {
+        Verb::Other
+    }
 }
 
 /// The verb of a request whose path isn't understood: the path is split as Go splits it, slashes in escapes included.
 pub(super) fn opaque_verb(method: &Method, path: &str, watch: bool) -> Verb {
     let decoded = percent_decode_str(path).decode_utf8_lossy();
-    let parts = decoded.trim_matches('/').split('/').map(Cow::Borrowed).collect();
-    Target::resource(parts).map_or_else(|| document_verb(method), |target| target.verb(method, || watch))
+    let parts = decoded
+        .trim_matches('/')
+        .split('/')
+        .map(Cow::Borrowed)
+        .collect();
+    Target::resource(parts).map_or_else(
+        || document_verb(method),
+        |target| target.verb(method, || watch),
+    )
 }
 
 /// A segment of the path is `proxy`, as Go splits it.
 pub(super) fn passes_a_proxy(path: &str) -> bool {
-    percent_decode_str(path).decode_utf8_lossy().split('/').any(|part| part == "proxy")
+    percent_decode_str(path)
+        .decode_utf8_lossy()
+        .split('/')
+        .any(|part| part == "proxy")
 }
 
 /// Bytes that may stand in a segment as they are: RFC 3986, `pchar`.
@@ -184,5 +231,7 @@ fn segment(raw: &str) -> Option<Cow<'_, str>> {
 
 /// Each `%` has its two digits: Go refuses what has not, others leave it as it is.
 pub(super) fn escapes_are_whole(text: &str) -> bool {
-    text.split('%').skip(1).all(|rest| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2)
+    text.split('%')
+        .skip(1)
+        .all(|rest| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2)
 }

@@ -211,15 +211,18 @@ impl<'a> Query<'a> {
 
     /// `metainternalversion/validation.ValidateListOptions`, and what the storage says of `continue`.
     fn is_accepted(&self, verb: Verb, target: &Target<'_>, seen: &Seen) -> bool {
-        let (matched, initial) =
-            (seen.has(Parameter::ResourceVersionMatch), seen.has(Parameter::SendInitialEvents));
+        let (matched, initial) = (
+            seen.has(Parameter::ResourceVersionMatch),
+            seen.has(Parameter::SendInitialEvents),
+        );
         let continued = !self.continue_token.is_empty();
         match verb {
             Verb::Watch if target.watched_by_path() => !matched && !initial && !continued,
             Verb::Watch => matched == initial && !self.exact && !continued,
             Verb::List | Verb::DeleteCollection => {
                 let version = self.resource_version.as_ref();
-                let misplaced = matched && (version.is_empty() || continued || self.exact && version == "0");
+                let misplaced =
+                    matched && (version.is_empty() || continued || self.exact && version == "0");
                 !initial && !misplaced && !(continued && !matches!(version, "" | "0"))
             }
             _ => true,
@@ -234,7 +237,9 @@ fn is_true(value: &str) -> bool {
 
 /// The first `watch` of a query is true, whatever else stands in it: as `NewRequestInfo` falls back to.
 pub(super) fn asks_to_watch(raw: &str) -> bool {
-    let mut pairs = raw.split('&').filter(|pair| !pair.contains(';') && escapes_are_whole(pair));
+    let mut pairs = raw
+        .split('&')
+        .filter(|pair| !pair.contains(';') && escapes_are_whole(pair));
     let value = pairs.find_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (percent_decode_str(name).decode_utf8_lossy() == "watch").then_some(value)

@@ -12,15 +12,33 @@ fn read(call: &str, check: impl FnOnce(Reading<'_>)) {
 #[test]
 fn requests_are_taken_apart_like_the_api_server_does() {
     let table = [
-        ("GET /api/v1/namespaces/default/pods/pod-a", "get - v1 pods - default pod-a"),
-        ("GET /api/v1/namespaces/default/pods", "list - v1 pods - default -"),
-        ("GET /api/v1/namespaces/default/config%6Daps", "list - v1 configmaps - default -"),
+        (
+            "GET /api/v1/namespaces/default/pods/pod-a",
+            "get - v1 pods - default pod-a",
+        ),
+        (
+            "GET /api/v1/namespaces/default/pods",
+            "list - v1 pods - default -",
+        ),
+        (
+            "GET /api/v1/namespaces/default/config%6Daps",
+            "list - v1 configmaps - default -",
+        ),
         ("GET /api/v1/pods?watch=true", "watch - v1 pods - - -"),
         ("GET /api/v1/watch/pods", "watch - v1 pods - - -"),
-        ("GET /api/v1/namespaces/default", "get - v1 namespaces - - default"),
+        (
+            "GET /api/v1/namespaces/default",
+            "get - v1 namespaces - - default",
+        ),
         ("GET /api/v1/namespaces", "list - v1 namespaces - - -"),
-        ("PUT /api/v1/namespaces/x/finalize", "update - v1 namespaces finalize - x"),
-        ("PATCH /api/v1/namespaces/default/pods/a/status", "patch - v1 pods status default a"),
+        (
+            "PUT /api/v1/namespaces/x/finalize",
+            "update - v1 namespaces finalize - x",
+        ),
+        (
+            "PATCH /api/v1/namespaces/default/pods/a/status",
+            "patch - v1 pods status default a",
+        ),
         (
             "GET /apis/crd.projectcalico.org/v1/ipamblocks/10-0-0-0-26",
             "get crd.projectcalico.org v1 ipamblocks - - 10-0-0-0-26",
@@ -29,8 +47,14 @@ fn requests_are_taken_apart_like_the_api_server_does() {
             "POST /apis/crd.projectcalico.org/v1/ipamhandles",
             "create crd.projectcalico.org v1 ipamhandles - - -",
         ),
-        ("DELETE /api/v1/namespaces/a/configmaps", "deletecollection - v1 configmaps - a -"),
-        ("DELETE /api/v1/namespaces/a/configmaps/b", "delete - v1 configmaps - a b"),
+        (
+            "DELETE /api/v1/namespaces/a/configmaps",
+            "deletecollection - v1 configmaps - a -",
+        ),
+        (
+            "DELETE /api/v1/namespaces/a/configmaps/b",
+            "delete - v1 configmaps - a b",
+        ),
         ("GET /apis/apps/v1", "get - - - - - -"),
         ("GET /api/v1/", "get - - - - - -"),
         ("GET /api", "get - - - - - -"),
@@ -40,10 +64,30 @@ fn requests_are_taken_apart_like_the_api_server_does() {
     ];
     for (input, expected) in table {
         read(input, |reading| {
-            let r = reading.understood().unwrap_or_else(|| panic!("{input} is not understood"));
-            let dash = |s: &str| if s.is_empty() { "-".to_owned() } else { s.to_owned() };
-            let got = [&*r.group, &r.version, &r.resource, &r.subresource, &r.namespace, &r.name].map(dash);
-            assert_eq!(format!("{} {}", r.verb.as_str(), got.join(" ")), expected, "{input}");
+            let r = reading
+                .understood()
+                .unwrap_or_else(|| panic!("{input} is not understood"));
+            let dash = |s: &str| {
+                if s.is_empty() {
+                    "-".to_owned()
+                } else {
+                    s.to_owned()
+                }
+            };
+            let got = [
+                &*r.group,
+                &r.version,
+                &r.resource,
+                &r.subresource,
+                &r.namespace,
+                &r.name,
+            ]
+            .map(dash);
+            assert_eq!(
+                format!("{} {}", r.verb.as_str(), got.join(" ")),
+                expected,
+                "{input}"
+            );
         });
     }
 }
@@ -52,18 +96,38 @@ fn requests_are_taken_apart_like_the_api_server_does() {
 fn equal_selectors_have_one_spelling() {
     let labels = |call: &str| {
         let mut labels = String::new();
-        read(call, |r| labels = r.understood().unwrap().query.label_selector.clone().into_owned());
+        read(call, |r| {
+            labels = r
+                .understood()
+                .unwrap()
+                .query
+                .label_selector
+                .clone()
+                .into_owned()
+        });
         labels
     };
-    assert_eq!(labels("GET /api/v1/pods?labelSelector=b%3D1,a%3D2&fieldSelector=x%3Dy"), "a=2,b=1");
-    assert_eq!(labels("GET /api/v1/pods?fieldSelector=x%3Dy&label%53elector=a%3D2%2Cb%3D1"), "a=2,b=1");
-    assert_eq!(labels("GET /api/v1/pods?labelSelector=z+in+(b,a),c"), "z in (b,a),c");
+    assert_eq!(
+        labels("GET /api/v1/pods?labelSelector=b%3D1,a%3D2&fieldSelector=x%3Dy"),
+        "a=2,b=1"
+    );
+    assert_eq!(
+        labels("GET /api/v1/pods?fieldSelector=x%3Dy&label%53elector=a%3D2%2Cb%3D1"),
+        "a=2,b=1"
+    );
+    assert_eq!(
+        labels("GET /api/v1/pods?labelSelector=z+in+(b,a),c"),
+        "z in (b,a),c"
+    );
 }
 
 #[test]
 fn a_request_that_is_not_wholly_understood_keeps_its_verb_and_has_no_key() {
     let table = [
-        ("GET /api/v1/pods?labelSelector=a%3Db&labelSelector=", Verb::List),
+        (
+            "GET /api/v1/pods?labelSelector=a%3Db&labelSelector=",
+            Verb::List,
+        ),
         ("GET /api/v1/pods?labelSelector=a%3Db;limit=1", Verb::List),
         ("GET /api/v1/pods?labelSelector=a%3Db&x=%zz", Verb::List),
         ("GET /api/v1/pods?watch=true&watch=false", Verb::Watch),
@@ -158,7 +222,11 @@ impl Go {
             same("path", &self.path, ours.path);
             assert!(!ours.is_resource(), "{call}");
             // The server reads it of these documents alone.
-            let hash = if self.path.starts_with("/openapi/v3/") { self.hash.as_str() } else { "" };
+            let hash = if self.path.starts_with("/openapi/v3/") {
+                self.hash.as_str()
+            } else {
+                ""
+            };
             return same("hash", hash, &ours.query.hash);
         }
         same("group", &self.group, &ours.group);
@@ -168,7 +236,15 @@ impl Go {
         if !self.is_a_namespace() {
             same("namespace", &self.namespace, &ours.namespace);
         }
-        same("name", if self.is_named_by_selector() { "" } else { &self.name }, &ours.name);
+        same(
+            "name",
+            if self.is_named_by_selector() {
+                ""
+            } else {
+                &self.name
+            },
+            &ours.name,
+        );
         // Parameters of logs, proxies and the like are their own; nothing of them is stored.
         if matches!(self.subresource.as_str(), "" | "status") {
             self.options_agree_with(&ours.query);
@@ -187,13 +263,35 @@ impl Go {
         if !self.verb().is_read() && self.verb() != Verb::DeleteCollection {
             return;
         }
-        same("labelSelector", &sorted(&self.label_selector), &sorted(&ours.label_selector));
-        same("fieldSelector", &sorted(&self.field_selector), &sorted(&ours.field_selector));
-        same("resourceVersion", &self.resource_version, &ours.resource_version);
+        same(
+            "labelSelector",
+            &sorted(&self.label_selector),
+            &sorted(&ours.label_selector),
+        );
+        same(
+            "fieldSelector",
+            &sorted(&self.field_selector),
+            &sorted(&ours.field_selector),
+        );
+        same(
+            "resourceVersion",
+            &self.resource_version,
+            &ours.resource_version,
+        );
         same("continue", &self.continue_token, &ours.continue_token);
-        let go = (self.limit, self.timeout_seconds, self.send_initial_events, self.allow_watch_bookmarks);
+        let go = (
+            self.limit,
+            self.timeout_seconds,
+            self.send_initial_events,
+            self.allow_watch_bookmarks,
+        );
         let seconds = ours.timeout_seconds.map(u64::cast_signed);
-        let mine = (ours.limit.cast_signed(), seconds, ours.send_initial_events, ours.bookmarks);
+        let mine = (
+            ours.limit.cast_signed(),
+            seconds,
+            ours.send_initial_events,
+            ours.bookmarks,
+        );
         assert_eq!(mine, go, "{call}: options");
         assert_eq!(ours.exact, self.resource_version_match == "Exact", "{call}");
     }
@@ -216,7 +314,13 @@ fn spellings_are_read_as_go_and_the_api_server_read_them_or_not_at_all() {
             // Refused before its verb is known.
             let never_read =
                 go.path.is_empty() || (go.refused && go.resource.is_empty() && go.name.is_empty());
-            assert!(never_read || ours.verb == go.verb(), "{}: {:?}, {}", go.call, ours.verb, go.verb);
+            assert!(
+                never_read || ours.verb == go.verb(),
+                "{}: {:?}, {}",
+                go.call,
+                ours.verb,
+                go.verb
+            );
             if let Some(request) = ours.understood() {
                 assert!(!never_read, "{}: Go refuses it", go.call);
                 go.agrees_with(request);
@@ -224,5 +328,9 @@ fn spellings_are_read_as_go_and_the_api_server_read_them_or_not_at_all() {
             }
         });
     }
-    assert!(understood > 80, "only {understood} of {} are understood", table.lines().count());
+    assert!(
+        understood > 80,
+        "only {understood} of {} are understood",
+        table.lines().count()
+    );
 }

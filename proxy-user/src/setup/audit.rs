@@ -44,7 +44,11 @@ pub(super) fn describe(entries: Vec<(AuditKey, Audit)>, cgroups: &Cgroups) -> Ve
 /// Every caller and service, summed over the CPUs.
 pub(super) fn read(table: &Table) -> Vec<(AuditKey, Audit)> {
     // An entry may go while we look: it is the least recently used one.
-    table.iter().flatten().map(|(Plain(key), cpus)| (key, sum(&cpus))).collect()
+    table
+        .iter()
+        .flatten()
+        .map(|(Plain(key), cpus)| (key, sum(&cpus)))
+        .collect()
 }
 
 fn sum(cpus: &PerCpuValues<Plain<Audit>>) -> Audit {
@@ -62,7 +66,10 @@ fn sum(cpus: &PerCpuValues<Plain<Audit>>) -> Audit {
         sum.bytes_down += part.bytes_down;
         sum.retransmits += part.retransmits;
         sum.latency_us += part.latency_us;
-        sum.latency.iter_mut().zip(part.latency).for_each(|(sum, part)| *sum += part);
+        sum.latency
+            .iter_mut()
+            .zip(part.latency)
+            .for_each(|(sum, part)| *sum += part);
         sum
     })
 }

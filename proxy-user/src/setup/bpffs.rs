@@ -29,9 +29,14 @@ impl Pins {
     /// Mounts bpffs when there is none, and makes our directories.
     /// `inherited` is an old daemon's lock.
     pub(super) fn open(bpffs: &Path, inherited: Option<OwnedFd>) -> Result<Self, Missing> {
-        let mounted = mount_if_needed(bpffs)
-            .map_err(|error| fallback::bpf(format!("mounting bpffs at {}", bpffs.display()), &error))?;
-        let pins = Self { bpffs: bpffs.to_path_buf(), mounted, lock: lock(&bpffs.join(OURS), inherited)? };
+        let mounted = mount_if_needed(bpffs).map_err(|error| {
+            fallback::bpf(format!("mounting bpffs at {}", bpffs.display()), &error)
+        })?;
+        let pins = Self {
+            bpffs: bpffs.to_path_buf(),
+            mounted,
+            lock: lock(&bpffs.join(OURS), inherited)?,
+        };
         for kind in ["maps", "links", "progs"] {
             let dir = pins.layout().join(kind);
             fs::create_dir_all(&dir)
@@ -68,7 +73,9 @@ impl Pins {
     /// Removes the pins of this layout, which detaches the programs; the directories stay.
     pub(super) fn clear(&self) {
         for kind in ["links", "progs", "maps"] {
-            let Ok(entries) = fs::read_dir(self.layout().join(kind)) else { continue };
+            let Ok(entries) = fs::read_dir(self.layout().join(kind)) else {
+                continue;
+            };
             for entry in entries.flatten() {
                 let _gone = fs::remove_file(entry.path());
             }
@@ -77,7 +84,9 @@ impl Pins {
 
     /// Removes the pins of all links but these: what an earlier daemon attached and this one doesn't want.
     pub(super) fn keep_links(&self, keep: &[&Path]) {
-        let Ok(entries) = fs::read_dir(self.layout().join("links")) else { return };
+        let Ok(entries) = fs::read_dir(self.layout().join("links")) else {
+            return;
+        };
         for path in entries.flatten().map(|entry| entry.path()) {
             if !keep.contains(&path.as_path()) {
                 let _detached = fs::remove_file(path);
@@ -87,10 +96,17 @@ impl Pins {
 
     /// Removes what a daemon of another version left: its programs would steer a second time.
     pub(super) fn remove_other_layouts(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.ours()) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(self.ours()) else {
+            return Vec::new();
+        };
         let keep = self.layout();
-        let others = entries.flatten().map(|entry| entry.path()).filter(|path| *path != keep);
-        others.filter(|path| fs::remove_dir_all(path).is_ok()).collect()
+        let others = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| *path != keep);
+        others
+            .filter(|path| fs::remove_dir_all(path).is_ok())
+            .collect()
     }
 
     /// Removes all pins and directories, and the mount if it is ours and nobody else uses it.
@@ -99,9 +115,17 @@ impl Pins {
         self.clear();
         fs::remove_dir_all(self.layout())?;
         let _others_use_it = fs::remove_dir(self.ours());
-        let Self { bpffs, mounted, lock } = self;
+        let Self {
+            bpffs,
+            mounted,
+            lock,
+        } = self;
         drop(lock); // an open directory keeps the mount busy
-        if mounted && fs::read_dir(&bpffs)?.flatten().all(|entry| is_kernels(&entry)) {
+        if mounted
+            && fs::read_dir(&bpffs)?
+                .flatten()
+                .all(|entry| is_kernels(&entry))
+        {
             let _someone_looks_at_it = umount(&bpffs);
         }
         Ok(())
@@ -114,25 +138,31 @@ impl Pins {
 
 /// The lock goes with the process, so a killed daemon's pins can be taken over, and a living one's can't.
 fn lock(dir: &Path, inherited: Option<OwnedFd>) -> Result<Flock<File>, Missing> {
-    fs::create_dir_all(dir).map_err(|error| fallback::bpf(format!("making {}", dir.display()), &error))?;
+    fs::create_dir_all(dir)
+        .map_err(|error| fallback::bpf(format!("making {}", dir.display()), &error))?;
     // An inherited descriptor holds the lock already; to lock it again is no change.
     let file = inherited
         .map_or_else(|| File::open(dir), |lock| Ok(File::from(lock)))
         .map_err(|error| fallback::bpf(format!("opening {}", dir.display()), &error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => Missing::Busy { pins: dir.to_path_buf() },
+        Errno::EWOULDBLOCK => Missing::Busy {
+            pins: dir.to_path_buf(),
+        },
         errno => fallback::bpf(format!("locking {}", dir.display()), &errno.into()),
     })
 }
 
 /// The kernel's own iterators, which every first mount of bpffs shows.
 fn is_kernels(entry: &fs::DirEntry) -> bool {
-    ["maps.debug", "progs.debug"].iter().any(|name| entry.file_name() == *name)
+    ["maps.debug", "progs.debug"]
+        .iter()
+        .any(|name| entry.file_name() == *name)
 }
 
 /// True when it was mounted by us.
 fn mount_if_needed(bpffs: &Path) -> io::Result<bool> {
-    let is_bpffs = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    let is_bpffs =
+        |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
     if is_bpffs(bpffs) {
         return Ok(false);
     }

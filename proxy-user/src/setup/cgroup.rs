@@ -42,15 +42,23 @@ struct Names {
 impl Cgroups {
     /// Finds the v2 root, or mounts it for this process alone.
     pub(super) fn find() -> Result<Self, Missing> {
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").map_err(Missing::NoCgroup)?;
+        let mounts =
+            fs::read_to_string("/proc/thread-self/mountinfo").map_err(Missing::NoCgroup)?;
         let (root, private) = match root_in(&mounts) {
             Some(root) => (root, None),
             None => {
                 let root = mount_privately().map_err(Missing::NoCgroup)?;
-                (PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())), Some(root))
+                (
+                    PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
+                    Some(root),
+                )
             }
         };
-        Ok(Self { root, _private: private, names: Mutex::default() })
+        Ok(Self {
+            root,
+            _private: private,
+            names: Mutex::default(),
+        })
     }
 
     /// The directory to attach to, opened: the root, or the configured one.
@@ -58,14 +66,19 @@ impl Cgroups {
         let path = configured.unwrap_or(&self.root);
         let open = || {
             let dir = File::open(path)?;
-            if nix::sys::statfs::fstatfs(&dir)?.filesystem_type() != nix::sys::statfs::CGROUP2_SUPER_MAGIC {
+            if nix::sys::statfs::fstatfs(&dir)?.filesystem_type()
+                != nix::sys::statfs::CGROUP2_SUPER_MAGIC
+            {
                 return Err(io::Error::other("this is not in a cgroup v2 file system"));
             }
             Ok(dir)
         };
         match open() {
             Ok(dir) => Ok((dir, path.to_path_buf())),
-            Err(source) => Err(Missing::Cgroup { path: path.to_path_buf(), source }),
+            Err(source) => Err(Missing::Cgroup {
+                path: path.to_path_buf(),
+                source,
+            }),
         }
     }
 
@@ -76,7 +89,9 @@ impl Cgroups {
 
     /// This process's cgroup, if it is its own: no other process is in it, and it isn't the root.
     pub(super) fn own(&self) -> Option<u64> {
-        let path = self.root.join(path_of_process("self")?.trim_start_matches('/'));
+        let path = self
+            .root
+            .join(path_of_process("self")?.trim_start_matches('/'));
         let id = fs::metadata(&path).ok()?.ino();
         let processes = fs::read_to_string(path.join("cgroup.procs")).ok()?;
         (id != ROOT_ID && processes.trim() == std::process::id().to_string()).then_some(id)
@@ -84,7 +99,9 @@ impl Cgroups {
 
     /// Is this process in `subtree`? The programs see accepted sockets by the cgroup of the *listening* process.
     pub(super) fn is_inside(&self, subtree: &Path) -> bool {
-        let Some(own) = path_of_process("self") else { return false };
+        let Some(own) = path_of_process("self") else {
+            return false;
+        };
         let own = self.root.join(own.trim_start_matches('/'));
         match (own.canonicalize(), subtree.canonicalize()) {
             (Ok(own), Ok(subtree)) => own.starts_with(subtree),
@@ -112,7 +129,11 @@ impl Cgroups {
     fn searched(&self, id: u64) -> Option<String> {
         {
             let mut names = self.names.lock();
-            if names.searching || names.searched.is_some_and(|at| at.elapsed() < SEARCH_INTERVAL) {
+            if names.searching
+                || names
+                    .searched
+                    .is_some_and(|at| at.elapsed() < SEARCH_INTERVAL)
+            {
                 return None;
             }
             names.searching = true;
@@ -124,14 +145,19 @@ impl Cgroups {
     }
 
     fn id_of(&self, path: &str) -> Option<u64> {
-        fs::metadata(self.root.join(path.trim_start_matches('/'))).ok().map(|meta| meta.ino())
+        fs::metadata(self.root.join(path.trim_start_matches('/')))
+            .ok()
+            .map(|meta| meta.ino())
     }
 }
 
 /// The pod's UID in the name of a pod's cgroup: `podUID`, `kubepods-burstable-podUID.slice` (with `_` for `-`). A static
 /// pod's UID is 32 hexadecimal digits.
 pub(super) fn pod_of(name: &str) -> Option<String> {
-    let (_, uid) = name.strip_suffix(".slice").unwrap_or(name).rsplit_once("pod")?;
+    let (_, uid) = name
+        .strip_suffix(".slice")
+        .unwrap_or(name)
+        .rsplit_once("pod")?;
     let allowed = |b: u8| b.is_ascii_hexdigit() || matches!(b, b'-' | b'_');
     (matches!(uid.len(), 32 | 36) && uid.bytes().all(allowed)).then(|| uid.replace('_', "-"))
 }
@@ -146,7 +172,10 @@ pub(super) fn container_of(name: &str) -> Option<String> {
 /// `/proc/PID/cgroup`'s v2 line.
 fn path_of_process(pid: &str) -> Option<String> {
     let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    lines.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    lines
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .map(str::to_owned)
 }
 
 /// Where cgroup2 is mounted from its root on.
@@ -161,7 +190,11 @@ fn root_in(mountinfo: &str) -> Option<PathBuf> {
 
 /// mountinfo writes blanks and backslashes in octal.
 fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+    field
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
 }
 
 /// Mounts the hierarchy nowhere (fsmount(2), Linux 5.2): there is no path that somebody else could have prepared, and
@@ -172,7 +205,11 @@ fn mount_privately() -> io::Result<File> {
     let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    Ok(File::from(fsmount(&cgroup2, FsMountFlags::FSMOUNT_CLOEXEC, quiet)?))
+    Ok(File::from(fsmount(
+        &cgroup2,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        quiet,
+    )?))
 }
 
 /// Breadth first: pods' cgroups are a few levels down.
@@ -183,8 +220,13 @@ fn search(root: &Path, id: u64) -> Option<String> {
     let mut queue = std::collections::VecDeque::from([root.to_path_buf()]);
     let mut visited = 0;
     while let Some(dir) = queue.pop_front() {
-        let Ok(entries) = fs::read_dir(&dir) else { continue };
-        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        let Ok(entries) = fs::read_dir(&dir) else {
+            continue;
+        };
+        for entry in entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        {
             let path = entry.path();
             if entry.ino() == id {
                 let below = path.strip_prefix(root).ok()?;
@@ -210,8 +252,14 @@ mod tests {
                       40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
                       39 31 0:36 /kubepods /mnt/part rw - cgroup2 cgroup2 rw\n\
                       41 31 0:38 / /sys/fs/cgroup/uni\\040fied rw shared:3 - cgroup2 cgroup2 rw\n";
-        assert_eq!(root_in(hybrid), Some(PathBuf::from("/sys/fs/cgroup/uni fied")));
-        assert_eq!(root_in("31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"), None);
+        assert_eq!(
+            root_in(hybrid),
+            Some(PathBuf::from("/sys/fs/cgroup/uni fied"))
+        );
+        assert_eq!(
+            root_in("31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"),
+            None
+        );
     }
 
     #[test]
@@ -221,7 +269,10 @@ mod tests {
         fs::create_dir_all(&pod).unwrap();
         fs::create_dir(dir.path().join("system.slice")).unwrap();
         let id = fs::metadata(&pod).unwrap().ino();
-        assert_eq!(search(dir.path(), id).as_deref(), Some("/kubepods.slice/pod1/container"));
+        assert_eq!(
+            search(dir.path(), id).as_deref(),
+            Some("/kubepods.slice/pod1/container")
+        );
         assert_eq!(search(dir.path(), u64::MAX), None);
     }
 
@@ -238,9 +289,14 @@ mod tests {
         let there = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
         assert!(there.join("cgroup.procs").exists());
         assert!(
-            root_in(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap()).is_none_or(|at| at != there)
+            root_in(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap())
+                .is_none_or(|at| at != there)
         );
-        let by_path = Cgroups { root: there, _private: Some(root), names: Mutex::default() };
+        let by_path = Cgroups {
+            root: there,
+            _private: Some(root),
+            names: Mutex::default(),
+        };
         assert!(by_path.path(by_path.id_of("/").unwrap(), 0).is_some());
     }
 }

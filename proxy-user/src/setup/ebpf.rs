@@ -3,7 +3,10 @@
 //!
 //! The only file with `unsafe`, which is why it is longer than others: four bpf() calls that aya has no words for, two reads of the kernel's clocks and
 //! cookies, and the promise that the shared types are plain bytes.
-#![allow(unsafe_code, reason = "bpf() calls that aya lacks; every block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "bpf() calls that aya lacks; every block says why it is sound"
+)]
 
 use std::cell::Cell;
 use std::ffi::CString;
@@ -37,8 +40,10 @@ const CORE: [(&str, u32, &str); 3] = [
     (programs::CONNECT6, 11, "connect6"),
 ];
 /// Those for getpeername().
-const GETPEER: [(&str, u32, &str); 2] =
-    [(programs::GETPEER4, 29, "getpeername4"), (programs::GETPEER6, 30, "getpeername6")];
+const GETPEER: [(&str, u32, &str); 2] = [
+    (programs::GETPEER4, 29, "getpeername4"),
+    (programs::GETPEER6, 30, "getpeername6"),
+];
 
 /// A shared type as aya wants it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,9 +109,18 @@ struct Place<'a> {
 
 #[derive(Clone, Copy)]
 enum Target<'a> {
-    Cgroup { dir: BorrowedFd<'a>, id: u64, kind: u32 },
-    Netns { file: &'a fs::File, inode: u64 },
-    Interface { index: u32 },
+    Cgroup {
+        dir: BorrowedFd<'a>,
+        id: u64,
+        kind: u32,
+    },
+    Netns {
+        file: &'a fs::File,
+        inode: u64,
+    },
+    Interface {
+        index: u32,
+    },
 }
 
 impl Target<'_> {
@@ -125,7 +139,11 @@ impl Target<'_> {
 
 /// Is there an object at all?
 pub(super) fn embedded() -> Result<(), Missing> {
-    if OBJECT.is_empty() { Err(Missing::Stub) } else { Ok(()) }
+    if OBJECT.is_empty() {
+        Err(Missing::Stub)
+    } else {
+        Ok(())
+    }
 }
 
 /// Makes the maps, or takes over those that a dead daemon left pinned.
@@ -191,16 +209,29 @@ pub(super) fn attach(object: &mut Ebpf, to: &Attach<'_>) -> Result<Attached, Mis
     for (name, index) in to.xdp {
         let (hook, pin) = (format!("xdp {name}"), format!("{}-{index}", programs::XDP));
         let target = Target::Interface { index: *index };
-        extras.push(("xdp", vec![Place { program: programs::XDP, hook, pin, target }]));
+        extras.push((
+            "xdp",
+            vec![Place {
+                program: programs::XDP,
+                hook,
+                pin,
+                target,
+            }],
+        ));
     }
     for (part, places) in extras {
-        let done = verify(object, &places).and_then(|()| place_all(object, to.pins, places, &mut attached));
+        let done = verify(object, &places)
+            .and_then(|()| place_all(object, to.pins, places, &mut attached));
         if let Err(missing) = done {
             attached.off.push((part, missing));
         }
     }
     if let Some(pins) = to.pins {
-        let keep: Vec<_> = attached.loaded.iter().filter_map(|loaded| loaded.pin.as_deref()).collect();
+        let keep: Vec<_> = attached
+            .loaded
+            .iter()
+            .filter_map(|loaded| loaded.pin.as_deref())
+            .collect();
         pins.keep_links(&keep);
     }
     Ok(attached)
@@ -211,7 +242,11 @@ fn in_cgroup<'a>(programs: &[(&'static str, u32, &str)], to: &Attach<'a>) -> Vec
         program,
         hook: format!("{hook} {}", to.cgroup_path.display()),
         pin: (*program).to_owned(),
-        target: Target::Cgroup { dir: to.cgroup, id: to.cgroup_id, kind: *kind },
+        target: Target::Cgroup {
+            dir: to.cgroup,
+            id: to.cgroup_id,
+            kind: *kind,
+        },
     };
     programs.iter().map(place).collect()
 }
@@ -219,7 +254,10 @@ fn in_cgroup<'a>(programs: &[(&'static str, u32, &str)], to: &Attach<'a>) -> Vec
 /// Loads the programs; nothing is attached before the verifier has passed every one.
 fn verify(object: &mut Ebpf, places: &[Place<'_>]) -> Result<(), Missing> {
     for name in places.iter().map(|place| place.program) {
-        let result = match object.program_mut(name).ok_or_else(|| not_in_object(name))? {
+        let result = match object
+            .program_mut(name)
+            .ok_or_else(|| not_in_object(name))?
+        {
             Program::SockOps(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
             Program::SkLookup(program) => program.load(),
@@ -238,9 +276,10 @@ fn verify(object: &mut Ebpf, places: &[Place<'_>]) -> Result<(), Missing> {
 pub(super) fn not_loaded(program: &'static str, error: ProgramError) -> Missing {
     match error {
         // EPERM is for want of privileges; the verifier says EACCES or EINVAL.
-        ProgramError::LoadError { io_error, verifier_log }
-            if io_error.raw_os_error() != Some(libc::EPERM) =>
-        {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } if io_error.raw_os_error() != Some(libc::EPERM) => {
             fallback::verifier(program, io_error, verifier_log.to_string())
         }
         error => missing(&format!("loading {program}"), &error),
@@ -255,7 +294,9 @@ fn place_all(
 ) -> Result<(), Missing> {
     for place in places {
         let name = place.program;
-        let program = object.program_mut(name).ok_or_else(|| not_in_object(name))?;
+        let program = object
+            .program_mut(name)
+            .ok_or_else(|| not_in_object(name))?;
         let failed = |error: ProgramError| missing(&format!("attaching {name}"), &error);
         let id = program.info().map_err(failed)?.id();
         let mut pin = None;
@@ -267,13 +308,21 @@ fn place_all(
                     .map_err(|error| fallback::bpf(format!("pinning {name}"), &error))?;
                 if fresh {
                     let made = attach_one(program, place.target).map_err(failed)?;
-                    made.pin(&link).map_err(|error| missing(&format!("pinning {name}"), &error))?;
+                    made.pin(&link)
+                        .map_err(|error| missing(&format!("pinning {name}"), &error))?;
                 }
                 pin = Some(link);
             }
-            None => attached.links.push(attach_one(program, place.target).map_err(failed)?),
+            None => attached
+                .links
+                .push(attach_one(program, place.target).map_err(failed)?),
         }
-        attached.loaded.push(Loaded { name, id, hook: place.hook, pin });
+        attached.loaded.push(Loaded {
+            name,
+            id,
+            hook: place.hook,
+            pin,
+        });
     }
     Ok(())
 }
@@ -335,7 +384,9 @@ fn replace(program: &Program, id: u32, path: &Path, target: Target<'_>) -> io::R
 pub(super) fn before_ours(cgroup: BorrowedFd<'_>, ours: &[Loaded]) -> io::Result<Vec<String>> {
     const MAX: usize = 64;
     let (name, kind, _) = CORE[1];
-    let Some(own) = ours.iter().find(|loaded| loaded.name == name) else { return Ok(Vec::new()) };
+    let Some(own) = ours.iter().find(|loaded| loaded.name == name) else {
+        return Ok(Vec::new());
+    };
     let mut ids = [0u32; MAX];
     let attr = ProgramQuery {
         target: cgroup.as_raw_fd().unsigned_abs(),
@@ -346,8 +397,14 @@ pub(super) fn before_ours(cgroup: BorrowedFd<'_>, ours: &[Loaded]) -> io::Result
     };
     let attr = Cell::new(attr);
     bpf(BPF_PROG_QUERY, &attr)?;
-    let count = usize::try_from(attr.get().count).unwrap_or_default().min(MAX);
-    let earlier: Vec<u32> = ids[..count].iter().copied().take_while(|id| *id != own.id).collect();
+    let count = usize::try_from(attr.get().count)
+        .unwrap_or_default()
+        .min(MAX);
+    let earlier: Vec<u32> = ids[..count]
+        .iter()
+        .copied()
+        .take_while(|id| *id != own.id)
+        .collect();
     Ok(earlier.into_iter().map(program_name).collect())
 }
 
@@ -364,7 +421,9 @@ pub(super) fn link_at(pin: &Path) -> io::Result<(String, String)> {
 }
 
 fn program_name(id: u32) -> String {
-    let found = aya::programs::loaded_programs().flatten().find(|program| program.id() == id);
+    let found = aya::programs::loaded_programs()
+        .flatten()
+        .find(|program| program.id() == id);
     found
         .and_then(|program| program.name_as_str().map(str::to_owned))
         .unwrap_or_else(|| format!("program {id}"))
@@ -381,17 +440,26 @@ pub(super) fn not_in_object(name: &str) -> Missing {
 pub(super) fn missing(what: &str, error: &(dyn std::error::Error + 'static)) -> Missing {
     let mut source = Some(error);
     while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<io::Error>().filter(|io| io.raw_os_error().is_some()) {
+        if let Some(io) = error
+            .downcast_ref::<io::Error>()
+            .filter(|io| io.raw_os_error().is_some())
+        {
             return fallback::bpf(what, io);
         }
         source = error.source();
     }
-    Missing::Other { what: what.into(), why: with_causes(error) }
+    Missing::Other {
+        what: what.into(),
+        why: with_causes(error),
+    }
 }
 
 /// CLOCK_MONOTONIC, which `bpf_ktime_get_ns` reads too.
 pub(super) fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: a valid pointer to a timespec; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
@@ -400,8 +468,8 @@ pub(super) fn monotonic_ns() -> u64 {
 /// The cookie of this thread's network namespace.
 pub(super) fn netns_cookie() -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
-    let socket =
-        std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")
+        .or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).expect("8 fits");
     // SAFETY: the buffer is as long as said.
@@ -414,7 +482,11 @@ pub(super) fn netns_cookie() -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -455,7 +527,11 @@ fn object_get(path: &Path) -> io::Result<OwnedFd> {
         flags: u32,
     }
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attr = Attr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    let attr = Attr {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
     let fd = bpf(BPF_OBJ_GET, &attr)?;
     // SAFETY: a new descriptor of ours.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) })
@@ -470,7 +546,11 @@ fn link_info(link: &OwnedFd) -> io::Result<LinkInfo> {
     }
     const _: () = assert!(offset_of!(LinkInfo, words) == 16 && size_of::<LinkInfo>() == 32);
     let mut info = LinkInfo::default();
-    let attr = Attr { fd: link.as_raw_fd().unsigned_abs(), length: 32, info: &raw mut info as u64 };
+    let attr = Attr {
+        fd: link.as_raw_fd().unsigned_abs(),
+        length: 32,
+        info: &raw mut info as u64,
+    };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
     Ok(info)
 }
@@ -483,16 +563,39 @@ fn link_update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
         flags: u32,
         old: u32,
     }
-    let (link, program) = (link.as_raw_fd().unsigned_abs(), program.as_raw_fd().unsigned_abs());
-    bpf(BPF_LINK_UPDATE, &Attr { link, program, flags: 0, old: 0 }).map(drop)
+    let (link, program) = (
+        link.as_raw_fd().unsigned_abs(),
+        program.as_raw_fd().unsigned_abs(),
+    );
+    bpf(
+        BPF_LINK_UPDATE,
+        &Attr {
+            link,
+            program,
+            flags: 0,
+            old: 0,
+        },
+    )
+    .map(drop)
 }
 
 /// One bpf() call; `attr` must be what the command takes.
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
     // SAFETY: called by the functions of this file only, each with the struct of its command; what the structs
     // point to outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attr),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 #[cfg(test)]
@@ -507,14 +610,21 @@ mod tests {
         // `r0 = 1` becomes `r0 = 5`, which no program of a connect() may end with.
         let (one, five) = ([0xb7_u8, 0, 0, 0, 1, 0, 0, 0], 5);
         let mut bytes = OBJECT.to_vec();
-        let places: Vec<usize> =
-            (0..bytes.len() - one.len()).filter(|at| bytes[*at..].starts_with(&one)).collect();
+        let places: Vec<usize> = (0..bytes.len() - one.len())
+            .filter(|at| bytes[*at..].starts_with(&one))
+            .collect();
         places.into_iter().for_each(|at| bytes[at + 4] = five);
         let mut object = load_object(&bytes, None).unwrap();
-        let program: &mut aya::programs::CgroupSockAddr =
-            object.program_mut(programs::CONNECT4).unwrap().try_into().unwrap();
+        let program: &mut aya::programs::CgroupSockAddr = object
+            .program_mut(programs::CONNECT4)
+            .unwrap()
+            .try_into()
+            .unwrap();
         let told = not_loaded(programs::CONNECT4, program.load().unwrap_err()).to_string();
-        assert!(told.contains("hub_connect4") && told.contains("please report"), "{told}");
+        assert!(
+            told.contains("hub_connect4") && told.contains("please report"),
+            "{told}"
+        );
         assert!(told.contains("R0"), "the verifier's own words: {told}");
         assert!(told.contains(".rs:"), "the line: {told}");
     }

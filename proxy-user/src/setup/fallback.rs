@@ -57,7 +57,9 @@ pub(super) enum Missing {
         source: io::Error,
     },
     /// The verifier said no.
-    #[error("the kernel's verifier refuses {program} ({source}); please report this with the log:\n{log}")]
+    #[error(
+        "the kernel's verifier refuses {program} ({source}); please report this with the log:\n{log}"
+    )]
     Verifier {
         /// Program name.
         program: &'static str,
@@ -85,7 +87,8 @@ pub(super) enum Missing {
 }
 
 /// Capabilities for loading and attaching.
-pub(super) const NEEDS_BPF: &str = "CAP_BPF, CAP_NET_ADMIN, and CAP_SYS_ADMIN for the mount of bpffs";
+pub(super) const NEEDS_BPF: &str =
+    "CAP_BPF, CAP_NET_ADMIN, and CAP_SYS_ADMIN for the mount of bpffs";
 /// What raises the limit of locked memory.
 const NEEDS_LIMIT: &str = "CAP_SYS_RESOURCE, or no limit of locked memory (LimitMEMLOCK=infinity), which Linux before 5.11 counts maps against";
 /// Capabilities for the interface.
@@ -107,12 +110,19 @@ const CAP_BPF: u32 = 39;
 pub(super) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
     let what = what.into();
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            denied(what, effective_capabilities(), release_before(OWN_MEMORY_ACCOUNT))
+        Some(libc::EPERM | libc::EACCES) => denied(
+            what,
+            effective_capabilities(),
+            release_before(OWN_MEMORY_ACCOUNT),
+        ),
+        Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::ENODEV) => {
+            old_kernel(what)
         }
-        Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::ENODEV) => old_kernel(what),
         Some(libc::EINVAL) if release_before((5, 8)) => old_kernel(what),
-        _ => Missing::Other { what, why: error.to_string() },
+        _ => Missing::Other {
+            what,
+            why: error.to_string(),
+        },
     }
 }
 
@@ -120,9 +130,15 @@ pub(super) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
 fn denied(what: String, held: u64, counts_locked: bool) -> Missing {
     let may = |cap: u32| held & (1 << cap) != 0;
     if !(may(CAP_BPF) && may(CAP_NET_ADMIN)) && !may(CAP_SYS_ADMIN) {
-        Missing::Privilege { what, needs: NEEDS_BPF }
+        Missing::Privilege {
+            what,
+            needs: NEEDS_BPF,
+        }
     } else if counts_locked && !may(CAP_SYS_RESOURCE) {
-        Missing::Privilege { what, needs: NEEDS_LIMIT }
+        Missing::Privilege {
+            what,
+            needs: NEEDS_LIMIT,
+        }
     } else {
         Missing::Refused { what }
     }
@@ -131,20 +147,35 @@ fn denied(what: String, held: u64, counts_locked: bool) -> Missing {
 /// The verifier refused a program: because the kernel is too old for it, or for a reason that nobody knows yet.
 pub(super) fn verifier(program: &'static str, source: io::Error, log: String) -> Missing {
     // Before 5.9 there are no such programs (and so no log), before 5.17 their context has no interface.
-    if program == programs::LOOKUP && (log.is_empty() || log.contains("invalid bpf_context access")) {
+    if program == programs::LOOKUP && (log.is_empty() || log.contains("invalid bpf_context access"))
+    {
         let what = "the guard".into();
-        return Missing::Kernel { what, release: release(), needs: NEEDS_LOOKUP };
+        return Missing::Kernel {
+            what,
+            release: release(),
+            needs: NEEDS_LOOKUP,
+        };
     }
-    Missing::Verifier { program, source, log }
+    Missing::Verifier {
+        program,
+        source,
+        log,
+    }
 }
 
 fn old_kernel(what: String) -> Missing {
-    Missing::Kernel { what, release: release(), needs: NEEDS_KERNEL }
+    Missing::Kernel {
+        what,
+        release: release(),
+        needs: NEEDS_KERNEL,
+    }
 }
 
 fn release() -> String {
-    nix::sys::utsname::uname()
-        .map_or_else(|_| "?".into(), |name| name.release().to_string_lossy().into_owned())
+    nix::sys::utsname::uname().map_or_else(
+        |_| "?".into(),
+        |name| name.release().to_string_lossy().into_owned(),
+    )
 }
 
 /// Is the running kernel older than this?
@@ -187,7 +218,10 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_as_bits() {
-        assert_eq!(capabilities_of("Name:\tx\nCapEff:\t000001ffffffffff\n") & (1 << CAP_BPF), 1 << CAP_BPF);
+        assert_eq!(
+            capabilities_of("Name:\tx\nCapEff:\t000001ffffffffff\n") & (1 << CAP_BPF),
+            1 << CAP_BPF
+        );
         assert_eq!(capabilities_of("CapEff:\t0000000000000000\n"), 0);
         assert_eq!(capabilities_of(""), 0);
     }
@@ -195,7 +229,9 @@ mod tests {
     #[test]
     fn a_denial_names_the_capability_that_is_missing() {
         let bpf = 1 << CAP_BPF | 1 << CAP_NET_ADMIN;
-        let said = |held, counts_locked| denied("loading the maps".into(), held, counts_locked).to_string();
+        let said = |held, counts_locked| {
+            denied("loading the maps".into(), held, counts_locked).to_string()
+        };
         assert!(said(0, false).contains("CAP_BPF"));
         assert!(said(0, true).contains("CAP_BPF"));
         assert!(said(bpf, true).contains("LimitMEMLOCK"));
@@ -206,24 +242,49 @@ mod tests {
     #[test]
     fn an_old_kernel_is_no_defect_of_ours() {
         let refused = |program, log: &str| {
-            verifier(program, io::Error::from_raw_os_error(libc::EACCES), log.into()).to_string()
+            verifier(
+                program,
+                io::Error::from_raw_os_error(libc::EACCES),
+                log.into(),
+            )
+            .to_string()
         };
         let log = "12: (61) r1 = *(u32 *)(r6 +64)\ninvalid bpf_context access off=64 size=4";
         for log in [log, ""] {
             let text = refused(programs::LOOKUP, log);
-            assert!(text.contains("5.17") && text.contains("--xdp-uplink"), "{text}");
+            assert!(
+                text.contains("5.17") && text.contains("--xdp-uplink"),
+                "{text}"
+            );
         }
         let text = refused(programs::LOOKUP, "R1 !read_ok");
-        assert!(text.contains("please report") && text.ends_with("R1 !read_ok"), "{text}");
+        assert!(
+            text.contains("please report") && text.ends_with("R1 !read_ok"),
+            "{text}"
+        );
         assert!(refused(programs::CONNECT4, log).contains("please report"));
     }
 
     #[test]
     fn every_reason_names_a_way_out() {
-        let text = bpf("loading the programs", &io::Error::from_raw_os_error(libc::ENOSYS)).to_string();
-        assert!(text.contains("5.8") && text.contains("CONFIG_BPF_SYSCALL"), "{text}");
-        let text = Missing::Privilege { what: "x".into(), needs: NEEDS_NET }.to_string();
-        assert!(text.contains("root") && text.contains("CAP_NET_ADMIN"), "{text}");
+        let text = bpf(
+            "loading the programs",
+            &io::Error::from_raw_os_error(libc::ENOSYS),
+        )
+        .to_string();
+        assert!(
+            text.contains("5.8") && text.contains("CONFIG_BPF_SYSCALL"),
+            "{text}"
+        );
+        let text = Missing::Privilege {
+            what: "x".into(),
+            needs: NEEDS_NET,
+        }
+        .to_string();
+        assert!(
+            text.contains("root") && text.contains("CAP_NET_ADMIN"),
+            "{text}"
+        );
         assert!(Missing::Stub.to_string().contains("cargo xtask build"));
     }
 }

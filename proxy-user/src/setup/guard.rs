@@ -48,7 +48,11 @@ impl Guard {
     /// Looks once, switches the guard on, and goes on looking. Call on a tokio runtime, in the network namespace to
     /// guard.
     pub(super) async fn start(wish: Wish, programs: Arc<Programs>) -> Result<Self, Missing> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
         let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|error| fallback::bpf("opening a netlink socket for the guard", &error))?;
         let connection = tokio::spawn(connection);
@@ -56,10 +60,15 @@ impl Guard {
             Ok(found) => found,
             Err(error) => {
                 connection.abort();
-                return Err(Missing::Other { what: "looking for uplinks".into(), why: error.to_string() });
+                return Err(Missing::Other {
+                    what: "looking for uplinks".into(),
+                    why: error.to_string(),
+                });
             }
         };
-        programs.guard(&told).map_err(|error| fallback::bpf("telling the guard the uplinks", &error))?;
+        programs
+            .guard(&told)
+            .map_err(|error| fallback::bpf("telling the guard the uplinks", &error))?;
         let keeper = tokio::spawn(async move {
             loop {
                 match tokio::time::timeout(RECHECK, events.next()).await {
@@ -71,13 +80,19 @@ impl Guard {
                     Ok(found) if found == told => {}
                     Ok(found) => match programs.guard(&found) {
                         Ok(()) => told = found,
-                        Err(error) => tracing::error!("the guard can't be told of new interfaces: {error}"),
+                        Err(error) => {
+                            tracing::error!("the guard can't be told of new interfaces: {error}")
+                        }
                     },
-                    Err(error) => tracing::error!("the guard can't look for new interfaces: {error}"),
+                    Err(error) => {
+                        tracing::error!("the guard can't look for new interfaces: {error}")
+                    }
                 }
             }
         });
-        Ok(Self { tasks: [connection, keeper] })
+        Ok(Self {
+            tasks: [connection, keeper],
+        })
     }
 }
 
@@ -101,7 +116,10 @@ async fn look(handle: &Handle, wish: &Wish) -> Result<Vec<(u32, u32)>, rtnetlink
             leading.extend(leads_to(&route));
         }
     }
-    let mut kinds: Vec<_> = links.iter().filter_map(|link| kind(link, &leading, wish)).collect();
+    let mut kinds: Vec<_> = links
+        .iter()
+        .filter_map(|link| kind(link, &leading, wish))
+        .collect();
     kinds.sort_unstable();
     kinds.truncate(MAX_INTERFACES);
     Ok(kinds)
@@ -131,7 +149,9 @@ fn leads_to(route: &RouteMessage) -> Vec<u32> {
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => links.push(*index),
-            RouteAttribute::MultiPath(hops) => links.extend(hops.iter().map(|hop| hop.interface_index)),
+            RouteAttribute::MultiPath(hops) => {
+                links.extend(hops.iter().map(|hop| hop.interface_index))
+            }
             _ => {}
         }
     }
@@ -143,7 +163,9 @@ fn concerns(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     use RouteNetlinkMessage::{DelLink, DelRoute, NewLink, NewRoute};
     match payload {
         NetlinkPayload::InnerMessage(NewLink(_) | DelLink(_)) => true,
-        NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => !leads_to(route).is_empty(),
+        NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => {
+            !leads_to(route).is_empty()
+        }
         _ => false,
     }
 }

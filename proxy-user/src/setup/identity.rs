@@ -42,7 +42,11 @@ struct Held {
 impl Processes {
     /// Adds to a record what can be found out at accept.
     pub(super) fn describe(&self, ident: &Ident, cgroups: &Cgroups) -> Process {
-        let name = ident.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        let name = ident
+            .comm
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default();
         let cgroup = cgroups.path(ident.cgroup_id, ident.pid);
         let (pod_uid, container_id) = cgroup.as_deref().map(pod_and_container).unwrap_or_default();
         Process {
@@ -65,7 +69,10 @@ impl Processes {
     fn executable(&self, ident: &Ident) -> Option<String> {
         let mut held = self.0.lock();
         let known = held.iter().position(|held| held.pid == ident.pid);
-        if let Some(known) = known.map(|at| &held[at]).filter(|known| known.looked.elapsed() < HOLDS) {
+        if let Some(known) = known
+            .map(|at| &held[at])
+            .filter(|known| known.looked.elapsed() < HOLDS)
+        {
             return Some(known.executable.clone());
         }
         let known = known.and_then(|at| held.remove(at));
@@ -81,21 +88,37 @@ impl Held {
     /// `None`: there is no such process, or it is another one, that started after the call.
     fn of(ident: &Ident) -> Option<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let dir = open(format!("/proc/{}", ident.pid).as_str(), flags, Mode::empty()).ok()?;
+        let dir = open(
+            format!("/proc/{}", ident.pid).as_str(),
+            flags,
+            Mode::empty(),
+        )
+        .ok()?;
         let executable = link(&dir)?;
         let called = since_boot(ident.connect_ns)?;
-        (started(&dir)? <= called).then(|| Self { pid: ident.pid, dir, executable, looked: Instant::now() })
+        (started(&dir)? <= called).then(|| Self {
+            pid: ident.pid,
+            dir,
+            executable,
+            looked: Instant::now(),
+        })
     }
 
     /// `None`: it has ended.
     fn again(self) -> Option<Self> {
         let executable = link(&self.dir)?;
-        Some(Self { executable, looked: Instant::now(), ..self })
+        Some(Self {
+            executable,
+            looked: Instant::now(),
+            ..self
+        })
     }
 }
 
 fn link(dir: &OwnedFd) -> Option<String> {
-    readlinkat(dir, "exe").ok().map(|path| path.to_string_lossy().into_owned())
+    readlinkat(dir, "exe")
+        .ok()
+        .map(|path| path.to_string_lossy().into_owned())
 }
 
 /// When a process started, in clock ticks since the boot (proc_pid_stat(5), field 22).
@@ -115,10 +138,14 @@ fn start_in(stat: &str) -> Option<u64> {
 /// A time of CLOCK_MONOTONIC as clock ticks since the boot, rounded up.
 fn since_boot(monotonic_ns: u64) -> Option<u64> {
     let now = |clock| clock_gettime(clock).map(Duration::from);
-    let asleep = now(ClockId::CLOCK_BOOTTIME).ok()?.saturating_sub(now(ClockId::CLOCK_MONOTONIC).ok()?);
+    let asleep = now(ClockId::CLOCK_BOOTTIME)
+        .ok()?
+        .saturating_sub(now(ClockId::CLOCK_MONOTONIC).ok()?);
     let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
     let ns = (Duration::from_nanos(monotonic_ns) + asleep).as_nanos();
-    u64::try_from(ns * u128::from(ticks) / 1_000_000_000).ok().map(|ticks| ticks + 1)
+    u64::try_from(ns * u128::from(ticks) / 1_000_000_000)
+        .ok()
+        .map(|ticks| ticks + 1)
 }
 
 /// `/kubepods/burstable/podUID/CONTAINER` and systemd's form of it.
@@ -147,9 +174,16 @@ mod tests {
             format!("/kubepods.slice/kubepods-pod{systemd}.slice/crio-{CONTAINER}.scope/container"),
             format!("/kubelet/kubepods/pod{POD}/{CONTAINER}"),
         ] {
-            assert_eq!(pod_and_container(&path), (Some(POD.into()), Some(CONTAINER.into())), "{path}");
+            assert_eq!(
+                pod_and_container(&path),
+                (Some(POD.into()), Some(CONTAINER.into())),
+                "{path}"
+            );
         }
-        assert_eq!(pod_and_container(&format!("/kubepods/pod{POD}")), (Some(POD.into()), None));
+        assert_eq!(
+            pod_and_container(&format!("/kubepods/pod{POD}")),
+            (Some(POD.into()), None)
+        );
         for path in [
             "/",
             "/system.slice/podman.service",
@@ -171,15 +205,36 @@ mod tests {
     fn a_process_that_started_after_the_call_is_another_one() {
         let pid = std::process::id();
         let processes = Processes::default();
-        let early = Ident { pid, connect_ns: 1, ..Ident::default() };
-        assert_eq!(processes.executable(&early), None, "nobody was here at the boot");
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).expect("clock");
-        let call = Ident { connect_ns: u64::try_from(now.as_nanos()).expect("small"), ..early };
+        let early = Ident {
+            pid,
+            connect_ns: 1,
+            ..Ident::default()
+        };
+        assert_eq!(
+            processes.executable(&early),
+            None,
+            "nobody was here at the boot"
+        );
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+            .map(Duration::from)
+            .expect("clock");
+        let call = Ident {
+            connect_ns: u64::try_from(now.as_nanos()).expect("small"),
+            ..early
+        };
         let own = std::env::current_exe().expect("exe").display().to_string();
         assert_eq!(processes.executable(&call).as_deref(), Some(own.as_str()));
-        assert_eq!(processes.executable(&call).as_deref(), Some(own.as_str()), "again, as it was seen");
+        assert_eq!(
+            processes.executable(&call).as_deref(),
+            Some(own.as_str()),
+            "again, as it was seen"
+        );
         processes.0.lock()[0].looked -= HOLDS;
-        assert_eq!(processes.executable(&call).as_deref(), Some(own.as_str()), "again, by the descriptor");
+        assert_eq!(
+            processes.executable(&call).as_deref(),
+            Some(own.as_str()),
+            "again, by the descriptor"
+        );
         assert_eq!(processes.0.lock().len(), 1);
     }
 }

@@ -7,24 +7,31 @@ pub(super) const ALIAS: &str = "made by hublet";
 
 /// Did a hublet make it?
 pub(super) fn is_ours(link: &LinkMessage) -> bool {
-    link.attributes.contains(&LinkAttribute::IfAlias(ALIAS.into()))
+    link.attributes
+        .contains(&LinkAttribute::IfAlias(ALIAS.into()))
 }
 
 /// Its name.
 pub(super) fn name_of(link: &LinkMessage) -> String {
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    });
+    let name = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
     name.unwrap_or_default()
 }
 
 /// What `ip -d link` calls it; none for a network card.
 pub(super) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
-    let infos = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    });
+    let infos = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        });
     infos.into_iter().flatten().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,

@@ -86,7 +86,11 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::prepare`].
-    pub async fn take_over(config: &SetupConfig, mark: u32, from: Inherited) -> Result<Self, SetupError> {
+    pub async fn take_over(
+        config: &SetupConfig,
+        mark: u32,
+        from: Inherited,
+    ) -> Result<Self, SetupError> {
         let interface = match &config.dummy {
             None => Err(Missing::NotWanted("--enable-dummy-if=false")),
             Some(wish) => match Interface::ensure(wish, from.interface).await {
@@ -95,7 +99,9 @@ impl Setup {
                 Err(Failed::Error(error)) => return Err(error),
             },
         };
-        let own = interface.as_ref().map_or_else(|_| String::new(), Interface::link);
+        let own = interface
+            .as_ref()
+            .map_or_else(|_| String::new(), Interface::link);
         let steering = match config.ebpf {
             true => Steering::prepare(config, mark, (own, from.pins)).await,
             false => {
@@ -103,7 +109,11 @@ impl Setup {
                 Err(Missing::NotWanted("--ebpf=false"))
             }
         };
-        Ok(Self { log_wanted: config.bpf_log, interface, steering })
+        Ok(Self {
+            log_wanted: config.bpf_log,
+            interface,
+            steering,
+        })
     }
 
     /// Puts the serving listener into the liveness map and switches steering on. Call after the self-probe. Its
@@ -112,12 +122,17 @@ impl Setup {
     /// # Errors
     /// The kernel refuses the listener.
     pub fn steer(&self, listener: BorrowedFd<'_>) -> Result<(), SetupError> {
-        let Ok(steering) = &self.steering else { return Ok(()) };
+        let Ok(steering) = &self.steering else {
+            return Ok(());
+        };
         let own = own_address(listener)?;
         steering
             .programs
             .steer(listener, own)
-            .map_err(|source| SetupError::Listener { address: own, source })?;
+            .map_err(|source| SetupError::Listener {
+                address: own,
+                source,
+            })?;
         steering.forget_other_layouts();
         Ok(())
     }
@@ -145,9 +160,17 @@ impl Setup {
     /// # Errors
     /// It is not bound to one address.
     pub fn attest(&self, listener: BorrowedFd<'_>) -> Result<(), SetupError> {
-        let Ok(steering) = &self.steering else { return Ok(()) };
+        let Ok(steering) = &self.steering else {
+            return Ok(());
+        };
         let own = own_address(listener)?;
-        steering.programs.attest(own, false).map_err(|source| SetupError::Listener { address: own, source })
+        steering
+            .programs
+            .attest(own, false)
+            .map_err(|source| SetupError::Listener {
+                address: own,
+                source,
+            })
     }
 
     /// Keeps pods from an address of ours that no listener of [`Setup::attest`] has (the admin port).
@@ -155,8 +178,16 @@ impl Setup {
     /// # Errors
     /// The kernel refuses the address.
     pub fn defend(&self, own: SocketAddr) -> Result<(), SetupError> {
-        let Ok(steering) = &self.steering else { return Ok(()) };
-        steering.programs.attest(own, false).map_err(|source| SetupError::Listener { address: own, source })
+        let Ok(steering) = &self.steering else {
+            return Ok(());
+        };
+        steering
+            .programs
+            .attest(own, false)
+            .map_err(|source| SetupError::Listener {
+                address: own,
+                source,
+            })
     }
 
     /// Steers what dials these addresses, and nothing else; before, it is what was configured.
@@ -164,8 +195,13 @@ impl Setup {
     /// # Errors
     /// On too many different ports, or the kernel refuses an address.
     pub fn services(&self, services: &BTreeSet<SocketAddr>) -> Result<(), SetupError> {
-        let Ok(steering) = &self.steering else { return Ok(()) };
-        steering.programs.services(services).map_err(SetupError::Services)
+        let Ok(steering) = &self.steering else {
+            return Ok(());
+        };
+        steering
+            .programs
+            .services(services)
+            .map_err(SetupError::Services)
     }
 
     /// Pods, by UID, that want to be steered; all others are not, but for those that the configuration names.
@@ -193,16 +229,24 @@ impl Setup {
     /// Cookie of the network namespace that is steered, which is hublet's own: what [`Process::netns`] is for
     /// processes of the host.
     pub fn netns(&self) -> Option<u64> {
-        self.steering.as_ref().ok().map(|steering| steering.programs.netns())
+        self.steering
+            .as_ref()
+            .ok()
+            .map(|steering| steering.programs.netns())
     }
 
     /// The parts, for log, status and metrics.
     pub fn parts(&self) -> Vec<Part> {
-        let mut parts = vec![Part::of("interface", self.interface.as_ref().map(Interface::describe))];
+        let mut parts = vec![Part::of(
+            "interface",
+            self.interface.as_ref().map(Interface::describe),
+        )];
         match &self.steering {
             Ok(steering) => parts.extend(steering.parts()),
             Err(missing) => {
-                parts.extend(["steering", "identity", "guard"].map(|name| Part::of(name, Err(missing))));
+                parts.extend(
+                    ["steering", "identity", "guard"].map(|name| Part::of(name, Err(missing))),
+                );
             }
         }
         if self.log_wanted {
@@ -213,7 +257,9 @@ impl Setup {
 
     /// Programs, counters, audit.
     pub fn ebpf(&self) -> EbpfStatus {
-        self.steering.as_ref().map_or_else(|_| EbpfStatus::default(), Steering::status)
+        self.steering
+            .as_ref()
+            .map_or_else(|_| EbpfStatus::default(), Steering::status)
     }
 
     /// Steering off (first thing of a drain).
@@ -243,15 +289,17 @@ impl Setup {
 
 /// Where clients reach a listener.
 fn own_address(listener: BorrowedFd<'_>) -> Result<SocketAddr, SetupError> {
-    let address = SockRef::from(&listener).local_addr().map_err(SetupError::NotASocket)?;
+    let address = SockRef::from(&listener)
+        .local_addr()
+        .map_err(SetupError::NotASocket)?;
     match address.as_socket() {
         Some(own) if !own.ip().is_unspecified() => Ok(match own {
             // A scope is no part of the address that clients dial.
             SocketAddr::V6(own) => SocketAddrV6::new(*own.ip(), own.port(), 0, 0).into(),
             v4 => v4,
         }),
-        other => {
-            Err(SetupError::NotOneAddress(other.map_or_else(|| "no IP address".into(), |a| a.to_string())))
-        }
+        other => Err(SetupError::NotOneAddress(
+            other.map_or_else(|| "no IP address".into(), |a| a.to_string()),
+        )),
     }
 }

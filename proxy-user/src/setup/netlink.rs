@@ -12,11 +12,15 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, future};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
+};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::{Handle, LinkBridge, LinkDummy, LinkGetRequest, LinkIfb, LinkUnspec, MulticastGroup};
+use rtnetlink::{
+    Handle, LinkBridge, LinkDummy, LinkGetRequest, LinkIfb, LinkUnspec, MulticastGroup,
+};
 use tokio::task::JoinHandle;
 
 use super::SetupError;
@@ -76,11 +80,19 @@ impl From<SetupError> for Failed {
 impl Interface {
     /// Finds or makes it, and keeps it there. Call on a tokio runtime, in the network namespace to serve.
     pub(super) async fn ensure(wish: &DummyConfig, owner: Option<OwnedFd>) -> Result<Self, Failed> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ];
         let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|error| Failed::Off(fallback::bpf("opening a netlink socket", &error)))?;
         let connection = tokio::spawn(connection);
-        let node = Node { handle, name: wish.name.clone(), ip: wish.ip };
+        let node = Node {
+            handle,
+            name: wish.name.clone(),
+            ip: wish.ip,
+        };
         let state = match node.put().await {
             Ok(state) => Arc::new(Mutex::new(state)),
             Err(failed) => {
@@ -100,7 +112,13 @@ impl Interface {
             }
         });
         let owner = owner.map(UnixDatagram::from).or_else(|| own(&wish.name));
-        Ok(Self { owner, node, state, repair, connection })
+        Ok(Self {
+            owner,
+            node,
+            state,
+            repair,
+            connection,
+        })
     }
 
     /// The right to remove it, if it is ours.
@@ -116,7 +134,13 @@ impl Interface {
     /// `hub-dummy0 (bridge) 169.254.2.1/32`.
     pub(super) fn describe(&self) -> String {
         let state = self.state.lock();
-        let mut text = format!("{} ({}) {}/{}", state.link, state.kind, self.node.ip, full(self.node.ip));
+        let mut text = format!(
+            "{} ({}) {}/{}",
+            state.link,
+            state.kind,
+            self.node.ip,
+            full(self.node.ip)
+        );
         if state.repairs > 0 {
             text.push_str(&format!(", put back {} times", state.repairs));
         }
@@ -139,7 +163,9 @@ impl Interface {
             Ok(())
         };
         match result {
-            Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::EADDRNOTAVAIL)) => Ok(()),
+            Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::EADDRNOTAVAIL)) => {
+                Ok(())
+            }
             result => result.map_err(|error| netlink(format!("removing {}", state.link), error)),
         }
     }
@@ -157,7 +183,9 @@ impl Node {
     async fn put(&self) -> Result<State, Failed> {
         let mut state = match self.find_address().await? {
             Some(index) => {
-                let link = self.link(self.handle.link().get().match_index(index)).await?;
+                let link = self
+                    .link(self.handle.link().get().match_index(index))
+                    .await?;
                 let link = link.ok_or_else(|| gone(&self.name))?;
                 if name_of(&link) != self.name && name_of(&link) != "lo" {
                     return Err(Failed::Error(SetupError::AddressElsewhere {
@@ -166,7 +194,10 @@ impl Node {
                         wanted: self.name.clone(),
                     }));
                 }
-                State { made_address: false, ..state_of(&link) }
+                State {
+                    made_address: false,
+                    ..state_of(&link)
+                }
             }
             None => {
                 let mut state = self.find_or_make_link().await?;
@@ -207,18 +238,32 @@ impl Node {
                     }));
                 }
                 Err(error)
-                    if matches!(errno(&error), Some(Errno::EOPNOTSUPP | Errno::ENOENT | Errno::ENODEV)) =>
+                    if matches!(
+                        errno(&error),
+                        Some(Errno::EOPNOTSUPP | Errno::ENOENT | Errno::ENODEV)
+                    ) =>
                 {
                     continue;
                 }
-                Err(error) => return Err(netlink(format!("making the link {}", self.name), error).into()),
+                Err(error) => {
+                    return Err(netlink(format!("making the link {}", self.name), error).into());
+                }
             }
-            let link = self.link(by_name()).await?.ok_or_else(|| gone(&self.name))?;
+            let link = self
+                .link(by_name())
+                .await?
+                .ok_or_else(|| gone(&self.name))?;
             let index = link.header.index;
             self.mark_as_ours(index).await;
-            return Ok(State { made_link: true, ..state_of(&link) });
+            return Ok(State {
+                made_link: true,
+                ..state_of(&link)
+            });
         }
-        let lo = self.link(self.handle.link().get().match_name("lo")).await?.ok_or_else(|| gone("lo"))?;
+        let lo = self
+            .link(self.handle.link().get().match_name("lo"))
+            .await?
+            .ok_or_else(|| gone("lo"))?;
         Ok(state_of(&lo))
     }
 
@@ -226,9 +271,9 @@ impl Node {
     async fn mark_as_ours(&self, index: u32) {
         let alias = LinkUnspec::new_with_index(index).alias(ALIAS).build();
         let no_ipv6 = LinkUnspec::new_with_index(index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-                AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
-            ])]))
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+                vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
+            )]))
             .build();
         for message in [alias, no_ipv6] {
             if let Err(error) = self.handle.link().set(message).execute().await {
@@ -246,9 +291,9 @@ impl Node {
                 what: format!("adding {} to {}", self.ip, self.name),
                 needs: fallback::NEEDS_NET,
             })),
-            result => {
-                result.map_err(|error| netlink(format!("adding {} to {}", self.ip, self.name), error).into())
-            }
+            result => result.map_err(|error| {
+                netlink(format!("adding {} to {}", self.ip, self.name), error).into()
+            }),
         }
     }
 
@@ -256,7 +301,9 @@ impl Node {
     async fn find_address(&self) -> Result<Option<u32>, SetupError> {
         // The kernel's dump knows no filter by address.
         let all = self.handle.address().get().execute();
-        let mut ours = all.try_filter(|message| future::ready(has_address(message, self.ip))).boxed();
+        let mut ours = all
+            .try_filter(|message| future::ready(has_address(message, self.ip)))
+            .boxed();
         match ours.try_next().await {
             Ok(found) => Ok(found.map(|message| message.header.index)),
             Err(error) => Err(netlink(format!("looking for {}", self.ip), error)),
@@ -267,7 +314,8 @@ impl Node {
         let mut found = request.execute().boxed();
         match found.try_next().await {
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
-            result => result.map_err(|error| netlink(format!("looking for the link {}", self.name), error)),
+            result => result
+                .map_err(|error| netlink(format!("looking for the link {}", self.name), error)),
         }
     }
 
@@ -277,7 +325,10 @@ impl Node {
     }
 
     /// Did our link or our address go?
-    fn is_about_us(&self, payload: &NetlinkPayload<rtnetlink::packet_route::RouteNetlinkMessage>) -> bool {
+    fn is_about_us(
+        &self,
+        payload: &NetlinkPayload<rtnetlink::packet_route::RouteNetlinkMessage>,
+    ) -> bool {
         use rtnetlink::packet_route::RouteNetlinkMessage::{DelAddress, DelLink};
         match payload {
             NetlinkPayload::InnerMessage(DelAddress(message)) => has_address(message, self.ip),
@@ -311,7 +362,12 @@ impl Node {
 pub async fn remove_interface(name: &str) -> Result<bool, SetupError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(SetupError::NoNetlink)?;
     let connection = tokio::spawn(connection);
-    let mut found = handle.link().get().match_name(name.to_owned()).execute().boxed();
+    let mut found = handle
+        .link()
+        .get()
+        .match_name(name.to_owned())
+        .execute()
+        .boxed();
     let ours = match found.try_next().await {
         Ok(link) => link.filter(|link| state_of(link).made_link),
         Err(_) => None, // no such link
@@ -331,7 +387,9 @@ pub async fn remove_interface(name: &str) -> Result<bool, SetupError> {
 /// A name among the abstract unix sockets, which belong to the network namespace and go with the process.
 fn own(link: &str) -> Option<UnixDatagram> {
     let name = format!("hublet/{link}");
-    SocketAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name)).ok()
+    SocketAddr::from_abstract_name(name)
+        .and_then(|name| UnixDatagram::bind_addr(&name))
+        .ok()
 }
 
 fn has_address(message: &AddressMessage, ip: IpAddr) -> bool {
@@ -366,7 +424,10 @@ fn is_denied(error: &rtnetlink::Error) -> bool {
 }
 
 fn netlink(doing: String, source: rtnetlink::Error) -> SetupError {
-    SetupError::Netlink { doing, source: Box::new(source) }
+    SetupError::Netlink {
+        doing,
+        source: Box::new(source),
+    }
 }
 
 fn gone(name: &str) -> SetupError {

@@ -29,7 +29,9 @@ pub(super) fn cookie(
     root: BorrowedFd<'_>,
 ) -> Result<u64, Missing> {
     match ebpf::netns_cookie() {
-        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => by_program(object, ident, root),
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+            by_program(object, ident, root)
+        }
         told => told.map_err(|error| fallback::bpf(WHAT, &error)),
     }
 }
@@ -39,15 +41,26 @@ fn by_program(
     ident: &SkStorage<MapData, Plain<Ident>>,
     root: BorrowedFd<'_>,
 ) -> Result<u64, Missing> {
-    let program = object.program_mut(programs::NETNS).ok_or_else(|| ebpf::not_in_object(programs::NETNS))?;
+    let program = object
+        .program_mut(programs::NETNS)
+        .ok_or_else(|| ebpf::not_in_object(programs::NETNS))?;
     let program: &mut CgroupSockAddr = program.try_into().map_err(|error| missing(WHAT, &error))?;
-    program.load().map_err(|error| ebpf::not_loaded(programs::NETNS, error))?;
-    let link = program.attach(root, CgroupAttachMode::Single).map_err(|error| missing(WHAT, &error))?;
+    program
+        .load()
+        .map_err(|error| ebpf::not_loaded(programs::NETNS, error))?;
+    let link = program
+        .attach(root, CgroupAttachMode::Single)
+        .map_err(|error| missing(WHAT, &error))?;
     let noted = note().and_then(|socket| ident.get(&socket.as_fd(), 0).map_err(io::Error::other));
-    program.detach(link).map_err(|error| missing(WHAT, &error))?;
+    program
+        .detach(link)
+        .map_err(|error| missing(WHAT, &error))?;
     match noted {
         Ok(Plain(ident)) => Ok(ident.netns),
-        Err(error) => Err(Missing::Other { what: WHAT.into(), why: error.to_string() }),
+        Err(error) => Err(Missing::Other {
+            what: WHAT.into(),
+            why: error.to_string(),
+        }),
     }
 }
 
@@ -67,12 +80,18 @@ mod tests {
     #[test]
     fn the_call_goes_nowhere_and_is_not_waited_for() {
         let socket = note().unwrap();
-        assert!(socket.peer_addr().is_err(), "connected to {:?}", socket.peer_addr());
+        assert!(
+            socket.peer_addr().is_err(),
+            "connected to {:?}",
+            socket.peer_addr()
+        );
     }
 
     #[test]
     fn the_program_tells_what_newer_kernels_tell() {
-        let Ok(told) = ebpf::netns_cookie() else { return eprintln!("SKIP: Linux 5.14 is needed") };
+        let Ok(told) = ebpf::netns_cookie() else {
+            return eprintln!("SKIP: Linux 5.14 is needed");
+        };
         if let Err(missing) = ebpf::embedded() {
             return eprintln!("SKIP: {missing}");
         }

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use hublet_ebpf::{
-    Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision, IFACE_LOCAL,
-    LAYOUT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID, SERVICE_OWN, SERVICE_PODS,
-    SelectKey, Service, ServiceKey, Stats, VERDICT_EXCEPT, VERDICT_STEER, maps,
+    Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision,
+    IFACE_LOCAL, LAYOUT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID,
+    SERVICE_OWN, SERVICE_PODS, SelectKey, Service, ServiceKey, Stats, VERDICT_EXCEPT,
+    VERDICT_STEER, maps,
 };
 use serde_json::{Value, json};
 
@@ -23,8 +24,15 @@ use super::programs::ip;
 use crate::text::with_causes;
 
 /// Maps that [`Pinned::dump`] can show.
-pub const MAPS: [&str; 7] =
-    [maps::CONFIG, maps::SERVICES, maps::SELECT, maps::SELECT_CMD, maps::IFACES, maps::STATS, maps::AUDIT];
+pub const MAPS: [&str; 7] = [
+    maps::CONFIG,
+    maps::SERVICES,
+    maps::SELECT,
+    maps::SELECT_CMD,
+    maps::IFACES,
+    maps::STATS,
+    maps::AUDIT,
+];
 
 /// Why what is pinned can't be shown or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +85,10 @@ impl Pinned {
     /// # Errors
     /// Nothing is pinned.
     pub fn find(bpffs: &Path) -> Result<Self, PinnedError> {
-        let pinned = Self { ours: bpffs.join(OURS), bpffs: bpffs.to_path_buf() };
+        let pinned = Self {
+            ours: bpffs.join(OURS),
+            bpffs: bpffs.to_path_buf(),
+        };
         if pinned.layouts()?.is_empty() {
             return Err(PinnedError::Nothing(bpffs.to_path_buf()));
         }
@@ -116,7 +127,11 @@ impl Pinned {
         let mut pins = Vec::new();
         for layout in self.layouts()? {
             pins.extend(
-                fs::read_dir(layout.join("links")).into_iter().flatten().flatten().map(|entry| entry.path()),
+                fs::read_dir(layout.join("links"))
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| entry.path()),
             );
         }
         pins.sort();
@@ -135,13 +150,23 @@ impl Pinned {
                 .iter()
                 .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
                 .collect::<Vec<_>>();
-            return Err(PinnedError::Layout { found: found.join(", ") });
+            return Err(PinnedError::Layout {
+                found: found.join(", "),
+            });
         }
-        let known = MAPS.into_iter().find(|known| known.eq_ignore_ascii_case(name));
-        let name = known.ok_or_else(|| PinnedError::NoSuchMap { name: name.to_owned() })?;
-        let failed = |source| PinnedError::Map { what: name.into(), source: Box::new(source) };
-        let map =
-            MapData::from_pin(layout.join("maps").join(name)).and_then(Map::from_map_data).map_err(failed)?;
+        let known = MAPS
+            .into_iter()
+            .find(|known| known.eq_ignore_ascii_case(name));
+        let name = known.ok_or_else(|| PinnedError::NoSuchMap {
+            name: name.to_owned(),
+        })?;
+        let failed = |source| PinnedError::Map {
+            what: name.into(),
+            source: Box::new(source),
+        };
+        let map = MapData::from_pin(layout.join("maps").join(name))
+            .and_then(Map::from_map_data)
+            .map_err(failed)?;
         rows(name, map).map_err(failed)
     }
 
@@ -166,7 +191,8 @@ impl Pinned {
         let pins = Pins::open(&self.bpffs, None)
             .map_err(|missing: Missing| PinnedError::Busy(missing.to_string()))?;
         pins.remove_other_layouts();
-        pins.remove().map_err(|error| PinnedError::File(self.ours, error))
+        pins.remove()
+            .map_err(|error| PinnedError::File(self.ours, error))
     }
 }
 
@@ -176,12 +202,17 @@ pub(super) fn forget(bpffs: &Path, lock: Option<OwnedFd>) {
     if Pinned::find(bpffs).is_err() {
         return;
     }
-    let removed = Pins::open(bpffs, lock).map_err(|missing| missing.to_string()).and_then(|pins| {
-        pins.remove_other_layouts();
-        pins.remove().map_err(|error| error.to_string())
-    });
+    let removed = Pins::open(bpffs, lock)
+        .map_err(|missing| missing.to_string())
+        .and_then(|pins| {
+            pins.remove_other_layouts();
+            pins.remove().map_err(|error| error.to_string())
+        });
     match removed {
-        Ok(()) => tracing::info!("removed what was pinned in {}: --ebpf=false", bpffs.display()),
+        Ok(()) => tracing::info!(
+            "removed what was pinned in {}: --ebpf=false",
+            bpffs.display()
+        ),
         Err(why) => tracing::warn!("what is pinned in {} stays: {why}", bpffs.display()),
     }
 }
@@ -200,18 +231,29 @@ fn rows(name: &str, map: Map) -> Result<Value, MapError> {
             &HashMap::<_, Plain<SelectKey>, u32>::try_from(map)?,
             |Plain(key), verdict| json!({"kind": kind(key.kind), "value": key.value, "verdict": self::verdict(verdict)}),
         )?,
-        maps::SELECT_CMD => list(&HashMap::<_, [u8; 16], u32>::try_from(map)?, |name, verdict| {
-            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            json!({"command": String::from_utf8_lossy(name), "verdict": self::verdict(verdict)})
-        })?,
+        maps::SELECT_CMD => list(
+            &HashMap::<_, [u8; 16], u32>::try_from(map)?,
+            |name, verdict| {
+                let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+                json!({"command": String::from_utf8_lossy(name), "verdict": self::verdict(verdict)})
+            },
+        )?,
         maps::IFACES => list(&HashMap::<_, u32, u32>::try_from(map)?, |index, kind| {
-            let name = nix::net::if_::if_indextoname(index).map(|name| name.to_string_lossy().into_owned());
+            let name = nix::net::if_::if_indextoname(index)
+                .map(|name| name.to_string_lossy().into_owned());
             json!({"name": name.unwrap_or_default(), "index": index, "kind": if kind == IFACE_LOCAL { "local" } else { "uplink" }})
         })?,
         maps::STATS => {
             let cpus = PerCpuArray::<_, Plain<Stats>>::try_from(map)?.get(&0, 0)?;
-            let sum = |decision| cpus.iter().map(|Plain(stats)| stats.of(decision)).sum::<u64>();
-            Decision::ALL.iter().map(|decision| (decision.name().to_owned(), json!(sum(*decision)))).collect()
+            let sum = |decision| {
+                cpus.iter()
+                    .map(|Plain(stats)| stats.of(decision))
+                    .sum::<u64>()
+            };
+            Decision::ALL
+                .iter()
+                .map(|decision| (decision.name().to_owned(), json!(sum(*decision))))
+                .collect()
         }
         _ => audit::read(&audit::Table::try_from(map)?)
             .iter()
@@ -224,7 +266,9 @@ fn list<K: aya::Pod, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
     row: impl Fn(K, V) -> Value,
 ) -> Result<Value, MapError> {
-    map.iter().map(|entry| entry.map(|(key, value)| row(key, value))).collect()
+    map.iter()
+        .map(|entry| entry.map(|(key, value)| row(key, value)))
+        .collect()
 }
 
 fn config_row(config: &Config) -> Value {

@@ -12,9 +12,9 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use aya::programs::links::FdLink;
 use hublet_ebpf::{
-    Address, Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision,
-    Ident, MAX_PORTS, PROTO_TCP, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER, SelectKey, Service, ServiceKey,
-    Stats, maps,
+    Address, Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config,
+    Decision, Ident, MAX_PORTS, PROTO_TCP, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER, SelectKey,
+    Service, ServiceKey, Stats, maps,
 };
 use nix::libc;
 use parking_lot::Mutex;
@@ -83,13 +83,22 @@ struct Control {
 impl Programs {
     /// Loads and attaches everything, switched off. Takes over the maps and links that a dead daemon left; with
     /// `living` those of one that hands over: what it told its programs stays in force until we steer ourselves.
-    pub(super) fn load(to: &Attach<'_>, own: &Own, living: bool, log: bool) -> Result<Self, Missing> {
+    pub(super) fn load(
+        to: &Attach<'_>,
+        own: &Own,
+        living: bool,
+        log: bool,
+    ) -> Result<Self, Missing> {
         let mut object = ebpf::load(to.pins)?;
         let ident = map(&mut object, maps::IDENT)?;
         let netns = netns::cookie(&mut object, &ident, to.root)?;
         let mut control = control(&mut object, netns, own)?;
-        if living { control.adopt() } else { control.reset() }
-            .map_err(|error| missing("writing the maps", &error))?;
+        if living {
+            control.adopt()
+        } else {
+            control.reset()
+        }
+        .map_err(|error| missing("writing the maps", &error))?;
         let stats = map(&mut object, maps::STATS)?;
         let audit = map(&mut object, maps::AUDIT)?;
         #[cfg(feature = "bpf-log")]
@@ -183,7 +192,10 @@ impl Programs {
     pub(super) fn steered(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
         let control = self.control.lock();
         let family = control.target.map(|target| target.is_ipv4());
-        control.steered.iter().partition(|service| family.is_none_or(|v4| service.is_ipv4() == v4))
+        control
+            .steered
+            .iter()
+            .partition(|service| family.is_none_or(|v4| service.is_ipv4() == v4))
     }
 
     /// Who is at the other end of an accepted socket.
@@ -196,9 +208,14 @@ impl Programs {
     pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
         let cpus = self.stats.get(&0, 0);
         let sum = |decision: Decision| {
-            cpus.as_ref().map_or(0, |cpus| cpus.iter().map(|Plain(stats)| stats.of(decision)).sum())
+            cpus.as_ref().map_or(0, |cpus| {
+                cpus.iter().map(|Plain(stats)| stats.of(decision)).sum()
+            })
         };
-        Decision::ALL.iter().map(|decision| (decision.name(), sum(*decision))).collect()
+        Decision::ALL
+            .iter()
+            .map(|decision| (decision.name(), sum(*decision)))
+            .collect()
     }
 
     /// The audit: every caller and service, summed over the CPUs.
@@ -244,8 +261,11 @@ impl Control {
             // New maps: the old one's are of another layout, and steer until its links go.
             return self.reset();
         }
-        self.config =
-            Config { own_cgroup: self.config.own_cgroup, bypass_mark: self.config.bypass_mark, ..theirs };
+        self.config = Config {
+            own_cgroup: self.config.own_cgroup,
+            bypass_mark: self.config.bypass_mark,
+            ..theirs
+        };
         self.kept_ports = theirs.ports.into_iter().filter(|port| *port != 0).collect();
         for entry in self.services.iter() {
             let (Plain(key), Plain(service)) = entry?;
@@ -260,21 +280,41 @@ impl Control {
         let flags = SERVICE_OWN | if pods { SERVICE_PODS } else { 0 };
         self.own.insert(own, flags);
         self.ports()?;
-        self.put(own, Service { ip: address(own.ip()), port: own.port(), slot: 0, flags })
+        self.put(
+            own,
+            Service {
+                ip: address(own.ip()),
+                port: own.port(),
+                slot: 0,
+                flags,
+            },
+        )
     }
 
     fn services(&mut self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
         self.steered.clone_from(services);
-        let Some(target) = self.target else { return Ok(()) };
+        let Some(target) = self.target else {
+            return Ok(());
+        };
         self.ports()?;
-        let to = Service { ip: address(target.ip()), port: target.port(), slot: 0, flags: SERVICE_STEER };
-        let fits =
-            |service: &&SocketAddr| service.is_ipv4() == target.is_ipv4() && !self.own.contains_key(service);
+        let to = Service {
+            ip: address(target.ip()),
+            port: target.port(),
+            slot: 0,
+            flags: SERVICE_STEER,
+        };
+        let fits = |service: &&SocketAddr| {
+            service.is_ipv4() == target.is_ipv4() && !self.own.contains_key(service)
+        };
         let fitting: BTreeSet<SocketAddr> = services.iter().filter(fits).copied().collect();
         for service in &fitting {
             self.put(*service, to)?;
         }
-        for gone in self.told.difference(&fitting).filter(|gone| !self.own.contains_key(gone)) {
+        for gone in self
+            .told
+            .difference(&fitting)
+            .filter(|gone| !self.own.contains_key(gone))
+        {
             let _was_not_there = self.services.remove(&Plain(key(*gone)));
         }
         let steer = if fitting.is_empty() { 0 } else { CONFIG_STEER };
@@ -289,7 +329,12 @@ impl Control {
 
     /// Tells the programs which ports to look at, before anything is on them.
     fn ports(&mut self) -> io::Result<()> {
-        let mut ports: BTreeSet<u16> = self.own.keys().chain(&self.steered).map(SocketAddr::port).collect();
+        let mut ports: BTreeSet<u16> = self
+            .own
+            .keys()
+            .chain(&self.steered)
+            .map(SocketAddr::port)
+            .collect();
         ports.extend(&self.kept_ports);
         if ports.len() > MAX_PORTS {
             return Err(io::Error::other(format!(
@@ -298,7 +343,9 @@ impl Control {
             )));
         }
         let mut all = [0; MAX_PORTS];
-        all.iter_mut().zip(ports).for_each(|(slot, port)| *slot = port);
+        all.iter_mut()
+            .zip(ports)
+            .for_each(|(slot, port)| *slot = port);
         if all != self.config.ports {
             self.config.ports = all;
             self.write()?;
@@ -307,11 +354,14 @@ impl Control {
     }
 
     fn select(&mut self, entries: &Entries) -> io::Result<()> {
-        let keys = entries.keys.iter().map(|(key, verdict)| (Plain(*key), *verdict));
+        let keys = entries
+            .keys
+            .iter()
+            .map(|(key, verdict)| (Plain(*key), *verdict));
         replace(&mut self.select, &keys.collect::<Vec<_>>())?;
         replace(&mut self.commands, &entries.commands)?;
-        let wanted =
-            if entries.only { CONFIG_SELECTED } else { 0 } | if entries.pods { CONFIG_PODS } else { 0 };
+        let wanted = if entries.only { CONFIG_SELECTED } else { 0 }
+            | if entries.pods { CONFIG_PODS } else { 0 };
         let flags = self.config.flags & !(CONFIG_SELECTED | CONFIG_PODS) | wanted;
         if flags != self.config.flags {
             self.config.flags = flags;
@@ -321,7 +371,9 @@ impl Control {
     }
 
     fn put(&mut self, at: SocketAddr, service: Service) -> io::Result<()> {
-        self.services.insert(&Plain(key(at)), &Plain(service), 0).map_err(io_error)
+        self.services
+            .insert(&Plain(key(at)), &Plain(service), 0)
+            .map_err(io_error)
     }
 
     fn beat(&mut self) -> io::Result<()> {
@@ -330,7 +382,9 @@ impl Control {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        self.config_map.set(0, &Plain(self.config), 0).map_err(io_error)
+        self.config_map
+            .set(0, &Plain(self.config), 0)
+            .map_err(io_error)
     }
 }
 
@@ -351,7 +405,12 @@ fn replace<K: aya::Pod + PartialEq>(
 }
 
 fn key(at: SocketAddr) -> ServiceKey {
-    ServiceKey { ip: address(at.ip()), port: at.port(), proto: PROTO_TCP, zero: 0 }
+    ServiceKey {
+        ip: address(at.ip()),
+        port: at.port(),
+        proto: PROTO_TCP,
+        zero: 0,
+    }
 }
 
 /// As the maps hold it.
@@ -370,7 +429,13 @@ pub(super) fn ip(address: Address) -> IpAddr {
 fn control(object: &mut Ebpf, netns: u64, own: &Own) -> Result<Control, Missing> {
     let ttl_ns = u64::try_from(HEARTBEAT_TTL.as_nanos()).unwrap_or(u64::MAX);
     Ok(Control {
-        config: Config { ttl_ns, netns, own_cgroup: own.cgroup, bypass_mark: own.mark, ..Config::default() },
+        config: Config {
+            ttl_ns,
+            netns,
+            own_cgroup: own.cgroup,
+            bypass_mark: own.mark,
+            ..Config::default()
+        },
         config_map: map(object, maps::CONFIG)?,
         services: map(object, maps::SERVICES)?,
         listen: map(object, maps::LISTEN)?,

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use hublet_ebpf::{
-    COMM_LEN, MAX_SELECT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID, SelectKey,
-    VERDICT_EXCEPT, VERDICT_STEER,
+    COMM_LEN, MAX_SELECT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID,
+    SelectKey, VERDICT_EXCEPT, VERDICT_STEER,
 };
 use inotify::{EventStream, Inotify, WatchMask, Watches};
 use parking_lot::Mutex;
@@ -84,10 +84,23 @@ impl Selection {
         let host = match (self.config.only.is_empty(), self.config.except.is_empty()) {
             (true, true) => "this network namespace".to_owned(),
             (only, except) => {
-                let list =
-                    |selectors: &[Selector]| selectors.iter().map(describe).collect::<Vec<_>>().join(", ");
-                let all = if only { "all".to_owned() } else { list(&self.config.only) };
-                let but = if except { String::new() } else { format!(" but {}", list(&self.config.except)) };
+                let list = |selectors: &[Selector]| {
+                    selectors
+                        .iter()
+                        .map(describe)
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                };
+                let all = if only {
+                    "all".to_owned()
+                } else {
+                    list(&self.config.only)
+                };
+                let but = if except {
+                    String::new()
+                } else {
+                    format!(" but {}", list(&self.config.except))
+                };
                 format!("this network namespace ({all}{but})")
             }
         };
@@ -110,12 +123,18 @@ impl Selection {
                 tree.follow(&directories);
             }
             // Once more: a directory may have come between the look and the watch.
-            let entries = if tree.is_ok() { self.entries().0 } else { entries };
+            let entries = if tree.is_ok() {
+                self.entries().0
+            } else {
+                entries
+            };
             if told.as_ref() != Some(&entries) {
                 match programs.select(&entries) {
                     Ok(()) => told = Some(entries),
                     Err(error) => {
-                        tracing::error!("the selection of callers can't be told to the kernel: {error}")
+                        tracing::error!(
+                            "the selection of callers can't be told to the kernel: {error}"
+                        )
                     }
                 }
             }
@@ -135,16 +154,23 @@ impl Selection {
 
     /// What the programs are to be told now, and the directories where that could change.
     pub(super) fn entries(&self) -> (Entries, Vec<PathBuf>) {
-        let mut entries = Entries { only: !self.config.only.is_empty(), ..Entries::default() };
+        let mut entries = Entries {
+            only: !self.config.only.is_empty(),
+            ..Entries::default()
+        };
         let mut directories = Vec::new();
-        for (selectors, verdict) in
-            [(&self.config.only, VERDICT_STEER), (&self.config.except, VERDICT_EXCEPT)]
-        {
+        for (selectors, verdict) in [
+            (&self.config.only, VERDICT_STEER),
+            (&self.config.except, VERDICT_EXCEPT),
+        ] {
             for selector in selectors {
                 match selector {
-                    Selector::Cgroup(path) => {
-                        self.cgroup(path, (SELECT_CGROUP, verdict), &mut entries, &mut directories)
-                    }
+                    Selector::Cgroup(path) => self.cgroup(
+                        path,
+                        (SELECT_CGROUP, verdict),
+                        &mut entries,
+                        &mut directories,
+                    ),
                     Selector::Uid(uid) => entries.add(SELECT_UID, (*uid).into(), verdict),
                     Selector::Command(name) => entries.commands.push((comm(name), verdict)),
                 }
@@ -154,7 +180,12 @@ impl Selection {
             match selector {
                 PodSelector::Annotated => {}
                 PodSelector::Cgroup(path) => {
-                    self.cgroup(path, (SELECT_POD_CGROUP, VERDICT_STEER), &mut entries, &mut directories);
+                    self.cgroup(
+                        path,
+                        (SELECT_POD_CGROUP, VERDICT_STEER),
+                        &mut entries,
+                        &mut directories,
+                    );
                 }
                 PodSelector::Netns(cookie) => entries.add(SELECT_POD_NETNS, *cookie, VERDICT_STEER),
             }
@@ -167,8 +198,10 @@ impl Selection {
             }
             directories.extend(searched);
         }
-        entries.pods =
-            entries.keys.iter().any(|(key, _)| matches!(key.kind, SELECT_POD_CGROUP | SELECT_POD_NETNS));
+        entries.pods = entries
+            .keys
+            .iter()
+            .any(|(key, _)| matches!(key.kind, SELECT_POD_CGROUP | SELECT_POD_NETNS));
         (entries, directories)
     }
 
@@ -184,13 +217,22 @@ impl Selection {
             entries.add(kind, meta.ino(), verdict);
         }
         // It comes and goes in the last directory above it that is there.
-        directories.extend(full.ancestors().skip(1).find(|above| above.is_dir()).map(Path::to_path_buf));
+        directories.extend(
+            full.ancestors()
+                .skip(1)
+                .find(|above| above.is_dir())
+                .map(Path::to_path_buf),
+        );
     }
 }
 
 impl Entries {
     fn add(&mut self, kind: u32, value: u64, verdict: u32) {
-        let key = SelectKey { value, kind, zero: 0 };
+        let key = SelectKey {
+            value,
+            kind,
+            zero: 0,
+        };
         match self.keys.iter_mut().find(|(known, _)| *known == key) {
             Some((_, known)) => *known |= verdict,
             None => self.keys.push((key, verdict)),
@@ -209,7 +251,9 @@ fn describe(selector: &Selector) -> String {
 /// As the kernel cuts it.
 fn comm(name: &str) -> [u8; COMM_LEN] {
     let mut comm = [0; COMM_LEN];
-    comm.iter_mut().zip(name.bytes().take(COMM_LEN - 1)).for_each(|(to, from)| *to = from);
+    comm.iter_mut()
+        .zip(name.bytes().take(COMM_LEN - 1))
+        .for_each(|(to, from)| *to = from);
     comm
 }
 
@@ -219,7 +263,11 @@ fn pods(root: &Path) -> (Vec<(String, u64)>, Vec<PathBuf>) {
     let mut pods = Vec::new();
     let (mut directories, mut next) = (vec![root.to_path_buf()], 0);
     while next < directories.len() {
-        for entry in fs::read_dir(&directories[next]).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(&directories[next])
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -227,7 +275,9 @@ fn pods(root: &Path) -> (Vec<(String, u64)>, Vec<PathBuf>) {
             }
             if let Some(uid) = pod_of(&name) {
                 pods.extend(entry.metadata().map(|meta| (uid, meta.ino())));
-            } else if ["kube", "burstable", "besteffort"].iter().any(|part| name.contains(part))
+            } else if ["kube", "burstable", "besteffort"]
+                .iter()
+                .any(|part| name.contains(part))
                 && directories.len() < MAX_DIRECTORIES
             {
                 directories.push(entry.path());
@@ -247,7 +297,10 @@ struct Tree {
 impl Tree {
     fn watch() -> io::Result<Self> {
         let inotify = Inotify::init()?;
-        Ok(Self { watches: inotify.watches(), events: inotify.into_event_stream([0; 4096])? })
+        Ok(Self {
+            watches: inotify.watches(),
+            events: inotify.into_event_stream([0; 4096])?,
+        })
     }
 
     /// Watches these directories. Watching one twice is the same watch, and one that goes ends its own.
@@ -271,7 +324,13 @@ mod tests {
     use super::*;
 
     fn annotated(root: &Path) -> Arc<Selection> {
-        Selection::new(&SelectConfig { pods: vec![PodSelector::Annotated], ..SelectConfig::default() }, root)
+        Selection::new(
+            &SelectConfig {
+                pods: vec![PodSelector::Annotated],
+                ..SelectConfig::default()
+            },
+            root,
+        )
     }
 
     #[test]
@@ -284,7 +343,10 @@ mod tests {
                 Selector::Cgroup("/system.slice".into()),
                 Selector::Cgroup("/none".into()),
             ],
-            except: vec![Selector::Uid(0), Selector::Command("a-very-long-executable".into())],
+            except: vec![
+                Selector::Uid(0),
+                Selector::Command("a-very-long-executable".into()),
+            ],
             pods: vec![PodSelector::Netns(7)],
         };
         let (entries, directories) = Selection::new(&config, dir.path()).entries();
@@ -292,14 +354,39 @@ mod tests {
         assert_eq!(
             entries.keys,
             [
-                (SelectKey { value: 0, kind: SELECT_UID, zero: 0 }, VERDICT_STEER | VERDICT_EXCEPT),
-                (SelectKey { value: slice, kind: SELECT_CGROUP, zero: 0 }, VERDICT_STEER),
-                (SelectKey { value: 7, kind: SELECT_POD_NETNS, zero: 0 }, VERDICT_STEER),
+                (
+                    SelectKey {
+                        value: 0,
+                        kind: SELECT_UID,
+                        zero: 0
+                    },
+                    VERDICT_STEER | VERDICT_EXCEPT
+                ),
+                (
+                    SelectKey {
+                        value: slice,
+                        kind: SELECT_CGROUP,
+                        zero: 0
+                    },
+                    VERDICT_STEER
+                ),
+                (
+                    SelectKey {
+                        value: 7,
+                        kind: SELECT_POD_NETNS,
+                        zero: 0
+                    },
+                    VERDICT_STEER
+                ),
             ]
         );
         assert_eq!(entries.commands, [(*b"a-very-long-exe\0", VERDICT_EXCEPT)]);
         assert!(entries.only && entries.pods);
-        assert_eq!(directories, [dir.path(), dir.path()], "where the cgroups come and go");
+        assert_eq!(
+            directories,
+            [dir.path(), dir.path()],
+            "where the cgroups come and go"
+        );
     }
 
     #[test]
@@ -315,12 +402,22 @@ mod tests {
         assert_eq!(selection.entries().0, Entries::default(), "nobody asked");
         let unknown = "99999999-2222-4333-8444-555555555555";
         assert!(selection.opt_in(BTreeSet::from([B.to_owned(), unknown.to_owned()])));
-        assert!(!selection.opt_in(BTreeSet::from([B.to_owned(), unknown.to_owned()])), "no news");
+        assert!(
+            !selection.opt_in(BTreeSet::from([B.to_owned(), unknown.to_owned()])),
+            "no news"
+        );
         let (entries, directories) = selection.entries();
         let id = fs::metadata(dir.path().join(&b)).unwrap().ino();
         assert_eq!(
             entries.keys,
-            [(SelectKey { value: id, kind: SELECT_POD_CGROUP, zero: 0 }, VERDICT_STEER)]
+            [(
+                SelectKey {
+                    value: id,
+                    kind: SELECT_POD_CGROUP,
+                    zero: 0
+                },
+                VERDICT_STEER
+            )]
         );
         assert!(entries.pods && !entries.only);
         assert_eq!(directories.len(), 4, "{directories:?}");
@@ -330,6 +427,8 @@ mod tests {
     fn without_the_wish_nobody_opts_in() {
         let dir = tempfile::tempdir().unwrap();
         let selection = Selection::new(&SelectConfig::default(), dir.path());
-        assert!(!selection.opt_in(BTreeSet::from(["11111111-2222-4333-8444-555555555555".to_owned()])));
+        assert!(!selection.opt_in(BTreeSet::from([
+            "11111111-2222-4333-8444-555555555555".to_owned()
+        ])));
     }
 }

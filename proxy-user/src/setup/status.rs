@@ -21,10 +21,20 @@ pub struct Part {
 impl Part {
     pub(super) fn of(name: &'static str, result: Result<String, &Missing>) -> Self {
         match result {
-            Ok(detail) => Self { name, on: true, wanted: true, detail },
+            Ok(detail) => Self {
+                name,
+                on: true,
+                wanted: true,
+                detail,
+            },
             Err(missing) => {
                 let wanted = !matches!(missing, Missing::NotWanted(_));
-                Self { name, on: false, wanted, detail: missing.to_string() }
+                Self {
+                    name,
+                    on: false,
+                    wanted,
+                    detail: missing.to_string(),
+                }
             }
         }
     }
@@ -36,7 +46,12 @@ impl Part {
         } else {
             "this binary's BPF object has no debug lines; build with the feature `bpf-log`"
         };
-        Self { name: "bpf-log", on, wanted: true, detail: detail.into() }
+        Self {
+            name: "bpf-log",
+            on,
+            wanted: true,
+            detail: detail.into(),
+        }
     }
 }
 

@@ -71,9 +71,15 @@ impl Steering {
     ) -> Result<Self, Missing> {
         let living = lock.is_some();
         let cgroups = Cgroups::find()?;
-        let ((root, _), (dir, path)) = (cgroups.open(None)?, cgroups.open(config.cgroup.as_deref())?);
-        let cgroup_id =
-            dir.metadata().map_err(|source| Missing::Cgroup { path: path.clone(), source })?.ino();
+        let ((root, _), (dir, path)) =
+            (cgroups.open(None)?, cgroups.open(config.cgroup.as_deref())?);
+        let cgroup_id = dir
+            .metadata()
+            .map_err(|source| Missing::Cgroup {
+                path: path.clone(),
+                source,
+            })?
+            .ino();
         ebpf::embedded()?;
         let pins = match Pins::open(&config.bpffs, lock) {
             // Its programs are not to be replaced under it.
@@ -91,7 +97,10 @@ impl Steering {
             guard: config.guard.on,
             xdp: &xdp,
         };
-        let own = Own { mark, cgroup: cgroups.own().unwrap_or_default() };
+        let own = Own {
+            mark,
+            cgroup: cgroups.own().unwrap_or_default(),
+        };
         let loaded = Programs::load(&attach, &own, living, config.bpf_log);
         if let (Ok(pins), false) = (&pins, living) {
             forget_others(pins);
@@ -105,15 +114,24 @@ impl Steering {
         };
         programs.miss(unknown);
         let programs = Arc::new(programs);
-        let wish = Wish { own: link, uplinks: [&config.guard.uplinks[..], &config.guard.xdp].concat() };
+        let wish = Wish {
+            own: link,
+            uplinks: [&config.guard.uplinks[..], &config.guard.xdp].concat(),
+        };
         let guard = guard(config, wish, &programs).await;
         let selection = Selection::new(&config.select, cgroups.root());
         programs
             .services(&config.steer.addresses.iter().copied().collect())
             .and_then(|()| programs.select(&selection.entries().0))
             .map_err(|error| other("telling the programs what and whom to steer", &error))?;
-        let selecting = Task(tokio::spawn(Arc::clone(&selection).keep(Arc::clone(&programs))));
-        let narrow = if cgroup_id == cgroup::ROOT_ID { "" } else { NOT_THE_ROOT };
+        let selecting = Task(tokio::spawn(
+            Arc::clone(&selection).keep(Arc::clone(&programs)),
+        ));
+        let narrow = if cgroup_id == cgroup::ROOT_ID {
+            ""
+        } else {
+            NOT_THE_ROOT
+        };
         Ok(Self {
             before: ebpf::before_ours(dir.as_fd(), programs.loaded()).unwrap_or_default(),
             sees_itself: config.cgroup.is_none() || cgroups.is_inside(&path),
@@ -139,7 +157,9 @@ impl Steering {
 
     /// Tells the programs of the daemon's cgroup, if it has become its own.
     pub(super) fn look_at_own_cgroup(&self) -> io::Result<()> {
-        self.cgroups.own().map_or(Ok(()), |own| self.programs.own_cgroup(own))
+        self.cgroups
+            .own()
+            .map_or(Ok(()), |own| self.programs.own_cgroup(own))
     }
 
     /// For a daemon that takes this one's place.
@@ -154,27 +174,54 @@ impl Steering {
     }
 
     pub(super) fn parts(&self) -> Vec<Part> {
-        let mut parts = vec![self.steering_part(), self.identity_part(), self.guard_part()];
+        let mut parts = vec![
+            self.steering_part(),
+            self.identity_part(),
+            self.guard_part(),
+        ];
         for name in &self.wished {
             let off = self.programs.off().iter().find(|(part, _)| part == name);
             let hooks = || {
-                let ours = self.programs.loaded().iter().filter(|loaded| loaded.hook.starts_with(name));
-                ours.map(|loaded| loaded.hook.clone()).collect::<Vec<_>>().join(", ")
+                let ours = self
+                    .programs
+                    .loaded()
+                    .iter()
+                    .filter(|loaded| loaded.hook.starts_with(name));
+                ours.map(|loaded| loaded.hook.clone())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             };
-            parts.push(Part::of(name, off.map_or_else(|| Ok(hooks()), |(_, missing)| Err(missing))));
+            parts.push(Part::of(
+                name,
+                off.map_or_else(|| Ok(hooks()), |(_, missing)| Err(missing)),
+            ));
         }
-        parts.push(Part::of("pins", self.pins.as_ref().map(|pins| pins.layout().display().to_string())));
+        parts.push(Part::of(
+            "pins",
+            self.pins
+                .as_ref()
+                .map(|pins| pins.layout().display().to_string()),
+        ));
         parts
     }
 
     fn steering_part(&self) -> Part {
         let list = |addresses: &[SocketAddr]| {
-            addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+            addresses
+                .iter()
+                .map(SocketAddr::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         let (steered, other) = self.programs.steered();
         let on = self.programs.is_steering();
         let mut detail = if on {
-            format!("{} from {}, at {}", list(&steered), self.selection.describe(), self.attached)
+            format!(
+                "{} from {}, at {}",
+                list(&steered),
+                self.selection.describe(),
+                self.attached
+            )
         } else if steered.is_empty() && other.is_empty() {
             match self.steers {
                 true => "no service address is known to steer (--steer)".into(),
@@ -182,7 +229,10 @@ impl Steering {
             }
         } else {
             let all = [&steered[..], &other].concat();
-            format!("ready for {}; switched off until the listener serves, and while it drains", list(&all))
+            format!(
+                "ready for {}; switched off until the listener serves, and while it drains",
+                list(&all)
+            )
         };
         if on && !other.is_empty() {
             detail.push_str(&format!(
@@ -196,7 +246,12 @@ impl Steering {
                 self.before.join(", ")
             ));
         }
-        Part { name: "steering", on, wanted: self.steers, detail }
+        Part {
+            name: "steering",
+            on,
+            wanted: self.steers,
+            detail,
+        }
     }
 
     fn identity_part(&self) -> Part {
@@ -208,20 +263,32 @@ impl Steering {
                 self.attached
             )
         };
-        Part { name: "identity", on: self.sees_itself, wanted: true, detail }
+        Part {
+            name: "identity",
+            on: self.sees_itself,
+            wanted: true,
+            detail,
+        }
     }
 
     fn guard_part(&self) -> Part {
-        let off = self.programs.off().iter().find(|(part, _)| *part == "guard").map(|(_, missing)| missing);
+        let off = self
+            .programs
+            .off()
+            .iter()
+            .find(|(part, _)| *part == "guard")
+            .map(|(_, missing)| missing);
         let state = match (&self.guard, off) {
             (Err(missing), _) | (Ok(_), Some(missing)) => Err(missing),
-            (Ok(_), None) => {
-                Ok("packets of uplinks to our addresses are refused, pods reach the secure port only".into())
-            }
+            (Ok(_), None) => Ok(
+                "packets of uplinks to our addresses are refused, pods reach the secure port only"
+                    .into(),
+            ),
         };
         let mut part = Part::of("guard", state);
         if let (Ok(Some(_)), Some(_)) = (&self.guard, off) {
-            part.detail.push_str("; XDP drops packets of uplinks, but pods reach our other ports, too");
+            part.detail
+                .push_str("; XDP drops packets of uplinks, but pods reach our other ports, too");
         }
         part
     }
@@ -245,7 +312,13 @@ impl Steering {
 
     /// Ends the tasks and removes the pins.
     pub(super) async fn remove(self) -> io::Result<()> {
-        let Self { programs, guard, selecting, pins, .. } = self;
+        let Self {
+            programs,
+            guard,
+            selecting,
+            pins,
+            ..
+        } = self;
         drop((selecting, guard));
         // The maps live as long as somebody holds them; the tasks let go when they are next polled.
         let began = Instant::now();
@@ -263,7 +336,11 @@ fn forget_others(pins: &Pins) {
     }
 }
 
-async fn guard(config: &SetupConfig, wish: Wish, programs: &Arc<Programs>) -> Result<Option<Guard>, Missing> {
+async fn guard(
+    config: &SetupConfig,
+    wish: Wish,
+    programs: &Arc<Programs>,
+) -> Result<Option<Guard>, Missing> {
     if !config.guard.on {
         return Err(Missing::NotWanted("--guard=false"));
     }
@@ -275,8 +352,15 @@ async fn guard(config: &SetupConfig, wish: Wish, programs: &Arc<Programs>) -> Re
 }
 
 fn wished(config: &SetupConfig) -> Vec<&'static str> {
-    let wishes = [("getpeername", config.getpeername), ("xdp", !config.guard.xdp.is_empty())];
-    wishes.into_iter().filter(|(_, wished)| *wished).map(|(name, _)| name).collect()
+    let wishes = [
+        ("getpeername", config.getpeername),
+        ("xdp", !config.guard.xdp.is_empty()),
+    ];
+    wishes
+        .into_iter()
+        .filter(|(_, wished)| *wished)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// Interfaces by name: those that are there, and what to say of those that aren't.
@@ -298,5 +382,8 @@ fn interfaces(names: &[String]) -> (Vec<(String, u32)>, Off) {
 }
 
 fn other(what: &str, error: &io::Error) -> Missing {
-    Missing::Other { what: what.into(), why: error.to_string() }
+    Missing::Other {
+        what: what.into(),
+        why: error.to_string(),
+    }
 }

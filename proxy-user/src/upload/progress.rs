@@ -87,14 +87,19 @@ pub struct Beside {
 
 impl std::fmt::Debug for Beside {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Beside").field("progress", &self.progress).finish_non_exhaustive()
+        f.debug_struct("Beside")
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
     }
 }
 
 impl Beside {
     /// The answer to this upload has begun.
     pub fn new(progress: Arc<Progress>) -> Self {
-        Self { progress, wait: None }
+        Self {
+            progress,
+            wait: None,
+        }
     }
 
     /// Something of the answer has come.
@@ -126,7 +131,13 @@ impl<B> Noted<B> {
     /// A body that is to be sent.
     pub fn new(body: B) -> Self {
         let state = Mutex::new(State::Unwanted(Instant::now()));
-        Self { body, progress: Arc::new(Progress { state, over: CancellationToken::new() }) }
+        Self {
+            body,
+            progress: Arc::new(Progress {
+                state,
+                over: CancellationToken::new(),
+            }),
+        }
     }
 
     /// How it gets on.
@@ -147,7 +158,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Noted<B> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         self.progress.note(match &frame {
             Poll::Pending => State::Wanted,
-            Poll::Ready(Some(Ok(_))) if !self.body.is_end_stream() => State::Unwanted(Instant::now()),
+            Poll::Ready(Some(Ok(_))) if !self.body.is_end_stream() => {
+                State::Unwanted(Instant::now())
+            }
             Poll::Ready(_) => State::Ended,
         });
         frame
@@ -179,8 +192,8 @@ mod tests {
     /// A caller that had left while the cloud took nothing of its upload kept its request and its streams for ever.
     #[tokio::test(start_paused = true)]
     async fn an_upload_stalls_by_the_cloud_and_never_by_its_caller() {
-        let frames =
-            [Bytes::from_static(b"a"), Bytes::from_static(b"b")].map(|b| Ok::<_, Infallible>(Frame::data(b)));
+        let frames = [Bytes::from_static(b"a"), Bytes::from_static(b"b")]
+            .map(|b| Ok::<_, Infallible>(Frame::data(b)));
         let slow = futures_util::StreamExt::chain(
             futures_util::stream::iter(frames),
             futures_util::stream::pending(),

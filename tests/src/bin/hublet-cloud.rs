@@ -40,8 +40,18 @@ struct Where {
 
 impl From<Where> for Place {
     fn from(place: Where) -> Place {
-        let Where { dir, port, control, until_stdin_closes } = place;
-        Place { folder: dir, listen: SocketAddr::from(([127, 0, 0, 1], port)), control, until_stdin_closes }
+        let Where {
+            dir,
+            port,
+            control,
+            until_stdin_closes,
+        } = place;
+        Place {
+            folder: dir,
+            listen: SocketAddr::from(([127, 0, 0, 1], port)),
+            control,
+            until_stdin_closes,
+        }
     }
 }
 

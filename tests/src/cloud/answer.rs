@@ -23,7 +23,9 @@ pub(crate) const JSON: &str = "application/json";
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A body of pieces.
-pub(crate) fn pieces(pieces: impl Stream<Item = Result<Bytes, BodyError>> + Send + 'static) -> Body {
+pub(crate) fn pieces(
+    pieces: impl Stream<Item = Result<Bytes, BodyError>> + Send + 'static,
+) -> Body {
     StreamBody::new(pieces.map(|piece| piece.map(Frame::data))).boxed_unsync()
 }
 
@@ -33,7 +35,9 @@ pub(crate) fn whole(bytes: Vec<u8>) -> Body {
     if bytes.len() > LENGTH_KNOWN {
         return pieces(stream::once(async move { Ok(bytes) }));
     }
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// An answer of one content type.
@@ -41,7 +45,9 @@ pub(crate) fn answer(code: u16, content_type: &'static str, body: Body) -> Answe
     let mut answer = http::Response::new(body);
     *answer.status_mut() =
         http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     if content_type == TEXT {
         nosniff(&mut answer);
     }
@@ -58,7 +64,9 @@ pub(crate) fn text(code: u16, text: &str) -> Answer {
 
 pub(crate) fn set(answer: &mut Answer, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
-        answer.headers_mut().insert(HeaderName::from_static(name), value);
+        answer
+            .headers_mut()
+            .insert(HeaderName::from_static(name), value);
     }
 }
 

@@ -31,7 +31,11 @@ impl From<bool> for Json {
 }
 
 fn strings(items: &[&str]) -> Json {
-    items.iter().map(|item| Json::from(*item)).collect::<Vec<_>>().into()
+    items
+        .iter()
+        .map(|item| Json::from(*item))
+        .collect::<Vec<_>>()
+        .into()
 }
 
 /// The answer to a path that is no resource; `None` where there is nothing.
@@ -48,8 +52,10 @@ pub(super) fn document(path: &str, accept: &str, etag: &str) -> Option<Answer> {
             "serverAddressByClientCIDRs": json!([{"clientCIDR": "0.0.0.0/0", "serverAddress": "192.0.2.2:6443"}]),
         }),
         ["apis"] => {
-            let groups: Vec<Json> =
-                groups().filter(|group| !group.is_empty()).map(|name| group(name, false)).collect();
+            let groups: Vec<Json> = groups()
+                .filter(|group| !group.is_empty())
+                .map(|name| group(name, false))
+                .collect();
             line(&ordered! {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
         ["api", "v1"] => resource_list("", "v1")?,
@@ -71,7 +77,10 @@ fn line(document: &Json) -> Answer {
 
 fn groups() -> impl Iterator<Item = &'static str> {
     let mut last = None;
-    KINDS.iter().map(|kind| kind.group).filter(move |group| last.replace(*group) != Some(*group))
+    KINDS
+        .iter()
+        .map(|kind| kind.group)
+        .filter(move |group| last.replace(*group) != Some(*group))
 }
 
 fn group(name: &str, alone: bool) -> Json {
@@ -88,8 +97,10 @@ fn group(name: &str, alone: bool) -> Json {
 }
 
 fn resource_list(group: &str, version: &str) -> Option<Answer> {
-    let kinds: Vec<&Kind> =
-        KINDS.iter().filter(|kind| kind.group == group && kind.version == version).collect();
+    let kinds: Vec<&Kind> = KINDS
+        .iter()
+        .filter(|kind| kind.group == group && kind.version == version)
+        .collect();
     let api_version = kinds.first()?.api_version();
     let resources: Vec<Json> = kinds.into_iter().flat_map(resources).collect();
     let mut document = ordered! {"kind": "APIResourceList"};
@@ -127,9 +138,13 @@ fn discovery_list(core: bool, known_etag: &str) -> Answer {
             if !core {
                 item.set(&["metadata", "name"], group);
             }
-            let resources: Vec<Json> =
-                KINDS.iter().filter(|kind| kind.group == group).map(discovered).collect();
-            let version = ordered! {"version": "v1", "resources": resources, "freshness": "Current"};
+            let resources: Vec<Json> = KINDS
+                .iter()
+                .filter(|kind| kind.group == group)
+                .map(discovered)
+                .collect();
+            let version =
+                ordered! {"version": "v1", "resources": resources, "freshness": "Current"};
             item.set(&["versions"], vec![version]);
             item
         })
@@ -155,7 +170,11 @@ fn discovery_list(core: bool, known_etag: &str) -> Answer {
 }
 
 fn discovered(kind: &Kind) -> Json {
-    let (group, version) = if kind.builtin { ("", "") } else { (kind.group, kind.version) };
+    let (group, version) = if kind.builtin {
+        ("", "")
+    } else {
+        (kind.group, kind.version)
+    };
     let response = ordered! {"group": group, "version": version, "kind": kind.kind};
     let mut found = ordered! {
         "resource": kind.resource, "responseKind": response.clone(),

@@ -52,7 +52,10 @@ impl Json {
     #[must_use]
     pub fn at(&self, path: &[&str]) -> Option<&Json> {
         path.iter().try_fold(self, |value, key| match value {
-            Json::Object(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+            Json::Object(entries) => entries
+                .iter()
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| value),
             _ => None,
         })
     }
@@ -72,11 +75,16 @@ impl Json {
             if !matches!(value, Json::Object(_)) {
                 *value = Json::object();
             }
-            let Json::Object(entries) = value else { unreachable!("made an object just above") };
-            let index = entries.iter().position(|(name, _)| name == key).unwrap_or_else(|| {
-                entries.push(((*key).to_owned(), Json::object()));
-                entries.len() - 1
-            });
+            let Json::Object(entries) = value else {
+                unreachable!("made an object just above")
+            };
+            let index = entries
+                .iter()
+                .position(|(name, _)| name == key)
+                .unwrap_or_else(|| {
+                    entries.push(((*key).to_owned(), Json::object()));
+                    entries.len() - 1
+                });
             &mut entries[index].1
         })
     }
@@ -90,7 +98,9 @@ impl Json {
     pub fn remove(&mut self, path: &[&str]) -> Option<Json> {
         let (last, parents) = path.split_last()?;
         self.at(parents)?;
-        let Json::Object(entries) = self.make(parents) else { return None };
+        let Json::Object(entries) = self.make(parents) else {
+            return None;
+        };
         let index = entries.iter().position(|(name, _)| name == last)?;
         Some(entries.remove(index).1)
     }
@@ -108,7 +118,10 @@ impl Json {
         match self {
             Json::Object(entries) => {
                 entries.sort_by(|a, b| a.0.cmp(&b.0));
-                entries.iter_mut().filter(|_| deep).for_each(|(_, value)| value.sort(deep));
+                entries
+                    .iter_mut()
+                    .filter(|_| deep)
+                    .for_each(|(_, value)| value.sort(deep));
             }
             Json::Array(items) if deep => items.iter_mut().for_each(|item| item.sort(deep)),
             _ => {}
@@ -122,8 +135,12 @@ impl Json {
             self.sort(true);
             return self;
         }
-        let rank =
-            |order: &[&str], name: &str| order.iter().position(|known| *known == name).unwrap_or(order.len());
+        let rank = |order: &[&str], name: &str| {
+            order
+                .iter()
+                .position(|known| *known == name)
+                .unwrap_or(order.len())
+        };
         let top = ["kind", "apiVersion", "metadata"];
         if let Json::Object(entries) = &mut self {
             entries.sort_by_key(|(name, _)| (rank(&top, name), name == "status"));
@@ -133,7 +150,12 @@ impl Json {
         {
             entries.sort_by_key(|(name, _)| rank(&METADATA, name));
         }
-        for map in [&["metadata", "labels"][..], &["metadata", "annotations"], &["data"], &["binaryData"]] {
+        for map in [
+            &["metadata", "labels"][..],
+            &["metadata", "annotations"],
+            &["data"],
+            &["binaryData"],
+        ] {
             if self.at(map).is_some() {
                 self.make(map).sort(false);
             }
@@ -195,12 +217,16 @@ impl Serialize for Json {
             Json::String(text) => serializer.serialize_str(text),
             Json::Array(items) => {
                 let mut seq = serializer.serialize_seq(Some(items.len()))?;
-                items.iter().try_for_each(|item| seq.serialize_element(item))?;
+                items
+                    .iter()
+                    .try_for_each(|item| seq.serialize_element(item))?;
                 seq.end()
             }
             Json::Object(entries) => {
                 let mut map = serializer.serialize_map(Some(entries.len()))?;
-                entries.iter().try_for_each(|(name, value)| map.serialize_entry(name, value))?;
+                entries
+                    .iter()
+                    .try_for_each(|(name, value)| map.serialize_entry(name, value))?;
                 map.end()
             }
         }

@@ -45,11 +45,31 @@ impl Kind {
     #[must_use]
     pub fn verbs(&self) -> &'static [&'static str] {
         if !self.builtin {
-            &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
+            &[
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "create",
+                "update",
+                "watch",
+            ]
         } else if self.resource == "namespaces" {
-            &["create", "delete", "get", "list", "patch", "update", "watch"]
+            &[
+                "create", "delete", "get", "list", "patch", "update", "watch",
+            ]
         } else {
-            &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+            &[
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ]
         }
     }
 }
@@ -57,12 +77,31 @@ impl Kind {
 /// `name.group`, or the bare name in the core group.
 #[must_use]
 pub fn qualify(name: &str, group: &str) -> String {
-    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
+    if group.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}.{group}")
+    }
 }
 
-const fn builtin(group: &'static str, names: [&'static str; 3], namespaced: bool, status: bool) -> Kind {
+const fn builtin(
+    group: &'static str,
+    names: [&'static str; 3],
+    namespaced: bool,
+    status: bool,
+) -> Kind {
     let [resource, singular, kind] = names;
-    Kind { group, version: "v1", resource, singular, kind, namespaced, builtin: true, status, short: &[] }
+    Kind {
+        group,
+        version: "v1",
+        resource,
+        singular,
+        kind,
+        namespaced,
+        builtin: true,
+        status,
+        short: &[],
+    }
 }
 
 const fn calico(resource: &'static str, singular: &'static str, kind: &'static str) -> Kind {
@@ -85,46 +124,138 @@ const fn short(kind: Kind, short: &'static [&'static str]) -> Kind {
 }
 
 const fn with_status(kind: Kind) -> Kind {
-    Kind { status: true, ..kind }
+    Kind {
+        status: true,
+        ..kind
+    }
 }
 
 const fn namespaced(kind: Kind) -> Kind {
-    Kind { namespaced: true, ..kind }
+    Kind {
+        namespaced: true,
+        ..kind
+    }
 }
 
 /// All of them, groups in discovery's order.
 pub static KINDS: &[Kind] = &[
-    short(builtin("", ["configmaps", "configmap", "ConfigMap"], true, false), &["cm"]),
-    short(builtin("", ["endpoints", "endpoints", "Endpoints"], true, false), &["ep"]),
-    short(builtin("", ["events", "event", "Event"], true, false), &["ev"]),
-    short(builtin("", ["namespaces", "namespace", "Namespace"], false, true), &["ns"]),
+    short(
+        builtin("", ["configmaps", "configmap", "ConfigMap"], true, false),
+        &["cm"],
+    ),
+    short(
+        builtin("", ["endpoints", "endpoints", "Endpoints"], true, false),
+        &["ep"],
+    ),
+    short(
+        builtin("", ["events", "event", "Event"], true, false),
+        &["ev"],
+    ),
+    short(
+        builtin("", ["namespaces", "namespace", "Namespace"], false, true),
+        &["ns"],
+    ),
     short(builtin("", ["nodes", "node", "Node"], false, true), &["no"]),
     short(
-        builtin("", ["persistentvolumeclaims", "persistentvolumeclaim", "PersistentVolumeClaim"], true, true),
+        builtin(
+            "",
+            [
+                "persistentvolumeclaims",
+                "persistentvolumeclaim",
+                "PersistentVolumeClaim",
+            ],
+            true,
+            true,
+        ),
         &["pvc"],
     ),
-    short(builtin("", ["persistentvolumes", "persistentvolume", "PersistentVolume"], false, true), &["pv"]),
+    short(
+        builtin(
+            "",
+            ["persistentvolumes", "persistentvolume", "PersistentVolume"],
+            false,
+            true,
+        ),
+        &["pv"],
+    ),
     short(builtin("", ["pods", "pod", "Pod"], true, true), &["po"]),
     builtin("", ["secrets", "secret", "Secret"], true, false),
-    short(builtin("", ["serviceaccounts", "serviceaccount", "ServiceAccount"], true, false), &["sa"]),
-    short(builtin("", ["services", "service", "Service"], true, true), &["svc"]),
     short(
-        builtin("networking.k8s.io", ["networkpolicies", "networkpolicy", "NetworkPolicy"], true, false),
+        builtin(
+            "",
+            ["serviceaccounts", "serviceaccount", "ServiceAccount"],
+            true,
+            false,
+        ),
+        &["sa"],
+    ),
+    short(
+        builtin("", ["services", "service", "Service"], true, true),
+        &["svc"],
+    ),
+    short(
+        builtin(
+            "networking.k8s.io",
+            ["networkpolicies", "networkpolicy", "NetworkPolicy"],
+            true,
+            false,
+        ),
         &["netpol"],
     ),
-    builtin("storage.k8s.io", ["csidrivers", "csidriver", "CSIDriver"], false, false),
-    builtin("storage.k8s.io", ["csinodes", "csinode", "CSINode"], false, false),
-    builtin("coordination.k8s.io", ["leases", "lease", "Lease"], true, false),
-    builtin("node.k8s.io", ["runtimeclasses", "runtimeclass", "RuntimeClass"], false, false),
-    builtin("discovery.k8s.io", ["endpointslices", "endpointslice", "EndpointSlice"], true, false),
+    builtin(
+        "storage.k8s.io",
+        ["csidrivers", "csidriver", "CSIDriver"],
+        false,
+        false,
+    ),
+    builtin(
+        "storage.k8s.io",
+        ["csinodes", "csinode", "CSINode"],
+        false,
+        false,
+    ),
+    builtin(
+        "coordination.k8s.io",
+        ["leases", "lease", "Lease"],
+        true,
+        false,
+    ),
+    builtin(
+        "node.k8s.io",
+        ["runtimeclasses", "runtimeclass", "RuntimeClass"],
+        false,
+        false,
+    ),
+    builtin(
+        "discovery.k8s.io",
+        ["endpointslices", "endpointslice", "EndpointSlice"],
+        true,
+        false,
+    ),
     calico("bgpconfigurations", "bgpconfiguration", "BGPConfiguration"),
     calico("bgpfilters", "bgpfilter", "BGPFilter"),
     calico("bgppeers", "bgppeer", "BGPPeer"),
     calico("blockaffinities", "blockaffinity", "BlockAffinity"),
-    with_status(calico("caliconodestatuses", "caliconodestatus", "CalicoNodeStatus")),
-    calico("clusterinformations", "clusterinformation", "ClusterInformation"),
-    calico("felixconfigurations", "felixconfiguration", "FelixConfiguration"),
-    calico("globalnetworkpolicies", "globalnetworkpolicy", "GlobalNetworkPolicy"),
+    with_status(calico(
+        "caliconodestatuses",
+        "caliconodestatus",
+        "CalicoNodeStatus",
+    )),
+    calico(
+        "clusterinformations",
+        "clusterinformation",
+        "ClusterInformation",
+    ),
+    calico(
+        "felixconfigurations",
+        "felixconfiguration",
+        "FelixConfiguration",
+    ),
+    calico(
+        "globalnetworkpolicies",
+        "globalnetworkpolicy",
+        "GlobalNetworkPolicy",
+    ),
     calico("globalnetworksets", "globalnetworkset", "GlobalNetworkSet"),
     calico("hostendpoints", "hostendpoint", "HostEndpoint"),
     calico("ipamblocks", "ipamblock", "IPAMBlock"),
@@ -139,24 +270,36 @@ pub static KINDS: &[Kind] = &[
     )),
     namespaced(calico("networkpolicies", "networkpolicy", "NetworkPolicy")),
     namespaced(calico("networksets", "networkset", "NetworkSet")),
-    calico("stagedglobalnetworkpolicies", "stagedglobalnetworkpolicy", "StagedGlobalNetworkPolicy"),
+    calico(
+        "stagedglobalnetworkpolicies",
+        "stagedglobalnetworkpolicy",
+        "StagedGlobalNetworkPolicy",
+    ),
     namespaced(calico(
         "stagedkubernetesnetworkpolicies",
         "stagedkubernetesnetworkpolicy",
         "StagedKubernetesNetworkPolicy",
     )),
-    namespaced(calico("stagednetworkpolicies", "stagednetworkpolicy", "StagedNetworkPolicy")),
+    namespaced(calico(
+        "stagednetworkpolicies",
+        "stagednetworkpolicy",
+        "StagedNetworkPolicy",
+    )),
     with_status(calico("tiers", "tier", "Tier")),
 ];
 
 /// The kind at a place in the API.
 #[must_use]
 pub fn find(group: &str, version: &str, resource: &str) -> Option<&'static Kind> {
-    KINDS.iter().find(|kind| kind.group == group && kind.version == version && kind.resource == resource)
+    KINDS
+        .iter()
+        .find(|kind| kind.group == group && kind.version == version && kind.resource == resource)
 }
 
 /// The kind that an object says to be.
 #[must_use]
 pub fn of(api_version: &str, kind: &str) -> Option<&'static Kind> {
-    KINDS.iter().find(|known| known.kind == kind && known.api_version() == api_version)
+    KINDS
+        .iter()
+        .find(|known| known.kind == kind && known.api_version() == api_version)
 }

@@ -33,13 +33,21 @@ impl Rule {
     /// For every request of this method or verb under this path.
     #[must_use]
     pub fn new(method: &str, path: &str, lie: Lie) -> Rule {
-        Rule { path: path.to_owned(), method: method.to_owned(), count: None, lie }
+        Rule {
+            path: path.to_owned(),
+            method: method.to_owned(),
+            count: None,
+            lie,
+        }
     }
 
     /// Only so many times.
     #[must_use]
     pub fn times(self, count: u32) -> Rule {
-        Rule { count: Some(count), ..self }
+        Rule {
+            count: Some(count),
+            ..self
+        }
     }
 }
 
@@ -124,7 +132,9 @@ impl Lies {
     pub(super) fn meet(&self, path: &str, method: &str, verb: &str) -> Option<Lie> {
         let mut rules = self.0.lock();
         let index = rules.iter().position(|rule| {
-            let named = [method, verb].iter().any(|name| rule.method.eq_ignore_ascii_case(name));
+            let named = [method, verb]
+                .iter()
+                .any(|name| rule.method.eq_ignore_ascii_case(name));
             path.starts_with(&rule.path) && (rule.method.is_empty() || named)
         })?;
         let lie = rules[index].lie.clone();
@@ -143,7 +153,11 @@ impl Lie {
     pub(super) async fn instead(&self) -> Option<Answer> {
         match *self {
             Lie::Status { code, retry_after } => Some(status(code).retry_after(retry_after).into()),
-            Lie::Exactly { code, ref content_type, ref body } => {
+            Lie::Exactly {
+                code,
+                ref content_type,
+                ref body,
+            } => {
                 let mut answer = super::answer::json(code, body.clone());
                 if let Ok(value) = HeaderValue::from_str(content_type) {
                     answer.headers_mut().insert(CONTENT_TYPE, value);
@@ -178,9 +192,13 @@ impl Lie {
             Lie::Truncate(bytes) => answer.map(|body| first(body, *bytes, false)),
             Lie::CutAfter(bytes) => answer.map(|body| first(body, *bytes, true)),
             Lie::CutFrame(frames) => answer.map(|body| cut_frame(body, *frames)),
-            Lie::Garbage => answer.map(|_| whole(b"\xff\x00<html>not what you asked for".repeat(40))),
+            Lie::Garbage => {
+                answer.map(|_| whole(b"\xff\x00<html>not what you asked for".repeat(40)))
+            }
             Lie::Endless => answer.map(|_| endless()),
-            Lie::Long(bytes) => answer.map(|_| whole(format!("\"{}\"", "a".repeat(*bytes)).into_bytes())),
+            Lie::Long(bytes) => {
+                answer.map(|_| whole(format!("\"{}\"", "a".repeat(*bytes)).into_bytes()))
+            }
             Lie::ContentType(name) => {
                 if let Ok(value) = HeaderValue::from_str(name) {
                     answer.headers_mut().insert(CONTENT_TYPE, value);
@@ -189,7 +207,9 @@ impl Lie {
             }
             Lie::HugeHeader(bytes) => {
                 if let Ok(value) = HeaderValue::from_str(&"x".repeat(*bytes)) {
-                    answer.headers_mut().insert(HeaderName::from_static("x-huge"), value);
+                    answer
+                        .headers_mut()
+                        .insert(HeaderName::from_static("x-huge"), value);
                 }
                 answer
             }
@@ -202,11 +222,26 @@ fn status(code: u16) -> Failure {
     let (reason, message) = match code {
         401 => ("Unauthorized", "Unauthorized"),
         403 => ("Forbidden", "forbidden: on command"),
-        404 => ("NotFound", "the server could not find the requested resource"),
-        410 => ("Expired", "The resourceVersion for the provided list is too old."),
-        429 => ("TooManyRequests", "Too many requests, please try again later."),
-        503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
-        504 => ("Timeout", "Timeout: request did not complete within the allotted timeout"),
+        404 => (
+            "NotFound",
+            "the server could not find the requested resource",
+        ),
+        410 => (
+            "Expired",
+            "The resourceVersion for the provided list is too old.",
+        ),
+        429 => (
+            "TooManyRequests",
+            "Too many requests, please try again later.",
+        ),
+        503 => (
+            "ServiceUnavailable",
+            "the server is currently unable to handle the request",
+        ),
+        504 => (
+            "Timeout",
+            "Timeout: request did not complete within the allotted timeout",
+        ),
         _ => ("InternalError", "Internal error occurred: on command"),
     };
     Failure::new(code, reason, message)
@@ -227,7 +262,11 @@ fn first(body: Body, budget: usize, tear: bool) -> Body {
                 return None;
             }
             if left == 0 {
-                return if tear { Some((Err(cut().await), (body, 0, true))) } else { None };
+                return if tear {
+                    Some((Err(cut().await), (body, 0, true)))
+                } else {
+                    None
+                };
             }
             let piece: Bytes = body.next().await?.ok()?;
             let sent = piece.slice(..piece.len().min(left));
@@ -238,18 +277,24 @@ fn first(body: Body, budget: usize, tear: bool) -> Body {
 }
 
 fn cut_frame(body: Body, frames: usize) -> Body {
-    pieces(stream::unfold((body.into_data_stream(), Some(frames)), |(mut body, left)| async move {
-        let Some(left) = left else { return Some((Err(cut().await), (body, None))) };
-        let piece: Bytes = body.next().await?.ok()?;
-        match left.checked_sub(1) {
-            Some(left) => Some((Ok(piece), (body, Some(left)))),
-            None => Some((Ok(piece.slice(..piece.len() / 2)), (body, None))),
-        }
-    }))
+    pieces(stream::unfold(
+        (body.into_data_stream(), Some(frames)),
+        |(mut body, left)| async move {
+            let Some(left) = left else {
+                return Some((Err(cut().await), (body, None)));
+            };
+            let piece: Bytes = body.next().await?.ok()?;
+            match left.checked_sub(1) {
+                Some(left) => Some((Ok(piece), (body, Some(left)))),
+                None => Some((Ok(piece.slice(..piece.len() / 2)), (body, None))),
+            }
+        },
+    ))
 }
 
 fn endless() -> Body {
-    let item = Bytes::from(format!("{{\"metadata\":{{\"name\":\"{}\"}}}},", "a".repeat(200)).repeat(64));
+    let item =
+        Bytes::from(format!("{{\"metadata\":{{\"name\":\"{}\"}}}},", "a".repeat(200)).repeat(64));
     let head = Bytes::from_static(
         b"{\"kind\":\"List\",\"apiVersion\":\"v1\",\"metadata\":{\"resourceVersion\":\"1\"},\"items\":[",
     );

@@ -126,13 +126,21 @@ impl Cloud {
     pub fn start(options: Options) -> anyhow::Result<Cloud> {
         let worker = Worker::start("cloud", options.netns.as_ref())?;
         let listen = options.listen;
-        let (listener, address) = worker.spawner().run(async move { serve::listen(listen).await })?;
+        let (listener, address) = worker
+            .spawner()
+            .run(async move { serve::listen(listen).await })?;
         let (ca, identity) = match options.identity.clone() {
             Some(own) => own,
             None => {
                 let ca = Ca::new("scriptable cloud")?;
                 let ip = address.ip().to_string();
-                let mut names = vec!["127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1", &ip];
+                let mut names = vec![
+                    "127.0.0.1",
+                    "localhost",
+                    "kubernetes.default.svc",
+                    "10.96.0.1",
+                    &ip,
+                ];
                 names.extend(options.names.iter().map(String::as_str));
                 names.dedup();
                 let identity = ca.server("kube-apiserver", &names)?;
@@ -140,7 +148,11 @@ impl Cloud {
             }
         };
         let mut tls = ca.tls_server(&identity)?;
-        tls.alpn_protocols = options.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        tls.alpn_protocols = options
+            .alpn
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .collect();
         let tls = TlsAcceptor::from(Arc::new(tls));
         let shared = Arc::new(Shared {
             store: Store::new(options.clock_skew),
@@ -152,16 +164,29 @@ impl Cloud {
             priority_level: crate::pki::uuid(),
             options,
         });
-        let handle = Handle { shared: Arc::clone(&shared) };
+        let handle = Handle {
+            shared: Arc::clone(&shared),
+        };
         if shared.options.seeded {
             for line in SEED.lines() {
-                handle.put(serde_json::from_str::<Json>(line).context("the seed is one object a line")?)?;
+                handle.put(
+                    serde_json::from_str::<Json>(line).context("the seed is one object a line")?,
+                )?;
             }
         }
-        let calico_token = shared.rbac.issue(User::service_account("kube-system", "calico-cni-plugin"));
+        let calico_token = shared
+            .rbac
+            .issue(User::service_account("kube-system", "calico-cni-plugin"));
         let admin_token = shared.rbac.issue(User::new("admin", &["system:masters"]));
         worker.spawner().spawn(serve::accept(shared, listener, tls));
-        Ok(Cloud { handle, ca, address, calico_token, admin_token, worker })
+        Ok(Cloud {
+            handle,
+            ca,
+            address,
+            calico_token,
+            admin_token,
+            worker,
+        })
     }
 
     /// `https://ADDRESS`
@@ -224,9 +249,12 @@ impl Handle {
     /// Past all rights and conflicts: what the rest of the cluster does. Out: the object as it is now.
     pub fn put(&self, object: impl Into<Json>) -> anyhow::Result<Value> {
         let mut object: Json = object.into();
-        let (version, name) = (object.text(&["apiVersion"]).to_owned(), object.text(&["kind"]).to_owned());
-        let kind =
-            kinds::of(&version, &name).ok_or_else(|| anyhow!("the cloud has no kind {name} in {version}"))?;
+        let (version, name) = (
+            object.text(&["apiVersion"]).to_owned(),
+            object.text(&["kind"]).to_owned(),
+        );
+        let kind = kinds::of(&version, &name)
+            .ok_or_else(|| anyhow!("the cloud has no kind {name} in {version}"))?;
         let namespace = match object.text(&["metadata", "namespace"]) {
             "" => "default".to_owned(),
             namespace => namespace.to_owned(),
@@ -237,7 +265,13 @@ impl Handle {
             match present {
                 None => store.stamp(kind, &mut object, &key),
                 Some(present) => {
-                    for field in ["namespace", "uid", "resourceVersion", "generation", "creationTimestamp"] {
+                    for field in [
+                        "namespace",
+                        "uid",
+                        "resourceVersion",
+                        "generation",
+                        "creationTimestamp",
+                    ] {
                         if let Some(value) = present.at(&["metadata", field]) {
                             object.set(&["metadata", field], value.clone());
                         }
@@ -252,21 +286,29 @@ impl Handle {
     /// The object at a path such as `/api/v1/nodes/edge-1`.
     pub fn get(&self, path: &str) -> anyhow::Result<Option<Value>> {
         let (kind, key) = locate(path)?;
-        Ok(self.shared.store.get(kind, &key).map(|object| object.value()))
+        Ok(self
+            .shared
+            .store
+            .get(kind, &key)
+            .map(|object| object.value()))
     }
 
     /// Deletes the object at a path, at once.
     pub fn delete(&self, path: &str) -> anyhow::Result<()> {
         let (kind, key) = locate(path)?;
-        self.shared.store.change(kind, &key, |_| Ok(None)).map_err(|failure| anyhow!(failure.message))?;
+        self.shared
+            .store
+            .change(kind, &key, |_| Ok(None))
+            .map_err(|failure| anyhow!(failure.message))?;
         Ok(())
     }
 }
 
 fn locate(path: &str) -> anyhow::Result<(&'static kinds::Kind, store::Key)> {
     let uri: Uri = path.parse()?;
-    let resource =
-        Target::parse(&Method::GET, &uri).resource.with_context(|| format!("{path} is no resource"))?;
+    let resource = Target::parse(&Method::GET, &uri)
+        .resource
+        .with_context(|| format!("{path} is no resource"))?;
     let kind = kinds::find(&resource.group, &resource.version, &resource.resource)
         .with_context(|| format!("the cloud has no {path}"))?;
     Ok((kind, write::key(kind, &resource.namespace, &resource.name)))

@@ -19,21 +19,35 @@ impl User {
     /// A user in these groups, and authenticated.
     #[must_use]
     pub fn new(name: &str, groups: &[&str]) -> User {
-        let groups = groups.iter().copied().chain(["system:authenticated"]).map(str::to_owned).collect();
-        User { name: name.to_owned(), groups }
+        let groups = groups
+            .iter()
+            .copied()
+            .chain(["system:authenticated"])
+            .map(str::to_owned)
+            .collect();
+        User {
+            name: name.to_owned(),
+            groups,
+        }
     }
 
     /// A service account.
     #[must_use]
     pub fn service_account(namespace: &str, name: &str) -> User {
         let own = format!("system:serviceaccounts:{namespace}");
-        User::new(&format!("system:serviceaccount:{namespace}:{name}"), &["system:serviceaccounts", &own])
+        User::new(
+            &format!("system:serviceaccount:{namespace}:{name}"),
+            &["system:serviceaccounts", &own],
+        )
     }
 
     /// Nobody in particular.
     #[must_use]
     pub fn anonymous() -> User {
-        User { name: "system:anonymous".into(), groups: vec!["system:unauthenticated".into()] }
+        User {
+            name: "system:anonymous".into(),
+            groups: vec!["system:unauthenticated".into()],
+        }
     }
 }
 
@@ -63,7 +77,13 @@ impl Rule {
     #[must_use]
     pub fn resources(subject: &str, verbs: &str, group: &str, resources: &str) -> Rule {
         let (subject, groups) = (subject.to_owned(), vec![group.to_owned()]);
-        Rule { subject, verbs: words(verbs), groups, resources: words(resources), ..Rule::default() }
+        Rule {
+            subject,
+            verbs: words(verbs),
+            groups,
+            resources: words(resources),
+            ..Rule::default()
+        }
     }
 
     /// The same in one namespace only.
@@ -85,9 +105,11 @@ impl Rule {
     }
 
     fn allows(&self, user: &User, target: &Target) -> bool {
-        let has = |list: &[String], wanted: &str| list.iter().any(|one| one == "*" || one == wanted);
-        let subject =
-            self.subject.is_empty() || self.subject == user.name || user.groups.contains(&self.subject);
+        let has =
+            |list: &[String], wanted: &str| list.iter().any(|one| one == "*" || one == wanted);
+        let subject = self.subject.is_empty()
+            || self.subject == user.name
+            || user.groups.contains(&self.subject);
         if !subject || !has(&self.verbs, target.verb) {
             return false;
         }
@@ -122,29 +144,40 @@ impl Default for Rbac {
     /// for `system:masters`; and those of Calico's CNI plugin.
     fn default() -> Rbac {
         let cni = "system:serviceaccount:kube-system:calico-cni-plugin";
-        let ipam =
-            "blockaffinities ipamblocks ipamhandles clusterinformations ippools ipreservations ipamconfigs";
+        let ipam = "blockaffinities ipamblocks ipamhandles clusterinformations ippools ipreservations ipamconfigs";
         let calico = "crd.projectcalico.org";
         let rules = vec![
             Rule::paths("", "/healthz /livez /readyz /version /version/"),
-            Rule::paths("system:authenticated", "/api /api/* /apis /apis/* /openapi /openapi/*"),
+            Rule::paths(
+                "system:authenticated",
+                "/api /api/* /apis /apis/* /openapi /openapi/*",
+            ),
             Rule::paths("system:masters", "*"),
             Rule::resources("system:masters", "*", "*", "*"),
             Rule::resources(cni, "get", "", "pods nodes namespaces"),
             Rule::resources(cni, "patch", "", "pods/status"),
             Rule::resources(cni, "get list create update delete", calico, ipam),
         ];
-        Rbac { tokens: RwLock::default(), rules: RwLock::new(rules) }
+        Rbac {
+            tokens: RwLock::default(),
+            rules: RwLock::new(rules),
+        }
     }
 }
 
 impl Rbac {
     /// Makes a token for a user.
     pub fn issue(&self, user: User) -> String {
-        let account = user.name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+        let account = user
+            .name
+            .strip_prefix("system:serviceaccount:")
+            .and_then(|rest| rest.split_once(':'));
         let token = match account {
             Some((namespace, name)) => pki::service_account_token(namespace, name),
-            None => pki::random::<16>().iter().map(|byte| format!("{byte:02x}")).collect(),
+            None => pki::random::<16>()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
         };
         self.tokens.write().push((token.clone(), user));
         token
@@ -173,34 +206,61 @@ impl Rbac {
         let mut words = authorization.unwrap_or_default().trim().splitn(3, ' ');
         match (words.next(), words.next()) {
             // Like the real one: only a bearer token counts, and a wrong one is never anonymous.
-            (Some(scheme), Some(token)) if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() => {
+            (Some(scheme), Some(token))
+                if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() =>
+            {
                 let tokens = self.tokens.read();
                 let known = tokens.iter().find(|(known, _)| known == token);
-                known.map(|(_, user)| user.clone()).ok_or_else(Failure::unauthorized)
+                known
+                    .map(|(_, user)| user.clone())
+                    .ok_or_else(Failure::unauthorized)
             }
             _ => Ok(certificate.cloned().unwrap_or_else(User::anonymous)),
         }
     }
 
     pub(super) fn authorize(&self, user: &User, target: &Target) -> Result<(), Failure> {
-        if self.rules.read().iter().any(|rule| rule.allows(user, target)) {
+        if self
+            .rules
+            .read()
+            .iter()
+            .any(|rule| rule.allows(user, target))
+        {
             return Ok(());
         }
         let (who, verb) = (&user.name, target.verb);
         let Some(resource) = &target.resource else {
-            let message = format!("forbidden: User \"{who}\" cannot {verb} path \"{}\"", target.path);
+            let message = format!(
+                "forbidden: User \"{who}\" cannot {verb} path \"{}\"",
+                target.path
+            );
             return Err(Failure::forbidden_path(message));
         };
-        let Resource { group, name, namespace, .. } = resource;
+        let Resource {
+            group,
+            name,
+            namespace,
+            ..
+        } = resource;
         let qualified = super::kinds::qualify(&resource.resource, group);
-        let subject = if name.is_empty() { qualified } else { format!("{qualified} \"{name}\"") };
+        let subject = if name.is_empty() {
+            qualified
+        } else {
+            format!("{qualified} \"{name}\"")
+        };
         let place = match namespace.as_str() {
             "" => "at the cluster scope".to_owned(),
             namespace => format!("in the namespace \"{namespace}\""),
         };
-        let what =
-            format!("cannot {verb} resource \"{}\" in API group \"{group}\" {place}", full_name(resource));
+        let what = format!(
+            "cannot {verb} resource \"{}\" in API group \"{group}\" {place}",
+            full_name(resource)
+        );
         let message = format!("{subject} is forbidden: User \"{who}\" {what}");
-        Err(Failure::forbidden_resource([&resource.resource, group], name, message))
+        Err(Failure::forbidden_resource(
+            [&resource.resource, group],
+            name,
+            message,
+        ))
     }
 }

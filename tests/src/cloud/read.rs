@@ -37,10 +37,23 @@ impl<'a> Collection<'a> {
         resource: &'a Resource,
         target: &'a Target,
     ) -> Result<Collection<'a>, Failure> {
-        let selector =
-            Selector::parse(kind, target.parameter("labelSelector"), target.parameter("fieldSelector"))?;
-        let namespace = if kind.namespaced { resource.namespace.as_str() } else { "" };
-        Ok(Collection { store, kind, namespace, selector, target })
+        let selector = Selector::parse(
+            kind,
+            target.parameter("labelSelector"),
+            target.parameter("fieldSelector"),
+        )?;
+        let namespace = if kind.namespaced {
+            resource.namespace.as_str()
+        } else {
+            ""
+        };
+        Ok(Collection {
+            store,
+            kind,
+            namespace,
+            selector,
+            target,
+        })
     }
 
     pub(super) fn version(&self) -> Result<Option<u64>, Failure> {
@@ -59,7 +72,10 @@ impl<'a> Collection<'a> {
         let wanted = |key: &Key, object: &Json| {
             (self.namespace.is_empty() || key.0 == self.namespace) && self.selector.matches(object)
         };
-        objects.into_iter().filter(|(key, object)| wanted(key, object)).collect()
+        objects
+            .into_iter()
+            .filter(|(key, object)| wanted(key, object))
+            .collect()
     }
 
     /// Where a page ends, as the real server's keys go.
@@ -81,10 +97,15 @@ impl<'a> Collection<'a> {
             token => Next::parse(token)?,
         };
         let (version, objects) = self.store.list(self.kind, at).map_err(|_| match next {
-            "" => Failure::new(410, "Expired", "The resourceVersion for the provided list is too old."),
-            _ => {
-                Failure { next: Some(Next::token(-1, &start)), ..Failure::new(410, "Expired", PAGE_TOO_OLD) }
-            }
+            "" => Failure::new(
+                410,
+                "Expired",
+                "The resourceVersion for the provided list is too old.",
+            ),
+            _ => Failure {
+                next: Some(Next::token(-1, &start)),
+                ..Failure::new(410, "Expired", PAGE_TOO_OLD)
+            },
         })?;
         let mut found = self.select(objects);
         found.retain(|(key, _)| self.position(key).as_str() >= start.as_str());
@@ -97,7 +118,8 @@ impl<'a> Collection<'a> {
             }
             found.truncate(limit);
             if let Some((key, _)) = found.last() {
-                page.next = Next::token(version.cast_signed(), &format!("{}\0", self.position(key)));
+                page.next =
+                    Next::token(version.cast_signed(), &format!("{}\0", self.position(key)));
             }
         }
         if matches!(lie, Some(Lie::EmptyList)) {
@@ -119,7 +141,10 @@ pub(super) struct Page {
 impl Page {
     /// All there is, at a version.
     pub(super) fn all(version: u64) -> Page {
-        Page { version, ..Page::default() }
+        Page {
+            version,
+            ..Page::default()
+        }
     }
 }
 
@@ -131,23 +156,42 @@ pub(super) fn write(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Vec<u8> 
         }
         match &**object {
             Json::Object(entries) if kind.builtin => {
-                let bare = entries.iter().filter(|(name, _)| name != "kind" && name != "apiVersion").cloned();
+                let bare = entries
+                    .iter()
+                    .filter(|(name, _)| name != "kind" && name != "apiVersion")
+                    .cloned();
                 items.extend(Json::Object(bare.collect()).bytes());
             }
             object => items.extend(object.bytes()),
         }
     }
-    let Page { version, next, remaining } = page;
+    let Page {
+        version,
+        next,
+        remaining,
+    } = page;
     let api = kind.api_version();
-    let remaining =
-        if *remaining > 0 { format!("\"remainingItemCount\":{remaining}") } else { String::new() };
+    let remaining = if *remaining > 0 {
+        format!("\"remainingItemCount\":{remaining}")
+    } else {
+        String::new()
+    };
     let comma = |before: &str| if before.is_empty() { "" } else { "," };
     let (head, tail) = if kind.builtin {
-        let next = if next.is_empty() { String::new() } else { format!(",\"continue\":\"{next}\"") };
-        let meta = format!("\"resourceVersion\":\"{version}\"{next}{}{remaining}", comma(&remaining));
+        let next = if next.is_empty() {
+            String::new()
+        } else {
+            format!(",\"continue\":\"{next}\"")
+        };
+        let meta = format!(
+            "\"resourceVersion\":\"{version}\"{next}{}{remaining}",
+            comma(&remaining)
+        );
         let kind = kind.kind;
         (
-            format!("{{\"kind\":\"{kind}List\",\"apiVersion\":\"{api}\",\"metadata\":{{{meta}}},\"items\":["),
+            format!(
+                "{{\"kind\":\"{kind}List\",\"apiVersion\":\"{api}\",\"metadata\":{{{meta}}},\"items\":["
+            ),
             "]}\n".into(),
         )
     } else {
@@ -170,7 +214,9 @@ pub(super) fn get(
     key: &Key,
     lie: Option<&Lie>,
 ) -> Result<Answer, Failure> {
-    let object = store.get(kind, key).ok_or_else(|| Failure::not_found(kind, &key.1))?;
+    let object = store
+        .get(kind, key)
+        .ok_or_else(|| Failure::not_found(kind, &key.1))?;
     let object = match lie {
         Some(Lie::Stale) => store.stale(kind, key).unwrap_or(object),
         _ => object,
@@ -187,7 +233,11 @@ pub(super) fn one(code: u16, object: &Json) -> Answer {
 
 pub(super) async fn await_version(store: &Store, wanted: u64) -> Result<(), Failure> {
     let mut changes = store.changes();
-    let arrived = timeout(VERSION_PATIENCE, changes.wait_for(|version| *version >= wanted)).await;
+    let arrived = timeout(
+        VERSION_PATIENCE,
+        changes.wait_for(|version| *version >= wanted),
+    )
+    .await;
     let current = store.version();
     match arrived {
         Err(_) if current < wanted => Err(Failure::too_large_version(wanted, current)),
@@ -210,16 +260,24 @@ struct Next {
 
 impl Next {
     fn token(rv: i64, start: &str) -> String {
-        let next = Next { v: "meta.k8s.io/v1".into(), rv, start: start.into() };
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&next).expect("a continuation has string keys only"))
+        let next = Next {
+            v: "meta.k8s.io/v1".into(),
+            rv,
+            start: start.into(),
+        };
+        URL_SAFE_NO_PAD
+            .encode(serde_json::to_vec(&next).expect("a continuation has string keys only"))
     }
 
     fn parse(token: &str) -> Result<(Option<u64>, String), Failure> {
         let bad = |why: String| {
-            Failure::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+            Failure::bad_request(format!(
+                "invalid continue token: continue key is not valid: {why}"
+            ))
         };
-        let bytes =
-            URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|cause| bad(cause.to_string()))?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(token.trim_end_matches('='))
+            .map_err(|cause| bad(cause.to_string()))?;
         let next: Next = serde_json::from_slice(&bytes).map_err(|cause| bad(cause.to_string()))?;
         Ok((u64::try_from(next.rv).ok(), next.start))
     }

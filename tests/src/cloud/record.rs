@@ -65,7 +65,11 @@ impl Record {
 
     /// How many of them match.
     pub fn count(&self, matches: impl Fn(&Request) -> bool) -> usize {
-        self.log.lock().iter().filter(|request| matches(request)).count()
+        self.log
+            .lock()
+            .iter()
+            .filter(|request| matches(request))
+            .count()
     }
 
     /// Forgets them.

@@ -33,16 +33,29 @@ impl Target {
             .split('&')
             .filter(|pair| !pair.is_empty())
             .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .map(|(key, value)| (decode(key).into_owned(), decode(&value.replace('+', " ")).into_owned()))
+            .map(|(key, value)| {
+                (
+                    decode(key).into_owned(),
+                    decode(&value.replace('+', " ")).into_owned(),
+                )
+            })
             .collect();
         let resource = parse_resource(&path);
-        let mut target = Target { path, verb: "", resource, query };
+        let mut target = Target {
+            path,
+            verb: "",
+            resource,
+            query,
+        };
         target.verb = target.verb(method);
         target
     }
 
     fn verb(&self, method: &Method) -> &'static str {
-        let named = self.resource.as_ref().is_none_or(|resource| !resource.name.is_empty());
+        let named = self
+            .resource
+            .as_ref()
+            .is_none_or(|resource| !resource.name.is_empty());
         match *method {
             Method::GET | Method::HEAD if self.resource.is_none() => "get",
             Method::GET if named => "get",
@@ -59,12 +72,19 @@ impl Target {
 
     /// A query parameter's value, `""` when it is absent.
     pub(super) fn parameter(&self, name: &str) -> &str {
-        self.query.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+        self.query
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value)
     }
 
     /// As `Convert_Slice_string_To_bool`: what is there and isn't "0" or "false" is true.
     pub(super) fn flag(&self, name: &str) -> bool {
-        let value = self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let value = self
+            .query
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str());
         value.is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 }
@@ -76,9 +96,15 @@ fn parse_resource(path: &str) -> Option<Resource> {
         ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
         _ => return None,
     };
-    let mut found = Resource { group: group.into(), version: version.into(), ..Resource::default() };
+    let mut found = Resource {
+        group: group.into(),
+        version: version.into(),
+        ..Resource::default()
+    };
     let rest = match rest {
-        ["namespaces", namespace, sub @ ("status" | "finalize")] => &["namespaces", *namespace, *sub][..],
+        ["namespaces", namespace, sub @ ("status" | "finalize")] => {
+            &["namespaces", *namespace, *sub][..]
+        }
         ["namespaces", namespace, rest @ ..] if !rest.is_empty() => {
             found.namespace = (*namespace).into();
             rest
@@ -103,7 +129,9 @@ fn decode(text: &str) -> Cow<'_, str> {
     let mut out = Vec::with_capacity(bytes.len());
     let mut index = 0;
     while index < bytes.len() {
-        let hex = bytes.get(index + 1..index + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        let hex = bytes
+            .get(index + 1..index + 3)
+            .and_then(|hex| std::str::from_utf8(hex).ok());
         match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
             Some(byte) if bytes[index] == b'%' => {
                 out.push(byte);

@@ -20,9 +20,14 @@ enum Term {
 
 impl Selector {
     pub(super) fn parse(kind: &Kind, labels: &str, fields: &str) -> Result<Selector, Failure> {
-        let labels = split(labels).into_iter().map(label_term).collect::<Result<_, _>>()?;
-        let fields =
-            split(fields).into_iter().map(|text| field_term(kind, text)).collect::<Result<_, _>>()?;
+        let labels = split(labels)
+            .into_iter()
+            .map(label_term)
+            .collect::<Result<_, _>>()?;
+        let fields = split(fields)
+            .into_iter()
+            .map(|text| field_term(kind, text))
+            .collect::<Result<_, _>>()?;
         Ok(Selector { labels, fields })
     }
 
@@ -36,15 +41,20 @@ impl Selector {
             _ => None,
         };
         let field = |key: &str| Some(object.text(&key.split('.').collect::<Vec<_>>()));
-        self.labels.iter().all(|term| term.holds(label)) && self.fields.iter().all(|term| term.holds(field))
+        self.labels.iter().all(|term| term.holds(label))
+            && self.fields.iter().all(|term| term.holds(field))
     }
 }
 
 impl Term {
     fn holds<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
         match self {
-            Term::In(key, wanted) => value(key).is_some_and(|found| wanted.iter().any(|one| one == found)),
-            Term::NotIn(key, wanted) => value(key).is_none_or(|found| wanted.iter().all(|one| one != found)),
+            Term::In(key, wanted) => {
+                value(key).is_some_and(|found| wanted.iter().any(|one| one == found))
+            }
+            Term::NotIn(key, wanted) => {
+                value(key).is_none_or(|found| wanted.iter().all(|one| one != found))
+            }
             Term::Exists(key) => value(key).is_some(),
             Term::Absent(key) => value(key).is_none(),
         }
@@ -73,7 +83,11 @@ fn compare(text: &str) -> Option<Term> {
         (key, value, false)
     };
     let (key, value) = (key.trim().to_owned(), vec![value.trim().to_owned()]);
-    Some(if negated { Term::NotIn(key, value) } else { Term::In(key, value) })
+    Some(if negated {
+        Term::NotIn(key, value)
+    } else {
+        Term::In(key, value)
+    })
 }
 
 fn label_term(text: &str) -> Result<Term, Failure> {
@@ -84,22 +98,30 @@ fn label_term(text: &str) -> Result<Term, Failure> {
         )));
     }
     if let Some((head, set)) = text.strip_suffix(')').and_then(|text| text.split_once('(')) {
-        let values = set.split(',').map(|value| value.trim().to_owned()).collect();
+        let values = set
+            .split(',')
+            .map(|value| value.trim().to_owned())
+            .collect();
         return match head.split_whitespace().collect::<Vec<_>>()[..] {
             [key, "in"] => Ok(Term::In(key.to_owned(), values)),
             [key, "notin"] => Ok(Term::NotIn(key.to_owned(), values)),
-            _ => Err(Failure::bad_request(format!("unable to parse requirement: {text}"))),
+            _ => Err(Failure::bad_request(format!(
+                "unable to parse requirement: {text}"
+            ))),
         };
     }
-    Ok(compare(text).unwrap_or_else(|| match text.strip_prefix('!') {
-        Some(key) => Term::Absent(key.trim().to_owned()),
-        None => Term::Exists(text.to_owned()),
-    }))
+    Ok(
+        compare(text).unwrap_or_else(|| match text.strip_prefix('!') {
+            Some(key) => Term::Absent(key.trim().to_owned()),
+            None => Term::Exists(text.to_owned()),
+        }),
+    )
 }
 
 fn field_term(kind: &Kind, text: &str) -> Result<Term, Failure> {
-    let term = compare(text)
-        .ok_or_else(|| Failure::bad_request(format!("invalid selector: '{text}'; can't understand it")))?;
+    let term = compare(text).ok_or_else(|| {
+        Failure::bad_request(format!("invalid selector: '{text}'; can't understand it"))
+    })?;
     let (Term::In(key, _) | Term::NotIn(key, _) | Term::Exists(key) | Term::Absent(key)) = &term;
     let known = matches!(key.as_str(), "metadata.name" | "metadata.namespace")
         || match kind.resource {
@@ -121,5 +143,7 @@ fn field_term(kind: &Kind, text: &str) -> Result<Term, Failure> {
         return Ok(term);
     }
     let only = r#"only "metadata.name", "metadata.namespace""#;
-    Err(Failure::bad_request(format!("\"{key}\" is not a known field selector: {only}")))
+    Err(Failure::bad_request(format!(
+        "\"{key}\" is not a known field selector: {only}"
+    )))
 }

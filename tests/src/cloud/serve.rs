@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, IF_NONE_MATCH, USER_AGENT,
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, IF_NONE_MATCH,
+    USER_AGENT,
 };
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -55,8 +56,12 @@ where
 pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     for number in 0_u64.. {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let Ok((stream, _peer)) = listener.accept().await else { continue };
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _peer)) = listener.accept().await else {
+            continue;
+        };
         let (shared, tls) = (Arc::clone(&shared), tls.clone());
         shared.spawner.clone().spawn(async move {
             // A client that breaks off is no failure of the cloud's.
@@ -66,18 +71,33 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: TlsA
     }
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number: u64) -> anyhow::Result<()> {
+async fn serve(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    number: u64,
+) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let stream = tls.accept(stream).await?;
     let session = stream.get_ref().1;
     let h2 = session.alpn_protocol() == Some(b"h2");
-    let certificate = session.peer_certificates().and_then(|certs| certs.first()).and_then(|cert| {
-        let (user, groups) = pki::names(cert).ok()?;
-        Some(User::new(&user, &groups.iter().map(String::as_str).collect::<Vec<_>>()))
-    });
+    let certificate = session
+        .peer_certificates()
+        .and_then(|certs| certs.first())
+        .and_then(|cert| {
+            let (user, groups) = pki::names(cert).ok()?;
+            Some(User::new(
+                &user,
+                &groups.iter().map(String::as_str).collect::<Vec<_>>(),
+            ))
+        });
     let (broken, leaving) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let caller =
-        Arc::new(Caller { certificate, number, broken: Arc::clone(&broken), leaving: Arc::clone(&leaving) });
+    let caller = Arc::new(Caller {
+        certificate,
+        number,
+        broken: Arc::clone(&broken),
+        leaving: Arc::clone(&leaving),
+    });
     let spawner = shared.spawner.clone();
     let max_streams = shared.options.max_streams;
     let service = service_fn(move |request| {
@@ -85,7 +105,9 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, tls: TlsAcceptor, number:
         async move {
             let (parts, body) = request.into_parts();
             let spawner = shared.spawner.clone();
-            let answer = spawner.guard(Box::pin(respond(&shared, &caller, parts, body))).await;
+            let answer = spawner
+                .guard(Box::pin(respond(&shared, &caller, parts, body)))
+                .await;
             answer.unwrap_or_else(|| Ok(text(500, "the scriptable cloud panicked")))
         }
     });
@@ -130,7 +152,11 @@ struct Caller {
 }
 
 fn header(headers: &HeaderMap, name: &HeaderName) -> String {
-    let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    let values: Vec<&str> = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
     values.join(",")
 }
 
@@ -141,20 +167,30 @@ async fn respond(
     body: Incoming,
 ) -> Result<Answer, h2::Error> {
     let target = Target::parse(&parts.method, &parts.uri);
-    let credential = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let user = shared.rbac.authenticate(credential, caller.certificate.as_ref());
+    let credential = parts
+        .headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let user = shared
+        .rbac
+        .authenticate(credential, caller.certificate.as_ref());
     shared.record.add(Request {
         method: parts.method.to_string(),
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),
-        user: user.as_ref().map(|user| user.name.clone()).unwrap_or_default(),
+        user: user
+            .as_ref()
+            .map(|user| user.name.clone())
+            .unwrap_or_default(),
         user_agent: header(&parts.headers, &USER_AGENT),
         length: header(&parts.headers, &CONTENT_LENGTH),
         protocol: format!("{:?}", parts.version),
         accept: header(&parts.headers, &ACCEPT),
         connection: caller.number,
     });
-    let lie = shared.lies.meet(&target.path, parts.method.as_str(), target.verb);
+    let lie = shared
+        .lies
+        .meet(&target.path, parts.method.as_str(), target.verb);
     let instead = match &lie {
         Some(Lie::Refuse) => return Err(h2::Reason::REFUSED_STREAM.into()),
         Some(Lie::StallUnread) => return Ok(text(200, "").map(|_| never(body))),
@@ -200,8 +236,16 @@ fn dress(shared: &Shared, answer: &mut Answer) {
         set(answer, "cache-control", "no-cache, private");
     }
     if answer.status() != http::StatusCode::UNAUTHORIZED {
-        set(answer, "x-kubernetes-pf-flowschema-uid", &shared.flow_schema);
-        set(answer, "x-kubernetes-pf-prioritylevel-uid", &shared.priority_level);
+        set(
+            answer,
+            "x-kubernetes-pf-flowschema-uid",
+            &shared.flow_schema,
+        );
+        set(
+            answer,
+            "x-kubernetes-pf-prioritylevel-uid",
+            &shared.priority_level,
+        );
     }
     if let Ok(date) = shared.store.now().format(&Rfc2822) {
         set(answer, "date", &date.replace("+0000", "GMT"));
@@ -223,9 +267,14 @@ async fn truth(
         return Ok(found.unwrap_or_else(|| text(404, "404 page not found\n")));
     };
     let Some(kind) = kinds::find(&resource.group, &resource.version, &resource.resource) else {
-        let group =
-            kinds::KINDS.iter().any(|kind| kind.group == resource.group && kind.version == resource.version);
-        return if group { Err(Failure::unknown_resource()) } else { Ok(text(404, "404 page not found\n")) };
+        let group = kinds::KINDS
+            .iter()
+            .any(|kind| kind.group == resource.group && kind.version == resource.version);
+        return if group {
+            Err(Failure::unknown_resource())
+        } else {
+            Ok(text(404, "404 page not found\n"))
+        };
     };
     if !(resource.subresource.is_empty() || (kind.status && resource.subresource == "status")) {
         return Err(Failure::unknown_resource());
@@ -244,14 +293,24 @@ async fn truth(
             _ => write::delete_collection(&collection),
         };
     }
-    let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|_| {
-        let message = format!("Request entity too large: limit is {BODY_LIMIT}");
-        Failure::new(413, "RequestEntityTooLarge", message)
-    })?;
+    let body = Limited::new(body, BODY_LIMIT)
+        .collect()
+        .await
+        .map_err(|_| {
+            let message = format!("Request entity too large: limit is {BODY_LIMIT}");
+            Failure::new(413, "RequestEntityTooLarge", message)
+        })?;
     let body: Bytes = body.to_bytes();
     let content_type = header(headers, &CONTENT_TYPE);
     let content_type = content_type.split(';').next().unwrap_or_default().trim();
-    let write = Write { store, kind, resource, target, content_type, body: &body };
+    let write = Write {
+        store,
+        kind,
+        resource,
+        target,
+        content_type,
+        body: &body,
+    };
     match target.verb {
         "create" if resource.name.is_empty() => write.create(),
         "update" if !resource.name.is_empty() => write.update(),
@@ -282,8 +341,9 @@ fn acceptable(kind: &Kind, accept: &str) -> Result<(), Failure> {
 /// The address that clients dial.
 pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
     use anyhow::Context as _;
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("the cloud cannot listen on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("the cloud cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }

@@ -45,7 +45,10 @@ struct Cause {
     field: String,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
@@ -76,7 +79,13 @@ struct Status<'a> {
 impl Failure {
     /// A failure without details.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Failure {
-        Failure { code, reason, message: message.into(), details: None, next: None }
+        Failure {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+            next: None,
+        }
     }
 
     fn about(mut self, name: &str, group: &str, kind: &str) -> Failure {
@@ -86,7 +95,11 @@ impl Failure {
     }
 
     fn caused(mut self, reason: &'static str, message: &str, field: &str) -> Failure {
-        let cause = Cause { reason, message: message.to_owned(), field: field.to_owned() };
+        let cause = Cause {
+            reason,
+            message: message.to_owned(),
+            field: field.to_owned(),
+        };
         self.details.get_or_insert_default().causes.push(cause);
         self
     }
@@ -117,40 +130,61 @@ impl Failure {
     }
 
     pub(super) fn conflict(kind: &Kind, name: &str) -> Failure {
-        let why =
-            "the object has been modified; please apply your changes to the latest version and try again";
-        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.qualified());
+        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            kind.qualified()
+        );
         Failure::new(409, "Conflict", message).about(name, kind.group, kind.resource)
     }
 
     /// An update whose UID is another object's.
     pub(super) fn uid_of_update(kind: &Kind, name: &str, wanted: &str, found: &str) -> Failure {
-        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}");
-        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.qualified());
+        let why = format!(
+            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+        );
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            kind.qualified()
+        );
         Failure::new(409, "Conflict", message).about(name, kind.group, kind.resource)
     }
 
     /// A delete whose precondition names another object.
-    pub(super) fn delete_precondition(kind: &Kind, name: &str, what: &str, pair: [&str; 2]) -> Failure {
+    pub(super) fn delete_precondition(
+        kind: &Kind,
+        name: &str,
+        what: &str,
+        pair: [&str; 2],
+    ) -> Failure {
         let [wanted, found] = pair;
         let message = format!(
             "Operation cannot be fulfilled on {} \"{name}\": the {what} in the precondition ({wanted}) does not match \
              the {what} in record ({found}). The object might have been {}",
             qualify(kind.kind, kind.group),
-            if what == "UID" { "deleted and then recreated" } else { "modified" },
+            if what == "UID" {
+                "deleted and then recreated"
+            } else {
+                "modified"
+            },
         );
         Failure::new(409, "Conflict", message).about(name, kind.group, kind.kind)
     }
 
     /// 422: a field of the object cannot be so. `why` is e.g. `Required value: …`.
     pub(super) fn invalid(kind: &Kind, name: &str, field: &str, why: &str) -> Failure {
-        let message = format!("{} \"{name}\" is invalid: {field}: {why}", qualify(kind.kind, kind.group));
+        let message = format!(
+            "{} \"{name}\" is invalid: {field}: {why}",
+            qualify(kind.kind, kind.group)
+        );
         let reason = match why.split(':').next() {
             Some("Required value") => "FieldValueRequired",
             Some("Forbidden") => "FieldValueForbidden",
             _ => "FieldValueInvalid",
         };
-        Failure::new(422, "Invalid", message).about(name, kind.group, kind.kind).caused(reason, why, field)
+        Failure::new(422, "Invalid", message)
+            .about(name, kind.group, kind.kind)
+            .caused(reason, why, field)
     }
 
     pub(super) fn list_options(field: &str, why: &str) -> Failure {
@@ -166,22 +200,33 @@ impl Failure {
     }
 
     pub(super) fn unsupported_media(types: &str) -> Failure {
-        let known = "the body of the request was in an unknown format - accepted media types include";
+        let known =
+            "the body of the request was in an unknown format - accepted media types include";
         Failure::new(415, "UnsupportedMediaType", format!("{known}: {types}"))
     }
 
     pub(super) fn not_acceptable(types: &str) -> Failure {
-        Failure::new(406, "NotAcceptable", format!("only the following media types are accepted: {types}"))
+        Failure::new(
+            406,
+            "NotAcceptable",
+            format!("only the following media types are accepted: {types}"),
+        )
     }
 
     pub(super) fn method_not_allowed() -> Failure {
         let message = "the server does not allow this method on the requested resource";
-        Failure { details: Some(Box::default()), ..Failure::new(405, "MethodNotAllowed", message) }
+        Failure {
+            details: Some(Box::default()),
+            ..Failure::new(405, "MethodNotAllowed", message)
+        }
     }
 
     pub(super) fn unknown_resource() -> Failure {
         let message = "the server could not find the requested resource";
-        Failure { details: Some(Box::default()), ..Failure::new(404, "NotFound", message) }
+        Failure {
+            details: Some(Box::default()),
+            ..Failure::new(404, "NotFound", message)
+        }
     }
 
     pub(super) fn forbidden_resource(kind: [&str; 2], name: &str, message: String) -> Failure {
@@ -190,7 +235,10 @@ impl Failure {
     }
 
     pub(super) fn forbidden_path(message: String) -> Failure {
-        Failure { details: Some(Box::default()), ..Failure::new(403, "Forbidden", message) }
+        Failure {
+            details: Some(Box::default()),
+            ..Failure::new(403, "Forbidden", message)
+        }
     }
 
     /// The `Status` body.
@@ -199,7 +247,9 @@ impl Failure {
         write(&Status {
             kind: "Status",
             api_version: "v1",
-            metadata: Meta { next: self.next.as_deref() },
+            metadata: Meta {
+                next: self.next.as_deref(),
+            },
             status: "Failure",
             message: &self.message,
             reason: self.reason,

@@ -52,8 +52,16 @@ pub(super) struct Compacted(pub(super) u64);
 
 impl Store {
     pub(super) fn new(clock_skew: time::Duration) -> Store {
-        let state = State { version: 1_000, compacted: 1_000, ..State::default() };
-        Store { state: Mutex::new(state), changed: watch::Sender::new(1_000), clock_skew }
+        let state = State {
+            version: 1_000,
+            compacted: 1_000,
+            ..State::default()
+        };
+        Store {
+            state: Mutex::new(state),
+            changed: watch::Sender::new(1_000),
+            clock_skew,
+        }
     }
 
     pub(super) fn now(&self) -> OffsetDateTime {
@@ -61,8 +69,12 @@ impl Store {
     }
 
     pub(super) fn timestamp(&self) -> String {
-        let now = self.now().replace_nanosecond(0).unwrap_or_else(|_| self.now());
-        now.format(&Rfc3339).expect("a time of this century can be written")
+        let now = self
+            .now()
+            .replace_nanosecond(0)
+            .unwrap_or_else(|_| self.now());
+        now.format(&Rfc3339)
+            .expect("a time of this century can be written")
     }
 
     pub(super) fn version(&self) -> u64 {
@@ -74,7 +86,12 @@ impl Store {
     }
 
     pub(super) fn get(&self, kind: &'static Kind, key: &Key) -> Option<Arc<Json>> {
-        self.state.lock().objects.get(&(kind.group, kind.resource))?.get(key).cloned()
+        self.state
+            .lock()
+            .objects
+            .get(&(kind.group, kind.resource))?
+            .get(key)
+            .cloned()
     }
 
     /// All objects of a kind, now or as of a version, with that version.
@@ -84,12 +101,23 @@ impl Store {
         at: Option<u64>,
     ) -> Result<(u64, BTreeMap<Key, Arc<Json>>), Compacted> {
         let state = self.state.lock();
-        let mut objects = state.objects.get(&(kind.group, kind.resource)).cloned().unwrap_or_default();
-        let Some(at) = at else { return Ok((state.version, objects)) };
+        let mut objects = state
+            .objects
+            .get(&(kind.group, kind.resource))
+            .cloned()
+            .unwrap_or_default();
+        let Some(at) = at else {
+            return Ok((state.version, objects));
+        };
         if at < state.compacted {
             return Err(Compacted(state.compacted));
         }
-        for event in state.log.iter().rev().take_while(|event| event.version > at).filter(|e| e.kind == kind)
+        for event in state
+            .log
+            .iter()
+            .rev()
+            .take_while(|event| event.version > at)
+            .filter(|e| e.kind == kind)
         {
             match &event.before {
                 Some(before) => objects.insert(event.key.clone(), Arc::clone(before)),
@@ -100,20 +128,33 @@ impl Store {
     }
 
     /// What happened to a kind after a version, and up to which version that is known.
-    pub(super) fn events(&self, kind: &'static Kind, after: u64) -> Result<(u64, Vec<Event>), Compacted> {
+    pub(super) fn events(
+        &self,
+        kind: &'static Kind,
+        after: u64,
+    ) -> Result<(u64, Vec<Event>), Compacted> {
         let state = self.state.lock();
         if after < state.compacted {
             return Err(Compacted(state.compacted));
         }
         let start = state.log.partition_point(|event| event.version <= after);
-        let events = state.log.range(start..).filter(|event| event.kind == kind).cloned().collect();
+        let events = state
+            .log
+            .range(start..)
+            .filter(|event| event.kind == kind)
+            .cloned()
+            .collect();
         Ok((state.version, events))
     }
 
     /// The object before its last change, for a cloud that tells old tales.
     pub(super) fn stale(&self, kind: &'static Kind, key: &Key) -> Option<Arc<Json>> {
         let state = self.state.lock();
-        let last = state.log.iter().rev().find(|event| event.kind == kind && event.key == *key)?;
+        let last = state
+            .log
+            .iter()
+            .rev()
+            .find(|event| event.kind == kind && event.key == *key)?;
         last.before.clone()
     }
 
@@ -135,7 +176,11 @@ impl Store {
     ) -> Result<Arc<Json>, Failure> {
         let mut state = self.state.lock();
         let place = (kind.group, kind.resource);
-        let before = state.objects.get(&place).and_then(|objects| objects.get(key)).cloned();
+        let before = state
+            .objects
+            .get(&place)
+            .and_then(|objects| objects.get(key))
+            .cloned();
         let after = change(before.as_deref())?.map(|object| object.canonical(kind.builtin));
         if let (Some(before), Some(after)) = (&before, &after)
             && **before == *after
@@ -154,10 +199,18 @@ impl Store {
             objects.insert(key.clone(), Arc::clone(&object));
             (Some(Arc::clone(&object)), object)
         } else {
-            let gone = objects.remove(key).ok_or_else(|| Failure::not_found(kind, &key.1))?;
+            let gone = objects
+                .remove(key)
+                .ok_or_else(|| Failure::not_found(kind, &key.1))?;
             (None, gone)
         };
-        state.log.push_back(Event { version, kind, key: key.clone(), after, before });
+        state.log.push_back(Event {
+            version,
+            kind,
+            key: key.clone(),
+            after,
+            before,
+        });
         if state.log.len() > LOG_LIMIT
             && let Some(oldest) = state.log.pop_front()
         {
@@ -183,8 +236,14 @@ impl Store {
             object.set(&["metadata", "generation"], 1_u64);
         }
         if kind.resource == "namespaces" {
-            object.set(&["metadata", "labels", "kubernetes.io/metadata.name"], key.1.as_str());
-            object.set(&["spec", "finalizers"], Json::Array(vec!["kubernetes".into()]));
+            object.set(
+                &["metadata", "labels", "kubernetes.io/metadata.name"],
+                key.1.as_str(),
+            );
+            object.set(
+                &["spec", "finalizers"],
+                Json::Array(vec!["kubernetes".into()]),
+            );
             object.set(&["status", "phase"], "Active");
         }
     }

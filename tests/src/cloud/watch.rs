@@ -40,11 +40,15 @@ pub(super) fn watch(shared: &Arc<Shared>, collection: &Collection<'_>) -> Result
     let target = collection.target;
     let initial = target.parameter("sendInitialEvents");
     if !initial.is_empty() && target.parameter("resourceVersionMatch") != "NotOlderThan" {
-        let why = "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        let why =
+            "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
         return Err(Failure::list_options("resourceVersionMatch", why));
     }
     let version = collection.version()?.unwrap_or(0);
-    let seconds = target.parameter("timeoutSeconds").parse().unwrap_or(DEFAULT_TIMEOUT);
+    let seconds = target
+        .parameter("timeoutSeconds")
+        .parse()
+        .unwrap_or(DEFAULT_TIMEOUT);
     let mut watch = Watch {
         shared: Arc::clone(shared),
         kind: collection.kind,
@@ -93,7 +97,10 @@ impl Watch {
         object.set(&["apiVersion"], self.kind.api_version());
         object.set(&["metadata", "resourceVersion"], self.version.to_string());
         if initial_end {
-            object.set(&["metadata", "annotations", "k8s.io/initial-events-end"], "true");
+            object.set(
+                &["metadata", "annotations", "k8s.io/initial-events-end"],
+                "true",
+            );
         }
         let object = object.canonical(self.kind.builtin);
         self.push("BOOKMARK", &object);
@@ -137,7 +144,8 @@ impl Watch {
             }
             Err(Compacted(oldest)) => {
                 let text = format!("too old resource version: {} ({oldest})", self.version);
-                let status = serde_json::from_slice::<Json>(&Failure::new(410, "Expired", text).body());
+                let status =
+                    serde_json::from_slice::<Json>(&Failure::new(410, "Expired", text).body());
                 self.push("ERROR", &status.unwrap_or(Json::Null));
                 self.over = true;
             }
@@ -148,7 +156,8 @@ impl Watch {
     fn deliver(&mut self, event: &Event) {
         let sees = |object: &Option<Arc<Json>>| {
             object.clone().filter(|object| {
-                (self.namespace.is_empty() || object.text(&["metadata", "namespace"]) == self.namespace)
+                (self.namespace.is_empty()
+                    || object.text(&["metadata", "namespace"]) == self.namespace)
                     && self.selector.matches(object)
             })
         };

@@ -40,12 +40,16 @@ impl Write<'_> {
         let text = String::from_utf8_lossy(self.body);
         let object: Json = serde_json::from_slice(self.body).map_err(|cause| {
             let why = format!("couldn't get version/kind; json parse error: {cause} ({text})");
-            let message =
-                format!("the object provided is unrecognized (must be of type {}): {why}", kind.kind);
+            let message = format!(
+                "the object provided is unrecognized (must be of type {}): {why}",
+                kind.kind
+            );
             Failure::bad_request(message)
         })?;
         let (said, version) = (object.text(&["kind"]), object.text(&["apiVersion"]));
-        if (!said.is_empty() && said != kind.kind) || (!version.is_empty() && version != kind.api_version()) {
+        if (!said.is_empty() && said != kind.kind)
+            || (!version.is_empty() && version != kind.api_version())
+        {
             let message = format!(
                 "{version}, Kind={said} in body does not match {}, Kind={}",
                 kind.api_version(),
@@ -55,8 +59,7 @@ impl Write<'_> {
         }
         let namespace = object.text(&["metadata", "namespace"]);
         if kind.namespaced && !namespace.is_empty() && namespace != self.resource.namespace {
-            let message =
-                "the namespace of the provided object does not match the namespace sent on the request";
+            let message = "the namespace of the provided object does not match the namespace sent on the request";
             return Err(Failure::bad_request(message));
         }
         Ok(object)
@@ -70,18 +73,28 @@ impl Write<'_> {
         if name.is_empty() && !prefix.is_empty() {
             let letters = b"bcdfghjklmnpqrstvwxz2456789";
             let letter = |byte: u8| char::from(letters[usize::from(byte) % letters.len()]);
-            name = prefix.chars().chain(pki::random::<5>().map(letter)).collect();
+            name = prefix
+                .chars()
+                .chain(pki::random::<5>().map(letter))
+                .collect();
         }
         if name.is_empty() {
             let why = "Required value: name or generateName is required";
             return Err(Failure::invalid(kind, "", "metadata.name", why));
         }
         if !matches!(object.text(&["metadata", "resourceVersion"]), "" | "0") {
-            return Err(Failure::new(500, "", "resourceVersion should not be set on objects to be created"));
+            return Err(Failure::new(
+                500,
+                "",
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         let key = key(kind, &self.resource.namespace, &name);
         if let Some(namespaces) = kinds::find("", "v1", "namespaces").filter(|_| kind.namespaced)
-            && self.store.get(namespaces, &(String::new(), key.0.clone())).is_none()
+            && self
+                .store
+                .get(namespaces, &(String::new(), key.0.clone()))
+                .is_none()
         {
             return Err(Failure::not_found(namespaces, &key.0));
         }
@@ -101,7 +114,12 @@ impl Write<'_> {
         let version = object.text(&["metadata", "resourceVersion"]);
         if !self.kind.builtin && matches!(version, "" | "0") {
             let why = "Invalid value: 0: must be specified for an update";
-            return Err(Failure::invalid(self.kind, &self.resource.name, "metadata.resourceVersion", why));
+            return Err(Failure::invalid(
+                self.kind,
+                &self.resource.name,
+                "metadata.resourceVersion",
+                why,
+            ));
         }
         self.replace(|_| Ok(object))
     }
@@ -126,14 +144,20 @@ impl Write<'_> {
     }
 
     /// Puts another object in the place of the present one, if versions and UIDs agree.
-    fn replace(&self, make: impl FnOnce(&Json) -> Result<Json, Failure>) -> Result<Answer, Failure> {
+    fn replace(
+        &self,
+        make: impl FnOnce(&Json) -> Result<Json, Failure>,
+    ) -> Result<Answer, Failure> {
         let (kind, key) = (self.kind, self.key());
         let mut dry = None;
         let result = self.store.change(kind, &key, |present| {
             let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
             let object = make(present)?;
             let differs = |field: &str| {
-                let (wanted, found) = (object.text(&["metadata", field]), present.text(&["metadata", field]));
+                let (wanted, found) = (
+                    object.text(&["metadata", field]),
+                    present.text(&["metadata", field]),
+                );
                 (!matches!(wanted, "" | "0") && wanted != found)
                     .then(|| (wanted.to_owned(), found.to_owned()))
             };
@@ -144,8 +168,9 @@ impl Write<'_> {
                 return Err(Failure::conflict(kind, &key.1));
             }
             if let Some((wanted, found)) = differs("name") {
-                let why =
-                    format!("the name of the object ({wanted}) does not match the name on the URL ({found})");
+                let why = format!(
+                    "the name of the object ({wanted}) does not match the name on the URL ({found})"
+                );
                 return Err(Failure::bad_request(why));
             }
             let object = self.settle(present, object);
@@ -157,7 +182,12 @@ impl Write<'_> {
             let dying = !object.text(&["metadata", "deletionTimestamp"]).is_empty();
             Ok((!(dying && finalizers(&object) == 0 && finalizers(present) > 0)).then_some(object))
         })?;
-        Ok(one(200, &dry.map_or(result.as_ref().clone(), |object| object.canonical(kind.builtin))))
+        Ok(one(
+            200,
+            &dry.map_or(result.as_ref().clone(), |object| {
+                object.canonical(kind.builtin)
+            }),
+        ))
     }
 
     /// Keeps what clients can't change: identity, and status or spec, depending on the subresource.
@@ -186,16 +216,26 @@ impl Write<'_> {
             _ => kind.status && name == "status",
         };
         if let Json::Object(entries) = &mut object {
-            entries.retain(|(name, _)| matches!(name.as_str(), "kind" | "apiVersion") || !kept(name));
+            entries
+                .retain(|(name, _)| matches!(name.as_str(), "kind" | "apiVersion") || !kept(name));
         }
         for (name, value) in present.entries().iter().filter(|(name, _)| kept(name)) {
             object.set(&[name], value.clone());
         }
-        let object_spec = |object: &Json| object.clone().canonical(kind.builtin).at(&["spec"]).cloned();
+        let object_spec = |object: &Json| {
+            object
+                .clone()
+                .canonical(kind.builtin)
+                .at(&["spec"])
+                .cloned()
+        };
         if let Some(Json::Number(number)) = present.at(&["metadata", "generation"])
             && object_spec(present) != object_spec(&object)
         {
-            object.set(&["metadata", "generation"], number.as_u64().unwrap_or(0) + 1);
+            object.set(
+                &["metadata", "generation"],
+                number.as_u64().unwrap_or(0) + 1,
+            );
         }
         object
     }
@@ -211,15 +251,25 @@ impl Write<'_> {
         let result = self.store.change(kind, &key, |present| {
             let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
             for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
-                let (wanted, found) =
-                    (options.text(&["preconditions", field]), present.text(&["metadata", field]));
+                let (wanted, found) = (
+                    options.text(&["preconditions", field]),
+                    present.text(&["metadata", field]),
+                );
                 if !wanted.is_empty() && wanted != found {
-                    return Err(Failure::delete_precondition(kind, &key.1, what, [wanted, found]));
+                    return Err(Failure::delete_precondition(
+                        kind,
+                        &key.1,
+                        what,
+                        [wanted, found],
+                    ));
                 }
             }
-            let scheduled = kind.resource == "pods" && !present.text(&["spec", "nodeName"]).is_empty();
+            let scheduled =
+                kind.resource == "pods" && !present.text(&["spec", "nodeName"]).is_empty();
             graceful = (scheduled && grace != Some(0)) || finalizers(present) > 0;
-            if self.dry() || (graceful && !present.text(&["metadata", "deletionTimestamp"]).is_empty()) {
+            if self.dry()
+                || (graceful && !present.text(&["metadata", "deletionTimestamp"]).is_empty())
+            {
                 return Ok(Some(present.clone()));
             }
             let mut dying = present.clone();
@@ -233,14 +283,19 @@ impl Write<'_> {
         if graceful || kind.resource == "pods" {
             return Ok(one(200, &result));
         }
-        Ok(json(200, deleted(kind, &key.1, result.text(&["metadata", "uid"]))))
+        Ok(json(
+            200,
+            deleted(kind, &key.1, result.text(&["metadata", "uid"])),
+        ))
     }
 }
 
 /// Deletes all that a collection selects, and answers with it.
 pub(super) fn delete_collection(collection: &Collection<'_>) -> Result<Answer, Failure> {
     let (store, kind) = (collection.store, collection.kind);
-    let Ok((_, objects)) = store.list(kind, None) else { unreachable!("the present is never compacted") };
+    let Ok((_, objects)) = store.list(kind, None) else {
+        unreachable!("the present is never compacted")
+    };
     let mut gone = Vec::new();
     for (key, _) in collection.select(objects) {
         gone.push(store.change(kind, &key, |_| Ok(None))?);
@@ -249,7 +304,14 @@ pub(super) fn delete_collection(collection: &Collection<'_>) -> Result<Answer, F
 }
 
 pub(super) fn key(kind: &Kind, namespace: &str, name: &str) -> Key {
-    (if kind.namespaced { namespace.to_owned() } else { String::new() }, name.to_owned())
+    (
+        if kind.namespaced {
+            namespace.to_owned()
+        } else {
+            String::new()
+        },
+        name.to_owned(),
+    )
 }
 
 fn finalizers(object: &Json) -> usize {
@@ -291,7 +353,9 @@ fn merge(object: &mut Json, patch: Json, strategic: bool) {
 fn merge_items(mut present: Vec<Json>, items: Vec<Json>) -> Json {
     let known = present.len();
     for item in items {
-        let same = present[..known].iter_mut().find(|one| one.text(&["type"]) == item.text(&["type"]));
+        let same = present[..known]
+            .iter_mut()
+            .find(|one| one.text(&["type"]) == item.text(&["type"]));
         match same {
             Some(same) => merge(same, item, true),
             None if item.entries().iter().any(|(name, _)| name.starts_with('$')) => {}

@@ -67,10 +67,14 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> anyhow::Result<Fault> {
         let text = text.trim();
-        let (word, value) = text.split_once('=').map_or((text, None), |(word, value)| (word, Some(value)));
+        let (word, value) = text
+            .split_once('=')
+            .map_or((text, None), |(word, value)| (word, Some(value)));
         let number = || -> anyhow::Result<u64> {
             let value = value.with_context(|| format!("{word} needs a number: {word}=N"))?;
-            value.parse().with_context(|| format!("{word}={value}: not a number"))
+            value
+                .parse()
+                .with_context(|| format!("{word}={value}: not a number"))
         };
         Ok(match (word, value) {
             ("none", None) => Fault::None,
@@ -189,7 +193,8 @@ impl FaultProxy {
         let worker = Worker::start("fault", netns)?;
         let spawner = worker.spawner().clone();
         let bound = spawner.run(async move { TcpListener::bind(listen).await });
-        let listener = bound.with_context(|| format!("the fault proxy cannot listen on {listen}"))?;
+        let listener =
+            bound.with_context(|| format!("the fault proxy cannot listen on {listen}"))?;
         let address = listener.local_addr()?;
         let (orders, received) = mpsc::channel(16);
         let (publish, state) = watch::channel(State::default());
@@ -203,7 +208,16 @@ impl FaultProxy {
             slots: Arc::new(Semaphore::new(CONNECTIONS)),
         };
         spawner.spawn(gate.run(listener, received));
-        Ok(FaultProxy { handle: Handle { address, orders, state, counters, spawner }, worker })
+        Ok(FaultProxy {
+            handle: Handle {
+                address,
+                orders,
+                state,
+                counters,
+                spawner,
+            },
+            worker,
+        })
     }
 
     /// A hand on it that outlives borrows.
@@ -248,7 +262,10 @@ impl Handle {
     /// The same for callers in async code.
     pub async fn order(&self, fault: Fault) -> anyhow::Result<()> {
         let (done, result) = oneshot::channel();
-        self.orders.send(Order { fault, done }).await.context("the fault proxy has ended")?;
+        self.orders
+            .send(Order { fault, done })
+            .await
+            .context("the fault proxy has ended")?;
         result.await.context("the fault proxy has ended")?
     }
 
@@ -262,8 +279,18 @@ impl Handle {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counters { up, down, accepted, open } = &*self.counters;
-        Stats { bytes_up: read(up), bytes_down: read(down), connections: read(accepted), open: read(open) }
+        let Counters {
+            up,
+            down,
+            accepted,
+            open,
+        } = &*self.counters;
+        Stats {
+            bytes_up: read(up),
+            bytes_down: read(down),
+            connections: read(accepted),
+            open: read(open),
+        }
     }
 }
 
@@ -302,12 +329,18 @@ impl Gate {
         }
     }
 
-    async fn carry_out(&self, fault: Fault, listener: &mut Option<TcpListener>) -> anyhow::Result<()> {
+    async fn carry_out(
+        &self,
+        fault: Fault,
+        listener: &mut Option<TcpListener>,
+    ) -> anyhow::Result<()> {
         if fault == Fault::Refuse {
             *listener = None;
         } else if listener.is_none() {
             let bound = TcpListener::bind(self.address).await;
-            *listener = Some(bound.with_context(|| format!("{} was taken while it refused", self.address))?);
+            *listener = Some(
+                bound.with_context(|| format!("{} was taken while it refused", self.address))?,
+            );
         }
         self.publish.send_modify(|state| {
             let once = matches!(fault, Fault::Reset | Fault::Forget(_));
@@ -324,7 +357,9 @@ impl Gate {
     }
 
     fn admit(&self, client: TcpStream) {
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else { return };
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            return;
+        };
         let (upstream, counters) = (self.upstream, Arc::clone(&self.counters));
         let state = self.publish.subscribe();
         let number = counters.accepted.fetch_add(1, Ordering::Relaxed);

@@ -34,11 +34,17 @@ pub(super) async fn link(
 ) {
     let resets = state.borrow().resets;
     let mut told = state.clone();
-    let reset = async { told.wait_for(|state| state.resets != resets).await.map(drop) };
+    let reset = async {
+        told.wait_for(|state| state.resets != resets)
+            .await
+            .map(drop)
+    };
     tokio::pin!(reset);
     let mut opening = state.clone();
     let connect = async {
-        let _ = opening.wait_for(|state| !state.holds(Direction::Up, number)).await;
+        let _ = opening
+            .wait_for(|state| !state.holds(Direction::Up, number))
+            .await;
         TcpStream::connect(upstream).await
     };
     let cloud = tokio::select! {
@@ -49,8 +55,18 @@ pub(super) async fn link(
         },
     };
     let _ = (client.set_nodelay(true), cloud.set_nodelay(true));
-    let up = pump([&client, &cloud], Direction::Up, (number, state.clone()), counters);
-    let down = pump([&cloud, &client], Direction::Down, (number, state), counters);
+    let up = pump(
+        [&client, &cloud],
+        Direction::Up,
+        (number, state.clone()),
+        counters,
+    );
+    let down = pump(
+        [&cloud, &client],
+        Direction::Down,
+        (number, state),
+        counters,
+    );
     tokio::select! {
         _ = &mut reset => abort(&[&client, &cloud]),
         ended = async { tokio::try_join!(up, down) } => match ended {
@@ -107,8 +123,11 @@ async fn take(
 ) -> Result<(), End> {
     let mut buffer = vec![0; PIECE];
     loop {
-        let fault =
-            state.wait_for(|state| !state.holds(direction, number)).await.map_err(|_| End::Broken)?.fault;
+        let fault = state
+            .wait_for(|state| !state.holds(direction, number))
+            .await
+            .map_err(|_| End::Broken)?
+            .fault;
         tokio::select! {
             biased;
             _ = state.changed() => continue,
@@ -117,8 +136,15 @@ async fn take(
         match from.try_read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(count) => {
-                let delay = if let Fault::Delay(delay) = fault { delay } else { Duration::ZERO };
-                let piece = (Instant::now() + delay, Bytes::copy_from_slice(&buffer[..count]));
+                let delay = if let Fault::Delay(delay) = fault {
+                    delay
+                } else {
+                    Duration::ZERO
+                };
+                let piece = (
+                    Instant::now() + delay,
+                    Bytes::copy_from_slice(&buffer[..count]),
+                );
                 pieces.send(piece).await.map_err(|_| End::Broken)?;
             }
             Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -135,18 +161,28 @@ async fn give(
     counters: &Counters,
 ) -> Result<(), End> {
     let (mut setting, mut budget) = (0, 0);
-    let counter = if direction == Direction::Up { &counters.up } else { &counters.down };
+    let counter = if direction == Direction::Up {
+        &counters.up
+    } else {
+        &counters.down
+    };
     while let Some((due, mut piece)) = pieces.recv().await {
         // tokio's clock ticks in milliseconds: even a moment that is past would cost one or two.
         if due > Instant::now() {
             sleep_until(due).await;
         }
         while !piece.is_empty() {
-            let now =
-                *state.wait_for(|state| !state.holds(direction, number)).await.map_err(|_| End::Broken)?;
+            let now = *state
+                .wait_for(|state| !state.holds(direction, number))
+                .await
+                .map_err(|_| End::Broken)?;
             if now.setting != setting {
                 setting = now.setting;
-                budget = if let Fault::CutAfter(bytes) = now.fault { bytes } else { 0 };
+                budget = if let Fault::CutAfter(bytes) = now.fault {
+                    bytes
+                } else {
+                    0
+                };
             }
             let cut = direction == Direction::Down && matches!(now.fault, Fault::CutAfter(_));
             if cut && budget == 0 {

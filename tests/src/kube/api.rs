@@ -26,7 +26,10 @@ impl Api {
         options.keep = true;
         // The first requests of a fresh API server take long on a busy machine.
         options.patience = Duration::from_secs(30);
-        Ok(Self { client: Client::new(options.clone())?, options })
+        Ok(Self {
+            client: Client::new(options.clone())?,
+            options,
+        })
     }
 
     /// The same once more, with a connection of its own.
@@ -41,7 +44,12 @@ impl Api {
     ///
     /// # Errors
     /// No connection, or no answer.
-    pub fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Answer> {
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<Answer> {
         self.request_as("application/json", (method, path), body)
     }
 
@@ -51,12 +59,15 @@ impl Api {
         (method, path): (&str, &str),
         body: Option<(&str, &Value)>,
     ) -> Result<Answer> {
-        let request = Request::builder().method(method).uri(path).header("accept", accept);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("accept", accept);
         self.client.send(match body {
             None => request.body(Vec::new())?,
-            Some((media_type, value)) => {
-                request.header("content-type", media_type).body(serde_json::to_vec(value)?)?
-            }
+            Some((media_type, value)) => request
+                .header("content-type", media_type)
+                .body(serde_json::to_vec(value)?)?,
         })
     }
 
@@ -73,7 +84,11 @@ impl Api {
     /// # Errors
     /// Any other status, or no answer.
     pub fn create(&self, path: &str, object: &Value) -> Result<Value> {
-        success("POST", path, &self.request("POST", path, Some(("application/json", object)))?)
+        success(
+            "POST",
+            path,
+            &self.request("POST", path, Some(("application/json", object)))?,
+        )
     }
 
     /// PATCH as a JSON merge patch; a failure unless 2xx.
@@ -98,7 +113,12 @@ impl Api {
     ///
     /// # Errors
     /// Another refusal, or still refused after the deadline.
-    pub fn create_when_possible(&self, path: &str, object: &Value, patience: Duration) -> Result<Value> {
+    pub fn create_when_possible(
+        &self,
+        path: &str,
+        object: &Value,
+        patience: Duration,
+    ) -> Result<Value> {
         let mut last = String::new();
         eventually(patience, "what the object needs is there", || {
             let answer = self.request("POST", path, Some(("application/json", object)));
@@ -117,7 +137,12 @@ impl Api {
     ///
     /// # Errors
     /// Not so after the deadline; the last answer is in the message.
-    pub fn wait(&self, path: &str, patience: Duration, enough: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub fn wait(
+        &self,
+        path: &str,
+        patience: Duration,
+        enough: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         self.wait_as("application/json", path, patience, enough)
     }
 
@@ -144,7 +169,12 @@ impl Api {
             last = answer.map_or_else(|cause| format!("{cause:#}"), |answer| answer.text());
             None
         })
-        .with_context(|| format!("GET {path}: {}", last.chars().take(2000).collect::<String>()))
+        .with_context(|| {
+            format!(
+                "GET {path}: {}",
+                last.chars().take(2000).collect::<String>()
+            )
+        })
     }
 
     /// A token of a service account, by TokenRequest.
@@ -158,7 +188,9 @@ impl Api {
             "spec": {"audiences": [], "expirationSeconds": 86_400},
         });
         let answer = self.create(&path, &request)?;
-        let token = answer["status"]["token"].as_str().context("a TokenRequest without a token")?;
+        let token = answer["status"]["token"]
+            .as_str()
+            .context("a TokenRequest without a token")?;
         Ok(token.to_owned())
     }
 }
@@ -167,6 +199,8 @@ fn success(method: &str, path: &str, answer: &Answer) -> Result<Value> {
     if (200..300).contains(&answer.status) {
         return Ok(answer.json());
     }
-    let message = answer.json()["message"].as_str().map_or_else(|| answer.text(), str::to_owned);
+    let message = answer.json()["message"]
+        .as_str()
+        .map_or_else(|| answer.text(), str::to_owned);
     bail!("{method} {path}: {}: {message}", answer.status)
 }

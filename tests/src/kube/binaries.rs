@@ -46,12 +46,19 @@ impl Binaries {
             let folder = PathBuf::from(folder);
             for program in ["kube-apiserver", "etcd"] {
                 if !folder.join(program).is_file() {
-                    bail!("KUBEBUILDER_ASSETS={}: there is no {program} in it", folder.display());
+                    bail!(
+                        "KUBEBUILDER_ASSETS={}: there is no {program} in it",
+                        folder.display()
+                    );
                 }
             }
             return Ok(Ok(Self::Assets(folder)));
         }
-        let go = Command::new("go").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let go = Command::new("go")
+            .arg("version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         if !go.is_ok_and(|status| status.success()) {
             return Ok(Err(Unavailable(
                 "the real kube-apiserver is built with Go: install Go 1.24 or newer (https://go.dev/dl/), or set \
@@ -72,7 +79,10 @@ impl Binaries {
             }
             Self::Assets(folder) => {
                 let mut command = Command::new(folder.join("etcd"));
-                command.arg("--data-dir").arg(dir).args(["--unsafe-no-fsync", "--log-level=warn"]);
+                command
+                    .arg("--data-dir")
+                    .arg(dir)
+                    .args(["--unsafe-no-fsync", "--log-level=warn"]);
                 command
                     .arg(format!("--listen-client-urls={url}"))
                     .arg(format!("--advertise-client-urls={url}"));
@@ -125,7 +135,10 @@ fn build() -> Result<PathBuf> {
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .context("locking the build of the real kube-apiserver")?;
-    if !PROGRAMS.iter().all(|program| is_newer(&folder.join(program), &source)) {
+    if !PROGRAMS
+        .iter()
+        .all(|program| is_newer(&folder.join(program), &source))
+    {
         run_go(&source, &folder)?;
     }
     Ok(folder)
@@ -134,20 +147,33 @@ fn build() -> Result<PathBuf> {
 /// The program is newer than each of its sources: then Go need not be asked (which costs seconds).
 fn is_newer(program: &Path, source: &Path) -> bool {
     let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
-    let Ok(built) = modified(program) else { return false };
+    let Ok(built) = modified(program) else {
+        return false;
+    };
     // This file too: the flags are in it.
     let flags = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kube/binaries.rs");
     let files = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let sources = files(source.into()).chain(files(source.join("pod"))).map(|entry| entry.path());
+    let sources = files(source.into())
+        .chain(files(source.join("pod")))
+        .map(|entry| entry.path());
     let mut sources = sources.filter(|path| path.is_file()).chain([flags]);
     sources.all(|path| modified(&path).is_ok_and(|changed| changed < built))
 }
 
 fn run_go(source: &Path, folder: &Path) -> Result<()> {
     let started = Instant::now();
-    say(format_args!("building the real kube-apiserver (tests/kube): about 5 minutes the first time"));
+    say(format_args!(
+        "building the real kube-apiserver (tests/kube): about 5 minutes the first time"
+    ));
     let mut child = Command::new("go")
-        .args(["build", "-v", "-trimpath", "-buildvcs=false", LINK_FLAGS, "-o"])
+        .args([
+            "build",
+            "-v",
+            "-trimpath",
+            "-buildvcs=false",
+            LINK_FLAGS,
+            "-o",
+        ])
         .arg(folder)
         .args([".", "./pod"])
         // Static: `pod` is alone in its image.
@@ -166,7 +192,10 @@ fn run_go(source: &Path, folder: &Path) -> Result<()> {
         lines += 1;
         if said.elapsed() > Duration::from_secs(10) {
             said = Instant::now();
-            say(format_args!("  {:>4} s, {lines} steps: {line}", started.elapsed().as_secs()));
+            say(format_args!(
+                "  {:>4} s, {lines} steps: {line}",
+                started.elapsed().as_secs()
+            ));
         }
         last.push(line);
         if last.len() > 20 {
@@ -184,7 +213,9 @@ fn run_go(source: &Path, folder: &Path) -> Result<()> {
     say(format_args!("built in {} s", started.elapsed().as_secs()));
     // Go leaves an unchanged output's time alone; what we compare with is when it was last known to be right.
     for program in PROGRAMS {
-        let built = std::fs::File::options().append(true).open(folder.join(program))?;
+        let built = std::fs::File::options()
+            .append(true)
+            .open(folder.join(program))?;
         built.set_modified(std::time::SystemTime::now())?;
     }
     Ok(())
@@ -198,8 +229,9 @@ fn say(line: fmt::Arguments<'_>) {
 /// The target directory that the running program was built into: the parent of its profile's folder.
 fn target_directory() -> PathBuf {
     let built = std::env::current_exe().ok().and_then(|program| {
-        let profile =
-            program.ancestors().find(|folder| folder.ends_with("debug") || folder.ends_with("release"))?;
+        let profile = program
+            .ancestors()
+            .find(|folder| folder.ends_with("debug") || folder.ends_with("release"))?;
         profile.parent().map(Path::to_owned)
     });
     built.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"))

@@ -30,11 +30,26 @@ const RESOURCES: [Resource; 22] = [
     Resource("ipamhandles", "IPAMHandle", false, false),
     Resource("ippools", "IPPool", false, true),
     Resource("ipreservations", "IPReservation", false, false),
-    Resource("kubecontrollersconfigurations", "KubeControllersConfiguration", false, true),
+    Resource(
+        "kubecontrollersconfigurations",
+        "KubeControllersConfiguration",
+        false,
+        true,
+    ),
     Resource("networkpolicies", "NetworkPolicy", true, false),
     Resource("networksets", "NetworkSet", true, false),
-    Resource("stagedglobalnetworkpolicies", "StagedGlobalNetworkPolicy", false, false),
-    Resource("stagedkubernetesnetworkpolicies", "StagedKubernetesNetworkPolicy", true, false),
+    Resource(
+        "stagedglobalnetworkpolicies",
+        "StagedGlobalNetworkPolicy",
+        false,
+        false,
+    ),
+    Resource(
+        "stagedkubernetesnetworkpolicies",
+        "StagedKubernetesNetworkPolicy",
+        true,
+        false,
+    ),
     Resource("stagednetworkpolicies", "StagedNetworkPolicy", true, false),
     Resource("tiers", "Tier", false, true),
 ];
@@ -44,13 +59,20 @@ const RESOURCES: [Resource; 22] = [
 /// # Errors
 /// The API server refuses one, or doesn't serve them within a minute.
 pub fn register(api: &Api) -> Result<()> {
-    let mut definitions: Vec<Value> =
-        RESOURCES.iter().map(|resource| definition("crd.projectcalico.org", "v1", resource)).collect();
+    let mut definitions: Vec<Value> = RESOURCES
+        .iter()
+        .map(|resource| definition("crd.projectcalico.org", "v1", resource))
+        .collect();
     // Calico's manifests bring the upstream network policy API along.
     let mut policies = definition(
         "policy.networking.k8s.io",
         "v1alpha2",
-        &Resource("clusternetworkpolicies", "ClusterNetworkPolicy", false, true),
+        &Resource(
+            "clusternetworkpolicies",
+            "ClusterNetworkPolicy",
+            false,
+            true,
+        ),
     );
     policies["spec"]["names"]["shortNames"] = json!(["cnp"]);
     policies["metadata"]["annotations"] = json!({"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/network-policy-api/pull/300"});
@@ -63,7 +85,11 @@ pub fn register(api: &Api) -> Result<()> {
     until_discovered(api, "policy.networking.k8s.io", "v1alpha2", 1)?;
     // Until a resource's watch cache is filled, its lists are answered with 429 "storage is (re)initializing".
     for Resource(plural, ..) in &RESOURCES {
-        api.wait(&format!("/apis/crd.projectcalico.org/v1/{plural}"), PATIENCE, |_| true)?;
+        api.wait(
+            &format!("/apis/crd.projectcalico.org/v1/{plural}"),
+            PATIENCE,
+            |_| true,
+        )?;
     }
     Ok(())
 }
@@ -71,12 +97,16 @@ pub fn register(api: &Api) -> Result<()> {
 /// Both forms of discovery show the group with so many resources; each is brought up to date by itself.
 fn until_discovered(api: &Api, group: &str, version: &str, count: usize) -> Result<()> {
     api.wait(&format!("/apis/{group}/{version}"), PATIENCE, |list| {
-        list["resources"].as_array().is_some_and(|all| count_whole(all) == count)
+        list["resources"]
+            .as_array()
+            .is_some_and(|all| count_whole(all) == count)
     })?;
     let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
     api.wait_as(aggregated, "/apis", PATIENCE, |list| {
         let of_group = |item: &&Value| item["metadata"]["name"] == group;
-        let item = list["items"].as_array().and_then(|items| items.iter().find(of_group));
+        let item = list["items"]
+            .as_array()
+            .and_then(|items| items.iter().find(of_group));
         item.and_then(|item| item["versions"][0]["resources"].as_array())
             .is_some_and(|all| all.len() == count)
     })?;
@@ -85,7 +115,10 @@ fn until_discovered(api: &Api, group: &str, version: &str, count: usize) -> Resu
 
 /// Resources of a plain APIResourceList, without the subresources.
 fn count_whole(resources: &[Value]) -> usize {
-    resources.iter().filter(|one| !one["name"].as_str().unwrap_or("/").contains('/')).count()
+    resources
+        .iter()
+        .filter(|one| !one["name"].as_str().unwrap_or("/").contains('/'))
+        .count()
 }
 
 fn definition(group: &str, version: &str, resource: &Resource) -> Value {
@@ -145,7 +178,11 @@ pub fn grant(api: &Api) -> Result<()> {
 /// A service account, as soon as its namespace is there.
 pub(super) fn account(api: &Api, namespace: &str, name: &str) -> Result<Value> {
     let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
-    api.create_when_possible(&format!("/api/v1/namespaces/{namespace}/serviceaccounts"), &object, PATIENCE)
+    api.create_when_possible(
+        &format!("/api/v1/namespaces/{namespace}/serviceaccounts"),
+        &object,
+        PATIENCE,
+    )
 }
 
 /// Gives a cluster role to a service account of kube-system.
@@ -155,7 +192,10 @@ pub(super) fn bind(api: &Api, role: &str, account: &str) -> Result<()> {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
         "subjects": [{"kind": "ServiceAccount", "namespace": "kube-system", "name": account}],
     });
-    api.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding)?;
+    api.create(
+        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+        &binding,
+    )?;
     Ok(())
 }
 
@@ -185,7 +225,8 @@ pub fn install(api: &Api) -> Result<()> {
 /// Creates an object as `kubectl apply` does: with its annotation and under its field manager's name.
 pub(super) fn apply(api: &Api, path: &str, mut object: Value) -> Result<()> {
     let applied = format!("{object}\n");
-    object["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] = json!(applied);
+    object["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] =
+        json!(applied);
     let path = format!("{path}?fieldManager=kubectl-client-side-apply");
     api.create_when_possible(&path, &object, PATIENCE)?;
     Ok(())

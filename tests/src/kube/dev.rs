@@ -13,7 +13,10 @@ use crate::dev::{Access, Front, Place, wait_for_the_end};
 /// # Errors
 /// The control plane can't be built or started, or an address is taken.
 pub fn run(place: &Place) -> Result<()> {
-    let _ = writeln!(std::io::stderr().lock(), "starting the real kube-apiserver …");
+    let _ = writeln!(
+        std::io::stderr().lock(),
+        "starting the real kube-apiserver …"
+    );
     let cloud = KubeCloud::start(Options::default())?;
     let front = Front::start(place, cloud.address(), None)?;
     front.announce(

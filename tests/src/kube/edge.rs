@@ -43,16 +43,27 @@ impl Edge {
         if !require::root() {
             return Ok(None);
         }
-        let Some(binaries) = binaries()? else { return Ok(None) };
+        let Some(binaries) = binaries()? else {
+            return Ok(None);
+        };
         let turn = TURN.lock();
         let netns = Netns::new("edge")?;
-        let options = Options { netns: Some(netns.clone()), ..Options::default() };
+        let options = Options {
+            netns: Some(netns.clone()),
+            ..Options::default()
+        };
         let cloud = KubeCloud::start_with(&binaries, options)?;
         let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address(), Some(&netns))?;
         let mut options = daemon::Options::new(&fault.url(), cloud.ca(), Some(&netns));
         options.bpffs = true;
         let daemon = Daemon::start(options)?;
-        Ok(Some(Self { daemon, fault, cloud, netns, _turn: turn }))
+        Ok(Some(Self {
+            daemon,
+            fault,
+            cloud,
+            netns,
+            _turn: turn,
+        }))
     }
 
     /// Runs a test on a node of its own; shows hublet's log when it fails.
@@ -60,7 +71,9 @@ impl Edge {
     /// # Errors
     /// The test's, or as [`Edge::start`].
     pub fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        let Some(edge) = Self::start()? else { return Ok(()) };
+        let Some(edge) = Self::start()? else {
+            return Ok(());
+        };
         test(&edge).inspect_err(|_| eprintln!("hublet's log:\n{}", edge.daemon.log()))
     }
 
@@ -74,7 +87,9 @@ impl Edge {
         eventually(MENDED, "the cloud answers again", || {
             let answer = client.get(path);
             last = format!("{answer:?}");
-            answer.ok().filter(|answer| answer.header("x-hublet-source") == "cloud")
+            answer
+                .ok()
+                .filter(|answer| answer.header("x-hublet-source") == "cloud")
         })
         .with_context(|| format!("GET {path} after the mend: {last}"))
     }

@@ -47,13 +47,18 @@ impl Ports {
     pub(super) fn choose(netns: Option<&Netns>) -> Result<Self> {
         let listeners = super::within(netns, || {
             [(); 2].map(|()| {
-                TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|one| one.local_addr().map(|a| (one, a)))
+                TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                    .and_then(|one| one.local_addr().map(|a| (one, a)))
             })
         });
         // Both listeners live until here, so that the ports differ.
-        let [etcd, apiserver] = listeners
-            .map(|one| one.context("no free port on 127.0.0.1: is `lo` up in this network namespace?"));
-        Ok(Self { etcd: etcd?.1.port(), apiserver: apiserver?.1.port() })
+        let [etcd, apiserver] = listeners.map(|one| {
+            one.context("no free port on 127.0.0.1: is `lo` up in this network namespace?")
+        });
+        Ok(Self {
+            etcd: etcd?.1.port(),
+            apiserver: apiserver?.1.port(),
+        })
     }
 
     pub(super) fn etcd_url(&self) -> String {
@@ -74,9 +79,15 @@ pub(super) fn write_files(dir: &Path, authority: &Ca, addresses: &[IpAddr]) -> R
     write("ca.crt", authority.pem())?;
     write("ca.key", &authority.key_pem())?;
     let further: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    let names: Vec<&str> = SERVED.into_iter().chain(further.iter().map(String::as_str)).collect();
+    let names: Vec<&str> = SERVED
+        .into_iter()
+        .chain(further.iter().map(String::as_str))
+        .collect();
     pair("apiserver", &authority.server("kube-apiserver", &names)?)?;
-    pair("kubelet-client", &authority.client("kube-apiserver-kubelet-client", &["system:masters"])?)?;
+    pair(
+        "kubelet-client",
+        &authority.client("kube-apiserver-kubelet-client", &["system:masters"])?,
+    )?;
     // The key pair that signs service account tokens.
     let key = rcgen::KeyPair::generate()?;
     write("sa.key", &key.serialize_pem())?;
@@ -106,7 +117,10 @@ pub(super) fn apiserver(binaries: &Binaries, dir: &Path, ports: &Ports) -> Comma
         "--enable-bootstrap-token-auth".into(),
         "--allow-privileged=true".into(),
         "--kubelet-preferred-address-types=InternalIP".into(),
-        format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
+        format!(
+            "--kubelet-client-certificate={}",
+            file("kubelet-client.crt")
+        ),
         format!("--kubelet-client-key={}", file("kubelet-client.key")),
         format!("--audit-policy-file={}", file("audit-policy.yaml")),
         format!("--audit-log-path={}", file("audit.log")),
@@ -122,11 +136,16 @@ pub(super) fn controller_manager(
     authority: &Ca,
     server: &str,
 ) -> Result<Option<Command>> {
-    let Some(mut command) = binaries.controller_manager() else { return Ok(None) };
+    let Some(mut command) = binaries.controller_manager() else {
+        return Ok(None);
+    };
     let user = "system:kube-controller-manager";
     let identity = authority.client(user, &[user])?;
     let config = dir.join("kcm.kubeconfig");
-    std::fs::write(&config, kubeconfig(server, authority.pem(), Credential::Certificate(&identity)))?;
+    std::fs::write(
+        &config,
+        kubeconfig(server, authority.pem(), Credential::Certificate(&identity)),
+    )?;
     let file = |name: &str| dir.join(name).display().to_string();
     command.args([
         format!("--kubeconfig={}", config.display()),

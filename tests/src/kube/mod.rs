@@ -53,7 +53,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { netns: None, node: "edge-1".into(), addresses: Vec::new() }
+        Self {
+            netns: None,
+            node: "edge-1".into(),
+            addresses: Vec::new(),
+        }
     }
 }
 
@@ -65,7 +69,11 @@ impl Options {
         netns: Option<&Netns>,
         identity: Option<Identity>,
     ) -> client::Options {
-        client::Options { netns: netns.cloned(), identity, ..client::Options::new(server, ca_pem, None) }
+        client::Options {
+            netns: netns.cloned(),
+            identity,
+            ..client::Options::new(server, ca_pem, None)
+        }
     }
 }
 
@@ -117,12 +125,20 @@ impl KubeCloud {
         until_it_listens(&mut apiserver, ports.apiserver, netns)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.apiserver));
         let server = format!("https://{address}");
-        let controller_manager = flags::controller_manager(binaries, dir.path(), &authority, &server)?
-            .map(|command| Component::spawn("kube-controller-manager", command, dir.path(), netns))
-            .transpose()?;
+        let controller_manager =
+            flags::controller_manager(binaries, dir.path(), &authority, &server)?
+                .map(|command| {
+                    Component::spawn("kube-controller-manager", command, dir.path(), netns)
+                })
+                .transpose()?;
 
         let administrator = authority.client("kubernetes-admin", &["system:masters"])?;
-        let admin = Api::new(Options::client(&server, authority.pem(), netns, Some(administrator)))?;
+        let admin = Api::new(Options::client(
+            &server,
+            authority.pem(),
+            netns,
+            Some(administrator),
+        ))?;
         until_ready(&admin, &mut apiserver)?;
 
         let managed = controller_manager.is_some();
@@ -156,7 +172,10 @@ impl KubeCloud {
     pub fn client_options(&self, token: Option<&str>) -> client::Options {
         let server = format!("https://{}", self.address);
         let options = Options::client(&server, self.ca(), self.netns.as_ref(), None);
-        client::Options { token: token.map(str::to_owned), ..options }
+        client::Options {
+            token: token.map(str::to_owned),
+            ..options
+        }
     }
 
     /// The CA that the API server and its clients are trusted by, PEM.
@@ -184,7 +203,8 @@ impl KubeCloud {
     /// # Errors
     /// The name can't stand in a certificate.
     pub fn node(&self, name: &str) -> Result<Identity> {
-        self.authority.client(&format!("system:node:{name}"), &["system:nodes"])
+        self.authority
+            .client(&format!("system:node:{name}"), &["system:nodes"])
     }
 
     /// The cluster's CA, for certificates of other kinds.
@@ -220,7 +240,10 @@ impl KubeCloud {
     pub fn audit(&self) -> Result<Vec<Value>> {
         let text = std::fs::read_to_string(self.dir.path().join("audit.log"))?;
         // The last line may be half written.
-        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+        Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect())
     }
 
     /// The folder with the logs, certificates and data; gone with the cloud.
@@ -246,13 +269,18 @@ fn fill(admin: &Api, node: &str, managed: bool) -> Result<(String, String)> {
         let name = "hublet-tests-admin";
         calico::account(admin, "kube-system", name)?;
         calico::bind(admin, "cluster-admin", name)?;
-        Ok((admin.token("kube-system", "calico-cni-plugin")?, admin.token("kube-system", name)?))
+        Ok((
+            admin.token("kube-system", "calico-cni-plugin")?,
+            admin.token("kube-system", name)?,
+        ))
     };
     std::thread::scope(|scope| {
         let others = [scope.spawn(calico), scope.spawn(workload)];
         let tokens = accounts();
         for other in others {
-            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
         tokens
     })
@@ -266,7 +294,12 @@ fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Netns>)
         let open = within(netns, || std::net::TcpStream::connect(address)).is_ok();
         ended.map(Err).or_else(|| open.then_some(Ok(())))
     })
-    .with_context(|| format!("nothing listens on {address}; the log ends:\n{}", component.log_tail()))?
+    .with_context(|| {
+        format!(
+            "nothing listens on {address}; the log ends:\n{}",
+            component.log_tail()
+        )
+    })?
 }
 
 fn until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {

@@ -33,10 +33,16 @@ impl Component {
         let log = dir.join(format!("{name}.log"));
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         // The pipe that `kube` watches: it breaks when we die, however we die.
-        command.stdin(Stdio::piped()).env("KUBE_EXIT_WITH_STDIN", "1");
+        command
+            .stdin(Stdio::piped())
+            .env("KUBE_EXIT_WITH_STDIN", "1");
         command.stdout(output.try_clone()?).stderr(output);
-        let child = super::within(netns, || command.spawn())
-            .with_context(|| format!("running {} ({name})", command.get_program().to_string_lossy()))?;
+        let child = super::within(netns, || command.spawn()).with_context(|| {
+            format!(
+                "running {} ({name})",
+                command.get_program().to_string_lossy()
+            )
+        })?;
         Ok(Self { name, child, log })
     }
 
@@ -73,7 +79,11 @@ impl Component {
     pub fn check(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!("{} ended ({status}); the end of its log:\n{}", self.name, self.log_tail()),
+            Some(status) => bail!(
+                "{} ended ({status}); the end of its log:\n{}",
+                self.name,
+                self.log_tail()
+            ),
         }
     }
 
@@ -81,7 +91,10 @@ impl Component {
     pub fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(25)..].iter().map(|line| format!("  {line}\n")).collect()
+        lines[lines.len().saturating_sub(25)..]
+            .iter()
+            .map(|line| format!("  {line}\n"))
+            .collect()
     }
 }
 

@@ -31,7 +31,9 @@ pub fn add_node(api: &Api, name: &str, managed: bool) -> Result<()> {
         let patch = json!({"metadata": {"annotations": {ttl: "0"}}});
         api.merge(&format!("{path}?fieldManager=kcm"), &patch)?;
     }
-    api.wait(&path, PATIENCE, |node| node["metadata"]["annotations"][ttl] == "0")?;
+    api.wait(&path, PATIENCE, |node| {
+        node["metadata"]["annotations"][ttl] == "0"
+    })?;
     Ok(())
 }
 

@@ -33,14 +33,23 @@ pub fn differences(recorded: &Exchange, live: &Answer) -> Vec<Difference> {
     let mut lines = Vec::new();
     if live.status != recorded.status {
         let body = String::from_utf8_lossy(&live.body);
-        lines.push(format!("status: recorded {}, live {}: {body}", recorded.status, live.status));
+        lines.push(format!(
+            "status: recorded {}, live {}: {body}",
+            recorded.status, live.status
+        ));
     }
     headers(recorded, live, &mut lines);
     match (normal(&recorded.answer), normal(&live.body)) {
         (recorded, live) if recorded == live => {}
         (recorded, live) => values("body", &recorded, &live, &mut lines),
     }
-    lines.into_iter().map(|what| Difference { exchange: recorded.to_string(), what }).collect()
+    lines
+        .into_iter()
+        .map(|what| Difference {
+            exchange: recorded.to_string(),
+            what,
+        })
+        .collect()
 }
 
 /// Every recorded header is there, with its value where that is constant; what is new is hublet's own.
@@ -55,8 +64,13 @@ fn headers(recorded: &Exchange, live: &Answer, lines: &mut Vec<String>) {
         }
     }
     for name in live.headers.keys() {
-        if !recorded.answer_headers.contains_key(name.as_str()) && !name.as_str().starts_with("x-hublet-") {
-            lines.push(format!("header {name}: not recorded, live {:?}", live.headers[name]));
+        if !recorded.answer_headers.contains_key(name.as_str())
+            && !name.as_str().starts_with("x-hublet-")
+        {
+            lines.push(format!(
+                "header {name}: not recorded, live {:?}",
+                live.headers[name]
+            ));
         }
     }
 }
@@ -91,14 +105,25 @@ fn blank_json(value: &mut Value) {
     for item in value["items"].as_array_mut().into_iter().flatten() {
         blank_json(item);
     }
-    for (parent, fields) in
-        [("metadata", &["uid", "resourceVersion", "creationTimestamp"][..]), ("details", &["uid"])]
-    {
-        let Some(parent) = value.get_mut(parent).and_then(Value::as_object_mut) else { continue };
+    for (parent, fields) in [
+        (
+            "metadata",
+            &["uid", "resourceVersion", "creationTimestamp"][..],
+        ),
+        ("details", &["uid"]),
+    ] {
+        let Some(parent) = value.get_mut(parent).and_then(Value::as_object_mut) else {
+            continue;
+        };
         for field in fields {
             parent.get_mut(*field).into_iter().for_each(blank);
         }
-        let Some(entries) = parent.get_mut("managedFields").and_then(Value::as_array_mut) else { continue };
+        let Some(entries) = parent
+            .get_mut("managedFields")
+            .and_then(Value::as_array_mut)
+        else {
+            continue;
+        };
         for entry in entries.iter_mut() {
             entry.get_mut("time").into_iter().for_each(blank);
             entry.get_mut("manager").into_iter().for_each(component);
@@ -113,7 +138,12 @@ fn blank_protobuf(kind: &str, object: &mut Value) {
         object.pointer_mut("/5/0/6/0").into_iter().for_each(blank);
     } else if kind.ends_with("List") {
         object.pointer_mut("/1/0/2/0").into_iter().for_each(blank);
-        for item in object.get_mut("2").and_then(Value::as_array_mut).into_iter().flatten() {
+        for item in object
+            .get_mut("2")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             blank_object_meta(item);
         }
     } else {
@@ -122,11 +152,15 @@ fn blank_protobuf(kind: &str, object: &mut Value) {
 }
 
 fn blank_object_meta(object: &mut Value) {
-    let Some(meta) = object.pointer_mut("/1/0") else { return };
+    let Some(meta) = object.pointer_mut("/1/0") else {
+        return;
+    };
     for field in ["/5/0", "/6/0", "/8/0"] {
         meta.pointer_mut(field).into_iter().for_each(blank);
     }
-    let Some(entries) = meta.get_mut("17").and_then(Value::as_array_mut) else { return };
+    let Some(entries) = meta.get_mut("17").and_then(Value::as_array_mut) else {
+        return;
+    };
     for entry in entries.iter_mut() {
         entry.pointer_mut("/4/0").into_iter().for_each(blank);
         entry.pointer_mut("/1/0").into_iter().for_each(component);
@@ -146,7 +180,9 @@ fn component(manager: &mut Value) {
 /// The name of a pod's token volume ends in five random characters.
 fn blank_texts(value: &mut Value) {
     match value {
-        Value::String(text) if text.starts_with("kube-api-access-") => *text = "kube-api-access-*".into(),
+        Value::String(text) if text.starts_with("kube-api-access-") => {
+            *text = "kube-api-access-*".into()
+        }
         Value::Array(values) => values.iter_mut().for_each(blank_texts),
         Value::Object(fields) => fields.values_mut().for_each(blank_texts),
         _ => {}
@@ -157,8 +193,9 @@ fn values(path: &str, recorded: &Value, live: &Value, lines: &mut Vec<String>) {
     match (recorded, live) {
         (Value::Object(a), Value::Object(b)) => {
             for name in a.keys().chain(b.keys()).collect::<BTreeSet<_>>() {
-                let value =
-                    |object: &serde_json::Map<String, Value>| object.get(name).cloned().unwrap_or_default();
+                let value = |object: &serde_json::Map<String, Value>| {
+                    object.get(name).cloned().unwrap_or_default()
+                };
                 values(&format!("{path}.{name}"), &value(a), &value(b), lines);
             }
         }
@@ -168,11 +205,19 @@ fn values(path: &str, recorded: &Value, live: &Value, lines: &mut Vec<String>) {
             }
         }
         _ if recorded == live => {}
-        _ => lines.push(format!("{path}: recorded {}, live {}", short(recorded), short(live))),
+        _ => lines.push(format!(
+            "{path}: recorded {}, live {}",
+            short(recorded),
+            short(live)
+        )),
     }
 }
 
 fn short(value: &Value) -> String {
     let text = value.to_string();
-    if text.chars().count() <= 300 { text } else { text.chars().take(300).chain("…".chars()).collect() }
+    if text.chars().count() <= 300 {
+        text
+    } else {
+        text.chars().take(300).chain("…".chars()).collect()
+    }
 }

@@ -37,7 +37,8 @@ impl Known {
             // The object's own path is the collection's with its name.
             Method::POST => {
                 for identity in identities(&answer.body) {
-                    self.answers.insert(format!("{path}/{}", identity.name), (200, told.1.clone()));
+                    self.answers
+                        .insert(format!("{path}/{}", identity.name), (200, told.1.clone()));
                 }
             }
             _ => {
@@ -58,17 +59,26 @@ impl Known {
         };
         if answer.status != *status {
             let text = String::from_utf8_lossy(&answer.body);
-            return Some(format!("the cloud said {status}, the store {}: {text}", answer.status));
+            return Some(format!(
+                "the cloud said {status}, the store {}: {text}",
+                answer.status
+            ));
         }
         if *status == 404 {
             let reason = status_reason(&answer.body);
-            return (reason.as_deref() != Some("NotFound")).then(|| format!("a 404 with reason {reason:?}"));
+            return (reason.as_deref() != Some("NotFound"))
+                .then(|| format!("a 404 with reason {reason:?}"));
         }
         if is_list(body) {
             return self.list_contradiction(read, body, &answer.body);
         }
-        (answer.body != *body)
-            .then(|| format!("not the newest copy: {} instead of {}", describe(&answer.body), describe(body)))
+        (answer.body != *body).then(|| {
+            format!(
+                "not the newest copy: {} instead of {}",
+                describe(&answer.body),
+                describe(body)
+            )
+        })
     }
 
     /// A list holds what the cloud listed, each item as it was told last, and nothing that the cloud never told of.
@@ -83,12 +93,20 @@ impl Known {
             let version = newest
                 .and_then(|(_, body)| identities(body).into_iter().next())
                 .map_or(listed.version, |identity| identity.version);
-            if !stored.iter().any(|item| item.name == listed.name && item.version == version) {
-                return Some(format!("{} isn't in the list in its version {version}", listed.name));
+            if !stored
+                .iter()
+                .any(|item| item.name == listed.name && item.version == version)
+            {
+                return Some(format!(
+                    "{} isn't in the list in its version {version}",
+                    listed.name
+                ));
             }
         }
         let known = |name: &str| {
-            self.answers.get(&format!("{path}/{name}")).is_some_and(|(status, _)| *status < 300)
+            self.answers
+                .get(&format!("{path}/{name}"))
+                .is_some_and(|(status, _)| *status < 300)
                 || identities(told).iter().any(|listed| listed.name == name)
         };
         stored
@@ -103,7 +121,9 @@ fn is_list(body: &[u8]) -> bool {
     match protobuf::decode(body) {
         Ok(envelope) => envelope.kind.ends_with("List"),
         Err(_) => serde_json::from_slice::<Value>(body).is_ok_and(|value| {
-            value["kind"].as_str().is_some_and(|kind| kind.ends_with("List") && !kind.starts_with("API"))
+            value["kind"]
+                .as_str()
+                .is_some_and(|kind| kind.ends_with("List") && !kind.starts_with("API"))
         }),
     }
 }
@@ -111,7 +131,8 @@ fn is_list(body: &[u8]) -> bool {
 /// `reason` of a `Status` in either encoding.
 pub fn status_reason(body: &[u8]) -> Option<String> {
     if let Ok(envelope) = protobuf::decode(body) {
-        return (envelope.kind == "Status").then(|| envelope.object["4"][0].as_str().map(str::to_owned))?;
+        return (envelope.kind == "Status")
+            .then(|| envelope.object["4"][0].as_str().map(str::to_owned))?;
     }
     let value: Value = serde_json::from_slice(body).ok()?;
     (value["kind"] == "Status").then(|| value["reason"].as_str().map(str::to_owned))?
@@ -119,7 +140,12 @@ pub fn status_reason(body: &[u8]) -> Option<String> {
 
 fn describe(body: &[u8]) -> String {
     match identities(body).first() {
-        Some(identity) => format!("{} at {} ({} bytes)", identity.name, identity.version, body.len()),
+        Some(identity) => format!(
+            "{} at {} ({} bytes)",
+            identity.name,
+            identity.version,
+            body.len()
+        ),
         None => format!("{} bytes", body.len()),
     }
 }

@@ -28,7 +28,9 @@ impl Learnt {
     pub(super) fn learn(&mut self, recorded: &[u8], live: &[u8]) {
         let live = identities(live);
         for recorded in identities(recorded) {
-            let Some(live) = live.iter().find(|live| live.name == recorded.name) else { continue };
+            let Some(live) = live.iter().find(|live| live.name == recorded.name) else {
+                continue;
+            };
             self.uids.insert(recorded.uid, live.uid.clone());
             self.versions.insert(recorded.version, live.version.clone());
         }
@@ -36,19 +38,29 @@ impl Learnt {
 
     /// A recorded request body with the live uids and versions.
     pub(super) fn replace(&self, body: &Bytes) -> Result<Vec<u8>> {
-        let value: Value = serde_json::from_slice(body).context("a recorded request body that isn't JSON")?;
+        let value: Value =
+            serde_json::from_slice(body).context("a recorded request body that isn't JSON")?;
         let mut text = String::from_utf8(body.to_vec())?;
         for (pointer, field, learnt) in [
             ("/metadata/uid", "uid", &self.uids),
             ("/preconditions/uid", "uid", &self.uids),
-            ("/metadata/resourceVersion", "resourceVersion", &self.versions),
+            (
+                "/metadata/resourceVersion",
+                "resourceVersion",
+                &self.versions,
+            ),
         ] {
-            let Some(recorded) = value.pointer(pointer).and_then(Value::as_str) else { continue };
-            let live = learnt
-                .get(recorded)
-                .with_context(|| format!("no answer before this request has told of {field} {recorded}"))?;
+            let Some(recorded) = value.pointer(pointer).and_then(Value::as_str) else {
+                continue;
+            };
+            let live = learnt.get(recorded).with_context(|| {
+                format!("no answer before this request has told of {field} {recorded}")
+            })?;
             // In place, so that everything else is sent byte for byte.
-            text = text.replace(&format!("\"{field}\":\"{recorded}\""), &format!("\"{field}\":\"{live}\""));
+            text = text.replace(
+                &format!("\"{field}\":\"{recorded}\""),
+                &format!("\"{field}\":\"{live}\""),
+            );
         }
         Ok(text.into_bytes())
     }
@@ -58,17 +70,35 @@ impl Learnt {
 pub(super) fn identities(body: &[u8]) -> Vec<Identity> {
     if let Ok(envelope) = protobuf::decode(body) {
         let of = |object: &Value| {
-            let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-            Some(Identity { name: text("/1/0/1/0")?, uid: text("/1/0/5/0")?, version: text("/1/0/6/0")? })
+            let text = |pointer: &str| {
+                object
+                    .pointer(pointer)
+                    .and_then(Value::as_str)
+                    .map(str::to_owned)
+            };
+            Some(Identity {
+                name: text("/1/0/1/0")?,
+                uid: text("/1/0/5/0")?,
+                version: text("/1/0/6/0")?,
+            })
         };
         if envelope.kind.ends_with("List") {
-            return envelope.object["2"].as_array().into_iter().flatten().filter_map(of).collect();
+            return envelope.object["2"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(of)
+                .collect();
         }
         return of(&envelope.object).into_iter().collect();
     }
     let of = |object: &Value| {
         let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
-        Some(Identity { name: text("name")?, uid: text("uid")?, version: text("resourceVersion")? })
+        Some(Identity {
+            name: text("name")?,
+            uid: text("uid")?,
+            version: text("resourceVersion")?,
+        })
     };
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     match value["items"].as_array() {

@@ -35,7 +35,12 @@ impl Replay {
     pub fn new(mut options: Options) -> Self {
         options.keep = true;
         options.alpn = vec!["h2"];
-        Self { options, client: None, learnt: Learnt::default(), known: Known::default() }
+        Self {
+            options,
+            client: None,
+            learnt: Learnt::default(),
+            known: Known::default(),
+        }
     }
 
     /// What the server has said last, for each read made so far.

@@ -25,7 +25,9 @@ pub struct Envelope {
 /// # Errors
 /// It isn't one.
 pub fn decode(body: &[u8]) -> Result<Envelope> {
-    let bytes = body.strip_prefix(MAGIC).context("no Kubernetes protobuf: it doesn't begin with k8s\\0")?;
+    let bytes = body
+        .strip_prefix(MAGIC)
+        .context("no Kubernetes protobuf: it doesn't begin with k8s\\0")?;
     let unknown = fields(bytes)?;
     let of = |number: u32| {
         unknown.iter().find_map(|(field, wire)| match wire {
@@ -36,7 +38,11 @@ pub fn decode(body: &[u8]) -> Result<Envelope> {
     let meta = message(of(1).context("an envelope without its type")?)?;
     let object = message(of(2).context("an envelope without its object")?)?;
     let text = |field: &str| meta[field][0].as_str().unwrap_or_default().to_owned();
-    Ok(Envelope { api_version: text("1"), kind: text("2"), object })
+    Ok(Envelope {
+        api_version: text("1"),
+        kind: text("2"),
+        object,
+    })
 }
 
 /// A field's value as it is on the wire.
@@ -54,7 +60,10 @@ fn message(bytes: &[u8]) -> Result<Value> {
             Wire::Bytes(bytes) => guess(bytes),
         };
         let values = object.entry(field.to_string()).or_insert_with(|| json!([]));
-        values.as_array_mut().expect("every entry is made as an array").push(value);
+        values
+            .as_array_mut()
+            .expect("every entry is made as an array")
+            .push(value);
     }
     Ok(Value::Object(object))
 }
@@ -62,7 +71,11 @@ fn message(bytes: &[u8]) -> Result<Value> {
 fn guess(bytes: &[u8]) -> Value {
     let text = || Value::String(String::from_utf8_lossy(bytes).into_owned());
     let printable = bytes.iter().all(|byte| (b' '..=b'~').contains(byte));
-    if printable { text() } else { message(bytes).unwrap_or_else(|_| text()) }
+    if printable {
+        text()
+    } else {
+        message(bytes).unwrap_or_else(|_| text())
+    }
 }
 
 fn fields(mut bytes: &[u8]) -> Result<Vec<(u32, Wire<'_>)>> {
@@ -102,7 +115,9 @@ fn varint(bytes: &mut &[u8]) -> Result<u64> {
 }
 
 fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Result<&'a [u8]> {
-    let (taken, rest) = bytes.split_at_checked(length).context("it ends within a field")?;
+    let (taken, rest) = bytes
+        .split_at_checked(length)
+        .context("it ends within a field")?;
     *bytes = rest;
     Ok(taken)
 }

@@ -45,8 +45,12 @@ impl Exchange {
 
     /// The request with its recorded headers.
     pub fn request(&self) -> Builder {
-        let request = Request::builder().method(self.method.clone()).uri(&self.uri);
-        self.headers.iter().fold(request, |request, (name, value)| request.header(name, value))
+        let request = Request::builder()
+            .method(self.method.clone())
+            .uri(&self.uri);
+        self.headers.iter().fold(request, |request, (name, value)| {
+            request.header(name, value)
+        })
     }
 }
 
@@ -85,7 +89,9 @@ impl Recording {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/calico-cni");
         let read = |name: &str| {
             let path = dir.join(name);
-            std::fs::read(&path).map(Bytes::from).with_context(|| format!("reading {}", path.display()))
+            std::fs::read(&path)
+                .map(Bytes::from)
+                .with_context(|| format!("reading {}", path.display()))
         };
         let index = read("index.jsonl")?;
         let exchanges = index
@@ -127,7 +133,10 @@ impl Recording {
         let Some(first) = self.exchanges.iter().position(of_case) else {
             bail!("no sequence {case:?} in the recording");
         };
-        let length = self.exchanges[first..].iter().take_while(|exchange| of_case(exchange)).count();
+        let length = self.exchanges[first..]
+            .iter()
+            .take_while(|exchange| of_case(exchange))
+            .count();
         Ok(&self.exchanges[first..first + length])
     }
 }

@@ -14,7 +14,12 @@ fn recording() -> Recording {
 }
 
 fn exchange(id: u32) -> Exchange {
-    recording().all().iter().find(|exchange| exchange.id == id).unwrap().clone()
+    recording()
+        .all()
+        .iter()
+        .find(|exchange| exchange.id == id)
+        .unwrap()
+        .clone()
 }
 
 /// The recorded answer, as if a server had given it again, with another body.
@@ -36,8 +41,11 @@ fn answer(exchange: &Exchange, body: impl Into<Bytes>) -> Answer {
 fn with(exchange: &Exchange, old: &str, new: &str) -> Answer {
     let text = latin1(&exchange.answer);
     assert!(text.contains(old), "{old} isn't in {exchange}");
-    let bytes: Vec<u8> =
-        text.replace(old, new).chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
+    let bytes: Vec<u8> = text
+        .replace(old, new)
+        .chars()
+        .map(|c| u8::try_from(u32::from(c)).unwrap())
+        .collect();
     answer(exchange, bytes)
 }
 
@@ -58,15 +66,24 @@ fn every_recorded_answer_equals_itself() {
 fn uids_versions_and_times_of_another_cluster_are_accepted() {
     let handle = exchange(23);
     for (old, new) in [
-        ("ce7a6f6a-fd22-406d-a78f-ca39dde3a815", "00000000-0000-4000-8000-000000000000"),
+        (
+            "ce7a6f6a-fd22-406d-a78f-ca39dde3a815",
+            "00000000-0000-4000-8000-000000000000",
+        ),
         ("\"10423\"", "\"7\""),
         ("2026-11-22T16:32:53Z", "2031-01-01T00:00:00Z"),
     ] {
-        assert!(differences(&handle, &with(&handle, old, new)).is_empty(), "{old}");
+        assert!(
+            differences(&handle, &with(&handle, old, new)).is_empty(),
+            "{old}"
+        );
     }
     let pod = exchange(4);
     for (old, new) in [
-        ("e60b6081-deaf-403f-aae4-3690a423bde3", "00000000-0000-4000-8000-000000000000"),
+        (
+            "e60b6081-deaf-403f-aae4-3690a423bde3",
+            "00000000-0000-4000-8000-000000000000",
+        ),
         ("10418", "99999"),
         ("kube-api-access-z9jh6", "kube-api-access-aaaaa"),
     ] {
@@ -80,10 +97,18 @@ fn uids_versions_and_times_of_another_cluster_are_accepted() {
 fn anything_else_is_a_difference() {
     for (id, old, new) in [
         (23, "\"deleted\":false", "\"deleted\":true"),
-        (23, "\"manager\":\"Go-http-client\"", "\"manager\":\"hublet\""),
+        (
+            23,
+            "\"manager\":\"Go-http-client\"",
+            "\"manager\":\"hublet\"",
+        ),
         (24, "1795365173949336803", "1795365173949336804"), // one in the 19th digit
         (24, "\"unallocated\":[1,2", "\"unallocated\":[2,1"),
-        (13, "\"uid\":\"68a23701-ef60-4a00-b8a1-dc7fc6a9870b\"", "\"uid\":\"\""),
+        (
+            13,
+            "\"uid\":\"68a23701-ef60-4a00-b8a1-dc7fc6a9870b\"",
+            "\"uid\":\"\"",
+        ),
         (13, "\"items\":[", "\"other\":["),
         (4, "pod-a", "pod-b"),
         (4, "IfNotPresent", "IfNotAbsent\u{1}"),
@@ -91,7 +116,10 @@ fn anything_else_is_a_difference() {
         (2, "blockaffinities", "blockaffinity"),
     ] {
         let exchange = exchange(id);
-        assert!(!differences(&exchange, &with(&exchange, old, new)).is_empty(), "#{id}: {old} → {new}");
+        assert!(
+            !differences(&exchange, &with(&exchange, old, new)).is_empty(),
+            "#{id}: {old} → {new}"
+        );
     }
 }
 
@@ -100,11 +128,16 @@ fn status_and_headers_count() {
     let handle = exchange(23);
     let mut live = answer(&handle, handle.answer.clone());
     live.status = 200;
-    live.headers.insert("content-type", "application/yaml".parse().unwrap());
+    live.headers
+        .insert("content-type", "application/yaml".parse().unwrap());
     live.headers.remove("audit-id");
     live.headers.insert("server", "nginx".parse().unwrap());
-    live.headers.insert("x-hublet-source", "cloud".parse().unwrap());
-    let found: Vec<String> = differences(&handle, &live).iter().map(ToString::to_string).collect();
+    live.headers
+        .insert("x-hublet-source", "cloud".parse().unwrap());
+    let found: Vec<String> = differences(&handle, &live)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(found.len(), 4, "{found:#?}");
     for (line, word) in found.iter().zip(["201", "audit-id", "yaml", "nginx"]) {
         assert!(line.contains(word), "{line}");
@@ -117,7 +150,10 @@ fn protobuf_bodies_are_read_without_a_schema() {
     assert_eq!((pod.api_version.as_str(), pod.kind.as_str()), ("v1", "Pod"));
     assert_eq!(pod.object["2"][0]["10"][0], "edge-1"); // spec.nodeName
     let identity = &identities(&exchange(4).answer)[0];
-    assert_eq!((identity.name.as_str(), identity.version.as_str()), ("pod-a", "10418"));
+    assert_eq!(
+        (identity.name.as_str(), identity.version.as_str()),
+        ("pod-a", "10418")
+    );
     let body = &exchange(4).answer;
     for end in 0..body.len() {
         // A body cut anywhere is an error or another object, never a panic.
@@ -150,7 +186,10 @@ fn the_last_word_of_the_cloud_is_known() {
     assert_eq!(known.contradiction(&read(42), &read_again), None);
     assert!(said(42, 42).unwrap().contains("the cloud said"));
     let gone = exchange(22);
-    assert_eq!(known.contradiction(&read(53), &answer(&gone, gone.answer.clone())), None);
+    assert_eq!(
+        known.contradiction(&read(53), &answer(&gone, gone.answer.clone())),
+        None
+    );
     assert!(said(53, 59).unwrap().contains("404"));
     // A list may hold what was created since; it may not lack what it held, or invent.
     assert_eq!(said(39, 39), None);
@@ -161,6 +200,10 @@ fn the_last_word_of_the_cloud_is_known() {
             .unwrap()
             .contains("isn't in the list")
     );
-    let invented = with(&exchange(39), "\"name\":\"edge-1-10-244-228-128-26\"", "\"name\":\"other\"");
+    let invented = with(
+        &exchange(39),
+        "\"name\":\"edge-1-10-244-228-128-26\"",
+        "\"name\":\"other\"",
+    );
     assert!(known.contradiction(&read(39), &invented).is_some());
 }

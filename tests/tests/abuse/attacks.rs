@@ -97,7 +97,9 @@ impl Target {
 
 /// The whole of the process that [`Target::start`] starts.
 pub(crate) fn attack() -> Result<()> {
-    let Ok(target) = std::env::var(TARGET) else { return Ok(()) };
+    let Ok(target) = std::env::var(TARGET) else {
+        return Ok(());
+    };
     let target: Target = serde_json::from_str(&target)?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -168,7 +170,8 @@ impl Target {
             roots.add(cert?)?;
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let config =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let mut config = config.with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
         let session = ClientConnection::new(Arc::new(config), "169.254.2.1".try_into()?)?;
@@ -240,7 +243,11 @@ impl Target {
     /// A request's fields: literals without indexing, with names of the static table (RFC 7541, 6.2.2).
     fn head(&self, method: u8, path: &str) -> Vec<u8> {
         let mut head = vec![method, 0x87];
-        for (name, value) in [(&[0x04][..], path), (&[0x01], "a"), (&[0x0f, 4], "application/json")] {
+        for (name, value) in [
+            (&[0x04][..], path),
+            (&[0x01], "a"),
+            (&[0x0f, 4], "application/json"),
+        ] {
             literal(&mut head, name, value);
         }
         literal(&mut head, &[0x0f, 8], &format!("Bearer {}", self.token));
@@ -249,7 +256,11 @@ impl Target {
 
     /// Asks again and again; on a new connection where the old one has ended.
     fn repeat(&self, path: &str, token: &str) -> Result<()> {
-        let credential = if token.is_empty() { String::new() } else { format!("Authorization: {token}\r\n") };
+        let credential = if token.is_empty() {
+            String::new()
+        } else {
+            format!("Authorization: {token}\r\n")
+        };
         let head = format!("GET {path} HTTP/1.1\r\nHost: a\r\n{credential}\r\n");
         loop {
             let mut stream = self.tls("http/1.1")?;
@@ -268,9 +279,12 @@ fn whole(stream: &mut impl Read) -> bool {
             Ok(read) => seen.extend_from_slice(&buffer[..read]),
         }
         let text = String::from_utf8_lossy(&seen).to_ascii_lowercase();
-        let Some((head, _)) = text.split_once("\r\n\r\n") else { continue };
-        let length =
-            head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+        let Some((head, _)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
         let Some(length) = length else { return false };
         if seen.len() >= head.len() + 4 + length {
             return true;
@@ -293,7 +307,12 @@ fn preface() -> Vec<u8> {
     let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     // SETTINGS_INITIAL_WINDOW_SIZE, and as much for the connection (RFC 9113, 6.5.2, 6.9).
     frame(&mut out, (4, 0), 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
-    frame(&mut out, (8, 0), 0, &(0x7fff_ffff_u32 - 65_535).to_be_bytes());
+    frame(
+        &mut out,
+        (8, 0),
+        0,
+        &(0x7fff_ffff_u32 - 65_535).to_be_bytes(),
+    );
     out
 }
 

@@ -36,7 +36,11 @@ impl Seen {
     pub(crate) fn p99(&self) -> Duration {
         let mut calls = self.calls.clone();
         calls.sort_unstable();
-        calls.get(calls.len() * 99 / 100).or(calls.last()).copied().unwrap_or_default()
+        calls
+            .get(calls.len() * 99 / 100)
+            .or(calls.last())
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Adds what was seen in a further time; of the calls those of the quicker time count.
@@ -64,7 +68,11 @@ impl Beside {
     /// Begins; only with `online` it writes and watches.
     pub(crate) fn start(site: &Site, online: bool) -> Result<Self> {
         let (seen, stop) = (Arc::default(), Arc::<AtomicBool>::default());
-        let mut beside = Self { seen, stop, threads: Vec::new() };
+        let mut beside = Self {
+            seen,
+            stop,
+            threads: Vec::new(),
+        };
         let kept = site.admin()?;
         beside.run(EVERY, move |number| match number % 4 {
             0 => kept.get(PODS),
@@ -94,7 +102,9 @@ impl Beside {
                 let mut seen = seen.lock();
                 match answer {
                     Ok(answer) if answer.status < 300 => seen.calls.push(begin.elapsed()),
-                    Ok(answer) => seen.failed.push(format!("{}: {}", answer.status, answer.text())),
+                    Ok(answer) => seen
+                        .failed
+                        .push(format!("{}: {}", answer.status, answer.text())),
                     Err(cause) => seen.failed.push(format!("{cause:#}")),
                 }
                 drop(seen);
@@ -107,11 +117,19 @@ impl Beside {
     fn watch(&mut self, site: &Site) -> Result<()> {
         let client = site.daemon.client(Some(&site.cloud.admin_token))?;
         let list = client.get(MAPS)?.json();
-        let from = list["metadata"]["resourceVersion"].as_str().context("a list")?.to_owned();
+        let from = list["metadata"]["resourceVersion"]
+            .as_str()
+            .context("a list")?
+            .to_owned();
         let mut events = client.watch(&format!("{MAPS}?watch=true&resourceVersion={from}"))?;
         let sent: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
-        let (cloud, waiting, stop) = (site.cloud.handle(), Arc::clone(&sent), Arc::clone(&self.stop));
-        self.threads.push(std::thread::spawn(move || put(&cloud, &waiting, &stop)));
+        let (cloud, waiting, stop) = (
+            site.cloud.handle(),
+            Arc::clone(&sent),
+            Arc::clone(&self.stop),
+        );
+        self.threads
+            .push(std::thread::spawn(move || put(&cloud, &waiting, &stop)));
         let (seen, stop) = (Arc::clone(&self.seen), Arc::clone(&self.stop));
         self.threads.push(std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
@@ -120,7 +138,9 @@ impl Beside {
                     Ok(None) => return seen.lock().failed.push("the watch ended".into()),
                     Err(cause) => return seen.lock().failed.push(format!("the watch: {cause:#}")),
                 };
-                let name = event["object"]["metadata"]["name"].as_str().unwrap_or_default();
+                let name = event["object"]["metadata"]["name"]
+                    .as_str()
+                    .unwrap_or_default();
                 if let Some(sent) = sent.lock().remove(name) {
                     seen.lock().events.push(sent.elapsed());
                 }

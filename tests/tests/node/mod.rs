@@ -1,6 +1,10 @@
 //! A node of its own for one test: a network and a mount namespace of the test's thread, a private bpffs in it,
 //! and the tools of a client. All of it goes with the thread, also after a panic or kill -9.
-#![allow(dead_code, unreachable_pub, reason = "each suite is a program of its own and uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each suite is a program of its own and uses its part"
+)]
 
 pub mod pod;
 
@@ -55,7 +59,11 @@ impl Node {
             .enable_all()
             .build()
             .expect("a runtime of this thread");
-        Some(Self { _one: one, dir, runtime })
+        Some(Self {
+            _one: one,
+            dir,
+            runtime,
+        })
     }
 
     /// Where this node's pins go.
@@ -75,7 +83,10 @@ impl Node {
 
     /// The same with another configuration.
     pub fn prepare_with(&self, config: &SetupConfig) -> Option<Setup> {
-        let setup = self.runtime.block_on(Setup::prepare(config, MARK)).expect("setup");
+        let setup = self
+            .runtime
+            .block_on(Setup::prepare(config, MARK))
+            .expect("setup");
         let steering = part(&setup, "identity");
         if steering.on {
             return Some(setup);
@@ -94,7 +105,10 @@ impl Node {
         self.runtime.block_on(async {
             let deadline = Instant::now() + Duration::from_secs(10);
             while !done() {
-                assert!(Instant::now() < deadline, "waited ten seconds in vain: {what}");
+                assert!(
+                    Instant::now() < deadline,
+                    "waited ten seconds in vain: {what}"
+                );
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
@@ -102,7 +116,10 @@ impl Node {
 }
 
 /// A node that steers with this configuration.
-pub fn steering(node: &Node, change: impl FnOnce(&mut SetupConfig)) -> Option<(Setup, TcpListener)> {
+pub fn steering(
+    node: &Node,
+    change: impl FnOnce(&mut SetupConfig),
+) -> Option<(Setup, TcpListener)> {
     let mut config = node.config();
     change(&mut config);
     let setup = node.prepare_with(&config)?;
@@ -115,8 +132,14 @@ pub fn steering(node: &Node, change: impl FnOnce(&mut SetupConfig)) -> Option<(S
 pub fn config(bpffs: &Path) -> SetupConfig {
     SetupConfig {
         ebpf: true,
-        dummy: Some(DummyConfig { name: "hub-dummy0".into(), ip: IpAddr::V4(*OWN.ip()) }),
-        steer: Services { addresses: vec![SERVICE.into()], ..Services::default() },
+        dummy: Some(DummyConfig {
+            name: "hub-dummy0".into(),
+            ip: IpAddr::V4(*OWN.ip()),
+        }),
+        steer: Services {
+            addresses: vec![SERVICE.into()],
+            ..Services::default()
+        },
         select: SelectConfig::default(),
         guard: GuardConfig::default(),
         getpeername: false,
@@ -128,7 +151,10 @@ pub fn config(bpffs: &Path) -> SetupConfig {
 
 /// Says why a test proves nothing here; in CI that is a failure.
 pub fn skip<T>(reason: &str) -> Option<T> {
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "nothing is skipped in CI: {reason}");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "nothing is skipped in CI: {reason}"
+    );
     let test = std::thread::current().name().unwrap_or("test").to_owned();
     eprintln!("SKIP {test}: {reason}");
     None
@@ -136,19 +162,34 @@ pub fn skip<T>(reason: &str) -> Option<T> {
 
 /// A part of the setup.
 pub fn part(setup: &Setup, name: &str) -> Part {
-    setup.parts().into_iter().find(|part| part.name == name).unwrap_or_else(|| panic!("no part {name}"))
+    setup
+        .parts()
+        .into_iter()
+        .find(|part| part.name == name)
+        .unwrap_or_else(|| panic!("no part {name}"))
 }
 
 /// How often a decision was taken.
 pub fn counter(setup: &Setup, name: &str) -> u64 {
     let counters = setup.ebpf().counters;
-    counters.into_iter().find(|(found, _)| *found == name).unwrap_or_else(|| panic!("no counter {name}")).1
+    counters
+        .into_iter()
+        .find(|(found, _)| *found == name)
+        .unwrap_or_else(|| panic!("no counter {name}"))
+        .1
 }
 
 /// Runs `ip` in this thread's network namespace.
 pub fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed");
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .expect("ip is installed");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -156,7 +197,9 @@ pub fn ip(arguments: &str) -> String {
 pub fn listen(at: SocketAddrV4) -> TcpListener {
     let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("bind {at}: {error}"));
     let patience = Duration::from_secs(60) * slowness();
-    SockRef::from(&listener).set_read_timeout(Some(patience)).expect("SO_RCVTIMEO");
+    SockRef::from(&listener)
+        .set_read_timeout(Some(patience))
+        .expect("SO_RCVTIMEO");
     listener
 }
 
@@ -192,5 +235,9 @@ pub fn accept(setup: &Setup, listener: &TcpListener) -> (TcpStream, Option<Proce
 #[track_caller]
 pub fn assert_passes_through<T: std::fmt::Debug>(dialled: io::Result<T>) {
     let error = dialled.expect_err("a connect that passes through finds no route");
-    assert_eq!(error.raw_os_error(), Some(nix::libc::ENETUNREACH), "{error}");
+    assert_eq!(
+        error.raw_os_error(),
+        Some(nix::libc::ENETUNREACH),
+        "{error}"
+    );
 }

@@ -52,7 +52,8 @@ impl Pod {
 
     pub fn dial(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
         let patience = Duration::from_millis(800) * slowness();
-        self.netns.run(|| TcpStream::connect_timeout(&to.into(), patience))
+        self.netns
+            .run(|| TcpStream::connect_timeout(&to.into(), patience))
     }
 
     /// Its network namespace's cookie, as the kernel attests it.

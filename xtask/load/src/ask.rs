@@ -36,7 +36,10 @@ pub(crate) struct Sink {
 impl Sink {
     /// A sink that keeps the body.
     pub(crate) fn keeping() -> Self {
-        Self { kept: Some(Vec::new()), length: 0 }
+        Self {
+            kept: Some(Vec::new()),
+            length: 0,
+        }
     }
 
     pub(crate) fn take(&mut self, bytes: &[u8]) {
@@ -49,7 +52,12 @@ impl Sink {
     /// Closes the answer.
     pub(crate) fn answer(&self, status: u16, asked: Instant, first: Option<Instant>) -> Answer {
         let first_byte = first.map_or(Duration::ZERO, |first| first.duration_since(asked));
-        Answer { status, length: self.length, first_byte, stored: false }
+        Answer {
+            status,
+            length: self.length,
+            first_byte,
+            stored: false,
+        }
     }
 }
 
@@ -64,7 +72,11 @@ impl Connection {
     /// Connects and, for HTTP/2, sends the preface.
     pub(crate) fn open(target: &Target) -> io::Result<Self> {
         let stream = target.open()?;
-        Ok(if target.h2 { Self::H2(H2::start(stream)?) } else { Self::H1(H1::new(stream)) })
+        Ok(if target.h2 {
+            Self::H2(H2::start(stream)?)
+        } else {
+            Self::H1(H1::new(stream))
+        })
     }
 
     /// Asks and reads the whole answer.

@@ -30,7 +30,12 @@ struct Head {
 
 impl<S: Read + Write> H1<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, buffer: vec![0; BUFFER], start: 0, end: 0 }
+        Self {
+            stream,
+            buffer: vec![0; BUFFER],
+            start: 0,
+            end: 0,
+        }
     }
 
     pub(crate) fn ask(&mut self, question: &Question, sink: &mut Sink) -> io::Result<Answer> {
@@ -44,10 +49,15 @@ impl<S: Read + Write> H1<S> {
         if head.chunked {
             self.chunks(sink)?;
         } else {
-            let length = head.length.ok_or_else(|| broken("neither Content-Length nor chunks"))?;
+            let length = head
+                .length
+                .ok_or_else(|| broken("neither Content-Length nor chunks"))?;
             self.exactly(length, sink)?;
         }
-        Ok(Answer { stored: head.stored, ..sink.answer(head.status, asked, Some(first)) })
+        Ok(Answer {
+            stored: head.stored,
+            ..sink.answer(head.status, asked, Some(first))
+        })
     }
 
     pub(crate) fn begin(&mut self, question: &Question) -> io::Result<u16> {
@@ -108,7 +118,8 @@ impl<S: Read + Write> H1<S> {
         loop {
             let line = self.line()?;
             let size = line.split(';').next().unwrap_or_default().trim();
-            let size = u64::from_str_radix(size, 16).map_err(|_| broken(format!("chunk size {line:?}")))?;
+            let size = u64::from_str_radix(size, 16)
+                .map_err(|_| broken(format!("chunk size {line:?}")))?;
             if size == 0 {
                 while !self.line()?.is_empty() {}
                 return Ok(());
@@ -140,12 +151,21 @@ fn parse(head: &[u8]) -> io::Result<Head> {
     let text = std::str::from_utf8(head).map_err(|_| broken("the answer's head is no text"))?;
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or_default();
-    let status =
-        first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
+    let status = first
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3))
+        .and_then(|code| code.parse().ok());
     let status = status.ok_or_else(|| broken(format!("no HTTP/1.1 answer: {first:?}")))?;
-    let mut parsed = Head { status, length: None, chunked: false, stored: false };
+    let mut parsed = Head {
+        status,
+        length: None,
+        chunked: false,
+        stored: false,
+    };
     for line in lines {
-        let Some((name, value)) = line.split_once(':') else { continue };
+        let Some((name, value)) = line.split_once(':') else {
+            continue;
+        };
         if name.eq_ignore_ascii_case("content-length") {
             parsed.length = value.trim().parse().ok();
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
@@ -212,6 +232,10 @@ mod tests {
     fn a_cut_answer_is_an_error() {
         let text = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello".to_vec();
         let mut connection = H1::new(Trickle(text, 100));
-        assert!(connection.ask(&Question::get("/", None), &mut Sink::default()).is_err());
+        assert!(
+            connection
+                .ask(&Question::get("/", None), &mut Sink::default())
+                .is_err()
+        );
     }
 }

@@ -53,14 +53,26 @@ struct Frame {
 impl<S: Read + Write> H2<S> {
     /// Sends the preface; the windows are as large as they can be, so that no update falls into a sample.
     pub(crate) fn start(stream: S) -> io::Result<Self> {
-        let mut connection =
-            Self { stream, buffer: vec![0; BUFFER], start: 0, end: 0, next: 1, window: WINDOW };
+        let mut connection = Self {
+            stream,
+            buffer: vec![0; BUFFER],
+            start: 0,
+            end: 0,
+            next: 1,
+            window: WINDOW,
+        };
         let mut hello = PREFACE.to_vec();
         // ENABLE_PUSH = 0, INITIAL_WINDOW_SIZE
         let mut settings = vec![0, 2, 0, 0, 0, 0, 0, 4];
         settings.extend_from_slice(&WINDOW.to_be_bytes());
         frame(&mut hello, SETTINGS, 0, 0, &settings);
-        frame(&mut hello, WINDOW_UPDATE, 0, 0, &(WINDOW - DEFAULT_WINDOW).to_be_bytes());
+        frame(
+            &mut hello,
+            WINDOW_UPDATE,
+            0,
+            0,
+            &(WINDOW - DEFAULT_WINDOW).to_be_bytes(),
+        );
         connection.stream.write_all(&hello)?;
         Ok(connection)
     }
@@ -105,7 +117,13 @@ impl<S: Read + Write> H2<S> {
         let id = self.next;
         self.next += 2;
         let mut bytes = Vec::with_capacity(question.h2.len() + 9);
-        frame(&mut bytes, HEADERS, END_STREAM | END_HEADERS, id, &question.h2);
+        frame(
+            &mut bytes,
+            HEADERS,
+            END_STREAM | END_HEADERS,
+            id,
+            &question.h2,
+        );
         self.stream.write_all(&bytes)?;
         self.stream.flush()?;
         Ok(id)
@@ -119,12 +137,20 @@ impl<S: Read + Write> H2<S> {
         let (kind, flags) = (head[3], head[4]);
         let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
         if length > FRAME_LIMIT {
-            return Err(broken(format!("a frame of {length} bytes: more than we allow")));
+            return Err(broken(format!(
+                "a frame of {length} bytes: more than we allow"
+            )));
         }
         self.need(9 + length)?;
         let at = self.start + 9;
         self.start = at + length;
-        Ok(Frame { kind, flags, stream, at, length })
+        Ok(Frame {
+            kind,
+            flags,
+            stream,
+            at,
+            length,
+        })
     }
 
     fn need(&mut self, count: usize) -> io::Result<()> {
@@ -146,13 +172,19 @@ impl<S: Read + Write> H2<S> {
     fn payload(&self, frame: Frame) -> io::Result<&[u8]> {
         let mut bytes = &self.buffer[frame.at..frame.at + frame.length];
         if frame.flags & PADDED != 0 {
-            let (padding, rest) = bytes.split_first().ok_or_else(|| broken("an empty padded frame"))?;
-            let kept =
-                rest.len().checked_sub(usize::from(*padding)).ok_or_else(|| broken("padding too long"))?;
+            let (padding, rest) = bytes
+                .split_first()
+                .ok_or_else(|| broken("an empty padded frame"))?;
+            let kept = rest
+                .len()
+                .checked_sub(usize::from(*padding))
+                .ok_or_else(|| broken("padding too long"))?;
             bytes = &rest[..kept];
         }
         if frame.kind == HEADERS && frame.flags & PRIORITY != 0 {
-            bytes = bytes.get(5..).ok_or_else(|| broken("a HEADERS frame without its priority"))?;
+            bytes = bytes
+                .get(5..)
+                .ok_or_else(|| broken("a HEADERS frame without its priority"))?;
         }
         Ok(bytes)
     }
@@ -162,10 +194,18 @@ impl<S: Read + Write> H2<S> {
         if taken.kind != DATA {
             return Ok(());
         }
-        self.window = self.window.saturating_sub(u32::try_from(taken.length).unwrap_or(u32::MAX));
+        self.window = self
+            .window
+            .saturating_sub(u32::try_from(taken.length).unwrap_or(u32::MAX));
         if self.window < WINDOW / 2 {
             let mut bytes = Vec::new();
-            frame(&mut bytes, WINDOW_UPDATE, 0, 0, &(WINDOW - self.window).to_be_bytes());
+            frame(
+                &mut bytes,
+                WINDOW_UPDATE,
+                0,
+                0,
+                &(WINDOW - self.window).to_be_bytes(),
+            );
             self.window = WINDOW;
             self.stream.write_all(&bytes)?;
         }
@@ -178,7 +218,9 @@ impl<S: Read + Write> H2<S> {
         match taken.kind {
             SETTINGS if taken.flags & ACK == 0 => frame(&mut reply, SETTINGS, ACK, 0, &[]),
             PING if taken.flags & ACK == 0 => frame(&mut reply, PING, ACK, 0, self.payload(taken)?),
-            RST_STREAM if taken.stream == waiting => return Err(broken("the server reset the stream")),
+            RST_STREAM if taken.stream == waiting => {
+                return Err(broken("the server reset the stream"));
+            }
             GOAWAY => return Err(broken("the server said GOAWAY")),
             _ => return self.consumed(taken),
         }
@@ -188,7 +230,9 @@ impl<S: Read + Write> H2<S> {
 }
 
 fn frame(to: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
+    let length = u32::try_from(payload.len())
+        .unwrap_or(u32::MAX)
+        .to_be_bytes();
     to.extend_from_slice(&length[1..]);
     to.extend_from_slice(&[kind, flags]);
     to.extend_from_slice(&stream.to_be_bytes());
@@ -235,7 +279,9 @@ fn status_of(block: &[u8], flags: u8) -> io::Result<u16> {
     {
         let long = first & 0x1f == 0x1f;
         let skip = if long {
-            more.iter().position(|byte| byte & 0x80 == 0).map_or(more.len(), |at| at + 1)
+            more.iter()
+                .position(|byte| byte & 0x80 == 0)
+                .map_or(more.len(), |at| at + 1)
         } else {
             0
         };
@@ -243,7 +289,10 @@ fn status_of(block: &[u8], flags: u8) -> io::Result<u16> {
     }
     let statuses = [200, 204, 206, 304, 400, 404, 500];
     let indexed = rest.first().and_then(|first| first.checked_sub(0x88));
-    Ok(indexed.and_then(|at| statuses.get(usize::from(at))).copied().unwrap_or(0))
+    Ok(indexed
+        .and_then(|at| statuses.get(usize::from(at)))
+        .copied()
+        .unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -277,10 +326,13 @@ mod tests {
 
     fn peer(frames: &[(u8, u8, u32, &[u8])]) -> Peer {
         let mut says = Vec::new();
-        frames
-            .iter()
-            .for_each(|(kind, flags, stream, payload)| frame(&mut says, *kind, *flags, *stream, payload));
-        Peer { says, heard: Vec::new() }
+        frames.iter().for_each(|(kind, flags, stream, payload)| {
+            frame(&mut says, *kind, *flags, *stream, payload)
+        });
+        Peer {
+            says,
+            heard: Vec::new(),
+        }
     }
 
     #[test]
@@ -294,7 +346,9 @@ mod tests {
         ]);
         let mut connection = H2::start(says).unwrap();
         let mut sink = Sink::keeping();
-        let answer = connection.ask(&Question::get("/x", Some("t")), &mut sink).unwrap();
+        let answer = connection
+            .ask(&Question::get("/x", Some("t")), &mut sink)
+            .unwrap();
         assert_eq!((answer.status, answer.length), (200, 11));
         assert_eq!(sink.kept.unwrap(), b"hello world");
         let mut pong = Vec::new();
@@ -306,17 +360,38 @@ mod tests {
     fn another_status_than_200_is_seen() {
         let says = peer(&[(HEADERS, END_HEADERS | END_STREAM, 1, &[0x8d])]);
         let mut connection = H2::start(says).unwrap();
-        assert_eq!(connection.ask(&Question::get("/", None), &mut Sink::default()).unwrap().status, 404);
-        let says = peer(&[(HEADERS, END_HEADERS | END_STREAM, 1, &[0x48, 3, b'5', b'0', b'3'])]);
+        assert_eq!(
+            connection
+                .ask(&Question::get("/", None), &mut Sink::default())
+                .unwrap()
+                .status,
+            404
+        );
+        let says = peer(&[(
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            1,
+            &[0x48, 3, b'5', b'0', b'3'],
+        )]);
         let mut connection = H2::start(says).unwrap();
-        assert_eq!(connection.ask(&Question::get("/", None), &mut Sink::default()).unwrap().status, 0);
+        assert_eq!(
+            connection
+                .ask(&Question::get("/", None), &mut Sink::default())
+                .unwrap()
+                .status,
+            0
+        );
     }
 
     #[test]
     fn a_reset_stream_is_an_error() {
         let says = peer(&[(RST_STREAM, 0, 1, &[0, 0, 0, 2])]);
         let mut connection = H2::start(says).unwrap();
-        assert!(connection.ask(&Question::get("/", None), &mut Sink::default()).is_err());
+        assert!(
+            connection
+                .ask(&Question::get("/", None), &mut Sink::default())
+                .is_err()
+        );
     }
 
     #[test]

@@ -23,9 +23,12 @@ pub(crate) fn hold(
     let begin = Instant::now();
     let mut open = Vec::with_capacity(connections);
     for at in 0..connections {
-        let mut connection = Connection::open(target).with_context(|| format!("connection {at}"))?;
+        let mut connection =
+            Connection::open(target).with_context(|| format!("connection {at}"))?;
         for stream in 0..streams {
-            let status = connection.begin(question).with_context(|| format!("watch {at}/{stream}"))?;
+            let status = connection
+                .begin(question)
+                .with_context(|| format!("watch {at}/{stream}"))?;
             if status != 200 {
                 bail!("watch {at}/{stream} was answered {status}");
             }
@@ -33,6 +36,15 @@ pub(crate) fn hold(
         open.push(connection);
     }
     let seconds = begin.elapsed().as_secs_f64();
-    ready(&Answer { status: 200, length: 0, first_byte: begin.elapsed(), stored: false })?;
-    Ok(Sample { requests: open.len() * streams, seconds, ..Sample::default() })
+    ready(&Answer {
+        status: 200,
+        length: 0,
+        first_byte: begin.elapsed(),
+        stored: false,
+    })?;
+    Ok(Sample {
+        requests: open.len() * streams,
+        seconds,
+        ..Sample::default()
+    })
 }

@@ -1,7 +1,10 @@
 //! `hublet-load`: asks one server one question many times, and says how long that took. In: where, what, how
 //! often. Out: on the standard output one JSON line when it is ready and one with the result; between the two it
 //! waits for a line on its standard input, so that the caller can read the server's CPU time around the sample.
-#![allow(clippy::print_stdout, reason = "the lines on standard output are the interface")]
+#![allow(
+    clippy::print_stdout,
+    reason = "the lines on standard output are the interface"
+)]
 
 mod ask;
 mod h1;
@@ -92,20 +95,36 @@ fn run(arguments: &Arguments) -> Result<()> {
     let h2 = arguments.protocol == Protocol::H2;
     let target = Target::new(arguments.connect, &arguments.name, &arguments.ca, h2)?;
     let token = arguments.token.as_deref().map(target::token).transpose()?;
-    let questions: Vec<Question> =
-        arguments.path.iter().map(|path| Question::get(path, token.as_deref())).collect();
+    let questions: Vec<Question> = arguments
+        .path
+        .iter()
+        .map(|path| Question::get(path, token.as_deref()))
+        .collect();
     let first = questions.first();
     let question = || first.context("--path is missing");
     let result = match arguments.mode {
         Mode::Post => {
-            let objects = arguments.objects.as_deref().context("`post` needs --objects")?;
+            let objects = arguments
+                .objects
+                .as_deref()
+                .context("`post` needs --objects")?;
             sample::post(&target, token.as_deref(), objects)?
         }
         Mode::Body => return sample::body(&target, question()?),
         Mode::Fresh => sample::fresh(&target, &questions, arguments.requests)?,
-        Mode::Kept => sample::kept(&target, &questions, arguments.connections, arguments.requests)?,
+        Mode::Kept => sample::kept(
+            &target,
+            &questions,
+            arguments.connections,
+            arguments.requests,
+        )?,
         Mode::First => sample::first(&target, question()?)?,
-        Mode::Hold => hold::hold(&target, question()?, arguments.connections, arguments.requests)?,
+        Mode::Hold => hold::hold(
+            &target,
+            question()?,
+            arguments.connections,
+            arguments.requests,
+        )?,
     };
     println!("{}", serde_json::to_string(&result)?);
     Ok(())
@@ -115,5 +134,9 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn ready(answer: &ask::Answer) -> Result<bool> {
     println!("{}", serde_json::to_string(answer)?);
     let mut line = String::new();
-    Ok(stdin().lock().read_line(&mut line).context("standard input")? > 0)
+    Ok(stdin()
+        .lock()
+        .read_line(&mut line)
+        .context("standard input")?
+        > 0)
 }

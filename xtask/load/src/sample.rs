@@ -48,7 +48,10 @@ pub(crate) fn fresh(target: &Target, questions: &[Question], requests: usize) ->
     let begin = Instant::now();
     let mut times = Times::with_capacity(requests);
     for at in 0..requests {
-        let (question, expected) = (&questions[at % questions.len()], &expected[at % questions.len()]);
+        let (question, expected) = (
+            &questions[at % questions.len()],
+            &expected[at % questions.len()],
+        );
         let started = Instant::now();
         let answer = Connection::open(target)?.ask(question, &mut Sink::default())?;
         check(&answer, expected)?;
@@ -72,14 +75,18 @@ pub(crate) fn kept(
     for _ in 0..connections {
         let mut connection = Connection::open(target).context("cannot connect")?;
         connection.ask(&questions[0], &mut Sink::default())?;
-        let (questions, expected, barrier) =
-            (Arc::clone(&questions), Arc::clone(&expected), Arc::clone(&barrier));
+        let (questions, expected, barrier) = (
+            Arc::clone(&questions),
+            Arc::clone(&expected),
+            Arc::clone(&barrier),
+        );
         threads.push(thread::spawn(move || -> Result<Times> {
             barrier.wait();
             let mut times = Times::with_capacity(each);
             for at in 0..each {
                 let started = Instant::now();
-                let answer = connection.ask(&questions[at % questions.len()], &mut Sink::default())?;
+                let answer =
+                    connection.ask(&questions[at % questions.len()], &mut Sink::default())?;
                 check(&answer, &expected[at % questions.len()])?;
                 times.add(started.elapsed(), &answer);
             }
@@ -94,19 +101,29 @@ pub(crate) fn kept(
     barrier.wait();
     let mut times = Times::with_capacity(requests);
     for thread in threads {
-        times.merge(thread.join().map_err(|_| anyhow::anyhow!("a connection's thread panicked"))??);
+        times.merge(
+            thread
+                .join()
+                .map_err(|_| anyhow::anyhow!("a connection's thread panicked"))??,
+        );
     }
     Ok(times.sample(begin.elapsed()))
 }
 
 /// From go to the first answer of a server that is starting.
 pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
-    if !ready(&Answer { status: 0, length: 0, first_byte: Duration::ZERO, stored: false })? {
+    if !ready(&Answer {
+        status: 0,
+        length: 0,
+        first_byte: Duration::ZERO,
+        stored: false,
+    })? {
         return Ok(Sample::default());
     }
     let begin = Instant::now();
     loop {
-        let answer = Connection::open(target).and_then(|mut open| open.ask(question, &mut Sink::default()));
+        let answer =
+            Connection::open(target).and_then(|mut open| open.ask(question, &mut Sink::default()));
         if let Ok(answer) = answer
             && answer.status == 200
         {
@@ -115,7 +132,10 @@ pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
             return Ok(times.sample(begin.elapsed()));
         }
         if begin.elapsed() > FIRST_LIMIT {
-            bail!("no answer within {} s; the last try: {answer:?}", FIRST_LIMIT.as_secs());
+            bail!(
+                "no answer within {} s; the last try: {answer:?}",
+                FIRST_LIMIT.as_secs()
+            );
         }
         thread::park_timeout(RETRY);
     }
@@ -123,18 +143,22 @@ pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
 
 /// Posts each line of a file: the collection's path, a tab, the object.
 pub(crate) fn post(target: &Target, token: Option<&str>, objects: &Path) -> Result<Sample> {
-    let file = std::fs::File::open(objects).with_context(|| format!("cannot read {}", objects.display()))?;
+    let file = std::fs::File::open(objects)
+        .with_context(|| format!("cannot read {}", objects.display()))?;
     let mut connection = Connection::open(target)?;
     let begin = Instant::now();
     let mut times = Times::with_capacity(1);
     for line in BufReader::new(file).lines() {
         let line = line?;
-        let (path, object) = line.split_once('\t').context("a line of the objects' file has no tab")?;
+        let (path, object) = line
+            .split_once('\t')
+            .context("a line of the objects' file has no tab")?;
         let mut sink = Sink::keeping();
         let started = Instant::now();
         let answer = connection.ask(&Question::post(path, token, object), &mut sink)?;
         if answer.status != 201 {
-            let body = String::from_utf8_lossy(sink.kept.as_deref().unwrap_or_default()).into_owned();
+            let body =
+                String::from_utf8_lossy(sink.kept.as_deref().unwrap_or_default()).into_owned();
             bail!("POST {path} was answered {}: {body}", answer.status);
         }
         times.add(started.elapsed(), &answer);
@@ -148,7 +172,11 @@ pub(crate) fn body(target: &Target, question: &Question) -> Result<()> {
     let answer = Connection::open(target)?.ask(question, &mut sink)?;
     let body = sink.kept.unwrap_or_default();
     if answer.status != 200 {
-        bail!("answered {}: {}", answer.status, String::from_utf8_lossy(&body));
+        bail!(
+            "answered {}: {}",
+            answer.status,
+            String::from_utf8_lossy(&body)
+        );
     }
     Ok(io::stdout().lock().write_all(&body)?)
 }
@@ -188,7 +216,12 @@ struct Times {
 
 impl Times {
     fn with_capacity(count: usize) -> Self {
-        Self { whole: Vec::with_capacity(count), first: Vec::with_capacity(count), bytes: 0, stored: 0 }
+        Self {
+            whole: Vec::with_capacity(count),
+            first: Vec::with_capacity(count),
+            bytes: 0,
+            stored: 0,
+        }
     }
 
     fn add(&mut self, whole: Duration, answer: &Answer) {
@@ -224,7 +257,9 @@ impl Times {
 /// Nearest rank, in microseconds.
 fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).map_or(0.0, |time| time.as_secs_f64() * 1e6)
+    sorted
+        .get(rank - 1)
+        .map_or(0.0, |time| time.as_secs_f64() * 1e6)
 }
 
 #[cfg(test)]

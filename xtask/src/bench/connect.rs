@@ -17,7 +17,10 @@ use crate::child::Child;
 use crate::step;
 
 /// What `--steer` names by default.
-const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 443);
+const SERVICE: SocketAddr = SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)),
+    443,
+);
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 /// A program in `bpftool prog show -j`.
@@ -64,11 +67,21 @@ impl Bench<'_> {
         }
         let requests = if self.extent().quick { 250 } else { 1_000 };
         let path = super::objects::SMALL.to_owned();
-        let load = Load { mode: "fresh", path, h2: false, connections: 1, requests, forwarded: false };
+        let load = Load {
+            mode: "fresh",
+            path,
+            h2: false,
+            connections: 1,
+            requests,
+            forwarded: false,
+        };
         let steered = hublet.dialled_by(hublet.name, SERVICE);
         let direct = hublet.dialled_by("direct", hublet.address);
         let elsewhere = nginx::stored(beside, ca);
-        let test = Test { name: plan::CONNECT.to_owned(), load };
+        let test = Test {
+            name: plan::CONNECT.to_owned(),
+            load,
+        };
         for round in 0..self.extent().rounds {
             step::say(format_args!(
                 "steered and direct calls, round {} of {}",
@@ -80,11 +93,19 @@ impl Bench<'_> {
             for (server, metrics) in [
                 (
                     &steered,
-                    ["connect4 ns, steered", "sock_ops ns a call, steered", "sk_lookup ns a call, steered"],
+                    [
+                        "connect4 ns, steered",
+                        "sock_ops ns a call, steered",
+                        "sk_lookup ns a call, steered",
+                    ],
                 ),
                 (
                     &direct,
-                    ["connect4 ns, direct", "sock_ops ns a call, direct", "sk_lookup ns a call, direct"],
+                    [
+                        "connect4 ns, direct",
+                        "sock_ops ns a call, direct",
+                        "sk_lookup ns a call, direct",
+                    ],
                 ),
                 (
                     &elsewhere,
@@ -106,18 +127,35 @@ impl Bench<'_> {
                 // Its own self-probe calls meanwhile, too: calls are what connect4 counted.
                 let (time, calls) = spent("hub_connect4");
                 report.add(PROGRAMS, "hublet", metrics[0], time / calls.max(1.0));
-                report.add(PROGRAMS, "hublet", metrics[1], spent("hub_sockops").0 / calls.max(1.0));
-                report.add(PROGRAMS, "hublet", metrics[2], spent("hub_lookup").0 / calls.max(1.0));
+                report.add(
+                    PROGRAMS,
+                    "hublet",
+                    metrics[1],
+                    spent("hub_sockops").0 / calls.max(1.0),
+                );
+                report.add(
+                    PROGRAMS,
+                    "hublet",
+                    metrics[2],
+                    spent("hub_lookup").0 / calls.max(1.0),
+                );
             }
         }
         Ok(())
     }
 
     fn programs(&self) -> Result<BTreeMap<String, (u64, u64)>> {
-        let text = step::output(self.project().command("bpftool").args(["prog", "show", "-j"]))?;
+        let text = step::output(
+            self.project()
+                .command("bpftool")
+                .args(["prog", "show", "-j"]),
+        )?;
         let programs: Vec<Program> = serde_json::from_str(&text).context("bpftool's answer")?;
         let mut sums = BTreeMap::new();
-        for program in programs.into_iter().filter(|program| program.name.starts_with("hub_")) {
+        for program in programs
+            .into_iter()
+            .filter(|program| program.name.starts_with("hub_"))
+        {
             let sum: &mut (u64, u64) = sums.entry(program.name).or_default();
             *sum = (sum.0 + program.run_time_ns, sum.1 + program.run_cnt);
         }

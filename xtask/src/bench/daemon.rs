@@ -12,9 +12,12 @@ use crate::child::{Child, Pause};
 use crate::plain_http;
 use crate::project::Project;
 
-const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10267);
-const SECURE: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 2, 1)), 10268);
+const ADMIN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10267);
+const SECURE: SocketAddr = SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 2, 1)),
+    10268,
+);
 const READY: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -34,11 +37,22 @@ impl Daemon<'_> {
         let root = self.dir.join("hublet");
         let mut command = self.project.command("taskset");
         command.args(["-c", "0"]).arg(&self.binary);
-        command.args(["--node-name=bench", "--bootstrap-mode=development", "--node-ip=127.0.0.1", "--v=0"]);
+        command.args([
+            "--node-name=bench",
+            "--bootstrap-mode=development",
+            "--node-ip=127.0.0.1",
+            "--v=0",
+        ]);
         command.arg(format!("--server-addr={}", self.cloud));
-        command.arg(format!("--bootstrap-file={}", self.dir.join("bootstrap.kubeconfig").display()));
+        command.arg(format!(
+            "--bootstrap-file={}",
+            self.dir.join("bootstrap.kubeconfig").display()
+        ));
         command.arg(format!("--root-dir={}", root.display()));
-        command.arg(format!("--disk-cache-path={}", root.join("cache").display()));
+        command.arg(format!(
+            "--disk-cache-path={}",
+            root.join("cache").display()
+        ));
         match &self.cgroup {
             Some(cgroup) => {
                 command.arg(format!("--cgroup={}", cgroup.display()));

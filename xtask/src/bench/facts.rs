@@ -28,20 +28,39 @@ pub(super) struct Facts {
 impl Facts {
     pub(super) fn gather(project: &Project, rounds: usize, daemon: &'static str) -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+        let model = cpuinfo
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
         let said = |command: &mut std::process::Command| {
-            step::output(command).unwrap_or_default().lines().next().unwrap_or_default().trim().to_owned()
+            step::output(command)
+                .unwrap_or_default()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
         };
         let dirty = !said(project.command("git").args(["status", "--porcelain"])).is_empty();
-        let commit = said(project.command("git").args(["rev-parse", "--short", "HEAD"]));
+        let commit = said(
+            project
+                .command("git")
+                .args(["rev-parse", "--short", "HEAD"]),
+        );
         Self {
             cpu: model.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned()),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
             // It prints its version to the standard error.
             nginx: said(project.command("sh").args(["-c", "nginx -v 2>&1"])),
             rustc: said(project.command("rustc").arg("--version")),
-            commit: if dirty { format!("{commit} with changes") } else { commit },
+            commit: if dirty {
+                format!("{commit} with changes")
+            } else {
+                commit
+            },
             daemon,
             rounds,
             steal_percent: 0.0,
@@ -51,7 +70,18 @@ impl Facts {
 
     /// One line each.
     pub(super) fn lines(&self) -> Vec<String> {
-        let Self { cpu, cores, kernel, nginx, rustc, commit, daemon, rounds, steal_percent, drift } = self;
+        let Self {
+            cpu,
+            cores,
+            kernel,
+            nginx,
+            rustc,
+            commit,
+            daemon,
+            rounds,
+            steal_percent,
+            drift,
+        } = self;
         vec![
             format!(
                 "{cpu}, {cores} cores, Linux {kernel}; {steal_percent:.1} % stolen; drift of nginx {drift:.2}"
@@ -75,5 +105,8 @@ pub(super) fn stolen() -> (u64, u64) {
         .skip(1)
         .filter_map(|number| number.parse().ok())
         .collect();
-    (numbers.get(7).copied().unwrap_or(0), numbers.iter().take(8).sum())
+    (
+        numbers.get(7).copied().unwrap_or(0),
+        numbers.iter().take(8).sum(),
+    )
 }

@@ -66,7 +66,11 @@ struct Extent {
 
 impl Extent {
     fn wants(&self, test: &str) -> bool {
-        self.names.is_empty() || self.names.iter().any(|name| test.starts_with(name.as_str()))
+        self.names.is_empty()
+            || self
+                .names
+                .iter()
+                .any(|name| test.starts_with(name.as_str()))
     }
 }
 
@@ -76,10 +80,16 @@ pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
         plan::names().iter().for_each(|name| println!("{name}"));
         return Ok(());
     }
-    let unknown =
-        arguments.names.iter().find(|name| !plan::names().iter().any(|test| test.starts_with(name.as_str())));
+    let unknown = arguments.names.iter().find(|name| {
+        !plan::names()
+            .iter()
+            .any(|test| test.starts_with(name.as_str()))
+    });
     if let Some(unknown) = unknown {
-        return Err(Usage(format!("no test begins with {unknown}; see `cargo xtask bench --list`")).into());
+        return Err(Usage(format!(
+            "no test begins with {unknown}; see `cargo xtask bench --list`"
+        ))
+        .into());
     }
     if !is_root() {
         bail!(
@@ -88,11 +98,22 @@ pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
     }
     let extent = Extent {
         names: arguments.names.clone(),
-        rounds: if arguments.quick { 2 } else { usize::from(arguments.rounds) },
+        rounds: if arguments.quick {
+            2
+        } else {
+            usize::from(arguments.rounds)
+        },
         quick: arguments.quick,
     };
     let interrupt = Interrupt::listen()?;
-    toolchain::apt(project, &[("nginx", "nginx-light"), ("taskset", "util-linux"), ("ip", "iproute2")])?;
+    toolchain::apt(
+        project,
+        &[
+            ("nginx", "nginx-light"),
+            ("taskset", "util-linux"),
+            ("ip", "iproute2"),
+        ],
+    )?;
     let built = build::bench(project, arguments.daemon.as_deref())?;
     let facts = Facts::gather(project, extent.rounds, built.kind);
     let mut report = Report::new(facts);
@@ -102,7 +123,8 @@ pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
     drop(place);
     measured?;
     let after = stolen();
-    report.facts.steal_percent = 100.0 * (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
+    report.facts.steal_percent =
+        100.0 * (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
     report.conclude(plan::BARS);
     match arguments.output {
         Output::Table => println!("{}", report.text()),

@@ -34,19 +34,33 @@ pub(super) fn start(
     let conf = dir.join("nginx.conf");
     fs::write(&conf, configuration(dir, pem, cloud))?;
     let mut command = project.command("taskset");
-    command.args(["-c", "0", "nginx", "-p"]).arg(dir).arg("-c").arg(&conf);
+    command
+        .args(["-c", "0", "nginx", "-p"])
+        .arg(dir)
+        .arg("-c")
+        .arg(&conf);
     command.arg("-e").arg(dir.join("nginx-error.log"));
     Child::start("nginx", &command, &dir.join("nginx.log"), GRACE)
 }
 
 /// The front that stores.
 pub(super) fn stored(child: &Child, ca: &Path) -> Server {
-    Server::new("nginx", SocketAddr::from(([127, 0, 0, 1], STORED)), ca, child.pid())
+    Server::new(
+        "nginx",
+        SocketAddr::from(([127, 0, 0, 1], STORED)),
+        ca,
+        child.pid(),
+    )
 }
 
 /// The front that passes to the cloud and keeps nothing.
 pub(super) fn passing(child: &Child, ca: &Path) -> Server {
-    Server::new("nginx passing", SocketAddr::from(([127, 0, 0, 1], PASSING)), ca, child.pid())
+    Server::new(
+        "nginx passing",
+        SocketAddr::from(([127, 0, 0, 1], PASSING)),
+        ca,
+        child.pid(),
+    )
 }
 
 /// As good an nginx as its documentation tells to write; one TLS ticket, as hublet sends.

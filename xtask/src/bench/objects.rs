@@ -26,7 +26,11 @@ pub(super) fn lines() -> String {
         &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bench"}}),
     );
     for (name, size) in [("small", 1024), ("large", 20 * 1024)] {
-        add(&mut text, "/api/v1/namespaces/bench/configmaps", &config_map(name, size));
+        add(
+            &mut text,
+            "/api/v1/namespaces/bench/configmaps",
+            &config_map(name, size),
+        );
     }
     for namespace in 0..NAMESPACES {
         let name = format!("bench-{namespace}");
@@ -35,7 +39,11 @@ pub(super) fn lines() -> String {
     }
     for number in 0..PODS {
         let namespace = format!("bench-{}", number % NAMESPACES);
-        add(&mut text, &format!("/api/v1/namespaces/{namespace}/pods"), &pod(number, &namespace));
+        add(
+            &mut text,
+            &format!("/api/v1/namespaces/{namespace}/pods"),
+            &pod(number, &namespace),
+        );
     }
     text
 }
@@ -100,13 +108,24 @@ mod tests {
     #[test]
     fn the_objects_have_the_sizes_that_the_figures_are_for() {
         let text = lines();
-        let objects: Vec<&str> = text.lines().map(|line| line.split_once('\t').unwrap().1).collect();
+        let objects: Vec<&str> = text
+            .lines()
+            .map(|line| line.split_once('\t').unwrap().1)
+            .collect();
         assert_eq!(objects.len(), PODS + NAMESPACES + 3);
         let pods = &objects[objects.len() - PODS..];
         let mean = pods.iter().map(|pod| pod.len()).sum::<usize>() / PODS;
         // The server adds about 130 bytes of metadata.
         assert!((1000..1200).contains(&mean), "{mean} bytes a Pod");
-        assert!((850..1024).contains(&objects[1].len()), "{}", objects[1].len());
-        assert!((20 * 1024 - 200..20 * 1024).contains(&objects[2].len()), "{}", objects[2].len());
+        assert!(
+            (850..1024).contains(&objects[1].len()),
+            "{}",
+            objects[1].len()
+        );
+        assert!(
+            (20 * 1024 - 200..20 * 1024).contains(&objects[2].len()),
+            "{}",
+            objects[2].len()
+        );
     }
 }

@@ -30,7 +30,8 @@ const LISTS: usize = 4;
 const AT_ONCE: usize = 8;
 /// Watches, and how they are spread over connections: (connections, streams on each, HTTP/2).
 const WATCHES: [(usize, usize, bool); 2] = [(1_000, 1, false), (20, 50, true)];
-const WATCH: &str = "/api/v1/namespaces/bench/configmaps?watch=true&resourceVersion=1&timeoutSeconds=3000";
+const WATCH: &str =
+    "/api/v1/namespaces/bench/configmaps?watch=true&resourceVersion=1&timeoutSeconds=3000";
 
 /// A bench in its place.
 #[derive(Debug)]
@@ -55,21 +56,39 @@ impl<'a> Bench<'a> {
     ) -> Result<Self> {
         let dir = project.root.join("target").join("bench");
         if dir.exists() {
-            std::fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+            std::fs::remove_dir_all(&dir)
+                .with_context(|| format!("cannot empty {}", dir.display()))?;
         }
         std::fs::create_dir_all(&dir)?;
-        let generator = Generator { binary: built.load.clone(), token: dir.join("admin.token") };
+        let generator = Generator {
+            binary: built.load.clone(),
+            token: dir.join("admin.token"),
+        };
         let cgroup = place.cgroup().map(Path::to_path_buf);
-        Ok(Self { project, built, extent, interrupt, dir, cgroup, generator })
+        Ok(Self {
+            project,
+            built,
+            extent,
+            interrupt,
+            dir,
+            cgroup,
+            generator,
+        })
     }
 
     /// All phases.
     pub(super) fn run(&self, report: &mut Report) -> Result<()> {
         let cloud = Cloud::start_in(self.project, CloudKind::Scripted, &self.dir, self.interrupt)?;
         let mut pin = self.project.command("taskset");
-        step::output(pin.args(["-a", "-c", "-p", "1"]).arg(cloud.child.pid().to_string()))?;
+        step::output(
+            pin.args(["-a", "-c", "-p", "1"])
+                .arg(cloud.child.pid().to_string()),
+        )?;
         let direct = self.direct(&cloud)?;
-        step::say(format_args!("filling the cloud with {} Pods", objects::PODS));
+        step::say(format_args!(
+            "filling the cloud with {} Pods",
+            objects::PODS
+        ));
         let file = self.dir.join("objects");
         std::fs::write(&file, objects::lines())?;
         self.generator.post(&direct, &file)?;
@@ -78,8 +97,17 @@ impl<'a> Bench<'a> {
         let (child, hublet) = daemon.start()?;
         step::say("warming the store through hublet");
         let bodies = self.warm(&hublet)?;
-        let beside = nginx::start(self.project, &self.dir, &daemon.pem(), &bodies, Some(direct.address))?;
-        self.online(report, &[hublet, nginx::passing(&beside, &daemon.ca()), direct])?;
+        let beside = nginx::start(
+            self.project,
+            &self.dir,
+            &daemon.pem(),
+            &bodies,
+            Some(direct.address),
+        )?;
+        self.online(
+            report,
+            &[hublet, nginx::passing(&beside, &daemon.ca()), direct],
+        )?;
         daemon::stop(child)?;
 
         step::say("the cloud is cut: from here on all comes from the store");
@@ -93,9 +121,15 @@ impl<'a> Bench<'a> {
 
     fn direct(&self, cloud: &Cloud) -> Result<Server> {
         let address = cloud.direct.trim_start_matches("https://");
-        let address: SocketAddr =
-            address.parse().with_context(|| format!("the cloud's address {address}"))?;
-        Ok(Server::new("cloud", address, &self.dir.join("cloud-ca.crt"), cloud.child.pid()))
+        let address: SocketAddr = address
+            .parse()
+            .with_context(|| format!("the cloud's address {address}"))?;
+        Ok(Server::new(
+            "cloud",
+            address,
+            &self.dir.join("cloud-ca.crt"),
+            cloud.child.pid(),
+        ))
     }
 
     fn daemon(&self, cloud: &Cloud) -> Daemon<'a> {
@@ -115,7 +149,9 @@ impl<'a> Bench<'a> {
         for path in [objects::SMALL, objects::LARGE, objects::LIST] {
             bodies.push((path, self.forwarded(hublet, path)?));
         }
-        self.watches(hublet, (1, 1, false)).map(drop).context("a watch while the cloud answers")?;
+        self.watches(hublet, (1, 1, false))
+            .map(drop)
+            .context("a watch while the cloud answers")?;
         Ok(bodies)
     }
 
@@ -124,7 +160,9 @@ impl<'a> Bench<'a> {
         let deadline = Instant::now() + WARM;
         loop {
             match hublet.body(&self.generator, path) {
-                Err(error) if Instant::now() < deadline => step::note(format_args!("again: {error:#}")),
+                Err(error) if Instant::now() < deadline => {
+                    step::note(format_args!("again: {error:#}"))
+                }
                 answered => return answered,
             }
             if self.interrupt.wait(Duration::from_secs(1)) {
@@ -141,8 +179,9 @@ impl<'a> Bench<'a> {
                 self.or_left_out(report, &test.name, sampled.map(drop))?;
             }
             if self.extent.wants(plan::LIST_ONLINE) {
-                let listed =
-                    servers.iter().try_for_each(|server| self.list(report, plan::LIST_ONLINE, server));
+                let listed = servers
+                    .iter()
+                    .try_for_each(|server| self.list(report, plan::LIST_ONLINE, server));
                 self.or_left_out(report, plan::LIST_ONLINE, listed)?;
             }
         }
@@ -172,7 +211,11 @@ impl<'a> Bench<'a> {
         self.same_bodies(&servers)?;
         let mut anchors = Vec::new();
         for round in 0..self.extent.rounds {
-            step::say(format_args!("stored GETs, round {} of {}", round + 1, self.extent.rounds));
+            step::say(format_args!(
+                "stored GETs, round {} of {}",
+                round + 1,
+                self.extent.rounds
+            ));
             for test in &tests {
                 let costs = self.sample_each(report, round, test, &servers)?;
                 if test.name == tests[0].name {
@@ -184,7 +227,12 @@ impl<'a> Bench<'a> {
             report.facts.drift = last / first;
         }
         Pause::new().wait(SETTLE);
-        report.add(plan::AFTER, servers[0].name, RSS, servers[0].family().memory("VmRSS")?);
+        report.add(
+            plan::AFTER,
+            servers[0].name,
+            RSS,
+            servers[0].family().memory("VmRSS")?,
+        );
         daemon::stop(child)
     }
 
@@ -230,7 +278,9 @@ impl<'a> Bench<'a> {
             let at = (turn + round) % servers.len();
             let server = &servers[at];
             self.go_on()?;
-            let sample = server.sample(&self.generator, &test.load).with_context(|| test.name.clone())?;
+            let sample = server
+                .sample(&self.generator, &test.load)
+                .with_context(|| test.name.clone())?;
             report.add(&test.name, server.name, CPU, sample.cpu);
             report.add(&test.name, server.name, P50, sample.seen.p50);
             report.add(&test.name, server.name, P99, sample.seen.p99);
@@ -241,12 +291,17 @@ impl<'a> Bench<'a> {
 
     fn same_bodies(&self, servers: &[Server]) -> Result<()> {
         for path in [objects::SMALL, objects::LARGE] {
-            let bodies: Vec<Vec<u8>> =
-                servers.iter().map(|server| server.body(&self.generator, path)).collect::<Result<_>>()?;
+            let bodies: Vec<Vec<u8>> = servers
+                .iter()
+                .map(|server| server.body(&self.generator, path))
+                .collect::<Result<_>>()?;
             if bodies.iter().any(|body| *body != bodies[0]) {
                 bail!("the servers answer {path} differently: there is nothing to compare");
             }
-            step::note(format_args!("{path}: {} bytes, the same from all", bodies[0].len()));
+            step::note(format_args!(
+                "{path}: {} bytes, the same from all",
+                bodies[0].len()
+            ));
         }
         Ok(())
     }
@@ -255,8 +310,17 @@ impl<'a> Bench<'a> {
         self.go_on()?;
         let forwarded = test == plan::LIST_ONLINE;
         let path = objects::LIST.to_owned();
-        let load = Load { mode: "kept", path, h2: false, connections: 1, requests: LISTS, forwarded };
-        let sample = server.sample(&self.generator, &load).with_context(|| test.to_owned())?;
+        let load = Load {
+            mode: "kept",
+            path,
+            h2: false,
+            connections: 1,
+            requests: LISTS,
+            forwarded,
+        };
+        let sample = server
+            .sample(&self.generator, &load)
+            .with_context(|| test.to_owned())?;
         report.add(test, server.name, FIRST_BYTE, sample.seen.first_byte / 1e3);
         report.add(test, server.name, TOTAL, sample.seen.p50 / 1e3);
         report.add(test, server.name, "cpu ms", sample.cpu / 1e3);
@@ -270,12 +334,21 @@ impl<'a> Bench<'a> {
         }
         let nginx = nginx::stored(beside, &daemon.ca());
         for round in 0..self.extent.rounds {
-            step::say(format_args!("LIST from the store, round {} of {}", round + 1, self.extent.rounds));
+            step::say(format_args!(
+                "LIST from the store, round {} of {}",
+                round + 1,
+                self.extent.rounds
+            ));
             let (child, hublet) = daemon.start()?;
             for server in [&hublet, &nginx] {
                 server.family().reset_peak()?;
                 self.list(report, plan::LIST_OFFLINE, server)?;
-                report.add(plan::LIST_OFFLINE, server.name, PEAK, server.family().memory("VmHWM")?);
+                report.add(
+                    plan::LIST_OFFLINE,
+                    server.name,
+                    PEAK,
+                    server.family().memory("VmHWM")?,
+                );
                 server.family().reset_peak()?;
                 let path = objects::LIST.to_owned();
                 let load = Load {
@@ -305,10 +378,21 @@ impl<'a> Bench<'a> {
             return Ok(());
         }
         let path = objects::SMALL.to_owned();
-        let load = Load { mode: "first", path, h2: false, connections: 1, requests: 1, forwarded: false };
+        let load = Load {
+            mode: "first",
+            path,
+            h2: false,
+            connections: 1,
+            requests: 1,
+            forwarded: false,
+        };
         for round in 0..self.extent.rounds {
             self.go_on()?;
-            step::say(format_args!("cold start, round {} of {}", round + 1, self.extent.rounds));
+            step::say(format_args!(
+                "cold start, round {} of {}",
+                round + 1,
+                self.extent.rounds
+            ));
             let mut waiting = Running::start(&self.generator, &daemon.to_be(), &load)?;
             waiting.go()?;
             let child = daemon.spawn()?;
@@ -327,12 +411,27 @@ impl<'a> Bench<'a> {
             for _ in 0..self.extent.rounds.min(3) {
                 let (child, hublet) = daemon.start()?;
                 pause.wait(SETTLE);
-                report.add(plan::IDLE, hublet.name, RSS, hublet.family().memory("VmRSS")?);
+                report.add(
+                    plan::IDLE,
+                    hublet.name,
+                    RSS,
+                    hublet.family().memory("VmRSS")?,
+                );
                 daemon::stop(child)?;
             }
             let nginx = nginx::stored(beside, &daemon.ca());
-            report.add(plan::IDLE, nginx.name, "RSS summed MiB", nginx.family().memory("VmRSS")?);
-            report.add(plan::IDLE, nginx.name, "Pss MiB", nginx.family().proportional()?);
+            report.add(
+                plan::IDLE,
+                nginx.name,
+                "RSS summed MiB",
+                nginx.family().memory("VmRSS")?,
+            );
+            report.add(
+                plan::IDLE,
+                nginx.name,
+                "Pss MiB",
+                nginx.family().proportional()?,
+            );
         }
         if self.extent.wants(plan::WATCHES) {
             for shape in WATCHES {
@@ -344,8 +443,17 @@ impl<'a> Bench<'a> {
                 let (child, hublet) = daemon.start()?;
                 let held = self.watches(&hublet, shape)?;
                 pause.wait(SETTLE);
-                let metric = if h2 { "RSS MiB, h2 20×50" } else { "RSS MiB, h1 1000×1" };
-                report.add(plan::WATCHES, hublet.name, metric, hublet.family().memory("VmRSS")?);
+                let metric = if h2 {
+                    "RSS MiB, h2 20×50"
+                } else {
+                    "RSS MiB, h1 1000×1"
+                };
+                report.add(
+                    plan::WATCHES,
+                    hublet.name,
+                    metric,
+                    hublet.family().memory("VmRSS")?,
+                );
                 drop(held);
                 daemon::stop(child)?;
             }
@@ -354,7 +462,11 @@ impl<'a> Bench<'a> {
     }
 
     /// Opens watches; they are open until what is returned is dropped.
-    fn watches(&self, hublet: &Server, (connections, streams, h2): (usize, usize, bool)) -> Result<Running> {
+    fn watches(
+        &self,
+        hublet: &Server,
+        (connections, streams, h2): (usize, usize, bool),
+    ) -> Result<Running> {
         let load = Load {
             mode: "hold",
             path: WATCH.to_owned(),

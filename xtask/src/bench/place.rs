@@ -31,12 +31,15 @@ impl Place {
     pub(super) fn take(project: &Project) -> Result<Self> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, soft.max(FILES.min(hard)), hard)?;
-        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: are we root?")?;
+        unshare(CloneFlags::CLONE_NEWNET)
+            .context("cannot make a network namespace: are we root?")?;
         step::output(project.command("ip").args(["link", "set", "lo", "up"]))?;
         let cgroup = match moved() {
             Ok(moved) => Some(moved),
             Err(error) => {
-                step::note(format_args!("no cgroup of our own, so hublet runs without eBPF: {error:#}"));
+                step::note(format_args!(
+                    "no cgroup of our own, so hublet runs without eBPF: {error:#}"
+                ));
                 None
             }
         };
@@ -51,7 +54,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some(Moved { ours, before }) = &self.cgroup else { return };
+        let Some(Moved { ours, before }) = &self.cgroup else {
+            return;
+        };
         let back = fs::write(before.join("cgroup.procs"), "0").and_then(|()| fs::remove_dir(ours));
         if let Err(error) = back {
             eprintln!("{} is left behind: {error}", ours.display());
@@ -68,9 +73,14 @@ fn moved() -> Result<Moved> {
         .and_then(|words| words.get(1).map(PathBuf::from))
         .context("cgroup v2 is not mounted")?;
     let ours = fs::read_to_string("/proc/self/cgroup")?;
-    let before = ours.lines().find_map(|line| line.strip_prefix("0::/")).context("we are in no cgroup v2")?;
-    let moved =
-        Moved { ours: root.join(format!("hublet-bench-{}", std::process::id())), before: root.join(before) };
+    let before = ours
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .context("we are in no cgroup v2")?;
+    let moved = Moved {
+        ours: root.join(format!("hublet-bench-{}", std::process::id())),
+        before: root.join(before),
+    };
     fs::create_dir(&moved.ours)?;
     fs::write(moved.ours.join("cgroup.procs"), "0")?;
     Ok(moved)

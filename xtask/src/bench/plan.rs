@@ -43,13 +43,28 @@ pub(super) const BARS: &[Wanted] = &[
 
 /// Stored GETs: `MODE-SIZE-PROTOCOL`.
 pub(super) fn stored(quick: bool) -> Vec<Test> {
-    let shapes = [("fresh", "fresh", 1, 1_000), ("kept1", "kept", 1, 6_000), ("kept16", "kept", 16, 24_000)];
+    let shapes = [
+        ("fresh", "fresh", 1, 1_000),
+        ("kept1", "kept", 1, 6_000),
+        ("kept16", "kept", 16, 24_000),
+    ];
     let mut tests = Vec::new();
     for h2 in [false, true] {
         for (size, path) in [("1k", SMALL), ("20k", LARGE)] {
             for (name, mode, connections, requests) in shapes {
-                let requests = if size == "20k" { requests * 2 / 3 } else { requests };
-                let load = Load { mode, path: path.to_owned(), h2, connections, requests, forwarded: false };
+                let requests = if size == "20k" {
+                    requests * 2 / 3
+                } else {
+                    requests
+                };
+                let load = Load {
+                    mode,
+                    path: path.to_owned(),
+                    h2,
+                    connections,
+                    requests,
+                    forwarded: false,
+                };
                 tests.push(test(name, size, load, quick));
             }
         }
@@ -66,7 +81,14 @@ pub(super) fn forwarded(quick: bool) -> Vec<Test> {
     ]
     .into_iter()
     .map(|(name, mode, connections, requests)| {
-        let load = Load { mode, path: SMALL.to_owned(), h2: false, connections, requests, forwarded: true };
+        let load = Load {
+            mode,
+            path: SMALL.to_owned(),
+            h2: false,
+            connections,
+            requests,
+            forwarded: true,
+        };
         test(name, "1k", load, quick)
     })
     .collect()
@@ -76,13 +98,19 @@ fn test(name: &str, size: &str, mut load: Load, quick: bool) -> Test {
     if quick {
         load.requests /= 4;
     }
-    Test { name: format!("{name}-{size}-{}", if load.h2 { "h2" } else { "h1" }), load }
+    Test {
+        name: format!("{name}-{size}-{}", if load.h2 { "h2" } else { "h1" }),
+        load,
+    }
 }
 
 /// Every name that may be asked for.
 pub(super) fn names() -> Vec<String> {
-    let mut names: Vec<String> =
-        stored(false).into_iter().chain(forwarded(false)).map(|test| test.name).collect();
+    let mut names: Vec<String> = stored(false)
+        .into_iter()
+        .chain(forwarded(false))
+        .map(|test| test.name)
+        .collect();
     names.extend([LIST_ONLINE, LIST_OFFLINE, IDLE, WATCHES, START, CONNECT].map(str::to_owned));
     names
 }

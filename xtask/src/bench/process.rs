@@ -28,8 +28,13 @@ impl Family {
         for pid in &self.0 {
             for task in tasks(*pid) {
                 // A thread that ended since it was listed costs what it cost before: too little to matter.
-                let Ok(line) = fs::read_to_string(task.join("schedstat")) else { continue };
-                let first = line.split(' ').next().and_then(|ns| ns.trim().parse::<u64>().ok());
+                let Ok(line) = fs::read_to_string(task.join("schedstat")) else {
+                    continue;
+                };
+                let first = line
+                    .split(' ')
+                    .next()
+                    .and_then(|ns| ns.trim().parse::<u64>().ok());
                 sum += first.context("schedstat has no first number: is CONFIG_SCHED_INFO off?")?;
             }
         }
@@ -42,7 +47,8 @@ impl Family {
         for pid in &self.0 {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))
                 .with_context(|| format!("process {pid} has ended"))?;
-            sum += kib(&status, what).with_context(|| format!("/proc/{pid}/status has no {what}"))?;
+            sum +=
+                kib(&status, what).with_context(|| format!("/proc/{pid}/status has no {what}"))?;
         }
         Ok(sum as f64 / 1024.0)
     }
@@ -67,7 +73,9 @@ impl Family {
 }
 
 fn tasks(pid: u32) -> Vec<PathBuf> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let entries = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
@@ -75,12 +83,18 @@ fn children(pid: u32) -> Vec<u32> {
     tasks(pid)
         .iter()
         .filter_map(|task| fs::read_to_string(task.join("children")).ok())
-        .flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+        .flat_map(|line| {
+            line.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<u32>>()
+        })
         .collect()
 }
 
 fn kib(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
@@ -90,8 +104,7 @@ mod tests {
 
     #[test]
     fn a_name_is_not_taken_for_a_longer_one() {
-        let status =
-            "VmHWM:\t   12345 kB\nRssAnon:\t 7 kB\nVmRSS:\t   10240 kB\nPss_Dirty:  1 kB\nPss:   2 kB\n";
+        let status = "VmHWM:\t   12345 kB\nRssAnon:\t 7 kB\nVmRSS:\t   10240 kB\nPss_Dirty:  1 kB\nPss:   2 kB\n";
         assert_eq!(kib(status, "VmRSS"), Some(10240));
         assert_eq!(kib(status, "VmHWM"), Some(12345));
         assert_eq!(kib(status, "Pss"), Some(2));

@@ -60,11 +60,23 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(facts: Facts) -> Self {
-        Self { facts, rows: Vec::new(), ratios: Vec::new(), bars: Vec::new(), left_out: Vec::new() }
+        Self {
+            facts,
+            rows: Vec::new(),
+            ratios: Vec::new(),
+            bars: Vec::new(),
+            left_out: Vec::new(),
+        }
     }
 
     /// Adds one round's value.
-    pub(super) fn add(&mut self, test: &str, server: &'static str, metric: &'static str, value: f64) {
+    pub(super) fn add(
+        &mut self,
+        test: &str,
+        server: &'static str,
+        metric: &'static str,
+        value: f64,
+    ) {
         let known = self
             .rows
             .iter_mut()
@@ -73,8 +85,18 @@ impl Report {
             row.values.push(value);
             return;
         }
-        let range = Range { median: value, min: value, max: value };
-        self.rows.push(Row { test: test.to_owned(), server, metric, range, values: vec![value] });
+        let range = Range {
+            median: value,
+            min: value,
+            max: value,
+        };
+        self.rows.push(Row {
+            test: test.to_owned(),
+            server,
+            metric,
+            range,
+            values: vec![value],
+        });
     }
 
     /// Sums up: ranges, ratios, bars.
@@ -82,7 +104,11 @@ impl Report {
         for row in &mut self.rows {
             row.range = range(&row.values);
         }
-        let hublet: Vec<&Row> = self.rows.iter().filter(|row| row.server == "hublet").collect();
+        let hublet: Vec<&Row> = self
+            .rows
+            .iter()
+            .filter(|row| row.server == "hublet")
+            .collect();
         for row in hublet {
             let others = self.rows.iter().filter(|other| {
                 other.server != "hublet"
@@ -91,8 +117,12 @@ impl Report {
                     && other.values.len() == row.values.len()
             });
             for other in others {
-                let each: Vec<f64> =
-                    row.values.iter().zip(&other.values).map(|(ours, theirs)| ours / theirs).collect();
+                let each: Vec<f64> = row
+                    .values
+                    .iter()
+                    .zip(&other.values)
+                    .map(|(ours, theirs)| ours / theirs)
+                    .collect();
                 self.ratios.push(Ratio {
                     test: row.test.clone(),
                     metric: row.metric,
@@ -114,14 +144,18 @@ impl Report {
                 (format!("{test} {metric}, by {by}"), ratio.range.median)
             }
             None => {
-                let row = self
-                    .rows
-                    .iter()
-                    .find(|row| (row.test.as_str(), row.server, row.metric) == (*test, "hublet", *metric))?;
+                let row = self.rows.iter().find(|row| {
+                    (row.test.as_str(), row.server, row.metric) == (*test, "hublet", *metric)
+                })?;
                 (format!("{test} {metric}"), row.range.median)
             }
         };
-        Some(Bar { what, measured, at_most: *at_most, met: measured <= *at_most })
+        Some(Bar {
+            what,
+            measured,
+            at_most: *at_most,
+            met: measured <= *at_most,
+        })
     }
 
     /// The report as text.
@@ -133,7 +167,12 @@ impl Report {
                 test = &row.test;
                 text.push_str(&format!("\n\n{test}"));
             }
-            text.push_str(&format!("\n  {:<14} {:<14} {}", row.server, row.metric, shown(&row.range)));
+            text.push_str(&format!(
+                "\n  {:<14} {:<14} {}",
+                row.server,
+                row.metric,
+                shown(&row.range)
+            ));
             let ratios = self.ratios.iter().filter(|ratio| {
                 row.server == "hublet" && ratio.test == row.test && ratio.metric == row.metric
             });
@@ -181,8 +220,16 @@ fn range(values: &[f64]) -> Range {
     let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
     let middle = sorted.len() / 2;
     let even = sorted.len().is_multiple_of(2) && !sorted.is_empty();
-    let median = if even { f64::midpoint(at(middle - 1), at(middle)) } else { at(middle) };
-    Range { median, min: at(0), max: at(sorted.len().saturating_sub(1)) }
+    let median = if even {
+        f64::midpoint(at(middle - 1), at(middle))
+    } else {
+        at(middle)
+    };
+    Range {
+        median,
+        min: at(0),
+        max: at(sorted.len().saturating_sub(1)),
+    }
 }
 
 #[cfg(test)]
@@ -190,7 +237,10 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let project = crate::project::Project { root: "/".into(), target: "/".into() };
+        let project = crate::project::Project {
+            root: "/".into(),
+            target: "/".into(),
+        };
         Report::new(Facts::gather(&project, 3, "dynamic"))
     }
 
@@ -201,11 +251,28 @@ mod tests {
             report.add("fresh", "hublet", "cpu µs", ours);
             report.add("fresh", "nginx", "cpu µs", theirs);
         }
-        report.conclude(&[("fresh", "cpu µs", Some("nginx"), 0.65), ("fresh", "cpu µs", None, 11.0)]);
+        report.conclude(&[
+            ("fresh", "cpu µs", Some("nginx"), 0.65),
+            ("fresh", "cpu µs", None, 11.0),
+        ]);
         // 0.5, 0.75, 0.2: not 12 / 40.
-        assert_eq!(report.ratios[0].range, Range { median: 0.5, min: 0.2, max: 0.75 });
-        assert_eq!(report.bars.iter().map(|bar| bar.met).collect::<Vec<_>>(), [true, false]);
-        assert!(report.text().contains("MISS  fresh cpu µs "), "{}", report.text());
+        assert_eq!(
+            report.ratios[0].range,
+            Range {
+                median: 0.5,
+                min: 0.2,
+                max: 0.75
+            }
+        );
+        assert_eq!(
+            report.bars.iter().map(|bar| bar.met).collect::<Vec<_>>(),
+            [true, false]
+        );
+        assert!(
+            report.text().contains("MISS  fresh cpu µs "),
+            "{}",
+            report.text()
+        );
     }
 
     #[test]

@@ -66,11 +66,20 @@ pub(super) struct Sample {
 impl Server {
     /// The same server, dialled at another address.
     pub(super) fn dialled_by(&self, name: &'static str, address: SocketAddr) -> Self {
-        Self { name, address, ..self.clone() }
+        Self {
+            name,
+            address,
+            ..self.clone()
+        }
     }
 
     pub(super) fn new(name: &'static str, address: SocketAddr, ca: &Path, pid: u32) -> Self {
-        Self { name, address, ca: ca.to_path_buf(), pid }
+        Self {
+            name,
+            address,
+            ca: ca.to_path_buf(),
+            pid,
+        }
     }
 
     /// Its processes as they are now.
@@ -87,9 +96,16 @@ impl Server {
         let seen = running.result()?;
         let spent = family.cpu()?.saturating_sub(before);
         if load.forwarded && seen.stored > 0 {
-            bail!("{} of {} answers came from the store: the cloud was too slow", seen.stored, seen.requests);
+            bail!(
+                "{} of {} answers came from the store: the cloud was too slow",
+                seen.stored,
+                seen.requests
+            );
         }
-        Ok(Sample { seen, cpu: spent as f64 / 1e3 / seen.requests.max(1) as f64 })
+        Ok(Sample {
+            seen,
+            cpu: spent as f64 / 1e3 / seen.requests.max(1) as f64,
+        })
     }
 
     /// The body of one answer.
@@ -102,9 +118,16 @@ impl Server {
             requests: 1,
             forwarded: false,
         };
-        let output = generator.command(self, &load).output().context("cannot start hublet-load")?;
+        let output = generator
+            .command(self, &load)
+            .output()
+            .context("cannot start hublet-load")?;
         if !output.status.success() {
-            bail!("{} {path}: {}", self.name, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "{} {path}: {}",
+                self.name,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(output.stdout)
     }
@@ -114,10 +137,22 @@ impl Generator {
     fn command(&self, server: &Server, load: &Load) -> Command {
         let mut command = Command::new("taskset");
         command.args(["-c", "1"]).arg(&self.binary).arg(load.mode);
-        command.arg("--connect").arg(server.address.to_string()).arg("--ca").arg(&server.ca);
-        command.arg("--token").arg(&self.token).arg("--path").arg(&load.path);
-        command.arg("--protocol").arg(if load.h2 { "h2" } else { "h1" });
-        command.arg("--connections").arg(load.connections.to_string());
+        command
+            .arg("--connect")
+            .arg(server.address.to_string())
+            .arg("--ca")
+            .arg(&server.ca);
+        command
+            .arg("--token")
+            .arg(&self.token)
+            .arg("--path")
+            .arg(&load.path);
+        command
+            .arg("--protocol")
+            .arg(if load.h2 { "h2" } else { "h1" });
+        command
+            .arg("--connections")
+            .arg(load.connections.to_string());
         command.arg("--requests").arg(load.requests.to_string());
         command
     }
@@ -125,11 +160,24 @@ impl Generator {
     /// Fills a cloud with the objects of a file.
     pub(super) fn post(&self, server: &Server, objects: &Path) -> Result<()> {
         let mut command = Command::new(&self.binary);
-        command.arg("post").arg("--connect").arg(server.address.to_string()).arg("--ca").arg(&server.ca);
-        command.arg("--token").arg(&self.token).arg("--objects").arg(objects);
+        command
+            .arg("post")
+            .arg("--connect")
+            .arg(server.address.to_string())
+            .arg("--ca")
+            .arg(&server.ca);
+        command
+            .arg("--token")
+            .arg(&self.token)
+            .arg("--objects")
+            .arg(objects);
         let output = command.output().context("cannot start hublet-load")?;
         if !output.status.success() {
-            bail!("filling {}: {}", server.name, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "filling {}: {}",
+                server.name,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(())
     }
@@ -147,19 +195,32 @@ impl Running {
     /// Starts it and waits until it is connected and warm.
     pub(super) fn start(generator: &Generator, server: &Server, load: &Load) -> Result<Self> {
         let mut command = generator.command(server, load);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn().context("cannot start taskset hublet-load")?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut process = command
+            .spawn()
+            .context("cannot start taskset hublet-load")?;
         let stdin = process.stdin.take();
         let stdout = BufReader::new(process.stdout.take().context("no standard output")?);
-        let mut running = Self { process, stdin, stdout };
-        let Ready {} =
-            running.line().with_context(|| format!("{} {} {}", server.name, load.mode, load.path))?;
+        let mut running = Self {
+            process,
+            stdin,
+            stdout,
+        };
+        let Ready {} = running
+            .line()
+            .with_context(|| format!("{} {} {}", server.name, load.mode, load.path))?;
         Ok(running)
     }
 
     /// Lets it begin.
     pub(super) fn go(&mut self) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("the generator was already let go")?;
+        let stdin = self
+            .stdin
+            .as_mut()
+            .context("the generator was already let go")?;
         stdin.write_all(b"\n").context("the generator has ended")
     }
 

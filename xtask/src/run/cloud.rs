@@ -49,10 +49,16 @@ impl Cloud {
         let mut command = project.command(project.binary("debug", "hublet-cloud"));
         command.arg(kind).arg("--dir").arg(dir);
         step::say(format_args!("starting the {kind} cloud"));
-        let (mut child, stdout) = Child::start_piped("the cloud", &command, &dir.join("cloud.log"), GRACE)?;
+        let (mut child, stdout) =
+            Child::start_piped("the cloud", &command, &dir.join("cloud.log"), GRACE)?;
         let line = child.first_line(stdout, PATIENCE, interrupt)?;
-        let ready: Ready = serde_json::from_str(&line)
-            .with_context(|| format!("hublet-cloud's first line should be its addresses, but is: {line}"))?;
-        Ok(Self { child, server: ready.server, direct: ready.direct })
+        let ready: Ready = serde_json::from_str(&line).with_context(|| {
+            format!("hublet-cloud's first line should be its addresses, but is: {line}")
+        })?;
+        Ok(Self {
+            child,
+            server: ready.server,
+            direct: ready.direct,
+        })
     }
 }

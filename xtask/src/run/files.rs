@@ -18,12 +18,19 @@ pub(super) fn write(project: &Project, flags: &Flags, token: bool) -> Result<()>
     let ca = dev.join("ca.crt");
     if !made.is_file() {
         // A mode with certificates from the cluster: clients trust the cluster's CA.
-        step::note(format_args!("no {}: clients trust the cluster's own CA", made.display()));
+        step::note(format_args!(
+            "no {}: clients trust the cluster's own CA",
+            made.display()
+        ));
         return Ok(());
     }
     std::fs::copy(&made, &ca).with_context(|| format!("cannot copy {}", made.display()))?;
     let token = if token { Some(dev.join("token")) } else { None };
-    let text = kubeconfig(&format!("https://{}", flags.secure()?), &ca, token.as_deref());
+    let text = kubeconfig(
+        &format!("https://{}", flags.secure()?),
+        &ca,
+        token.as_deref(),
+    );
     std::fs::write(dev.join("kubeconfig"), text)?;
     Ok(())
 }
@@ -45,7 +52,9 @@ fn kubeconfig(server: &str, ca: &Path, token: Option<&Path>) -> String {
 
 /// Says where things are, what is off, and three commands to try.
 pub(super) fn introduce(project: &Project, flags: &Flags, cloud: Option<&Cloud>, restricted: bool) {
-    let secure = flags.secure().map_or_else(|error| error.to_string(), |address| address.to_string());
+    let secure = flags
+        .secure()
+        .map_or_else(|error| error.to_string(), |address| address.to_string());
     let dev = project.dev();
     let dev = project.shown(&dev);
     println!("\nhublet is ready: https://{secure} (log: {dev}/hublet.log)");
@@ -53,7 +62,10 @@ pub(super) fn introduce(project: &Project, flags: &Flags, cloud: Option<&Cloud>,
         println!("{}", restrictions(&secure));
     }
     let Some(cloud) = cloud else {
-        println!("It forwards to {}.", flags.value("--server-addr").unwrap_or_default());
+        println!(
+            "It forwards to {}.",
+            flags.value("--server-addr").unwrap_or_default()
+        );
         println!(
             "Through hublet: kubectl --kubeconfig {dev}/kubeconfig --token=TOKEN get nodes\nCtrl-C ends it."
         );
@@ -98,11 +110,23 @@ mod tests {
 
     #[test]
     fn the_kubeconfig_names_server_ca_and_token_file() {
-        let text =
-            kubeconfig("https://169.254.2.1:10268", Path::new("/a b/ca.crt"), Some(Path::new("/a b/token")));
-        assert!(text.contains("    server: https://169.254.2.1:10268\n"), "{text}");
-        assert!(text.contains("certificate-authority: \"/a b/ca.crt\""), "{text}");
-        assert!(text.contains("user: {\"tokenFile\":\"/a b/token\"}"), "{text}");
+        let text = kubeconfig(
+            "https://169.254.2.1:10268",
+            Path::new("/a b/ca.crt"),
+            Some(Path::new("/a b/token")),
+        );
+        assert!(
+            text.contains("    server: https://169.254.2.1:10268\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("certificate-authority: \"/a b/ca.crt\""),
+            "{text}"
+        );
+        assert!(
+            text.contains("user: {\"tokenFile\":\"/a b/token\"}"),
+            "{text}"
+        );
     }
 
     #[test]

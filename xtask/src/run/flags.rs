@@ -44,7 +44,9 @@ impl Flags {
     /// Where health and readiness are asked.
     pub(super) fn admin(&self) -> Result<SocketAddr> {
         let address = self.value("--bind-address").unwrap_or("127.0.0.1");
-        let address: IpAddr = address.parse().with_context(|| format!("--bind-address={address}"))?;
+        let address: IpAddr = address
+            .parse()
+            .with_context(|| format!("--bind-address={address}"))?;
         Ok(SocketAddr::new(address, self.port("--serve-port", 10267)?))
     }
 
@@ -52,17 +54,27 @@ impl Flags {
     pub(super) fn secure(&self) -> Result<SocketAddr> {
         let loopback = LOOPBACK.to_string();
         let no_dummy = ["false", "False", "FALSE", "f", "F", "0"];
-        let address = if self.value("--enable-dummy-if").is_some_and(|value| no_dummy.contains(&value)) {
+        let address = if self
+            .value("--enable-dummy-if")
+            .is_some_and(|value| no_dummy.contains(&value))
+        {
             self.value("--bind-proxy-address").unwrap_or(&loopback)
         } else {
             self.value("--dummy-if-ip").unwrap_or(DUMMY_IP)
         };
-        let address: IpAddr = address.parse().with_context(|| format!("{address} is no IP address"))?;
-        Ok(SocketAddr::new(address, self.port("--proxy-secure-port", 10268)?))
+        let address: IpAddr = address
+            .parse()
+            .with_context(|| format!("{address} is no IP address"))?;
+        Ok(SocketAddr::new(
+            address,
+            self.port("--proxy-secure-port", 10268)?,
+        ))
     }
 
     fn port(&self, name: &str, default: u16) -> Result<u16> {
-        self.value(name).map_or(Ok(default), |port| port.parse().with_context(|| format!("{name}={port}")))
+        self.value(name).map_or(Ok(default), |port| {
+            port.parse().with_context(|| format!("{name}={port}"))
+        })
     }
 }
 
@@ -93,8 +105,17 @@ mod tests {
 
     #[test]
     fn the_secure_address_moves_to_loopback_without_the_dummy_interface() {
-        assert_eq!(flags("--v=2").secure().unwrap().to_string(), "169.254.2.1:10268");
-        assert_eq!(flags("--enable-dummy-if=false").secure().unwrap().to_string(), "127.0.0.1:10268");
+        assert_eq!(
+            flags("--v=2").secure().unwrap().to_string(),
+            "169.254.2.1:10268"
+        );
+        assert_eq!(
+            flags("--enable-dummy-if=false")
+                .secure()
+                .unwrap()
+                .to_string(),
+            "127.0.0.1:10268"
+        );
         let moved = flags("--dummy-if-ip=169.254.9.9 --proxy-secure-port=11268");
         assert_eq!(moved.secure().unwrap().to_string(), "169.254.9.9:11268");
         assert!(flags("--proxy-secure-port=x").secure().is_err());

@@ -55,16 +55,26 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
     let admin = flags.admin()?;
     port_is_free(admin)?;
 
-    let mut cloud =
-        if own_cluster { None } else { Some(Cloud::start_in(project, arguments.cloud, &dev, &interrupt)?) };
+    let mut cloud = if own_cluster {
+        None
+    } else {
+        Some(Cloud::start_in(project, arguments.cloud, &dev, &interrupt)?)
+    };
     if let Some(cloud) = &cloud {
         flags.default("--server-addr", &cloud.server);
-        flags.default("--bootstrap-file", &dev.join("bootstrap.kubeconfig").display().to_string());
+        flags.default(
+            "--bootstrap-file",
+            &dev.join("bootstrap.kubeconfig").display().to_string(),
+        );
     }
     flags.default("--node-name", "dev-node");
     flags.default("--bootstrap-mode", "development");
     flags.default("--root-dir", &dev.join("hublet").display().to_string());
-    let store = dev.join("hublet").join(if own_cluster { "cache-of-your-cluster" } else { "cache" });
+    let store = dev.join("hublet").join(if own_cluster {
+        "cache-of-your-cluster"
+    } else {
+        "cache"
+    });
     if !own_cluster && store.exists() {
         // Each start of a cloud of ours is a new cluster: what was stored of the last one says nothing of it.
         std::fs::remove_dir_all(&store)?;
@@ -84,7 +94,10 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
     let status = hublet.stop()?;
     drop(cloud);
     if !status.success() {
-        bail!("hublet ended with {status}: see {}", project.shown(&dev.join("hublet.log")));
+        bail!(
+            "hublet ended with {status}: see {}",
+            project.shown(&dev.join("hublet.log"))
+        );
     }
     Ok(())
 }
@@ -129,10 +142,17 @@ fn wait_ready(
             bail!("interrupted while hublet was starting");
         }
     }
-    bail!("hublet is not ready after {} s: http://{admin}/v1/readyz says: {last}", READY.as_secs())
+    bail!(
+        "hublet is not ready after {} s: http://{admin}/v1/readyz says: {last}",
+        READY.as_secs()
+    )
 }
 
-fn until_interrupted(hublet: &mut Child, mut cloud: Option<&mut Cloud>, interrupt: &Interrupt) -> Result<()> {
+fn until_interrupted(
+    hublet: &mut Child,
+    mut cloud: Option<&mut Cloud>,
+    interrupt: &Interrupt,
+) -> Result<()> {
     while !interrupt.wait(Duration::from_millis(500)) {
         hublet.check()?;
         if let Some(cloud) = cloud.as_deref_mut() {

@@ -56,7 +56,11 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
         step::say(format_args!("suite {}", suite.name));
         let begin = Instant::now();
         let outcome = suite.run(project, &environment, &interrupt)?;
-        ran.push(Ran { name: suite.name.clone(), seconds: begin.elapsed().as_secs_f64(), outcome });
+        ran.push(Ran {
+            name: suite.name.clone(),
+            seconds: begin.elapsed().as_secs_f64(),
+            outcome,
+        });
     }
     sum_up(&ran)
 }
@@ -69,23 +73,50 @@ fn chosen(all: Vec<Suite>, names: &[String]) -> Result<Vec<Suite>> {
         .collect();
     if !unknown.is_empty() {
         let known: Vec<&str> = all.iter().map(|suite| suite.name.as_str()).collect();
-        let text = format!("no suite {}; there are: {}", unknown.join(", "), known.join(", "));
+        let text = format!(
+            "no suite {}; there are: {}",
+            unknown.join(", "),
+            known.join(", ")
+        );
         return Err(Usage(text).into());
     }
-    let wanted = |suite: &Suite| names.is_empty() || names.iter().any(|name| suite.answers_to(name));
+    let wanted =
+        |suite: &Suite| names.is_empty() || names.iter().any(|name| suite.answers_to(name));
     Ok(all.into_iter().filter(wanted).collect())
 }
 
 fn sum_up(ran: &[Ran]) -> Result<()> {
     println!("\nsuite                                     passed failed skipped  seconds");
-    for Ran { name, seconds, outcome } in ran {
-        let Outcome { passed, failed, skipped, .. } = outcome;
-        println!("{name:<40} {passed:>7} {failed:>6} {:>7} {seconds:>8.1}", skipped.len());
+    for Ran {
+        name,
+        seconds,
+        outcome,
+    } in ran
+    {
+        let Outcome {
+            passed,
+            failed,
+            skipped,
+            ..
+        } = outcome;
+        println!(
+            "{name:<40} {passed:>7} {failed:>6} {:>7} {seconds:>8.1}",
+            skipped.len()
+        );
     }
     for Ran { name, outcome, .. } in ran {
-        outcome.ignored.iter().for_each(|ignored| println!("ignored {name}: {ignored}"));
-        outcome.skipped.iter().for_each(|skip| println!("SKIPPED {name}: {skip}"));
-        outcome.failures.iter().for_each(|failure| println!("FAILED {name}: {failure}"));
+        outcome
+            .ignored
+            .iter()
+            .for_each(|ignored| println!("ignored {name}: {ignored}"));
+        outcome
+            .skipped
+            .iter()
+            .for_each(|skip| println!("SKIPPED {name}: {skip}"));
+        outcome
+            .failures
+            .iter()
+            .for_each(|failure| println!("FAILED {name}: {failure}"));
     }
     let passed: usize = ran.iter().map(|ran| ran.outcome.passed).sum();
     let failed: usize = ran.iter().map(|ran| ran.outcome.failed).sum();

@@ -28,7 +28,10 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Takes one line in.
     pub(crate) fn line(&mut self, line: &str) {
-        if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+        if let Some(name) = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" stdout ----"))
+        {
             self.section = Some(name.to_owned());
             if !self.quiet {
                 self.printed.push((name.to_owned(), String::new()));
@@ -44,7 +47,8 @@ impl Outcome {
         } else if line == "failures:" {
             self.quiet = false;
             self.section = None;
-        } else if let (Some(_), false, Some((_, text))) = (&self.section, self.quiet, self.printed.last_mut())
+        } else if let (Some(_), false, Some((_, text))) =
+            (&self.section, self.quiet, self.printed.last_mut())
         {
             text.push_str(line);
             text.push('\n');
@@ -71,13 +75,20 @@ impl Outcome {
     }
 
     fn skip(&mut self, reason: &str) {
-        let reason = reason.trim_start_matches([':', ' ', '(', 'P', 'E', 'D']).trim_end_matches(')');
+        let reason = reason
+            .trim_start_matches([':', ' ', '(', 'P', 'E', 'D'])
+            .trim_end_matches(')');
         let name = self.section.as_deref().unwrap_or("?");
         // Some tests name themselves.
-        let reason = reason.strip_prefix(name).map_or(reason, |rest| rest.trim_start_matches([':', ' ']));
+        let reason = reason
+            .strip_prefix(name)
+            .map_or(reason, |rest| rest.trim_start_matches([':', ' ']));
         let skip = format!("{name}: {reason}");
-        let again =
-            self.section.is_some() && self.skipped.iter().any(|old| old.starts_with(&format!("{name}: ")));
+        let again = self.section.is_some()
+            && self
+                .skipped
+                .iter()
+                .any(|old| old.starts_with(&format!("{name}: ")));
         if !again && !self.skipped.contains(&skip) {
             self.skipped.push(skip);
         }
@@ -87,12 +98,18 @@ impl Outcome {
         let count = |what: &str| -> usize {
             rest.split("; ")
                 .filter_map(|part| {
-                    part.trim_start_matches("ok. ").trim_start_matches("FAILED. ").strip_suffix(what)
+                    part.trim_start_matches("ok. ")
+                        .trim_start_matches("FAILED. ")
+                        .strip_suffix(what)
                 })
                 .find_map(|number| number.trim().parse().ok())
                 .unwrap_or(0)
         };
-        let said_skip = self.skipped.iter().filter(|skip| !skip.ends_with(IGNORED)).count();
+        let said_skip = self
+            .skipped
+            .iter()
+            .filter(|skip| !skip.ends_with(IGNORED))
+            .count();
         self.passed += count("passed").saturating_sub(said_skip);
         self.failed += count("failed");
         self.section = None;
@@ -128,7 +145,14 @@ mod tests {
              test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
         );
         assert_eq!((outcome.passed, outcome.failed), (1, 1));
-        assert_eq!(outcome.skipped, ["g: ignored without a reason", "c: needs root", "e::f: no Go"]);
+        assert_eq!(
+            outcome.skipped,
+            [
+                "g: ignored without a reason",
+                "c: needs root",
+                "e::f: no Go"
+            ]
+        );
         assert_eq!(outcome.ignored, ["d: started by c"]);
         assert_eq!(outcome.failures, ["b"]);
     }
@@ -143,14 +167,16 @@ mod tests {
 
     #[test]
     fn a_bad_status_after_a_good_conclusion_is_a_failure() {
-        let mut odd = read("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        let mut odd =
+            read("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
         odd.ended("ended with 101", false);
         assert_eq!((odd.passed, odd.failed), (1, 1));
     }
 
     #[test]
     fn a_good_end_adds_nothing() {
-        let mut good = read("test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        let mut good =
+            read("test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
         good.ended("ended with 0", true);
         assert_eq!((good.passed, good.failed), (7, 0));
     }

@@ -74,7 +74,10 @@ pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
     suites.push(Suite {
         name: DOCUMENTATION.to_owned(),
         program: doc.get_program().into(),
-        arguments: doc.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+        arguments: doc
+            .get_args()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect(),
         dir: project.root.clone(),
     });
     Ok(suites)
@@ -83,13 +86,21 @@ pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
 /// The test programs that a `cargo test --no-run` builds.
 pub(crate) fn built(mut command: Command) -> Result<Vec<Suite>> {
     command.arg("--message-format=json-render-diagnostics");
-    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
     if !output.status.success() {
         bail!("the tests do not build: see above");
     }
     let mut suites = Vec::new();
-    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{")) {
-        let message: Message = serde_json::from_slice(line).context("cargo's message is not as expected")?;
+    for line in output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| line.starts_with(b"{"))
+    {
+        let message: Message =
+            serde_json::from_slice(line).context("cargo's message is not as expected")?;
         suites.extend(from_message(message));
     }
     Ok(suites)
@@ -108,7 +119,12 @@ fn from_message(message: Message) -> Option<Suite> {
         "bin" => format!("{package} (bin {})", target.name),
         _ => package,
     };
-    Some(Suite { name, program, arguments: vec!["--show-output".to_owned()], dir })
+    Some(Suite {
+        name,
+        program,
+        arguments: vec!["--show-output".to_owned()],
+        dir,
+    })
 }
 
 impl Suite {
@@ -133,12 +149,21 @@ impl Suite {
     ) -> Result<Outcome> {
         let (reader, writer) = pipe()?;
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).current_dir(&self.dir).stdin(Stdio::null());
-        command.env("CARGO_MANIFEST_DIR", &self.dir).env("CARGO_TARGET_DIR", &project.target);
-        command.stdout(writer.try_clone()?).stderr(writer).process_group(0);
+        command
+            .args(&self.arguments)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null());
+        command
+            .env("CARGO_MANIFEST_DIR", &self.dir)
+            .env("CARGO_TARGET_DIR", &project.target);
+        command
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            .process_group(0);
         environment(&mut command);
-        let mut process =
-            command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let mut process = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
         // Drops our ends of the pipe.
         drop(command);
         let group = Pid::from_raw(i32::try_from(process.id()).context("a pid fits i32")?);
@@ -167,7 +192,13 @@ impl Suite {
                 if interrupted {
                     bail!("interrupted");
                 }
-                outcome.ended(&format!("did not end within {} minutes: killed", LIMIT.as_secs() / 60), false);
+                outcome.ended(
+                    &format!(
+                        "did not end within {} minutes: killed",
+                        LIMIT.as_secs() / 60
+                    ),
+                    false,
+                );
                 return Ok(outcome);
             }
         }
@@ -179,7 +210,11 @@ impl Suite {
     fn log(&self, project: &Project) -> Result<File> {
         let dir = project.root.join("target").join("test-logs");
         std::fs::create_dir_all(&dir)?;
-        let name: String = self.name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+        let name: String = self
+            .name
+            .chars()
+            .map(|c| if c.is_alphanumeric() { c } else { '-' })
+            .collect();
         Ok(File::create(dir.join(format!("{name}.log")))?)
     }
 }
@@ -188,7 +223,10 @@ impl Suite {
 pub(crate) fn read(reader: impl Read + Send + 'static, mut log: File) -> Receiver<String> {
     let (sender, receiver) = sync_channel(QUEUE);
     thread::spawn(move || {
-        for line in BufReader::new(reader).split(b'\n').map_while(std::result::Result::ok) {
+        for line in BufReader::new(reader)
+            .split(b'\n')
+            .map_while(std::result::Result::ok)
+        {
             let line = String::from_utf8_lossy(&line).into_owned();
             // The log is for reading later: the run goes on without it.
             let _ = writeln!(log, "{line}");

@@ -27,29 +27,52 @@ impl<'a> Apt<'a> {
     /// For this machine's own architecture.
     pub(super) fn host(project: &'a Project) -> Result<Self> {
         // As root it would otherwise warn that the user _apt can't write to our folder.
-        Self::with(project, "packages", vec!["APT::Sandbox::User=root".to_owned()])
+        Self::with(
+            project,
+            "packages",
+            vec!["APT::Sandbox::User=root".to_owned()],
+        )
     }
 
     /// For another architecture, by Debian's name, from the same sources.
     pub(super) fn foreign(project: &'a Project, architecture: &str) -> Result<Self> {
         let (_, options) = own_state(project, architecture)?;
-        Self::with(project, &format!("packages-{architecture}"), of_architecture(options, architecture))
+        Self::with(
+            project,
+            &format!("packages-{architecture}"),
+            of_architecture(options, architecture),
+        )
     }
 
     /// For a release of Debian's, by its name; with an architecture, if it isn't this machine's.
-    pub(super) fn release(project: &'a Project, suite: &str, architecture: Option<&str>) -> Result<Self> {
+    pub(super) fn release(
+        project: &'a Project,
+        suite: &str,
+        architecture: Option<&str>,
+    ) -> Result<Self> {
         if !Path::new(KEYRING).exists() {
-            let text =
-                format!("no {KEYRING} to check {suite}'s packages with (Debian: debian-archive-keyring)");
+            let text = format!(
+                "no {KEYRING} to check {suite}'s packages with (Debian: debian-archive-keyring)"
+            );
             return Err(Lacks(text).into());
         }
         let name = architecture.map_or_else(|| suite.to_owned(), |arch| format!("{suite}-{arch}"));
         let (state, mut options) = own_state(project, &name)?;
-        let known = project.command("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output();
-        let known =
-            known.map(|known| String::from_utf8_lossy(&known.stdout).into_owned()).unwrap_or_default();
+        let known = project
+            .command("apt-get")
+            .args(["indextargets", "--format", "$(REPO_URI)"])
+            .output();
+        let known = known
+            .map(|known| String::from_utf8_lossy(&known.stdout).into_owned())
+            .unwrap_or_default();
         let sources = state.join("sources.list");
-        fs::write(&sources, format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror(&known)))?;
+        fs::write(
+            &sources,
+            format!(
+                "deb [signed-by={KEYRING}] {} {suite} main\n",
+                mirror(&known)
+            ),
+        )?;
         options.push(format!("Dir::Etc::sourcelist={}", sources.display()));
         options.push("Dir::Etc::sourceparts=-".to_owned());
         if let Some(architecture) = architecture {
@@ -60,24 +83,36 @@ impl<'a> Apt<'a> {
 
     fn with(project: &'a Project, dir: &str, options: Vec<String>) -> Result<Self> {
         if which("apt-get").is_none() || which("dpkg-deb").is_none() {
-            let text = "no apt to fetch packages with: name a kernel's unpacked package, --kernel=DIR";
+            let text =
+                "no apt to fetch packages with: name a kernel's unpacked package, --kernel=DIR";
             return Err(Lacks(text.to_owned()).into());
         }
         let dir = project.target.join("vm").join(dir);
         fs::create_dir_all(&dir)?;
-        Ok(Self { project, dir, options })
+        Ok(Self {
+            project,
+            dir,
+            options,
+        })
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = self.project.command(program);
-        command.args(self.options.iter().flat_map(|option| ["-o", option.as_str()]));
+        command.args(
+            self.options
+                .iter()
+                .flat_map(|option| ["-o", option.as_str()]),
+        );
         command
     }
 
     fn update(&self) -> Result<()> {
         let mut update = self.command("apt-get");
-        step::run("refreshing apt's package lists", update.args(["update", "-qq"]))
-            .map_err(|error| Lacks(format!("{error:#}")).into())
+        step::run(
+            "refreshing apt's package lists",
+            update.args(["update", "-qq"]),
+        )
+        .map_err(|error| Lacks(format!("{error:#}")).into())
     }
 
     /// The package itself, or the kernel that it depends on when it stands for the newest one (`linux-image-amd64`).
@@ -87,12 +122,19 @@ impl<'a> Apt<'a> {
             Ok(printed) => printed,
             Err(_) => {
                 self.update()?;
-                let hint = format!("apt knows no package {wanted} (or give a path: --kernel=./{wanted})");
+                let hint =
+                    format!("apt knows no package {wanted} (or give a path: --kernel=./{wanted})");
                 depends().map_err(|error| Lacks(format!("{hint}: {error:#}")))?
             }
         };
-        let depends = printed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        Ok(depends.into_iter().find(|name| name.starts_with("linux-image-")).unwrap_or(wanted).to_owned())
+        let depends = printed
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(depends
+            .into_iter()
+            .find(|name| name.starts_with("linux-image-"))
+            .unwrap_or(wanted)
+            .to_owned())
     }
 
     /// The unpacked tree of one package, named after it and its version; fetched when it is not here yet.
@@ -112,15 +154,29 @@ impl<'a> Apt<'a> {
             return Ok(tree);
         }
         let mut install = self.command("apt-get");
-        install.args(["install", "-y", "-qq", "--no-install-recommends", "--download-only"]).args(packages);
+        install
+            .args([
+                "install",
+                "-y",
+                "-qq",
+                "--no-install-recommends",
+                "--download-only",
+            ])
+            .args(packages);
         let what = format!("fetching {} and what they depend on", packages.join(", "));
         if step::run(&what, &mut install).is_err() {
             self.update()?;
             step::run(&what, &mut install).map_err(|error| Lacks(format!("{error:#}")))?;
         }
-        let cache = self.command("apt-config").args(["shell", "DIR", "Dir::Cache::archives/d"]).output()?;
+        let cache = self
+            .command("apt-config")
+            .args(["shell", "DIR", "Dir::Cache::archives/d"])
+            .output()?;
         let cache = String::from_utf8_lossy(&cache.stdout).into_owned();
-        let cache = cache.split('\'').nth(1).context("apt-config names no Dir::Cache::archives")?;
+        let cache = cache
+            .split('\'')
+            .nth(1)
+            .context("apt-config names no Dir::Cache::archives")?;
         let mut archives = Vec::new();
         for entry in fs::read_dir(cache).with_context(|| format!("cannot read {cache}"))? {
             archives.push(entry?.path());
@@ -137,8 +193,16 @@ impl<'a> Apt<'a> {
         let what = format!("fetching {package}");
         let name = || {
             // Asked elsewhere, for where the file is already apt prints nothing.
-            let printed = step::output(self.command("apt-get").args(["download", "--print-uris", package]))?;
-            printed.split_whitespace().nth(1).map(str::to_owned).context("apt has no file for it")
+            let printed =
+                step::output(
+                    self.command("apt-get")
+                        .args(["download", "--print-uris", package]),
+                )?;
+            printed
+                .split_whitespace()
+                .nth(1)
+                .map(str::to_owned)
+                .context("apt has no file for it")
         };
         let archive = self.dir.join(name().with_context(|| what.clone())?);
         if archive.is_file() {
@@ -158,9 +222,18 @@ impl<'a> Apt<'a> {
         if fresh.exists() {
             fs::remove_dir_all(&fresh)?;
         }
-        step::say(format_args!("unpacking {}", tree.file_name().unwrap_or_default().to_string_lossy()));
+        step::say(format_args!(
+            "unpacking {}",
+            tree.file_name().unwrap_or_default().to_string_lossy()
+        ));
         for archive in archives {
-            step::output(self.project.command("dpkg-deb").arg("-x").arg(archive).arg(&fresh))?;
+            step::output(
+                self.project
+                    .command("dpkg-deb")
+                    .arg("-x")
+                    .arg(archive)
+                    .arg(&fresh),
+            )?;
         }
         fs::rename(&fresh, tree).with_context(|| format!("cannot make {}", tree.display()))
     }
@@ -192,7 +265,11 @@ fn of_architecture(mut options: Vec<String>, architecture: &str) -> Vec<String> 
 /// Debian's archive among the addresses that this machine's apt knows; its public name where there is none.
 fn mirror(known: &str) -> &str {
     let archive = |address: &&str| address.trim_end_matches('/').ends_with("/debian");
-    known.lines().map(str::trim).find(archive).unwrap_or("http://deb.debian.org/debian/")
+    known
+        .lines()
+        .map(str::trim)
+        .find(archive)
+        .unwrap_or("http://deb.debian.org/debian/")
 }
 
 #[cfg(test)]
@@ -204,6 +281,9 @@ mod tests {
         let known = "https://deb.nodesource.com/node_20.x/\nhttp://mirror.example/debian-security/\n\
                      http://mirror.example/debian/\nhttp://other.example/debian\n";
         assert_eq!(mirror(known), "http://mirror.example/debian/");
-        assert_eq!(mirror("http://archive.ubuntu.com/ubuntu/\n"), "http://deb.debian.org/debian/");
+        assert_eq!(
+            mirror("http://archive.ubuntu.com/ubuntu/\n"),
+            "http://deb.debian.org/debian/"
+        );
     }
 }

@@ -13,8 +13,9 @@ use crate::project::{Project, which};
 use crate::test::suite::Suite;
 
 /// What tests and init.sh call, besides busybox.
-pub(super) const PROGRAMS: [&str; 9] =
-    ["ip", "nsenter", "bpftool", "curl", "openssl", "bash", "setpriv", "unshare", "prlimit"];
+pub(super) const PROGRAMS: [&str; 9] = [
+    "ip", "nsenter", "bpftool", "curl", "openssl", "bash", "setpriv", "unshare", "prlimit",
+];
 /// Where packages have programs.
 const FOLDERS: [&str; 4] = ["bin", "sbin", "usr/bin", "usr/sbin"];
 /// One test at a time: QEMU gives both processors together the time of one.
@@ -55,7 +56,10 @@ impl Contents {
         tree.script("/init", include_str!("init.sh"));
         self.programs.put(&mut tree)?;
         tree.link("/bin/sh", "busybox");
-        tree.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n");
+        tree.text(
+            "/etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        );
         tree.text("/etc/hosts", "127.0.0.1 localhost\n");
         tree.program("/vm/hublet", &self.daemon)?;
         if let Some(cloud) = &self.cloud {
@@ -82,8 +86,15 @@ impl Contents {
 
 /// What init.sh reads, and what it gives to the suites. Nothing may be skipped there but what is known.
 fn environment(board: &Board, expected: &Expected) -> String {
-    let left_out: Vec<String> = expected.left_out.iter().map(|(test, _)| format!("--skip={test}")).collect();
-    let off = expected.off.as_ref().map(|off| format!("export HUBLET_TEST_OFF='{}'\n", off.join(" ")));
+    let left_out: Vec<String> = expected
+        .left_out
+        .iter()
+        .map(|(test, _)| format!("--skip={test}"))
+        .collect();
+    let off = expected
+        .off
+        .as_ref()
+        .map(|off| format!("export HUBLET_TEST_OFF='{}'\n", off.join(" ")));
     format!(
         "RESULTS={}\nTHREADS={THREADS}\nLEFT_OUT='{}'\n\
          export CI=true HUBLET_BIN=/vm/hublet HUBLET_TEST_SLOWNESS={SLOWNESS}\n{}",
@@ -106,8 +117,10 @@ impl Programs {
             }
             Self::Of(root) => {
                 let busybox = FOLDERS.map(|folder| root.join(folder).join("busybox"));
-                let busybox =
-                    busybox.iter().find(|path| path.is_file()).context("busybox-static has no busybox")?;
+                let busybox = busybox
+                    .iter()
+                    .find(|path| path.is_file())
+                    .context("busybox-static has no busybox")?;
                 tree.file("/bin/busybox", busybox);
                 for name in PROGRAMS {
                     let paths = FOLDERS.map(|folder| root.join(folder).join(name));
@@ -135,7 +148,9 @@ fn libraries(tree: &mut Tree, root: &Path) -> Result<()> {
         for folder in folders {
             for entry in folder.read_dir()? {
                 let path = entry?.path();
-                let library = path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"));
+                let library = path
+                    .file_name()
+                    .is_some_and(|name| name.to_string_lossy().contains(".so"));
                 if library && path.is_file() {
                     // Links as what they lead to: `file` follows them.
                     tree.file(Path::new("/").join(path.strip_prefix(root)?), &path);
@@ -148,11 +163,16 @@ fn libraries(tree: &mut Tree, root: &Path) -> Result<()> {
 
 /// Whatever the machine needs of this one is here, or the verb can't run.
 pub(super) fn check(needed: &[&str]) -> Result<()> {
-    needed.iter().try_for_each(|program| found(program).map(drop))
+    needed
+        .iter()
+        .try_for_each(|program| found(program).map(drop))
 }
 
 fn found(program: &str) -> Result<PathBuf> {
-    let lacks =
-        || Lacks(format!("{program} is not installed here, and the machine is made with it (docs/vm.md)"));
+    let lacks = || {
+        Lacks(format!(
+            "{program} is not installed here, and the machine is made with it (docs/vm.md)"
+        ))
+    };
     which(program).ok_or_else(|| lacks().into())
 }

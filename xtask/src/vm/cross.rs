@@ -30,9 +30,18 @@ pub(super) fn programs(apt: &Apt<'_>) -> Result<PathBuf> {
 }
 
 /// The daemon, and the suites of these names.
-pub(super) fn build(project: &Project, apt: &Apt<'_>, names: &[String]) -> Result<(PathBuf, Vec<Suite>)> {
+pub(super) fn build(
+    project: &Project,
+    apt: &Apt<'_>,
+    names: &[String],
+) -> Result<(PathBuf, Vec<Suite>)> {
     let object = build::object(project)?;
-    let installed = step::output(project.command("rustup").args(["target", "list", "--installed"]))?;
+    let installed =
+        step::output(
+            project
+                .command("rustup")
+                .args(["target", "list", "--installed"]),
+        )?;
     if !installed.lines().any(|line| line == TRIPLE) {
         let mut add = project.command("rustup");
         step::run(
@@ -74,9 +83,15 @@ fn compiler(project: &Project, apt: &Apt<'_>) -> Result<Compiler> {
     let dir = project.target.join("vm").join("aarch64-cc");
     fs::create_dir_all(&dir)?;
     let ours = dir.join("musl.specs");
-    fs::write(&ours, text.replace("/usr/", &format!("{}/usr/", musl.display())))?;
+    fs::write(
+        &ours,
+        text.replace("/usr/", &format!("{}/usr/", musl.display())),
+    )?;
     let path = dir.join("aarch64-linux-musl-gcc");
-    fs::write(&path, format!("#!/bin/sh\nexec {GCC} -specs '{}' \"$@\"\n", ours.display()))?;
+    fs::write(
+        &path,
+        format!("#!/bin/sh\nexec {GCC} -specs '{}' \"$@\"\n", ours.display()),
+    )?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok(Compiler(path))
 }

@@ -65,7 +65,10 @@ impl Tree {
 
     fn put(&mut self, path: impl AsRef<Path>, entry: Entry) {
         let path = path.as_ref();
-        let parents = path.ancestors().skip(1).filter(|parent| parent.parent().is_some());
+        let parents = path
+            .ancestors()
+            .skip(1)
+            .filter(|parent| parent.parent().is_some());
         for parent in parents {
             self.0.entry(parent.to_path_buf()).or_insert(Entry::Folder);
         }
@@ -77,11 +80,19 @@ impl Tree {
         let context = || format!("cannot write {}", to.display());
         let mut archive = BufWriter::new(File::create(to).with_context(context)?);
         for (number, (path, entry)) in (1..).zip(&self.0) {
-            let name = path.strip_prefix("/").unwrap_or(path).to_string_lossy().into_owned();
+            let name = path
+                .strip_prefix("/")
+                .unwrap_or(path)
+                .to_string_lossy()
+                .into_owned();
             let head = Builder::new(&name).ino(number);
-            entry.write(head, &mut archive).with_context(|| format!("{} for the machine", path.display()))?;
+            entry
+                .write(head, &mut archive)
+                .with_context(|| format!("{} for the machine", path.display()))?;
         }
-        trailer(archive).and_then(|mut archive| archive.flush()).with_context(context)
+        trailer(archive)
+            .and_then(|mut archive| archive.flush())
+            .with_context(context)
     }
 }
 
@@ -92,9 +103,10 @@ impl Entry {
             Self::Link(_) => (head.mode(0o777), ModeFileType::Symlink),
             Self::Text(_, mode) => (head.mode(*mode), ModeFileType::Regular),
             Self::File(_) => (head.mode(0o755), ModeFileType::Regular),
-            Self::Device(major, minor) => {
-                (head.mode(0o600).rdev_major(*major).rdev_minor(*minor), ModeFileType::Char)
-            }
+            Self::Device(major, minor) => (
+                head.mode(0o600).rdev_major(*major).rdev_minor(*minor),
+                ModeFileType::Char,
+            ),
         };
         let head = head.set_mode_file_type(kind);
         match self {
@@ -116,7 +128,10 @@ fn copy(head: Builder, archive: &mut impl Write, from: &Path) -> Result<()> {
     let context = || format!("cannot read {}", from.display());
     let file = File::open(from).with_context(context)?;
     let size = file.metadata().with_context(context)?.len();
-    let mut body = head.write(archive, u32::try_from(size).context("a file of 4 GiB or more")?);
+    let mut body = head.write(
+        archive,
+        u32::try_from(size).context("a file of 4 GiB or more")?,
+    );
     let copied = io::copy(&mut file.take(size), &mut body)?;
     if copied != size {
         bail!("{} became shorter while it was read", from.display());
@@ -135,13 +150,22 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
         return Ok(Vec::new());
     }
     if !output.status.success() {
-        bail!("`ldd {}` ended with {}: {}", program.display(), output.status, refused.trim());
+        bail!(
+            "`ldd {}` ended with {}: {}",
+            program.display(),
+            output.status,
+            refused.trim()
+        );
     }
     if let Some(missing) = printed.lines().find(|line| line.contains("=> not found")) {
         bail!("{} lacks a library: {}", program.display(), missing.trim());
     }
     // `libc.so.6 => /lib/…/libc.so.6 (0x…)`, or the loader's path alone.
-    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    let path = |line: &str| {
+        line.split_whitespace()
+            .find(|word| word.starts_with('/'))
+            .map(PathBuf::from)
+    };
     Ok(printed.lines().filter_map(path).collect())
 }
 
@@ -190,7 +214,12 @@ mod tests {
     #[test]
     fn a_program_brings_its_loader() {
         let found = libraries(&std::env::current_exe().unwrap()).unwrap();
-        assert!(found.iter().any(|path| path.to_string_lossy().contains("ld-linux")), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .any(|path| path.to_string_lossy().contains("ld-linux")),
+            "{found:?}"
+        );
         assert!(found.iter().all(|path| path.is_file()), "{found:?}");
     }
 }

@@ -10,8 +10,16 @@ use crate::project::{Project, Usage};
 use crate::step;
 
 /// What the suites and hublet itself may want; what a kernel has built in, or has not at all, is not loaded.
-const MODULES: [&str; 8] =
-    ["dummy", "ifb", "bridge", "veth", "sch_ingress", "sch_netem", "sch_tbf", "cls_bpf"];
+const MODULES: [&str; 8] = [
+    "dummy",
+    "ifb",
+    "bridge",
+    "veth",
+    "sch_ingress",
+    "sch_netem",
+    "sch_tbf",
+    "cls_bpf",
+];
 
 /// Kinds of links that hublet makes, the best first.
 const LINKS: [&str; 3] = ["dummy", "ifb", "bridge"];
@@ -64,40 +72,58 @@ impl Kernel {
             return Self::image(&path.canonicalize()?, modules);
         }
         if wanted.contains('/') {
-            return Err(Usage(format!("--kernel={wanted}: there is no such file or folder")).into());
+            return Err(Usage(format!(
+                "--kernel={wanted}: there is no such file or folder"
+            ))
+            .into());
         }
         Self::unpacked(&fetch(wanted)?)
     }
 
     /// The same kernel, with these modules left out, and these words on its command line.
     pub(super) fn told(self, without: &[String], words: &[String]) -> Self {
-        Self { without: without.to_vec(), words: words.join(" "), ..self }
+        Self {
+            without: without.to_vec(),
+            words: words.join(" "),
+            ..self
+        }
     }
 
     /// The tree of a kernel's package.
     fn unpacked(tree: &Path) -> Result<Self> {
         let mut images = entries(&tree.join("boot"))?;
         images.retain(|path| file_name(path).starts_with("vmlinu"));
-        let image = images.pop().with_context(|| format!("no boot/vmlinuz-* in {}", tree.display()))?;
+        let image = images
+            .pop()
+            .with_context(|| format!("no boot/vmlinuz-* in {}", tree.display()))?;
         // Debian 13 and later have the modules in usr/lib; depmod and modprobe are told the folder above lib.
         if !tree.join("lib").exists() && tree.join("usr/lib").exists() {
             std::os::unix::fs::symlink("usr/lib", tree.join("lib"))?;
         }
         let release = entries(&tree.join("lib/modules")).unwrap_or_default().pop();
         let modules = release.map(|release| (tree.to_path_buf(), file_name(&release)));
-        Ok(Self { name: file_name(tree), image, modules, without: Vec::new(), words: String::new() })
+        Ok(Self {
+            name: file_name(tree),
+            image,
+            modules,
+            without: Vec::new(),
+            words: String::new(),
+        })
     }
 
     fn image(image: &Path, modules: Option<&Path>) -> Result<Self> {
         let modules = match modules {
             None => None,
             Some(dir) => {
-                let dir = dir.canonicalize().with_context(|| format!("--modules={}", dir.display()))?;
+                let dir = dir
+                    .canonicalize()
+                    .with_context(|| format!("--modules={}", dir.display()))?;
                 let root = dir
                     .ancestors()
                     .nth(3)
                     .filter(|root| root.join("lib/modules") == dir.parent().unwrap_or(root));
-                let root = root.with_context(|| format!("{} is not …/lib/modules/RELEASE", dir.display()))?;
+                let root = root
+                    .with_context(|| format!("{} is not …/lib/modules/RELEASE", dir.display()))?;
                 Some((root.to_path_buf(), file_name(&dir)))
             }
         };
@@ -112,21 +138,32 @@ impl Kernel {
 
     /// The files of the wanted modules and of what they stand on, in the order of loading.
     pub(super) fn modules(&self, project: &Project) -> Result<Vec<PathBuf>> {
-        let Some((root, release)) = &self.modules else { return Ok(Vec::new()) };
-        if !root.join("lib/modules").join(release).join("modules.dep").exists() {
+        let Some((root, release)) = &self.modules else {
+            return Ok(Vec::new());
+        };
+        if !root
+            .join("lib/modules")
+            .join(release)
+            .join("modules.dep")
+            .exists()
+        {
             step::output(project.command("depmod").arg("-b").arg(root).arg(release))?;
         }
         let mut files: Vec<PathBuf> = Vec::new();
         for module in MODULES.into_iter().filter(|module| self.loads(module)) {
             let mut show = project.command("modprobe");
             // Without this machine's own configuration.
-            show.args(["--show-depends", "-C", "/dev/null", "-S", release, "-d"]).arg(root).arg(module);
+            show.args(["--show-depends", "-C", "/dev/null", "-S", release, "-d"])
+                .arg(root)
+                .arg(module);
             let Ok(printed) = step::output(&mut show) else {
                 step::note(format_args!("{} has no module {module}", self.name));
                 continue;
             };
             for line in printed.lines() {
-                let Some(path) = line.trim().strip_prefix("insmod ") else { continue };
+                let Some(path) = line.trim().strip_prefix("insmod ") else {
+                    continue;
+                };
                 let path = plain(project, Path::new(path.trim()))?;
                 if !files.contains(&path) {
                     files.push(path);
@@ -142,12 +179,14 @@ impl Kernel {
 
     /// What is expected of it, as far as its release is known before it boots.
     pub(super) fn expected(&self) -> Expected {
-        self.modules.as_ref().map_or_else(Expected::default, |(root, release)| {
-            let list = root.join("lib/modules").join(release).join("modules.dep");
-            let list = fs::read_to_string(list).unwrap_or_default();
-            let has = |kind: &&&str| list.contains(&format!("/{kind}.ko")) && self.loads(kind);
-            Expected::of(release, LINKS.iter().find(has).copied())
-        })
+        self.modules
+            .as_ref()
+            .map_or_else(Expected::default, |(root, release)| {
+                let list = root.join("lib/modules").join(release).join("modules.dep");
+                let list = fs::read_to_string(list).unwrap_or_default();
+                let has = |kind: &&&str| list.contains(&format!("/{kind}.ko")) && self.loads(kind);
+                Expected::of(release, LINKS.iter().find(has).copied())
+            })
     }
 }
 
@@ -157,7 +196,14 @@ impl Expected {
         let mut expected = Self::default();
         expected.facts.extend(link.map(|kind| ("link", kind)));
         if let Some(version) = version(release) {
-            expected.facts.push(("tcx", if version >= (6, 6) { "present" } else { "absent" }));
+            expected.facts.push((
+                "tcx",
+                if version >= (6, 6) {
+                    "present"
+                } else {
+                    "absent"
+                },
+            ));
             let guard = version >= (5, 17);
             expected.off = Some(if guard { vec![] } else { vec!["guard"] });
             if !guard {
@@ -171,7 +217,9 @@ impl Expected {
 
 /// `bullseye:linux-image-amd64` is a release of Debian's and a package; without a release it is the machine's own.
 pub(super) fn package(wanted: &str) -> Result<(Option<&str>, &str)> {
-    let (release, package) = wanted.split_once(':').map_or((None, wanted), |(a, b)| (Some(a), b));
+    let (release, package) = wanted
+        .split_once(':')
+        .map_or((None, wanted), |(a, b)| (Some(a), b));
     let is_name = |name: &str| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
         name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed)
@@ -179,13 +227,18 @@ pub(super) fn package(wanted: &str) -> Result<(Option<&str>, &str)> {
     if release.is_none_or(is_name) && is_name(package) {
         Ok((release, package))
     } else {
-        Err(Usage(format!("--kernel={wanted}: neither [RELEASE:]PACKAGE nor a file or folder")).into())
+        Err(Usage(format!(
+            "--kernel={wanted}: neither [RELEASE:]PACKAGE nor a file or folder"
+        ))
+        .into())
     }
 }
 
 /// `6.1.0-56-amd64` is (6, 1).
 fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|number| number.parse().ok());
     Some((numbers.next()?, numbers.next()?))
 }
 
@@ -206,13 +259,18 @@ fn plain(project: &Project, module: &Path) -> Result<PathBuf> {
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let found = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    let mut found = found.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let mut found = found
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
     found.sort();
     Ok(found)
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 #[cfg(test)]
@@ -221,9 +279,23 @@ mod tests {
 
     #[test]
     fn a_package_may_be_of_another_release() {
-        assert_eq!(package("linux-image-amd64").unwrap(), (None, "linux-image-amd64"));
-        assert_eq!(package("trixie:linux-image-6.12.1+deb13").unwrap().0, Some("trixie"));
-        for wrong in ["", ":linux-image-amd64", "bullseye:", "a b:c", "a:b:c", "..:b", "-o:b"] {
+        assert_eq!(
+            package("linux-image-amd64").unwrap(),
+            (None, "linux-image-amd64")
+        );
+        assert_eq!(
+            package("trixie:linux-image-6.12.1+deb13").unwrap().0,
+            Some("trixie")
+        );
+        for wrong in [
+            "",
+            ":linux-image-amd64",
+            "bullseye:",
+            "a b:c",
+            "a:b:c",
+            "..:b",
+            "-o:b",
+        ] {
             assert!(package(wrong).unwrap_err().is::<Usage>(), "{wrong}");
         }
     }
@@ -232,11 +304,21 @@ mod tests {
     fn what_is_expected_follows_from_the_release() {
         let old = Expected::of("6.1.0-56-amd64", Some("dummy"));
         assert_eq!(old.facts, [("link", "dummy"), ("tcx", "absent")]);
-        assert_eq!(Expected::of("6.12.9+deb13-cloud-amd64", None).facts, [("tcx", "present")]);
+        assert_eq!(
+            Expected::of("6.12.9+deb13-cloud-amd64", None).facts,
+            [("tcx", "present")]
+        );
         assert_eq!((old.off, old.left_out), (Some(vec![]), vec![]));
         assert_eq!(Expected::of("nonsense", None), Expected::default());
         let older = Expected::of("5.10.0-32-amd64", Some("dummy"));
         assert_eq!(older.off, Some(vec!["guard"]));
-        assert_eq!(older.left_out.iter().map(|(test, _)| *test).collect::<Vec<_>>(), GUARD);
+        assert_eq!(
+            older
+                .left_out
+                .iter()
+                .map(|(test, _)| *test)
+                .collect::<Vec<_>>(),
+            GUARD
+        );
     }
 }

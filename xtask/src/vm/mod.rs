@@ -132,7 +132,13 @@ pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
     let limit = Duration::from_secs(60 * u64::from(arguments.limit));
     let mut runs = Vec::new();
     for kernel in &kernels {
-        let run = boot(project, (arch.board(), kernel), &contents, limit, &interrupt)?;
+        let run = boot(
+            project,
+            (arch.board(), kernel),
+            &contents,
+            limit,
+            &interrupt,
+        )?;
         if arguments.output == Output::Table {
             println!("{}", run.text());
         }
@@ -145,15 +151,27 @@ pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
 }
 
 fn conclude(runs: &[Run], output: Output) -> Result<()> {
-    let count =
-        |of: fn((usize, usize, usize)) -> usize| -> usize { runs.iter().map(|run| of(run.counts())).sum() };
+    let count = |of: fn((usize, usize, usize)) -> usize| -> usize {
+        runs.iter().map(|run| of(run.counts())).sum()
+    };
     if output == Output::Table {
-        println!("\n{} passed, {} failed, {} skipped", count(|c| c.0), count(|c| c.1), count(|c| c.2));
+        println!(
+            "\n{} passed, {} failed, {} skipped",
+            count(|c| c.0),
+            count(|c| c.1),
+            count(|c| c.2)
+        );
     }
-    let bad: Vec<&str> =
-        runs.iter().filter(|run| !run.good(is_ci())).map(|run| run.kernel.as_str()).collect();
+    let bad: Vec<&str> = runs
+        .iter()
+        .filter(|run| !run.good(is_ci()))
+        .map(|run| run.kernel.as_str())
+        .collect();
     if !bad.is_empty() {
-        bail!("not all is well on {} (logs: target/vm/KERNEL/)", bad.join(", "));
+        bail!(
+            "not all is well on {} (logs: target/vm/KERNEL/)",
+            bad.join(", ")
+        );
     }
     Ok(())
 }
@@ -209,16 +227,22 @@ impl Arch {
         let (release, package) = kernel::package(wanted)?;
         let apt = match release {
             None => self.apt(project)?,
-            Some(release) => {
-                Apt::release(project, release, (self == Self::Aarch64).then_some(cross::DEBIAN))?
-            }
+            Some(release) => Apt::release(
+                project,
+                release,
+                (self == Self::Aarch64).then_some(cross::DEBIAN),
+            )?,
         };
         apt.tree(&apt.kernel(package)?)
     }
 
     fn kernels(self, project: &Project, arguments: &VmArguments) -> Result<Vec<Kernel>> {
         let usual = [self.kernel().to_owned()];
-        let wanted = if arguments.kernels.is_empty() { &usual[..] } else { &arguments.kernels };
+        let wanted = if arguments.kernels.is_empty() {
+            &usual[..]
+        } else {
+            &arguments.kernels
+        };
         let find = |wanted: &String| -> Result<Kernel> {
             let fetch = |package: &str| self.package(project, package);
             let kernel = Kernel::find(wanted, arguments.modules.as_deref(), fetch)?;
@@ -237,13 +261,23 @@ impl Arch {
                 let suites = chosen(&suite::build(project, &object)?, names)?;
                 let daemon = build::daemon(project)?;
                 let cloud = Some(project.binary("debug", "hublet-cloud"));
-                Ok(Contents { daemon, cloud, suites, programs: Programs::Ours })
+                Ok(Contents {
+                    daemon,
+                    cloud,
+                    suites,
+                    programs: Programs::Ours,
+                })
             }
             Self::Aarch64 => {
                 let apt = self.apt(project)?;
                 let programs = Programs::Of(cross::programs(&apt)?);
                 let (daemon, suites) = cross::build(project, &apt, names)?;
-                Ok(Contents { daemon, cloud: None, suites, programs })
+                Ok(Contents {
+                    daemon,
+                    cloud: None,
+                    suites,
+                    programs,
+                })
             }
         }
     }
@@ -254,7 +288,11 @@ fn chosen(all: &[Suite], names: &[String]) -> Result<Vec<Suite>> {
     let mut suites: Vec<Suite> = Vec::new();
     for name in names {
         let before = suites.len();
-        suites.extend(all.iter().filter(|suite| suite.answers_to(name) && suite.is_program()).cloned());
+        suites.extend(
+            all.iter()
+                .filter(|suite| suite.answers_to(name) && suite.is_program())
+                .cloned(),
+        );
         if suites.len() == before {
             return Err(Usage(format!("no suite {name}; see `cargo xtask test --list`")).into());
         }
@@ -275,11 +313,25 @@ fn boot(
     fs::create_dir_all(&dir)?;
     let expected = kernel.expected();
     let initramfs = dir.join("initramfs.cpio");
-    step::say(format_args!("packing the machine's files for {}", kernel.name));
-    contents.tree(project, board, kernel, &expected)?.write(&initramfs)?;
+    step::say(format_args!(
+        "packing the machine's files for {}",
+        kernel.name
+    ));
+    contents
+        .tree(project, board, kernel, &expected)?
+        .write(&initramfs)?;
     initramfs::shown_size(&initramfs)?;
-    step::say(format_args!("booting {} (at most {} s)", kernel.name, limit.as_secs()));
-    let machine = Machine { board, kernel, initramfs: &initramfs, dir: &dir };
+    step::say(format_args!(
+        "booting {} (at most {} s)",
+        kernel.name,
+        limit.as_secs()
+    ));
+    let machine = Machine {
+        board,
+        kernel,
+        initramfs: &initramfs,
+        dir: &dir,
+    };
     let mut run = Run::new(&kernel.name, &expected);
     let end = machine.run(project, limit, interrupt, |line| {
         if run.line(line) {
@@ -287,7 +339,10 @@ fn boot(
         }
     })?;
     let why = match end {
-        End::TooLong => Some(format!("the machine did not end within {} s", limit.as_secs())),
+        End::TooLong => Some(format!(
+            "the machine did not end within {} s",
+            limit.as_secs()
+        )),
         End::Gone => machine.panic(),
     };
     run.end(why, &expected);

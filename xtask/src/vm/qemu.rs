@@ -124,21 +124,48 @@ impl Machine<'_> {
     }
 
     fn command(&self, project: &Project) -> Command {
-        let Board { qemu, machine, processor, console, port, .. } = self.board;
+        let Board {
+            qemu,
+            machine,
+            processor,
+            console,
+            port,
+            ..
+        } = self.board;
         let mut command = project.command(qemu);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
         // One thread for both processors. With a thread each, QEMU 7.2 may keep a stale translation of what the one
         // patches while the other gets there: the kernel then stands for good in connect(), where attaching to a
         // cgroup flips a static key.
-        command.args(["-machine", machine, "-accel", "tcg,thread=single", "-cpu", processor]);
+        command.args([
+            "-machine",
+            machine,
+            "-accel",
+            "tcg,thread=single",
+            "-cpu",
+            processor,
+        ]);
         command.args(["-smp", PROCESSORS, "-m", MEMORY]);
-        command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initramfs);
+        command
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.initramfs);
         // A panic ends QEMU at once (with -no-reboot). An oops is one too, and a processor that stands for a minute.
         let words = &self.kernel.words;
-        let append =
-            format!("console={console} panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30 {words}");
+        let append = format!(
+            "console={console} panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30 {words}"
+        );
         command.args(["-append", &append]);
-        command.arg("-serial").arg(format!("file:{}", self.console_log().display()));
+        command
+            .arg("-serial")
+            .arg(format!("file:{}", self.console_log().display()));
         command
             .args(["-chardev", "stdio,id=results,signal=off", "-device"])
             .arg(format!("{port},chardev=results"));
@@ -148,7 +175,10 @@ impl Machine<'_> {
     /// Why the kernel ended, if its console says so.
     pub(super) fn panic(&self) -> Option<String> {
         let console = text(&self.console_log());
-        console.lines().find(|line| line.contains(PANIC)).map(|line| line.trim_end().to_owned())
+        console
+            .lines()
+            .find(|line| line.contains(PANIC))
+            .map(|line| line.trim_end().to_owned())
     }
 
     /// What helps to see why it went wrong: the console's lines up to a panic, or the last ones of both logs.

@@ -64,7 +64,11 @@ impl Run {
             seconds: 0.0,
             facts: BTreeMap::new(),
             suites: Vec::new(),
-            left_out: expected.left_out.iter().map(|(test, why)| format!("{test}: {why}")).collect(),
+            left_out: expected
+                .left_out
+                .iter()
+                .map(|(test, why)| format!("{test}: {why}"))
+                .collect(),
             problems: Vec::new(),
             done: false,
             begin: Instant::now(),
@@ -78,7 +82,9 @@ impl Run {
             self.said(words);
             return true;
         }
-        let Some((_, _, outcome)) = &mut self.current else { return !line.is_empty() };
+        let Some((_, _, outcome)) = &mut self.current else {
+            return !line.is_empty();
+        };
         outcome.line(line);
         outcome.shows(line)
     }
@@ -97,19 +103,27 @@ impl Run {
                 self.end_suite(&format!("ended with {code}"), code == "0");
             }
             "done" => self.done = true,
-            _ => self.problems.push(format!("init.sh said something unknown: {words}")),
+            _ => self
+                .problems
+                .push(format!("init.sh said something unknown: {words}")),
         }
     }
 
     fn end_suite(&mut self, how: &str, success: bool) {
-        let Some((name, begin, mut outcome)) = self.current.take() else { return };
+        let Some((name, begin, mut outcome)) = self.current.take() else {
+            return;
+        };
         outcome.ended(how, success);
         let printed = |test: &String| {
             let found = outcome.printed.iter().find(|(name, _)| name == test);
-            found.map(|(_, text)| text.trim().to_owned()).unwrap_or_default()
+            found
+                .map(|(_, text)| text.trim().to_owned())
+                .unwrap_or_default()
         };
-        let failures =
-            outcome.failures.iter().map(|test| Failure { test: test.clone(), printed: printed(test) });
+        let failures = outcome.failures.iter().map(|test| Failure {
+            test: test.clone(),
+            printed: printed(test),
+        });
         self.suites.push(Ran {
             name,
             seconds: begin.elapsed().as_secs_f64(),
@@ -128,25 +142,38 @@ impl Run {
             let name = name.clone();
             self.end_suite("was cut off: the machine ended first", false);
             self.problems.push(
-                why.unwrap_or_else(|| "the machine ended without a word".to_owned()) + " in suite " + &name,
+                why.unwrap_or_else(|| "the machine ended without a word".to_owned())
+                    + " in suite "
+                    + &name,
             );
         } else if !self.done {
-            self.problems.push(why.unwrap_or_else(|| "the machine ended before its last suite".to_owned()));
+            self.problems
+                .push(why.unwrap_or_else(|| "the machine ended before its last suite".to_owned()));
         }
         for (name, value) in &expected.facts {
             match self.facts.get(*name) {
                 Some(found) if found == value => {}
-                Some(found) => self.problems.push(format!("{name} is {found}, and {value} was expected")),
-                None => self.problems.push(format!("{name} is unknown, and {value} was expected")),
+                Some(found) => self
+                    .problems
+                    .push(format!("{name} is {found}, and {value} was expected")),
+                None => self
+                    .problems
+                    .push(format!("{name} is unknown, and {value} was expected")),
             }
         }
     }
 
     /// Tests that passed, failed, were skipped.
     pub(super) fn counts(&self) -> (usize, usize, usize) {
-        self.suites.iter().fold((0, 0, 0), |(passed, failed, skipped), suite| {
-            (passed + suite.passed, failed + suite.failed, skipped + suite.skipped.len())
-        })
+        self.suites
+            .iter()
+            .fold((0, 0, 0), |(passed, failed, skipped), suite| {
+                (
+                    passed + suite.passed,
+                    failed + suite.failed,
+                    skipped + suite.skipped.len(),
+                )
+            })
     }
 
     /// Is all as it should be? CI takes no skipped test.
@@ -157,24 +184,61 @@ impl Run {
 
     /// For the screen.
     pub(super) fn text(&self) -> String {
-        let boot =
-            self.boot_seconds.map_or("never came up".to_owned(), |boot| format!("up after {boot:.1} s"));
-        let mut lines = vec![format!("\nkernel {}: {boot}, {:.0} s in all", self.kernel, self.seconds)];
-        let facts: Vec<String> = self.facts.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let boot = self
+            .boot_seconds
+            .map_or("never came up".to_owned(), |boot| {
+                format!("up after {boot:.1} s")
+            });
+        let mut lines = vec![format!(
+            "\nkernel {}: {boot}, {:.0} s in all",
+            self.kernel, self.seconds
+        )];
+        let facts: Vec<String> = self
+            .facts
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
         lines.push(format!("found: {}", facts.join(", ")));
-        lines.push("suite                                     passed failed skipped  seconds".to_owned());
-        for Ran { name, seconds, passed, failed, skipped, .. } in &self.suites {
-            lines.push(format!("{name:<40} {passed:>7} {failed:>6} {:>7} {seconds:>8.1}", skipped.len()));
+        lines.push(
+            "suite                                     passed failed skipped  seconds".to_owned(),
+        );
+        for Ran {
+            name,
+            seconds,
+            passed,
+            failed,
+            skipped,
+            ..
+        } in &self.suites
+        {
+            lines.push(format!(
+                "{name:<40} {passed:>7} {failed:>6} {:>7} {seconds:>8.1}",
+                skipped.len()
+            ));
         }
-        for Ran { name, skipped, failures, .. } in &self.suites {
+        for Ran {
+            name,
+            skipped,
+            failures,
+            ..
+        } in &self.suites
+        {
             lines.extend(skipped.iter().map(|skip| format!("SKIPPED {name}: {skip}")));
             for Failure { test, printed } in failures {
                 lines.push(format!("FAILED {name}: {test}"));
                 lines.extend(printed.lines().map(|line| format!("    {line}")));
             }
         }
-        lines.extend(self.left_out.iter().map(|left| format!("LEFT OUT on this kernel: {left}")));
-        lines.extend(self.problems.iter().map(|problem| format!("PROBLEM: {problem}")));
+        lines.extend(
+            self.left_out
+                .iter()
+                .map(|left| format!("LEFT OUT on this kernel: {left}")),
+        );
+        lines.extend(
+            self.problems
+                .iter()
+                .map(|problem| format!("PROBLEM: {problem}")),
+        );
         lines.join("\n")
     }
 }
@@ -184,7 +248,10 @@ mod tests {
     use super::*;
 
     fn expected() -> Expected {
-        Expected { facts: vec![("link", "dummy")], ..Expected::default() }
+        Expected {
+            facts: vec![("link", "dummy")],
+            ..Expected::default()
+        }
     }
 
     fn hear(text: &str) -> Run {
@@ -218,7 +285,11 @@ mod tests {
         );
         run.end(None, &expected());
         assert!(!run.good(false) && run.problems.is_empty());
-        assert!(run.text().ends_with("FAILED tests::a: b\n    boom"), "{}", run.text());
+        assert!(
+            run.text().ends_with("FAILED tests::a: b\n    boom"),
+            "{}",
+            run.text()
+        );
     }
 
     #[test]

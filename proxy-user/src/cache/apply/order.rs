@@ -16,7 +16,12 @@ use crate::local::negotiate::Encoding;
 use super::ReadableTableMetadata;
 
 impl Batch<'_> {
-    pub(super) fn upsert(&mut self, key: &[u8], new: &NewRecord, said: Said) -> Result<(), StoreError> {
+    pub(super) fn upsert(
+        &mut self,
+        key: &[u8],
+        new: &NewRecord,
+        said: Said,
+    ) -> Result<(), StoreError> {
         let incoming = Record::read(&new.value).ok_or(StoreError::Damaged)?;
         if key == KUBE_SYSTEM {
             self.recognise(incoming.uid, said)?;
@@ -37,7 +42,9 @@ impl Batch<'_> {
         self.changed = true;
         *self.forms.entry(form_key(key, &incoming)).or_default() += 1;
         let replaced = self.objects.insert(key, new.value.as_slice())?;
-        if let Some(form) = replaced.and_then(|v| Record::read(v.value()).map(|r| form_key(key, &r))) {
+        if let Some(form) =
+            replaced.and_then(|v| Record::read(v.value()).map(|r| form_key(key, &r)))
+        {
             *self.forms.entry(form).or_default() -= 1;
         }
         self.wishes |= super::steering::mentions(key, &new.value);
@@ -97,7 +104,11 @@ impl Batch<'_> {
         for row in self.collections.range(resource..end.as_slice())? {
             let (key, value) = row?;
             let collection: Option<Collection> = serde_json::from_slice(value.value()).ok();
-            ahead.extend(collection.filter(|c| c.version > version).map(|c| (key.value().to_vec(), c)));
+            ahead.extend(
+                collection
+                    .filter(|c| c.version > version)
+                    .map(|c| (key.value().to_vec(), c)),
+            );
         }
         for (key, mut collection) in ahead {
             collection.complete = false;
@@ -105,7 +116,8 @@ impl Batch<'_> {
         }
         let lineage = &self.lineage;
         let stays = |at: u64, since: u64| since <= version || lineage.past(at) >= said.asked;
-        self.absent.retain_in(resource..end.as_slice(), |_, (at, since)| stays(at, since))?;
+        self.absent
+            .retain_in(resource..end.as_slice(), |_, (at, since)| stays(at, since))?;
         self.changed = true;
         Ok(())
     }
@@ -154,13 +166,16 @@ impl Batch<'_> {
             }
         }
         self.absent.retain(|_, (at, _)| !old(at))?;
-        self.documents.retain(|_, value| Document::read(value).is_some_and(|d| !old(d.at)))?;
+        self.documents
+            .retain(|_, value| Document::read(value).is_some_and(|d| !old(d.at)))?;
         self.grants.retain(|_, _| false)?;
         self.credentials.retain(|_, _| false)?;
         for key in objects {
             self.take(&key)?;
         }
-        collections.iter().try_for_each(|key| self.drop_collection(key))
+        collections
+            .iter()
+            .try_for_each(|key| self.drop_collection(key))
     }
 
     pub(super) fn stored(&self, key: &[u8]) -> Result<Option<Stored>, StoreError> {
@@ -171,17 +186,33 @@ impl Batch<'_> {
 
     /// Absences end. Lists that are older than one don't hold the object any more, and are incomplete.
     pub(super) fn appeared(&mut self, key: &[u8]) -> Result<(), StoreError> {
-        let end = if key.ends_with(b"/") { key::end_of(key) } else { [key, &[0]].concat() };
+        let end = if key.ends_with(b"/") {
+            key::end_of(key)
+        } else {
+            [key, &[0]].concat()
+        };
         let mut ended = Vec::new();
-        for row in self.absent.extract_from_if(key..end.as_slice(), |_, _| true)? {
+        for row in self
+            .absent
+            .extract_from_if(key..end.as_slice(), |_, _| true)?
+        {
             let (object, value) = row?;
             ended.push((object.value().to_vec(), value.value().0));
         }
         for (object, at) in ended {
             self.changed = true;
             for scope in key::collections_around(&object) {
-                if let Some(list) = self.collection(scope)?.filter(|list| list.complete && list.at < at) {
-                    self.put_collection(scope, &Collection { complete: false, ..list })?;
+                if let Some(list) = self
+                    .collection(scope)?
+                    .filter(|list| list.complete && list.at < at)
+                {
+                    self.put_collection(
+                        scope,
+                        &Collection {
+                            complete: false,
+                            ..list
+                        },
+                    )?;
                 }
             }
         }
@@ -193,7 +224,11 @@ impl Batch<'_> {
         if let Some(stored) = &stored {
             // Seen again since: a later version, or (where the deletion has none) after the question was asked.
             let later = stored.version > version && stored.at >= said.since;
-            if if version > 0 { later } else { stored.at > said.asked } {
+            if if version > 0 {
+                later
+            } else {
+                stored.at > said.asked
+            } {
                 return Ok(());
             }
         }
@@ -212,7 +247,11 @@ impl Batch<'_> {
         self.take(key)?;
         self.changed = true;
         self.absent.insert(key, (said.at, since_version))?;
-        if self.absent.len()? > MAX_ABSENT { self.evict_absent() } else { Ok(()) }
+        if self.absent.len()? > MAX_ABSENT {
+            self.evict_absent()
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn complete(
@@ -249,12 +288,34 @@ impl Batch<'_> {
             self.drop_unlisted(collection, (new.version, said), &listed)?
         };
         let follows = old.filter(|old| old.version <= new.version);
-        let followed_from = follows.as_ref().and_then(|old| old.followed_from.or(Some(old.version)));
-        let unnamed = if departed { new.version } else { follows.as_ref().map_or(0, |old| old.unnamed) };
-        let departed = if departed { new.version } else { follows.map_or(0, |old| old.departed) };
+        let followed_from = follows
+            .as_ref()
+            .and_then(|old| old.followed_from.or(Some(old.version)));
+        let unnamed = if departed {
+            new.version
+        } else {
+            follows.as_ref().map_or(0, |old| old.unnamed)
+        };
+        let departed = if departed {
+            new.version
+        } else {
+            follows.map_or(0, |old| old.departed)
+        };
         let followed_from = followed_from.or(Some(new.version));
-        self.put_collection(collection, &Collection { followed_from, departed, unnamed, ..new.clone() })?;
-        if self.collections.len()? > MAX_COLLECTIONS { self.evict_collections() } else { Ok(()) }
+        self.put_collection(
+            collection,
+            &Collection {
+                followed_from,
+                departed,
+                unnamed,
+                ..new.clone()
+            },
+        )?;
+        if self.collections.len()? > MAX_COLLECTIONS {
+            self.evict_collections()
+        } else {
+            Ok(())
+        }
     }
 
     /// Drops what a whole list does not hold, without calling it absent; whether there was any.
@@ -270,7 +331,8 @@ impl Batch<'_> {
             let (key, value) = row?;
             // Known before a fresh list was asked for, and not in it: gone, whatever its version.
             let older = Record::read(value.value()).is_none_or(|r| {
-                r.version <= version || (said.is_fresh() && self.lineage.past(r.stored_at) < said.since)
+                r.version <= version
+                    || (said.is_fresh() && self.lineage.past(r.stored_at) < said.since)
             });
             if older && listed.binary_search(&key.value()).is_err() {
                 missing.push(key.value().to_vec());
@@ -286,7 +348,10 @@ impl Batch<'_> {
         let start = [collection, &[0]].concat();
         let end = key::end_of(&start);
         for row in self.members.range(start.as_slice()..end.as_slice())? {
-            if listed.binary_search(&&row?.0.value()[start.len()..]).is_err() {
+            if listed
+                .binary_search(&&row?.0.value()[start.len()..])
+                .is_err()
+            {
                 return Ok(true);
             }
         }
@@ -295,7 +360,9 @@ impl Batch<'_> {
 
     /// Drops Events that the cloud has dropped, too, now and then.
     pub(super) fn sweep_events(&mut self) -> Result<(), StoreError> {
-        let Some(now) = self.lineage.sweep() else { return Ok(()) };
+        let Some(now) = self.lineage.sweep() else {
+            return Ok(());
+        };
         for events in [b"/events/".as_slice(), b"events.k8s.io/events/"] {
             debug_assert!(is_short_lived(events));
             let end = key::end_of(events);

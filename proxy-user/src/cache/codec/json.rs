@@ -51,8 +51,11 @@ pub fn head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
 /// Not UTF-8, not JSON, or a field is missing.
 pub fn watch_event(bytes: &[u8]) -> Result<(Cow<'_, str>, &[u8]), CodecError> {
     let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
-    let event: Event<'_> = serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))?;
-    let object = event.object.ok_or_else(|| CodecError::Json("a watch event without an object".into()))?;
+    let event: Event<'_> =
+        serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))?;
+    let object = event
+        .object
+        .ok_or_else(|| CodecError::Json("a watch event without an object".into()))?;
     Ok((event.kind, object.get().as_bytes()))
 }
 
@@ -218,8 +221,18 @@ mod tests {
         let pod = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"d","uid":"u",
             "resourceVersion":"7","labels":{"x":"y"},"finalizers":["f"]},"status":{"phase":"Running"}}"#;
         let head = head(pod).unwrap();
-        assert_eq!((&*head.kind, &*head.api_version, &*head.meta.name), ("Pod", "v1", "a"));
-        assert_eq!((head.meta.version(), head.meta.finalizers, head.meta.deleting), (Some(7), true, false));
+        assert_eq!(
+            (&*head.kind, &*head.api_version, &*head.meta.name),
+            ("Pod", "v1", "a")
+        );
+        assert_eq!(
+            (
+                head.meta.version(),
+                head.meta.finalizers,
+                head.meta.deleting
+            ),
+            (Some(7), true, false)
+        );
         assert_eq!(head.status.status, "");
         for bad in [
             &br#"{"kind":"Pod","metadata":["d","a","1","u",{}]}"#[..],
@@ -229,27 +242,44 @@ mod tests {
             b"{\"kind\":\"\xff\"}",
             b"",
         ] {
-            assert!(super::head(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+            assert!(
+                super::head(bad).is_err(),
+                "{}",
+                String::from_utf8_lossy(bad)
+            );
         }
     }
 
     #[test]
     fn a_status_and_an_event_with_details_are_told_apart() {
-        let status = br#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"m",
+        let status =
+            br#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"m",
             "reason":"NotFound","details":{"name":"x","kind":"pods"},"code":404}"#;
         let head = head(status).unwrap();
         assert_eq!(
-            (&*head.status.reason, &*head.status.name, &*head.status.resource),
+            (
+                &*head.status.reason,
+                &*head.status.name,
+                &*head.status.resource
+            ),
             ("NotFound", "x", "pods")
         );
-        assert!(super::head(br#"{"kind":"X","metadata":{},"details":[1],"status":7,"reason":null}"#).is_ok());
+        assert!(
+            super::head(br#"{"kind":"X","metadata":{},"details":[1],"status":7,"reason":null}"#)
+                .is_ok()
+        );
     }
 
     #[test]
     fn resource_versions_are_decimal_numbers() {
-        for (text, expected) in
-            [("7", Some(7)), ("07", None), ("0", None), ("", None), ("-1", None), ("a", None)]
-        {
+        for (text, expected) in [
+            ("7", Some(7)),
+            ("07", None),
+            ("0", None),
+            ("", None),
+            ("-1", None),
+            ("a", None),
+        ] {
             assert_eq!(super::super::parse_version(text), expected, "{text}");
         }
     }

@@ -148,7 +148,10 @@ impl JsonList {
                 return Ok(true);
             }
             b'}' | b']' => {
-                self.depth = self.depth.checked_sub(1).ok_or_else(|| bad("unbalanced brackets"))?;
+                self.depth = self
+                    .depth
+                    .checked_sub(1)
+                    .ok_or_else(|| bad("unbalanced brackets"))?;
                 return Ok(true);
             }
             _ => {}
@@ -165,8 +168,11 @@ impl JsonList {
             self.envelope.push(byte);
             let bracket = self.step(byte)?;
             if self.depth == 0 && !byte.is_ascii_whitespace() {
-                self.state =
-                    if bracket && byte == b'}' { State::End } else { return Err(bad("not an object")) };
+                self.state = if bracket && byte == b'}' {
+                    State::End
+                } else {
+                    return Err(bad("not an object"));
+                };
                 return Ok(&chunk[i + 1..]);
             }
             if bracket && self.depth == 2 && byte == b'[' && self.key_is_items {
@@ -226,7 +232,11 @@ impl JsonList {
         Ok(&[])
     }
 
-    fn item<'a>(&mut self, chunk: &'a [u8], on_item: &mut OnItem<'_>) -> Result<&'a [u8], CodecError> {
+    fn item<'a>(
+        &mut self,
+        chunk: &'a [u8],
+        on_item: &mut OnItem<'_>,
+    ) -> Result<&'a [u8], CodecError> {
         let mut at = 0;
         while at < chunk.len() {
             // Inside a string only a quote or a backslash matters: skip to it.
@@ -286,7 +296,11 @@ impl ProtobufList {
         self.buffer.extend_from_slice(chunk);
         let mut at = 0;
         loop {
-            let used = if self.left.is_none() { self.open(at)? } else { self.field(at, on_item)? };
+            let used = if self.left.is_none() {
+                self.open(at)?
+            } else {
+                self.field(at, on_item)?
+            };
             match used {
                 Some(used) => at += used,
                 None => break,
@@ -316,24 +330,46 @@ impl ProtobufList {
         if input.len() < MAGIC.len() {
             return Ok(None);
         }
-        let rest = input.strip_prefix(MAGIC).ok_or(CodecError::Protobuf("the k8s\\0 prefix is missing"))?;
-        let Some((0x0a, rest)) = protobuf::varint(rest) else { return Self::more(input, "no type") };
-        let Some((len, rest)) = protobuf::varint(rest) else { return Self::more(input, "no type") };
+        let rest = input
+            .strip_prefix(MAGIC)
+            .ok_or(CodecError::Protobuf("the k8s\\0 prefix is missing"))?;
+        let Some((0x0a, rest)) = protobuf::varint(rest) else {
+            return Self::more(input, "no type");
+        };
+        let Some((len, rest)) = protobuf::varint(rest) else {
+            return Self::more(input, "no type");
+        };
         let Some(meta) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) else {
             return Self::more(input, "the type is too long");
         };
         let rest = &rest[meta.len()..];
-        let Some((0x12, rest)) = protobuf::varint(rest) else { return Self::more(input, "no list") };
-        let Some((len, rest)) = protobuf::varint(rest) else { return Self::more(input, "no list") };
-        let typed = [MAGIC.as_slice(), &[0x0a], &short(meta.len())?, meta, &[0x12, 0]].concat();
+        let Some((0x12, rest)) = protobuf::varint(rest) else {
+            return Self::more(input, "no list");
+        };
+        let Some((len, rest)) = protobuf::varint(rest) else {
+            return Self::more(input, "no list");
+        };
+        let typed = [
+            MAGIC.as_slice(),
+            &[0x0a],
+            &short(meta.len())?,
+            meta,
+            &[0x12, 0],
+        ]
+        .concat();
         let unknown = protobuf::Unknown::parse(&typed)?;
-        (self.head.kind, self.head.api_version) = (unknown.kind.to_owned(), unknown.api_version.to_owned());
+        (self.head.kind, self.head.api_version) =
+            (unknown.kind.to_owned(), unknown.api_version.to_owned());
         self.left = Some(len);
         Ok(Some(input.len() - rest.len()))
     }
 
     fn more(input: &[u8], what: &'static str) -> Result<Option<usize>, CodecError> {
-        if input.len() > 1024 { Err(CodecError::Protobuf(what)) } else { Ok(None) }
+        if input.len() > 1024 {
+            Err(CodecError::Protobuf(what))
+        } else {
+            Ok(None)
+        }
     }
 
     /// Reads one field of the list; `None` when more bytes are needed.
@@ -345,11 +381,25 @@ impl ProtobufList {
                 return Err(CodecError::Protobuf("bytes behind the list"));
             }
             self.tail.extend_from_slice(input);
-            return Ok(if input.is_empty() { None } else { Some(input.len()) });
+            return Ok(if input.is_empty() {
+                None
+            } else {
+                Some(input.len())
+            });
         }
-        let cut = |need: bool| if need { Ok(None) } else { Err(CodecError::Protobuf("a field is cut off")) };
-        let Some((tag, rest)) = protobuf::varint(input) else { return cut(input.len() < 10) };
-        let Some((len, rest)) = protobuf::varint(rest) else { return cut(input.len() < 20) };
+        let cut = |need: bool| {
+            if need {
+                Ok(None)
+            } else {
+                Err(CodecError::Protobuf("a field is cut off"))
+            }
+        };
+        let Some((tag, rest)) = protobuf::varint(input) else {
+            return cut(input.len() < 10);
+        };
+        let Some((len, rest)) = protobuf::varint(rest) else {
+            return cut(input.len() < 20);
+        };
         if tag & 7 != 2 {
             return Err(CodecError::Protobuf("a list field of an unknown kind"));
         }
@@ -360,9 +410,13 @@ impl ProtobufList {
         if len > MAX_OBJECT as u64 {
             return Err(CodecError::Limit("an item is too long"));
         }
-        let Some(bytes) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) else { return Ok(None) };
+        let Some(bytes) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) else {
+            return Ok(None);
+        };
         match tag >> 3 {
-            1 => (self.head.resource_version, self.head.continue_token) = protobuf::list_meta(bytes)?,
+            1 => {
+                (self.head.resource_version, self.head.continue_token) = protobuf::list_meta(bytes)?
+            }
             2 => on_item(&self.head, bytes)?,
             _ => {}
         }
@@ -412,16 +466,25 @@ mod tests {
     fn lists_split_alike_at_every_chunk_size() {
         for chunk in 1..TYPED.len() + 1 {
             let (head, items) = split(TYPED.as_bytes(), chunk).unwrap();
-            assert_eq!((&*head.kind, &*head.resource_version, head.unstructured), ("PodList", "9", false));
+            assert_eq!(
+                (&*head.kind, &*head.resource_version, head.unstructured),
+                ("PodList", "9", false)
+            );
             assert_eq!(items.len(), 2, "chunks of {chunk}");
         }
         for chunk in 1..UNSTRUCTURED.len() + 1 {
             let (head, items) = split(UNSTRUCTURED.as_bytes(), chunk).unwrap();
-            assert_eq!((&*head.kind, &*head.continue_token, head.unstructured), ("YList", "c", true));
+            assert_eq!(
+                (&*head.kind, &*head.continue_token, head.unstructured),
+                ("YList", "c", true)
+            );
             assert_eq!(items.len(), 1);
         }
         assert_eq!(split(br#"{"items":[],"kind":"L"}"#, 3).unwrap().1.len(), 0);
-        assert_eq!(split(br#"{"items":null,"kind":"L"}"#, 3).unwrap().1.len(), 0);
+        assert_eq!(
+            split(br#"{"items":null,"kind":"L"}"#, 3).unwrap().1.len(),
+            0
+        );
     }
 
     #[test]

@@ -102,7 +102,9 @@ impl<'a> Unknown<'a> {
     /// # Errors
     /// No magic, cut off, or an encoding inside that the API server never sends.
     pub fn parse(body: &'a [u8]) -> Result<Self, CodecError> {
-        let message = body.strip_prefix(MAGIC).ok_or(CodecError::Protobuf("the k8s\\0 prefix is missing"))?;
+        let message = body
+            .strip_prefix(MAGIC)
+            .ok_or(CodecError::Protobuf("the k8s\\0 prefix is missing"))?;
         let (mut api_version, mut kind, mut raw) = ("", "", None);
         for field in Fields::new(message) {
             match field? {
@@ -117,13 +119,19 @@ impl<'a> Unknown<'a> {
                 }
                 (2, Value::Bytes(v)) => raw = Some(v),
                 (3 | 4, Value::Bytes(v)) if !v.is_empty() => {
-                    return Err(CodecError::Protobuf("the object within is encoded otherwise"));
+                    return Err(CodecError::Protobuf(
+                        "the object within is encoded otherwise",
+                    ));
                 }
                 _ => {}
             }
         }
         let raw = raw.ok_or(CodecError::Protobuf("the object is missing"))?;
-        Ok(Self { api_version, kind, raw })
+        Ok(Self {
+            api_version,
+            kind,
+            raw,
+        })
     }
 }
 
@@ -234,7 +242,10 @@ pub fn watch_event(frame: &[u8]) -> Result<(&str, &[u8]), CodecError> {
             _ => {}
         }
     }
-    Ok((kind, body.ok_or(CodecError::Protobuf("a watch event without an object"))?))
+    Ok((
+        kind,
+        body.ok_or(CodecError::Protobuf("a watch event without an object"))?,
+    ))
 }
 
 /// Appends a varint.
@@ -298,9 +309,15 @@ mod tests {
         put_bytes(&mut raw, 1, &meta);
         let body = envelope("v1", "Pod", &raw);
         let unknown = Unknown::parse(&body).unwrap();
-        assert_eq!((unknown.api_version, unknown.kind, unknown.raw), ("v1", "Pod", &raw[..]));
+        assert_eq!(
+            (unknown.api_version, unknown.kind, unknown.raw),
+            ("v1", "Pod", &raw[..])
+        );
         let meta = object_meta(unknown.raw).unwrap();
-        assert_eq!((&*meta.name, &*meta.namespace, &*meta.resource_version), ("pod-a", "default", "42"));
+        assert_eq!(
+            (&*meta.name, &*meta.namespace, &*meta.resource_version),
+            ("pod-a", "default", "42")
+        );
     }
 
     #[test]

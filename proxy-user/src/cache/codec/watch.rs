@@ -44,8 +44,10 @@ impl JsonFrames {
                     }
                 }
                 b'}' | b']' => {
-                    self.depth =
-                        self.depth.checked_sub(1).ok_or_else(|| CodecError::Json("unbalanced".into()))?;
+                    self.depth = self
+                        .depth
+                        .checked_sub(1)
+                        .ok_or_else(|| CodecError::Json("unbalanced".into()))?;
                     if self.depth == 0 {
                         self.frame(&chunk[start..=i], on_frame)?;
                         start = i + 1;
@@ -132,7 +134,11 @@ mod tests {
             }
             assert_eq!(seen, ["ADDED", "BOOKMARK", "DELETED"], "chunks of {chunk}");
         }
-        assert!(JsonFrames::default().push(b"404 page", &mut |_| Ok(())).is_err());
+        assert!(
+            JsonFrames::default()
+                .push(b"404 page", &mut |_| Ok(()))
+                .is_err()
+        );
         assert!(JsonFrames::default().push(b"}", &mut |_| Ok(())).is_err());
     }
 
@@ -155,6 +161,10 @@ mod tests {
             }
             assert_eq!(seen, [0, 1, 300]);
         }
-        assert!(ProtobufFrames::default().push(&[0xff; 8], &mut |_| Ok(())).is_err());
+        assert!(
+            ProtobufFrames::default()
+                .push(&[0xff; 8], &mut |_| Ok(()))
+                .is_err()
+        );
     }
 }

@@ -58,7 +58,14 @@ fn event(
     let said = Said::event(now);
     ops.push(if joins {
         // Initial events are a list.
-        let said = if members.is_some() { Said { at: now, ..exchange.said_of_many() } } else { said };
+        let said = if members.is_some() {
+            Said {
+                at: now,
+                ..exchange.said_of_many()
+            }
+        } else {
+            said
+        };
         Op::Upsert { key, record, said }
     } else if !exchange.selective() || exchange.fixed_selector {
         Op::Gone { key, version, said }
@@ -90,32 +97,64 @@ fn bookmark(
         Encoding::Json => {
             let head = json::head(object)?;
             let (version, end) = (head.meta.version(), head.meta.initial_events_end);
-            (head.api_version.into_owned(), head.kind.into_owned(), version, end)
+            (
+                head.api_version.into_owned(),
+                head.kind.into_owned(),
+                version,
+                end,
+            )
         }
         Encoding::Protobuf => {
             let unknown = protobuf::Unknown::parse(object)?;
             let meta = protobuf::object_meta(unknown.raw)?;
             let (version, end) = (meta.version(), meta.initial_events_end);
-            (unknown.api_version.to_owned(), unknown.kind.to_owned(), version, end)
+            (
+                unknown.api_version.to_owned(),
+                unknown.kind.to_owned(),
+                version,
+                end,
+            )
         }
     };
     if forms::is_other(&api_version, &kind) {
         return Err(CodecError::OtherForm(kind));
     }
-    let Some(version) = version else { return Ok(()) };
+    let Some(version) = version else {
+        return Ok(());
+    };
     if let (true, Some(members)) = (end, members.take()) {
         // A group of custom resources has a dot and is served unstructured; built-in ones are typed.
         let unstructured = is_custom(&exchange.resource);
         let record = Collection {
             unstructured,
-            ..Collection::new(version, now, format!("{kind}List"), exchange.api_version.clone())
+            ..Collection::new(
+                version,
+                now,
+                format!("{kind}List"),
+                exchange.api_version.clone(),
+            )
         };
-        let said = Said { at: now, ..exchange.said_of_many() };
-        ops.push(Op::Complete { collection: exchange.key.clone(), record, members, said });
+        let said = Said {
+            at: now,
+            ..exchange.said_of_many()
+        };
+        ops.push(Op::Complete {
+            collection: exchange.key.clone(),
+            record,
+            members,
+            said,
+        });
     } else if members.is_none() {
         let collection = exchange.key.clone();
         let from = exchange.from;
-        ops.push(Op::Advance { collection, from, version, at: now, member: None, departs: false });
+        ops.push(Op::Advance {
+            collection,
+            from,
+            version,
+            at: now,
+            member: None,
+            departs: false,
+        });
     }
     Ok(())
 }

@@ -31,8 +31,18 @@ struct IgnoredFlag {
     why: &'static str,
 }
 
-const fn ignored(name: &'static str, kind: Kind, agreed: &'static str, why: &'static str) -> IgnoredFlag {
-    IgnoredFlag { name, kind, agreed, why }
+const fn ignored(
+    name: &'static str,
+    kind: Kind,
+    agreed: &'static str,
+    why: &'static str,
+) -> IgnoredFlag {
+    IgnoredFlag {
+        name,
+        kind,
+        agreed,
+        why,
+    }
 }
 
 const DEAD: &str = "YurtHub parses it and never uses it either";
@@ -44,26 +54,76 @@ const FLAGS: &[IgnoredFlag] = &[
     ignored("nodepool-name", Kind::Text, "", POOLS),
     ignored("enable-node-pool", Kind::Bool, "", POOLS),
     ignored("enable-pool-service-topology", Kind::Bool, "false", POOLS),
-    ignored("enable-resource-filter", Kind::Bool, "false", "hublet changes no answer of the cloud yet"),
-    ignored("disabled-resource-filters", Kind::Text, "*", "hublet changes no answer of the cloud yet"),
-    ignored("pool-scope-resources", Kind::Text, "", "watches are not shared yet"),
-    ignored("multiplexer-port", Kind::Number, "", "hublet opens no port to other nodes"),
-    ignored("namespace", Kind::Text, "kube-system", "hublet reads no ConfigMap of its own yet"),
+    ignored(
+        "enable-resource-filter",
+        Kind::Bool,
+        "false",
+        "hublet changes no answer of the cloud yet",
+    ),
+    ignored(
+        "disabled-resource-filters",
+        Kind::Text,
+        "*",
+        "hublet changes no answer of the cloud yet",
+    ),
+    ignored(
+        "pool-scope-resources",
+        Kind::Text,
+        "",
+        "watches are not shared yet",
+    ),
+    ignored(
+        "multiplexer-port",
+        Kind::Number,
+        "",
+        "hublet opens no port to other nodes",
+    ),
+    ignored(
+        "namespace",
+        Kind::Text,
+        "kube-system",
+        "hublet reads no ConfigMap of its own yet",
+    ),
     ignored("join-token", Kind::Secret, "", BOOTSTRAP),
     ignored("discovery-token-ca-cert-hash", Kind::Text, "", BOOTSTRAP),
-    ignored("discovery-token-unsafe-skip-ca-verification", Kind::Bool, "false", BOOTSTRAP),
-    ignored("heartbeat-failed-retry", Kind::Number, "", "two agreeing signals make the cloud count as away"),
+    ignored(
+        "discovery-token-unsafe-skip-ca-verification",
+        Kind::Bool,
+        "false",
+        BOOTSTRAP,
+    ),
+    ignored(
+        "heartbeat-failed-retry",
+        Kind::Number,
+        "",
+        "two agreeing signals make the cloud count as away",
+    ),
     ignored(
         "kubelet-health-grace-period",
         Kind::Time,
         "",
         "kubelet's silence never makes the cloud count as away",
     ),
-    ignored("gc-frequency", Kind::Number, "", "the store keeps its own limits"),
-    ignored("profiling", Kind::Bool, "false", "hublet has no pprof endpoint"),
+    ignored(
+        "gc-frequency",
+        Kind::Number,
+        "",
+        "the store keeps its own limits",
+    ),
+    ignored(
+        "profiling",
+        Kind::Bool,
+        "false",
+        "hublet has no pprof endpoint",
+    ),
     ignored("max-requests-in-flight", Kind::Number, "", DEAD),
     ignored("enable-iptables", Kind::Bool, "false", DEAD),
-    ignored("host-control-plane-address", Kind::Text, "", "it belongs to the working mode local"),
+    ignored(
+        "host-control-plane-address",
+        Kind::Text,
+        "",
+        "it belongs to the working mode local",
+    ),
     ignored("logtostderr", Kind::Bool, "true", LOG),
     ignored("alsologtostderr", Kind::Bool, "true", LOG),
     ignored("stderrthreshold", Kind::Text, "", LOG),
@@ -98,7 +158,12 @@ impl Args for Ignored {
 
 impl FromArgMatches for Ignored {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self { warnings: FLAGS.iter().filter_map(|flag| warning(flag, matches)).collect() })
+        Ok(Self {
+            warnings: FLAGS
+                .iter()
+                .filter_map(|flag| warning(flag, matches))
+                .collect(),
+        })
     }
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
@@ -114,7 +179,10 @@ fn argument(flag: &'static IgnoredFlag) -> Arg {
         .action(ArgAction::Append)
         .value_parser(move |text: &str| check(flag.kind, text));
     if flag.kind == Kind::Bool {
-        arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL")
+        arg.num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("BOOL")
     } else {
         arg.value_name("VALUE")
     }
@@ -123,16 +191,20 @@ fn argument(flag: &'static IgnoredFlag) -> Arg {
 fn check(kind: Kind, text: &str) -> Result<String, String> {
     match kind {
         Kind::Bool => go_bool(text).map(|value| value.to_string()),
-        Kind::Number => {
-            text.parse::<i64>().map(|n| n.to_string()).map_err(|_| format!("{text:?} is not a whole number"))
-        }
+        Kind::Number => text
+            .parse::<i64>()
+            .map(|n| n.to_string())
+            .map_err(|_| format!("{text:?} is not a whole number")),
         Kind::Time => duration::parse(text).map(|_| text.to_owned()),
         Kind::Text | Kind::Secret => Ok(text.to_owned()),
     }
 }
 
 fn warning(flag: &IgnoredFlag, matches: &ArgMatches) -> Option<String> {
-    let values: Vec<&str> = matches.get_many::<String>(flag.name)?.map(String::as_str).collect();
+    let values: Vec<&str> = matches
+        .get_many::<String>(flag.name)?
+        .map(String::as_str)
+        .collect();
     let last = *values.last()?;
     if last == flag.agreed {
         return None;

@@ -94,9 +94,13 @@ fn size(text: &str) -> Result<usize, String> {
         .iter()
         .find_map(|(unit, shift)| text.strip_suffix(unit).map(|n| (n, *shift)))
         .unwrap_or((text, 0));
-    number.parse::<usize>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(|| {
-        format!("{text:?} is not a size: write bytes or a number with Ki, Mi or Gi, as in 1Mi")
-    })
+    number
+        .parse::<usize>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift))
+        .ok_or_else(|| {
+            format!("{text:?} is not a size: write bytes or a number with Ki, Mi or Gi, as in 1Mi")
+        })
 }
 
 #[cfg(test)]
@@ -105,7 +109,12 @@ mod tests {
 
     #[test]
     fn sizes_are_quantities() {
-        for (text, bytes) in [("1048576", 1 << 20), ("4Ki", 4096), ("1Mi", 1 << 20), ("2Gi", 2 << 30)] {
+        for (text, bytes) in [
+            ("1048576", 1 << 20),
+            ("4Ki", 4096),
+            ("1Mi", 1 << 20),
+            ("2Gi", 2 << 30),
+        ] {
             assert_eq!(size(text), Ok(bytes));
         }
         for text in ["", "Mi", "1M", "1.5Mi", "-1", "99999999999999Gi"] {

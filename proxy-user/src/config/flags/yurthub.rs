@@ -39,7 +39,12 @@ pub struct YurthubFlags {
     pub min_request_timeout: Duration,
 
     /// `token`, `kubeletcertificate`, or `development` (an embedded CA signs the serving certificate)
-    #[arg(long, value_name = "MODE", default_value = "token", help_heading = "Certificates and files")]
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "token",
+        help_heading = "Certificates and files"
+    )]
     pub bootstrap_mode: String,
     /// Kubeconfig whose CA the cloud is trusted by
     #[arg(long, value_name = "FILE", value_parser = maybe_empty, help_heading = "Certificates and files")]
@@ -66,19 +71,44 @@ pub struct YurthubFlags {
     pub disk_cache_path: PathBuf,
 
     /// Address of health, metrics and status
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1", help_heading = "Listeners")]
+    #[arg(
+        long,
+        value_name = "IP",
+        default_value = "127.0.0.1",
+        help_heading = "Listeners"
+    )]
     pub bind_address: String,
     /// Port of health, metrics and status
-    #[arg(long, value_name = "PORT", default_value_t = 10267, help_heading = "Listeners")]
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 10267,
+        help_heading = "Listeners"
+    )]
     pub serve_port: u16,
     /// Address of the proxy for processes of the host
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1", help_heading = "Listeners")]
+    #[arg(
+        long,
+        value_name = "IP",
+        default_value = "127.0.0.1",
+        help_heading = "Listeners"
+    )]
     pub bind_proxy_address: String,
     /// Port of the proxy that takes plain HTTP and TLS
-    #[arg(long, value_name = "PORT", default_value_t = 10261, help_heading = "Listeners")]
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 10261,
+        help_heading = "Listeners"
+    )]
     pub proxy_port: u16,
     /// Port of the proxy that takes TLS only
-    #[arg(long, value_name = "PORT", default_value_t = 10268, help_heading = "Listeners")]
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 10268,
+        help_heading = "Listeners"
+    )]
     pub proxy_secure_port: u16,
     /// This node's address, for the serving certificate (found by itself when not given)
     #[arg(long, value_name = "IP", help_heading = "Listeners")]
@@ -88,14 +118,25 @@ pub struct YurthubFlags {
         require_equals = true, value_parser = go_bool, action = ArgAction::Set, help_heading = "Listeners")]
     pub enable_dummy_if: bool,
     /// Name of that interface, at most 15 characters
-    #[arg(long, value_name = "NAME", default_value = "hub-dummy0", help_heading = "Listeners")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "hub-dummy0",
+        help_heading = "Listeners"
+    )]
     pub dummy_if_name: String,
     /// Its address [default: 169.254.2.1, or fd00::2:1 when --node-ip is IPv6]
     #[arg(long, value_name = "IP", help_heading = "Listeners")]
     pub dummy_if_ip: Option<String>,
 
     /// Log verbosity: 0 warnings, 1–2 information, 3–4 debug, 5 and more trace
-    #[arg(long, short = 'v', value_name = "LEVEL", default_value_t = 2, help_heading = "Log")]
+    #[arg(
+        long,
+        short = 'v',
+        value_name = "LEVEL",
+        default_value_t = 2,
+        help_heading = "Log"
+    )]
     pub v: u8,
 }
 

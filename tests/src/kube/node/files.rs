@@ -101,7 +101,8 @@ fn script(dir: &Path, options: &Options) -> String {
     );
     for (name, _) in SYSCTLS {
         let file = name.replace('/', ".");
-        script += &format!("[ ! -e /proc/sys/{name} ] || mount --bind sysctl/{file} /proc/sys/{name}\n");
+        script +=
+            &format!("[ ! -e /proc/sys/{name} ] || mount --bind sysctl/{file} /proc/sys/{name}\n");
     }
     script += &format!(
         "containerd --config containerd.toml >containerd.log 2>&1 &\n\

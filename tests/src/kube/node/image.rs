@@ -19,8 +19,16 @@ pub(super) fn write(program: &Path, archive: &Path) -> Result<()> {
     add(&mut layer, &PROGRAM[1..], 0o755, &bytes)?;
     let layer = layer.into_inner()?;
     let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &layer);
-    let sum: String = sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let sum: String = sum
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let architecture = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
     let config = json!({
         "architecture": architecture, "os": "linux",
         // A sandbox says nothing of what to run: it holds the pod's namespaces.
@@ -31,16 +39,32 @@ pub(super) fn write(program: &Path, archive: &Path) -> Result<()> {
 
     let file = File::create(archive).with_context(|| format!("creating {}", archive.display()))?;
     let mut image = tar::Builder::new(file);
-    add(&mut image, "config.json", 0o644, config.to_string().as_bytes())?;
+    add(
+        &mut image,
+        "config.json",
+        0o644,
+        config.to_string().as_bytes(),
+    )?;
     add(&mut image, "layer.tar", 0o644, &layer)?;
-    add(&mut image, "manifest.json", 0o644, manifest.to_string().as_bytes())?;
+    add(
+        &mut image,
+        "manifest.json",
+        0o644,
+        manifest.to_string().as_bytes(),
+    )?;
     image.into_inner()?;
     Ok(())
 }
 
-fn add<W: std::io::Write>(to: &mut tar::Builder<W>, name: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+fn add<W: std::io::Write>(
+    to: &mut tar::Builder<W>,
+    name: &str,
+    mode: u32,
+    bytes: &[u8],
+) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(bytes.len().try_into()?);
     header.set_mode(mode);
-    to.append_data(&mut header, name, bytes).with_context(|| format!("{name} into the archive"))
+    to.append_data(&mut header, name, bytes)
+        .with_context(|| format!("{name} into the archive"))
 }

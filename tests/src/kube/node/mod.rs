@@ -85,7 +85,10 @@ pub fn possible() -> bool {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
     };
-    let all = ["containerd", "ctr", "runc", "unshare"].into_iter().all(found) && cni().is_some();
+    let all = ["containerd", "ctr", "runc", "unshare"]
+        .into_iter()
+        .all(found)
+        && cni().is_some();
     require::bpf()
         && require::met(
             all,
@@ -94,7 +97,9 @@ pub fn possible() -> bool {
 }
 
 fn cni() -> Option<&'static Path> {
-    CNI.into_iter().map(Path::new).find(|folder| folder.join("ptp").is_file())
+    CNI.into_iter()
+        .map(Path::new)
+        .find(|folder| folder.join("ptp").is_file())
 }
 
 impl RealNode {
@@ -106,17 +111,35 @@ impl RealNode {
         let dir = tempfile::Builder::new().prefix("hublet-node-").tempdir()?;
         let cni = cni().context("no CNI plugins (Debian: containernetworking-plugins)")?;
         // "kube" is in the name of every folder that a kubelet keeps pods below: hublet looks for that.
-        let unique = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let unique = dir
+            .path()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let cgroup = format!("kube-{unique}");
         make_cgroups(&cgroup)?;
         let made = !Path::new(files::KUBELET).exists();
         fs::create_dir_all(files::KUBELET)?;
         files::write(dir.path(), options, cni, &format!("/{cgroup}"))?;
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]);
+        command.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+        ]);
         command.arg(dir.path().join("start.sh"));
         let processes = Component::spawn("node", command, dir.path(), Some(&options.netns))?;
-        let mut node = Self { processes: Some(processes), name: options.name.clone(), cgroup, made, dir };
+        let mut node = Self {
+            processes: Some(processes),
+            name: options.name.clone(),
+            cgroup,
+            made,
+            dir,
+        };
         node.import(&options.programs.join("pod"))?;
         Ok(node)
     }
@@ -143,7 +166,9 @@ impl RealNode {
 
     fn ctr(&self) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.dir.path().join("containerd.sock"));
+        command
+            .arg("--address")
+            .arg(self.dir.path().join("containerd.sock"));
         command.args(["--namespace", "k8s.io"]);
         command
     }
@@ -170,17 +195,30 @@ impl RealNode {
     /// What the pod's container has said so far, over all its starts.
     #[must_use]
     pub fn calls(&self, pod: &str, uid: &str) -> Vec<Call> {
-        let folder = self.dir.path().join("logs").join(format!("default_{pod}_{uid}/main"));
+        let folder = self
+            .dir
+            .path()
+            .join("logs")
+            .join(format!("default_{pod}_{uid}/main"));
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         let mut starts: Vec<(u32, PathBuf)> = entries
-            .filter_map(|entry| Some((entry.path().file_stem()?.to_str()?.parse().ok()?, entry.path())))
+            .filter_map(|entry| {
+                Some((
+                    entry.path().file_stem()?.to_str()?.parse().ok()?,
+                    entry.path(),
+                ))
+            })
             .collect();
         starts.sort();
-        let text: String =
-            starts.iter().map(|(_, path)| fs::read_to_string(path).unwrap_or_default()).collect();
+        let text: String = starts
+            .iter()
+            .map(|(_, path)| fs::read_to_string(path).unwrap_or_default())
+            .collect();
         // CRI's format: `TIME stdout F LINE`.
         let lines = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
-        lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
+        lines
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
     /// The ends of the logs.
@@ -192,7 +230,9 @@ impl RealNode {
             lines[lines.len().saturating_sub(25)..].join("\n")
         };
         let names = ["node.log", "containerd.log", "kubelet.log"];
-        names.map(|name| format!("the end of {name}:\n{}\n", tail(name))).concat()
+        names
+            .map(|name| format!("the end of {name}:\n{}\n", tail(name)))
+            .concat()
     }
 }
 
@@ -206,9 +246,11 @@ impl Drop for RealNode {
             let _ = fs::remove_dir(files::KUBELET);
         }
         for root in hierarchies() {
-            let _ = eventually(Duration::from_secs(10), "the node's cgroups are empty", || {
-                remove_tree(&root.join(&self.cgroup)).ok()
-            });
+            let _ = eventually(
+                Duration::from_secs(10),
+                "the node's cgroups are empty",
+                || remove_tree(&root.join(&self.cgroup)).ok(),
+            );
         }
     }
 }
@@ -235,7 +277,9 @@ fn make_cgroups(name: &str) -> Result<()> {
 /// Where cgroups are mounted: one place with version 2 alone, one for each controller with version 1.
 fn hierarchies() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let fields = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
     fields
         .filter(|fields| fields.get(2).is_some_and(|kind| kind.starts_with("cgroup")))
         .filter_map(|fields| fields.get(1).map(PathBuf::from))
