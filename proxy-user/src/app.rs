@@ -47,19 +47,15 @@ pub enum AppError {
     /// A certificate or the bootstrap file.
     #[error(transparent)]
     Certs(#[from] CertsError),
-    /// A socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The interface.
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// The store or the cloud.
     #[error(transparent)]
     Handle(#[from] HandleError),
-    /// The old daemon.
     #[error(transparent)]
     Handover(#[from] HandoverError),
-    /// Threads, runtimes, signals.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
 }

@@ -18,11 +18,11 @@ use crate::text::with_causes;
 use crate::upload::PATIENCE;
 
 /// Events of a watch that hublet itself holds open, each a whole frame; its end is the watch's end.
-pub type Events = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+pub(crate) type Events = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
 /// Why a body broke off; the client sees a cut stream, never a shortened whole.
 #[derive(Debug, thiserror::Error)]
-pub enum BodyError {
+pub(crate) enum BodyError {
     /// The cloud's answer broke off.
     #[error("the cloud's answer broke off: {}", with_causes(.0))]
     Cloud(#[from] hyper::Error),
@@ -38,7 +38,7 @@ pub enum BodyError {
 }
 
 /// A response body. Its bytes are counted for its client from the moment they are made.
-pub struct Body {
+pub(crate) struct Body {
     kind: Kind,
     flow: Option<Arc<Flow>>,
     waiter: Option<Waiter>,
@@ -47,9 +47,9 @@ pub struct Body {
 
 /// A request's place among those in flight.
 #[derive(Debug)]
-pub struct Place {
+pub(crate) struct Place {
     /// Gives the place back.
-    pub permit: OwnedSemaphorePermit,
+    pub _permit: OwnedSemaphorePermit,
     /// Its memory.
     pub charge: Charge,
     /// Gives back the place among the upgraded connections, where it asks to be one.
@@ -84,18 +84,17 @@ impl Body {
         }
     }
 
-    /// No bytes.
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self::of(Kind::Full(None))
     }
 
     /// These bytes, with an exact length.
-    pub fn full(bytes: impl Into<Bytes>) -> Self {
+    pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
         Self::of(Kind::Full(Some(bytes.into())))
     }
 
     /// Holds the request's place among those in flight until the body has ended, and counts its bytes there.
-    pub fn hold(&mut self, place: Place, flow: &Arc<Flow>) {
+    pub(crate) fn hold(&mut self, place: Place, flow: &Arc<Flow>) {
         self._place = Some(place);
         if let Kind::Full(Some(bytes)) = &mut self.kind {
             *bytes = flow.count(std::mem::take(bytes));
@@ -104,19 +103,19 @@ impl Body {
     }
 
     /// Of a refusal for want of room: see [`Flow::refuse`].
-    pub fn without_place(&mut self, flow: &Flow) {
+    pub(crate) fn without_place(&mut self, flow: &Flow) {
         if let Kind::Full(Some(bytes)) = &mut self.kind {
             *bytes = flow.refuse(std::mem::take(bytes));
         }
     }
 
     /// A list out of the store.
-    pub fn stored(list: StoredList) -> Self {
+    pub(crate) fn stored(list: StoredList) -> Self {
         Self::of(Kind::Stored(Box::new(list)))
     }
 
     /// A stream from the cloud.
-    pub fn cloud(body: CloudBody) -> Self {
+    pub(crate) fn cloud(body: CloudBody) -> Self {
         Self::of(Kind::Cloud(Box::new(body)))
     }
 
@@ -124,7 +123,7 @@ impl Body {
     ///
     /// # Errors
     /// It broke off before.
-    pub async fn begin(&mut self) -> Result<(), BodyError> {
+    pub(crate) async fn begin(&mut self) -> Result<(), BodyError> {
         match &mut self.kind {
             Kind::Cloud(body) => body.begin().await,
             Kind::Full(_) | Kind::Stored(_) | Kind::Events(_) => Ok(()),
@@ -132,7 +131,7 @@ impl Body {
     }
 
     /// A watch that hublet holds open.
-    pub fn events(events: Events) -> Self {
+    pub(crate) fn events(events: Events) -> Self {
         Self::of(Kind::Events(events))
     }
 }

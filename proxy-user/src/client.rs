@@ -15,9 +15,7 @@ use crate::cache::credential::{Credential, Token};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Port {
-    /// 127.0.0.1:10261 or 169.254.2.1:10261.
     Plain,
-    /// 169.254.2.1:10268.
     Secure,
 }
 

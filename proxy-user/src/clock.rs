@@ -6,13 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since the epoch, plus an offset that tests set.
 #[derive(Debug, Clone, Default)]
-pub struct Clock {
+pub(crate) struct Clock {
     offset: Arc<AtomicI64>,
 }
 
 impl Clock {
     /// Now, in milliseconds since the epoch.
-    pub fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         let real = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| d.as_millis());
@@ -21,7 +21,8 @@ impl Clock {
     }
 
     /// Moves the clock by this many milliseconds.
-    pub fn advance(&self, millis: i64) {
+    #[cfg(test)]
+    pub(crate) fn advance(&self, millis: i64) {
         self.offset.fetch_add(millis, Ordering::Relaxed);
     }
 }

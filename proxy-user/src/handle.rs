@@ -51,7 +51,7 @@ const UNREAD_WATCH: usize = 8 << 10;
 
 /// Answers requests. One for the whole process, shared by all connections.
 #[derive(Debug)]
-pub struct Handler {
+pub(crate) struct Handler {
     cache: Arc<Cache>,
     cloud: Cloud,
     local: Local,
@@ -67,16 +67,10 @@ pub struct Handler {
 /// Why the handler could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum HandleError {
-    /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The server's name.
     #[error("the host of --server-addr, {host:?}, is neither a DNS name nor an IP address")]
-    Host {
-        /// As given.
-        host: String,
-    },
-    /// No server.
+    Host { host: String },
     #[error("no API server is given: --server-addr=https://HOST:PORT")]
     NoServer,
 }
@@ -101,7 +95,7 @@ impl Handler {
     ///
     /// # Errors
     /// The store's directory can't be made or written, or the server's name isn't one.
-    pub async fn start(
+    pub(crate) async fn start(
         config: &Config,
         roots: Arc<rustls::RootCertStore>,
     ) -> Result<Arc<Self>, HandleError> {
@@ -112,7 +106,7 @@ impl Handler {
     ///
     /// # Errors
     /// As [`Handler::start`].
-    pub async fn start_with(
+    pub(crate) async fn start_with(
         config: &Config,
         roots: Arc<rustls::RootCertStore>,
         clock: Clock,
@@ -147,21 +141,21 @@ impl Handler {
     }
 
     /// A connection has been accepted and speaks a protocol that is served here; its bytes are to be counted there.
-    pub fn accepted(&self, connection: &Connection) -> Arc<Traffic> {
+    pub(crate) fn accepted(&self, connection: &Connection) -> Arc<Traffic> {
         self.metrics
             .callers
             .accepted(connection, self.cache.clock.now())
     }
 
     /// The flow of a new connection's bytes.
-    pub fn flow(&self, client: Client) -> Arc<Flow> {
+    pub(crate) fn flow(&self, client: Client) -> Arc<Flow> {
         self.budget.flow(client)
     }
 
     /// Answers one request; never fails (an error is a `Status` answer).
     ///
     /// No `async fn`: that would hold its arguments twice, and hyper copies every request's future into its connection.
-    pub fn handle(
+    pub(crate) fn handle(
         self: Arc<Self>,
         connection: Arc<Connection>,
         request: Request<Incoming>,
@@ -239,7 +233,7 @@ impl Handler {
         // Not before: a client that waits takes no place from others.
         let permit = Arc::clone(&self.in_flight).try_acquire_owned().ok()?;
         Some(Place {
-            permit,
+            _permit: permit,
             charge,
             upgrade: None,
         })
@@ -536,22 +530,17 @@ impl Handler {
     }
 
     /// The store, for what it says about steering.
-    pub fn cache(&self) -> &Arc<Cache> {
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
 
-    /// The process's metrics.
-    pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
-    }
-
     /// What is not ready yet; nothing when all is.
-    pub fn waiting_for(&self) -> Option<&'static str> {
+    pub(crate) fn waiting_for(&self) -> Option<&'static str> {
         (!self.cloud.health.is_decided()).then_some("the first probe of the cloud has not ended")
     }
 
     /// The text of `/metrics`.
-    pub fn render_metrics(&self) -> String {
+    pub(crate) fn render_metrics(&self) -> String {
         let set = |gauge: &prometheus_client::metrics::gauge::Gauge, n: u64| {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         };
@@ -581,7 +570,7 @@ impl Handler {
     }
 
     /// Cloud state, store figures and the last callers, for `hublet status`.
-    pub fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         let server = self.cloud.upstreams.dialer().server();
         serde_json::json!({
             "cloud": {
@@ -597,12 +586,12 @@ impl Handler {
     }
 
     /// Ends all watches, forwarded and held open, so that a drain can finish; clients watch again elsewhere.
-    pub fn end_streams(&self) {
+    pub(crate) fn end_streams(&self) {
         self.local.end_streams();
     }
 
     /// Commits what is pending and closes the store.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.cloud.upstreams.close_all();
         self.cache.close().await;
     }

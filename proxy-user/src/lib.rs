@@ -9,23 +9,23 @@
 //! the [`cache`], [`account`] and [`status`].
 #![forbid(unsafe_op_in_unsafe_fn)]
 
-pub mod account;
-pub mod admin;
+pub(crate) mod account;
+pub(crate) mod admin;
 pub mod app;
-pub mod body;
-pub mod cache;
-pub mod certs;
+pub(crate) mod body;
+pub(crate) mod cache;
+pub(crate) mod certs;
 pub mod cli;
 pub mod client;
-pub mod clock;
-pub mod cloud;
+pub(crate) mod clock;
+pub(crate) mod cloud;
 pub mod config;
-pub mod handle;
-pub mod listen;
-pub mod local;
-pub mod request;
-pub mod route;
+pub(crate) mod handle;
+pub(crate) mod listen;
+pub(crate) mod local;
+pub(crate) mod request;
+pub(crate) mod route;
 pub mod setup;
-pub mod status;
+pub(crate) mod status;
 pub mod text;
-pub mod upload;
+pub(crate) mod upload;

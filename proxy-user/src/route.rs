@@ -6,7 +6,7 @@ use crate::request::Verb;
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// To the cloud alone.
     Cloud,
     /// To the cloud, and from the store where that fails, or nothing is heard from the cloud within patience.
@@ -17,12 +17,10 @@ pub enum Route {
     CloudOnceJudged,
     /// From the store alone.
     Local,
-    /// Nowhere: 503.
     Refuse,
 }
 
-/// Chooses.
-pub fn route(verb: Verb, state: CloudState, upgrade: bool) -> Route {
+pub(crate) fn route(verb: Verb, state: CloudState, upgrade: bool) -> Route {
     use CloudState::{Connected, Disconnected, Recovering, Silent, Suspect};
     match (state, verb.is_read() && !upgrade) {
         (Connected | Suspect, true) => Route::CloudThenLocal,

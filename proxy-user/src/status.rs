@@ -11,7 +11,7 @@ use crate::local::negotiate::Encoding;
 
 /// What hublet refuses, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// The cloud is away and the store does not know: 503. No `Retry-After`, so that callers fail fast.
     Unknown(String),
     /// The cloud is away and this is a write: 503.
@@ -26,11 +26,8 @@ pub enum Refusal {
     Forbidden(String),
     /// The cloud said 404, remembered: 404.
     NotFound {
-        /// API group.
         group: String,
-        /// Resource.
         resource: String,
-        /// Object name.
         name: String,
     },
     /// A limit of ours is reached: 429 with `Retry-After: 1`.
@@ -112,7 +109,7 @@ impl Refusal {
     }
 
     /// The `Status` object in the given encoding, as the API server writes it.
-    pub fn body(&self, encoding: Encoding) -> Bytes {
+    pub(crate) fn body(&self, encoding: Encoding) -> Bytes {
         let (code, reason, message) = self.parts();
         let details = match self {
             Self::NotFound {
@@ -146,8 +143,7 @@ impl Refusal {
         }
     }
 
-    /// The whole answer.
-    pub fn response(&self, encoding: Encoding) -> Response<Body> {
+    pub(crate) fn response(&self, encoding: Encoding) -> Response<Body> {
         let mut response = Response::new(Body::full(self.body(encoding)));
         *response.status_mut() = self.parts().0;
         let headers = response.headers_mut();

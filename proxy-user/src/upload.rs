@@ -14,7 +14,7 @@ use hyper::body::{Body, Incoming};
 use crate::cache::codec::protobuf;
 use crate::status::Refusal;
 
-pub use progress::{Beside, Noted, PATIENCE, Progress, asked};
+pub(crate) use progress::{Beside, Noted, PATIENCE, Progress, asked};
 
 /// Longest body of a DELETE, in bytes: options, a few hundred at the most.
 const MAX_OPTIONS: usize = 64 << 10;
@@ -25,24 +25,27 @@ const MAX_UNWANTED: usize = 4 << 20;
 const UNWANTED: Duration = Duration::from_secs(1);
 
 /// Bytes of an upload that are held at most while the cloud does not take them.
-pub const HELD: u32 = 64 << 10;
+pub(crate) const HELD: u32 = 64 << 10;
 
 /// Bytes of this upload that may have to be held at once.
-pub fn most_held(body: &Incoming) -> usize {
+pub(crate) fn most_held(body: &Incoming) -> usize {
     let most = u64::from(HELD);
     let left = body.size_hint().upper().map_or(most, |left| left.min(most));
     usize::try_from(left).unwrap_or(usize::MAX)
 }
 
 /// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
-pub type Upload = Either<Noted<Incoming>, Full<Bytes>>;
+pub(crate) type Upload = Either<Noted<Incoming>, Full<Bytes>>;
 
 /// The body as it is to be sent, if there is one: as it streams, but a DELETE's options whole, since they may say
 /// `dryRun`, which is the second half of the answer.
 ///
 /// # Errors
 /// The options are too long, too slow, or break off.
-pub async fn take(method: &Method, body: Incoming) -> Result<(Option<Upload>, bool), Refusal> {
+pub(crate) async fn take(
+    method: &Method,
+    body: Incoming,
+) -> Result<(Option<Upload>, bool), Refusal> {
     if body.is_end_stream() {
         return Ok((None, false));
     }
@@ -55,7 +58,7 @@ pub async fn take(method: &Method, body: Incoming) -> Result<(Option<Upload>, bo
 }
 
 /// Waits until the cloud has taken nothing of this upload for [`PATIENCE`].
-pub async fn stalled(progress: Option<Arc<Progress>>) {
+pub(crate) async fn stalled(progress: Option<Arc<Progress>>) {
     match progress {
         Some(progress) => progress.stalled().await,
         None => std::future::pending().await,
@@ -63,7 +66,7 @@ pub async fn stalled(progress: Option<Arc<Progress>>) {
 }
 
 /// Its progress, where it streams.
-pub fn progress_of(upload: Option<&Upload>) -> Option<Arc<Progress>> {
+pub(crate) fn progress_of(upload: Option<&Upload>) -> Option<Arc<Progress>> {
     match upload {
         Some(Either::Left(streaming)) => Some(streaming.progress()),
         Some(Either::Right(_)) | None => None,
@@ -108,12 +111,12 @@ fn is_dry_run_protobuf(options: &[u8]) -> bool {
 
 /// Takes in the body of a read, which has none as a rule, and which nobody looks at. One that doesn't come would hide that
 /// the caller has gone: behind it hyper reads no more. False where it is too long, too slow, or breaks off.
-pub async fn of_a_read(body: &mut Incoming) -> bool {
+pub(crate) async fn of_a_read(body: &mut Incoming) -> bool {
     body.is_end_stream() || Box::pin(swallow(body)).await
 }
 
 /// The refusal for a read whose body did not end.
-pub fn no_end_of_a_read() -> Refusal {
+pub(crate) fn no_end_of_a_read() -> Refusal {
     Refusal::BadRequest(format!(
         "hublet: the body of a read did not come within {} s",
         UNWANTED.as_secs()
@@ -122,7 +125,7 @@ pub fn no_end_of_a_read() -> Refusal {
 
 /// Takes in a body that nobody wants, and says whether it came whole. An answer before its end would reset the HTTP/2
 /// stream, which curl and others take for a failure of the connection, and never read the answer.
-pub async fn swallow(body: &mut Incoming) -> bool {
+pub(crate) async fn swallow(body: &mut Incoming) -> bool {
     let mut taken = 0;
     let rest = async {
         while let Some(frame) = body.frame().await {

@@ -33,9 +33,8 @@ const WAITING: usize = 64;
 /// Clients without bytes that are remembered at most, before they are looked for and forgotten.
 const FORGOTTEN: usize = 1024;
 
-/// The budget.
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     limit: usize,
     used: AtomicUsize,
     shares: Mutex<HashMap<Client, Weak<Share>>>,
@@ -151,7 +150,7 @@ impl AsRef<[u8]> for Piece {
 
 impl Budget {
     /// Of this many bytes.
-    pub fn new(limit: usize) -> Arc<Self> {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
             used: AtomicUsize::new(0),
@@ -163,12 +162,12 @@ impl Budget {
     }
 
     /// Bytes under way, and the most that there may be.
-    pub fn figures(&self) -> (usize, usize) {
+    pub(crate) fn figures(&self) -> (usize, usize) {
         (self.used.load(SeqCst), self.limit)
     }
 
     /// The flow of a new connection.
-    pub fn flow(self: &Arc<Self>, client: Client) -> Arc<Flow> {
+    pub(crate) fn flow(self: &Arc<Self>, client: Client) -> Arc<Flow> {
         let mut shares = self.shares.lock();
         let known = shares.get(&client).and_then(Weak::upgrade);
         let share = known.unwrap_or_else(|| {

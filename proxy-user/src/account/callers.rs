@@ -11,12 +11,11 @@ use serde::{Serialize, Serializer};
 use super::traffic::{Totals, Traffic};
 use crate::client::{Connection, Port, Process};
 
-/// Most callers remembered.
 const MAX: usize = 32;
 
 /// One process (or, where it isn't attested, one address) that has called.
 #[derive(Debug, Clone, Serialize)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// What eBPF attests; none is "unknown".
     pub process: Option<Process>,
     /// Its address.
@@ -46,9 +45,8 @@ fn bytes<S: Serializer>(traffic: &Arc<Traffic>, to: S) -> Result<S::Ok, S::Error
     .serialize(to)
 }
 
-/// The last callers.
 #[derive(Debug, Default)]
-pub struct Callers {
+pub(crate) struct Callers {
     last: Mutex<VecDeque<Caller>>,
     /// Bytes of all of them, and of those that were forgotten.
     totals: Totals,
@@ -56,7 +54,7 @@ pub struct Callers {
 
 impl Callers {
     /// Nobody yet; what they all send and get is summed here.
-    pub fn new(totals: Totals) -> Self {
+    pub(crate) fn new(totals: Totals) -> Self {
         Self {
             last: Mutex::default(),
             totals,
@@ -64,7 +62,7 @@ impl Callers {
     }
 
     /// Remembers a connection, once when it is accepted; hands out where its bytes are to be counted.
-    pub fn accepted(&self, connection: &Connection, now: u64) -> Arc<Traffic> {
+    pub(crate) fn accepted(&self, connection: &Connection, now: u64) -> Arc<Traffic> {
         let mut callers = self.last.lock();
         let same = |c: &Caller| match (&c.process, &connection.process) {
             (Some(a), Some(b)) => {
@@ -93,8 +91,7 @@ impl Callers {
         traffic
     }
 
-    /// Latest first.
-    pub fn list(&self) -> Vec<Caller> {
+    pub(crate) fn list(&self) -> Vec<Caller> {
         self.last.lock().iter().cloned().collect()
     }
 }

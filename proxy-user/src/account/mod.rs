@@ -5,9 +5,9 @@ mod budget;
 mod callers;
 mod traffic;
 
-pub use budget::{Budget, Charge, Flow, Waiter};
-pub use callers::{Caller, Callers};
-pub use traffic::{Totals, Traffic};
+pub(crate) use budget::{Budget, Charge, Flow, Waiter};
+pub(crate) use callers::Callers;
+pub(crate) use traffic::{Totals, Traffic};
 
 use std::sync::atomic::AtomicI64;
 
@@ -23,10 +23,8 @@ use crate::request::Verb;
 
 /// Where an answer came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Source {
-    /// The API server.
+pub(crate) enum Source {
     Cloud,
-    /// The store.
     Store,
     /// hublet itself: a refusal.
     Hublet,
@@ -50,7 +48,7 @@ struct DirectionLabels {
 
 /// The process's metrics (names and units: `docs/metrics.md`).
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Mutex<Registry>,
     requests: [[Counter; 3]; 10],
     /// Requests being answered now.
@@ -225,13 +223,12 @@ impl Metrics {
         );
     }
 
-    /// Counts one answer.
-    pub fn answered(&self, verb: Verb, source: Source) {
+    pub(crate) fn answered(&self, verb: Verb, source: Source) {
         self.requests[verb as usize - 1][source as usize].inc();
     }
 
     /// The cloud's state has changed.
-    pub fn cloud_state(&self, from: &'static str, to: &'static str) {
+    pub(crate) fn cloud_state(&self, from: &'static str, to: &'static str) {
         self.state
             .get_or_create(&StateLabels { state: from })
             .set(0);
@@ -242,7 +239,7 @@ impl Metrics {
     }
 
     /// The OpenMetrics text of `/metrics`.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         // Writing to a String can't fail.
         let _ = encode(&mut text, &self.registry.lock());

@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 
 /// Bytes of all callers, for `/metrics`.
 #[derive(Debug, Clone, Default)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// From clients.
     pub up: Counter,
     /// To clients.
@@ -16,7 +16,7 @@ pub struct Totals {
 
 /// Bytes of one caller.
 #[derive(Debug, Default)]
-pub struct Traffic {
+pub(crate) struct Traffic {
     up: AtomicU64,
     down: AtomicU64,
     all: Totals,
@@ -31,19 +31,19 @@ impl Traffic {
     }
 
     /// So many bytes came from the client.
-    pub fn read(&self, bytes: u64) {
+    pub(crate) fn read(&self, bytes: u64) {
         self.up.fetch_add(bytes, Relaxed);
         self.all.up.inc_by(bytes);
     }
 
     /// So many bytes went to the client's socket.
-    pub fn wrote(&self, bytes: u64) {
+    pub(crate) fn wrote(&self, bytes: u64) {
         self.down.fetch_add(bytes, Relaxed);
         self.all.down.inc_by(bytes);
     }
 
     /// Up and down, so far.
-    pub fn bytes(&self) -> (u64, u64) {
+    pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.up.load(Relaxed), self.down.load(Relaxed))
     }
 }

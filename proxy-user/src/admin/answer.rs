@@ -17,7 +17,6 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 type Answer = Response<Full<Bytes>>;
 
-/// Answers a request.
 pub(super) fn to<B>(request: &Request<B>, state: &State) -> Answer {
     let path = request.uri().path();
     if let Some(sentence) = not_here(path) {

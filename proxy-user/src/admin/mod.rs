@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
-pub use state::{Condition, Sources, State};
+pub(crate) use state::{Condition, Sources, State};
 
 /// Connections at once: probes, a scraper, an operator.
 const CONNECTIONS: usize = 64;
@@ -30,7 +30,7 @@ const HEAD: Duration = Duration::from_secs(30);
 
 /// The running admin thread.
 #[derive(Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     address: SocketAddr,
     runtime: Handle,
     stop: Option<oneshot::Sender<()>>,
@@ -42,7 +42,7 @@ impl Admin {
     ///
     /// # Errors
     /// No thread or runtime can be had.
-    pub fn start(listener: TcpListener, state: Arc<State>) -> io::Result<Self> {
+    pub(crate) fn start(listener: TcpListener, state: Arc<State>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -71,18 +71,16 @@ impl Admin {
         })
     }
 
-    /// Where it answers.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// For slow, rare work that must not meet traffic, such as renewing certificates.
-    pub fn runtime(&self) -> &Handle {
+    pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// Ends the thread.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         drop(self.stop.take());
         if self
             .thread

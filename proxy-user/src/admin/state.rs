@@ -16,15 +16,14 @@ const PROBE_AGE: Duration = Duration::from_secs(3);
 
 /// Something that must be so before the node's clients are sent here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
+pub(crate) enum Condition {
     /// Every listener is bound and accepting.
     Listeners,
     /// The store is open.
     Store,
 }
 
-/// The running stages.
-pub struct Sources {
+pub(crate) struct Sources {
     /// Requests, store, cloud.
     pub handler: Arc<Handler>,
     /// Interface and eBPF.
@@ -51,7 +50,7 @@ impl std::fmt::Debug for Sources {
 
 /// Shared by `app`, which fills it, and the admin thread, which reads it.
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     started: Instant,
     node: String,
     listeners: AtomicBool,
@@ -64,7 +63,7 @@ pub struct State {
 
 impl State {
     /// Nothing is up yet.
-    pub fn new(node: String) -> Arc<Self> {
+    pub(crate) fn new(node: String) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
             node,
@@ -77,7 +76,7 @@ impl State {
     }
 
     /// A condition is met from now on.
-    pub fn met(&self, condition: Condition) {
+    pub(crate) fn met(&self, condition: Condition) {
         match condition {
             Condition::Listeners => self.listeners.store(true, Relaxed),
             Condition::Store => self.store.store(true, Relaxed),
@@ -85,23 +84,23 @@ impl State {
     }
 
     /// The traffic runtime has answered its own probe just now.
-    pub fn probed(&self) {
+    pub(crate) fn probed(&self) {
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         self.probed.store(millis + 1, Relaxed);
     }
 
     /// No new clients, please.
-    pub fn draining(&self) {
+    pub(crate) fn draining(&self) {
         self.draining.store(true, Relaxed);
     }
 
     /// The stages are up: figures can be had from them.
-    pub fn attach(&self, sources: Sources) {
+    pub(crate) fn attach(&self, sources: Sources) {
         *self.sources.lock() = Some(Arc::new(sources));
     }
 
     /// Forgets the stages, which are about to go.
-    pub fn detach(&self) {
+    pub(crate) fn detach(&self) {
         *self.sources.lock() = None;
     }
 
@@ -118,7 +117,7 @@ impl State {
     }
 
     /// Why clients shouldn't be sent here; empty = ready.
-    pub fn unready(&self) -> Vec<String> {
+    pub(crate) fn unready(&self) -> Vec<String> {
         self.unready_at(self.started.elapsed())
     }
 

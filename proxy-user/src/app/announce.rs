@@ -30,7 +30,6 @@ pub(super) fn listeners(sockets: &Sockets, admin: SocketAddr) -> Vec<String> {
         .collect()
 }
 
-/// Logs the block.
 pub(super) fn all(bound: &Bound) {
     info!("hublet {VERSION} serves node {}", bound.config.node_name);
     for listener in listeners(&bound.sockets, bound.admin.address()) {

@@ -94,7 +94,6 @@ fn path(root: &Path) -> PathBuf {
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     listeners: Vec<TcpListener>,
-    /// For [`setup::Setup::take_over`].
     pub(super) setup: setup::Inherited,
     old: Option<UnixStream>,
     process: Option<Peer>,

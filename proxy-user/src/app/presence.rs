@@ -19,7 +19,6 @@ pub struct Presence {
     _marks: Vec<Flock<File>>,
 }
 
-/// A daemon lives.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "a hublet runs with {}{}: stop it first (its unit by `systemctl stop`, or its process by SIGTERM)",

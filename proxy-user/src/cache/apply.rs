@@ -31,7 +31,7 @@ type FormDeltas = HashMap<Vec<u8>, i64>;
 ///
 /// # Errors
 /// redb's: nothing of the batch is stored then.
-pub fn apply(store: &Store, ops: &[Op], lineage: &mut Lineage) -> Result<bool, StoreError> {
+pub(crate) fn apply(store: &Store, ops: &[Op], lineage: &mut Lineage) -> Result<bool, StoreError> {
     lineage.begin();
     let mut txn = store.begin_write()?;
     // A kill at any instant must not cost the next start a scan of the whole file.

@@ -31,11 +31,11 @@ const RETRY: Duration = Duration::from_secs(600);
 /// When clients last asked the store for what, in milliseconds since the epoch: online each question goes to the cloud,
 /// and its answer has its time in the store.
 #[derive(Debug, Default)]
-pub struct Asked(Mutex<HashMap<Vec<u8>, u64>>);
+pub(crate) struct Asked(Mutex<HashMap<Vec<u8>, u64>>);
 
 impl Asked {
     /// A client has asked for this object, collection or document, and got it.
-    pub fn note(&self, scope: &[u8], now: u64) {
+    pub(crate) fn note(&self, scope: &[u8], now: u64) {
         let mut asked = self.0.lock();
         if let Some(at) = asked.get_mut(scope) {
             *at = now;
@@ -292,10 +292,8 @@ impl Snapshot {
     }
 }
 
-/// The budget.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// Bytes.
     limit: u64,
     asked: Arc<Asked>,
     /// Bytes that the file needs at the most, once they were counted.

@@ -29,7 +29,7 @@ impl Identity {
 }
 
 /// SHA-256 of a bearer token.
-pub type TokenDigest = [u8; 32];
+pub(crate) type TokenDigest = [u8; 32];
 
 /// A bearer token, as its digest; who it stands for counts only once the cloud has accepted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,9 +51,7 @@ pub enum Credential {
     /// Not wholly understood: several `Authorization`s, a proxy's identity headers, a token in a WebSocket subprotocol,
     /// headers that `Connection` takes away, impersonation without a token. It is nobody's here.
     Unclear,
-    /// A bearer token.
     Token {
-        /// The token.
         token: Token,
         /// Digest of the `Impersonate-*` headers: user, groups, uid and extra.
         persona: Option<[u8; 32]>,
@@ -62,12 +60,9 @@ pub enum Credential {
 
 /// As [`Credential`], before anything is hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presented<'a> {
-    /// See [`Credential::Anonymous`].
+pub(crate) enum Presented<'a> {
     Nothing,
-    /// See [`Credential::Ignored`].
     Ignored,
-    /// See [`Credential::Unclear`].
     Unclear,
     /// A token, and whether there are `Impersonate-*` headers.
     Bearer(&'a [u8], bool),
@@ -75,7 +70,7 @@ pub enum Presented<'a> {
 
 impl<'a> Presented<'a> {
     /// Reads a request's headers, in one pass: they are read for every request.
-    pub fn of(headers: &'a HeaderMap) -> Self {
+    pub(crate) fn of(headers: &'a HeaderMap) -> Self {
         let (mut first, mut several, mut impersonates, mut unclear) = (None, false, false, false);
         for (name, value) in headers {
             let value = value.as_bytes();

@@ -24,7 +24,6 @@ const MAX_BLOCKS: usize = 2048;
 
 /// The file operations that redb needs; tests have a file that fails.
 pub(super) trait Storage: Debug + Send + Sync {
-    /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Fills `out` from `offset`; `UnexpectedEof` beyond the end.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
@@ -38,7 +37,6 @@ pub(super) trait Storage: Debug + Send + Sync {
     fn lock(&self) -> io::Result<bool>;
     /// Gives the lock back.
     fn unlock(&self);
-    /// Device and inode.
     fn identity(&self) -> io::Result<(u64, u64)>;
 }
 
@@ -96,17 +94,14 @@ impl Storage for File {
 pub(super) enum Access {
     /// To read and write; made where it isn't there.
     Write,
-    /// To read.
     Read,
 }
 
 /// Where files come from; tests have one whose files fail.
 pub(super) trait Medium: Debug + Send + Sync {
-    /// Opens a file.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>>;
 }
 
-/// The file system.
 #[derive(Debug)]
 pub(super) struct FileSystem;
 
@@ -193,7 +188,6 @@ impl Backend {
         ))
     }
 
-    /// Ends writes.
     pub(super) fn seal(&self) {
         *self.gate.write() = Gate::Sealed;
     }

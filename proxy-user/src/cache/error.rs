@@ -10,9 +10,7 @@ pub enum StoreError {
         "can't prepare the store {path}: {source}; check --disk-cache-path, its owner, and the disk"
     )]
     Directory {
-        /// Which.
         path: PathBuf,
-        /// The kernel's error.
         source: std::io::Error,
     },
     /// Another process has it.
@@ -24,13 +22,11 @@ pub enum StoreError {
     /// Written by another version.
     #[error("the store is of format {0}, which this version doesn't read")]
     Format(u64),
-    /// redb failed.
     #[error("the store failed: {0}; is the disk full or failing?")]
     Redb(Box<redb::Error>),
     /// A value that isn't ours.
     #[error("a stored value is damaged; it will be replaced by what the cloud says next")]
     Damaged,
-    /// The byte budget.
     #[error(
         "what watches feed alone needs more than --cache-max-bytes ({0} bytes): it is not kept; allow the store more"
     )]

@@ -12,7 +12,7 @@ use crate::request::{ApiRequest, Verb};
 
 /// What was asked and how the answer began.
 #[derive(Debug, Clone)]
-pub struct Exchange {
+pub(crate) struct Exchange {
     /// The verb.
     pub verb: Verb,
     /// `apiVersion` that the objects must have.
@@ -70,11 +70,11 @@ fn is_no_object(group: &str, plural: &str) -> bool {
 }
 
 /// Longest that the API server keeps an Event (`--event-ttl`), in milliseconds.
-pub const EVENT_TTL: u64 = 3_600_000;
+pub(crate) const EVENT_TTL: u64 = 3_600_000;
 
 /// Objects of this `group/resource/` may live in another etcd than the cluster's, or in a server's memory, and begin anew
 /// alone: aggregated APIs, which look like custom resources, and Events and Leases (`--etcd-servers-overrides`).
-pub fn may_live_apart(resource: &[u8]) -> bool {
+pub(crate) fn may_live_apart(resource: &[u8]) -> bool {
     let group = resource.split(|b| *b == b'/').next().unwrap_or_default();
     let foreign = group.contains(&b'.') && !group.ends_with(b".k8s.io");
     foreign || is_short_lived(resource) || group == b"coordination.k8s.io"
@@ -82,7 +82,7 @@ pub fn may_live_apart(resource: &[u8]) -> bool {
 
 /// `resource` (`group/resource/`, or a key that begins so) is of Events, which the API server drops after
 /// [`EVENT_TTL`] whether anybody watches or not.
-pub fn is_short_lived(resource: &[u8]) -> bool {
+pub(crate) fn is_short_lived(resource: &[u8]) -> bool {
     [b"/events/".as_slice(), b"events.k8s.io/events/"]
         .iter()
         .any(|events| resource.starts_with(events))
@@ -102,7 +102,7 @@ fn is_document(path: &str) -> bool {
 }
 
 /// Path of a document, and the hash that it was asked for by.
-pub fn document_key(request: &ApiRequest<'_>) -> String {
+pub(crate) fn document_key(request: &ApiRequest<'_>) -> String {
     let hash = &request.query.hash;
     if hash.is_empty() {
         request.path.to_owned()
@@ -112,7 +112,7 @@ pub fn document_key(request: &ApiRequest<'_>) -> String {
 }
 
 /// The store may know the answer; of logs and other subresources it never does.
-pub fn may_be_stored(request: &ApiRequest<'_>) -> bool {
+pub(crate) fn may_be_stored(request: &ApiRequest<'_>) -> bool {
     if request.is_resource() {
         matches!(request.subresource.as_ref(), "" | "status")
     } else {
@@ -122,7 +122,7 @@ pub fn may_be_stored(request: &ApiRequest<'_>) -> bool {
 
 /// Selectors whose result can't lose a member but by its deletion: a name never changes, nor does the node of a pod
 /// that has one. Of other resources (custom ones, with `selectableFields`) `spec.nodeName` may change.
-pub fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
+pub(crate) fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
     let fields = request.query.field_selector.as_ref();
     let Some((field, value)) = fields.split_once('=') else {
         return false;
@@ -134,7 +134,7 @@ pub fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
 }
 
 /// A write was done whose answer is in a form that isn't stored.
-pub fn is_untold_write(request: &ApiRequest<'_>, status: u16) -> bool {
+pub(crate) fn is_untold_write(request: &ApiRequest<'_>, status: u16) -> bool {
     let writes = matches!(request.verb, Verb::Create | Verb::Update | Verb::Patch);
     let stored = request.is_resource()
         && request.subresource.is_empty()
@@ -144,7 +144,7 @@ pub fn is_untold_write(request: &ApiRequest<'_>, status: u16) -> bool {
 
 impl Exchange {
     /// Of a request and the head of its answer; `None` where the answer tells nothing to store.
-    pub fn of(
+    pub(crate) fn of(
         request: &ApiRequest<'_>,
         (status, headers): (u16, &HeaderMap),
         asked: u64,
@@ -254,6 +254,6 @@ impl Exchange {
 }
 
 /// The key of objects in another form: a Table has other columns in another API version.
-pub fn form_key(scope: &[u8], api_version: &str, form: &str) -> Vec<u8> {
+pub(crate) fn form_key(scope: &[u8], api_version: &str, form: &str) -> Vec<u8> {
     [scope, b"\n", api_version.as_bytes(), b" ", form.as_bytes()].concat()
 }

@@ -14,10 +14,10 @@ const BEGINNING: usize = 512;
 /// Most documents that wait for their next page; at the limit the one that has waited longest is given up.
 const MAX_WAITING: usize = 16;
 /// Most bytes of a document in pages, and of all that wait together.
-pub const MAX_BYTES: usize = 8 << 20;
+pub(crate) const MAX_BYTES: usize = 8 << 20;
 
 /// Another form of objects, by `apiVersion` (empty where it isn't known) and `kind`.
-pub fn is_other(api_version: &str, kind: &str) -> bool {
+pub(crate) fn is_other(api_version: &str, kind: &str) -> bool {
     api_version.starts_with("meta.k8s.io/")
         || matches!(
             kind,
@@ -26,7 +26,7 @@ pub fn is_other(api_version: &str, kind: &str) -> bool {
 }
 
 /// A JSON body that begins so is another form; `None` where more of it is needed to tell.
-pub fn is_other_json(beginning: &[u8]) -> Option<bool> {
+pub(crate) fn is_other_json(beginning: &[u8]) -> Option<bool> {
     let find = |what: &str| memchr::memmem::find(beginning, what.as_bytes());
     let end = [r#""metadata""#, r#""items""#, r#""rows""#]
         .iter()
@@ -39,7 +39,7 @@ pub fn is_other_json(beginning: &[u8]) -> Option<bool> {
 }
 
 /// One spelling of a form, as [`crate::local::negotiate::other_forms`] has it; `None` of objects themselves.
-pub fn spelling(api_version: &str, kind: &str) -> Option<String> {
+pub(crate) fn spelling(api_version: &str, kind: &str) -> Option<String> {
     let version = api_version.strip_prefix("meta.k8s.io/")?;
     Some(format!(
         "application/json;as={kind};g=meta.k8s.io;v={version}"
@@ -59,7 +59,7 @@ struct Page<'a> {
 }
 
 /// Namespace and name of each object that a Table or its like shows; `None` where one of them isn't told.
-pub fn objects(body: &[u8]) -> Option<Vec<(String, String)>> {
+pub(crate) fn objects(body: &[u8]) -> Option<Vec<(String, String)>> {
     let shown: Shown = serde_json::from_slice(body).ok()?;
     let rows = shown
         .rows
@@ -120,7 +120,7 @@ struct Waiting {
 
 /// A page's description of itself.
 #[derive(Debug)]
-pub struct PageHead<'a> {
+pub(crate) struct PageHead<'a> {
     /// The document's key in the store.
     pub key: Vec<u8>,
     /// `kind`.
@@ -133,9 +133,8 @@ pub struct PageHead<'a> {
     pub asked: u64,
 }
 
-/// A whole document.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Joined {
+pub(crate) struct Joined {
     /// Its key in the store.
     pub key: Vec<u8>,
     /// When its first page was asked for.
@@ -146,14 +145,14 @@ pub struct Joined {
 
 /// The documents that wait, by the token of their next page.
 #[derive(Debug, Default)]
-pub struct FormPages(HashMap<String, Waiting>);
+pub(crate) struct FormPages(HashMap<String, Waiting>);
 
 impl FormPages {
     /// Takes a page; the whole document where it was the last one and all before it are here.
     ///
     /// # Errors
     /// Its rows or items are no list.
-    pub fn join(
+    pub(crate) fn join(
         &mut self,
         (asked_by, next): (&str, &str),
         head: &PageHead<'_>,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-pub use super::credential::{Credential, Identity};
+pub(crate) use super::credential::{Credential, Identity};
 use super::credential::{Token, TokenDigest, sha256};
 use super::op::Op;
 use super::shares::{Limits, Shares, Verdict};
@@ -17,14 +17,14 @@ use super::store::{Snapshot, StoreError};
 use crate::request::Verb;
 
 /// Most grants kept, in all and of one account.
-pub const GRANTS: Limits = Limits {
+pub(crate) const GRANTS: Limits = Limits {
     all: 16_384,
     account: 4_096,
 };
 /// Most grants of anonymous callers, beside those.
-pub const ANONYMOUS_GRANTS: usize = 64;
+pub(crate) const ANONYMOUS_GRANTS: usize = 64;
 /// Most credentials kept, in all and of one account.
-pub const CREDENTIALS: Limits = Limits {
+pub(crate) const CREDENTIALS: Limits = Limits {
     all: 1_024,
     account: 256,
 };
@@ -40,7 +40,7 @@ const SET_BACK: u64 = 1_000;
 
 /// An action that a right allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Read, by this verb.
     Read(Verb),
     /// Be told that an object does not exist, as the cloud has told it.
@@ -49,11 +49,11 @@ pub enum Action {
 
 /// To do what with what, in whose stead: a SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Right([u8; 32]);
+pub(crate) struct Right([u8; 32]);
 
 impl Right {
     /// The right of `credential` to do this within a scope (a key of the store).
-    pub fn of(credential: &Credential, action: Action, scope: &[u8]) -> Self {
+    pub(crate) fn of(credential: &Credential, action: Action, scope: &[u8]) -> Self {
         let persona: &[u8] = match credential {
             Credential::Token {
                 persona: Some(persona),
@@ -71,7 +71,7 @@ impl Right {
 
 /// How the cloud stands to a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// No credential, or none that the API server heeds.
     Anonymous,
     /// It has accepted the token.
@@ -87,7 +87,6 @@ struct Known {
     /// Tokens that have proven themselves, and when last.
     credentials: Shares<TokenDigest>,
     grants: Shares<Right>,
-    /// Of [`Identity::ANONYMOUS`] only.
     anonymous: Shares<Right>,
     /// The last tokens that were refused, and when; newest at the back.
     refused: VecDeque<(TokenDigest, u64)>,
@@ -164,7 +163,7 @@ fn row(account: Identity, right: Right) -> Vec<u8> {
 }
 
 /// Account and right, for a table; an unclear credential has anonymous callers' account, and no right in it.
-pub fn row_of(credential: &Credential, right: Right) -> Vec<u8> {
+pub(crate) fn row_of(credential: &Credential, right: Right) -> Vec<u8> {
     row(account(credential).unwrap_or(Identity::ANONYMOUS), right)
 }
 
@@ -177,7 +176,7 @@ fn stored_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -
 
 /// The grants in memory.
 #[derive(Debug, Default)]
-pub struct Grants {
+pub(crate) struct Grants {
     known: RwLock<Known>,
     /// The latest time that was seen, milliseconds since the epoch.
     latest: AtomicU64,
@@ -188,7 +187,7 @@ impl Grants {
     ///
     /// # Errors
     /// redb's.
-    pub fn load(snapshot: &Snapshot, now: u64) -> Result<(Self, Vec<Op>), StoreError> {
+    pub(crate) fn load(snapshot: &Snapshot, now: u64) -> Result<(Self, Vec<Op>), StoreError> {
         let mut known = Known::default();
         for (key, value) in snapshot.grants()? {
             let Some((account, right)) = key.split_first_chunk::<16>() else {
@@ -220,7 +219,7 @@ impl Grants {
 
     /// The clock says `now`. Where it has been set back, what is from the future counts as of now from here on, so that
     /// it ages; out comes what is to be written.
-    pub fn follow(&self, now: u64) -> Vec<Op> {
+    pub(crate) fn follow(&self, now: u64) -> Vec<Op> {
         let latest = self.latest.load(Ordering::Relaxed);
         if latest <= now.saturating_add(SET_BACK) {
             if latest < now {
@@ -243,7 +242,7 @@ impl Grants {
     }
 
     /// The credential has proven itself to the cloud within `max_age` milliseconds: a token that the cloud has accepted.
-    pub fn knows(&self, credential: &Credential, now: u64, max_age: u64) -> bool {
+    pub(crate) fn knows(&self, credential: &Credential, now: u64, max_age: u64) -> bool {
         let Credential::Token { token, .. } = credential else {
             return false;
         };
@@ -256,7 +255,7 @@ impl Grants {
     }
 
     /// The token has proven itself so lately that another proof adds nothing.
-    pub fn has_just_accepted(&self, token: &Token, now: u64) -> bool {
+    pub(crate) fn has_just_accepted(&self, token: &Token, now: u64) -> bool {
         is_fresh(
             self.known
                 .read()
@@ -267,7 +266,7 @@ impl Grants {
     }
 
     /// How the cloud stands to a credential, as far as it has said so within `max_age` milliseconds.
-    pub fn standing(&self, credential: &Credential, now: u64, max_age: u64) -> Standing {
+    pub(crate) fn standing(&self, credential: &Credential, now: u64, max_age: u64) -> Standing {
         let Credential::Token { token, .. } = credential else {
             return match credential {
                 Credential::Unclear => Standing::Unknown,
@@ -283,7 +282,7 @@ impl Grants {
     }
 
     /// The cloud's last word on this, if it is not older than `max_age` milliseconds: yes or no.
-    pub fn verdict(
+    pub(crate) fn verdict(
         &self,
         credential: &Credential,
         right: &Right,
@@ -295,7 +294,12 @@ impl Grants {
     }
 
     /// The cloud has refused this after that moment, milliseconds since the epoch.
-    pub fn refused_since(&self, credential: &Credential, right: &Right, moment: u64) -> bool {
+    pub(crate) fn refused_since(
+        &self,
+        credential: &Credential,
+        right: &Right,
+        moment: u64,
+    ) -> bool {
         let verdict =
             account(credential).and_then(|account| self.known.read().grant(account, right));
         verdict.is_some_and(|verdict| !verdict.is_yes() && verdict.at() > moment)
@@ -303,7 +307,7 @@ impl Grants {
 
     /// The cloud has just given this token an answer that it gives nobody else, to a question of `asked_at`; what is to be
     /// written of it. A slow answer takes no later refusal back.
-    pub fn accepted(&self, token: &Token, asked_at: u64, now: u64) -> Vec<Op> {
+    pub(crate) fn accepted(&self, token: &Token, asked_at: u64, now: u64) -> Vec<Op> {
         let mut ops = Vec::new();
         if !self.has_just_accepted(token, now) {
             let mut known = self.known.write();
@@ -322,7 +326,7 @@ impl Grants {
     }
 
     /// The cloud has just allowed this to a credential that has proven itself, or to nobody in particular.
-    pub fn allowed(&self, credential: &Credential, right: Right, now: u64) -> Vec<Op> {
+    pub(crate) fn allowed(&self, credential: &Credential, right: Right, now: u64) -> Vec<Op> {
         let mut ops = Vec::new();
         let Some(account) = owner(credential) else {
             return ops;
@@ -337,7 +341,7 @@ impl Grants {
 
     /// The cloud has just shown a caller the object that he wrote. If he had been told 404 before, which the API server
     /// says to none who may not get it, he may get it.
-    pub fn written(&self, credential: &Credential, object: &[u8], now: u64) -> Vec<Op> {
+    pub(crate) fn written(&self, credential: &Credential, object: &[u8], now: u64) -> Vec<Op> {
         let absence = Right::of(credential, Action::HearAbsent, object);
         if self.verdict(credential, &absence, now, ABSENCE_COUNTS) != Some(true) {
             return Vec::new();
@@ -350,7 +354,7 @@ impl Grants {
     }
 
     /// The cloud has just answered 403: none of these holds any more. Only what was allowed before is remembered so.
-    pub fn forbidden(&self, credential: &Credential, rights: &[Right], now: u64) -> Vec<Op> {
+    pub(crate) fn forbidden(&self, credential: &Credential, rights: &[Right], now: u64) -> Vec<Op> {
         let mut ops = Vec::new();
         let Some(account) = owner(credential) else {
             return ops;
@@ -377,7 +381,7 @@ impl Grants {
     }
 
     /// The cloud has just answered 401.
-    pub fn rejected(&self, credential: &Credential, now: u64) -> Vec<Op> {
+    pub(crate) fn rejected(&self, credential: &Credential, now: u64) -> Vec<Op> {
         let Credential::Token { token, .. } = credential else {
             return Vec::new();
         };
@@ -408,12 +412,12 @@ impl Grants {
     }
 
     /// Forgets all: another cluster has taken this one's place.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         *self.known.write() = Known::default();
     }
 
     /// Grants and credentials held.
-    pub fn len(&self) -> (usize, usize) {
+    pub(crate) fn len(&self) -> (usize, usize) {
         let known = self.known.read();
         (
             known.grants.rows() + known.anonymous.rows(),

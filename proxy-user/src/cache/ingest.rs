@@ -72,7 +72,7 @@ pub(super) struct Counters {
 
 /// The way to the writer thread.
 #[derive(Debug, Clone)]
-pub struct Ingest {
+pub(crate) struct Ingest {
     to: Sender<Message>,
     /// Its thread, to be woken when it lingers for more messages and there is no time for that.
     writer: Thread,
@@ -133,7 +133,7 @@ impl Ingest {
     }
 
     /// Begins to copy an answer; `None` when the writer is too far behind.
-    pub fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
+    pub(crate) fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
         exchange.answered = self.clock.now();
         let id = self.counters.next.fetch_add(1, Ordering::Relaxed);
         if self.counters.full.load(Ordering::Relaxed)
@@ -152,7 +152,7 @@ impl Ingest {
     }
 
     /// Hands over operations that come from no body.
-    pub fn ops(&self, ops: Vec<Op>) {
+    pub(crate) fn ops(&self, ops: Vec<Op>) {
         if ops.is_empty() {
             return;
         }
@@ -171,17 +171,17 @@ impl Ingest {
     }
 
     /// Objects, collections and documents that went to make room, since the start.
-    pub fn evicted(&self) -> u64 {
+    pub(crate) fn evicted(&self) -> u64 {
         self.counters.evicted.load(Ordering::Relaxed)
     }
 
     /// Something has been seen that is not in the store yet.
-    pub fn is_behind(&self) -> bool {
+    pub(crate) fn is_behind(&self) -> bool {
         self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire)
     }
 
     /// Waits until all that has been sent is in the store.
-    pub async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         let (done, wait) = oneshot::channel();
         if self.send(Message::Settle(done)) {
             self.writer.unpark();
@@ -191,7 +191,7 @@ impl Ingest {
 
     /// As [`Ingest::settle`], and ends the thread and closes the store. There is always room for it: an end that found
     /// none would leave the store open.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         let (done, wait) = oneshot::channel();
         self.counters.queued.fetch_add(1, Ordering::Relaxed);
         if self.to.send(Message::Close(done)).is_ok() {
@@ -201,35 +201,36 @@ impl Ingest {
     }
 
     /// Copies given up since the start.
-    pub fn given_up(&self) -> u64 {
+    pub(crate) fn given_up(&self) -> u64 {
         self.counters.given_up.load(Ordering::Relaxed)
     }
 
     /// Batches written since the start.
-    pub fn commits(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn commits(&self) -> u64 {
         self.counters.commits.load(Ordering::Relaxed)
     }
 
     /// Waits for what may say something about steering, since the last call; for one waiter.
-    pub async fn steering(&self) {
+    pub(crate) async fn steering(&self) {
         self.counters.steering.notified().await;
     }
 
     /// UIDs of pods that want to be steered and are on their way into the store. To be asked before a snapshot is
     /// taken, so that none is between the two.
-    pub fn wanting(&self) -> BTreeSet<String> {
+    pub(crate) fn wanting(&self) -> BTreeSet<String> {
         self.counters.wanting.lock().clone()
     }
 
     /// Batches that could not be written since the start.
-    pub fn failures(&self) -> u64 {
+    pub(crate) fn failures(&self) -> u64 {
         self.counters.failures.load(Ordering::Relaxed)
     }
 }
 
 /// Copies one answer's body.
 #[derive(Debug)]
-pub struct Capture {
+pub(crate) struct Capture {
     id: u64,
     ingest: Ingest,
     room: PollSemaphore,
@@ -240,7 +241,7 @@ pub struct Capture {
 impl Capture {
     /// Copies a frame. Pending while the writer has no room, for a stated time; then the copy is given up and the
     /// answer goes on without it.
-    pub fn poll_push(&mut self, cx: &mut Context<'_>, frame: &Bytes) -> Poll<()> {
+    pub(crate) fn poll_push(&mut self, cx: &mut Context<'_>, frame: &Bytes) -> Poll<()> {
         if !self.open || frame.is_empty() {
             return Poll::Ready(());
         }
@@ -281,7 +282,7 @@ impl Capture {
     }
 
     /// The body has ended well.
-    pub fn end(mut self) {
+    pub(crate) fn end(mut self) {
         if std::mem::take(&mut self.open) {
             self.ingest
                 .send_always(Message::End(self.id, self.ingest.clock.now()));

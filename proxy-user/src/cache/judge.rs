@@ -26,7 +26,7 @@ const PUBLIC: &str = "kube-public";
 
 /// One question, as far as rights go.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub(crate) struct Asked<'a> {
     /// The caller.
     pub credential: &'a Credential,
     /// The request.
@@ -37,7 +37,7 @@ pub struct Asked<'a> {
 
 /// The cloud's answer, as far as rights go.
 #[derive(Debug, Clone, Copy)]
-pub struct Answered {
+pub(crate) struct Answered {
     /// HTTP's status code.
     pub status: u16,
     /// When the question went out, milliseconds since the epoch.
@@ -46,7 +46,7 @@ pub struct Answered {
 
 /// The part of the store that is open to a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// The object, list or document.
     Read,
     /// The news that it does not exist, if that was the last that the cloud said to this caller.
@@ -113,7 +113,7 @@ impl Asked<'_> {
     }
 
     /// Caller and collection: the same for its list as for its watch.
-    pub fn listing(&self) -> Vec<u8> {
+    pub(crate) fn listing(&self) -> Vec<u8> {
         super::grants::row_of(
             self.credential,
             Right::of(self.credential, Action::Read(Verb::List), self.scope),
@@ -150,7 +150,7 @@ impl Asked<'_> {
 impl Cache {
     /// Remembers what the cloud's status code says of the caller. A 304 is given to none who may not have the document.
     /// `max_age`: how long it counts, in milliseconds.
-    pub fn judge(&self, asked: &Asked<'_>, answered: Answered, max_age: u64) {
+    pub(crate) fn judge(&self, asked: &Asked<'_>, answered: Answered, max_age: u64) {
         let Answered { status, asked_at } = answered;
         let (grants, now) = (&self.grants, self.clock.now());
         let credential = asked.credential;
@@ -190,7 +190,7 @@ impl Cache {
     }
 
     /// As [`Cache::judge`], of a request that isn't understood: it tells only that a credential is refused.
-    pub fn judge_credential(&self, credential: &Credential, status: u16) {
+    pub(crate) fn judge_credential(&self, credential: &Credential, status: u16) {
         if status == 401 {
             let _changing = self.changing.lock();
             self.ingest
@@ -199,7 +199,7 @@ impl Cache {
     }
 
     /// Decides from rights alone, without a look at what the store holds.
-    pub fn decide(&self, asked: &Asked<'_>, max_age: u64) -> Decision {
+    pub(crate) fn decide(&self, asked: &Asked<'_>, max_age: u64) -> Decision {
         let (grants, now) = (&self.grants, self.clock.now());
         self.ingest.ops(grants.follow(now));
         let standing = grants.standing(asked.credential, now, max_age);

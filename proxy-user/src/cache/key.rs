@@ -5,8 +5,7 @@
 
 use crate::request::ApiRequest;
 
-/// Appends `group/resource/`.
-pub fn push_resource(out: &mut Vec<u8>, group: &str, resource: &str) {
+pub(crate) fn push_resource(out: &mut Vec<u8>, group: &str, resource: &str) {
     out.extend_from_slice(group.as_bytes());
     out.push(b'/');
     out.extend_from_slice(resource.as_bytes());
@@ -14,7 +13,7 @@ pub fn push_resource(out: &mut Vec<u8>, group: &str, resource: &str) {
 }
 
 /// Appends an object's key behind its resource.
-pub fn push_object(out: &mut Vec<u8>, namespace: &str, name: &str) {
+pub(crate) fn push_object(out: &mut Vec<u8>, namespace: &str, name: &str) {
     if !namespace.is_empty() {
         out.extend_from_slice(namespace.as_bytes());
         out.push(b'/');
@@ -23,7 +22,7 @@ pub fn push_object(out: &mut Vec<u8>, namespace: &str, name: &str) {
 }
 
 /// Appends the key of what a request is about: an object, a collection (with its selectors), or a document's path.
-pub fn push_scope(out: &mut Vec<u8>, request: &ApiRequest<'_>) {
+pub(crate) fn push_scope(out: &mut Vec<u8>, request: &ApiRequest<'_>) {
     if !request.is_resource() {
         out.extend_from_slice(request.path.as_bytes());
         return;
@@ -46,7 +45,7 @@ fn push_selectors(out: &mut Vec<u8>, request: &ApiRequest<'_>) {
 }
 
 /// The collection without its selectors: the prefix of its objects' keys.
-pub fn without_selectors(collection: &[u8]) -> &[u8] {
+pub(crate) fn without_selectors(collection: &[u8]) -> &[u8] {
     collection
         .iter()
         .position(|b| *b == b'?')
@@ -55,7 +54,7 @@ pub fn without_selectors(collection: &[u8]) -> &[u8] {
 
 /// The collections that an object or a collection lies in, itself included: with its selectors, without, and of all
 /// namespaces.
-pub fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
     let path = without_selectors(scope);
     let slashes = path
         .iter()
@@ -67,7 +66,7 @@ pub fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The first key behind every key that starts with `prefix`.
-pub fn end_of(prefix: &[u8]) -> Vec<u8> {
+pub(crate) fn end_of(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.last_mut() {
         if *last < u8::MAX {

@@ -17,11 +17,11 @@ const STRANGERS: usize = 2;
 /// How often Events are looked through for old ones, in milliseconds.
 const SWEEP_EVERY: u64 = 600_000;
 /// The namespace that every cluster has, and that can't be deleted.
-pub const KUBE_SYSTEM: &[u8] = b"/namespaces/kube-system";
+pub(crate) const KUBE_SYSTEM: &[u8] = b"/namespaces/kube-system";
 
 /// Evidence about the cluster's identity. Lives as long as the writer.
 #[derive(Debug, Clone)]
-pub struct Lineage {
+pub(crate) struct Lineage {
     clock: Clock,
     now: u64,
     /// Copies that an answer has contradicted once, by object or collection.
@@ -45,7 +45,7 @@ pub(super) struct Stored {
 
 impl Lineage {
     /// Nothing is known yet.
-    pub fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         let now = clock.now();
         let (suspects, strangers) = (HashSet::new(), HashMap::new());
         Self {
@@ -58,7 +58,6 @@ impl Lineage {
         }
     }
 
-    /// A batch begins.
     pub(super) fn begin(&mut self) {
         (self.now, self.began_anew) = (self.clock.now(), false);
     }
@@ -145,7 +144,7 @@ pub(super) fn fingerprint(uid: &str) -> u64 {
 }
 
 /// `group/resource/` of an object's or collection's key.
-pub fn resource_of(key: &[u8]) -> &[u8] {
+pub(crate) fn resource_of(key: &[u8]) -> &[u8] {
     let mut slashes = key
         .iter()
         .enumerate()

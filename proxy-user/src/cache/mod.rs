@@ -1,31 +1,31 @@
 //! The only door to stored objects: one copy of each, the newest, whoever asked for it. In: what the cloud answered
 //! ([`Cache::capture`]) and allowed. Out: snapshots to answer from.
 
-pub mod apply;
-pub mod budget;
-pub mod codec;
+pub(crate) mod apply;
+pub(crate) mod budget;
+pub(crate) mod codec;
 mod compact;
-pub mod credential;
+pub(crate) mod credential;
 mod disk;
-pub mod error;
-pub mod exchange;
-pub mod forms;
-pub mod grants;
-pub mod ingest;
-pub mod judge;
-pub mod key;
-pub mod lineage;
-pub mod observe;
-pub mod op;
+pub(crate) mod error;
+pub(crate) mod exchange;
+pub(crate) mod forms;
+pub(crate) mod grants;
+pub(crate) mod ingest;
+pub(crate) mod judge;
+pub(crate) mod key;
+pub(crate) mod lineage;
+pub(crate) mod observe;
+pub(crate) mod op;
 mod open;
 mod outage;
-pub mod pages;
-pub mod record;
-pub mod selection;
-pub mod shares;
-pub mod steering;
-pub mod store;
-pub mod walk;
+pub(crate) mod pages;
+pub(crate) mod record;
+pub(crate) mod selection;
+pub(crate) mod shares;
+pub(crate) mod steering;
+pub(crate) mod store;
+pub(crate) mod walk;
 mod writer;
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ const REOPEN: Duration = Duration::from_secs(1);
 
 /// Store, writer and grants.
 #[derive(Debug)]
-pub struct Cache {
+pub(crate) struct Cache {
     store: Arc<Store>,
     ingest: Ingest,
     opened_in: Duration,
@@ -78,7 +78,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open(config: &CacheConfig, clock: Clock) -> Result<Self, StoreError> {
+    pub(crate) fn open(config: &CacheConfig, clock: Clock) -> Result<Self, StoreError> {
         let began = Instant::now();
         Self::over(
             Store::open(&config.dir, config.page_cache)?,
@@ -117,13 +117,13 @@ impl Cache {
     }
 
     /// How often the store has been opened anew since the start.
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.store.generation()
     }
 
     /// A read has failed. Where that was the disk: waits, for a moment, until the store is opened anew (it has been
     /// `since` times before the read); then the same read is worth another try.
-    pub async fn opened_anew(&self, since: u64) -> bool {
+    pub(crate) async fn opened_anew(&self, since: u64) -> bool {
         if self.store.generation() == since {
             if !self.store.has_failed() {
                 return false;
@@ -137,17 +137,17 @@ impl Cache {
     }
 
     /// A client has asked the store for this, and got it.
-    pub fn asked(&self, scope: &[u8]) {
+    pub(crate) fn asked(&self, scope: &[u8]) {
         self.asked.note(scope, self.clock.now());
     }
 
     /// The store can be written.
-    pub fn is_writable(&self) -> bool {
+    pub(crate) fn is_writable(&self) -> bool {
         self.store.condition() == Condition::Writable
     }
 
     /// Bytes that the store has on disk.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.store.size()
     }
 
@@ -155,7 +155,7 @@ impl Cache {
     ///
     /// # Errors
     /// redb's.
-    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         if self.ingest.is_behind() {
             // A writer that can't keep up (a failing disk) must not make readers hang: they get what is there.
             let _ = Box::pin(tokio::time::timeout(SETTLE, self.ingest.settle())).await;
@@ -167,32 +167,33 @@ impl Cache {
     ///
     /// # Errors
     /// redb's.
-    pub fn stored(&self) -> Result<Snapshot, StoreError> {
+    pub(crate) fn stored(&self) -> Result<Snapshot, StoreError> {
         self.store.snapshot()
     }
 
     /// Begins to copy an answer of the cloud into the store.
-    pub fn capture(&self, exchange: Exchange) -> Option<Capture> {
+    pub(crate) fn capture(&self, exchange: Exchange) -> Option<Capture> {
         self.ingest.capture(exchange)
     }
 
     /// An object, or one of a collection, may be there by now, whatever was said before.
-    pub fn appeared(&self, key: &[u8]) {
+    pub(crate) fn appeared(&self, key: &[u8]) {
         self.ingest.ops(vec![Op::Appeared { key: key.to_vec() }]);
     }
 
     /// Waits until all that was seen is on disk.
-    pub async fn settle(&self) {
+    #[cfg(test)]
+    pub(crate) async fn settle(&self) {
         self.ingest.settle().await;
     }
 
     /// Writes what is pending, ends the writer and closes the store, whoever still holds it or a snapshot.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.ingest.close().await;
     }
 
     /// Figures for `hublet status`.
-    pub fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         let counts = self
             .store
             .snapshot()
@@ -220,7 +221,7 @@ impl Cache {
     }
 
     /// The writer's counters: copies given up, batches that failed, objects' bytes waiting.
-    pub fn ingest(&self) -> &Ingest {
+    pub(crate) fn ingest(&self) -> &Ingest {
         &self.ingest
     }
 }

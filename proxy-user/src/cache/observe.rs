@@ -25,7 +25,7 @@ const MAX_DOCUMENT: usize = forms::MAX_BYTES;
 const GUNZIP: usize = 48 << 10;
 const KEY: usize = 128;
 /// Most members of one list that is stored.
-pub const MAX_MEMBERS: usize = 250_000;
+pub(crate) const MAX_MEMBERS: usize = 250_000;
 
 #[derive(Debug)]
 enum Shape {
@@ -39,17 +39,15 @@ enum Shape {
     ProtobufWatch(ProtobufFrames, Option<Vec<Vec<u8>>>),
 }
 
-/// Follows one answer.
 #[derive(Debug)]
-pub struct Observer {
+pub(crate) struct Observer {
     exchange: Exchange,
     shape: Shape,
     gunzip: Option<MultiGzDecoder<Vec<u8>>>,
 }
 
 impl Observer {
-    /// Begins.
-    pub fn new(exchange: Exchange) -> Self {
+    pub(crate) fn new(exchange: Exchange) -> Self {
         let members = exchange.initial_events.then(Vec::new);
         let shape = match (exchange.verb, exchange.encoding) {
             (Verb::List, Encoding::Json) => Shape::Beginning(Vec::new()),
@@ -72,7 +70,7 @@ impl Observer {
     }
 
     /// Bytes of memory that it keeps until the body has ended.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         let unpacking = if self.gunzip.is_some() { GUNZIP } else { 0 };
         let keys = |keys: &[Vec<u8>]| keys.len() * KEY;
         let body = match &self.shape {
@@ -94,7 +92,12 @@ impl Observer {
     ///
     /// # Errors
     /// Malformed, or over a limit: the observer is of no more use then.
-    pub fn push(&mut self, chunk: &[u8], now: u64, ops: &mut Vec<Op>) -> Result<(), CodecError> {
+    pub(crate) fn push(
+        &mut self,
+        chunk: &[u8],
+        now: u64,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), CodecError> {
         let Some(mut gunzip) = self.gunzip.take() else {
             return self.plain(chunk, now, ops);
         };
@@ -153,7 +156,12 @@ impl Observer {
     ///
     /// # Errors
     /// It isn't whole after all, or isn't what was asked for.
-    pub fn finish(self, now: u64, pages: &mut Pages, ops: &mut Vec<Op>) -> Result<(), CodecError> {
+    pub(crate) fn finish(
+        self,
+        now: u64,
+        pages: &mut Pages,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), CodecError> {
         let exchange = self.exchange;
         let (head, members) = match self.shape {
             Shape::JsonWatch(..) | Shape::ProtobufWatch(..) => return Ok(()),

@@ -5,18 +5,16 @@ use super::shares::Verdict;
 
 /// From where something is known of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// A read or write of this object.
     Alone,
-    /// A list.
     Listed,
-    /// A watch.
     Event,
 }
 
 /// When something was said, milliseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Said {
+pub(crate) struct Said {
     /// When the question was asked; of a watch's event: when it came.
     pub asked: u64,
     /// It tells of no moment before this one, so it overrules what was known before, whatever the resourceVersions; 0
@@ -30,7 +28,7 @@ pub struct Said {
 
 impl Said {
     /// A watch's event that came at this time: as late as the watch is slow.
-    pub fn event(now: u64) -> Self {
+    pub(crate) fn event(now: u64) -> Self {
         Self {
             asked: now,
             since: 0,
@@ -41,31 +39,28 @@ impl Said {
 
     /// It counts more than what was known at this time, even against the resourceVersions. Of the same millisecond it is
     /// taken to be later: it was asked for once that was known.
-    pub fn overrules(&self, at: u64) -> bool {
+    pub(crate) fn overrules(&self, at: u64) -> bool {
         self.since > 0 && self.since >= at
     }
 
     /// Answered by etcd, not by a cache that may lag.
-    pub fn is_fresh(&self) -> bool {
+    pub(crate) fn is_fresh(&self) -> bool {
         self.since == self.asked
     }
 }
 
 /// One thing that the cloud said.
 #[derive(Debug)]
-pub enum Op {
+pub(crate) enum Op {
     /// An object as it is.
     Upsert {
-        /// Its key.
         key: Vec<u8>,
-        /// Its value.
         record: NewRecord,
         /// When it was said.
         said: Said,
     },
     /// It does not exist: a 404, a DELETE's end, a DELETED event.
     Gone {
-        /// Its key.
         key: Vec<u8>,
         /// resourceVersion of the deletion, 0 where the answer has none.
         version: u64,
@@ -74,7 +69,6 @@ pub enum Op {
     },
     /// It left a selector that may change: whether it exists isn't known any more.
     Forget {
-        /// Its key.
         key: Vec<u8>,
         /// resourceVersion of the event.
         version: u64,
@@ -86,7 +80,6 @@ pub enum Op {
     },
     /// A whole list has come: what stands under it and isn't in `members` was not there at its resourceVersion.
     Complete {
-        /// The collection's key.
         collection: Vec<u8>,
         /// What the list says of itself.
         record: Collection,
@@ -97,41 +90,32 @@ pub enum Op {
     },
     /// A watch without a gap went on to this resourceVersion.
     Advance {
-        /// The collection's key.
         collection: Vec<u8>,
         /// Where the watch started.
         from: u64,
-        /// Where it is.
         version: u64,
-        /// When.
         at: u64,
         /// The object that joined (`true`) or left a collection with selectors.
         member: Option<(Vec<u8>, bool)>,
         /// An object was deleted, or left the selection.
         departs: bool,
     },
-    /// A document.
     Document {
-        /// Its key.
         key: Vec<u8>,
-        /// Its value.
         value: Vec<u8>,
     },
     /// The cloud's last word on a right.
     Grant {
-        /// Account, right.
         key: Vec<u8>,
         /// When, and which ([`super::shares::Verdict::stored`]).
         at: u64,
     },
     /// A right was evicted.
     Revoke {
-        /// Account, right.
         key: Vec<u8>,
     },
     /// The cloud accepted this token.
     Credential {
-        /// Its SHA-256.
         digest: [u8; 32],
         /// When, then the account; empty: it is accepted no more.
         value: Vec<u8>,
@@ -142,7 +126,7 @@ pub enum Op {
 
 /// Rows that are evicted.
 #[derive(Debug)]
-pub enum Evicted {
+pub(crate) enum Evicted {
     /// The key of an object that stands in no collection that stays.
     Object(Vec<u8>),
     /// The key of a collection; its objects stay.

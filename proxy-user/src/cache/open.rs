@@ -24,7 +24,7 @@ const ROOM: usize = 1 << 20;
 
 /// The access that an open store allows: reads and writes, or reads alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
+pub(crate) enum Condition {
     /// It is read and written.
     Writable,
     /// It is served as it was when it was last written, and why.
@@ -35,7 +35,7 @@ pub enum Condition {
 
 impl Condition {
     /// Why it isn't written.
-    pub fn problem(&self) -> Option<&str> {
+    pub(crate) fn problem(&self) -> Option<&str> {
         match self {
             Self::Writable => None,
             Self::ReadOnly(problem) | Self::Unreadable(problem) => Some(problem),
@@ -46,7 +46,6 @@ impl Condition {
 /// The file, which is locked, and how it was opened.
 pub(super) type Held = (Arc<dyn Storage>, Access);
 
-/// An open database.
 #[derive(Debug)]
 pub(super) struct Opened {
     /// `None` once it is closed, whoever still holds it.

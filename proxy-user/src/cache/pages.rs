@@ -13,7 +13,7 @@ const MAX_WAITING: usize = 64;
 
 /// Some pages of a list.
 #[derive(Debug)]
-pub struct Page {
+pub(crate) struct Page {
     /// The collection's key.
     pub collection: Vec<u8>,
     /// What the list says of itself.
@@ -28,7 +28,7 @@ pub struct Page {
 
 /// The lists that wait, by the token of their next page.
 #[derive(Debug, Default)]
-pub struct Pages {
+pub(crate) struct Pages {
     lists: HashMap<String, Page>,
     /// Tables and their like.
     pub forms: FormPages,
@@ -36,7 +36,7 @@ pub struct Pages {
 
 impl Pages {
     /// Takes a page; the whole list where it was the last one and all before it are here.
-    pub fn join(&mut self, asked_by: &str, next: &str, mut page: Page) -> Option<Page> {
+    pub(crate) fn join(&mut self, asked_by: &str, next: &str, mut page: Page) -> Option<Page> {
         if !asked_by.is_empty() {
             let before = self.lists.remove(asked_by)?;
             let same = before.collection == page.collection

@@ -8,13 +8,13 @@ use super::forms;
 use crate::local::negotiate::Encoding;
 
 /// Format of everything in this module; another number in the store sets it aside.
-pub const FORMAT: u8 = 1;
+pub(crate) const FORMAT: u8 = 1;
 
 const HEADER: usize = 32;
 
 /// One stored object, borrowed from the store's page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record<'a> {
+pub(crate) struct Record<'a> {
     /// Encoding of `body`.
     pub encoding: Encoding,
     /// resourceVersion.
@@ -34,7 +34,7 @@ pub struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// Reads a stored value; `None` where it isn't one of ours (a damaged page that redb did not notice).
-    pub fn read(value: &'a [u8]) -> Option<Self> {
+    pub(crate) fn read(value: &'a [u8]) -> Option<Self> {
         let header = value.first_chunk::<HEADER>()?;
         if header[0] != FORMAT {
             return None;
@@ -86,7 +86,7 @@ impl<'a> Record<'a> {
     }
 
     /// Appends the object as an item of a list: bare (without kind and apiVersion) in a list of a built-in kind.
-    pub fn push_item(&self, out: &mut Vec<u8>, unstructured: bool) {
+    pub(crate) fn push_item(&self, out: &mut Vec<u8>, unstructured: bool) {
         let (at, len) = self.item;
         match self.encoding {
             Encoding::Protobuf => protobuf::put_bytes(out, 2, &self.body[at..at + len]),
@@ -101,14 +101,14 @@ impl<'a> Record<'a> {
     }
 
     /// Length of what [`Record::push_item`] appends for a protobuf list.
-    pub fn protobuf_item_len(&self) -> usize {
+    pub(crate) fn protobuf_item_len(&self) -> usize {
         let mut head = Vec::with_capacity(12);
         protobuf::put_varint(&mut head, self.item.1 as u64);
         1 + head.len() + self.item.1
     }
 
     /// Appends the object as the `object` of a JSON watch event.
-    pub fn object(&self) -> &'a [u8] {
+    pub(crate) fn object(&self) -> &'a [u8] {
         match self.encoding {
             Encoding::Json => &self.body[..self.item.0 + self.item.1],
             Encoding::Protobuf => self.body,
@@ -118,7 +118,7 @@ impl<'a> Record<'a> {
 
 /// An object on its way into the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewRecord {
+pub(crate) struct NewRecord {
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -135,7 +135,7 @@ pub struct NewRecord {
 
 /// `apiVersion` and `kind` for an item that does not carry them itself.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct TypeHint<'a> {
+pub(crate) struct TypeHint<'a> {
     /// `apiVersion`.
     pub api_version: &'a str,
     /// `kind`.
@@ -147,7 +147,7 @@ impl NewRecord {
     ///
     /// # Errors
     /// Not an object with a name and a numeric resourceVersion.
-    pub fn json(bytes: &[u8], hint: TypeHint<'_>, at: u64) -> Result<Self, CodecError> {
+    pub(crate) fn json(bytes: &[u8], hint: TypeHint<'_>, at: u64) -> Result<Self, CodecError> {
         let bytes = bytes.trim_ascii();
         let head = json::head(bytes)?;
         let bare = head.kind.is_empty();
@@ -187,7 +187,7 @@ impl NewRecord {
     ///
     /// # Errors
     /// As [`NewRecord::json`].
-    pub fn protobuf(bytes: &[u8], at: u64) -> Result<Self, CodecError> {
+    pub(crate) fn protobuf(bytes: &[u8], at: u64) -> Result<Self, CodecError> {
         let unknown = protobuf::Unknown::parse(bytes)?;
         let meta = protobuf::object_meta(unknown.raw)?;
         let hint = TypeHint {
@@ -203,7 +203,11 @@ impl NewRecord {
     ///
     /// # Errors
     /// As [`NewRecord::json`].
-    pub fn protobuf_item(raw: &[u8], hint: TypeHint<'_>, at: u64) -> Result<Self, CodecError> {
+    pub(crate) fn protobuf_item(
+        raw: &[u8],
+        hint: TypeHint<'_>,
+        at: u64,
+    ) -> Result<Self, CodecError> {
         Self::protobuf(&protobuf::envelope(hint.api_version, hint.kind, raw), at)
     }
 
@@ -268,7 +272,7 @@ struct Body<'a> {
 
 /// What is known of a list as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Collection {
+pub(crate) struct Collection {
     /// The list's resourceVersion, moved on by watches.
     pub version: u64,
     /// When the cloud last said so, milliseconds since the epoch.
@@ -298,7 +302,7 @@ pub struct Collection {
 
 impl Collection {
     /// A list as it has just come, or its resourceVersion has been reached.
-    pub fn new(version: u64, at: u64, kind: String, api_version: String) -> Self {
+    pub(crate) fn new(version: u64, at: u64, kind: String, api_version: String) -> Self {
         let unstructured = false;
         Self {
             version,
@@ -316,14 +320,13 @@ impl Collection {
 
     /// It can be served: whole, and of the objects themselves. (Until 0.1 the empty list of their metadata was stored in
     /// its place.)
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.complete && self.unclear <= self.version && !forms::is_other("", &self.kind)
     }
 }
 
-/// A stored document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Document<'a> {
+pub(crate) struct Document<'a> {
     /// When the cloud said so, milliseconds since the epoch.
     pub at: u64,
     /// `Content-Type`.
@@ -336,7 +339,7 @@ pub struct Document<'a> {
 
 impl<'a> Document<'a> {
     /// The value for the store.
-    pub fn write(&self) -> Vec<u8> {
+    pub(crate) fn write(&self) -> Vec<u8> {
         let mut value =
             Vec::with_capacity(16 + self.content_type.len() + self.etag.len() + self.body.len());
         value.extend_from_slice(&self.at.to_le_bytes());
@@ -350,7 +353,7 @@ impl<'a> Document<'a> {
     }
 
     /// Reads a stored value.
-    pub fn read(value: &'a [u8]) -> Option<Self> {
+    pub(crate) fn read(value: &'a [u8]) -> Option<Self> {
         let (at, mut rest) = value.split_first_chunk::<8>()?;
         let mut text = || -> Option<&'a str> {
             let (len, after) = rest.split_first_chunk::<2>()?;

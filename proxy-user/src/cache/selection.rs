@@ -11,7 +11,7 @@ use crate::request::ApiRequest;
 
 /// The object is certainly in the selection still: it was selected by what never changes. A pod keeps its node, but
 /// another pod of its name (a StatefulSet's) may have another one.
-pub fn stays(request: &ApiRequest<'_>, record: &Record<'_>) -> bool {
+pub(crate) fn stays(request: &ApiRequest<'_>, record: &Record<'_>) -> bool {
     if !is_fixed_selector(request) {
         return false;
     }

@@ -8,68 +8,61 @@ use super::credential::Identity;
 
 /// When the cloud said it, in milliseconds since the epoch, and whether it was a yes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict(u64);
+pub(crate) struct Verdict(u64);
 
 impl Verdict {
     const NO: u64 = 1 << 63;
 
-    /// A yes.
-    pub fn yes(at: u64) -> Self {
+    pub(crate) fn yes(at: u64) -> Self {
         Self(at & !Self::NO)
     }
 
-    /// A no.
-    pub fn no(at: u64) -> Self {
+    pub(crate) fn no(at: u64) -> Self {
         Self(at | Self::NO)
     }
 
     /// As it stands in the store.
-    pub fn from_stored(value: u64) -> Self {
+    pub(crate) fn from_stored(value: u64) -> Self {
         Self(value)
     }
 
-    /// For the store.
-    pub fn stored(self) -> u64 {
+    pub(crate) fn stored(self) -> u64 {
         self.0
     }
 
     /// When it was said.
-    pub fn at(self) -> u64 {
+    pub(crate) fn at(self) -> u64 {
         self.0 & !Self::NO
     }
 
     /// The same, said at another time.
     #[must_use]
-    pub fn moved(self, at: u64) -> Self {
+    pub(crate) fn moved(self, at: u64) -> Self {
         Self(at & !Self::NO | self.0 & Self::NO)
     }
 
-    /// A yes.
-    pub fn is_yes(self) -> bool {
+    pub(crate) fn is_yes(self) -> bool {
         self.0 & Self::NO == 0
     }
 }
 
-/// Most rows.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// In all.
     pub all: usize,
     /// Of one account.
     pub account: usize,
 }
 
-/// Rows by account.
 #[derive(Debug)]
-pub struct Shares<K> {
+pub(crate) struct Shares<K> {
     limits: Limits,
     accounts: HashMap<Identity, HashMap<K, Verdict>>,
     len: usize,
 }
 
 impl<K: Copy + Eq + Hash> Shares<K> {
-    /// None yet.
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             accounts: HashMap::new(),
@@ -77,18 +70,21 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         }
     }
 
-    /// Rows in all.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.len
     }
 
-    /// One row.
-    pub fn get(&self, account: Identity, key: &K) -> Option<Verdict> {
+    pub(crate) fn get(&self, account: Identity, key: &K) -> Option<Verdict> {
         self.accounts.get(&account)?.get(key).copied()
     }
 
     /// Puts a row in; out comes the row that went for it.
-    pub fn insert(&mut self, account: Identity, key: K, verdict: Verdict) -> Option<(Identity, K)> {
+    pub(crate) fn insert(
+        &mut self,
+        account: Identity,
+        key: K,
+        verdict: Verdict,
+    ) -> Option<(Identity, K)> {
         let rows = self.accounts.get(&account);
         let evicted = match rows.map_or((false, 0), |rows| (rows.contains_key(&key), rows.len())) {
             (true, _) => None,
@@ -110,7 +106,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
     }
 
     /// Takes a row out.
-    pub fn remove(&mut self, account: Identity, key: &K) -> Option<Verdict> {
+    pub(crate) fn remove(&mut self, account: Identity, key: &K) -> Option<Verdict> {
         let rows = self.accounts.get_mut(&account)?;
         let removed = rows.remove(key)?;
         if rows.is_empty() {
@@ -121,7 +117,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
     }
 
     /// The rows that were said after `now`, which count as said now: (account, key, verdict).
-    pub fn not_after(&mut self, now: u64) -> Vec<(Identity, K, Verdict)> {
+    pub(crate) fn not_after(&mut self, now: u64) -> Vec<(Identity, K, Verdict)> {
         let mut moved = Vec::new();
         for (account, rows) in &mut self.accounts {
             for (key, verdict) in rows.iter_mut().filter(|(_, verdict)| verdict.at() > now) {

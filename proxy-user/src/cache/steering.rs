@@ -15,16 +15,15 @@ use super::store::{Lookup, Snapshot, StoreError};
 use crate::local::negotiate::Encoding;
 
 /// The annotation or label of pods and namespaces that want to be steered: `"true"`.
-pub const STEER: &str = "hublet.io/steer";
+pub(crate) const STEER: &str = "hublet.io/steer";
 
-/// The Service's key.
 const API_SERVICE: &[u8] = b"/services/default/kubernetes";
 
 /// The addresses of the Service `default/kubernetes`: its ClusterIPs with its TCP ports. Empty while it is unknown.
 ///
 /// # Errors
 /// The store's.
-pub fn api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
+pub(crate) fn api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
     match snapshot.object(API_SERVICE, |record| {
         service_addresses(&record).unwrap_or_default()
     })? {
@@ -38,7 +37,7 @@ pub fn api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
 ///
 /// # Errors
 /// The store's.
-pub fn opted_in(snapshot: &Snapshot) -> Result<BTreeSet<String>, StoreError> {
+pub(crate) fn opted_in(snapshot: &Snapshot) -> Result<BTreeSet<String>, StoreError> {
     // To walk over all pods takes time and pushes everything else out of the page cache.
     if !snapshot.has_wishes()? {
         return Ok(BTreeSet::new());
@@ -160,7 +159,6 @@ impl Wish {
         }
     }
 
-    /// `ObjectMeta` of `meta/v1/generated.proto`.
     fn of_protobuf(meta: &[u8]) -> Option<Self> {
         let text = |field| {
             bytes(meta, field)
@@ -243,7 +241,6 @@ fn service_addresses(record: &Record<'_>) -> Option<Vec<SocketAddr>> {
 }
 
 impl ServiceSpec {
-    /// `ServiceSpec` of `core/v1/generated.proto`.
     fn of_protobuf(spec: &[u8]) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let port = |message| {

@@ -17,55 +17,53 @@ use super::open::{Held, Opened, Place};
 use super::record::{Collection, Document, Record};
 use super::walk::{Leases, Members, behind};
 
-pub use super::error::StoreError;
-pub use super::open::Condition;
-pub use super::walk::{ListWalk, Listed, Walk};
+pub(crate) use super::error::StoreError;
+pub(crate) use super::open::Condition;
+pub(crate) use super::walk::{ListWalk, Listed, Walk};
 
 /// A table of bytes by bytes.
-pub type Bytes2 = TableDefinition<'static, &'static [u8], &'static [u8]>;
+pub(crate) type Bytes2 = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// Object key → [`Record`].
-pub const OBJECTS: Bytes2 = TableDefinition::new("objects");
+pub(crate) const OBJECTS: Bytes2 = TableDefinition::new("objects");
 /// Object key → (when the cloud said 404 or the deletion was seen, resourceVersion of the deletion or 0).
-pub const ABSENT: TableDefinition<'static, &[u8], (u64, u64)> = TableDefinition::new("absent");
+pub(crate) const ABSENT: TableDefinition<'static, &[u8], (u64, u64)> =
+    TableDefinition::new("absent");
 /// Collection key → [`Collection`] in JSON.
-pub const COLLECTIONS: Bytes2 = TableDefinition::new("collections");
+pub(crate) const COLLECTIONS: Bytes2 = TableDefinition::new("collections");
 /// Collection key + NUL + object key → nothing; for collections with selectors only.
-pub const MEMBERS: TableDefinition<'static, &[u8], ()> = TableDefinition::new("members");
+pub(crate) const MEMBERS: TableDefinition<'static, &[u8], ()> = TableDefinition::new("members");
 /// `group/resource/` + NUL + encoding + apiVersion → how many objects are stored so.
-pub const FORMS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("forms");
+pub(crate) const FORMS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("forms");
 /// Path and query + newline + content type → [`Document`].
-pub const DOCUMENTS: Bytes2 = TableDefinition::new("documents");
+pub(crate) const DOCUMENTS: Bytes2 = TableDefinition::new("documents");
 /// Account, right → the cloud's last word on it.
-pub const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("allowed");
+pub(crate) const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("allowed");
 /// SHA-256 of a bearer token → when it last proved itself, then the account.
-pub const CREDENTIALS: Bytes2 = TableDefinition::new("accepted");
+pub(crate) const CREDENTIALS: Bytes2 = TableDefinition::new("accepted");
 /// Schema version and such.
-pub const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+pub(crate) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
 /// In [`META`]: a pod or namespace has said something about steering, ever.
-pub const WISHES: &str = "wishes";
+pub(crate) const WISHES: &str = "wishes";
 
 /// In [`META`]: a fingerprint of the uid of the cluster's kube-system namespace.
-pub const CLUSTER: &str = "cluster";
+pub(crate) const CLUSTER: &str = "cluster";
 
 /// A row of a small table: key and value.
 type Row = (Vec<u8>, Vec<u8>);
 
 /// What the store knows of one object.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Lookup<T> {
-    /// It is there.
+pub(crate) enum Lookup<T> {
     Found(T),
     /// The cloud said that it isn't, at this time.
     Absent(u64),
-    /// Nothing is known.
     Unknown,
 }
 
-/// The open store.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     place: Place,
     shared: Arc<Shared>,
 }
@@ -88,7 +86,7 @@ impl Store {
     ///
     /// # Errors
     /// Another process has the store.
-    pub fn open(dir: &Path, page_cache: usize) -> Result<Self, StoreError> {
+    pub(crate) fn open(dir: &Path, page_cache: usize) -> Result<Self, StoreError> {
         Self::open_at(Place::new(dir, page_cache, Arc::new(FileSystem)))
     }
 
@@ -116,7 +114,7 @@ impl Store {
     }
 
     /// The access that it allows now.
-    pub fn condition(&self) -> Condition {
+    pub(crate) fn condition(&self) -> Condition {
         let opened = self.shared.opened.load();
         let closed = || Condition::Unreadable(StoreError::Closed.to_string());
         opened
@@ -213,7 +211,7 @@ impl Store {
     }
 
     /// Bytes on disk: what is allocated to the file, which has holes.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(&self.place.path).map_or(0, |m| m.blocks() * 512)
     }
@@ -239,7 +237,7 @@ impl Store {
     ///
     /// # Errors
     /// redb's, or the store is closed.
-    pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
         self.shared.snapshot()
     }
 
@@ -266,7 +264,7 @@ impl Shared {
 
 /// One consistent view of the store.
 #[derive(Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     pub(super) txn: ReadTransaction,
     /// Open as long as it is read.
     _opened: Arc<Opened>,
@@ -278,7 +276,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub fn object<T>(
+    pub(crate) fn object<T>(
         &self,
         key: &[u8],
         read: impl FnOnce(Record<'_>) -> T,
@@ -295,7 +293,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn has_wishes(&self) -> Result<bool, StoreError> {
+    pub(crate) fn has_wishes(&self) -> Result<bool, StoreError> {
         Ok(self.txn.open_table(META)?.get(WISHES)?.is_some())
     }
 
@@ -303,7 +301,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub fn collection(&self, key: &[u8]) -> Result<Option<Collection>, StoreError> {
+    pub(crate) fn collection(&self, key: &[u8]) -> Result<Option<Collection>, StoreError> {
         let value = self.txn.open_table(COLLECTIONS)?.get(key)?;
         value
             .map(|v| serde_json::from_slice(v.value()).map_err(|_| StoreError::Damaged))
@@ -314,7 +312,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn forms(&self, resource: &[u8]) -> Result<Vec<(u8, String)>, StoreError> {
+    pub(crate) fn forms(&self, resource: &[u8]) -> Result<Vec<(u8, String)>, StoreError> {
         let start = [resource, &[0]].concat();
         let end = key::end_of(&start);
         let mut forms = Vec::new();
@@ -336,7 +334,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn documents(&self, path: &str) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn documents(&self, path: &str) -> Result<Vec<String>, StoreError> {
         let start = format!("{path}\n").into_bytes();
         let end = key::end_of(&start);
         let mut types = Vec::new();
@@ -354,7 +352,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub fn document<T>(
+    pub(crate) fn document<T>(
         &self,
         key: &[u8],
         read: impl FnOnce(Document<'_>) -> T,
@@ -373,7 +371,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn walk(&self, prefix: &[u8]) -> Result<Walk, StoreError> {
+    pub(crate) fn walk(&self, prefix: &[u8]) -> Result<Walk, StoreError> {
         self.walk_behind(prefix, &[])
     }
 
@@ -390,7 +388,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn walk_members(&self, collection: &[u8]) -> Result<Walk, StoreError> {
+    pub(crate) fn walk_members(&self, collection: &[u8]) -> Result<Walk, StoreError> {
         self.walk_members_behind(collection, &[])
     }
 
@@ -419,7 +417,7 @@ impl Snapshot {
     }
 
     /// A walk over a list that outlives this snapshot.
-    pub fn list_walk(&self, listed: Listed) -> ListWalk {
+    pub(crate) fn list_walk(&self, listed: Listed) -> ListWalk {
         ListWalk::new(Arc::clone(&self.shared), listed)
     }
 
@@ -428,7 +426,12 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn changed_since(&self, prefix: &[u8], version: u64, at: u64) -> Result<bool, StoreError> {
+    pub(crate) fn changed_since(
+        &self,
+        prefix: &[u8],
+        version: u64,
+        at: u64,
+    ) -> Result<bool, StoreError> {
         let end = if prefix.ends_with(b"/") {
             key::end_of(prefix)
         } else {
@@ -456,7 +459,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub fn has_lost_since(&self, scope: &[u8], version: u64) -> Result<bool, StoreError> {
+    pub(crate) fn has_lost_since(&self, scope: &[u8], version: u64) -> Result<bool, StoreError> {
         let own = self.collection(scope)?;
         let all = self.collection(resource_of(scope))?;
         let incomplete = own.as_ref().is_some_and(|own| !own.is_whole());
@@ -471,7 +474,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn holds(&self, collection: &[u8], object: &[u8]) -> Result<bool, StoreError> {
+    pub(crate) fn holds(&self, collection: &[u8], object: &[u8]) -> Result<bool, StoreError> {
         if key::without_selectors(collection).len() == collection.len() {
             return Ok(self.txn.open_table(OBJECTS)?.get(object)?.is_some());
         }
@@ -483,7 +486,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn gone_beyond(
+    pub(crate) fn gone_beyond(
         &self,
         prefix: &[u8],
         covered: (u64, u64),
@@ -499,7 +502,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn members_gone_beyond(
+    pub(crate) fn members_gone_beyond(
         &self,
         collection: &[u8],
         covered: (u64, u64),
@@ -522,7 +525,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn members_known(&self, collection: &[u8]) -> Result<bool, StoreError> {
+    pub(crate) fn members_known(&self, collection: &[u8]) -> Result<bool, StoreError> {
         let start = [collection, &[0]].concat();
         let end = key::end_of(&start);
         let objects = self.txn.open_table(OBJECTS)?;
@@ -551,7 +554,6 @@ impl Snapshot {
         .collect()
     }
 
-    /// As [`Snapshot::grants`].
     pub(super) fn credentials(&self) -> Result<Vec<Row>, StoreError> {
         let rows = self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)?;
         rows.map(|row| {
@@ -565,7 +567,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub fn counts(&self) -> Result<[u64; 4], StoreError> {
+    pub(crate) fn counts(&self) -> Result<[u64; 4], StoreError> {
         use redb::ReadableTableMetadata;
         Ok([
             self.txn.open_table(OBJECTS)?.len()?,

@@ -16,7 +16,7 @@ use super::store::{Shared, Snapshot, StoreError};
 use crate::local::negotiate::Encoding;
 
 /// A walk within one snapshot.
-pub enum Walk {
+pub(crate) enum Walk {
     /// Everything under a prefix.
     Range(Box<redb::OwnedRange<&'static [u8], &'static [u8]>>),
     /// The members of a collection with selectors.
@@ -24,12 +24,10 @@ pub enum Walk {
 }
 
 /// The rows of a collection with selectors, and the objects that they name.
-pub struct Members {
-    /// Their rows.
+pub(crate) struct Members {
     pub(super) rows: redb::OwnedRange<&'static [u8], ()>,
     /// Where the object's key begins in a member's.
     pub(super) skip: usize,
-    /// The objects.
     pub(super) objects: ReadOnlyTable<&'static [u8], &'static [u8]>,
     /// An object that is known to be gone.
     pub(super) absent: ReadOnlyTable<&'static [u8], (u64, u64)>,
@@ -46,7 +44,10 @@ impl Walk {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub fn next<T>(&mut self, read: impl FnOnce(Record<'_>) -> T) -> Result<Option<T>, StoreError> {
+    pub(crate) fn next<T>(
+        &mut self,
+        read: impl FnOnce(Record<'_>) -> T,
+    ) -> Result<Option<T>, StoreError> {
         self.next_at(|_, record| read(record))
     }
 
@@ -96,7 +97,7 @@ impl Members {
 
 /// A list's source, and the state that must hold as long as it is sent.
 #[derive(Debug)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// Key of the collection that says that it is whole.
     pub key: Vec<u8>,
     /// That collection, as the list's head has it.
@@ -137,7 +138,7 @@ impl Listed {
 
 /// A walk over a list's objects that outlives its snapshot.
 #[derive(Debug)]
-pub struct ListWalk {
+pub(crate) struct ListWalk {
     shared: Arc<Shared>,
     listed: Listed,
     /// Key of the last object that was read.
@@ -172,7 +173,10 @@ impl ListWalk {
     ///
     /// # Errors
     /// redb's, a damaged value, or [`StoreError::Changed`]: what follows doesn't fit to what was sent.
-    pub fn next<T>(&mut self, read: impl FnOnce(Record<'_>) -> T) -> Result<Option<T>, StoreError> {
+    pub(crate) fn next<T>(
+        &mut self,
+        read: impl FnOnce(Record<'_>) -> T,
+    ) -> Result<Option<T>, StoreError> {
         let lease = Arc::clone(&self.lease);
         let mut lease = lease.lock();
         let mut read = Some(read);

@@ -140,7 +140,6 @@ impl Authority {
         Ok(format!("{}{}", certificate.pem(), pair.serialize_pem()))
     }
 
-    /// The CA's certificate.
     pub(super) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }

@@ -43,7 +43,6 @@ pub(super) struct Facts {
     pub(super) ips: BTreeSet<IpAddr>,
     pub(super) not_before: OffsetDateTime,
     pub(super) not_after: OffsetDateTime,
-    /// SubjectPublicKeyInfo, in DER.
     pub(super) public_key: Vec<u8>,
 }
 

@@ -13,8 +13,8 @@ mod trust;
 
 use std::path::{Path, PathBuf};
 
-pub use serving::{Certificates, Resolver};
-pub use trust::cloud_roots;
+pub(crate) use serving::Certificates;
+pub(crate) use trust::cloud_roots;
 
 /// Why certificates can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +24,8 @@ pub enum CertsError {
     Read {
         /// What the file is for.
         what: &'static str,
-        /// The file.
         path: PathBuf,
-        /// The reason.
         source: std::io::Error,
-        /// What to do.
         way_out: &'static str,
     },
     /// A file was read and holds something else than expected.
@@ -36,7 +33,6 @@ pub enum CertsError {
     Content {
         /// What the file is for.
         what: &'static str,
-        /// The file.
         path: PathBuf,
         /// What is wrong and what is expected, to follow the path in a sentence.
         reason: String,
@@ -46,7 +42,6 @@ pub enum CertsError {
     Write {
         /// The file or directory.
         path: PathBuf,
-        /// The reason.
         source: std::io::Error,
     },
     /// Key or certificate generation failed.
@@ -73,7 +68,6 @@ impl CertsError {
 pub(crate) struct Subject {
     /// The node: CN is `system:node:NODE`, O is `system:nodes` and nothing else (YurtHub's approver insists).
     pub(crate) node: String,
-    /// IP addresses.
     pub(crate) ips: Vec<std::net::IpAddr>,
     /// DNS names besides [`DNS_NAMES`].
     pub(crate) dns: Vec<String>,
@@ -81,7 +75,7 @@ pub(crate) struct Subject {
 
 /// Our own files in this directory: the development CA, what it signed, what was set aside. A certificate of the
 /// cluster's is not ours.
-pub fn own_files(pki: &Path) -> Vec<PathBuf> {
+pub(crate) fn own_files(pki: &Path) -> Vec<PathBuf> {
     serving::own_files(pki)
 }
 

@@ -30,7 +30,7 @@ const CURRENT: &str = "yurthub-server-current.pem";
 
 /// Hands the current certificate to each handshake.
 #[derive(Debug)]
-pub struct Resolver {
+pub(crate) struct Resolver {
     current: ArcSwap<CertifiedKey>,
 }
 
@@ -42,7 +42,7 @@ impl ResolvesServerCert for Resolver {
 
 /// The serving certificate and where it comes from.
 #[derive(Debug)]
-pub struct Certificates {
+pub(crate) struct Certificates {
     mode: BootstrapMode,
     pki: PathBuf,
     /// Held while the files are looked at, so that two looks don't issue two certificates.
@@ -65,7 +65,11 @@ impl Certificates {
     ///
     /// # Errors
     /// The directory can't be written, or the files there belong to another user.
-    pub fn open(config: &CertsConfig, node: &str, now: OffsetDateTime) -> Result<Self, CertsError> {
+    pub(crate) fn open(
+        config: &CertsConfig,
+        node: &str,
+        now: OffsetDateTime,
+    ) -> Result<Self, CertsError> {
         let pki = config.root_dir.join("pki");
         files::private_directory(&pki)?;
         let subject = Subject {
@@ -88,7 +92,7 @@ impl Certificates {
     }
 
     /// For the TLS listeners.
-    pub fn resolver(&self) -> Arc<Resolver> {
+    pub(crate) fn resolver(&self) -> Arc<Resolver> {
         Arc::clone(&self.resolver)
     }
 
@@ -96,7 +100,7 @@ impl Certificates {
     ///
     /// # Errors
     /// As [`Certificates::open`]; the certificate in use stays.
-    pub fn refresh(&self, now: OffsetDateTime) -> Result<(), CertsError> {
+    pub(crate) fn refresh(&self, now: OffsetDateTime) -> Result<(), CertsError> {
         self.choose_for(&self.subject.lock(), now)
     }
 
@@ -105,7 +109,7 @@ impl Certificates {
     ///
     /// # Errors
     /// As [`Certificates::open`]; the certificate in use stays.
-    pub fn cover(&self, ip: IpAddr, now: OffsetDateTime) -> Result<bool, CertsError> {
+    pub(crate) fn cover(&self, ip: IpAddr, now: OffsetDateTime) -> Result<bool, CertsError> {
         let mut subject = self.subject.lock();
         if !subject.ips.contains(&ip) {
             subject.ips.push(ip);
@@ -130,7 +134,7 @@ impl Certificates {
     }
 
     /// For people: which certificate, until when, and whom clients must trust.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let origin = self.origin.load();
         let trust = match &origin.ca {
             Some(ca) => format!("clients must trust {}", ca.display()),
@@ -144,7 +148,6 @@ impl Certificates {
     }
 }
 
-/// See [`super::own_files`].
 pub(super) fn own_files(pki: &Path) -> Vec<PathBuf> {
     let current = pki.join(CURRENT);
     let ca = files::read(&pki.join("dev-ca.crt")).ok();

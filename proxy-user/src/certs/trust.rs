@@ -57,7 +57,7 @@ struct Context {
 ///
 /// # Errors
 /// The file can't be read, is no kubeconfig, or holds no CA certificate.
-pub fn cloud_roots(config: &CertsConfig) -> Result<Arc<RootCertStore>, CertsError> {
+pub(crate) fn cloud_roots(config: &CertsConfig) -> Result<Arc<RootCertStore>, CertsError> {
     let roots = match &config.bootstrap_file {
         Some(file) => from_kubeconfig(file)?,
         None => from_pem_file(

@@ -47,7 +47,6 @@ pub struct DumpArgs {
 /// Why there is nothing to show.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
-    /// The pins.
     #[error(transparent)]
     Pinned(#[from] PinnedError),
     /// The output is closed.

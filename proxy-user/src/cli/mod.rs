@@ -41,7 +41,6 @@ pub enum Command {
     Bpf(bpf::BpfCommand),
     /// Remove everything that hublet made on this node: programs, interface, store, certificates
     Uninstall(uninstall::UninstallArgs),
-    /// Print the version
     Version,
 }
 
@@ -59,9 +58,7 @@ pub struct StatusArgs {
 /// How a command prints data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
     Table,
-    /// For programs.
     Json,
 }
 

@@ -17,12 +17,10 @@ const MAX_ANSWER: u64 = 8 << 20;
 /// Why there is no status to show.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    /// Nobody answers.
     #[error(
         "no hublet answers on {0}: {1}; is it running, and is its --serve-port another? Say so by --admin=ADDR:PORT"
     )]
     Connect(SocketAddr, io::Error),
-    /// Somebody else answers.
     #[error("what answers on {0} is no hublet: {1}")]
     Answer(SocketAddr, String),
     /// The output is closed.

@@ -37,19 +37,15 @@ pub struct UninstallArgs {
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    /// A living daemon.
     #[error(transparent)]
     Alive(#[from] Alive),
     /// Pins, or a living daemon.
     #[error("{0}; stop hublet first")]
     Pinned(#[from] PinnedError),
-    /// The interface.
     #[error(transparent)]
     Interface(#[from] SetupError),
-    /// A file.
     #[error("{0} can't be removed: {1}")]
     File(PathBuf, io::Error),
-    /// No runtime.
     #[error("{0}")]
     System(#[from] io::Error),
 }

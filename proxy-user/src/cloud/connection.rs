@@ -27,8 +27,7 @@ const BUFFER: usize = 64 << 10;
 
 /// Sends requests on one connection.
 #[derive(Debug)]
-pub enum Sender {
-    /// Shared.
+pub(crate) enum Sender {
     H2(http2::SendRequest<Upload>),
     /// For one request at a time.
     H1(http1::SendRequest<Upload>),
@@ -36,7 +35,7 @@ pub enum Sender {
 
 /// Flow-control windows for what the server sends, in bytes (RFC 9113 §5.2).
 #[derive(Debug, Clone, Copy)]
-pub struct Windows {
+pub(crate) struct Windows {
     /// Of each stream.
     pub stream: u32,
     /// Of the connection.
@@ -45,24 +44,22 @@ pub struct Windows {
 
 /// Ends connections: those that were opened under it, all at once.
 #[derive(Debug, Default)]
-pub struct Closing(Mutex<CancellationToken>);
+pub(crate) struct Closing(Mutex<CancellationToken>);
 
 impl Closing {
     /// Done when the connections that are open now are to end. Take it before dialling: a connection that was begun
     /// before the end must not outlive it.
-    pub fn subscribe(&self) -> WaitForCancellationFutureOwned {
+    pub(crate) fn subscribe(&self) -> WaitForCancellationFutureOwned {
         self.0.lock().clone().cancelled_owned()
     }
 
-    /// Ends them.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         std::mem::take(&mut *self.0.lock()).cancel();
     }
 }
 
-/// An HTTP/2 connection.
 #[derive(Debug)]
-pub struct Http2 {
+pub(crate) struct Http2 {
     /// To send requests by.
     pub sender: http2::SendRequest<Upload>,
     /// The server's `SETTINGS_MAX_CONCURRENT_STREAMS`; [`UNKNOWN`] until it has said.
@@ -72,14 +69,14 @@ pub struct Http2 {
 }
 
 /// The server hasn't said yet how many streams it allows.
-pub const UNKNOWN: usize = usize::MAX - 1;
+pub(crate) const UNKNOWN: usize = usize::MAX - 1;
 
 /// Speaks HTTP/2. `opening` is dropped as soon as the server has said how many streams it allows; `ended` is called once,
 /// with why, if it broke.
 ///
 /// # Errors
 /// The handshake failed.
-pub async fn http2(
+pub(crate) async fn http2(
     tls: CloudStream,
     windows: Windows,
     closing: WaitForCancellationFutureOwned,
@@ -126,7 +123,7 @@ pub async fn http2(
 ///
 /// # Errors
 /// The handshake failed.
-pub async fn http1(
+pub(crate) async fn http1(
     tls: CloudStream,
     closing: WaitForCancellationFutureOwned,
 ) -> Result<http1::SendRequest<Upload>, hyper::Error> {
@@ -237,7 +234,7 @@ impl Future for Driver {
 }
 
 /// HTTP/1.1 wants the host in a header and the path alone in the request line.
-pub fn set_host(request: &mut Request<Upload>, sender: &Sender) {
+pub(crate) fn set_host(request: &mut Request<Upload>, sender: &Sender) {
     if matches!(sender, Sender::H1(_)) {
         let authority = request
             .uri()

@@ -20,10 +20,10 @@ use crate::config::Server;
 use crate::text::with_causes;
 
 /// Longest time for one connection to be ready for requests.
-pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection that is ready for HTTP.
-pub type CloudStream = TlsStream<HeardStream>;
+pub(crate) type CloudStream = TlsStream<HeardStream>;
 /// Between the beginnings of connections to different addresses of the server.
 const STAGGER: Duration = Duration::from_millis(250);
 /// An idle connection is probed after the first time, again after each second one, and so many times before it is dead:
@@ -32,34 +32,20 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration:
 
 /// Why no connection could be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum DialError {
+pub(crate) enum DialError {
     /// The name does not resolve.
     #[error("{host} does not resolve: {source}")]
-    Resolve {
-        /// The name.
-        host: String,
-        /// The resolver's words.
-        source: io::Error,
-    },
-    /// TCP.
+    Resolve { host: String, source: io::Error },
     #[error("no connection to {address}: {source}")]
     Connect {
         /// The address tried last.
         address: SocketAddr,
-        /// The kernel's words.
         source: io::Error,
     },
-    /// TLS.
     #[error(
         "TLS with {host} failed: {source}; does the CA in --bootstrap-file belong to this server?"
     )]
-    Tls {
-        /// The server.
-        host: String,
-        /// rustls' words.
-        source: io::Error,
-    },
-    /// HTTP.
+    Tls { host: String, source: io::Error },
     #[error("HTTP with the server failed: {}", with_causes(.0))]
     Http(#[from] hyper::Error),
     /// The time is up.
@@ -76,14 +62,13 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// Nobody listens there.
-    pub fn is_refused(&self) -> bool {
+    pub(crate) fn is_refused(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     /// This node lacks something: a place, a file descriptor, memory, a port. That tells nothing of the cloud; nor does a
     /// server that is there and takes no requests.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         use rustix::io::Errno;
         let lacks = [
             Errno::MFILE,
@@ -104,7 +89,7 @@ impl DialError {
 
 /// Opens connections to one server.
 #[derive(Clone)]
-pub struct Dialer {
+pub(crate) struct Dialer {
     server: Server,
     name: ServerName<'static>,
     both: TlsConnector,
@@ -127,7 +112,7 @@ impl Dialer {
     ///
     /// # Errors
     /// The host is neither a DNS name nor an IP address.
-    pub fn new(
+    pub(crate) fn new(
         server: &Server,
         roots: &Arc<rustls::RootCertStore>,
         mark: u32,
@@ -156,13 +141,12 @@ impl Dialer {
         })
     }
 
-    /// The server.
-    pub fn server(&self) -> &Server {
+    pub(crate) fn server(&self) -> &Server {
         &self.server
     }
 
     /// When the server was heard on any connection of this dialer or its clones.
-    pub fn heard(&self) -> &Arc<Heard> {
+    pub(crate) fn heard(&self) -> &Arc<Heard> {
         &self.heard
     }
 
@@ -170,7 +154,7 @@ impl Dialer {
     ///
     /// # Errors
     /// See [`DialError`].
-    pub async fn dial(&self, http1: bool) -> Result<CloudStream, DialError> {
+    pub(crate) async fn dial(&self, http1: bool) -> Result<CloudStream, DialError> {
         let dial = async {
             let (address, tcp) = self.connect().await?;
             self.resolver.connected(address);

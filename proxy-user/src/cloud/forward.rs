@@ -24,7 +24,7 @@ const TRIES: u32 = 3;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
+pub(crate) enum ForwardError {
     /// Nothing has been sent.
     #[error("{0}")]
     NotSent(#[from] DialError),
@@ -56,7 +56,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Everything but the hop-by-hop headers, those that `Connection` names among them.
-pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -75,7 +75,7 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
 
 /// How a request may be sent.
 #[derive(Debug, Clone, Copy)]
-pub struct Terms {
+pub(crate) struct Terms {
     /// Whose it is.
     pub client: Client,
     /// Which connections it may take.
@@ -86,15 +86,14 @@ pub struct Terms {
 
 /// A read of the API's own data, which does nothing however often it is asked. What is behind a proxy, or starts a
 /// program, is none, whatever its method; nor is what isn't understood.
-pub fn is_repeatable(reading: &Reading<'_>) -> bool {
+pub(crate) fn is_repeatable(reading: &Reading<'_>) -> bool {
     let beyond = ["proxy", "exec", "attach", "portforward"];
     let data = |request: &ApiRequest<'_>| !beyond.contains(&request.subresource.as_ref());
     reading.verb.is_read() && reading.understood().is_some_and(data)
 }
 
-/// Sends requests.
 #[derive(Debug)]
-pub struct Cloud {
+pub(crate) struct Cloud {
     /// The connections.
     pub upstreams: Arc<Upstreams>,
     /// The state.
@@ -106,7 +105,7 @@ impl Cloud {
     ///
     /// # Errors
     /// See [`ForwardError`]; each has already been told to [`Health`].
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         parts: &Parts,
         body: Option<Upload>,
@@ -128,7 +127,7 @@ impl Cloud {
     ///
     /// # Errors
     /// The answer broke off, or the link was found dead.
-    pub async fn begun(&self, body: &mut Body) -> Result<(), ForwardError> {
+    pub(crate) async fn begun(&self, body: &mut Body) -> Result<(), ForwardError> {
         let broken = |error: BodyError| {
             self.health.signal(Signal::Failed);
             ForwardError::Lost(error.to_string())
@@ -146,7 +145,7 @@ impl Cloud {
     ///
     /// # Errors
     /// The upgrade's own, or [`ForwardError::Lost`].
-    pub async fn until_away<T>(
+    pub(crate) async fn until_away<T>(
         &self,
         answer: impl Future<Output = Result<T, ForwardError>>,
     ) -> Result<T, ForwardError> {

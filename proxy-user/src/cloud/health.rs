@@ -36,8 +36,7 @@ const TURN: Duration = Duration::from_millis(10);
 /// What the cloud is to this node now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum CloudState {
-    /// It answers.
+pub(crate) enum CloudState {
     Connected,
     /// A request failed (or hublet has just started): a probe is under way.
     Suspect,
@@ -51,7 +50,7 @@ pub enum CloudState {
 
 impl CloudState {
     /// For metrics and the log.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connected => "connected",
             Self::Suspect => "suspect",
@@ -62,14 +61,14 @@ impl CloudState {
     }
 
     /// A probe that is under way decides what comes next.
-    pub fn is_open(self) -> bool {
+    pub(crate) fn is_open(self) -> bool {
         matches!(self, Self::Suspect | Self::Silent)
     }
 }
 
 /// What a request tells of the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
+pub(crate) enum Signal {
     /// The connection was refused: nobody is there.
     Refused,
     /// It failed otherwise: unreachable, TLS, reset.
@@ -82,7 +81,7 @@ pub enum Signal {
 
 /// The state, and where signals go.
 #[derive(Debug)]
-pub struct Health {
+pub(crate) struct Health {
     pub(super) state: watch::Sender<CloudState>,
     signals: mpsc::Sender<Signal>,
     pub(super) decided: watch::Sender<bool>,
@@ -99,7 +98,7 @@ pub struct Health {
 
 impl Health {
     /// Starts the task that decides.
-    pub fn start<L: Link>(
+    pub(crate) fn start<L: Link>(
         config: &CloudConfig,
         link: Arc<L>,
         heard: &Arc<Heard>,
@@ -124,13 +123,12 @@ impl Health {
         }
     }
 
-    /// The state now.
-    pub fn state(&self) -> CloudState {
+    pub(crate) fn state(&self) -> CloudState {
         *self.state.borrow()
     }
 
     /// The state once no probe is to decide any more.
-    pub async fn judged(&self) -> CloudState {
+    pub(crate) async fn judged(&self) -> CloudState {
         let mut state = self.state.subscribe();
         // The sender lives as long as we do.
         state
@@ -140,7 +138,7 @@ impl Health {
     }
 
     /// Waits until the cloud is found to be away, from now on.
-    pub async fn away(&self) {
+    pub(crate) async fn away(&self) {
         // The sender lives as long as we do.
         let _ = self
             .state
@@ -150,24 +148,24 @@ impl Health {
     }
 
     /// To be told of changes.
-    pub fn subscribe(&self) -> watch::Receiver<CloudState> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<CloudState> {
         self.state.subscribe()
     }
 
     /// The first probe after the start has been judged.
-    pub fn is_decided(&self) -> bool {
+    pub(crate) fn is_decided(&self) -> bool {
         *self.decided.borrow()
     }
 
     /// A request has met this.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         // A full queue already holds enough to look.
         let _ = self.signals.try_send(signal);
     }
 
     /// An answer's head came, of this status, after this time. A 502, 503 or 504 may be of what stands before a dead server:
     /// it is no sign of the server, which is asked for one.
-    pub fn head(&self, status: StatusCode, after: Duration) {
+    pub(crate) fn head(&self, status: StatusCode, after: Duration) {
         match status {
             StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
@@ -205,7 +203,7 @@ impl Health {
     }
 
     /// How long a request may be left in silence.
-    pub fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         let round_trip = self.heard.round_trip();
         (round_trip * ROUND_TRIPS.0).clamp(PATIENCE.0, PATIENCE.1.max(round_trip * ROUND_TRIPS.1))
     }
@@ -250,7 +248,7 @@ impl Health {
     }
 
     /// The result of a request, or `None` once silence has outlasted patience.
-    pub async fn while_heard<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn while_heard<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
             answer = answer => Some(answer),
@@ -263,7 +261,7 @@ impl Health {
 
     /// The result of a request that only the cloud can answer. While it waits in silence, the cloud is asked for a sign
     /// of life, so that the state tells when waiting is in vain.
-    pub async fn attended<T>(&self, answer: impl Future<Output = T>) -> T {
+    pub(crate) async fn attended<T>(&self, answer: impl Future<Output = T>) -> T {
         let mut answer = std::pin::pin!(answer);
         loop {
             if let Some(answer) = self.while_heard(&mut answer).await {
@@ -273,7 +271,7 @@ impl Health {
     }
 
     /// Waits until nothing has come on one connection for some time, from now on, while the cloud was heard on others.
-    pub async fn alone(&self, line: &Line) {
+    pub(crate) async fn alone(&self, line: &Line) {
         let began = Instant::now();
         loop {
             let silence = ALONE.max(self.heard.round_trip() * 3);
@@ -289,7 +287,7 @@ impl Health {
     }
 
     /// The usual latency, for status.
-    pub fn latency(&self) -> Duration {
+    pub(crate) fn latency(&self) -> Duration {
         Duration::from_micros(self.latency.load(Ordering::Relaxed))
     }
 }

@@ -17,7 +17,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 
 /// Signs of life of one server, on whatever connection.
 #[derive(Debug)]
-pub struct Heard {
+pub(crate) struct Heard {
     origin: Instant,
     /// Microseconds since the origin.
     last: AtomicU64,
@@ -36,24 +36,23 @@ impl Default for Heard {
 }
 
 impl Heard {
-    /// Something has come.
-    pub fn note(&self) {
+    pub(crate) fn note(&self) {
         self.last
             .store(micros(self.origin.elapsed()), Ordering::Relaxed);
     }
 
     /// When something came last, or when listening began.
-    pub fn last(&self) -> Instant {
+    pub(crate) fn last(&self) -> Instant {
         self.origin + Duration::from_micros(self.last.load(Ordering::Relaxed))
     }
 
     /// The usual round trip, zero while it isn't known.
-    pub fn round_trip(&self) -> Duration {
+    pub(crate) fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
     /// A question on an open connection was answered after this time.
-    pub fn took(&self, time: Duration) {
+    pub(crate) fn took(&self, time: Duration) {
         let (now, usual) = (
             micros(time.min(LONGEST)).max(1),
             self.round_trip.load(Ordering::Relaxed),
@@ -64,7 +63,7 @@ impl Heard {
     }
 
     /// A request was answered after this time, the server's work included: the way is no longer than that.
-    pub fn took_at_most(&self, time: Duration) {
+    pub(crate) fn took_at_most(&self, time: Duration) {
         if time < self.round_trip() {
             self.took(time);
         }
@@ -77,7 +76,7 @@ fn micros(time: Duration) -> u64 {
 
 /// One connection's share of the signs of life.
 #[derive(Debug, Default)]
-pub struct Line {
+pub(crate) struct Line {
     heard: Heard,
     /// When it was left, in microseconds since the origin of `heard`; 0: never.
     left: AtomicU64,
@@ -85,13 +84,13 @@ pub struct Line {
 
 impl Line {
     /// When something came last on it.
-    pub fn last(&self) -> Instant {
+    pub(crate) fn last(&self) -> Instant {
         self.heard.last()
     }
 
     /// No request takes it until something comes on it again; what runs on it goes on. It may be dead, or its server may
     /// merely sit on what it was asked: the answer to a ping tells.
-    pub fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.left.store(
             micros(self.heard.origin.elapsed()).max(1),
             Ordering::Relaxed,
@@ -99,7 +98,7 @@ impl Line {
     }
 
     /// Nothing has come since [`Line::leave`].
-    pub fn is_left(&self) -> bool {
+    pub(crate) fn is_left(&self) -> bool {
         let left = self.left.load(Ordering::Relaxed);
         left != 0 && self.heard.last.load(Ordering::Relaxed) <= left
     }
@@ -108,7 +107,7 @@ impl Line {
 /// A connection to the cloud that notes when something comes. That it could be opened is no sign of life: what stands
 /// before a dead server (a load balancer, a tunnel) accepts, too.
 #[derive(Debug)]
-pub struct HeardStream {
+pub(crate) struct HeardStream {
     tcp: TcpStream,
     heard: Arc<Heard>,
     line: Arc<Line>,
@@ -116,7 +115,7 @@ pub struct HeardStream {
 
 impl HeardStream {
     /// Over an open connection.
-    pub fn new(tcp: TcpStream, heard: Arc<Heard>) -> Self {
+    pub(crate) fn new(tcp: TcpStream, heard: Arc<Heard>) -> Self {
         Self {
             tcp,
             heard,
@@ -125,7 +124,7 @@ impl HeardStream {
     }
 
     /// Bytes and times of this connection alone.
-    pub fn line(&self) -> &Arc<Line> {
+    pub(crate) fn line(&self) -> &Arc<Line> {
         &self.line
     }
 }

@@ -40,7 +40,7 @@ const KEEP_WARM: u32 = 3;
 const LACKING: Duration = Duration::from_millis(250);
 
 /// The way to the cloud, as far as its state depends on it.
-pub trait Link: Send + Sync + 'static {
+pub(crate) trait Link: Send + Sync + 'static {
     /// Asks on a connection that is open already; `None` when there is none, or it had been closed.
     fn ask_kept(&self) -> impl Future<Output = Option<Result<(), ProbeError>>> + Send;
     /// Asks on a new connection.
@@ -49,11 +49,9 @@ pub trait Link: Send + Sync + 'static {
     fn lost(&self) -> impl Future<Output = ()> + Send;
     /// New requests take new connections.
     fn retire_all(&self);
-    /// Ends every connection.
     fn close_all(&self);
 }
 
-/// The task's own.
 pub(super) struct Judge<L> {
     config: CloudConfig,
     link: Arc<L>,

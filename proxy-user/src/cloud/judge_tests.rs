@@ -13,7 +13,6 @@ const MS: Duration = Duration::from_millis(1);
 const INTERVAL: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A probe's outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Answers,

@@ -27,9 +27,8 @@ type Http1 = http1::SendRequest<Upload>;
 
 /// The streams in use on a shared connection.
 #[derive(Debug)]
-pub struct Streams {
+pub(crate) struct Streams {
     active: AtomicUsize,
-    /// The server's limit.
     allowed: Arc<AtomicUsize>,
     connection: AbortHandle,
     /// Somebody may wait for room.
@@ -38,7 +37,7 @@ pub struct Streams {
 
 impl Streams {
     /// None in use; `room` is told of each that ends.
-    pub fn new(
+    pub(crate) fn new(
         room: &Arc<Notify>,
         allowed: &Arc<AtomicUsize>,
         connection: AbortHandle,
@@ -53,19 +52,19 @@ impl Streams {
     }
 
     /// Ends the connection where the server allows no streams: a request that came too late for that waits for ever.
-    pub fn end_if_none_is_allowed(&self) {
+    pub(crate) fn end_if_none_is_allowed(&self) {
         if self.allowed.load(Ordering::Relaxed) == 0 {
             self.connection.abort();
         }
     }
 
     /// How many are in use.
-    pub fn active(&self) -> usize {
+    pub(crate) fn active(&self) -> usize {
         self.active.load(Ordering::Relaxed)
     }
 
     /// One more, on this connection.
-    pub fn take(self: &Arc<Self>, line: &Arc<Line>) -> Place {
+    pub(crate) fn take(self: &Arc<Self>, line: &Arc<Line>) -> Place {
         self.active.fetch_add(1, Ordering::Relaxed);
         Place {
             line: Arc::clone(line),
@@ -79,7 +78,7 @@ impl Streams {
 
 /// One request's place on a connection, given back when dropped.
 #[derive(Debug)]
-pub struct Place {
+pub(crate) struct Place {
     /// The connection.
     pub line: Arc<Line>,
     held: Held,
@@ -99,7 +98,7 @@ enum Held {
 
 impl Place {
     /// A connection of one's own.
-    pub fn own(line: &Arc<Line>, share: Share) -> Self {
+    pub(crate) fn own(line: &Arc<Line>, share: Share) -> Self {
         Self {
             line: Arc::clone(line),
             held: Held::Own { share, keep: None },
@@ -107,7 +106,7 @@ impl Place {
     }
 
     /// Nothing has come on it for long, while others were heard: no request takes it any more.
-    pub fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.line.leave();
         if let Held::Shared { streams, .. } = &self.held {
             streams.end_if_none_is_allowed();
@@ -115,14 +114,14 @@ impl Place {
     }
 
     /// Counts it as its client's, where the connection is shared.
-    pub fn count(&mut self, part: Part) {
+    pub(crate) fn count(&mut self, part: Part) {
         if let Held::Shared { _part, .. } = &mut self.held {
             *_part = Some(part);
         }
     }
 
     /// The connection goes among the idle ones once the answer has been read.
-    pub fn keep(&mut self, connection: Http1, idle: &Arc<Idle>) {
+    pub(crate) fn keep(&mut self, connection: Http1, idle: &Arc<Idle>) {
         if let Held::Own { keep, .. } = &mut self.held {
             *keep = Some((connection, Arc::clone(idle)));
         }
@@ -130,7 +129,7 @@ impl Place {
 
     /// The credential has proven itself: it counts among `others` from now on, where there is room, so that its watch
     /// doesn't take a place from those that are still to prove themselves.
-    pub fn proven(&mut self, others: &Shares) {
+    pub(crate) fn proven(&mut self, others: &Shares) {
         if let Held::Own { share, .. } = &mut self.held
             && let Ok(other) = others.try_take(share.part.client)
         {
@@ -157,7 +156,7 @@ impl Drop for Place {
 
 /// HTTP/1.1 connections that nobody uses at the moment.
 #[derive(Debug, Default)]
-pub struct Idle(Mutex<VecDeque<Unused>>);
+pub(crate) struct Idle(Mutex<VecDeque<Unused>>);
 
 #[derive(Debug)]
 struct Unused {
@@ -187,7 +186,7 @@ impl Idle {
     }
 
     /// The one that was used last. One whose answer was not read to its end is closing.
-    pub fn take(&self) -> Option<(Http1, Arc<Line>)> {
+    pub(crate) fn take(&self) -> Option<(Http1, Arc<Line>)> {
         let mut idle = self.0.lock();
         idle.retain(Unused::is_usable);
         let index = idle
@@ -197,8 +196,7 @@ impl Idle {
             .map(|unused| (unused.connection, unused.line))
     }
 
-    /// Closes them.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.0.lock().clear();
     }
 }
@@ -206,7 +204,7 @@ impl Idle {
 /// So many connections in all, of which some are kept for [privileged](Client::is_privileged) clients; so many for each
 /// client, within what [`Taken`] leaves it.
 #[derive(Debug)]
-pub struct Shares {
+pub(crate) struct Shares {
     all: usize,
     each: usize,
     kept: usize,
@@ -217,7 +215,7 @@ pub struct Shares {
 /// The places that clients have taken of all that there are. No client gets more than are free, but for privileged ones:
 /// one alone gets half of them at most, and leaves some to a newcomer.
 #[derive(Debug, Default)]
-pub struct Taken {
+pub(crate) struct Taken {
     places: Mutex<Places>,
     /// One has been given back.
     room: Notify,
@@ -231,21 +229,21 @@ struct Places {
 
 /// One place that counts as its client's until this is dropped.
 #[derive(Debug)]
-pub struct Part {
+pub(crate) struct Part {
     client: Client,
     taken: Arc<Taken>,
 }
 
 /// One connection's share, given back when dropped.
 #[derive(Debug)]
-pub struct Share {
+pub(crate) struct Share {
     part: Part,
     _own: OwnedSemaphorePermit,
 }
 
 impl Taken {
     /// One more of this client, if there is room among `all`, of which so many are kept for privileged ones.
-    pub fn take(self: &Arc<Self>, client: Client, all: usize, kept: usize) -> Option<Part> {
+    pub(crate) fn take(self: &Arc<Self>, client: Client, all: usize, kept: usize) -> Option<Part> {
         let mut places = self.places.lock();
         let count = places.by.get(&client).copied().unwrap_or_default();
         let kept = if client.is_privileged() { 0 } else { kept };
@@ -280,7 +278,7 @@ impl Drop for Part {
 
 impl Shares {
     /// `all` connections, `each` for one client, `kept` for those that are privileged.
-    pub fn new(all: usize, each: usize, kept: usize) -> Self {
+    pub(crate) fn new(all: usize, each: usize, kept: usize) -> Self {
         Self {
             all,
             each,
@@ -294,7 +292,7 @@ impl Shares {
     ///
     /// # Errors
     /// None became free within five seconds.
-    pub async fn take(&self, client: Client) -> Result<Share, DialError> {
+    pub(crate) async fn take(&self, client: Client) -> Result<Share, DialError> {
         let own = self.of(client);
         let share = async move {
             let own = own.acquire_owned().await.ok()?;
@@ -318,7 +316,7 @@ impl Shares {
     ///
     /// # Errors
     /// The client has all of its own, or there are none left.
-    pub fn try_take(&self, client: Client) -> Result<Share, DialError> {
+    pub(crate) fn try_take(&self, client: Client) -> Result<Share, DialError> {
         let own = self
             .of(client)
             .try_acquire_owned()

@@ -25,11 +25,9 @@ const BODY: (usize, Duration) = (64 << 10, Duration::from_secs(1));
 
 /// Why a probe says that the cloud isn't there.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// No connection.
+pub(crate) enum ProbeError {
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// The connection broke.
     #[error("the probe failed: {}", with_causes(.0))]
     Http(#[from] hyper::Error),
     /// A server that isn't ready.
@@ -42,16 +40,15 @@ pub enum ProbeError {
 
 impl ProbeError {
     /// This node lacks something (a file descriptor, a port): that tells nothing of the cloud.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         matches!(self, Self::Dial(error) if error.is_ours())
     }
 }
 
 type Sender = SendRequest<Empty<Bytes>>;
 
-/// Probes one server.
 #[derive(Debug)]
-pub struct Probe {
+pub(crate) struct Probe {
     dialer: Dialer,
     kept: Mutex<Option<Sender>>,
     metrics: Arc<Metrics>,
@@ -59,7 +56,7 @@ pub struct Probe {
 
 impl Probe {
     /// Of one server; nothing is opened yet.
-    pub fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
         Self {
             dialer,
             kept: Mutex::new(None),
@@ -68,7 +65,7 @@ impl Probe {
     }
 
     /// Asks on the kept connection; `None` when there is none, or it was closed while it lay idle, which tells nothing.
-    pub async fn ask_kept(&self) -> Option<Result<(), ProbeError>> {
+    pub(crate) async fn ask_kept(&self) -> Option<Result<(), ProbeError>> {
         let kept = self.kept.lock().take()?;
         let answer = self.exchange(kept).await;
         (!matches!(answer, Err(ProbeError::Http(_)))).then_some(answer)
@@ -78,7 +75,7 @@ impl Probe {
     ///
     /// # Errors
     /// The server isn't there, or isn't ready.
-    pub async fn ask_anew(&self) -> Result<(), ProbeError> {
+    pub(crate) async fn ask_anew(&self) -> Result<(), ProbeError> {
         let tls = Box::pin(self.dialer.dial(true)).await?;
         self.metrics.cloud_connects.inc();
         let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
@@ -88,7 +85,7 @@ impl Probe {
     }
 
     /// Closes the kept connection.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         drop(self.kept.lock().take());
     }
 

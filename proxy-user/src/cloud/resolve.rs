@@ -21,7 +21,7 @@ type Lookup = Shared<BoxFuture<'static, Found>>;
 
 /// Resolves one server's name.
 #[derive(Debug)]
-pub struct Resolver {
+pub(crate) struct Resolver {
     host: String,
     port: u16,
     /// At most one is under way: each takes a thread for as long as the system's resolver hangs.
@@ -38,7 +38,7 @@ struct Known {
 
 impl Resolver {
     /// Of a server; nothing is asked yet.
-    pub fn new(server: &Server) -> Self {
+    pub(crate) fn new(server: &Server) -> Self {
         Self {
             host: server.host.clone(),
             port: server.port,
@@ -52,7 +52,7 @@ impl Resolver {
     ///
     /// # Errors
     /// The name does not resolve.
-    pub async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+    pub(crate) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let before = self.known.lock().addresses.clone();
         let found = match tokio::time::timeout(PATIENCE, self.look_up()).await {
             Ok(found) => found,
@@ -69,12 +69,11 @@ impl Resolver {
     }
 
     /// Connected there; it is to be seen whether it serves.
-    pub fn connected(&self, address: SocketAddr) {
+    pub(crate) fn connected(&self, address: SocketAddr) {
         self.known.lock().last = Some((address, false));
     }
 
-    /// It serves.
-    pub fn serves(&self, address: SocketAddr) {
+    pub(crate) fn serves(&self, address: SocketAddr) {
         self.known.lock().last = Some((address, true));
     }
 

@@ -58,7 +58,7 @@ struct Kept {
 
 /// The shared connections, and who waits for one.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub(crate) struct Shared {
     pool: Mutex<Pool>,
     /// There may be room now: a connection is open, or a dial has failed, or a stream has ended.
     pub room: Arc<Notify>,
@@ -77,8 +77,7 @@ struct Pool {
 }
 
 /// The outcome of a request for a place.
-pub enum Seat {
-    /// A place.
+pub(crate) enum Seat {
     Taken(Stream),
     /// Enough is being dialled.
     Wait(Waiting),
@@ -87,7 +86,7 @@ pub enum Seat {
 }
 
 /// One that waits, counted.
-pub struct Waiting {
+pub(crate) struct Waiting {
     shared: Arc<Shared>,
     watch: bool,
 }
@@ -100,7 +99,7 @@ impl Drop for Waiting {
 }
 
 /// A dial under way, until the server has said how many streams it allows.
-pub struct Dialling {
+pub(crate) struct Dialling {
     shared: Arc<Shared>,
     /// For the wide connection.
     pub wide: bool,
@@ -209,7 +208,7 @@ impl Shared {
     ///
     /// # Errors
     /// It has as many as are left to all others.
-    pub fn count(&self, client: Client) -> Result<Part, DialError> {
+    pub(crate) fn count(&self, client: Client) -> Result<Part, DialError> {
         let all = self.pool.lock().capacity();
         self.taken.take(client, all, KEPT).ok_or(DialError::Busy)
     }
@@ -218,7 +217,7 @@ impl Shared {
     ///
     /// # Errors
     /// The limit is reached, or the server allows no streams.
-    pub fn seat(self: &Arc<Self>, watch: bool) -> Result<Seat, DialError> {
+    pub(crate) fn seat(self: &Arc<Self>, watch: bool) -> Result<Seat, DialError> {
         let mut pool = self.pool.lock();
         if let Some(stream) = pool.find(watch) {
             return Ok(Seat::Taken(stream));
@@ -264,7 +263,7 @@ impl Shared {
     }
 
     /// A connection that has been opened, and the first place on it.
-    pub fn add(&self, http2: Http2, line: &Arc<Line>, wide: bool) -> Stream {
+    pub(crate) fn add(&self, http2: Http2, line: &Arc<Line>, wide: bool) -> Stream {
         let kept = Kept {
             sender: http2.sender,
             wide,
@@ -280,7 +279,7 @@ impl Shared {
     }
 
     /// New requests take new connections; what runs goes on.
-    pub fn retire(&self) {
+    pub(crate) fn retire(&self) {
         let kept = &mut self.pool.lock().kept;
         kept.retain(|k| !k.is_over());
         for one in kept.iter() {
@@ -292,12 +291,11 @@ impl Shared {
     }
 
     /// Forgets all connections, which are being closed.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.pool.lock().kept.clear();
     }
 
-    /// Connections open.
-    pub fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         let kept = &mut self.pool.lock().kept;
         kept.retain(|k| !k.is_over());
         kept.len()

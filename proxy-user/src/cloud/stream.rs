@@ -23,7 +23,7 @@ const AHEAD: (usize, Duration) = (8 << 10, Duration::from_secs(1));
 
 /// The body of a forwarded answer.
 #[derive(Debug)]
-pub struct CloudBody {
+pub(crate) struct CloudBody {
     inner: Incoming,
     capture: Option<Capture>,
     /// A frame that waits for room in the copy.
@@ -43,8 +43,7 @@ pub struct CloudBody {
 }
 
 impl CloudBody {
-    /// Wraps a body.
-    pub fn new(
+    pub(crate) fn new(
         inner: Incoming,
         capture: Option<Capture>,
         place: Option<Place>,
@@ -66,7 +65,7 @@ impl CloudBody {
     }
 
     /// The answer to this upload, which is over with it.
-    pub fn beside(self, upload: Option<Arc<Progress>>) -> Self {
+    pub(crate) fn beside(self, upload: Option<Arc<Progress>>) -> Self {
         Self {
             upload: upload.map(Beside::new),
             ..self
@@ -77,7 +76,7 @@ impl CloudBody {
     ///
     /// # Errors
     /// The body broke off before it began.
-    pub async fn begin(&mut self) -> Result<(), BodyError> {
+    pub(crate) async fn begin(&mut self) -> Result<(), BodyError> {
         if self.ahead.is_empty() {
             let first = std::future::poll_fn(|cx| self.poll_next(cx))
                 .await
@@ -91,7 +90,7 @@ impl CloudBody {
     }
 
     /// Reads a short body whole, so that its place is free whether the client reads it or not.
-    pub async fn read_ahead(&mut self) {
+    pub(crate) async fn read_ahead(&mut self) {
         let read = async {
             let mut bytes = 0;
             while bytes < AHEAD.0
@@ -113,8 +112,7 @@ impl CloudBody {
         let _slow = tokio::time::timeout(AHEAD.1, read).await;
     }
 
-    /// As [`http_body::Body::poll_frame`].
-    pub fn poll_frame(
+    pub(crate) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -205,14 +203,12 @@ impl CloudBody {
         self.place = None;
     }
 
-    /// As [`http_body::Body::is_end_stream`].
-    pub fn is_end_stream(&self) -> bool {
+    pub(crate) fn is_end_stream(&self) -> bool {
         let passed = self.waiting.is_none() && self.ahead.is_empty();
         passed && self.capture.is_none() && self.inner.is_end_stream()
     }
 
-    /// As [`http_body::Body::size_hint`].
-    pub fn size_hint(&self) -> SizeHint {
+    pub(crate) fn size_hint(&self) -> SizeHint {
         let ahead = self
             .ahead
             .iter()

@@ -22,7 +22,7 @@ use crate::upload::{self, Noted, Upload};
 /// ignores `Upgrade`, and so the request is one like any other.
 ///
 /// Source: `k8s.io/apimachinery/pkg/util/httpstream`, `k8s.io/apiserver/pkg/endpoints/handlers/watch.go`.
-pub fn is_upgrade(request: &Parts) -> bool {
+pub(crate) fn is_upgrade(request: &Parts) -> bool {
     let headers = &request.headers;
     let has = |name, word: &str| {
         let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
@@ -54,7 +54,7 @@ impl Cloud {
     ///
     /// # Errors
     /// See [`ForwardError`].
-    pub async fn upgrade(
+    pub(crate) async fn upgrade(
         &self,
         mut request: Request<Incoming>,
         metrics: &Arc<Metrics>,

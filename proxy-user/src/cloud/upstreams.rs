@@ -23,10 +23,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::{self, Closing};
-pub use super::connection::{Sender, set_host};
+pub(crate) use super::connection::{Sender, set_host};
 use super::dial::{CloudStream, DIAL_TIMEOUT, DialError, Dialer};
 use super::judge::Link;
-pub use super::places::Place;
+pub(crate) use super::places::Place;
 use super::places::{Idle, Share, Shares};
 use super::probe::{Probe, ProbeError};
 use super::shared::{Dialling, Seat, Shared};
@@ -42,7 +42,7 @@ const APART: (usize, usize, usize) = (32, 8, 8);
 const UPGRADES: (usize, usize, usize) = (256, 64, 0);
 /// Which connections a request may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// The shared ones, for an answer that ends.
     Whole,
     /// The shared ones, for a watch.
@@ -53,7 +53,7 @@ pub enum Way {
 
 /// A place on a connection.
 #[derive(Debug)]
-pub struct Stream {
+pub(crate) struct Stream {
     /// To send the request by.
     pub sender: Sender,
     /// Gives the place back.
@@ -62,7 +62,7 @@ pub struct Stream {
 
 /// All connections to one server.
 #[derive(Debug)]
-pub struct Upstreams {
+pub(crate) struct Upstreams {
     dialer: Dialer,
     shared: Arc<Shared>,
     /// The server has chosen HTTP/1.1 when it could have had HTTP/2.
@@ -80,7 +80,7 @@ pub struct Upstreams {
 
 impl Upstreams {
     /// To one server; nothing is opened yet.
-    pub fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
         Self {
             probe: Probe::new(dialer.clone(), Arc::clone(&metrics)),
             dialer,
@@ -96,8 +96,7 @@ impl Upstreams {
         }
     }
 
-    /// Opens connections.
-    pub fn dialer(&self) -> &Dialer {
+    pub(crate) fn dialer(&self) -> &Dialer {
         &self.dialer
     }
 
@@ -106,7 +105,12 @@ impl Upstreams {
     ///
     /// # Errors
     /// None can be opened, in [`DIAL_TIMEOUT`] though others dial first, or the limit is reached.
-    pub async fn stream(&self, client: Client, way: Way, reuse: bool) -> Result<Stream, DialError> {
+    pub(crate) async fn stream(
+        &self,
+        client: Client,
+        way: Way,
+        reuse: bool,
+    ) -> Result<Stream, DialError> {
         // Boxed: a handshake's state is large and rarely needed.
         if way == Way::Apart {
             let share = self.apart.take(client).await?;
@@ -212,7 +216,7 @@ impl Upstreams {
     }
 
     /// The answer has begun: what remains of the stream is its place.
-    pub fn answered(&self, stream: Stream) -> Place {
+    pub(crate) fn answered(&self, stream: Stream) -> Place {
         let Stream { sender, mut place } = stream;
         if let Sender::H1(connection) = sender {
             place.keep(connection, &self.idle);
@@ -221,7 +225,7 @@ impl Upstreams {
     }
 
     /// The credential that has this place has just proven itself.
-    pub fn proven(&self, place: &mut Place) {
+    pub(crate) fn proven(&self, place: &mut Place) {
         place.proven(&self.own);
     }
 
@@ -229,7 +233,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// None can be opened, or the limit is reached.
-    pub async fn upgrade(
+    pub(crate) async fn upgrade(
         &self,
         client: Client,
     ) -> Result<
@@ -254,7 +258,7 @@ impl Upstreams {
 
     /// Ends every connection (shared, for one request, upgraded), and with it every stream: clients turn to the other
     /// side at once.
-    pub fn close_all(&self) {
+    pub(crate) fn close_all(&self) {
         self.shared.close();
         self.idle.clear();
         self.closing.close();
@@ -264,7 +268,7 @@ impl Upstreams {
     }
 
     /// Shared connections that are open.
-    pub fn open_connections(&self) -> usize {
+    pub(crate) fn open_connections(&self) -> usize {
         self.shared.open()
     }
 }
@@ -294,7 +298,7 @@ impl Link for Upstreams {
 }
 
 /// The absolute URI of a path on a server.
-pub fn uri(server: &crate::config::Server, path_and_query: Option<&str>) -> http::Uri {
+pub(crate) fn uri(server: &crate::config::Server, path_and_query: Option<&str>) -> http::Uri {
     let host = if server.host.contains(':') {
         format!("[{}]", server.host)
     } else {

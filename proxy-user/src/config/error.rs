@@ -10,7 +10,6 @@ pub enum ConfigError {
     Missing {
         /// The flag's name, without dashes.
         flag: &'static str,
-        /// What to write.
         way_out: String,
     },
     /// A flag's value is wrong.
@@ -18,7 +17,6 @@ pub enum ConfigError {
     Value {
         /// The flag's name, without dashes.
         flag: &'static str,
-        /// What was said.
         value: String,
         /// What is wrong with it and what to write instead, to follow the value in a sentence.
         reason: String,

@@ -175,9 +175,7 @@ pub struct Server {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LbMode {
-    /// `rr`.
     Rr,
-    /// `priority`.
     Priority,
 }
 

@@ -44,7 +44,7 @@ const ARRIVALS: u32 = 64;
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
 
 /// What every connection needs.
-pub struct Front {
+pub(crate) struct Front {
     pub(super) handler: Arc<Handler>,
     pub(super) setup: Arc<Setup>,
     pub(super) tls: TlsAcceptor,
@@ -59,7 +59,7 @@ pub struct Front {
 
 impl Front {
     /// Puts the parts together.
-    pub fn new(
+    pub(crate) fn new(
         handler: Arc<Handler>,
         setup: Arc<Setup>,
         tls: Arc<rustls::ServerConfig>,
@@ -102,7 +102,7 @@ impl Front {
     }
 
     /// Waits until listeners that were told to stop have stopped, and all that they accepted is in the registry.
-    pub async fn arrived(&self) {
+    pub(crate) async fn arrived(&self) {
         // Each listener holds one while it accepts. It is never closed.
         let _all = self.arrivals.acquire_many(ARRIVALS).await;
     }

@@ -22,7 +22,6 @@ pub(super) enum Order {
     GoOn,
     /// Answer what has been asked, then close.
     Finish,
-    /// Close now.
     Drop,
 }
 
@@ -61,7 +60,6 @@ impl Activity {
         }
     }
 
-    /// See [`Flow::progress`].
     pub(super) fn progress(&self) -> (usize, u32) {
         self.flow.progress()
     }

@@ -12,7 +12,7 @@ use crate::client::Port;
 
 /// Counters of all listeners.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     plain: AtomicU64,
     secure: AtomicU64,
     over_limit: AtomicU64,
@@ -77,12 +77,12 @@ impl Counters {
         *self.probe.lock() == Some(from)
     }
     /// A self-probe went unanswered.
-    pub fn probe_failed(&self) {
+    pub(crate) fn probe_failed(&self) {
         self.probes_failed.fetch_add(1, Relaxed);
     }
 
     /// OpenMetrics families, without the closing `# EOF`.
-    pub fn render(&self, open: usize, limit: usize) -> String {
+    pub(crate) fn render(&self, open: usize, limit: usize) -> String {
         let mut text = String::with_capacity(2048);
         family(
             &mut text,
@@ -157,7 +157,7 @@ impl Counters {
     }
 
     /// The same for `/v1/status`.
-    pub fn status(&self, open: usize, limit: usize) -> serde_json::Value {
+    pub(crate) fn status(&self, open: usize, limit: usize) -> serde_json::Value {
         json!({
             "open": open,
             "limit": limit,

@@ -11,7 +11,6 @@ const WHILE: Duration = Duration::from_secs(60);
 /// Callers that are warned of in that time.
 const CALLERS: usize = 16;
 
-/// Handshakes that failed.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Mutex<Recent>);
 

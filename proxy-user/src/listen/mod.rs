@@ -32,22 +32,20 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use accept::Front;
-pub use counters::Counters;
-pub use probe::{INTERVAL as PROBE_INTERVAL, probe};
-pub use registry::Registry;
-pub use socket::{Purpose, bind};
-pub use tls::server_config;
+pub(crate) use accept::Front;
+pub(crate) use counters::Counters;
+pub(crate) use probe::{INTERVAL as PROBE_INTERVAL, probe};
+pub(crate) use registry::Registry;
+pub(crate) use socket::{Purpose, bind};
+pub(crate) use tls::server_config;
 
 use crate::client::Port;
 
 /// Why a socket can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Binding failed.
     #[error("can't listen on {address}: {reason}")]
     Bind {
-        /// The address.
         address: SocketAddr,
         /// What is in the way, and what to do.
         reason: String,
@@ -61,7 +59,7 @@ pub enum ListenError {
 
 /// A bound socket, not yet accepting.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// Which of our ports it is.
     pub port: Port,
     /// The socket; shared, because eBPF wants its descriptor while it accepts.
@@ -69,7 +67,7 @@ pub struct Listener {
 }
 
 /// Accepts on this listener until `stop`. Call on the traffic runtime.
-pub fn serve(
+pub(crate) fn serve(
     front: &Arc<Front>,
     listener: &Listener,
     stop: CancellationToken,

@@ -12,8 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
-/// Between two probes.
-pub const INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 
 /// An answer that takes longer counts as none.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -23,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// No connection, another answer, or none within a second.
-pub async fn probe(secure: SocketAddr, counters: &Counters) -> io::Result<()> {
+pub(crate) async fn probe(secure: SocketAddr, counters: &Counters) -> io::Result<()> {
     timeout(PATIENCE, ask(reachable(secure), counters))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -28,9 +28,8 @@ const IDLE: u32 = 20;
 /// Looks within the time that a reader may take.
 const LOOKS: u32 = 6;
 
-/// The open connections.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     reader_timeout: Duration,
     seats: Mutex<Seats>,
     emptied: Notify,
@@ -63,7 +62,6 @@ enum Verdict {
 pub(super) struct Glimpse {
     /// Requests begun so far (wrapping).
     pub(super) begun: u32,
-    /// Requests being answered.
     pub(super) open: u32,
     /// Bytes came in after the last answer, and no request has begun since.
     pub(super) unread: bool,
@@ -72,7 +70,7 @@ pub(super) struct Glimpse {
 impl Registry {
     /// An empty registry for at most `limit` connections, whose clients may take `reader_timeout` to read something of
     /// what they asked for.
-    pub fn new(limit: usize, reader_timeout: Duration) -> Arc<Self> {
+    pub(crate) fn new(limit: usize, reader_timeout: Duration) -> Arc<Self> {
         Arc::new(Self {
             reader_timeout,
             seats: Mutex::new(Seats::new(limit)),
@@ -117,13 +115,11 @@ impl Registry {
         }
     }
 
-    /// Connections open now.
-    pub fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.seats.lock().open()
     }
 
-    /// The limit.
-    pub fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         self.seats.lock().limit()
     }
 
@@ -133,7 +129,7 @@ impl Registry {
     }
 
     /// Looks for clients that don't read, for ever.
-    pub async fn cut_stalled_on_time(self: Arc<Self>, counters: Arc<Counters>) {
+    pub(crate) async fn cut_stalled_on_time(self: Arc<Self>, counters: Arc<Counters>) {
         let mut interval = tokio::time::interval(self.reader_timeout / LOOKS);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -157,7 +153,7 @@ impl Registry {
     }
 
     /// Looks at the connections every 15 seconds, for ever.
-    pub async fn sweep_on_time(self: Arc<Self>, counters: Arc<Counters>) {
+    pub(crate) async fn sweep_on_time(self: Arc<Self>, counters: Arc<Counters>) {
         let mut interval = tokio::time::interval(SWEEP);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -181,7 +177,7 @@ impl Registry {
     }
 
     /// Tells every connection, and those still to come, to finish what they are answering, or to end at once.
-    pub fn drain(&self, at_once: bool) {
+    pub(crate) fn drain(&self, at_once: bool) {
         let order = if at_once { Order::Drop } else { Order::Finish };
         self.seats.lock().draining = true;
         self.each(|_, activity| activity.order(order));
@@ -201,7 +197,7 @@ impl Registry {
     }
 
     /// Waits until no connection is open.
-    pub async fn emptied(&self) {
+    pub(crate) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
             if self.open() == 0 {

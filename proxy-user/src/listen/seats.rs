@@ -19,7 +19,6 @@ const LOOKED_AT: usize = 64;
 /// A connection that has asked for nothing by then is idle.
 const YOUNG: Duration = Duration::from_secs(1);
 
-/// The places.
 #[derive(Debug, Default)]
 pub(super) struct Seats {
     limit: usize,
@@ -33,7 +32,6 @@ pub(super) struct Seats {
     pub(super) draining: bool,
 }
 
-/// One place.
 #[derive(Debug)]
 pub(super) struct Seat {
     pub(super) activity: Weak<Activity>,
@@ -46,11 +44,9 @@ pub(super) struct Seat {
 /// The outcome for a new connection.
 #[derive(Debug)]
 pub(super) enum Room {
-    /// A free place.
     Free,
     /// The place of this connection, which has to go.
     Of(Weak<Activity>),
-    /// None.
     Full,
 }
 

@@ -14,12 +14,10 @@ const BACKLOG: i32 = 1024;
 
 /// What a socket is for, and the flags that move it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// Plain HTTP and TLS.
     Plain,
-    /// TLS.
     Secure,
-    /// Health, metrics, status.
     Admin,
 }
 
@@ -37,7 +35,7 @@ impl Purpose {
 ///
 /// # Errors
 /// The address is taken, isn't on this node, or may not be had; the message says what to do.
-pub fn bind(address: SocketAddr, purpose: Purpose) -> Result<TcpListener, ListenError> {
+pub(crate) fn bind(address: SocketAddr, purpose: Purpose) -> Result<TcpListener, ListenError> {
     listening(address).map_err(|source| ListenError::Bind {
         address,
         reason: reason(&source, address, purpose),

@@ -7,7 +7,6 @@ use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, ServerConfig};
 
-/// ALPN's names.
 pub(super) const H2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
@@ -16,7 +15,7 @@ const HTTP1: &[u8] = b"http/1.1";
 ///
 /// # Errors
 /// The provider refuses; it never has.
-pub fn server_config(
+pub(crate) fn server_config(
     resolver: Arc<dyn ResolvesServerCert>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut provider = default_provider();

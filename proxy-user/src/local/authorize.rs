@@ -37,7 +37,6 @@ impl<'a> Deref for AbsenceOnly<'a> {
 /// The part of the store that the caller may have.
 #[derive(Debug)]
 pub(super) enum Permission<'a> {
-    /// The answer.
     Read(Allowed<'a>),
     /// The news that the object does not exist.
     HearAbsent(AbsenceOnly<'a>),
@@ -61,17 +60,14 @@ impl Guarded {
         self.cache.clock.now()
     }
 
-    /// As [`Cache::generation`].
     pub(super) fn generation(&self) -> u64 {
         self.cache.generation()
     }
 
-    /// As [`Cache::opened_anew`].
     pub(super) async fn opened_anew(&self, since: u64) -> bool {
         self.cache.opened_anew(since).await
     }
 
-    /// As [`Cache::asked`].
     pub(super) fn asked(&self, scope: &[u8]) {
         self.cache.asked(scope);
     }

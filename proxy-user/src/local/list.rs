@@ -217,7 +217,7 @@ impl Local {
 
 /// A list on its way to a client.
 #[derive(Debug)]
-pub struct StoredList {
+pub(crate) struct StoredList {
     walk: Option<ListWalk>,
     encoding: Encoding,
     unstructured: bool,
@@ -248,7 +248,7 @@ impl StoredList {
     }
 
     /// The next bytes of the list; an error ends it, so that its client sees a cut stream and no shortened list.
-    pub fn next_chunk(&mut self) -> Option<Result<Bytes, StoreError>> {
+    pub(crate) fn next_chunk(&mut self) -> Option<Result<Bytes, StoreError>> {
         let mut walk = self.walk.take()?;
         let mut out = std::mem::take(&mut self.head);
         out.reserve(CHUNK + (CHUNK >> 2));

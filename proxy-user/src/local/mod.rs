@@ -1,13 +1,13 @@
 //! Stage 5b: answers reads from the store while the cloud is away. In: a request, who is asking, the store. Out: the
 //! cloud's own bytes with their age, or a [`Refusal`] that says what isn't known (I2) or not allowed (I7).
 
-pub mod authorize;
-pub mod document;
-pub mod get;
-pub mod list;
-pub mod negotiate;
+pub(crate) mod authorize;
+pub(crate) mod document;
+pub(crate) mod get;
+pub(crate) mod list;
+pub(crate) mod negotiate;
 mod resume;
-pub mod watch;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +30,11 @@ use authorize::{Guarded, Permission};
 use negotiate::Accepts;
 
 /// Header that tells where an answer came from: `cloud`, `store`, or `hublet` for a refusal of its own.
-pub const SOURCE: http::HeaderName = http::HeaderName::from_static("x-hublet-source");
+pub(crate) const SOURCE: http::HeaderName = http::HeaderName::from_static("x-hublet-source");
 
 /// Answers from the store.
 #[derive(Debug)]
-pub struct Local {
+pub(crate) struct Local {
     cache: Guarded,
     min_request_timeout: Duration,
     state: tokio::sync::watch::Receiver<CloudState>,
@@ -44,7 +44,7 @@ pub struct Local {
 
 /// One question to the store.
 #[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
+pub(crate) struct Question<'a> {
     /// What is asked.
     pub request: &'a ApiRequest<'a>,
     /// Its headers.
@@ -60,7 +60,7 @@ pub struct Question<'a> {
 }
 
 /// The store's key of what a request asks for.
-pub fn scope_of(request: &ApiRequest<'_>) -> Vec<u8> {
+pub(crate) fn scope_of(request: &ApiRequest<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);
     key::push_scope(&mut out, request);
     out
@@ -72,7 +72,7 @@ impl<'a> Question<'a> {
     }
 
     /// The question, as far as rights go.
-    pub fn asked(&self) -> Asked<'a> {
+    pub(crate) fn asked(&self) -> Asked<'a> {
         Asked {
             credential: self.credential,
             request: self.request,
@@ -100,7 +100,7 @@ impl From<StoreError> for Refusal {
 
 impl Local {
     /// Over a store; `state` tells watches when the cloud is back.
-    pub fn new(
+    pub(crate) fn new(
         cache: Arc<Cache>,
         config: &LocalConfig,
         state: tokio::sync::watch::Receiver<CloudState>,
@@ -119,7 +119,7 @@ impl Local {
     ///
     /// # Errors
     /// What isn't known, not allowed, or not to be had in an encoding that the caller takes.
-    pub async fn answer(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+    pub(crate) async fn answer(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
         let permission = self.cache.authorize(question)?;
         // An answer is a copy out of the store, a whole object or document at once.
         if !question.flow.has_room() {
@@ -165,17 +165,17 @@ impl Local {
     }
 
     /// Remembers what the cloud's status code says of the caller.
-    pub fn judge(&self, question: &Question<'_>, answered: Answered) {
+    pub(crate) fn judge(&self, question: &Question<'_>, answered: Answered) {
         self.cache.judge(question, answered);
     }
 
     /// Ends all watches held open, so that a drain can finish.
-    pub fn end_streams(&self) {
+    pub(crate) fn end_streams(&self) {
         self.draining.cancel();
     }
 
     /// Cancelled when watches are to end.
-    pub fn draining(&self) -> WaitForCancellationFutureOwned {
+    pub(crate) fn draining(&self) -> WaitForCancellationFutureOwned {
         self.draining.clone().cancelled_owned()
     }
 
@@ -202,7 +202,7 @@ impl Local {
 }
 
 /// What a write is told.
-pub fn away(verb: Verb, what: &str) -> String {
+pub(crate) fn away(verb: Verb, what: &str) -> String {
     format!(
         "hublet: the cloud is away; this node can't {} {what} now",
         verb.as_str()
@@ -210,7 +210,7 @@ pub fn away(verb: Verb, what: &str) -> String {
 }
 
 /// The refusal for a read that only the cloud can answer: logs, a scale and other subresources are never stored.
-pub fn out_of_reach(what: &str) -> Refusal {
+pub(crate) fn out_of_reach(what: &str) -> Refusal {
     Refusal::Unknown(format!(
         "hublet: {what} can't be had while the cloud is away"
     ))

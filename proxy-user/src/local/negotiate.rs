@@ -6,10 +6,8 @@ use http::{HeaderMap, header};
 /// How a stored object is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Encoding {
-    /// `application/json`.
+pub(crate) enum Encoding {
     Json = 0,
-    /// `application/vnd.kubernetes.protobuf`.
     Protobuf = 1,
 }
 
@@ -17,7 +15,7 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 impl Encoding {
     /// The media type of objects and lists.
-    pub const fn content_type(self) -> &'static str {
+    pub(crate) const fn content_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
             Self::Protobuf => PROTOBUF,
@@ -25,7 +23,7 @@ impl Encoding {
     }
 
     /// The media type of a watch.
-    pub const fn watch_content_type(self) -> &'static str {
+    pub(crate) const fn watch_content_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
             Self::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
@@ -42,7 +40,7 @@ impl Encoding {
     }
 
     /// The encoding of an answer, by its `Content-Type`; `None` for any other.
-    pub fn of_content_type(value: &str) -> Option<Self> {
+    pub(crate) fn of_content_type(value: &str) -> Option<Self> {
         match value.split(';').next()?.trim() {
             "application/json" => Some(Self::Json),
             PROTOBUF => Some(Self::Protobuf),
@@ -53,7 +51,7 @@ impl Encoding {
 
 /// The forms and encodings that a caller takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Accepts {
+pub(crate) struct Accepts {
     /// The plain encodings in the caller's order.
     plain: [Option<Encoding>; 2],
     /// Some clause asks for another form of the object (`as`).
@@ -64,7 +62,7 @@ pub struct Accepts {
 
 impl Accepts {
     /// Reads the `Accept` header; a missing one means JSON.
-    pub fn of(headers: &HeaderMap) -> Self {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
         let Some(text) = headers
             .get(header::ACCEPT)
             .filter(|value| value.to_str().is_ok())
@@ -98,19 +96,19 @@ impl Accepts {
     }
 
     /// The caller takes this encoding.
-    pub fn takes(&self, encoding: Encoding) -> bool {
+    pub(crate) fn takes(&self, encoding: Encoding) -> bool {
         self.plain.contains(&Some(encoding))
     }
 
     /// The first of the caller's encodings that `stored` has too; none of the caller's: `None`.
-    pub fn first_of(&self, stored: impl Fn(Encoding) -> bool) -> Option<Encoding> {
+    pub(crate) fn first_of(&self, stored: impl Fn(Encoding) -> bool) -> Option<Encoding> {
         self.plain.iter().flatten().copied().find(|e| stored(*e))
     }
 }
 
 /// The other forms of the objects (Tables, PartialObjectMetadata) that `Accept` asks for in JSON before plain objects,
 /// each in one spelling; empty where plain objects are asked for first.
-pub fn other_forms(headers: &HeaderMap) -> Vec<String> {
+pub(crate) fn other_forms(headers: &HeaderMap) -> Vec<String> {
     let text = headers
         .get(header::ACCEPT)
         .and_then(|v| v.to_str().ok())
@@ -125,7 +123,7 @@ pub fn other_forms(headers: &HeaderMap) -> Vec<String> {
 
 /// A stored document of this `Content-Type` answers that `Accept` header: media type, `as`, `g` and `v` agree. The
 /// rank of the clause that it answers, lower is better.
-pub fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
+pub(crate) fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
     let Some(text) = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()) else {
         return (form(content_type).1.is_empty()).then_some(0);
     };

@@ -16,7 +16,7 @@ const MAX_PAIRS: usize = 64;
 
 /// The query parameters that change an answer (`metav1.ListOptions`, `metav1.GetOptions`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Query<'a> {
+pub(crate) struct Query<'a> {
     /// `labelSelector`.
     pub label_selector: Cow<'a, str>,
     /// `fieldSelector`.

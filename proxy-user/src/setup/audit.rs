@@ -11,7 +11,6 @@ use super::cgroup::Cgroups;
 use super::ebpf::Plain;
 use super::programs::ip;
 
-/// The programs' table.
 pub(super) type Table = PerCpuHashMap<MapData, Plain<AuditKey>, Plain<Audit>>;
 
 /// One caller (a cgroup) and service.

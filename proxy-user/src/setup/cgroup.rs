@@ -23,7 +23,6 @@ const MAX_VISITED: usize = 20_000;
 /// At most one search in this time: an unknown id must not cost a walk for every connection.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The hierarchy.
 #[derive(Debug)]
 pub(super) struct Cgroups {
     root: PathBuf,
@@ -169,7 +168,6 @@ pub(super) fn container_of(name: &str) -> Option<String> {
     (id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
 }
 
-/// `/proc/PID/cgroup`'s v2 line.
 fn path_of_process(pid: &str) -> Option<String> {
     let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     lines

@@ -39,7 +39,6 @@ const CORE: [(&str, u32, &str); 3] = [
     (programs::CONNECT4, 10, "connect4"),
     (programs::CONNECT6, 11, "connect6"),
 ];
-/// Those for getpeername().
 const GETPEER: [(&str, u32, &str); 2] = [
     (programs::GETPEER4, 29, "getpeername4"),
     (programs::GETPEER6, 30, "getpeername6"),
@@ -53,12 +52,10 @@ pub(super) struct Plain<T>(pub(super) T);
 // SAFETY: `Shared` is sealed in hublet-ebpf and given to `repr(C)` structs without padding only.
 unsafe impl<T: Shared> aya::Pod for Plain<T> {}
 
-/// One attached program.
 #[derive(Debug)]
 pub(super) struct Loaded {
     /// As bpftool shows it.
     pub(super) name: &'static str,
-    /// The kernel's id.
     pub(super) id: u32,
     /// Where: `connect4 /sys/fs/cgroup`, `sk_lookup`, `xdp eth0` …
     pub(super) hook: String,
@@ -68,17 +65,12 @@ pub(super) struct Loaded {
 
 /// Where to attach, and with what.
 pub(super) struct Attach<'a> {
-    /// The hierarchy's root.
     pub(super) root: BorrowedFd<'a>,
-    /// The cgroup's directory.
     pub(super) cgroup: BorrowedFd<'a>,
-    /// Its id.
     pub(super) cgroup_id: u64,
-    /// Its path.
     pub(super) cgroup_path: &'a Path,
     /// Where the pins go; `None` = the links end with the process.
     pub(super) pins: Option<&'a Pins>,
-    /// getpeername(), too.
     pub(super) getpeername: bool,
     /// The guard, in this network namespace.
     pub(super) guard: bool,
@@ -86,7 +78,6 @@ pub(super) struct Attach<'a> {
     pub(super) xdp: &'a [(String, u32)],
 }
 
-/// What was attached.
 #[derive(Default)]
 pub(super) struct Attached {
     /// The programs, one entry a link.
@@ -100,7 +91,6 @@ pub(super) struct Attached {
 /// A place for one link.
 struct Place<'a> {
     program: &'static str,
-    /// As in [`Loaded::hook`].
     hook: String,
     /// Name of the link's pin.
     pin: String,

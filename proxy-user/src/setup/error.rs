@@ -10,17 +10,13 @@ pub enum SetupError {
         "{ip} is on the interface {link}, not on {wanted}: remove it there (`ip address del {ip} dev {link}`), or name {link} or another address"
     )]
     AddressElsewhere {
-        /// The address.
         ip: IpAddr,
-        /// Who has it.
         link: String,
         /// Where it should be.
         wanted: String,
     },
-    /// The kernel refused.
     #[error("{doing}: {source}")]
     Netlink {
-        /// What was tried.
         doing: String,
         /// What the kernel said.
         source: Box<rtnetlink::Error>,
@@ -30,18 +26,12 @@ pub enum SetupError {
     NoNetlink(std::io::Error),
     /// A living daemon needs it.
     #[error("a hublet runs with the interface {name}: stop it first")]
-    InUse {
-        /// The link.
-        name: String,
-    },
+    InUse { name: String },
     /// A link vanished between two looks at it.
     #[error(
         "the link {name} vanished while it was set up; something else manages it (NetworkManager, systemd-networkd?): exclude it there"
     )]
-    LinkGone {
-        /// The link.
-        name: String,
-    },
+    LinkGone { name: String },
     /// Not a socket, or closed.
     #[error("the listener has no address: {0}")]
     NotASocket(std::io::Error),
@@ -51,9 +41,7 @@ pub enum SetupError {
     /// The maps refused it.
     #[error("the kernel refuses the listener {address}: {source}")]
     Listener {
-        /// Its address.
         address: SocketAddr,
-        /// Why.
         source: std::io::Error,
     },
     /// The maps refused the services.

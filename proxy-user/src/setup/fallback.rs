@@ -19,7 +19,6 @@ pub(super) enum Missing {
     /// EPERM or EACCES for want of a capability.
     #[error("{what} needs privileges that this process lacks: run it as root, or give it {needs}")]
     Privilege {
-        /// What was tried.
         what: String,
         /// The capabilities to give.
         needs: &'static str,
@@ -29,41 +28,28 @@ pub(super) enum Missing {
         "{what} is refused although the capabilities are there: the kernel is locked down \
          (see /sys/kernel/security/lockdown) or the container's seccomp profile forbids it"
     )]
-    Refused {
-        /// What was tried.
-        what: String,
-    },
+    Refused { what: String },
     /// The kernel has no such thing.
     #[error("this kernel ({release}) can't do {what}: {needs}")]
     Kernel {
-        /// What was tried.
         what: String,
-        /// `uname -r`.
         release: String,
         /// Version or build option that brings it.
         needs: &'static str,
     },
-    /// No cgroup v2.
     #[error(
         "no cgroup v2 hierarchy, and mounting one failed ({0}): mount it, or boot with cgroup v2 enabled"
     )]
     NoCgroup(io::Error),
     /// `--cgroup` can't be opened.
     #[error("cgroup {path}: {source}; name a directory of the cgroup v2 hierarchy")]
-    Cgroup {
-        /// As configured.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Cgroup { path: PathBuf, source: io::Error },
     /// The verifier said no.
     #[error(
         "the kernel's verifier refuses {program} ({source}); please report this with the log:\n{log}"
     )]
     Verifier {
-        /// Program name.
         program: &'static str,
-        /// The error number.
         source: io::Error,
         /// Its log, with the source lines.
         log: String,
@@ -78,12 +64,7 @@ pub(super) enum Missing {
     },
     /// Anything else, in the words of who failed.
     #[error("{what}: {why}")]
-    Other {
-        /// What was tried.
-        what: String,
-        /// Why it failed.
-        why: String,
-    },
+    Other { what: String, why: String },
 }
 
 /// Capabilities for loading and attaching.

@@ -29,7 +29,6 @@ const HOLDS: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Processes(Mutex<VecDeque<Held>>);
 
-/// One of them.
 #[derive(Debug)]
 struct Held {
     pid: u32,

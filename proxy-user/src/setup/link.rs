@@ -11,7 +11,6 @@ pub(super) fn is_ours(link: &LinkMessage) -> bool {
         .contains(&LinkAttribute::IfAlias(ALIAS.into()))
 }
 
-/// Its name.
 pub(super) fn name_of(link: &LinkMessage) -> String {
     let name = link
         .attributes

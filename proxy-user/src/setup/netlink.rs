@@ -131,7 +131,6 @@ impl Interface {
         self.state.lock().link.clone()
     }
 
-    /// `hub-dummy0 (bridge) 169.254.2.1/32`.
     pub(super) fn describe(&self) -> String {
         let state = self.state.lock();
         let mut text = format!(

@@ -37,37 +37,21 @@ pub const MAPS: [&str; 7] = [
 /// Why what is pinned can't be shown or taken away.
 #[derive(Debug, thiserror::Error)]
 pub enum PinnedError {
-    /// Nothing there.
     #[error(
         "nothing of hublet is pinned in {0}: no hublet runs with that --bpffs, or eBPF is off (`hublet status` says why)"
     )]
     Nothing(PathBuf),
-    /// Another version's.
     #[error(
         "what is pinned is of another version's layout ({found}; this is {LAYOUT:016x}): use that version's binary"
     )]
-    Layout {
-        /// Its directory's name.
-        found: String,
-    },
+    Layout { found: String },
     /// Not one that can be shown.
     #[error("there is no map {name} to show; there are {}", MAPS.join(", "))]
-    NoSuchMap {
-        /// As asked for.
-        name: String,
-    },
-    /// The kernel refuses.
+    NoSuchMap { name: String },
     #[error("{what}: {}; root may (CAP_BPF, CAP_SYS_ADMIN)", with_causes(source))]
-    Map {
-        /// Which.
-        what: String,
-        /// Why.
-        source: Box<MapError>,
-    },
-    /// bpffs.
+    Map { what: String, source: Box<MapError> },
     #[error("{0}: {1}")]
     File(PathBuf, io::Error),
-    /// A living daemon.
     #[error("{0}")]
     Busy(String),
 }

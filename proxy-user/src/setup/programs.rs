@@ -143,7 +143,6 @@ impl Programs {
         self.control.lock().services(services)
     }
 
-    /// Who is steered.
     pub(super) fn select(&self, entries: &Entries) -> io::Result<()> {
         self.control.lock().select(entries)
     }
@@ -233,7 +232,6 @@ impl Programs {
         self.off.extend(parts);
     }
 
-    /// The programs.
     pub(super) fn loaded(&self) -> &[Loaded] {
         &self.loaded
     }

@@ -29,7 +29,6 @@ const MAX_DIRECTORIES: usize = 64;
 /// Pods that opt in at most: room for other selections stays.
 const MAX_PODS: usize = MAX_SELECT / 2;
 
-/// The wish.
 #[derive(Debug)]
 pub(super) struct Selection {
     config: SelectConfig,
@@ -43,11 +42,9 @@ pub(super) struct Selection {
 pub(super) struct Entries {
     /// By cgroup, user, network namespace.
     pub(super) keys: Vec<(SelectKey, u32)>,
-    /// By name.
     pub(super) commands: Vec<([u8; COMM_LEN], u32)>,
     /// Of the host's processes only the selected ones.
     pub(super) only: bool,
-    /// Pods, too.
     pub(super) pods: bool,
 }
 
@@ -79,7 +76,6 @@ impl Selection {
         true
     }
 
-    /// For people.
     pub(super) fn describe(&self) -> String {
         let host = match (self.config.only.is_empty(), self.config.except.is_empty()) {
             (true, true) => "this network namespace".to_owned(),

@@ -293,7 +293,6 @@ impl Steering {
         part
     }
 
-    /// Programs, counters, audit.
     pub(super) fn status(&self) -> EbpfStatus {
         let program = |program: &ebpf::Loaded| ProgramStatus {
             name: program.name.into(),

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// Longest time in which the cloud may take nothing.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 thread_local! {
     /// The upload that was asked last, by whatever task ran here.
@@ -23,13 +23,13 @@ thread_local! {
 
 /// The upload that this thread has asked for its next bytes since the last call: hyper sends a body in a task of its own,
 /// which it asks once before it starts it.
-pub fn asked() -> Option<Arc<Progress>> {
+pub(crate) fn asked() -> Option<Arc<Progress>> {
     ASKED.take()
 }
 
 /// The state of one upload.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     state: Mutex<State>,
     over: CancellationToken,
 }
@@ -46,14 +46,14 @@ enum State {
 
 /// A body that notes its progress.
 #[derive(Debug)]
-pub struct Noted<B> {
+pub(crate) struct Noted<B> {
     body: B,
     progress: Arc<Progress>,
 }
 
 impl Progress {
     /// Waits until the cloud has taken nothing for [`PATIENCE`].
-    pub async fn stalled(&self) {
+    pub(crate) async fn stalled(&self) {
         loop {
             let state = *self.state.lock();
             let due = match state {
@@ -69,7 +69,7 @@ impl Progress {
     }
 
     /// Waits until nobody wants the upload any more, whether the cloud has taken it or not.
-    pub async fn over(&self) {
+    pub(crate) async fn over(&self) {
         self.over.cancelled().await;
     }
 
@@ -80,7 +80,7 @@ impl Progress {
 
 /// An upload beside its answer, over when this is dropped. hyper would keep it, and its stream to the cloud, for as long as
 /// the cloud takes nothing of it.
-pub struct Beside {
+pub(crate) struct Beside {
     progress: Arc<Progress>,
     wait: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -95,7 +95,7 @@ impl std::fmt::Debug for Beside {
 
 impl Beside {
     /// The answer to this upload has begun.
-    pub fn new(progress: Arc<Progress>) -> Self {
+    pub(crate) fn new(progress: Arc<Progress>) -> Self {
         Self {
             progress,
             wait: None,
@@ -103,12 +103,12 @@ impl Beside {
     }
 
     /// Something of the answer has come.
-    pub fn heard(&mut self) {
+    pub(crate) fn heard(&mut self) {
         self.wait = None;
     }
 
     /// Ready when nothing of the answer has come, and nothing of the upload has been taken, for [`PATIENCE`].
-    pub fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let progress = &self.progress;
         let wait = self.wait.get_or_insert_with(|| {
             let progress = Arc::clone(progress);
@@ -129,7 +129,7 @@ impl Drop for Beside {
 
 impl<B> Noted<B> {
     /// A body that is to be sent.
-    pub fn new(body: B) -> Self {
+    pub(crate) fn new(body: B) -> Self {
         let state = Mutex::new(State::Unwanted(Instant::now()));
         Self {
             body,
@@ -141,7 +141,7 @@ impl<B> Noted<B> {
     }
 
     /// How it gets on.
-    pub fn progress(&self) -> Arc<Progress> {
+    pub(crate) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
 }

@@ -12,7 +12,7 @@ use super::{CodecError, INITIAL_EVENTS_END, Meta};
 
 /// Type and metadata of one object, list, or bookmark.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Head<'a> {
+pub(crate) struct Head<'a> {
     /// `apiVersion`, empty for an item of a built-in list.
     pub api_version: Cow<'a, str>,
     /// `kind`, likewise.
@@ -25,7 +25,7 @@ pub struct Head<'a> {
 
 /// What of a `Status` decides how it is remembered.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct StatusHead<'a> {
+pub(crate) struct StatusHead<'a> {
     /// `status`: `Success` or `Failure`. Objects' own `status` is a map and is passed over.
     pub status: Cow<'a, str>,
     /// `reason`.
@@ -40,7 +40,7 @@ pub struct StatusHead<'a> {
 ///
 /// # Errors
 /// Not UTF-8, not JSON, not an object, or `metadata` is no map.
-pub fn head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
+pub(crate) fn head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
     let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
     serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))
 }
@@ -49,7 +49,7 @@ pub fn head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
 ///
 /// # Errors
 /// Not UTF-8, not JSON, or a field is missing.
-pub fn watch_event(bytes: &[u8]) -> Result<(Cow<'_, str>, &[u8]), CodecError> {
+pub(crate) fn watch_event(bytes: &[u8]) -> Result<(Cow<'_, str>, &[u8]), CodecError> {
     let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
     let event: Event<'_> =
         serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))?;

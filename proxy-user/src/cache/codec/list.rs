@@ -10,7 +10,7 @@ const MAX_ENVELOPE: usize = 256 << 10;
 
 /// What a list says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ListHead {
+pub(crate) struct ListHead {
     /// `kind`.
     pub kind: String,
     /// `apiVersion`.
@@ -24,25 +24,25 @@ pub struct ListHead {
 }
 
 /// Receives each item: the list's head as far as it is known yet, and the item's bytes.
-pub type OnItem<'a> = dyn FnMut(&ListHead, &[u8]) -> Result<(), CodecError> + 'a;
+pub(crate) type OnItem<'a> = dyn FnMut(&ListHead, &[u8]) -> Result<(), CodecError> + 'a;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Outside of the items: bytes belong to the envelope.
     Envelope,
     /// Inside `items`, before an item (`first`: none seen, so `]` may come) or between two.
-    Value { first: bool },
+    Value {
+        first: bool,
+    },
     /// Inside `items`, behind an item: a comma or the end.
     Comma,
-    /// Inside an item.
     Item,
-    /// Behind the list.
     End,
 }
 
 /// Splits a JSON list.
 #[derive(Debug)]
-pub struct JsonList {
+pub(crate) struct JsonList {
     state: State,
     depth: u32,
     in_string: bool,
@@ -82,7 +82,11 @@ impl JsonList {
     ///
     /// # Errors
     /// Malformed, or over a limit; the splitter is of no more use then.
-    pub fn push(&mut self, chunk: &[u8], on_item: &mut OnItem<'_>) -> Result<(), CodecError> {
+    pub(crate) fn push(
+        &mut self,
+        chunk: &[u8],
+        on_item: &mut OnItem<'_>,
+    ) -> Result<(), CodecError> {
         let mut rest = chunk;
         while !rest.is_empty() {
             rest = match self.state {
@@ -104,7 +108,7 @@ impl JsonList {
     ///
     /// # Errors
     /// The list is not whole.
-    pub fn finish(mut self) -> Result<ListHead, CodecError> {
+    pub(crate) fn finish(mut self) -> Result<ListHead, CodecError> {
         if self.state != State::End {
             return Err(bad("the list is cut off"));
         }
@@ -278,7 +282,7 @@ impl JsonList {
 
 /// Splits a protobuf list: waits for one whole top-level field at a time.
 #[derive(Debug, Default)]
-pub struct ProtobufList {
+pub(crate) struct ProtobufList {
     buffer: Vec<u8>,
     /// Bytes of the list's own message that have not come yet; `None` before its length is known.
     left: Option<u64>,
@@ -292,7 +296,11 @@ impl ProtobufList {
     ///
     /// # Errors
     /// Malformed, or over a limit.
-    pub fn push(&mut self, chunk: &[u8], on_item: &mut OnItem<'_>) -> Result<(), CodecError> {
+    pub(crate) fn push(
+        &mut self,
+        chunk: &[u8],
+        on_item: &mut OnItem<'_>,
+    ) -> Result<(), CodecError> {
         self.buffer.extend_from_slice(chunk);
         let mut at = 0;
         loop {
@@ -317,7 +325,7 @@ impl ProtobufList {
     ///
     /// # Errors
     /// The list is not whole.
-    pub fn finish(self) -> Result<ListHead, CodecError> {
+    pub(crate) fn finish(self) -> Result<ListHead, CodecError> {
         if self.left != Some(0) || !self.buffer.is_empty() || self.tail != protobuf::TAIL {
             return Err(CodecError::Protobuf("the list is cut off"));
         }

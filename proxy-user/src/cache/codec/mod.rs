@@ -1,25 +1,25 @@
 //! Reads what the API server sends, as far as a store must know it: where an object begins and ends, its type and its
 //! metadata. In: response bytes, in chunks. Out: slices and [`Meta`]; nothing is decoded further.
 
-pub mod json;
-pub mod list;
-pub mod protobuf;
-pub mod watch;
+pub(crate) mod json;
+pub(crate) mod list;
+pub(crate) mod protobuf;
+pub(crate) mod watch;
 
 use std::borrow::Cow;
 
 /// The annotation of the bookmark that ends the initial events of a WatchList (KEP-3157).
-pub const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+pub(crate) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// Longest object, list item or watch frame that is stored, in bytes; etcd's own limit is 1.5 MiB, requests' 3 MiB.
-pub const MAX_OBJECT: usize = 4 << 20;
+pub(crate) const MAX_OBJECT: usize = 4 << 20;
 
 /// Deepest nesting of JSON that is looked at (serde_json's own limit is 128).
-pub const MAX_DEPTH: u32 = 127;
+pub(crate) const MAX_DEPTH: u32 = 127;
 
 /// Why bytes were not stored. The client's own copy is never touched by it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CodecError {
+pub(crate) enum CodecError {
     /// Not the JSON that the API server sends.
     #[error("malformed JSON from the cloud: {0}")]
     Json(String),
@@ -36,7 +36,7 @@ pub enum CodecError {
 
 /// What of `metav1.ObjectMeta` a store needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Meta<'a> {
+pub(crate) struct Meta<'a> {
     /// `name`.
     pub name: Cow<'a, str>,
     /// `namespace`.
@@ -59,13 +59,13 @@ pub struct Meta<'a> {
 
 impl Meta<'_> {
     /// The resourceVersion as the ordered number that it is; `None` where it isn't one (KEP-5504).
-    pub fn version(&self) -> Option<u64> {
+    pub(crate) fn version(&self) -> Option<u64> {
         parse_version(&self.resource_version)
     }
 }
 
 /// A resourceVersion as a number: decimal, no leading zero.
-pub fn parse_version(text: &str) -> Option<u64> {
+pub(crate) fn parse_version(text: &str) -> Option<u64> {
     if text.is_empty() || text.starts_with('0') || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }

@@ -6,21 +6,19 @@ use super::json::StatusHead;
 use super::{CodecError, Meta};
 
 /// The four bytes before every Kubernetes protobuf body.
-pub const MAGIC: &[u8; 4] = b"k8s\0";
+pub(crate) const MAGIC: &[u8; 4] = b"k8s\0";
 
 /// One field of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Value<'a> {
-    /// Wire type 0.
+pub(crate) enum Value<'a> {
     Varint(u64),
-    /// Wire type 2.
     Bytes(&'a [u8]),
     /// Wire types 1 and 5, skipped over.
     Fixed,
 }
 
 /// Reads a varint: its value and what follows; `None` when cut off or longer than 10 bytes.
-pub fn varint(input: &[u8]) -> Option<(u64, &[u8])> {
+pub(crate) fn varint(input: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0u64;
     for (i, byte) in input.iter().take(10).enumerate() {
         value |= u64::from(byte & 0x7f).checked_shl(7 * u32::try_from(i).ok()?)?;
@@ -33,11 +31,10 @@ pub fn varint(input: &[u8]) -> Option<(u64, &[u8])> {
 
 /// The fields of a message, in wire order.
 #[derive(Debug, Clone)]
-pub struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// Walks `message`.
-    pub fn new(message: &'a [u8]) -> Self {
+    pub(crate) fn new(message: &'a [u8]) -> Self {
         Self(message)
     }
 
@@ -87,7 +84,7 @@ fn text(bytes: &[u8]) -> Result<&str, CodecError> {
 
 /// `runtime.Unknown`: type, and the object's own bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unknown<'a> {
+pub(crate) struct Unknown<'a> {
     /// `apiVersion`.
     pub api_version: &'a str,
     /// `kind`.
@@ -101,7 +98,7 @@ impl<'a> Unknown<'a> {
     ///
     /// # Errors
     /// No magic, cut off, or an encoding inside that the API server never sends.
-    pub fn parse(body: &'a [u8]) -> Result<Self, CodecError> {
+    pub(crate) fn parse(body: &'a [u8]) -> Result<Self, CodecError> {
         let message = body
             .strip_prefix(MAGIC)
             .ok_or(CodecError::Protobuf("the k8s\\0 prefix is missing"))?;
@@ -139,7 +136,7 @@ impl<'a> Unknown<'a> {
 ///
 /// # Errors
 /// Cut off or not UTF-8.
-pub fn object_meta(raw: &[u8]) -> Result<Meta<'_>, CodecError> {
+pub(crate) fn object_meta(raw: &[u8]) -> Result<Meta<'_>, CodecError> {
     let mut meta = Meta::default();
     for field in Fields::new(raw) {
         if let (1, Value::Bytes(bytes)) = field? {
@@ -186,7 +183,7 @@ fn is_initial_events_end(entry: &[u8]) -> Result<bool, CodecError> {
 ///
 /// # Errors
 /// Cut off or not UTF-8.
-pub fn list_meta(bytes: &[u8]) -> Result<(String, String), CodecError> {
+pub(crate) fn list_meta(bytes: &[u8]) -> Result<(String, String), CodecError> {
     let (mut version, mut token) = (String::new(), String::new());
     for field in Fields::new(bytes) {
         match field? {
@@ -202,7 +199,7 @@ pub fn list_meta(bytes: &[u8]) -> Result<(String, String), CodecError> {
 ///
 /// # Errors
 /// Cut off or not UTF-8.
-pub fn status(raw: &[u8]) -> Result<StatusHead<'_>, CodecError> {
+pub(crate) fn status(raw: &[u8]) -> Result<StatusHead<'_>, CodecError> {
     let mut status = StatusHead::default();
     for field in Fields::new(raw) {
         match field? {
@@ -227,7 +224,7 @@ pub fn status(raw: &[u8]) -> Result<StatusHead<'_>, CodecError> {
 ///
 /// # Errors
 /// Cut off, or a field is missing.
-pub fn watch_event(frame: &[u8]) -> Result<(&str, &[u8]), CodecError> {
+pub(crate) fn watch_event(frame: &[u8]) -> Result<(&str, &[u8]), CodecError> {
     let (mut kind, mut body) = ("", None);
     for field in Fields::new(frame) {
         match field? {
@@ -248,8 +245,7 @@ pub fn watch_event(frame: &[u8]) -> Result<(&str, &[u8]), CodecError> {
     ))
 }
 
-/// Appends a varint.
-pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(u8::try_from(value & 0x7f).unwrap_or(0x7f) | 0x80);
         value >>= 7;
@@ -258,20 +254,20 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Appends a length-delimited field.
-pub fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
     put_varint(out, field << 3 | 2);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// Appends a varint field.
-pub fn put_varint_field(out: &mut Vec<u8>, field: u64, value: u64) {
+pub(crate) fn put_varint_field(out: &mut Vec<u8>, field: u64, value: u64) {
     put_varint(out, field << 3);
     put_varint(out, value);
 }
 
 /// What stands before `raw_len` bytes of an object or list in a whole body (see [`TAIL`]).
-pub fn envelope_head(api_version: &str, kind: &str, raw_len: usize) -> Vec<u8> {
+pub(crate) fn envelope_head(api_version: &str, kind: &str, raw_len: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(32 + api_version.len() + kind.len());
     out.extend_from_slice(MAGIC);
     let mut meta = Vec::with_capacity(8 + api_version.len() + kind.len());
@@ -284,10 +280,10 @@ pub fn envelope_head(api_version: &str, kind: &str, raw_len: usize) -> Vec<u8> {
 }
 
 /// What stands behind the object in a whole body: empty contentEncoding and contentType.
-pub const TAIL: &[u8; 4] = &[0x1a, 0, 0x22, 0];
+pub(crate) const TAIL: &[u8; 4] = &[0x1a, 0, 0x22, 0];
 
 /// A whole body around an object's own bytes.
-pub fn envelope(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
+pub(crate) fn envelope(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
     let mut out = envelope_head(api_version, kind, raw.len());
     out.extend_from_slice(raw);
     out.extend_from_slice(TAIL);

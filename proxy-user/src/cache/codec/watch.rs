@@ -4,11 +4,11 @@
 use super::{CodecError, MAX_DEPTH, MAX_OBJECT};
 
 /// Receives each whole frame.
-pub type OnFrame<'a> = dyn FnMut(&[u8]) -> Result<(), CodecError> + 'a;
+pub(crate) type OnFrame<'a> = dyn FnMut(&[u8]) -> Result<(), CodecError> + 'a;
 
 /// Splits concatenated JSON objects.
 #[derive(Debug, Default)]
-pub struct JsonFrames {
+pub(crate) struct JsonFrames {
     buffer: Vec<u8>,
     depth: u32,
     in_string: bool,
@@ -20,7 +20,11 @@ impl JsonFrames {
     ///
     /// # Errors
     /// Malformed, or over a limit; the splitter is of no more use then.
-    pub fn push(&mut self, chunk: &[u8], on_frame: &mut OnFrame<'_>) -> Result<(), CodecError> {
+    pub(crate) fn push(
+        &mut self,
+        chunk: &[u8],
+        on_frame: &mut OnFrame<'_>,
+    ) -> Result<(), CodecError> {
         let mut start = 0;
         for (i, &byte) in chunk.iter().enumerate() {
             if self.in_string {
@@ -87,7 +91,7 @@ impl JsonFrames {
 
 /// Splits protobuf frames: four bytes of big-endian length, then the event.
 #[derive(Debug, Default)]
-pub struct ProtobufFrames {
+pub(crate) struct ProtobufFrames {
     buffer: Vec<u8>,
 }
 
@@ -96,7 +100,11 @@ impl ProtobufFrames {
     ///
     /// # Errors
     /// A frame over the limit.
-    pub fn push(&mut self, chunk: &[u8], on_frame: &mut OnFrame<'_>) -> Result<(), CodecError> {
+    pub(crate) fn push(
+        &mut self,
+        chunk: &[u8],
+        on_frame: &mut OnFrame<'_>,
+    ) -> Result<(), CodecError> {
         self.buffer.extend_from_slice(chunk);
         let mut at = 0;
         while let Some((len, rest)) = self.buffer[at..].split_first_chunk::<4>() {

@@ -20,7 +20,6 @@ enum Kind {
     Secret,
 }
 
-/// One accepted flag.
 #[derive(Debug)]
 struct IgnoredFlag {
     name: &'static str,
