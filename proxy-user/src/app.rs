@@ -25,10 +25,10 @@ use tracing::{info, warn};
 
 use crate::admin::{Admin, Condition, Sources, State};
 use crate::certs::{Certificates, CertsError, cloud_roots};
-use crate::client::Port;
 use crate::config::{Checked, Config};
-use crate::handle::{HandleError, Handler};
 use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry};
+use crate::proxy::connection::Port;
+use crate::proxy::{HandleError, Handler};
 use crate::setup::{Setup, SetupError};
 
 use bind::Sockets;

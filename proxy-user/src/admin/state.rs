@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::certs::Certificates;
-use crate::handle::Handler;
 use crate::listen::{Counters, Registry};
+use crate::proxy::Handler;
 use crate::setup::Setup;
 
 /// A self-probe older than this means that traffic isn't served: three of them are missing.

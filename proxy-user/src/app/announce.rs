@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::Bound;
 use super::bind::Sockets;
 use crate::cli::VERSION;
-use crate::client::Port;
+use crate::proxy::connection::Port;
 
 /// Where clients are served, one line a socket.
 pub(super) fn listeners(sockets: &Sockets, admin: SocketAddr) -> Vec<String> {

@@ -7,9 +7,9 @@ use tracing::warn;
 
 use super::handover::Taken;
 
-use crate::client::Port;
 use crate::config::Config;
 use crate::listen::{ListenError, Listener, Purpose, bind};
+use crate::proxy::connection::Port;
 use crate::setup::Setup;
 
 /// The bound sockets; the secure one comes last.

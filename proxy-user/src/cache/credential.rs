@@ -21,11 +21,11 @@ const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
 /// The account that grants belong to: 16 bytes of a SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity(pub(super) [u8; 16]);
+pub(crate) struct Identity(pub(super) [u8; 16]);
 
 impl Identity {
     /// Callers without a credential.
-    pub const ANONYMOUS: Self = Self([0; 16]);
+    pub(crate) const ANONYMOUS: Self = Self([0; 16]);
 }
 
 /// SHA-256 of a bearer token.
@@ -33,7 +33,7 @@ pub(crate) type TokenDigest = [u8; 32];
 
 /// A bearer token, as its digest; who it stands for counts only once the cloud has accepted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Token {
+pub(crate) struct Token {
     /// Of the token.
     pub digest: TokenDigest,
     /// Of the account that its claims name, or of the token itself.
@@ -42,7 +42,7 @@ pub struct Token {
 
 /// The credential that a request carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Credential {
+pub(crate) enum Credential {
     /// Nothing: `system:anonymous` to the cloud.
     Anonymous,
     /// An `Authorization` that the API server passes over (another scheme, no scheme, two blanks): anonymous there, and
@@ -99,13 +99,14 @@ impl<'a> Presented<'a> {
 }
 
 impl Credential {
+    #[cfg(test)]
     /// Of a request's headers.
-    pub fn of(headers: &HeaderMap) -> Self {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
         Self::with(headers, Token::of)
     }
 
     /// As [`Credential::of`], where the caller may have digested the token before.
-    pub fn with(headers: &HeaderMap, digested: impl FnOnce(&[u8]) -> Token) -> Self {
+    pub(crate) fn with(headers: &HeaderMap, digested: impl FnOnce(&[u8]) -> Token) -> Self {
         match Presented::of(headers) {
             Presented::Nothing => Self::Anonymous,
             Presented::Ignored => Self::Ignored,
@@ -120,7 +121,7 @@ impl Credential {
 
 impl Token {
     /// Digests a token.
-    pub fn of(token: &[u8]) -> Self {
+    pub(crate) fn of(token: &[u8]) -> Self {
         let digest = sha256(&[token]);
         let account = match subject(token) {
             Some(subject) => identity(&[b"jwt", &subject]),

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::dial::CloudStream;
-use crate::upload::{self, Upload};
+use crate::proxy::request_body::{self as upload, Upload};
 
 /// Dead links are found by pings.
 const PING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(10));

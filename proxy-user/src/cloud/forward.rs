@@ -13,11 +13,11 @@ use hyper::body::Incoming;
 use super::dial::DialError;
 use super::health::{Health, Signal};
 use super::upstreams::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
-use crate::body::{Body, BodyError};
-use crate::client::Client;
+use crate::authz::caller::Client;
+use crate::proxy::body::{Body, BodyError};
+use crate::proxy::request_body::Upload;
 use crate::request::{ApiRequest, Reading};
 use crate::text::with_causes;
-use crate::upload::Upload;
 
 /// Attempts to send a request that connections gave back untouched.
 const TRIES: u32 = 3;

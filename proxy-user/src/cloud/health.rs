@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::heard::{Heard, Line};
 use super::judge::{Judge, Link};
-use crate::account::Metrics;
 use crate::config::CloudConfig;
+use crate::telemetry::Metrics;
 
 /// Signals that wait to be looked at; more of the same tell nothing new.
 const SIGNALS: usize = 16;

@@ -22,8 +22,8 @@ use super::dial::DIAL_TIMEOUT;
 use super::health::{CloudState, Health, Signal};
 use super::heard::Heard;
 use super::probe::ProbeError;
-use crate::account::Metrics;
 use crate::config::CloudConfig;
+use crate::telemetry::Metrics;
 
 /// First and longest pause between probes while the cloud is away: the promise is to use it again within five seconds.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(2500));

@@ -13,8 +13,8 @@ use tokio::task::AbortHandle;
 
 use super::dial::DialError;
 use super::heard::Line;
-use crate::client::Client;
-use crate::upload::Upload;
+use crate::authz::caller::Client;
+use crate::proxy::request_body::Upload;
 
 /// HTTP/1.1 connections that are kept for the next request, and for how long.
 const IDLE: (usize, Duration) = (16, Duration::from_secs(15));

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::dial::{DialError, Dialer};
 use super::upstreams::uri;
-use crate::account::Metrics;
+use crate::telemetry::Metrics;
 use crate::text::with_causes;
 
 /// Longest body of `/readyz` behind which the connection is kept, in bytes, and in time behind its head.

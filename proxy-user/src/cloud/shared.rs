@@ -14,8 +14,8 @@ use super::dial::DialError;
 use super::heard::Line;
 use super::places::{Part, Streams, Taken};
 use super::upstreams::{Sender, Stream};
-use crate::client::Client;
-use crate::upload::Upload;
+use crate::authz::caller::Client;
+use crate::proxy::request_body::Upload;
 
 /// Requests on a narrow connection: under the 100 streams that the API server allows unless told otherwise.
 const NARROW: usize = 90;

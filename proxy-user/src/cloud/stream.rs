@@ -13,10 +13,10 @@ use hyper::body::Incoming;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::upstreams::Place;
-use crate::account::Metrics;
-use crate::body::BodyError;
 use crate::cache::ingest::Capture;
-use crate::upload::{Beside, Progress};
+use crate::proxy::body::BodyError;
+use crate::proxy::request_body::{Beside, Progress};
+use crate::telemetry::Metrics;
 
 /// Most bytes, but a frame, that are read for a client before it wants them, and the longest time that they may take.
 const AHEAD: (usize, Duration) = (8 << 10, Duration::from_secs(1));

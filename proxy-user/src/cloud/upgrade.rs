@@ -12,10 +12,11 @@ use hyper_util::rt::TokioIo;
 use super::forward::{Cloud, ForwardError, end_to_end};
 use super::stream::CloudBody;
 use super::upstreams::uri;
-use crate::account::{Flow, Metrics};
-use crate::body::{Body, Place};
+use crate::budget::Flow;
+use crate::proxy::body::{Body, Place};
+use crate::proxy::request_body::{self as upload, Noted, Upload};
 use crate::request::{ApiRequest, Verb};
-use crate::upload::{self, Noted, Upload};
+use crate::telemetry::Metrics;
 
 /// The request asks to leave HTTP, by a protocol that the API server speaks, where it may: to a subresource (exec,
 /// attach, port-forward, proxy, and those of aggregated servers), or to watch by WebSocket. Elsewhere the API server

@@ -30,9 +30,9 @@ pub(crate) use super::places::Place;
 use super::places::{Idle, Share, Shares};
 use super::probe::{Probe, ProbeError};
 use super::shared::{Dialling, Seat, Shared};
-use crate::account::Metrics;
-use crate::client::Client;
-use crate::upload::Upload;
+use crate::authz::caller::Client;
+use crate::proxy::request_body::Upload;
+use crate::telemetry::Metrics;
 
 /// HTTP/1.1 connections at once, for credentials that have proven themselves.
 const OWN: usize = 512;

@@ -15,11 +15,11 @@ use tracing::warn;
 
 use super::pace::Pace;
 use super::{Counters, Registry, connection};
-use crate::account::Flow;
-use crate::client::Port;
-use crate::handle::Handler;
+use crate::budget::Flow;
+use crate::proxy::Handler;
+use crate::proxy::connection::Port;
+use crate::proxy::request_body as upload;
 use crate::setup::Setup;
-use crate::upload;
 
 /// Pause after accept has failed, doubled up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));

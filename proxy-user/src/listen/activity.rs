@@ -13,8 +13,8 @@ use pin_project_lite::pin_project;
 
 use super::pace;
 use super::registry::{Glimpse, Registry};
-use crate::account::Flow;
-use crate::body::Body;
+use crate::budget::Flow;
+use crate::proxy::body::Body;
 
 /// What is wanted of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

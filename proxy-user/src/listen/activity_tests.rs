@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::account::Budget;
-use crate::client::Client;
+use crate::authz::caller::Client;
+use crate::budget::Budget;
 use crate::listen::Counters;
 
 /// A connection whose answers are what the test sends, and which end when the test drops the sender.

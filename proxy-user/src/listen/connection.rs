@@ -22,7 +22,8 @@ use super::activity::{Activity, Answer, Open, Order, Watched};
 use super::first::{First, Speech};
 use super::metered::Metered;
 use super::tls::H2;
-use crate::client::{Client, Connection, Port};
+use crate::authz::caller::Client;
+use crate::proxy::connection::{Connection, Port};
 
 /// A client that connects and says nothing.
 const FIRST_BYTE: Duration = Duration::from_secs(30);
@@ -84,14 +85,13 @@ fn admit(
     stream: &TcpStream,
     (remote, port): (SocketAddr, Port),
 ) -> Option<(Arc<Activity>, Arc<Connection>)> {
-    let local = stream.local_addr().ok()?;
     let process = front.setup.identify(stream.as_fd());
     let client = Client::of(process.as_ref(), remote.ip(), front.host);
     let flow = front.handler.flow(client);
     let activity = front.registry.enter(client, &flow, &front.counters)?;
     Some((
         activity,
-        Arc::new(Connection::new(port, (local, remote), process, flow)),
+        Arc::new(Connection::new(port, remote, process, flow)),
     ))
 }
 

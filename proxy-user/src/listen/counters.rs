@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::failures::Failures;
-use crate::client::Port;
+use crate::proxy::connection::Port;
 
 /// Counters of all listeners.
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::first::First;
-use crate::account::Traffic;
+use crate::telemetry::Traffic;
 
 /// A stream that counts.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The sockets that clients reach: bind, accept, tell TLS from plain HTTP, serve HTTP/1.1 and HTTP/2, drain.
 //!
 //! In: [`ListenConfig`](crate::config::ListenConfig)'s addresses and a rustls configuration. Out: each request, with
-//! its [`Connection`](crate::client::Connection), to [`Handler::handle`](crate::handle::Handler::handle).
+//! its [`Connection`](crate::proxy::connection::Connection), to [`Handler::handle`](crate::proxy::Handler::handle).
 //!
 //! ```text
 //! socket → accept (limit) → connection: identify, first byte ─┬→ TLS → ALPN ─┬→ HTTP/1.1 → handler
@@ -39,7 +39,7 @@ pub(crate) use registry::Registry;
 pub(crate) use socket::{Purpose, bind};
 pub(crate) use tls::server_config;
 
-use crate::client::Port;
+use crate::proxy::connection::Port;
 
 /// Why a socket can't be had.
 #[derive(Debug, thiserror::Error)]

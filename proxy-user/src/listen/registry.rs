@@ -13,8 +13,8 @@ use tracing::warn;
 use super::Counters;
 use super::activity::{Activity, Order};
 use super::seats::{Room, Seats};
-use crate::account::Flow;
-use crate::client::Client;
+use crate::authz::caller::Client;
+use crate::budget::Flow;
 
 /// How often connections are looked at.
 pub(super) const SWEEP: Duration = Duration::from_secs(15);
@@ -244,7 +244,7 @@ fn judge(record: &mut Record, now: Glimpse) -> Verdict {
 mod tests {
     use super::super::activity::Open;
     use super::*;
-    use crate::account::Budget;
+    use crate::budget::Budget;
 
     /// How many sweeps a connection that looks like this survives, after having begun `begun` requests.
     fn survives(begun: u32, open: u32, unread: bool) -> (u32, Verdict) {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::activity::{Activity, Order};
 use super::registry::{Glimpse, Record};
-use crate::account::Flow;
-use crate::client::Client;
+use crate::authz::caller::Client;
+use crate::budget::Flow;
 
 /// Places that only [privileged](Client::is_privileged) clients get, at most; of few places an eighth.
 const KEPT: usize = 64;

@@ -8,7 +8,7 @@ use super::{Question, away, out_of_reach};
 use crate::cache::Cache;
 use crate::cache::judge::{Answered, Decision};
 use crate::cache::store::{Lookup, Snapshot, StoreError};
-use crate::status::Refusal;
+use crate::proxy::error::Refusal;
 
 /// A question whose asker may have what it asks for. Made here only; whatever looks into the store needs it.
 #[derive(Debug, Clone, Copy)]

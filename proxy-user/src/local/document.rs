@@ -6,14 +6,14 @@ use http::{HeaderValue, Response, StatusCode, header};
 use super::authorize::Allowed;
 use super::negotiate::{Encoding, document_rank, other_forms};
 use super::{Local, Question};
-use crate::body::Body;
 use crate::cache::codec::{json, parse_version};
 use crate::cache::exchange::{document_key, form_key};
 use crate::cache::forms;
 use crate::cache::key;
 use crate::cache::lineage::resource_of;
 use crate::cache::store::{Snapshot, StoreError};
-use crate::status::Refusal;
+use crate::proxy::body::Body;
+use crate::proxy::error::Refusal;
 
 impl Local {
     /// Objects in another form (a Table), as the cloud wrote it, where nothing has been seen to change since.

@@ -6,11 +6,11 @@ use http::Response;
 use super::authorize::{AbsenceOnly, Allowed, Permission};
 use super::negotiate::Encoding;
 use super::{Local, Question};
-use crate::body::Body;
 use crate::cache::codec::parse_version;
 use crate::cache::record::Record;
 use crate::cache::store::Lookup;
-use crate::status::Refusal;
+use crate::proxy::body::Body;
+use crate::proxy::error::Refusal;
 
 /// What is copied out of the store's page.
 enum Copy {

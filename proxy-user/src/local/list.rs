@@ -7,15 +7,15 @@ use http::Response;
 use super::authorize::Allowed;
 use super::negotiate::{Accepts, Encoding};
 use super::{Local, Question};
-use crate::body::Body;
 use crate::cache::codec::{parse_version, protobuf};
 use crate::cache::exchange::{EVENT_TTL, is_short_lived};
 use crate::cache::key;
 use crate::cache::record::{Collection, Record};
 use crate::cache::selection::stays;
 use crate::cache::store::{ListWalk, Listed, Snapshot, StoreError, Walk};
+use crate::proxy::body::Body;
+use crate::proxy::error::Refusal;
 use crate::request::ApiRequest;
-use crate::status::Refusal;
 
 /// Bytes of one chunk, but for the item that goes over it.
 const CHUNK: usize = 16 << 10;

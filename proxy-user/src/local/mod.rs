@@ -15,8 +15,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Response, header};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::account::Flow;
-use crate::body::Body;
+use crate::budget::Flow;
 use crate::cache::Cache;
 use crate::cache::grants::Credential;
 use crate::cache::judge::{Answered, Asked};
@@ -24,8 +23,9 @@ use crate::cache::key;
 use crate::cache::store::StoreError;
 use crate::cloud::health::CloudState;
 use crate::config::LocalConfig;
+use crate::proxy::body::Body;
+use crate::proxy::error::Refusal;
 use crate::request::{ApiRequest, Verb};
-use crate::status::Refusal;
 use authorize::{Guarded, Permission};
 use negotiate::Accepts;
 

@@ -11,11 +11,11 @@ use super::list::Found;
 use super::negotiate::Encoding;
 use super::watch::push_frame;
 use super::{Local, Question};
+use crate::authz::caller::Client;
 use crate::cache::record::Record;
 use crate::cache::store::StoreError;
-use crate::client::Client;
+use crate::proxy::error::Refusal;
 use crate::request::Verb;
-use crate::status::Refusal;
 
 /// Most changes, and bytes of them, that are told; beyond it the client lists again.
 const MAX_CHANGES: (usize, usize) = (512, 1 << 20);

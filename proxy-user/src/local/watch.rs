@@ -13,12 +13,12 @@ use super::authorize::Allowed;
 use super::list::Found;
 use super::negotiate::Encoding;
 use super::resume::{Resume, expired};
-use crate::body::Body;
 use crate::cache::codec::{INITIAL_EVENTS_END, parse_version, protobuf};
 use crate::cache::record::Record;
 use crate::cache::store::ListWalk;
 use crate::cloud::health::CloudState;
-use crate::status::Refusal;
+use crate::proxy::body::Body;
+use crate::proxy::error::Refusal;
 
 /// How often a client that asked for bookmarks gets one, as the API server does.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::cgroup::{Cgroups, container_of, pod_of};
 use super::programs::ip;
-use crate::client::Process;
+use crate::authz::caller::Process;
 
 /// Processes whose /proc directory is held open: the same few call again and again.
 const MAX_HELD: usize = 64;

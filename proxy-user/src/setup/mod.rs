@@ -35,7 +35,7 @@ use socket2::SockRef;
 use self::fallback::Missing;
 use self::netlink::{Failed, Interface};
 use self::steering::Steering;
-use crate::client::Process;
+use crate::authz::caller::Process;
 use crate::config::SetupConfig;
 
 pub use self::audit::AuditStatus;

@@ -20,7 +20,7 @@ use super::identity::Processes;
 use super::programs::{Own, Programs};
 use super::select::Selection;
 use super::status::{EbpfStatus, Part, ProgramStatus};
-use crate::client::Process;
+use crate::authz::caller::Process;
 use crate::config::SetupConfig;
 
 /// How long the end waits for tasks that still hold the programs.

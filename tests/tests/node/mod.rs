@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hublet::client::Process;
+use hublet::authz::caller::Process;
 use hublet::config::{DummyConfig, GuardConfig, SelectConfig, Services, SetupConfig};
 use hublet::setup::{Part, Setup};
 use hublet_tests::eventually::slowness;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::client::Client;
+use crate::authz::caller::Client;
 
 /// Memory beside a piece's own bytes: its counts, and its place in a queue of the connection's.
 const PIECE: usize = 512;
@@ -61,7 +61,7 @@ struct Share {
 
 /// One connection's bytes: its client's share, and whether they move.
 #[derive(Debug)]
-pub struct Flow {
+pub(crate) struct Flow {
     client: Client,
     budget: Arc<Budget>,
     share: Arc<Share>,
@@ -73,7 +73,7 @@ pub struct Flow {
 
 /// Somebody who waits for room; dropping it ends the wait.
 #[derive(Debug)]
-pub struct Waiter {
+pub(crate) struct Waiter {
     budget: Arc<Budget>,
     share: Arc<Share>,
     id: usize,
@@ -129,7 +129,7 @@ impl AsRef<[u8]> for Refused {
 
 /// Bytes that are counted until this is dropped.
 #[derive(Debug)]
-pub struct Charge {
+pub(crate) struct Charge {
     flow: Arc<Flow>,
     bytes: usize,
     /// On their way to the client, as opposed to memory that a request takes.
@@ -252,17 +252,21 @@ impl Budget {
 
 impl Flow {
     /// The client that the connection counts for.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client
     }
 
     /// Its client has room for more.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.budget.has_room(&self.share)
     }
 
     /// Ready while its client has room; else what is left in `waiter` is woken when there is some.
-    pub fn poll_room(self: &Arc<Self>, cx: &Context<'_>, waiter: &mut Option<Waiter>) -> Poll<()> {
+    pub(crate) fn poll_room(
+        self: &Arc<Self>,
+        cx: &Context<'_>,
+        waiter: &mut Option<Waiter>,
+    ) -> Poll<()> {
         if self.has_room() {
             *waiter = None;
             return Poll::Ready(());
@@ -277,13 +281,13 @@ impl Flow {
     }
 
     /// Waits until its client has room.
-    pub async fn room(self: &Arc<Self>) {
+    pub(crate) async fn room(self: &Arc<Self>) {
         let mut waiter = None;
         std::future::poll_fn(|cx| self.poll_room(cx, &mut waiter)).await;
     }
 
     /// The same, before a request begins; false at once where enough others of its client wait.
-    pub async fn room_to_begin(self: &Arc<Self>) -> bool {
+    pub(crate) async fn room_to_begin(self: &Arc<Self>) -> bool {
         let Some(_counted) = Counted::one(&self.share, |share| &share.waiting) else {
             return false;
         };
@@ -293,7 +297,7 @@ impl Flow {
 
     /// A refusal's body; none where enough others of its client have not been read, since a stream that can't end takes
     /// memory.
-    pub fn refuse(&self, bytes: Bytes) -> Bytes {
+    pub(crate) fn refuse(&self, bytes: Bytes) -> Bytes {
         match Counted::one(&self.share, |share| &share.refused) {
             Some(counted) => Bytes::from_owner(Refused(bytes, counted)),
             None => Bytes::new(),
@@ -301,7 +305,7 @@ impl Flow {
     }
 
     /// A request begins, which holds so many bytes beside its own; `None` where its client has too many.
-    pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+    pub(crate) fn request(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         self.takes_requests()
             .then(|| self.charge(REQUEST + bytes, false))
     }
@@ -311,28 +315,28 @@ impl Flow {
     }
 
     /// Large buffers for this connection; `None` where its client has many connections, or little room.
-    pub fn large_buffers(self: &Arc<Self>) -> Option<Charge> {
+    pub(crate) fn large_buffers(self: &Arc<Self>) -> Option<Charge> {
         (!self.is_one_of_many() && self.budget.fits(&self.share)).then(|| self.charge(LARGE, false))
     }
 
     /// Its client has so many connections that each must do with little.
-    pub fn is_one_of_many(&self) -> bool {
+    pub(crate) fn is_one_of_many(&self) -> bool {
         self.connections() > MANY
     }
 
     /// Its client's connections alone are more than its fair part.
-    pub fn has_too_many_connections(&self) -> bool {
+    pub(crate) fn has_too_many_connections(&self) -> bool {
         let taken = self.connections() * CONNECTION;
         taken > LEAST && taken + self.budget.used.load(SeqCst) >= self.budget.limit
     }
 
     /// Connections that its client has.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.share.connections.load(SeqCst)
     }
 
     /// Counts a piece of a body until it has been written, or dropped with its connection.
-    pub fn count(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+    pub(crate) fn count(self: &Arc<Self>, bytes: Bytes) -> Bytes {
         let charge = self.charge(bytes.len() + PIECE, true);
         Bytes::from_owner(Piece {
             bytes,
@@ -341,18 +345,18 @@ impl Flow {
     }
 
     /// Bytes that the client has to read, and a number that changes whenever it has read some.
-    pub fn progress(&self) -> (usize, u32) {
+    pub(crate) fn progress(&self) -> (usize, u32) {
         (self.owed.load(SeqCst), self.moved.load(SeqCst))
     }
 
     /// The connection is to end now.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cut.store(true, SeqCst);
         self.told.notify_waiters();
     }
 
     /// Done when the connection is to end, for who moves its bytes once it has left HTTP.
-    pub async fn was_cut(&self) {
+    pub(crate) async fn was_cut(&self) {
         let mut told = std::pin::pin!(self.told.notified());
         told.as_mut().enable();
         if !self.cut.load(SeqCst) {
@@ -386,7 +390,7 @@ impl Drop for Flow {
 
 impl Charge {
     /// Counts so many bytes more, of a request; false where its client has too many already.
-    pub fn grow(&mut self, bytes: usize) -> bool {
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let fits = self.flow.takes_requests();
         if fits {
             self.flow.budget.used.fetch_add(bytes, SeqCst);

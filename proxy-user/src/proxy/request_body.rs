@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Incoming};
 
 use crate::cache::codec::protobuf;
-use crate::status::Refusal;
+use crate::proxy::error::Refusal;
 
 pub(crate) use progress::{Beside, Noted, PATIENCE, Progress, asked};
 

@@ -1,11 +1,9 @@
 //! Counting: metrics with enum labels in fixed slots, and the last callers. In: events from every stage. Out: the text
 //! of `/metrics`, and lines for `hublet status`.
 
-mod budget;
 mod callers;
 mod traffic;
 
-pub(crate) use budget::{Budget, Charge, Flow, Waiter};
 pub(crate) use callers::Callers;
 pub(crate) use traffic::{Totals, Traffic};
 

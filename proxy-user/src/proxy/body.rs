@@ -10,12 +10,12 @@ use futures_util::Stream;
 use http_body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::account::{Charge, Flow, Waiter};
+use crate::budget::{Charge, Flow, Waiter};
 use crate::cache::store::StoreError;
 use crate::cloud::stream::CloudBody;
 use crate::local::list::StoredList;
+use crate::proxy::request_body::PATIENCE;
 use crate::text::with_causes;
-use crate::upload::PATIENCE;
 
 /// Events of a watch that hublet itself holds open, each a whole frame; its end is the watch's end.
 pub(crate) type Events = Pin<Box<dyn Stream<Item = Bytes> + Send>>;

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
-use crate::body::Body;
 use crate::local::SOURCE;
 use crate::local::negotiate::Encoding;
+use crate::proxy::body::Body;
 
 /// What hublet refuses, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
 use super::traffic::{Totals, Traffic};
-use crate::client::{Connection, Port, Process};
+use crate::authz::caller::Process;
+use crate::proxy::connection::{Connection, Port};
 
 const MAX: usize = 32;
 

@@ -1,75 +1,8 @@
-//! Who is calling. In: an accepted socket's addresses and what eBPF attests of it. Out: [`Connection`], shared by
-//! all requests on it, and who each of them is from ([`Credential`]).
+//! Callers: the process that eBPF attests, and the client that limits are shared by.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
-use http::HeaderMap;
-use parking_lot::Mutex;
 use serde::Serialize;
-
-use crate::account::Flow;
-use crate::cache::credential::{Credential, Token};
-
-/// Which of our sockets accepted the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Port {
-    Plain,
-    Secure,
-}
-
-/// One accepted connection.
-#[derive(Debug)]
-pub struct Connection {
-    /// Which socket accepted it.
-    pub port: Port,
-    /// Our address, as the client dialled it (after steering).
-    pub local: SocketAddr,
-    /// The client's address.
-    pub remote: SocketAddr,
-    /// TLS, as opposed to plain HTTP.
-    pub tls: bool,
-    /// What eBPF attests; `None` is "unknown", never a privilege.
-    pub process: Option<Process>,
-    /// Its bytes under way.
-    pub flow: Arc<Flow>,
-    /// The token last seen here and what it stands for: clients send the same one each time.
-    last: Mutex<Option<(Box<[u8]>, Token)>>,
-}
-
-impl Connection {
-    /// A connection just accepted, which has not said yet whether it speaks TLS.
-    pub fn new(
-        port: Port,
-        (local, remote): (SocketAddr, SocketAddr),
-        process: Option<Process>,
-        flow: Arc<Flow>,
-    ) -> Self {
-        Self {
-            port,
-            local,
-            remote,
-            tls: false,
-            process,
-            flow,
-            last: Mutex::new(None),
-        }
-    }
-
-    /// A request's credential, by its headers.
-    pub fn credential(&self, headers: &HeaderMap) -> Credential {
-        Credential::with(headers, |token| {
-            let mut last = self.last.lock();
-            if let Some((_, known)) = last.as_ref().filter(|(seen, _)| **seen == *token) {
-                return known.clone();
-            }
-            let digested = Token::of(token);
-            *last = Some((token.into(), digested.clone()));
-            digested
-        })
-    }
-}
 
 /// The party that a connection counts for where clients share something. Attested where it can be, so that nobody gets a second
 /// share by another address, and a process of no privilege none by starting another one.

@@ -1,5 +1,11 @@
 //! One request's way: client → request → route → cloud or local, and back as a response.
 
+pub(crate) mod body;
+pub(crate) mod connection;
+pub(crate) mod error;
+pub(crate) mod request_body;
+pub(crate) mod route;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +17,14 @@ use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::account::{Budget, Flow, Metrics, Source, Traffic};
-use crate::body::{Body, Place};
+use crate::authz::caller::Client;
+use crate::budget::{Budget, Flow};
 use crate::cache::Cache;
 use crate::cache::exchange::{Exchange, is_untold_write, may_be_stored};
 use crate::cache::grants::Credential;
 use crate::cache::ingest::Capture;
 use crate::cache::judge::Answered;
 use crate::cache::store::StoreError;
-use crate::client::{Client, Connection};
 use crate::clock::Clock;
 use crate::cloud::dial::{DialError, Dialer};
 use crate::cloud::forward::{Cloud, ForwardError, Terms, end_to_end, is_repeatable};
@@ -30,10 +35,13 @@ use crate::cloud::upstreams::{Upstreams, Way};
 use crate::config::Config;
 use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{Local, Question, SOURCE, away, out_of_reach, scope_of};
+use crate::proxy::body::{Body, Place};
+use crate::proxy::connection::Connection;
+use crate::proxy::error::Refusal;
+use crate::proxy::request_body::{self as upload, Upload};
+use crate::proxy::route::{Route, route};
 use crate::request::{ApiRequest, Reading, Verb};
-use crate::route::{Route, route};
-use crate::status::Refusal;
-use crate::upload::{self, Upload};
+use crate::telemetry::{Metrics, Source, Traffic};
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;

@@ -1,0 +1,3 @@
+//! Callers: who they are, and what the cloud has allowed them.
+
+pub mod caller;

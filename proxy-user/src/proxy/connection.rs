@@ -1,0 +1,69 @@
+//! The accepted connection that requests come on: its addresses, the attested caller, and the credential of each request.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::authz::caller::Process;
+use crate::budget::Flow;
+use crate::cache::credential::{Credential, Token};
+
+/// Which of our sockets accepted the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Port {
+    Plain,
+    Secure,
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// Which socket accepted it.
+    pub port: Port,
+    /// The client's address.
+    pub remote: SocketAddr,
+    /// TLS, as opposed to plain HTTP.
+    pub tls: bool,
+    /// What eBPF attests; `None` is "unknown", never a privilege.
+    pub process: Option<Process>,
+    /// Its bytes under way.
+    pub flow: Arc<Flow>,
+    /// The token last seen here and what it stands for: clients send the same one each time.
+    last: Mutex<Option<(Box<[u8]>, Token)>>,
+}
+
+impl Connection {
+    /// A connection just accepted, which has not said yet whether it speaks TLS.
+    pub(crate) fn new(
+        port: Port,
+        remote: SocketAddr,
+        process: Option<Process>,
+        flow: Arc<Flow>,
+    ) -> Self {
+        Self {
+            port,
+            remote,
+            tls: false,
+            process,
+            flow,
+            last: Mutex::new(None),
+        }
+    }
+
+    /// A request's credential, by its headers.
+    pub(crate) fn credential(&self, headers: &HeaderMap) -> Credential {
+        Credential::with(headers, |token| {
+            let mut last = self.last.lock();
+            if let Some((_, known)) = last.as_ref().filter(|(seen, _)| **seen == *token) {
+                return known.clone();
+            }
+            let digested = Token::of(token);
+            *last = Some((token.into(), digested.clone()));
+            digested
+        })
+    }
+}
