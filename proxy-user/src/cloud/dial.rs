@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::heard::{Heard, HeardStream};
+use super::health::activity::{Heard, HeardStream};
 use super::resolve::Resolver;
 use crate::config::Server;
 use crate::text::with_causes;

@@ -12,10 +12,10 @@ use hyper::body::Incoming;
 
 use super::dial::DialError;
 use super::health::{Health, Signal};
-use super::upstreams::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
+use super::pool::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
 use crate::authz::caller::Client;
+use crate::cloud::upload::Upload;
 use crate::proxy::body::{Body, BodyError};
-use crate::proxy::request_body::Upload;
 use crate::request::{ApiRequest, Reading};
 use crate::text::with_causes;
 

@@ -1,9 +1,13 @@
-//! Is the cloud there? One state, decided in one place ([`super::judge`]). In: signals from requests. Out: a `watch`
+//! Is the cloud there? One state, decided in one place ([`monitor`]). In: signals from requests. Out: a `watch`
 //! channel of [`CloudState`], and how long a request may be left in silence (I11).
 //!
 //! A request that takes long says nothing of the cloud: only silence does, and only after a question. So who waits asks
 //! for a sign of life (a probe, on a connection that is kept open for it) in time for the answer to come before patience
 //! ends. Whatever is heard from the cloud meanwhile, by anybody, is such a sign.
+
+pub(crate) mod activity;
+pub(crate) mod monitor;
+pub(crate) mod probe;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +19,10 @@ use serde::Serialize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::heard::{Heard, Line};
-use super::judge::{Judge, Link};
 use crate::config::CloudConfig;
 use crate::telemetry::Metrics;
+use activity::{Heard, Line};
+use monitor::{Judge, Link};
 
 /// Signals that wait to be looked at; more of the same tell nothing new.
 const SIGNALS: usize = 16;

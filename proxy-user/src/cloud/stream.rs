@@ -12,10 +12,10 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::upstreams::Place;
+use super::pool::Place;
 use crate::cache::ingest::Capture;
+use crate::cloud::upload::{Beside, Progress};
 use crate::proxy::body::BodyError;
-use crate::proxy::request_body::{Beside, Progress};
 use crate::telemetry::Metrics;
 
 /// Most bytes, but a frame, that are read for a client before it wants them, and the longest time that they may take.

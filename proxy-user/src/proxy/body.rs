@@ -13,8 +13,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::budget::{Charge, Flow, Waiter};
 use crate::cache::store::StoreError;
 use crate::cloud::stream::CloudBody;
+use crate::cloud::upload::PATIENCE;
 use crate::local::list::StoredList;
-use crate::proxy::request_body::PATIENCE;
 use crate::text::with_causes;
 
 /// Events of a watch that hublet itself holds open, each a whole frame; its end is the watch's end.

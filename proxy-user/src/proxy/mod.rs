@@ -5,6 +5,7 @@ pub(crate) mod connection;
 pub(crate) mod error;
 pub(crate) mod request_body;
 pub(crate) mod route;
+pub(crate) mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,17 +30,17 @@ use crate::clock::Clock;
 use crate::cloud::dial::{DialError, Dialer};
 use crate::cloud::forward::{Cloud, ForwardError, Terms, end_to_end, is_repeatable};
 use crate::cloud::health::{CloudState, Health};
+use crate::cloud::pool::{Upstreams, Way};
 use crate::cloud::stream::CloudBody;
-use crate::cloud::upgrade::is_upgrade;
-use crate::cloud::upstreams::{Upstreams, Way};
+use crate::cloud::upload::{self, Upload};
 use crate::config::Config;
 use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{Local, Question, SOURCE, away, out_of_reach, scope_of};
 use crate::proxy::body::{Body, Place};
 use crate::proxy::connection::Connection;
 use crate::proxy::error::Refusal;
-use crate::proxy::request_body::{self as upload, Upload};
 use crate::proxy::route::{Route, route};
+use crate::proxy::upgrade::is_upgrade;
 use crate::request::{ApiRequest, Reading, Verb};
 use crate::telemetry::{Metrics, Source, Traffic};
 
@@ -188,8 +189,8 @@ impl Handler {
             let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
             // A proxied backend may read the body of a GET; the API server's own handlers do not.
             let unread = verb.is_read() && (may_be_stored || route == Route::Local);
-            let answer = if unread && !upload::of_a_read(&mut body).await {
-                Err(upload::no_end_of_a_read())
+            let answer = if unread && !request_body::of_a_read(&mut body).await {
+                Err(request_body::no_end_of_a_read())
             } else if route == Route::Local {
                 let (headers, credential) = (&parts.headers, &credential);
                 let question = |(request, scope)| Question {
@@ -232,7 +233,7 @@ impl Handler {
 
     /// A place among the requests in flight, when the caller's client has room.
     async fn place(&self, flow: &Arc<Flow>, body: &Incoming) -> Option<Place> {
-        let bytes = upload::most_held(body);
+        let bytes = request_body::most_held(body);
         let mut charge = flow.request(bytes);
         if charge.is_none() && Box::pin(timeout(ROOM, flow.room_to_begin())).await == Ok(true) {
             charge = flow.request(bytes);
@@ -263,7 +264,7 @@ impl Handler {
         match route {
             Route::Local => self.stored(&call).await,
             Route::Refuse => {
-                upload::swallow(&mut body).await;
+                request_body::swallow(&mut body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
             }
             Route::LocalThenCloud if call.may_be_stored => match self.stored(&call).await {
@@ -275,14 +276,14 @@ impl Handler {
             },
             Route::CloudThenLocal if call.may_be_stored => self.patiently(call).await,
             Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
-                upload::swallow(&mut body).await;
+                request_body::swallow(&mut body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
             }
             Route::Cloud
             | Route::CloudOnceJudged
             | Route::CloudThenLocal
             | Route::LocalThenCloud => {
-                let (body, dry_run) = upload::take(&call.parts.method, body).await?;
+                let (body, dry_run) = request_body::take(&call.parts.method, body).await?;
                 let call = Call { dry_run, ..call };
                 self.fetch_alone(&call, body).await
             }

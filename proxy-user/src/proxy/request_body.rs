@@ -1,9 +1,6 @@
 //! What callers send: on its way to the cloud as it comes, or whole where hublet has to read it; taken in and forgotten
 //! where nobody wants it. In: the body of a request. Out: [`Upload`] for `cloud`.
 
-mod progress;
-
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +9,9 @@ use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Incoming};
 
 use crate::cache::codec::protobuf;
+pub(crate) use crate::cloud::upload::HELD;
+use crate::cloud::upload::{Noted, Upload};
 use crate::proxy::error::Refusal;
-
-pub(crate) use progress::{Beside, Noted, PATIENCE, Progress, asked};
 
 /// Longest body of a DELETE, in bytes: options, a few hundred at the most.
 const MAX_OPTIONS: usize = 64 << 10;
@@ -24,18 +21,12 @@ const OPTIONS: Duration = Duration::from_secs(5);
 const MAX_UNWANTED: usize = 4 << 20;
 const UNWANTED: Duration = Duration::from_secs(1);
 
-/// Bytes of an upload that are held at most while the cloud does not take them.
-pub(crate) const HELD: u32 = 64 << 10;
-
 /// Bytes of this upload that may have to be held at once.
 pub(crate) fn most_held(body: &Incoming) -> usize {
     let most = u64::from(HELD);
     let left = body.size_hint().upper().map_or(most, |left| left.min(most));
     usize::try_from(left).unwrap_or(usize::MAX)
 }
-
-/// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
-pub(crate) type Upload = Either<Noted<Incoming>, Full<Bytes>>;
 
 /// The body as it is to be sent, if there is one: as it streams, but a DELETE's options whole, since they may say
 /// `dryRun`, which is the second half of the answer.
@@ -55,22 +46,6 @@ pub(crate) async fn take(
     let options = options(body).await?;
     let dry_run = may_be_dry_run(&options);
     Ok((Some(Either::Right(Full::new(options))), dry_run))
-}
-
-/// Waits until the cloud has taken nothing of this upload for [`PATIENCE`].
-pub(crate) async fn stalled(progress: Option<Arc<Progress>>) {
-    match progress {
-        Some(progress) => progress.stalled().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Its progress, where it streams.
-pub(crate) fn progress_of(upload: Option<&Upload>) -> Option<Arc<Progress>> {
-    match upload {
-        Some(Either::Left(streaming)) => Some(streaming.progress()),
-        Some(Either::Right(_)) | None => None,
-    }
 }
 
 /// A DELETE's options, whole.

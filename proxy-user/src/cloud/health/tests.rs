@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use tokio::sync::watch;
 
-use super::super::dial::DialError;
 use super::*;
+use crate::cloud::dial::DialError;
 use crate::config::LbMode;
 
 const MS: Duration = Duration::from_millis(1);

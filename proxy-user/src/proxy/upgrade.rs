@@ -9,12 +9,12 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 
-use super::forward::{Cloud, ForwardError, end_to_end};
-use super::stream::CloudBody;
-use super::upstreams::uri;
 use crate::budget::Flow;
+use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
+use crate::cloud::pool::uri;
+use crate::cloud::stream::CloudBody;
+use crate::cloud::upload::{self, Noted, Upload};
 use crate::proxy::body::{Body, Place};
-use crate::proxy::request_body::{self as upload, Noted, Upload};
 use crate::request::{ApiRequest, Verb};
 use crate::telemetry::Metrics;
 

@@ -15,8 +15,8 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::dial::{DialError, Dialer};
-use super::upstreams::uri;
+use crate::cloud::dial::{DialError, Dialer};
+use crate::cloud::pool::uri;
 use crate::telemetry::Metrics;
 use crate::text::with_causes;
 

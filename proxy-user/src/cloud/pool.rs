@@ -15,6 +15,10 @@
 //! `UnauthenticatedHTTP2DOSMitigation`), which would end the connection that all others share. The
 //! probe has a connection of its own.
 
+pub(crate) mod connection;
+pub(crate) mod permits;
+mod shared;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,17 +26,17 @@ use hyper::client::conn::http1;
 use tokio::sync::Notify;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::connection::{self, Closing};
-pub(crate) use super::connection::{Sender, set_host};
 use super::dial::{CloudStream, DIAL_TIMEOUT, DialError, Dialer};
-use super::judge::Link;
-pub(crate) use super::places::Place;
-use super::places::{Idle, Share, Shares};
-use super::probe::{Probe, ProbeError};
-use super::shared::{Dialling, Seat, Shared};
+use super::health::monitor::Link;
+use super::health::probe::{Probe, ProbeError};
 use crate::authz::caller::Client;
-use crate::proxy::request_body::Upload;
+use crate::cloud::upload::Upload;
 use crate::telemetry::Metrics;
+use connection::Closing;
+pub(crate) use connection::{Sender, set_host};
+pub(crate) use permits::Place;
+use permits::{Idle, Share, Shares};
+use shared::{Dialling, Seat, Shared};
 
 /// HTTP/1.1 connections at once, for credentials that have proven themselves.
 const OWN: usize = 512;

@@ -10,12 +10,12 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::connection::{Http2, UNKNOWN, Windows};
-use super::dial::DialError;
-use super::heard::Line;
-use super::places::{Part, Streams, Taken};
-use super::upstreams::{Sender, Stream};
+use super::permits::{Part, Streams, Taken};
+use super::{Sender, Stream};
 use crate::authz::caller::Client;
-use crate::proxy::request_body::Upload;
+use crate::cloud::dial::DialError;
+use crate::cloud::health::activity::Line;
+use crate::cloud::upload::Upload;
 
 /// Requests on a narrow connection: under the 100 streams that the API server allows unless told otherwise.
 const NARROW: usize = 90;

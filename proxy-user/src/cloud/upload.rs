@@ -9,12 +9,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// Longest time in which the cloud may take nothing.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes of an upload that are held at most while the cloud does not take them.
+pub(crate) const HELD: u32 = 64 << 10;
+
+/// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
+pub(crate) type Upload = Either<Noted<Incoming>, Full<Bytes>>;
 
 thread_local! {
     /// The upload that was asked last, by whatever task ran here.
@@ -127,6 +135,22 @@ impl Drop for Beside {
     }
 }
 
+/// Waits until the cloud has taken nothing of this upload for [`PATIENCE`].
+pub(crate) async fn stalled(progress: Option<Arc<Progress>>) {
+    match progress {
+        Some(progress) => progress.stalled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Its progress, where it streams.
+pub(crate) fn progress_of(upload: Option<&Upload>) -> Option<Arc<Progress>> {
+    match upload {
+        Some(Either::Left(streaming)) => Some(streaming.progress()),
+        Some(Either::Right(_)) | None => None,
+    }
+}
+
 impl<B> Noted<B> {
     /// A body that is to be sent.
     pub(crate) fn new(body: B) -> Self {
@@ -212,7 +236,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_to_a_whole_upload_may_take_its_time() {
-        let mut body = Noted::new(http_body_util::Full::new(Bytes::from_static(b"a")));
+        let mut body = Noted::new(Full::new(Bytes::from_static(b"a")));
         let progress = body.progress();
         body.frame().await.unwrap().unwrap();
         assert!(!stalls(&progress).await);

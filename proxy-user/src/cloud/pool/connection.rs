@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::dial::CloudStream;
-use crate::proxy::request_body::{self as upload, Upload};
+use crate::cloud::dial::CloudStream;
+use crate::cloud::upload::{self, Upload};
 
 /// Dead links are found by pings.
 const PING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(10));

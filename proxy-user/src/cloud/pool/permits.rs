@@ -11,10 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
-use super::dial::DialError;
-use super::heard::Line;
 use crate::authz::caller::Client;
-use crate::proxy::request_body::Upload;
+use crate::cloud::dial::DialError;
+use crate::cloud::health::activity::Line;
+use crate::cloud::upload::Upload;
 
 /// HTTP/1.1 connections that are kept for the next request, and for how long.
 const IDLE: (usize, Duration) = (16, Duration::from_secs(15));

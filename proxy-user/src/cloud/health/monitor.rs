@@ -18,10 +18,10 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::dial::DIAL_TIMEOUT;
-use super::health::{CloudState, Health, Signal};
-use super::heard::Heard;
+use super::activity::Heard;
 use super::probe::ProbeError;
+use super::{CloudState, Health, Signal};
+use crate::cloud::dial::DIAL_TIMEOUT;
 use crate::config::CloudConfig;
 use crate::telemetry::Metrics;
 
@@ -280,5 +280,5 @@ fn jitter() -> f64 {
 }
 
 #[cfg(test)]
-#[path = "judge_tests.rs"]
+#[path = "tests.rs"]
 mod tests;
