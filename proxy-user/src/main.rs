@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use hublet::app::{AppError, Bound, Stop};
+use hublet::app::{AppError, Bound, Shutdown};
 use hublet::cli::{self, Command};
 use hublet::config::flags::Flags;
 use hublet::config::{Checked, checked};
@@ -80,8 +80,8 @@ fn run(flags: Flags) -> ExitCode {
         .for_each(|warning| tracing::warn!("{warning}"));
     let served = traffic_runtime().and_then(|runtime| {
         let served = runtime.block_on(Box::pin(async {
-            let stop = Stop::by_signals()?;
-            Bound::build(checked).await?.run(stop).await;
+            let shutdown = Shutdown::on_signals()?;
+            Bound::build(checked).await?.run(shutdown).await;
             Ok(())
         }));
         // Blocked threads don't hold up the end.

@@ -7,7 +7,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use super::audit;
-use super::state::{Sources, State};
+use super::state::{Handles, State};
 use crate::cli::VERSION;
 use crate::text::printable_json;
 
@@ -90,8 +90,8 @@ fn say(status: StatusCode, kind: &'static str, body: String) -> Answer {
 
 fn metrics(state: &State) -> String {
     let mut text = String::new();
-    if let Some(sources) = state.sources() {
-        let rendered = sources.handler.render_metrics();
+    if let Some(handles) = state.handles() {
+        let rendered = handles.handler.render_metrics();
         text.push_str(
             rendered
                 .trim_end()
@@ -99,11 +99,11 @@ fn metrics(state: &State) -> String {
                 .unwrap_or(&rendered),
         );
         text.push_str(
-            &sources
+            &handles
                 .counters
-                .render(sources.registry.open(), sources.registry.limit()),
+                .render(handles.registry.open(), handles.registry.limit()),
         );
-        parts(&mut text, &sources);
+        parts(&mut text, &handles);
     }
     let ready = u8::from(state.unready().is_empty());
     let uptime = state.uptime().as_secs_f64();
@@ -117,12 +117,12 @@ fn metrics(state: &State) -> String {
 }
 
 /// Setup's parts and the decisions of the eBPF programs; both name sets are fixed.
-fn parts(text: &mut String, sources: &Sources) {
+fn parts(text: &mut String, handles: &Handles) {
     use std::fmt::Write;
     text.push_str(
         "# HELP hublet_part_on Parts of the setup that work.\n# TYPE hublet_part_on gauge\n",
     );
-    for part in sources.setup.parts() {
+    for part in handles.setup.parts() {
         let _ = writeln!(
             text,
             "hublet_part_on{{part=\"{}\"}} {}",
@@ -131,7 +131,7 @@ fn parts(text: &mut String, sources: &Sources) {
         );
     }
     text.push_str("# HELP hublet_ebpf_decisions Decisions of the eBPF programs.\n# TYPE hublet_ebpf_decisions counter\n");
-    let ebpf = sources.setup.ebpf();
+    let ebpf = handles.setup.ebpf();
     for (decision, count) in &ebpf.counters {
         let _ = writeln!(
             text,
@@ -148,21 +148,21 @@ fn status(state: &State) -> serde_json::Value {
         "uptime_seconds": state.uptime().as_secs(),
         "unready": state.unready(),
     });
-    if let Some(sources) = state.sources() {
-        status["warnings"] = json!(sources.warnings);
-        status["listeners"] = json!(sources.listeners);
-        status["certificate"] = json!(sources.certificates.describe());
-        status["parts"] = json!(sources.setup.parts());
-        let ebpf = sources.setup.ebpf();
+    if let Some(handles) = state.handles() {
+        status["warnings"] = json!(handles.warnings);
+        status["listeners"] = json!(handles.listeners);
+        status["certificate"] = json!(handles.certificates.describe());
+        status["parts"] = json!(handles.setup.parts());
+        let ebpf = handles.setup.ebpf();
         status["ebpf"] = json!({
             "programs": ebpf.programs,
             "audit": ebpf.audit,
             "counters": ebpf.counters.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<serde_json::Map<_, _>>(),
         });
-        status["connections"] = sources
+        status["connections"] = handles
             .counters
-            .status(sources.registry.open(), sources.registry.limit());
-        if let serde_json::Value::Object(more) = sources.handler.status() {
+            .status(handles.registry.open(), handles.registry.limit());
+        if let serde_json::Value::Object(more) = handles.handler.status() {
             for (key, value) in more {
                 status[key] = value;
             }
@@ -206,8 +206,8 @@ mod tests {
         let (status, _, body) = ask(Method::GET, "/v1/readyz", &state);
         assert_eq!(status, 500);
         assert!(body.contains("the store isn't open yet"), "{body}");
-        state.met(super::super::Condition::Store);
-        state.met(super::super::Condition::Listeners);
+        state.mark(super::super::Condition::Store);
+        state.mark(super::super::Condition::Listeners);
         state.probed();
         let (status, _, body) = ask(Method::GET, "/v1/readyz", &state);
         assert_eq!((status, body.as_str()), (200, "OK"));

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
-pub(crate) use state::{Condition, Sources, State};
+pub(crate) use state::{Condition, Handles, State};
 
 /// Connections at once: probes, a scraper, an operator.
 const CONNECTIONS: usize = 64;

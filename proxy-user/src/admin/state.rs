@@ -23,7 +23,7 @@ pub(crate) enum Condition {
     Store,
 }
 
-pub(crate) struct Sources {
+pub(crate) struct Handles {
     /// Requests, store, cloud.
     pub handler: Arc<Handler>,
     /// Interface and eBPF.
@@ -40,9 +40,9 @@ pub(crate) struct Sources {
     pub warnings: Vec<String>,
 }
 
-impl std::fmt::Debug for Sources {
+impl std::fmt::Debug for Handles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sources")
+        f.debug_struct("Handles")
             .field("listeners", &self.listeners)
             .finish_non_exhaustive()
     }
@@ -58,7 +58,7 @@ pub(crate) struct State {
     draining: AtomicBool,
     /// Milliseconds after `started` of the last answered self-probe, plus one; 0 = none yet.
     probed: AtomicU64,
-    sources: Mutex<Option<Arc<Sources>>>,
+    handles: Mutex<Option<Arc<Handles>>>,
 }
 
 impl State {
@@ -71,12 +71,12 @@ impl State {
             store: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             probed: AtomicU64::new(0),
-            sources: Mutex::new(None),
+            handles: Mutex::new(None),
         })
     }
 
     /// A condition is met from now on.
-    pub(crate) fn met(&self, condition: Condition) {
+    pub(crate) fn mark(&self, condition: Condition) {
         match condition {
             Condition::Listeners => self.listeners.store(true, Relaxed),
             Condition::Store => self.store.store(true, Relaxed),
@@ -95,17 +95,17 @@ impl State {
     }
 
     /// The stages are up: figures can be had from them.
-    pub(crate) fn attach(&self, sources: Sources) {
-        *self.sources.lock() = Some(Arc::new(sources));
+    pub(crate) fn attach(&self, handles: Handles) {
+        *self.handles.lock() = Some(Arc::new(handles));
     }
 
     /// Forgets the stages, which are about to go.
     pub(crate) fn detach(&self) {
-        *self.sources.lock() = None;
+        *self.handles.lock() = None;
     }
 
-    pub(super) fn sources(&self) -> Option<Arc<Sources>> {
-        self.sources.lock().clone()
+    pub(super) fn handles(&self) -> Option<Arc<Handles>> {
+        self.handles.lock().clone()
     }
 
     pub(super) fn node(&self) -> &str {
@@ -133,8 +133,8 @@ impl State {
             reasons.push("the listeners aren't bound yet".to_owned());
         }
         if let Some(reason) = self
-            .sources()
-            .and_then(|sources| sources.handler.waiting_for())
+            .handles()
+            .and_then(|handles| handles.handler.waiting_for())
         {
             reasons.push(reason.to_owned());
         }
@@ -162,8 +162,8 @@ mod tests {
     fn readiness_names_what_is_missing_and_notices_a_hung_runtime() {
         let state = State::new("edge-1".into());
         assert_eq!(state.unready().len(), 3, "{:?}", state.unready());
-        state.met(Condition::Store);
-        state.met(Condition::Listeners);
+        state.mark(Condition::Store);
+        state.mark(Condition::Listeners);
         assert!(state.unready()[0].contains("own probe yet"));
         state.probed();
         assert_eq!(state.unready(), Vec::<String>::new());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::handover::Taken;
+use super::handover::Inheritance;
 
 use crate::config::Config;
 use crate::listen::{ListenError, Listener, Purpose, bind};
@@ -21,7 +21,10 @@ pub(super) struct Sockets {
 
 impl Sockets {
     /// Binds what needs no interface of ours.
-    pub(super) fn of_the_host(config: &Config, taken: &mut Taken) -> Result<Self, ListenError> {
+    pub(super) fn of_the_host(
+        config: &Config,
+        taken: &mut Inheritance,
+    ) -> Result<Self, ListenError> {
         let dummy = config.setup.dummy.as_ref().map(|dummy| dummy.ip);
         let mut sockets = Self {
             listeners: Vec::new(),
@@ -47,7 +50,7 @@ impl Sockets {
         &mut self,
         config: &Config,
         setup: &Setup,
-        taken: &mut Taken,
+        taken: &mut Inheritance,
     ) -> Result<(), ListenError> {
         let Some(dummy) = self.dummy else {
             return Ok(());
@@ -77,7 +80,7 @@ impl Sockets {
         &mut self,
         address: SocketAddr,
         port: Port,
-        taken: &mut Taken,
+        taken: &mut Inheritance,
     ) -> Result<(), ListenError> {
         let purpose = match port {
             Port::Plain => Purpose::Plain,
@@ -115,14 +118,6 @@ impl Sockets {
         address(self.secure())
     }
 
-    pub(super) fn plain_addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
-            .filter(|listener| listener.port == Port::Plain)
-            .map(address)
-            .collect()
-    }
-
     /// The secure listener is where eBPF sends clients.
     pub(super) fn on_dummy(&self) -> bool {
         Some(self.secure_address().ip()) == self.dummy
@@ -133,7 +128,7 @@ impl Sockets {
 pub(super) fn bind_or_take(
     address: SocketAddr,
     purpose: Purpose,
-    taken: &mut Taken,
+    taken: &mut Inheritance,
 ) -> Result<TcpListener, ListenError> {
     match taken.listener(address) {
         Some(socket) => Ok(socket),

@@ -14,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
-use super::inspect::Facts;
+use super::inspect::CertificateInfo;
 use super::{CertsError, ORGANIZATION, Subject, files};
 
 const CA_NAME: &str = "hublet development CA";
@@ -70,18 +70,18 @@ impl Authority {
         let (Some(crt_pem), Some(key_pem)) = (read_present(crt)?, read_present(key)?) else {
             return Ok(Err("the certificate or its key is missing".into()));
         };
-        files::close_to_others(key);
+        files::restrict_to_owner(key);
         let loaded = || {
             let certificate = CertificateDer::from_pem_slice(crt_pem.as_bytes())
                 .map_err(|error| format!("the certificate is damaged ({error})"))?;
-            let facts = Facts::of(std::slice::from_ref(&certificate))?;
+            let info = CertificateInfo::from_chain(std::slice::from_ref(&certificate))?;
             let pair = KeyPair::from_pem(&key_pem)
                 .map_err(|error| format!("the key is damaged ({error})"))?;
-            if facts.public_key != pair.subject_public_key_info() {
+            if info.public_key != pair.subject_public_key_info() {
                 return Err("the key doesn't belong to the certificate".into());
             }
-            if facts.not_after <= now {
-                return Err(format!("it ended on {}", facts.not_after.date()));
+            if info.not_after <= now {
+                return Err(format!("it ended on {}", info.not_after.date()));
             }
             Ok(Self {
                 issuer: Issuer::new(ca_params(now), pair),

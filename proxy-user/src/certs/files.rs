@@ -58,7 +58,7 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CertsError> {
 }
 
 /// Takes group's and others' rights away from a key file that has any.
-pub(super) fn close_to_others(path: &Path) {
+pub(super) fn restrict_to_owner(path: &Path) {
     let open = fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o077 != 0);
     if open && fs::set_permissions(path, Permissions::from_mode(0o600)).is_ok() {
         tracing::warn!("{} could be read by others: now 0600", path.display());

@@ -36,7 +36,7 @@ pub(super) fn certified_key(pem: &str) -> Result<CertifiedKey, String> {
 
 /// What a certificate says.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct CertificateInfo {
     pub(super) organizations: Vec<String>,
     pub(super) common_name: String,
     pub(super) dns: BTreeSet<String>,
@@ -46,9 +46,9 @@ pub(super) struct Facts {
     pub(super) public_key: Vec<u8>,
 }
 
-impl Facts {
+impl CertificateInfo {
     /// Reads the first certificate of a chain.
-    pub(super) fn of(chain: &[CertificateDer<'_>]) -> Result<Self, String> {
+    pub(super) fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, String> {
         let der = chain.first().ok_or("holds no certificate")?;
         let (_, certificate) = X509Certificate::from_der(der)
             .map_err(|e| format!("holds a damaged certificate ({e})"))?;
@@ -85,7 +85,7 @@ impl Facts {
     }
 
     /// Made out for exactly this subject.
-    pub(super) fn is_for(&self, subject: &Subject) -> bool {
+    pub(super) fn matches(&self, subject: &Subject) -> bool {
         self.common_name == subject.common_name()
             && self.organizations == [ORGANIZATION]
             && self.dns.iter().map(String::as_str).eq(subject.dns_names())
@@ -93,7 +93,7 @@ impl Facts {
     }
 
     /// Names of the subject that the certificate lacks.
-    pub(super) fn lacks(&self, subject: &Subject) -> Vec<String> {
+    pub(super) fn missing_names(&self, subject: &Subject) -> Vec<String> {
         let ips = subject
             .ips
             .iter()
@@ -108,7 +108,7 @@ impl Facts {
     }
 
     /// When a certificate should be replaced: after four fifths of its life.
-    pub(super) fn renewal(&self) -> OffsetDateTime {
+    pub(super) fn renew_after(&self) -> OffsetDateTime {
         self.not_after - (self.not_after - self.not_before) / 5
     }
 

@@ -75,8 +75,8 @@ pub(crate) struct Subject {
 
 /// Our own files in this directory: the development CA, what it signed, what was set aside. A certificate of the
 /// cluster's is not ours.
-pub(crate) fn own_files(pki: &Path) -> Vec<PathBuf> {
-    serving::own_files(pki)
+pub(crate) fn hublet_files(pki: &Path) -> Vec<PathBuf> {
+    serving::hublet_files(pki)
 }
 
 /// The names under which pods know the API server.

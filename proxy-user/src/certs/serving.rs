@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use tracing::{info, warn};
 
 use super::development::Authority;
-use super::inspect::{Facts, Shared, certified_key, is_signed_by};
+use super::inspect::{CertificateInfo, Shared, certified_key, is_signed_by};
 use super::{CertsError, Subject, files};
 use crate::config::{BootstrapMode, CertsConfig};
 
@@ -77,7 +77,7 @@ impl Certificates {
             ips: config.ip_sans.clone(),
             dns: config.dns_sans.clone(),
         };
-        let (key, origin) = choose(config.mode, &pki, &subject, now)?;
+        let (key, origin) = select_certificate(config.mode, &pki, &subject, now)?;
         let resolver = Arc::new(Resolver {
             current: ArcSwap::new(key),
         });
@@ -101,7 +101,7 @@ impl Certificates {
     /// # Errors
     /// As [`Certificates::open`]; the certificate in use stays.
     pub(crate) fn refresh(&self, now: OffsetDateTime) -> Result<(), CertsError> {
-        self.choose_for(&self.subject.lock(), now)
+        self.reselect(&self.subject.lock(), now)
     }
 
     /// Makes sure that the certificate is good for this address, too: clients are steered from it. True when it is;
@@ -113,14 +113,14 @@ impl Certificates {
         let mut subject = self.subject.lock();
         if !subject.ips.contains(&ip) {
             subject.ips.push(ip);
-            self.choose_for(&subject, now)?;
+            self.reselect(&subject, now)?;
         }
         let current = self.resolver.current.load();
-        Ok(Facts::of(&current.cert).is_ok_and(|facts| facts.ips.contains(&ip)))
+        Ok(CertificateInfo::from_chain(&current.cert).is_ok_and(|info| info.ips.contains(&ip)))
     }
 
-    fn choose_for(&self, subject: &Subject, now: OffsetDateTime) -> Result<(), CertsError> {
-        let (key, origin) = choose(self.mode, &self.pki, subject, now)?;
+    fn reselect(&self, subject: &Subject, now: OffsetDateTime) -> Result<(), CertsError> {
+        let (key, origin) = select_certificate(self.mode, &self.pki, subject, now)?;
         if key.cert != self.resolver.current.load().cert {
             info!(
                 "serving certificate replaced by {}, valid until {}",
@@ -148,7 +148,7 @@ impl Certificates {
     }
 }
 
-pub(super) fn own_files(pki: &Path) -> Vec<PathBuf> {
+pub(super) fn hublet_files(pki: &Path) -> Vec<PathBuf> {
     let current = pki.join(CURRENT);
     let ca = files::read(&pki.join("dev-ca.crt")).ok();
     let ca = ca.and_then(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
@@ -181,7 +181,7 @@ pub(super) fn own_files(pki: &Path) -> Vec<PathBuf> {
 
 type Choice = (Shared, Origin);
 
-fn choose(
+fn select_certificate(
     mode: BootstrapMode,
     pki: &Path,
     subject: &Subject,
@@ -189,33 +189,33 @@ fn choose(
 ) -> Result<Choice, CertsError> {
     let current = pki.join(CURRENT);
     if mode == BootstrapMode::Development {
-        return development(&current, pki, subject, now);
+        return development_certificate(&current, pki, subject, now);
     }
-    match clusters(&current, subject, now) {
+    match from_cluster(&current, subject, now) {
         Ok(choice) => Ok(choice),
         Err(reason) => {
             tracing::debug!(
                 "{} {reason}: serving with the development CA",
                 current.display()
             );
-            development(&pki.join("dev-server.pem"), pki, subject, now)
+            development_certificate(&pki.join("dev-server.pem"), pki, subject, now)
         }
     }
 }
 
 /// The cluster's certificate, or why it can't be used.
-fn clusters(file: &Path, subject: &Subject, now: OffsetDateTime) -> Result<Choice, String> {
+fn from_cluster(file: &Path, subject: &Subject, now: OffsetDateTime) -> Result<Choice, String> {
     let pem = files::read(file).map_err(|error| format!("can't be read ({error})"))?;
     let key = certified_key(&pem)?;
-    let facts = Facts::of(&key.cert)?;
-    if !facts.is_valid(now) {
+    let info = CertificateInfo::from_chain(&key.cert)?;
+    if !info.is_valid(now) {
         return Err(format!(
             "is valid from {} to {} only",
-            facts.not_before.date(),
-            facts.not_after.date()
+            info.not_before.date(),
+            info.not_after.date()
         ));
     }
-    let lacks = facts.lacks(subject);
+    let lacks = info.missing_names(subject);
     if !lacks.is_empty() {
         warn!(
             "{} isn't made out for {}: clients that dial these will refuse it",
@@ -226,27 +226,27 @@ fn clusters(file: &Path, subject: &Subject, now: OffsetDateTime) -> Result<Choic
     let origin = Origin {
         file: file.to_owned(),
         ca: None,
-        expires: facts.not_after,
+        expires: info.not_after,
     };
     Ok((Arc::new(key), origin))
 }
 
 /// Our own certificate, kept in this file.
-fn development(
+fn development_certificate(
     file: &Path,
     pki: &Path,
     subject: &Subject,
     now: OffsetDateTime,
 ) -> Result<Choice, CertsError> {
     let authority = Authority::open(pki, now)?;
-    let origin = |facts: &Facts| Origin {
+    let origin = |info: &CertificateInfo| Origin {
         file: file.to_owned(),
         ca: Some(authority.path().to_owned()),
-        expires: facts.not_after,
+        expires: info.not_after,
     };
-    match kept(file)? {
-        Kept::Nothing => {}
-        Kept::Unusable(reason) => {
+    match load_existing(file)? {
+        Existing::Nothing => {}
+        Existing::Unusable(reason) => {
             let aside = files::set_aside(file, now)?;
             warn!(
                 "serving certificate {} {reason}: set aside as {}, a new one is made",
@@ -254,20 +254,20 @@ fn development(
                 aside.display()
             );
         }
-        Kept::Certificate(key, facts) => {
+        Existing::Certificate(key, info) => {
             let ours = key
                 .cert
                 .first()
                 .is_some_and(|leaf| is_signed_by(leaf, authority.certificate(), now));
-            if ours && facts.is_for(subject) && now < facts.renewal() {
-                files::close_to_others(file);
-                let origin = origin(&facts);
+            if ours && info.matches(subject) && now < info.renew_after() {
+                files::restrict_to_owner(file);
+                let origin = origin(&info);
                 return Ok((Arc::new(*key), origin));
             }
             info!(
                 "serving certificate {} is renewed: {}",
                 file.display(),
-                staleness(ours, &facts, subject, now)
+                renewal_reason(ours, &info, subject, now)
             );
         }
     }
@@ -275,18 +275,23 @@ fn development(
     files::write_private(file, &pem)?;
     let broken = |reason| CertsError::content("serving certificate", file, reason);
     let key = certified_key(&pem).map_err(broken)?;
-    let facts = Facts::of(&key.cert).map_err(broken)?;
-    let origin = origin(&facts);
+    let info = CertificateInfo::from_chain(&key.cert).map_err(broken)?;
+    let origin = origin(&info);
     Ok((Arc::new(key), origin))
 }
 
 /// Why a readable certificate is renewed.
-fn staleness(ours: bool, facts: &Facts, subject: &Subject, now: OffsetDateTime) -> &'static str {
-    if !facts.is_valid(now) {
+fn renewal_reason(
+    ours: bool,
+    info: &CertificateInfo,
+    subject: &Subject,
+    now: OffsetDateTime,
+) -> &'static str {
+    if !info.is_valid(now) {
         "it isn't valid at this time"
     } else if !ours {
         "another CA signed it"
-    } else if !facts.is_for(subject) {
+    } else if !info.matches(subject) {
         "the node's name or addresses have changed"
     } else {
         "its time is nearly up"
@@ -294,16 +299,16 @@ fn staleness(ours: bool, facts: &Facts, subject: &Subject, now: OffsetDateTime) 
 }
 
 /// What a file holds.
-enum Kept {
+enum Existing {
     Nothing,
     Unusable(String),
-    Certificate(Box<CertifiedKey>, Facts),
+    Certificate(Box<CertifiedKey>, CertificateInfo),
 }
 
-fn kept(file: &Path) -> Result<Kept, CertsError> {
+fn load_existing(file: &Path) -> Result<Existing, CertsError> {
     let pem = match files::read(file) {
         Ok(pem) => pem,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::Nothing),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return Err(CertsError::Read {
                 what: "serving certificate",
@@ -312,12 +317,14 @@ fn kept(file: &Path) -> Result<Kept, CertsError> {
                 way_out: "run as the user who made it, or choose another --root-dir",
             });
         }
-        Err(error) => return Ok(Kept::Unusable(format!("can't be read ({error})"))),
+        Err(error) => return Ok(Existing::Unusable(format!("can't be read ({error})"))),
     };
     Ok(
-        match certified_key(&pem).and_then(|key| Facts::of(&key.cert).map(|facts| (key, facts))) {
-            Ok((key, facts)) => Kept::Certificate(Box::new(key), facts),
-            Err(reason) => Kept::Unusable(reason),
+        match certified_key(&pem)
+            .and_then(|key| CertificateInfo::from_chain(&key.cert).map(|info| (key, info)))
+        {
+            Ok((key, info)) => Existing::Certificate(Box::new(key), info),
+            Err(reason) => Existing::Unusable(reason),
         },
     )
 }

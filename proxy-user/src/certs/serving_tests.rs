@@ -55,24 +55,24 @@ fn now() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_790_000_000).expect("a day of 2026")
 }
 
-fn leaf(certificates: &Certificates) -> Facts {
-    Facts::of(&certificates.resolver.current.load().cert).expect("certificate")
+fn leaf(certificates: &Certificates) -> CertificateInfo {
+    CertificateInfo::from_chain(&certificates.resolver.current.load().cert).expect("certificate")
 }
 
 #[test]
 fn the_certificate_is_made_out_as_yurthubs() {
     let node = Node::new(BootstrapMode::Development);
-    let facts = leaf(&node.open(now()));
-    assert_eq!(facts.common_name, "system:node:edge-1");
+    let info = leaf(&node.open(now()));
+    assert_eq!(info.common_name, "system:node:edge-1");
     assert_eq!(
-        facts.organizations,
+        info.organizations,
         ["system:nodes"],
         "extra organizations are the client certificate's"
     );
-    assert_eq!(facts.dns.len(), 4);
-    assert!(facts.dns.contains("kubernetes.default.svc.cluster.local"));
-    assert_eq!(facts.ips, node.ips.iter().copied().collect());
-    assert!(facts.is_valid(now()));
+    assert_eq!(info.dns.len(), 4);
+    assert!(info.dns.contains("kubernetes.default.svc.cluster.local"));
+    assert_eq!(info.ips, node.ips.iter().copied().collect());
+    assert!(info.is_valid(now()));
     for key in ["dev-ca.key", "yurthub-server-current.pem"] {
         assert_eq!(
             fs::metadata(node.file(key))

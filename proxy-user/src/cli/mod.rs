@@ -75,7 +75,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, c
         .enumerate()
         .map(|(n, argument)| match n {
             0 => OsString::from("hublet"),
-            _ => dashed(argument),
+            _ => with_dashes(argument),
         });
     let line =
         CommandLine::from_arg_matches(&CommandLine::command().try_get_matches_from(arguments)?)?;
@@ -83,7 +83,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, c
 }
 
 /// `--node_name=x` as `--node-name=x`: Kubernetes' own binaries take both.
-fn dashed(argument: OsString) -> OsString {
+fn with_dashes(argument: OsString) -> OsString {
     let Some(text) = argument.to_str().filter(|text| text.starts_with("--")) else {
         return argument;
     };

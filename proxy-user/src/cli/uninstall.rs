@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::app::{Alive, Presence};
+use crate::app::{DaemonRunning, DirectoryLocks};
 use crate::certs;
 use crate::setup::pinned::{Pinned, PinnedError};
 use crate::setup::{SetupError, remove_interface};
@@ -38,7 +38,7 @@ pub struct UninstallArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
     #[error(transparent)]
-    Alive(#[from] Alive),
+    DaemonRunning(#[from] DaemonRunning),
     /// Pins, or a living daemon.
     #[error("{0}; stop hublet first")]
     Pinned(#[from] PinnedError),
@@ -55,7 +55,7 @@ pub enum UninstallError {
 /// # Errors
 /// A daemon lives, or something can't be removed. A closed `out` doesn't stop it halfway.
 pub fn uninstall(args: &UninstallArgs, out: &mut dyn Write) -> Result<(), UninstallError> {
-    let _none_starts = Presence::exclude(&args.root_dir, &args.disk_cache_path)?;
+    let _none_starts = DirectoryLocks::exclude(&args.root_dir, &args.disk_cache_path)?;
     let mut removed = |what: &dyn Display| drop(writeln!(out, "removed {}", Printable(what)));
     match Pinned::find(&args.bpffs) {
         Ok(pinned) => {
@@ -77,7 +77,7 @@ pub fn uninstall(args: &UninstallArgs, out: &mut dyn Write) -> Result<(), Uninst
     if args.keep_files {
         return Ok(());
     }
-    let mut files = certs::own_files(&args.root_dir.join("pki"));
+    let mut files = certs::hublet_files(&args.root_dir.join("pki"));
     files.extend(named(&args.disk_cache_path, "hublet.redb"));
     for file in files {
         match fs::remove_file(&file) {

@@ -4,7 +4,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::{Question, away, out_of_reach};
+use super::{LocalRequest, cloud_only_read, write_unavailable_message};
 use crate::cache::Cache;
 use crate::cache::judge::{Answered, Decision};
 use crate::cache::store::{Lookup, Snapshot, StoreError};
@@ -12,24 +12,24 @@ use crate::proxy::error::Refusal;
 
 /// A question whose asker may have what it asks for. Made here only; whatever looks into the store needs it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Allowed<'a>(Question<'a>);
+pub(super) struct Allowed<'a>(LocalRequest<'a>);
 
 impl<'a> Deref for Allowed<'a> {
-    type Target = Question<'a>;
+    type Target = LocalRequest<'a>;
 
-    fn deref(&self) -> &Question<'a> {
+    fn deref(&self) -> &LocalRequest<'a> {
         &self.0
     }
 }
 
 /// A question for an object whose asker was told 404: he may be told so again.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct AbsenceOnly<'a>(Question<'a>);
+pub(super) struct AbsenceOnly<'a>(LocalRequest<'a>);
 
 impl<'a> Deref for AbsenceOnly<'a> {
-    type Target = Question<'a>;
+    type Target = LocalRequest<'a>;
 
-    fn deref(&self) -> &Question<'a> {
+    fn deref(&self) -> &LocalRequest<'a> {
         &self.0
     }
 }
@@ -72,16 +72,19 @@ impl Guarded {
         self.cache.asked(scope);
     }
 
-    pub(super) fn judge(&self, question: &Question<'_>, answered: Answered) {
+    pub(super) fn judge(&self, question: &LocalRequest<'_>, answered: Answered) {
         self.cache.judge(&question.asked(), answered, self.max_age);
     }
 
     /// # Errors
     /// The cloud has not been seen to allow it, whatever the store holds.
-    pub(super) fn authorize<'a>(&self, question: Question<'a>) -> Result<Permission<'a>, Refusal> {
+    pub(super) fn authorize<'a>(
+        &self,
+        question: LocalRequest<'a>,
+    ) -> Result<Permission<'a>, Refusal> {
         let request = question.request;
         if !request.verb.is_read() {
-            return Err(Refusal::WriteWhileAway(away(
+            return Err(Refusal::WriteWhileAway(write_unavailable_message(
                 request.verb,
                 &question.describe(),
             )));
@@ -94,7 +97,7 @@ impl Guarded {
                 "hublet: the cloud is away, and has not been seen to accept this credential".into(),
             )),
             Decision::Unknown if !request.subresource.is_empty() => {
-                Err(out_of_reach(&question.describe()))
+                Err(cloud_only_read(&question.describe()))
             }
             Decision::Unknown => Err(Refusal::Unknown(format!(
                 "hublet: {}",
@@ -144,7 +147,7 @@ impl Guarded {
     }
 }
 
-impl Question<'_> {
+impl LocalRequest<'_> {
     pub(super) fn not_allowed(&self) -> String {
         let (verb, what) = (self.request.verb.as_str(), self.describe());
         format!("the cloud is away, and has not been seen to allow this caller to {verb} {what}")

@@ -5,7 +5,7 @@ use http::Response;
 
 use super::authorize::{AbsenceOnly, Allowed, Permission};
 use super::negotiate::Encoding;
-use super::{Local, Question};
+use super::{Local, LocalRequest};
 use crate::cache::codec::parse_version;
 use crate::cache::record::Record;
 use crate::cache::store::Lookup;
@@ -13,7 +13,7 @@ use crate::proxy::body::Body;
 use crate::proxy::error::Refusal;
 
 /// What is copied out of the store's page.
-enum Copy {
+enum Extract {
     Body(Encoding, u64, Bytes),
     OtherVersion(String),
     OtherEncoding(Encoding),
@@ -28,43 +28,43 @@ impl Local {
         let wanted = parse_version(&request.query.resource_version).unwrap_or(0);
         let copy = |record: Record<'_>| {
             if !is_version(record.api_version, &request.group, &request.version) {
-                Copy::OtherVersion(record.api_version.to_owned())
+                Extract::OtherVersion(record.api_version.to_owned())
             } else if record.version < wanted
                 || self.has_expired(question.scope(), record.stored_at)
             {
-                Copy::TooOld
+                Extract::TooOld
             } else if accepts.takes(record.encoding) {
-                Copy::Body(
+                Extract::Body(
                     record.encoding,
                     record.stored_at,
                     Bytes::copy_from_slice(record.body),
                 )
             } else {
-                Copy::OtherEncoding(record.encoding)
+                Extract::OtherEncoding(record.encoding)
             }
         };
         let snapshot = self.cache.snapshot(&allowed).await?;
-        if let Some(response) = self.other_form(&snapshot, &question)? {
+        if let Some(response) = self.stored_variant(&snapshot, &question)? {
             return Ok(response);
         }
         let found = snapshot.object(question.scope(), copy)?;
         let what = || question.describe();
         match found {
-            Lookup::Found(Copy::Body(encoding, at, bytes)) => {
+            Lookup::Found(Extract::Body(encoding, at, bytes)) => {
                 Ok(self.response(encoding.content_type(), at, Body::full(bytes)))
             }
-            Lookup::Found(Copy::OtherVersion(stored)) => Err(Refusal::Encoding(format!(
+            Lookup::Found(Extract::OtherVersion(stored)) => Err(Refusal::Encoding(format!(
                 "hublet: the cloud is away and the newest copy of {} is of apiVersion {stored}",
                 what()
             ))),
-            Lookup::Found(Copy::OtherEncoding(stored)) => Err(Refusal::Encoding(format!(
+            Lookup::Found(Extract::OtherEncoding(stored)) => Err(Refusal::Encoding(format!(
                 "hublet: the cloud is away and the newest copy of {} is in {}, which the request does not accept",
                 what(),
                 stored.content_type()
             ))),
             // It may have been made since the cloud said 404, and before the version that is asked for.
             Lookup::Absent(_) if wanted > 0 => Err(question.unknown()),
-            Lookup::Found(Copy::TooOld) | Lookup::Unknown => Err(question.unknown()),
+            Lookup::Found(Extract::TooOld) | Lookup::Unknown => Err(question.unknown()),
             Lookup::Absent(at) => Ok(self.remembered_404(&question, accepts.errors, at)),
         }
     }
@@ -94,7 +94,7 @@ impl Local {
 
     fn remembered_404(
         &self,
-        question: &Question<'_>,
+        question: &LocalRequest<'_>,
         encoding: Encoding,
         at: u64,
     ) -> Response<Body> {

@@ -6,7 +6,7 @@ use http::Response;
 
 use super::authorize::Allowed;
 use super::negotiate::{Accepts, Encoding};
-use super::{Local, Question};
+use super::{Local, LocalRequest};
 use crate::cache::codec::{parse_version, protobuf};
 use crate::cache::exchange::{EVENT_TTL, is_short_lived};
 use crate::cache::key;
@@ -22,7 +22,7 @@ const CHUNK: usize = 16 << 10;
 
 /// A complete collection, found for a question.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct CompleteCollection {
     pub(super) snapshot: Snapshot,
     pub(super) collection: Collection,
     /// The key of that collection.
@@ -32,7 +32,7 @@ pub(super) struct Found {
     prefix: Vec<u8>,
 }
 
-impl Found {
+impl CompleteCollection {
     /// A walk over its objects, in this snapshot.
     pub(super) fn walk(&self) -> Result<Walk, StoreError> {
         match &self.selective {
@@ -135,7 +135,11 @@ impl Found {
 
 impl Local {
     /// The complete collection that answers; of a selection none where a member may have left it.
-    fn collection(&self, snapshot: Snapshot, question: &Question<'_>) -> Result<Found, Refusal> {
+    fn collection(
+        &self,
+        snapshot: Snapshot,
+        question: &LocalRequest<'_>,
+    ) -> Result<CompleteCollection, Refusal> {
         let found = self.stored_collection(snapshot, question)?;
         if found.may_have_lost(question.request)? {
             Err(question.unknown())
@@ -148,8 +152,8 @@ impl Local {
     pub(super) fn stored_collection(
         &self,
         snapshot: Snapshot,
-        question: &Question<'_>,
-    ) -> Result<Found, Refusal> {
+        question: &LocalRequest<'_>,
+    ) -> Result<CompleteCollection, Refusal> {
         let (request, scope) = (question.request, question.scope());
         let prefix = key::without_selectors(scope).to_vec();
         let complete = |key: &[u8]| {
@@ -172,7 +176,7 @@ impl Local {
         }
         let collection = collection.filter(|c| !self.has_expired(scope, c.at));
         let collection = collection.ok_or_else(|| question.unknown())?;
-        Ok(Found {
+        Ok(CompleteCollection {
             snapshot,
             collection,
             key,
@@ -190,7 +194,7 @@ impl Local {
         let question = *allowed;
         let request = question.request;
         let snapshot = self.cache.snapshot(&allowed).await?;
-        if let Some(response) = self.other_form(&snapshot, &question)? {
+        if let Some(response) = self.stored_variant(&snapshot, &question)? {
             self.listed.remember(&question, self.cache.now());
             return Ok(response);
         }
@@ -229,7 +233,11 @@ pub(crate) struct StoredList {
 }
 
 impl StoredList {
-    fn new(found: &Found, walk: ListWalk, encoding: Encoding) -> Result<Self, StoreError> {
+    fn new(
+        found: &CompleteCollection,
+        walk: ListWalk,
+        encoding: Encoding,
+    ) -> Result<Self, StoreError> {
         let collection = &found.collection;
         let (head, tail, announced) = match encoding {
             Encoding::Json => json_envelope(collection),

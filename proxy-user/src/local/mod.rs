@@ -2,10 +2,10 @@
 //! cloud's own bytes with their age, or a [`Refusal`] that says what isn't known (I2) or not allowed (I7).
 
 pub(crate) mod authorize;
-pub(crate) mod document;
 pub(crate) mod get;
 pub(crate) mod list;
 pub(crate) mod negotiate;
+pub(crate) mod nonresource;
 mod resume;
 pub(crate) mod watch;
 
@@ -44,7 +44,7 @@ pub(crate) struct Local {
 
 /// One question to the store.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Question<'a> {
+pub(crate) struct LocalRequest<'a> {
     /// What is asked.
     pub request: &'a ApiRequest<'a>,
     /// Its headers.
@@ -53,20 +53,20 @@ pub(crate) struct Question<'a> {
     pub accepts: Accepts,
     /// Who asks.
     pub credential: &'a Credential,
-    /// The store's key of what is asked for ([`scope_of`]); a subresource has its object's.
+    /// The store's key of what is asked for ([`encode_scope`]); a subresource has its object's.
     pub scope: &'a [u8],
     /// Their bytes under way.
     pub flow: &'a Arc<Flow>,
 }
 
 /// The store's key of what a request asks for.
-pub(crate) fn scope_of(request: &ApiRequest<'_>) -> Vec<u8> {
+pub(crate) fn encode_scope(request: &ApiRequest<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);
     key::push_scope(&mut out, request);
     out
 }
 
-impl<'a> Question<'a> {
+impl<'a> LocalRequest<'a> {
     fn scope(&self) -> &'a [u8] {
         self.scope
     }
@@ -119,7 +119,10 @@ impl Local {
     ///
     /// # Errors
     /// What isn't known, not allowed, or not to be had in an encoding that the caller takes.
-    pub(crate) async fn answer(&self, question: Question<'_>) -> Result<Response<Body>, Refusal> {
+    pub(crate) async fn answer(
+        &self,
+        question: LocalRequest<'_>,
+    ) -> Result<Response<Body>, Refusal> {
         let permission = self.cache.authorize(question)?;
         // An answer is a copy out of the store, a whole object or document at once.
         if !question.flow.has_room() {
@@ -159,13 +162,16 @@ impl Local {
             Verb::Get => self.get(allowed).await,
             Verb::List => Box::pin(self.list(allowed)).await,
             Verb::Watch => Box::pin(self.watch(allowed)).await,
-            Verb::Document => Box::pin(self.document(allowed)).await,
-            verb => Err(Refusal::WriteWhileAway(away(verb, &allowed.describe()))),
+            Verb::Document => Box::pin(self.nonresource(allowed)).await,
+            verb => Err(Refusal::WriteWhileAway(write_unavailable_message(
+                verb,
+                &allowed.describe(),
+            ))),
         }
     }
 
     /// Remembers what the cloud's status code says of the caller.
-    pub(crate) fn judge(&self, question: &Question<'_>, answered: Answered) {
+    pub(crate) fn judge(&self, question: &LocalRequest<'_>, answered: Answered) {
         self.cache.judge(question, answered);
     }
 
@@ -202,7 +208,7 @@ impl Local {
 }
 
 /// What a write is told.
-pub(crate) fn away(verb: Verb, what: &str) -> String {
+pub(crate) fn write_unavailable_message(verb: Verb, what: &str) -> String {
     format!(
         "hublet: the cloud is away; this node can't {} {what} now",
         verb.as_str()
@@ -210,7 +216,7 @@ pub(crate) fn away(verb: Verb, what: &str) -> String {
 }
 
 /// The refusal for a read that only the cloud can answer: logs, a scale and other subresources are never stored.
-pub(crate) fn out_of_reach(what: &str) -> Refusal {
+pub(crate) fn cloud_only_read(what: &str) -> Refusal {
     Refusal::Unknown(format!(
         "hublet: {what} can't be had while the cloud is away"
     ))

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::authorize::Allowed;
-use super::list::Found;
+use super::list::CompleteCollection;
 use super::negotiate::Encoding;
 use super::watch::push_frame;
-use super::{Local, Question};
+use super::{Local, LocalRequest};
 use crate::authz::caller::Client;
 use crate::cache::record::Record;
 use crate::cache::store::StoreError;
@@ -32,12 +32,12 @@ pub(super) struct Listed(Mutex<HashMap<(Client, Vec<u8>), u64>>);
 
 impl Listed {
     /// Two clients may share an account, and only one of them be told.
-    fn key(question: &Question<'_>) -> (Client, Vec<u8>) {
+    fn key(question: &LocalRequest<'_>) -> (Client, Vec<u8>) {
         (question.flow.client(), question.asked().listing())
     }
 
     /// The caller is being told all of it now.
-    pub(super) fn remember(&self, question: &Question<'_>, now: u64) {
+    pub(super) fn remember(&self, question: &LocalRequest<'_>, now: u64) {
         let mut listed = self.0.lock();
         if listed.len() >= MAX_LISTED {
             listed.clear();
@@ -45,7 +45,7 @@ impl Listed {
         listed.insert(Self::key(question), now);
     }
 
-    fn at(&self, question: &Question<'_>) -> u64 {
+    fn at(&self, question: &LocalRequest<'_>) -> u64 {
         self.0
             .lock()
             .get(&Self::key(question))
@@ -108,7 +108,7 @@ impl Local {
     pub(super) fn resume(
         &self,
         question: &Allowed<'_>,
-        found: Option<&Found>,
+        found: Option<&CompleteCollection>,
         from: u64,
     ) -> Result<Resume, Refusal> {
         let accepts = question.accepts;

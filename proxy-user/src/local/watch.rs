@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Local;
 use super::authorize::Allowed;
-use super::list::Found;
+use super::list::CompleteCollection;
 use super::negotiate::Encoding;
 use super::resume::{Resume, expired};
 use crate::cache::codec::{INITIAL_EVENTS_END, parse_version, protobuf};
@@ -42,7 +42,7 @@ enum Initial {
     Changes(Vec<u8>),
 }
 
-struct Open {
+struct HeldWatch {
     initial: Option<Initial>,
     /// The client waits for the bookmark that ends the initial events.
     marks_initial_end: bool,
@@ -89,7 +89,7 @@ impl Local {
         };
         let bookmarks = found.filter(|_| query.bookmarks || query.send_initial_events);
         let bookmarks = bookmarks.map(|found| Bookmarks::of(&found, encoding, from));
-        let open = Open {
+        let open = HeldWatch {
             initial: Some(initial),
             marks_initial_end: query.send_initial_events,
             bookmarks,
@@ -99,7 +99,7 @@ impl Local {
             draining: self.draining.clone(),
             spread: RETURN_SPREAD.mul_f64(random()),
         };
-        let body = Body::events(Box::pin(stream::unfold(Some(open), next)));
+        let body = Body::events(Box::pin(stream::unfold(Some(open), next_chunk)));
         Ok(self.watch_response(encoding, at, body))
     }
 
@@ -129,12 +129,12 @@ fn random() -> f64 {
 }
 
 /// The next chunk of a watch held open, or its end.
-async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
+async fn next_chunk(open: Option<HeldWatch>) -> Option<(Bytes, Option<HeldWatch>)> {
     let mut open = open?;
     let initial = open.initial.take();
     if let Some(Initial::Changes(events)) = initial {
         return if events.is_empty() {
-            hold(open).await
+            wait(open).await
         } else {
             Some((events.into(), Some(open)))
         };
@@ -149,7 +149,7 @@ async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
                         out.extend_from_slice(&bookmarks.event(true));
                     }
                     return if out.is_empty() {
-                        hold(open).await
+                        wait(open).await
                     } else {
                         Some((out.into(), Some(open)))
                     };
@@ -161,10 +161,10 @@ async fn next(open: Option<Open>) -> Option<(Bytes, Option<Open>)> {
         open.initial = Some(Initial::All(walk));
         return Some((out.into(), Some(open)));
     }
-    hold(open).await
+    wait(open).await
 }
 
-async fn hold(mut open: Open) -> Option<(Bytes, Option<Open>)> {
+async fn wait(mut open: HeldWatch) -> Option<(Bytes, Option<HeldWatch>)> {
     let back = async {
         let _ = open
             .state
@@ -215,7 +215,7 @@ pub(super) fn push_frame(out: &mut Vec<u8>, kind: &str, encoding: Encoding, obje
 
 impl Bookmarks {
     /// `from`: the version that the client resumed at, which may be beyond what is known here.
-    fn of(found: &Found, encoding: Encoding, from: Option<u64>) -> Self {
+    fn of(found: &CompleteCollection, encoding: Encoding, from: Option<u64>) -> Self {
         let collection = &found.collection;
         Self {
             encoding,

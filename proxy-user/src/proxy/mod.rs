@@ -35,7 +35,9 @@ use crate::cloud::stream::CloudBody;
 use crate::cloud::upload::{self, Upload};
 use crate::config::Config;
 use crate::local::negotiate::{Accepts, Encoding};
-use crate::local::{Local, Question, SOURCE, away, out_of_reach, scope_of};
+use crate::local::{
+    Local, LocalRequest, SOURCE, cloud_only_read, encode_scope, write_unavailable_message,
+};
 use crate::proxy::body::{Body, Place};
 use crate::proxy::connection::Connection;
 use crate::proxy::error::Refusal;
@@ -183,7 +185,7 @@ impl Handler {
                 Accepts::of(&parts.headers),
             );
             let reading = ApiRequest::parse(&parts.method, &parts.uri);
-            let scope = reading.understood().map(scope_of);
+            let scope = reading.understood().map(encode_scope);
             let verb = reading.verb;
             let route = route(verb, self.cloud.health.state(), false);
             let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
@@ -193,7 +195,7 @@ impl Handler {
                 Err(request_body::no_end_of_a_read())
             } else if route == Route::Local {
                 let (headers, credential) = (&parts.headers, &credential);
-                let question = |(request, scope)| Question {
+                let question = |(request, scope)| LocalRequest {
                     request,
                     headers,
                     accepts,
@@ -299,7 +301,7 @@ impl Handler {
     async fn ask_store(
         &self,
         reading: &Reading<'_>,
-        question: Option<Question<'_>>,
+        question: Option<LocalRequest<'_>>,
     ) -> Result<Response<Body>, Refusal> {
         match question {
             Some(question) => self.local.answer(question).await,
@@ -621,10 +623,10 @@ impl Call {
     }
 
     /// The question to the store, where the request is understood.
-    fn question<'a>(&'a self, reading: &'a Reading<'a>) -> Option<Question<'a>> {
+    fn question<'a>(&'a self, reading: &'a Reading<'a>) -> Option<LocalRequest<'a>> {
         let (request, scope) = (reading.understood()?, self.scope.as_deref()?);
         let (headers, accepts, flow) = (&self.parts.headers, self.accepts, &self.flow);
-        Some(Question {
+        Some(LocalRequest {
             request,
             headers,
             accepts,
@@ -636,7 +638,7 @@ impl Call {
 
     fn away(&self) -> String {
         let reading = self.reading();
-        away(reading.verb, &reading.describe())
+        write_unavailable_message(reading.verb, &reading.describe())
     }
 }
 
@@ -652,7 +654,7 @@ fn refused(call: &Call, error: &ForwardError) -> Refusal {
         // A limit of our own says nothing about the cloud.
         ForwardError::NotSent(DialError::Busy) => Refusal::TooManyRequests,
         ForwardError::NotSent(_) | ForwardError::Away if reading.verb.is_read() => {
-            out_of_reach(&reading.describe())
+            cloud_only_read(&reading.describe())
         }
         ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(call.away()),
         ForwardError::Upload(_) => Refusal::BadRequest(format!("hublet: {error}")),

@@ -15,7 +15,7 @@ use tracing::warn;
 
 /// As long as it is held, a daemon lives.
 #[derive(Debug)]
-pub struct Presence {
+pub struct DirectoryLocks {
     _marks: Vec<Flock<File>>,
 }
 
@@ -25,14 +25,14 @@ pub struct Presence {
     place.display(),
     process.map(|pid| format!(", process {pid}")).unwrap_or_default()
 )]
-pub struct Alive {
+pub struct DaemonRunning {
     /// Its directory, or its store.
     pub place: PathBuf,
     /// Its process, where the kernel tells.
     pub process: Option<u32>,
 }
 
-impl Presence {
+impl DirectoryLocks {
     /// Marks directories as a living daemon's. One that can't be marked (on a file system without locks) is told of.
     pub(super) fn declare(directories: [&Path; 2]) -> Self {
         let mark = |directory: &Path| {
@@ -54,16 +54,16 @@ impl Presence {
     ///
     /// # Errors
     /// One lives.
-    pub fn exclude(root: &Path, store: &Path) -> Result<Self, Alive> {
+    pub fn exclude(root: &Path, store: &Path) -> Result<Self, DaemonRunning> {
         // Daemons before these marks are known by the lock that redb holds on the store.
-        let places = [root.to_owned(), store.to_owned(), store.join("hublet.redb")];
+        let items = [root.to_owned(), store.to_owned(), store.join("hublet.redb")];
         let mut marks = Vec::new();
-        for place in places {
+        for place in items {
             match lock(&place, FlockArg::LockExclusiveNonblock) {
                 Ok(mark) => marks.push(mark),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let process = holder(&place);
-                    return Err(Alive { place, process });
+                    return Err(DaemonRunning { place, process });
                 }
                 Err(_) => {} // not there, or it can't be locked by anybody
             }
@@ -99,19 +99,21 @@ mod tests {
             tempfile::tempdir().expect("store"),
             tempfile::tempdir().expect("other"),
         );
-        let daemon = Presence::declare([root.path(), store.path()]);
-        let successor = Presence::declare([root.path(), store.path()]);
+        let daemon = DirectoryLocks::declare([root.path(), store.path()]);
+        let successor = DirectoryLocks::declare([root.path(), store.path()]);
         for (root, store) in [(root.path(), other.path()), (other.path(), store.path())] {
-            let alive = Presence::exclude(root, store).expect_err("it lives");
+            let alive = DirectoryLocks::exclude(root, store).expect_err("it lives");
             assert_eq!(alive.process, Some(std::process::id()), "{alive}");
         }
         drop(daemon);
         assert!(
-            Presence::exclude(root.path(), store.path()).is_err(),
+            DirectoryLocks::exclude(root.path(), store.path()).is_err(),
             "the successor lives"
         );
         drop(successor);
-        assert!(Presence::exclude(root.path(), store.path()).is_ok());
-        assert!(Presence::exclude(&root.path().join("none"), &store.path().join("none")).is_ok());
+        assert!(DirectoryLocks::exclude(root.path(), store.path()).is_ok());
+        assert!(
+            DirectoryLocks::exclude(&root.path().join("none"), &store.path().join("none")).is_ok()
+        );
     }
 }

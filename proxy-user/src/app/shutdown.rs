@@ -16,22 +16,22 @@ use super::{AppError, Bound};
 use crate::setup::Setup;
 
 /// How long a dropped connection may take to be gone, and the last reference to setup.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long answers may take while a successor waits: new connections queue up meanwhile, and none is to wait longer than
 /// 2.5 s. A read that the store can answer takes 0.8 s at most, however dead the link is.
-const HAND_OVER: Duration = Duration::from_millis(1500);
+const HANDOVER_DRAIN: Duration = Duration::from_millis(1500);
 
 /// When to stop: the first message ends gracefully, a second one at once.
 #[derive(Debug)]
-pub struct Stop(mpsc::Receiver<()>);
+pub struct Shutdown(mpsc::Receiver<()>);
 
-impl Stop {
+impl Shutdown {
     /// SIGTERM and SIGINT. Those by which other daemons are told something and that would end this one as it stands
     /// (SIGHUP, SIGUSR1, SIGUSR2) are logged, and nothing else. Call on a runtime.
     ///
     /// # Errors
     /// The signal handlers can't be installed.
-    pub fn by_signals() -> Result<Self, AppError> {
+    pub fn on_signals() -> Result<Self, AppError> {
         let wrong = |error: io::Error| AppError::System("signal handlers", error);
         let listen = |kind: SignalKind| -> Result<Signal, AppError> { signal(kind).map_err(wrong) };
         let (mut term, mut int) = (
@@ -69,17 +69,17 @@ impl Stop {
     }
 
     /// Waits for the first message; what is left hears the second.
-    pub(super) async fn first(&mut self) {
+    pub(super) async fn graceful(&mut self) {
         self.0.recv().await;
     }
 
-    async fn second(&mut self) {
+    async fn immediate(&mut self) {
         self.0.recv().await;
     }
 }
 
 /// Ends everything; returns when the node is as it was.
-pub(super) async fn drain(bound: Bound, mut stop: Stop) {
+pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
     let started = Instant::now();
     bound.setup.stop_steering();
     bound.state.draining();
@@ -97,10 +97,10 @@ pub(super) async fn drain(bound: Bound, mut stop: Stop) {
                 warn!("{} connections are cut after {:?}", bound.registry.open(), bound.config.listen.drain);
             }
         }
-        () = stop.second() => warn!("second signal: {} connections are cut", bound.registry.open()),
+        () = shutdown.immediate() => warn!("second signal: {} connections are cut", bound.registry.open()),
     }
     bound.registry.drain(true);
-    let _ = timeout(AT_ONCE, ended(&bound)).await;
+    let _ = timeout(CLOSE_TIMEOUT, ended(&bound)).await;
     for task in &bound.tasks {
         task.abort();
     }
@@ -142,7 +142,7 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     bound.stop_accepting.cancel();
     bound.registry.drain(false);
     bound.handler.end_streams();
-    let patience = bound.config.listen.drain.min(HAND_OVER);
+    let patience = bound.config.listen.drain.min(HANDOVER_DRAIN);
     if timeout(patience, ended(&bound)).await.is_err() {
         warn!(
             "{} connections are cut after {patience:?}",
@@ -150,7 +150,7 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         );
     }
     bound.registry.drain(true);
-    let _ = timeout(AT_ONCE, ended(&bound)).await;
+    let _ = timeout(CLOSE_TIMEOUT, ended(&bound)).await;
     for task in &bound.tasks {
         task.abort();
     }
@@ -189,14 +189,14 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
             {
                 warn!("the new hublet hangs and can't be ended: {error}");
             }
-            again();
+            re_exec();
         }
-        Err(_) => again(),
+        Err(_) => re_exec(),
     }
 }
 
 /// This program anew, as it was started. Our sockets close with the old image, so that callers pass through meanwhile.
-fn again() {
+fn re_exec() {
     let mut arguments = std::env::args_os();
     let mut command = std::process::Command::new("/proc/self/exe");
     if let Some(name) = arguments.next() {
@@ -222,7 +222,7 @@ async fn undo(bound: Bound) {
     for task in tasks {
         let _ = task.await;
     }
-    match alone(setup).await {
+    match into_sole_owner(setup).await {
         Some(setup) => setup.undo().await,
         None => {
             warn!(
@@ -234,8 +234,8 @@ async fn undo(bound: Bound) {
 }
 
 /// The setup itself; connections under way and an admin request hold it for moments only.
-async fn alone(mut setup: Arc<Setup>) -> Option<Setup> {
-    let deadline = Instant::now() + AT_ONCE;
+async fn into_sole_owner(mut setup: Arc<Setup>) -> Option<Setup> {
+    let deadline = Instant::now() + CLOSE_TIMEOUT;
     loop {
         match Arc::try_unwrap(setup) {
             Ok(setup) => return Some(setup),

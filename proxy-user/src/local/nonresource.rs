@@ -5,7 +5,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 
 use super::authorize::Allowed;
 use super::negotiate::{Encoding, document_rank, other_forms};
-use super::{Local, Question};
+use super::{Local, LocalRequest};
 use crate::cache::codec::{json, parse_version};
 use crate::cache::exchange::{document_key, form_key};
 use crate::cache::forms;
@@ -17,10 +17,10 @@ use crate::proxy::error::Refusal;
 
 impl Local {
     /// Objects in another form (a Table), as the cloud wrote it, where nothing has been seen to change since.
-    pub(super) fn other_form(
+    pub(super) fn stored_variant(
         &self,
         snapshot: &Snapshot,
-        question: &Question<'_>,
+        question: &LocalRequest<'_>,
     ) -> Result<Option<Response<Body>>, Refusal> {
         let query = &question.request.query;
         if !question.accepts.other_forms || query.include_object || !query.continue_token.is_empty()
@@ -61,7 +61,10 @@ impl Local {
         )))
     }
 
-    pub(super) async fn document(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn nonresource(
+        &self,
+        allowed: Allowed<'_>,
+    ) -> Result<Response<Body>, Refusal> {
         let question = *allowed;
         let path = document_key(question.request);
         let snapshot = self.cache.snapshot(&allowed).await?;

@@ -3,18 +3,18 @@
 //! Start: admin socket → certificates → the host's listeners → interface and eBPF (switched off) → the interface's
 //! listeners → store and cloud → accept → self-probe → steering on. The host's listeners come before the interface,
 //! so that a second hublet fails on a taken port before it touches what the first one made.
-//! Stop: steering off → no new connections → finish answers, up to `--drain-timeout` → close the store → undo.
+//! Shutdown: steering off → no new connections → finish answers, up to `--drain-timeout` → close the store → undo.
 
 mod announce;
 mod bind;
+mod dir_locks;
 mod discover;
-mod drain;
 mod handover;
 mod limits;
-mod presence;
+mod shutdown;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::admin::{Admin, Condition, Sources, State};
+use crate::admin::{Admin, Condition, Handles, State};
 use crate::certs::{Certificates, CertsError, cloud_roots};
 use crate::config::{Checked, Config};
 use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry};
@@ -32,11 +32,11 @@ use crate::proxy::{HandleError, Handler};
 use crate::setup::{Setup, SetupError};
 
 use bind::Sockets;
+pub use dir_locks::{DaemonRunning, DirectoryLocks};
 use discover::Discovery;
-pub use drain::Stop;
 pub use handover::HandoverError;
-use handover::{Door, Successor, Taken};
-pub use presence::{Alive, Presence};
+use handover::{HandoverListener, Inheritance, Successor};
+pub use shutdown::Shutdown;
 
 /// How often the serving certificate is looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(600);
@@ -75,8 +75,8 @@ pub struct Bound {
     sockets: Sockets,
     /// The admin socket once more, for a successor.
     admin_socket: TcpListener,
-    taken: Taken,
-    _presence: Presence,
+    taken: Inheritance,
+    _dir_locks: DirectoryLocks,
     stop_accepting: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -117,7 +117,7 @@ impl Bound {
                 return Err(error);
             }
         };
-        state.met(Condition::Store);
+        state.mark(Condition::Store);
         let setup = Arc::new(setup);
         let (registry, counters) = (
             Registry::new(
@@ -133,7 +133,7 @@ impl Bound {
             Arc::clone(&counters),
         );
         let front = Front::new(parts.0, parts.1, tls, parts.2, parts.3);
-        state.attach(Sources {
+        state.attach(Handles {
             handler: Arc::clone(&handler),
             setup: Arc::clone(&setup),
             certificates: Arc::clone(&certificates),
@@ -144,7 +144,7 @@ impl Bound {
         });
         admin.runtime().spawn(renew(Arc::clone(&certificates)));
         Ok(Self {
-            _presence: Presence::declare([&config.certs.root_dir, &config.cache.dir]),
+            _dir_locks: DirectoryLocks::declare([&config.certs.root_dir, &config.cache.dir]),
             config,
             admin,
             state,
@@ -162,17 +162,8 @@ impl Bound {
         })
     }
 
-    /// The addresses that were bound: plain ones, the secure one, the admin one.
-    pub fn addresses(&self) -> (Vec<SocketAddr>, SocketAddr, SocketAddr) {
-        (
-            self.sockets.plain_addresses(),
-            self.sockets.secure_address(),
-            self.admin.address(),
-        )
-    }
-
     /// Accepts, steers, and serves until told to stop; then drains and undoes.
-    pub async fn run(mut self, mut stop: Stop) {
+    pub async fn run(mut self, mut shutdown: Shutdown) {
         for listener in self.sockets.listeners() {
             self.tasks.push(listen::serve(
                 &self.front,
@@ -186,7 +177,7 @@ impl Bound {
         let (registry, counters) = (Arc::clone(&self.registry), Arc::clone(&self.counters));
         self.tasks
             .push(tokio::spawn(registry.cut_stalled_on_time(counters)));
-        self.state.met(Condition::Listeners);
+        self.state.mark(Condition::Listeners);
         let mut discovery = Discovery::new(
             (&self.config.setup, &self.config.cloud),
             self.handler.cache(),
@@ -205,11 +196,11 @@ impl Bound {
                 setup.predecessor_ended();
             }));
         }
-        let mut door = Door::open(&self.config.certs.root_dir);
+        let mut door = HandoverListener::open(&self.config.certs.root_dir);
         let successor = loop {
             tokio::select! {
-                () = stop.first() => break None,
-                successor = asked(&mut door) => match drain::give_place(&self, &successor) {
+                () = shutdown.graceful() => break None,
+                successor = asked(&mut door) => match shutdown::give_place(&self, &successor) {
                     Ok(()) => break Some(successor),
                     Err(error) => warn!("a new hublet asked for our place and did not take it: {error}"),
                 },
@@ -220,10 +211,10 @@ impl Bound {
                 if let Some(door) = door {
                     door.close();
                 }
-                drain::drain(self, stop).await;
+                shutdown::drain(self, shutdown).await;
             }
             // The socket in the root directory is the successor's from now on.
-            Some(successor) => drain::hand_over(self, successor).await,
+            Some(successor) => shutdown::hand_over(self, successor).await,
         }
     }
 
@@ -306,7 +297,7 @@ impl Bound {
     }
 }
 
-async fn asked(door: &mut Option<Door>) -> Successor {
+async fn asked(door: &mut Option<HandoverListener>) -> Successor {
     match door {
         Some(door) => door.asked().await,
         None => std::future::pending().await,
@@ -314,12 +305,15 @@ async fn asked(door: &mut Option<Door>) -> Successor {
 }
 
 /// The old daemon's place, if we are to have it; what can fail without it fails before the old one stops.
-fn take_over(config: &Config) -> Result<(Taken, Option<Arc<Certificates>>), AppError> {
+fn take_over(config: &Config) -> Result<(Inheritance, Option<Arc<Certificates>>), AppError> {
     if !config.take_over {
-        return Ok((Taken::default(), None));
+        return Ok((Inheritance::default(), None));
     }
     let certificates = open_certificates(config)?;
-    Ok((Taken::ask(&config.certs.root_dir)?, Some(certificates)))
+    Ok((
+        Inheritance::ask(&config.certs.root_dir)?,
+        Some(certificates),
+    ))
 }
 
 fn open_certificates(config: &Config) -> Result<Arc<Certificates>, AppError> {
