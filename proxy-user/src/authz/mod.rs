@@ -1,3 +1,7 @@
 //! Callers: who they are, and what the cloud has allowed them.
 
 pub mod caller;
+pub(crate) mod decide;
+pub(crate) mod grants;
+pub(crate) mod identity;
+pub(crate) mod shares;

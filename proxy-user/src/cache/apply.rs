@@ -7,12 +7,12 @@ use std::collections::HashMap;
 
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
-use super::key;
-use super::lineage::{Lineage, resource_of};
-use super::op::{Evicted, Op};
-use super::record::{Collection, Document, Record};
-use super::steering;
-use super::store::{
+use crate::cache::change::{Evicted, Op};
+use crate::cache::continuity::{Lineage, resource_of};
+use crate::cache::keys;
+use crate::cache::record::{Collection, Document, Record};
+use crate::cache::steering;
+use crate::cache::store::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store,
     StoreError, WISHES,
 };
@@ -285,7 +285,7 @@ impl<'t> Batch<'t> {
         }
         self.take(key)?;
         // Lists without selectors that it stood in are incomplete until they come again, or their watches have told of it.
-        for scope in key::collections_around(key) {
+        for scope in keys::collections_around(key) {
             if let Some(mut collection) = self.collection(scope)? {
                 // Where its own watch has been there already, it is not as that told.
                 collection.complete &= collection.version < version;
@@ -316,7 +316,7 @@ impl<'t> Batch<'t> {
         members: &[Vec<u8>],
     ) -> Result<(), StoreError> {
         let start = [collection, &[0]].concat();
-        let end = key::end_of(&start);
+        let end = keys::end_of(&start);
         self.members
             .retain_in(start.as_slice()..end.as_slice(), |_, ()| false)?;
         for member in members {

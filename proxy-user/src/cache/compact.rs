@@ -6,8 +6,8 @@ use std::fs::File;
 
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
 
-use super::open::Place;
-use super::store::{
+use crate::cache::open::Place;
+use crate::cache::store::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store,
     StoreError,
 };

@@ -3,10 +3,10 @@
 
 use http::{HeaderMap, header};
 
-use super::codec::parse_version;
-use super::credential::Credential;
-use super::key;
-use super::op::{Answer, Said};
+use crate::authz::identity::Credential;
+use crate::cache::change::{Answer, Said};
+use crate::cache::codec::parse_version;
+use crate::cache::keys;
 use crate::local::negotiate::Encoding;
 use crate::request::{ApiRequest, Verb};
 
@@ -200,8 +200,8 @@ impl Exchange {
         if !request.is_resource() || !may_be_stored(request) {
             return None;
         }
-        key::push_resource(&mut exchange.resource, &request.group, &request.resource);
-        key::push_scope(&mut exchange.key, request);
+        keys::push_resource(&mut exchange.resource, &request.group, &request.resource);
+        keys::push_scope(&mut exchange.key, request);
         exchange.fixed_selector = is_fixed_selector(request);
         exchange.tells().then_some(exchange)
     }
@@ -221,7 +221,7 @@ impl Exchange {
 
     pub(super) fn object_key(&self, namespace: &str, name: &str) -> Vec<u8> {
         let mut out = self.resource.clone();
-        key::push_object(&mut out, namespace, name);
+        keys::push_object(&mut out, namespace, name);
         out
     }
 
@@ -249,7 +249,7 @@ impl Exchange {
     }
 
     pub(super) fn selective(&self) -> bool {
-        key::without_selectors(&self.key).len() < self.key.len()
+        keys::without_selectors(&self.key).len() < self.key.len()
     }
 }
 

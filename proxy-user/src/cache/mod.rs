@@ -2,53 +2,49 @@
 //! ([`Cache::capture`]) and allowed. Out: snapshots to answer from.
 
 pub(crate) mod apply;
-pub(crate) mod budget;
+mod backend;
+pub(crate) mod capture;
+pub(crate) mod change;
 pub(crate) mod codec;
 mod compact;
-pub(crate) mod credential;
-mod disk;
+pub(crate) mod continuity;
+pub(crate) mod cursor;
+pub(crate) mod decode;
 pub(crate) mod error;
+pub(crate) mod evict;
 pub(crate) mod exchange;
-pub(crate) mod forms;
-pub(crate) mod grants;
-pub(crate) mod ingest;
-pub(crate) mod judge;
-pub(crate) mod key;
-pub(crate) mod lineage;
-pub(crate) mod observe;
-pub(crate) mod op;
+pub(crate) mod keys;
 mod open;
-mod outage;
-pub(crate) mod pages;
+pub(crate) mod paginate;
 pub(crate) mod record;
-pub(crate) mod selection;
-pub(crate) mod shares;
+pub(crate) mod selector;
 pub(crate) mod steering;
 pub(crate) mod store;
-pub(crate) mod walk;
+pub(crate) mod variants;
+mod write_retry;
 mod writer;
 
 #[cfg(test)]
-mod disk_tests;
+mod continuity_tests;
 #[cfg(test)]
-mod size_tests;
+mod disk_failure_tests;
+#[cfg(test)]
+mod evict_tests;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod truth_tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::authz::grants::Grants;
 use crate::clock::Clock;
 use crate::config::CacheConfig;
-use budget::{Asked, Budget};
+use capture::{Capture, Ingest};
+use change::Op;
+use evict::{Asked, Budget};
 use exchange::Exchange;
-use grants::Grants;
-use ingest::{Capture, Ingest};
-use op::Op;
 use store::{Condition, Snapshot, Store, StoreError};
 
 /// How long an answer from the store waits for what has been seen but not written yet.
@@ -68,7 +64,7 @@ pub(crate) struct Cache {
     /// What the cloud has allowed whom.
     pub grants: Arc<Grants>,
     /// Held while a right changes, here and on its way to the disk: both see the same order.
-    changing: Mutex<()>,
+    pub(crate) changing: Mutex<()>,
     /// The clock that ages are judged by.
     pub clock: Clock,
 }

@@ -10,9 +10,9 @@ use redb::{
     Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError, WriteTransaction,
 };
 
-use super::disk::{Access, Backend, Medium, Storage};
-use super::record::FORMAT;
-use super::store::{
+use crate::cache::backend::{Access, Backend, Medium, Storage};
+use crate::cache::record::FORMAT;
+use crate::cache::store::{
     ABSENT, Bytes2, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS,
     StoreError,
 };

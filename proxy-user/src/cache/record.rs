@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::codec::{CodecError, Meta, json, protobuf};
-use super::forms;
+use crate::cache::codec::{CodecError, Meta, json, protobuf};
+use crate::cache::variants;
 use crate::local::negotiate::Encoding;
 
 /// Format of everything in this module; another number in the store sets it aside.
@@ -217,7 +217,7 @@ impl NewRecord {
         kind: TypeHint<'_>,
         body: &Body<'_>,
     ) -> Result<Self, CodecError> {
-        if forms::is_other(kind.api_version, kind.kind) {
+        if variants::is_other(kind.api_version, kind.kind) {
             return Err(CodecError::OtherForm(kind.kind.to_owned()));
         }
         if matches!(kind.kind, "" | "Status") {
@@ -321,7 +321,7 @@ impl Collection {
     /// It can be served: whole, and of the objects themselves. (Until 0.1 the empty list of their metadata was stored in
     /// its place.)
     pub(crate) fn is_whole(&self) -> bool {
-        self.complete && self.unclear <= self.version && !forms::is_other("", &self.kind)
+        self.complete && self.unclear <= self.version && !variants::is_other("", &self.kind)
     }
 }
 

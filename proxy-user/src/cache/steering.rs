@@ -7,11 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
-use super::codec::protobuf::{Fields, Unknown, Value};
-use super::key;
-use super::op::Op;
-use super::record::Record;
-use super::store::{Lookup, Snapshot, StoreError};
+use crate::cache::change::Op;
+use crate::cache::codec::protobuf::{Fields, Unknown, Value};
+use crate::cache::keys;
+use crate::cache::record::Record;
+use crate::cache::store::{Lookup, Snapshot, StoreError};
 use crate::local::negotiate::Encoding;
 
 /// The annotation or label of pods and namespaces that want to be steered: `"true"`.
@@ -102,7 +102,7 @@ pub(super) fn wants(op: &Op) -> Option<String> {
 
 fn resource(plural: &str) -> Vec<u8> {
     let mut key = Vec::new();
-    key::push_resource(&mut key, "", plural);
+    keys::push_resource(&mut key, "", plural);
     key
 }
 
@@ -263,13 +263,13 @@ impl ServiceSpec {
 
 #[cfg(test)]
 mod tests {
-    use super::super::apply::apply;
-    use super::super::codec::protobuf::{envelope, put_bytes, put_varint_field};
-    use super::super::lineage::Lineage;
-    use super::super::op::{Op, Said};
-    use super::super::record::{NewRecord, TypeHint};
-    use super::super::store::Store;
     use super::*;
+    use crate::cache::apply::apply;
+    use crate::cache::change::{Op, Said};
+    use crate::cache::codec::protobuf::{envelope, put_bytes, put_varint_field};
+    use crate::cache::continuity::Lineage;
+    use crate::cache::record::{NewRecord, TypeHint};
+    use crate::cache::store::Store;
     use crate::clock::Clock;
 
     fn record(encoding: Encoding, body: &[u8]) -> Record<'_> {
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn the_api_services_key_is_the_stores() {
         let mut key = resource("services");
-        key::push_object(&mut key, "default", "kubernetes");
+        keys::push_object(&mut key, "default", "kubernetes");
         assert_eq!(key, API_SERVICE);
         assert!(concerns(&Op::Gone {
             key,

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use redb::{ReadTransaction, TableDefinition, WriteTransaction};
 
-use super::disk::FileSystem;
-use super::key;
-use super::lineage::resource_of;
-use super::open::{Held, Opened, Place};
-use super::record::{Collection, Document, Record};
-use super::walk::{Leases, Members, behind};
+use crate::cache::backend::FileSystem;
+use crate::cache::continuity::resource_of;
+use crate::cache::cursor::{Leases, Members, behind};
+use crate::cache::keys;
+use crate::cache::open::{Held, Opened, Place};
+use crate::cache::record::{Collection, Document, Record};
 
-pub(crate) use super::error::StoreError;
-pub(crate) use super::open::Condition;
-pub(crate) use super::walk::{ListWalk, Listed, Walk};
+pub(crate) use crate::cache::cursor::{ListWalk, Listed, Walk};
+pub(crate) use crate::cache::error::StoreError;
+pub(crate) use crate::cache::open::Condition;
 
 /// A table of bytes by bytes.
 pub(crate) type Bytes2 = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -51,7 +51,7 @@ pub(crate) const WISHES: &str = "wishes";
 pub(crate) const CLUSTER: &str = "cluster";
 
 /// A row of a small table: key and value.
-type Row = (Vec<u8>, Vec<u8>);
+pub(crate) type Row = (Vec<u8>, Vec<u8>);
 
 /// What the store knows of one object.
 #[derive(Debug, PartialEq, Eq)]
@@ -314,7 +314,7 @@ impl Snapshot {
     /// redb's.
     pub(crate) fn forms(&self, resource: &[u8]) -> Result<Vec<(u8, String)>, StoreError> {
         let start = [resource, &[0]].concat();
-        let end = key::end_of(&start);
+        let end = keys::end_of(&start);
         let mut forms = Vec::new();
         for row in self
             .txn
@@ -336,7 +336,7 @@ impl Snapshot {
     /// redb's.
     pub(crate) fn documents(&self, path: &str) -> Result<Vec<String>, StoreError> {
         let start = format!("{path}\n").into_bytes();
-        let end = key::end_of(&start);
+        let end = keys::end_of(&start);
         let mut types = Vec::new();
         for row in self
             .txn
@@ -377,7 +377,7 @@ impl Snapshot {
 
     /// As [`Snapshot::walk`], behind the key `last` where that isn't empty.
     pub(super) fn walk_behind(&self, prefix: &[u8], last: &[u8]) -> Result<Walk, StoreError> {
-        let end = key::end_of(prefix);
+        let end = keys::end_of(prefix);
         let objects = self.txn.open_table(OBJECTS)?;
         Ok(Walk::Range(Box::new(
             objects.range_owned::<&[u8]>(behind(prefix, last, &end))?,
@@ -399,7 +399,7 @@ impl Snapshot {
         last: &[u8],
     ) -> Result<Walk, StoreError> {
         let start = [collection, &[0]].concat();
-        let end = key::end_of(&start);
+        let end = keys::end_of(&start);
         let last = if last.is_empty() {
             Vec::new()
         } else {
@@ -433,7 +433,7 @@ impl Snapshot {
         at: u64,
     ) -> Result<bool, StoreError> {
         let end = if prefix.ends_with(b"/") {
-            key::end_of(prefix)
+            keys::end_of(prefix)
         } else {
             [prefix, &[0]].concat()
         };
@@ -475,7 +475,7 @@ impl Snapshot {
     /// # Errors
     /// redb's.
     pub(crate) fn holds(&self, collection: &[u8], object: &[u8]) -> Result<bool, StoreError> {
-        if key::without_selectors(collection).len() == collection.len() {
+        if keys::without_selectors(collection).len() == collection.len() {
             return Ok(self.txn.open_table(OBJECTS)?.get(object)?.is_some());
         }
         let row = [collection, &[0], object].concat();
@@ -491,7 +491,7 @@ impl Snapshot {
         prefix: &[u8],
         covered: (u64, u64),
     ) -> Result<Option<u64>, StoreError> {
-        let (end, mut last) = (key::end_of(prefix), None);
+        let (end, mut last) = (keys::end_of(prefix), None);
         for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
             last = last.max(beyond(row?.1.value(), covered));
         }
@@ -508,7 +508,7 @@ impl Snapshot {
         covered: (u64, u64),
     ) -> Result<Option<u64>, StoreError> {
         let start = [collection, &[0]].concat();
-        let end = key::end_of(&start);
+        let end = keys::end_of(&start);
         let (absent, mut last) = (self.txn.open_table(ABSENT)?, None);
         for row in self
             .txn
@@ -527,7 +527,7 @@ impl Snapshot {
     /// redb's.
     pub(crate) fn members_known(&self, collection: &[u8]) -> Result<bool, StoreError> {
         let start = [collection, &[0]].concat();
-        let end = key::end_of(&start);
+        let end = keys::end_of(&start);
         let objects = self.txn.open_table(OBJECTS)?;
         let absent = self.txn.open_table(ABSENT)?;
         for row in self
@@ -545,7 +545,7 @@ impl Snapshot {
     }
 
     /// Every row of a small table, for what is kept in memory.
-    pub(super) fn grants(&self) -> Result<Vec<(Vec<u8>, u64)>, StoreError> {
+    pub(crate) fn grants(&self) -> Result<Vec<(Vec<u8>, u64)>, StoreError> {
         let rows = self.txn.open_table(GRANTS)?.range::<&[u8]>(..)?;
         rows.map(|row| {
             row.map(|(k, v)| (k.value().to_vec(), v.value()))
@@ -554,7 +554,7 @@ impl Snapshot {
         .collect()
     }
 
-    pub(super) fn credentials(&self) -> Result<Vec<Row>, StoreError> {
+    pub(crate) fn credentials(&self) -> Result<Vec<Row>, StoreError> {
         let rows = self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)?;
         rows.map(|row| {
             row.map(|(k, v)| (k.value().to_vec(), v.value().to_vec()))

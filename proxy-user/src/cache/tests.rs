@@ -2,10 +2,10 @@
 
 use http::{HeaderMap, Method, Uri};
 
-use super::exchange::Exchange;
-use super::store::Lookup;
 use super::*;
+use crate::cache::exchange::Exchange;
 use crate::cache::record::Collection;
+use crate::cache::store::Lookup;
 use crate::request::ApiRequest;
 
 pub(super) struct Bench {

@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::apply::apply;
-use super::budget::Budget;
-use super::codec::CodecError;
-use super::credential::Credential;
-use super::grants::Grants;
-use super::ingest::{Counters, Message};
-use super::lineage::Lineage;
-use super::observe::Observer;
-use super::op::Op;
-use super::outage::Outage;
-use super::pages::Pages;
-use super::steering;
-use super::store::{Condition, Store, StoreError};
+use crate::authz::grants::Grants;
+use crate::authz::identity::Credential;
+use crate::cache::apply::apply;
+use crate::cache::capture::{Counters, Message};
+use crate::cache::change::Op;
+use crate::cache::codec::CodecError;
+use crate::cache::continuity::Lineage;
+use crate::cache::decode::Observer;
+use crate::cache::evict::Budget;
+use crate::cache::paginate::Pages;
+use crate::cache::steering;
+use crate::cache::store::{Condition, Store, StoreError};
+use crate::cache::write_retry::Outage;
 use crate::clock::Clock;
 
 /// Bytes that the writer keeps of answers that have not ended; beyond it the copy that has waited longest for its next

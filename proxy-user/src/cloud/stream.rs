@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::pool::Place;
-use crate::cache::ingest::Capture;
+use crate::cache::capture::Capture;
 use crate::cloud::upload::{Beside, Progress};
 use crate::proxy::body::BodyError;
 use crate::telemetry::Metrics;

@@ -5,8 +5,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::{LocalRequest, cloud_only_read, write_unavailable_message};
+use crate::authz::decide::{Answered, Decision};
 use crate::cache::Cache;
-use crate::cache::judge::{Answered, Decision};
 use crate::cache::store::{Lookup, Snapshot, StoreError};
 use crate::proxy::error::Refusal;
 

@@ -9,9 +9,9 @@ use super::negotiate::{Accepts, Encoding};
 use super::{Local, LocalRequest};
 use crate::cache::codec::{parse_version, protobuf};
 use crate::cache::exchange::{EVENT_TTL, is_short_lived};
-use crate::cache::key;
+use crate::cache::keys;
 use crate::cache::record::{Collection, Record};
-use crate::cache::selection::stays;
+use crate::cache::selector::stays;
 use crate::cache::store::{ListWalk, Listed, Snapshot, StoreError, Walk};
 use crate::proxy::body::Body;
 use crate::proxy::error::Refusal;
@@ -155,7 +155,7 @@ impl Local {
         question: &LocalRequest<'_>,
     ) -> Result<CompleteCollection, Refusal> {
         let (request, scope) = (question.request, question.scope());
-        let prefix = key::without_selectors(scope).to_vec();
+        let prefix = keys::without_selectors(scope).to_vec();
         let complete = |key: &[u8]| {
             snapshot
                 .collection(key)
@@ -171,7 +171,7 @@ impl Local {
         }
         if collection.is_none() && selective.is_none() && !request.namespace.is_empty() {
             let mut all = Vec::new();
-            key::push_resource(&mut all, &request.group, &request.resource);
+            keys::push_resource(&mut all, &request.group, &request.resource);
             (collection, key) = (complete(&all)?, all);
         }
         let collection = collection.filter(|c| !self.has_expired(scope, c.at));

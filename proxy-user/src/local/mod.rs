@@ -15,11 +15,11 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Response, header};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::authz::decide::{Answered, Asked};
+use crate::authz::grants::Credential;
 use crate::budget::Flow;
 use crate::cache::Cache;
-use crate::cache::grants::Credential;
-use crate::cache::judge::{Answered, Asked};
-use crate::cache::key;
+use crate::cache::keys;
 use crate::cache::store::StoreError;
 use crate::cloud::health::CloudState;
 use crate::config::LocalConfig;
@@ -62,7 +62,7 @@ pub(crate) struct LocalRequest<'a> {
 /// The store's key of what a request asks for.
 pub(crate) fn encode_scope(request: &ApiRequest<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);
-    key::push_scope(&mut out, request);
+    keys::push_scope(&mut out, request);
     out
 }
 

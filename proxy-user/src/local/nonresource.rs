@@ -7,11 +7,11 @@ use super::authorize::Allowed;
 use super::negotiate::{Encoding, document_rank, other_forms};
 use super::{Local, LocalRequest};
 use crate::cache::codec::{json, parse_version};
+use crate::cache::continuity::resource_of;
 use crate::cache::exchange::{document_key, form_key};
-use crate::cache::forms;
-use crate::cache::key;
-use crate::cache::lineage::resource_of;
+use crate::cache::keys;
 use crate::cache::store::{Snapshot, StoreError};
+use crate::cache::variants;
 use crate::proxy::body::Body;
 use crate::proxy::error::Refusal;
 
@@ -40,7 +40,7 @@ impl Local {
             return Ok(None);
         };
         let version = json::head(&body).ok().and_then(|head| head.meta.version());
-        let scope = key::without_selectors(question.scope());
+        let scope = keys::without_selectors(question.scope());
         let Some(version) = version else {
             return Ok(None);
         };
@@ -117,19 +117,19 @@ fn lacks_a_row(
     scope: &[u8],
     (version, table): (u64, &[u8]),
 ) -> Result<bool, StoreError> {
-    for list in key::collections_around(scope) {
+    for list in keys::collections_around(scope) {
         let newer = snapshot
             .collection(list)?
             .is_some_and(|list| list.is_whole() && list.version > version);
         if !newer {
             continue;
         }
-        let Some(objects) = forms::objects(table) else {
+        let Some(objects) = variants::objects(table) else {
             return Ok(true);
         };
         for (namespace, name) in objects {
             let mut key = resource_of(scope).to_vec();
-            key::push_object(&mut key, &namespace, &name);
+            keys::push_object(&mut key, &namespace, &name);
             if !snapshot.holds(list, &key)? {
                 return Ok(true);
             }

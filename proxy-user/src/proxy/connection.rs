@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::authz::caller::Process;
+use crate::authz::identity::{Credential, Token};
 use crate::budget::Flow;
-use crate::cache::credential::{Credential, Token};
 
 /// Which of our sockets accepted the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]

@@ -19,12 +19,12 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::authz::caller::Client;
+use crate::authz::decide::Answered;
+use crate::authz::grants::Credential;
 use crate::budget::{Budget, Flow};
 use crate::cache::Cache;
+use crate::cache::capture::Capture;
 use crate::cache::exchange::{Exchange, is_untold_write, may_be_stored};
-use crate::cache::grants::Credential;
-use crate::cache::ingest::Capture;
-use crate::cache::judge::Answered;
 use crate::cache::store::StoreError;
 use crate::clock::Clock;
 use crate::cloud::dial::{DialError, Dialer};

@@ -5,10 +5,10 @@
 use redb::ReadableTable;
 
 use super::{Batch, MAX_ABSENT, MAX_COLLECTIONS, form_key};
+use crate::cache::change::{Answer, Said};
+use crate::cache::continuity::{KUBE_SYSTEM, Stored, fingerprint, resource_of};
 use crate::cache::exchange::{EVENT_TTL, is_short_lived, may_live_apart};
-use crate::cache::key;
-use crate::cache::lineage::{KUBE_SYSTEM, Stored, fingerprint, resource_of};
-use crate::cache::op::{Answer, Said};
+use crate::cache::keys;
 use crate::cache::record::{Collection, Document, NewRecord, Record};
 use crate::cache::store::{CLUSTER, StoreError};
 use crate::local::negotiate::Encoding;
@@ -99,7 +99,7 @@ impl Batch<'_> {
 
     /// The etcd of this resource has gone back: what is stored of it as a whole may be of a past that never was.
     fn rewind(&mut self, resource: &[u8], version: u64, said: Said) -> Result<(), StoreError> {
-        let end = key::end_of(resource);
+        let end = keys::end_of(resource);
         let mut ahead = Vec::new();
         for row in self.collections.range(resource..end.as_slice())? {
             let (key, value) = row?;
@@ -187,7 +187,7 @@ impl Batch<'_> {
     /// Absences end. Lists that are older than one don't hold the object any more, and are incomplete.
     pub(super) fn appeared(&mut self, key: &[u8]) -> Result<(), StoreError> {
         let end = if key.ends_with(b"/") {
-            key::end_of(key)
+            keys::end_of(key)
         } else {
             [key, &[0]].concat()
         };
@@ -201,7 +201,7 @@ impl Batch<'_> {
         }
         for (object, at) in ended {
             self.changed = true;
-            for scope in key::collections_around(&object) {
+            for scope in keys::collections_around(&object) {
                 if let Some(list) = self
                     .collection(scope)?
                     .filter(|list| list.complete && list.at < at)
@@ -280,7 +280,7 @@ impl Batch<'_> {
         }
         let mut listed: Vec<&[u8]> = members.iter().map(Vec::as_slice).collect();
         listed.sort_unstable();
-        let departed = if key::without_selectors(collection).len() < collection.len() {
+        let departed = if keys::without_selectors(collection).len() < collection.len() {
             let departed = self.has_other_members(collection, &listed)?;
             self.replace_members(collection, members)?;
             departed
@@ -325,7 +325,7 @@ impl Batch<'_> {
         (version, said): (u64, Said),
         listed: &[&[u8]],
     ) -> Result<bool, StoreError> {
-        let end = key::end_of(prefix);
+        let end = keys::end_of(prefix);
         let mut missing = Vec::new();
         for row in self.objects.range(prefix..end.as_slice())? {
             let (key, value) = row?;
@@ -346,7 +346,7 @@ impl Batch<'_> {
 
     fn has_other_members(&self, collection: &[u8], listed: &[&[u8]]) -> Result<bool, StoreError> {
         let start = [collection, &[0]].concat();
-        let end = key::end_of(&start);
+        let end = keys::end_of(&start);
         for row in self.members.range(start.as_slice()..end.as_slice())? {
             if listed
                 .binary_search(&&row?.0.value()[start.len()..])
@@ -365,7 +365,7 @@ impl Batch<'_> {
         };
         for events in [b"/events/".as_slice(), b"events.k8s.io/events/"] {
             debug_assert!(is_short_lived(events));
-            let end = key::end_of(events);
+            let end = keys::end_of(events);
             let mut old = Vec::new();
             for row in self.objects.range(events..end.as_slice())? {
                 let (key, value) = row?;

@@ -3,9 +3,9 @@
 
 use serde::Deserialize;
 
-use super::codec::protobuf::{Fields, Unknown, Value};
-use super::exchange::is_fixed_selector;
-use super::record::Record;
+use crate::cache::codec::protobuf::{Fields, Unknown, Value};
+use crate::cache::exchange::is_fixed_selector;
+use crate::cache::record::Record;
 use crate::local::negotiate::Encoding;
 use crate::request::ApiRequest;
 
@@ -62,8 +62,8 @@ fn field(message: &[u8], number: u64) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::codec::protobuf::{envelope, put_bytes};
     use super::*;
+    use crate::cache::codec::protobuf::{envelope, put_bytes};
 
     fn message(fields: &[(u64, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();

@@ -3,11 +3,11 @@
 //! A read without a resourceVersion is answered by etcd itself and is the newest there is (a quorum read). In one etcd
 //! it can never show less than an answer that came before it was asked; where it does, the cluster was replaced or its
 //! etcd restored from a backup, and what is stored is of another past. An answer from an API server's watch cache may
-//! merely lag. See [`super::op::Said`].
+//! merely lag. See [`crate::cache::change::Said`].
 
 use std::collections::{HashMap, HashSet};
 
-use super::record::Record;
+use crate::cache::record::Record;
 use crate::clock::Clock;
 
 /// Most contradictions remembered; beyond it all are forgotten, and have to be seen twice again.

@@ -1,7 +1,7 @@
 //! What the cloud said, as operations on the store. In: observed answers. Out: [`Op`]s for `apply`.
 
-use super::record::{Collection, NewRecord};
-use super::shares::Verdict;
+use crate::authz::shares::Verdict;
+use crate::cache::record::{Collection, NewRecord};
 
 /// From where something is known of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub(crate) enum Op {
     /// The cloud's last word on a right.
     Grant {
         key: Vec<u8>,
-        /// When, and which ([`super::shares::Verdict::stored`]).
+        /// When, and which ([`crate::authz::shares::Verdict::stored`]).
         at: u64,
     },
     /// A right was evicted.
@@ -137,7 +137,7 @@ pub(crate) enum Evicted {
 
 impl Op {
     /// Takes something back that was allowed: lost, it would be allowed again after the next start.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::Revoke { .. } => true,
             Self::Grant { at, .. } => !Verdict::from_stored(*at).is_yes(),

@@ -5,22 +5,22 @@ mod events;
 
 use std::io::Write;
 
-use super::codec::list::{JsonList, ListHead, OnItem, ProtobufList};
-use super::codec::watch::{JsonFrames, ProtobufFrames};
-use super::codec::{CodecError, MAX_OBJECT, json, parse_version, protobuf};
-use super::exchange::{Exchange, form_key, is_short_lived};
-use super::forms::{self, PageHead};
-use super::key;
-use super::op::{Op, Said};
-use super::pages::{Page, Pages};
-use super::record::{Collection, Document, NewRecord, TypeHint};
+use crate::cache::change::{Op, Said};
+use crate::cache::codec::list::{JsonList, ListHead, OnItem, ProtobufList};
+use crate::cache::codec::watch::{JsonFrames, ProtobufFrames};
+use crate::cache::codec::{CodecError, MAX_OBJECT, json, parse_version, protobuf};
+use crate::cache::exchange::{Exchange, form_key, is_short_lived};
+use crate::cache::keys;
+use crate::cache::paginate::{Page, Pages};
+use crate::cache::record::{Collection, Document, NewRecord, TypeHint};
+use crate::cache::variants::{self, PageHead};
 use crate::local::negotiate::Encoding;
 use crate::request::Verb;
 use events::frame;
 use flate2::write::MultiGzDecoder;
 
 /// Longest document that is stored, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
-const MAX_DOCUMENT: usize = forms::MAX_BYTES;
+const MAX_DOCUMENT: usize = variants::MAX_BYTES;
 /// Memory of a decompressor, and of a list's member.
 const GUNZIP: usize = 48 << 10;
 const KEY: usize = 128;
@@ -85,7 +85,7 @@ impl Observer {
 
     /// The collection that it feeds, without selectors: that of a watch.
     pub(super) fn feeds(&self) -> Option<&[u8]> {
-        (self.exchange.verb == Verb::Watch).then(|| key::without_selectors(&self.exchange.key))
+        (self.exchange.verb == Verb::Watch).then(|| keys::without_selectors(&self.exchange.key))
     }
 
     /// Takes the next bytes of the body.
@@ -132,7 +132,7 @@ impl Observer {
             }
             Shape::Beginning(bytes) => {
                 bytes.extend_from_slice(chunk);
-                let Some(other) = forms::is_other_json(bytes) else {
+                let Some(other) = variants::is_other_json(bytes) else {
                     return Ok(());
                 };
                 let bytes = std::mem::take(bytes);
@@ -264,7 +264,7 @@ fn listed(
     pages: &mut Pages,
     (now, ops): (u64, &mut Vec<Op>),
 ) -> Result<(), CodecError> {
-    if forms::is_other(&head.api_version, &head.kind) {
+    if variants::is_other(&head.api_version, &head.kind) {
         return Err(CodecError::OtherForm(head.kind));
     }
     if !head.kind.ends_with("List") {
@@ -349,9 +349,9 @@ fn whole(
         return Ok(());
     }
     let json = exchange.encoding == Encoding::Json && exchange.verb.is_read();
-    if json && forms::is_other_json(bytes).unwrap_or(true) {
+    if json && variants::is_other_json(bytes).unwrap_or(true) {
         let head = json::head(bytes)?;
-        if let Some(form) = forms::spelling(&head.api_version, &head.kind) {
+        if let Some(form) = variants::spelling(&head.api_version, &head.kind) {
             return other(exchange, &form, (&head, bytes), (pages, ops));
         }
     }

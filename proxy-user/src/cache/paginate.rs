@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
-use super::forms::FormPages;
-use super::observe::MAX_MEMBERS;
-use super::op::Said;
-use super::record::Collection;
+use crate::cache::change::Said;
+use crate::cache::decode::MAX_MEMBERS;
+use crate::cache::record::Collection;
+use crate::cache::variants::FormPages;
 
 /// Most lists that wait for their next page; at the limit the one that has waited longest is given up.
 const MAX_WAITING: usize = 64;

@@ -3,7 +3,7 @@
 
 use super::tests::{Bench, GONE, POD, PODS, event, gone, list, pod};
 use super::*;
-use crate::cache::grants::{Action, Credential, Right};
+use crate::authz::grants::{Action, Credential, Right};
 use crate::cache::store::Lookup;
 use crate::request::Verb;
 

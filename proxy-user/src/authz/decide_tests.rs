@@ -47,7 +47,7 @@ impl Bench {
         let (credential, reading) = (Credential::of(&map), ApiRequest::parse(&method, &uri));
         let request = reading.understood().unwrap();
         let mut scope = Vec::new();
-        key::push_scope(&mut scope, request);
+        keys::push_scope(&mut scope, request);
         then(&Asked {
             credential: &credential,
             request,

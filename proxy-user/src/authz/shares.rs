@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use super::credential::Identity;
+use crate::authz::identity::Identity;
 
 /// When the cloud said it, in milliseconds since the epoch, and whether it was a yes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use redb::ReadOnlyTable;
 
-use super::record::{Collection, Record};
-use super::store::{Shared, Snapshot, StoreError};
+use crate::cache::record::{Collection, Record};
+use crate::cache::store::{Shared, Snapshot, StoreError};
 use crate::local::negotiate::Encoding;
 
 /// A walk within one snapshot.

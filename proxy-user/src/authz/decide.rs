@@ -6,9 +6,9 @@
 //! `system:service-account-issuer-discovery`), and the namespace `kube-public`; and whatever anonymous callers have been
 //! seen to get. A 404 is remembered as this very absence, and as nothing else.
 
-use super::Cache;
-use super::grants::{Action, Credential, Grants, Right, Standing};
-use super::key;
+use crate::authz::grants::{Action, Credential, Grants, Right, Standing};
+use crate::cache::Cache;
+use crate::cache::keys;
 use crate::request::{ApiRequest, Verb};
 
 /// First segments of paths that anonymous callers may read.
@@ -31,7 +31,7 @@ pub(crate) struct Asked<'a> {
     pub credential: &'a Credential,
     /// The request.
     pub request: &'a ApiRequest<'a>,
-    /// The key of what is asked for ([`key::push_scope`]).
+    /// The key of what is asked for ([`keys::push_scope`]).
     pub scope: &'a [u8],
 }
 
@@ -77,11 +77,11 @@ impl Asked<'_> {
         }
         let mut wider = Vec::new();
         if r.has_selectors() {
-            wider.push(key::without_selectors(self.scope).to_vec());
+            wider.push(keys::without_selectors(self.scope).to_vec());
         }
         if !r.namespace.is_empty() {
             let mut all = Vec::new();
-            key::push_resource(&mut all, &r.group, &r.resource);
+            keys::push_resource(&mut all, &r.group, &r.resource);
             wider.push(all);
         }
         wider
@@ -114,7 +114,7 @@ impl Asked<'_> {
 
     /// Caller and collection: the same for its list as for its watch.
     pub(crate) fn listing(&self) -> Vec<u8> {
-        super::grants::row_of(
+        crate::authz::grants::row_of(
             self.credential,
             Right::of(self.credential, Action::Read(Verb::List), self.scope),
         )
@@ -156,7 +156,7 @@ impl Cache {
         let credential = asked.credential;
         let _changing = self.changing.lock();
         // Apart: a refusal is told however full the queue is, these are not.
-        self.ingest.ops(grants.follow(now));
+        self.ingest().ops(grants.follow(now));
         let mut ops = Vec::new();
         if let (Credential::Token { token, .. }, 200..=299 | 304) = (credential, status)
             && !grants.has_just_accepted(token, now)
@@ -186,14 +186,14 @@ impl Cache {
             }
             _ => Vec::new(),
         });
-        self.ingest.ops(ops);
+        self.ingest().ops(ops);
     }
 
     /// As [`Cache::judge`], of a request that isn't understood: it tells only that a credential is refused.
     pub(crate) fn judge_credential(&self, credential: &Credential, status: u16) {
         if status == 401 {
             let _changing = self.changing.lock();
-            self.ingest
+            self.ingest()
                 .ops(self.grants.rejected(credential, self.clock.now()));
         }
     }
@@ -201,7 +201,7 @@ impl Cache {
     /// Decides from rights alone, without a look at what the store holds.
     pub(crate) fn decide(&self, asked: &Asked<'_>, max_age: u64) -> Decision {
         let (grants, now) = (&self.grants, self.clock.now());
-        self.ingest.ops(grants.follow(now));
+        self.ingest().ops(grants.follow(now));
         let standing = grants.standing(asked.credential, now, max_age);
         match standing {
             Standing::Refused => return Decision::Unauthorized,
@@ -236,5 +236,5 @@ impl Cache {
 }
 
 #[cfg(test)]
-#[path = "judge_tests.rs"]
+#[path = "decide_tests.rs"]
 mod tests;

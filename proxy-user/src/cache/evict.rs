@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use redb::ReadableTable;
 
-use super::apply::apply;
-use super::compact::compact;
-use super::key;
-use super::lineage::Lineage;
-use super::op::{Evicted, Op};
-use super::record::{Collection, Document, Record};
-use super::store::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS, Snapshot, Store, StoreError};
+use crate::cache::apply::apply;
+use crate::cache::change::{Evicted, Op};
+use crate::cache::compact::compact;
+use crate::cache::continuity::Lineage;
+use crate::cache::keys;
+use crate::cache::record::{Collection, Document, Record};
+use crate::cache::store::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS, Snapshot, Store, StoreError};
 
 /// Most questions whose time is kept; beyond it the older half goes, and the cloud's last answer counts.
 const MAX_ASKED: usize = 8_192;
@@ -85,7 +85,7 @@ fn growth(op: &Op) -> u64 {
             collection,
             members,
             ..
-        } if key::without_selectors(collection).len() < collection.len() => members
+        } if keys::without_selectors(collection).len() < collection.len() => members
             .iter()
             .map(|member| footprint(collection.len() + member.len(), 0))
             .sum(),
@@ -116,7 +116,7 @@ impl Survey {
                 .map_or(0, |c: Collection| c.at)
                 .max(asked.at(key));
             let last = collections
-                .entry(key::without_selectors(key).to_vec())
+                .entry(keys::without_selectors(key).to_vec())
                 .or_default();
             *last = at.max(*last);
         })?;
@@ -194,7 +194,7 @@ impl Survey {
         let mut ops = Vec::new();
         store.snapshot()?.each_collection(|key, collection| {
             let at = collection.map_or(0, |c| c.at).max(self.asked.at(key));
-            let fed = self.collections.get(key::without_selectors(key)) == Some(&u64::MAX);
+            let fed = self.collections.get(keys::without_selectors(key)) == Some(&u64::MAX);
             if at <= limit && !fed {
                 ops.push(Op::Evict(Evicted::Collection(key.to_vec())));
             }

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::apply::apply;
-use super::budget::{Asked, Budget};
-use super::lineage::Lineage;
-use super::op::{Answer, Evicted, Op, Said};
-use super::record::{Collection, Document, NewRecord, TypeHint};
-use super::store::{Listed, Lookup, Store, StoreError};
+use crate::cache::apply::apply;
+use crate::cache::change::{Answer, Evicted, Op, Said};
+use crate::cache::continuity::Lineage;
+use crate::cache::evict::{Asked, Budget};
+use crate::cache::record::{Collection, Document, NewRecord, TypeHint};
+use crate::cache::store::{Listed, Lookup, Store, StoreError};
 use crate::clock::Clock;
 use crate::local::negotiate::Encoding;
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::disk::{Access, FileSystem, Medium, Storage};
-use super::open::Place;
-use super::store::{Condition, Lookup, Store};
 use super::tests::{Bench, POD, PODS, event, list, pod};
 use super::*;
+use crate::cache::backend::{Access, FileSystem, Medium, Storage};
+use crate::cache::open::Place;
+use crate::cache::store::{Condition, Lookup, Store};
 
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;

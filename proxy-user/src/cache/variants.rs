@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::codec::CodecError;
+use crate::cache::codec::CodecError;
 
 /// Bytes of a body that tell its kind at the most: kind and apiVersion stand in front of everything else.
 const BEGINNING: usize = 512;

@@ -1,12 +1,12 @@
 //! A watch's events, one by one. In: a frame. Out: what it tells of its object and of its collection.
 
 use super::MAX_MEMBERS;
+use crate::cache::change::{Op, Said};
 use crate::cache::codec::watch::OnFrame;
 use crate::cache::codec::{CodecError, json, protobuf};
 use crate::cache::exchange::Exchange;
-use crate::cache::forms;
-use crate::cache::op::{Op, Said};
 use crate::cache::record::{Collection, NewRecord, TypeHint};
+use crate::cache::variants;
 use crate::local::negotiate::Encoding;
 
 /// The treatment of each frame of a watch.
@@ -116,7 +116,7 @@ fn bookmark(
             )
         }
     };
-    if forms::is_other(&api_version, &kind) {
+    if variants::is_other(&api_version, &kind) {
         return Err(CodecError::OtherForm(kind));
     }
     let Some(version) = version else {

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-pub(crate) use super::credential::{Credential, Identity};
-use super::credential::{Token, TokenDigest, sha256};
-use super::op::Op;
-use super::shares::{Limits, Shares, Verdict};
-use super::store::{Snapshot, StoreError};
+pub(crate) use crate::authz::identity::{Credential, Identity};
+use crate::authz::identity::{Token, TokenDigest, sha256};
+use crate::authz::shares::{Limits, Shares, Verdict};
+use crate::cache::change::Op;
+use crate::cache::store::{Snapshot, StoreError};
 use crate::request::Verb;
 
 /// Most grants kept, in all and of one account.

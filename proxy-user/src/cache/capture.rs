@@ -17,12 +17,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
-use super::budget::Budget;
-use super::exchange::Exchange;
-use super::grants::Grants;
-use super::op::Op;
-use super::store::{Store, StoreError};
-use super::writer::Writer;
+use crate::authz::grants::Grants;
+use crate::cache::change::Op;
+use crate::cache::evict::Budget;
+use crate::cache::exchange::Exchange;
+use crate::cache::store::{Store, StoreError};
+use crate::cache::writer::Writer;
 use crate::clock::Clock;
 
 /// Bytes of answers that wait for the writer, in KiB; beyond it a stream waits for room.
@@ -303,7 +303,7 @@ mod tests {
     use http::{HeaderMap, Method, Uri};
 
     use super::*;
-    use crate::cache::shares::Verdict;
+    use crate::authz::shares::Verdict;
     use crate::request::ApiRequest;
 
     /// While the queue was full neither the end of an answer nor its breaking off was told: the writer kept the copy, and
