@@ -22,7 +22,7 @@ use hublet::cli::Output;
 use hublet::cli::bpf::{BpfArgs, BpfCommand, DumpArgs, bpf};
 use hublet::cli::uninstall::{UninstallArgs, uninstall};
 use hublet::config::{DummyConfig, PodSelector, Selector, SetupConfig};
-use hublet::setup::Setup;
+use hublet::steer::Setup;
 use hublet_tests::cgroup::{self, Cgroup};
 use hublet_tests::netns::Netns;
 use node::pod::Pod;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hublet::setup::Setup;
+use hublet::steer::Setup;
 use hublet_tests::cgroup::Cgroup;
 use node::{
     MARK, Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped,

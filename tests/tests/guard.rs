@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::fd::AsFd;
 
 use hublet::config::SetupConfig;
-use hublet::setup::Setup;
+use hublet::steer::Setup;
 use hublet_tests::frames::Reply::{self, Nothing, Reset, SynAck};
 use hublet_tests::frames::{Link, Wire};
 use node::pod::{self, Pod};

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hublet::setup::pinned::Pinned;
+use hublet::ebpf::pins::Pinned;
 use hublet_tests::cgroup::Cgroup;
 use hublet_tests::client::{self, Client};
 use hublet_tests::eventually::{eventually, slowness};

@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use hublet::config::SetupConfig;
-use hublet::setup::{Setup, SetupError};
+use hublet::node::error::SetupError;
+use hublet::steer::Setup;
 use node::{MARK, Node, dial, ip, listen, part};
 
 /// Setup without eBPF (no such cgroup), so that these tests need no BPF object.

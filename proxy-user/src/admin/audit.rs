@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use hublet_ebpf::Audit;
 
-use crate::setup::AuditStatus;
+use crate::ebpf::flows::AuditStatus;
 
 /// Appends the metrics. A caller that is forgotten (the table is an LRU) takes its counts with it: scrapers see a reset.
 pub(super) fn render(text: &mut String, rows: &[AuditStatus]) {

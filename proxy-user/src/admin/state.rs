@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::certs::Certificates;
 use crate::listen::{Counters, Registry};
 use crate::proxy::Handler;
-use crate::setup::Setup;
+use crate::steer::Setup;
 
 /// A self-probe older than this means that traffic isn't served: three of them are missing.
 const PROBE_AGE: Duration = Duration::from_secs(3);

@@ -10,7 +10,7 @@ use super::handover::Inheritance;
 use crate::config::Config;
 use crate::listen::{ListenError, Listener, Purpose, bind};
 use crate::proxy::connection::Port;
-use crate::setup::Setup;
+use crate::steer::Setup;
 
 /// The bound sockets; the secure one comes last.
 #[derive(Debug)]

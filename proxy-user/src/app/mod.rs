@@ -8,7 +8,6 @@
 mod announce;
 mod bind;
 mod dir_locks;
-mod discover;
 mod handover;
 mod limits;
 mod shutdown;
@@ -27,13 +26,14 @@ use crate::admin::{Admin, Condition, Handles, State};
 use crate::certs::{Certificates, CertsError, cloud_roots};
 use crate::config::{Checked, Config};
 use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry};
+use crate::node::error::SetupError;
 use crate::proxy::connection::Port;
 use crate::proxy::{HandleError, Handler};
-use crate::setup::{Setup, SetupError};
+use crate::steer::Setup;
+use crate::steer::services::Discovery;
 
 use bind::Sockets;
 pub use dir_locks::{DaemonRunning, DirectoryLocks};
-use discover::Discovery;
 pub use handover::HandoverError;
 use handover::{HandoverListener, Inheritance, Successor};
 pub use shutdown::Shutdown;

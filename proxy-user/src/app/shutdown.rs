@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::handover::Successor;
 use super::{AppError, Bound};
-use crate::setup::Setup;
+use crate::steer::Setup;
 
 /// How long a dropped connection may take to be gone, and the last reference to setup.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

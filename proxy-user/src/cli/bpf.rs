@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Output;
 use super::status::tables;
-use crate::setup::pinned::{MAPS, Pinned, PinnedError};
+use crate::ebpf::pins::{MAPS, Pinned, PinnedError};
 use crate::text::printable_json;
 
 /// What to do with what is pinned.

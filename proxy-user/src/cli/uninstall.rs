@@ -10,8 +10,9 @@ use clap::Args;
 
 use crate::app::{DaemonRunning, DirectoryLocks};
 use crate::certs;
-use crate::setup::pinned::{Pinned, PinnedError};
-use crate::setup::{SetupError, remove_interface};
+use crate::ebpf::pins::{Pinned, PinnedError};
+use crate::node::error::SetupError;
+use crate::node::interface::remove_interface;
 use crate::text::Printable;
 
 /// The flags of `hublet run` that say where things are.

@@ -19,7 +19,7 @@ use crate::budget::Flow;
 use crate::proxy::Handler;
 use crate::proxy::connection::Port;
 use crate::proxy::request_body as upload;
-use crate::setup::Setup;
+use crate::steer::Setup;
 
 /// Pause after accept has failed, doubled up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));

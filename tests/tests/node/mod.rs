@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use hublet::authz::caller::Process;
 use hublet::config::{DummyConfig, GuardConfig, SelectConfig, Services, SetupConfig};
-use hublet::setup::{Part, Setup};
+use hublet::node::component::Part;
+use hublet::steer::Setup;
 use hublet_tests::eventually::slowness;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};

@@ -14,13 +14,13 @@ use super::{
     ASK, CLOSED, HandoverError, Item, MAX_ITEMS, Manifest, PEER_TIMEOUT, PROTOCOL, Peer, SERVING,
     expect, path,
 };
-use crate::setup;
+use crate::steer;
 
 /// An old daemon's place.
 #[derive(Debug, Default)]
 pub(crate) struct Inheritance {
     listeners: Vec<TcpListener>,
-    pub(crate) setup: setup::Inherited,
+    pub(crate) setup: steer::Inherited,
     old: Option<UnixStream>,
     process: Option<Peer>,
 }

@@ -17,7 +17,7 @@ use super::{
     AGAIN, ASK, CLOSED, Item, MAX_ITEMS, Manifest, PEER_TIMEOUT, PROTOCOL, Peer, SERVING, expect,
     path,
 };
-use crate::setup;
+use crate::steer;
 
 /// Somebody who wants our place.
 #[derive(Debug)]
@@ -114,7 +114,7 @@ impl Successor {
     pub(crate) fn give(
         &self,
         listeners: &[(SocketAddr, BorrowedFd<'_>)],
-        setup: &setup::Held<'_>,
+        setup: &steer::Held<'_>,
     ) -> io::Result<()> {
         let listening = listeners
             .iter()

@@ -10,18 +10,19 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::audit;
-use super::bpffs::Pins;
-use super::cgroup::{self, Cgroups};
-use super::ebpf::{self, Attach};
-use super::fallback::Missing;
-use super::guard::{Guard, Wish};
-use super::identity::Processes;
-use super::programs::{Own, Programs};
-use super::select::Selection;
-use super::status::{EbpfStatus, Part, ProgramStatus};
+use super::attest::Processes;
+use super::selection::Selection;
+use super::uplinks::{Guard, Wish};
 use crate::authz::caller::Process;
 use crate::config::SetupConfig;
+use crate::ebpf::attach::{self, Attach};
+use crate::ebpf::bpffs::Pins;
+use crate::ebpf::maps::{Own, Programs};
+use crate::ebpf::status::{EbpfStatus, ProgramStatus};
+use crate::ebpf::{flows, object};
+use crate::node::cgroup::{self, Cgroups};
+use crate::node::component::Part;
+use crate::node::unavailable::Missing;
 
 /// How long the end waits for tasks that still hold the programs.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -80,7 +81,7 @@ impl Steering {
                 source,
             })?
             .ino();
-        ebpf::embedded()?;
+        object::embedded()?;
         let pins = match Pins::open(&config.bpffs, lock) {
             // Its programs are not to be replaced under it.
             Err(busy @ Missing::Busy { .. }) => return Err(busy),
@@ -133,7 +134,7 @@ impl Steering {
             NOT_THE_ROOT
         };
         Ok(Self {
-            before: ebpf::before_ours(dir.as_fd(), programs.loaded()).unwrap_or_default(),
+            before: attach::before_ours(dir.as_fd(), programs.loaded()).unwrap_or_default(),
             sees_itself: config.cgroup.is_none() || cgroups.is_inside(&path),
             steers: !config.steer.is_empty(),
             wished: wished(config),
@@ -294,7 +295,7 @@ impl Steering {
     }
 
     pub(super) fn status(&self) -> EbpfStatus {
-        let program = |program: &ebpf::Loaded| ProgramStatus {
+        let program = |program: &attach::Loaded| ProgramStatus {
             name: program.name.into(),
             id: program.id,
             attached: match &program.pin {
@@ -305,7 +306,7 @@ impl Steering {
         EbpfStatus {
             programs: self.programs.loaded().iter().map(program).collect(),
             counters: self.programs.counters(),
-            audit: audit::describe(self.programs.audit(), &self.cgroups),
+            audit: flows::describe(self.programs.audit(), &self.cgroups),
         }
     }
 

@@ -7,11 +7,11 @@ use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
 use hublet_ebpf::{Audit, AuditKey};
 use serde::Serialize;
 
-use super::cgroup::Cgroups;
-use super::ebpf::Plain;
-use super::programs::ip;
+use super::maps::ip;
+use super::sys::Plain;
+use crate::node::cgroup::Cgroups;
 
-pub(super) type Table = PerCpuHashMap<MapData, Plain<AuditKey>, Plain<Audit>>;
+pub(crate) type Table = PerCpuHashMap<MapData, Plain<AuditKey>, Plain<Audit>>;
 
 /// One caller (a cgroup) and service.
 #[derive(Debug, Clone, Serialize)]
@@ -28,7 +28,7 @@ pub struct AuditStatus {
 }
 
 /// The table's rows with the cgroups' paths, in the order of cgroups and services.
-pub(super) fn describe(entries: Vec<(AuditKey, Audit)>, cgroups: &Cgroups) -> Vec<AuditStatus> {
+pub(crate) fn describe(entries: Vec<(AuditKey, Audit)>, cgroups: &Cgroups) -> Vec<AuditStatus> {
     let row = |(key, counts): (AuditKey, Audit)| AuditStatus {
         cgroup_id: key.cgroup_id,
         cgroup: cgroups.path(key.cgroup_id, 0),
@@ -41,7 +41,7 @@ pub(super) fn describe(entries: Vec<(AuditKey, Audit)>, cgroups: &Cgroups) -> Ve
 }
 
 /// Every caller and service, summed over the CPUs.
-pub(super) fn read(table: &Table) -> Vec<(AuditKey, Audit)> {
+pub(crate) fn read(table: &Table) -> Vec<(AuditKey, Audit)> {
     // An entry may go while we look: it is the least recently used one.
     table
         .iter()

@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use super::audit::AuditStatus;
-use super::fallback::Missing;
+use super::unavailable::Missing;
 
 /// A part of the setup and how it stands; the same in the log, `hublet status` and metrics.
 #[derive(Debug, Clone, Serialize)]
@@ -19,7 +18,7 @@ pub struct Part {
 }
 
 impl Part {
-    pub(super) fn of(name: &'static str, result: Result<String, &Missing>) -> Self {
+    pub(crate) fn of(name: &'static str, result: Result<String, &Missing>) -> Self {
         match result {
             Ok(detail) => Self {
                 name,
@@ -39,7 +38,7 @@ impl Part {
         }
     }
 
-    pub(super) fn log() -> Self {
+    pub(crate) fn log() -> Self {
         let on = cfg!(feature = "bpf-log");
         let detail = if on {
             "the programs' debug lines are in the log at debug level"
@@ -53,26 +52,4 @@ impl Part {
             detail: detail.into(),
         }
     }
-}
-
-/// eBPF state for `hublet status` and metrics.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct EbpfStatus {
-    /// Program name, id, attach point, link pin.
-    pub programs: Vec<ProgramStatus>,
-    /// Decision name → count.
-    pub counters: Vec<(&'static str, u64)>,
-    /// Who dialled what.
-    pub audit: Vec<AuditStatus>,
-}
-
-/// One attached program.
-#[derive(Debug, Clone, Serialize)]
-pub struct ProgramStatus {
-    /// Name as bpftool shows it.
-    pub name: String,
-    /// Kernel id.
-    pub id: u32,
-    /// Where it is attached.
-    pub attached: String,
 }

@@ -15,24 +15,25 @@ use hublet_ebpf::{Ident, programs};
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::ebpf::{self, Plain, missing};
-use super::fallback::{self, Missing};
+use super::object::{self, missing};
+use super::sys::{self, Plain};
+use crate::node::unavailable::{self, Missing};
 
 /// Linux takes it for this host's port 0, where nobody can listen. No packet of it leaves the host.
 const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 const WHAT: &str = "asking for the cookie of the network namespace";
 
 /// The cookie of this thread's network namespace. `root` is the cgroup hierarchy's, `ident` the object's map.
-pub(super) fn cookie(
+pub(crate) fn cookie(
     object: &mut Ebpf,
     ident: &SkStorage<MapData, Plain<Ident>>,
     root: BorrowedFd<'_>,
 ) -> Result<u64, Missing> {
-    match ebpf::netns_cookie() {
+    match sys::netns_cookie() {
         Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
             by_program(object, ident, root)
         }
-        told => told.map_err(|error| fallback::bpf(WHAT, &error)),
+        told => told.map_err(|error| unavailable::bpf(WHAT, &error)),
     }
 }
 
@@ -43,11 +44,11 @@ fn by_program(
 ) -> Result<u64, Missing> {
     let program = object
         .program_mut(programs::NETNS)
-        .ok_or_else(|| ebpf::not_in_object(programs::NETNS))?;
+        .ok_or_else(|| object::not_in_object(programs::NETNS))?;
     let program: &mut CgroupSockAddr = program.try_into().map_err(|error| missing(WHAT, &error))?;
     program
         .load()
-        .map_err(|error| ebpf::not_loaded(programs::NETNS, error))?;
+        .map_err(|error| object::not_loaded(programs::NETNS, error))?;
     let link = program
         .attach(root, CgroupAttachMode::Single)
         .map_err(|error| missing(WHAT, &error))?;
@@ -74,8 +75,8 @@ fn note() -> io::Result<Socket> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cgroup::Cgroups;
     use super::*;
+    use crate::node::cgroup::Cgroups;
 
     #[test]
     fn the_call_goes_nowhere_and_is_not_waited_for() {
@@ -89,18 +90,18 @@ mod tests {
 
     #[test]
     fn the_program_tells_what_newer_kernels_tell() {
-        let Ok(told) = ebpf::netns_cookie() else {
+        let Ok(told) = sys::netns_cookie() else {
             return eprintln!("SKIP: Linux 5.14 is needed");
         };
-        if let Err(missing) = ebpf::embedded() {
+        if let Err(missing) = object::embedded() {
             return eprintln!("SKIP: {missing}");
         }
         if !nix::unistd::geteuid().is_root() {
             return eprintln!("SKIP: it needs root");
         }
         let (root, _) = Cgroups::find().unwrap().open(None).unwrap();
-        let mut object = ebpf::load(None).unwrap();
-        let ident = ebpf::map(&mut object, hublet_ebpf::maps::IDENT).unwrap();
+        let mut object = object::load(None).unwrap();
+        let ident = object::map(&mut object, hublet_ebpf::maps::IDENT).unwrap();
         assert_eq!(by_program(&mut object, &ident, root.as_fd()).unwrap(), told);
     }
 }

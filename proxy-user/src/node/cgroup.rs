@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::fallback::Missing;
+use super::unavailable::Missing;
 
 /// Id of the true root; a container's own root has another.
-pub(super) const ROOT_ID: u64 = 1;
+pub(crate) const ROOT_ID: u64 = 1;
 /// Names kept; at the limit all are forgotten (a name is found again in microseconds).
 const MAX_NAMES: usize = 1024;
 /// Directories that one search visits at most.
@@ -24,7 +24,7 @@ const MAX_VISITED: usize = 20_000;
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(super) struct Cgroups {
+pub(crate) struct Cgroups {
     root: PathBuf,
     /// Holds a private mount, which is in no mount table.
     _private: Option<File>,
@@ -40,7 +40,7 @@ struct Names {
 
 impl Cgroups {
     /// Finds the v2 root, or mounts it for this process alone.
-    pub(super) fn find() -> Result<Self, Missing> {
+    pub(crate) fn find() -> Result<Self, Missing> {
         let mounts =
             fs::read_to_string("/proc/thread-self/mountinfo").map_err(Missing::NoCgroup)?;
         let (root, private) = match root_in(&mounts) {
@@ -61,7 +61,7 @@ impl Cgroups {
     }
 
     /// The directory to attach to, opened: the root, or the configured one.
-    pub(super) fn open(&self, configured: Option<&Path>) -> Result<(File, PathBuf), Missing> {
+    pub(crate) fn open(&self, configured: Option<&Path>) -> Result<(File, PathBuf), Missing> {
         let path = configured.unwrap_or(&self.root);
         let open = || {
             let dir = File::open(path)?;
@@ -82,12 +82,12 @@ impl Cgroups {
     }
 
     /// Where the hierarchy is.
-    pub(super) fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
     /// This process's cgroup, if it is its own: no other process is in it, and it isn't the root.
-    pub(super) fn own(&self) -> Option<u64> {
+    pub(crate) fn own(&self) -> Option<u64> {
         let path = self
             .root
             .join(path_of_process("self")?.trim_start_matches('/'));
@@ -97,7 +97,7 @@ impl Cgroups {
     }
 
     /// Is this process in `subtree`? The programs see accepted sockets by the cgroup of the *listening* process.
-    pub(super) fn is_inside(&self, subtree: &Path) -> bool {
+    pub(crate) fn is_inside(&self, subtree: &Path) -> bool {
         let Some(own) = path_of_process("self") else {
             return false;
         };
@@ -110,7 +110,7 @@ impl Cgroups {
 
     /// The path of a cgroup below the root, for the process `pid` that was in it a moment ago. The pid is a hint
     /// only (it may be reused, or of another pid namespace): a path counts when its inode is the id.
-    pub(super) fn path(&self, id: u64, pid: u32) -> Option<String> {
+    pub(crate) fn path(&self, id: u64, pid: u32) -> Option<String> {
         if let Some(known) = self.names.lock().known.get(&id) {
             return Some(known.clone());
         }
@@ -152,7 +152,7 @@ impl Cgroups {
 
 /// The pod's UID in the name of a pod's cgroup: `podUID`, `kubepods-burstable-podUID.slice` (with `_` for `-`). A static
 /// pod's UID is 32 hexadecimal digits.
-pub(super) fn pod_of(name: &str) -> Option<String> {
+pub(crate) fn pod_of(name: &str) -> Option<String> {
     let (_, uid) = name
         .strip_suffix(".slice")
         .unwrap_or(name)
@@ -162,7 +162,7 @@ pub(super) fn pod_of(name: &str) -> Option<String> {
 }
 
 /// The container's id in the name of its cgroup: 64 hexadecimal digits, as in `cri-containerd-ID.scope`.
-pub(super) fn container_of(name: &str) -> Option<String> {
+pub(crate) fn container_of(name: &str) -> Option<String> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
     let id = name.rsplit_once(['-', ':']).map_or(name, |(_, id)| id);
     (id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())

@@ -1,6 +1,6 @@
 //! What the daemon says to its programs and hears from them. In: listeners, services, selections, interfaces,
 //! heartbeats, an accepted socket. Out: map entries; who called; counters. Holds map descriptors only: the links live
-//! by their pins ([`ebpf`]), so that they outlast a crash and go when the pins are removed.
+//! by their pins ([`attach`]), so that they outlast a crash and go when the pins are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,28 +12,29 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use aya::programs::links::FdLink;
 use hublet_ebpf::{
-    Address, Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config,
-    Decision, Ident, MAX_PORTS, PROTO_TCP, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER, SelectKey,
-    Service, ServiceKey, Stats, maps,
+    Address, Audit, AuditKey, COMM_LEN, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER,
+    Config, Decision, Ident, MAX_PORTS, PROTO_TCP, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER,
+    SelectKey, Service, ServiceKey, Stats, maps,
 };
 use nix::libc;
 use parking_lot::Mutex;
 
-use super::audit;
-use super::ebpf::{self, Attach, Loaded, Plain, map, missing};
-use super::fallback::Missing;
+use super::attach::{self, Attach, Loaded};
+use super::flows;
 use super::netns;
-use super::select::Entries;
+use super::object::{self, map, missing};
+use super::sys::{self, Plain};
+use crate::node::unavailable::Missing;
 
 /// How long a heartbeat holds; steering stops this long after the serving runtime's last proof of life.
-pub(super) const HEARTBEAT_TTL: Duration = Duration::from_secs(3);
+pub(crate) const HEARTBEAT_TTL: Duration = Duration::from_secs(3);
 
 /// The loaded programs' maps.
-pub(super) struct Programs {
+pub(crate) struct Programs {
     control: Mutex<Control>,
     ident: SkStorage<MapData, Plain<Ident>>,
     stats: PerCpuArray<MapData, Plain<Stats>>,
-    audit: audit::Table,
+    audit: flows::Table,
     loaded: Vec<Loaded>,
     off: Vec<(&'static str, Missing)>,
     /// Without bpffs the links live by these.
@@ -53,11 +54,11 @@ impl std::fmt::Debug for Programs {
 }
 
 /// How the programs know the daemon's own sockets.
-pub(super) struct Own {
+pub(crate) struct Own {
     /// SO_MARK; 0 = none.
-    pub(super) mark: u32,
+    pub(crate) mark: u32,
     /// The daemon's cgroup, when nobody else is in it; 0 = none.
-    pub(super) cgroup: u64,
+    pub(crate) cgroup: u64,
 }
 
 /// The maps that the daemon writes.
@@ -80,16 +81,41 @@ struct Control {
     kept_ports: BTreeSet<u16>,
 }
 
+/// What the programs are told.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Entries {
+    /// By cgroup, user, network namespace.
+    pub(crate) keys: Vec<(SelectKey, u32)>,
+    pub(crate) commands: Vec<([u8; COMM_LEN], u32)>,
+    /// Of the host's processes only the selected ones.
+    pub(crate) only: bool,
+    pub(crate) pods: bool,
+}
+
+impl Entries {
+    pub(crate) fn add(&mut self, kind: u32, value: u64, verdict: u32) {
+        let key = SelectKey {
+            value,
+            kind,
+            zero: 0,
+        };
+        match self.keys.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, known)) => *known |= verdict,
+            None => self.keys.push((key, verdict)),
+        }
+    }
+}
+
 impl Programs {
     /// Loads and attaches everything, switched off. Takes over the maps and links that a dead daemon left; with
     /// `living` those of one that hands over: what it told its programs stays in force until we steer ourselves.
-    pub(super) fn load(
+    pub(crate) fn load(
         to: &Attach<'_>,
         own: &Own,
         living: bool,
         log: bool,
     ) -> Result<Self, Missing> {
-        let mut object = ebpf::load(to.pins)?;
+        let mut object = object::load(to.pins)?;
         let ident = map(&mut object, maps::IDENT)?;
         let netns = netns::cookie(&mut object, &ident, to.root)?;
         let mut control = control(&mut object, netns, own)?;
@@ -105,7 +131,7 @@ impl Programs {
         let log = log.then(|| super::log::Drain::start(&mut object)).flatten();
         #[cfg(not(feature = "bpf-log"))]
         let _ = log;
-        let attached = ebpf::attach(&mut object, to)?;
+        let attached = attach::attach(&mut object, to)?;
         Ok(Self {
             control: Mutex::new(control),
             ident,
@@ -120,12 +146,12 @@ impl Programs {
     }
 
     /// Connections to `own`, a listener of ours, are attested; pods may reach it only with `pods`.
-    pub(super) fn attest(&self, own: SocketAddr, pods: bool) -> io::Result<()> {
+    pub(crate) fn attest(&self, own: SocketAddr, pods: bool) -> io::Result<()> {
         self.control.lock().attest(own, pods)
     }
 
     /// Steers to the listener at `own`: what [`Programs::services`] names.
-    pub(super) fn steer(&self, listener: BorrowedFd<'_>, own: SocketAddr) -> io::Result<()> {
+    pub(crate) fn steer(&self, listener: BorrowedFd<'_>, own: SocketAddr) -> io::Result<()> {
         let mut control = self.control.lock();
         control.attest(own, true)?;
         control.target = Some(own);
@@ -139,23 +165,23 @@ impl Programs {
 
     /// These services are steered from now on, and no others. Gives back those that can't be: of the other address
     /// family than our listener, or on one port too many.
-    pub(super) fn services(&self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
+    pub(crate) fn services(&self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
         self.control.lock().services(services)
     }
 
-    pub(super) fn select(&self, entries: &Entries) -> io::Result<()> {
+    pub(crate) fn select(&self, entries: &Entries) -> io::Result<()> {
         self.control.lock().select(entries)
     }
 
     /// The daemon's own cgroup, of which nothing is steered.
-    pub(super) fn own_cgroup(&self, id: u64) -> io::Result<()> {
+    pub(crate) fn own_cgroup(&self, id: u64) -> io::Result<()> {
         let mut control = self.control.lock();
         control.config.own_cgroup = id;
         control.write()
     }
 
     /// Interfaces that the guard knows, with their kinds; switches it on.
-    pub(super) fn guard(&self, ifaces: &[(u32, u32)]) -> io::Result<()> {
+    pub(crate) fn guard(&self, ifaces: &[(u32, u32)]) -> io::Result<()> {
         let mut control = self.control.lock();
         replace(&mut control.ifaces, ifaces)?;
         if control.config.flags & CONFIG_GUARD == 0 {
@@ -166,12 +192,12 @@ impl Programs {
     }
 
     /// Proves that the daemon serves.
-    pub(super) fn heartbeat(&self) -> io::Result<()> {
+    pub(crate) fn heartbeat(&self) -> io::Result<()> {
         self.control.lock().beat()
     }
 
     /// Switches steering off; attested listeners stay attested.
-    pub(super) fn stop(&self) -> io::Result<()> {
+    pub(crate) fn stop(&self) -> io::Result<()> {
         let mut control = self.control.lock();
         control.target = None;
         control.config.flags &= !CONFIG_STEER;
@@ -183,12 +209,12 @@ impl Programs {
     }
 
     /// Is steering switched on (whatever the guards say)?
-    pub(super) fn is_steering(&self) -> bool {
+    pub(crate) fn is_steering(&self) -> bool {
         self.control.lock().config.flags & CONFIG_STEER != 0
     }
 
     /// What is steered now, and what is not because it is of another address family than our listener.
-    pub(super) fn steered(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    pub(crate) fn steered(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
         let control = self.control.lock();
         let family = control.target.map(|target| target.is_ipv4());
         control
@@ -198,13 +224,13 @@ impl Programs {
     }
 
     /// Who is at the other end of an accepted socket.
-    pub(super) fn identify(&self, accepted: BorrowedFd<'_>) -> Option<Ident> {
+    pub(crate) fn identify(&self, accepted: BorrowedFd<'_>) -> Option<Ident> {
         let Plain(ident) = self.ident.get(&accepted, 0).ok()?;
         Some(ident)
     }
 
     /// Decisions and how often each was taken.
-    pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
+    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
         let cpus = self.stats.get(&0, 0);
         let sum = |decision: Decision| {
             cpus.as_ref().map_or(0, |cpus| {
@@ -218,26 +244,26 @@ impl Programs {
     }
 
     /// The audit: every caller and service, summed over the CPUs.
-    pub(super) fn audit(&self) -> Vec<(AuditKey, Audit)> {
-        audit::read(&self.audit)
+    pub(crate) fn audit(&self) -> Vec<(AuditKey, Audit)> {
+        flows::read(&self.audit)
     }
 
     /// Cookie of the network namespace that is steered.
-    pub(super) fn netns(&self) -> u64 {
+    pub(crate) fn netns(&self) -> u64 {
         self.control.lock().config.netns
     }
 
     /// Parts that could not even be tried.
-    pub(super) fn miss(&mut self, parts: Vec<(&'static str, Missing)>) {
+    pub(crate) fn miss(&mut self, parts: Vec<(&'static str, Missing)>) {
         self.off.extend(parts);
     }
 
-    pub(super) fn loaded(&self) -> &[Loaded] {
+    pub(crate) fn loaded(&self) -> &[Loaded] {
         &self.loaded
     }
 
     /// Parts that could not be had, and why.
-    pub(super) fn off(&self) -> &[(&'static str, Missing)] {
+    pub(crate) fn off(&self) -> &[(&'static str, Missing)] {
         &self.off
     }
 }
@@ -375,7 +401,7 @@ impl Control {
     }
 
     fn beat(&mut self) -> io::Result<()> {
-        self.config.heartbeat_ns = ebpf::monotonic_ns();
+        self.config.heartbeat_ns = sys::monotonic_ns();
         self.write()
     }
 
@@ -412,7 +438,7 @@ fn key(at: SocketAddr) -> ServiceKey {
 }
 
 /// As the maps hold it.
-pub(super) fn address(ip: IpAddr) -> Address {
+pub(crate) fn address(ip: IpAddr) -> Address {
     match ip {
         IpAddr::V4(ip) => Address::v4(ip.octets()),
         IpAddr::V6(ip) => Address::v6(ip.octets()),
@@ -420,7 +446,7 @@ pub(super) fn address(ip: IpAddr) -> Address {
 }
 
 /// Out of a map; an IPv4-mapped address is an IPv4 one.
-pub(super) fn ip(address: Address) -> IpAddr {
+pub(crate) fn ip(address: Address) -> IpAddr {
     IpAddr::from(address.bytes()).to_canonical()
 }
 

@@ -1,5 +1,5 @@
 //! What can be missing, and the way out. In: an error of the kernel. Out: [`Missing`], whose text becomes the
-//! detail of a [`Part`](super::Part) that is off. Nothing here stops the daemon.
+//! detail of a [`Part`](super::component::Part) that is off. Nothing here stops the daemon.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use nix::libc;
 
 /// Why a part of the setup is off.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Missing {
+pub(crate) enum Missing {
     /// Switched off by the user.
     #[error("switched off by {0}")]
     NotWanted(&'static str),
@@ -68,12 +68,12 @@ pub(super) enum Missing {
 }
 
 /// Capabilities for loading and attaching.
-pub(super) const NEEDS_BPF: &str =
+pub(crate) const NEEDS_BPF: &str =
     "CAP_BPF, CAP_NET_ADMIN, and CAP_SYS_ADMIN for the mount of bpffs";
 /// What raises the limit of locked memory.
 const NEEDS_LIMIT: &str = "CAP_SYS_RESOURCE, or no limit of locked memory (LimitMEMLOCK=infinity), which Linux before 5.11 counts maps against";
 /// Capabilities for the interface.
-pub(super) const NEEDS_NET: &str = "CAP_NET_ADMIN";
+pub(crate) const NEEDS_NET: &str = "CAP_NET_ADMIN";
 /// What the guard needs of a kernel.
 const NEEDS_LOOKUP: &str = "sk_lookup tells the interface since Linux 5.17; on older ones name the uplinks (--xdp-uplink), or filter with nft";
 /// What the whole eBPF part needs of a kernel.
@@ -88,7 +88,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_BPF: u32 = 39;
 
 /// Gives an error of a bpf(), mount() or socket call its cause.
-pub(super) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
+pub(crate) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
     let what = what.into();
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => denied(
@@ -126,7 +126,7 @@ fn denied(what: String, held: u64, counts_locked: bool) -> Missing {
 }
 
 /// The verifier refused a program: because the kernel is too old for it, or for a reason that nobody knows yet.
-pub(super) fn verifier(program: &'static str, source: io::Error, log: String) -> Missing {
+pub(crate) fn verifier(program: &'static str, source: io::Error, log: String) -> Missing {
     // Before 5.9 there are no such programs (and so no log), before 5.17 their context has no interface.
     if program == programs::LOOKUP && (log.is_empty() || log.contains("invalid bpf_context access"))
     {

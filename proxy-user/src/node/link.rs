@@ -3,15 +3,15 @@
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
 /// Written into the link's alias (`ip link` shows it), so that a later daemon knows it may be removed.
-pub(super) const ALIAS: &str = "made by hublet";
+pub(crate) const ALIAS: &str = "made by hublet";
 
 /// Did a hublet make it?
-pub(super) fn is_ours(link: &LinkMessage) -> bool {
+pub(crate) fn is_ours(link: &LinkMessage) -> bool {
     link.attributes
         .contains(&LinkAttribute::IfAlias(ALIAS.into()))
 }
 
-pub(super) fn name_of(link: &LinkMessage) -> String {
+pub(crate) fn name_of(link: &LinkMessage) -> String {
     let name = link
         .attributes
         .iter()
@@ -23,7 +23,7 @@ pub(super) fn name_of(link: &LinkMessage) -> String {
 }
 
 /// What `ip -d link` calls it; none for a network card.
-pub(super) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
+pub(crate) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
     let infos = link
         .attributes
         .iter()
@@ -38,7 +38,7 @@ pub(super) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
 }
 
 /// What kind of link it is, in a word.
-pub(super) fn kind_of(link: &LinkMessage) -> String {
+pub(crate) fn kind_of(link: &LinkMessage) -> String {
     match info_kind(link) {
         Some(InfoKind::Other(other)) => other.clone(),
         Some(kind) => kind.to_string(),

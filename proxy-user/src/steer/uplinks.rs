@@ -17,9 +17,9 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
-use super::fallback::{self, Missing};
-use super::link::{info_kind, name_of};
-use super::programs::Programs;
+use crate::ebpf::maps::Programs;
+use crate::node::link::{info_kind, name_of};
+use crate::node::unavailable::{self, Missing};
 
 /// Changes come in bursts; they are looked at together.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -54,7 +54,7 @@ impl Guard {
             MulticastGroup::Ipv6Route,
         ];
         let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|error| fallback::bpf("opening a netlink socket for the guard", &error))?;
+            .map_err(|error| unavailable::bpf("opening a netlink socket for the guard", &error))?;
         let connection = tokio::spawn(connection);
         let mut told = match look(&handle, &wish).await {
             Ok(found) => found,
@@ -68,7 +68,7 @@ impl Guard {
         };
         programs
             .guard(&told)
-            .map_err(|error| fallback::bpf("telling the guard the uplinks", &error))?;
+            .map_err(|error| unavailable::bpf("telling the guard the uplinks", &error))?;
         let keeper = tokio::spawn(async move {
             loop {
                 match tokio::time::timeout(RECHECK, events.next()).await {

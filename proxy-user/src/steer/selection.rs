@@ -12,15 +12,15 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use hublet_ebpf::{
     COMM_LEN, MAX_SELECT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID,
-    SelectKey, VERDICT_EXCEPT, VERDICT_STEER,
+    VERDICT_EXCEPT, VERDICT_STEER,
 };
 use inotify::{EventStream, Inotify, WatchMask, Watches};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::cgroup::pod_of;
-use super::programs::Programs;
 use crate::config::{PodSelector, SelectConfig, Selector};
+use crate::ebpf::maps::{Entries, Programs};
+use crate::node::cgroup::pod_of;
 
 /// Looked at this often without an event, too.
 const RECHECK: Duration = Duration::from_secs(30);
@@ -35,17 +35,6 @@ pub(super) struct Selection {
     root: PathBuf,
     opted: Mutex<BTreeSet<String>>,
     changed: Notify,
-}
-
-/// What the programs are told.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Entries {
-    /// By cgroup, user, network namespace.
-    pub(super) keys: Vec<(SelectKey, u32)>,
-    pub(super) commands: Vec<([u8; COMM_LEN], u32)>,
-    /// Of the host's processes only the selected ones.
-    pub(super) only: bool,
-    pub(super) pods: bool,
 }
 
 impl Selection {
@@ -222,20 +211,6 @@ impl Selection {
     }
 }
 
-impl Entries {
-    fn add(&mut self, kind: u32, value: u64, verdict: u32) {
-        let key = SelectKey {
-            value,
-            kind,
-            zero: 0,
-        };
-        match self.keys.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, known)) => *known |= verdict,
-            None => self.keys.push((key, verdict)),
-        }
-    }
-}
-
 fn describe(selector: &Selector) -> String {
     match selector {
         Selector::Cgroup(path) => format!("cgroup {}", path.display()),
@@ -317,6 +292,8 @@ impl Tree {
 
 #[cfg(test)]
 mod tests {
+    use hublet_ebpf::SelectKey;
+
     use super::*;
 
     fn annotated(root: &Path) -> Arc<Selection> {

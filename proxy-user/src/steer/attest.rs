@@ -15,9 +15,9 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 use parking_lot::Mutex;
 
-use super::cgroup::{Cgroups, container_of, pod_of};
-use super::programs::ip;
 use crate::authz::caller::Process;
+use crate::ebpf::maps::ip;
+use crate::node::cgroup::{Cgroups, container_of, pod_of};
 
 /// Processes whose /proc directory is held open: the same few call again and again.
 const MAX_HELD: usize = 64;

@@ -16,11 +16,12 @@ use hublet_ebpf::{
 };
 use serde_json::{Value, json};
 
-use super::audit;
+use super::attach;
 use super::bpffs::{OURS, Pins};
-use super::ebpf::{self, Plain};
-use super::fallback::Missing;
-use super::programs::ip;
+use super::flows;
+use super::maps::ip;
+use super::sys::{self, Plain};
+use crate::node::unavailable::Missing;
 use crate::text::with_causes;
 
 /// Maps that [`Pinned::dump`] can show.
@@ -96,7 +97,7 @@ impl Pinned {
         let mut rows = Vec::new();
         for pin in self.link_pins()? {
             let (hook, program) =
-                ebpf::link_at(&pin).map_err(|error| PinnedError::File(pin.clone(), error))?;
+                attach::link_at(&pin).map_err(|error| PinnedError::File(pin.clone(), error))?;
             rows.push(json!({
                 "name": pin.file_name().map(|name| name.to_string_lossy().into_owned()),
                 "hook": hook,
@@ -182,7 +183,7 @@ impl Pinned {
 
 /// Takes away what an earlier daemon pinned, for one that wants no eBPF; `lock` is that of one whose place it takes.
 /// Nothing is done where nothing is pinned, or where another daemon lives on it.
-pub(super) fn forget(bpffs: &Path, lock: Option<OwnedFd>) {
+pub(crate) fn forget(bpffs: &Path, lock: Option<OwnedFd>) {
     if Pinned::find(bpffs).is_err() {
         return;
     }
@@ -239,7 +240,7 @@ fn rows(name: &str, map: Map) -> Result<Value, MapError> {
                 .map(|decision| (decision.name().to_owned(), json!(sum(*decision))))
                 .collect()
         }
-        _ => audit::read(&audit::Table::try_from(map)?)
+        _ => flows::read(&flows::Table::try_from(map)?)
             .iter()
             .map(|(key, audit)| audit_row(key, audit))
             .collect(),
@@ -257,7 +258,7 @@ fn list<K: aya::Pod, V: aya::Pod>(
 
 fn config_row(config: &Config) -> Value {
     let on = |flag| config.flags & flag != 0;
-    let age = ebpf::monotonic_ns().saturating_sub(config.heartbeat_ns);
+    let age = sys::monotonic_ns().saturating_sub(config.heartbeat_ns);
     json!({
         "steering": on(CONFIG_STEER),
         "guard": on(CONFIG_GUARD),

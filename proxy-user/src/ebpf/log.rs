@@ -12,11 +12,11 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Reads the ring until it is dropped.
 #[derive(Debug)]
-pub(super) struct Drain(JoinHandle<()>);
+pub(crate) struct Drain(JoinHandle<()>);
 
 impl Drain {
     /// Starts reading. Call after the maps are made and before the programs are loaded.
-    pub(super) fn start(object: &mut Ebpf) -> Option<Self> {
+    pub(crate) fn start(object: &mut Ebpf) -> Option<Self> {
         let mut logger = match EbpfLogger::init_with_logger(object, ToTracing) {
             Ok(logger) => logger,
             Err(error) => {

@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
+use super::Setup;
 use crate::cache::Cache;
 use crate::cache::steering::{api_service, opted_in};
 use crate::certs::Certificates;
 use crate::config::{CloudConfig, PodSelector, Services, SetupConfig};
-use crate::setup::Setup;
 
 /// At least so long between two looks at the store, and so many times as long as a look takes.
 const PAUSE: (Duration, u32) = (Duration::from_millis(100), 20);
 
 /// Where discoveries come from and go to.
-pub(super) struct Discovery {
-    pub(super) cache: Arc<Cache>,
-    pub(super) setup: Arc<Setup>,
-    pub(super) certificates: Arc<Certificates>,
+pub(crate) struct Discovery {
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) setup: Arc<Setup>,
+    pub(crate) certificates: Arc<Certificates>,
     named: BTreeSet<SocketAddr>,
     kubernetes: bool,
     pods: bool,
@@ -31,7 +31,7 @@ pub(super) struct Discovery {
 }
 
 impl Discovery {
-    pub(super) fn new(
+    pub(crate) fn new(
         config: (&SetupConfig, &CloudConfig),
         cache: &Arc<Cache>,
         setup: &Arc<Setup>,
@@ -58,7 +58,7 @@ impl Discovery {
     }
 
     /// Looks once: what an earlier life of the daemon has stored is steered from the start.
-    pub(super) async fn once(&mut self) {
+    pub(crate) async fn once(&mut self) {
         let (kubernetes, pods, cache) = (self.kubernetes, self.pods, Arc::clone(&self.cache));
         let looked = tokio::task::spawn_blocking(move || {
             let wanting = cache.ingest().wanting();
@@ -87,7 +87,7 @@ impl Discovery {
 
     /// Looks for ever: whenever a pod, a namespace or the API service is written to the store. A pod's first connect
     /// comes some tenths of a second after the kubelet has seen it.
-    pub(super) async fn watch(mut self) {
+    pub(crate) async fn watch(mut self) {
         loop {
             self.cache.ingest().steering().await;
             let begin = Instant::now();

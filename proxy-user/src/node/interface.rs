@@ -23,9 +23,9 @@ use rtnetlink::{
 };
 use tokio::task::JoinHandle;
 
-use super::SetupError;
-use super::fallback::{self, Missing};
+use super::error::SetupError;
 use super::link::{self, ALIAS, name_of};
+use super::unavailable::{self, Missing};
 use crate::config::DummyConfig;
 
 /// A pause before the address is put back, so that someone who insists on removing it does not start a race.
@@ -35,7 +35,7 @@ const RECHECK: Duration = Duration::from_secs(30);
 
 /// The address on this node.
 #[derive(Debug)]
-pub(super) struct Interface {
+pub(crate) struct Interface {
     node: Node,
     state: Arc<Mutex<State>>,
     repair: JoinHandle<()>,
@@ -64,7 +64,7 @@ struct Node {
 }
 
 /// Why there is no address.
-pub(super) enum Failed {
+pub(crate) enum Failed {
     /// A part is off; the daemon goes on.
     Off(Missing),
     /// The user must decide.
@@ -79,14 +79,14 @@ impl From<SetupError> for Failed {
 
 impl Interface {
     /// Finds or makes it, and keeps it there. Call on a tokio runtime, in the network namespace to serve.
-    pub(super) async fn ensure(wish: &DummyConfig, owner: Option<OwnedFd>) -> Result<Self, Failed> {
+    pub(crate) async fn ensure(wish: &DummyConfig, owner: Option<OwnedFd>) -> Result<Self, Failed> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
         ];
         let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|error| Failed::Off(fallback::bpf("opening a netlink socket", &error)))?;
+            .map_err(|error| Failed::Off(unavailable::bpf("opening a netlink socket", &error)))?;
         let connection = tokio::spawn(connection);
         let node = Node {
             handle,
@@ -122,16 +122,16 @@ impl Interface {
     }
 
     /// The right to remove it, if it is ours.
-    pub(super) fn owner(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn owner(&self) -> Option<BorrowedFd<'_>> {
         self.owner.as_ref().map(AsFd::as_fd)
     }
 
     /// The link that carries the address.
-    pub(super) fn link(&self) -> String {
+    pub(crate) fn link(&self) -> String {
         self.state.lock().link.clone()
     }
 
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let state = self.state.lock();
         let mut text = format!(
             "{} ({}) {}/{}",
@@ -147,7 +147,7 @@ impl Interface {
     }
 
     /// Takes away what we made.
-    pub(super) async fn remove(self) -> Result<(), SetupError> {
+    pub(crate) async fn remove(self) -> Result<(), SetupError> {
         self.repair.abort();
         if self.owner.is_none() {
             return Ok(());
@@ -233,7 +233,7 @@ impl Node {
                 Err(error) if is_denied(&error) => {
                     return Err(Failed::Off(Missing::Privilege {
                         what: format!("making the link {}", self.name),
-                        needs: fallback::NEEDS_NET,
+                        needs: unavailable::NEEDS_NET,
                     }));
                 }
                 Err(error)
@@ -288,7 +288,7 @@ impl Node {
             Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()),
             Err(error) if is_denied(&error) => Err(Failed::Off(Missing::Privilege {
                 what: format!("adding {} to {}", self.ip, self.name),
-                needs: fallback::NEEDS_NET,
+                needs: unavailable::NEEDS_NET,
             })),
             result => result.map_err(|error| {
                 netlink(format!("adding {} to {}", self.ip, self.name), error).into()
@@ -358,7 +358,7 @@ impl Node {
 ///
 /// # Errors
 /// A daemon lives on it, or the kernel refuses.
-pub async fn remove_interface(name: &str) -> Result<bool, SetupError> {
+pub(crate) async fn remove_interface(name: &str) -> Result<bool, SetupError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(SetupError::NoNetlink)?;
     let connection = tokio::spawn(connection);
     let mut found = handle

@@ -12,14 +12,14 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::fallback::{self, Missing};
+use crate::node::unavailable::{self, Missing};
 
 /// Name of our directory.
-pub(super) const OURS: &str = "hublet";
+pub(crate) const OURS: &str = "hublet";
 
 /// Our directory in bpffs, locked: one daemon at a time owns what is pinned there.
 #[derive(Debug)]
-pub(super) struct Pins {
+pub(crate) struct Pins {
     bpffs: PathBuf,
     mounted: bool,
     lock: Flock<File>,
@@ -28,9 +28,9 @@ pub(super) struct Pins {
 impl Pins {
     /// Mounts bpffs when there is none, and makes our directories.
     /// `inherited` is an old daemon's lock.
-    pub(super) fn open(bpffs: &Path, inherited: Option<OwnedFd>) -> Result<Self, Missing> {
+    pub(crate) fn open(bpffs: &Path, inherited: Option<OwnedFd>) -> Result<Self, Missing> {
         let mounted = mount_if_needed(bpffs).map_err(|error| {
-            fallback::bpf(format!("mounting bpffs at {}", bpffs.display()), &error)
+            unavailable::bpf(format!("mounting bpffs at {}", bpffs.display()), &error)
         })?;
         let pins = Self {
             bpffs: bpffs.to_path_buf(),
@@ -40,38 +40,38 @@ impl Pins {
         for kind in ["maps", "links", "progs"] {
             let dir = pins.layout().join(kind);
             fs::create_dir_all(&dir)
-                .map_err(|error| fallback::bpf(format!("making {}", dir.display()), &error))?;
+                .map_err(|error| unavailable::bpf(format!("making {}", dir.display()), &error))?;
         }
         Ok(pins)
     }
 
     /// The directory of this layout.
-    pub(super) fn layout(&self) -> PathBuf {
+    pub(crate) fn layout(&self) -> PathBuf {
         self.ours().join(format!("{LAYOUT:016x}"))
     }
 
     /// For a daemon that takes this one's place.
-    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
     /// Pin of a map.
-    pub(super) fn map(&self, name: &str) -> PathBuf {
+    pub(crate) fn map(&self, name: &str) -> PathBuf {
         self.layout().join("maps").join(name)
     }
 
     /// Pin of a program.
-    pub(super) fn program(&self, name: &str) -> PathBuf {
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.layout().join("progs").join(name)
     }
 
     /// Pin of a link.
-    pub(super) fn link(&self, name: &str) -> PathBuf {
+    pub(crate) fn link(&self, name: &str) -> PathBuf {
         self.layout().join("links").join(name)
     }
 
     /// Removes the pins of this layout, which detaches the programs; the directories stay.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         for kind in ["links", "progs", "maps"] {
             let Ok(entries) = fs::read_dir(self.layout().join(kind)) else {
                 continue;
@@ -83,7 +83,7 @@ impl Pins {
     }
 
     /// Removes the pins of all links but these: what an earlier daemon attached and this one doesn't want.
-    pub(super) fn keep_links(&self, keep: &[&Path]) {
+    pub(crate) fn keep_links(&self, keep: &[&Path]) {
         let Ok(entries) = fs::read_dir(self.layout().join("links")) else {
             return;
         };
@@ -95,7 +95,7 @@ impl Pins {
     }
 
     /// Removes what a daemon of another version left: its programs would steer a second time.
-    pub(super) fn remove_other_layouts(&self) -> Vec<PathBuf> {
+    pub(crate) fn remove_other_layouts(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.ours()) else {
             return Vec::new();
         };
@@ -110,7 +110,7 @@ impl Pins {
     }
 
     /// Removes all pins and directories, and the mount if it is ours and nobody else uses it.
-    pub(super) fn remove(self) -> io::Result<()> {
+    pub(crate) fn remove(self) -> io::Result<()> {
         // Links first: nothing is steered by half a set.
         self.clear();
         fs::remove_dir_all(self.layout())?;
@@ -139,16 +139,16 @@ impl Pins {
 /// The lock goes with the process, so a killed daemon's pins can be taken over, and a living one's can't.
 fn lock(dir: &Path, inherited: Option<OwnedFd>) -> Result<Flock<File>, Missing> {
     fs::create_dir_all(dir)
-        .map_err(|error| fallback::bpf(format!("making {}", dir.display()), &error))?;
+        .map_err(|error| unavailable::bpf(format!("making {}", dir.display()), &error))?;
     // An inherited descriptor holds the lock already; to lock it again is no change.
     let file = inherited
         .map_or_else(|| File::open(dir), |lock| Ok(File::from(lock)))
-        .map_err(|error| fallback::bpf(format!("opening {}", dir.display()), &error))?;
+        .map_err(|error| unavailable::bpf(format!("opening {}", dir.display()), &error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => Missing::Busy {
             pins: dir.to_path_buf(),
         },
-        errno => fallback::bpf(format!("locking {}", dir.display()), &errno.into()),
+        errno => unavailable::bpf(format!("locking {}", dir.display()), &errno.into()),
     })
 }
 

@@ -7,24 +7,11 @@
 //! undo:    off → slot empty → pins (which detaches) → address and link
 //! ```
 
-mod audit;
-mod bpffs;
-mod cgroup;
-mod ebpf;
-mod error;
-mod fallback;
-mod guard;
-mod identity;
-mod link;
-#[cfg(feature = "bpf-log")]
-mod log;
-mod netlink;
-mod netns;
-pub mod pinned;
-mod programs;
-mod select;
-mod status;
-mod steering;
+mod attest;
+mod data_plane;
+mod selection;
+pub(crate) mod services;
+mod uplinks;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -32,16 +19,15 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use socket2::SockRef;
 
-use self::fallback::Missing;
-use self::netlink::{Failed, Interface};
-use self::steering::Steering;
+use self::data_plane::Steering;
 use crate::authz::caller::Process;
 use crate::config::SetupConfig;
-
-pub use self::audit::AuditStatus;
-pub use self::error::SetupError;
-pub use self::netlink::remove_interface;
-pub use self::status::{EbpfStatus, Part, ProgramStatus};
+use crate::ebpf::pins;
+use crate::ebpf::status::EbpfStatus;
+use crate::node::component::Part;
+use crate::node::error::SetupError;
+use crate::node::interface::{Failed, Interface};
+use crate::node::unavailable::Missing;
 
 /// What an old daemon's setup hands over to a new one's, so that nobody else gets it in between.
 #[derive(Debug, Default)]
@@ -105,7 +91,7 @@ impl Setup {
         let steering = match config.ebpf {
             true => Steering::prepare(config, mark, (own, from.pins)).await,
             false => {
-                pinned::forget(&config.bpffs, from.pins);
+                pins::forget(&config.bpffs, from.pins);
                 Err(Missing::NotWanted("--ebpf=false"))
             }
         };
