@@ -2,6 +2,7 @@
 //! this machine lacks what the verb stands on, 1 for any other failure) and what the verb made.
 #![allow(clippy::print_stdout, reason = "what a verb reports is its product")]
 
+mod arrows;
 mod bench;
 mod build;
 mod child;
@@ -43,8 +44,12 @@ enum Verb {
     Test(test::TestArguments),
     /// Boots Debian's kernel, or the ones named, under QEMU and runs the suites there that speak of the kernel.
     Vm(vm::VmArguments),
-    /// What CI runs: format, lints, licences, documentation, the BPF object twice, every test, then the kernel's suites in `vm`.
-    Ci,
+    /// Checks format, arrows, lints and unit tests: seconds when warm, no root.
+    Check(ci::CheckArguments),
+    /// Runs the steps of CI, or some of them: format to the kernel's suites in `vm`.
+    Ci(ci::CiArguments),
+    /// Checks which stage of the daemon uses which, and that no two files use each other.
+    Arrows(arrows::ArrowsArguments),
     /// Measures hublet beside nginx on the same objects in the same run.
     Bench(bench::BenchArguments),
 }
@@ -71,7 +76,9 @@ fn main() -> ExitCode {
         }
         Verb::Test(arguments) => test::run(&project, &arguments),
         Verb::Vm(arguments) => vm::run(&project, &arguments),
-        Verb::Ci => ci::run(&project),
+        Verb::Check(arguments) => ci::check(&project, &arguments),
+        Verb::Ci(arguments) => ci::run(&project, &arguments),
+        Verb::Arrows(arguments) => arrows::run(&project, &arguments),
         Verb::Bench(arguments) => bench::run(&project, &arguments),
     });
     match outcome {

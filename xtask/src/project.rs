@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 /// The checkout that this xtask belongs to.
 #[derive(Debug)]
@@ -14,6 +15,14 @@ pub(crate) struct Project {
     pub(crate) root: PathBuf,
     /// Cargo's target directory (`target/`, unless CARGO_TARGET_DIR or a cargo configuration says otherwise).
     pub(crate) target: PathBuf,
+}
+
+/// How a verb prints what it found (`-o`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    #[value(alias = "table")]
+    Text,
+    Json,
 }
 
 /// The command line asks for something that does not exist: exit code 2.

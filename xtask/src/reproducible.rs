@@ -32,7 +32,7 @@ pub(crate) fn check(project: &Project) -> Result<String> {
 }
 
 /// As a step of `ci`.
-pub(crate) fn in_ci(project: &Project) -> Result<()> {
+pub(crate) fn step(project: &Project) -> Result<()> {
     step::note(check(project)?);
     Ok(())
 }

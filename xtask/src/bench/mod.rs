@@ -16,10 +16,10 @@ mod server;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::interrupt::Interrupt;
-use crate::project::{Project, Usage, is_root};
+use crate::project::{OutputFormat, Project, Usage, is_root};
 use crate::{build, step, toolchain};
 
 use facts::{Facts, stolen};
@@ -34,8 +34,8 @@ pub(crate) struct BenchArguments {
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// How the figures are printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    output: OutputFormat,
     /// Rounds of each test; eleven or more where a bar is nearer than 10 %.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u8).range(1..))]
     rounds: u8,
@@ -48,12 +48,6 @@ pub(crate) struct BenchArguments {
     /// Prints the tests' names and runs nothing.
     #[arg(long)]
     list: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 /// Which tests, how often.
@@ -127,8 +121,8 @@ pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
         100.0 * (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
     report.conclude(plan::BARS);
     match arguments.output {
-        Output::Table => println!("{}", report.text()),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        OutputFormat::Text => println!("{}", report.text()),
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
     step::say("done");
     Ok(())

@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::interrupt::Interrupt;
-use crate::project::{Project, Usage, is_ci};
+use crate::project::{OutputFormat, Project, Usage, is_ci};
 use crate::test::suite::{self, Suite};
 use crate::{build, step, toolchain};
 
@@ -71,14 +71,8 @@ pub(crate) struct VmArguments {
     #[arg(long, value_name = "MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
     limit: u16,
     /// How the outcome is printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    output: OutputFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -102,7 +96,7 @@ impl std::fmt::Display for Lacks {
 impl std::error::Error for Lacks {}
 
 /// As a step of `ci`: where QEMU can't be had it is left out, which is said; with `CI=true` it fails then.
-pub(crate) fn in_ci(project: &Project) -> Result<()> {
+pub(crate) fn step(project: &Project) -> Result<()> {
     let arguments = VmArguments {
         names: Vec::new(),
         arch: Arch::X86_64,
@@ -111,7 +105,7 @@ pub(crate) fn in_ci(project: &Project) -> Result<()> {
         without: Vec::new(),
         append: Vec::new(),
         limit: 15,
-        output: Output::Table,
+        output: OutputFormat::Text,
     };
     match run(project, &arguments) {
         Err(error) if error.is::<Lacks>() && !is_ci() => {
@@ -139,22 +133,22 @@ pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
             limit,
             &interrupt,
         )?;
-        if arguments.output == Output::Table {
+        if arguments.output == OutputFormat::Text {
             println!("{}", run.text());
         }
         runs.push(run);
     }
-    if arguments.output == Output::Json {
+    if arguments.output == OutputFormat::Json {
         println!("{}", serde_json::to_string_pretty(&runs)?);
     }
     conclude(&runs, arguments.output)
 }
 
-fn conclude(runs: &[Run], output: Output) -> Result<()> {
+fn conclude(runs: &[Run], output: OutputFormat) -> Result<()> {
     let count = |of: fn((usize, usize, usize)) -> usize| -> usize {
         runs.iter().map(|run| of(run.counts())).sum()
     };
-    if output == Output::Table {
+    if output == OutputFormat::Text {
         println!(
             "\n{} passed, {} failed, {} skipped",
             count(|c| c.0),

@@ -1,0 +1,321 @@
+//! `cargo xtask arrows`: a stage of the daemon uses only the stages that the table allows, no two files use each
+//! other, and hublet-wire uses nothing of ours.
+
+mod circles;
+mod modules;
+mod references;
+mod table;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+
+use crate::project::{OutputFormat, Project};
+use crate::step;
+
+use circles::Graph;
+use modules::{Modules, Use};
+
+/// Arguments of `arrows`.
+#[derive(Debug, Args)]
+pub(crate) struct ArrowsArguments {
+    /// How findings are printed.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    output: OutputFormat,
+    /// Prints findings and ends with success.
+    #[arg(long)]
+    report: bool,
+}
+
+/// What breaks the rules.
+#[derive(Debug, Default, Serialize)]
+struct Findings {
+    modules: usize,
+    /// Uses against the table.
+    arrows: Vec<Arrow>,
+    circles: Vec<Circle>,
+    /// Dependencies that hublet-wire must not have.
+    wire: Vec<String>,
+    /// Rows of the tables that nothing needs any more.
+    stale: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Arrow {
+    from: String,
+    to: String,
+    file: PathBuf,
+    line: usize,
+    /// Of the row that does not allow it.
+    row: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Circle {
+    modules: Vec<String>,
+    uses: Vec<Arrow>,
+}
+
+/// The verb.
+pub(crate) fn run(project: &Project, arguments: &ArrowsArguments) -> Result<()> {
+    let findings = Findings::of(project)?;
+    match arguments.output {
+        OutputFormat::Text => findings.lines().iter().for_each(|line| println!("{line}")),
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+    }
+    if arguments.report {
+        return Ok(());
+    }
+    findings.verdict()
+}
+
+/// As a step of `check` and `ci`.
+pub(crate) fn step(project: &Project) -> Result<()> {
+    step::say("arrows: which stage uses which");
+    let findings = Findings::of(project)?;
+    findings.lines().iter().for_each(step::note);
+    findings.verdict()
+}
+
+impl Findings {
+    fn of(project: &Project) -> Result<Self> {
+        let modules = Modules::read(&project.root.join("proxy-user/src"))?;
+        let mut findings = Self::in_modules(&modules);
+        let uses = modules.uses();
+        findings.stale = [stale_arrows(&uses), stale_circles(&uses)].concat();
+        for arrow in findings.arrows.iter_mut().chain(
+            findings
+                .circles
+                .iter_mut()
+                .flat_map(|circle| &mut circle.uses),
+        ) {
+            if let Ok(file) = arrow.file.strip_prefix(&project.root) {
+                arrow.file = file.to_path_buf();
+            }
+        }
+        let manifest = project.root.join("proxy-user/wire/Cargo.toml");
+        if manifest.is_file() {
+            let text = fs::read_to_string(&manifest).context("cannot read wire's Cargo.toml")?;
+            findings.wire = forbidden_dependencies(&text);
+        }
+        Ok(findings)
+    }
+
+    fn in_modules(modules: &Modules) -> Self {
+        let uses = modules.uses();
+        let against_table = uses
+            .iter()
+            .filter(|found| !table::allows(&found.from, &found.to));
+        Self {
+            modules: modules.len(),
+            arrows: against_table.map(Arrow::new).collect(),
+            circles: unexplained_circles(&uses),
+            wire: Vec::new(),
+            stale: Vec::new(),
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.arrows.len() + self.circles.len() + self.wire.len() + self.stale.len()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.arrows.iter().map(Arrow::line).collect();
+        for circle in &self.circles {
+            lines.push(format!("circle: {}", circle.modules.join(", ")));
+            lines.extend(
+                circle
+                    .uses
+                    .iter()
+                    .map(|arrow| format!("  {}", arrow.place())),
+            );
+        }
+        let wire = self.wire.iter();
+        lines.extend(wire.map(|name| {
+            format!("proxy-user/wire/Cargo.toml: hublet-wire must not depend on {name}")
+        }));
+        lines.push(format!(
+            "{} modules, {} findings",
+            self.modules,
+            self.count()
+        ));
+        lines
+    }
+
+    fn verdict(&self) -> Result<()> {
+        if self.count() > 0 && STRICT {
+            bail!(
+                "{} arrows or circles against xtask/src/arrows/table.rs: move the item to a lower stage, or give the table a row and its reason",
+                self.count()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Findings fail the step.
+const STRICT: bool = false;
+
+impl Arrow {
+    fn new(found: &Use) -> Self {
+        Self {
+            from: found.from.clone(),
+            to: found.to.clone(),
+            file: found.file.clone(),
+            line: found.line,
+            row: table::reason_of(&found.from),
+        }
+    }
+
+    fn place(&self) -> String {
+        format!(
+            "{}:{}: {} uses {}",
+            self.file.display(),
+            self.line,
+            self.from,
+            self.to
+        )
+    }
+
+    fn line(&self) -> String {
+        let stage = table::stage_of(&self.from);
+        format!("{} (row {stage}: {})", self.place(), self.row)
+    }
+}
+
+/// Arrows of the table that no file uses.
+fn stale_arrows(uses: &[Use]) -> Vec<String> {
+    let is_used = |stage: &str, target: &str| {
+        let from_stage = uses
+            .iter()
+            .filter(|found| table::stage_of(&found.from) == stage);
+        from_stage
+            .into_iter()
+            .any(|found| table::is_within(&found.to, target))
+    };
+    let rows = table::STAGES
+        .iter()
+        .flat_map(|row| row.may_use.iter().map(|target| (row.name, *target)));
+    rows.filter(|(stage, target)| !is_used(stage, target))
+        .map(|(stage, target)| format!("table.rs: {stage} may use {target}, which nothing does"))
+        .collect()
+}
+
+/// Circles of the table that are none.
+fn stale_circles(uses: &[Use]) -> Vec<String> {
+    let found = circles_of(uses);
+    let is_there = |row: &&table::Circle| {
+        found
+            .iter()
+            .any(|circle| circle.iter().all(|module| row.modules.contains(module)))
+    };
+    let gone = table::CIRCLES.iter().filter(|row| !is_there(row));
+    gone.map(|row| {
+        format!(
+            "table.rs: {} ({}) is no circle",
+            row.modules.join(", "),
+            row.reason
+        )
+    })
+    .collect()
+}
+
+/// Circles among files. A module and those within it are one thing to this rule: Rust lets children see their
+/// parent's private items for that reason.
+fn circles_of(uses: &[Use]) -> Vec<Vec<&str>> {
+    let mut graph = Graph::new();
+    for found in uses.iter().filter(|found| !is_family(found)) {
+        graph.entry(&found.from).or_default().push(&found.to);
+    }
+    circles::circles(&graph)
+}
+
+fn unexplained_circles(uses: &[Use]) -> Vec<Circle> {
+    let circles = circles_of(uses);
+    let unexplained = circles.into_iter().filter(|circle| {
+        !table::CIRCLES
+            .iter()
+            .any(|allowed| circle.iter().all(|module| allowed.modules.contains(module)))
+    });
+    let circle = |modules: Vec<&str>| Circle {
+        uses: uses
+            .iter()
+            .filter(|found| {
+                !is_family(found)
+                    && modules.contains(&found.from.as_str())
+                    && modules.contains(&found.to.as_str())
+            })
+            .map(Arrow::new)
+            .collect(),
+        modules: modules.into_iter().map(str::to_owned).collect(),
+    };
+    unexplained.map(circle).collect()
+}
+
+/// Is one of the two the other's ancestor?
+fn is_family(found: &Use) -> bool {
+    let within =
+        |inner: &str, outer: &str| outer.is_empty() || inner.starts_with(&format!("{outer}::"));
+    within(&found.from, &found.to) || within(&found.to, &found.from)
+}
+
+/// hublet-wire is bytes in, bytes out: no crate of ours, no runtime.
+fn forbidden_dependencies(manifest: &str) -> Vec<String> {
+    let mut in_dependencies = false;
+    let mut found = Vec::new();
+    for line in manifest.lines().map(str::trim) {
+        if line.starts_with('[') {
+            in_dependencies = line == "[dependencies]";
+            continue;
+        }
+        let name = line.split(['=', '.', ' ']).next().unwrap_or_default();
+        if in_dependencies && (name.starts_with("hublet") || name == "tokio" || name == "hyper") {
+            found.push(name.to_owned());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::modules::tests::crate_of;
+    use super::*;
+
+    fn findings(files: &[(&str, &str)]) -> Vec<String> {
+        Findings::in_modules(&crate_of(files)).lines()
+    }
+
+    #[test]
+    fn an_arrow_that_runs_up_is_reported_with_its_place() {
+        let lines = findings(&[
+            ("cache::store", "\nuse crate::local::Plan;"),
+            ("cache", ""),
+            ("local", ""),
+        ]);
+        assert!(
+            lines[0].starts_with("cache/store:2: cache::store uses local (row cache: "),
+            "{lines:?}"
+        );
+        assert_eq!(lines[1], "3 modules, 1 findings");
+    }
+
+    #[test]
+    fn siblings_that_use_each_other_are_a_circle_and_a_parent_is_none() {
+        let lines = findings(&[
+            ("cache", "mod a; mod b; fn f() { a::f(); }"),
+            ("cache::a", "use super::b::B; use super::C;"),
+            ("cache::b", "use super::a::A;"),
+        ]);
+        assert_eq!(lines[0], "circle: cache::a, cache::b");
+        assert_eq!(lines.len(), 4, "{lines:?}");
+    }
+
+    #[test]
+    fn wire_depends_on_no_crate_of_ours() {
+        let manifest = "[package]\nname = \"hublet-wire\"\n[dependencies]\nhublet-ebpf = { path = \"x\" }\nmemchr.workspace = true\ntokio = \"1\"\n[dev-dependencies]\nhublet = \"1\"";
+        assert_eq!(forbidden_dependencies(manifest), ["hublet-ebpf", "tokio"]);
+    }
+}

@@ -1,0 +1,236 @@
+//! The modules of a crate and which of them uses which: each path resolved through imports and re-exports to the
+//! file that defines the item.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::references::{Import, Reference, References};
+
+/// Re-exports of re-exports that are followed.
+const MAX_HOPS: usize = 16;
+
+/// A file of the crate, by the path of its module (`["cache", "store"]`; the root's is empty).
+#[derive(Debug)]
+struct Module {
+    file: PathBuf,
+    references: References,
+}
+
+/// One file names an item of another one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Use {
+    /// Modules as `cache::store`.
+    pub(super) from: String,
+    pub(super) to: String,
+    pub(super) file: PathBuf,
+    pub(super) line: usize,
+}
+
+/// All modules of a crate.
+#[derive(Debug, Default)]
+pub(super) struct Modules(BTreeMap<Vec<String>, Module>);
+
+impl Modules {
+    /// Reads `src/` of a crate from `lib.rs` on.
+    pub(super) fn read(src: &Path) -> Result<Self> {
+        let mut modules = Self::default();
+        modules.read_file(src, &src.join("lib.rs"), Vec::new())?;
+        Ok(modules)
+    }
+
+    fn read_file(&mut self, src: &Path, file: &Path, path: Vec<String>) -> Result<()> {
+        let source =
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let references = References::parse(&source).with_context(|| file.display().to_string())?;
+        let folder = src.join(path.iter().collect::<PathBuf>());
+        for child in &references.children {
+            let beside = folder.join(format!("{child}.rs"));
+            let within = folder.join(child).join("mod.rs");
+            let file = if beside.is_file() { beside } else { within };
+            self.read_file(
+                src,
+                &file,
+                [path.as_slice(), std::slice::from_ref(child)].concat(),
+            )?;
+        }
+        self.insert(path, file, references);
+        Ok(())
+    }
+
+    fn insert(&mut self, path: Vec<String>, file: &Path, references: References) {
+        let file = file.to_path_buf();
+        self.0.insert(path, Module { file, references });
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Every use of one file by another, once for each pair of files.
+    pub(super) fn uses(&self) -> Vec<Use> {
+        let mut seen = BTreeSet::new();
+        let mut uses = Vec::new();
+        for (path, module) in &self.0 {
+            for reference in module.references.used() {
+                let Some(target) = self.resolve(path, &reference.path, MAX_HOPS) else {
+                    continue;
+                };
+                if target != *path && seen.insert((path.clone(), target.clone())) {
+                    uses.push(Use {
+                        from: path.join("::"),
+                        to: target.join("::"),
+                        file: module.file.clone(),
+                        line: reference.line,
+                    });
+                }
+            }
+        }
+        uses
+    }
+
+    /// The module that defines what `path`, written in module `from`, names; `None` for other crates' items.
+    fn resolve(&self, from: &[String], path: &[String], hops: usize) -> Option<Vec<String>> {
+        let hops = hops.checked_sub(1)?;
+        let (first, rest) = path.split_first()?;
+        match first.as_str() {
+            "crate" => self.descend(Vec::new(), rest, hops),
+            "self" => self.descend(from.to_vec(), rest, hops),
+            "super" => self.resolve_super(from, rest, hops),
+            name if self.defines(from, name) => self.descend(from.to_vec(), path, hops),
+            _ => None,
+        }
+    }
+
+    fn resolve_super(&self, from: &[String], rest: &[String], hops: usize) -> Option<Vec<String>> {
+        let (_, parent) = from.split_last()?;
+        if rest.first().is_some_and(|next| next == "super") {
+            return self.resolve(parent, rest, hops);
+        }
+        self.descend(parent.to_vec(), rest, hops)
+    }
+
+    /// Does the module declare or import a module or item of this crate by that name?
+    fn defines(&self, module: &[String], name: &str) -> bool {
+        self.child(module, name).is_some() || self.import(module, name).is_some()
+    }
+
+    /// Follows `rest` down from `module`, through re-exports where it meets them.
+    fn descend(&self, module: Vec<String>, rest: &[String], hops: usize) -> Option<Vec<String>> {
+        let Some((name, rest)) = rest.split_first() else {
+            return Some(module);
+        };
+        if let Some(child) = self.child(&module, name) {
+            return self.descend(child, rest, hops);
+        }
+        if let Some(import) = self.import(&module, name) {
+            let path = [&import.reference.path, rest].concat();
+            // An import of another crate's item (`use hyper::body`) ends here: no use of ours.
+            return self.resolve(&module, &path, hops);
+        }
+        Some(module)
+    }
+
+    fn child(&self, module: &[String], name: &str) -> Option<Vec<String>> {
+        let path = [module, &[name.to_owned()]].concat();
+        self.0.contains_key(&path).then_some(path)
+    }
+
+    fn import(&self, module: &[String], name: &str) -> Option<&Import> {
+        let imports = &self.0.get(module)?.references.imports;
+        // `use name;` of another crate imports itself.
+        imports
+            .iter()
+            .find(|import| import.name.as_deref() == Some(name) && import.reference.path != [name])
+    }
+}
+
+impl References {
+    /// What the file's own code uses: all but re-exports.
+    fn used(&self) -> impl Iterator<Item = &Reference> {
+        let imported = self.imports.iter().filter(|import| !import.is_reexport);
+        imported.map(|import| &import.reference).chain(&self.paths)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A crate of modules `(path, source)`.
+    pub(in crate::arrows) fn crate_of(files: &[(&str, &str)]) -> Modules {
+        let mut modules = Modules::default();
+        for (path, source) in files {
+            let path: Vec<String> = path
+                .split("::")
+                .filter(|p| !p.is_empty())
+                .map(str::to_owned)
+                .collect();
+            let file = PathBuf::from(path.join("/"));
+            modules.insert(path, &file, References::parse(source).unwrap());
+        }
+        modules
+    }
+
+    fn uses(files: &[(&str, &str)]) -> Vec<String> {
+        let uses = crate_of(files).uses();
+        uses.iter()
+            .map(|u| format!("{} -> {}", u.from, u.to))
+            .collect()
+    }
+
+    #[test]
+    fn a_path_is_resolved_through_the_reexport_to_the_file() {
+        let found = uses(&[
+            ("", "mod cache; mod local;"),
+            ("cache", "mod store; pub(crate) use store::Store;"),
+            ("cache::store", "pub(crate) struct Store;"),
+            (
+                "local",
+                "use crate::cache::Store;\nuse hyper::body::Body;\nfn f(s: Store, b: Body) {}",
+            ),
+        ]);
+        assert_eq!(found, ["local -> cache::store"]);
+    }
+
+    #[test]
+    fn super_self_and_names_in_scope_are_resolved() {
+        let found = uses(&[
+            ("", "mod cache; mod clock;"),
+            ("clock", ""),
+            (
+                "cache",
+                "mod keys; mod store; use crate::clock;\nfn f() { clock::now(); store::open(); }",
+            ),
+            ("cache::keys", ""),
+            (
+                "cache::store",
+                "use super::keys::Key;\nfn g() { super::super::clock::now(); }",
+            ),
+        ]);
+        assert_eq!(
+            found,
+            [
+                "cache -> clock",
+                "cache -> cache::store",
+                "cache::store -> cache::keys",
+                "cache::store -> clock",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_circle_of_imports_ends() {
+        let found = uses(&[
+            ("", "mod a; mod b;"),
+            ("a", "pub(crate) use crate::b::X;"),
+            (
+                "b",
+                "pub(crate) use crate::a::X;\nfn f() { crate::a::X::new(); }",
+            ),
+        ]);
+        assert!(found.is_empty(), "{found:?}");
+    }
+}
