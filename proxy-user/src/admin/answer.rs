@@ -101,7 +101,7 @@ fn metrics(state: &State) -> String {
         text.push_str(
             &handles
                 .counters
-                .render(handles.registry.open(), handles.registry.limit()),
+                .render(handles.table.open(), handles.table.limit()),
         );
         parts(&mut text, &handles);
     }
@@ -161,7 +161,7 @@ fn status(state: &State) -> serde_json::Value {
         });
         status["connections"] = handles
             .counters
-            .status(handles.registry.open(), handles.registry.limit());
+            .status(handles.table.open(), handles.table.limit());
         if let serde_json::Value::Object(more) = handles.handler.status() {
             for (key, value) in more {
                 status[key] = value;

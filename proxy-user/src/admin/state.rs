@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::certs::Certificates;
-use crate::listen::{Counters, Registry};
+use crate::listen::{ConnectionTable, Counters};
 use crate::proxy::Handler;
 use crate::steer::Setup;
 
@@ -31,7 +31,7 @@ pub(crate) struct Handles {
     /// Serving certificate.
     pub certificates: Arc<Certificates>,
     /// Open connections.
-    pub registry: Arc<Registry>,
+    pub table: Arc<ConnectionTable>,
     /// Listener counters.
     pub counters: Arc<Counters>,
     /// Where clients are served, in words.

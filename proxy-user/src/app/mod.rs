@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use crate::admin::{Admin, Condition, Handles, State};
 use crate::certs::{Certificates, CertsError, cloud_roots};
 use crate::config::{Checked, Config};
-use crate::listen::{self, Counters, Front, ListenError, PROBE_INTERVAL, Registry};
+use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError, PROBE_INTERVAL};
 use crate::node::error::SetupError;
 use crate::proxy::connection::Port;
 use crate::proxy::{HandleError, Handler};
@@ -68,9 +68,9 @@ pub struct Bound {
     state: Arc<State>,
     setup: Arc<Setup>,
     handler: Arc<Handler>,
-    front: Arc<Front>,
+    acceptor: Arc<Acceptor>,
     certificates: Arc<Certificates>,
-    registry: Arc<Registry>,
+    table: Arc<ConnectionTable>,
     counters: Arc<Counters>,
     sockets: Sockets,
     /// The admin socket once more, for a successor.
@@ -119,8 +119,8 @@ impl Bound {
         };
         state.mark(Condition::Store);
         let setup = Arc::new(setup);
-        let (registry, counters) = (
-            Registry::new(
+        let (table, counters) = (
+            ConnectionTable::new(
                 limits::connections(config.listen.max_connections),
                 config.listen.reader_timeout,
             ),
@@ -129,15 +129,15 @@ impl Bound {
         let parts = (
             Arc::clone(&handler),
             Arc::clone(&setup),
-            Arc::clone(&registry),
+            Arc::clone(&table),
             Arc::clone(&counters),
         );
-        let front = Front::new(parts.0, parts.1, tls, parts.2, parts.3);
+        let acceptor = Acceptor::new(parts.0, parts.1, tls, parts.2, parts.3);
         state.attach(Handles {
             handler: Arc::clone(&handler),
             setup: Arc::clone(&setup),
             certificates: Arc::clone(&certificates),
-            registry: Arc::clone(&registry),
+            table: Arc::clone(&table),
             counters: Arc::clone(&counters),
             listeners: announce::listeners(&sockets, admin.address()),
             warnings,
@@ -150,9 +150,9 @@ impl Bound {
             state,
             setup,
             handler,
-            front,
+            acceptor,
             certificates,
-            registry,
+            table,
             counters,
             sockets,
             admin_socket,
@@ -165,18 +165,18 @@ impl Bound {
     /// Accepts, steers, and serves until told to stop; then drains and undoes.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         for listener in self.sockets.listeners() {
-            self.tasks.push(listen::serve(
-                &self.front,
+            self.tasks.push(listen::spawn(
+                &self.acceptor,
                 listener,
                 self.stop_accepting.clone(),
             ));
         }
         self.tasks.push(tokio::spawn(
-            Arc::clone(&self.registry).sweep_on_time(Arc::clone(&self.counters)),
+            Arc::clone(&self.table).run_sweeps(Arc::clone(&self.counters)),
         ));
-        let (registry, counters) = (Arc::clone(&self.registry), Arc::clone(&self.counters));
+        let (table, counters) = (Arc::clone(&self.table), Arc::clone(&self.counters));
         self.tasks
-            .push(tokio::spawn(registry.cut_stalled_on_time(counters)));
+            .push(tokio::spawn(table.run_stall_checks(counters)));
         self.state.mark(Condition::Listeners);
         let mut discovery = Discovery::new(
             (&self.config.setup, &self.config.cloud),

@@ -84,9 +84,9 @@ pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
     bound.setup.stop_steering();
     bound.state.draining();
     bound.stop_accepting.cancel();
-    bound.registry.drain(false);
+    bound.table.drain();
     bound.handler.end_streams();
-    let open = bound.registry.open();
+    let open = bound.table.open();
     info!(
         "stopping: {open} connections are open, up to {:?} for their answers",
         bound.config.listen.drain
@@ -94,12 +94,12 @@ pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
     tokio::select! {
         finished = timeout(bound.config.listen.drain, ended(&bound)) => {
             if finished.is_err() {
-                warn!("{} connections are cut after {:?}", bound.registry.open(), bound.config.listen.drain);
+                warn!("{} connections are cut after {:?}", bound.table.open(), bound.config.listen.drain);
             }
         }
-        () = shutdown.immediate() => warn!("second signal: {} connections are cut", bound.registry.open()),
+        () = shutdown.immediate() => warn!("second signal: {} connections are cut", bound.table.open()),
     }
-    bound.registry.drain(true);
+    bound.table.close_all();
     let _ = timeout(CLOSE_TIMEOUT, ended(&bound)).await;
     for task in &bound.tasks {
         task.abort();
@@ -111,8 +111,8 @@ pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
 
 /// Waits until no connection is open, those that have been accepted and are still to be looked at among them.
 async fn ended(bound: &Bound) {
-    bound.front.arrived().await;
-    bound.registry.emptied().await;
+    bound.acceptor.wait_for_arrivals().await;
+    bound.table.emptied().await;
 }
 
 /// Gives a successor our sockets and locks.
@@ -136,27 +136,27 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     let process = successor.process();
     info!(
         "a new hublet takes over: no new connections, {} are open",
-        bound.registry.open()
+        bound.table.open()
     );
     bound.state.draining();
     bound.stop_accepting.cancel();
-    bound.registry.drain(false);
+    bound.table.drain();
     bound.handler.end_streams();
     let patience = bound.config.listen.drain.min(HANDOVER_DRAIN);
     if timeout(patience, ended(&bound)).await.is_err() {
         warn!(
             "{} connections are cut after {patience:?}",
-            bound.registry.open()
+            bound.table.open()
         );
     }
-    bound.registry.drain(true);
+    bound.table.close_all();
     let _ = timeout(CLOSE_TIMEOUT, ended(&bound)).await;
     for task in &bound.tasks {
         task.abort();
     }
     bound.handler.close().await;
     let Bound {
-        front,
+        acceptor,
         state,
         admin,
         tasks,
@@ -167,7 +167,7 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         ..
     } = bound;
     state.detach();
-    drop((front, sockets, admin_socket));
+    drop((acceptor, sockets, admin_socket));
     for task in tasks {
         let _ = task.await;
     }
@@ -210,7 +210,7 @@ fn re_exec() {
 async fn undo(bound: Bound) {
     let Bound {
         setup,
-        front,
+        acceptor,
         state,
         admin,
         tasks,
@@ -218,7 +218,7 @@ async fn undo(bound: Bound) {
         ..
     } = bound;
     state.detach();
-    drop((front, sockets));
+    drop((acceptor, sockets));
     for task in tasks {
         let _ = task.await;
     }

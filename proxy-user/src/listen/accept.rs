@@ -1,4 +1,4 @@
-//! The accept loop: one a listener, a place in the registry for each connection, patience when descriptors run out.
+//! The accept loop of a listener, and what every accepted connection needs.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -13,180 +13,228 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::pace::Pace;
-use super::{Counters, Registry, connection};
+use super::stall::StallTimeoutExecutor;
+use super::{ConnectionTable, Counters, connection};
 use crate::budget::Flow;
 use crate::proxy::Handler;
 use crate::proxy::connection::Port;
 use crate::proxy::request_body as upload;
 use crate::steer::Setup;
 
-/// Pause after accept has failed, doubled up to the second.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Pause after accept has failed, doubled up to [`MAX_ACCEPT_BACKOFF`].
+const MIN_ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
+const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Largest request head, and largest piece of a body that is read at once.
+/// Largest request head, and largest part of a body that is read at once.
 const BUFFER: usize = 64 * 1024;
-/// The same for a client with hundreds of connections: heads that don't end take memory.
+/// The same for a client with hundreds of connections: incomplete heads take memory.
 const SMALL_BUFFER: usize = 16 * 1024;
-/// Requests at once on an HTTP/2 connection, as the API server allows.
-const STREAMS: u32 = 250;
-/// The same for a client with dozens of connections: each answer whose head can't be written takes memory.
-const FEW_STREAMS: u32 = 8;
-/// Connections of a client up to which each may have [`STREAMS`].
-const DOZENS: usize = 32;
-/// Bytes of all uploads on an HTTP/2 connection that are held at most; of one, [`upload::HELD`].
+/// Concurrent requests of an HTTP/2 connection, as the API server allows.
+const MAX_STREAMS: u32 = 250;
+/// The same for a client with many connections: each response whose head can't be written takes
+/// memory.
+const REDUCED_MAX_STREAMS: u32 = 8;
+/// Connections of a client above which each is limited to [`REDUCED_MAX_STREAMS`].
+const MANY_CONNECTIONS: usize = 32;
+/// Bytes buffered of all uploads on an HTTP/2 connection; of one, [`upload::HELD`].
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Bytes of an answer that wait in a stream for its client to read, but for the piece that goes over it.
+/// Bytes of a response buffered in its stream, beside the frame that crosses the limit.
 const SEND_BUFFER: usize = 32 * 1024;
-/// Connections that have been accepted and have no place yet: it is found out who calls.
-const ARRIVALS: u32 = 64;
-/// Pings find peers that vanished with their network namespace.
-const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
+/// Connections that are accepted and not yet in the table: their callers are being identified.
+const MAX_ARRIVALS: u32 = 64;
+/// HTTP/2 pings find peers that vanished with their network namespace.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What every connection needs.
-pub(crate) struct Front {
+/// Shared by all accepted connections.
+pub(crate) struct Acceptor {
     pub(super) handler: Arc<Handler>,
     pub(super) setup: Arc<Setup>,
     pub(super) tls: TlsAcceptor,
-    http1: [http1::Builder; 2],
-    http2: [http2::Builder<Pace>; 2],
-    pub(super) registry: Arc<Registry>,
+    /// Each with a variant for clients with many connections.
+    http1: http1::Builder,
+    small_http1: http1::Builder,
+    http2: http2::Builder<StallTimeoutExecutor>,
+    small_http2: http2::Builder<StallTimeoutExecutor>,
+    pub(super) table: Arc<ConnectionTable>,
     pub(super) counters: Arc<Counters>,
     /// Cookie of the daemon's network namespace.
-    pub(super) host: Option<u64>,
+    pub(super) host_netns: Option<u64>,
     arrivals: Arc<Semaphore>,
 }
 
-impl Front {
-    /// Puts the parts together.
+/// A connection that was accepted and is not in the table yet.
+pub(super) struct Accepted {
+    pub(super) stream: TcpStream,
+    pub(super) remote: SocketAddr,
+    pub(super) port: Port,
+    /// Released once the connection is in the table.
+    pub(super) arrival: OwnedSemaphorePermit,
+}
+
+impl Acceptor {
     pub(crate) fn new(
         handler: Arc<Handler>,
         setup: Arc<Setup>,
         tls: Arc<rustls::ServerConfig>,
-        registry: Arc<Registry>,
+        table: Arc<ConnectionTable>,
         counters: Arc<Counters>,
     ) -> Arc<Self> {
-        let http1 = [BUFFER, SMALL_BUFFER].map(|buffer| {
-            let mut http1 = http1::Builder::new();
-            // At most 100 header fields, hyper's own limit: another number would cost an allocation a request. So would its
-            // timer, which ends idle connections after half a minute; the registry finds slow heads.
-            http1.header_read_timeout(None).max_buf_size(buffer);
-            http1
-        });
-        let http2 = [STREAMS, FEW_STREAMS].map(|streams| {
-            let mut http2 = http2::Builder::new(Pace::new(registry.reader_timeout()));
-            http2
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(streams)
-                .initial_stream_window_size(upload::HELD)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_send_buf_size(SEND_BUFFER)
-                .max_header_list_size(BUFFER as u32)
-                .keep_alive_interval(PING.0)
-                .keep_alive_timeout(PING.1);
-            http2
-        });
-        let (host, tls) = (setup.netns(), TlsAcceptor::from(tls));
-        let arrivals = Arc::new(Semaphore::new(ARRIVALS as usize));
+        let executor = StallTimeoutExecutor::new(table.reader_timeout());
         Arc::new(Self {
             handler,
+            host_netns: setup.netns(),
             setup,
-            tls,
-            http1,
-            http2,
-            registry,
+            tls: TlsAcceptor::from(tls),
+            http1: http1_builder(BUFFER),
+            small_http1: http1_builder(SMALL_BUFFER),
+            http2: http2_builder(executor.clone(), MAX_STREAMS),
+            small_http2: http2_builder(executor, REDUCED_MAX_STREAMS),
+            table,
             counters,
-            host,
-            arrivals,
+            arrivals: Arc::new(Semaphore::new(MAX_ARRIVALS as usize)),
         })
     }
 
-    /// Waits until listeners that were told to stop have stopped, and all that they accepted is in the registry.
-    pub(crate) async fn arrived(&self) {
-        // Each listener holds one while it accepts. It is never closed.
-        let _all = self.arrivals.acquire_many(ARRIVALS).await;
+    /// Completes when cancelled listeners have stopped and all that they accepted is in the table.
+    pub(crate) async fn wait_for_arrivals(&self) {
+        // Each listener holds a permit while it accepts. The semaphore is never closed.
+        let _all = self.arrivals.acquire_many(MAX_ARRIVALS).await;
     }
 
-    /// HTTP/1.1 as this connection gets it.
-    pub(super) fn http1(&self, flow: &Flow) -> &http1::Builder {
-        &self.http1[usize::from(flow.is_one_of_many())]
+    pub(super) fn http1_for(&self, flow: &Flow) -> &http1::Builder {
+        if flow.is_one_of_many() {
+            &self.small_http1
+        } else {
+            &self.http1
+        }
     }
 
-    /// HTTP/2 as this connection gets it.
-    pub(super) fn http2(&self, flow: &Flow) -> &http2::Builder<Pace> {
-        &self.http2[usize::from(flow.connections() > DOZENS)]
+    pub(super) fn http2_for(&self, flow: &Flow) -> &http2::Builder<StallTimeoutExecutor> {
+        if flow.connections() > MANY_CONNECTIONS {
+            &self.small_http2
+        } else {
+            &self.http2
+        }
+    }
+
+    async fn accept_one(&self, listener: &TcpListener, port: Port) -> io::Result<Accepted> {
+        // The semaphore is never closed.
+        let arrival = Arc::clone(&self.arrivals)
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
+        let (stream, remote) = listener.accept().await?;
+        Ok(Accepted {
+            stream,
+            remote,
+            port,
+            arrival,
+        })
+    }
+
+    fn spawn_connection(self: &Arc<Self>, accepted: Accepted) {
+        if !self.counters.is_probe(accepted.remote) {
+            self.counters.accepted(accepted.port);
+        }
+        tokio::spawn(connection::serve(Arc::clone(self), accepted));
     }
 }
 
-impl std::fmt::Debug for Front {
+fn http1_builder(buffer: usize) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    // hyper's own limit of 100 header fields stays: another number would cost an allocation a
+    // request. So would its timer, which also ends idle connections after half a minute; the
+    // table's sweep finds slow heads.
+    builder.header_read_timeout(None).max_buf_size(buffer);
+    builder
+}
+
+fn http2_builder(
+    executor: StallTimeoutExecutor,
+    max_streams: u32,
+) -> http2::Builder<StallTimeoutExecutor> {
+    let mut builder = http2::Builder::new(executor);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(max_streams)
+        .initial_stream_window_size(upload::HELD)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(BUFFER as u32)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+impl std::fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Front")
-            .field("registry", &self.registry)
+        f.debug_struct("Acceptor")
+            .field("table", &self.table)
             .finish_non_exhaustive()
     }
 }
 
-/// Accepts until told to stop; what is in the backlog by then is still accepted.
-pub(super) async fn accept(
-    front: Arc<Front>,
+/// Accepts until cancelled; the backlog at that time is still accepted.
+pub(super) async fn run(
+    acceptor: Arc<Acceptor>,
     listener: Arc<TcpListener>,
     port: Port,
     stop: CancellationToken,
 ) {
-    let mut pause = PAUSE.0;
+    let mut backoff = MIN_ACCEPT_BACKOFF;
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = arrive(&front.arrivals, &listener) => accepted,
+            accepted = acceptor.accept_one(&listener, port) => accepted,
             () = stop.cancelled() => return,
         };
-        match accepted {
-            Ok((stream, remote, arrival)) => {
-                pause = PAUSE.0;
-                if !front.counters.is_probe(remote) {
-                    front.counters.accepted(port);
-                }
-                tokio::spawn(connection::serve(
-                    Arc::clone(&front),
-                    stream,
-                    (remote, port),
-                    arrival,
-                ));
+        let error = match accepted {
+            Ok(accepted) => {
+                backoff = MIN_ACCEPT_BACKOFF;
+                acceptor.spawn_connection(accepted);
+                continue;
             }
-            Err(error) if concerns_one_connection(&error) => front.counters.accept_error(),
-            Err(error) => {
-                front.counters.accept_error();
-                if pause == PAUSE.0 {
-                    warn!(
-                        "accept failed: {error}; trying again, up to a second apart (raise the limit of open files?)"
-                    );
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE.1),
-                    () = stop.cancelled() => return,
-                }
-            }
+            Err(error) => error,
+        };
+        acceptor.counters.accept_error();
+        if is_of_one_connection(&error) {
+            continue;
+        }
+        if backoff == MIN_ACCEPT_BACKOFF {
+            warn!(
+                "accept failed: {error}; retrying, up to a second apart (raise the limit of open files?)"
+            );
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(MAX_ACCEPT_BACKOFF),
+            () = stop.cancelled() => return,
         }
     }
 }
 
-async fn arrive(
-    arrivals: &Arc<Semaphore>,
-    listener: &TcpListener,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    // It is never closed.
-    let arrival = Arc::clone(arrivals)
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
-    let (stream, remote) = listener.accept().await?;
-    Ok((stream, remote, arrival))
-}
-
-/// The peer gave up before we came, as opposed to a want of our own.
-fn concerns_one_connection(error: &io::Error) -> bool {
+/// The peer gave up before accept, as opposed to a shortage on this node.
+fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_shortages_of_the_node_pause_accept() {
+        for (error, expected) in [
+            (io::Error::from_raw_os_error(103), true), // ECONNABORTED
+            (io::Error::from_raw_os_error(104), true), // ECONNRESET
+            (io::Error::from_raw_os_error(4), true),   // EINTR
+            (io::Error::from_raw_os_error(24), false), // EMFILE
+            (io::Error::from_raw_os_error(23), false), // ENFILE
+        ] {
+            assert_eq!(is_of_one_connection(&error), expected, "{error}");
+        }
+    }
 }

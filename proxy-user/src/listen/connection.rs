@@ -1,7 +1,7 @@
-//! One connection, from accept to its end: who calls, TLS or plain, which HTTP, and every request to the handler.
+//! One connection, from accept to its end: the caller, TLS or plain, the HTTP version, and every
+//! request to the proxy.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,150 +12,150 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
-use super::Front;
-use super::activity::{Activity, Answer, Open, Order, Watched};
-use super::first::{First, Speech};
+use super::accept::{Accepted, Acceptor};
 use super::metered::Metered;
+use super::protocol::{FirstBytes, Protocol};
+use super::table::{Activity, Directive, HttpVersion, InFlight, TrackedBody, TrackedIo};
 use super::tls::H2;
 use crate::authz::caller::Client;
 use crate::proxy::connection::{Connection, Port};
 
-/// A client that connects and says nothing.
+/// Longest wait for the first byte of a connection.
 const FIRST_BYTE: Duration = Duration::from_secs(30);
-/// How long a drain waits for the first byte of a connection.
-const LAST_WORD: Duration = Duration::from_millis(250);
+/// The same during a drain.
+const DRAIN_FIRST_BYTE: Duration = Duration::from_millis(250);
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Bytes that TLS keeps for a client that doesn't read: one record's.
+/// Bytes that TLS buffers for a client that does not read: one record's.
 const TLS_BUFFER: usize = 16 << 10;
-/// The same with large buffers: an answer of two records goes out in one write.
+/// The same with large buffers: a response of two records is written at once.
 const LARGE_TLS_BUFFER: usize = 32 << 10;
 
-/// What Go's TLS server says to plain HTTP, so that YurtHub's users meet the same words.
+/// The response of Go's TLS server to plain HTTP, which YurtHub's users know.
 const PLAIN_ON_SECURE: &[u8] =
     b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
 
-/// Serves one accepted connection to its end. `arrival` is given back as soon as it has a place.
-pub(super) async fn serve(
-    front: Arc<Front>,
-    stream: TcpStream,
-    (remote, port): (SocketAddr, Port),
-    arrival: OwnedSemaphorePermit,
-) {
-    let Some((activity, mut connection)) = admit(&front, &stream, (remote, port)) else {
+/// Serves one accepted connection to its end.
+pub(super) async fn serve(acceptor: Arc<Acceptor>, accepted: Accepted) {
+    let Some((activity, mut connection)) = admit(&acceptor, &accepted) else {
         return;
     };
+    let Accepted {
+        stream,
+        remote,
+        port,
+        arrival,
+    } = accepted;
     drop(arrival);
-    let mut first = First::default();
-    let Some(speech) = first_byte(&mut first, &stream, &activity).await else {
-        return;
+    let mut first_bytes = FirstBytes::default();
+    let protocol = match peek_protocol(&mut first_bytes, &stream, &activity).await {
+        None | Some(Protocol::Closed) => return,
+        Some(protocol) => protocol,
     };
-    let tls = speech == Speech::Tls;
-    if speech == Speech::Nothing {
-        return;
-    }
-    // Nobody else has it yet.
+    let tls = protocol == Protocol::Tls;
+    // No other reference exists yet.
     if let Some(connection) = Arc::get_mut(&mut connection) {
         connection.tls = tls;
     }
     // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
     if port == Port::Secure && !tls {
-        if !front.counters.is_probe(remote) {
-            front.counters.plain_on_secure();
+        if !acceptor.counters.is_probe(remote) {
+            acceptor.counters.plain_on_secure();
         }
         return refuse_plain(stream).await;
     }
-    let stream = Metered::new(stream, first, front.handler.accepted(&connection));
-    if tls {
-        Box::pin(secure(&front, stream, connection, activity)).await;
-    } else if speech == Speech::Http2 {
-        http2(&front, stream, connection, activity).await;
-    } else {
-        http1(&front, stream, connection, activity).await;
+    let traffic = acceptor.handler.accepted(&connection);
+    let stream = Metered::new(stream, first_bytes, traffic);
+    match protocol {
+        Protocol::Tls => Box::pin(serve_tls(&acceptor, stream, connection, activity)).await,
+        Protocol::Http2 => http2(&acceptor, stream, connection, activity).await,
+        _ => http1(&acceptor, stream, connection, activity).await,
     }
 }
 
-/// Finds out who calls, and a place.
-fn admit(
-    front: &Front,
-    stream: &TcpStream,
-    (remote, port): (SocketAddr, Port),
-) -> Option<(Arc<Activity>, Arc<Connection>)> {
-    let process = front.setup.identify(stream.as_fd());
-    let client = Client::of(process.as_ref(), remote.ip(), front.host);
-    let flow = front.handler.flow(client);
-    let activity = front.registry.enter(client, &flow, &front.counters)?;
+/// Identifies the caller and acquires a slot for the connection.
+fn admit(acceptor: &Acceptor, accepted: &Accepted) -> Option<(Arc<Activity>, Arc<Connection>)> {
+    let &Accepted { remote, port, .. } = accepted;
+    let process = acceptor.setup.identify(accepted.stream.as_fd());
+    let client = Client::of(process.as_ref(), remote.ip(), acceptor.host_netns);
+    let flow = acceptor.handler.flow(client);
+    let activity = acceptor.table.acquire(client, &flow, &acceptor.counters)?;
     Some((
         activity,
         Arc::new(Connection::new(port, remote, process, flow)),
     ))
 }
 
-/// What the client begins with. One that has just connected when the drain begins is about to say something.
-async fn first_byte(first: &mut First, stream: &TcpStream, activity: &Activity) -> Option<Speech> {
-    let waiting = timeout(FIRST_BYTE, first.listen(stream));
-    let heard = match activity.unless_ordered(Order::Finish, waiting).await {
-        Some(heard) => heard,
+/// Detects the protocol. During a drain, connections get [`DRAIN_FIRST_BYTE`] for it.
+async fn peek_protocol(
+    first_bytes: &mut FirstBytes,
+    stream: &TcpStream,
+    activity: &Activity,
+) -> Option<Protocol> {
+    let peek = timeout(FIRST_BYTE, first_bytes.peek_protocol(stream));
+    let peeked = match activity.until_directive(Directive::Drain, peek).await {
+        Some(peeked) => peeked,
         None => {
-            activity
-                .unless_ordered(Order::Drop, timeout(LAST_WORD, first.listen(stream)))
-                .await?
+            let peek = timeout(DRAIN_FIRST_BYTE, first_bytes.peek_protocol(stream));
+            activity.until_directive(Directive::Close, peek).await?
         }
     };
-    heard.ok()?.ok()
+    peeked.ok()?.ok()
 }
 
-async fn secure(
-    front: &Front,
+async fn serve_tls(
+    acceptor: &Acceptor,
     stream: Metered,
     connection: Arc<Connection>,
     activity: Arc<Activity>,
 ) {
-    let shaken = handshake(front, stream, &connection, &activity).await;
-    let large = connection.flow.large_buffers();
-    // The stream must be gone from here before the long wait: a scope ends what a move does not.
+    let handshake = handshake(acceptor, stream, &connection, &activity).await;
+    let large_buffers = connection.flow.large_buffers();
+    // Scope the TLS stream so that it is not part of this future across the await.
     let serving = {
-        let Some(mut stream) = shaken else { return };
-        if large.is_some() {
+        let Some(mut stream) = handshake else { return };
+        if large_buffers.is_some() {
             stream.get_mut().1.set_buffer_limit(Some(LARGE_TLS_BUFFER));
         }
         if stream.get_ref().1.alpn_protocol() == Some(H2) {
-            Either::Left(http2(front, *stream, connection, activity))
+            Either::Left(http2(acceptor, *stream, connection, activity))
         } else {
-            Either::Right(http1(front, *stream, connection, activity))
+            Either::Right(http1(acceptor, *stream, connection, activity))
         }
     };
     serving.await;
-    drop(large);
+    drop(large_buffers);
 }
 
-/// Boxed on both sides: a handshake is many times larger than what it leaves behind.
+/// Future and result are boxed: a handshake is many times larger than what remains of it.
 async fn handshake(
-    front: &Front,
+    acceptor: &Acceptor,
     stream: Metered,
     connection: &Connection,
     activity: &Activity,
 ) -> Option<Box<TlsStream<Metered>>> {
-    let handshake = front
+    let handshake = acceptor
         .tls
         .accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
     let handshake = Box::pin(timeout(HANDSHAKE, handshake));
-    let failure = match activity.unless_ordered(Order::Drop, handshake).await? {
+    let failure = match activity
+        .until_directive(Directive::Close, handshake)
+        .await?
+    {
         Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => format!("failed: {error}; does the client trust our CA?"),
         Err(_) => format!("took longer than {HANDSHAKE:?}"),
     };
-    front.counters.handshake_error();
-    tell(front, connection, &failure);
+    acceptor.counters.handshake_error();
+    warn_of_handshake(acceptor, connection, &failure);
     None
 }
 
-/// Warns of a caller's first failure in a while; the others are for the debug level.
-fn tell(front: &Front, connection: &Connection, failure: &str) {
+/// Warns of a caller's first failure in a while; the others are logged at the debug level.
+fn warn_of_handshake(acceptor: &Acceptor, connection: &Connection, failure: &str) {
     let (remote, process) = (connection.remote, connection.process.as_ref());
     let caller = (remote.ip(), process.map(|process| process.command.clone()));
     let by = process.map_or_else(String::new, |process| {
@@ -165,7 +165,7 @@ fn tell(front: &Front, connection: &Connection, failure: &str) {
             process.pid, process.uid
         )
     });
-    match front.counters.failures.one_more(caller, Instant::now()) {
+    match acceptor.counters.failures.one_more(caller, Instant::now()) {
         None => debug!("TLS handshake with {remote}{by} {failure}"),
         Some(0) => warn!("TLS handshake with {remote}{by} {failure}"),
         Some(more) => {
@@ -177,29 +177,27 @@ fn tell(front: &Front, connection: &Connection, failure: &str) {
 }
 
 /// hyper's service: one reference to handler and connection a request, nothing else.
-macro_rules! requests {
-    ($front:expr, $connection:expr, $activity:expr) => {{
-        let (handler, connection, activity) = (
-            Arc::clone(&$front.handler),
-            $connection,
-            Arc::clone(&$activity),
-        );
+macro_rules! request_service {
+    ($acceptor:expr, $connection:expr, $activity:expr) => {{
+        let handler = Arc::clone(&$acceptor.handler);
+        let connection = $connection;
+        let activity = Arc::clone(&$activity);
         service_fn(move |request| {
-            let open = Open::new(&activity);
-            let answer = Arc::clone(&handler).handle(Arc::clone(&connection), request);
+            let in_flight = InFlight::new(&activity);
+            let response = Arc::clone(&handler).handle(Arc::clone(&connection), request);
             async move {
-                let answer = answer.await;
-                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    open.for_good();
+                let response = response.await;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    in_flight.mark_upgraded();
                 }
-                Ok::<_, Infallible>(answer.map(|body| Answer { body, open }))
+                Ok::<_, Infallible>(response.map(|body| TrackedBody { body, in_flight }))
             }
         })
     }};
 }
 
 fn http1<T>(
-    front: &Front,
+    acceptor: &Acceptor,
     stream: T,
     connection: Arc<Connection>,
     activity: Arc<Activity>,
@@ -207,25 +205,24 @@ fn http1<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let http1 = front.http1(&connection.flow);
-    let requests = requests!(front, connection, activity);
-    let stream = Watched {
+    let builder = acceptor.http1_for(&connection.flow);
+    let service = request_service!(acceptor, connection, activity);
+    let stream = TrackedIo {
         stream: TokioIo::new(stream),
         activity: Arc::clone(&activity),
-        one_at_a_time: true,
+        version: HttpVersion::Http1,
     };
-    let serving = Box::pin(http1.serve_connection(stream, requests).with_upgrades());
+    let serving = Box::pin(builder.serve_connection(stream, service).with_upgrades());
     async move {
-        ended(
-            activity
-                .drive(serving, |serving| serving.graceful_shutdown())
-                .await,
-        )
+        let end = activity
+            .run(serving, |serving| serving.graceful_shutdown())
+            .await;
+        log_end(end);
     }
 }
 
 fn http2<T>(
-    front: &Front,
+    acceptor: &Acceptor,
     stream: T,
     connection: Arc<Connection>,
     activity: Arc<Activity>,
@@ -233,31 +230,30 @@ fn http2<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let http2 = front.http2(&connection.flow);
-    let requests = requests!(front, connection, activity);
-    let stream = Watched {
+    let builder = acceptor.http2_for(&connection.flow);
+    let service = request_service!(acceptor, connection, activity);
+    let stream = TrackedIo {
         stream: TokioIo::new(stream),
         activity: Arc::clone(&activity),
-        one_at_a_time: false,
+        version: HttpVersion::Http2,
     };
-    let serving = Box::pin(http2.serve_connection(stream, requests));
+    let serving = Box::pin(builder.serve_connection(stream, service));
     async move {
-        ended(
-            activity
-                .drive(serving, |serving| serving.graceful_shutdown())
-                .await,
-        )
+        let end = activity
+            .run(serving, |serving| serving.graceful_shutdown())
+            .await;
+        log_end(end);
     }
 }
 
-fn ended(end: Option<hyper::Result<()>>) {
+fn log_end(end: Option<hyper::Result<()>>) {
     if let Some(Err(error)) = end {
         debug!("connection ended: {error}");
     }
 }
 
-/// Answers plain HTTP on the TLS port. What the client sent is read first: closing over unread bytes would reset the
-/// connection, and the answer with it.
+/// Refuses plain HTTP on the TLS port. The request is read first: closing over unread bytes would
+/// reset the connection, and the response with it.
 async fn refuse_plain(mut stream: TcpStream) {
     {
         let mut request = [0; 4096];
@@ -274,19 +270,21 @@ async fn refuse_plain(mut stream: TcpStream) {
 mod tests {
     use super::*;
 
-    /// What a future takes in a task.
-    fn size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+    fn size_of_future<A, B, F>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+    fn size_of_future_4<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn a_connections_task_is_small() {
-        let bytes = size(serve);
+        let bytes = size_of_future(serve);
         assert!(
             bytes <= 1280,
             "{bytes} bytes a connection, before what hyper and rustls allocate"
         );
-        let secure = size(secure);
-        assert!(secure <= 768, "{secure} bytes more with TLS");
+        let tls = size_of_future_4(serve_tls);
+        assert!(tls <= 768, "{tls} bytes more with TLS");
     }
 }

@@ -1,5 +1,4 @@
-//! A client's TCP connection whose bytes are counted, beneath TLS. In: a stream, the first bytes that were read of it
-//! already, and its caller's [`Traffic`]. Out: the same stream, from its first byte on.
+//! A client's TCP connection whose bytes are counted, beneath TLS.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,29 +8,28 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::first::First;
+use super::protocol::FirstBytes;
 use crate::telemetry::Traffic;
 
-/// A stream that counts.
 #[derive(Debug)]
 pub(super) struct Metered {
     stream: TcpStream,
-    first: First,
+    first_bytes: FirstBytes,
     traffic: Arc<Traffic>,
 }
 
 impl Metered {
-    pub(super) fn new(stream: TcpStream, first: First, traffic: Arc<Traffic>) -> Self {
+    pub(super) fn new(stream: TcpStream, first_bytes: FirstBytes, traffic: Arc<Traffic>) -> Self {
         Self {
             stream,
-            first,
+            first_bytes,
             traffic,
         }
     }
 
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn count_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
-            self.traffic.wrote(bytes as u64);
+            self.traffic.add_sent(bytes as u64);
         }
         written
     }
@@ -44,14 +42,14 @@ impl AsyncRead for Metered {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = if self.first.again(buf) {
+        let read = if self.first_bytes.replay(buf) {
             Poll::Ready(Ok(()))
         } else {
             Pin::new(&mut self.stream).poll_read(cx, buf)
         };
         let bytes = buf.filled().len() - before;
         if bytes > 0 {
-            self.traffic.read(bytes as u64);
+            self.traffic.add_received(bytes as u64);
         }
         read
     }
@@ -64,7 +62,7 @@ impl AsyncWrite for Metered {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.wrote(written)
+        self.count_write(written)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
@@ -81,6 +79,6 @@ impl AsyncWrite for Metered {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.wrote(written)
+        self.count_write(written)
     }
 }

@@ -1,29 +1,25 @@
-//! The sockets that clients reach: bind, accept, tell TLS from plain HTTP, serve HTTP/1.1 and HTTP/2, drain.
-//!
-//! In: [`ListenConfig`](crate::config::ListenConfig)'s addresses and a rustls configuration. Out: each request, with
-//! its [`Connection`](crate::proxy::connection::Connection), to [`Handler::handle`](crate::proxy::Handler::handle).
+//! The sockets that clients reach: bind, accept, tell TLS from plain HTTP, serve HTTP/1.1 and HTTP/2,
+//! drain.
 //!
 //! ```text
-//! socket → accept (limit) → connection: identify, first byte ─┬→ TLS → ALPN ─┬→ HTTP/1.1 → handler
-//!                                                             └→ plain ──────┴→ HTTP/2   → handler
-//! registry: every open connection; slow heads, idle ones and the drain     probe: is all this alive?
+//! socket → accept → connection: identify, first byte ─┬→ TLS → ALPN ─┬→ HTTP/1.1 → proxy
+//!                                                     └→ plain ──────┴→ HTTP/2   → proxy
+//! table: every open connection: limit, sweeps, drain     probe: does accept work?
 //! ```
 //!
-//! Per request this stage adds one reference to the connection and two counter updates: no lock, no timer, no
-//! allocation of its own.
+//! Per request this stage adds one reference to the connection and two atomic updates: no lock, no
+//! timer, no allocation of its own.
 
 mod accept;
-mod activity;
 mod connection;
 mod counters;
 mod failures;
-mod first;
 mod metered;
-mod pace;
 mod probe;
-mod registry;
-mod seats;
+mod protocol;
 mod socket;
+mod stall;
+mod table;
 mod tls;
 
 use std::net::SocketAddr;
@@ -32,11 +28,11 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use accept::Front;
+pub(crate) use accept::Acceptor;
 pub(crate) use counters::Counters;
 pub(crate) use probe::{INTERVAL as PROBE_INTERVAL, probe};
-pub(crate) use registry::Registry;
 pub(crate) use socket::{Purpose, bind};
+pub(crate) use table::ConnectionTable;
 pub(crate) use tls::server_config;
 
 use crate::proxy::connection::Port;
@@ -67,13 +63,13 @@ pub(crate) struct Listener {
 }
 
 /// Accepts on this listener until `stop`. Call on the traffic runtime.
-pub(crate) fn serve(
-    front: &Arc<Front>,
+pub(crate) fn spawn(
+    acceptor: &Arc<Acceptor>,
     listener: &Listener,
     stop: CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(accept::accept(
-        Arc::clone(front),
+    tokio::spawn(accept::run(
+        Arc::clone(acceptor),
         Arc::clone(&listener.socket),
         listener.port,
         stop,

@@ -31,13 +31,13 @@ impl Traffic {
     }
 
     /// So many bytes came from the client.
-    pub(crate) fn read(&self, bytes: u64) {
+    pub(crate) fn add_received(&self, bytes: u64) {
         self.up.fetch_add(bytes, Relaxed);
         self.all.up.inc_by(bytes);
     }
 
     /// So many bytes went to the client's socket.
-    pub(crate) fn wrote(&self, bytes: u64) {
+    pub(crate) fn add_sent(&self, bytes: u64) {
         self.down.fetch_add(bytes, Relaxed);
         self.all.down.inc_by(bytes);
     }

@@ -1,4 +1,4 @@
-//! hyper's connections under the registry's orders: what a sweep cuts, what it leaves, and how a drain ends.
+//! hyper's connections under the table's directives: sweeps, and drains.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -13,14 +13,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::super::tracked::HttpVersion;
+use super::super::{InFlight, TrackedBody, TrackedIo};
 use super::*;
 use crate::authz::caller::Client;
 use crate::budget::Budget;
 use crate::listen::Counters;
+use crate::proxy::body::Body;
 
-/// A connection whose answers are what the test sends, and which end when the test drops the sender.
+/// A connection whose response body is made of the test's messages, and ends with the sender.
 struct Rig {
-    registry: Arc<Registry>,
+    table: Arc<ConnectionTable>,
     counters: Counters,
     client: DuplexStream,
     answers: mpsc::Sender<Bytes>,
@@ -29,40 +32,40 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let registry = Registry::new(4, Duration::from_secs(30));
+        let table = ConnectionTable::new(4, Duration::from_secs(30));
         let (client, counters) = (Client::Pod(1), Counters::default());
         let flow = Budget::new(1 << 20).flow(client);
-        let activity = registry.enter(client, &flow, &counters).expect("a place");
+        let activity = table.acquire(client, &flow, &counters).expect("a slot");
         let (client, server) = tokio::io::duplex(4096);
         let (answers, receiver) = mpsc::channel(4);
         let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
         let serving = tokio::spawn(async move {
-            let stream = Watched {
+            let stream = TrackedIo {
                 stream: TokioIo::new(server),
                 activity: Arc::clone(&activity),
-                one_at_a_time: true,
+                version: HttpVersion::Http1,
             };
             let inner = Arc::clone(&activity);
             let service = service_fn(move |_: Request<Incoming>| {
-                let (open, receiver) = (Open::new(&inner), Arc::clone(&receiver));
+                let (in_flight, receiver) = (InFlight::new(&inner), Arc::clone(&receiver));
                 async move {
                     let events = futures_util::stream::unfold(receiver, |receiver| async move {
                         let event = receiver.lock().await.recv().await;
                         event.map(|event| (event, receiver))
                     });
                     let body = Body::events(Box::pin(events));
-                    Ok::<_, Infallible>(Response::new(Answer { body, open }))
+                    Ok::<_, Infallible>(Response::new(TrackedBody { body, in_flight }))
                 }
             });
             let mut builder = http1::Builder::new();
             builder.header_read_timeout(None);
             let connection = Box::pin(builder.serve_connection(stream, service).with_upgrades());
             activity
-                .drive(connection, |connection| connection.graceful_shutdown())
+                .run(connection, |connection| connection.graceful_shutdown())
                 .await
         });
         Self {
-            registry,
+            table,
             counters: Counters::default(),
             client,
             answers,
@@ -70,7 +73,7 @@ impl Rig {
         }
     }
 
-    async fn say(&mut self, text: &str) {
+    async fn send(&mut self, text: &str) {
         self.client
             .write_all(text.as_bytes())
             .await
@@ -81,7 +84,7 @@ impl Rig {
         }
     }
 
-    async fn hear(&mut self) -> String {
+    async fn receive(&mut self) -> String {
         let mut buffer = [0; 4096];
         let read = self.client.read(&mut buffer).await.expect("read");
         String::from_utf8_lossy(&buffer[..read]).into_owned()
@@ -89,35 +92,35 @@ impl Rig {
 
     fn sweep(&self, times: usize) {
         for _ in 0..times {
-            self.registry.sweep(&self.counters);
+            self.table.sweep(&self.counters);
         }
     }
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_end_is_cut() {
+async fn a_head_that_does_not_end_is_closed() {
     let mut rig = Rig::new();
-    rig.say("GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ").await;
+    rig.send("GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ").await;
     rig.sweep(2);
-    assert_eq!(rig.registry.open(), 1, "a slow line has its time");
-    rig.say("more").await;
+    assert_eq!(rig.table.open(), 1, "a slow line has its time");
+    rig.send("more").await;
     rig.sweep(1);
     assert!(
         rig.serving.await.expect("joined").is_none(),
         "cut, however it dribbles"
     );
-    assert_eq!(rig.registry.open(), 0, "its place is free");
+    assert_eq!(rig.table.open(), 0, "its slot is free");
 }
 
 #[tokio::test]
 async fn a_watch_outlives_every_sweep() {
     let mut rig = Rig::new();
-    rig.say("GET /watch HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    rig.send("GET /watch HTTP/1.1\r\nHost: a\r\n\r\n").await;
     rig.answers
         .send(Bytes::from_static(b"first"))
         .await
         .expect("sent");
-    let head = rig.hear().await;
+    let head = rig.receive().await;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     rig.sweep(1000);
     rig.answers
@@ -126,7 +129,7 @@ async fn a_watch_outlives_every_sweep() {
         .expect("sent");
     let mut text = head;
     while !text.contains("second") {
-        text.push_str(&rig.hear().await);
+        text.push_str(&rig.receive().await);
     }
     assert!(!rig.serving.is_finished());
 }
@@ -134,7 +137,7 @@ async fn a_watch_outlives_every_sweep() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_its_time_only() {
     let mut rig = Rig::new();
-    rig.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    rig.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     drop(rig.answers);
     let mut text = String::new();
     while !text.ends_with("0\r\n\r\n") {
@@ -144,10 +147,10 @@ async fn an_idle_connection_is_closed_after_its_time_only() {
     }
     tokio::task::yield_now().await;
     for _ in 0..20 {
-        rig.registry.sweep(&rig.counters);
-        assert_eq!(rig.registry.open(), 1);
+        rig.table.sweep(&rig.counters);
+        assert_eq!(rig.table.open(), 1);
     }
-    rig.registry.sweep(&rig.counters);
+    rig.table.sweep(&rig.counters);
     assert!(
         rig.serving
             .await
@@ -158,15 +161,15 @@ async fn an_idle_connection_is_closed_after_its_time_only() {
 }
 
 #[tokio::test]
-async fn a_drain_lets_the_answer_end_and_closes() {
+async fn a_drain_finishes_the_response_and_closes() {
     let mut rig = Rig::new();
-    rig.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    rig.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     rig.answers
         .send(Bytes::from_static(b"half"))
         .await
         .expect("sent");
-    rig.hear().await;
-    rig.registry.drain(false);
+    rig.receive().await;
+    rig.table.drain();
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
@@ -186,32 +189,34 @@ async fn a_drain_lets_the_answer_end_and_closes() {
         "{rest:?}"
     );
     assert!(rig.serving.await.expect("joined").is_some());
-    rig.registry.emptied().await;
+    rig.table.emptied().await;
 }
 
 #[tokio::test]
-async fn an_order_to_drop_ends_even_a_watch() {
+async fn close_ends_even_a_watch() {
     let mut rig = Rig::new();
-    rig.say("GET /watch HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    rig.registry.drain(false);
-    rig.registry.drain(true);
+    rig.send("GET /watch HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    rig.table.drain();
+    rig.table.close_all();
     assert!(rig.serving.await.expect("joined").is_none());
-    rig.registry.emptied().await;
+    rig.table.emptied().await;
 }
 
-/// The order to finish took the waker with it, so that the order to end reached nobody: who read nothing stayed, a hand-over
-/// took a second more, and a daemon that ended left its interface and pins.
+/// The directive to drain consumed the waker, so that the directive to close reached nobody: clients
+/// that did not read stayed, and a stopped daemon left its interface and pins.
 #[tokio::test]
-async fn one_that_was_told_to_finish_hears_that_it_is_to_end() {
+async fn a_draining_connection_hears_that_it_is_to_close() {
     let mut rig = Rig::new();
-    rig.say("GET /watch HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    for at_once in [false, false, true] {
-        assert!(!rig.serving.is_finished());
-        rig.registry.drain(at_once);
-        rig.say("").await;
-    }
+    rig.send("GET /watch HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    rig.table.drain();
+    rig.send("").await;
+    rig.table.drain();
+    rig.send("").await;
+    assert!(!rig.serving.is_finished());
+    rig.table.close_all();
+    rig.send("").await;
     let ended = tokio::time::timeout(Duration::from_secs(5), rig.serving)
         .await
-        .expect("it has heard");
+        .expect("closed");
     assert!(ended.expect("joined").is_none());
 }
