@@ -24,7 +24,6 @@ pub(crate) mod listen;
 pub(crate) mod local;
 pub mod node;
 pub(crate) mod proxy;
-pub(crate) mod request;
 pub mod steer;
 pub(crate) mod telemetry;
 pub mod text;

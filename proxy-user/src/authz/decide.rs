@@ -9,7 +9,7 @@
 use crate::authz::grants::{Action, Credential, Grants, Right, Standing};
 use crate::cache::Cache;
 use crate::cache::keys;
-use crate::request::{ApiRequest, Verb};
+use hublet_wire::request::{ApiRequest, Verb};
 
 /// First segments of paths that anonymous callers may read.
 const OPEN: [&str; 6] = [

@@ -14,7 +14,7 @@ use crate::authz::identity::{Token, TokenDigest, sha256};
 use crate::authz::shares::{Limits, Shares, Verdict};
 use crate::cache::change::Op;
 use crate::cache::store::{Snapshot, StoreError};
-use crate::request::Verb;
+use hublet_wire::request::Verb;
 
 /// Most grants kept, in all and of one account.
 pub(crate) const GRANTS: Limits = Limits {

@@ -304,7 +304,7 @@ mod tests {
 
     use super::*;
     use crate::authz::shares::Verdict;
-    use crate::request::ApiRequest;
+    use hublet_wire::request::ApiRequest;
 
     /// While the queue was full neither the end of an answer nor its breaking off was told: the writer kept the copy, and
     /// what a watch had fed was never evicted.

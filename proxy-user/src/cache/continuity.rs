@@ -124,7 +124,7 @@ impl Lineage {
 
 impl Stored {
     pub(super) fn of(record: &Record<'_>, at: u64) -> Self {
-        let is_json = record.encoding == crate::local::negotiate::Encoding::Json;
+        let is_json = record.encoding == hublet_wire::media::Encoding::Json;
         Self {
             version: record.version,
             uid: record.uid.to_owned(),

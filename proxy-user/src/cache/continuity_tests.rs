@@ -2,10 +2,9 @@
 //! restored or replaced.
 
 use super::tests::{Bench, GONE, POD, PODS, event, gone, list, pod};
-use super::*;
 use crate::authz::grants::{Action, Credential, Right};
 use crate::cache::store::Lookup;
-use crate::request::Verb;
+use hublet_wire::request::Verb;
 
 const SECOND: i64 = 1_000;
 const MINUTE: i64 = 60 * SECOND;
@@ -349,12 +348,16 @@ async fn events_are_not_kept_longer_than_the_cloud_keeps_them() {
 /// An empty list of metadata, by a watch in protobuf, was stored as the empty list of the objects themselves.
 #[tokio::test]
 async fn what_an_answer_is_stands_in_itself() {
-    use codec::protobuf::{envelope, put_bytes};
+    use hublet_wire::protobuf::{envelope, put_bytes};
     let bench = Bench::new();
     let call =
         format!("{PODS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
     let mut entry = Vec::new();
-    put_bytes(&mut entry, 1, codec::INITIAL_EVENTS_END.as_bytes());
+    put_bytes(
+        &mut entry,
+        1,
+        hublet_wire::meta::INITIAL_EVENTS_END.as_bytes(),
+    );
     put_bytes(&mut entry, 2, b"true");
     let (mut meta, mut raw, mut object, mut frame) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());

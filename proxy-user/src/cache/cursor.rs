@@ -13,7 +13,7 @@ use redb::ReadOnlyTable;
 
 use crate::cache::record::{Collection, Record};
 use crate::cache::store::{Shared, Snapshot, StoreError};
-use crate::local::negotiate::Encoding;
+use hublet_wire::media::Encoding;
 
 /// A walk within one snapshot.
 pub(crate) enum Walk {

@@ -6,18 +6,19 @@ mod events;
 use std::io::Write;
 
 use crate::cache::change::{Op, Said};
-use crate::cache::codec::list::{JsonList, ListHead, OnItem, ProtobufList};
-use crate::cache::codec::watch::{JsonFrames, ProtobufFrames};
-use crate::cache::codec::{CodecError, MAX_OBJECT, json, parse_version, protobuf};
 use crate::cache::exchange::{Exchange, form_key, is_short_lived};
 use crate::cache::keys;
 use crate::cache::paginate::{Page, Pages};
 use crate::cache::record::{Collection, Document, NewRecord, TypeHint};
 use crate::cache::variants::{self, PageHead};
-use crate::local::negotiate::Encoding;
-use crate::request::Verb;
 use events::frame;
 use flate2::write::MultiGzDecoder;
+use hublet_wire::list::{JsonList, ListHead, OnItem, ProtobufList};
+use hublet_wire::media::Encoding;
+use hublet_wire::meta::parse_version;
+use hublet_wire::request::Verb;
+use hublet_wire::watch::{JsonFrames, ProtobufFrames};
+use hublet_wire::{CodecError, MAX_OBJECT, json, protobuf};
 
 /// Longest document that is stored, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
 const MAX_DOCUMENT: usize = variants::MAX_BYTES;

@@ -11,7 +11,7 @@ use crate::cache::evict::{Asked, Budget};
 use crate::cache::record::{Collection, Document, NewRecord, TypeHint};
 use crate::cache::store::{Listed, Lookup, Store, StoreError};
 use crate::clock::Clock;
-use crate::local::negotiate::Encoding;
+use hublet_wire::media::Encoding;
 
 const KIB: usize = 1 << 10;
 const MIB: u64 = 1 << 20;

@@ -5,10 +5,10 @@ use http::{HeaderMap, header};
 
 use crate::authz::identity::Credential;
 use crate::cache::change::{Answer, Said};
-use crate::cache::codec::parse_version;
 use crate::cache::keys;
-use crate::local::negotiate::Encoding;
-use crate::request::{ApiRequest, Verb};
+use hublet_wire::media::Encoding;
+use hublet_wire::meta::parse_version;
+use hublet_wire::request::{ApiRequest, Verb};
 
 /// What was asked and how the answer began.
 #[derive(Debug, Clone)]

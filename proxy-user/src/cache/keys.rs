@@ -3,7 +3,7 @@
 //!
 //! `group/resource/namespace/name`, or `group/resource/name` in cluster scope; no segment can hold a slash.
 
-use crate::request::ApiRequest;
+use hublet_wire::request::ApiRequest;
 
 pub(crate) fn push_resource(out: &mut Vec<u8>, group: &str, resource: &str) {
     out.extend_from_slice(group.as_bytes());

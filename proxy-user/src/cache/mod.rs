@@ -5,7 +5,6 @@ pub(crate) mod apply;
 mod backend;
 pub(crate) mod capture;
 pub(crate) mod change;
-pub(crate) mod codec;
 mod compact;
 pub(crate) mod continuity;
 pub(crate) mod cursor;

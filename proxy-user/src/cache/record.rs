@@ -3,9 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::codec::{CodecError, Meta, json, protobuf};
 use crate::cache::variants;
-use crate::local::negotiate::Encoding;
+use hublet_wire::media::Encoding;
+use hublet_wire::meta::Meta;
+use hublet_wire::{CodecError, json, protobuf};
 
 /// Format of everything in this module; another number in the store sets it aside.
 pub(crate) const FORMAT: u8 = 1;

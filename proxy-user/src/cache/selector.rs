@@ -3,11 +3,11 @@
 
 use serde::Deserialize;
 
-use crate::cache::codec::protobuf::{Fields, Unknown, Value};
 use crate::cache::exchange::is_fixed_selector;
 use crate::cache::record::Record;
-use crate::local::negotiate::Encoding;
-use crate::request::ApiRequest;
+use hublet_wire::media::Encoding;
+use hublet_wire::protobuf::{Fields, Unknown, Value};
+use hublet_wire::request::ApiRequest;
 
 /// The object is certainly in the selection still: it was selected by what never changes. A pod keeps its node, but
 /// another pod of its name (a StatefulSet's) may have another one.
@@ -63,7 +63,7 @@ fn field(message: &[u8], number: u64) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::codec::protobuf::{envelope, put_bytes};
+    use hublet_wire::protobuf::{envelope, put_bytes};
 
     fn message(fields: &[(u64, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();

@@ -8,11 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Deserialize;
 
 use crate::cache::change::Op;
-use crate::cache::codec::protobuf::{Fields, Unknown, Value};
 use crate::cache::keys;
 use crate::cache::record::Record;
 use crate::cache::store::{Lookup, Snapshot, StoreError};
-use crate::local::negotiate::Encoding;
+use hublet_wire::media::Encoding;
+use hublet_wire::protobuf::{Fields, Unknown, Value};
 
 /// The annotation or label of pods and namespaces that want to be steered: `"true"`.
 pub(crate) const STEER: &str = "hublet.io/steer";
@@ -266,11 +266,11 @@ mod tests {
     use super::*;
     use crate::cache::apply::apply;
     use crate::cache::change::{Op, Said};
-    use crate::cache::codec::protobuf::{envelope, put_bytes, put_varint_field};
     use crate::cache::continuity::Lineage;
     use crate::cache::record::{NewRecord, TypeHint};
     use crate::cache::store::Store;
     use crate::clock::Clock;
+    use hublet_wire::protobuf::{envelope, put_bytes, put_varint_field};
 
     fn record(encoding: Encoding, body: &[u8]) -> Record<'_> {
         Record::bare(encoding, body)

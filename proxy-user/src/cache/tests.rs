@@ -6,7 +6,7 @@ use super::*;
 use crate::cache::exchange::Exchange;
 use crate::cache::record::Collection;
 use crate::cache::store::Lookup;
-use crate::request::ApiRequest;
+use hublet_wire::request::ApiRequest;
 
 pub(super) struct Bench {
     pub(super) cache: Cache,
@@ -417,7 +417,7 @@ async fn gzip_is_undone_for_the_store_and_a_bomb_is_not_swallowed() {
         .said(PODS, 200, &gzip(list(8, "", &[("a", 7)]).as_bytes()), 0)
         .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
-    let bomb = pod("a", 9).replace("u-a", &"x".repeat(codec::MAX_OBJECT));
+    let bomb = pod("a", 9).replace("u-a", &"x".repeat(hublet_wire::MAX_OBJECT));
     bench.said(POD, 200, &gzip(bomb.as_bytes()), 0).await;
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
 }

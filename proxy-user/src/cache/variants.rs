@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::cache::codec::CodecError;
+use hublet_wire::CodecError;
 
 /// Bytes of a body that tell its kind at the most: kind and apiVersion stand in front of everything else.
 const BEGINNING: usize = 512;
@@ -38,7 +38,7 @@ pub(crate) fn is_other_json(beginning: &[u8]) -> Option<bool> {
     Some(find(r#""meta.k8s.io/"#).is_some_and(|at| end.is_none_or(|end| at < end)))
 }
 
-/// One spelling of a form, as [`crate::local::negotiate::other_forms`] has it; `None` of objects themselves.
+/// One spelling of a form, as [`hublet_wire::media::other_forms`] has it; `None` of objects themselves.
 pub(crate) fn spelling(api_version: &str, kind: &str) -> Option<String> {
     let version = api_version.strip_prefix("meta.k8s.io/")?;
     Some(format!(

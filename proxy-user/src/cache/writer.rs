@@ -14,7 +14,6 @@ use crate::authz::identity::Credential;
 use crate::cache::apply::apply;
 use crate::cache::capture::{Counters, Message};
 use crate::cache::change::Op;
-use crate::cache::codec::CodecError;
 use crate::cache::continuity::Lineage;
 use crate::cache::decode::Observer;
 use crate::cache::evict::Budget;
@@ -23,6 +22,7 @@ use crate::cache::steering;
 use crate::cache::store::{Condition, Store, StoreError};
 use crate::cache::write_retry::Outage;
 use crate::clock::Clock;
+use hublet_wire::CodecError;
 
 /// Bytes that the writer keeps of answers that have not ended; beyond it the copy that has waited longest for its next
 /// bytes is given up. Twice the longest document.

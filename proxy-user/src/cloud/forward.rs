@@ -16,8 +16,8 @@ use super::pool::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
 use crate::authz::caller::Client;
 use crate::cloud::upload::Upload;
 use crate::proxy::body::{Body, BodyError};
-use crate::request::{ApiRequest, Reading};
 use crate::text::with_causes;
+use hublet_wire::request::{ApiRequest, Reading};
 
 /// Attempts to send a request that connections gave back untouched.
 const TRIES: u32 = 3;

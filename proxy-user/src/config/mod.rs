@@ -2,7 +2,6 @@
 //! environment go in; [`Config`] comes out, printable, and every later stage takes its own part of it.
 
 mod check;
-pub mod duration;
 mod error;
 pub mod flags;
 mod server;

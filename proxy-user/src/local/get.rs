@@ -4,13 +4,13 @@ use bytes::Bytes;
 use http::Response;
 
 use super::authorize::{AbsenceOnly, Allowed, Permission};
-use super::negotiate::Encoding;
 use super::{Local, LocalRequest};
-use crate::cache::codec::parse_version;
 use crate::cache::record::Record;
 use crate::cache::store::Lookup;
 use crate::proxy::body::Body;
 use crate::proxy::error::Refusal;
+use hublet_wire::media::Encoding;
+use hublet_wire::meta::parse_version;
 
 /// What is copied out of the store's page.
 enum Extract {

@@ -5,9 +5,7 @@ use bytes::Bytes;
 use http::Response;
 
 use super::authorize::Allowed;
-use super::negotiate::{Accepts, Encoding};
 use super::{Local, LocalRequest};
-use crate::cache::codec::{parse_version, protobuf};
 use crate::cache::exchange::{EVENT_TTL, is_short_lived};
 use crate::cache::keys;
 use crate::cache::record::{Collection, Record};
@@ -15,7 +13,10 @@ use crate::cache::selector::stays;
 use crate::cache::store::{ListWalk, Listed, Snapshot, StoreError, Walk};
 use crate::proxy::body::Body;
 use crate::proxy::error::Refusal;
-use crate::request::ApiRequest;
+use hublet_wire::media::{Accepts, Encoding};
+use hublet_wire::meta::parse_version;
+use hublet_wire::protobuf;
+use hublet_wire::request::ApiRequest;
 
 /// Bytes of one chunk, but for the item that goes over it.
 const CHUNK: usize = 16 << 10;

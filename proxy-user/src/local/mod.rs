@@ -4,7 +4,6 @@
 pub(crate) mod authorize;
 pub(crate) mod get;
 pub(crate) mod list;
-pub(crate) mod negotiate;
 pub(crate) mod nonresource;
 mod resume;
 pub(crate) mod watch;
@@ -25,9 +24,9 @@ use crate::cloud::health::CloudState;
 use crate::config::LocalConfig;
 use crate::proxy::body::Body;
 use crate::proxy::error::Refusal;
-use crate::request::{ApiRequest, Verb};
 use authorize::{Guarded, Permission};
-use negotiate::Accepts;
+use hublet_wire::media::Accepts;
+use hublet_wire::request::{ApiRequest, Verb};
 
 /// Header that tells where an answer came from: `cloud`, `store`, or `hublet` for a refusal of its own.
 pub(crate) const SOURCE: http::HeaderName = http::HeaderName::from_static("x-hublet-source");

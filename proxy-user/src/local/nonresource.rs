@@ -4,9 +4,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::authorize::Allowed;
-use super::negotiate::{Encoding, document_rank, other_forms};
 use super::{Local, LocalRequest};
-use crate::cache::codec::{json, parse_version};
 use crate::cache::continuity::resource_of;
 use crate::cache::exchange::{document_key, form_key};
 use crate::cache::keys;
@@ -14,6 +12,9 @@ use crate::cache::store::{Snapshot, StoreError};
 use crate::cache::variants;
 use crate::proxy::body::Body;
 use crate::proxy::error::Refusal;
+use hublet_wire::json;
+use hublet_wire::media::{Encoding, document_rank, other_forms};
+use hublet_wire::meta::parse_version;
 
 impl Local {
     /// Objects in another form (a Table), as the cloud wrote it, where nothing has been seen to change since.

@@ -8,14 +8,14 @@ use parking_lot::Mutex;
 
 use super::authorize::Allowed;
 use super::list::CompleteCollection;
-use super::negotiate::Encoding;
 use super::watch::push_frame;
 use super::{Local, LocalRequest};
 use crate::authz::caller::Client;
 use crate::cache::record::Record;
 use crate::cache::store::StoreError;
 use crate::proxy::error::Refusal;
-use crate::request::Verb;
+use hublet_wire::media::Encoding;
+use hublet_wire::request::Verb;
 
 /// Most changes, and bytes of them, that are told; beyond it the client lists again.
 const MAX_CHANGES: (usize, usize) = (512, 1 << 20);

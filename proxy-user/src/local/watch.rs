@@ -11,14 +11,15 @@ use tokio::time::{Instant, sleep_until};
 use super::Local;
 use super::authorize::Allowed;
 use super::list::CompleteCollection;
-use super::negotiate::Encoding;
 use super::resume::{Resume, expired};
-use crate::cache::codec::{INITIAL_EVENTS_END, parse_version, protobuf};
 use crate::cache::record::Record;
 use crate::cache::store::ListWalk;
 use crate::cloud::health::CloudState;
 use crate::proxy::body::Body;
 use crate::proxy::error::Refusal;
+use hublet_wire::media::Encoding;
+use hublet_wire::meta::{INITIAL_EVENTS_END, parse_version};
+use hublet_wire::protobuf;
 
 /// How often a client that asked for bookmarks gets one, as the API server does.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);

@@ -3,11 +3,11 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use serde::Serialize;
+use hublet_wire::status::{Status, StatusDetails};
 
 use crate::local::SOURCE;
-use crate::local::negotiate::Encoding;
 use crate::proxy::body::Body;
+use hublet_wire::media::Encoding;
 
 /// What hublet refuses, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,31 +39,6 @@ pub(crate) enum Refusal {
     /// The request is malformed: 400.
     BadRequest(String),
 }
-
-#[derive(Serialize)]
-struct Details<'a> {
-    name: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    group: &'a str,
-    kind: &'a str,
-}
-
-#[derive(Serialize)]
-struct Status<'a> {
-    kind: &'static str,
-    #[serde(rename = "apiVersion")]
-    api_version: &'static str,
-    metadata: Empty,
-    status: &'static str,
-    message: &'a str,
-    reason: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    details: Option<Details<'a>>,
-    code: u16,
-}
-
-#[derive(Serialize)]
-struct Empty {}
 
 impl Refusal {
     /// HTTP code, `reason` and message.
@@ -116,31 +91,20 @@ impl Refusal {
                 group,
                 resource,
                 name,
-            } => Some(Details {
+            } => Some(StatusDetails {
                 name,
                 group,
-                kind: resource,
+                resource,
             }),
             _ => None,
         };
-        match encoding {
-            Encoding::Protobuf => protobuf(&message, reason, details.as_ref(), code.as_u16()),
-            Encoding::Json => {
-                let status = Status {
-                    kind: "Status",
-                    api_version: "v1",
-                    metadata: Empty {},
-                    status: "Failure",
-                    message: &message,
-                    reason,
-                    details,
-                    code: code.as_u16(),
-                };
-                let mut text = serde_json::to_vec(&status).unwrap_or_default();
-                text.push(b'\n');
-                text.into()
-            }
-        }
+        let status = Status {
+            code: code.as_u16(),
+            reason,
+            message: &message,
+            details,
+        };
+        status.encode(encoding).into()
     }
 
     pub(crate) fn response(&self, encoding: Encoding) -> Response<Body> {
@@ -161,31 +125,6 @@ impl Refusal {
         }
         response
     }
-}
-
-/// `k8s\0` + `runtime.Unknown{typeMeta, raw = metav1.Status}` (field numbers: apimachinery's generated.proto).
-fn protobuf(message: &str, reason: &str, details: Option<&Details<'_>>, code: u16) -> Bytes {
-    use crate::cache::codec::protobuf::{envelope, put_bytes, put_varint_field};
-    let mut list_meta = Vec::new();
-    put_bytes(&mut list_meta, 1, b"");
-    put_bytes(&mut list_meta, 2, b"");
-    put_bytes(&mut list_meta, 3, b"");
-    let mut raw = Vec::with_capacity(256);
-    put_bytes(&mut raw, 1, &list_meta);
-    put_bytes(&mut raw, 2, b"Failure");
-    put_bytes(&mut raw, 3, message.as_bytes());
-    put_bytes(&mut raw, 4, reason.as_bytes());
-    if let Some(d) = details {
-        let mut bytes = Vec::new();
-        put_bytes(&mut bytes, 1, d.name.as_bytes());
-        put_bytes(&mut bytes, 2, d.group.as_bytes());
-        put_bytes(&mut bytes, 3, d.kind.as_bytes());
-        put_varint_field(&mut bytes, 5, 0);
-        put_bytes(&mut bytes, 6, b"");
-        put_bytes(&mut raw, 5, &bytes);
-    }
-    put_varint_field(&mut raw, 6, u64::from(code));
-    envelope("v1", "Status", &raw).into()
 }
 
 #[cfg(test)]

@@ -34,7 +34,6 @@ use crate::cloud::pool::{Upstreams, Way};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upload::{self, Upload};
 use crate::config::Config;
-use crate::local::negotiate::{Accepts, Encoding};
 use crate::local::{
     Local, LocalRequest, SOURCE, cloud_only_read, encode_scope, write_unavailable_message,
 };
@@ -43,8 +42,9 @@ use crate::proxy::connection::Connection;
 use crate::proxy::error::Refusal;
 use crate::proxy::route::{Route, route};
 use crate::proxy::upgrade::is_upgrade;
-use crate::request::{ApiRequest, Reading, Verb};
 use crate::telemetry::{Metrics, Source, Traffic};
+use hublet_wire::media::{Accepts, Encoding};
+use hublet_wire::request::{ApiRequest, Reading, Verb};
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;

@@ -8,10 +8,10 @@ use http::Method;
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Incoming};
 
-use crate::cache::codec::protobuf;
 pub(crate) use crate::cloud::upload::HELD;
 use crate::cloud::upload::{Noted, Upload};
 use crate::proxy::error::Refusal;
+use hublet_wire::protobuf;
 
 /// Longest body of a DELETE, in bytes: options, a few hundred at the most.
 const MAX_OPTIONS: usize = 64 << 10;

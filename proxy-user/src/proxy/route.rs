@@ -2,7 +2,7 @@
 //! Next stage: `cloud` or `local`.
 
 use crate::cloud::health::CloudState;
-use crate::request::Verb;
+use hublet_wire::request::Verb;
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,8 +15,8 @@ use crate::cloud::pool::uri;
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upload::{self, Noted, Upload};
 use crate::proxy::body::{Body, Place};
-use crate::request::{ApiRequest, Verb};
 use crate::telemetry::Metrics;
+use hublet_wire::request::{ApiRequest, Verb};
 
 /// The request asks to leave HTTP, by a protocol that the API server speaks, where it may: to a subresource (exec,
 /// attach, port-forward, proxy, and those of aggregated servers), or to watch by WebSocket. Elsewhere the API server

@@ -11,7 +11,7 @@ use crate::cache::exchange::{EVENT_TTL, is_short_lived, may_live_apart};
 use crate::cache::keys;
 use crate::cache::record::{Collection, Document, NewRecord, Record};
 use crate::cache::store::{CLUSTER, StoreError};
-use crate::local::negotiate::Encoding;
+use hublet_wire::media::Encoding;
 
 use super::ReadableTableMetadata;
 

@@ -2,12 +2,12 @@
 
 use super::MAX_MEMBERS;
 use crate::cache::change::{Op, Said};
-use crate::cache::codec::watch::OnFrame;
-use crate::cache::codec::{CodecError, json, protobuf};
 use crate::cache::exchange::Exchange;
 use crate::cache::record::{Collection, NewRecord, TypeHint};
 use crate::cache::variants;
-use crate::local::negotiate::Encoding;
+use hublet_wire::media::Encoding;
+use hublet_wire::watch::OnFrame;
+use hublet_wire::{CodecError, json, protobuf};
 
 /// The treatment of each frame of a watch.
 pub(super) fn frame<'a>(

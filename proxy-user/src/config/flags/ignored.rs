@@ -4,7 +4,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::go_bool;
-use crate::config::duration;
+use hublet_wire::duration;
 
 /// Shown above these flags in `--help`.
 const HEADING: &str = "Accepted without effect";

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 
 use super::go_bool;
-use crate::config::duration;
+use hublet_wire::duration;
 
 /// Our own flags.
 #[derive(Debug, Clone, Args)]

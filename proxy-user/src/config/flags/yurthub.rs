@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 
 use super::go_bool;
-use crate::config::duration;
+use hublet_wire::duration;
 
 /// YurtHub's flags in effect.
 #[derive(Debug, Clone, Args)]

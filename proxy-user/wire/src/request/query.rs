@@ -8,15 +8,16 @@ use percent_encoding::percent_decode_str;
 
 use super::Verb;
 use super::path::{Target, escapes_are_whole};
-use crate::cache::codec::parse_version;
-use crate::config::duration;
+use crate::duration;
+use crate::meta::parse_version;
+use crate::selector::canonical;
 
 /// Most parameters that are read. Go drops a query of more than 10,000 pairs, empty ones included, as a whole.
 const MAX_PAIRS: usize = 64;
 
 /// The query parameters that change an answer (`metav1.ListOptions`, `metav1.GetOptions`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Query<'a> {
+pub struct Query<'a> {
     /// `labelSelector`.
     pub label_selector: Cow<'a, str>,
     /// `fieldSelector`.
@@ -273,17 +274,4 @@ fn is_timeout(value: &str) -> bool {
 /// A selector that can stand in a key.
 fn selector(value: Cow<'_, str>) -> Option<Cow<'_, str>> {
     (!value.contains(['&', '?', '#'])).then_some(value)
-}
-
-/// One spelling for equal selectors: requirements sorted, where none holds a set (`in (a,b)`) or an escaped comma.
-fn canonical(selector: Cow<'_, str>) -> Cow<'_, str> {
-    if !selector.contains(',') || selector.contains(['(', '\\']) {
-        return selector;
-    }
-    let mut parts: Vec<&str> = selector.split(',').collect();
-    if parts.is_sorted() {
-        return selector;
-    }
-    parts.sort_unstable();
-    Cow::Owned(parts.join(","))
 }

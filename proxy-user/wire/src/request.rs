@@ -11,11 +11,12 @@ use std::borrow::Cow;
 use http::{Method, Uri};
 
 use path::Target;
-pub(crate) use query::Query;
+pub use query::Query;
 
+/// The Kubernetes verb. The numbers are stored in grants and stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub(crate) enum Verb {
+pub enum Verb {
     /// GET of one object.
     Get = 1,
     /// GET of a collection.
@@ -24,8 +25,11 @@ pub(crate) enum Verb {
     Watch = 3,
     /// GET of a path that is no resource: discovery, `/version`, OpenAPI …
     Document = 4,
+    /// POST to a collection or a subresource.
     Create = 5,
+    /// PUT of an object.
     Update = 6,
+    /// PATCH of an object.
     Patch = 7,
     /// DELETE of one object.
     Delete = 8,
@@ -37,7 +41,7 @@ pub(crate) enum Verb {
 
 impl Verb {
     /// Kubernetes' word for it.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Get | Self::Document => "get",
             Self::List => "list",
@@ -52,14 +56,14 @@ impl Verb {
     }
 
     /// A read that a store may answer.
-    pub(crate) fn is_read(self) -> bool {
+    pub fn is_read(self) -> bool {
         matches!(self, Self::Get | Self::List | Self::Watch | Self::Document)
     }
 }
 
 /// A request, as far as it is understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reading<'a> {
+pub struct Reading<'a> {
     /// The verb, as the API server sees it: a watch that can't be stored is a watch.
     pub verb: Verb,
     /// The path as it came.
@@ -69,7 +73,7 @@ pub(crate) struct Reading<'a> {
 
 /// One request, understood; made by [`ApiRequest::parse`] alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ApiRequest<'a> {
+pub struct ApiRequest<'a> {
     /// The verb.
     pub verb: Verb,
     /// The path as it came.
@@ -94,17 +98,17 @@ impl<'a> Reading<'a> {
     /// The request, where path and query mean to the API server exactly what they mean here, to the last parameter.
     /// Any other is forwarded as it came and tells nothing: only what is understood has a key to be stored under, to
     /// be allowed by, and to be answered from.
-    pub(crate) fn understood(&self) -> Option<&ApiRequest<'a>> {
+    pub fn understood(&self) -> Option<&ApiRequest<'a>> {
         self.request.as_ref()
     }
 
     /// The answer may be of what is behind a proxy of the API server's (`services/NAME/proxy/…`, and pods', and nodes').
-    pub(crate) fn passes_a_proxy(&self) -> bool {
+    pub fn passes_a_proxy(&self) -> bool {
         path::passes_a_proxy(self.path)
     }
 
     /// The object or collection in words, for an error's message.
-    pub(crate) fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         self.request
             .as_ref()
             .map_or_else(|| self.path.to_owned(), ApiRequest::describe)
@@ -113,7 +117,7 @@ impl<'a> Reading<'a> {
 
 impl<'a> ApiRequest<'a> {
     /// Takes a request apart as the API server does.
-    pub(crate) fn parse(method: &Method, uri: &'a Uri) -> Reading<'a> {
+    pub fn parse(method: &Method, uri: &'a Uri) -> Reading<'a> {
         let (path, raw) = (uri.path(), uri.query().unwrap_or_default());
         let Some(target) = Target::of(path) else {
             let verb = path::opaque_verb(method, path, query::asks_to_watch(raw));
@@ -133,12 +137,12 @@ impl<'a> ApiRequest<'a> {
     }
 
     /// A resource, as opposed to a document.
-    pub(crate) fn is_resource(&self) -> bool {
+    pub fn is_resource(&self) -> bool {
         !self.resource.is_empty()
     }
 
     /// `group/version`, or `version` for core: what an object's `apiVersion` must say.
-    pub(crate) fn api_version(&self) -> Cow<'_, str> {
+    pub fn api_version(&self) -> Cow<'_, str> {
         if self.group.is_empty() {
             Cow::Borrowed(&self.version)
         } else {
@@ -147,12 +151,12 @@ impl<'a> ApiRequest<'a> {
     }
 
     /// Label or field selectors are there.
-    pub(crate) fn has_selectors(&self) -> bool {
+    pub fn has_selectors(&self) -> bool {
         !(self.query.label_selector.is_empty() && self.query.field_selector.is_empty())
     }
 
     /// The object or collection in words, for an error's message.
-    pub(crate) fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         if !self.is_resource() {
             return self.path.to_owned();
         }

@@ -2,23 +2,26 @@
 //! object, list, or watch frame. Out: slices and [`Meta`]. Field numbers: apimachinery's `runtime/generated.proto`
 //! and `meta/v1/generated.proto`; every object has `metadata = 1`, every list `items = 2`.
 
-use super::json::StatusHead;
-use super::{CodecError, Meta};
+use crate::CodecError;
+use crate::json::StatusHead;
+use crate::meta::{INITIAL_EVENTS_END, Meta};
 
 /// The four bytes before every Kubernetes protobuf body.
-pub(crate) const MAGIC: &[u8; 4] = b"k8s\0";
+pub const MAGIC: &[u8; 4] = b"k8s\0";
 
 /// One field of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Value<'a> {
+pub enum Value<'a> {
+    /// Wire type 0, read as an unsigned number.
     Varint(u64),
+    /// Wire type 2: a string, bytes, or a message.
     Bytes(&'a [u8]),
     /// Wire types 1 and 5, skipped over.
     Fixed,
 }
 
 /// Reads a varint: its value and what follows; `None` when cut off or longer than 10 bytes.
-pub(crate) fn varint(input: &[u8]) -> Option<(u64, &[u8])> {
+pub fn varint(input: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0u64;
     for (i, byte) in input.iter().take(10).enumerate() {
         value |= u64::from(byte & 0x7f).checked_shl(7 * u32::try_from(i).ok()?)?;
@@ -31,10 +34,11 @@ pub(crate) fn varint(input: &[u8]) -> Option<(u64, &[u8])> {
 
 /// The fields of a message, in wire order.
 #[derive(Debug, Clone)]
-pub(crate) struct Fields<'a>(&'a [u8]);
+pub struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
-    pub(crate) fn new(message: &'a [u8]) -> Self {
+    /// Reads a message without its length or tag.
+    pub fn new(message: &'a [u8]) -> Self {
         Self(message)
     }
 
@@ -84,7 +88,7 @@ fn text(bytes: &[u8]) -> Result<&str, CodecError> {
 
 /// `runtime.Unknown`: type, and the object's own bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Unknown<'a> {
+pub struct Unknown<'a> {
     /// `apiVersion`.
     pub api_version: &'a str,
     /// `kind`.
@@ -98,7 +102,7 @@ impl<'a> Unknown<'a> {
     ///
     /// # Errors
     /// No magic, cut off, or an encoding inside that the API server never sends.
-    pub(crate) fn parse(body: &'a [u8]) -> Result<Self, CodecError> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, CodecError> {
         let message = body
             .strip_prefix(MAGIC)
             .ok_or(CodecError::Protobuf("the k8s\\0 prefix is missing"))?;
@@ -136,7 +140,7 @@ impl<'a> Unknown<'a> {
 ///
 /// # Errors
 /// Cut off or not UTF-8.
-pub(crate) fn object_meta(raw: &[u8]) -> Result<Meta<'_>, CodecError> {
+pub fn object_meta(raw: &[u8]) -> Result<Meta<'_>, CodecError> {
     let mut meta = Meta::default();
     for field in Fields::new(raw) {
         if let (1, Value::Bytes(bytes)) = field? {
@@ -176,14 +180,14 @@ fn is_initial_events_end(entry: &[u8]) -> Result<bool, CodecError> {
             _ => {}
         }
     }
-    Ok(key == super::INITIAL_EVENTS_END.as_bytes() && value == b"true")
+    Ok(key == INITIAL_EVENTS_END.as_bytes() && value == b"true")
 }
 
 /// Reads `ListMeta` (field 1 of a list): resourceVersion and continue.
 ///
 /// # Errors
 /// Cut off or not UTF-8.
-pub(crate) fn list_meta(bytes: &[u8]) -> Result<(String, String), CodecError> {
+pub fn list_meta(bytes: &[u8]) -> Result<(String, String), CodecError> {
     let (mut version, mut token) = (String::new(), String::new());
     for field in Fields::new(bytes) {
         match field? {
@@ -199,7 +203,7 @@ pub(crate) fn list_meta(bytes: &[u8]) -> Result<(String, String), CodecError> {
 ///
 /// # Errors
 /// Cut off or not UTF-8.
-pub(crate) fn status(raw: &[u8]) -> Result<StatusHead<'_>, CodecError> {
+pub fn status(raw: &[u8]) -> Result<StatusHead<'_>, CodecError> {
     let mut status = StatusHead::default();
     for field in Fields::new(raw) {
         match field? {
@@ -224,7 +228,7 @@ pub(crate) fn status(raw: &[u8]) -> Result<StatusHead<'_>, CodecError> {
 ///
 /// # Errors
 /// Cut off, or a field is missing.
-pub(crate) fn watch_event(frame: &[u8]) -> Result<(&str, &[u8]), CodecError> {
+pub fn watch_event(frame: &[u8]) -> Result<(&str, &[u8]), CodecError> {
     let (mut kind, mut body) = ("", None);
     for field in Fields::new(frame) {
         match field? {
@@ -245,7 +249,8 @@ pub(crate) fn watch_event(frame: &[u8]) -> Result<(&str, &[u8]), CodecError> {
     ))
 }
 
-pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+/// Appends a varint without a tag.
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(u8::try_from(value & 0x7f).unwrap_or(0x7f) | 0x80);
         value >>= 7;
@@ -254,20 +259,20 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Appends a length-delimited field.
-pub(crate) fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+pub fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
     put_varint(out, field << 3 | 2);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// Appends a varint field.
-pub(crate) fn put_varint_field(out: &mut Vec<u8>, field: u64, value: u64) {
+pub fn put_varint_field(out: &mut Vec<u8>, field: u64, value: u64) {
     put_varint(out, field << 3);
     put_varint(out, value);
 }
 
 /// What stands before `raw_len` bytes of an object or list in a whole body (see [`TAIL`]).
-pub(crate) fn envelope_head(api_version: &str, kind: &str, raw_len: usize) -> Vec<u8> {
+pub fn envelope_head(api_version: &str, kind: &str, raw_len: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(32 + api_version.len() + kind.len());
     out.extend_from_slice(MAGIC);
     let mut meta = Vec::with_capacity(8 + api_version.len() + kind.len());
@@ -280,10 +285,10 @@ pub(crate) fn envelope_head(api_version: &str, kind: &str, raw_len: usize) -> Ve
 }
 
 /// What stands behind the object in a whole body: empty contentEncoding and contentType.
-pub(crate) const TAIL: &[u8; 4] = &[0x1a, 0, 0x22, 0];
+pub const TAIL: &[u8; 4] = &[0x1a, 0, 0x22, 0];
 
 /// A whole body around an object's own bytes.
-pub(crate) fn envelope(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
+pub fn envelope(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
     let mut out = envelope_head(api_version, kind, raw.len());
     out.extend_from_slice(raw);
     out.extend_from_slice(TAIL);

@@ -1,14 +1,14 @@
 //! Splits a watch stream into its events as the bytes arrive. In: chunks of a JSON or protobuf watch body. Out: each
 //! whole frame, in order. Relies on no newlines: JSON values may follow one another in any way.
 
-use super::{CodecError, MAX_DEPTH, MAX_OBJECT};
+use crate::{CodecError, MAX_DEPTH, MAX_OBJECT};
 
 /// Receives each whole frame.
-pub(crate) type OnFrame<'a> = dyn FnMut(&[u8]) -> Result<(), CodecError> + 'a;
+pub type OnFrame<'a> = dyn FnMut(&[u8]) -> Result<(), CodecError> + 'a;
 
 /// Splits concatenated JSON objects.
 #[derive(Debug, Default)]
-pub(crate) struct JsonFrames {
+pub struct JsonFrames {
     buffer: Vec<u8>,
     depth: u32,
     in_string: bool,
@@ -20,11 +20,7 @@ impl JsonFrames {
     ///
     /// # Errors
     /// Malformed, or over a limit; the splitter is of no more use then.
-    pub(crate) fn push(
-        &mut self,
-        chunk: &[u8],
-        on_frame: &mut OnFrame<'_>,
-    ) -> Result<(), CodecError> {
+    pub fn push(&mut self, chunk: &[u8], on_frame: &mut OnFrame<'_>) -> Result<(), CodecError> {
         let mut start = 0;
         for (i, &byte) in chunk.iter().enumerate() {
             if self.in_string {
@@ -91,7 +87,7 @@ impl JsonFrames {
 
 /// Splits protobuf frames: four bytes of big-endian length, then the event.
 #[derive(Debug, Default)]
-pub(crate) struct ProtobufFrames {
+pub struct ProtobufFrames {
     buffer: Vec<u8>,
 }
 
@@ -100,11 +96,7 @@ impl ProtobufFrames {
     ///
     /// # Errors
     /// A frame over the limit.
-    pub(crate) fn push(
-        &mut self,
-        chunk: &[u8],
-        on_frame: &mut OnFrame<'_>,
-    ) -> Result<(), CodecError> {
+    pub fn push(&mut self, chunk: &[u8], on_frame: &mut OnFrame<'_>) -> Result<(), CodecError> {
         self.buffer.extend_from_slice(chunk);
         let mut at = 0;
         while let Some((len, rest)) = self.buffer[at..].split_first_chunk::<4>() {
@@ -135,7 +127,7 @@ mod tests {
             for part in body.chunks(chunk) {
                 frames
                     .push(part, &mut |f| {
-                        seen.push(super::super::json::watch_event(f)?.0.into_owned());
+                        seen.push(crate::json::watch_event(f)?.0.into_owned());
                         Ok(())
                     })
                     .unwrap();

@@ -2,15 +2,15 @@
 //! body. Out: each item's bytes, in order, and at the end the list's own [`ListHead`]. Only a whole, well-formed list
 //! ends well. Next: `ingest`.
 
-use super::protobuf::{self, MAGIC};
-use super::{CodecError, MAX_DEPTH, MAX_OBJECT, json};
+use crate::protobuf::{self, MAGIC};
+use crate::{CodecError, MAX_DEPTH, MAX_OBJECT, json};
 
 /// Longest list envelope (all of a list but its items), in bytes.
 const MAX_ENVELOPE: usize = 256 << 10;
 
 /// What a list says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ListHead {
+pub struct ListHead {
     /// `kind`.
     pub kind: String,
     /// `apiVersion`.
@@ -24,7 +24,7 @@ pub(crate) struct ListHead {
 }
 
 /// Receives each item: the list's head as far as it is known yet, and the item's bytes.
-pub(crate) type OnItem<'a> = dyn FnMut(&ListHead, &[u8]) -> Result<(), CodecError> + 'a;
+pub type OnItem<'a> = dyn FnMut(&ListHead, &[u8]) -> Result<(), CodecError> + 'a;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -42,7 +42,7 @@ enum State {
 
 /// Splits a JSON list.
 #[derive(Debug)]
-pub(crate) struct JsonList {
+pub struct JsonList {
     state: State,
     depth: u32,
     in_string: bool,
@@ -82,11 +82,7 @@ impl JsonList {
     ///
     /// # Errors
     /// Malformed, or over a limit; the splitter is of no more use then.
-    pub(crate) fn push(
-        &mut self,
-        chunk: &[u8],
-        on_item: &mut OnItem<'_>,
-    ) -> Result<(), CodecError> {
+    pub fn push(&mut self, chunk: &[u8], on_item: &mut OnItem<'_>) -> Result<(), CodecError> {
         let mut rest = chunk;
         while !rest.is_empty() {
             rest = match self.state {
@@ -108,7 +104,7 @@ impl JsonList {
     ///
     /// # Errors
     /// The list is not whole.
-    pub(crate) fn finish(mut self) -> Result<ListHead, CodecError> {
+    pub fn finish(mut self) -> Result<ListHead, CodecError> {
         if self.state != State::End {
             return Err(bad("the list is cut off"));
         }
@@ -282,7 +278,7 @@ impl JsonList {
 
 /// Splits a protobuf list: waits for one whole top-level field at a time.
 #[derive(Debug, Default)]
-pub(crate) struct ProtobufList {
+pub struct ProtobufList {
     buffer: Vec<u8>,
     /// Bytes of the list's own message that have not come yet; `None` before its length is known.
     left: Option<u64>,
@@ -296,11 +292,7 @@ impl ProtobufList {
     ///
     /// # Errors
     /// Malformed, or over a limit.
-    pub(crate) fn push(
-        &mut self,
-        chunk: &[u8],
-        on_item: &mut OnItem<'_>,
-    ) -> Result<(), CodecError> {
+    pub fn push(&mut self, chunk: &[u8], on_item: &mut OnItem<'_>) -> Result<(), CodecError> {
         self.buffer.extend_from_slice(chunk);
         let mut at = 0;
         loop {
@@ -325,7 +317,7 @@ impl ProtobufList {
     ///
     /// # Errors
     /// The list is not whole.
-    pub(crate) fn finish(self) -> Result<ListHead, CodecError> {
+    pub fn finish(self) -> Result<ListHead, CodecError> {
         if self.left != Some(0) || !self.buffer.is_empty() || self.tail != protobuf::TAIL {
             return Err(CodecError::Protobuf("the list is cut off"));
         }

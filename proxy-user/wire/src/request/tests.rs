@@ -301,7 +301,7 @@ impl Go {
 /// for a write: this parser and the server read the same bytes differently. Here the server's own code says how it reads.
 #[test]
 fn spellings_are_read_as_go_and_the_api_server_read_them_or_not_at_all() {
-    let table = include_str!("../../../tests/data/spelling/readings.jsonl");
+    let table = include_str!("../../../../tests/data/spelling/readings.jsonl");
     let mut understood = 0;
     for line in table.lines() {
         let go: Go = serde_json::from_str(line).unwrap();

@@ -6,8 +6,10 @@ use http::{HeaderMap, header};
 /// How a stored object is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub(crate) enum Encoding {
+pub enum Encoding {
+    /// `application/json`, the default encoding.
     Json = 0,
+    /// `application/vnd.kubernetes.protobuf`, for built-in types only.
     Protobuf = 1,
 }
 
@@ -15,7 +17,7 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 impl Encoding {
     /// The media type of objects and lists.
-    pub(crate) const fn content_type(self) -> &'static str {
+    pub const fn content_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
             Self::Protobuf => PROTOBUF,
@@ -23,7 +25,7 @@ impl Encoding {
     }
 
     /// The media type of a watch.
-    pub(crate) const fn watch_content_type(self) -> &'static str {
+    pub const fn watch_content_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
             Self::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
@@ -40,7 +42,7 @@ impl Encoding {
     }
 
     /// The encoding of an answer, by its `Content-Type`; `None` for any other.
-    pub(crate) fn of_content_type(value: &str) -> Option<Self> {
+    pub fn of_content_type(value: &str) -> Option<Self> {
         match value.split(';').next()?.trim() {
             "application/json" => Some(Self::Json),
             PROTOBUF => Some(Self::Protobuf),
@@ -51,7 +53,7 @@ impl Encoding {
 
 /// The forms and encodings that a caller takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Accepts {
+pub struct Accepts {
     /// The plain encodings in the caller's order.
     plain: [Option<Encoding>; 2],
     /// Some clause asks for another form of the object (`as`).
@@ -62,7 +64,7 @@ pub(crate) struct Accepts {
 
 impl Accepts {
     /// Reads the `Accept` header; a missing one means JSON.
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
+    pub fn of(headers: &HeaderMap) -> Self {
         let Some(text) = headers
             .get(header::ACCEPT)
             .filter(|value| value.to_str().is_ok())
@@ -96,19 +98,19 @@ impl Accepts {
     }
 
     /// The caller takes this encoding.
-    pub(crate) fn takes(&self, encoding: Encoding) -> bool {
+    pub fn takes(&self, encoding: Encoding) -> bool {
         self.plain.contains(&Some(encoding))
     }
 
     /// The first of the caller's encodings that `stored` has too; none of the caller's: `None`.
-    pub(crate) fn first_of(&self, stored: impl Fn(Encoding) -> bool) -> Option<Encoding> {
+    pub fn first_of(&self, stored: impl Fn(Encoding) -> bool) -> Option<Encoding> {
         self.plain.iter().flatten().copied().find(|e| stored(*e))
     }
 }
 
 /// The other forms of the objects (Tables, PartialObjectMetadata) that `Accept` asks for in JSON before plain objects,
 /// each in one spelling; empty where plain objects are asked for first.
-pub(crate) fn other_forms(headers: &HeaderMap) -> Vec<String> {
+pub fn other_forms(headers: &HeaderMap) -> Vec<String> {
     let text = headers
         .get(header::ACCEPT)
         .and_then(|v| v.to_str().ok())
@@ -123,7 +125,7 @@ pub(crate) fn other_forms(headers: &HeaderMap) -> Vec<String> {
 
 /// A stored document of this `Content-Type` answers that `Accept` header: media type, `as`, `g` and `v` agree. The
 /// rank of the clause that it answers, lower is better.
-pub(crate) fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
+pub fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
     let Some(text) = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()) else {
         return (form(content_type).1.is_empty()).then_some(0);
     };
