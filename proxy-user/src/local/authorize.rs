@@ -1,14 +1,37 @@
 //! The way to the store leads through here: who asks is judged by grants alone, before anything is looked at, so that a
-//! refusal tells nothing of what this node holds (I7). In: a question. Out: `Permission`, or a [`Refusal`].
+//! refusal tells nothing of what this node holds (I7). In: a question. Out: `Permission`, or [`Denied`].
 
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::{LocalRequest, cloud_only_read, write_unavailable_message};
+use super::LocalRequest;
 use crate::authz::decide::{Answered, Decision};
 use crate::cache::Cache;
 use crate::cache::store::{Lookup, Snapshot, StoreError};
-use crate::proxy::error::Refusal;
+
+/// A read that the caller is not known to be allowed while the cloud is away.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Denied {
+    /// The cloud has rejected the credential (401).
+    #[error("Unauthorized")]
+    Unauthorized,
+    /// The cloud has not been seen to accept the credential, nor to reject it.
+    #[error("hublet: the cloud is away, and has not been seen to accept this credential")]
+    UnknownCredential,
+    /// Subresources (logs, scale) are never stored.
+    #[error("hublet: {0} can't be had while the cloud is away")]
+    CloudOnly(String),
+    /// The cloud has neither allowed this to the caller nor refused it.
+    #[error("hublet: {0}")]
+    Undecided(String),
+    /// The cloud has refused this to the caller, or has never allowed it to anonymous callers (403).
+    #[error("{object} is forbidden: {why}")]
+    Forbidden {
+        /// The object or collection that was asked for.
+        object: String,
+        why: String,
+    },
+}
 
 /// A question whose asker may have what it asks for. Made here only; whatever looks into the store needs it.
 #[derive(Debug, Clone, Copy)]
@@ -81,33 +104,19 @@ impl Guarded {
     pub(super) fn authorize<'a>(
         &self,
         question: LocalRequest<'a>,
-    ) -> Result<Permission<'a>, Refusal> {
-        let request = question.request;
-        if !request.verb.is_read() {
-            return Err(Refusal::WriteWhileAway(write_unavailable_message(
-                request.verb,
-                &question.describe(),
-            )));
-        }
+    ) -> Result<Permission<'a>, Denied> {
+        let has_subresource = !question.request.subresource.is_empty();
         match self.cache.decide(&question.asked(), self.max_age) {
             Decision::Read => Ok(Permission::Read(Allowed(question))),
             Decision::HearAbsent => Ok(Permission::HearAbsent(AbsenceOnly(question))),
-            Decision::Unauthorized => Err(Refusal::Unauthorized),
-            Decision::UnknownCaller => Err(Refusal::Unknown(
-                "hublet: the cloud is away, and has not been seen to accept this credential".into(),
-            )),
-            Decision::Unknown if !request.subresource.is_empty() => {
-                Err(cloud_only_read(&question.describe()))
-            }
-            Decision::Unknown => Err(Refusal::Unknown(format!(
-                "hublet: {}",
-                question.not_allowed()
-            ))),
-            Decision::Forbidden => Err(Refusal::Forbidden(format!(
-                "{} is forbidden: {}",
-                question.describe(),
-                question.not_allowed()
-            ))),
+            Decision::Unauthorized => Err(Denied::Unauthorized),
+            Decision::UnknownCaller => Err(Denied::UnknownCredential),
+            Decision::Unknown if has_subresource => Err(Denied::CloudOnly(question.describe())),
+            Decision::Unknown => Err(Denied::Undecided(question.not_allowed())),
+            Decision::Forbidden => Err(Denied::Forbidden {
+                object: question.describe(),
+                why: question.not_allowed(),
+            }),
         }
     }
 

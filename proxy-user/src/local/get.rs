@@ -1,14 +1,14 @@
 //! GET of one object from the store: the bytes that came, the newest of them.
 
 use bytes::Bytes;
-use http::Response;
+use http::{Response, StatusCode};
 
-use super::authorize::{AbsenceOnly, Allowed, Permission};
+use super::authorize::{AbsenceOnly, Allowed, Denied, Permission};
+use super::body::LocalBody;
+use super::error::LocalError;
 use super::{Local, LocalRequest};
 use crate::cache::record::Record;
 use crate::cache::store::Lookup;
-use crate::proxy::body::Body;
-use crate::proxy::error::Refusal;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::parse_version;
 
@@ -21,7 +21,10 @@ enum Extract {
 }
 
 impl Local {
-    pub(super) async fn get(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn get(
+        &self,
+        allowed: Allowed<'_>,
+    ) -> Result<Response<LocalBody>, LocalError> {
         let question = *allowed;
         let request = question.request;
         let accepts = question.accepts;
@@ -51,20 +54,21 @@ impl Local {
         let what = || question.describe();
         match found {
             Lookup::Found(Extract::Body(encoding, at, bytes)) => {
-                Ok(self.response(encoding.content_type(), at, Body::full(bytes)))
+                Ok(self.response(encoding.content_type(), at, LocalBody::whole(bytes)))
             }
-            Lookup::Found(Extract::OtherVersion(stored)) => Err(Refusal::Encoding(format!(
-                "hublet: the cloud is away and the newest copy of {} is of apiVersion {stored}",
-                what()
-            ))),
-            Lookup::Found(Extract::OtherEncoding(stored)) => Err(Refusal::Encoding(format!(
-                "hublet: the cloud is away and the newest copy of {} is in {}, which the request does not accept",
-                what(),
-                stored.content_type()
-            ))),
+            Lookup::Found(Extract::OtherVersion(stored)) => Err(LocalError::NotAcceptable(
+                format!("the newest copy of {} is of apiVersion {stored}", what()),
+            )),
+            Lookup::Found(Extract::OtherEncoding(stored)) => {
+                Err(LocalError::NotAcceptable(format!(
+                    "the newest copy of {} is in {}, which the request does not accept",
+                    what(),
+                    stored.content_type()
+                )))
+            }
             // It may have been made since the cloud said 404, and before the version that is asked for.
-            Lookup::Absent(_) if wanted > 0 => Err(question.unknown()),
-            Lookup::Found(Extract::TooOld) | Lookup::Unknown => Err(question.unknown()),
+            Lookup::Absent(_) if wanted > 0 => Err(question.not_cached()),
+            Lookup::Found(Extract::TooOld) | Lookup::Unknown => Err(question.not_cached()),
             Lookup::Absent(at) => Ok(self.remembered_404(&question, accepts.errors, at)),
         }
     }
@@ -73,22 +77,19 @@ impl Local {
     pub(super) async fn absence(
         &self,
         absence: &AbsenceOnly<'_>,
-    ) -> Result<Response<Body>, Refusal> {
+    ) -> Result<Response<LocalBody>, LocalError> {
         if let Some(at) = self.cache.absent_since(absence).await? {
             if parse_version(&absence.request.query.resource_version)
                 .is_some_and(|wanted| wanted > 0)
             {
-                return Err(absence.unknown());
+                return Err(absence.not_cached());
             }
             return Ok(self.remembered_404(absence, absence.accepts.errors, at));
         }
         // The writer may just have read that he wrote it himself.
         match self.cache.authorize(**absence)? {
             Permission::Read(allowed) => self.get(allowed).await,
-            Permission::HearAbsent(_) => Err(Refusal::Unknown(format!(
-                "hublet: {}",
-                absence.not_allowed()
-            ))),
+            Permission::HearAbsent(_) => Err(Denied::Undecided(absence.not_allowed()).into()),
         }
     }
 
@@ -97,15 +98,16 @@ impl Local {
         question: &LocalRequest<'_>,
         encoding: Encoding,
         at: u64,
-    ) -> Response<Body> {
+    ) -> Response<LocalBody> {
         let r = question.request;
-        let refusal = Refusal::NotFound {
+        let refusal = crate::proxy::error::Refusal::NotFound {
             group: r.group.clone().into_owned(),
             resource: r.resource.clone().into_owned(),
             name: r.name.clone().into_owned(),
         };
-        let mut response = refusal.response(encoding);
-        self.age(response.headers_mut(), at);
+        let body = LocalBody::whole(refusal.body(encoding));
+        let mut response = self.response(encoding.content_type(), at, body);
+        *response.status_mut() = StatusCode::NOT_FOUND;
         response
     }
 }

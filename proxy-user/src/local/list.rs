@@ -5,14 +5,14 @@ use bytes::Bytes;
 use http::Response;
 
 use super::authorize::Allowed;
+use super::body::LocalBody;
+use super::error::LocalError;
 use super::{Local, LocalRequest};
 use crate::cache::exchange::{EVENT_TTL, is_short_lived};
 use crate::cache::keys;
 use crate::cache::record::{Collection, Record};
 use crate::cache::selector::stays;
 use crate::cache::store::{ListWalk, Listed, Snapshot, StoreError, Walk};
-use crate::proxy::body::Body;
-use crate::proxy::error::Refusal;
 use hublet_wire::media::{Accepts, Encoding};
 use hublet_wire::meta::parse_version;
 use hublet_wire::protobuf;
@@ -83,7 +83,7 @@ impl CompleteCollection {
         &self,
         request: &ApiRequest<'_>,
         accepts: &Accepts,
-    ) -> Result<Encoding, Refusal> {
+    ) -> Result<Encoding, LocalError> {
         let resource_end = self
             .prefix
             .iter()
@@ -101,9 +101,7 @@ impl CompleteCollection {
         };
         let version = request.api_version();
         let refuse = |what: String| {
-            Refusal::Encoding(format!(
-                "hublet: the cloud is away and the newest copies of these objects are {what}"
-            ))
+            LocalError::NotAcceptable(format!("the newest copies of these objects are {what}"))
         };
         // An empty list has the version in which it was asked for: of another nobody knows whether it is served.
         let stored = forms.iter().map(|(_, stored)| stored.as_str());
@@ -140,10 +138,10 @@ impl Local {
         &self,
         snapshot: Snapshot,
         question: &LocalRequest<'_>,
-    ) -> Result<CompleteCollection, Refusal> {
+    ) -> Result<CompleteCollection, LocalError> {
         let found = self.stored_collection(snapshot, question)?;
         if found.may_have_lost(question.request)? {
-            Err(question.unknown())
+            Err(question.not_cached())
         } else {
             Ok(found)
         }
@@ -154,7 +152,7 @@ impl Local {
         &self,
         snapshot: Snapshot,
         question: &LocalRequest<'_>,
-    ) -> Result<CompleteCollection, Refusal> {
+    ) -> Result<CompleteCollection, LocalError> {
         let (request, scope) = (question.request, question.scope());
         let prefix = keys::without_selectors(scope).to_vec();
         let complete = |key: &[u8]| {
@@ -176,7 +174,7 @@ impl Local {
             (collection, key) = (complete(&all)?, all);
         }
         let collection = collection.filter(|c| !self.has_expired(scope, c.at));
-        let collection = collection.ok_or_else(|| question.unknown())?;
+        let collection = collection.ok_or_else(|| question.not_cached())?;
         Ok(CompleteCollection {
             snapshot,
             collection,
@@ -191,7 +189,10 @@ impl Local {
         is_short_lived(key) && self.cache.now().saturating_sub(at) >= EVENT_TTL
     }
 
-    pub(super) async fn list(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn list(
+        &self,
+        allowed: Allowed<'_>,
+    ) -> Result<Response<LocalBody>, LocalError> {
         let question = *allowed;
         let request = question.request;
         let snapshot = self.cache.snapshot(&allowed).await?;
@@ -202,12 +203,12 @@ impl Local {
         let found = self.collection(snapshot, &question)?;
         if !request.query.continue_token.is_empty() {
             let what = "hublet: the cloud is away; the rest of this list can't be continued, list again from the start";
-            return Err(Refusal::Expired(what.to_owned()));
+            return Err(LocalError::Expired(what.to_owned()));
         }
         let wanted = parse_version(&request.query.resource_version).unwrap_or(0);
         let version = found.collection.version;
         if version < wanted || (request.query.exact && version != wanted) {
-            return Err(question.unknown());
+            return Err(question.not_cached());
         }
         let encoding = found.encoding(request, &question.accepts)?;
         let list = StoredList::new(&found, found.list_walk(request, encoding), encoding)?;
@@ -215,7 +216,7 @@ impl Local {
         Ok(self.response(
             encoding.content_type(),
             found.collection.at,
-            Body::stored(list),
+            LocalBody::list(list),
         ))
     }
 }

@@ -1,7 +1,9 @@
 //! Stage 5b: answers reads from the store while the cloud is away. In: a request, who is asking, the store. Out: the
-//! cloud's own bytes with their age, or a [`Refusal`] that says what isn't known (I2) or not allowed (I7).
+//! cloud's own bytes with their age, or a [`LocalError`] that says what isn't known (I2) or not allowed (I7).
 
 pub(crate) mod authorize;
+pub(crate) mod body;
+pub(crate) mod error;
 pub(crate) mod get;
 pub(crate) mod list;
 pub(crate) mod nonresource;
@@ -19,12 +21,11 @@ use crate::authz::grants::Credential;
 use crate::budget::Flow;
 use crate::cache::Cache;
 use crate::cache::keys;
-use crate::cache::store::StoreError;
 use crate::cloud::health::CloudState;
 use crate::config::LocalConfig;
-use crate::proxy::body::Body;
-use crate::proxy::error::Refusal;
 use authorize::{Guarded, Permission};
+use body::LocalBody;
+use error::LocalError;
 use hublet_wire::media::Accepts;
 use hublet_wire::request::{ApiRequest, Verb};
 
@@ -83,17 +84,8 @@ impl<'a> LocalRequest<'a> {
         self.request.describe()
     }
 
-    fn unknown(&self) -> Refusal {
-        let what = self.describe();
-        Refusal::Unknown(format!(
-            "hublet: the cloud is away and {what} is not in this node's store"
-        ))
-    }
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        Self::Store(format!("hublet: {error}"))
+    fn not_cached(&self) -> LocalError {
+        LocalError::NotCached(self.describe())
     }
 }
 
@@ -121,7 +113,7 @@ impl Local {
     pub(crate) async fn answer(
         &self,
         question: LocalRequest<'_>,
-    ) -> Result<Response<Body>, Refusal> {
+    ) -> Result<Response<LocalBody>, LocalError> {
         let permission = self.cache.authorize(question)?;
         // An answer is a copy out of the store, a whole object or document at once.
         if !question.flow.has_room() {
@@ -129,7 +121,7 @@ impl Local {
         }
         let generation = self.cache.generation();
         let mut answer = self.read(&permission).await;
-        if matches!(answer, Err(Refusal::Store(_))) {
+        if matches!(answer, Err(LocalError::Store(_))) {
             answer = Box::pin(self.read_again(&permission, generation, answer)).await;
         }
         if answer.is_ok() {
@@ -143,8 +135,8 @@ impl Local {
         &self,
         permission: &Permission<'_>,
         generation: u64,
-        failed: Result<Response<Body>, Refusal>,
-    ) -> Result<Response<Body>, Refusal> {
+        failed: Result<Response<LocalBody>, LocalError>,
+    ) -> Result<Response<LocalBody>, LocalError> {
         if self.cache.opened_anew(generation).await {
             self.read(permission).await
         } else {
@@ -152,7 +144,7 @@ impl Local {
         }
     }
 
-    async fn read(&self, permission: &Permission<'_>) -> Result<Response<Body>, Refusal> {
+    async fn read(&self, permission: &Permission<'_>) -> Result<Response<LocalBody>, LocalError> {
         let allowed = match permission {
             Permission::Read(allowed) => *allowed,
             Permission::HearAbsent(absence) => return Box::pin(self.absence(absence)).await,
@@ -162,10 +154,8 @@ impl Local {
             Verb::List => Box::pin(self.list(allowed)).await,
             Verb::Watch => Box::pin(self.watch(allowed)).await,
             Verb::Document => Box::pin(self.nonresource(allowed)).await,
-            verb => Err(Refusal::WriteWhileAway(write_unavailable_message(
-                verb,
-                &allowed.describe(),
-            ))),
+            // The route never sends a write here.
+            _ => Err(allowed.not_cached()),
         }
     }
 
@@ -185,7 +175,12 @@ impl Local {
     }
 
     /// The head of an answer from the store: what the API server says, and how old it is in seconds.
-    fn response(&self, content_type: &'static str, at: u64, body: Body) -> Response<Body> {
+    fn response(
+        &self,
+        content_type: &'static str,
+        at: u64,
+        body: LocalBody,
+    ) -> Response<LocalBody> {
         let mut response = Response::new(body);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -204,19 +199,4 @@ impl Local {
             HeaderValue::from(self.cache.now().saturating_sub(at) / 1000),
         );
     }
-}
-
-/// What a write is told.
-pub(crate) fn write_unavailable_message(verb: Verb, what: &str) -> String {
-    format!(
-        "hublet: the cloud is away; this node can't {} {what} now",
-        verb.as_str()
-    )
-}
-
-/// The refusal for a read that only the cloud can answer: logs, a scale and other subresources are never stored.
-pub(crate) fn cloud_only_read(what: &str) -> Refusal {
-    Refusal::Unknown(format!(
-        "hublet: {what} can't be had while the cloud is away"
-    ))
 }

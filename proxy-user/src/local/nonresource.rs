@@ -4,14 +4,14 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::authorize::Allowed;
+use super::body::LocalBody;
+use super::error::LocalError;
 use super::{Local, LocalRequest};
 use crate::cache::continuity::resource_of;
 use crate::cache::exchange::{document_key, form_key};
 use crate::cache::keys;
 use crate::cache::store::{Snapshot, StoreError};
 use crate::cache::variants;
-use crate::proxy::body::Body;
-use crate::proxy::error::Refusal;
 use hublet_wire::json;
 use hublet_wire::media::{Encoding, document_rank, other_forms};
 use hublet_wire::meta::parse_version;
@@ -22,7 +22,7 @@ impl Local {
         &self,
         snapshot: &Snapshot,
         question: &LocalRequest<'_>,
-    ) -> Result<Option<Response<Body>>, Refusal> {
+    ) -> Result<Option<Response<LocalBody>>, LocalError> {
         let query = &question.request.query;
         if !question.accepts.other_forms || query.include_object || !query.continue_token.is_empty()
         {
@@ -58,14 +58,14 @@ impl Local {
         Ok(Some(self.response(
             Encoding::Json.content_type(),
             at,
-            Body::full(body),
+            LocalBody::whole(body),
         )))
     }
 
     pub(super) async fn nonresource(
         &self,
         allowed: Allowed<'_>,
-    ) -> Result<Response<Body>, Refusal> {
+    ) -> Result<Response<LocalBody>, LocalError> {
         let question = *allowed;
         let path = document_key(question.request);
         let snapshot = self.cache.snapshot(&allowed).await?;
@@ -74,14 +74,14 @@ impl Local {
             .iter()
             .filter_map(|t| document_rank(question.headers, t).map(|rank| (rank, t)));
         let Some((_, content_type)) = ranked.min_by_key(|(rank, _)| *rank) else {
-            return Err(question.unknown());
+            return Err(question.not_cached());
         };
         let key = format!("{path}\n{content_type}");
         let copy = snapshot
             .document(key.as_bytes(), |d| {
                 (d.at, d.etag.to_owned(), Bytes::copy_from_slice(d.body))
             })?
-            .ok_or_else(|| question.unknown())?;
+            .ok_or_else(|| question.not_cached())?;
         let (at, etag, body) = copy;
         let unchanged = !etag.is_empty()
             && question
@@ -89,9 +89,9 @@ impl Local {
                 .get(header::IF_NONE_MATCH)
                 .is_some_and(|v| v.as_bytes() == etag.as_bytes());
         let mut response = Response::new(if unchanged {
-            Body::empty()
+            LocalBody::empty()
         } else {
-            Body::full(body)
+            LocalBody::whole(body)
         });
         if unchanged {
             *response.status_mut() = StatusCode::NOT_MODIFIED;

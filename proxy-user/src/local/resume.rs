@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::authorize::Allowed;
+use super::error::LocalError;
 use super::list::CompleteCollection;
 use super::watch::push_frame;
 use super::{Local, LocalRequest};
 use crate::authz::caller::Client;
 use crate::cache::record::Record;
 use crate::cache::store::StoreError;
-use crate::proxy::error::Refusal;
 use hublet_wire::media::Encoding;
 use hublet_wire::request::Verb;
 
@@ -110,7 +110,7 @@ impl Local {
         question: &Allowed<'_>,
         found: Option<&CompleteCollection>,
         from: u64,
-    ) -> Result<Resume, Refusal> {
+    ) -> Result<Resume, LocalError> {
         let accepts = question.accepts;
         let nothing = Resume::Events(
             accepts.first_of(|_| true).unwrap_or(Encoding::Json),
@@ -169,7 +169,7 @@ impl Local {
 
 /// The event that ends a watch which can't go on, as the API server sends it.
 pub(super) fn expired(what: String, encoding: Encoding) -> Vec<u8> {
-    let status = Refusal::Expired(what).body(encoding);
+    let status = crate::proxy::error::Refusal::Expired(what).body(encoding);
     let mut out = Vec::with_capacity(status.len() + 64);
     push_frame(
         &mut out,

@@ -10,13 +10,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Local;
 use super::authorize::Allowed;
+use super::body::LocalBody;
+use super::error::LocalError;
 use super::list::CompleteCollection;
 use super::resume::{Resume, expired};
 use crate::cache::record::Record;
 use crate::cache::store::ListWalk;
 use crate::cloud::health::CloudState;
-use crate::proxy::body::Body;
-use crate::proxy::error::Refusal;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{INITIAL_EVENTS_END, parse_version};
 use hublet_wire::protobuf;
@@ -56,7 +56,10 @@ struct HeldWatch {
 }
 
 impl Local {
-    pub(super) async fn watch(&self, allowed: Allowed<'_>) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn watch(
+        &self,
+        allowed: Allowed<'_>,
+    ) -> Result<Response<LocalBody>, LocalError> {
         let question = *allowed;
         let query = &question.request.query;
         let accepts = question.accepts;
@@ -72,11 +75,11 @@ impl Local {
                 Resume::Expired(what) => {
                     let encoding = accepts.first_of(|_| true).unwrap_or(Encoding::Json);
                     let event = Bytes::from(expired(what, encoding));
-                    return Ok(self.watch_response(encoding, at, Body::full(event)));
+                    return Ok(self.watch_response(encoding, at, LocalBody::whole(event)));
                 }
             },
             (None, Some(found)) if found.may_have_lost(question.request)? => {
-                return Err(question.unknown());
+                return Err(question.not_cached());
             }
             (None, Some(found)) => {
                 let encoding = found.encoding(question.request, &accepts)?;
@@ -86,7 +89,7 @@ impl Local {
                     Initial::All(Box::new(found.list_walk(question.request, encoding))),
                 )
             }
-            (None, None) => return Err(question.unknown()),
+            (None, None) => return Err(question.not_cached()),
         };
         let bookmarks = found.filter(|_| query.bookmarks || query.send_initial_events);
         let bookmarks = bookmarks.map(|found| Bookmarks::of(&found, encoding, from));
@@ -100,12 +103,17 @@ impl Local {
             draining: self.draining.clone(),
             spread: RETURN_SPREAD.mul_f64(random()),
         };
-        let body = Body::events(Box::pin(stream::unfold(Some(open), next_chunk)));
+        let body = LocalBody::watch(stream::unfold(Some(open), next_chunk));
         Ok(self.watch_response(encoding, at, body))
     }
 
     /// The head of a watch; `at`: when the cloud last spoke of the collection, where that is known.
-    fn watch_response(&self, encoding: Encoding, at: Option<u64>, body: Body) -> Response<Body> {
+    fn watch_response(
+        &self,
+        encoding: Encoding,
+        at: Option<u64>,
+        body: LocalBody,
+    ) -> Response<LocalBody> {
         let mut response = self.response(encoding.watch_content_type(), at.unwrap_or(0), body);
         if at.is_none() {
             response.headers_mut().remove(header::AGE);

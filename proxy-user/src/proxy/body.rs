@@ -1,24 +1,20 @@
-//! The response body of every answer that hublet gives: whole bytes, a list out of the store, a stream from the cloud
-//! (copied into the store as it passes), or a watch that hublet itself holds open.
+//! The body of every response: whole bytes, a stream from the store, or a stream from the cloud, which is copied into the
+//! store as it passes.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures_util::Stream;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::budget::{Charge, Flow, Waiter};
 use crate::cache::store::StoreError;
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upload::PATIENCE;
-use crate::local::list::StoredList;
+use crate::local::body::LocalBody;
 use crate::text::with_causes;
-
-/// Events of a watch that hublet itself holds open, each a whole frame; its end is the watch's end.
-pub(crate) type Events = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
 /// Why a body broke off; the client sees a cut stream, never a shortened whole.
 #[derive(Debug, thiserror::Error)]
@@ -58,18 +54,25 @@ pub(crate) struct Place {
 
 enum Kind {
     Full(Option<Bytes>),
-    Stored(Box<StoredList>),
+    Local(Box<LocalBody>),
     Cloud(Box<CloudBody>),
-    Events(Events),
 }
 
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match &self.kind {
             Kind::Full(_) => "Body::Full",
-            Kind::Stored(_) => "Body::Stored",
+            Kind::Local(_) => "Body::Local",
             Kind::Cloud(_) => "Body::Cloud",
-            Kind::Events(_) => "Body::Events",
+        })
+    }
+}
+
+impl From<LocalBody> for Body {
+    fn from(body: LocalBody) -> Self {
+        Self::of(match body {
+            LocalBody::Whole(bytes) => Kind::Full(bytes),
+            streamed => Kind::Local(Box::new(streamed)),
         })
     }
 }
@@ -109,11 +112,6 @@ impl Body {
         }
     }
 
-    /// A list out of the store.
-    pub(crate) fn stored(list: StoredList) -> Self {
-        Self::of(Kind::Stored(Box::new(list)))
-    }
-
     /// A stream from the cloud.
     pub(crate) fn cloud(body: CloudBody) -> Self {
         Self::of(Kind::Cloud(Box::new(body)))
@@ -126,13 +124,8 @@ impl Body {
     pub(crate) async fn begin(&mut self) -> Result<(), BodyError> {
         match &mut self.kind {
             Kind::Cloud(body) => body.begin().await,
-            Kind::Full(_) | Kind::Stored(_) | Kind::Events(_) => Ok(()),
+            Kind::Full(_) | Kind::Local(_) => Ok(()),
         }
-    }
-
-    /// A watch that hublet holds open.
-    pub(crate) fn events(events: Events) -> Self {
-        Self::of(Kind::Events(events))
     }
 }
 
@@ -143,14 +136,10 @@ impl Kind {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stored(list) => {
-                Poll::Ready(list.next_chunk().map(|chunk| Ok(Frame::data(chunk?))))
-            }
+            Self::Local(body) => Pin::new(body.as_mut())
+                .poll_frame(cx)
+                .map_err(BodyError::Store),
             Self::Cloud(body) => body.poll_frame(cx),
-            Self::Events(events) => events
-                .as_mut()
-                .poll_next(cx)
-                .map(|event| event.map(|e| Ok(Frame::data(e)))),
         }
     }
 }
@@ -182,7 +171,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Kind::Cloud(body) => body.is_end_stream(),
-            Kind::Stored(_) | Kind::Events(_) => false,
+            Kind::Local(body) => body.is_end_stream(),
         }
     }
 
@@ -190,7 +179,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Kind::Cloud(body) => body.size_hint(),
-            Kind::Stored(_) | Kind::Events(_) => SizeHint::default(),
+            Kind::Local(body) => body.size_hint(),
         }
     }
 }

@@ -6,8 +6,11 @@ use http::{HeaderValue, Response, StatusCode, header};
 use hublet_wire::status::{Status, StatusDetails};
 
 use crate::local::SOURCE;
+use crate::local::authorize::Denied;
+use crate::local::error::LocalError;
 use crate::proxy::body::Body;
 use hublet_wire::media::Encoding;
+use hublet_wire::request::Verb;
 
 /// What hublet refuses, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,33 @@ pub(crate) enum Refusal {
     Expired(String),
     /// The request is malformed: 400.
     BadRequest(String),
+}
+
+impl From<LocalError> for Refusal {
+    fn from(error: LocalError) -> Self {
+        let message = error.to_string();
+        match error {
+            LocalError::Denied(Denied::Unauthorized) => Self::Unauthorized,
+            LocalError::Denied(Denied::Forbidden { .. }) => Self::Forbidden(message),
+            LocalError::Denied(_) | LocalError::NotCached(_) => Self::Unknown(message),
+            LocalError::NotAcceptable(_) => Self::Encoding(message),
+            LocalError::Expired(_) => Self::Expired(message),
+            LocalError::Store(_) => Self::Store(message),
+        }
+    }
+}
+
+/// The refusal for a read that only the cloud can answer: logs, a scale and other subresources are never stored.
+pub(crate) fn cloud_only_read(object: &str) -> Refusal {
+    Refusal::from(LocalError::from(Denied::CloudOnly(object.to_owned())))
+}
+
+/// The message of a refused write.
+pub(crate) fn write_unavailable_message(verb: Verb, object: &str) -> String {
+    format!(
+        "hublet: the cloud is away; this node can't {} {object} now",
+        verb.as_str()
+    )
 }
 
 impl Refusal {

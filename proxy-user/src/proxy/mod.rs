@@ -34,15 +34,14 @@ use crate::cloud::pool::{Upstreams, Way};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upload::{self, Upload};
 use crate::config::Config;
-use crate::local::{
-    Local, LocalRequest, SOURCE, cloud_only_read, encode_scope, write_unavailable_message,
-};
+use crate::local::{Local, LocalRequest, SOURCE, encode_scope};
 use crate::proxy::body::{Body, Place};
 use crate::proxy::connection::Connection;
 use crate::proxy::error::Refusal;
 use crate::proxy::route::{Route, route};
 use crate::proxy::upgrade::is_upgrade;
 use crate::telemetry::{Metrics, Source, Traffic};
+use error::{cloud_only_read, write_unavailable_message};
 use hublet_wire::media::{Accepts, Encoding};
 use hublet_wire::request::{ApiRequest, Reading, Verb};
 
@@ -304,7 +303,7 @@ impl Handler {
         question: Option<LocalRequest<'_>>,
     ) -> Result<Response<Body>, Refusal> {
         match question {
-            Some(question) => self.local.answer(question).await,
+            Some(question) => Ok(self.local.answer(question).await?.map(Body::from)),
             None => Err(Refusal::Unknown(format!(
                 "hublet: the cloud is away, and only the cloud understands the path or a parameter of this request for {}",
                 reading.describe()

@@ -53,7 +53,7 @@ impl Rig {
                         let event = receiver.lock().await.recv().await;
                         event.map(|event| (event, receiver))
                     });
-                    let body = Body::events(Box::pin(events));
+                    let body = Body::from(crate::local::body::LocalBody::watch(events));
                     Ok::<_, Infallible>(Response::new(TrackedBody { body, in_flight }))
                 }
             });
