@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::project::Project;
-use crate::{ebpf, step, toolchain};
+use crate::{compile, ebpf, step, toolchain};
 
 /// The daemon's build script embeds the object that this variable names.
 pub(crate) const OBJECT: &str = "HUBLET_BPF_OBJECT";
@@ -36,8 +36,8 @@ pub(crate) fn development(project: &Project) -> Result<PathBuf> {
     let object = object(project)?;
     let mut command = cargo(project, &object, "build");
     command.args(["--bins", "--workspace"]);
-    step::run(
-        "building hublet (about five minutes the first time on two cores, seconds later)",
+    compile::run(
+        "building hublet and its test clouds (minutes the first time, seconds later)",
         &mut command,
     )?;
     Ok(object)
@@ -69,7 +69,7 @@ fn released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
         .map(|program| project.binary("release", program))
         .collect();
     let Some(triple) = musl_target(project) else {
-        step::run(
+        compile::run(
             "building the release daemon (minutes: link-time optimisation of everything)",
             &mut command,
         )?;
@@ -79,7 +79,7 @@ fn released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
         return Ok(paths);
     };
     command.args(["--target", &triple]);
-    step::run(
+    compile::run(
         "building the release daemon, static (minutes: link-time optimisation of everything)",
         &mut command,
     )?;
@@ -108,7 +108,7 @@ pub(crate) fn bench(project: &Project, given: Option<&Path>) -> Result<Built> {
     if let Some(daemon) = given {
         let mut command = project.cargo();
         command.args(["build", "--package", "hublet-load"]);
-        step::run("building the load generator", &mut command)?;
+        compile::run("building the load generator", &mut command)?;
         let daemon = daemon
             .canonicalize()
             .with_context(|| format!("no {}", daemon.display()))?;
@@ -136,7 +136,7 @@ fn bench_cloud(project: &Project) -> Result<()> {
     let mut command = cargo(project, &object, "build");
     command.args(["--package", "hublet", "--package", "hublet-tests", "--bins"]);
     command.args(["--config", "profile.dev.package.hublet-tests.opt-level=2"]);
-    step::run("building the scriptable cloud", &mut command)
+    compile::run("building the scriptable cloud", &mut command).map(drop)
 }
 
 /// The musl target, when a C compiler for it exists and rustup has (or gets) its standard library.

@@ -223,24 +223,10 @@ impl Pause {
 /// The same command under util-linux's `setpriv`, which has the kernel end it when we die without a chance to.
 fn tied_to_us(command: &Command) -> Command {
     let Some(setpriv) = which("setpriv") else {
-        return same(command, Command::new(command.get_program()));
+        return step::copy_command(command, Command::new(command.get_program()));
     };
     let mut tied = Command::new(setpriv);
     tied.args(["--pdeathsig", "TERM", "--"])
         .arg(command.get_program());
-    same(command, tied)
-}
-
-fn same(from: &Command, mut to: Command) -> Command {
-    to.args(from.get_args());
-    for (key, value) in from.get_envs() {
-        match value {
-            Some(value) => to.env(key, value),
-            None => to.env_remove(key),
-        };
-    }
-    if let Some(dir) = from.get_current_dir() {
-        to.current_dir(dir);
-    }
-    to
+    step::copy_command(command, tied)
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::project::{OutputFormat, Project, Usage};
 use crate::test::TestArguments;
-use crate::{arrows, build, reproducible, step, test, toolchain, vm};
+use crate::{arrows, build, fuzz, reproducible, step, test, toolchain, vm};
 
 /// One step of `ci`.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -59,7 +59,12 @@ const OBJECT: Step = Step {
 const TESTS: Step = Step {
     name: "tests",
     about: "every suite; root for the namespaces",
-    run: |project| test::run(project, &TestArguments::default()),
+    run: |project| test::run(project, &TestArguments::all()),
+};
+const FUZZ: Step = Step {
+    name: "fuzz",
+    about: "each parser of hublet-wire for a minute, from the kept corpus",
+    run: fuzz::step,
 };
 const KERNELS: Step = Step {
     name: "kernels",
@@ -70,7 +75,7 @@ const KERNELS: Step = Step {
 /// What `check` runs.
 const CHECK: [Step; 4] = [FORMAT, ARROWS, LINTS, UNIT];
 /// What `ci` runs; the unit tests are among `tests`.
-const CI: [Step; 8] = [
+const CI: [Step; 9] = [
     FORMAT,
     ARROWS,
     LINTS,
@@ -78,6 +83,7 @@ const CI: [Step; 8] = [
     DOCUMENTATION,
     OBJECT,
     TESTS,
+    FUZZ,
     KERNELS,
 ];
 
@@ -283,7 +289,10 @@ mod tests {
             names(&["lints", "format"], None).unwrap(),
             ["format", "lints"]
         );
-        assert_eq!(names(&[], Some("tests")).unwrap(), ["tests", "kernels"]);
+        assert_eq!(
+            names(&[], Some("tests")).unwrap(),
+            ["tests", "fuzz", "kernels"]
+        );
         assert_eq!(names(&[], None).unwrap().len(), CI.len());
     }
 

@@ -7,8 +7,11 @@ mod bench;
 mod build;
 mod child;
 mod ci;
+mod compile;
 mod ebpf;
+mod fuzz;
 mod interrupt;
+mod mutants;
 mod plain_http;
 mod project;
 mod reproducible;
@@ -50,6 +53,10 @@ enum Verb {
     Ci(ci::CiArguments),
     /// Checks which stage of the daemon uses which, and that no two files use each other.
     Arrows(arrows::ArrowsArguments),
+    /// Fuzzes the parsers of hublet-wire, each from its kept corpus.
+    Fuzz(fuzz::FuzzArguments),
+    /// Changes the pure modules in small ways and names the changes that no unit test notices.
+    Mutants(mutants::MutantsArguments),
     /// Measures hublet beside nginx on the same objects in the same run.
     Bench(bench::BenchArguments),
 }
@@ -79,6 +86,8 @@ fn main() -> ExitCode {
         Verb::Check(arguments) => ci::check(&project, &arguments),
         Verb::Ci(arguments) => ci::run(&project, &arguments),
         Verb::Arrows(arguments) => arrows::run(&project, &arguments),
+        Verb::Fuzz(arguments) => fuzz::run(&project, &arguments),
+        Verb::Mutants(arguments) => mutants::run(&project, &arguments),
         Verb::Bench(arguments) => bench::run(&project, &arguments),
     });
     match outcome {

@@ -69,6 +69,26 @@ pub(crate) fn shown(command: &Command) -> String {
     line
 }
 
+/// The command again, to be changed or run another time.
+pub(crate) fn same_command(command: &Command) -> Command {
+    copy_command(command, Command::new(command.get_program()))
+}
+
+/// Arguments, environment and folder of `from`, added to `to`.
+pub(crate) fn copy_command(from: &Command, mut to: Command) -> Command {
+    to.args(from.get_args());
+    for (key, value) in from.get_envs() {
+        match value {
+            Some(value) => to.env(key, value),
+            None => to.env_remove(key),
+        };
+    }
+    if let Some(dir) = from.get_current_dir() {
+        to.current_dir(dir);
+    }
+    to
+}
+
 fn cannot_start(command: &Command) -> String {
     format!(
         "cannot start `{}`: is it installed and in PATH?",

@@ -8,8 +8,8 @@ use crate::step;
 
 /// Must fit rustc's LLVM (rust-toolchain.toml); change both together.
 const BPF_LINKER: &str = "0.10.3";
-/// Used by `ci` alone; any installed version does.
 const CARGO_DENY: &str = "0.20.2";
+const CARGO_MUTANTS: &str = "27.1.0";
 
 /// Installs rust-src and bpf-linker when they are missing.
 pub(crate) fn for_bpf(project: &Project) -> Result<()> {
@@ -61,18 +61,26 @@ fn bpf_linker(project: &Project) -> Result<()> {
     .context("without bpf-linker there are no BPF programs")
 }
 
-/// cargo-deny, for CI and for whoever runs the same at home.
 pub(crate) fn cargo_deny(project: &Project) -> Result<()> {
-    if which("cargo-deny").is_some() {
+    cargo_subcommand(project, "cargo-deny", CARGO_DENY)
+}
+
+pub(crate) fn cargo_mutants(project: &Project) -> Result<()> {
+    cargo_subcommand(project, "cargo-mutants", CARGO_MUTANTS)
+}
+
+/// Installs a program that only checks: any version that is there does, and a debug build is built sooner.
+fn cargo_subcommand(project: &Project, name: &str, version: &str) -> Result<()> {
+    if which(name).is_some() {
         return Ok(());
     }
-    let package = format!("cargo-deny@{CARGO_DENY}");
+    let package = format!("{name}@{version}");
     let mut install = project.cargo();
     install
         .env_remove("CARGO_TARGET_DIR")
         .args(["install", "--locked", "--debug", &package]);
     step::run(
-        &format!("installing {package} (some minutes, once)"),
+        &format!("installing {package} (minutes, once)"),
         &mut install,
     )
 }

@@ -9,16 +9,20 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use serde::Serialize;
 
 use crate::interrupt::Interrupt;
-use crate::project::{Project, Usage, is_ci};
+use crate::project::{OutputFormat, Project, Usage, is_ci};
 use crate::{build, step, toolchain};
 
 use outcome::Outcome;
-use suite::Suite;
+use suite::{Limit, Mode, Suite};
+
+/// Tells the harness to wait where a test failed.
+const KEEP: &str = "HUBLET_TEST_KEEP";
 
 /// Arguments of `test`.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Args)]
 pub(crate) struct TestArguments {
     /// Suites or packages to run (as `--list` prints them); all without one.
     #[arg(value_name = "NAME")]
@@ -26,13 +30,44 @@ pub(crate) struct TestArguments {
     /// Prints the suites and runs nothing.
     #[arg(long)]
     list: bool,
+    /// A test that fails waits with its daemon, clouds and namespaces alive, and prints how to look at them; Ctrl-C
+    /// ends it.
+    #[arg(long)]
+    keep: bool,
+    /// How the outcome is printed.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    output: OutputFormat,
+    /// Arguments of the test programs: `cargo xtask test offline -- served_from_the_store --nocapture`.
+    #[arg(last = true, value_name = "FILTER AND FLAGS")]
+    arguments: Vec<String>,
 }
 
-/// A suite and what came of it.
-#[derive(Debug)]
+impl TestArguments {
+    /// Every suite, as in CI.
+    pub(crate) fn all() -> Self {
+        Self {
+            names: Vec::new(),
+            list: false,
+            keep: false,
+            output: OutputFormat::Text,
+            arguments: Vec::new(),
+        }
+    }
+
+    fn mode(&self) -> Mode<'_> {
+        Mode {
+            arguments: &self.arguments,
+            limit: if self.keep { Limit::None } else { Limit::Suite },
+        }
+    }
+}
+
+/// A suite that ran.
+#[derive(Debug, Serialize)]
 struct Ran {
     name: String,
     seconds: f64,
+    #[serde(flatten)]
     outcome: Outcome,
 }
 
@@ -44,25 +79,40 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
     let object = build::development(project)?;
     let suites = chosen(suite::build(project, &object)?, &arguments.names)?;
     if arguments.list {
-        suites.iter().for_each(|suite| println!("{}", suite.name));
-        return Ok(());
+        return list(&suites, arguments.output);
     }
     let environment = |command: &mut Command| {
         command.env("HUBLET_BIN", project.binary("debug", "hublet"));
         command.env(build::OBJECT, &object);
+        if arguments.keep {
+            command.env(KEEP, "1");
+        }
     };
     let mut ran = Vec::new();
     for suite in &suites {
         step::say(format_args!("suite {}", suite.name));
         let begin = Instant::now();
-        let outcome = suite.run(project, &environment, &interrupt)?;
+        let outcome = suite.run(project, arguments.mode(), &environment, &interrupt)?;
         ran.push(Ran {
             name: suite.name.clone(),
             seconds: begin.elapsed().as_secs_f64(),
             outcome,
         });
     }
-    sum_up(&ran)
+    match arguments.output {
+        OutputFormat::Text => print_table(&ran),
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&ran)?),
+    }
+    verdict(&ran)
+}
+
+fn list(suites: &[Suite], output: OutputFormat) -> Result<()> {
+    let names: Vec<&str> = suites.iter().map(|suite| suite.name.as_str()).collect();
+    match output {
+        OutputFormat::Text => names.iter().for_each(|name| println!("{name}")),
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&names)?),
+    }
+    Ok(())
 }
 
 fn chosen(all: Vec<Suite>, names: &[String]) -> Result<Vec<Suite>> {
@@ -85,7 +135,7 @@ fn chosen(all: Vec<Suite>, names: &[String]) -> Result<Vec<Suite>> {
     Ok(all.into_iter().filter(wanted).collect())
 }
 
-fn sum_up(ran: &[Ran]) -> Result<()> {
+fn print_table(ran: &[Ran]) {
     println!("\nsuite                                     passed failed skipped  seconds");
     for Ran {
         name,
@@ -118,10 +168,22 @@ fn sum_up(ran: &[Ran]) -> Result<()> {
             .iter()
             .for_each(|failure| println!("FAILED {name}: {failure}"));
     }
-    let passed: usize = ran.iter().map(|ran| ran.outcome.passed).sum();
-    let failed: usize = ran.iter().map(|ran| ran.outcome.failed).sum();
-    let skipped: usize = ran.iter().map(|ran| ran.outcome.skipped.len()).sum();
+    let [passed, failed, skipped] = totals(ran);
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+}
+
+/// Passed, failed and skipped tests of all suites.
+fn totals(ran: &[Ran]) -> [usize; 3] {
+    let sum = |count: fn(&Outcome) -> usize| ran.iter().map(|ran| count(&ran.outcome)).sum();
+    [
+        sum(|outcome| outcome.passed),
+        sum(|outcome| outcome.failed),
+        sum(|outcome| outcome.skipped.len()),
+    ]
+}
+
+fn verdict(ran: &[Ran]) -> Result<()> {
+    let [_, failed, skipped] = totals(ran);
     if failed > 0 {
         bail!("{failed} tests failed (whole output: target/test-logs/)");
     }

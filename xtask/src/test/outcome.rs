@@ -1,10 +1,12 @@
 //! Reads what libtest prints. In: its lines, with `--show-output`. Out: counts, failures, and the tests that said
 //! SKIP because the machine lacks something (libtest knows them as passed).
 
+use serde::Serialize;
+
 const IGNORED: &str = "ignored without a reason";
 
 /// What a test program said, as far as it was read.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Outcome {
     /// Tests that ran and passed.
     pub(crate) passed: usize,
@@ -19,9 +21,12 @@ pub(crate) struct Outcome {
     /// What failed ones printed: name and text.
     pub(crate) printed: Vec<(String, String)>,
     /// The test whose captured output is being read.
+    #[serde(skip)]
     section: Option<String>,
     /// Between `successes:` and `failures:` or the conclusion.
+    #[serde(skip)]
     quiet: bool,
+    #[serde(skip)]
     concluded: bool,
 }
 

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use serde::Deserialize;
 
 use super::outcome::Outcome;
+use crate::compile::{self, Message};
 use crate::interrupt::Interrupt;
 use crate::project::Project;
 use crate::{build, step};
@@ -29,6 +29,23 @@ const QUEUE: usize = 1024;
 /// What a process that the suite left behind may keep the pipe open for.
 const LEFT_OVER: Duration = Duration::from_secs(2);
 
+/// How long a suite may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// [`LIMIT`].
+    Suite,
+    /// A test may wait to be looked at.
+    None,
+}
+
+/// How suites are run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mode<'a> {
+    /// For the test program: filters and libtest's flags.
+    pub(crate) arguments: &'a [String],
+    pub(crate) limit: Limit,
+}
+
 /// One test program, or the documentation's tests.
 #[derive(Debug, Clone)]
 pub(crate) struct Suite {
@@ -40,30 +57,8 @@ pub(crate) struct Suite {
     dir: PathBuf,
 }
 
-/// What cargo says of each thing that it has built.
-#[derive(Debug, Deserialize)]
-struct Message {
-    reason: String,
-    manifest_path: Option<PathBuf>,
-    target: Option<Target>,
-    profile: Option<Profile>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Profile {
-    test: bool,
-}
-
 /// Builds every test program of the workspace.
 pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
-    step::say("building the tests");
     let mut command = build::cargo(project, object, "test");
     command.args(["--workspace", "--no-run"]);
     let mut suites = built(command)?;
@@ -85,25 +80,8 @@ pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
 
 /// The test programs that a `cargo test --no-run` builds.
 pub(crate) fn built(mut command: Command) -> Result<Vec<Suite>> {
-    command.arg("--message-format=json-render-diagnostics");
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("the tests do not build: see above");
-    }
-    let mut suites = Vec::new();
-    for line in output
-        .stdout
-        .split(|byte| *byte == b'\n')
-        .filter(|line| line.starts_with(b"{"))
-    {
-        let message: Message =
-            serde_json::from_slice(line).context("cargo's message is not as expected")?;
-        suites.extend(from_message(message));
-    }
-    Ok(suites)
+    let messages = compile::run("building the tests", &mut command)?;
+    Ok(messages.into_iter().filter_map(from_message).collect())
 }
 
 fn from_message(message: Message) -> Option<Suite> {
@@ -144,6 +122,7 @@ impl Suite {
     pub(crate) fn run(
         &self,
         project: &Project,
+        mode: Mode<'_>,
         environment: &dyn Fn(&mut Command),
         interrupt: &Interrupt,
     ) -> Result<Outcome> {
@@ -151,6 +130,7 @@ impl Suite {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
+            .args(mode.arguments)
             .current_dir(&self.dir)
             .stdin(Stdio::null());
         command
@@ -185,7 +165,7 @@ impl Suite {
                 break;
             }
             let interrupted = interrupt.wait(Duration::ZERO);
-            if interrupted || begin.elapsed() > LIMIT {
+            if interrupted || (mode.limit == Limit::Suite && begin.elapsed() > LIMIT) {
                 // The group is gone when this fails.
                 let _ = killpg(group, Signal::SIGKILL);
                 process.wait()?;
