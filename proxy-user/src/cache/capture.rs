@@ -21,9 +21,11 @@ use crate::authz::grants::Grants;
 use crate::cache::change::Op;
 use crate::cache::evict::Budget;
 use crate::cache::exchange::Exchange;
+use crate::cache::not_stored::{NotStored, NotStoredCounts};
 use crate::cache::store::{Store, StoreError};
 use crate::cache::writer::Writer;
 use crate::clock::Clock;
+use hublet_wire::request::Verb;
 
 /// Bytes of answers that wait for the writer, in KiB; beyond it a stream waits for room.
 const ROOM: usize = 8 << 10;
@@ -57,6 +59,7 @@ pub(super) struct Counters {
     pub(super) sent: AtomicU64,
     pub(super) done: AtomicU64,
     pub(super) given_up: AtomicU64,
+    pub(super) not_stored: NotStoredCounts,
     pub(super) failures: AtomicU64,
     pub(super) commits: AtomicU64,
     pub(super) evicted: AtomicU64,
@@ -68,6 +71,14 @@ pub(super) struct Counters {
     /// Pods that want to be steered, of the batch that is being written: a slow disk takes longer for it than the
     /// kubelet for a pod's start.
     pub(super) wanting: Mutex<BTreeSet<String>>,
+}
+
+impl Counters {
+    /// Counts copies that end before their responses do.
+    pub(super) fn give_up(&self, reason: NotStored, copies: u64) {
+        self.given_up.fetch_add(copies, Ordering::Relaxed);
+        self.not_stored.add(reason, copies);
+    }
 }
 
 /// The way to the writer thread.
@@ -135,15 +146,17 @@ impl Ingest {
     /// Begins to copy an answer; `None` when the writer is too far behind.
     pub(crate) fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
         exchange.answered = self.clock.now();
+        let verb = exchange.verb;
         let id = self.counters.next.fetch_add(1, Ordering::Relaxed);
         if self.counters.full.load(Ordering::Relaxed)
             || !self.send(Message::Begin(id, Box::new(exchange)))
         {
-            self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+            self.counters.give_up(NotStored::QueueFull, 1);
             return None;
         }
         Some(Capture {
             id,
+            verb,
             ingest: self.clone(),
             room: PollSemaphore::new(Arc::clone(&self.room)),
             waiting: None,
@@ -160,7 +173,7 @@ impl Ingest {
         if ops.iter().all(Op::is_refusal) {
             self.send_always(Message::Ops(ops));
         } else if !self.send(Message::Ops(ops)) {
-            self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+            self.counters.give_up(NotStored::QueueFull, 1);
         }
     }
 
@@ -200,6 +213,11 @@ impl Ingest {
         }
     }
 
+    /// How many responses were not stored, by reason.
+    pub(crate) fn not_stored(&self) -> &NotStoredCounts {
+        &self.counters.not_stored
+    }
+
     /// Copies given up since the start.
     pub(crate) fn given_up(&self) -> u64 {
         self.counters.given_up.load(Ordering::Relaxed)
@@ -232,6 +250,7 @@ impl Ingest {
 #[derive(Debug)]
 pub(crate) struct Capture {
     id: u64,
+    verb: Verb,
     ingest: Ingest,
     room: PollSemaphore,
     waiting: Option<Pin<Box<Sleep>>>,
@@ -274,10 +293,7 @@ impl Capture {
 
     fn give_up(&mut self) {
         self.open = false;
-        self.ingest
-            .counters
-            .given_up
-            .fetch_add(1, Ordering::Relaxed);
+        self.ingest.counters.give_up(NotStored::QueueFull, 1);
         self.ingest.send_always(Message::Abort(self.id));
     }
 
@@ -293,6 +309,10 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         if self.open {
+            // What a watch has sent is stored, wherever its client ends it.
+            if self.verb != Verb::Watch {
+                self.ingest.not_stored().increment(NotStored::Interrupted);
+            }
             self.ingest.send_always(Message::Abort(self.id));
         }
     }
@@ -331,7 +351,7 @@ mod tests {
             http::HeaderValue::from_static("application/json"),
         );
         let reading = ApiRequest::parse(&Method::GET, &uri);
-        let exchange = Exchange::of(reading.understood().unwrap(), (200, &headers), 0).unwrap();
+        let exchange = Exchange::of(reading.understood().unwrap(), 200, &headers, 0).unwrap();
         let copies = [
             ingest.capture(exchange.clone()),
             ingest.capture(exchange.clone()),

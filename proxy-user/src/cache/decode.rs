@@ -314,7 +314,7 @@ fn whole(
     ops: &mut Vec<Op>,
 ) -> Result<(), CodecError> {
     if exchange.verb == Verb::Document {
-        let (content_type, etag) = (&exchange.document.0, &exchange.document.1);
+        let (content_type, etag) = (&exchange.content_type, &exchange.etag);
         if content_type.starts_with("application/json") {
             serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
                 .map_err(|e| CodecError::Json(e.to_string()))?;

@@ -6,6 +6,7 @@ use http::{HeaderMap, header};
 use crate::authz::identity::Credential;
 use crate::cache::change::{Answer, Said};
 use crate::cache::keys;
+use crate::cache::not_stored::NotStored;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::parse_version;
 use hublet_wire::request::{ApiRequest, Verb};
@@ -39,8 +40,10 @@ pub(crate) struct Exchange {
     pub encoding: Encoding,
     /// The body is gzipped.
     pub gzip: bool,
-    /// `Content-Type` and `ETag` of a document.
-    pub document: (String, String),
+    /// `Content-Type`.
+    pub content_type: String,
+    /// `ETag`, empty when none.
+    pub etag: String,
     /// A Table in this answer is one as everybody asks for it: its rows say no more and no less.
     pub keeps_tables: bool,
     /// Answered from etcd itself, not from the API server's watch cache, which may lag: a read without a
@@ -142,26 +145,58 @@ pub(crate) fn is_untold_write(request: &ApiRequest<'_>, status: u16) -> bool {
     writes && stored && !request.query.dry_run && matches!(status, 200..=299)
 }
 
+/// The encoding of a response that may be stored, as far as request and headers tell.
+fn reject_unstorable(request: &ApiRequest<'_>, headers: &HeaderMap) -> Result<Encoding, NotStored> {
+    let encoding = Encoding::of_content_type(text(headers, header::CONTENT_TYPE));
+    let query = &request.query;
+    if !matches!(
+        text(headers, header::CONTENT_ENCODING),
+        "" | "identity" | "gzip"
+    ) {
+        return Err(NotStored::ContentEncoding);
+    }
+    match request.verb {
+        Verb::Other => return Err(NotStored::Verb),
+        Verb::Document if !is_document(request.path) => return Err(NotStored::LiveNonResource),
+        Verb::Document if query.pretty => return Err(NotStored::Pretty),
+        Verb::Document => return Ok(encoding.unwrap_or(Encoding::Json)),
+        _ => {}
+    }
+    if is_no_object(&request.group, &request.resource) {
+        Err(NotStored::NotAnObject)
+    } else if !request.is_resource() {
+        Err(NotStored::Verb)
+    } else if !may_be_stored(request) {
+        Err(NotStored::Subresource)
+    } else if query.dry_run {
+        Err(NotStored::DryRun)
+    } else if query.pretty {
+        Err(NotStored::Pretty)
+    } else {
+        encoding.ok_or(NotStored::ContentType)
+    }
+}
+
+/// A header's value; empty where it is missing or not text.
+fn text(headers: &HeaderMap, name: header::HeaderName) -> &str {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+}
+
 impl Exchange {
-    /// Of a request and the head of its answer; `None` where the answer tells nothing to store.
+    /// What to store of a response, decided by its request and its head.
+    ///
+    /// # Errors
+    /// Nothing: the reason.
     pub(crate) fn of(
         request: &ApiRequest<'_>,
-        (status, headers): (u16, &HeaderMap),
+        status: u16,
+        headers: &HeaderMap,
         asked: u64,
-    ) -> Option<Self> {
-        let text = |name: header::HeaderName| {
-            headers
-                .get(name)
-                .and_then(|v| v.to_str().ok())
-                .unwrap_or_default()
-        };
-        let content_type = text(header::CONTENT_TYPE);
-        let encoding = Encoding::of_content_type(content_type);
-        let gzip = match text(header::CONTENT_ENCODING) {
-            "" | "identity" => false,
-            "gzip" => true,
-            _ => return None,
-        };
+    ) -> Result<Self, NotStored> {
+        let encoding = reject_unstorable(request, headers)?;
         let query = &request.query;
         let mut exchange = Self {
             verb: request.verb,
@@ -170,14 +205,15 @@ impl Exchange {
             resource: Vec::new(),
             plural: request.resource.clone().into_owned(),
             name: request.name.clone().into_owned(),
-            fixed_selector: false,
+            fixed_selector: is_fixed_selector(request),
             from: parse_version(&query.resource_version).unwrap_or(u64::MAX),
             initial_events: query.send_initial_events,
             continue_token: query.continue_token.clone().into_owned(),
             status,
-            encoding: encoding.unwrap_or(Encoding::Json),
-            gzip,
-            document: (content_type.to_owned(), text(header::ETAG).to_owned()),
+            encoding,
+            gzip: text(headers, header::CONTENT_ENCODING) == "gzip",
+            content_type: text(headers, header::CONTENT_TYPE).to_owned(),
+            etag: text(headers, header::ETAG).to_owned(),
             keeps_tables: !query.include_object,
             fresh: query.resource_version.is_empty(),
             of_the_past: query.exact || !query.continue_token.is_empty(),
@@ -185,29 +221,22 @@ impl Exchange {
             answered: asked,
             author: None,
         };
+        if !exchange.is_storable() {
+            return Err(NotStored::StatusCode);
+        }
         if request.verb == Verb::Document {
             exchange.key = document_key(request).into_bytes();
-            return (status == 200 && !query.pretty && is_document(request.path))
-                .then_some(exchange);
+        } else {
+            keys::push_resource(&mut exchange.resource, &request.group, &request.resource);
+            keys::push_scope(&mut exchange.key, request);
         }
-        if encoding.is_none()
-            || query.dry_run
-            || query.pretty
-            || is_no_object(&request.group, &request.resource)
-        {
-            return None;
-        }
-        if !request.is_resource() || !may_be_stored(request) {
-            return None;
-        }
-        keys::push_resource(&mut exchange.resource, &request.group, &request.resource);
-        keys::push_scope(&mut exchange.key, request);
-        exchange.fixed_selector = is_fixed_selector(request);
-        exchange.tells().then_some(exchange)
+        Ok(exchange)
     }
 
-    fn tells(&self) -> bool {
+    /// The status code, for this verb, comes with a body that tells of an object.
+    fn is_storable(&self) -> bool {
         match self.verb {
+            Verb::Document => self.status == 200,
             Verb::Get => matches!(self.status, 200 | 404),
             Verb::List | Verb::Watch | Verb::DeleteCollection => self.status == 200,
             // 201 where it made the object: server-side apply, and kinds that a PUT may make.
@@ -215,7 +244,7 @@ impl Exchange {
             // 409: it is there already.
             Verb::Create => matches!(self.status, 200..=202 | 409),
             Verb::Delete => matches!(self.status, 200 | 202 | 404),
-            Verb::Document | Verb::Other => false,
+            Verb::Other => false,
         }
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod error;
 pub(crate) mod evict;
 pub(crate) mod exchange;
 pub(crate) mod keys;
+pub(crate) mod not_stored;
 mod open;
 pub(crate) mod paginate;
 pub(crate) mod record;
@@ -44,6 +45,7 @@ use capture::{Capture, Ingest};
 use change::Op;
 use evict::{Asked, Budget};
 use exchange::Exchange;
+use not_stored::{NotStored, NotStoredCounts};
 use store::{Condition, Snapshot, Store, StoreError};
 
 /// How long an answer from the store waits for what has been seen but not written yet.
@@ -196,6 +198,10 @@ impl Cache {
             .unwrap_or_default();
         let (grants, credentials) = self.grants.len();
         let condition = self.store.condition();
+        let not_stored: serde_json::Map<String, serde_json::Value> = NotStored::ALL
+            .into_iter()
+            .map(|reason| (reason.as_str().into(), self.not_stored().get(reason).into()))
+            .collect();
         serde_json::json!({
             "writable": condition == Condition::Writable,
             "problem": condition.problem(),
@@ -208,11 +214,17 @@ impl Cache {
             "grants": grants,
             "credentials": credentials,
             "copiesGivenUp": self.ingest.given_up(),
+            "notStored": not_stored,
             "evicted": self.ingest.evicted(),
             "writesFailed": self.ingest.failures(),
             "behind": self.ingest.is_behind(),
             "openedInSeconds": self.opened_in.as_secs_f64(),
         })
+    }
+
+    /// How many responses were not stored, by reason.
+    pub(crate) fn not_stored(&self) -> &NotStoredCounts {
+        self.ingest.not_stored()
     }
 
     /// The writer's counters: copies given up, batches that failed, objects' bytes waiting.

@@ -54,7 +54,7 @@ impl Bench {
         let reading = ApiRequest::parse(&method, &uri);
         let request = reading.understood().unwrap();
         let asked = self.cache.clock.now() - ago;
-        if let Some(exchange) = Exchange::of(request, (status, &headers), asked) {
+        if let Ok(exchange) = Exchange::of(request, status, &headers, asked) {
             let mut capture = self.cache.capture(exchange).unwrap();
             for chunk in body.chunks(100) {
                 let chunk = bytes::Bytes::copy_from_slice(chunk);
@@ -529,7 +529,7 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
             headers.insert("content-type", "application/json".parse().unwrap());
             let reading = ApiRequest::parse(&method, &uri);
             let request = reading.understood().unwrap();
-            let exchange = Exchange::of(request, (status, &headers), asked(clock)).unwrap();
+            let exchange = Exchange::of(request, status, &headers, asked(clock)).unwrap();
             let mut capture = bench.cache.capture(exchange).unwrap();
             let body = bytes::Bytes::from(body);
             std::future::poll_fn(|cx| capture.poll_push(cx, &body)).await;

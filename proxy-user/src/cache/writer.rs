@@ -17,6 +17,7 @@ use crate::cache::change::Op;
 use crate::cache::continuity::Lineage;
 use crate::cache::decode::Observer;
 use crate::cache::evict::Budget;
+use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::Pages;
 use crate::cache::steering;
 use crate::cache::store::{Condition, Store, StoreError};
@@ -217,7 +218,7 @@ impl Writer {
                 });
                 if let Some(Err(error)) = pushed {
                     self.forget(id);
-                    log_malformed(&error);
+                    self.reject(&error);
                 }
                 self.hold(id);
                 drop(permit);
@@ -230,7 +231,7 @@ impl Writer {
                 let ended = self.forget(id);
                 let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.ops));
                 if let Some(Err(error)) = finished {
-                    log_malformed(&error);
+                    self.reject(&error);
                 } else if let Some(author) = author {
                     self.shown_to(&author, before, now);
                 }
@@ -268,6 +269,11 @@ impl Writer {
         }
     }
 
+    fn reject(&self, error: &CodecError) {
+        self.counters.not_stored.increment(NotStored::from(error));
+        log_malformed(error);
+    }
+
     fn forget(&mut self, id: u64) -> Option<Observer> {
         let copying = self.observers.remove(&id)?;
         self.held -= copying.held;
@@ -294,7 +300,7 @@ impl Writer {
                 return;
             };
             self.forget(longest);
-            self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+            self.counters.give_up(NotStored::QueueFull, 1);
         }
     }
 
@@ -431,8 +437,7 @@ impl Writer {
     /// complete any more.
     fn give_up(&mut self) {
         self.counters
-            .given_up
-            .fetch_add(1 + self.observers.len() as u64, Ordering::Relaxed);
+            .give_up(NotStored::StoreFailed, 1 + self.observers.len() as u64);
         self.observers.clear();
         self.held = 0;
         self.pages = Pages::default();

@@ -25,6 +25,7 @@ use crate::budget::{Budget, Flow};
 use crate::cache::Cache;
 use crate::cache::capture::Capture;
 use crate::cache::exchange::{Exchange, is_untold_write, may_be_stored};
+use crate::cache::not_stored::NotStored;
 use crate::cache::store::StoreError;
 use crate::clock::Clock;
 use crate::cloud::dial::{DialError, Dialer};
@@ -461,13 +462,25 @@ impl Handler {
         head: &Head,
         asked: u64,
     ) -> Option<Capture> {
-        let request = reading.understood().filter(|_| !call.dry_run)?;
+        let not_stored = |reason| {
+            self.cache.not_stored().increment(reason);
+            None
+        };
+        let Some(request) = reading.understood() else {
+            return not_stored(NotStored::UnknownRequest);
+        };
+        if call.dry_run {
+            return not_stored(NotStored::DryRun);
+        }
         let status = head.status.as_u16();
-        let Some(exchange) = Exchange::of(request, (status, &head.headers), asked) else {
-            if is_untold_write(request, status) {
-                self.cache.appeared(call.scope.as_deref()?);
+        let exchange = match Exchange::of(request, status, &head.headers, asked) {
+            Ok(exchange) => exchange,
+            Err(reason) => {
+                if is_untold_write(request, status) {
+                    self.cache.appeared(call.scope.as_deref()?);
+                }
+                return not_stored(reason);
             }
-            return None;
         };
         self.cache.capture(Exchange {
             author: call.author(reading),
