@@ -19,6 +19,7 @@ pub mod cli;
 pub(crate) mod clock;
 pub(crate) mod cloud;
 pub mod config;
+pub(crate) mod drain;
 pub mod ebpf;
 pub(crate) mod listen;
 pub(crate) mod local;

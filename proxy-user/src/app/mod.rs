@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::{Admin, Condition, Handles, State};
@@ -77,7 +76,6 @@ pub struct Bound {
     admin_socket: TcpListener,
     taken: Inheritance,
     _dir_locks: DirectoryLocks,
-    stop_accepting: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -157,7 +155,6 @@ impl Bound {
             sockets,
             admin_socket,
             taken,
-            stop_accepting: CancellationToken::new(),
             tasks: Vec::new(),
         })
     }
@@ -165,11 +162,7 @@ impl Bound {
     /// Accepts, steers, and serves until told to stop; then drains and undoes.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         for listener in self.sockets.listeners() {
-            self.tasks.push(listen::spawn(
-                &self.acceptor,
-                listener,
-                self.stop_accepting.clone(),
-            ));
+            self.tasks.push(listen::spawn(&self.acceptor, listener));
         }
         self.tasks.push(tokio::spawn(
             Arc::clone(&self.table).run_sweeps(Arc::clone(&self.counters)),

@@ -83,7 +83,6 @@ pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
     let started = Instant::now();
     bound.setup.stop_steering();
     bound.state.draining();
-    bound.stop_accepting.cancel();
     bound.table.drain();
     bound.handler.end_streams();
     let open = bound.table.open();
@@ -92,7 +91,7 @@ pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
         bound.config.listen.drain
     );
     tokio::select! {
-        finished = timeout(bound.config.listen.drain, ended(&bound)) => {
+        finished = timeout(bound.config.listen.drain, bound.table.drained()) => {
             if finished.is_err() {
                 warn!("{} connections are cut after {:?}", bound.table.open(), bound.config.listen.drain);
             }
@@ -100,19 +99,13 @@ pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
         () = shutdown.immediate() => warn!("second signal: {} connections are cut", bound.table.open()),
     }
     bound.table.close_all();
-    let _ = timeout(CLOSE_TIMEOUT, ended(&bound)).await;
+    let _ = timeout(CLOSE_TIMEOUT, bound.table.drained()).await;
     for task in &bound.tasks {
         task.abort();
     }
     bound.handler.close().await;
     undo(bound).await;
     info!("stopped after {:.1?}", started.elapsed());
-}
-
-/// Waits until no connection is open, those that have been accepted and are still to be looked at among them.
-async fn ended(bound: &Bound) {
-    bound.acceptor.wait_for_arrivals().await;
-    bound.table.emptied().await;
 }
 
 /// Gives a successor our sockets and locks.
@@ -139,18 +132,17 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         bound.table.open()
     );
     bound.state.draining();
-    bound.stop_accepting.cancel();
     bound.table.drain();
     bound.handler.end_streams();
     let patience = bound.config.listen.drain.min(HANDOVER_DRAIN);
-    if timeout(patience, ended(&bound)).await.is_err() {
+    if timeout(patience, bound.table.drained()).await.is_err() {
         warn!(
             "{} connections are cut after {patience:?}",
             bound.table.open()
         );
     }
     bound.table.close_all();
-    let _ = timeout(CLOSE_TIMEOUT, ended(&bound)).await;
+    let _ = timeout(CLOSE_TIMEOUT, bound.table.drained()).await;
     for task in &bound.tasks {
         task.abort();
     }

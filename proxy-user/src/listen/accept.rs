@@ -10,12 +10,12 @@ use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::stall::StallTimeoutExecutor;
 use super::{ConnectionTable, Counters, connection};
 use crate::budget::Flow;
+use crate::drain::DrainWatcher;
 use crate::proxy::Handler;
 use crate::proxy::connection::Port;
 use crate::proxy::request_body as upload;
@@ -41,7 +41,7 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of a response buffered in its stream, beside the frame that crosses the limit.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Connections that are accepted and not yet in the table: their callers are being identified.
-const MAX_ARRIVALS: u32 = 64;
+const MAX_ARRIVALS: usize = 64;
 /// HTTP/2 pings find peers that vanished with their network namespace.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
@@ -68,8 +68,14 @@ pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) remote: SocketAddr,
     pub(super) port: Port,
-    /// Released once the connection is in the table.
-    pub(super) arrival: OwnedSemaphorePermit,
+    /// Dropped once the connection is in the table.
+    pub(super) arrival: Arrival,
+}
+
+/// One of the connections that are not in the table yet.
+pub(super) struct Arrival {
+    _permit: OwnedSemaphorePermit,
+    _drain: DrainWatcher,
 }
 
 impl Acceptor {
@@ -92,14 +98,8 @@ impl Acceptor {
             small_http2: http2_builder(executor, REDUCED_MAX_STREAMS),
             table,
             counters,
-            arrivals: Arc::new(Semaphore::new(MAX_ARRIVALS as usize)),
+            arrivals: Arc::new(Semaphore::new(MAX_ARRIVALS)),
         })
-    }
-
-    /// Completes when cancelled listeners have stopped and all that they accepted is in the table.
-    pub(crate) async fn wait_for_arrivals(&self) {
-        // Each listener holds a permit while it accepts. The semaphore is never closed.
-        let _all = self.arrivals.acquire_many(MAX_ARRIVALS).await;
     }
 
     pub(super) fn http1_for(&self, flow: &Flow) -> &http1::Builder {
@@ -120,11 +120,15 @@ impl Acceptor {
 
     async fn accept_one(&self, listener: &TcpListener, port: Port) -> io::Result<Accepted> {
         // The semaphore is never closed.
-        let arrival = Arc::clone(&self.arrivals)
+        let permit = Arc::clone(&self.arrivals)
             .acquire_owned()
             .await
             .map_err(io::Error::other)?;
         let (stream, remote) = listener.accept().await?;
+        let arrival = Arrival {
+            _permit: permit,
+            _drain: self.table.drain_watcher(),
+        };
         Ok(Accepted {
             stream,
             remote,
@@ -175,19 +179,19 @@ impl std::fmt::Debug for Acceptor {
     }
 }
 
-/// Accepts until cancelled; the backlog at that time is still accepted.
+/// Accepts until the drain; the backlog at that time is still accepted.
 pub(super) async fn run(
     acceptor: Arc<Acceptor>,
     listener: Arc<TcpListener>,
     port: Port,
-    stop: CancellationToken,
+    mut drain: DrainWatcher,
 ) {
     let mut backoff = MIN_ACCEPT_BACKOFF;
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = acceptor.accept_one(&listener, port) => accepted,
-            () = stop.cancelled() => return,
+            () = drain.started() => return,
         };
         let error = match accepted {
             Ok(accepted) => {
@@ -208,7 +212,7 @@ pub(super) async fn run(
         }
         tokio::select! {
             () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(MAX_ACCEPT_BACKOFF),
-            () = stop.cancelled() => return,
+            () = drain.started() => return,
         }
     }
 }

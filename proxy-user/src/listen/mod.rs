@@ -26,7 +26,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 pub(crate) use accept::Acceptor;
 pub(crate) use counters::Counters;
@@ -62,16 +61,12 @@ pub(crate) struct Listener {
     pub socket: Arc<TcpListener>,
 }
 
-/// Accepts on this listener until `stop`. Call on the traffic runtime.
-pub(crate) fn spawn(
-    acceptor: &Arc<Acceptor>,
-    listener: &Listener,
-    stop: CancellationToken,
-) -> tokio::task::JoinHandle<()> {
+/// Accepts on this listener until the table drains. Call on the traffic runtime.
+pub(crate) fn spawn(acceptor: &Arc<Acceptor>, listener: &Listener) -> tokio::task::JoinHandle<()> {
     tokio::spawn(accept::run(
         Arc::clone(acceptor),
         Arc::clone(&listener.socket),
         listener.port,
-        stop,
+        acceptor.table.drain_watcher(),
     ))
 }

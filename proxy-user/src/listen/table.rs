@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::warn;
 
@@ -25,6 +24,7 @@ pub(super) use tracked::{HttpVersion, InFlight, TrackedBody, TrackedIo};
 use super::Counters;
 use crate::authz::caller::Client;
 use crate::budget::Flow;
+use crate::drain::{DrainTrigger, DrainWatcher};
 use slots::{Admission, Slots};
 use sweep::{SweepAction, SweepState};
 
@@ -36,7 +36,7 @@ const PROGRESS_CHECKS: u32 = 6;
 pub(crate) struct ConnectionTable {
     reader_timeout: Duration,
     slots: Mutex<Slots>,
-    emptied: Notify,
+    drain: DrainTrigger,
 }
 
 impl ConnectionTable {
@@ -46,7 +46,7 @@ impl ConnectionTable {
         Arc::new(Self {
             reader_timeout,
             slots: Mutex::new(Slots::new(limit)),
-            emptied: Notify::new(),
+            drain: DrainTrigger::new(),
         })
     }
 
@@ -63,13 +63,8 @@ impl ConnectionTable {
         let mut slots = self.slots.lock();
         let admission = slots.admit(client, flow, &mut scanned);
         let acquired = (!matches!(admission, Admission::Full)).then(|| {
-            slots.insert(client, |index, directive| {
-                Arc::new(Activity::new(
-                    Arc::clone(self),
-                    index,
-                    Arc::clone(flow),
-                    directive,
-                ))
+            slots.insert(client, |index| {
+                Arc::new(Activity::new(Arc::clone(self), index, Arc::clone(flow)))
             })
         });
         drop(slots);
@@ -95,9 +90,7 @@ impl ConnectionTable {
     }
 
     pub(super) fn release(&self, index: usize) {
-        if self.slots.lock().release(index) {
-            self.emptied.notify_waiters();
-        }
+        self.slots.lock().release(index);
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -156,12 +149,12 @@ impl ConnectionTable {
 
     /// Gives every connection this directive. Later connections start with [`Directive::Drain`].
     fn direct_all(&self, directive: Directive) {
-        self.slots.lock().start_draining();
         self.for_each(|_, activity| activity.set_directive(directive));
     }
 
-    /// Lets every connection finish its requests in flight, then close.
+    /// Stops the listeners, and lets every connection finish its requests in flight, then close.
     pub(crate) fn drain(&self) {
+        self.drain.start();
         self.direct_all(Directive::Drain);
     }
 
@@ -181,15 +174,15 @@ impl ConnectionTable {
         drop(slots);
     }
 
-    /// Completes when no connection is open.
-    pub(crate) async fn emptied(&self) {
-        loop {
-            let emptied = self.emptied.notified();
-            if self.open() == 0 {
-                return;
-            }
-            emptied.await;
-        }
+    /// Held by everything that a drain has to wait for: listeners, connections that are accepted and
+    /// not in the table yet, and those in the table.
+    pub(super) fn drain_watcher(&self) -> DrainWatcher {
+        self.drain.watcher()
+    }
+
+    /// Completes when no listener accepts and no connection is open.
+    pub(crate) async fn drained(&self) {
+        self.drain.drained().await;
     }
 }
 

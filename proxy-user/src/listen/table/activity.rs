@@ -12,6 +12,7 @@ use futures_util::task::AtomicWaker;
 use super::ConnectionTable;
 use super::sweep::WriteProgress;
 use crate::budget::Flow;
+use crate::drain::DrainWatcher;
 
 /// What a connection is to do. Ordered: a stricter directive is never taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,15 +42,18 @@ pub(crate) struct Activity {
     has_unparsed_bytes: AtomicBool,
     directive: AtomicU8,
     waker: AtomicWaker,
+    _drain: DrainWatcher,
 }
 
 impl Activity {
-    pub(super) fn new(
-        table: Arc<ConnectionTable>,
-        slot: usize,
-        flow: Arc<Flow>,
-        directive: Directive,
-    ) -> Self {
+    pub(super) fn new(table: Arc<ConnectionTable>, slot: usize, flow: Arc<Flow>) -> Self {
+        let drain = table.drain_watcher();
+        // A connection that comes during a drain may make one request.
+        let directive = if drain.has_started() {
+            Directive::Drain
+        } else {
+            Directive::Run
+        };
         Self {
             table,
             slot,
@@ -59,6 +63,7 @@ impl Activity {
             has_unparsed_bytes: AtomicBool::new(false),
             directive: AtomicU8::new(directive as u8),
             waker: AtomicWaker::new(),
+            _drain: drain,
         }
     }
 

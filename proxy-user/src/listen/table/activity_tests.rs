@@ -189,7 +189,7 @@ async fn a_drain_finishes_the_response_and_closes() {
         "{rest:?}"
     );
     assert!(rig.serving.await.expect("joined").is_some());
-    rig.table.emptied().await;
+    rig.table.drained().await;
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn close_ends_even_a_watch() {
     rig.table.drain();
     rig.table.close_all();
     assert!(rig.serving.await.expect("joined").is_none());
-    rig.table.emptied().await;
+    rig.table.drained().await;
 }
 
 /// The directive to drain consumed the waker, so that the directive to close reached nobody: clients

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::activity::{Activity, ActivitySnapshot, Directive};
+use super::activity::{Activity, ActivitySnapshot};
 use super::sweep::SweepState;
 use crate::authz::caller::Client;
 use crate::budget::Flow;
@@ -29,7 +29,6 @@ pub(super) struct Slots {
     evicting: usize,
     /// Index behind the last eviction: the next scan begins there.
     cursor: usize,
-    draining: bool,
 }
 
 #[derive(Debug)]
@@ -81,10 +80,6 @@ impl Slots {
 
     pub(super) fn open(&self) -> usize {
         self.slots.len() - self.free.len()
-    }
-
-    pub(super) fn start_draining(&mut self) {
-        self.draining = true;
     }
 
     /// The connections that still exist, and their sweep states.
@@ -207,22 +202,17 @@ impl Slots {
             })
     }
 
-    /// Fills a slot with the activity that `create` makes of its index and first directive.
+    /// Fills a slot with the activity that `create` makes of its index.
     pub(super) fn insert(
         &mut self,
         client: Client,
-        create: impl FnOnce(usize, Directive) -> Arc<Activity>,
+        create: impl FnOnce(usize) -> Arc<Activity>,
     ) -> Arc<Activity> {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        let directive = if self.draining {
-            Directive::Drain
-        } else {
-            Directive::Run
-        };
-        let activity = create(index, directive);
+        let activity = create(index);
         *self.counts.entry(client).or_default() += 1;
         self.slots[index] = Some(Slot {
             activity: Arc::downgrade(&activity),
@@ -234,8 +224,7 @@ impl Slots {
         activity
     }
 
-    /// Frees a slot. Returns whether the table is empty now.
-    pub(super) fn release(&mut self, index: usize) -> bool {
+    pub(super) fn release(&mut self, index: usize) {
         if let Some(slot) = self.slots[index].take() {
             if slot.evicting {
                 self.evicting -= 1;
@@ -244,7 +233,6 @@ impl Slots {
             }
             self.free.push(index);
         }
-        self.open() == 0
     }
 
     #[cfg(test)]

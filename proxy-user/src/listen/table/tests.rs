@@ -185,7 +185,7 @@ async fn a_drain_ends_with_the_last_connection() {
     );
     let waiting = tokio::spawn({
         let table = Arc::clone(&table);
-        async move { table.emptied().await }
+        async move { table.drained().await }
     });
     tokio::task::yield_now().await;
     assert!(!waiting.is_finished());
