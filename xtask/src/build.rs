@@ -73,9 +73,7 @@ fn released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
             "building the release daemon (minutes: link-time optimisation of everything)",
             &mut command,
         )?;
-        step::note(
-            "dynamic: needs this machine's glibc. For a static one: apt install musl-tools, and build again",
-        );
+        step::note("this daemon is dynamic and needs this machine's glibc; what ships is static");
         return Ok(paths);
     };
     command.args(["--target", &triple]);
@@ -139,8 +137,12 @@ fn bench_cloud(project: &Project) -> Result<()> {
     compile::run("building the scriptable cloud", &mut command).map(drop)
 }
 
-/// The musl target, when a C compiler for it exists and rustup has (or gets) its standard library.
+/// The musl target: its C compiler from apt and its standard library from rustup, fetched where they are missing. `None`
+/// where that is not possible, which is said in a line.
 fn musl_target(project: &Project) -> Option<String> {
+    if let Err(error) = toolchain::for_static(project) {
+        step::note(format_args!("no static build: {error:#}"));
+    }
     toolchain::musl_cc()?;
     let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     let installed = step::output(

@@ -120,6 +120,14 @@ pub(crate) fn for_node(project: &Project) -> Result<()> {
     apt(project, &wanted)
 }
 
+/// The C compiler of what ships, a static daemon: aws-lc and jemalloc are C.
+pub(crate) fn for_static(project: &Project) -> Result<()> {
+    if musl_cc().is_some() {
+        return Ok(());
+    }
+    apt(project, &[("musl-gcc", "musl-tools")])
+}
+
 /// What `vm` stands on: QEMU, the machine's programs, and a C compiler for the static daemon.
 pub(crate) fn for_vm(project: &Project) -> Result<()> {
     let machine = [

@@ -1,5 +1,6 @@
 //! Promise: README's two commands work on a machine where rustup installs nothing by itself and has an older toolchain
-//! only. cargo is rustup's proxy there, which ended with "toolchain … is not installed" before xtask was built.
+//! only. cargo is rustup's proxy there, which ended with "toolchain … is not installed" before xtask was built. A first
+//! build of xtask itself is announced: `cargo xtask` does it without a word.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,10 +10,16 @@ use std::process::Command;
 /// A machine whose `rustup` and `cargo` write down how they were called.
 struct Machine(tempfile::TempDir);
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Toolchain {
+    Installed,
+    Missing,
+}
+
 impl Machine {
-    fn new(has_the_toolchain: bool) -> Self {
+    fn new(toolchain: Toolchain) -> Self {
         let machine = Self(tempfile::tempdir().expect("a folder"));
-        if has_the_toolchain {
+        if toolchain == Toolchain::Installed {
             fs::write(machine.file("installed"), "").expect("written");
         }
         machine.program(
@@ -45,6 +52,7 @@ impl Machine {
             .args(["test", "guard"])
             .env("PATH", path)
             .env("HERE", self.0.path())
+            .env("CARGO_TARGET_DIR", self.file("target"))
             .current_dir("/");
         assert!(
             script.status().expect("it runs").success(),
@@ -57,22 +65,25 @@ impl Machine {
 
 #[test]
 fn the_pinned_toolchain_is_fetched_first_where_it_is_missing() {
-    let calls = Machine::new(false).calls();
+    let calls = Machine::new(Toolchain::Missing).calls();
     assert_eq!(
         calls,
         [
             "rustup show active-toolchain",
             "rustup toolchain install",
+            "cargo build --package xtask",
             "cargo xtask test guard"
         ]
     );
 }
 
 #[test]
-fn nothing_is_fetched_where_it_is_there() {
-    let calls = Machine::new(true).calls();
+fn nothing_is_fetched_or_built_first_where_it_is_there() {
+    let machine = Machine::new(Toolchain::Installed);
+    fs::create_dir_all(machine.file("target/debug")).expect("a folder");
+    machine.program("target/debug/xtask", "");
     assert_eq!(
-        calls,
+        machine.calls(),
         ["rustup show active-toolchain", "cargo xtask test guard"]
     );
 }

@@ -80,7 +80,7 @@ pub(super) fn introduce(project: &Project, flags: &Flags, cloud: Option<&Cloud>,
          \n1. Calico's call, answered by the cloud:\n   {}\n\
          \n2. Cut the link, and make the same call: answered from the store (x-hublet-source, and its age):\n   \
          scripts/cut-cloud\n\
-         \n3. Mend the link: from the cloud again within seconds:\n   scripts/mend-cloud\n\
+         \n3. Restore the link: from the cloud again within seconds:\n   scripts/restore-cloud\n\
          \nAlso: kubectl --kubeconfig {dev}/kubeconfig get --raw /apis (through hublet), {dev}/cloud.kubeconfig (past it).\n\
          Ctrl-C ends everything.",
         calico_call(&secure)
