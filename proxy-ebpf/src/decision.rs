@@ -1,5 +1,5 @@
-//! What the programs decide, and how often: one list, of which the enum, the counters, their names and their part of the
-//! layout's hash are made. In: nothing. Out: [`Decision`] for who decides, [`Stats`] for who reads.
+//! The programs' decisions and their counters: one list, from which the enum, the counters, their names and their part
+//! of the layout's hash are made.
 
 use crate::{Sealed, Shared};
 
@@ -77,8 +77,8 @@ decisions! {
     PodRefused = 16 pod_refused,
     /// Dropped on an uplink by XDP.
     XdpDropped = 17 xdp_dropped,
-    /// A connection could not be entered into the audit (no memory).
-    AuditFailed = 18 audit_failed,
+    /// A connection could not be counted in `HUB_FLOWS` (no memory).
+    FlowFailed = 18 flow_failed,
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The guard: our addresses are for this node and its pods. In: a packet that looks for a listener, or (XDP) any
-//! packet of an uplink. Out: a refusal, or the packet's own way.
+//! The guard: hublet's addresses are for this node and its pods. `hub_lookup` judges each new connection (Linux 5.17,
+//! whose sk_lookup context has the interface); `hub_xdp` drops packets on an uplink (Linux 5.9, for the link).
 //!
 //! | from | to our /24 | to 127/8, ::1 |
 //! |---|---|---|
@@ -19,35 +19,33 @@ use hublet_ebpf::{
     SERVICE_OWN, SERVICE_PODS,
 };
 
-use crate::connect::{address, config, mapped, service, words};
+use crate::maps::{
+    AF_INET, MAPPED, address_from_words, address_words, config, find_service, ipv4_mapped,
+};
 use crate::stats::count;
 
 #[btf_map]
 static HUB_IFACES: HashMap<u32, u32, MAX_INTERFACES> = HashMap::new();
 
-const AF_INET: u32 = 2;
-const MAPPED: u32 = 0xffff_u32.to_be();
-
-/// Where a packet is going, as far as it concerns us.
-enum To {
+enum Destination {
     /// Our address, or its /24.
     Ours,
     Loopback,
     Elsewhere,
 }
 
-/// A connection (or a datagram) looks for its listener.
+/// Judges a connection (or a datagram) that looks for its listener.
 #[inline(always)]
-pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
+pub(crate) fn filter_lookup(ctx: &SkLookupContext) -> u32 {
     let Some(config) = config() else {
         return sk_action::SK_PASS;
     };
     if config.flags & CONFIG_GUARD == 0 {
         return sk_action::SK_PASS;
     }
-    let (ip, port, iface) = local(ctx);
-    let to = destination(config, &ip);
-    if let To::Elsewhere = to {
+    let (ip, port, iface) = lookup_target(ctx);
+    let to = classify_destination(config, &ip);
+    if let Destination::Elsewhere = to {
         return sk_action::SK_PASS;
     }
     // SAFETY: a whole word, replaced as a whole.
@@ -55,54 +53,53 @@ pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
     let refused = match kind {
         IFACE_LOCAL => return sk_action::SK_PASS,
         IFACE_UPLINK => Decision::UplinkRefused,
-        _ if may_pods(&to, ip, port) => return sk_action::SK_PASS,
+        _ if pods_allowed(&to, ip, port) => return sk_action::SK_PASS,
         _ => Decision::PodRefused,
     };
     count(refused);
     sk_action::SK_DROP
 }
 
-/// May a pod reach this port?
 #[inline(always)]
-fn may_pods(to: &To, ip: Address, port: u16) -> bool {
-    match service(ip, port) {
+fn pods_allowed(to: &Destination, ip: Address, port: u16) -> bool {
+    match find_service(ip, port) {
         Some(service) if service.flags & SERVICE_OWN != 0 => service.flags & SERVICE_PODS != 0,
-        _ => matches!(to, To::Loopback),
+        _ => matches!(to, Destination::Loopback),
     }
 }
 
 #[inline(always)]
-fn destination(config: &Config, ip: &Address) -> To {
-    let (there, ours) = (words(ip), words(&config.proxy));
+fn classify_destination(config: &Config, ip: &Address) -> Destination {
+    let (there, ours) = (address_words(ip), address_words(&config.proxy));
     if there[0] | there[1] == 0 {
         if there[2] == MAPPED {
             if ip.ip[0] == 127 {
-                return To::Loopback;
+                return Destination::Loopback;
             }
             let slash_24 = 0xffff_ff00_u32.to_be();
             let near = ours[2] == MAPPED && (there[3] ^ ours[3]) & slash_24 == 0;
             return if near && ours[0] | ours[1] == 0 {
-                To::Ours
+                Destination::Ours
             } else {
-                To::Elsewhere
+                Destination::Elsewhere
             };
         }
         if there[2] == 0 && there[3] == 1_u32.to_be() {
-            return To::Loopback;
+            return Destination::Loopback;
         }
     }
     let differs =
         (there[0] ^ ours[0]) | (there[1] ^ ours[1]) | (there[2] ^ ours[2]) | (there[3] ^ ours[3]);
     if differs == 0 {
-        To::Ours
+        Destination::Ours
     } else {
-        To::Elsewhere
+        Destination::Elsewhere
     }
 }
 
 /// The address and port that are looked for, and the interface that the packet came by.
 #[inline(always)]
-fn local(ctx: &SkLookupContext) -> (Address, u16, u32) {
+fn lookup_target(ctx: &SkLookupContext) -> (Address, u16, u32) {
     let lookup = ctx.lookup;
     // SAFETY: fields of the context, all read before one is chosen.
     unsafe {
@@ -118,9 +115,9 @@ fn local(ctx: &SkLookupContext) -> (Address, u16, u32) {
         let iface = ptr::read_volatile(&raw const (*lookup).ingress_ifindex);
         (
             if family == AF_INET {
-                mapped(v4)
+                ipv4_mapped(v4)
             } else {
-                address(v6)
+                address_from_words(v6)
             },
             port as u16,
             iface,
@@ -158,14 +155,14 @@ const KIND_IPV4: u16 = 0x0800_u16.to_be();
 const KIND_IPV6: u16 = 0x86dd_u16.to_be();
 const KIND_VLAN: [u16; 2] = [0x8100_u16.to_be(), 0x88a8_u16.to_be()];
 
-/// A packet of an uplink: dropped when it is for our addresses or for the loopback.
+/// Drops a packet of an uplink to our addresses or to the loopback.
 #[inline(always)]
-pub(crate) fn uplink(ctx: &XdpContext) -> u32 {
+pub(crate) fn filter_packet(ctx: &XdpContext) -> u32 {
     let Some(config) = config().filter(|config| config.flags & CONFIG_GUARD != 0) else {
         return xdp_action::XDP_PASS;
     };
-    match packet_to(ctx).map(|ip| destination(config, &ip)) {
-        Some(To::Ours | To::Loopback) => {
+    match packet_destination(ctx).map(|ip| classify_destination(config, &ip)) {
+        Some(Destination::Ours | Destination::Loopback) => {
             count(Decision::XdpDropped);
             xdp_action::XDP_DROP
         }
@@ -175,25 +172,27 @@ pub(crate) fn uplink(ctx: &XdpContext) -> u32 {
 
 /// The packet's destination; `None` when it is too short or no IP, behind up to two VLAN tags.
 #[inline(always)]
-fn packet_to(ctx: &XdpContext) -> Option<Address> {
+fn packet_destination(ctx: &XdpContext) -> Option<Address> {
     let mut at = size_of::<Ethernet>();
-    let mut kind = read::<u16>(ctx, offset_of!(Ethernet, kind))?;
+    let mut kind = read_packet::<u16>(ctx, offset_of!(Ethernet, kind))?;
     for _ in 0..2 {
         if kind == KIND_VLAN[0] || kind == KIND_VLAN[1] {
-            kind = read::<u16>(ctx, at + offset_of!(Vlan, kind))?;
+            kind = read_packet::<u16>(ctx, at + offset_of!(Vlan, kind))?;
             at += size_of::<Vlan>();
         }
     }
     match kind {
-        KIND_IPV4 => read::<u32>(ctx, at + offset_of!(Ipv4, to)).map(mapped),
-        KIND_IPV6 => read::<[u32; 4]>(ctx, at + offset_of!(Ipv6, to)).map(address),
+        KIND_IPV4 => read_packet::<u32>(ctx, at + offset_of!(Ipv4, to)).map(ipv4_mapped),
+        KIND_IPV6 => {
+            read_packet::<[u32; 4]>(ctx, at + offset_of!(Ipv6, to)).map(address_from_words)
+        }
         _ => None,
     }
 }
 
-/// Bytes of the packet, when it has them.
+/// `None` beyond the end of the packet.
 #[inline(always)]
-fn read<T: Copy>(ctx: &XdpContext, at: usize) -> Option<T> {
+fn read_packet<T: Copy>(ctx: &XdpContext, at: usize) -> Option<T> {
     let begin = ctx.data();
     if begin + at + size_of::<T>() > ctx.data_end() {
         return None;

@@ -1,5 +1,5 @@
-//! Who is calling: from connect() to the accepted socket. In: the client's task at connect(). Out: an [`Ident`]
-//! in the socket storage of the accepted socket, which the daemon reads by its descriptor.
+//! `hub_sockops` hands the caller's identity from its socket to the accepted one, where the daemon reads it by the
+//! socket's descriptor. Linux 5.8 or later. `hub_netns`, before Linux 5.14, tells the daemon its own network namespace.
 //!
 //! ```text
 //! connect4/6 ──Ident──▶ storage of the client's socket
@@ -25,12 +25,12 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use hublet_ebpf::{
-    Address, Decision, IDENT_ACCEPTED, IDENT_PASSED, Ident, JoinKey, MAX_JOINS, SERVICE_OWN,
-};
+use hublet_ebpf::{Address, Decision, IDENT_ACCEPTED, IDENT_PASSED, Ident, JoinKey, MAX_JOINS};
 
-use crate::audit;
-use crate::connect::{address, config, mapped, ours, service};
+use crate::flows;
+use crate::maps::{
+    AF_INET, address_from_words, config, ipv4_mapped, is_own_listener, is_port_used,
+};
 use crate::stats::count;
 
 #[btf_map]
@@ -38,11 +38,9 @@ static HUB_IDENT: SkStorage<Ident> = SkStorage::new();
 #[btf_map]
 static HUB_JOIN: LruHashMap<JoinKey, Ident, MAX_JOINS> = LruHashMap::new();
 
-const AF_INET: u32 = 2;
-
 /// SO_MARK of the socket that connects.
 #[inline(always)]
-pub(crate) fn mark(ctx: &SockAddrContext) -> u32 {
+pub(crate) fn socket_mark(ctx: &SockAddrContext) -> u32 {
     // SAFETY: the hook runs with a socket; the verifier checks the null test.
     unsafe {
         let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
@@ -54,15 +52,20 @@ pub(crate) fn mark(ctx: &SockAddrContext) -> u32 {
     }
 }
 
-/// The record of the socket of a [`connect`](crate::connect) or [`peer`](crate::peer) hook, or null.
+/// The record on the socket of a [`peer`](crate::peer) hook, or null.
 #[inline(always)]
-pub(crate) fn of(ctx: &SockAddrContext) -> *mut Ident {
+pub(crate) fn peer_ident(ctx: &SockAddrContext) -> *mut Ident {
     HUB_IDENT.get_ptr_mut(ctx)
 }
 
-/// Puts the calling task's identity into the storage of the socket that connects; gives its cgroup.
+/// Puts the calling task's identity into the storage of the socket that connects. Returns its cgroup.
 #[inline(always)]
-pub(crate) fn remember(ctx: &SockAddrContext, orig_ip: Address, orig_port: u16, flags: u16) -> u64 {
+pub(crate) fn record_caller(
+    ctx: &SockAddrContext,
+    orig_ip: Address,
+    orig_port: u16,
+    flags: u16,
+) -> u64 {
     let (pid, user) = (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid());
     // SAFETY: helpers that read the current task and the context's socket.
     let ident = unsafe {
@@ -74,7 +77,7 @@ pub(crate) fn remember(ctx: &SockAddrContext, orig_ip: Address, orig_port: u16, 
             pid: (pid >> 32) as u32,
             uid: user as u32,
             gid: (user >> 32) as u32,
-            mark: mark(ctx),
+            mark: socket_mark(ctx),
             orig_ip,
             orig_port,
             flags,
@@ -93,10 +96,9 @@ pub(crate) fn remember(ctx: &SockAddrContext, orig_ip: Address, orig_port: u16, 
     ident.cgroup_id
 }
 
-/// The daemon asks for its network namespace's cookie: it dials no address and no port, which nobody else does, and
-/// reads what is remembered.
+/// Records the network namespace of the daemon's probe, which dials address 0.0.0.0 and port 0: no other program does.
 #[inline(always)]
-pub(crate) fn nowhere(ctx: &SockAddrContext) {
+pub(crate) fn record_netns_probe(ctx: &SockAddrContext) {
     // SAFETY: fields of the context.
     let (ip, port) = unsafe {
         (
@@ -105,17 +107,17 @@ pub(crate) fn nowhere(ctx: &SockAddrContext) {
         )
     };
     if ip == 0 && port == 0 {
-        remember(ctx, mapped(ip), 0, IDENT_PASSED);
+        record_caller(ctx, ipv4_mapped(ip), 0, IDENT_PASSED);
     }
 }
 
-/// A callback of a socket: established at either end, or another state of one that is audited.
+/// Dispatches a socket callback: established at either end, or the state change of a counted connection.
 #[inline(always)]
-pub(crate) fn event(ctx: &SockOpsContext) {
+pub(crate) fn handle_event(ctx: &SockOpsContext) {
     let op = ctx.op();
     if op == BPF_SOCK_OPS_STATE_CB {
-        if let Some(ident) = socket(ctx).and_then(record) {
-            audit::state(ctx, ident);
+        if let Some(ident) = event_socket(ctx).and_then(stored_ident) {
+            flows::count_close(ctx, ident);
         }
         return;
     }
@@ -123,36 +125,36 @@ pub(crate) fn event(ctx: &SockOpsContext) {
         return;
     }
     // Nearly every connection of the node ends here.
-    let (Some(config), (local, remote)) = (config(), ports(ctx)) else {
+    let (Some(config), (local, remote)) = (config(), event_ports(ctx)) else {
         return;
     };
     if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
-        if ours(config, remote) {
-            hand_over(ctx);
+        if is_port_used(config, remote) {
+            publish_ident(ctx);
         }
-    } else if ours(config, local) {
-        take_over(ctx);
+    } else if is_port_used(config, local) {
+        claim_ident(ctx);
     }
 }
 
-/// The client's end: from its socket into `HUB_JOIN`.
+/// At the client's end: copies the record from the socket into `HUB_JOIN`.
 #[inline(always)]
-fn hand_over(ctx: &SockOpsContext) {
-    let Some(ident) = socket(ctx).and_then(record) else {
+fn publish_ident(ctx: &SockOpsContext) {
+    let Some(ident) = event_socket(ctx).and_then(stored_ident) else {
         return;
     };
-    audit::established(ctx, ident);
-    let (local, remote) = ends(ctx);
+    flows::count_established(ctx, ident);
+    let Ends { local, remote } = socket_ends(ctx);
     // The socket may have gone elsewhere after a first try at ours.
-    if !is_own(remote) {
+    if !is_own_listener(remote.ip, remote.port) {
         return;
     }
-    let (snd, rcv) = sequence(ctx);
+    let (snd, rcv) = sequence_numbers(ctx);
     let key = JoinKey {
-        client_ip: local.0,
-        server_ip: remote.0,
-        client_port: local.1,
-        server_port: remote.1,
+        client_ip: local.ip,
+        server_ip: remote.ip,
+        client_port: local.port,
+        server_port: remote.port,
         client_seq: snd,
         server_seq: rcv,
     };
@@ -161,20 +163,20 @@ fn hand_over(ctx: &SockOpsContext) {
     }
 }
 
-/// The server's end: from `HUB_JOIN` to the accepted socket.
+/// At the server's end: moves the record from `HUB_JOIN` to the accepted socket.
 #[inline(always)]
-fn take_over(ctx: &SockOpsContext) {
-    let (local, remote) = ends(ctx);
-    if !is_own(local) {
+fn claim_ident(ctx: &SockOpsContext) {
+    let Ends { local, remote } = socket_ends(ctx);
+    if !is_own_listener(local.ip, local.port) {
         return;
     }
-    let Some(sk) = socket(ctx) else { return };
-    let (snd, rcv) = sequence(ctx);
+    let Some(sk) = event_socket(ctx) else { return };
+    let (snd, rcv) = sequence_numbers(ctx);
     let key = JoinKey {
-        client_ip: remote.0,
-        server_ip: local.0,
-        client_port: remote.1,
-        server_port: local.1,
+        client_ip: remote.ip,
+        server_ip: local.ip,
+        client_port: remote.port,
+        server_port: local.port,
         client_seq: rcv,
         server_seq: snd,
     };
@@ -182,7 +184,7 @@ fn take_over(ctx: &SockOpsContext) {
         count(Decision::JoinMiss);
         return;
     };
-    let stored = storage(sk, record, BPF_SK_STORAGE_GET_F_CREATE.into());
+    let stored = socket_storage(sk, record, BPF_SK_STORAGE_GET_F_CREATE.into());
     // Taking the record out proves that it was still ours when it was copied: the table is an LRU, and another
     // CPU may have given the entry to someone else meanwhile.
     let ours = HUB_JOIN.remove(&key).is_ok();
@@ -197,7 +199,7 @@ fn take_over(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn storage(sk: *mut bpf_sock, value: *mut Ident, flags: u64) -> *mut Ident {
+fn socket_storage(sk: *mut bpf_sock, value: *mut Ident, flags: u64) -> *mut Ident {
     // SAFETY: aya's wrapper takes a connect context only; the map and the socket are what the helper wants.
     unsafe {
         bpf_sk_storage_get(
@@ -210,10 +212,9 @@ fn storage(sk: *mut bpf_sock, value: *mut Ident, flags: u64) -> *mut Ident {
     }
 }
 
-/// A socket's record, if it has one.
 #[inline(always)]
-fn record<'a>(sk: *mut bpf_sock) -> Option<&'a Ident> {
-    let ident = storage(sk, ptr::null_mut(), 0);
+fn stored_ident<'a>(sk: *mut bpf_sock) -> Option<&'a Ident> {
+    let ident = socket_storage(sk, ptr::null_mut(), 0);
     // SAFETY: not null, and the socket outlives this callback.
     if ident.is_null() {
         None
@@ -222,21 +223,17 @@ fn record<'a>(sk: *mut bpf_sock) -> Option<&'a Ident> {
     }
 }
 
+/// `None` for a socket that is not a full one, such as a request socket.
 #[inline(always)]
-fn socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
-    // SAFETY: a field of the context; null when the socket is not a full one.
+fn event_socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
+    // SAFETY: a field of the context.
     let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() { None } else { Some(sk) }
 }
 
-#[inline(always)]
-fn is_own(end: (Address, u16)) -> bool {
-    service(end.0, end.1).is_some_and(|service| service.flags & SERVICE_OWN != 0)
-}
-
 /// Local and remote port.
 #[inline(always)]
-fn ports(ctx: &SockOpsContext) -> (u16, u16) {
+fn event_ports(ctx: &SockOpsContext) -> (u16, u16) {
     // SAFETY: fields of the context.
     unsafe {
         let local = ptr::read_volatile(&raw const (*ctx.ops).local_port);
@@ -245,11 +242,21 @@ fn ports(ctx: &SockOpsContext) -> (u16, u16) {
     }
 }
 
-/// Local and remote address and port.
+#[derive(Clone, Copy)]
+struct End {
+    ip: Address,
+    port: u16,
+}
+
+struct Ends {
+    local: End,
+    remote: End,
+}
+
 #[inline(always)]
-fn ends(ctx: &SockOpsContext) -> ((Address, u16), (Address, u16)) {
+fn socket_ends(ctx: &SockOpsContext) -> Ends {
     let ops = ctx.ops;
-    let (local_port, remote_port) = ports(ctx);
+    let (local_port, remote_port) = event_ports(ctx);
     // SAFETY: fields of the context. All are read before one is chosen: LLVM would otherwise choose between
     // pointers into the context, which the verifier refuses.
     unsafe {
@@ -271,17 +278,26 @@ fn ends(ctx: &SockOpsContext) -> ((Address, u16), (Address, u16)) {
             ptr::read_volatile(&raw const (*ops).remote_ip6[3]),
         ];
         let (local, remote) = if family == AF_INET {
-            (mapped(local4), mapped(remote4))
+            (ipv4_mapped(local4), ipv4_mapped(remote4))
         } else {
-            (address(local6), address(remote6))
+            (address_from_words(local6), address_from_words(remote6))
         };
-        ((local, local_port), (remote, remote_port))
+        Ends {
+            local: End {
+                ip: local,
+                port: local_port,
+            },
+            remote: End {
+                ip: remote,
+                port: remote_port,
+            },
+        }
     }
 }
 
 /// Next sequence numbers to send and to receive.
 #[inline(always)]
-fn sequence(ctx: &SockOpsContext) -> (u32, u32) {
+fn sequence_numbers(ctx: &SockOpsContext) -> (u32, u32) {
     // SAFETY: fields of the context.
     unsafe {
         (

@@ -16,15 +16,15 @@ pub const MAX_SERVICES: usize = 1024;
 pub const MAX_JOINS: usize = 4096;
 /// Listeners of `HUB_LISTEN` at most.
 pub const MAX_LISTENERS: usize = 8;
-/// Who is steered and who is not ([`SelectKey`] entries of `HUB_SELECT`).
+/// Selections of callers at most ([`SelectKey`] entries of `HUB_SELECT`).
 pub const MAX_SELECT: usize = 4096;
-/// Task names of `HUB_SELECT_CMD`.
+/// Task names of `HUB_SELECT_CMD` at most.
 pub const MAX_COMMANDS: usize = 64;
-/// Callers and services in the audit; the least recently used goes first.
-pub const MAX_AUDIT: usize = 1024;
-/// Interfaces that the guard knows.
+/// Callers and services of `HUB_FLOWS` at most; the least recently used goes first.
+pub const MAX_FLOWS: usize = 1024;
+/// Interfaces that the guard knows at most.
 pub const MAX_INTERFACES: usize = 1024;
-/// Different ports of [`Config::ports`].
+/// Different ports of services and listeners at most ([`Config::ports`]).
 pub const MAX_PORTS: usize = 8;
 /// Levels of the cgroup tree that a selection looks at, counted from the root.
 pub const MAX_LEVELS: i32 = 10;
@@ -74,7 +74,7 @@ pub const IDENT_DIRECT: u16 = 1;
 pub const IDENT_STEERED: u16 = 2;
 /// [`Ident::flags`]: the record sits on the accepted socket, as opposed to the client's.
 pub const IDENT_ACCEPTED: u16 = 4;
-/// [`Ident::flags`]: the client dialled a service and was not steered; for the audit only.
+/// [`Ident::flags`]: the client dialled a service and was not steered; for `HUB_FLOWS` only.
 pub const IDENT_PASSED: u16 = 8;
 
 /// `IPPROTO_TCP`, the only protocol of [`ServiceKey::proto`] so far.
@@ -98,13 +98,13 @@ pub mod maps {
     pub const SELECT: &str = "HUB_SELECT";
     /// Hash task name → verdict.
     pub const SELECT_CMD: &str = "HUB_SELECT_CMD";
-    /// Per-CPU LRU hash [`super::AuditKey`] → [`super::Audit`].
-    pub const AUDIT: &str = "HUB_AUDIT";
+    /// Per-CPU LRU hash [`super::FlowKey`] → [`super::FlowCounts`].
+    pub const FLOWS: &str = "HUB_FLOWS";
     /// Hash ifindex → kind of interface.
     pub const IFACES: &str = "HUB_IFACES";
     /// All of them.
     pub const ALL: [&str; 10] = [
-        CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS, SELECT, SELECT_CMD, AUDIT, IFACES,
+        CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS, SELECT, SELECT_CMD, FLOWS, IFACES,
     ];
 }
 
@@ -114,7 +114,7 @@ pub mod programs {
     pub const CONNECT4: &str = "hub_connect4";
     /// `cgroup/connect6`: clients whose IPv6 socket dials an IPv4-mapped address.
     pub const CONNECT6: &str = "hub_connect6";
-    /// `sockops`: hands the identity from the client's socket to the accepted one, and audits.
+    /// `sockops`: hands the identity from the client's socket to the accepted one, and counts flows.
     pub const SOCKOPS: &str = "hub_sockops";
     /// `cgroup/getpeername4`: a steered client sees the address that it dialled.
     pub const GETPEER4: &str = "hub_getpeer4";
@@ -161,7 +161,7 @@ trait Sealed {}
 pub trait Shared: Sealed + Copy + 'static {}
 
 shared! {
-    /// What the daemon tells the programs; the only entry of `HUB_CONFIG`.
+    /// The daemon's configuration of the programs; the only entry of `HUB_CONFIG`.
     pub struct Config {
         /// When the daemon last proved that it serves (CLOCK_MONOTONIC).
         pub heartbeat_ns: u64,
@@ -189,7 +189,7 @@ shared! {
         pub ip: [u8; 4],
     }
 
-    /// An address that someone dials.
+    /// The address of a service or of an own listener.
     pub struct ServiceKey {
         /// Address.
         pub ip: Address,
@@ -201,7 +201,7 @@ shared! {
         pub zero: u8,
     }
 
-    /// What to do with it.
+    /// The target of an address that is steered, or the marks of an own listener.
     pub struct Service {
         /// Steer to this address.
         pub ip: Address,
@@ -213,7 +213,7 @@ shared! {
         pub flags: u32,
     }
 
-    /// Who called connect(), as the kernel saw it.
+    /// The caller of a connect(), as the kernel attests it.
     pub struct Ident {
         /// cgroup v2 id.
         pub cgroup_id: u64,
@@ -243,7 +243,7 @@ shared! {
         pub comm: [u8; COMM_LEN],
     }
 
-    /// Who is steered, or is not.
+    /// A selection of callers; its value is a verdict.
     pub struct SelectKey {
         /// cgroup id, user id, or network namespace cookie.
         pub value: u64,
@@ -253,8 +253,8 @@ shared! {
         pub zero: u32,
     }
 
-    /// Who dialled what, for the audit.
-    pub struct AuditKey {
+    /// A caller and the address that it dialled.
+    pub struct FlowKey {
         /// cgroup v2 id.
         pub cgroup_id: u64,
         /// The address that was dialled.
@@ -265,9 +265,9 @@ shared! {
         pub zero: [u8; 6],
     }
 
-    /// What came of it; one CPU's part.
+    /// The outcome of its connects; one CPU's share.
     #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-    pub struct Audit {
+    pub struct FlowCounts {
         /// connect() calls that were steered.
         pub steered: u64,
         /// connect() calls to our own address.
@@ -277,11 +277,11 @@ shared! {
         /// connect() calls that passed through because they are the daemon's own.
         pub own: u64,
         /// connect() calls that passed through because nobody selected the caller, or somebody excepted it.
-        pub unselected: u64,
+        pub not_selected: u64,
         /// connect() calls that passed through because the daemon hangs (stale heartbeat).
         pub stale: u64,
         /// connect() calls that passed through because the daemon is dead (no listener).
-        pub dead: u64,
+        pub no_listener: u64,
         /// Connections established.
         pub established: u64,
         /// Connections closed, whose bytes are counted.
@@ -364,7 +364,7 @@ pub const LAYOUT: u64 = {
         MAX_LISTENERS as u64,
         MAX_SELECT as u64,
         MAX_COMMANDS as u64,
-        MAX_AUDIT as u64,
+        MAX_FLOWS as u64,
         MAX_INTERFACES as u64,
         MAX_PORTS as u64,
         LATENCY_BUCKETS as u64,
@@ -402,8 +402,8 @@ mod tests {
         assert_eq!(size_of::<Service>(), 24);
         assert_eq!(size_of::<Ident>(), 88);
         assert_eq!(size_of::<JoinKey>(), 44);
-        assert_eq!(size_of::<AuditKey>(), 32);
-        assert_eq!(size_of::<Audit>(), 232);
+        assert_eq!(size_of::<FlowKey>(), 32);
+        assert_eq!(size_of::<FlowCounts>(), 232);
     }
 
     #[test]

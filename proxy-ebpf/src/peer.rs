@@ -1,20 +1,21 @@
-//! getpeername(): a steered client sees the address that it dialled. Off unless wanted. In: the address that the
-//! kernel would tell. Out: the one that the client knows.
+//! `hub_getpeer4` and `hub_getpeer6` (optional, `--getpeername`): a steered client sees the address that it dialled as
+//! its peer's. Linux 5.8 or later.
 
 use core::ptr;
 
 use aya_ebpf::programs::SockAddrContext;
 use hublet_ebpf::{IDENT_ACCEPTED, IDENT_STEERED, Ident};
 
-use crate::connect::words;
 use crate::identity;
+use crate::maps::address_words;
 
-/// An IPv4 socket.
 #[inline(always)]
-pub(crate) fn ipv4(ctx: &SockAddrContext) {
-    let Some(ident) = steered(ctx) else { return };
+pub(crate) fn restore_ipv4(ctx: &SockAddrContext) {
+    let Some(ident) = steered_ident(ctx) else {
+        return;
+    };
     let addr = ctx.sock_addr;
-    // SAFETY: as in `connect::ipv4`.
+    // SAFETY: as in `connect::steer_ipv4`.
     unsafe {
         ptr::write_volatile(
             &raw mut (*addr).user_ip4,
@@ -27,12 +28,13 @@ pub(crate) fn ipv4(ctx: &SockAddrContext) {
     }
 }
 
-/// An IPv6 socket.
 #[inline(always)]
-pub(crate) fn ipv6(ctx: &SockAddrContext) {
-    let Some(ident) = steered(ctx) else { return };
-    let (addr, ip) = (ctx.sock_addr, words(&ident.orig_ip));
-    // SAFETY: as in `connect::ipv6`.
+pub(crate) fn restore_ipv6(ctx: &SockAddrContext) {
+    let Some(ident) = steered_ident(ctx) else {
+        return;
+    };
+    let (addr, ip) = (ctx.sock_addr, address_words(&ident.orig_ip));
+    // SAFETY: as in `connect::steer_ipv6`.
     unsafe {
         ptr::write_volatile(&raw mut (*addr).user_ip6[0], ip[0]);
         ptr::write_volatile(&raw mut (*addr).user_ip6[1], ip[1]);
@@ -45,10 +47,10 @@ pub(crate) fn ipv6(ctx: &SockAddrContext) {
     }
 }
 
-/// The hook runs for accept() and getpeername() on the server's side, too: its record is marked.
+/// The hook also runs for accept() and getpeername() on the server's side, whose records are marked as accepted.
 #[inline(always)]
-fn steered<'a>(ctx: &SockAddrContext) -> Option<&'a Ident> {
-    let ident = identity::of(ctx);
+fn steered_ident<'a>(ctx: &SockAddrContext) -> Option<&'a Ident> {
+    let ident = identity::peer_ident(ctx);
     if ident.is_null() {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Who is steered. In: the calling task, the network namespace of its socket. Out: why it is not, or nothing.
+//! The selection of callers: by cgroup, user, command, and network namespace.
 //!
 //! Processes of the host are steered unless a selection excepts them, or (with `CONFIG_SELECTED`) unless one names
 //! them. Processes in other network namespaces, pods, are steered only when one names them. An exception wins.
@@ -18,9 +18,9 @@ static HUB_SELECT: HashMap<SelectKey, u32, MAX_SELECT> = HashMap::new();
 #[btf_map]
 static HUB_SELECT_CMD: HashMap<[u8; COMM_LEN], u32, MAX_COMMANDS> = HashMap::new();
 
-/// `None`: this caller may be steered.
+/// The reason not to steer the calling task; `None` if it may be steered.
 #[inline(always)]
-pub(crate) fn refuses(config: &Config, netns: u64) -> Option<Decision> {
+pub(crate) fn refusal(config: &Config, netns: u64) -> Option<Decision> {
     // SAFETY: a helper without arguments.
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
     if config.own_cgroup != 0 && cgroup == config.own_cgroup {
@@ -30,15 +30,16 @@ pub(crate) fn refuses(config: &Config, netns: u64) -> Option<Decision> {
     if !host && config.flags & CONFIG_PODS == 0 {
         return Some(Decision::OtherNetns);
     }
-    let mut verdicts = subtree(if host {
+    let mut verdicts = cgroup_verdicts(if host {
         SELECT_CGROUP
     } else {
         SELECT_POD_CGROUP
     });
     if host {
-        verdicts |= verdict(SELECT_UID, u64::from(bpf_get_current_uid_gid() as u32)) | command();
+        verdicts |=
+            verdict_of(SELECT_UID, u64::from(bpf_get_current_uid_gid() as u32)) | command_verdict();
     } else {
-        verdicts |= verdict(SELECT_POD_NETNS, netns);
+        verdicts |= verdict_of(SELECT_POD_NETNS, netns);
     }
     if verdicts & VERDICT_EXCEPT != 0 {
         return Some(Decision::NotSelected);
@@ -53,9 +54,9 @@ pub(crate) fn refuses(config: &Config, netns: u64) -> Option<Decision> {
     })
 }
 
-/// The verdicts on the task's cgroup and on those above it, but for the root.
+/// The verdicts on the task's cgroup and on those above it, the root excluded.
 #[inline(always)]
-fn subtree(kind: u32) -> u32 {
+fn cgroup_verdicts(kind: u32) -> u32 {
     let mut verdicts = 0;
     for level in 1..=MAX_LEVELS {
         // SAFETY: a helper that reads the current task.
@@ -63,13 +64,13 @@ fn subtree(kind: u32) -> u32 {
         if id == 0 {
             break;
         }
-        verdicts |= verdict(kind, id);
+        verdicts |= verdict_of(kind, id);
     }
     verdicts
 }
 
 #[inline(always)]
-fn verdict(kind: u32, value: u64) -> u32 {
+fn verdict_of(kind: u32, value: u64) -> u32 {
     let key = SelectKey {
         value,
         kind,
@@ -79,9 +80,9 @@ fn verdict(kind: u32, value: u64) -> u32 {
     unsafe { HUB_SELECT.get(&key) }.copied().unwrap_or(0)
 }
 
-/// By the task's name, which a process sets as it likes: a convenience, never a security attribute.
+/// The verdict on the task's name, which a process sets as it likes: a convenience, never a security attribute.
 #[inline(always)]
-fn command() -> u32 {
+fn command_verdict() -> u32 {
     let Ok(name) = bpf_get_current_comm() else {
         return 0;
     };

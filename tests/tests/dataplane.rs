@@ -1,5 +1,5 @@
 //! Promise: exactly those are steered that should be, and everybody is known for who they are (I6). Selections, pods,
-//! the audit, other programs beside ours: on the real kernel, in namespaces of the test. Who is kept out: `guard`.
+//! flow counts, other programs beside ours: on the real kernel, in namespaces of the test. Who is kept out: `guard`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(
     clippy::print_stdout,
@@ -27,8 +27,8 @@ use hublet_tests::cgroup::{self, Cgroup};
 use hublet_tests::netns::Netns;
 use node::pod::Pod;
 use node::{
-    MARK, Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped,
-    dial_marked, ip, listen, part, steering,
+    MARK, Node, OWN, SERVICE, accept, assert_passes_through, component, counter, dial, dial_mapped,
+    dial_marked, ip, listen, steering,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -85,14 +85,14 @@ fn the_host_is_selected_by_user_name_and_cgroup() {
 
     assert_passes_through(dial(SERVICE));
     assert_eq!(counter(&setup, "not_selected"), 1);
-    let audit = setup.ebpf().audit;
+    let flows = setup.ebpf().flows;
     assert_eq!(
-        audit
+        flows
             .iter()
-            .map(|row| row.counts.unselected)
+            .map(|row| row.counts.not_selected)
             .collect::<Vec<_>>(),
         [1],
-        "{audit:?}"
+        "{flows:?}"
     );
     let by_user = Client::dial(SERVICE, ":", |command| {
         command.uid(4242);
@@ -241,7 +241,7 @@ fn ipv6_services_are_steered_to_an_ipv6_address() {
     };
     let listener = TcpListener::bind(own).unwrap();
     setup.steer(listener.as_fd()).expect("steer");
-    let steering = part(&setup, "steering");
+    let steering = component(&setup, "steering");
     assert!(
         steering.on && steering.detail.contains("another address family"),
         "{steering:?}"
@@ -264,7 +264,7 @@ fn getpeername_tells_steered_clients_what_they_dialled() {
     let Some((setup, listener)) = steering(&node, |config| config.getpeername = true) else {
         return;
     };
-    assert!(part(&setup, "getpeername").on);
+    assert!(component(&setup, "getpeername").on);
     let client = dial(SERVICE).expect("steered");
     assert_eq!(client.peer_addr().unwrap(), SERVICE.into());
     let (accepted, _) = accept(&setup, &listener);
@@ -282,7 +282,7 @@ fn getpeername_tells_steered_clients_what_they_dialled() {
 }
 
 #[test]
-fn the_audit_counts_what_the_ends_count() {
+fn flows_count_what_both_ends_count() {
     const CONNECTIONS: u64 = 20;
     const UP: u64 = 3_000;
     const DOWN: u64 = 50_000;
@@ -307,8 +307,8 @@ fn the_audit_counts_what_the_ends_count() {
         }
     });
     let row = || {
-        let audit = setup.ebpf().audit;
-        audit
+        let flows = setup.ebpf().flows;
+        flows
             .into_iter()
             .find(|row| row.service == SERVICE.into())
             .expect("a row for the service")
@@ -318,7 +318,13 @@ fn the_audit_counts_what_the_ends_count() {
     let seen = caller.counts;
     assert_eq!((seen.steered, seen.established), (CONNECTIONS, CONNECTIONS));
     assert_eq!(
-        (seen.off, seen.own, seen.unselected, seen.stale, seen.dead),
+        (
+            seen.off,
+            seen.own,
+            seen.not_selected,
+            seen.stale,
+            seen.no_listener
+        ),
         (0, 0, 0, 0, 0)
     );
     // Per connection at most one for the FIN, each way; the SYN is taken off already.
@@ -338,11 +344,11 @@ fn the_audit_counts_what_the_ends_count() {
     assert_eq!(row().counts.own, 1, "and so is hublet's own traffic");
     setup.stop_steering();
     assert_passes_through(dial(SERVICE));
-    assert_eq!(row().counts.off, 1, "what went past us is audited, too");
+    assert_eq!(row().counts.off, 1, "passed connects are counted, too");
     let _direct = dial(OWN).unwrap();
     let direct = setup
         .ebpf()
-        .audit
+        .flows
         .into_iter()
         .find(|row| row.service == OWN.into())
         .expect("a row");
@@ -462,7 +468,7 @@ fn beside_another_program_the_order_decides_and_nothing_breaks() {
     let _client = dial(SERVICE).expect("by the other program");
     let (_stream, _) = backend.accept().expect("at its backend");
     assert_eq!(counter(&ours, "steered"), 0);
-    let before = part(&ours, "steering");
+    let before = component(&ours, "steering");
     assert!(
         before.detail.contains("hub_connect4"),
         "it says who comes first: {before:?}"

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use hublet::steer::Setup;
 use hublet_tests::cgroup::Cgroup;
 use node::{
-    MARK, Node, OWN, SERVICE, accept, assert_passes_through, counter, dial, dial_mapped,
-    dial_marked, ip, listen, part, skip,
+    MARK, Node, OWN, SERVICE, accept, assert_passes_through, component, counter, dial, dial_mapped,
+    dial_marked, ip, listen, skip,
 };
 
 /// Setup with a listener, steering.
@@ -278,9 +278,9 @@ fn stop_steering_passes_through_but_still_attests() {
     let Some((setup, listener)) = steering(&node) else {
         return;
     };
-    assert!(part(&setup, "steering").on);
+    assert!(component(&setup, "steering").on);
     setup.stop_steering();
-    assert!(!part(&setup, "steering").on);
+    assert!(!component(&setup, "steering").on);
     assert_passes_through(dial(SERVICE));
     let _direct = dial(OWN).expect("the listener still serves while it drains");
     assert!(accept(&setup, &listener).1.is_some());
@@ -299,10 +299,10 @@ fn only_the_configured_cgroup_is_steered() {
         .block_on(Setup::prepare(&config, MARK))
         .expect("setup");
     if setup.ebpf().programs.is_empty() {
-        let _said: Option<()> = skip(&part(&setup, "identity").detail);
+        let _said: Option<()> = skip(&component(&setup, "identity").detail);
         return;
     }
-    let identity = part(&setup, "identity");
+    let identity = component(&setup, "identity");
     assert!(
         !identity.on && identity.detail.contains("own cgroup"),
         "{identity:?}"
@@ -391,7 +391,7 @@ fn a_second_daemon_does_the_first_no_harm() {
         .runtime
         .block_on(Setup::prepare(&node.config(), MARK))
         .expect("never fails for that");
-    let refused = part(&second, "steering");
+    let refused = component(&second, "steering");
     assert!(
         !refused.on && refused.detail.contains("another hublet"),
         "{refused:?}"
@@ -637,12 +637,12 @@ fn role() {
                 .block_on(Setup::prepare(&node::config(&bpffs), MARK))
                 .expect("never fails");
             println!(); // the test's own line ends here
-            for part in setup.parts() {
+            for component in setup.components() {
                 println!(
                     "{} {} {}",
-                    part.name,
-                    if part.on { "on" } else { "off" },
-                    part.detail.replace('\n', " ")
+                    component.name,
+                    if component.on { "on" } else { "off" },
+                    component.detail.replace('\n', " ")
                 );
             }
             assert!(setup.identify(std::io::stdin().as_fd()).is_none());

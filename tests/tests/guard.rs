@@ -13,7 +13,7 @@ use hublet::steer::Setup;
 use hublet_tests::frames::Reply::{self, Nothing, Reset, SynAck};
 use hublet_tests::frames::{Link, Wire};
 use node::pod::{self, Pod};
-use node::{Node, OWN, SERVICE, counter, dial, ip, listen, part, steering};
+use node::{Node, OWN, SERVICE, component, counter, dial, ip, listen, steering};
 
 /// hublet's plain port, and a loopback port of somebody else's.
 const PLAIN: SocketAddrV4 = SocketAddrV4::new(*OWN.ip(), 10261);
@@ -162,7 +162,7 @@ impl Stage {
                 pod::IP,
                 pod::LINK
             ));
-            if part(&self.setup, "guard").on {
+            if component(&self.setup, "guard").on {
                 let (pod, node) = (&self.pod, &self.node);
                 node.until("the uplink is noticed", || pod.dial(OWN).is_err());
             }
@@ -198,7 +198,11 @@ fn without_the_guard_crafted_syns_are_answered() {
     let Some(mut stage) = Stage::new(|config| config.guard.on = false) else {
         return;
     };
-    assert!(part(&stage.setup, "guard").detail.contains("--guard=false"));
+    assert!(
+        component(&stage.setup, "guard")
+            .detail
+            .contains("--guard=false")
+    );
     assert_eq!(
         stage.deviations(|row, place| row.unguarded[place]),
         Vec::<String>::new()
@@ -242,9 +246,9 @@ fn i10_xdp_leaves_no_answer_at_all() {
         return;
     };
     assert!(
-        part(&stage.setup, "xdp").on,
+        component(&stage.setup, "xdp").on,
         "{:?}",
-        part(&stage.setup, "xdp")
+        component(&stage.setup, "xdp")
     );
     assert_eq!(stage.deviations(|_, _| Nothing), Vec::<String>::new());
     let sent = (ROWS.len() * PLACES.len()) as u64;
@@ -256,7 +260,7 @@ fn i10_xdp_leaves_no_answer_at_all() {
 }
 
 fn guarded(setup: &Setup) -> bool {
-    let guard = part(setup, "guard");
+    let guard = component(setup, "guard");
     if !guard.on {
         let _: Option<()> = node::skip(&guard.detail);
     }
@@ -311,7 +315,7 @@ fn xdp_drops_on_the_uplinks_that_are_named() {
     let Some((setup, secure)) = steering(&node, change) else {
         return;
     };
-    let guard = part(&setup, "guard");
+    let guard = component(&setup, "guard");
     assert!(
         guard.on || guard.detail.contains("XDP drops"),
         "half a guard is told as such: {guard:?}"
@@ -329,7 +333,7 @@ fn xdp_drops_on_the_uplinks_that_are_named() {
     let Some((setup, _secure)) = steering(&node, change) else {
         return;
     };
-    let missing = part(&setup, "xdp");
+    let missing = component(&setup, "xdp");
     assert!(
         !missing.on && missing.detail.contains("no-such-link"),
         "{missing:?}"

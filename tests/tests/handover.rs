@@ -169,7 +169,7 @@ fn all_of_it_is_the_last_ones(site: &mut Site) -> Result<()> {
     let layouts = std::fs::read_dir(site.daemon.bpffs().unwrap().join("hublet"))?.count();
     assert_eq!(layouts, 1, "what the old ones pinned is gone");
     let status = site.daemon.status()?;
-    let off = status["parts"]
+    let off = status["components"]
         .as_array()
         .unwrap()
         .iter()

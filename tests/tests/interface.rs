@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hublet::config::SetupConfig;
 use hublet::node::error::SetupError;
 use hublet::steer::Setup;
-use node::{MARK, Node, dial, ip, listen, part};
+use node::{MARK, Node, component, dial, ip, listen};
 
 /// Setup without eBPF (no such cgroup), so that these tests need no BPF object.
 fn config(node: &Node) -> SetupConfig {
@@ -32,7 +32,7 @@ fn link_and_address_are_made_and_serve() {
     let Some(node) = Node::new() else { return };
     let before = (ip("-brief link"), addresses());
     let setup = prepare(&node).expect("setup");
-    let interface = part(&setup, "interface");
+    let interface = component(&setup, "interface");
     assert!(
         interface.on && interface.detail.starts_with("hub-dummy0 ("),
         "{interface:?}"
@@ -64,7 +64,7 @@ fn preparing_twice_changes_nothing() {
     let once = ip("address");
     let second = prepare(&node).expect("again");
     assert_eq!(ip("address"), once);
-    assert!(part(&second, "interface").on);
+    assert!(component(&second, "interface").on);
     drop(second);
     node.undo(first);
     assert!(!addresses().contains("hub-dummy0"));
@@ -76,7 +76,7 @@ fn what_a_killed_daemon_left_is_used_and_removed() {
     drop(prepare(&node).expect("setup")); // as kill -9 would: nothing is undone
     assert!(addresses().contains("169.254.2.1/32"));
     let setup = prepare(&node).expect("again");
-    assert!(part(&setup, "interface").on);
+    assert!(component(&setup, "interface").on);
     node.undo(setup);
     assert!(
         !addresses().contains("hub-dummy0"),
@@ -89,7 +89,7 @@ fn a_link_of_the_users_is_kept() {
     let Some(node) = Node::new() else { return };
     ip("link add hub-dummy0 type bridge");
     let setup = prepare(&node).expect("setup");
-    let interface = part(&setup, "interface");
+    let interface = component(&setup, "interface");
     assert!(
         interface.on && interface.detail.contains("(bridge)"),
         "{interface:?}"
@@ -121,7 +121,7 @@ fn an_address_on_lo_is_used() {
     let Some(node) = Node::new() else { return };
     ip("address add 169.254.2.1/32 dev lo");
     let setup = prepare(&node).expect("setup");
-    let interface = part(&setup, "interface");
+    let interface = component(&setup, "interface");
     assert!(
         interface.on && interface.detail.starts_with("lo (loopback)"),
         "{interface:?}"
@@ -148,7 +148,7 @@ fn removed_link_or_address_is_back_within_a_second() {
         );
     }
     node.until("the report", || {
-        part(&setup, "interface")
+        component(&setup, "interface")
             .detail
             .contains("put back 2 times")
     });
@@ -165,12 +165,12 @@ fn switched_off_is_said() {
         .runtime
         .block_on(Setup::prepare(&config, MARK))
         .expect("setup");
-    let interface = part(&setup, "interface");
+    let interface = component(&setup, "interface");
     assert!(
         !interface.on && interface.detail.contains("--enable-dummy-if=false"),
         "{interface:?}"
     );
-    let steering = part(&setup, "steering");
+    let steering = component(&setup, "steering");
     assert!(
         !steering.on && steering.detail.contains("/nonexistent"),
         "{steering:?}"

@@ -239,8 +239,8 @@ fn health_readiness_metrics_and_status_are_on_10267() {
     metric("hublet_self_probe_failures_total")
         .value(0.0)
         .assert_in(&scrape);
-    metric("hublet_part_on")
-        .label("part", "interface")
+    metric("hublet_component_on")
+        .label("component", "interface")
         .value(1.0)
         .assert_in(&scrape);
     metric("hublet_connections_accepted_total")
@@ -286,7 +286,7 @@ fn status_shows_the_callers_as_a_table_and_as_json() {
     };
     let table = status(&[]);
     for part in [
-        "PARTS",
+        "COMPONENTS",
         "interface",
         "CALLERS",
         "ADDRESS",

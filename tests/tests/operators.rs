@@ -332,7 +332,7 @@ fn ebpf_can_be_switched_off_as_a_whole_and_that_is_no_warning() -> Result<()> {
         "{status:#}"
     );
     for part in ["steering", "identity", "guard"] {
-        let part = status["parts"]
+        let part = status["components"]
             .as_array()
             .unwrap()
             .iter()

@@ -240,10 +240,13 @@ fn what_is_off_is_told_with_its_reason_in_log_status_and_metrics() -> Result<()>
     let (status, metrics) = (node.site.daemon.status()?, node.site.daemon.scrape()?);
     let log = node.site.daemon.log();
     let mut off = Vec::new();
-    for part in status["parts"].as_array().unwrap() {
+    for part in status["components"].as_array().unwrap() {
         let [name, detail] = ["name", "detail"].map(|field| part[field].as_str().unwrap());
         let on = part["on"] == true;
-        let gauge = format!("hublet_part_on{{part=\"{name}\"}} {}\n", u8::from(on));
+        let gauge = format!(
+            "hublet_component_on{{component=\"{name}\"}} {}\n",
+            u8::from(on)
+        );
         assert!(metrics.contains(&gauge), "{gauge}{metrics}");
         if !on {
             assert!(
@@ -440,7 +443,7 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
     }
 
     let row = |status: &Value| {
-        let rows = status["ebpf"]["audit"].as_array()?;
+        let rows = status["ebpf"]["flows"].as_array()?;
         rows.iter()
             .find(|row| row["service"] == "10.96.0.1:443")
             .cloned()

@@ -103,7 +103,7 @@ fn metrics(state: &State) -> String {
                 .counters
                 .render(handles.table.open(), handles.table.limit()),
         );
-        parts(&mut text, &handles);
+        render_components(&mut text, &handles);
     }
     let ready = u8::from(state.unready().is_empty());
     let uptime = state.uptime().as_secs_f64();
@@ -116,18 +116,18 @@ fn metrics(state: &State) -> String {
     )
 }
 
-/// Setup's parts and the decisions of the eBPF programs; both name sets are fixed.
-fn parts(text: &mut String, handles: &Handles) {
+/// The components of the setup and the decisions of the eBPF programs; both name sets are fixed.
+fn render_components(text: &mut String, handles: &Handles) {
     use std::fmt::Write;
     text.push_str(
-        "# HELP hublet_part_on Parts of the setup that work.\n# TYPE hublet_part_on gauge\n",
+        "# HELP hublet_component_on Components of the node's setup that work.\n# TYPE hublet_component_on gauge\n",
     );
-    for part in handles.setup.parts() {
+    for component in handles.setup.components() {
         let _ = writeln!(
             text,
-            "hublet_part_on{{part=\"{}\"}} {}",
-            part.name,
-            u8::from(part.on)
+            "hublet_component_on{{component=\"{}\"}} {}",
+            component.name,
+            u8::from(component.on)
         );
     }
     text.push_str("# HELP hublet_ebpf_decisions Decisions of the eBPF programs.\n# TYPE hublet_ebpf_decisions counter\n");
@@ -138,7 +138,7 @@ fn parts(text: &mut String, handles: &Handles) {
             "hublet_ebpf_decisions_total{{decision=\"{decision}\"}} {count}"
         );
     }
-    audit::render(text, &ebpf.audit);
+    audit::render(text, &ebpf.flows);
 }
 
 fn status(state: &State) -> serde_json::Value {
@@ -152,11 +152,11 @@ fn status(state: &State) -> serde_json::Value {
         status["warnings"] = json!(handles.warnings);
         status["listeners"] = json!(handles.listeners);
         status["certificate"] = json!(handles.certificates.describe());
-        status["parts"] = json!(handles.setup.parts());
+        status["components"] = json!(handles.setup.components());
         let ebpf = handles.setup.ebpf();
         status["ebpf"] = json!({
             "programs": ebpf.programs,
-            "audit": ebpf.audit,
+            "flows": ebpf.flows,
             "counters": ebpf.counters.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<serde_json::Map<_, _>>(),
         });
         status["connections"] = handles

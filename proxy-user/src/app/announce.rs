@@ -35,16 +35,17 @@ pub(super) fn all(bound: &Bound) {
     for listener in listeners(&bound.sockets, bound.admin.address()) {
         info!("on   listener: {listener}");
     }
-    for part in bound.setup.parts() {
-        if part.on {
-            info!("on   {}: {}", part.name, part.detail);
-        } else if part.wanted {
+    for component in bound.setup.components() {
+        if component.on {
+            info!("on   {}: {}", component.name, component.detail);
+        } else if component.wanted {
             // The verifier's log is many lines.
-            part.detail
+            component
+                .detail
                 .lines()
-                .for_each(|line| warn!("off  {}: {line}", part.name));
+                .for_each(|line| warn!("off  {}: {line}", component.name));
         } else {
-            info!("off  {}: {}", part.name, part.detail);
+            info!("off  {}: {}", component.name, component.detail);
         }
     }
     info!("on   certificate: {}", bound.certificates.describe());

@@ -145,7 +145,7 @@ fn address(listener: &Listener) -> SocketAddr {
 
 fn is_up(setup: &Setup) -> bool {
     setup
-        .parts()
+        .components()
         .iter()
         .any(|part| part.name == "interface" && part.on)
 }

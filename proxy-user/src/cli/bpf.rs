@@ -15,9 +15,9 @@ use crate::text::printable_json;
 /// What to do with what is pinned.
 #[derive(Debug, Subcommand)]
 pub enum BpfCommand {
-    /// Links, switches, services, selections, interfaces, counters and audit
+    /// Links, switches, services, selections, interfaces, counters and flows
     Status(BpfArgs),
-    /// One map's entries: HUB_CONFIG, HUB_SERVICES, HUB_SELECT, HUB_SELECT_CMD, HUB_IFACES, HUB_STATS, HUB_AUDIT
+    /// One map's entries: HUB_CONFIG, HUB_SERVICES, HUB_SELECT, HUB_SELECT_CMD, HUB_IFACES, HUB_STATS, HUB_FLOWS
     Dump(DumpArgs),
     /// Take the programs off: nothing is steered, attested or guarded until the daemon starts again
     Detach(BpfArgs),

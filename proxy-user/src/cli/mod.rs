@@ -34,7 +34,7 @@ pub enum Command {
     /// Print the effective configuration as JSON
     #[command(args_override_self = true)]
     Config(Flags),
-    /// Show a running hublet: its parts, eBPF programs and counters, cloud, store and last callers
+    /// Show a running hublet: its components, eBPF programs and counters, cloud, store and last callers
     Status(StatusArgs),
     /// Look at the eBPF programs and maps, or take them off, also without a daemon
     #[command(subcommand)]

@@ -237,10 +237,10 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_table_shows_parts_programs_counters_and_callers() {
+    fn the_table_shows_components_programs_counters_and_callers() {
         let status = json!({
             "version": "1.2.3", "node": "edge-1", "unready": [],
-            "parts": [{"name": "steering", "on": false, "detail": "no CAP_BPF"}],
+            "components": [{"name": "steering", "on": false, "detail": "no CAP_BPF"}],
             "ebpf": {"programs": [{"name": "hub_connect4", "id": 7, "attached": "/sys/fs/cgroup"}],
                 "counters": {"steered": 12}},
             "callers": [
@@ -254,7 +254,7 @@ mod tests {
         let text = String::from_utf8(out).expect("UTF-8");
         for line in [
             "version  1.2.3",
-            "PARTS",
+            "COMPONENTS",
             "no CAP_BPF",
             "EBPF PROGRAMS",
             "hub_connect4",

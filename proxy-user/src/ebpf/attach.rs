@@ -15,7 +15,7 @@ use nix::libc;
 use super::bpffs::Pins;
 use super::object::{self, missing, not_in_object};
 use super::sys::{LinkInfo, link_info, link_update, object_get, programs_of};
-use crate::node::unavailable::{self, Missing};
+use crate::node::unavailable::{self, Unavailable};
 
 /// The programs without which nothing is steered, in the order of their attachment: identity is handed over before
 /// anything is steered. With the kernel's number of the attach type.
@@ -61,8 +61,8 @@ pub(crate) struct Attached {
     pub(crate) loaded: Vec<Loaded>,
     /// The links, where there is no bpffs.
     pub(crate) links: Vec<FdLink>,
-    /// What could not be had of the parts that can be missing: `getpeername`, `guard`, `xdp`.
-    pub(crate) off: Vec<(&'static str, Missing)>,
+    /// What could not be had of the components that can be missing: `getpeername`, `guard`, `xdp`.
+    pub(crate) off: Vec<(&'static str, Unavailable)>,
 }
 
 /// A place for one link.
@@ -105,7 +105,7 @@ impl Target<'_> {
 }
 
 /// Loads and attaches the programs: of the core all or none; the others each for itself.
-pub(crate) fn attach(object: &mut Ebpf, to: &Attach<'_>) -> Result<Attached, Missing> {
+pub(crate) fn attach(object: &mut Ebpf, to: &Attach<'_>) -> Result<Attached, Unavailable> {
     let mut attached = Attached::default();
     let core = in_cgroup(&CORE, to);
     let done = verify(object, &core).and_then(|()| place_all(object, to.pins, core, &mut attached));
@@ -178,7 +178,7 @@ fn in_cgroup<'a>(programs: &[(&'static str, u32, &str)], to: &Attach<'a>) -> Vec
 }
 
 /// Loads the programs; nothing is attached before the verifier has passed every one.
-fn verify(object: &mut Ebpf, places: &[Place<'_>]) -> Result<(), Missing> {
+fn verify(object: &mut Ebpf, places: &[Place<'_>]) -> Result<(), Unavailable> {
     places
         .iter()
         .try_for_each(|place| object::verify(object, place.program))
@@ -189,7 +189,7 @@ fn place_all(
     pins: Option<&Pins>,
     places: Vec<Place<'_>>,
     attached: &mut Attached,
-) -> Result<(), Missing> {
+) -> Result<(), Unavailable> {
     for place in places {
         let name = place.program;
         let program = object
@@ -203,7 +203,7 @@ fn place_all(
                 let link = pins.link(&place.pin);
                 let fresh = pin_program(program, &pins.program(name))
                     .and_then(|()| replace(program, id, &link, place.target))
-                    .map_err(|error| unavailable::bpf(format!("pinning {name}"), &error))?;
+                    .map_err(|error| unavailable::from_kernel(format!("pinning {name}"), &error))?;
                 if fresh {
                     let made = attach_one(program, place.target).map_err(failed)?;
                     made.pin(&link)

@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::node::unavailable::{self, Missing};
+use crate::node::unavailable::{self, Unavailable};
 
 /// Name of our directory.
 pub(crate) const OURS: &str = "hublet";
@@ -28,9 +28,9 @@ pub(crate) struct Pins {
 impl Pins {
     /// Mounts bpffs when there is none, and makes our directories.
     /// `inherited` is an old daemon's lock.
-    pub(crate) fn open(bpffs: &Path, inherited: Option<OwnedFd>) -> Result<Self, Missing> {
+    pub(crate) fn open(bpffs: &Path, inherited: Option<OwnedFd>) -> Result<Self, Unavailable> {
         let mounted = mount_if_needed(bpffs).map_err(|error| {
-            unavailable::bpf(format!("mounting bpffs at {}", bpffs.display()), &error)
+            unavailable::from_kernel(format!("mounting bpffs at {}", bpffs.display()), &error)
         })?;
         let pins = Self {
             bpffs: bpffs.to_path_buf(),
@@ -39,8 +39,9 @@ impl Pins {
         };
         for kind in ["maps", "links", "progs"] {
             let dir = pins.layout().join(kind);
-            fs::create_dir_all(&dir)
-                .map_err(|error| unavailable::bpf(format!("making {}", dir.display()), &error))?;
+            fs::create_dir_all(&dir).map_err(|error| {
+                unavailable::from_kernel(format!("making {}", dir.display()), &error)
+            })?;
         }
         Ok(pins)
     }
@@ -137,18 +138,18 @@ impl Pins {
 }
 
 /// The lock goes with the process, so a killed daemon's pins can be taken over, and a living one's can't.
-fn lock(dir: &Path, inherited: Option<OwnedFd>) -> Result<Flock<File>, Missing> {
+fn lock(dir: &Path, inherited: Option<OwnedFd>) -> Result<Flock<File>, Unavailable> {
     fs::create_dir_all(dir)
-        .map_err(|error| unavailable::bpf(format!("making {}", dir.display()), &error))?;
+        .map_err(|error| unavailable::from_kernel(format!("making {}", dir.display()), &error))?;
     // An inherited descriptor holds the lock already; to lock it again is no change.
     let file = inherited
         .map_or_else(|| File::open(dir), |lock| Ok(File::from(lock)))
-        .map_err(|error| unavailable::bpf(format!("opening {}", dir.display()), &error))?;
+        .map_err(|error| unavailable::from_kernel(format!("opening {}", dir.display()), &error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => Missing::Busy {
+        Errno::EWOULDBLOCK => Unavailable::Busy {
             pins: dir.to_path_buf(),
         },
-        errno => unavailable::bpf(format!("locking {}", dir.display()), &errno.into()),
+        errno => unavailable::from_kernel(format!("locking {}", dir.display()), &errno.into()),
     })
 }
 

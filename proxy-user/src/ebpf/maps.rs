@@ -12,8 +12,8 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use aya::programs::links::FdLink;
 use hublet_ebpf::{
-    Address, Audit, AuditKey, COMM_LEN, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER,
-    Config, Decision, Ident, MAX_PORTS, PROTO_TCP, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER,
+    Address, COMM_LEN, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision,
+    FlowCounts, FlowKey, Ident, MAX_PORTS, PROTO_TCP, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER,
     SelectKey, Service, ServiceKey, Stats, maps,
 };
 use nix::libc;
@@ -24,7 +24,7 @@ use super::flows;
 use super::netns;
 use super::object::{self, map, missing};
 use super::sys::{self, Plain};
-use crate::node::unavailable::Missing;
+use crate::node::unavailable::Unavailable;
 
 /// How long a heartbeat holds; steering stops this long after the serving runtime's last proof of life.
 pub(crate) const HEARTBEAT_TTL: Duration = Duration::from_secs(3);
@@ -34,9 +34,9 @@ pub(crate) struct Programs {
     control: Mutex<Control>,
     ident: SkStorage<MapData, Plain<Ident>>,
     stats: PerCpuArray<MapData, Plain<Stats>>,
-    audit: flows::Table,
+    flows: flows::Table,
     loaded: Vec<Loaded>,
-    off: Vec<(&'static str, Missing)>,
+    off: Vec<(&'static str, Unavailable)>,
     /// Without bpffs the links live by these.
     _links: Vec<FdLink>,
     /// aya-log's reader, which ends with us.
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Programs {
 }
 
 /// How the programs know the daemon's own sockets.
-pub(crate) struct Own {
+pub(crate) struct SelfExemption {
     /// SO_MARK; 0 = none.
     pub(crate) mark: u32,
     /// The daemon's cgroup, when nobody else is in it; 0 = none.
@@ -83,7 +83,7 @@ struct Control {
 
 /// What the programs are told.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Entries {
+pub(crate) struct SelectionEntries {
     /// By cgroup, user, network namespace.
     pub(crate) keys: Vec<(SelectKey, u32)>,
     pub(crate) commands: Vec<([u8; COMM_LEN], u32)>,
@@ -92,7 +92,7 @@ pub(crate) struct Entries {
     pub(crate) pods: bool,
 }
 
-impl Entries {
+impl SelectionEntries {
     pub(crate) fn add(&mut self, kind: u32, value: u64, verdict: u32) {
         let key = SelectKey {
             value,
@@ -111,10 +111,10 @@ impl Programs {
     /// `living` those of one that hands over: what it told its programs stays in force until we steer ourselves.
     pub(crate) fn load(
         to: &Attach<'_>,
-        own: &Own,
+        own: &SelfExemption,
         living: bool,
         log: bool,
-    ) -> Result<Self, Missing> {
+    ) -> Result<Self, Unavailable> {
         let mut object = object::load(to.pins)?;
         let ident = map(&mut object, maps::IDENT)?;
         let netns = netns::cookie(&mut object, &ident, to.root)?;
@@ -126,7 +126,7 @@ impl Programs {
         }
         .map_err(|error| missing("writing the maps", &error))?;
         let stats = map(&mut object, maps::STATS)?;
-        let audit = map(&mut object, maps::AUDIT)?;
+        let flows = map(&mut object, maps::FLOWS)?;
         #[cfg(feature = "bpf-log")]
         let log = log.then(|| super::log::Drain::start(&mut object)).flatten();
         #[cfg(not(feature = "bpf-log"))]
@@ -136,7 +136,7 @@ impl Programs {
             control: Mutex::new(control),
             ident,
             stats,
-            audit,
+            flows,
             loaded: attached.loaded,
             off: attached.off,
             _links: attached.links,
@@ -169,7 +169,7 @@ impl Programs {
         self.control.lock().services(services)
     }
 
-    pub(crate) fn select(&self, entries: &Entries) -> io::Result<()> {
+    pub(crate) fn select(&self, entries: &SelectionEntries) -> io::Result<()> {
         self.control.lock().select(entries)
     }
 
@@ -244,8 +244,8 @@ impl Programs {
     }
 
     /// The audit: every caller and service, summed over the CPUs.
-    pub(crate) fn audit(&self) -> Vec<(AuditKey, Audit)> {
-        flows::read(&self.audit)
+    pub(crate) fn flows(&self) -> Vec<(FlowKey, FlowCounts)> {
+        flows::read(&self.flows)
     }
 
     /// Cookie of the network namespace that is steered.
@@ -254,8 +254,8 @@ impl Programs {
     }
 
     /// Parts that could not even be tried.
-    pub(crate) fn miss(&mut self, parts: Vec<(&'static str, Missing)>) {
-        self.off.extend(parts);
+    pub(crate) fn mark_unavailable(&mut self, components: Vec<(&'static str, Unavailable)>) {
+        self.off.extend(components);
     }
 
     pub(crate) fn loaded(&self) -> &[Loaded] {
@@ -263,7 +263,7 @@ impl Programs {
     }
 
     /// Parts that could not be had, and why.
-    pub(crate) fn off(&self) -> &[(&'static str, Missing)] {
+    pub(crate) fn off(&self) -> &[(&'static str, Unavailable)] {
         &self.off
     }
 }
@@ -377,7 +377,7 @@ impl Control {
         Ok(())
     }
 
-    fn select(&mut self, entries: &Entries) -> io::Result<()> {
+    fn select(&mut self, entries: &SelectionEntries) -> io::Result<()> {
         let keys = entries
             .keys
             .iter()
@@ -450,7 +450,7 @@ pub(crate) fn ip(address: Address) -> IpAddr {
     IpAddr::from(address.bytes()).to_canonical()
 }
 
-fn control(object: &mut Ebpf, netns: u64, own: &Own) -> Result<Control, Missing> {
+fn control(object: &mut Ebpf, netns: u64, own: &SelfExemption) -> Result<Control, Unavailable> {
     let ttl_ns = u64::try_from(HEARTBEAT_TTL.as_nanos()).unwrap_or(u64::MAX);
     Ok(Control {
         config: Config {

@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::object::{self, missing};
 use super::sys::{self, Plain};
-use crate::node::unavailable::{self, Missing};
+use crate::node::unavailable::{self, Unavailable};
 
 /// Linux takes it for this host's port 0, where nobody can listen. No packet of it leaves the host.
 const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
@@ -28,12 +28,12 @@ pub(crate) fn cookie(
     object: &mut Ebpf,
     ident: &SkStorage<MapData, Plain<Ident>>,
     root: BorrowedFd<'_>,
-) -> Result<u64, Missing> {
+) -> Result<u64, Unavailable> {
     match sys::netns_cookie() {
         Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
             by_program(object, ident, root)
         }
-        told => told.map_err(|error| unavailable::bpf(WHAT, &error)),
+        told => told.map_err(|error| unavailable::from_kernel(WHAT, &error)),
     }
 }
 
@@ -41,7 +41,7 @@ fn by_program(
     object: &mut Ebpf,
     ident: &SkStorage<MapData, Plain<Ident>>,
     root: BorrowedFd<'_>,
-) -> Result<u64, Missing> {
+) -> Result<u64, Unavailable> {
     let program = object
         .program_mut(programs::NETNS)
         .ok_or_else(|| object::not_in_object(programs::NETNS))?;
@@ -58,7 +58,7 @@ fn by_program(
         .map_err(|error| missing(WHAT, &error))?;
     match noted {
         Ok(Plain(ident)) => Ok(ident.netns),
-        Err(error) => Err(Missing::Other {
+        Err(error) => Err(Unavailable::Other {
             what: WHAT.into(),
             why: error.to_string(),
         }),

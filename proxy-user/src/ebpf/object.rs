@@ -9,23 +9,23 @@ use hublet_ebpf::maps;
 use nix::libc;
 
 use super::bpffs::Pins;
-use crate::node::unavailable::{self, Missing};
+use crate::node::unavailable::{self, Unavailable};
 use crate::text::with_causes;
 
 /// The object that build.rs embedded; empty in a build without the BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hublet.bpf.o"));
 
 /// Is there an object at all?
-pub(crate) fn embedded() -> Result<(), Missing> {
+pub(crate) fn embedded() -> Result<(), Unavailable> {
     if OBJECT.is_empty() {
-        Err(Missing::Stub)
+        Err(Unavailable::Stub)
     } else {
         Ok(())
     }
 }
 
 /// Makes the maps, or takes over those that a dead daemon left pinned.
-pub(crate) fn load(pins: Option<&Pins>) -> Result<Ebpf, Missing> {
+pub(crate) fn load(pins: Option<&Pins>) -> Result<Ebpf, Unavailable> {
     match load_object(OBJECT, pins) {
         // Same layout, but other sizes than its name says: not ours to keep.
         Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { .. })) => {
@@ -51,13 +51,13 @@ fn load_object(bytes: &[u8], pins: Option<&Pins>) -> Result<Ebpf, EbpfError> {
 pub(crate) fn map<M: TryFrom<Map, Error = MapError>>(
     object: &mut Ebpf,
     name: &'static str,
-) -> Result<M, Missing> {
+) -> Result<M, Unavailable> {
     let map = object.take_map(name).ok_or_else(|| not_in_object(name))?;
     M::try_from(map).map_err(|error| missing(name, &error))
 }
 
 /// Loads one program: the verifier sees it.
-pub(crate) fn verify(object: &mut Ebpf, name: &'static str) -> Result<(), Missing> {
+pub(crate) fn verify(object: &mut Ebpf, name: &'static str) -> Result<(), Unavailable> {
     let result = match object
         .program_mut(name)
         .ok_or_else(|| not_in_object(name))?
@@ -75,39 +75,39 @@ pub(crate) fn verify(object: &mut Ebpf, name: &'static str) -> Result<(), Missin
 }
 
 /// Why a program can't be loaded.
-pub(crate) fn not_loaded(program: &'static str, error: ProgramError) -> Missing {
+pub(crate) fn not_loaded(program: &'static str, error: ProgramError) -> Unavailable {
     match error {
         // EPERM is for want of privileges; the verifier says EACCES or EINVAL.
         ProgramError::LoadError {
             io_error,
             verifier_log,
         } if io_error.raw_os_error() != Some(libc::EPERM) => {
-            unavailable::verifier(program, io_error, verifier_log.to_string())
+            unavailable::from_verifier(program, io_error, verifier_log.to_string())
         }
         error => missing(&format!("loading {program}"), &error),
     }
 }
 
-pub(crate) fn not_in_object(name: &str) -> Missing {
-    Missing::Other {
+pub(crate) fn not_in_object(name: &str) -> Unavailable {
+    Unavailable::Other {
         what: name.into(),
         why: "not in the embedded BPF object, which is of another version".into(),
     }
 }
 
 /// aya's errors carry the kernel's somewhere below.
-pub(crate) fn missing(what: &str, error: &(dyn std::error::Error + 'static)) -> Missing {
+pub(crate) fn missing(what: &str, error: &(dyn std::error::Error + 'static)) -> Unavailable {
     let mut source = Some(error);
     while let Some(error) = source {
         if let Some(io) = error
             .downcast_ref::<io::Error>()
             .filter(|io| io.raw_os_error().is_some())
         {
-            return unavailable::bpf(what, io);
+            return unavailable::from_kernel(what, io);
         }
         source = error.source();
     }
-    Missing::Other {
+    Unavailable::Other {
         what: what.into(),
         why: with_causes(error),
     }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use hublet_ebpf::{
-    Audit, AuditKey, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision,
-    IFACE_LOCAL, LAYOUT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID,
+    CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision, FlowCounts,
+    FlowKey, IFACE_LOCAL, LAYOUT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID,
     SERVICE_OWN, SERVICE_PODS, SelectKey, Service, ServiceKey, Stats, VERDICT_EXCEPT,
     VERDICT_STEER, maps,
 };
@@ -21,7 +21,7 @@ use super::bpffs::{OURS, Pins};
 use super::flows;
 use super::maps::ip;
 use super::sys::{self, Plain};
-use crate::node::unavailable::Missing;
+use crate::node::unavailable::Unavailable;
 use crate::text::with_causes;
 
 /// Maps that [`Pinned::dump`] can show.
@@ -32,7 +32,7 @@ pub const MAPS: [&str; 7] = [
     maps::SELECT_CMD,
     maps::IFACES,
     maps::STATS,
-    maps::AUDIT,
+    maps::FLOWS,
 ];
 
 /// Why what is pinned can't be shown or taken away.
@@ -174,7 +174,7 @@ impl Pinned {
     /// A daemon lives on it, or a pin can't be removed.
     pub fn remove(self) -> Result<(), PinnedError> {
         let pins = Pins::open(&self.bpffs, None)
-            .map_err(|missing: Missing| PinnedError::Busy(missing.to_string()))?;
+            .map_err(|missing: Unavailable| PinnedError::Busy(missing.to_string()))?;
         pins.remove_other_layouts();
         pins.remove()
             .map_err(|error| PinnedError::File(self.ours, error))
@@ -242,7 +242,7 @@ fn rows(name: &str, map: Map) -> Result<Value, MapError> {
         }
         _ => flows::read(&flows::Table::try_from(map)?)
             .iter()
-            .map(|(key, audit)| audit_row(key, audit))
+            .map(|(key, counts)| flow_row(key, counts))
             .collect(),
     })
 }
@@ -287,7 +287,7 @@ fn service_row(key: &ServiceKey, to: &Service) -> Value {
     })
 }
 
-fn audit_row(key: &AuditKey, counts: &Audit) -> Value {
+fn flow_row(key: &FlowKey, counts: &FlowCounts) -> Value {
     let mut row = json!(counts);
     row["cgroup_id"] = key.cgroup_id.into();
     row["service"] = SocketAddr::new(ip(key.ip), key.port).to_string().into();

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::flows::AuditStatus;
+use super::flows::FlowStatus;
 
 /// eBPF state for `hublet status` and metrics.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -12,7 +12,7 @@ pub struct EbpfStatus {
     /// Decision name → count.
     pub counters: Vec<(&'static str, u64)>,
     /// Who dialled what.
-    pub audit: Vec<AuditStatus>,
+    pub flows: Vec<FlowStatus>,
 }
 
 /// One attached program.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::unavailable::Missing;
+use super::unavailable::Unavailable;
 
 /// Id of the true root; a container's own root has another.
 pub(crate) const ROOT_ID: u64 = 1;
@@ -40,13 +40,13 @@ struct Names {
 
 impl Cgroups {
     /// Finds the v2 root, or mounts it for this process alone.
-    pub(crate) fn find() -> Result<Self, Missing> {
+    pub(crate) fn find() -> Result<Self, Unavailable> {
         let mounts =
-            fs::read_to_string("/proc/thread-self/mountinfo").map_err(Missing::NoCgroup)?;
+            fs::read_to_string("/proc/thread-self/mountinfo").map_err(Unavailable::NoCgroup)?;
         let (root, private) = match root_in(&mounts) {
             Some(root) => (root, None),
             None => {
-                let root = mount_privately().map_err(Missing::NoCgroup)?;
+                let root = mount_privately().map_err(Unavailable::NoCgroup)?;
                 (
                     PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
                     Some(root),
@@ -61,7 +61,7 @@ impl Cgroups {
     }
 
     /// The directory to attach to, opened: the root, or the configured one.
-    pub(crate) fn open(&self, configured: Option<&Path>) -> Result<(File, PathBuf), Missing> {
+    pub(crate) fn open(&self, configured: Option<&Path>) -> Result<(File, PathBuf), Unavailable> {
         let path = configured.unwrap_or(&self.root);
         let open = || {
             let dir = File::open(path)?;
@@ -74,7 +74,7 @@ impl Cgroups {
         };
         match open() {
             Ok(dir) => Ok((dir, path.to_path_buf())),
-            Err(source) => Err(Missing::Cgroup {
+            Err(source) => Err(Unavailable::Cgroup {
                 path: path.to_path_buf(),
                 source,
             }),

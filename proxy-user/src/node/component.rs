@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::unavailable::Missing;
+use super::unavailable::Unavailable;
 
 /// A part of the setup and how it stands; the same in the log, `hublet status` and metrics.
 #[derive(Debug, Clone, Serialize)]
-pub struct Part {
+pub struct Component {
     /// `interface`, `steering`, `identity`, `guard`, `getpeername`, `xdp`, `pins`, `bpf-log`.
     pub name: &'static str,
     /// Working?
@@ -17,8 +17,8 @@ pub struct Part {
     pub detail: String,
 }
 
-impl Part {
-    pub(crate) fn of(name: &'static str, result: Result<String, &Missing>) -> Self {
+impl Component {
+    pub(crate) fn of(name: &'static str, result: Result<String, &Unavailable>) -> Self {
         match result {
             Ok(detail) => Self {
                 name,
@@ -27,7 +27,7 @@ impl Part {
                 detail,
             },
             Err(missing) => {
-                let wanted = !matches!(missing, Missing::NotWanted(_));
+                let wanted = !matches!(missing, Unavailable::NotWanted(_));
                 Self {
                     name,
                     on: false,

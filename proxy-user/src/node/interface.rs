@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use super::error::SetupError;
 use super::link::{self, ALIAS, name_of};
-use super::unavailable::{self, Missing};
+use super::unavailable::{self, Unavailable};
 use crate::config::DummyConfig;
 
 /// A pause before the address is put back, so that someone who insists on removing it does not start a race.
@@ -66,7 +66,7 @@ struct Node {
 /// Why there is no address.
 pub(crate) enum Failed {
     /// A part is off; the daemon goes on.
-    Off(Missing),
+    Off(Unavailable),
     /// The user must decide.
     Error(SetupError),
 }
@@ -86,7 +86,9 @@ impl Interface {
             MulticastGroup::Ipv6Ifaddr,
         ];
         let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|error| Failed::Off(unavailable::bpf("opening a netlink socket", &error)))?;
+            .map_err(|error| {
+                Failed::Off(unavailable::from_kernel("opening a netlink socket", &error))
+            })?;
         let connection = tokio::spawn(connection);
         let node = Node {
             handle,
@@ -231,7 +233,7 @@ impl Node {
                 Ok(()) => {}
                 Err(error) if errno(&error) == Some(Errno::EEXIST) => {} // made by another meanwhile
                 Err(error) if is_denied(&error) => {
-                    return Err(Failed::Off(Missing::Privilege {
+                    return Err(Failed::Off(Unavailable::Privilege {
                         what: format!("making the link {}", self.name),
                         needs: unavailable::NEEDS_NET,
                     }));
@@ -286,7 +288,7 @@ impl Node {
         request.message_mut().header.scope = AddressScope::Link;
         match request.execute().await {
             Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()),
-            Err(error) if is_denied(&error) => Err(Failed::Off(Missing::Privilege {
+            Err(error) if is_denied(&error) => Err(Failed::Off(Unavailable::Privilege {
                 what: format!("adding {} to {}", self.ip, self.name),
                 needs: unavailable::NEEDS_NET,
             })),

@@ -1,5 +1,5 @@
-//! What can be missing, and the way out. In: an error of the kernel. Out: [`Missing`], whose text becomes the
-//! detail of a [`Part`](super::component::Part) that is off. Nothing here stops the daemon.
+//! What can be missing, and the way out. In: an error of the kernel. Out: [`Unavailable`], whose text becomes the
+//! detail of a [`Component`](super::component::Component) that is off. Nothing here stops the daemon.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use nix::libc;
 
 /// Why a part of the setup is off.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Missing {
+pub(crate) enum Unavailable {
     /// Switched off by the user.
     #[error("switched off by {0}")]
     NotWanted(&'static str),
@@ -87,20 +87,20 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_BPF: u32 = 39;
 
-/// Gives an error of a bpf(), mount() or socket call its cause.
-pub(crate) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
+/// Gives an error of a from_kernel(), mount() or socket call its cause.
+pub(crate) fn from_kernel(what: impl Into<String>, error: &io::Error) -> Unavailable {
     let what = what.into();
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => denied(
+        Some(libc::EPERM | libc::EACCES) => from_denial(
             what,
             effective_capabilities(),
-            release_before(OWN_MEMORY_ACCOUNT),
+            is_older_than(OWN_MEMORY_ACCOUNT),
         ),
         Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::ENODEV) => {
-            old_kernel(what)
+            kernel_too_old(what)
         }
-        Some(libc::EINVAL) if release_before((5, 8)) => old_kernel(what),
-        _ => Missing::Other {
+        Some(libc::EINVAL) if is_older_than((5, 8)) => kernel_too_old(what),
+        _ => Unavailable::Other {
             what,
             why: error.to_string(),
         },
@@ -108,51 +108,51 @@ pub(crate) fn bpf(what: impl Into<String>, error: &io::Error) -> Missing {
 }
 
 /// For want of which capability? A kernel that counts maps as locked memory wants one more, for raising that limit.
-fn denied(what: String, held: u64, counts_locked: bool) -> Missing {
+fn from_denial(what: String, held: u64, counts_locked: bool) -> Unavailable {
     let may = |cap: u32| held & (1 << cap) != 0;
     if !(may(CAP_BPF) && may(CAP_NET_ADMIN)) && !may(CAP_SYS_ADMIN) {
-        Missing::Privilege {
+        Unavailable::Privilege {
             what,
             needs: NEEDS_BPF,
         }
     } else if counts_locked && !may(CAP_SYS_RESOURCE) {
-        Missing::Privilege {
+        Unavailable::Privilege {
             what,
             needs: NEEDS_LIMIT,
         }
     } else {
-        Missing::Refused { what }
+        Unavailable::Refused { what }
     }
 }
 
 /// The verifier refused a program: because the kernel is too old for it, or for a reason that nobody knows yet.
-pub(crate) fn verifier(program: &'static str, source: io::Error, log: String) -> Missing {
+pub(crate) fn from_verifier(program: &'static str, source: io::Error, log: String) -> Unavailable {
     // Before 5.9 there are no such programs (and so no log), before 5.17 their context has no interface.
     if program == programs::LOOKUP && (log.is_empty() || log.contains("invalid bpf_context access"))
     {
         let what = "the guard".into();
-        return Missing::Kernel {
+        return Unavailable::Kernel {
             what,
-            release: release(),
+            release: kernel_release(),
             needs: NEEDS_LOOKUP,
         };
     }
-    Missing::Verifier {
+    Unavailable::Verifier {
         program,
         source,
         log,
     }
 }
 
-fn old_kernel(what: String) -> Missing {
-    Missing::Kernel {
+fn kernel_too_old(what: String) -> Unavailable {
+    Unavailable::Kernel {
         what,
-        release: release(),
+        release: kernel_release(),
         needs: NEEDS_KERNEL,
     }
 }
 
-fn release() -> String {
+fn kernel_release() -> String {
     nix::sys::utsname::uname().map_or_else(
         |_| "?".into(),
         |name| name.release().to_string_lossy().into_owned(),
@@ -160,12 +160,12 @@ fn release() -> String {
 }
 
 /// Is the running kernel older than this?
-fn release_before(wanted: (u32, u32)) -> bool {
-    version(&release()).is_some_and(|found| found < wanted)
+fn is_older_than(wanted: (u32, u32)) -> bool {
+    parse_version(&kernel_release()).is_some_and(|found| found < wanted)
 }
 
 /// `6.1.190-amd64` → (6, 1).
-fn version(release: &str) -> Option<(u32, u32)> {
+fn parse_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(['.', '-', '+']).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
@@ -173,10 +173,10 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// The capabilities in force, as bits; none when they can't be read.
 fn effective_capabilities() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    capabilities_of(&status)
+    parse_capabilities(&status)
 }
 
-fn capabilities_of(status: &str) -> u64 {
+fn parse_capabilities(status: &str) -> u64 {
     status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
@@ -190,28 +190,28 @@ mod tests {
 
     #[test]
     fn versions_compare_as_numbers() {
-        assert_eq!(version("6.18.44-fc-v595"), Some((6, 18)));
-        assert_eq!(version("5.4.0-150-generic"), Some((5, 4)));
-        assert_eq!(version("6.1-rc3"), Some((6, 1)));
-        assert!(version("5.10.0").unwrap() < version("5.14").unwrap());
-        assert_eq!(version("strange"), None);
+        assert_eq!(parse_version("6.18.44-fc-v595"), Some((6, 18)));
+        assert_eq!(parse_version("5.4.0-150-generic"), Some((5, 4)));
+        assert_eq!(parse_version("6.1-rc3"), Some((6, 1)));
+        assert!(parse_version("5.10.0").unwrap() < parse_version("5.14").unwrap());
+        assert_eq!(parse_version("strange"), None);
     }
 
     #[test]
     fn capabilities_are_read_as_bits() {
         assert_eq!(
-            capabilities_of("Name:\tx\nCapEff:\t000001ffffffffff\n") & (1 << CAP_BPF),
+            parse_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n") & (1 << CAP_BPF),
             1 << CAP_BPF
         );
-        assert_eq!(capabilities_of("CapEff:\t0000000000000000\n"), 0);
-        assert_eq!(capabilities_of(""), 0);
+        assert_eq!(parse_capabilities("CapEff:\t0000000000000000\n"), 0);
+        assert_eq!(parse_capabilities(""), 0);
     }
 
     #[test]
     fn a_denial_names_the_capability_that_is_missing() {
         let bpf = 1 << CAP_BPF | 1 << CAP_NET_ADMIN;
         let said = |held, counts_locked| {
-            denied("loading the maps".into(), held, counts_locked).to_string()
+            from_denial("loading the maps".into(), held, counts_locked).to_string()
         };
         assert!(said(0, false).contains("CAP_BPF"));
         assert!(said(0, true).contains("CAP_BPF"));
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn an_old_kernel_is_no_defect_of_ours() {
         let refused = |program, log: &str| {
-            verifier(
+            from_verifier(
                 program,
                 io::Error::from_raw_os_error(libc::EACCES),
                 log.into(),
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_reason_names_a_way_out() {
-        let text = bpf(
+        let text = from_kernel(
             "loading the programs",
             &io::Error::from_raw_os_error(libc::ENOSYS),
         )
@@ -257,7 +257,7 @@ mod tests {
             text.contains("5.8") && text.contains("CONFIG_BPF_SYSCALL"),
             "{text}"
         );
-        let text = Missing::Privilege {
+        let text = Unavailable::Privilege {
             what: "x".into(),
             needs: NEEDS_NET,
         }
@@ -266,6 +266,6 @@ mod tests {
             text.contains("root") && text.contains("CAP_NET_ADMIN"),
             "{text}"
         );
-        assert!(Missing::Stub.to_string().contains("cargo xtask build"));
+        assert!(Unavailable::Stub.to_string().contains("cargo xtask build"));
     }
 }

@@ -149,9 +149,9 @@ fn since_boot(monotonic_ns: u64) -> Option<u64> {
 
 /// `/kubepods/burstable/podUID/CONTAINER` and systemd's form of it.
 fn pod_and_container(cgroup: &str) -> (Option<String>, Option<String>) {
-    let mut parts = cgroup.split('/');
-    let pod = parts.by_ref().find_map(pod_of);
-    let container = pod.as_ref().and_then(|_| parts.find_map(container_of));
+    let mut components = cgroup.split('/');
+    let pod = components.by_ref().find_map(pod_of);
+    let container = pod.as_ref().and_then(|_| components.find_map(container_of));
     (pod, container)
 }
 

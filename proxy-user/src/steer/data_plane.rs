@@ -12,17 +12,17 @@ use tokio::task::JoinHandle;
 
 use super::attest::Processes;
 use super::selection::Selection;
-use super::uplinks::{Guard, Wish};
+use super::uplinks::{Guard, UplinkConfig};
 use crate::authz::caller::Process;
 use crate::config::SetupConfig;
 use crate::ebpf::attach::{self, Attach};
 use crate::ebpf::bpffs::Pins;
-use crate::ebpf::maps::{Own, Programs};
+use crate::ebpf::maps::{Programs, SelfExemption};
 use crate::ebpf::status::{EbpfStatus, ProgramStatus};
 use crate::ebpf::{flows, object};
 use crate::node::cgroup::{self, Cgroups};
-use crate::node::component::Part;
-use crate::node::unavailable::Missing;
+use crate::node::component::Component;
+use crate::node::unavailable::Unavailable;
 
 /// How long the end waits for tasks that still hold the programs.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const NOT_THE_ROOT: &str = " (not the root of the hierarchy: processes outside of it are not seen)";
 
 /// Parts that are off, and why.
-type Off = Vec<(&'static str, Missing)>;
+type Off = Vec<(&'static str, Unavailable)>;
 
 /// Programs, and what keeps their maps true.
 #[derive(Debug)]
@@ -44,12 +44,12 @@ pub(super) struct Steering {
     sees_itself: bool,
     /// Programs of others that see a connect() before ours.
     before: Vec<String>,
-    guard: Result<Option<Guard>, Missing>,
+    guard: Result<Option<Guard>, Unavailable>,
     /// Anything is to be steered (`--steer`).
     steers: bool,
     /// Parts that the user wished for beside the usual ones.
     wished: Vec<&'static str>,
-    pins: Result<Pins, Missing>,
+    pins: Result<Pins, Unavailable>,
     selecting: Task,
 }
 
@@ -69,14 +69,14 @@ impl Steering {
         config: &SetupConfig,
         mark: u32,
         (link, lock): (String, Option<OwnedFd>),
-    ) -> Result<Self, Missing> {
+    ) -> Result<Self, Unavailable> {
         let living = lock.is_some();
         let cgroups = Cgroups::find()?;
         let ((root, _), (dir, path)) =
             (cgroups.open(None)?, cgroups.open(config.cgroup.as_deref())?);
         let cgroup_id = dir
             .metadata()
-            .map_err(|source| Missing::Cgroup {
+            .map_err(|source| Unavailable::Cgroup {
                 path: path.clone(),
                 source,
             })?
@@ -84,7 +84,7 @@ impl Steering {
         object::embedded()?;
         let pins = match Pins::open(&config.bpffs, lock) {
             // Its programs are not to be replaced under it.
-            Err(busy @ Missing::Busy { .. }) => return Err(busy),
+            Err(busy @ Unavailable::Busy { .. }) => return Err(busy),
             pins => pins, // without bpffs the programs go with the process: also fail-open
         };
         let (xdp, unknown) = interfaces(&config.guard.xdp);
@@ -98,7 +98,7 @@ impl Steering {
             guard: config.guard.on,
             xdp: &xdp,
         };
-        let own = Own {
+        let own = SelfExemption {
             mark,
             cgroup: cgroups.own().unwrap_or_default(),
         };
@@ -113,13 +113,13 @@ impl Steering {
                 return Err(missing);
             }
         };
-        programs.miss(unknown);
+        programs.mark_unavailable(unknown);
         let programs = Arc::new(programs);
-        let wish = Wish {
+        let uplink_config = UplinkConfig {
             own: link,
             uplinks: [&config.guard.uplinks[..], &config.guard.xdp].concat(),
         };
-        let guard = guard(config, wish, &programs).await;
+        let guard = guard(config, uplink_config, &programs).await;
         let selection = Selection::new(&config.select, cgroups.root());
         programs
             .services(&config.steer.addresses.iter().copied().collect())
@@ -174,11 +174,11 @@ impl Steering {
         Some(self.processes.describe(&ident, &self.cgroups))
     }
 
-    pub(super) fn parts(&self) -> Vec<Part> {
-        let mut parts = vec![
-            self.steering_part(),
-            self.identity_part(),
-            self.guard_part(),
+    pub(super) fn components(&self) -> Vec<Component> {
+        let mut components = vec![
+            self.steering_component(),
+            self.identity_component(),
+            self.guard_component(),
         ];
         for name in &self.wished {
             let off = self.programs.off().iter().find(|(part, _)| part == name);
@@ -192,21 +192,21 @@ impl Steering {
                     .collect::<Vec<_>>()
                     .join(", ")
             };
-            parts.push(Part::of(
+            components.push(Component::of(
                 name,
                 off.map_or_else(|| Ok(hooks()), |(_, missing)| Err(missing)),
             ));
         }
-        parts.push(Part::of(
+        components.push(Component::of(
             "pins",
             self.pins
                 .as_ref()
                 .map(|pins| pins.layout().display().to_string()),
         ));
-        parts
+        components
     }
 
-    fn steering_part(&self) -> Part {
+    fn steering_component(&self) -> Component {
         let list = |addresses: &[SocketAddr]| {
             addresses
                 .iter()
@@ -247,7 +247,7 @@ impl Steering {
                 self.before.join(", ")
             ));
         }
-        Part {
+        Component {
             name: "steering",
             on,
             wanted: self.steers,
@@ -255,7 +255,7 @@ impl Steering {
         }
     }
 
-    fn identity_part(&self) -> Part {
+    fn identity_component(&self) -> Component {
         let detail = if self.sees_itself {
             format!("callers are attested at {}", self.attached)
         } else {
@@ -264,7 +264,7 @@ impl Steering {
                 self.attached
             )
         };
-        Part {
+        Component {
             name: "identity",
             on: self.sees_itself,
             wanted: true,
@@ -272,7 +272,7 @@ impl Steering {
         }
     }
 
-    fn guard_part(&self) -> Part {
+    fn guard_component(&self) -> Component {
         let off = self
             .programs
             .off()
@@ -286,7 +286,7 @@ impl Steering {
                     .into(),
             ),
         };
-        let mut part = Part::of("guard", state);
+        let mut part = Component::of("guard", state);
         if let (Ok(Some(_)), Some(_)) = (&self.guard, off) {
             part.detail
                 .push_str("; XDP drops packets of uplinks, but pods reach our other ports, too");
@@ -306,7 +306,7 @@ impl Steering {
         EbpfStatus {
             programs: self.programs.loaded().iter().map(program).collect(),
             counters: self.programs.counters(),
-            audit: flows::describe(self.programs.audit(), &self.cgroups),
+            flows: flows::describe(self.programs.flows(), &self.cgroups),
         }
     }
 
@@ -338,17 +338,19 @@ fn forget_others(pins: &Pins) {
 
 async fn guard(
     config: &SetupConfig,
-    wish: Wish,
+    uplink_config: UplinkConfig,
     programs: &Arc<Programs>,
-) -> Result<Option<Guard>, Missing> {
+) -> Result<Option<Guard>, Unavailable> {
     if !config.guard.on {
-        return Err(Missing::NotWanted("--guard=false"));
+        return Err(Unavailable::NotWanted("--guard=false"));
     }
     let attached = |part| programs.off().iter().all(|(off, _)| *off != part);
     if !attached("guard") && (config.guard.xdp.is_empty() || !attached("xdp")) {
         return Ok(None);
     }
-    Guard::start(wish, Arc::clone(programs)).await.map(Some)
+    Guard::start(uplink_config, Arc::clone(programs))
+        .await
+        .map(Some)
 }
 
 fn wished(config: &SetupConfig) -> Vec<&'static str> {
@@ -371,7 +373,7 @@ fn interfaces(names: &[String]) -> (Vec<(String, u32)>, Off) {
             Ok(index) => found.push((name.clone(), index)),
             Err(_) => missing.push((
                 "xdp",
-                Missing::Other {
+                Unavailable::Other {
                     what: name.clone(),
                     why: "no such interface; `ip link` lists those that are".into(),
                 },
@@ -381,8 +383,8 @@ fn interfaces(names: &[String]) -> (Vec<(String, u32)>, Off) {
     (found, missing)
 }
 
-fn other(what: &str, error: &io::Error) -> Missing {
-    Missing::Other {
+fn other(what: &str, error: &io::Error) -> Unavailable {
+    Unavailable::Other {
         what: what.into(),
         why: error.to_string(),
     }

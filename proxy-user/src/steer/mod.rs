@@ -24,10 +24,10 @@ use crate::authz::caller::Process;
 use crate::config::SetupConfig;
 use crate::ebpf::pins;
 use crate::ebpf::status::EbpfStatus;
-use crate::node::component::Part;
+use crate::node::component::Component;
 use crate::node::error::SetupError;
 use crate::node::interface::{Failed, Interface};
-use crate::node::unavailable::Missing;
+use crate::node::unavailable::Unavailable;
 
 /// What an old daemon's setup hands over to a new one's, so that nobody else gets it in between.
 #[derive(Debug, Default)]
@@ -51,14 +51,14 @@ pub struct Held<'a> {
 #[derive(Debug)]
 pub struct Setup {
     log_wanted: bool,
-    interface: Result<Interface, Missing>,
-    steering: Result<Steering, Missing>,
+    interface: Result<Interface, Unavailable>,
+    steering: Result<Steering, Unavailable>,
 }
 
 impl Setup {
     /// Makes link and address, loads and attaches the programs (switched off until [`Setup::steer`]). Sockets with
     /// `mark` (SO_MARK; 0 = none) are never steered: the daemon's own way to the cloud. Never fails for want of
-    /// privileges or kernel features: what is missing is a [`Part`] that is off. Call it in the network namespace
+    /// privileges or kernel features: what is missing is a [`Component`] that is off. Call it in the network namespace
     /// that is to be steered, on the runtime that is to keep the address there.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Setup {
         from: Inherited,
     ) -> Result<Self, SetupError> {
         let interface = match &config.dummy {
-            None => Err(Missing::NotWanted("--enable-dummy-if=false")),
+            None => Err(Unavailable::NotWanted("--enable-dummy-if=false")),
             Some(wish) => match Interface::ensure(wish, from.interface).await {
                 Ok(interface) => Ok(interface),
                 Err(Failed::Off(missing)) => Err(missing),
@@ -92,7 +92,7 @@ impl Setup {
             true => Steering::prepare(config, mark, (own, from.pins)).await,
             false => {
                 pins::forget(&config.bpffs, from.pins);
-                Err(Missing::NotWanted("--ebpf=false"))
+                Err(Unavailable::NotWanted("--ebpf=false"))
             }
         };
         Ok(Self {
@@ -221,24 +221,24 @@ impl Setup {
             .map(|steering| steering.programs.netns())
     }
 
-    /// The parts, for log, status and metrics.
-    pub fn parts(&self) -> Vec<Part> {
-        let mut parts = vec![Part::of(
+    /// The components, for log, status and metrics.
+    pub fn components(&self) -> Vec<Component> {
+        let mut components = vec![Component::of(
             "interface",
             self.interface.as_ref().map(Interface::describe),
         )];
         match &self.steering {
-            Ok(steering) => parts.extend(steering.parts()),
+            Ok(steering) => components.extend(steering.components()),
             Err(missing) => {
-                parts.extend(
-                    ["steering", "identity", "guard"].map(|name| Part::of(name, Err(missing))),
+                components.extend(
+                    ["steering", "identity", "guard"].map(|name| Component::of(name, Err(missing))),
                 );
             }
         }
         if self.log_wanted {
-            parts.push(Part::log());
+            components.push(Component::log());
         }
-        parts
+        components
     }
 
     /// Programs, counters, audit.

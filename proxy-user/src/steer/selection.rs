@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::config::{PodSelector, SelectConfig, Selector};
-use crate::ebpf::maps::{Entries, Programs};
+use crate::ebpf::maps::{Programs, SelectionEntries};
 use crate::node::cgroup::pod_of;
 
 /// Looked at this often without an event, too.
@@ -138,10 +138,10 @@ impl Selection {
     }
 
     /// What the programs are to be told now, and the directories where that could change.
-    pub(super) fn entries(&self) -> (Entries, Vec<PathBuf>) {
-        let mut entries = Entries {
+    pub(super) fn entries(&self) -> (SelectionEntries, Vec<PathBuf>) {
+        let mut entries = SelectionEntries {
             only: !self.config.only.is_empty(),
-            ..Entries::default()
+            ..SelectionEntries::default()
         };
         let mut directories = Vec::new();
         for (selectors, verdict) in [
@@ -194,7 +194,7 @@ impl Selection {
         &self,
         path: &Path,
         (kind, verdict): (u32, u32),
-        entries: &mut Entries,
+        entries: &mut SelectionEntries,
         directories: &mut Vec<PathBuf>,
     ) {
         let full = self.root.join(path.strip_prefix("/").unwrap_or(path));
@@ -372,7 +372,11 @@ mod tests {
         fs::create_dir_all(dir.path().join(&b)).unwrap();
         fs::create_dir_all(dir.path().join("system.slice/x.service")).unwrap();
         let selection = annotated(dir.path());
-        assert_eq!(selection.entries().0, Entries::default(), "nobody asked");
+        assert_eq!(
+            selection.entries().0,
+            SelectionEntries::default(),
+            "nobody asked"
+        );
         let unknown = "99999999-2222-4333-8444-555555555555";
         assert!(selection.opt_in(BTreeSet::from([B.to_owned(), unknown.to_owned()])));
         assert!(

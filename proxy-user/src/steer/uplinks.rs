@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::ebpf::maps::Programs;
 use crate::node::link::{info_kind, name_of};
-use crate::node::unavailable::{self, Missing};
+use crate::node::unavailable::{self, Unavailable};
 
 /// Changes come in bursts; they are looked at together.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -31,7 +31,7 @@ const RT_TABLE_LOCAL: u8 = 255;
 
 /// What is not found out but told.
 #[derive(Debug, Clone)]
-pub(super) struct Wish {
+pub(super) struct UplinkConfig {
     /// The link that carries our address.
     pub(super) own: String,
     /// Interfaces that are uplinks whatever they look like.
@@ -47,20 +47,25 @@ pub(super) struct Guard {
 impl Guard {
     /// Looks once, switches the guard on, and goes on looking. Call on a tokio runtime, in the network namespace to
     /// guard.
-    pub(super) async fn start(wish: Wish, programs: Arc<Programs>) -> Result<Self, Missing> {
+    pub(super) async fn start(
+        uplink_config: UplinkConfig,
+        programs: Arc<Programs>,
+    ) -> Result<Self, Unavailable> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
         let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|error| unavailable::bpf("opening a netlink socket for the guard", &error))?;
+            .map_err(|error| {
+                unavailable::from_kernel("opening a netlink socket for the guard", &error)
+            })?;
         let connection = tokio::spawn(connection);
-        let mut told = match look(&handle, &wish).await {
+        let mut told = match look(&handle, &uplink_config).await {
             Ok(found) => found,
             Err(error) => {
                 connection.abort();
-                return Err(Missing::Other {
+                return Err(Unavailable::Other {
                     what: "looking for uplinks".into(),
                     why: error.to_string(),
                 });
@@ -68,7 +73,7 @@ impl Guard {
         };
         programs
             .guard(&told)
-            .map_err(|error| unavailable::bpf("telling the guard the uplinks", &error))?;
+            .map_err(|error| unavailable::from_kernel("telling the guard the uplinks", &error))?;
         let keeper = tokio::spawn(async move {
             loop {
                 match tokio::time::timeout(RECHECK, events.next()).await {
@@ -76,7 +81,7 @@ impl Guard {
                     Ok(Some((message, _))) if !concerns(&message.payload) => continue,
                     _ => tokio::time::sleep(PAUSE).await,
                 }
-                match look(&handle, &wish).await {
+                match look(&handle, &uplink_config).await {
                     Ok(found) if found == told => {}
                     Ok(found) => match programs.guard(&found) {
                         Ok(()) => told = found,
@@ -103,7 +108,10 @@ impl Drop for Guard {
 }
 
 /// Interfaces and their kinds, for the map. What isn't in it is a pod's.
-async fn look(handle: &Handle, wish: &Wish) -> Result<Vec<(u32, u32)>, rtnetlink::Error> {
+async fn look(
+    handle: &Handle,
+    uplink_config: &UplinkConfig,
+) -> Result<Vec<(u32, u32)>, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let mut leading = BTreeSet::new();
     for wanted in [
@@ -118,16 +126,20 @@ async fn look(handle: &Handle, wish: &Wish) -> Result<Vec<(u32, u32)>, rtnetlink
     }
     let mut kinds: Vec<_> = links
         .iter()
-        .filter_map(|link| kind(link, &leading, wish))
+        .filter_map(|link| kind(link, &leading, uplink_config))
         .collect();
     kinds.sort_unstable();
     kinds.truncate(MAX_INTERFACES);
     Ok(kinds)
 }
 
-fn kind(link: &LinkMessage, leading: &BTreeSet<u32>, wish: &Wish) -> Option<(u32, u32)> {
+fn kind(
+    link: &LinkMessage,
+    leading: &BTreeSet<u32>,
+    uplink_config: &UplinkConfig,
+) -> Option<(u32, u32)> {
     let (index, name) = (link.header.index, name_of(link));
-    if link.header.flags.contains(LinkFlags::Loopback) || name == wish.own {
+    if link.header.flags.contains(LinkFlags::Loopback) || name == uplink_config.own {
         return Some((index, IFACE_LOCAL));
     }
     let pods = match info_kind(link) {
@@ -136,7 +148,7 @@ fn kind(link: &LinkMessage, leading: &BTreeSet<u32>, wish: &Wish) -> Option<(u32
         Some(InfoKind::Dummy | InfoKind::Ifb) => return None, // nothing comes in by these
         _ => false,
     };
-    let uplink = !pods || leading.contains(&index) || wish.uplinks.contains(&name);
+    let uplink = !pods || leading.contains(&index) || uplink_config.uplinks.contains(&name);
     uplink.then_some((index, IFACE_UPLINK))
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use hublet::authz::caller::Process;
 use hublet::config::{DummyConfig, GuardConfig, SelectConfig, Services, SetupConfig};
-use hublet::node::component::Part;
+use hublet::node::component::Component;
 use hublet::steer::Setup;
 use hublet_tests::eventually::slowness;
 use nix::mount::{MsFlags, mount};
@@ -88,7 +88,7 @@ impl Node {
             .runtime
             .block_on(Setup::prepare(config, MARK))
             .expect("setup");
-        let steering = part(&setup, "identity");
+        let steering = component(&setup, "identity");
         if steering.on {
             return Some(setup);
         }
@@ -162,12 +162,12 @@ pub fn skip<T>(reason: &str) -> Option<T> {
 }
 
 /// A part of the setup.
-pub fn part(setup: &Setup, name: &str) -> Part {
+pub fn component(setup: &Setup, name: &str) -> Component {
     setup
-        .parts()
+        .components()
         .into_iter()
-        .find(|part| part.name == name)
-        .unwrap_or_else(|| panic!("no part {name}"))
+        .find(|component| component.name == name)
+        .unwrap_or_else(|| panic!("no component {name}"))
 }
 
 /// How often a decision was taken.
