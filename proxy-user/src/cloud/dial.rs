@@ -1,5 +1,5 @@
-//! Opens one connection to an API server: DNS, TCP (marked, so that eBPF never steers it back to us), TLS, HTTP. In: a
-//! server's address. Out: a TLS stream and the protocol that both sides chose.
+//! Opens connections to an API server: DNS, TCP (marked, so that eBPF never steers them back to
+//! hublet), TLS.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,31 +9,32 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::ServerName;
-use socket2::TcpKeepalive;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::health::activity::{Heard, HeardStream};
+use super::health::activity::{LinkActivity, TrackedStream};
 use super::resolve::Resolver;
 use crate::config::Server;
 use crate::text::with_causes;
 
 /// Longest time for one connection to be ready for requests.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Delay between attempts at different addresses (RFC 8305 §5, Connection Attempt Delay).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// TCP keepalive: an idle connection is probed after 15 s, then every 5 s, and is dead after three
+/// probes. HTTP/2 has pings besides; HTTP/1.1 and upgraded connections have only this.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
 
-/// A connection that is ready for HTTP.
-pub(crate) type CloudStream = TlsStream<HeardStream>;
-/// Between the beginnings of connections to different addresses of the server.
-const STAGGER: Duration = Duration::from_millis(250);
-/// An idle connection is probed after the first time, again after each second one, and so many times before it is dead:
-/// after 30 s, longer than any way takes. HTTP/2 has its own pings; HTTP/1.1 and upgrades have these alone.
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
+/// A TLS stream that is ready for HTTP.
+pub(crate) type CloudStream = TlsStream<TrackedStream>;
 
 /// Why no connection could be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
-    /// The name does not resolve.
     #[error("{host} does not resolve: {source}")]
     Resolve { host: String, source: io::Error },
     #[error("no connection to {address}: {source}")]
@@ -48,10 +49,9 @@ pub(crate) enum DialError {
     Tls { host: String, source: io::Error },
     #[error("HTTP with the server failed: {}", with_causes(.0))]
     Http(#[from] hyper::Error),
-    /// The time is up.
     #[error("no connection within {} s", DIAL_TIMEOUT.as_secs())]
     Timeout,
-    /// The limit of connections is reached.
+    /// A limit of hublet's own is reached.
     #[error("too many connections to the cloud are in use")]
     Busy,
     /// The server takes no requests over HTTP/2.
@@ -61,41 +61,50 @@ pub(crate) enum DialError {
     NoStreams,
 }
 
+/// Errors of this node rather than of the network: no descriptor, memory or port is left.
+const LOCAL_ERRORS: [rustix::io::Errno; 5] = [
+    rustix::io::Errno::MFILE,
+    rustix::io::Errno::NFILE,
+    rustix::io::Errno::NOBUFS,
+    rustix::io::Errno::NOMEM,
+    rustix::io::Errno::ADDRNOTAVAIL,
+];
+
 impl DialError {
     pub(crate) fn is_refused(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
-    /// This node lacks something: a place, a file descriptor, memory, a port. That tells nothing of the cloud; nor does a
-    /// server that is there and takes no requests.
-    pub(crate) fn is_ours(&self) -> bool {
-        use rustix::io::Errno;
-        let lacks = [
-            Errno::MFILE,
-            Errno::NFILE,
-            Errno::NOBUFS,
-            Errno::NOMEM,
-            Errno::ADDRNOTAVAIL,
-        ];
+    /// Whether the error says nothing about the cloud: this node lacks a permit, a file descriptor,
+    /// memory or a port, or the server is there and takes no requests.
+    pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Busy | Self::NoStreams => true,
             Self::Connect { source, .. } | Self::Resolve { source, .. } => source
                 .raw_os_error()
-                .is_some_and(|code| lacks.iter().any(|e| e.raw_os_error() == code)),
-            _ => false,
+                .is_some_and(|code| LOCAL_ERRORS.iter().any(|e| e.raw_os_error() == code)),
+            Self::Tls { .. } | Self::Http(_) | Self::Timeout => false,
         }
     }
 }
 
-/// Opens connections to one server.
+/// The HTTP versions offered to the server (ALPN, RFC 7301).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alpn {
+    Http2OrHttp1,
+    /// For upgrades, and for credentials that the server may answer with GOAWAY.
+    Http1Only,
+}
+
+/// Opens connections to one server. Clones share what is known of it.
 #[derive(Clone)]
 pub(crate) struct Dialer {
     server: Server,
     name: ServerName<'static>,
-    both: TlsConnector,
-    http1: TlsConnector,
+    http2_or_http1: TlsConnector,
+    http1_only: TlsConnector,
     mark: u32,
-    heard: Arc<Heard>,
+    activity: Arc<LinkActivity>,
     resolver: Arc<Resolver>,
 }
 
@@ -108,7 +117,7 @@ impl std::fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    /// To one server, trusted by `roots`.
+    /// `mark` is the `SO_MARK` of the sockets.
     ///
     /// # Errors
     /// The host is neither a DNS name nor an IP address.
@@ -117,27 +126,14 @@ impl Dialer {
         roots: &Arc<rustls::RootCertStore>,
         mark: u32,
     ) -> Result<Self, rustls::pki_types::InvalidDnsNameError> {
-        let name = ServerName::try_from(server.host.clone())?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = |alpn: &[&[u8]]| {
-            let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-                .with_safe_default_protocol_versions()
-                .expect("aws-lc-rs supports TLS 1.2 and 1.3")
-                .with_root_certificates(Arc::clone(roots))
-                .with_no_client_auth();
-            config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-            TlsConnector::from(Arc::new(config))
-        };
-        let (both, http1) = (config(&[b"h2", b"http/1.1"]), config(&[b"http/1.1"]));
-        let resolver = Arc::new(Resolver::new(server));
         Ok(Self {
             server: server.clone(),
-            name,
-            both,
-            http1,
+            name: ServerName::try_from(server.host.clone())?,
+            http2_or_http1: tls_connector(roots, &[b"h2", b"http/1.1"]),
+            http1_only: tls_connector(roots, &[b"http/1.1"]),
             mark,
-            heard: Arc::default(),
-            resolver,
+            activity: Arc::default(),
+            resolver: Arc::new(Resolver::new(server)),
         })
     }
 
@@ -145,136 +141,265 @@ impl Dialer {
         &self.server
     }
 
-    /// When the server was heard on any connection of this dialer or its clones.
-    pub(crate) fn heard(&self) -> &Arc<Heard> {
-        &self.heard
+    /// The absolute URI of a path on the server.
+    pub(crate) fn server_uri(&self, path_and_query: Option<&str>) -> http::Uri {
+        http::Uri::builder()
+            .scheme("https")
+            .authority(authority(&self.server))
+            .path_and_query(path_and_query.unwrap_or("/"))
+            .build()
+            .unwrap_or_default()
     }
 
-    /// A TLS connection; with `http1`, HTTP/1.1 alone is offered (upgrades need it).
-    ///
+    /// The `Host` header of requests to the server.
+    pub(crate) fn host_header(&self) -> Option<http::HeaderValue> {
+        authority(&self.server).try_into().ok()
+    }
+
+    /// The activity on all connections of this dialer and its clones.
+    pub(crate) fn activity(&self) -> &Arc<LinkActivity> {
+        &self.activity
+    }
+
     /// # Errors
     /// See [`DialError`].
-    pub(crate) async fn dial(&self, http1: bool) -> Result<CloudStream, DialError> {
-        let dial = async {
-            let (address, tcp) = self.connect().await?;
-            self.resolver.connected(address);
-            let tcp = HeardStream::new(tcp, Arc::clone(&self.heard));
-            let tls = if http1 { &self.http1 } else { &self.both };
-            let failed = |source| DialError::Tls {
-                host: self.server.host.clone(),
-                source,
-            };
-            let stream = tls.connect(self.name.clone(), tcp).await.map_err(failed)?;
-            self.resolver.serves(address);
-            Ok(stream)
-        };
-        tokio::time::timeout(DIAL_TIMEOUT, dial)
+    pub(crate) async fn dial(&self, alpn: Alpn) -> Result<CloudStream, DialError> {
+        tokio::time::timeout(DIAL_TIMEOUT, self.connect_tls(alpn))
             .await
             .unwrap_or(Err(DialError::Timeout))
     }
 
-    /// The first of the server's addresses that takes a connection: one after the other is tried, each a quarter of a
-    /// second after the one before, or as soon as that one has failed (happy eyeballs, RFC 8305 §5).
-    async fn connect(&self) -> Result<(SocketAddr, TcpStream), DialError> {
-        let resolve = |source| DialError::Resolve {
+    async fn connect_tls(&self, alpn: Alpn) -> Result<CloudStream, DialError> {
+        let (address, tcp) = self.connect_tcp().await?;
+        self.resolver.record_connected(address);
+        let tcp = TrackedStream::new(tcp, Arc::clone(&self.activity));
+        let connector = match alpn {
+            Alpn::Http2OrHttp1 => &self.http2_or_http1,
+            Alpn::Http1Only => &self.http1_only,
+        };
+        let tls = connector.connect(self.name.clone(), tcp).await;
+        let tls = tls.map_err(|source| DialError::Tls {
             host: self.server.host.clone(),
             source,
-        };
-        let mut addresses = self
-            .resolver
-            .addresses()
-            .await
-            .map_err(resolve)?
+        })?;
+        self.resolver.record_served(address);
+        Ok(tls)
+    }
+
+    /// Connects to the first address that accepts. Each is tried [`ATTEMPT_DELAY`] after the one
+    /// before, or as soon as that has failed (Happy Eyeballs, RFC 8305 §5).
+    async fn connect_tcp(&self) -> Result<(SocketAddr, TcpStream), DialError> {
+        let addresses = self.resolver.addresses().await;
+        let mut addresses = addresses
+            .map_err(|error| self.resolve_error(error))?
             .into_iter();
-        let mut tries = FuturesUnordered::new();
+        let mut attempts = FuturesUnordered::new();
         let mut failed = None;
         loop {
-            tries.extend(
-                addresses
-                    .next()
-                    .map(|address| async move { (address, self.connect_to(address).await) }),
-            );
-            let next = tokio::time::sleep(STAGGER);
+            attempts.extend(addresses.next().map(|address| self.connect_to(address)));
             tokio::select! {
-                tried = tries.next() => match tried {
-                    Some((address, Ok(stream))) => return Ok((address, stream)),
-                    Some((address, Err(source))) => failed = Some(worse(failed, DialError::Connect { address, source })),
-                    None => return Err(failed.unwrap_or_else(|| resolve(io::Error::other("no address")))),
+                attempt = attempts.next() => match attempt {
+                    Some(Ok(connected)) => return Ok(connected),
+                    Some(Err(error)) => failed = Some(more_telling(failed, error)),
+                    None => return Err(failed.unwrap_or_else(|| self.resolve_error(io::Error::other("no address")))),
                 },
-                () = next, if addresses.len() > 0 => {}
+                () = tokio::time::sleep(ATTEMPT_DELAY), if addresses.len() > 0 => {}
             }
         }
     }
 
-    async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
+    fn resolve_error(&self, source: io::Error) -> DialError {
+        DialError::Resolve {
+            host: self.server.host.clone(),
+            source,
+        }
+    }
+
+    async fn connect_to(&self, address: SocketAddr) -> Result<(SocketAddr, TcpStream), DialError> {
+        let connect = async { self.socket(address)?.connect(address).await };
+        match connect.await {
+            Ok(tcp) => Ok((address, tcp)),
+            Err(source) => Err(DialError::Connect { address, source }),
+        }
+    }
+
+    fn socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        // Without CAP_NET_ADMIN there is no steering of ours either, so an unmarked socket is right.
-        if let Err(error) = socket2::SockRef::from(&socket).set_mark(self.mark) {
+        // Without CAP_NET_ADMIN hublet can't steer either, so an unmarked socket is safe.
+        if let Err(error) = SockRef::from(&socket).set_mark(self.mark) {
             tracing::trace!(%error, "upstream socket not marked");
         }
         socket.set_nodelay(true)?;
-        end_when_dead(&socket)?;
-        socket.connect(address).await
+        set_keepalive(&socket)?;
+        Ok(socket)
     }
 }
 
-/// The kernel ends the connection when the other end has been silent for too long: to what was sent, or to probes of an
-/// idle connection (RFC 5482, RFC 9293 §3.8.4).
-fn end_when_dead(socket: &TcpSocket) -> io::Result<()> {
-    let (idle, interval, probes) = KEEPALIVE;
-    let keepalive = TcpKeepalive::new()
-        .with_time(idle)
-        .with_interval(interval)
-        .with_retries(probes);
-    let socket = socket2::SockRef::from(socket);
-    socket.set_tcp_keepalive(&keepalive)?;
-    // With it, Linux counts no probes: it must leave time for all of them.
-    socket.set_tcp_user_timeout(Some(idle + interval * probes))
+/// `host:port`, with an IPv6 address in brackets.
+fn authority(server: &Server) -> String {
+    let Server { host, port } = server;
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
-/// The error to report of several addresses: refused only where all refuse.
-fn worse(before: Option<DialError>, now: DialError) -> DialError {
+fn tls_connector(roots: &Arc<rustls::RootCertStore>, alpn: &[&[u8]]) -> TlsConnector {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc-rs supports TLS 1.2 and 1.3")
+        .with_root_certificates(Arc::clone(roots))
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Lets the kernel end the connection when the peer has been silent for too long, to data that was sent
+/// or to keepalive probes (RFC 5482, RFC 9293 §3.8.4).
+fn set_keepalive(socket: &TcpSocket) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    let socket = SockRef::from(socket);
+    socket.set_tcp_keepalive(&keepalive)?;
+    // Overrides the number of probes on Linux, so it must leave time for all of them.
+    socket.set_tcp_user_timeout(Some(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES))
+}
+
+/// The error to report of several addresses: "refused" only if all refuse.
+fn more_telling(before: Option<DialError>, latest: DialError) -> DialError {
     match before {
-        Some(before) if now.is_refused() => before,
-        _ => now,
+        Some(before) if latest.is_refused() => before,
+        _ => latest,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    fn dialer(host: &str, port: u16) -> Dialer {
+        let server = Server {
+            host: host.into(),
+            port,
+        };
+        Dialer::new(&server, &Arc::new(rustls::RootCertStore::empty()), 0).unwrap()
+    }
+
+    fn connect_error(errno: rustix::io::Errno) -> DialError {
+        DialError::Connect {
+            address: ([192, 0, 2, 1], 443).into(),
+            source: io::Error::from_raw_os_error(errno.raw_os_error()),
+        }
+    }
 
     /// An idle stream whose NAT entry had gone never ended, where HTTP/2's pings don't look after it.
     #[tokio::test]
-    async fn the_kernel_looks_after_connections_that_are_idle() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Server {
-            host: "127.0.0.1".into(),
-            port: listener.local_addr().unwrap().port(),
-        };
-        let dialer = Dialer::new(&server, &Arc::new(rustls::RootCertStore::empty()), 0).unwrap();
-        let stream = dialer
-            .connect_to(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let socket = socket2::SockRef::from(&stream);
+    async fn the_kernel_looks_after_idle_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let dialer = dialer("127.0.0.1", address.port());
+        let (_, stream) = dialer.connect_to(address).await.unwrap();
+        let socket = SockRef::from(&stream);
         assert!(socket.keepalive().unwrap());
-        assert_eq!(
-            socket.tcp_keepalive_time().unwrap(),
-            Duration::from_secs(15)
-        );
-        assert_eq!(
-            socket.tcp_keepalive_interval().unwrap(),
-            Duration::from_secs(5)
-        );
+        assert!(stream.nodelay().unwrap());
+        let secs = Duration::from_secs;
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), secs(15));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), secs(5));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
-        assert_eq!(
-            socket.tcp_user_timeout().unwrap(),
-            Some(Duration::from_secs(30))
-        );
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(secs(30)));
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let error = dialer("127.0.0.1", port)
+            .dial(Alpn::Http1Only)
+            .await
+            .unwrap_err();
+        assert!(error.is_refused() && !error.is_local(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_server_without_tls_is_neither_refused_nor_local() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        let error = dialer("127.0.0.1", port)
+            .dial(Alpn::Http2OrHttp1)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, DialError::Tls { .. }), "{error}");
+        assert!(!error.is_refused() && !error.is_local());
+        assert!(error.to_string().contains("--bootstrap-file"));
+    }
+
+    #[test]
+    fn a_shortage_on_this_node_says_nothing_about_the_cloud() {
+        use rustix::io::Errno;
+        for (error, local) in [
+            (connect_error(Errno::MFILE), true),
+            (connect_error(Errno::NFILE), true),
+            (connect_error(Errno::NOBUFS), true),
+            (connect_error(Errno::NOMEM), true),
+            (connect_error(Errno::ADDRNOTAVAIL), true),
+            (connect_error(Errno::CONNREFUSED), false),
+            (connect_error(Errno::NETUNREACH), false),
+            (connect_error(Errno::HOSTUNREACH), false),
+            (DialError::Busy, true),
+            (DialError::NoStreams, true),
+            (DialError::Timeout, false),
+        ] {
+            assert_eq!(error.is_local(), local, "{error}");
+        }
+    }
+
+    #[test]
+    fn refused_is_reported_only_if_all_addresses_refuse() {
+        use rustix::io::Errno;
+        let refused = || connect_error(Errno::CONNREFUSED);
+        let unreachable = || connect_error(Errno::NETUNREACH);
+        assert!(more_telling(None, refused()).is_refused());
+        assert!(more_telling(Some(refused()), refused()).is_refused());
+        assert!(!more_telling(Some(unreachable()), refused()).is_refused());
+        assert!(!more_telling(Some(refused()), unreachable()).is_refused());
+    }
+
+    #[test]
+    fn the_uri_of_a_server_has_brackets_around_an_ipv6_address() {
+        for (host, path, uri) in [
+            (
+                "api.example",
+                Some("/api?a=b"),
+                "https://api.example:6443/api?a=b",
+            ),
+            ("192.0.2.1", None, "https://192.0.2.1:6443/"),
+            ("2001:db8::1", Some("/"), "https://[2001:db8::1]:6443/"),
+        ] {
+            let dialer = dialer(host, 6443);
+            assert_eq!(dialer.server_uri(path), uri);
+            let host = dialer.host_header().unwrap();
+            assert!(uri.contains(host.to_str().unwrap()), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_no_name_is_an_error() {
+        let server = Server {
+            host: "not a name".into(),
+            port: 443,
+        };
+        let roots = Arc::new(rustls::RootCertStore::empty());
+        assert!(Dialer::new(&server, &roots, 0).is_err());
     }
 }

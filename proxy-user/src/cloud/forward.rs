@@ -1,5 +1,5 @@
-//! Sends one request to the cloud. In: the client's request. Out: the head of the answer and its body, or why there is
-//! none. Ends at once when the cloud is found to be away.
+//! Sends one request to the API server and waits for the head of its response, or for the news that the
+//! cloud is disconnected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,37 +12,75 @@ use hyper::body::Incoming;
 
 use super::dial::DialError;
 use super::health::{Health, Signal};
-use super::pool::{Place, Sender, Stream, Upstreams, Way, set_host, uri};
+use super::pool::connection::set_request_target;
+use super::pool::{ConnectionClass, Lease, Pool, Reuse, StreamPermit};
+use super::stream::{BodyTee, CloudBody, CloudBodyError};
+use super::upload::Upload;
 use crate::authz::caller::Client;
-use crate::cloud::upload::Upload;
-use crate::proxy::body::{Body, BodyError};
 use crate::text::with_causes;
 use hublet_wire::request::{ApiRequest, Reading};
 
-/// Attempts to send a request that connections gave back untouched.
-const TRIES: u32 = 3;
+/// Attempts to send a request that the server has not processed.
+const MAX_ATTEMPTS: u32 = 3;
+/// Attempts to send a retryable request that it may have processed.
+const MAX_ATTEMPTS_PROCESSED: u32 = 2;
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForwardError {
-    /// Nothing has been sent.
-    #[error("{0}")]
-    NotSent(#[from] DialError),
-    /// The cloud is away; nothing has been sent.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     #[error("the cloud is away")]
-    Away,
-    /// The server closed the connection without taking the request: nothing was done.
-    #[error("the cloud did not take the request: {0}")]
-    NotTaken(String),
-    /// Sent, and then the link broke: what became of it isn't known.
+    Disconnected,
+    /// The server closed the connection, or the stream, and says that it did not process the request.
+    #[error("the cloud did not take the request: {}", with_causes(.0))]
+    NotProcessed(#[source] hyper::Error),
+    /// The client's upload broke off.
+    #[error("the request's body broke off: {}", with_causes(.0))]
+    Upload(#[source] hyper::Error),
+    #[error("the cloud's connection broke after the request was sent: {}", with_causes(.0))]
+    Broken(#[source] hyper::Error),
+    /// The link was found dead while a request waited for the head of its response.
+    #[error(
+        "the cloud's connection broke after the request was sent: no answer before the link was found dead"
+    )]
+    NoResponse,
+    /// The link was found dead behind the head of a response.
+    #[error(
+        "the cloud's connection broke after the request was sent: nothing behind the answer's head before the link was found dead"
+    )]
+    NoBody,
     #[error("the cloud's connection broke after the request was sent: {0}")]
-    Lost(String),
-    /// The caller's upload broke off before its end, and the request with it.
-    #[error("the request's body broke off: {0}")]
-    Upload(String),
+    Body(#[from] CloudBodyError),
+    #[error("the server takes nothing of the request's body")]
+    UploadStalled,
 }
 
-/// Headers that belong to one connection, not to the request (RFC 9110 §7.6.1).
+/// How far a request without a response got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    NotSent,
+    /// Sent, but the server certainly has not processed it.
+    NotProcessed,
+    /// Sent; its outcome isn't known.
+    Unknown,
+}
+
+impl ForwardError {
+    pub(crate) fn delivery(&self) -> Delivery {
+        match self {
+            Self::Dial(_) | Self::Disconnected => Delivery::NotSent,
+            Self::NotProcessed(_) | Self::Upload(_) => Delivery::NotProcessed,
+            Self::Broken(_)
+            | Self::NoResponse
+            | Self::NoBody
+            | Self::Body(_)
+            | Self::UploadStalled => Delivery::Unknown,
+        }
+    }
+}
+
+/// Headers of one connection rather than of the request (RFC 9110 §7.6.1).
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     header::HOST,
@@ -55,15 +93,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Everything but the hop-by-hop headers, those that `Connection` names among them.
-pub(crate) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
-    let named: Vec<String> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .collect();
+/// All headers but the hop-by-hop ones, and those that `Connection` names.
+pub(crate) fn end_to_end_headers(headers: &HeaderMap) -> HeaderMap {
+    let named = connection_headers(headers);
     let mut out = HeaderMap::with_capacity(headers.len() + 2);
     for (name, value) in headers {
         if !HOP_BY_HOP.contains(name) && !named.iter().any(|n| n == name.as_str()) {
@@ -73,219 +105,247 @@ pub(crate) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     out
 }
 
+fn connection_headers(headers: &HeaderMap) -> Vec<String> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect()
+}
+
 /// How a request may be sent.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Terms {
-    /// Whose it is.
+pub(crate) struct SendOptions {
     pub client: Client,
-    /// Which connections it may take.
-    pub way: Way,
-    /// It may be sent once more although the server may have taken it: see [`is_repeatable`].
-    pub repeatable: bool,
+    pub class: ConnectionClass,
+    /// It may be sent again though the server may have processed it: see [`is_retryable`].
+    pub retryable: bool,
 }
 
-/// A read of the API's own data, which does nothing however often it is asked. What is behind a proxy, or starts a
-/// program, is none, whatever its method; nor is what isn't understood.
-pub(crate) fn is_repeatable(reading: &Reading<'_>) -> bool {
-    let beyond = ["proxy", "exec", "attach", "portforward"];
-    let data = |request: &ApiRequest<'_>| !beyond.contains(&request.subresource.as_ref());
-    reading.verb.is_read() && reading.understood().is_some_and(data)
+/// Subresources whose reads may have side effects: a proxied backend's, or those of a started program.
+const UNSAFE_SUBRESOURCES: [&str; 4] = ["proxy", "exec", "attach", "portforward"];
+
+/// Whether a request is a read of the API server's own data, which has no effect however often it is
+/// sent. A request that isn't understood is none.
+pub(crate) fn is_retryable(reading: &Reading<'_>) -> bool {
+    let is_safe =
+        |request: &ApiRequest<'_>| !UNSAFE_SUBRESOURCES.contains(&request.subresource.as_ref());
+    reading.verb.is_read() && reading.understood().is_some_and(is_safe)
 }
 
+/// The client side of the proxy: connections and health of the API server.
 #[derive(Debug)]
 pub(crate) struct Cloud {
-    /// The connections.
-    pub upstreams: Arc<Upstreams>,
-    /// The state.
+    pub pool: Arc<Pool>,
     pub health: Arc<Health>,
 }
 
+/// A failed attempt, with the request if the connection gave it back unsent.
+struct FailedAttempt {
+    error: hyper::Error,
+    returned: Option<Request<Upload>>,
+}
+
 impl Cloud {
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its response.
     ///
     /// # Errors
-    /// See [`ForwardError`]; each has already been told to [`Health`].
+    /// See [`ForwardError`]; each has been signalled to [`Health`] already.
     pub(crate) async fn send(
         &self,
         parts: &Parts,
         body: Option<Upload>,
-        terms: Terms,
-    ) -> Result<(Response<Incoming>, Place), ForwardError> {
+        options: SendOptions,
+    ) -> Result<(Response<Incoming>, StreamPermit), ForwardError> {
         let sent = AtomicBool::new(false);
         tokio::select! {
             biased;
-            answer = self.exchange(parts, body, terms, &sent) => answer,
-            () = self.health.away() => Err(match sent.into_inner() {
-                true => ForwardError::Lost("no answer before the link was found dead".into()),
-                false => ForwardError::Away,
+            response = self.send_with_retries(parts, body, options, &sent) => response,
+            () = self.health.until_disconnected() => Err(if sent.into_inner() {
+                ForwardError::NoResponse
+            } else {
+                ForwardError::Disconnected
             }),
         }
     }
 
-    /// Waits until the body of a read's answer has begun. The head alone is of no use to who asked, and while it isn't
-    /// passed on, the store can still answer in its place.
+    /// Waits for the first frame of a response's body. Until the head goes to the client the store can
+    /// answer in its place, and the head alone is of no use to a client.
     ///
     /// # Errors
-    /// The answer broke off, or the link was found dead.
-    pub(crate) async fn begun(&self, body: &mut Body) -> Result<(), ForwardError> {
-        let broken = |error: BodyError| {
-            self.health.signal(Signal::Failed);
-            ForwardError::Lost(error.to_string())
-        };
+    /// The body broke off, or the link was found dead.
+    pub(crate) async fn first_frame<T: BodyTee>(
+        &self,
+        body: &mut CloudBody<T>,
+    ) -> Result<(), ForwardError> {
         tokio::select! {
             biased;
-            begun = body.begin() => begun.map_err(broken),
-            () = self.health.away() => {
-                Err(ForwardError::Lost("nothing behind the answer's head before the link was found dead".into()))
+            first = body.first_frame() => {
+                first.inspect_err(|_| self.health.signal(Signal::Failed))?;
+                Ok(())
             }
+            () = self.health.until_disconnected() => Err(ForwardError::NoBody),
         }
     }
 
-    /// The result of an upgrade, which ends at once when the cloud is found to be away, as every request does.
-    ///
-    /// # Errors
-    /// The upgrade's own, or [`ForwardError::Lost`].
-    pub(crate) async fn until_away<T>(
+    /// Ends an exchange with [`ForwardError::NoResponse`] when the cloud is found to be disconnected.
+    /// While it waits in silence, the cloud is probed.
+    pub(crate) async fn or_disconnected<T>(
         &self,
-        answer: impl Future<Output = Result<T, ForwardError>>,
+        exchange: impl Future<Output = Result<T, ForwardError>>,
     ) -> Result<T, ForwardError> {
         tokio::select! {
             biased;
-            answer = self.health.attended(answer) => answer,
-            () = self.health.away() => Err(ForwardError::Lost("no answer before the link was found dead".into())),
+            result = self.health.probe_while_silent(exchange) => result,
+            () = self.health.until_disconnected() => Err(ForwardError::NoResponse),
         }
     }
 
-    async fn exchange(
+    async fn send_with_retries(
         &self,
         parts: &Parts,
         body: Option<Upload>,
-        terms: Terms,
+        options: SendOptions,
         sent: &AtomicBool,
-    ) -> Result<(Response<Incoming>, Place), ForwardError> {
-        let whole = body.is_none();
-        let mut request = self.outgoing(parts, body);
-        let mut tries = 0;
+    ) -> Result<(Response<Incoming>, StreamPermit), ForwardError> {
+        let bodyless = body.is_none();
+        let mut request = self.upstream_request(parts, body);
+        let mut attempt = 0;
         loop {
-            tries += 1;
-            // A server that closes an idle connection may do so with the request on its way: that is for reads only.
-            let reuse = terms.repeatable && tries == 1;
-            let stream = self.upstreams.stream(terms.client, terms.way, reuse).await;
-            let mut stream = stream.inspect_err(|error| self.failed(error))?;
-            let copy = whole.then(|| copy(&request));
-            set_host(&mut request, &stream.sender);
+            attempt += 1;
+            let mut lease = self.acquire(options, attempt).await?;
+            let copy = bodyless.then(|| clone_bodyless(&request));
+            set_request_target(&mut request, &lease.sender);
             let began = Instant::now();
             sent.store(true, Ordering::Relaxed);
-            let failed = match self.once(&mut stream, request).await {
+            let failed = match self.send_once(&mut lease, request).await {
                 Ok(response) => {
-                    self.health.head(response.status(), began.elapsed());
-                    return Ok((response, self.upstreams.answered(stream)));
+                    self.health
+                        .record_response(response.status(), began.elapsed());
+                    return Ok((response, self.pool.into_permit(lease)));
                 }
                 Err(failed) => *failed,
             };
-            let (error, back) = failed;
-            let taken = back.is_none() && !was_not_taken(&error);
-            sent.store(taken, Ordering::Relaxed);
-            let again = if taken {
-                terms.repeatable && tries < 2
+            let processed = failed.returned.is_none() && !is_unprocessed(&failed.error);
+            sent.store(processed, Ordering::Relaxed);
+            let retry = if processed {
+                options.retryable && attempt < MAX_ATTEMPTS_PROCESSED
             } else {
-                tries < TRIES
+                attempt < MAX_ATTEMPTS
             };
-            match back.or(copy) {
-                Some(same) if again => request = same,
-                _ if was_broken_by_its_caller(&error) => {
-                    return Err(ForwardError::Upload(with_causes(&error)));
-                }
-                _ if taken => {
-                    self.health.signal(Signal::Failed);
-                    return Err(ForwardError::Lost(error.to_string()));
-                }
-                _ => return Err(ForwardError::NotTaken(error.to_string())),
+            match failed.returned.or(copy).filter(|_| retry) {
+                Some(again) => request = again,
+                None => return Err(self.classify(failed.error, processed)),
             }
         }
     }
 
-    /// The request that goes to the cloud.
-    fn outgoing(&self, parts: &Parts, body: Option<Upload>) -> Request<Upload> {
-        let server = self.upstreams.dialer().server();
-        let mut headers = end_to_end(&parts.headers);
+    async fn acquire(&self, options: SendOptions, attempt: u32) -> Result<Lease, DialError> {
+        // A server may close an idle connection just when a request is on its way there, which only a
+        // retryable one may be exposed to.
+        let reuse = if options.retryable && attempt == 1 {
+            Reuse::Allowed
+        } else {
+            Reuse::Forbidden
+        };
+        self.pool
+            .acquire(options.client, options.class, reuse)
+            .await
+            .inspect_err(|error| self.signal_dial_error(error))
+    }
+
+    /// The error of the last attempt. Only a connection that broke tells something of the cloud.
+    fn classify(&self, error: hyper::Error, processed: bool) -> ForwardError {
+        if is_upload_error(&error) {
+            return ForwardError::Upload(error);
+        }
+        if !processed {
+            return ForwardError::NotProcessed(error);
+        }
+        self.health.signal(Signal::Failed);
+        ForwardError::Broken(error)
+    }
+
+    fn upstream_request(&self, parts: &Parts, body: Option<Upload>) -> Request<Upload> {
+        let mut headers = end_to_end_headers(&parts.headers);
         if body.is_none() {
             // A length without a body would be taken from the next request on the connection.
             headers.remove(header::CONTENT_LENGTH);
         }
         let mut request = Request::new(body.unwrap_or_else(|| Either::Right(Full::default())));
+        let path = parts.uri.path_and_query();
+        let path = path.map(http::uri::PathAndQuery::as_str);
         *request.method_mut() = parts.method.clone();
-        *request.uri_mut() = uri(
-            server,
-            parts
-                .uri
-                .path_and_query()
-                .map(http::uri::PathAndQuery::as_str),
-        );
+        *request.uri_mut() = self.pool.dialer().server_uri(path);
         *request.headers_mut() = headers;
         request
     }
 
-    /// Sends it. Where its connection alone stays silent, others are kept off that: it may have died by itself.
-    async fn once(
+    /// Sends a request once. While its connection alone stays silent, new requests are kept off that.
+    async fn send_once(
         &self,
-        stream: &mut Stream,
+        lease: &mut Lease,
         request: Request<Upload>,
-    ) -> Result<Response<Incoming>, Box<(hyper::Error, Option<Request<Upload>>)>> {
-        let Stream { sender, place } = stream;
-        let mut tried = std::pin::pin!(async {
-            match sender {
-                Sender::H2(sender) => sender.try_send_request(request).await,
-                Sender::H1(sender) => sender.try_send_request(request).await,
-            }
-        });
-        let tried = tokio::select! {
+    ) -> Result<Response<Incoming>, Box<FailedAttempt>> {
+        let Lease { sender, permit } = lease;
+        let mut sending = std::pin::pin!(sender.try_send(request));
+        let result = tokio::select! {
             biased;
-            tried = &mut tried => tried,
-            () = self.health.alone(&place.line) => {
-                place.leave();
-                tried.await
+            result = &mut sending => result,
+            () = self.health.until_silent_alone(permit.connection()) => {
+                permit.quarantine();
+                sending.await
             }
         };
-        tried.map_err(|mut failed| {
-            let back = failed.take_message();
-            Box::new((failed.into_error(), back))
+        result.map_err(|mut failed| {
+            let returned = failed.take_message();
+            let error = failed.into_error();
+            Box::new(FailedAttempt { error, returned })
         })
     }
 
-    fn failed(&self, error: &DialError) {
-        match error {
-            error if error.is_ours() => {}
-            error if error.is_refused() => self.health.signal(Signal::Refused),
-            _ => self.health.signal(Signal::Failed),
+    fn signal_dial_error(&self, error: &DialError) {
+        if error.is_local() {
+            return;
         }
+        self.health.signal(if error.is_refused() {
+            Signal::Refused
+        } else {
+            Signal::Failed
+        });
     }
 }
 
-/// The server says itself that it has done nothing with the request: a GOAWAY that leaves it out, or `REFUSED_STREAM`
-/// (RFC 9113 §8.7).
-fn was_not_taken(error: &hyper::Error) -> bool {
-    let Some(error) = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>())
-    else {
-        return false;
-    };
-    error.is_remote()
-        && (error.is_go_away()
-            || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+/// The server says that it has not processed the request: with a GOAWAY that excludes it, or with
+/// `REFUSED_STREAM` (RFC 9113 §8.7).
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    source
+        .and_then(|source| source.downcast_ref::<h2::Error>())
+        .is_some_and(|error| error.is_remote() && (error.is_go_away() || is_refused_stream(error)))
 }
 
-/// The caller's body broke off, or took another length than was said: that tells nothing of the cloud.
-fn was_broken_by_its_caller(error: &hyper::Error) -> bool {
-    let Some(cause) = std::error::Error::source(error) else {
-        return false;
-    };
-    let reset = |e: &h2::Error| e.is_reset() && !e.is_remote() && !e.is_library();
-    // hyper calls it the user's error, too, when a connection's task is gone.
-    error.is_user() && cause.is::<hyper::Error>() || cause.downcast_ref().is_some_and(reset)
+fn is_refused_stream(error: &h2::Error) -> bool {
+    error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
-/// The same request again; it has no body.
-fn copy(request: &Request<Upload>) -> Request<Upload> {
+/// The client's body broke off, or had another length than announced.
+fn is_upload_error(error: &hyper::Error) -> bool {
+    let Some(source) = std::error::Error::source(error) else {
+        return false;
+    };
+    // hyper reports a connection task that is gone as a user error, too, but without this source.
+    error.is_user() && source.is::<hyper::Error>()
+        || source.downcast_ref().is_some_and(is_local_reset)
+}
+
+fn is_local_reset(error: &h2::Error) -> bool {
+    error.is_reset() && !error.is_remote() && !error.is_library()
+}
+
+fn clone_bodyless(request: &Request<Upload>) -> Request<Upload> {
     let mut copy = Request::new(Either::Right(Full::default()));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
@@ -298,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_reads_of_the_apis_own_data_are_repeated() {
+    fn only_reads_of_the_apis_own_data_are_retryable() {
         let table = [
             ("GET", "/api/v1/namespaces/a/pods/p", true),
             ("GET", "/api/v1/pods?watch=true", true),
@@ -331,7 +391,7 @@ mod tests {
         for (method, uri, expected) in table {
             let (method, uri) = (method.parse().unwrap(), uri.parse().unwrap());
             let request = ApiRequest::parse(&method, &uri);
-            assert_eq!(is_repeatable(&request), expected, "{method} {uri}");
+            assert_eq!(is_retryable(&request), expected, "{method} {uri}");
         }
     }
 
@@ -348,7 +408,7 @@ mod tests {
         ] {
             headers.append(name, value.parse().unwrap());
         }
-        let kept = end_to_end(&headers);
+        let kept = end_to_end_headers(&headers);
         let mut names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["accept", "authorization", "impersonate-user"]);

@@ -1,16 +1,16 @@
-//! Is the cloud there? One state, decided in one place ([`monitor`]). In: signals from requests. Out: a `watch`
-//! channel of [`CloudState`], and how long a request may be left in silence (I11).
+//! Whether the API server is reachable: one state, decided in one task ([`monitor`]) from what requests
+//! signal and probes find.
 //!
-//! A request that takes long says nothing of the cloud: only silence does, and only after a question. So who waits asks
-//! for a sign of life (a probe, on a connection that is kept open for it) in time for the answer to come before patience
-//! ends. Whatever is heard from the cloud meanwhile, by anybody, is such a sign.
+//! A slow request says nothing about the cloud; only silence does, and only in spite of a probe. So a
+//! waiting request asks for a probe early enough for its answer to arrive before the fallback timeout
+//! (I11). Any byte read from the server meanwhile, on any connection, counts as a sign of life.
 
 pub(crate) mod activity;
 pub(crate) mod monitor;
 pub(crate) mod probe;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -19,41 +19,44 @@ use serde::Serialize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::activity::{ConnectionActivity, LinkActivity};
+use self::monitor::{HealthMonitor, Link};
 use crate::config::CloudConfig;
 use crate::telemetry::Metrics;
-use activity::{Heard, Line};
-use monitor::{Judge, Link};
 
-/// Signals that wait to be looked at; more of the same tell nothing new.
-const SIGNALS: usize = 16;
-/// Shortest and longest patience with silence.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
-/// Patience in round trips; the second holds where a way is so long that the longest patience is less.
-const ROUND_TRIPS: (u32, u32) = (6, 2);
-/// Silence of one connection on which a request waits, while others are heard, before new requests are kept off it.
-const ALONE: Duration = Duration::from_secs(2);
-/// Pause between the questions to which answers in the server's stead lead.
-const IN_ITS_STEAD: Duration = Duration::from_secs(1);
-/// Time in which this process reads what has come already.
-const TURN: Duration = Duration::from_millis(10);
+/// Capacity of the signal queue. Overflow is dropped: one signal is enough to trigger a probe.
+const MAX_SIGNALS: usize = 16;
+/// Bounds of the fallback timeout.
+const MIN_FALLBACK_TIMEOUT: Duration = Duration::from_millis(250);
+const MAX_FALLBACK_TIMEOUT: Duration = Duration::from_secs(1);
+/// The fallback timeout in round trips, within its bounds.
+const FALLBACK_ROUND_TRIPS: u32 = 6;
+/// The least fallback timeout in round trips, which raises the upper bound on a long link.
+const MIN_FALLBACK_ROUND_TRIPS: u32 = 2;
+/// Silence of one connection, while others are heard from, before new requests are kept off it.
+const CONNECTION_SILENCE: Duration = Duration::from_secs(2);
+/// Least time between two probes that gateway errors ask for.
+const GATEWAY_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for this process to read what has already arrived.
+const READ_GRACE: Duration = Duration::from_millis(10);
+/// Latencies that are longer count as this long.
+const MAX_LATENCY: Duration = Duration::from_secs(60);
 
-/// What the cloud is to this node now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CloudState {
     Connected,
-    /// A request failed (or hublet has just started): a probe is under way.
+    /// A request failed, or hublet has just started: a probe is under way.
     Suspect,
-    /// Somebody's patience has ended without a sign of life: a probe is under way.
+    /// A request's fallback timeout has passed in silence: a probe is under way.
     Silent,
-    /// It does not answer.
     Disconnected,
-    /// It has answered again, once.
+    /// It has answered one probe since it was disconnected.
     Recovering,
 }
 
 impl CloudState {
-    /// For metrics and the log.
+    /// The value of the metric's label and of log fields.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connected => "connected",
@@ -64,66 +67,65 @@ impl CloudState {
         }
     }
 
-    /// A probe that is under way decides what comes next.
-    pub(crate) fn is_open(self) -> bool {
+    /// The probe under way decides on the next state.
+    pub(crate) fn awaits_probe(self) -> bool {
         matches!(self, Self::Suspect | Self::Silent)
     }
 }
 
-/// What a request tells of the cloud.
+/// An event of a request that bears on the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
-    /// The connection was refused: nobody is there.
+    /// The connection was refused.
     Refused,
     /// It failed otherwise: unreachable, TLS, reset.
     Failed,
-    /// It waits, and would like a sign of life.
+    /// It waits in silence and asks for a probe.
     Waiting,
-    /// There was none within its patience.
+    /// Its fallback timeout has passed in silence.
     Silent,
 }
 
-/// The state, and where signals go.
+/// The state, shared by all requests.
 #[derive(Debug)]
 pub(crate) struct Health {
-    pub(super) state: watch::Sender<CloudState>,
+    state: watch::Sender<CloudState>,
     signals: mpsc::Sender<Signal>,
-    pub(super) decided: watch::Sender<bool>,
-    /// Usual time to an answer's head, in microseconds.
+    known: AtomicBool,
+    /// Smoothed time to the head of a response, in microseconds.
     latency: AtomicU64,
-    /// Heads of answers, since the start.
-    heads: AtomicU64,
-    /// An answer's head has come.
-    pub(super) answered: Notify,
-    /// When one that may have come from somebody else led to a question.
-    in_its_stead: Mutex<Option<Instant>>,
-    pub(super) heard: Arc<Heard>,
+    /// Responses of the server since the start.
+    responses: AtomicU64,
+    response_seen: Notify,
+    last_gateway_probe: Mutex<Option<Instant>>,
+    activity: Arc<LinkActivity>,
 }
 
 impl Health {
-    /// Starts the task that decides.
+    /// Starts the monitor's task.
     pub(crate) fn start<L: Link>(
         config: &CloudConfig,
         link: Arc<L>,
-        heard: &Arc<Heard>,
+        activity: &Arc<LinkActivity>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let (signals, received) = mpsc::channel(SIGNALS);
-        let health = Arc::new(Self::new(signals, Arc::clone(heard)));
-        tokio::spawn(Judge::new(config, link, Arc::clone(&health), received, metrics).run());
+        let (sender, signals) = mpsc::channel(MAX_SIGNALS);
+        let health = Arc::new(Self::new(sender, Arc::clone(activity)));
+        let monitor = HealthMonitor::new(config, link, Arc::clone(&health), signals, metrics);
+        tokio::spawn(monitor.run());
         health
     }
 
-    fn new(signals: mpsc::Sender<Signal>, heard: Arc<Heard>) -> Self {
+    fn new(signals: mpsc::Sender<Signal>, activity: Arc<LinkActivity>) -> Self {
         Self {
             state: watch::Sender::new(CloudState::Suspect),
             signals,
-            decided: watch::Sender::new(false),
+            known: AtomicBool::new(false),
             latency: AtomicU64::new(0),
-            heads: AtomicU64::new(0),
-            answered: Notify::new(),
-            in_its_stead: Mutex::default(),
-            heard,
+            responses: AtomicU64::new(0),
+            response_seen: Notify::new(),
+            last_gateway_probe: Mutex::default(),
+            activity,
         }
     }
 
@@ -131,168 +133,160 @@ impl Health {
         *self.state.borrow()
     }
 
-    /// The state once no probe is to decide any more.
-    pub(crate) async fn judged(&self) -> CloudState {
+    /// The state once no probe is to decide on it any more.
+    pub(crate) async fn settled(&self) -> CloudState {
         let mut state = self.state.subscribe();
-        // The sender lives as long as we do.
-        state
-            .wait_for(|s| !s.is_open())
-            .await
-            .map_or(CloudState::Disconnected, |s| *s)
+        let settled = state.wait_for(|state| !state.awaits_probe()).await;
+        // The channel is open: its sender is `self`.
+        settled.map_or(CloudState::Disconnected, |state| *state)
     }
 
-    /// Waits until the cloud is found to be away, from now on.
-    pub(crate) async fn away(&self) {
-        // The sender lives as long as we do.
-        let _ = self
-            .state
-            .subscribe()
-            .wait_for(|s| *s == CloudState::Disconnected)
-            .await;
+    /// Waits until the cloud is disconnected; done at once if it is.
+    pub(crate) async fn until_disconnected(&self) {
+        let mut state = self.state.subscribe();
+        // The channel is open: its sender is `self`.
+        let _ = state.wait_for(|s| *s == CloudState::Disconnected).await;
     }
 
-    /// To be told of changes.
     pub(crate) fn subscribe(&self) -> watch::Receiver<CloudState> {
         self.state.subscribe()
     }
 
-    /// The first probe after the start has been judged.
-    pub(crate) fn is_decided(&self) -> bool {
-        *self.decided.borrow()
+    /// The first probe since the start has ended.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
     }
 
-    /// A request has met this.
     pub(crate) fn signal(&self, signal: Signal) {
-        // A full queue already holds enough to look.
+        // A full queue triggers a probe as well.
         let _ = self.signals.try_send(signal);
     }
 
-    /// An answer's head came, of this status, after this time. A 502, 503 or 504 may be of what stands before a dead server:
-    /// it is no sign of the server, which is asked for one.
-    pub(crate) fn head(&self, status: StatusCode, after: Duration) {
+    /// Records the head of a response. A 502, 503 or 504 may come from a gateway in front of a dead
+    /// server: it is no sign of life, and asks for a probe.
+    pub(crate) fn record_response(&self, status: StatusCode, latency: Duration) {
         match status {
             StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => {
-                let mut asked = self.in_its_stead.lock();
-                if asked.is_none_or(|at| at.elapsed() >= IN_ITS_STEAD) {
-                    *asked = Some(Instant::now());
-                    self.signal(Signal::Waiting);
-                }
-            }
-            _ => self.answered(after),
+            | StatusCode::GATEWAY_TIMEOUT => self.probe_behind_gateway(),
+            _ => self.record_latency(latency),
         }
     }
 
-    /// The server's answer began after this time.
-    pub(super) fn answered(&self, after: Duration) {
-        let micros = u64::try_from(after.as_micros())
-            .unwrap_or(u64::MAX)
-            .min(60_000_000);
-        let before = self.latency.load(Ordering::Relaxed);
-        let usual = if before == 0 {
-            micros
-        } else {
-            (before * 7 + micros) / 8
+    fn probe_behind_gateway(&self) {
+        let mut last = self.last_gateway_probe.lock();
+        if last.is_none_or(|at| at.elapsed() >= GATEWAY_PROBE_INTERVAL) {
+            *last = Some(Instant::now());
+            self.signal(Signal::Waiting);
+        }
+    }
+
+    /// Records a response of the server itself.
+    fn record_latency(&self, latency: Duration) {
+        let sample = latency.min(MAX_LATENCY).as_micros() as u64;
+        let smoothed = match self.latency.load(Ordering::Relaxed) {
+            0 => sample,
+            before => (before * 7 + sample) / 8,
         };
-        self.latency.store(usual.max(1), Ordering::Relaxed);
-        self.heard.took_at_most(after);
-        self.heads.fetch_add(1, Ordering::Relaxed);
-        self.answered.notify_waiters();
+        self.latency.store(smoothed.max(1), Ordering::Relaxed);
+        self.activity.record_latency(latency);
+        self.responses.fetch_add(1, Ordering::Relaxed);
+        self.response_seen.notify_waiters();
     }
 
-    /// Heads of answers that have come since the start.
-    pub(super) fn heads(&self) -> u64 {
-        self.heads.load(Ordering::Relaxed)
+    fn responses(&self) -> u64 {
+        self.responses.load(Ordering::Relaxed)
     }
 
-    /// How long a request may be left in silence.
-    pub(crate) fn patience(&self) -> Duration {
-        let round_trip = self.heard.round_trip();
-        (round_trip * ROUND_TRIPS.0).clamp(PATIENCE.0, PATIENCE.1.max(round_trip * ROUND_TRIPS.1))
+    /// Smoothed time to the head of a response.
+    pub(crate) fn latency(&self) -> Duration {
+        Duration::from_micros(self.latency.load(Ordering::Relaxed))
     }
 
-    /// Patience of one that has been kept waiting so long already: the signs of life until then allow for more, and
-    /// questions become fewer.
-    fn patience_after(&self, waited: Duration) -> Duration {
-        self.patience().max(waited.min(PATIENCE.1))
+    /// Silence after which a read is answered from the store.
+    pub(crate) fn fallback_timeout(&self) -> Duration {
+        let round_trip = self.activity.round_trip();
+        let max = MAX_FALLBACK_TIMEOUT.max(round_trip * MIN_FALLBACK_ROUND_TRIPS);
+        (round_trip * FALLBACK_ROUND_TRIPS).clamp(MIN_FALLBACK_TIMEOUT, max)
     }
 
-    /// How long before the end of patience a question must be asked for its answer to come in time.
-    fn lead(&self, patience: Duration) -> Duration {
-        (patience / 2)
-            .max(self.heard.round_trip() * 3 / 2)
-            .min(patience)
+    /// The fallback timeout of a request that has been waiting with signs of life. They allow for a
+    /// longer one, so that a long wait needs few probes.
+    fn fallback_timeout_after(&self, waited: Duration) -> Duration {
+        self.fallback_timeout()
+            .max(waited.min(MAX_FALLBACK_TIMEOUT))
     }
 
-    /// Waits until nothing has been heard for as long as patience lasts, from now on, in spite of a question.
-    async fn silence(&self) {
+    /// Time before the fallback timeout at which to ask for a probe, for its answer to come in time.
+    fn probe_lead(&self, timeout: Duration) -> Duration {
+        let answer_time = self.activity.round_trip() * 3 / 2;
+        answer_time.max(timeout / 2).min(timeout)
+    }
+
+    /// Waits until nothing has been read for a fallback timeout, from now on, in spite of a probe.
+    async fn until_silent(&self) {
         let began = Instant::now();
-        let mut asked = None;
+        let mut probe_asked: Option<Instant> = None;
         loop {
-            let heard = self.heard.last().max(began);
-            let patience = self.patience_after(heard - began);
-            let lead = self.lead(patience);
-            match asked {
-                Some(at) if at >= heard => {
-                    sleep_until(at + lead - TURN).await;
-                    // This process may have stood still: what has come meanwhile is read first.
-                    sleep(TURN).await;
-                    if self.heard.last() <= at {
+            let last_read = self.activity.last_read().max(began);
+            let timeout = self.fallback_timeout_after(last_read - began);
+            let lead = self.probe_lead(timeout);
+            let probe_due = last_read + (timeout - lead);
+            match probe_asked {
+                Some(asked) if asked >= last_read => {
+                    sleep_until(asked + lead - READ_GRACE).await;
+                    // This process may have been stopped: let it read what has arrived meanwhile.
+                    sleep(READ_GRACE).await;
+                    if self.activity.last_read() <= asked {
                         return;
                     }
                 }
-                _ if Instant::now() >= heard + (patience - lead) => {
+                _ if Instant::now() >= probe_due => {
                     self.signal(Signal::Waiting);
-                    asked = Some(Instant::now());
+                    probe_asked = Some(Instant::now());
                 }
-                _ => sleep_until(heard + (patience - lead)).await,
+                _ => sleep_until(probe_due).await,
             }
         }
     }
 
-    /// The result of a request, or `None` once silence has outlasted patience.
-    pub(crate) async fn while_heard<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+    /// The result of a request, or `None` once the fallback timeout has passed in silence.
+    pub(crate) async fn unless_silent<T>(&self, request: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            answer = answer => Some(answer),
-            () = self.silence() => {
+            result = request => Some(result),
+            () = self.until_silent() => {
                 self.signal(Signal::Silent);
                 None
             }
         }
     }
 
-    /// The result of a request that only the cloud can answer. While it waits in silence, the cloud is asked for a sign
-    /// of life, so that the state tells when waiting is in vain.
-    pub(crate) async fn attended<T>(&self, answer: impl Future<Output = T>) -> T {
-        let mut answer = std::pin::pin!(answer);
+    /// The result of a request that only the cloud can answer. While it waits in silence, the cloud is
+    /// probed, so that the state tells when waiting is in vain.
+    pub(crate) async fn probe_while_silent<T>(&self, request: impl Future<Output = T>) -> T {
+        let mut request = std::pin::pin!(request);
         loop {
-            if let Some(answer) = self.while_heard(&mut answer).await {
-                return answer;
+            if let Some(result) = self.unless_silent(&mut request).await {
+                return result;
             }
         }
     }
 
-    /// Waits until nothing has come on one connection for some time, from now on, while the cloud was heard on others.
-    pub(crate) async fn alone(&self, line: &Line) {
+    /// Waits until one connection has been silent for some time, from now on, while others were not.
+    pub(crate) async fn until_silent_alone(&self, connection: &ConnectionActivity) {
         let began = Instant::now();
         loop {
-            let silence = ALONE.max(self.heard.round_trip() * 3);
-            let (heard, due) = (line.last(), line.last().max(began) + silence);
-            if Instant::now() < due {
-                sleep_until(due).await;
-            } else if self.heard.last() > heard.max(began) {
+            let silence = CONNECTION_SILENCE.max(self.activity.round_trip() * 3);
+            let last_read = connection.last_read().max(began);
+            if Instant::now() < last_read + silence {
+                sleep_until(last_read + silence).await;
+            } else if self.activity.last_read() > last_read {
                 return;
             } else {
                 sleep(silence).await;
             }
         }
-    }
-
-    /// The usual latency, for status.
-    pub(crate) fn latency(&self) -> Duration {
-        Duration::from_micros(self.latency.load(Ordering::Relaxed))
     }
 }
 
@@ -303,13 +297,13 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn health() -> (Health, mpsc::Receiver<Signal>) {
-        let (signals, received) = mpsc::channel(SIGNALS);
+        let (signals, received) = mpsc::channel(MAX_SIGNALS);
         (Health::new(signals, Arc::default()), received)
     }
 
     #[test]
-    fn i11_patience_follows_the_round_trip_within_its_bounds() {
-        for (round_trip, patience) in [
+    fn i11_the_fallback_timeout_follows_the_round_trip_within_its_bounds() {
+        for (round_trip, timeout) in [
             (0, 250),
             (10, 250),
             (80, 480),
@@ -318,62 +312,62 @@ mod tests {
             (9000, 4000),
         ] {
             let (health, _) = health();
-            health.heard.took(MS * round_trip);
-            assert_eq!(health.patience(), MS * patience, "{round_trip} ms");
+            health.activity.record_round_trip(MS * round_trip);
+            assert_eq!(health.fallback_timeout(), MS * timeout, "{round_trip} ms");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn i11_silence_ends_patience_after_a_question() {
+    async fn i11_a_request_falls_back_after_silence_in_spite_of_a_probe() {
         let (health, mut signals) = health();
         let began = Instant::now();
-        let answer = health.while_heard(std::future::pending::<()>()).await;
-        assert_eq!((answer, began.elapsed()), (None, PATIENCE.0));
+        let answer = health.unless_silent(std::future::pending::<()>()).await;
+        assert_eq!((answer, began.elapsed()), (None, MIN_FALLBACK_TIMEOUT));
         assert_eq!(signals.try_recv(), Ok(Signal::Waiting));
         assert_eq!(signals.try_recv(), Ok(Signal::Silent));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn i11_a_slow_answer_is_waited_for_while_anything_is_heard() {
+    async fn i11_a_slow_response_is_waited_for_while_anything_is_read() {
         for round_trip in [1, 80, 700] {
             let (health, mut signals) = health();
-            health.heard.took(MS * round_trip);
+            health.activity.record_round_trip(MS * round_trip);
             let slow = sleep(Duration::from_secs(30));
             let probe = async {
-                let mut questions = 0;
+                let mut probes = 0;
                 while let Some(Signal::Waiting) = signals.recv().await {
-                    questions += 1;
+                    probes += 1;
                     sleep(MS * round_trip).await;
-                    health.heard.note();
-                    assert!(questions < 70, "few questions");
+                    health.activity.record_read();
+                    assert!(probes < 70, "few probes");
                 }
             };
             tokio::select! {
-                answer = health.while_heard(slow) => assert_eq!(answer, Some(()), "{round_trip} ms"),
-                () = probe => panic!("silence, though every question was answered after {round_trip} ms"),
+                answer = health.unless_silent(slow) => assert_eq!(answer, Some(()), "{round_trip} ms"),
+                () = probe => panic!("silence, though every probe was answered after {round_trip} ms"),
             }
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_connection_is_left_only_while_others_are_heard() {
+    async fn a_silent_connection_is_avoided_only_while_others_are_heard_from() {
         let (health, _) = health();
         let long = Duration::from_secs(60);
-        let line = Line::default();
-        let left = |line| tokio::time::timeout(long, health.alone(line));
+        let connection = ConnectionActivity::default();
+        let left = |connection| tokio::time::timeout(long, health.until_silent_alone(connection));
         assert!(
-            left(&line).await.is_err(),
-            "nobody is heard: that is the link"
+            left(&connection).await.is_err(),
+            "none is heard from: that is the link"
         );
         let others = async {
             loop {
                 sleep(MS * 500).await;
-                health.heard.note();
+                health.activity.record_read();
             }
         };
         let began = Instant::now();
         tokio::select! {
-            left = left(&line) => assert!(left.is_ok() && began.elapsed() == ALONE, "{:?}", began.elapsed()),
+            left = left(&connection) => assert!(left.is_ok() && began.elapsed() == CONNECTION_SILENCE, "{:?}", began.elapsed()),
             () = others => {}
         }
     }

@@ -7,4 +7,5 @@ pub(crate) mod health;
 pub(crate) mod pool;
 pub(crate) mod resolve;
 pub(crate) mod stream;
+mod upgrade;
 pub(crate) mod upload;

@@ -1,101 +1,119 @@
-//! The connections to the API server. In: requests for a place on one. Out: [`Stream`], which gives its place back when
-//! dropped.
+//! The connections to the API server, and the permits to use them.
 //!
-//! | connection | shared by | flow control |
+//! | connection | shared by | flow-control window |
 //! |---|---|---|
-//! | one wide | 16 requests at once, no watches | 1 MiB a stream |
-//! | narrow ones, opened when needed | 90 requests each, or what the server allows | 128 KiB a stream on the first, then 16 KiB |
-//! | HTTP/1.1 | nobody: one request at a time | TCP's |
+//! | one with large windows | 16 requests at once, no watches | 1 MiB a stream |
+//! | small windows, opened when needed | 90 streams, or what the server allows | 128 KiB a stream on the first, then 16 KiB |
+//! | HTTP/1.1 | one request at a time | TCP's |
 //!
-//! On each the connection's window holds the windows of all its streams, so that an answer that nobody reads stops no
-//! other one, and so that what is received and not read yet is bounded.
+//! The window of a connection holds those of all its streams, so that a response that nobody reads
+//! blocks no other one, and what is received and not yet read is bounded.
 //!
-//! HTTP/1.1 connections are for servers that speak nothing else, for upgrades, and for credentials that have not proven
-//! themselves: the API server answers a credential that it refuses with GOAWAY (its
-//! `UnauthenticatedHTTP2DOSMitigation`), which would end the connection that all others share. The
-//! probe has a connection of its own.
+//! HTTP/1.1 is for servers that speak nothing else, for upgrades, and for credentials that the API
+//! server has not accepted yet: it answers one that it refuses with GOAWAY (its
+//! `UnauthenticatedHTTP2DOSMitigation`), which would end a connection that others share.
 
 pub(crate) mod connection;
-pub(crate) mod permits;
+mod idle;
+mod limit;
+mod permit;
 mod shared;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hyper::client::conn::http1;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::dial::{CloudStream, DIAL_TIMEOUT, DialError, Dialer};
+use self::connection::{CloseSignal, Http1Sender, RequestSender, handshake_http1, handshake_http2};
+use self::idle::IdleConnections;
+use self::limit::{ConnectionLimit, ConnectionPermit, LimitConfig};
+pub(crate) use self::permit::{Lease, StreamPermit};
+use self::shared::{Acquired, PendingDial, SharedConnections, StreamKind};
+use super::dial::{Alpn, CloudStream, DIAL_TIMEOUT, DialError, Dialer};
 use super::health::monitor::Link;
-use super::health::probe::{Probe, ProbeError};
+use super::health::probe::{ProbeError, Prober};
 use crate::authz::caller::Client;
-use crate::cloud::upload::Upload;
 use crate::telemetry::Metrics;
-use connection::Closing;
-pub(crate) use connection::{Sender, set_host};
-pub(crate) use permits::Place;
-use permits::{Idle, Share, Shares};
-use shared::{Dialling, Seat, Shared};
 
-/// HTTP/1.1 connections at once, for credentials that have proven themselves.
-const OWN: usize = 512;
-/// The same for those that have not: in all, for one client, and kept for privileged ones.
-const APART: (usize, usize, usize) = (32, 8, 8);
-/// Upgraded connections (exec, port-forward): in all, for one client, and kept for privileged ones.
-const UPGRADES: (usize, usize, usize) = (256, 64, 0);
-/// Which connections a request may take.
+/// HTTP/1.1 connections of credentials that the server has accepted.
+const PROVEN_LIMIT: LimitConfig = LimitConfig {
+    total: 512,
+    per_client: 512,
+    reserved: 0,
+};
+/// HTTP/1.1 connections of other credentials.
+const UNPROVEN_LIMIT: LimitConfig = LimitConfig {
+    total: 32,
+    per_client: 8,
+    reserved: 8,
+};
+/// Upgraded connections (exec, attach, port-forward).
+const UPGRADE_LIMIT: LimitConfig = LimitConfig {
+    total: 256,
+    per_client: 64,
+    reserved: 0,
+};
+
+/// The connections that a request may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// The shared ones, for an answer that ends.
-    Whole,
-    /// The shared ones, for a watch.
+pub(crate) enum ConnectionClass {
+    /// Shared ones, for a response that ends.
+    Unary,
+    /// Shared ones, for a watch.
     Watch,
-    /// One of its own: the credential has not proven itself.
-    Apart,
+    /// One of its own: the server may answer the credential with GOAWAY.
+    Dedicated,
 }
 
-/// A place on a connection.
+/// Whether a request may use an idle HTTP/1.1 connection, which the server may be closing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    Allowed,
+    Forbidden,
+}
+
+/// A connection for one upgrade.
 #[derive(Debug)]
-pub(crate) struct Stream {
-    /// To send the request by.
-    pub sender: Sender,
-    /// Gives the place back.
-    pub place: Place,
+pub(crate) struct UpgradeLease {
+    pub sender: Http1Sender,
+    pub permit: StreamPermit,
+    /// Done when the upgraded stream is to end.
+    pub closing: WaitForCancellationFutureOwned,
 }
 
 /// All connections to one server.
 #[derive(Debug)]
-pub(crate) struct Upstreams {
+pub(crate) struct Pool {
     dialer: Dialer,
-    shared: Arc<Shared>,
-    /// The server has chosen HTTP/1.1 when it could have had HTTP/2.
-    http1: AtomicBool,
-    own: Shares,
-    apart: Shares,
-    upgrades: Shares,
-    idle: Arc<Idle>,
-    probe: Probe,
-    /// A kept connection has ended: its pings went unanswered, it was reset, or closed in good order.
-    lost: Arc<Notify>,
-    closing: Closing,
+    shared: Arc<SharedConnections>,
+    /// The server chose HTTP/1.1 where HTTP/2 was offered.
+    http1_only: AtomicBool,
+    proven: ConnectionLimit,
+    unproven: ConnectionLimit,
+    upgrades: ConnectionLimit,
+    idle: Arc<IdleConnections>,
+    prober: Prober,
+    /// Notified when a shared connection has ended, in whatever way.
+    connection_ended: Arc<Notify>,
+    closing: CloseSignal,
     metrics: Arc<Metrics>,
 }
 
-impl Upstreams {
-    /// To one server; nothing is opened yet.
+impl Pool {
     pub(crate) fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
         Self {
-            probe: Probe::new(dialer.clone(), Arc::clone(&metrics)),
+            prober: Prober::new(dialer.clone(), Arc::clone(&metrics)),
             dialer,
             shared: Arc::default(),
-            http1: AtomicBool::new(false),
-            own: Shares::new(OWN, OWN, 0),
-            apart: Shares::new(APART.0, APART.1, APART.2),
-            upgrades: Shares::new(UPGRADES.0, UPGRADES.1, UPGRADES.2),
+            http1_only: AtomicBool::new(false),
+            proven: ConnectionLimit::new(PROVEN_LIMIT),
+            unproven: ConnectionLimit::new(UNPROVEN_LIMIT),
+            upgrades: ConnectionLimit::new(UPGRADE_LIMIT),
             idle: Arc::default(),
-            lost: Arc::new(Notify::new()),
-            closing: Closing::default(),
+            connection_ended: Arc::default(),
+            closing: CloseSignal::default(),
             metrics,
         }
     }
@@ -104,214 +122,215 @@ impl Upstreams {
         &self.dialer
     }
 
-    /// A place on a connection, opened where none has room. `reuse` allows an HTTP/1.1 connection that has been idle,
-    /// which the server may be closing just now.
+    /// Leases a connection, dialing one if none has capacity.
     ///
     /// # Errors
-    /// None can be opened, in [`DIAL_TIMEOUT`] though others dial first, or the limit is reached.
-    pub(crate) async fn stream(
+    /// None could be opened within [`DIAL_TIMEOUT`], or a limit is reached.
+    pub(crate) async fn acquire(
         &self,
         client: Client,
-        way: Way,
-        reuse: bool,
-    ) -> Result<Stream, DialError> {
-        // Boxed: a handshake's state is large and rarely needed.
-        if way == Way::Apart {
-            let share = self.apart.take(client).await?;
-            return Box::pin(self.own(share, reuse)).await;
-        }
-        let part = self.shared.count(client)?;
-        let mut stream = match self.shared.seat(way == Way::Watch)? {
-            Seat::Taken(stream) => stream,
-            Seat::Dial(dialling) => Box::pin(self.open(client, dialling, reuse)).await?,
-            Seat::Wait(waiting) => {
-                drop(waiting);
-                let wait = Box::pin(self.wait(client, way, reuse));
-                tokio::time::timeout(DIAL_TIMEOUT, wait)
-                    .await
-                    .unwrap_or(Err(DialError::Timeout))?
+        class: ConnectionClass,
+        reuse: Reuse,
+    ) -> Result<Lease, DialError> {
+        let kind = match class {
+            ConnectionClass::Unary => StreamKind::Unary,
+            ConnectionClass::Watch => StreamKind::Watch,
+            ConnectionClass::Dedicated => {
+                let permit = self.unproven.acquire(client).await?;
+                // Boxed: a handshake's state is large, and every request would hold room for it.
+                return Box::pin(self.acquire_http1(permit, reuse)).await;
             }
         };
-        stream.place.count(part);
-        Ok(stream)
+        self.acquire_shared(client, kind, reuse).await
     }
 
-    async fn wait(&self, client: Client, way: Way, reuse: bool) -> Result<Stream, DialError> {
-        loop {
-            let mut room = std::pin::pin!(self.shared.room.notified());
-            room.as_mut().enable();
-            if self.http1.load(Ordering::Relaxed) {
-                return self.own(self.own.try_take(client)?, reuse).await;
+    async fn acquire_shared(
+        &self,
+        client: Client,
+        kind: StreamKind,
+        reuse: Reuse,
+    ) -> Result<Lease, DialError> {
+        let permit = self.shared.count_stream(client)?;
+        let mut lease = match self.shared.try_acquire(kind)? {
+            Acquired::Lease(lease) => lease,
+            Acquired::Dial(dial) => Box::pin(self.open(client, dial, reuse)).await?,
+            Acquired::Wait(wait) => {
+                drop(wait);
+                let waiting = Box::pin(self.wait_for_stream(client, kind, reuse));
+                let lease = timeout(DIAL_TIMEOUT, waiting).await;
+                lease.unwrap_or(Err(DialError::Timeout))?
             }
-            match self.shared.seat(way == Way::Watch)? {
-                Seat::Taken(stream) => return Ok(stream),
-                Seat::Dial(dialling) => return self.open(client, dialling, reuse).await,
-                Seat::Wait(_waiting) => room.await,
+        };
+        lease.permit.set_client(permit);
+        Ok(lease)
+    }
+
+    async fn wait_for_stream(
+        &self,
+        client: Client,
+        kind: StreamKind,
+        reuse: Reuse,
+    ) -> Result<Lease, DialError> {
+        loop {
+            let mut freed = std::pin::pin!(self.shared.capacity_freed());
+            // Registers before the attempt, so that a stream freed in between is not missed.
+            freed.as_mut().enable();
+            if self.http1_only.load(Ordering::Relaxed) {
+                return self
+                    .acquire_http1(self.proven.try_acquire(client)?, reuse)
+                    .await;
+            }
+            match self.shared.try_acquire(kind)? {
+                Acquired::Lease(lease) => return Ok(lease),
+                Acquired::Dial(dial) => return self.open(client, dial, reuse).await,
+                Acquired::Wait(_counted) => freed.await,
             }
         }
     }
 
+    /// Dials a connection to share, or one for this request if the server speaks HTTP/1.1 only.
     async fn open(
         &self,
         client: Client,
-        dialling: Dialling,
-        reuse: bool,
-    ) -> Result<Stream, DialError> {
-        if self.http1.load(Ordering::Relaxed) {
-            drop(dialling);
-            return self.own(self.own.try_take(client)?, reuse).await;
+        dial: PendingDial,
+        reuse: Reuse,
+    ) -> Result<Lease, DialError> {
+        if self.http1_only.load(Ordering::Relaxed) {
+            drop(dial);
+            return self
+                .acquire_http1(self.proven.try_acquire(client)?, reuse)
+                .await;
         }
         let closing = self.closing.subscribe();
-        let tls = self.dialer.dial(false).await?;
-        self.metrics.cloud_connects.inc();
+        let tls = self.dial(Alpn::Http2OrHttp1).await?;
         if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
-            return self.share(tls, closing, dialling).await;
+            return self.share(tls, closing, dial).await;
         }
-        self.http1.store(true, Ordering::Relaxed);
-        drop(dialling);
-        Self::on(tls, closing, self.own.try_take(client)?).await
+        self.http1_only.store(true, Ordering::Relaxed);
+        drop(dial);
+        lease_http1(tls, closing, self.proven.try_acquire(client)?).await
     }
 
-    /// HTTP/2, shared from now on.
     async fn share(
         &self,
         tls: CloudStream,
         closing: WaitForCancellationFutureOwned,
-        dialling: Dialling,
-    ) -> Result<Stream, DialError> {
-        let lost = Arc::clone(&self.lost);
-        let ended = move |broken: Option<hyper::Error>| {
-            if let Some(error) = broken {
+        dial: PendingDial,
+    ) -> Result<Lease, DialError> {
+        let (windows, flow) = (dial.windows, dial.flow);
+        let activity = Arc::clone(tls.get_ref().0.activity());
+        let ended = Arc::clone(&self.connection_ended);
+        let on_end = move |error: Option<hyper::Error>| {
+            if let Some(error) = error {
                 tracing::debug!(%error, "a connection to the cloud broke");
             }
-            lost.notify_waiters();
+            ended.notify_waiters();
         };
-        let (wide, windows) = (dialling.wide, dialling.windows);
-        let line = Arc::clone(tls.get_ref().0.line());
-        let http2 = connection::http2(tls, windows, closing, Box::new(dialling), ended).await?;
-        Ok(self.shared.add(http2, &line, wide))
+        let connection = handshake_http2(tls, flow, closing, dial, on_end).await?;
+        Ok(self.shared.add(connection, activity, windows))
     }
 
-    /// An HTTP/1.1 connection of one's own.
-    async fn own(&self, share: Share, reuse: bool) -> Result<Stream, DialError> {
-        if reuse && let Some((connection, line)) = self.idle.take() {
-            return Ok(Stream {
-                sender: Sender::H1(connection),
-                place: Place::own(&line, share),
+    async fn acquire_http1(
+        &self,
+        permit: ConnectionPermit,
+        reuse: Reuse,
+    ) -> Result<Lease, DialError> {
+        if reuse == Reuse::Allowed
+            && let Some(idle) = self.idle.take()
+        {
+            return Ok(Lease {
+                sender: RequestSender::Http1(idle.sender),
+                permit: StreamPermit::http1(&idle.activity, permit),
             });
         }
         let closing = self.closing.subscribe();
-        let tls = self.dialer.dial(true).await?;
-        self.metrics.cloud_connects.inc();
-        Self::on(tls, closing, share).await
+        let tls = self.dial(Alpn::Http1Only).await?;
+        lease_http1(tls, closing, permit).await
     }
 
-    async fn on(
-        tls: CloudStream,
-        closing: WaitForCancellationFutureOwned,
-        share: Share,
-    ) -> Result<Stream, DialError> {
-        let line = Arc::clone(tls.get_ref().0.line());
-        let sender = Sender::H1(connection::http1(tls, closing).await?);
-        Ok(Stream {
-            sender,
-            place: Place::own(&line, share),
+    async fn dial(&self, alpn: Alpn) -> Result<CloudStream, DialError> {
+        let tls = self.dialer.dial(alpn).await?;
+        self.metrics.cloud_connects.inc();
+        Ok(tls)
+    }
+
+    /// Ends the sending half of a lease: the response's head has arrived.
+    pub(crate) fn into_permit(&self, lease: Lease) -> StreamPermit {
+        let Lease { sender, mut permit } = lease;
+        if let RequestSender::Http1(sender) = sender {
+            permit.return_to(&self.idle, sender);
+        }
+        permit
+    }
+
+    /// Counts a dedicated connection among those of accepted credentials from now on, so that its watch
+    /// takes no permit from credentials that are still to be accepted.
+    pub(crate) fn mark_proven(&self, permit: &mut StreamPermit) {
+        permit.move_to(&self.proven);
+    }
+
+    /// Dials an HTTP/1.1 connection for one upgrade.
+    ///
+    /// # Errors
+    /// None could be opened, or the limit is reached.
+    pub(crate) async fn acquire_upgrade(&self, client: Client) -> Result<UpgradeLease, DialError> {
+        let limit = self.upgrades.try_acquire(client)?;
+        let closing = self.closing.subscribe();
+        let closing_stream = self.closing.subscribe();
+        let tls = self.dial(Alpn::Http1Only).await?;
+        let permit = StreamPermit::http1(tls.get_ref().0.activity(), limit);
+        Ok(UpgradeLease {
+            sender: handshake_http1(tls, closing).await?,
+            permit,
+            closing: closing_stream,
         })
     }
 
-    /// The answer has begun: what remains of the stream is its place.
-    pub(crate) fn answered(&self, stream: Stream) -> Place {
-        let Stream { sender, mut place } = stream;
-        if let Sender::H1(connection) = sender {
-            place.keep(connection, &self.idle);
-        }
-        place
-    }
-
-    /// The credential that has this place has just proven itself.
-    pub(crate) fn proven(&self, place: &mut Place) {
-        place.proven(&self.own);
-    }
-
-    /// A connection for one upgrade, HTTP/1.1; the bytes after it end with the third value.
-    ///
-    /// # Errors
-    /// None can be opened, or the limit is reached.
-    pub(crate) async fn upgrade(
-        &self,
-        client: Client,
-    ) -> Result<
-        (
-            http1::SendRequest<Upload>,
-            Place,
-            WaitForCancellationFutureOwned,
-        ),
-        DialError,
-    > {
-        let share = self.upgrades.try_take(client)?;
-        let (connection, bytes) = (self.closing.subscribe(), self.closing.subscribe());
-        let tls = self.dialer.dial(true).await?;
-        self.metrics.cloud_connects.inc();
-        let line = Arc::clone(tls.get_ref().0.line());
-        Ok((
-            connection::http1(tls, connection).await?,
-            Place::own(&line, share),
-            bytes,
-        ))
-    }
-
-    /// Ends every connection (shared, for one request, upgraded), and with it every stream: clients turn to the other
-    /// side at once.
+    /// Closes every connection, and with it every stream, so that clients turn to the store at once.
     pub(crate) fn close_all(&self) {
-        self.shared.close();
+        self.shared.clear();
         self.idle.clear();
         self.closing.close();
-        self.probe.close();
+        self.prober.close();
         // Another server may be there when the cloud is back.
-        self.http1.store(false, Ordering::Relaxed);
+        self.http1_only.store(false, Ordering::Relaxed);
     }
 
     /// Shared connections that are open.
     pub(crate) fn open_connections(&self) -> usize {
-        self.shared.open()
+        self.shared.open_connections()
     }
 }
 
-impl Link for Upstreams {
-    async fn ask_kept(&self) -> Option<Result<(), ProbeError>> {
-        self.probe.ask_kept().await
+async fn lease_http1(
+    tls: CloudStream,
+    closing: WaitForCancellationFutureOwned,
+    permit: ConnectionPermit,
+) -> Result<Lease, DialError> {
+    let permit = StreamPermit::http1(tls.get_ref().0.activity(), permit);
+    let sender = RequestSender::Http1(handshake_http1(tls, closing).await?);
+    Ok(Lease { sender, permit })
+}
+
+impl Link for Pool {
+    async fn probe_kept(&self) -> Option<Result<(), ProbeError>> {
+        self.prober.probe_kept().await
     }
 
-    async fn ask_anew(&self) -> Result<(), ProbeError> {
-        self.probe.ask_anew().await
+    async fn probe_new(&self) -> Result<(), ProbeError> {
+        self.prober.probe_new().await
     }
 
-    async fn lost(&self) {
-        self.lost.notified().await;
+    async fn connection_ended(&self) {
+        self.connection_ended.notified().await;
     }
 
-    /// Requests under way go on.
     fn retire_all(&self) {
         self.idle.clear();
-        self.shared.retire();
+        self.shared.retire_all();
     }
 
     fn close_all(&self) {
         Self::close_all(self);
     }
-}
-
-/// The absolute URI of a path on a server.
-pub(crate) fn uri(server: &crate::config::Server, path_and_query: Option<&str>) -> http::Uri {
-    let host = if server.host.contains(':') {
-        format!("[{}]", server.host)
-    } else {
-        server.host.clone()
-    };
-    http::Uri::builder()
-        .scheme("https")
-        .authority(format!("{host}:{}", server.port))
-        .path_and_query(path_and_query.unwrap_or("/"))
-        .build()
-        .unwrap_or_default()
 }

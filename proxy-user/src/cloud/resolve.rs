@@ -1,4 +1,4 @@
-//! The addresses of the API server. In: its name. Out: addresses, in the order in which they are to be tried.
+//! The addresses of one API server, in the order in which to try them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,33 +11,38 @@ use parking_lot::Mutex;
 
 use crate::config::Server;
 
-/// How long a resolver is waited for where addresses are known from before.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// Most addresses of one name that are tried.
-const ADDRESSES: usize = 8;
+/// Longest wait for the system's resolver if addresses are known from before.
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(500);
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 8;
 
-type Found = Result<Vec<SocketAddr>, Arc<io::Error>>;
-type Lookup = Shared<BoxFuture<'static, Found>>;
+type LookupResult = Result<Vec<SocketAddr>, Arc<io::Error>>;
+type Lookup = Shared<BoxFuture<'static, LookupResult>>;
 
-/// Resolves one server's name.
 #[derive(Debug)]
 pub(crate) struct Resolver {
     host: String,
     port: u16,
-    /// At most one is under way: each takes a thread for as long as the system's resolver hangs.
+    /// One at a time: each takes a thread for as long as the system's resolver hangs.
     lookup: Mutex<Option<Lookup>>,
-    known: Mutex<Known>,
+    known: Mutex<KnownAddresses>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownAddresses {
     addresses: Vec<SocketAddr>,
-    /// The one that was connected to last, and whether it served.
-    last: Option<(SocketAddr, bool)>,
+    last_connect: Option<LastConnect>,
+}
+
+/// The address that was connected to last.
+#[derive(Debug, Clone, Copy)]
+struct LastConnect {
+    address: SocketAddr,
+    /// Its TLS handshake succeeded.
+    served: bool,
 }
 
 impl Resolver {
-    /// Of a server; nothing is asked yet.
     pub(crate) fn new(server: &Server) -> Self {
         Self {
             host: server.host.clone(),
@@ -47,92 +52,113 @@ impl Resolver {
         }
     }
 
-    /// At most eight addresses, families in turn. The one that served last is the first, one that was connected to and
-    /// did not serve is the last. A resolver that fails or hangs doesn't matter where addresses are known from before.
+    /// At most [`MAX_ADDRESSES`], address families in turn. The one that served last comes first; one that
+    /// was connected to and did not serve comes last. Known addresses stand in for a resolver that
+    /// fails or hangs.
     ///
     /// # Errors
-    /// The name does not resolve.
+    /// The name does not resolve, and has not before.
     pub(crate) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        let before = self.known.lock().addresses.clone();
-        let found = match tokio::time::timeout(PATIENCE, self.look_up()).await {
+        let known = self.known.lock().addresses.clone();
+        let found = match tokio::time::timeout(LOOKUP_TIMEOUT, self.look_up()).await {
             Ok(found) => found,
-            Err(_) if before.is_empty() => self.look_up().await,
-            Err(_) => Ok(before.clone()),
+            Err(_) if known.is_empty() => self.look_up().await,
+            Err(_) => Ok(known.clone()),
         };
         let addresses = match found {
-            Err(_) if !before.is_empty() => before,
+            Err(_) if !known.is_empty() => known,
             found => found.map_err(|error| io::Error::new(error.kind(), error.to_string()))?,
         };
         let mut known = self.known.lock();
         known.addresses = addresses;
-        Ok(ordered(&known))
+        Ok(known.in_order())
     }
 
-    /// Connected there; it is to be seen whether it serves.
-    pub(crate) fn connected(&self, address: SocketAddr) {
-        self.known.lock().last = Some((address, false));
+    /// Records a TCP connection, before the TLS handshake.
+    pub(crate) fn record_connected(&self, address: SocketAddr) {
+        self.record(address, false);
     }
 
-    pub(crate) fn serves(&self, address: SocketAddr) {
-        self.known.lock().last = Some((address, true));
+    /// Records a TLS connection.
+    pub(crate) fn record_served(&self, address: SocketAddr) {
+        self.record(address, true);
     }
 
+    fn record(&self, address: SocketAddr, served: bool) {
+        self.known.lock().last_connect = Some(LastConnect { address, served });
+    }
+
+    /// Joins the lookup under way, or begins one.
     fn look_up(&self) -> Lookup {
-        let mut under_way = self.lookup.lock();
-        match under_way.as_ref().filter(|lookup| lookup.peek().is_none()) {
-            Some(lookup) => lookup.clone(),
+        let mut lookup = self.lookup.lock();
+        match lookup.as_ref().filter(|lookup| lookup.peek().is_none()) {
+            Some(under_way) => under_way.clone(),
             None => {
-                let (host, port) = (self.host.clone(), self.port);
-                let lookup = async move {
-                    let found = tokio::net::lookup_host((host.as_str(), port))
-                        .await
-                        .map_err(Arc::new)?;
-                    Ok(found.collect())
-                };
-                under_way.insert(lookup.boxed().shared()).clone()
+                let begun = resolve(self.host.clone(), self.port).boxed().shared();
+                lookup.insert(begun).clone()
             }
         }
     }
 }
 
-/// RFC 8305 §4: families in turn, beginning with that of the resolver's first.
-fn ordered(known: &Known) -> Vec<SocketAddr> {
-    let first = known.addresses.first().map(SocketAddr::is_ipv4);
-    let (mut these, mut those) = (
-        Vec::with_capacity(ADDRESSES),
-        known
-            .addresses
-            .iter()
-            .filter(|a| Some(a.is_ipv4()) != first),
-    );
-    for address in known
-        .addresses
-        .iter()
-        .filter(|a| Some(a.is_ipv4()) == first)
-    {
-        these.push(*address);
-        these.extend(those.next());
+async fn resolve(host: String, port: u16) -> LookupResult {
+    let found = tokio::net::lookup_host((host.as_str(), port)).await;
+    Ok(found.map_err(Arc::new)?.collect())
+}
+
+impl KnownAddresses {
+    fn in_order(&self) -> Vec<SocketAddr> {
+        let mut addresses = interleave_families(&self.addresses);
+        if let Some(LastConnect { address, served }) = self.last_connect
+            && let Some(index) = addresses.iter().position(|a| *a == address)
+        {
+            addresses.remove(index);
+            let index = if served { 0 } else { addresses.len() };
+            addresses.insert(index, address);
+        }
+        addresses.truncate(MAX_ADDRESSES);
+        addresses
     }
-    these.extend(those);
-    if let Some((address, serves)) = known.last
-        && let Some(index) = these.iter().position(|a| *a == address)
-    {
-        these.remove(index);
-        these.insert(if serves { 0 } else { these.len() }, address);
+}
+
+/// RFC 8305 §4: families in turn, beginning with that of the resolver's first address.
+fn interleave_families(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first_is_ipv4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
+    let (first_family, other_family): (Vec<_>, Vec<_>) =
+        addresses.iter().partition(|a| a.is_ipv4() == first_is_ipv4);
+    let mut others = other_family.into_iter();
+    let mut interleaved = Vec::with_capacity(addresses.len());
+    for address in first_family {
+        interleaved.push(address);
+        interleaved.extend(others.next());
     }
-    these.truncate(ADDRESSES);
-    these
+    interleaved.extend(others);
+    interleaved
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn known(addresses: &[&str], last: Option<(&str, bool)>) -> Known {
-        Known {
+    fn known(addresses: &[&str], last: Option<(&str, bool)>) -> KnownAddresses {
+        KnownAddresses {
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            last: last.map(|(address, serves)| (address.parse().unwrap(), serves)),
+            last_connect: last.map(|(address, served)| LastConnect {
+                address: address.parse().unwrap(),
+                served,
+            }),
         }
+    }
+
+    fn in_order(known: &KnownAddresses) -> Vec<String> {
+        known.in_order().iter().map(ToString::to_string).collect()
+    }
+
+    fn resolver(host: &str) -> Resolver {
+        Resolver::new(&Server {
+            host: host.into(),
+            port: 443,
+        })
     }
 
     #[test]
@@ -150,22 +176,84 @@ mod tests {
             (Some(("192.0.2.9:1", true)), [a, c, b, d]),
         ];
         for (last, expected) in table {
-            let order: Vec<String> = ordered(&known(&[a, b, c, d], last))
-                .iter()
-                .map(ToString::to_string)
-                .collect();
-            assert_eq!(order, expected, "{last:?}");
+            assert_eq!(in_order(&known(&[a, b, c, d], last)), expected, "{last:?}");
         }
+    }
+
+    #[test]
+    fn addresses_of_one_family_keep_their_order() {
+        let addresses = ["192.0.2.3:1", "192.0.2.1:1", "192.0.2.2:1"];
+        assert_eq!(in_order(&known(&addresses, None)), addresses);
+        assert!(in_order(&known(&[], None)).is_empty());
+    }
+
+    #[test]
+    fn the_rest_of_the_longer_family_comes_last() {
+        let (six, four) = ("[2001:db8::1]:1", ["192.0.2.1:1", "192.0.2.2:1"]);
+        let order = in_order(&known(&[four[0], four[1], six], None));
+        assert_eq!(order, [four[0], six, four[1]]);
+        let order = in_order(&known(&[six, four[0], four[1]], None));
+        assert_eq!(order, [six, four[0], four[1]]);
     }
 
     #[test]
     fn of_very_many_addresses_some_are_tried() {
         let many: Vec<String> = (0..40).map(|n| format!("192.0.2.{n}:1")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let order = ordered(&known(&many, Some(("192.0.2.39:1", true))));
-        assert_eq!(
-            (order.len(), order[0].to_string().as_str()),
-            (ADDRESSES, "192.0.2.39:1")
+        let order = in_order(&known(&many, Some(("192.0.2.39:1", true))));
+        assert_eq!(order.len(), MAX_ADDRESSES);
+        assert_eq!(order[0], "192.0.2.39:1");
+    }
+
+    #[tokio::test]
+    async fn an_address_resolves_to_itself_and_what_served_is_remembered() {
+        let resolver = resolver("192.0.2.7");
+        let address = resolver.addresses().await.unwrap();
+        assert_eq!(address, ["192.0.2.7:443".parse().unwrap()]);
+        resolver.record_connected(address[0]);
+        assert!(!resolver.known.lock().last_connect.unwrap().served);
+        resolver.record_served(address[0]);
+        assert!(resolver.known.lock().last_connect.unwrap().served);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn known_addresses_stand_in_for_a_resolver_that_hangs() {
+        let resolver = resolver("192.0.2.7");
+        *resolver.lookup.lock() = Some(std::future::pending().boxed().shared());
+        resolver.known.lock().addresses = vec!["192.0.2.8:443".parse().unwrap()];
+        let began = tokio::time::Instant::now();
+        let addresses = resolver.addresses().await.unwrap();
+        assert_eq!(addresses, ["192.0.2.8:443".parse().unwrap()]);
+        assert_eq!(began.elapsed(), LOOKUP_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn known_addresses_stand_in_for_a_resolver_that_fails() {
+        let failure = || async { Err(Arc::new(io::Error::other("no such host"))) };
+        let fails = |resolver: &Resolver| {
+            // Not polled before, so that it counts as under way.
+            *resolver.lookup.lock() = Some(failure().boxed().shared());
+        };
+        let unknown = resolver("192.0.2.7");
+        fails(&unknown);
+        let error = unknown.addresses().await.unwrap_err();
+        assert_eq!(error.to_string(), "no such host");
+        let known = resolver("192.0.2.7");
+        fails(&known);
+        known.known.lock().addresses = vec!["192.0.2.8:443".parse().unwrap()];
+        let addresses = known.addresses().await.unwrap();
+        assert_eq!(addresses, ["192.0.2.8:443".parse().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn one_lookup_is_under_way_at_a_time() {
+        let resolver = resolver("192.0.2.7");
+        let (first, second) = (resolver.look_up(), resolver.look_up());
+        assert!(first.ptr_eq(&second));
+        first.await.unwrap();
+        assert!(
+            !resolver.look_up().ptr_eq(&second),
+            "a new one behind its end"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! A body from the cloud on its way to a client, copied into the cache as it passes. In: hyper's body. Out: the same
-//! frames, unchanged (I3).
+//! A response body on its way from the API server to a client: the same frames, unchanged (I3), with a
+//! copy of the data for the store.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -8,214 +8,251 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::pool::Place;
-use crate::cache::capture::Capture;
-use crate::cloud::upload::{Beside, Progress};
-use crate::proxy::body::BodyError;
+use super::pool::StreamPermit;
+use super::upload::{STALL_TIMEOUT, UploadGuard, UploadProgress};
 use crate::telemetry::Metrics;
+use crate::text::with_causes;
 
-/// Most bytes, but a frame, that are read for a client before it wants them, and the longest time that they may take.
-const AHEAD: (usize, Duration) = (8 << 10, Duration::from_secs(1));
+/// Bytes of a body, but for the last frame, that [`CloudBody::prefetch`] reads.
+const MAX_PREFETCH_BYTES: usize = 8 << 10;
+const PREFETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The body of a forwarded answer.
-#[derive(Debug)]
-pub(crate) struct CloudBody {
-    inner: Incoming,
-    capture: Option<Capture>,
-    /// A frame that waits for room in the copy.
-    waiting: Option<Bytes>,
-    /// Frames read before the head went to the client.
-    ahead: VecDeque<Result<Frame<Bytes>, BodyError>>,
-    /// Bytes still to come, where the answer said how many.
-    left: Option<u64>,
-    /// Of a watch: done when hublet stops. A watch ends like any other then, and so when the link breaks: the client
-    /// watches again at once.
-    watch: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    metrics: Arc<Metrics>,
-    /// The caller's body, as long as it is being sent.
-    upload: Option<Beside>,
-    /// On its connection, until the body has ended there.
-    place: Option<Place>,
+/// Receives a copy of the data of a response.
+pub(crate) trait BodyTee: Unpin {
+    /// Copies a chunk. Pending holds the response back until there is room for the copy.
+    fn poll_push(&mut self, cx: &mut Context<'_>, chunk: &Bytes) -> Poll<()>;
+    /// Ends the copy of a complete body; dropping the tee instead discards the copy.
+    fn finish(self);
 }
 
-impl CloudBody {
-    pub(crate) fn new(
-        inner: Incoming,
-        capture: Option<Capture>,
-        place: Option<Place>,
-        watch: Option<WaitForCancellationFutureOwned>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let left = inner.size_hint().exact();
+/// Why a response body broke off. The client sees a cut stream, never a shortened body as complete.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CloudBodyError {
+    #[error("the cloud's answer broke off: {}", with_causes(.0))]
+    Broken(#[from] hyper::Error),
+    /// The server neither answers nor reads the request's body. Only this lets hyper notice that the
+    /// client has gone.
+    #[error(
+        "the cloud has taken nothing of the request's body, and sent nothing of its answer, for {} s",
+        STALL_TIMEOUT.as_secs()
+    )]
+    Stalled,
+}
+
+type FrameResult = Result<Frame<Bytes>, CloudBodyError>;
+
+/// The body of a forwarded response.
+#[derive(Debug)]
+pub(crate) struct CloudBody<T> {
+    inner: Incoming,
+    tee: Option<T>,
+    /// A chunk that waits for room in the copy.
+    pending: Option<Bytes>,
+    /// Frames read before the head went to the client.
+    prefetched: VecDeque<FrameResult>,
+    /// Bytes still to come, if the response announced its length.
+    remaining: Option<u64>,
+    watch_end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    metrics: Arc<Metrics>,
+    /// The request's body, as long as it is being sent.
+    upload: Option<UploadGuard>,
+    /// Given back with the last frame.
+    permit: Option<StreamPermit>,
+}
+
+impl<T: BodyTee> CloudBody<T> {
+    pub(crate) fn new(inner: Incoming, permit: StreamPermit, metrics: Arc<Metrics>) -> Self {
         Self {
+            remaining: inner.size_hint().exact(),
             inner,
-            capture,
-            waiting: None,
-            ahead: VecDeque::new(),
-            left,
-            watch: watch.map(Box::pin),
+            tee: None,
+            pending: None,
+            prefetched: VecDeque::new(),
+            watch_end: None,
             metrics,
             upload: None,
-            place,
+            permit: Some(permit),
         }
     }
 
-    /// The answer to this upload, which is over with it.
-    pub(crate) fn beside(self, upload: Option<Arc<Progress>>) -> Self {
-        Self {
-            upload: upload.map(Beside::new),
-            ..self
-        }
+    pub(crate) fn with_tee(mut self, tee: Option<T>) -> Self {
+        self.tee = tee;
+        self
     }
 
-    /// Waits for the first frame, or the end of an empty body. May be dropped and called again.
+    /// Makes this the body of a watch, which ends in good order when `ends` is done or the link breaks;
+    /// its client then watches again.
+    pub(crate) fn with_watch_end(mut self, ends: Option<WaitForCancellationFutureOwned>) -> Self {
+        self.watch_end = ends.map(Box::pin);
+        self
+    }
+
+    /// Cancels the rest of the request's upload when this body ends.
+    pub(crate) fn with_upload(mut self, upload: Option<Arc<UploadProgress>>) -> Self {
+        self.upload = upload.map(UploadGuard::new);
+        self
+    }
+
+    /// Waits for the first frame, or the end of an empty body. Cancellation-safe.
     ///
     /// # Errors
-    /// The body broke off before it began.
-    pub(crate) async fn begin(&mut self) -> Result<(), BodyError> {
-        if self.ahead.is_empty() {
-            let first = std::future::poll_fn(|cx| self.poll_next(cx))
-                .await
-                .transpose()?;
-            self.ahead.extend(first.map(Ok));
+    /// The body broke off before its first frame.
+    pub(crate) async fn first_frame(&mut self) -> Result<(), CloudBodyError> {
+        if self.prefetched.is_empty() {
+            let first = self.next_frame().await.transpose()?;
+            self.prefetched.extend(first.map(Ok));
         }
-        match self.ahead.pop_front_if(|first| first.is_err()) {
+        match self.prefetched.pop_front_if(|first| first.is_err()) {
             Some(Err(error)) => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Reads a short body whole, so that its place is free whether the client reads it or not.
-    pub(crate) async fn read_ahead(&mut self) {
-        let read = async {
-            let mut bytes = 0;
-            while bytes < AHEAD.0
-                && self.place.is_some()
-                && let Some(frame) = std::future::poll_fn(|cx| self.poll_next(cx)).await
-            {
-                bytes += frame
-                    .as_ref()
-                    .ok()
-                    .and_then(Frame::data_ref)
-                    .map_or(0, Bytes::len);
-                let broken = frame.is_err();
-                self.ahead.push_back(frame);
-                if broken {
-                    break;
-                }
-            }
-        };
-        let _slow = tokio::time::timeout(AHEAD.1, read).await;
+    /// Reads a short body completely, so that its permit is free even if the client doesn't read it.
+    pub(crate) async fn prefetch(&mut self) {
+        let _elapsed = tokio::time::timeout(PREFETCH_TIMEOUT, self.read_ahead()).await;
     }
 
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.ahead.pop_front() {
+    async fn read_ahead(&mut self) {
+        let mut bytes = 0;
+        while bytes < MAX_PREFETCH_BYTES
+            && self.permit.is_some()
+            && let Some(frame) = self.next_frame().await
+        {
+            bytes += data_len(&frame);
+            let is_end = frame.is_err();
+            self.prefetched.push_back(frame);
+            if is_end {
+                break;
+            }
+        }
+    }
+
+    async fn next_frame(&mut self) -> Option<FrameResult> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The next frame from upstream, behind the prefetched ones.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
+        loop {
+            if let Some(chunk) = self.pending.take() {
+                return self.poll_pass(cx, chunk);
+            }
+            let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => return self.poll_idle(cx),
+            };
+            if let Some(upload) = &mut self.upload {
+                upload.reset_stall_timer();
+            }
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(chunk) => self.pending = Some(chunk),
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                Some(Err(error)) => return Poll::Ready(self.break_off(error)),
+                None => {
+                    self.finish();
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+
+    /// Passes a chunk on, once it has been copied.
+    fn poll_pass(&mut self, cx: &mut Context<'_>, chunk: Bytes) -> Poll<Option<FrameResult>> {
+        if let Some(tee) = &mut self.tee
+            && tee.poll_push(cx, &chunk).is_pending()
+        {
+            self.pending = Some(chunk);
+            return Poll::Pending;
+        }
+        self.count(&chunk);
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    /// Nothing has arrived: the exchange may be stalled, or the watch is to end.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
+        if let Some(upload) = &mut self.upload
+            && upload.poll_stalled(cx).is_ready()
+        {
+            self.abort();
+            return Poll::Ready(Some(Err(CloudBodyError::Stalled)));
+        }
+        let Some(watch_end) = &mut self.watch_end else {
+            return Poll::Pending;
+        };
+        ready!(watch_end.as_mut().poll(cx));
+        self.tee = None;
+        Poll::Ready(None)
+    }
+
+    fn break_off(&mut self, error: hyper::Error) -> Option<FrameResult> {
+        self.abort();
+        // A watch ends in good order instead.
+        self.watch_end.is_none().then(|| Err(error.into()))
+    }
+
+    fn abort(&mut self) {
+        self.tee = None;
+        self.permit = None;
+    }
+
+    fn count(&mut self, chunk: &Bytes) {
+        let len = chunk.len() as u64;
+        self.metrics.cloud_bytes.inc_by(len);
+        self.remaining = self
+            .remaining
+            .map(|remaining| remaining.saturating_sub(len));
+        // hyper doesn't poll behind the last byte that it knows of, so the copy must end with it.
+        if self.remaining == Some(0) || self.inner.is_end_stream() {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(tee) = self.tee.take() {
+            tee.finish();
+        }
+        self.upload = None;
+        self.permit = None;
+    }
+
+    /// Bytes that were read and not passed on yet.
+    fn buffered(&self) -> usize {
+        let prefetched: usize = self.prefetched.iter().map(data_len).sum();
+        prefetched + self.pending.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+fn data_len(frame: &FrameResult) -> usize {
+    let frame = frame.as_ref().ok();
+    frame.and_then(Frame::data_ref).map_or(0, Bytes::len)
+}
+
+impl<T: BodyTee> Body for CloudBody<T> {
+    type Data = Bytes;
+    type Error = CloudBodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
+        match self.prefetched.pop_front() {
             Some(frame) => Poll::Ready(Some(frame)),
             None => self.poll_next(cx),
         }
     }
 
-    /// The next frame from the cloud.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        loop {
-            if let Some(bytes) = self.waiting.take() {
-                if let Some(capture) = &mut self.capture
-                    && capture.poll_push(cx, &bytes).is_pending()
-                {
-                    self.waiting = Some(bytes);
-                    return Poll::Pending;
-                }
-                self.counted(&bytes);
-                return Poll::Ready(Some(Ok(Frame::data(bytes))));
-            }
-            let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
-                Poll::Ready(frame) => frame,
-                Poll::Pending if self.is_stalled(cx) => {
-                    self.capture = None;
-                    self.place = None;
-                    return Poll::Ready(Some(Err(BodyError::Stalled)));
-                }
-                Poll::Pending => {
-                    // Only an idle watch asks whether it is to end.
-                    let Some(stops) = &mut self.watch else {
-                        return Poll::Pending;
-                    };
-                    ready!(stops.as_mut().poll(cx));
-                    self.capture = None;
-                    return Poll::Ready(None);
-                }
-            };
-            if let Some(upload) = &mut self.upload {
-                upload.heard();
-            }
-            match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) => self.waiting = Some(bytes),
-                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
-                },
-                Some(Err(error)) => {
-                    self.capture = None;
-                    self.place = None;
-                    let end = if self.watch.is_some() {
-                        None
-                    } else {
-                        Some(Err(error.into()))
-                    };
-                    return Poll::Ready(end);
-                }
-                None => {
-                    self.end();
-                    return Poll::Ready(None);
-                }
-            }
-        }
+    fn is_end_stream(&self) -> bool {
+        let is_drained = self.pending.is_none() && self.prefetched.is_empty();
+        is_drained && self.tee.is_none() && self.inner.is_end_stream()
     }
 
-    /// Nothing goes either way. Then hyper would not see, either, that the caller has gone.
-    fn is_stalled(&mut self, cx: &mut Context<'_>) -> bool {
-        self.upload
-            .as_mut()
-            .is_some_and(|upload| upload.poll_stalled(cx).is_ready())
-    }
-
-    /// hyper does not poll again behind the last byte that it knows of: the copy must end with it.
-    fn counted(&mut self, bytes: &Bytes) {
-        let len = bytes.len() as u64;
-        self.metrics.cloud_bytes.inc_by(len);
-        self.left = self.left.map(|left| left.saturating_sub(len));
-        if self.left == Some(0) || self.inner.is_end_stream() {
-            self.end();
-        }
-    }
-
-    fn end(&mut self) {
-        if let Some(capture) = self.capture.take() {
-            capture.end();
-        }
-        self.upload = None;
-        self.place = None;
-    }
-
-    pub(crate) fn is_end_stream(&self) -> bool {
-        let passed = self.waiting.is_none() && self.ahead.is_empty();
-        passed && self.capture.is_none() && self.inner.is_end_stream()
-    }
-
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        let ahead = self
-            .ahead
-            .iter()
-            .filter_map(|frame| frame.as_ref().ok()?.data_ref());
-        let ahead = ahead.chain(&self.waiting).map(Bytes::len).sum::<usize>() as u64;
+    fn size_hint(&self) -> SizeHint {
         match self.inner.size_hint().exact() {
-            Some(left) => SizeHint::with_exact(left + ahead),
+            Some(rest) => SizeHint::with_exact(rest + self.buffered() as u64),
             None => SizeHint::default(),
         }
     }

@@ -1,5 +1,7 @@
-//! Whether the cloud takes what a caller uploads. While it takes nothing, hyper reads nothing of the caller either, and
-//! so never sees it leave. In: a request's body. Out: the same body, and its [`Progress`], by which it can be ended, too.
+//! Request bodies on their way to the API server, and the detection of uploads that it stops reading.
+//!
+//! While upstream flow control blocks an upload, hyper reads nothing from the client either, and so
+//! doesn't see it leave. [`UploadProgress`] bounds that time and lets the response end the upload.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -15,162 +17,163 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// Longest time in which the cloud may take nothing.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest time in which the server may take nothing of an upload.
+pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of an upload that are buffered at most while the server does not take them.
+pub(crate) const MAX_BUFFERED: u32 = 64 << 10;
 
-/// Bytes of an upload that are held at most while the cloud does not take them.
-pub(crate) const HELD: u32 = 64 << 10;
-
-/// The body of a request on its way to the cloud: as it comes, or (none, or a DELETE's options) whole.
-pub(crate) type Upload = Either<Noted<Incoming>, Full<Bytes>>;
+/// A request body sent upstream: streamed from the client, or buffered (none, or a DELETE's options).
+pub(crate) type Upload = Either<TrackedBody<Incoming>, Full<Bytes>>;
 
 thread_local! {
-    /// The upload that was asked last, by whatever task ran here.
-    static ASKED: Cell<Option<Arc<Progress>>> = const { Cell::new(None) };
+    /// The upload whose body was polled last on this thread.
+    static LAST_POLLED: Cell<Option<Arc<UploadProgress>>> = const { Cell::new(None) };
 }
 
-/// The upload that this thread has asked for its next bytes since the last call: hyper sends a body in a task of its own,
-/// which it asks once before it starts it.
-pub(crate) fn asked() -> Option<Arc<Progress>> {
-    ASKED.take()
+/// Takes the upload that was polled last on this thread.
+///
+/// hyper's HTTP/2 client polls a request's body once and, if that isn't ready, hands the rest to its
+/// executor in the same call, as an opaque future. This is the only way for the executor to learn
+/// which upload the future sends, and so to stop it once its response has ended: hyper itself keeps
+/// the task, and its stream, for as long as the server grants no flow-control window.
+pub(crate) fn take_last_polled() -> Option<Arc<UploadProgress>> {
+    LAST_POLLED.take()
 }
 
-/// The state of one upload.
+/// The progress of a streamed upload; a buffered one has none.
+pub(crate) fn progress(upload: &Upload) -> Option<Arc<UploadProgress>> {
+    match upload {
+        Either::Left(streamed) => Some(streamed.progress()),
+        Either::Right(_) => None,
+    }
+}
+
+/// Waits until the server has taken nothing of this upload for [`STALL_TIMEOUT`].
+pub(crate) async fn until_stalled(progress: Option<Arc<UploadProgress>>) {
+    match progress {
+        Some(progress) => progress.until_stalled().await,
+        None => std::future::pending().await,
+    }
+}
+
 #[derive(Debug)]
-pub(crate) struct Progress {
-    state: Mutex<State>,
-    over: CancellationToken,
+pub(crate) struct UploadProgress {
+    state: Mutex<UploadState>,
+    cancelled: CancellationToken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// The cloud has room, and the caller is to send more.
-    Wanted,
-    /// The cloud has wanted nothing since.
-    Unwanted(Instant),
-    /// All of it has been taken.
-    Ended,
+enum UploadState {
+    /// The server has room; the client is to send more.
+    AwaitingClient,
+    /// The server has asked for nothing since.
+    AwaitingServer(Instant),
+    Complete,
 }
 
-/// A body that notes its progress.
-#[derive(Debug)]
-pub(crate) struct Noted<B> {
-    body: B,
-    progress: Arc<Progress>,
-}
+impl UploadProgress {
+    fn new() -> Self {
+        Self {
+            state: Mutex::new(UploadState::AwaitingServer(Instant::now())),
+            cancelled: CancellationToken::new(),
+        }
+    }
 
-impl Progress {
-    /// Waits until the cloud has taken nothing for [`PATIENCE`].
-    pub(crate) async fn stalled(&self) {
+    /// Waits until the server has taken nothing for [`STALL_TIMEOUT`]. A slow client never stalls.
+    pub(crate) async fn until_stalled(&self) {
         loop {
             let state = *self.state.lock();
             let due = match state {
-                State::Unwanted(since) => since + PATIENCE,
-                State::Wanted => Instant::now() + PATIENCE,
-                State::Ended => return std::future::pending().await,
+                UploadState::AwaitingServer(since) => since + STALL_TIMEOUT,
+                UploadState::AwaitingClient => Instant::now() + STALL_TIMEOUT,
+                UploadState::Complete => return std::future::pending().await,
             };
             sleep_until(due).await;
-            if *self.state.lock() == state && state != State::Wanted {
+            if *self.state.lock() == state && state != UploadState::AwaitingClient {
                 return;
             }
         }
     }
 
-    /// Waits until nobody wants the upload any more, whether the cloud has taken it or not.
-    pub(crate) async fn over(&self) {
-        self.over.cancelled().await;
+    /// Waits until the upload's response has ended, after which the rest of the upload is pointless.
+    pub(crate) async fn cancelled(&self) {
+        self.cancelled.cancelled().await;
     }
 
-    fn note(&self, state: State) {
+    fn set_state(&self, state: UploadState) {
         *self.state.lock() = state;
     }
 }
 
-/// An upload beside its answer, over when this is dropped. hyper would keep it, and its stream to the cloud, for as long as
-/// the cloud takes nothing of it.
-pub(crate) struct Beside {
-    progress: Arc<Progress>,
-    wait: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+/// Belongs to the response of an upload; cancels the upload when dropped.
+pub(crate) struct UploadGuard {
+    progress: Arc<UploadProgress>,
+    stall: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-impl std::fmt::Debug for Beside {
+impl std::fmt::Debug for UploadGuard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Beside")
+        f.debug_struct("UploadGuard")
             .field("progress", &self.progress)
             .finish_non_exhaustive()
     }
 }
 
-impl Beside {
-    /// The answer to this upload has begun.
-    pub(crate) fn new(progress: Arc<Progress>) -> Self {
+impl UploadGuard {
+    pub(crate) fn new(progress: Arc<UploadProgress>) -> Self {
         Self {
             progress,
-            wait: None,
+            stall: None,
         }
     }
 
-    /// Something of the answer has come.
-    pub(crate) fn heard(&mut self) {
-        self.wait = None;
+    /// Starts the time of [`Self::poll_stalled`] anew: something of the response has arrived.
+    pub(crate) fn reset_stall_timer(&mut self) {
+        self.stall = None;
     }
 
-    /// Ready when nothing of the answer has come, and nothing of the upload has been taken, for [`PATIENCE`].
+    /// Ready when nothing of the response has arrived, and nothing of the upload has been taken, for
+    /// [`STALL_TIMEOUT`].
     pub(crate) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let progress = &self.progress;
-        let wait = self.wait.get_or_insert_with(|| {
+        let stall = self.stall.get_or_insert_with(|| {
             let progress = Arc::clone(progress);
             Box::pin(async move {
-                sleep(PATIENCE).await;
-                progress.stalled().await;
+                sleep(STALL_TIMEOUT).await;
+                progress.until_stalled().await;
             })
         });
-        wait.as_mut().poll(cx)
+        stall.as_mut().poll(cx)
     }
 }
 
-impl Drop for Beside {
+impl Drop for UploadGuard {
     fn drop(&mut self) {
-        self.progress.over.cancel();
+        self.progress.cancelled.cancel();
     }
 }
 
-/// Waits until the cloud has taken nothing of this upload for [`PATIENCE`].
-pub(crate) async fn stalled(progress: Option<Arc<Progress>>) {
-    match progress {
-        Some(progress) => progress.stalled().await,
-        None => std::future::pending().await,
-    }
+/// A request body that records its progress.
+#[derive(Debug)]
+pub(crate) struct TrackedBody<B> {
+    body: B,
+    progress: Arc<UploadProgress>,
 }
 
-/// Its progress, where it streams.
-pub(crate) fn progress_of(upload: Option<&Upload>) -> Option<Arc<Progress>> {
-    match upload {
-        Some(Either::Left(streaming)) => Some(streaming.progress()),
-        Some(Either::Right(_)) | None => None,
-    }
-}
-
-impl<B> Noted<B> {
-    /// A body that is to be sent.
+impl<B> TrackedBody<B> {
     pub(crate) fn new(body: B) -> Self {
-        let state = Mutex::new(State::Unwanted(Instant::now()));
         Self {
             body,
-            progress: Arc::new(Progress {
-                state,
-                over: CancellationToken::new(),
-            }),
+            progress: Arc::new(UploadProgress::new()),
         }
     }
 
-    /// How it gets on.
-    pub(crate) fn progress(&self) -> Arc<Progress> {
+    pub(crate) fn progress(&self) -> Arc<UploadProgress> {
         Arc::clone(&self.progress)
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Noted<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -178,14 +181,14 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Noted<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        ASKED.set(Some(Arc::clone(&self.progress)));
+        LAST_POLLED.set(Some(Arc::clone(&self.progress)));
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        self.progress.note(match &frame {
-            Poll::Pending => State::Wanted,
+        self.progress.set_state(match &frame {
+            Poll::Pending => UploadState::AwaitingClient,
             Poll::Ready(Some(Ok(_))) if !self.body.is_end_stream() => {
-                State::Unwanted(Instant::now())
+                UploadState::AwaitingServer(Instant::now())
             }
-            Poll::Ready(_) => State::Ended,
+            Poll::Ready(_) => UploadState::Complete,
         });
         frame
     }
@@ -203,42 +206,126 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Noted<B> {
 mod tests {
     use std::convert::Infallible;
 
+    use futures_util::{FutureExt, StreamExt, stream};
     use http_body_util::{BodyExt, StreamBody};
 
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    async fn stalls(progress: &Progress) -> bool {
-        tokio::time::timeout(LONG, progress.stalled()).await.is_ok()
+    fn frame(text: &'static str) -> Result<Frame<Bytes>, Infallible> {
+        Ok(Frame::data(Bytes::from_static(text.as_bytes())))
     }
 
-    /// A caller that had left while the cloud took nothing of its upload kept its request and its streams for ever.
+    fn whole_body() -> TrackedBody<Full<Bytes>> {
+        TrackedBody::new(Full::new(Bytes::from_static(b"a")))
+    }
+
+    async fn stalls(progress: &UploadProgress) -> bool {
+        tokio::time::timeout(LONG, progress.until_stalled())
+            .await
+            .is_ok()
+    }
+
+    /// A client that had left while the server took nothing of its upload kept its request and its
+    /// streams for ever.
     #[tokio::test(start_paused = true)]
-    async fn an_upload_stalls_by_the_cloud_and_never_by_its_caller() {
-        let frames = [Bytes::from_static(b"a"), Bytes::from_static(b"b")]
-            .map(|b| Ok::<_, Infallible>(Frame::data(b)));
-        let slow = futures_util::StreamExt::chain(
-            futures_util::stream::iter(frames),
-            futures_util::stream::pending(),
-        );
-        let mut body = Noted::new(StreamBody::new(slow));
+    async fn an_upload_stalls_by_the_server_and_never_by_its_client() {
+        let frames = stream::iter([frame("a"), frame("b")]).chain(stream::pending());
+        let mut body = TrackedBody::new(StreamBody::new(frames));
         let progress = body.progress();
         assert!(stalls(&progress).await, "nothing was taken");
         body.frame().await.unwrap().unwrap();
         let began = Instant::now();
         assert!(stalls(&progress).await);
-        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!(began.elapsed(), STALL_TIMEOUT);
         body.frame().await.unwrap().unwrap();
-        assert!(futures_util::FutureExt::now_or_never(body.frame()).is_none());
-        assert!(!stalls(&progress).await, "the caller may take its time");
+        assert!(body.frame().now_or_never().is_none());
+        assert!(!stalls(&progress).await, "the client may take its time");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_to_a_whole_upload_may_take_its_time() {
-        let mut body = Noted::new(Full::new(Bytes::from_static(b"a")));
+    async fn an_upload_that_goes_on_does_not_stall() {
+        let frames = stream::iter((0..10).map(|_| frame("a"))).chain(stream::pending());
+        let mut body = TrackedBody::new(StreamBody::new(frames));
+        let progress = body.progress();
+        let began = Instant::now();
+        let upload = async {
+            for _ in 0..10 {
+                sleep(STALL_TIMEOUT - Duration::from_secs(1)).await;
+                body.frame().await.unwrap().unwrap();
+            }
+            sleep(LONG).await;
+        };
+        tokio::select! {
+            () = progress.until_stalled() => {}
+            () = upload => panic!("no stall"),
+        }
+        let taken_until = (STALL_TIMEOUT - Duration::from_secs(1)) * 10;
+        assert_eq!(began.elapsed(), taken_until + STALL_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_response_to_a_complete_upload_may_take_its_time() {
+        let mut body = whole_body();
         let progress = body.progress();
         body.frame().await.unwrap().unwrap();
         assert!(!stalls(&progress).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_buffered_body_never_stalls() {
+        let buffered: Upload = Either::Right(Full::default());
+        assert!(progress(&buffered).is_none());
+        assert!(until_stalled(None).now_or_never().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_guard_waits_for_a_silent_response_and_a_blocked_upload() {
+        let body = whole_body();
+        let mut guard = UploadGuard::new(body.progress());
+        let began = Instant::now();
+        let half = STALL_TIMEOUT / 2;
+        let stalled = |guard: &mut UploadGuard| {
+            guard
+                .poll_stalled(&mut Context::from_waker(std::task::Waker::noop()))
+                .is_ready()
+        };
+        assert!(!stalled(&mut guard));
+        tokio::time::advance(half).await;
+        guard.reset_stall_timer();
+        assert!(!stalled(&mut guard));
+        tokio::time::advance(half).await;
+        assert!(!stalled(&mut guard), "the response had begun anew");
+        std::future::poll_fn(|cx| guard.poll_stalled(cx)).await;
+        assert_eq!(began.elapsed(), half + STALL_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_response_cancels_the_upload() {
+        let body = whole_body();
+        let progress = body.progress();
+        let guard = UploadGuard::new(body.progress());
+        assert!(progress.cancelled().now_or_never().is_none());
+        drop(guard);
+        assert!(progress.cancelled().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_upload_polled_last_on_a_thread_is_taken_once() {
+        assert!(take_last_polled().is_none());
+        let (mut first, mut second) = (whole_body(), whole_body());
+        first.frame().await.unwrap().unwrap();
+        second.frame().await.unwrap().unwrap();
+        let taken = take_last_polled().expect("the second");
+        assert!(Arc::ptr_eq(&taken, &second.progress));
+        assert!(take_last_polled().is_none());
+    }
+
+    #[test]
+    fn a_tracked_body_has_the_length_of_its_body() {
+        let body = whole_body();
+        assert_eq!(body.size_hint().exact(), Some(1));
+        assert!(!body.is_end_stream());
     }
 }

@@ -36,7 +36,7 @@ const MAX_STREAMS: u32 = 250;
 const REDUCED_MAX_STREAMS: u32 = 8;
 /// Connections of a client above which each is limited to [`REDUCED_MAX_STREAMS`].
 const MANY_CONNECTIONS: usize = 32;
-/// Bytes buffered of all uploads on an HTTP/2 connection; of one, [`upload::HELD`].
+/// Bytes buffered of all uploads on an HTTP/2 connection; of one, [`upload::MAX_BUFFERED`].
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of a response buffered in its stream, beside the frame that crosses the limit.
 const SEND_BUFFER: usize = 32 * 1024;
@@ -162,7 +162,7 @@ fn http2_builder(
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(max_streams)
-        .initial_stream_window_size(upload::HELD)
+        .initial_stream_window_size(upload::MAX_BUFFERED)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(BUFFER as u32)

@@ -10,24 +10,16 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::budget::{Charge, Flow, Waiter};
+use crate::cache::capture::Capture;
 use crate::cache::store::StoreError;
-use crate::cloud::stream::CloudBody;
-use crate::cloud::upload::PATIENCE;
+use crate::cloud::stream::{BodyTee, CloudBody, CloudBodyError};
 use crate::local::body::LocalBody;
-use crate::text::with_causes;
 
 /// Why a body broke off; the client sees a cut stream, never a shortened whole.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// The cloud's answer broke off.
-    #[error("the cloud's answer broke off: {}", with_causes(.0))]
-    Cloud(#[from] hyper::Error),
-    /// The cloud neither answers nor takes what it is sent.
-    #[error(
-        "the cloud has taken nothing of the request's body, and sent nothing of its answer, for {} s",
-        PATIENCE.as_secs()
-    )]
-    Stalled,
+    #[error(transparent)]
+    Cloud(#[from] CloudBodyError),
     /// The store failed within a list.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -55,7 +47,7 @@ pub(crate) struct Place {
 enum Kind {
     Full(Option<Bytes>),
     Local(Box<LocalBody>),
-    Cloud(Box<CloudBody>),
+    Cloud(Box<CloudBody<Capture>>),
 }
 
 impl std::fmt::Debug for Body {
@@ -74,6 +66,16 @@ impl From<LocalBody> for Body {
             LocalBody::Whole(bytes) => Kind::Full(bytes),
             streamed => Kind::Local(Box::new(streamed)),
         })
+    }
+}
+
+impl BodyTee for Capture {
+    fn poll_push(&mut self, cx: &mut Context<'_>, chunk: &Bytes) -> Poll<()> {
+        Self::poll_push(self, cx, chunk)
+    }
+
+    fn finish(self) {
+        self.end();
     }
 }
 
@@ -113,18 +115,14 @@ impl Body {
     }
 
     /// A stream from the cloud.
-    pub(crate) fn cloud(body: CloudBody) -> Self {
+    pub(crate) fn cloud(body: CloudBody<Capture>) -> Self {
         Self::of(Kind::Cloud(Box::new(body)))
     }
 
-    /// Waits until a stream from the cloud has begun; the others have.
-    ///
-    /// # Errors
-    /// It broke off before.
-    pub(crate) async fn begin(&mut self) -> Result<(), BodyError> {
+    pub(crate) fn as_cloud_mut(&mut self) -> Option<&mut CloudBody<Capture>> {
         match &mut self.kind {
-            Kind::Cloud(body) => body.begin().await,
-            Kind::Full(_) | Kind::Local(_) => Ok(()),
+            Kind::Cloud(body) => Some(body),
+            Kind::Full(_) | Kind::Local(_) => None,
         }
     }
 }
@@ -139,7 +137,7 @@ impl Kind {
             Self::Local(body) => Pin::new(body.as_mut())
                 .poll_frame(cx)
                 .map_err(BodyError::Store),
-            Self::Cloud(body) => body.poll_frame(cx),
+            Self::Cloud(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
         }
     }
 }

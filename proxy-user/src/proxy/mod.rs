@@ -29,9 +29,11 @@ use crate::cache::not_stored::NotStored;
 use crate::cache::store::StoreError;
 use crate::clock::Clock;
 use crate::cloud::dial::{DialError, Dialer};
-use crate::cloud::forward::{Cloud, ForwardError, Terms, end_to_end, is_repeatable};
+use crate::cloud::forward::{
+    Cloud, Delivery, ForwardError, SendOptions, end_to_end_headers, is_retryable,
+};
 use crate::cloud::health::{CloudState, Health};
-use crate::cloud::pool::{Upstreams, Way};
+use crate::cloud::pool::{ConnectionClass, Pool};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upload::{self, Upload};
 use crate::config::Config;
@@ -40,7 +42,7 @@ use crate::proxy::body::{Body, Place};
 use crate::proxy::connection::Connection;
 use crate::proxy::error::Refusal;
 use crate::proxy::route::{Route, route};
-use crate::proxy::upgrade::is_upgrade;
+use crate::proxy::upgrade::{forward_upgrade, is_upgrade};
 use crate::telemetry::{Metrics, Source, Traffic};
 use error::{cloud_only_read, write_unavailable_message};
 use hublet_wire::media::{Accepts, Encoding};
@@ -129,18 +131,18 @@ impl Handler {
             })?;
         let metrics = Arc::new(Metrics::default());
         let cache = Arc::new(Cache::open(&config.cache, clock)?);
-        let upstreams = Arc::new(Upstreams::new(dialer, Arc::clone(&metrics)));
-        let heard = upstreams.dialer().heard();
+        let pool = Arc::new(Pool::new(dialer, Arc::clone(&metrics)));
+        let activity = pool.dialer().activity();
         let health = Health::start(
             &config.cloud,
-            Arc::clone(&upstreams),
-            heard,
+            Arc::clone(&pool),
+            activity,
             Arc::clone(&metrics),
         );
         let local = Local::new(Arc::clone(&cache), &config.local, health.subscribe());
         Ok(Arc::new(Self {
             cache,
-            cloud: Cloud { upstreams, health },
+            cloud: Cloud { pool, health },
             local,
             metrics,
             in_flight: Arc::new(Semaphore::new(config.listen.max_requests)),
@@ -272,12 +274,18 @@ impl Handler {
             Route::LocalThenCloud if call.may_be_stored => match self.stored(&call).await {
                 Ok(response) => Ok(response),
                 Err(refusal) => {
-                    let answer = self.cloud.health.attended(self.fetch(&call, None)).await;
+                    let answer = self
+                        .cloud
+                        .health
+                        .probe_while_silent(self.fetch(&call, None))
+                        .await;
                     answer.map_err(|_| refusal)
                 }
             },
             Route::CloudThenLocal if call.may_be_stored => self.patiently(call).await,
-            Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
+            Route::CloudOnceJudged
+                if self.cloud.health.settled().await != CloudState::Connected =>
+            {
                 request_body::swallow(&mut body).await;
                 Err(Refusal::WriteWhileAway(call.away()))
             }
@@ -337,7 +345,7 @@ impl Handler {
         let call = Arc::new(call);
         let (this, mine) = (Arc::clone(self), Arc::clone(&call));
         let mut fetch = Box::pin(async move { this.fetch_begun(&mine).await });
-        let error = match self.cloud.health.while_heard(&mut fetch).await {
+        let error = match self.cloud.health.unless_silent(&mut fetch).await {
             Some(Ok(response)) => return Ok(response),
             Some(Err(error)) => Some(error),
             None => None,
@@ -358,7 +366,9 @@ impl Handler {
     async fn fetch_begun(&self, call: &Call) -> Result<Response<Body>, ForwardError> {
         let mut response = self.fetch(call, None).await?;
         if call.verb != Verb::Watch {
-            self.cloud.begun(response.body_mut()).await?;
+            if let Some(body) = response.body_mut().as_cloud_mut() {
+                self.cloud.first_frame(body).await?;
+            }
         }
         Ok(response)
     }
@@ -369,16 +379,16 @@ impl Handler {
         call: &Call,
         body: Option<Upload>,
     ) -> Result<Response<Body>, Refusal> {
-        let progress = upload::progress_of(body.as_ref());
+        let progress = body.as_ref().and_then(upload::progress);
         tokio::select! {
             biased;
-            answer = self.cloud.health.attended(self.fetch(call, body)) => {
+            answer = self.cloud.health.probe_while_silent(self.fetch(call, body)) => {
                 answer.map_err(|error| refused(call, &error))
             }
-            () = upload::stalled(progress) => Err(Refusal::OutcomeUnknown(format!(
+            () = upload::until_stalled(progress) => Err(Refusal::OutcomeUnknown(format!(
                 "hublet: the server has taken nothing of this {}'s body for {} s: whether it was done isn't known",
                 call.verb.as_str(),
-                upload::PATIENCE.as_secs()
+                upload::STALL_TIMEOUT.as_secs()
             ))),
         }
     }
@@ -413,9 +423,9 @@ impl Handler {
     ) -> Result<Response<Body>, ForwardError> {
         let reading = call.reading();
         let asked = self.cache.clock.now();
-        let terms = self.terms(call, &reading);
-        let upload = upload::progress_of(body.as_ref());
-        let (response, mut place) = self.cloud.send(&call.parts, body, terms).await?;
+        let options = self.send_options(call, &reading);
+        let upload = body.as_ref().and_then(upload::progress);
+        let (response, mut place) = self.cloud.send(&call.parts, body, options).await?;
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
         match call.question(&reading) {
@@ -431,23 +441,25 @@ impl Handler {
             None => self.cache.judge_credential(&call.credential, status),
         }
         let (apart, proven) = (
-            terms.way == Way::Apart,
+            options.class == ConnectionClass::Dedicated,
             self.has_proven_itself(&call.credential),
         );
         if apart && proven {
-            self.cloud.upstreams.proven(&mut place);
+            self.cloud.pool.mark_proven(&mut place);
         }
         let capture = self.capture(call, &reading, &head, asked);
         let watch = reading.verb == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
-        let mut body = CloudBody::new(body, capture, Some(place), ends, Arc::clone(&self.metrics))
-            .beside(upload);
+        let mut body = CloudBody::new(body, place, Arc::clone(&self.metrics))
+            .with_tee(capture)
+            .with_watch_end(ends)
+            .with_upload(upload);
         if apart && !proven && !watch {
-            body.read_ahead().await;
+            body.prefetch().await;
         }
         let mut response = Response::new(Body::cloud(body));
         *response.status_mut() = head.status;
-        *response.headers_mut() = end_to_end(&head.headers);
+        *response.headers_mut() = end_to_end_headers(&head.headers);
         response
             .headers_mut()
             .insert(SOURCE, HeaderValue::from_static("cloud"));
@@ -489,16 +501,16 @@ impl Handler {
     }
 
     /// How the cloud may be asked: credentials that have not proven themselves keep off the shared connections.
-    fn terms(&self, call: &Call, reading: &Reading<'_>) -> Terms {
-        let way = match reading.verb {
-            _ if !self.has_proven_itself(&call.credential) => Way::Apart,
-            Verb::Watch => Way::Watch,
-            _ => Way::Whole,
+    fn send_options(&self, call: &Call, reading: &Reading<'_>) -> SendOptions {
+        let class = match reading.verb {
+            _ if !self.has_proven_itself(&call.credential) => ConnectionClass::Dedicated,
+            Verb::Watch => ConnectionClass::Watch,
+            _ => ConnectionClass::Unary,
         };
-        Terms {
+        SendOptions {
             client: call.flow.client(),
-            way,
-            repeatable: is_repeatable(reading),
+            class,
+            retryable: is_retryable(reading),
         }
     }
 
@@ -520,13 +532,21 @@ impl Handler {
         let errors = Accepts::of(request.headers()).errors;
         let route = route(Verb::Other, self.cloud.health.state(), true);
         let answer = match route {
-            Route::Refuse => Err(ForwardError::Away),
-            Route::CloudOnceJudged if self.cloud.health.judged().await != CloudState::Connected => {
-                Err(ForwardError::Away)
+            Route::Refuse => Err(ForwardError::Disconnected),
+            Route::CloudOnceJudged
+                if self.cloud.health.settled().await != CloudState::Connected =>
+            {
+                Err(ForwardError::Disconnected)
             }
             _ => {
                 self.cloud
-                    .until_away(self.cloud.upgrade(request, &self.metrics, place, flow))
+                    .or_disconnected(forward_upgrade(
+                        &self.cloud,
+                        request,
+                        &self.metrics,
+                        place,
+                        flow,
+                    ))
                     .await
             }
         };
@@ -544,8 +564,8 @@ impl Handler {
         self.metrics.answered(Verb::Other, source);
         answer.unwrap_or_else(|error| {
             let what = format!("hublet: no stream to the cloud: {error}");
-            let refusal = match error {
-                ForwardError::Lost(_) => Refusal::OutcomeUnknown(what),
+            let refusal = match error.delivery() {
+                Delivery::Unknown => Refusal::OutcomeUnknown(what),
                 _ => Refusal::Unknown(what),
             };
             refusal.response(errors)
@@ -559,7 +579,7 @@ impl Handler {
 
     /// What is not ready yet; nothing when all is.
     pub(crate) fn waiting_for(&self) -> Option<&'static str> {
-        (!self.cloud.health.is_decided()).then_some("the first probe of the cloud has not ended")
+        (!self.cloud.health.is_known()).then_some("the first probe of the cloud has not ended")
     }
 
     /// The text of `/metrics`.
@@ -594,14 +614,14 @@ impl Handler {
 
     /// Cloud state, store figures and the last callers, for `hublet status`.
     pub(crate) fn status(&self) -> serde_json::Value {
-        let server = self.cloud.upstreams.dialer().server();
+        let server = self.cloud.pool.dialer().server();
         serde_json::json!({
             "cloud": {
                 "state": self.cloud.health.state(),
                 "server": format!("https://{}:{}", server.host, server.port),
-                "connections": self.cloud.upstreams.open_connections(),
+                "connections": self.cloud.pool.open_connections(),
                 "latencySeconds": self.cloud.health.latency().as_secs_f64(),
-                "patienceSeconds": self.cloud.health.patience().as_secs_f64(),
+                "patienceSeconds": self.cloud.health.fallback_timeout().as_secs_f64(),
             },
             "store": self.cache.status(),
             "callers": self.metrics.callers.list(),
@@ -615,7 +635,7 @@ impl Handler {
 
     /// Commits what is pending and closes the store.
     pub(crate) async fn close(&self) {
-        self.cloud.upstreams.close_all();
+        self.cloud.pool.close_all();
         self.cache.close().await;
     }
 }
@@ -664,14 +684,16 @@ fn refused(call: &Call, error: &ForwardError) -> Refusal {
     let reading = call.reading();
     match error {
         // A limit of our own says nothing about the cloud.
-        ForwardError::NotSent(DialError::Busy) => Refusal::TooManyRequests,
-        ForwardError::NotSent(_) | ForwardError::Away if reading.verb.is_read() => {
+        ForwardError::Dial(DialError::Busy) => Refusal::TooManyRequests,
+        ForwardError::Dial(_) | ForwardError::Disconnected if reading.verb.is_read() => {
             cloud_only_read(&reading.describe())
         }
-        ForwardError::NotSent(_) | ForwardError::Away => Refusal::WriteWhileAway(call.away()),
+        ForwardError::Dial(_) | ForwardError::Disconnected => Refusal::WriteWhileAway(call.away()),
         ForwardError::Upload(_) => Refusal::BadRequest(format!("hublet: {error}")),
-        ForwardError::NotTaken(_) => Refusal::Unknown(format!("hublet: {error}: nothing was done")),
-        ForwardError::Lost(_) => Refusal::OutcomeUnknown(format!(
+        ForwardError::NotProcessed(_) => {
+            Refusal::Unknown(format!("hublet: {error}: nothing was done"))
+        }
+        _ => Refusal::OutcomeUnknown(format!(
             "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",
             reading.verb.as_str()
         )),

@@ -8,8 +8,8 @@ use http::Method;
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Incoming};
 
-pub(crate) use crate::cloud::upload::HELD;
-use crate::cloud::upload::{Noted, Upload};
+pub(crate) use crate::cloud::upload::MAX_BUFFERED;
+use crate::cloud::upload::{TrackedBody, Upload};
 use crate::proxy::error::Refusal;
 use hublet_wire::protobuf;
 
@@ -23,7 +23,7 @@ const UNWANTED: Duration = Duration::from_secs(1);
 
 /// Bytes of this upload that may have to be held at once.
 pub(crate) fn most_held(body: &Incoming) -> usize {
-    let most = u64::from(HELD);
+    let most = u64::from(MAX_BUFFERED);
     let left = body.size_hint().upper().map_or(most, |left| left.min(most));
     usize::try_from(left).unwrap_or(usize::MAX)
 }
@@ -41,7 +41,7 @@ pub(crate) async fn take(
         return Ok((None, false));
     }
     if method != Method::DELETE {
-        return Ok((Some(Either::Left(Noted::new(body))), false));
+        return Ok((Some(Either::Left(TrackedBody::new(body))), false));
     }
     let options = options(body).await?;
     let dry_run = may_be_dry_run(&options);

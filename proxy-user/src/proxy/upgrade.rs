@@ -5,15 +5,11 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Request, Response, StatusCode, header};
-use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 
 use crate::budget::Flow;
-use crate::cloud::forward::{Cloud, ForwardError, end_to_end};
-use crate::cloud::pool::uri;
-use crate::cloud::stream::CloudBody;
-use crate::cloud::upload::{self, Noted, Upload};
+use crate::cloud::forward::{Cloud, ForwardError};
 use crate::proxy::body::{Body, Place};
 use crate::telemetry::Metrics;
 use hublet_wire::request::{ApiRequest, Verb};
@@ -49,91 +45,43 @@ pub(crate) fn is_upgrade(request: &Parts) -> bool {
     }
 }
 
-impl Cloud {
-    /// Sends an upgrade; on 101 joins both sides in a task of its own, which holds its place until it ends. Any other
-    /// answer is passed on and holds it as long.
-    ///
-    /// # Errors
-    /// See [`ForwardError`].
-    pub(crate) async fn upgrade(
-        &self,
-        mut request: Request<Incoming>,
-        metrics: &Arc<Metrics>,
-        place: Place,
-        flow: &Arc<Flow>,
-    ) -> Result<Response<Body>, ForwardError> {
-        let (mut sender, connection, closing) = self.upstreams.upgrade(flow.client()).await?;
-        let client = hyper::upgrade::on(&mut request);
-        let (parts, body) = request.into_parts();
-        let upstream = upstream_request(self, &parts, body);
-        let lost = |error: hyper::Error| ForwardError::Lost(error.to_string());
-        let upload = upload::progress_of(Some(upstream.body()));
-        let mut answer = tokio::select! {
-            biased;
-            answer = sender.send_request(upstream) => answer.map_err(lost)?,
-            () = upload::stalled(upload.clone()) => {
-                return Err(ForwardError::Lost("the server takes nothing of the request's body".into()));
-            }
-        };
-        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let (head, body) = answer.into_parts();
-            let body = CloudBody::new(body, None, Some(connection), None, Arc::clone(metrics))
-                .beside(upload);
-            let mut response = Response::new(Body::cloud(body));
-            response.body_mut().hold(place, flow);
-            *response.status_mut() = head.status;
-            *response.headers_mut() = end_to_end(&head.headers);
-            return Ok(response);
-        }
-        let server = hyper::upgrade::on(&mut answer);
-        let flow = Arc::clone(flow);
-        tokio::spawn(async move {
-            if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
-                let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-                tokio::select! {
-                    _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                    () = closing => {}
-                    () = flow.was_cut() => {}
-                }
-            }
-            drop((place, connection));
-        });
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        *response.headers_mut() = answer.headers().clone();
-        Ok(response)
+/// Sends an upgrade to the cloud. On 101 a task joins both sides and holds `place` until it ends; any other
+/// response is passed on and holds it as long.
+///
+/// # Errors
+/// See [`ForwardError`].
+pub(crate) async fn forward_upgrade(
+    cloud: &Cloud,
+    mut request: Request<Incoming>,
+    metrics: &Arc<Metrics>,
+    place: Place,
+    flow: &Arc<Flow>,
+) -> Result<Response<Body>, ForwardError> {
+    let client = hyper::upgrade::on(&mut request);
+    let (parts, body) = request.into_parts();
+    let mut upstream = cloud.send_upgrade(flow.client(), &parts, body).await?;
+    if upstream.response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let mut response = upstream.into_response(metrics).map(Body::cloud);
+        response.body_mut().hold(place, flow);
+        return Ok(response);
     }
-}
-
-/// The same request, with the headers that ask for the upgrade.
-fn upstream_request(cloud: &Cloud, parts: &Parts, body: Incoming) -> Request<Upload> {
-    let server = cloud.upstreams.dialer().server();
-    let target = uri(server, None);
-    let has_body = parts.headers.contains_key(header::CONTENT_LENGTH)
-        || parts.headers.contains_key(header::TRANSFER_ENCODING);
-    let mut upstream = Request::new(if has_body {
-        Either::Left(Noted::new(body))
-    } else {
-        Either::Right(Full::default())
+    let server = hyper::upgrade::on(&mut upstream.response);
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = upstream.response.headers().clone();
+    let flow = Arc::clone(flow);
+    tokio::spawn(async move {
+        if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
+            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            tokio::select! {
+                _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                () = upstream.closing => {}
+                () = flow.was_cut() => {}
+            }
+        }
+        drop((place, upstream.permit));
     });
-    *upstream.method_mut() = parts.method.clone();
-    if let Some(path) = parts.uri.path_and_query() {
-        *upstream.uri_mut() = http::Uri::from(path.clone());
-    }
-    let headers = upstream.headers_mut();
-    *headers = end_to_end(&parts.headers);
-    for name in [header::CONNECTION, header::UPGRADE] {
-        if let Some(value) = parts.headers.get(&name) {
-            headers.insert(name, value.clone());
-        }
-    }
-    if let Some(Ok(host)) = target
-        .authority()
-        .map(|a| http::HeaderValue::from_str(a.as_str()))
-    {
-        headers.insert(header::HOST, host);
-    }
-    upstream
+    Ok(response)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! When the cloud was last heard, and how long its way takes. In: every byte that comes on any connection to it, and
-//! measured round trips. Out: the silence so far, for `health`, which judges by it.
+//! When the API server was last heard from, on the link as a whole and on each connection, and the
+//! round-trip time of the link.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,124 +12,137 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// Longest round trip that is believed.
-const LONGEST: Duration = Duration::from_secs(2);
+/// Round trips that take longer count as this long.
+const MAX_ROUND_TRIP: Duration = Duration::from_secs(2);
 
-/// Signs of life of one server, on whatever connection.
-#[derive(Debug)]
-pub(crate) struct Heard {
-    origin: Instant,
-    /// Microseconds since the origin.
-    last: AtomicU64,
+/// Bytes read from one server on any connection, and its round-trip time. Lock-free: every read of
+/// every connection writes to it.
+#[derive(Debug, Default)]
+pub(crate) struct LinkActivity {
+    last_read: ReadClock,
     /// Microseconds; 0 until one has been measured.
     round_trip: AtomicU64,
 }
 
-impl Default for Heard {
-    fn default() -> Self {
-        Self {
-            origin: Instant::now(),
-            last: AtomicU64::new(0),
-            round_trip: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Heard {
-    pub(crate) fn note(&self) {
-        self.last
-            .store(micros(self.origin.elapsed()), Ordering::Relaxed);
+impl LinkActivity {
+    pub(crate) fn record_read(&self) {
+        self.last_read.set_now();
     }
 
-    /// When something came last, or when listening began.
-    pub(crate) fn last(&self) -> Instant {
-        self.origin + Duration::from_micros(self.last.load(Ordering::Relaxed))
+    /// The time of the last read; of the creation when there was none.
+    pub(crate) fn last_read(&self) -> Instant {
+        self.last_read.get()
     }
 
-    /// The usual round trip, zero while it isn't known.
+    /// The smoothed round-trip time; zero until one has been measured.
     pub(crate) fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
-    /// A question on an open connection was answered after this time.
-    pub(crate) fn took(&self, time: Duration) {
-        let (now, usual) = (
-            micros(time.min(LONGEST)).max(1),
-            self.round_trip.load(Ordering::Relaxed),
-        );
-        // By half: a way that becomes a long one must be known as such soon.
-        let usual = if usual == 0 { now } else { usual.midpoint(now) };
-        self.round_trip.store(usual, Ordering::Relaxed);
+    /// Records the time to the answer of a probe on an open connection.
+    pub(crate) fn record_round_trip(&self, sample: Duration) {
+        let sample = as_micros(sample.min(MAX_ROUND_TRIP)).max(1);
+        let smoothed = match self.round_trip.load(Ordering::Relaxed) {
+            0 => sample,
+            // A weight of one half: a link that becomes slow must be known as slow soon.
+            before => before.midpoint(sample),
+        };
+        self.round_trip.store(smoothed, Ordering::Relaxed);
     }
 
-    /// A request was answered after this time, the server's work included: the way is no longer than that.
-    pub(crate) fn took_at_most(&self, time: Duration) {
-        if time < self.round_trip() {
-            self.took(time);
+    /// Records the latency of a request. It includes the server's work, so it only bounds the round
+    /// trip from above.
+    pub(crate) fn record_latency(&self, latency: Duration) {
+        if latency < self.round_trip() {
+            self.record_round_trip(latency);
         }
     }
 }
 
-fn micros(time: Duration) -> u64 {
+/// The time of the last read in one word, as microseconds since its creation.
+#[derive(Debug)]
+struct ReadClock {
+    origin: Instant,
+    last: AtomicU64,
+}
+
+impl Default for ReadClock {
+    fn default() -> Self {
+        Self {
+            origin: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+}
+
+impl ReadClock {
+    fn now(&self) -> u64 {
+        as_micros(self.origin.elapsed())
+    }
+
+    fn set_now(&self) {
+        self.last.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Instant {
+        self.origin + Duration::from_micros(self.last.load(Ordering::Relaxed))
+    }
+}
+
+fn as_micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// One connection's share of the signs of life.
+/// The reads of one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Line {
-    heard: Heard,
-    /// When it was left, in microseconds since the origin of `heard`; 0: never.
-    left: AtomicU64,
+pub(crate) struct ConnectionActivity {
+    last_read: ReadClock,
+    /// The time of [`Self::quarantine`], in microseconds on the clock of `last_read`; 0: never.
+    quarantined: AtomicU64,
 }
 
-impl Line {
-    /// When something came last on it.
-    pub(crate) fn last(&self) -> Instant {
-        self.heard.last()
+impl ConnectionActivity {
+    pub(crate) fn last_read(&self) -> Instant {
+        self.last_read.get()
     }
 
-    /// No request takes it until something comes on it again; what runs on it goes on. It may be dead, or its server may
-    /// merely sit on what it was asked: the answer to a ping tells.
-    pub(crate) fn leave(&self) {
-        self.left.store(
-            micros(self.heard.origin.elapsed()).max(1),
-            Ordering::Relaxed,
-        );
+    /// Keeps new requests off the connection until something is read from it. Requests on it go on: it
+    /// may be dead, or its server may only be slow, and the answer to an HTTP/2 ping tells.
+    pub(crate) fn quarantine(&self) {
+        let now = self.last_read.now().max(1);
+        self.quarantined.store(now, Ordering::Relaxed);
     }
 
-    /// Nothing has come since [`Line::leave`].
-    pub(crate) fn is_left(&self) -> bool {
-        let left = self.left.load(Ordering::Relaxed);
-        left != 0 && self.heard.last.load(Ordering::Relaxed) <= left
+    pub(crate) fn is_quarantined(&self) -> bool {
+        let since = self.quarantined.load(Ordering::Relaxed);
+        since != 0 && self.last_read.last.load(Ordering::Relaxed) <= since
     }
 }
 
-/// A connection to the cloud that notes when something comes. That it could be opened is no sign of life: what stands
-/// before a dead server (a load balancer, a tunnel) accepts, too.
+/// A TCP stream that records its reads. Connecting is no activity: a load balancer or a tunnel before a
+/// dead server accepts connections, too.
 #[derive(Debug)]
-pub(crate) struct HeardStream {
+pub(crate) struct TrackedStream {
     tcp: TcpStream,
-    heard: Arc<Heard>,
-    line: Arc<Line>,
+    link: Arc<LinkActivity>,
+    connection: Arc<ConnectionActivity>,
 }
 
-impl HeardStream {
-    /// Over an open connection.
-    pub(crate) fn new(tcp: TcpStream, heard: Arc<Heard>) -> Self {
+impl TrackedStream {
+    pub(crate) fn new(tcp: TcpStream, link: Arc<LinkActivity>) -> Self {
         Self {
             tcp,
-            heard,
-            line: Arc::default(),
+            link,
+            connection: Arc::default(),
         }
     }
 
-    /// Bytes and times of this connection alone.
-    pub(crate) fn line(&self) -> &Arc<Line> {
-        &self.line
+    pub(crate) fn activity(&self) -> &Arc<ConnectionActivity> {
+        &self.connection
     }
 }
 
-impl AsyncRead for HeardStream {
+impl AsyncRead for TrackedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -138,14 +151,14 @@ impl AsyncRead for HeardStream {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.tcp).poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            self.heard.note();
-            self.line.heard.note();
+            self.link.record_read();
+            self.connection.last_read.set_now();
         }
         read
     }
 }
 
-impl AsyncWrite for HeardStream {
+impl AsyncWrite for TrackedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -177,44 +190,97 @@ impl AsyncWrite for HeardStream {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
     #[tokio::test(start_paused = true)]
-    async fn a_line_that_was_left_is_used_again_once_something_comes_on_it() {
-        let line = Line::default();
-        assert!(!line.is_left());
-        line.leave();
-        assert!(line.is_left(), "left at its very beginning");
+    async fn a_quarantine_ends_with_the_next_read() {
+        let connection = ConnectionActivity::default();
+        assert!(!connection.is_quarantined());
+        connection.quarantine();
+        assert!(connection.is_quarantined(), "at its very beginning");
         for _ in 0..2 {
             tokio::time::advance(Duration::from_secs(1)).await;
-            line.heard.note();
-            assert!(!line.is_left());
+            connection.last_read.set_now();
+            assert!(!connection.is_quarantined());
             tokio::time::advance(Duration::from_secs(1)).await;
-            line.leave();
-            assert!(line.is_left());
+            connection.quarantine();
+            assert!(connection.is_quarantined());
         }
     }
 
     #[test]
-    fn the_round_trip_follows_probes_and_is_no_longer_than_any_answer_takes() {
-        let heard = Heard::default();
-        heard.took_at_most(Duration::from_millis(5));
-        assert_eq!(
-            heard.round_trip(),
-            Duration::ZERO,
-            "an answer's time bounds it, and is no measure of it"
-        );
-        heard.took(Duration::from_millis(80));
-        assert_eq!(heard.round_trip(), Duration::from_millis(80));
-        heard.took(Duration::from_secs(60));
-        assert_eq!(
-            heard.round_trip(),
-            Duration::from_millis(1040),
-            "the longest that is believed, by half"
-        );
-        heard.took_at_most(Duration::from_millis(40));
-        assert_eq!(heard.round_trip(), Duration::from_millis(540));
-        heard.took_at_most(Duration::from_millis(600));
-        assert_eq!(heard.round_trip(), Duration::from_millis(540));
+    fn the_round_trip_follows_probes_and_is_no_longer_than_any_request_takes() {
+        let link = LinkActivity::default();
+        link.record_latency(MS * 5);
+        assert_eq!(link.round_trip(), Duration::ZERO, "a bound is no measure");
+        link.record_round_trip(MS * 80);
+        assert_eq!(link.round_trip(), MS * 80);
+        link.record_round_trip(MS * 60_000);
+        assert_eq!(link.round_trip(), MS * 1040, "(80 + MAX_ROUND_TRIP) / 2");
+        link.record_latency(MS * 40);
+        assert_eq!(link.round_trip(), MS * 540);
+        link.record_latency(MS * 600);
+        assert_eq!(link.round_trip(), MS * 540);
+        link.record_latency(MS * 540);
+        assert_eq!(link.round_trip(), MS * 540);
+    }
+
+    #[test]
+    fn a_measured_round_trip_is_never_zero() {
+        let link = LinkActivity::default();
+        link.record_round_trip(Duration::ZERO);
+        assert_eq!(link.round_trip(), Duration::from_micros(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_read_is_remembered_to_the_microsecond() {
+        let link = LinkActivity::default();
+        let created = link.last_read();
+        tokio::time::advance(MS * 1234).await;
+        assert_eq!(link.last_read(), created);
+        link.record_read();
+        assert_eq!(link.last_read(), Instant::now());
+    }
+
+    /// A pair of connected sockets: the server's, and ours, tracked.
+    async fn connect() -> (TcpStream, TrackedStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        (server, TrackedStream::new(tcp, Arc::default()))
+    }
+
+    #[tokio::test]
+    async fn only_bytes_that_are_read_count_as_activity() {
+        let (mut server, mut stream) = connect().await;
+        let (link, connection) = (Arc::clone(&stream.link), Arc::clone(stream.activity()));
+        let created = (link.last_read(), connection.last_read());
+        connection.quarantine();
+        tokio::time::sleep(MS * 2).await;
+        stream.write_all(b"request").await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!((link.last_read(), connection.last_read()), created);
+        server.write_all(b"response").await.unwrap();
+        stream.read_exact(&mut [0; 8]).await.unwrap();
+        assert!(link.last_read() > created.0 && connection.last_read() > created.1);
+        assert!(!connection.is_quarantined());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_stream_is_no_activity() {
+        let (server, mut stream) = connect().await;
+        let link = Arc::clone(&stream.link);
+        let created = link.last_read();
+        tokio::time::sleep(MS * 2).await;
+        drop(server);
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(link.last_read(), created);
     }
 }

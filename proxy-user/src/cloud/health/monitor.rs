@@ -1,16 +1,16 @@
-//! Decides on the cloud's state, in one task. In: signals, and the answers to probes. Out: [`CloudState`] in
-//! [`Health`], and the end of connections that lead nowhere.
+//! Decides on [`CloudState`], in one task, and closes connections that lead nowhere.
 //!
 //! ```text
-//! Connected ──a request failed──▶ Suspect ──patience ended in silence──▶ Silent
-//!   │  ▲ └──────patience ended in silence──────────────────────────────────▲ │
-//!   │  └─────an answer, to the probe or to anybody────── Suspect, Silent ◀───┘
+//! Connected ──a request failed──▶ Suspect ──fallback timeout in silence──▶ Silent
+//!   │  ▲ └──────fallback timeout in silence──────────────────────────────────▲ │
+//!   │  └─────a response, to the probe or to any request──── Suspect, Silent ◀──┘
 //!   └────the probe failed────▶ Disconnected ◀──the probe failed──┘
-//!                                   └──a probe was answered──▶ Recovering ──another──▶ Connected
+//!                                   └──a probe succeeded──▶ Recovering ──another──▶ Connected
 //! ```
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,50 +18,70 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::activity::Heard;
+use super::activity::LinkActivity;
 use super::probe::ProbeError;
 use super::{CloudState, Health, Signal};
 use crate::cloud::dial::DIAL_TIMEOUT;
 use crate::config::CloudConfig;
 use crate::telemetry::Metrics;
 
-/// First and longest pause between probes while the cloud is away: the promise is to use it again within five seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(2500));
-/// Probes under way at once while the cloud is away.
-const PROBES: usize = 4;
-/// Silence that ends a probe, in round trips: a connection's TCP and TLS take one each, and one is to spare.
-const ALLOWANCE: u32 = 3;
-/// Longest silence that is allowed, and longest time for one question however much is heard meanwhile: on a line that is
-/// full, answers come late, but bytes that lay in our own buffers are no news for ever.
-const LONGEST: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(30));
-/// Probes at this many intervals though others are heard, so that the server doesn't close the probe's connection.
-const KEEP_WARM: u32 = 3;
-/// Pause before the next try when this node lacks what a probe needs.
-const LACKING: Duration = Duration::from_millis(250);
+/// First and longest pause between probes while disconnected. A cloud that is back must be used again
+/// within five seconds.
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_millis(2500);
+/// Probes under way at once while disconnected.
+const MAX_PROBES: usize = 4;
+/// Silence that fails a probe, in round trips: TCP and TLS take one each, and one is to spare.
+const PROBE_ROUND_TRIPS: u32 = 3;
+/// Longest silence that a probe is allowed on a long link.
+const MAX_PROBE_SILENCE: Duration = Duration::from_secs(10);
+/// Longest time of a probe, however much is read meanwhile. On a congested link answers come late, but
+/// bytes that lay in buffers are no sign of life for ever.
+const MAX_PROBE_TIME: Duration = Duration::from_secs(30);
+/// Probe intervals after which a probe is sent though others are heard from, so that the server doesn't
+/// close the kept connection as idle.
+const KEEP_ALIVE_INTERVALS: u32 = 3;
+/// Pause before the next attempt when this node lacks something for a probe.
+const LOCAL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// The way to the cloud, as far as its state depends on it.
+/// The link to the API server, as far as the state depends on it.
 pub(crate) trait Link: Send + Sync + 'static {
-    /// Asks on a connection that is open already; `None` when there is none, or it had been closed.
-    fn ask_kept(&self) -> impl Future<Output = Option<Result<(), ProbeError>>> + Send;
-    /// Asks on a new connection.
-    fn ask_anew(&self) -> impl Future<Output = Result<(), ProbeError>> + Send;
-    /// Waits until a connection that requests share has ended, in whatever way.
-    fn lost(&self) -> impl Future<Output = ()> + Send;
-    /// New requests take new connections.
+    /// Probes on the kept connection; `None` if there is none, or it had been closed.
+    fn probe_kept(&self) -> impl Future<Output = Option<Result<(), ProbeError>>> + Send;
+    /// Probes on a new connection.
+    fn probe_new(&self) -> impl Future<Output = Result<(), ProbeError>> + Send;
+    /// Waits until a shared connection has ended, in whatever way.
+    fn connection_ended(&self) -> impl Future<Output = ()> + Send;
+    /// Keeps new requests off the connections of now; those that run go on.
     fn retire_all(&self);
     fn close_all(&self);
 }
 
-pub(super) struct Judge<L> {
+/// A new state, and the reason for the log.
+struct Transition {
+    to: CloudState,
+    reason: String,
+}
+
+impl Transition {
+    fn new(to: CloudState, reason: impl ToString) -> Self {
+        Self {
+            to,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+pub(super) struct HealthMonitor<L> {
     config: CloudConfig,
     link: Arc<L>,
     health: Arc<Health>,
     signals: mpsc::Receiver<Signal>,
     metrics: Arc<Metrics>,
-    probed: Instant,
+    last_probe: Instant,
 }
 
-impl<L: Link> Judge<L> {
+impl<L: Link> HealthMonitor<L> {
     pub(super) fn new(
         config: &CloudConfig,
         link: Arc<L>,
@@ -75,160 +95,178 @@ impl<L: Link> Judge<L> {
             health,
             signals,
             metrics,
-            probed: Instant::now(),
+            last_probe: Instant::now(),
         }
     }
 
     pub(super) async fn run(mut self) {
         loop {
-            let (next, why) = match self.health.state() {
-                CloudState::Connected => self.connected().await,
-                CloudState::Suspect | CloudState::Silent => self.question().await,
-                CloudState::Disconnected => self.disconnected().await,
-                CloudState::Recovering => self.recovering().await,
+            let Transition { to, reason } = match self.health.state() {
+                CloudState::Connected => self.watch_connected().await,
+                CloudState::Suspect | CloudState::Silent => self.probe_once().await,
+                CloudState::Disconnected => self.probe_until_success().await,
+                CloudState::Recovering => self.confirm_recovery().await,
             };
-            self.enter(next, &why);
-            let _ = self.health.decided.send_replace(true);
+            self.enter(to, &reason);
+            self.health.known.store(true, Ordering::Relaxed);
         }
     }
 
-    fn enter(&self, to: CloudState, why: &str) {
+    fn enter(&self, to: CloudState, reason: &str) {
         let from = self.health.state();
         if from == to {
             return;
         }
-        match to {
-            CloudState::Disconnected => {
-                tracing::warn!(
-                    from = from.as_str(),
-                    why,
-                    "the cloud is away: answering from the store"
-                );
-            }
-            CloudState::Connected if !from.is_open() || !self.health.is_decided() => {
-                tracing::info!(from = from.as_str(), why, "the cloud answers");
-            }
-            _ => tracing::debug!(from = from.as_str(), to = to.as_str(), why, "cloud state"),
-        }
+        self.log(from, to, reason);
         self.metrics.cloud_state(from.as_str(), to.as_str());
         self.health.state.send_replace(to);
         if to == CloudState::Disconnected {
-            // Behind the news, so that whoever loses a stream by this turns to the store.
+            // After the state, so that a request that loses its stream by this turns to the store.
             self.link.close_all();
         }
     }
 
-    /// Waits for a reason to ask: somebody who waits, a failure, or silence for an interval.
-    async fn connected(&mut self) -> (CloudState, String) {
-        // Never longer than the interval: the state follows within that and one probe.
+    fn log(&self, from: CloudState, to: CloudState, reason: &str) {
+        let (from, is_back) = (
+            from.as_str(),
+            !from.awaits_probe() || !self.health.is_known(),
+        );
+        match to {
+            CloudState::Disconnected => {
+                tracing::warn!(from, reason, "the cloud is away: answering from the store");
+            }
+            CloudState::Connected if is_back => tracing::info!(from, reason, "the cloud answers"),
+            _ => tracing::debug!(from, to = to.as_str(), reason, "cloud state"),
+        }
+    }
+
+    /// Waits for a reason to probe: a signal, a connection that ends, or an interval of silence.
+    async fn watch_connected(&mut self) -> Transition {
+        // Never longer than the interval, so that a dead link is noticed within it and one probe.
         let interval = self.config.probe_interval.mul_f64(0.8 + jitter() / 5.0);
         tokio::select! {
-            Some(signal) = self.signals.recv() => self.doubt(signal),
-            () = self.link.lost() => {}
-            () = quiet(&self.health.heard, interval, self.probed) => {}
+            Some(signal) = self.signals.recv() => self.handle_signal(signal),
+            () = self.link.connection_ended() => {}
+            () = until_quiet(&self.health.activity, interval, self.last_probe) => {}
         }
-        self.question().await
+        self.probe_once().await
     }
 
-    fn doubt(&self, signal: Signal) {
-        let state = self.health.state();
+    fn handle_signal(&self, signal: Signal) {
+        let connected = self.health.state() == CloudState::Connected;
         match signal {
-            Signal::Waiting => {}
-            Signal::Refused | Signal::Failed if state == CloudState::Connected => {
+            Signal::Refused | Signal::Failed if connected => {
                 self.enter(CloudState::Suspect, "a request failed");
             }
-            Signal::Refused | Signal::Failed => {}
-            // Bytes heard since then count for more.
-            Signal::Silent if self.health.heard.last().elapsed() < self.health.patience() / 2 => {}
-            Signal::Silent => self.enter(CloudState::Silent, "a request met silence"),
+            Signal::Silent if !self.was_read_since_signal() => {
+                self.enter(CloudState::Silent, "a request met silence");
+            }
+            Signal::Waiting | Signal::Refused | Signal::Failed | Signal::Silent => {}
         }
     }
 
-    /// Asks, and listens to requests meanwhile: an answer to anybody counts as much.
-    async fn question(&mut self) -> (CloudState, String) {
-        self.probed = Instant::now();
+    /// Bytes that arrived after [`Signal::Silent`] was sent outweigh it.
+    fn was_read_since_signal(&self) -> bool {
+        let silence = self.health.activity.last_read().elapsed();
+        silence < self.health.fallback_timeout() / 2
+    }
+
+    /// Probes once. Meanwhile a response to any request counts as much as the probe's.
+    async fn probe_once(&mut self) -> Transition {
+        self.last_probe = Instant::now();
         let (link, health) = (Arc::clone(&self.link), Arc::clone(&self.health));
-        let heads = health.heads();
-        let mut probe = pin!(ask(&*link, &health, self.config.probe_timeout));
-        let answer = loop {
+        let responses = health.responses();
+        let mut probe = pin!(probe(&*link, &health, self.config.probe_timeout));
+        let result = loop {
             tokio::select! {
                 biased;
-                answer = &mut probe => break answer,
-                () = health.answered.notified() => {
-                    if health.state().is_open() {
-                        self.enter(CloudState::Connected, "a request was answered");
-                    }
-                }
-                Some(signal) = self.signals.recv() => self.doubt(signal),
+                result = &mut probe => break result,
+                () = health.response_seen.notified() => self.handle_response(),
+                Some(signal) = self.signals.recv() => self.handle_signal(signal),
             }
         };
-        match answer {
-            Ok(()) => {
-                if health.state() == CloudState::Silent {
-                    // The connections in use have been silent meanwhile.
-                    link.retire_all();
-                }
-                self.forget();
-                (CloudState::Connected, "the probe was answered".into())
+        match result {
+            Ok(()) => self.probe_succeeded(),
+            Err(error) if error.is_local() => retry_locally(health.state(), &error).await,
+            Err(error) if health.responses() != responses => {
+                Transition::new(CloudState::Connected, error)
             }
-            Err(error) if error.is_ours() => Self::lacking(health.state(), &error).await,
-            Err(error) if health.heads() != heads => (CloudState::Connected, error.to_string()),
-            Err(error) => (CloudState::Disconnected, error.to_string()),
+            Err(error) => Transition::new(CloudState::Disconnected, error),
         }
     }
 
-    async fn lacking(state: CloudState, error: &ProbeError) -> (CloudState, String) {
-        tracing::warn!(%error, "no probe can be sent");
-        sleep(LACKING).await;
-        (state, String::new())
+    fn handle_response(&self) {
+        if self.health.state().awaits_probe() {
+            self.enter(CloudState::Connected, "a request was answered");
+        }
     }
 
-    /// Probes until one is answered. Nobody waits for these, so on a slow link each may take its time; but a new one
-    /// begins at every pause, since an older one may hang in a link that was dead when it began.
-    async fn disconnected(&self) -> (CloudState, String) {
+    fn probe_succeeded(&mut self) -> Transition {
+        if self.health.state() == CloudState::Silent {
+            // The connections in use have been silent meanwhile.
+            self.link.retire_all();
+        }
+        self.discard_signals();
+        Transition::new(CloudState::Connected, "the probe was answered")
+    }
+
+    /// Probes until one succeeds. Nobody waits for these, so on a slow link each may take its time. But
+    /// each pause begins a new one: an older one may hang in a link that was dead when it began.
+    async fn probe_until_success(&self) -> Transition {
         let mut probes = FuturesUnordered::new();
-        let mut pause = BACKOFF.0;
+        let mut backoff = MIN_BACKOFF;
         loop {
-            let mut pausing = pin!(sleep(pause.mul_f64(0.75 + jitter() / 4.0)));
+            let mut pause = pin!(sleep(backoff.mul_f64(0.75 + jitter() / 4.0)));
             loop {
                 tokio::select! {
-                    () = &mut pausing => break,
-                    Some(answered) = probes.next() => if let Ok(Ok(())) = answered {
-                        return (CloudState::Recovering, "the probe was answered".into());
+                    () = &mut pause => break,
+                    Some(result) = probes.next() => if let Ok(Ok(())) = result {
+                        return Transition::new(CloudState::Recovering, "the probe was answered");
                     },
                 }
             }
-            if probes.len() < PROBES {
-                probes.push(Box::pin(timeout(DIAL_TIMEOUT, self.link.ask_anew())));
+            if probes.len() < MAX_PROBES {
+                probes.push(Box::pin(timeout(DIAL_TIMEOUT, self.link.probe_new())));
             }
-            pause = (pause * 2).min(BACKOFF.1);
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 
-    async fn recovering(&mut self) -> (CloudState, String) {
+    /// Probes until `healthy_threshold` probes in a row have succeeded, the first one of which was seen
+    /// while disconnected.
+    async fn confirm_recovery(&mut self) -> Transition {
         for _ in 1..self.config.healthy_threshold {
-            match ask(&*self.link, &self.health, self.config.probe_timeout).await {
+            match probe(&*self.link, &self.health, self.config.probe_timeout).await {
                 Ok(()) => {}
-                Err(error) if error.is_ours() => {
-                    return Self::lacking(CloudState::Recovering, &error).await;
+                Err(error) if error.is_local() => {
+                    return retry_locally(CloudState::Recovering, &error).await;
                 }
-                Err(error) => return (CloudState::Disconnected, error.to_string()),
+                Err(error) => return Transition::new(CloudState::Disconnected, error),
             }
         }
-        self.forget();
-        (CloudState::Connected, "the probes were answered".into())
+        self.discard_signals();
+        Transition::new(CloudState::Connected, "the probes were answered")
     }
 
-    /// Drops earlier signals, which must not be held against the cloud now.
-    fn forget(&mut self) {
+    /// Signals from before a successful probe must not count against the cloud.
+    fn discard_signals(&mut self) {
         while self.signals.try_recv().is_ok() {}
     }
 }
 
-/// Waits until nothing has been heard nor asked for an interval, and as long as the kept connection may lie idle at most.
-async fn quiet(heard: &Heard, interval: Duration, probed: Instant) {
+/// Stays in a state after a probe that this node could not send, which says nothing about the cloud.
+async fn retry_locally(state: CloudState, error: &ProbeError) -> Transition {
+    tracing::warn!(%error, "no probe can be sent");
+    sleep(LOCAL_RETRY_PAUSE).await;
+    Transition::new(state, "")
+}
+
+/// Waits until nothing has been read for an interval since the last probe, or for as long as the kept
+/// connection may be idle.
+async fn until_quiet(activity: &LinkActivity, interval: Duration, last_probe: Instant) {
     loop {
-        let due = (heard.last().max(probed) + interval).min(probed + interval * KEEP_WARM);
+        let quiet = activity.last_read().max(last_probe) + interval;
+        let due = quiet.min(last_probe + interval * KEEP_ALIVE_INTERVALS);
         if Instant::now() >= due {
             return;
         }
@@ -236,43 +274,45 @@ async fn quiet(heard: &Heard, interval: Duration, probed: Instant) {
     }
 }
 
-/// One question. Fails once nothing has been heard for the allowance, which is `timeout` or follows the round trip.
-async fn ask<L: Link>(link: &L, health: &Health, timeout: Duration) -> Result<(), ProbeError> {
-    let asked = Instant::now();
-    let silence = async {
-        loop {
-            let allowance =
-                (health.heard.round_trip() * ALLOWANCE).clamp(timeout, LONGEST.0.max(timeout));
-            let due = (health.heard.last().max(asked) + allowance).min(asked + LONGEST.1);
-            if Instant::now() >= due {
-                return allowance;
-            }
-            sleep_until(due).await;
-        }
-    };
+/// One probe. It fails once nothing has been read for as long as [`until_probe_fails`] allows.
+async fn probe<L: Link>(link: &L, health: &Health, timeout: Duration) -> Result<(), ProbeError> {
     tokio::select! {
         biased;
-        answer = either(link, health.patience()) => answer,
-        allowance = silence => Err(ProbeError::Timeout(allowance)),
+        result = probe_kept_or_new(link, health.fallback_timeout()) => result,
+        silence = until_probe_fails(&health.activity, timeout) => Err(ProbeError::Timeout(silence)),
     }
 }
 
-/// Asks on the kept connection, and on a new one as well when that stays silent: it may be dead by itself (an address
-/// translation that was forgotten, a server behind a load balancer that is gone).
-async fn either<L: Link>(link: &L, patience: Duration) -> Result<(), ProbeError> {
-    let mut kept = pin!(link.ask_kept());
-    let waits = match timeout(patience, &mut kept).await {
-        Ok(Some(answer)) => return answer,
+/// Waits until nothing has been read for `timeout`, or longer on a long link, and returns that time.
+async fn until_probe_fails(activity: &LinkActivity, timeout: Duration) -> Duration {
+    let began = Instant::now();
+    loop {
+        let needed = activity.round_trip() * PROBE_ROUND_TRIPS;
+        let allowed = needed.clamp(timeout, MAX_PROBE_SILENCE.max(timeout));
+        let due = (activity.last_read().max(began) + allowed).min(began + MAX_PROBE_TIME);
+        if Instant::now() >= due {
+            return allowed;
+        }
+        sleep_until(due).await;
+    }
+}
+
+/// Probes on the kept connection, and on a new one besides if that stays silent for `hedge_after`: it
+/// may be dead by itself (a NAT entry that has gone, a server behind a load balancer that is gone).
+async fn probe_kept_or_new<L: Link>(link: &L, hedge_after: Duration) -> Result<(), ProbeError> {
+    let mut kept = pin!(link.probe_kept());
+    let is_pending = match timeout(hedge_after, &mut kept).await {
+        Ok(Some(result)) => return result,
         Ok(None) => false,
         Err(_) => true,
     };
     tokio::select! {
-        Some(answer) = &mut kept, if waits => answer,
-        answer = link.ask_anew() => answer,
+        Some(result) = &mut kept, if is_pending => result,
+        result = link.probe_new() => result,
     }
 }
 
-/// A number in 0..1, so that a fleet of nodes does not knock in step.
+/// A random number in 0..=1, so that a fleet of nodes doesn't probe in step.
 fn jitter() -> f64 {
     let mut byte = [0];
     let _ = aws_lc_rs::rand::fill(&mut byte);

@@ -1,87 +1,89 @@
-//! The probe: `GET /readyz` on a connection of its own, so that no want of places among requests is ever taken for the
-//! cloud's absence. In: a question. Out: whether the server is ready, or why not.
+//! The probe: `GET /readyz` on a connection of its own, so that a lack of permits for requests is never
+//! taken for a disconnected cloud.
 //!
-//! The connection is kept, so that a question costs one round trip and some hundred bytes. It speaks HTTP/1.1: the API
-//! server answers HTTP/2 requests without a credential with GOAWAY (its `UnauthenticatedHTTP2DOSMitigation`).
+//! The connection is kept, so that a probe costs one round trip and some hundred bytes. It speaks
+//! HTTP/1.1: the API server answers HTTP/2 requests without a credential with GOAWAY (its
+//! `UnauthenticatedHTTP2DOSMitigation`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use crate::cloud::dial::{DialError, Dialer};
-use crate::cloud::pool::uri;
+use crate::cloud::dial::{Alpn, DialError, Dialer};
 use crate::telemetry::Metrics;
 use crate::text::with_causes;
 
-/// Longest body of `/readyz` behind which the connection is kept, in bytes, and in time behind its head.
-const BODY: (usize, Duration) = (64 << 10, Duration::from_secs(1));
+/// Longest body of `/readyz`, in bytes, behind which the connection is kept.
+const MAX_BODY_BYTES: usize = 64 << 10;
+/// Longest time from the head of the response to the end of its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a probe says that the cloud isn't there.
+/// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error("the probe failed: {}", with_causes(.0))]
     Http(#[from] hyper::Error),
-    /// A server that isn't ready.
     #[error("the server's /readyz answered {0}")]
-    NotReady(http::StatusCode),
-    /// Nothing was heard in time.
+    NotReady(StatusCode),
     #[error("nothing heard for {} s after a probe", .0.as_secs_f32())]
     Timeout(Duration),
 }
 
 impl ProbeError {
-    /// This node lacks something (a file descriptor, a port): that tells nothing of the cloud.
-    pub(crate) fn is_ours(&self) -> bool {
-        matches!(self, Self::Dial(error) if error.is_ours())
+    /// Whether the error says nothing about the cloud: see [`DialError::is_local`].
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self, Self::Dial(error) if error.is_local())
     }
 }
 
 type Sender = SendRequest<Empty<Bytes>>;
 
+/// Probes one server.
 #[derive(Debug)]
-pub(crate) struct Probe {
+pub(crate) struct Prober {
     dialer: Dialer,
     kept: Mutex<Option<Sender>>,
     metrics: Arc<Metrics>,
 }
 
-impl Probe {
-    /// Of one server; nothing is opened yet.
+impl Prober {
     pub(crate) fn new(dialer: Dialer, metrics: Arc<Metrics>) -> Self {
         Self {
             dialer,
-            kept: Mutex::new(None),
+            kept: Mutex::default(),
             metrics,
         }
     }
 
-    /// Asks on the kept connection; `None` when there is none, or it was closed while it lay idle, which tells nothing.
-    pub(crate) async fn ask_kept(&self) -> Option<Result<(), ProbeError>> {
+    /// Probes on the kept connection; `None` if there is none, or it was closed while idle, which says
+    /// nothing about the cloud.
+    pub(crate) async fn probe_kept(&self) -> Option<Result<(), ProbeError>> {
         let kept = self.kept.lock().take()?;
-        let answer = self.exchange(kept).await;
-        (!matches!(answer, Err(ProbeError::Http(_)))).then_some(answer)
+        let result = self.probe_on(kept).await;
+        (!matches!(result, Err(ProbeError::Http(_)))).then_some(result)
     }
 
-    /// Asks on a new connection, and keeps that.
+    /// Probes on a new connection, which is kept.
     ///
     /// # Errors
-    /// The server isn't there, or isn't ready.
-    pub(crate) async fn ask_anew(&self) -> Result<(), ProbeError> {
-        let tls = Box::pin(self.dialer.dial(true)).await?;
+    /// The server can't be reached, or isn't ready.
+    pub(crate) async fn probe_new(&self) -> Result<(), ProbeError> {
+        let tls = Box::pin(self.dialer.dial(Alpn::Http1Only)).await?;
         self.metrics.cloud_connects.inc();
         let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
         // Ends when the sender is dropped.
         tokio::spawn(connection);
-        self.exchange(sender).await
+        self.probe_on(sender).await
     }
 
     /// Closes the kept connection.
@@ -89,61 +91,67 @@ impl Probe {
         drop(self.kept.lock().take());
     }
 
-    async fn exchange(&self, mut sender: Sender) -> Result<(), ProbeError> {
+    async fn probe_on(&self, mut sender: Sender) -> Result<(), ProbeError> {
         sender.ready().await?;
-        let asked = Instant::now();
-        let response = sender.send_request(self.question()).await?;
-        self.dialer.heard().took(asked.elapsed());
+        let began = Instant::now();
+        let response = sender.send_request(self.readyz_request()).await?;
+        self.dialer.activity().record_round_trip(began.elapsed());
         let status = response.status();
-        let body = Limited::new(response.into_body(), BODY.0).collect();
-        let body = tokio::time::timeout(BODY.1, body)
-            .await
-            .ok()
-            .and_then(Result::ok);
-        let body = body.map(|body| body.to_bytes());
+        let body = read_body(response.into_body()).await;
         if body.is_some() {
             *self.kept.lock() = Some(sender);
         }
-        // 401 and 403 come from a living server that lets nobody look.
-        if status.is_server_error() && !body.is_some_and(|body| serves_nevertheless(&body)) {
-            return Err(ProbeError::NotReady(status));
+        if is_ready(status, body.as_deref()) {
+            Ok(())
+        } else {
+            Err(ProbeError::NotReady(status))
         }
-        Ok(())
     }
 
-    fn question(&self) -> Request<Empty<Bytes>> {
+    fn readyz_request(&self) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = Method::GET;
-        *request.uri_mut() = http::Uri::from_static("/readyz");
-        let authority = uri(self.dialer.server(), None)
-            .authority()
-            .map(ToString::to_string);
-        if let Some(Ok(host)) = authority.map(http::HeaderValue::try_from) {
+        *request.uri_mut() = Uri::from_static("/readyz");
+        if let Some(host) = self.dialer.host_header() {
             request.headers_mut().insert(header::HOST, host);
         }
         request
     }
 }
 
-/// An API server that lists its checks (`k8s.io/apiserver/pkg/server/healthz`), of which some fail that leave most requests
-/// served: a key management service's, or that of a shutdown, which is announced before it begins. While the storage
-/// fails, or the start has not ended, requests would hang or be refused; and what stands in front of a dead server lists
-/// nothing.
-fn serves_nevertheless(body: &[u8]) -> bool {
+/// The body, if it is short and arrives in time.
+async fn read_body(body: Incoming) -> Option<Bytes> {
+    let body = Limited::new(body, MAX_BODY_BYTES).collect();
+    let body = timeout(BODY_TIMEOUT, body).await.ok()?.ok()?;
+    Some(body.to_bytes())
+}
+
+/// Anything but a 5xx comes from a living server: 401 and 403 from one that lets nobody look.
+fn is_ready(status: StatusCode, body: Option<&[u8]>) -> bool {
+    !status.is_server_error() || body.is_some_and(serves_despite_failed_checks)
+}
+
+/// Checks of `/readyz` without which requests would hang or be refused: of the storage, and of the
+/// start (`autoregister-completion` before which not all API groups are served).
+const ESSENTIAL_CHECKS: [&str; 4] = [
+    "etcd",
+    "poststarthook/",
+    "autoregister-completion",
+    "informer-sync",
+];
+
+/// Whether the API server lists its checks (`k8s.io/apiserver/pkg/server/healthz`) and none of those that
+/// failed stops requests: a key management service, or a shutdown, which is announced before it
+/// begins. A proxy in front of a dead server lists nothing.
+fn serves_despite_failed_checks(body: &[u8]) -> bool {
     let text = String::from_utf8_lossy(body);
-    let mut failed = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("[-]"))
-        .peekable();
-    // `autoregister-completion` is of the start, too: not all API groups are served before.
-    let stopping = [
-        "etcd",
-        "poststarthook/",
-        "autoregister-completion",
-        "informer-sync",
-    ];
-    let stops = |check: &str| stopping.iter().any(|name| check.starts_with(name));
-    failed.peek().is_some() && text.contains("[+]ping ok") && !failed.any(stops)
+    let failed = text.lines().filter_map(|line| line.strip_prefix("[-]"));
+    let mut failed = failed.peekable();
+    failed.peek().is_some() && text.contains("[+]ping ok") && !failed.any(is_essential)
+}
+
+fn is_essential(check: &str) -> bool {
+    ESSENTIAL_CHECKS.iter().any(|name| check.starts_with(name))
 }
 
 #[cfg(test)]
@@ -151,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_check_that_fails_is_no_absence_unless_requests_would_fail_as_well() {
+    fn a_failed_check_is_no_absence_unless_requests_would_fail_as_well() {
         let list = |check: &str| {
             format!(
                 "[+]ping ok\n[+]log ok\n[-]{check} failed: reason withheld\nreadyz check failed\n"
@@ -166,14 +174,37 @@ mod tests {
             ("poststarthook/rbac/bootstrap-roles", false),
             ("autoregister-completion", false),
         ] {
+            let body = list(check);
             assert_eq!(
-                serves_nevertheless(list(check).as_bytes()),
+                serves_despite_failed_checks(body.as_bytes()),
                 serves,
                 "{check}"
             );
         }
+        let two = format!("{}[-]etcd failed\n", list("shutdown"));
+        assert!(!serves_despite_failed_checks(two.as_bytes()));
         for body in ["", "no healthy upstream", "[+]ping ok\n", "[-]ping failed"] {
-            assert!(!serves_nevertheless(body.as_bytes()), "{body:?}");
+            assert!(!serves_despite_failed_checks(body.as_bytes()), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_below_500_comes_from_a_living_server() {
+        let shutdown = b"[+]ping ok\n[-]shutdown failed\n".as_slice();
+        for (status, body, ready) in [
+            (200, None, true),
+            (401, None, true),
+            (403, None, true),
+            (404, None, true),
+            (429, None, true),
+            (500, None, false),
+            (500, Some(shutdown), true),
+            (500, Some(b"".as_slice()), false),
+            (502, None, false),
+            (503, None, false),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(is_ready(status, body), ready, "{status} {body:?}");
         }
     }
 }

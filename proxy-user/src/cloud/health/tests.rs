@@ -27,8 +27,8 @@ struct Scripted {
     way: watch::Sender<Way>,
     round_trip: AtomicU64,
     kept: AtomicBool,
-    heard: Arc<Heard>,
-    lost: Notify,
+    activity: Arc<LinkActivity>,
+    ended: Notify,
     probes: AtomicUsize,
     closed: AtomicUsize,
     retired: AtomicUsize,
@@ -59,34 +59,34 @@ impl Scripted {
 }
 
 impl Link for Scripted {
-    async fn ask_kept(&self) -> Option<Result<(), ProbeError>> {
+    async fn probe_kept(&self) -> Option<Result<(), ProbeError>> {
         if !self.kept.swap(false, Ordering::Relaxed) || *self.way.borrow() == Way::Refuses {
             return None;
         }
         self.probes.fetch_add(1, Ordering::Relaxed);
         let asked = Instant::now();
         let answer = self.trip().await;
-        self.heard.note();
-        self.heard.took(asked.elapsed());
+        self.activity.record_read();
+        self.activity.record_round_trip(asked.elapsed());
         self.kept.store(true, Ordering::Relaxed);
         Some(answer)
     }
 
-    async fn ask_anew(&self) -> Result<(), ProbeError> {
+    async fn probe_new(&self) -> Result<(), ProbeError> {
         self.probes.fetch_add(1, Ordering::Relaxed);
         self.trip().await?;
         self.trip().await?;
-        self.heard.note();
+        self.activity.record_read();
         let asked = Instant::now();
         self.trip().await?;
-        self.heard.note();
-        self.heard.took(asked.elapsed());
+        self.activity.record_read();
+        self.activity.record_round_trip(asked.elapsed());
         self.kept.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    async fn lost(&self) {
-        self.lost.notified().await;
+    async fn connection_ended(&self) {
+        self.ended.notified().await;
     }
 
     fn retire_all(&self) {
@@ -112,8 +112,8 @@ impl Site {
             way: watch::Sender::new(way),
             round_trip: AtomicU64::new(round_trip),
             kept: AtomicBool::new(false),
-            heard: Arc::default(),
-            lost: Notify::new(),
+            activity: Arc::default(),
+            ended: Notify::new(),
             probes: AtomicUsize::new(0),
             closed: AtomicUsize::new(0),
             retired: AtomicUsize::new(0),
@@ -126,7 +126,7 @@ impl Site {
             lb_mode: LbMode::Priority,
             mark: 0,
         };
-        let health = Health::start(&config, Arc::clone(&way), &way.heard, Arc::default());
+        let health = Health::start(&config, Arc::clone(&way), &way.activity, Arc::default());
         let (began, transitions) = (Instant::now(), Arc::<parking_lot::Mutex<Vec<_>>>::default());
         let (mut state, seen) = (health.subscribe(), Arc::clone(&transitions));
         tokio::spawn(async move {
@@ -176,12 +176,12 @@ impl Site {
             if *self.way.way.borrow() != Way::Answers {
                 std::future::pending::<()>().await;
             }
-            self.way.heard.note();
-            self.health.answered(
+            self.way.activity.record_read();
+            self.health.record_latency(
                 work + MS * u32::try_from(self.way.round_trip.load(Ordering::Relaxed)).unwrap(),
             );
         };
-        self.health.while_heard(answer).await
+        self.health.unless_silent(answer).await
     }
 
     fn states(&self) -> Vec<CloudState> {
@@ -197,7 +197,7 @@ impl Site {
 async fn a_start_with_the_cloud_there_is_connected_after_one_probe() {
     let site = Site::start(Way::Answers, 80);
     assert_eq!(site.health.state(), CloudState::Suspect);
-    assert!(!site.health.is_decided());
+    assert!(!site.health.is_known());
     assert_eq!(site.until(CloudState::Connected, TIMEOUT).await, MS * 240);
 }
 
@@ -258,7 +258,7 @@ async fn the_state_follows_a_black_hole_though_nobody_asks() {
 async fn a_shared_connection_that_ends_is_a_reason_to_ask() {
     let site = Site::connected(80).await;
     site.set(Way::Refuses);
-    site.way.lost.notify_waiters();
+    site.way.ended.notify_waiters();
     assert!(site.until(CloudState::Disconnected, INTERVAL).await < MS * 10);
 }
 
@@ -356,7 +356,7 @@ async fn a_probe_that_fails_is_no_verdict_while_requests_are_answered() {
     let reads = async {
         loop {
             sleep(MS * 100).await;
-            site.health.answered(MS * 90);
+            site.health.record_latency(MS * 90);
         }
     };
     let probes = async {

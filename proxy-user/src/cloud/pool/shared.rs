@@ -1,338 +1,366 @@
-//! The HTTP/2 connections that requests share, and who waits for one. In: requests for a place. Out: a [`Seat`]: a place,
-//! or whether to dial or to wait for what others dial.
+//! The HTTP/2 connections that requests share, and the requests that wait while one is dialed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hyper::client::conn::http2;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::connection::{Http2, UNKNOWN, Windows};
-use super::permits::{Part, Streams, Taken};
-use super::{Sender, Stream};
+use super::connection::{FlowWindows, Http2Connection, Http2Sender, RequestSender, StreamLimit};
+use super::limit::{ClientPermit, FairLimit};
+use super::permit::{Lease, OpenStreams};
 use crate::authz::caller::Client;
 use crate::cloud::dial::DialError;
-use crate::cloud::health::activity::Line;
-use crate::cloud::upload::Upload;
+use crate::cloud::health::activity::ConnectionActivity;
 
-/// Requests on a narrow connection: under the 100 streams that the API server allows unless told otherwise.
-const NARROW: usize = 90;
-/// Requests on the wide connection.
-const WIDE: usize = 16;
-/// Requests on a connection before the server has said how many streams it allows.
-const FIRST: usize = 16;
+/// Streams on a small-window connection: below the 100 that the API server allows by default.
+const SMALL_WINDOW_STREAMS: usize = 90;
+/// Streams on the large-window connection.
+const LARGE_WINDOW_STREAMS: usize = 16;
+/// Streams on a connection before the server's SETTINGS frame has arrived.
+const STREAMS_BEFORE_SETTINGS: usize = 16;
 /// HTTP/2 connections at once.
-const CONNECTIONS: usize = 64;
-/// Streams that are kept for root on the node.
-const KEPT: usize = 16;
-/// Open connections on which the server allows no streams at all, from which on no more are opened: it takes no requests.
-const WITHOUT_STREAMS: usize = 8;
-/// Retired connections that go on for the sake of their streams; beyond it the oldest is closed.
-const RETIRED: usize = 8;
-/// Flow-control windows, each connection's for all its streams: of the wide one, the first narrow one, and the others.
-const WINDOWS: [Windows; 3] = [
-    windows(WIDE, 1 << 20),
-    windows(NARROW, 128 << 10),
-    windows(NARROW, 16 << 10),
-];
+const MAX_CONNECTIONS: usize = 64;
+/// Streams for privileged clients only.
+const RESERVED_STREAMS: usize = 16;
+/// Connections without a single allowed stream after which no more are dialed: the server takes no
+/// requests over HTTP/2.
+const MAX_UNUSABLE_CONNECTIONS: usize = 8;
+/// Retired connections that stay open for the streams on them; beyond it the oldest is closed.
+const MAX_RETIRED: usize = 8;
 
-const fn windows(streams: usize, stream: u32) -> Windows {
-    Windows {
+const LARGE_WINDOWS: FlowWindows = flow_windows(LARGE_WINDOW_STREAMS, 1 << 20);
+const FIRST_SMALL_WINDOWS: FlowWindows = flow_windows(SMALL_WINDOW_STREAMS, 128 << 10);
+const SMALL_WINDOWS: FlowWindows = flow_windows(SMALL_WINDOW_STREAMS, 16 << 10);
+
+/// The connection's window holds those of all its streams: a response that nobody reads must not block
+/// the others.
+const fn flow_windows(streams: usize, stream: u32) -> FlowWindows {
+    FlowWindows {
         stream,
         connection: stream * streams as u32,
     }
 }
 
+/// The size of a connection's flow-control windows, which decides what it is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WindowSize {
+    /// For few responses that end, at full speed.
+    Large,
+    /// For watches, and for responses that the large-window connection has no stream for.
+    Small,
+}
+
+impl WindowSize {
+    fn max_streams(self) -> usize {
+        match self {
+            Self::Large => LARGE_WINDOW_STREAMS,
+            Self::Small => SMALL_WINDOW_STREAMS,
+        }
+    }
+}
+
+/// The duration of a request, which decides which connections it may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamKind {
+    Unary,
+    Watch,
+}
+
 #[derive(Debug)]
-struct Kept {
-    sender: http2::SendRequest<Upload>,
-    wide: bool,
-    /// The server's limit of streams.
-    allowed: Arc<AtomicUsize>,
-    streams: Arc<Streams>,
-    line: Arc<Line>,
+struct PooledConnection {
+    sender: Http2Sender,
+    windows: WindowSize,
+    stream_limit: Arc<StreamLimit>,
+    streams: Arc<OpenStreams>,
+    activity: Arc<ConnectionActivity>,
     driver: AbortHandle,
 }
 
-/// The shared connections, and who waits for one.
-#[derive(Debug, Default)]
-pub(crate) struct Shared {
-    pool: Mutex<Pool>,
-    /// There may be room now: a connection is open, or a dial has failed, or a stream has ended.
-    pub room: Arc<Notify>,
-    taken: Arc<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Pool {
-    kept: Vec<Kept>,
-    /// Dials under way: of the wide connection, of narrow ones.
-    wide: usize,
-    narrow: usize,
-    /// Requests that wait for what is being dialled: for whole answers, and watches.
-    whole: usize,
-    watches: usize,
-}
-
-/// The outcome of a request for a place.
-pub(crate) enum Seat {
-    Taken(Stream),
-    /// Enough is being dialled.
-    Wait(Waiting),
-    /// Nothing: it is to dial.
-    Dial(Dialling),
-}
-
-/// One that waits, counted.
-pub(crate) struct Waiting {
-    shared: Arc<Shared>,
-    watch: bool,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut pool = self.shared.pool.lock();
-        *pool.waiting(self.watch) -= 1;
-    }
-}
-
-/// A dial under way, until the server has said how many streams it allows.
-pub(crate) struct Dialling {
-    shared: Arc<Shared>,
-    /// For the wide connection.
-    pub wide: bool,
-    /// The connection's flow-control windows.
-    pub windows: Windows,
-}
-
-impl Drop for Dialling {
-    fn drop(&mut self) {
-        let mut pool = self.shared.pool.lock();
-        if self.wide {
-            pool.wide -= 1;
-        } else {
-            pool.narrow -= 1;
-        }
-        self.shared.room.notify_waiters();
-    }
-}
-
-impl Kept {
-    fn has_room(&self) -> bool {
-        !self.line.is_left() && self.streams.active() < self.room(FIRST)
+impl PooledConnection {
+    fn has_capacity(&self) -> bool {
+        self.is_usable() && self.streams.count() < self.capacity(STREAMS_BEFORE_SETTINGS)
     }
 
-    /// Requests at once; so many while the server has not said how many it allows.
-    fn room(&self, unknown: usize) -> usize {
-        let most = if self.wide { WIDE } else { NARROW };
-        most.min(match self.allowed.load(Ordering::Relaxed) {
-            UNKNOWN => unknown,
+    /// Streams at once; `unknown` of them while the server's limit isn't known.
+    fn capacity(&self, unknown: usize) -> usize {
+        let allowed = match self.stream_limit.get() {
+            None => unknown,
             // A stream that has ended here counts there for a moment longer.
-            streams => streams - streams / 10,
-        })
+            Some(limit) => limit - limit / 10,
+        };
+        self.windows.max_streams().min(allowed)
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.activity.is_quarantined()
     }
 
     /// It takes no more requests, and none runs on it.
-    fn is_over(&self) -> bool {
-        self.sender.is_closed() || self.line.is_left() && self.streams.active() == 0
+    fn is_finished(&self) -> bool {
+        self.sender.is_closed() || !self.is_usable() && self.streams.count() == 0
     }
 
-    fn place(&self) -> Stream {
-        Stream {
-            sender: Sender::H2(self.sender.clone()),
-            place: self.streams.take(&self.line),
+    fn lease(&self) -> Lease {
+        Lease {
+            sender: RequestSender::Http2(self.sender.clone()),
+            permit: self.streams.acquire(&self.activity),
         }
     }
 }
 
-impl Pool {
-    fn waiting(&mut self, watch: bool) -> &mut usize {
-        if watch {
-            &mut self.watches
-        } else {
-            &mut self.whole
+/// The connections that requests share.
+#[derive(Debug, Default)]
+pub(super) struct SharedConnections {
+    state: Mutex<State>,
+    /// Notified when a connection opens, a dial ends, or a stream ends.
+    capacity_freed: Arc<Notify>,
+    limit: Arc<FairLimit>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connections: Vec<PooledConnection>,
+    dialing: Dials,
+    waiting: Waiters,
+}
+
+/// Dials under way.
+#[derive(Debug, Default)]
+struct Dials {
+    large: usize,
+    small: usize,
+}
+
+impl Dials {
+    fn count_mut(&mut self, windows: WindowSize) -> &mut usize {
+        match windows {
+            WindowSize::Large => &mut self.large,
+            WindowSize::Small => &mut self.small,
         }
     }
 
-    fn is_usable(kept: &Kept) -> bool {
-        !kept.line.is_left()
+    fn total(&self) -> usize {
+        self.large + self.small
+    }
+}
+
+/// Requests that wait for a dial under way.
+#[derive(Debug, Default)]
+struct Waiters {
+    unary: usize,
+    watch: usize,
+}
+
+impl Waiters {
+    fn count_mut(&mut self, kind: StreamKind) -> &mut usize {
+        match kind {
+            StreamKind::Unary => &mut self.unary,
+            StreamKind::Watch => &mut self.watch,
+        }
+    }
+}
+
+pub(super) enum Acquired {
+    Lease(Lease),
+    /// The request is to wait: enough is being dialed.
+    Wait(PendingWait),
+    /// The request is to dial.
+    Dial(PendingDial),
+}
+
+/// A request that waits, counted until this is dropped.
+pub(super) struct PendingWait {
+    shared: Arc<SharedConnections>,
+    kind: StreamKind,
+}
+
+impl Drop for PendingWait {
+    fn drop(&mut self) {
+        *self.shared.state.lock().waiting.count_mut(self.kind) -= 1;
+    }
+}
+
+/// A dial, counted as under way until this is dropped.
+pub(super) struct PendingDial {
+    shared: Arc<SharedConnections>,
+    pub(super) windows: WindowSize,
+    pub(super) flow: FlowWindows,
+}
+
+impl Drop for PendingDial {
+    fn drop(&mut self) {
+        *self.shared.state.lock().dialing.count_mut(self.windows) -= 1;
+        self.shared.capacity_freed.notify_waiters();
+    }
+}
+
+impl State {
+    fn has_usable(&self, windows: WindowSize) -> bool {
+        let mut connections = self.connections.iter();
+        connections.any(|c| c.windows == windows && c.is_usable())
     }
 
-    /// A place on an open connection: on the wide one first, where that is allowed.
-    fn find(&mut self, watch: bool) -> Option<Stream> {
-        self.kept.retain(|kept| !kept.is_over());
-        let wide = self
-            .kept
-            .iter()
-            .find(|kept| !watch && kept.wide && kept.has_room());
-        if wide.is_none() && !watch && self.wants_wide() {
+    fn with_capacity(&self, windows: WindowSize) -> Option<&PooledConnection> {
+        let mut connections = self.connections.iter();
+        connections.find(|c| c.windows == windows && c.has_capacity())
+    }
+
+    fn lacks_large(&self) -> bool {
+        self.dialing.large == 0 && !self.has_usable(WindowSize::Large)
+    }
+
+    /// A stream on an open connection. None for a unary request that is to dial the large-window
+    /// connection first.
+    fn lease(&mut self, kind: StreamKind) -> Option<Lease> {
+        self.connections.retain(|c| !c.is_finished());
+        let unary = kind == StreamKind::Unary;
+        let large = self.with_capacity(WindowSize::Large).filter(|_| unary);
+        if large.is_none() && unary && self.lacks_large() {
             return None;
         }
-        wide.or_else(|| self.kept.iter().find(|kept| !kept.wide && kept.has_room()))
-            .map(Kept::place)
+        large
+            .or_else(|| self.with_capacity(WindowSize::Small))
+            .map(PooledConnection::lease)
     }
 
-    /// Requests at once on all connections that there may be; at least one on each of those that are still to be opened.
+    /// Streams of all connections that may be opened; at least one on each that isn't open yet.
     fn capacity(&self) -> usize {
-        let open: usize = self.kept.iter().map(|kept| kept.room(NARROW)).sum();
-        let narrow = self
-            .kept
-            .iter()
-            .find(|kept| !kept.wide)
-            .map_or(NARROW, |kept| kept.room(NARROW).max(1));
-        open + CONNECTIONS.saturating_sub(self.kept.len()) * narrow
+        let open = self.connections.iter();
+        let open: usize = open.map(|c| c.capacity(SMALL_WINDOW_STREAMS)).sum();
+        let mut small = self.connections.iter();
+        let small = small.find(|c| c.windows == WindowSize::Small);
+        let each = small.map_or(SMALL_WINDOW_STREAMS, |c| {
+            c.capacity(SMALL_WINDOW_STREAMS).max(1)
+        });
+        open + MAX_CONNECTIONS.saturating_sub(self.connections.len()) * each
     }
 
-    fn wants_wide(&self) -> bool {
-        self.wide == 0
-            && !self
-                .kept
-                .iter()
-                .any(|kept| kept.wide && Self::is_usable(kept))
-    }
-
-    /// The connections being dialled have room for one more that waits.
-    fn is_enough(&self, watch: bool) -> bool {
-        if watch {
-            self.watches < self.narrow * FIRST
-        } else {
-            !self.wants_wide() && self.whole + self.watches < (self.wide + self.narrow) * FIRST
+    /// The connections being dialed have a stream for one more waiting request.
+    fn dials_suffice(&self, kind: StreamKind) -> bool {
+        let Waiters { unary, watch } = self.waiting;
+        match kind {
+            StreamKind::Watch => watch < self.dialing.small * STREAMS_BEFORE_SETTINGS,
+            StreamKind::Unary => {
+                let dialed = self.dialing.total() * STREAMS_BEFORE_SETTINGS;
+                !self.lacks_large() && unary + watch < dialed
+            }
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.connections.len() + self.dialing.total() >= MAX_CONNECTIONS
+    }
+
+    fn server_allows_no_streams(&self) -> bool {
+        let connections = self.connections.iter();
+        let unusable = connections.filter(|c| c.stream_limit.is_zero()).count();
+        unusable >= MAX_UNUSABLE_CONNECTIONS
+    }
+
+    fn begin_dial(&mut self, kind: StreamKind) -> (WindowSize, FlowWindows) {
+        let is_first = !self.has_usable(WindowSize::Small) && self.dialing.small == 0;
+        let (windows, flow) = match kind {
+            StreamKind::Unary if self.lacks_large() => (WindowSize::Large, LARGE_WINDOWS),
+            _ if is_first => (WindowSize::Small, FIRST_SMALL_WINDOWS),
+            _ => (WindowSize::Small, SMALL_WINDOWS),
+        };
+        *self.dialing.count_mut(windows) += 1;
+        (windows, flow)
+    }
+
+    fn remove_finished(&mut self) {
+        self.connections.retain(|c| !c.is_finished());
     }
 }
 
-impl Shared {
-    /// One more request of this client.
+impl SharedConnections {
+    /// Counts one more stream of this client.
     ///
     /// # Errors
-    /// It has as many as are left to all others.
-    pub(crate) fn count(&self, client: Client) -> Result<Part, DialError> {
-        let all = self.pool.lock().capacity();
-        self.taken.take(client, all, KEPT).ok_or(DialError::Busy)
+    /// [`DialError::Busy`]: the client holds as many as are free.
+    pub(super) fn count_stream(&self, client: Client) -> Result<ClientPermit, DialError> {
+        let total = self.state.lock().capacity();
+        self.limit.try_acquire(client, total, RESERVED_STREAMS)
     }
 
-    /// A place for a watch or for an answer that ends.
-    ///
     /// # Errors
-    /// The limit is reached, or the server allows no streams.
-    pub(crate) fn seat(self: &Arc<Self>, watch: bool) -> Result<Seat, DialError> {
-        let mut pool = self.pool.lock();
-        if let Some(stream) = pool.find(watch) {
-            return Ok(Seat::Taken(stream));
+    /// All connections are full, or the server allows no streams.
+    pub(super) fn try_acquire(self: &Arc<Self>, kind: StreamKind) -> Result<Acquired, DialError> {
+        let mut state = self.state.lock();
+        if let Some(lease) = state.lease(kind) {
+            return Ok(Acquired::Lease(lease));
         }
-        let dialling = pool.wide + pool.narrow;
-        let full = pool.kept.len() + dialling >= CONNECTIONS;
-        if pool.is_enough(watch) || full && dialling > 0 {
-            *pool.waiting(watch) += 1;
-            return Ok(Seat::Wait(Waiting {
-                shared: Arc::clone(self),
-                watch,
-            }));
+        if state.dials_suffice(kind) || state.is_full() && state.dialing.total() > 0 {
+            *state.waiting.count_mut(kind) += 1;
+            let shared = Arc::clone(self);
+            return Ok(Acquired::Wait(PendingWait { shared, kind }));
         }
-        if full {
+        if state.is_full() {
             return Err(DialError::Busy);
         }
-        if pool
-            .kept
-            .iter()
-            .filter(|kept| kept.allowed.load(Ordering::Relaxed) == 0)
-            .count()
-            >= WITHOUT_STREAMS
-        {
+        if state.server_allows_no_streams() {
             return Err(DialError::NoStreams);
         }
-        let wide = !watch && pool.wants_wide();
-        let narrow = pool
-            .kept
-            .iter()
-            .any(|kept| !kept.wide && Pool::is_usable(kept))
-            || pool.narrow > 0;
-        let windows = WINDOWS[if wide { 0 } else { 1 + usize::from(narrow) }];
-        *(if wide {
-            &mut pool.wide
-        } else {
-            &mut pool.narrow
-        }) += 1;
-        Ok(Seat::Dial(Dialling {
+        let (windows, flow) = state.begin_dial(kind);
+        Ok(Acquired::Dial(PendingDial {
             shared: Arc::clone(self),
-            wide,
             windows,
+            flow,
         }))
     }
 
-    /// A connection that has been opened, and the first place on it.
-    pub(crate) fn add(&self, http2: Http2, line: &Arc<Line>, wide: bool) -> Stream {
-        let kept = Kept {
-            sender: http2.sender,
-            wide,
-            streams: Streams::new(&self.room, &http2.streams, http2.task.clone()),
-            allowed: http2.streams,
-            line: Arc::clone(line),
-            driver: http2.task,
+    /// Done when there may be a stream for a request that waits; enable it before trying.
+    pub(super) fn capacity_freed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.capacity_freed.notified()
+    }
+
+    /// Adds a connection and leases the first stream on it.
+    pub(super) fn add(
+        &self,
+        connection: Http2Connection,
+        activity: Arc<ConnectionActivity>,
+        windows: WindowSize,
+    ) -> Lease {
+        let pooled = PooledConnection {
+            streams: OpenStreams::new(&connection, &self.capacity_freed),
+            sender: connection.sender,
+            windows,
+            stream_limit: connection.stream_limit,
+            activity,
+            driver: connection.driver,
         };
-        let stream = kept.place();
-        self.pool.lock().kept.push(kept);
-        self.room.notify_waiters();
-        stream
+        let lease = pooled.lease();
+        self.state.lock().connections.push(pooled);
+        self.capacity_freed.notify_waiters();
+        lease
     }
 
-    /// New requests take new connections; what runs goes on.
-    pub(crate) fn retire(&self) {
-        let kept = &mut self.pool.lock().kept;
-        kept.retain(|k| !k.is_over());
-        for one in kept.iter() {
-            one.line.leave();
+    /// Keeps new requests off all connections; those that run go on.
+    pub(super) fn retire_all(&self) {
+        let mut state = self.state.lock();
+        state.remove_finished();
+        let excess = state.connections.len().saturating_sub(MAX_RETIRED);
+        for connection in &state.connections {
+            connection.activity.quarantine();
         }
-        while kept.len() > RETIRED {
-            kept.remove(0).driver.abort();
+        for oldest in state.connections.drain(..excess) {
+            oldest.driver.abort();
         }
     }
 
-    /// Forgets all connections, which are being closed.
-    pub(crate) fn close(&self) {
-        self.pool.lock().kept.clear();
+    /// Forgets all connections; [`super::connection::CloseSignal`] closes them.
+    pub(super) fn clear(&self) {
+        self.state.lock().connections.clear();
     }
 
-    pub(crate) fn open(&self) -> usize {
-        let kept = &mut self.pool.lock().kept;
-        kept.retain(|k| !k.is_over());
-        kept.len()
+    pub(super) fn open_connections(&self) -> usize {
+        let mut state = self.state.lock();
+        state.remove_finished();
+        state.connections.len()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::IpAddr;
-
-    use super::*;
-
-    /// Two thousand answers that one client did not read took all streams, and the writes of all others met 429.
-    #[test]
-    fn one_client_leaves_as_many_streams_as_it_has_and_root_finds_some_always() {
-        let shared = Shared::default();
-        let most = CONNECTIONS * NARROW;
-        let take_all = |client| -> Vec<Part> {
-            std::iter::from_fn(|| shared.count(client).ok())
-                .take(most + 1)
-                .collect()
-        };
-        let pod = take_all(Client::Pod(1));
-        assert_eq!(pod.len(), (most - KEPT) / 2);
-        let others: Vec<_> = (2..200).map(|pod| take_all(Client::Pod(pod))).collect();
-        assert!(
-            others.iter().take(10).all(|taken| !taken.is_empty()),
-            "newcomers find some"
-        );
-        assert_eq!(
-            take_all(Client::Root(1)).len()
-                + others.iter().map(Vec::len).sum::<usize>()
-                + pod.len(),
-            most
-        );
-        let address = Client::Address(IpAddr::from([10, 0, 0, 1]));
-        drop((pod, others));
-        assert!(!take_all(address).is_empty(), "given back");
-    }
-}
+#[path = "shared_tests.rs"]
+mod tests;
