@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 
 use super::dial::DialError;
 use super::health::{Health, Signal};
-use super::pool::connection::set_request_target;
+use super::pool::connection::{SendError, set_request_target};
 use super::pool::{ConnectionClass, Lease, Pool, Reuse, StreamPermit};
 use super::stream::{BodyTee, CloudBody, CloudBodyError};
 use super::upload::Upload;
@@ -142,12 +142,6 @@ pub(crate) struct Cloud {
     pub health: Arc<Health>,
 }
 
-/// A failed attempt, with the request if the connection gave it back unsent.
-struct FailedAttempt {
-    error: hyper::Error,
-    returned: Option<Request<Upload>>,
-}
-
 impl Cloud {
     /// Sends a request and waits for the head of its response.
     ///
@@ -224,7 +218,7 @@ impl Cloud {
                 Ok(response) => {
                     self.health
                         .record_response(response.status(), began.elapsed());
-                    return Ok((response, self.pool.into_permit(lease)));
+                    return Ok((response, self.pool.release_sender(lease)));
                 }
                 Err(failed) => *failed,
             };
@@ -288,22 +282,17 @@ impl Cloud {
         &self,
         lease: &mut Lease,
         request: Request<Upload>,
-    ) -> Result<Response<Incoming>, Box<FailedAttempt>> {
+    ) -> Result<Response<Incoming>, Box<SendError>> {
         let Lease { sender, permit } = lease;
         let mut sending = std::pin::pin!(sender.try_send(request));
-        let result = tokio::select! {
+        tokio::select! {
             biased;
             result = &mut sending => result,
             () = self.health.until_silent_alone(permit.connection()) => {
                 permit.quarantine();
                 sending.await
             }
-        };
-        result.map_err(|mut failed| {
-            let returned = failed.take_message();
-            let error = failed.into_error();
-            Box::new(FailedAttempt { error, returned })
-        })
+        }
     }
 
     fn signal_dial_error(&self, error: &DialError) {

@@ -255,7 +255,7 @@ impl Pool {
     }
 
     /// Ends the sending half of a lease: the response's head has arrived.
-    pub(crate) fn into_permit(&self, lease: Lease) -> StreamPermit {
+    pub(crate) fn release_sender(&self, lease: Lease) -> StreamPermit {
         let Lease { sender, mut permit } = lease;
         if let RequestSender::Http1(sender) = sender {
             permit.return_to(&self.idle, sender);

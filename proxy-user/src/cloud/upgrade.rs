@@ -53,7 +53,8 @@ impl Cloud {
         parts: &Parts,
         body: Incoming,
     ) -> Result<UpgradeResponse, ForwardError> {
-        let lease = self.pool.acquire_upgrade(client).await?;
+        // Boxed: a handshake's state is large.
+        let lease = Box::pin(self.pool.acquire_upgrade(client)).await?;
         let UpgradeLease {
             mut sender,
             permit,

@@ -365,10 +365,10 @@ impl Handler {
     /// An answer whose body has begun, or a watch's head: its first event may come tomorrow.
     async fn fetch_begun(&self, call: &Call) -> Result<Response<Body>, ForwardError> {
         let mut response = self.fetch(call, None).await?;
-        if call.verb != Verb::Watch {
-            if let Some(body) = response.body_mut().as_cloud_mut() {
-                self.cloud.first_frame(body).await?;
-            }
+        if call.verb != Verb::Watch
+            && let Some(body) = response.body_mut().as_cloud_mut()
+        {
+            self.cloud.first_frame(body).await?;
         }
         Ok(response)
     }

@@ -64,10 +64,10 @@ struct Transition {
 }
 
 impl Transition {
-    fn new(to: CloudState, reason: impl ToString) -> Self {
+    fn new(to: CloudState, reason: impl Into<String>) -> Self {
         Self {
             to,
-            reason: reason.to_string(),
+            reason: reason.into(),
         }
     }
 }
@@ -189,9 +189,9 @@ impl<L: Link> HealthMonitor<L> {
             Ok(()) => self.probe_succeeded(),
             Err(error) if error.is_local() => retry_locally(health.state(), &error).await,
             Err(error) if health.responses() != responses => {
-                Transition::new(CloudState::Connected, error)
+                Transition::new(CloudState::Connected, error.to_string())
             }
-            Err(error) => Transition::new(CloudState::Disconnected, error),
+            Err(error) => Transition::new(CloudState::Disconnected, error.to_string()),
         }
     }
 
@@ -241,7 +241,7 @@ impl<L: Link> HealthMonitor<L> {
                 Err(error) if error.is_local() => {
                     return retry_locally(CloudState::Recovering, &error).await;
                 }
-                Err(error) => return Transition::new(CloudState::Disconnected, error),
+                Err(error) => return Transition::new(CloudState::Disconnected, error.to_string()),
             }
         }
         self.discard_signals();

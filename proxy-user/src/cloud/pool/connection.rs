@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -39,15 +40,26 @@ impl RequestSender {
     pub(crate) async fn try_send(
         &mut self,
         request: Request<Upload>,
-    ) -> SendResult<http::Response<hyper::body::Incoming>> {
-        match self {
+    ) -> Result<Response<Incoming>, Box<SendError>> {
+        let result = match self {
             Self::Http1(sender) => sender.try_send_request(request).await,
             Self::Http2(sender) => sender.try_send_request(request).await,
-        }
+        };
+        result.map_err(|mut failed| {
+            let returned = failed.take_message();
+            let error = failed.into_error();
+            Box::new(SendError { error, returned })
+        })
     }
 }
 
-type SendResult<T> = Result<T, hyper::client::conn::TrySendError<Request<Upload>>>;
+/// A request without a response.
+#[derive(Debug)]
+pub(crate) struct SendError {
+    pub error: hyper::Error,
+    /// The request, if the connection gave it back unsent.
+    pub returned: Option<Request<Upload>>,
+}
 
 /// Flow-control windows for what the server sends, in bytes (RFC 9113 §5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
