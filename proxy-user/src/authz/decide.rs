@@ -6,7 +6,7 @@
 //! `system:service-account-issuer-discovery`), and the namespace `kube-public`; and whatever anonymous callers have been
 //! seen to get. A 404 is remembered as this very absence, and as nothing else.
 
-use crate::authz::grants::{Action, Credential, Grants, Right, Standing};
+use crate::authz::grants::{Action, Credential, CredentialStatus, Grants, Right};
 use crate::cache::Cache;
 use crate::cache::keys;
 use hublet_wire::request::{ApiRequest, Verb};
@@ -50,7 +50,7 @@ pub(crate) enum Decision {
     /// The object, list or document.
     Read,
     /// The news that it does not exist, if that was the last that the cloud said to this caller.
-    HearAbsent,
+    AbsenceOnly,
     /// Nothing: the cloud has refused this, or never allowed it to anonymous callers.
     Forbidden,
     /// Nothing: the cloud has refused the credential.
@@ -70,39 +70,39 @@ impl Asked<'_> {
     }
 
     /// The keys whose right holds this one as well: the same in all namespaces, without selectors.
-    fn wider_scopes(&self) -> Vec<Vec<u8>> {
+    fn covering_scopes(&self) -> Vec<Vec<u8>> {
         let r = self.request;
         if !matches!(r.verb, Verb::List | Verb::Watch) {
             return Vec::new();
         }
-        let mut wider = Vec::new();
+        let mut covering_rights = Vec::new();
         if r.has_selectors() {
-            wider.push(keys::without_selectors(self.scope).to_vec());
+            covering_rights.push(keys::without_selectors(self.scope).to_vec());
         }
         if !r.namespace.is_empty() {
             let mut all = Vec::new();
             keys::push_resource(&mut all, &r.group, &r.resource);
-            wider.push(all);
+            covering_rights.push(all);
         }
-        wider
+        covering_rights
     }
 
-    fn wider(&self) -> Vec<Right> {
-        self.wider_scopes()
+    fn covering_rights(&self) -> Vec<Right> {
+        self.covering_scopes()
             .iter()
             .map(|scope| self.to(scope))
             .collect()
     }
 
     /// The rights that a refusal takes back: who may not list gets the same objects by no watch either.
-    fn taken_back(&self) -> Vec<Right> {
+    fn revoked_rights(&self) -> Vec<Right> {
         let verb = self.request.verb;
         let verbs = if matches!(verb, Verb::List | Verb::Watch) {
             vec![Verb::List, Verb::Watch]
         } else {
             vec![verb]
         };
-        let scopes = self.wider_scopes();
+        let scopes = self.covering_scopes();
         let scopes = scopes.iter().map(Vec::as_slice).chain([self.scope]);
         let of = |scope| {
             verbs
@@ -127,7 +127,7 @@ impl Asked<'_> {
     /// The right to be told that the object does not exist.
     fn absence(&self) -> Option<Right> {
         let tells = self.request.verb == Verb::Get && self.request.subresource.is_empty();
-        tells.then(|| Right::of(self.credential, Action::HearAbsent, self.scope))
+        tells.then(|| Right::of(self.credential, Action::AbsenceOnly, self.scope))
     }
 
     /// Anonymous callers may have this, as far as is known.
@@ -156,21 +156,21 @@ impl Cache {
         let credential = asked.credential;
         let _changing = self.changing.lock();
         // Apart: a refusal is told however full the queue is, these are not.
-        self.ingest().ops(grants.follow(now));
-        let mut ops = Vec::new();
+        self.ingest().submit(grants.follow(now));
+        let mut changes = Vec::new();
         if let (Credential::Token { token, .. }, 200..=299 | 304) = (credential, status)
             && !grants.has_just_accepted(token, now)
             && !asked.is_open(grants, now)
         {
-            ops.append(&mut grants.accepted(token, asked_at, now));
+            changes.append(&mut grants.accepted(token, asked_at, now));
         }
         // An unproven token's claims are nobody's.
         let is_somebody =
             *credential == Credential::Anonymous || grants.knows(credential, now, max_age);
-        ops.append(&mut match (status, asked.right(), asked.absence()) {
+        changes.append(&mut match (status, asked.right(), asked.absence()) {
             (401, ..) => grants.rejected(credential, now),
             (403, Some(_), _) if is_somebody => {
-                grants.forbidden(credential, &asked.taken_back(), now)
+                grants.forbidden(credential, &asked.revoked_rights(), now)
             }
             // A slow answer to an earlier question doesn't take a later refusal back.
             (200..=299 | 304, Some(right), _)
@@ -186,27 +186,27 @@ impl Cache {
             }
             _ => Vec::new(),
         });
-        self.ingest().ops(ops);
+        self.ingest().submit(changes);
     }
 
     /// As [`Cache::judge`], of a request that isn't understood: it tells only that a credential is refused.
-    pub(crate) fn judge_credential(&self, credential: &Credential, status: u16) {
+    pub(crate) fn observe_credential(&self, credential: &Credential, status: u16) {
         if status == 401 {
             let _changing = self.changing.lock();
             self.ingest()
-                .ops(self.grants.rejected(credential, self.clock.now()));
+                .submit(self.grants.rejected(credential, self.clock.now()));
         }
     }
 
     /// Decides from rights alone, without a look at what the store holds.
     pub(crate) fn decide(&self, asked: &Asked<'_>, max_age: u64) -> Decision {
         let (grants, now) = (&self.grants, self.clock.now());
-        self.ingest().ops(grants.follow(now));
-        let standing = grants.standing(asked.credential, now, max_age);
-        match standing {
-            Standing::Refused => return Decision::Unauthorized,
-            Standing::Unknown => return Decision::UnknownCaller,
-            Standing::Anonymous | Standing::Accepted => {}
+        self.ingest().submit(grants.follow(now));
+        let credential_status = grants.credential_status(asked.credential, now, max_age);
+        match credential_status {
+            CredentialStatus::Refused => return Decision::Unauthorized,
+            CredentialStatus::Unknown => return Decision::UnknownCaller,
+            CredentialStatus::Anonymous | CredentialStatus::Accepted => {}
         }
         let Some(right) = asked.right() else {
             return Decision::Unknown;
@@ -215,7 +215,7 @@ impl Cache {
         let exact = verdict(&right);
         if exact == Some(true)
             || asked
-                .wider()
+                .covering_rights()
                 .iter()
                 .any(|right| verdict(right) == Some(true))
         {
@@ -225,10 +225,10 @@ impl Cache {
             .absence()
             .is_some_and(|absence| verdict(&absence) == Some(true))
         {
-            return Decision::HearAbsent;
+            return Decision::AbsenceOnly;
         }
-        match (standing, exact) {
-            (Standing::Anonymous, _) if asked.request.is_resource() => Decision::Forbidden,
+        match (credential_status, exact) {
+            (CredentialStatus::Anonymous, _) if asked.request.is_resource() => Decision::Forbidden,
             (_, Some(false)) => Decision::Forbidden,
             _ => Decision::Unknown,
         }

@@ -122,7 +122,7 @@ async fn i7_a_404_is_this_absence_and_a_subresource_is_nothing() {
     let bench = Bench::new();
     bench.judge(ME, "/api", 200);
     bench.judge(ME, SECRET, 404);
-    assert_eq!(bench.decide(ME, SECRET), Decision::HearAbsent);
+    assert_eq!(bench.decide(ME, SECRET), Decision::AbsenceOnly);
     assert_eq!(
         bench.decide(ME, "/api/v1/namespaces/d/secrets/other"),
         Decision::Unknown

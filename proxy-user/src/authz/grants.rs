@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 pub(crate) use crate::authz::identity::{Credential, Identity};
 use crate::authz::identity::{Token, TokenDigest, sha256};
 use crate::authz::shares::{Limits, Shares, Verdict};
-use crate::cache::change::Op;
+use crate::cache::change::Change;
 use crate::cache::store::{Snapshot, StoreError};
 use hublet_wire::request::Verb;
 
@@ -44,7 +44,7 @@ pub(crate) enum Action {
     /// Read, by this verb.
     Read(Verb),
     /// Be told that an object does not exist, as the cloud has told it.
-    HearAbsent,
+    AbsenceOnly,
 }
 
 /// To do what with what, in whose stead: a SHA-256.
@@ -54,24 +54,24 @@ pub(crate) struct Right([u8; 32]);
 impl Right {
     /// The right of `credential` to do this within a scope (a key of the store).
     pub(crate) fn of(credential: &Credential, action: Action, scope: &[u8]) -> Self {
-        let persona: &[u8] = match credential {
+        let impersonation: &[u8] = match credential {
             Credential::Token {
-                persona: Some(persona),
+                impersonation: Some(impersonation),
                 ..
-            } => persona,
+            } => impersonation,
             _ => &[],
         };
         let action = match action {
             Action::Read(verb) => verb as u8,
-            Action::HearAbsent => 0,
+            Action::AbsenceOnly => 0,
         };
-        Self(sha256(&[persona, &[action], scope]))
+        Self(sha256(&[impersonation, &[action], scope]))
     }
 }
 
 /// How the cloud stands to a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum CredentialStatus {
     /// No credential, or none that the API server heeds.
     Anonymous,
     /// It has accepted the token.
@@ -83,7 +83,7 @@ pub(crate) enum Standing {
 }
 
 #[derive(Debug)]
-struct Known {
+struct GrantTables {
     /// Tokens that have proven themselves, and when last.
     credentials: Shares<TokenDigest>,
     grants: Shares<Right>,
@@ -92,7 +92,7 @@ struct Known {
     refused: VecDeque<(TokenDigest, u64)>,
 }
 
-impl Default for Known {
+impl Default for GrantTables {
     fn default() -> Self {
         let anonymous = Limits {
             all: ANONYMOUS_GRANTS,
@@ -107,7 +107,7 @@ impl Default for Known {
     }
 }
 
-impl Known {
+impl GrantTables {
     fn refused_at(&self, token: &TokenDigest) -> Option<u64> {
         self.refused
             .iter()
@@ -132,29 +132,35 @@ impl Known {
         shares.get(account, right)
     }
 
-    fn put_grant(&mut self, account: Identity, right: Right, verdict: Verdict, ops: &mut Vec<Op>) {
+    fn put_grant(
+        &mut self,
+        account: Identity,
+        right: Right,
+        verdict: Verdict,
+        changes: &mut Vec<Change>,
+    ) {
         if let Some((from, right)) = self.grants_of(account).insert(account, right, verdict) {
-            ops.push(Op::Revoke {
+            changes.push(Change::Revoke {
                 key: row(from, right),
             });
         }
-        ops.push(Op::Grant {
+        changes.push(Change::Grant {
             key: row(account, right),
             at: verdict.stored(),
         });
     }
 
-    fn put_credential(&mut self, token: &Token, verdict: Verdict, ops: &mut Vec<Op>) {
+    fn put_credential(&mut self, token: &Token, verdict: Verdict, changes: &mut Vec<Change>) {
         if let Some((_, digest)) = self
             .credentials
             .insert(token.account, token.digest, verdict)
         {
-            ops.push(Op::Credential {
+            changes.push(Change::Credential {
                 digest,
                 value: Vec::new(),
             });
         }
-        ops.push(stored_credential(token.account, token.digest, verdict));
+        changes.push(stored_credential(token.account, token.digest, verdict));
     }
 }
 
@@ -167,8 +173,8 @@ pub(crate) fn row_of(credential: &Credential, right: Right) -> Vec<u8> {
     row(account(credential).unwrap_or(Identity::ANONYMOUS), right)
 }
 
-fn stored_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -> Op {
-    Op::Credential {
+fn stored_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -> Change {
+    Change::Credential {
         digest,
         value: [verdict.stored().to_le_bytes().as_slice(), &account.0].concat(),
     }
@@ -177,7 +183,7 @@ fn stored_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -
 /// The grants in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Grants {
-    known: RwLock<Known>,
+    known: RwLock<GrantTables>,
     /// The latest time that was seen, milliseconds since the epoch.
     latest: AtomicU64,
 }
@@ -187,8 +193,8 @@ impl Grants {
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn load(snapshot: &Snapshot, now: u64) -> Result<(Self, Vec<Op>), StoreError> {
-        let mut known = Known::default();
+    pub(crate) fn load(snapshot: &Snapshot, now: u64) -> Result<(Self, Vec<Change>), StoreError> {
+        let mut known = GrantTables::default();
         for (key, value) in snapshot.grants()? {
             let Some((account, right)) = key.split_first_chunk::<16>() else {
                 continue;
@@ -213,13 +219,13 @@ impl Grants {
             known: RwLock::new(known),
             latest: AtomicU64::new(u64::MAX),
         };
-        let ops = grants.follow(now);
-        Ok((grants, ops))
+        let changes = grants.follow(now);
+        Ok((grants, changes))
     }
 
     /// The clock says `now`. Where it has been set back, what is from the future counts as of now from here on, so that
     /// it ages; out comes what is to be written.
-    pub(crate) fn follow(&self, now: u64) -> Vec<Op> {
+    pub(crate) fn follow(&self, now: u64) -> Vec<Change> {
         let latest = self.latest.load(Ordering::Relaxed);
         if latest <= now.saturating_add(SET_BACK) {
             if latest < now {
@@ -231,7 +237,7 @@ impl Grants {
         self.latest.store(now, Ordering::Relaxed);
         let mut grants = known.grants.not_after(now);
         grants.append(&mut known.anonymous.not_after(now));
-        let grants = grants.into_iter().map(|(account, right, v)| Op::Grant {
+        let grants = grants.into_iter().map(|(account, right, v)| Change::Grant {
             key: row(account, right),
             at: v.stored(),
         });
@@ -266,18 +272,25 @@ impl Grants {
     }
 
     /// How the cloud stands to a credential, as far as it has said so within `max_age` milliseconds.
-    pub(crate) fn standing(&self, credential: &Credential, now: u64, max_age: u64) -> Standing {
+    pub(crate) fn credential_status(
+        &self,
+        credential: &Credential,
+        now: u64,
+        max_age: u64,
+    ) -> CredentialStatus {
         let Credential::Token { token, .. } = credential else {
             return match credential {
-                Credential::Unclear => Standing::Unknown,
-                _ => Standing::Anonymous,
+                Credential::Unclear => CredentialStatus::Unknown,
+                _ => CredentialStatus::Anonymous,
             };
         };
         let known = self.known.read();
         match known.credentials.get(token.account, &token.digest) {
-            Some(proven) if now.saturating_sub(proven.at()) <= max_age => Standing::Accepted,
-            _ if known.refused_at(&token.digest).is_some() => Standing::Refused,
-            _ => Standing::Unknown,
+            Some(proven) if now.saturating_sub(proven.at()) <= max_age => {
+                CredentialStatus::Accepted
+            }
+            _ if known.refused_at(&token.digest).is_some() => CredentialStatus::Refused,
+            _ => CredentialStatus::Unknown,
         }
     }
 
@@ -307,42 +320,42 @@ impl Grants {
 
     /// The cloud has just given this token an answer that it gives nobody else, to a question of `asked_at`; what is to be
     /// written of it. A slow answer takes no later refusal back.
-    pub(crate) fn accepted(&self, token: &Token, asked_at: u64, now: u64) -> Vec<Op> {
-        let mut ops = Vec::new();
+    pub(crate) fn accepted(&self, token: &Token, asked_at: u64, now: u64) -> Vec<Change> {
+        let mut changes = Vec::new();
         if !self.has_just_accepted(token, now) {
             let mut known = self.known.write();
             if known
                 .refused_at(&token.digest)
                 .is_some_and(|at| asked_at < at && at <= now)
             {
-                return ops;
+                return changes;
             }
-            known.put_credential(token, Verdict::yes(now), &mut ops);
+            known.put_credential(token, Verdict::yes(now), &mut changes);
             known
                 .refused
                 .retain(|(refused, _)| *refused != token.digest);
         }
-        ops
+        changes
     }
 
     /// The cloud has just allowed this to a credential that has proven itself, or to nobody in particular.
-    pub(crate) fn allowed(&self, credential: &Credential, right: Right, now: u64) -> Vec<Op> {
-        let mut ops = Vec::new();
+    pub(crate) fn allowed(&self, credential: &Credential, right: Right, now: u64) -> Vec<Change> {
+        let mut changes = Vec::new();
         let Some(account) = owner(credential) else {
-            return ops;
+            return changes;
         };
         if !is_fresh(self.known.read().grant(account, &right), now) {
             self.known
                 .write()
-                .put_grant(account, right, Verdict::yes(now), &mut ops);
+                .put_grant(account, right, Verdict::yes(now), &mut changes);
         }
-        ops
+        changes
     }
 
     /// The cloud has just shown a caller the object that he wrote. If he had been told 404 before, which the API server
     /// says to none who may not get it, he may get it.
-    pub(crate) fn written(&self, credential: &Credential, object: &[u8], now: u64) -> Vec<Op> {
-        let absence = Right::of(credential, Action::HearAbsent, object);
+    pub(crate) fn written(&self, credential: &Credential, object: &[u8], now: u64) -> Vec<Change> {
+        let absence = Right::of(credential, Action::AbsenceOnly, object);
         if self.verdict(credential, &absence, now, ABSENCE_COUNTS) != Some(true) {
             return Vec::new();
         }
@@ -354,16 +367,21 @@ impl Grants {
     }
 
     /// The cloud has just answered 403: none of these holds any more. Only what was allowed before is remembered so.
-    pub(crate) fn forbidden(&self, credential: &Credential, rights: &[Right], now: u64) -> Vec<Op> {
-        let mut ops = Vec::new();
+    pub(crate) fn forbidden(
+        &self,
+        credential: &Credential,
+        rights: &[Right],
+        now: u64,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
         let Some(account) = owner(credential) else {
-            return ops;
+            return changes;
         };
         if rights
             .iter()
             .all(|right| self.known.read().grant(account, right).is_none())
         {
-            return ops;
+            return changes;
         }
         let mut known = self.known.write();
         for right in rights {
@@ -374,14 +392,14 @@ impl Grants {
             known.put_grant(account, *right, Verdict::no(now), &mut written);
             // On disk a no is a no, whenever it was said last: it ages as fast as the yes that it took back.
             if before.is_yes() {
-                ops.append(&mut written);
+                changes.append(&mut written);
             }
         }
-        ops
+        changes
     }
 
     /// The cloud has just answered 401.
-    pub(crate) fn rejected(&self, credential: &Credential, now: u64) -> Vec<Op> {
+    pub(crate) fn rejected(&self, credential: &Credential, now: u64) -> Vec<Change> {
         let Credential::Token { token, .. } = credential else {
             return Vec::new();
         };
@@ -402,7 +420,7 @@ impl Grants {
             known.refused.pop_front();
         }
         if had {
-            vec![Op::Credential {
+            vec![Change::Credential {
                 digest: token.digest,
                 value: Vec::new(),
             }]
@@ -413,7 +431,7 @@ impl Grants {
 
     /// Forgets all: another cluster has taken this one's place.
     pub(crate) fn forget(&self) {
-        *self.known.write() = Known::default();
+        *self.known.write() = GrantTables::default();
     }
 
     /// Grants and credentials held.

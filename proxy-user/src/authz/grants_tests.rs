@@ -38,9 +38,9 @@ fn allows(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> Op
 }
 
 fn allow(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> usize {
-    let mut ops = grants.accepted(token(credential), now, now);
-    ops.append(&mut grants.allowed(credential, get(credential, scope), now));
-    ops.len()
+    let mut changes = grants.accepted(token(credential), now, now);
+    changes.append(&mut grants.allowed(credential, get(credential, scope), now));
+    changes.len()
 }
 
 #[test]
@@ -50,8 +50,8 @@ fn i7_a_rotated_token_keeps_its_accounts_grants_once_the_cloud_accepted_it() {
     allow(&grants, &old, "a", 0);
     assert!(grants.knows(&old, DAY, DAY));
     assert_eq!(
-        grants.standing(&new, 0, DAY),
-        Standing::Unknown,
+        grants.credential_status(&new, 0, DAY),
+        CredentialStatus::Unknown,
         "its claims alone prove nothing"
     );
     grants.accepted(token(&new), 0, 0);
@@ -80,11 +80,17 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
         (Some(false), None)
     );
     assert_eq!(grants.rejected(&me, 3).len(), 1);
-    assert_eq!(grants.standing(&me, 3, DAY), Standing::Refused);
+    assert_eq!(
+        grants.credential_status(&me, 3, DAY),
+        CredentialStatus::Refused
+    );
     allow(&grants, &me, "a", 4);
     assert_eq!(
-        (grants.standing(&me, 5, DAY), allows(&grants, &me, "a", 5)),
-        (Standing::Accepted, Some(true))
+        (
+            grants.credential_status(&me, 5, DAY),
+            allows(&grants, &me, "a", 5)
+        ),
+        (CredentialStatus::Accepted, Some(true))
     );
     for nobody in [
         Credential::Anonymous,
@@ -132,7 +138,7 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
         grants.written(&me, b"a", 0).is_empty(),
         "a right to write is none to read"
     );
-    let absence = Right::of(&me, Action::HearAbsent, b"a");
+    let absence = Right::of(&me, Action::AbsenceOnly, b"a");
     grants.allowed(&me, absence, 0);
     assert_eq!(grants.written(&me, b"a", 1).len(), 1);
     assert_eq!(
@@ -143,7 +149,7 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
         (Some(true), None)
     );
     assert!(grants.written(&me, b"b", 1).is_empty());
-    let absence = Right::of(&other, Action::HearAbsent, b"c");
+    let absence = Right::of(&other, Action::AbsenceOnly, b"c");
     grants.allowed(&other, absence, 0);
     assert!(
         grants.written(&other, b"c", DAY).is_empty(),
@@ -194,7 +200,10 @@ fn i7_a_no_is_written_once_and_never_given_up() {
     let me = bearer("opaque");
     allow(&grants, &me, "a", 0);
     let no = grants.forbidden(&me, &[get(&me, "a")], 1);
-    assert!(no.len() == 1 && no.iter().all(Op::is_refusal), "{no:?}");
+    assert!(
+        no.len() == 1 && no.iter().all(Change::is_revocation),
+        "{no:?}"
+    );
     assert!(
         grants.forbidden(&me, &[get(&me, "a")], 2).is_empty(),
         "said before"
@@ -207,7 +216,7 @@ fn i7_a_no_is_written_once_and_never_given_up() {
         !grants
             .allowed(&me, get(&me, "a"), 3)
             .iter()
-            .any(Op::is_refusal)
+            .any(Change::is_revocation)
     );
     assert_eq!(grants.forbidden(&me, &[get(&me, "a")], 4).len(), 1);
 }

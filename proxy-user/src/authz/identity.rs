@@ -15,7 +15,7 @@ use serde_json::Value;
 /// Prefix of the WebSocket subprotocol that carries a token.
 const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
 /// Claims that differ between two tokens of one user.
-const OF_THE_TOKEN: [&str; 4] = ["exp", "iat", "nbf", "jti"];
+const PER_TOKEN_CLAIMS: [&str; 4] = ["exp", "iat", "nbf", "jti"];
 /// Subjects of service accounts, whose rights hang on the name alone.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
@@ -54,13 +54,13 @@ pub(crate) enum Credential {
     Token {
         token: Token,
         /// Digest of the `Impersonate-*` headers: user, groups, uid and extra.
-        persona: Option<[u8; 32]>,
+        impersonation: Option<[u8; 32]>,
     },
 }
 
 /// As [`Credential`], before anything is hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Presented<'a> {
+pub(crate) enum RawCredential<'a> {
     Nothing,
     Ignored,
     Unclear,
@@ -68,7 +68,7 @@ pub(crate) enum Presented<'a> {
     Bearer(&'a [u8], bool),
 }
 
-impl<'a> Presented<'a> {
+impl<'a> RawCredential<'a> {
     /// Reads a request's headers, in one pass: they are read for every request.
     pub(crate) fn of(headers: &'a HeaderMap) -> Self {
         let (mut first, mut several, mut impersonates, mut unclear) = (None, false, false, false);
@@ -107,13 +107,13 @@ impl Credential {
 
     /// As [`Credential::of`], where the caller may have digested the token before.
     pub(crate) fn with(headers: &HeaderMap, digested: impl FnOnce(&[u8]) -> Token) -> Self {
-        match Presented::of(headers) {
-            Presented::Nothing => Self::Anonymous,
-            Presented::Ignored => Self::Ignored,
-            Presented::Unclear => Self::Unclear,
-            Presented::Bearer(token, impersonates) => Self::Token {
+        match RawCredential::of(headers) {
+            RawCredential::Nothing => Self::Anonymous,
+            RawCredential::Ignored => Self::Ignored,
+            RawCredential::Unclear => Self::Unclear,
+            RawCredential::Bearer(token, impersonates) => Self::Token {
                 token: digested(token),
-                persona: impersonates.then(|| persona(headers)),
+                impersonation: impersonates.then(|| impersonation(headers)),
             },
         }
     }
@@ -189,7 +189,7 @@ fn begins_with(text: &[u8], prefix: &str) -> bool {
 }
 
 /// Digest of the `Impersonate-*` headers, by name; a name's values in their order.
-fn persona(headers: &HeaderMap) -> [u8; 32] {
+fn impersonation(headers: &HeaderMap) -> [u8; 32] {
     let mut named: Vec<(&str, &[u8])> = headers
         .iter()
         .filter(|(name, _)| is_impersonation(name.as_str()))
@@ -222,7 +222,7 @@ fn subject(token: &[u8]) -> Option<Vec<u8>> {
     if subject.starts_with(SERVICE_ACCOUNT) {
         return serde_json::to_vec(&(issuer, subject)).ok();
     }
-    for name in OF_THE_TOKEN {
+    for name in PER_TOKEN_CLAIMS {
         claims.remove(name);
     }
     serde_json::to_vec(&claims).ok()
@@ -244,13 +244,16 @@ mod tests {
     }
 
     fn presented(value: &str) -> String {
-        format!("{:?}", Presented::of(&headers(&[("authorization", value)])))
+        format!(
+            "{:?}",
+            RawCredential::of(&headers(&[("authorization", value)]))
+        )
     }
 
     /// The table is `bearertoken.go`'s own: scheme and token are split by one blank, and what is left over is nothing.
     #[test]
     fn i7_an_authorization_is_read_as_the_api_server_reads_it() {
-        let token = format!("{:?}", Presented::Bearer(b"t.o.k", false));
+        let token = format!("{:?}", RawCredential::Bearer(b"t.o.k", false));
         for bearer in [
             "Bearer t.o.k",
             "bearer t.o.k",
@@ -277,7 +280,7 @@ mod tests {
             "Unclear",
             "Go trims more blanks than ASCII's"
         );
-        assert_eq!(Presented::of(&HeaderMap::new()), Presented::Nothing);
+        assert_eq!(RawCredential::of(&HeaderMap::new()), RawCredential::Nothing);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Brings what was observed into the store, in resourceVersion order. In: [`Op`]s, a batch to a transaction. Out: the
+//! Brings what was observed into the store, in resourceVersion order. In: [`Change`]s, a batch to a transaction. Out: the
 //! tables of `store`. Runs on the writer thread only. What replaces what: `order`.
 
 mod order;
@@ -7,13 +7,13 @@ use std::collections::HashMap;
 
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
-use crate::cache::change::{Evicted, Op};
-use crate::cache::continuity::{Lineage, resource_of};
+use crate::cache::change::{Change, Evicted, Membership};
+use crate::cache::continuity::{Continuity, resource_of};
 use crate::cache::keys;
-use crate::cache::record::{Collection, Document, Record};
+use crate::cache::record::{Collection, Record, ResponseRecord};
 use crate::cache::steering;
 use crate::cache::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store,
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS, Store,
     StoreError, WISHES,
 };
 
@@ -25,27 +25,31 @@ const MAX_DOCUMENTS: u64 = 2_048;
 const MAX_COLLECTIONS: u64 = 8_192;
 
 /// What one batch does to the count of objects by form.
-type FormDeltas = HashMap<Vec<u8>, i64>;
+type EncodingDeltas = HashMap<Vec<u8>, i64>;
 
 /// Applies a batch in one transaction, on disk when this returns; false where nothing of it was new.
 ///
 /// # Errors
 /// redb's: nothing of the batch is stored then.
-pub(crate) fn apply(store: &Store, ops: &[Op], lineage: &mut Lineage) -> Result<bool, StoreError> {
-    lineage.begin();
+pub(crate) fn apply(
+    store: &Store,
+    changes: &[Change],
+    continuity: &mut Continuity,
+) -> Result<bool, StoreError> {
+    continuity.begin();
     let mut txn = store.begin_write()?;
     // A kill at any instant must not cost the next start a scan of the whole file.
     txn.set_quick_repair(true);
-    let mut batch = Batch::open(&txn, lineage)?;
-    for op in ops {
-        batch.one(op)?;
+    let mut batch = Batch::open(&txn, continuity)?;
+    for change in changes {
+        batch.one(change)?;
     }
     batch.sweep_events()?;
     // What is asked again and again mostly says nothing new: that must not cost a flush.
     let changed = batch.finish(&txn)?;
     if changed {
         txn.commit()?;
-        lineage.committed();
+        continuity.committed();
     } else {
         txn.abort()?
     }
@@ -102,8 +106,8 @@ struct Batch<'t> {
     grants: Table<'t, &'static [u8], u64>,
     credentials: Table<'t, &'static [u8], &'static [u8]>,
     meta: Table<'t, &'static str, u64>,
-    lineage: &'t mut Lineage,
-    forms: FormDeltas,
+    continuity: &'t mut Continuity,
+    forms: EncodingDeltas,
     /// A pod or a namespace says something about steering.
     wishes: bool,
     /// Something is to be committed.
@@ -120,7 +124,7 @@ fn form_key(key: &[u8], record: &Record<'_>) -> Vec<u8> {
 }
 
 impl<'t> Batch<'t> {
-    fn open(txn: &'t WriteTransaction, lineage: &'t mut Lineage) -> Result<Self, StoreError> {
+    fn open(txn: &'t WriteTransaction, continuity: &'t mut Continuity) -> Result<Self, StoreError> {
         Ok(Self {
             objects: txn.open_table(OBJECTS)?,
             absent: txn.open_table(ABSENT)?,
@@ -130,45 +134,55 @@ impl<'t> Batch<'t> {
             grants: txn.open_table(GRANTS)?,
             credentials: txn.open_table(CREDENTIALS)?,
             meta: txn.open_table(META)?,
-            lineage,
+            continuity,
             forms: HashMap::new(),
             wishes: false,
             changed: false,
         })
     }
 
-    fn one(&mut self, op: &Op) -> Result<(), StoreError> {
+    fn one(&mut self, change: &Change) -> Result<(), StoreError> {
         self.changed |= matches!(
-            op,
-            Op::Forget { .. }
-                | Op::Grant { .. }
-                | Op::Revoke { .. }
-                | Op::Credential { .. }
-                | Op::Evict(_)
+            change,
+            Change::Invalidate { .. }
+                | Change::Grant { .. }
+                | Change::Revoke { .. }
+                | Change::Credential { .. }
+                | Change::Evict(_)
         );
-        match op {
-            Op::Upsert { key, record, said } => self.upsert(key, record, *said),
-            Op::Gone { key, version, said } => self.gone(key, *version, *said),
-            Op::Forget { key, version } => self.forget(key, *version),
-            Op::Appeared { key } => self.appeared(key),
-            Op::Complete {
+        match change {
+            Change::Upsert {
+                key,
+                record,
+                observed,
+            } => self.upsert(key, record, *observed),
+            Change::Delete {
+                key,
+                version,
+                observed,
+            } => self.gone(key, *version, *observed),
+            Change::Invalidate { key, version } => self.forget(key, *version),
+            Change::ClearAbsence { key } => self.appeared(key),
+            Change::ReplaceCollection {
                 collection,
                 record,
                 members,
-                said,
-            } => self.complete(collection, record, members, *said),
-            Op::Advance { .. } => self.advance(op),
-            Op::Document { key, value } => {
-                let past = self.lineage.past(Document::read(value).map_or(0, |d| d.at));
-                let fresh = |old: Document<'_>, new: Document<'_>| {
-                    let at = self.lineage.past(old.at);
+                observed,
+            } => self.complete(collection, record, members, *observed),
+            Change::AdvanceCollection { .. } => self.advance(change),
+            Change::PutResponse { key, value } => {
+                let past = self
+                    .continuity
+                    .past(ResponseRecord::read(value).map_or(0, |d| d.at));
+                let fresh = |old: ResponseRecord<'_>, new: ResponseRecord<'_>| {
+                    let at = self.continuity.past(old.at);
                     // An answer that was asked for earlier and came later is the older one.
                     past < at || (old.body == new.body && new.at < at + 60_000)
                 };
                 let old = self.documents.get(key.as_slice())?;
                 if old.is_some_and(|old| {
-                    Document::read(old.value())
-                        .zip(Document::read(value))
+                    ResponseRecord::read(old.value())
+                        .zip(ResponseRecord::read(value))
                         .is_some_and(|(old, new)| fresh(old, new))
                 }) {
                     return Ok(());
@@ -181,31 +195,31 @@ impl<'t> Batch<'t> {
                     Ok(())
                 }
             }
-            Op::Grant { key, at } => {
+            Change::Grant { key, at } => {
                 self.grants.insert(key.as_slice(), *at)?;
                 Ok(())
             }
-            Op::Revoke { key } => {
+            Change::Revoke { key } => {
                 self.grants.remove(key.as_slice())?;
                 Ok(())
             }
-            Op::Credential { digest, value } if value.is_empty() => {
+            Change::Credential { digest, value } if value.is_empty() => {
                 self.credentials.remove(digest.as_slice())?;
                 Ok(())
             }
-            Op::Credential { digest, value } => {
+            Change::Credential { digest, value } => {
                 self.credentials
                     .insert(digest.as_slice(), value.as_slice())?;
                 Ok(())
             }
-            Op::Evict(evicted) => self.evict(evicted),
+            Change::Evict(evicted) => self.evict(evicted),
         }
     }
 
     fn evict(&mut self, evicted: &Evicted) -> Result<(), StoreError> {
         match evicted {
             Evicted::Object(key) => self.take(key).map(|_| ()),
-            Evicted::Document(key) => {
+            Evicted::Response(key) => {
                 self.documents.remove(key.as_slice())?;
                 Ok(())
             }
@@ -233,7 +247,7 @@ impl<'t> Batch<'t> {
         let mut rows = Vec::new();
         for row in self.absent.iter()? {
             let (key, value) = row?;
-            rows.push((key.value().to_vec(), self.lineage.past(value.value().0)));
+            rows.push((key.value().to_vec(), self.continuity.past(value.value().0)));
         }
         for key in tenth_to_evict(rows) {
             self.absent.remove(key.as_slice())?;
@@ -245,7 +259,7 @@ impl<'t> Batch<'t> {
         let mut rows = Vec::new();
         for row in self.documents.iter()? {
             let (key, value) = row?;
-            let at = Document::read(value.value()).map_or(0, |d| self.lineage.past(d.at));
+            let at = ResponseRecord::read(value.value()).map_or(0, |d| self.continuity.past(d.at));
             rows.push((key.value().to_vec(), at));
         }
         for key in tenth_to_evict(rows) {
@@ -261,7 +275,7 @@ impl<'t> Batch<'t> {
             let collection = serde_json::from_slice::<Collection>(value.value());
             rows.push((
                 key.value().to_vec(),
-                collection.map_or(0, |c| self.lineage.past(c.at)),
+                collection.map_or(0, |c| self.continuity.past(c.at)),
             ));
         }
         tenth_to_evict(rows)
@@ -326,15 +340,15 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn advance(&mut self, op: &Op) -> Result<(), StoreError> {
-        let Op::Advance {
+    fn advance(&mut self, change: &Change) -> Result<(), StoreError> {
+        let Change::AdvanceCollection {
             collection,
             from,
             version,
             at,
             member,
             departs,
-        } = op
+        } = change
         else {
             return Ok(());
         };
@@ -351,7 +365,7 @@ impl<'t> Batch<'t> {
             record.departed = *version;
         }
         self.put_collection(collection, &record)?;
-        if let Some((key, joins)) = member {
+        if let Some(Membership { key, joins }) = member {
             let row = [collection, [0].as_slice(), key].concat();
             if *joins {
                 self.members.insert(row.as_slice(), ())?;
@@ -364,7 +378,7 @@ impl<'t> Batch<'t> {
 
     /// Writes the counts by form; whether there is anything to commit.
     fn finish(mut self, txn: &WriteTransaction) -> Result<bool, StoreError> {
-        let mut forms = txn.open_table(FORMS)?;
+        let mut forms = txn.open_table(ENCODINGS)?;
         for (key, delta) in self.forms.iter().filter(|(_, delta)| **delta != 0) {
             let count = forms
                 .get(key.as_slice())?

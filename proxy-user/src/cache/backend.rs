@@ -23,7 +23,7 @@ const BLOCK: usize = 4096;
 const MAX_BLOCKS: usize = 2048;
 
 /// The file operations that redb needs; tests have a file that fails.
-pub(super) trait Storage: Debug + Send + Sync {
+pub(super) trait StorageFile: Debug + Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Fills `out` from `offset`; `UnexpectedEof` beyond the end.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
@@ -40,7 +40,7 @@ pub(super) trait Storage: Debug + Send + Sync {
     fn identity(&self) -> io::Result<(u64, u64)>;
 }
 
-impl Storage for File {
+impl StorageFile for File {
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
@@ -98,17 +98,17 @@ pub(super) enum Access {
 }
 
 /// Where files come from; tests have one whose files fail.
-pub(super) trait Medium: Debug + Send + Sync {
-    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>>;
+pub(super) trait FileOpener: Debug + Send + Sync {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>>;
 }
 
 #[derive(Debug)]
 pub(super) struct FileSystem;
 
-impl Medium for FileSystem {
+impl FileOpener for FileSystem {
     /// The file is 0600 before anything is in it, and belongs to this user or to root: in a directory that others may
     /// write, somebody else's file would be read by them.
-    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>> {
         let write = access == Access::Write;
         let file = OpenOptions::new()
             .read(true)
@@ -145,7 +145,7 @@ enum Gate {
 /// One database's way to its file.
 #[derive(Debug, Clone)]
 pub(super) struct Backend {
-    file: Option<Arc<dyn Storage>>,
+    file: Option<Arc<dyn StorageFile>>,
     overlay: Option<Arc<Mutex<Overlay>>>,
     gate: Arc<RwLock<Gate>>,
     /// Something failed: redb refuses everything from there on.
@@ -157,7 +157,7 @@ fn refused(what: &str) -> io::Error {
 }
 
 impl Backend {
-    fn new(file: Option<Arc<dyn Storage>>, overlay: Option<Overlay>) -> Self {
+    fn new(file: Option<Arc<dyn StorageFile>>, overlay: Option<Overlay>) -> Self {
         let overlay = overlay.map(|overlay| Arc::new(Mutex::new(overlay)));
         Self {
             file,
@@ -168,7 +168,7 @@ impl Backend {
     }
 
     /// Reads and writes `file`.
-    pub(super) fn writing(file: Arc<dyn Storage>) -> Self {
+    pub(super) fn writing(file: Arc<dyn StorageFile>) -> Self {
         Self::new(Some(file), None)
     }
 
@@ -176,7 +176,7 @@ impl Backend {
     ///
     /// # Errors
     /// Its length can't be read.
-    pub(super) fn reading(file: Option<Arc<dyn Storage>>) -> io::Result<Self> {
+    pub(super) fn reading(file: Option<Arc<dyn StorageFile>>) -> io::Result<Self> {
         let len = file.as_ref().map_or(Ok(0), |file| file.len())?;
         Ok(Self::new(
             file,
@@ -202,13 +202,13 @@ impl Backend {
         self.failed.load(Ordering::Acquire)
     }
 
-    fn file(&self) -> io::Result<&Arc<dyn Storage>> {
+    fn file(&self) -> io::Result<&Arc<dyn StorageFile>> {
         self.file
             .as_ref()
             .ok_or_else(|| refused("there is no file"))
     }
 
-    fn noted<T>(&self, result: io::Result<T>) -> io::Result<T> {
+    fn record_failure<T>(&self, result: io::Result<T>) -> io::Result<T> {
         if result.is_err() {
             self.failed.store(true, Ordering::Release);
         }
@@ -219,7 +219,7 @@ impl Backend {
     fn write_with(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let gate = self.gate.read();
         let allowed = *gate == Gate::Open;
-        self.noted(if allowed {
+        self.record_failure(if allowed {
             work()
         } else {
             Err(refused("the store has been opened anew"))
@@ -231,13 +231,13 @@ impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
         match &self.overlay {
             Some(overlay) => Ok(overlay.lock().len),
-            None => self.noted(self.file()?.len()),
+            None => self.record_failure(self.file()?.len()),
         }
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let gate = self.gate.read();
-        self.noted(match &self.overlay {
+        self.record_failure(match &self.overlay {
             _ if *gate == Gate::Cut => Err(refused("the store has been opened anew")),
             Some(overlay) => overlay.lock().read(self.file.as_deref(), offset, out),
             None => self.file()?.read(offset, out),
@@ -282,7 +282,7 @@ struct Overlay {
 }
 
 impl Overlay {
-    fn read(&self, file: Option<&dyn Storage>, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    fn read(&self, file: Option<&dyn StorageFile>, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let end = offset + out.len() as u64;
         if end > self.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -305,7 +305,12 @@ impl Overlay {
         Ok(())
     }
 
-    fn write(&mut self, file: Option<&dyn Storage>, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write(
+        &mut self,
+        file: Option<&dyn StorageFile>,
+        offset: u64,
+        data: &[u8],
+    ) -> io::Result<()> {
         let (mut at, mut rest) = (offset, data);
         self.len = self.len.max(offset + data.len() as u64);
         while !rest.is_empty() {
@@ -318,7 +323,11 @@ impl Overlay {
     }
 
     /// A block to write in, with what stands there already.
-    fn block(&mut self, file: Option<&dyn Storage>, index: u64) -> io::Result<&mut [u8; BLOCK]> {
+    fn block(
+        &mut self,
+        file: Option<&dyn StorageFile>,
+        index: u64,
+    ) -> io::Result<&mut [u8; BLOCK]> {
         if !self.blocks.contains_key(&index) {
             if self.blocks.len() >= MAX_BLOCKS {
                 return Err(refused(

@@ -18,8 +18,8 @@ use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
 use crate::authz::grants::Grants;
-use crate::cache::change::Op;
-use crate::cache::evict::Budget;
+use crate::cache::change::Change;
+use crate::cache::evict::SizeBudget;
 use crate::cache::exchange::Exchange;
 use crate::cache::not_stored::{NotStored, NotStoredCounts};
 use crate::cache::store::{Store, StoreError};
@@ -28,26 +28,42 @@ use crate::clock::Clock;
 use hublet_wire::request::Verb;
 
 /// Bytes of answers that wait for the writer, in KiB; beyond it a stream waits for room.
-const ROOM: usize = 8 << 10;
+const QUEUE_KIB: usize = 8 << 10;
 /// The same from which on the writer lingers no longer: a batch.
-const ENOUGH: usize = 1 << 10;
+const BATCH_KIB: usize = 1 << 10;
 /// Messages that wait, but for ends; room for one of each KiB above, and as many beginnings.
-const MESSAGES: usize = 4 * ROOM;
+const MAX_MESSAGES: usize = 4 * QUEUE_KIB;
 /// How long a stream waits for room before its copy is given up. The client's own bytes go on then.
-const PATIENCE: Duration = Duration::from_secs(2);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Told to the writer.
+/// One copied response, for as long as the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct CaptureId(u64);
+
+/// A message to the writer.
 #[derive(Debug)]
 pub(super) enum Message {
-    Begin(u64, Box<Exchange>),
-    /// Bytes, and when they came: what is compared with the time of another question must not depend on the writer.
-    Data(u64, Bytes, OwnedSemaphorePermit, u64),
-    End(u64, u64),
-    Abort(u64),
-    Ops(Vec<Op>),
+    Begin {
+        id: CaptureId,
+        exchange: Box<Exchange>,
+    },
+    Data {
+        id: CaptureId,
+        bytes: Bytes,
+        /// Room in the queue.
+        permit: OwnedSemaphorePermit,
+        /// Ordering against 404s uses this time, so the delayed writer must not take it.
+        received_at: u64,
+    },
+    End {
+        id: CaptureId,
+        received_at: u64,
+    },
+    Abort(CaptureId),
+    Changes(Vec<Change>),
     /// A read found that the disk has failed.
-    Failed,
-    Settle(oneshot::Sender<()>),
+    DiskFailed,
+    Flush(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -101,7 +117,7 @@ impl Ingest {
         store: Arc<Store>,
         grants: Arc<Grants>,
         clock: Clock,
-        budget: Budget,
+        budget: SizeBudget,
     ) -> Result<Self, StoreError> {
         // Bounded by `queued`: a channel that is bounded itself has memory for all of its messages from the start.
         let (to, from) = channel();
@@ -115,7 +131,7 @@ impl Ingest {
         Ok(Self {
             to,
             writer,
-            room: Arc::new(tokio::sync::Semaphore::new(ROOM)),
+            room: Arc::new(tokio::sync::Semaphore::new(QUEUE_KIB)),
             counters,
             clock,
         })
@@ -123,7 +139,7 @@ impl Ingest {
 
     fn send(&self, message: Message) -> bool {
         self.counters.sent.fetch_add(1, Ordering::Relaxed);
-        let fits = self.counters.queued.fetch_add(1, Ordering::Relaxed) < MESSAGES;
+        let fits = self.counters.queued.fetch_add(1, Ordering::Relaxed) < MAX_MESSAGES;
         if fits && self.to.send(message).is_ok() {
             return true;
         }
@@ -145,11 +161,14 @@ impl Ingest {
 
     /// Begins to copy an answer; `None` when the writer is too far behind.
     pub(crate) fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
-        exchange.answered = self.clock.now();
+        exchange.answered_at = self.clock.now();
         let verb = exchange.verb;
-        let id = self.counters.next.fetch_add(1, Ordering::Relaxed);
+        let id = CaptureId(self.counters.next.fetch_add(1, Ordering::Relaxed));
         if self.counters.full.load(Ordering::Relaxed)
-            || !self.send(Message::Begin(id, Box::new(exchange)))
+            || !self.send(Message::Begin {
+                id,
+                exchange: Box::new(exchange),
+            })
         {
             self.counters.give_up(NotStored::QueueFull, 1);
             return None;
@@ -165,21 +184,21 @@ impl Ingest {
     }
 
     /// Hands over operations that come from no body.
-    pub(crate) fn ops(&self, ops: Vec<Op>) {
-        if ops.is_empty() {
+    pub(crate) fn submit(&self, changes: Vec<Change>) {
+        if changes.is_empty() {
             return;
         }
         // An eviction travels with the right that it makes room for, and may be lost with it.
-        if ops.iter().all(Op::is_refusal) {
-            self.send_always(Message::Ops(ops));
-        } else if !self.send(Message::Ops(ops)) {
+        if changes.iter().all(Change::is_revocation) {
+            self.send_always(Message::Changes(changes));
+        } else if !self.send(Message::Changes(changes)) {
             self.counters.give_up(NotStored::QueueFull, 1);
         }
     }
 
     /// A read found that the disk has failed: the store is to be opened anew.
-    pub(super) fn failed(&self) {
-        self.send(Message::Failed);
+    pub(super) fn report_disk_failure(&self) {
+        self.send(Message::DiskFailed);
         self.writer.unpark();
     }
 
@@ -194,15 +213,15 @@ impl Ingest {
     }
 
     /// Waits until all that has been sent is in the store.
-    pub(crate) async fn settle(&self) {
+    pub(crate) async fn flush(&self) {
         let (done, wait) = oneshot::channel();
-        if self.send(Message::Settle(done)) {
+        if self.send(Message::Flush(done)) {
             self.writer.unpark();
             let _ = wait.await;
         }
     }
 
-    /// As [`Ingest::settle`], and ends the thread and closes the store. There is always room for it: an end that found
+    /// As [`Ingest::flush`], and ends the thread and closes the store. There is always room for it: an end that found
     /// none would leave the store open.
     pub(crate) async fn close(&self) {
         let (done, wait) = oneshot::channel();
@@ -249,7 +268,7 @@ impl Ingest {
 /// Copies one answer's body.
 #[derive(Debug)]
 pub(crate) struct Capture {
-    id: u64,
+    id: CaptureId,
     verb: Verb,
     ingest: Ingest,
     room: PollSemaphore,
@@ -264,17 +283,19 @@ impl Capture {
         if !self.open || frame.is_empty() {
             return Poll::Ready(());
         }
-        let kib = u32::try_from(frame.len().div_ceil(1024).min(ROOM)).unwrap_or(1);
+        let kib = u32::try_from(frame.len().div_ceil(1024).min(QUEUE_KIB)).unwrap_or(1);
         match self.room.poll_acquire_many(cx, kib) {
             Poll::Ready(Some(permit)) => {
                 self.waiting = None;
-                let now = self.ingest.clock.now();
-                if !self
-                    .ingest
-                    .send(Message::Data(self.id, frame.clone(), permit, now))
-                {
+                let data = Message::Data {
+                    id: self.id,
+                    bytes: frame.clone(),
+                    permit,
+                    received_at: self.ingest.clock.now(),
+                };
+                if !self.ingest.send(data) {
                     self.give_up();
-                } else if self.ingest.room.available_permits() < ROOM - ENOUGH {
+                } else if self.ingest.room.available_permits() < QUEUE_KIB - BATCH_KIB {
                     self.ingest.writer.unpark();
                 }
             }
@@ -283,7 +304,7 @@ impl Capture {
                 self.ingest.writer.unpark();
                 let sleep = self
                     .waiting
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(QUEUE_TIMEOUT)));
                 ready!(sleep.as_mut().poll(cx));
                 self.give_up();
             }
@@ -300,8 +321,10 @@ impl Capture {
     /// The body has ended well.
     pub(crate) fn end(mut self) {
         if std::mem::take(&mut self.open) {
-            self.ingest
-                .send_always(Message::End(self.id, self.ingest.clock.now()));
+            self.ingest.send_always(Message::End {
+                id: self.id,
+                received_at: self.ingest.clock.now(),
+            });
         }
     }
 }
@@ -332,7 +355,7 @@ mod tests {
     fn an_end_and_a_refusal_are_told_however_full_the_queue_is() {
         let (to, from) = channel();
         let (room, clock) = (
-            Arc::new(tokio::sync::Semaphore::new(ROOM)),
+            Arc::new(tokio::sync::Semaphore::new(QUEUE_KIB)),
             Clock::default(),
         );
         let ingest = Ingest {
@@ -356,27 +379,39 @@ mod tests {
             ingest.capture(exchange.clone()),
             ingest.capture(exchange.clone()),
         ];
-        ingest.counters.queued.store(MESSAGES, Ordering::Relaxed);
+        ingest
+            .counters
+            .queued
+            .store(MAX_MESSAGES, Ordering::Relaxed);
         assert!(ingest.capture(exchange).is_none());
         let [ended, broken_off] = copies.map(Option::unwrap);
         ended.end();
         drop(broken_off);
-        let right = |at| Op::Grant {
+        let right = |at| Change::Grant {
             key: b"a".to_vec(),
             at,
         };
-        ingest.ops(vec![right(Verdict::yes(1).stored())]);
-        ingest.ops(vec![right(Verdict::no(1).stored())]);
+        ingest.submit(vec![right(Verdict::yes(1).stored())]);
+        ingest.submit(vec![right(Verdict::no(1).stored())]);
         let told: Vec<Message> = from.try_iter().collect();
         assert!(
             matches!(
                 told[..],
                 [
-                    Message::Begin(0, _),
-                    Message::Begin(1, _),
-                    Message::End(0, _),
-                    Message::Abort(1),
-                    Message::Ops(_)
+                    Message::Begin {
+                        id: CaptureId(0),
+                        ..
+                    },
+                    Message::Begin {
+                        id: CaptureId(1),
+                        ..
+                    },
+                    Message::End {
+                        id: CaptureId(0),
+                        ..
+                    },
+                    Message::Abort(CaptureId(1)),
+                    Message::Changes(_)
                 ]
             ),
             "{told:?}"

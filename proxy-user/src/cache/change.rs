@@ -1,143 +1,140 @@
-//! What the cloud said, as operations on the store. In: observed answers. Out: [`Op`]s for `apply`.
+//! Changes to the store, derived from upstream responses.
 
+use super::record::{Collection, NewRecord};
 use crate::authz::shares::Verdict;
-use crate::cache::record::{Collection, NewRecord};
 
-/// From where something is known of an object.
+/// The kind of response that an object was seen in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// A read or write of this object.
-    Alone,
-    Listed,
-    Event,
+pub(crate) enum ObservedBy {
+    /// A read or write of this object alone.
+    Read,
+    List,
+    Watch,
 }
 
-/// When something was said, milliseconds since the epoch.
+/// When the state that a response shows was current, in milliseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Said {
-    /// When the question was asked; of a watch's event: when it came.
-    pub asked: u64,
-    /// It tells of no moment before this one, so it overrules what was known before, whatever the resourceVersions; 0
-    /// where resourceVersions alone say what is older.
-    pub since: u64,
-    /// When the answer began: it tells of no moment after this one.
-    pub at: u64,
-    /// The kind of answer.
-    pub answer: Answer,
+pub(crate) struct Observation {
+    /// When the request was sent; for a watch event, when it arrived.
+    pub requested_at: u64,
+    /// The state is no older than this, so it replaces what was stored earlier even against the
+    /// resourceVersions. 0 where resourceVersions alone order it.
+    pub not_before: u64,
+    /// When the response began; the state is no newer than this.
+    pub not_after: u64,
+    pub source: ObservedBy,
 }
 
-impl Said {
-    /// A watch's event that came at this time: as late as the watch is slow.
-    pub(crate) fn event(now: u64) -> Self {
+impl Observation {
+    /// A watch event that arrived at this time. A watch may lag, so it has no lower bound.
+    pub(crate) fn watch_event(now: u64) -> Self {
         Self {
-            asked: now,
-            since: 0,
-            at: now,
-            answer: Answer::Event,
+            requested_at: now,
+            not_before: 0,
+            not_after: now,
+            source: ObservedBy::Watch,
         }
     }
 
-    /// It counts more than what was known at this time, even against the resourceVersions. Of the same millisecond it is
-    /// taken to be later: it was asked for once that was known.
-    pub(crate) fn overrules(&self, at: u64) -> bool {
-        self.since > 0 && self.since >= at
+    /// Counts more than what was stored at this time, whatever the resourceVersions say. Within one
+    /// millisecond the request is taken to be the later one.
+    pub(crate) fn overrules(&self, stored_at: u64) -> bool {
+        self.not_before > 0 && self.not_before >= stored_at
     }
 
-    /// Answered by etcd, not by a cache that may lag.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.since == self.asked
+    /// Answered by etcd, not by a watch cache that may lag.
+    pub(crate) fn is_consistent(&self) -> bool {
+        self.not_before == self.requested_at
     }
 }
 
-/// One thing that the cloud said.
+/// One change to the store.
 #[derive(Debug)]
-pub(crate) enum Op {
-    /// An object as it is.
+pub(crate) enum Change {
+    /// The object exists in this version.
     Upsert {
         key: Vec<u8>,
         record: NewRecord,
-        /// When it was said.
-        said: Said,
+        observed: Observation,
     },
-    /// It does not exist: a 404, a DELETE's end, a DELETED event.
-    Gone {
+    /// The object does not exist: a 404, a completed DELETE, or a DELETED event.
+    Delete {
         key: Vec<u8>,
-        /// resourceVersion of the deletion, 0 where the answer has none.
+        /// resourceVersion of the deletion, 0 where the response has none.
         version: u64,
-        /// When it was said.
-        said: Said,
+        observed: Observation,
     },
-    /// It left a selector that may change: whether it exists isn't known any more.
-    Forget {
+    /// The object left a selector that it may still exist outside of, so it becomes unknown.
+    Invalidate {
         key: Vec<u8>,
         /// resourceVersion of the event.
         version: u64,
     },
-    /// It may be there by now: a 404 counts no more.
-    Appeared {
-        /// Its key; or that of a collection, any of whose objects it may be.
+    /// The object may exist by now, so a remembered 404 no longer counts.
+    ClearAbsence {
+        /// An object's key, or a collection's for any object in it.
         key: Vec<u8>,
     },
-    /// A whole list has come: what stands under it and isn't in `members` was not there at its resourceVersion.
-    Complete {
+    /// A complete list: what is stored under it and not in `members` did not exist at its
+    /// resourceVersion.
+    ReplaceCollection {
         collection: Vec<u8>,
-        /// What the list says of itself.
         record: Collection,
         /// The keys of its objects.
         members: Vec<Vec<u8>>,
-        /// When it was said.
-        said: Said,
+        observed: Observation,
     },
-    /// A watch without a gap went on to this resourceVersion.
-    Advance {
+    /// A watch without a gap reached this resourceVersion.
+    AdvanceCollection {
         collection: Vec<u8>,
-        /// Where the watch started.
+        /// resourceVersion that the watch started from.
         from: u64,
         version: u64,
         at: u64,
-        /// The object that joined (`true`) or left a collection with selectors.
-        member: Option<(Vec<u8>, bool)>,
+        /// The object that joined or left a collection with selectors.
+        member: Option<Membership>,
         /// An object was deleted, or left the selection.
         departs: bool,
     },
-    Document {
-        key: Vec<u8>,
-        value: Vec<u8>,
-    },
-    /// The cloud's last word on a right.
+    /// A non-resource response, or a Table or PartialObjectMetadata variant.
+    PutResponse { key: Vec<u8>, value: Vec<u8> },
     Grant {
         key: Vec<u8>,
-        /// When, and which ([`crate::authz::shares::Verdict::stored`]).
+        /// Time and answer, as [`Verdict::stored`] encodes them.
         at: u64,
     },
-    /// A right was evicted.
-    Revoke {
-        key: Vec<u8>,
-    },
-    /// The cloud accepted this token.
+    /// A grant was evicted.
+    Revoke { key: Vec<u8> },
+    /// The cloud accepted this token, or accepts it no more.
     Credential {
         digest: [u8; 32],
-        /// When, then the account; empty: it is accepted no more.
+        /// Time, then account; empty where it is accepted no more.
         value: Vec<u8>,
     },
-    /// It goes, to make room: nothing is known of it any more.
+    /// Removed to make room; the row becomes unknown.
     Evict(Evicted),
 }
 
-/// Rows that are evicted.
+/// An object that joined or left a collection with selectors.
 #[derive(Debug)]
-pub(crate) enum Evicted {
-    /// The key of an object that stands in no collection that stays.
-    Object(Vec<u8>),
-    /// The key of a collection; its objects stay.
-    Collection(Vec<u8>),
-    /// The key of a document.
-    Document(Vec<u8>),
+pub(crate) struct Membership {
+    pub key: Vec<u8>,
+    pub joins: bool,
 }
 
-impl Op {
-    /// Takes something back that was allowed: lost, it would be allowed again after the next start.
-    pub(crate) fn is_refusal(&self) -> bool {
+/// A row that is evicted, by its key.
+#[derive(Debug)]
+pub(crate) enum Evicted {
+    /// An object that no remaining collection contains.
+    Object(Vec<u8>),
+    /// A collection; its objects stay.
+    Collection(Vec<u8>),
+    Response(Vec<u8>),
+}
+
+impl Change {
+    /// Takes a right back. If it were lost, the right would hold again after a restart.
+    pub(crate) fn is_revocation(&self) -> bool {
         match self {
             Self::Revoke { .. } => true,
             Self::Grant { at, .. } => !Verdict::from_stored(*at).is_yes(),
@@ -146,12 +143,14 @@ impl Op {
         }
     }
 
-    /// Bytes that it holds in memory, about.
+    /// Approximate bytes of memory.
     pub(super) fn size(&self) -> usize {
         64 + match self {
             Self::Upsert { record, .. } => record.value.len(),
-            Self::Document { value, .. } => value.len(),
-            Self::Complete { members, .. } => members.iter().map(|member| member.len() + 24).sum(),
+            Self::PutResponse { value, .. } => value.len(),
+            Self::ReplaceCollection { members, .. } => {
+                members.iter().map(|member| member.len() + 24).sum()
+            }
             _ => 0,
         }
     }

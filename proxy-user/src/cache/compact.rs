@@ -6,9 +6,9 @@ use std::fs::File;
 
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
 
-use crate::cache::open::Place;
+use crate::cache::open::StoreLocation;
 use crate::cache::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS, Store,
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS, Store,
     StoreError,
 };
 
@@ -17,7 +17,7 @@ use crate::cache::store::{
 /// # Errors
 /// The disk's; the old file stays then.
 pub(super) fn compact(store: &Store, busy: &dyn Fn() -> bool) -> Result<bool, StoreError> {
-    let place = Place {
+    let place = StoreLocation {
         path: store.place().beside("new"),
         ..store.place().clone()
     };
@@ -29,7 +29,7 @@ pub(super) fn compact(store: &Store, busy: &dyn Fn() -> bool) -> Result<bool, St
     copied
 }
 
-fn copy(store: &Store, place: &Place, busy: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+fn copy(store: &Store, place: &StoreLocation, busy: &dyn Fn() -> bool) -> Result<bool, StoreError> {
     let new = place.writable(None)?;
     let mut txn = new.begin_write()?;
     txn.set_quick_repair(true);
@@ -70,7 +70,7 @@ fn copy_tables(
     }
     Ok(copy_table(from, to, ABSENT, busy)?
         && copy_table(from, to, MEMBERS, busy)?
-        && copy_table(from, to, FORMS, busy)?
+        && copy_table(from, to, ENCODINGS, busy)?
         && copy_table(from, to, GRANTS, busy)?
         && copy_table(from, to, META, busy)?)
 }

@@ -3,7 +3,7 @@
 //! A read without a resourceVersion is answered by etcd itself and is the newest there is (a quorum read). In one etcd
 //! it can never show less than an answer that came before it was asked; where it does, the cluster was replaced or its
 //! etcd restored from a backup, and what is stored is of another past. An answer from an API server's watch cache may
-//! merely lag. See [`crate::cache::change::Said`].
+//! merely lag. See [`crate::cache::change::Observation`].
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,9 +11,9 @@ use crate::cache::record::Record;
 use crate::clock::Clock;
 
 /// Most contradictions remembered; beyond it all are forgotten, and have to be seen twice again.
-const MAX_SUSPECTS: usize = 1_024;
+const MAX_CONTRADICTIONS: usize = 1_024;
 /// So many objects with another uid and a lower resourceVersion make another cluster.
-const STRANGERS: usize = 2;
+const REPLACEMENTS_OF_A_NEW_CLUSTER: usize = 2;
 /// How often Events are looked through for old ones, in milliseconds.
 const SWEEP_EVERY: u64 = 600_000;
 /// The namespace that every cluster has, and that can't be deleted.
@@ -21,15 +21,15 @@ pub(crate) const KUBE_SYSTEM: &[u8] = b"/namespaces/kube-system";
 
 /// Evidence about the cluster's identity. Lives as long as the writer.
 #[derive(Debug, Clone)]
-pub(crate) struct Lineage {
+pub(crate) struct Continuity {
     clock: Clock,
     now: u64,
     /// Copies that an answer has contradicted once, by object or collection.
-    suspects: HashSet<Vec<u8>>,
+    contradicted: HashSet<Vec<u8>>,
     /// Objects that were replaced by older ones of another uid, and when those were asked for.
-    strangers: HashMap<Vec<u8>, u64>,
+    replacements: HashMap<Vec<u8>, u64>,
     /// The batch that is being applied begins a new cluster.
-    pub(super) began_anew: bool,
+    pub(super) cluster_replaced: bool,
     /// When Events were last looked through.
     swept: u64,
 }
@@ -43,30 +43,30 @@ pub(super) struct Stored {
     pub(super) is_json: bool,
 }
 
-impl Lineage {
+impl Continuity {
     /// Nothing is known yet.
     pub(crate) fn new(clock: Clock) -> Self {
         let now = clock.now();
-        let (suspects, strangers) = (HashSet::new(), HashMap::new());
+        let (contradicted, replacements) = (HashSet::new(), HashMap::new());
         Self {
             clock,
             now,
-            suspects,
-            strangers,
-            began_anew: false,
+            contradicted,
+            replacements,
+            cluster_replaced: false,
             swept: 0,
         }
     }
 
     pub(super) fn begin(&mut self) {
-        (self.now, self.began_anew) = (self.clock.now(), false);
+        (self.now, self.cluster_replaced) = (self.clock.now(), false);
     }
 
     /// The batch is on disk.
     pub(super) fn committed(&mut self) {
-        if self.began_anew {
-            self.suspects.clear();
-            self.strangers.clear();
+        if self.cluster_replaced {
+            self.contradicted.clear();
+            self.replacements.clear();
         }
     }
 
@@ -86,39 +86,39 @@ impl Lineage {
     }
 
     /// An answer contradicts what is stored under this key. True from the second one on.
-    pub(super) fn is_confirmed(&mut self, key: &[u8]) -> bool {
-        if self.suspects.remove(key) {
+    pub(super) fn confirm_contradiction(&mut self, key: &[u8]) -> bool {
+        if self.contradicted.remove(key) {
             return true;
         }
-        if self.suspects.len() >= MAX_SUSPECTS {
-            self.suspects.clear();
+        if self.contradicted.len() >= MAX_CONTRADICTIONS {
+            self.contradicted.clear();
         }
-        self.suspects.insert(key.to_vec());
+        self.contradicted.insert(key.to_vec());
         false
     }
 
-    /// An answer agrees with what is stored.
-    pub(super) fn agrees(&mut self, key: &[u8]) {
-        self.suspects.remove(key);
+    /// An answer clear_contradiction with what is stored.
+    pub(super) fn clear_contradiction(&mut self, key: &[u8]) {
+        self.contradicted.remove(key);
     }
 
     /// An object has been replaced by an older one of another uid, asked for then. The time since when the cluster is
     /// another one, once that is certain.
-    pub(super) fn stranger(&mut self, key: &[u8], asked: u64) -> Option<u64> {
-        if self.strangers.len() < MAX_SUSPECTS {
-            self.strangers.insert(key.to_vec(), asked);
+    pub(super) fn record_replacement(&mut self, key: &[u8], asked: u64) -> Option<u64> {
+        if self.replacements.len() < MAX_CONTRADICTIONS {
+            self.replacements.insert(key.to_vec(), asked);
         }
-        (self.strangers.len() >= STRANGERS).then(|| self.since(asked))
+        (self.replacements.len() >= REPLACEMENTS_OF_A_NEW_CLUSTER).then(|| self.since(asked))
     }
 
     /// The object is the other cluster's.
-    pub(super) fn is_stranger(&self, key: &[u8]) -> bool {
-        self.strangers.contains_key(key)
+    pub(super) fn is_replacement(&self, key: &[u8]) -> bool {
+        self.replacements.contains_key(key)
     }
 
-    /// When the first stranger was asked for, or this one.
+    /// When the first record_replacement was asked for, or this one.
     pub(super) fn since(&self, asked: u64) -> u64 {
-        self.strangers.values().copied().fold(asked, u64::min)
+        self.replacements.values().copied().fold(asked, u64::min)
     }
 }
 

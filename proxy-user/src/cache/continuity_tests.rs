@@ -11,7 +11,7 @@ const MINUTE: i64 = 60 * SECOND;
 const CACHED: &str = "GET /api/v1/namespaces/d/pods/a?resourceVersion=0";
 
 /// [`pod`] of another uid.
-fn stranger(name: &str, version: u64) -> String {
+fn record_replacement(name: &str, version: u64) -> String {
     pod(name, version).replace("\"u-", "\"other-")
 }
 
@@ -25,7 +25,7 @@ impl Bench {
     /// [`Bench::said`], a second after all that was said before.
     async fn then(&self, call: &str, status: u16, body: &str) {
         self.cache.clock.advance(SECOND);
-        self.said(call, status, body.as_bytes(), 0).await;
+        self.respond(call, status, body.as_bytes(), 0).await;
     }
 }
 
@@ -39,7 +39,7 @@ async fn a_404_from_a_lagging_server_gives_way_to_later_answers() {
         bench.then(CACHED, 404, GONE).await;
         assert!(
             bench.is_absent("/pods/d/a").await,
-            "what the cloud said last"
+            "what the cloud observed last"
         );
         bench.then(later, 200, &pod("a", 7)).await;
         assert_eq!(bench.version("/pods/d/a").await, Some(7), "{later}");
@@ -68,7 +68,7 @@ async fn a_404_from_etcd_outlives_lagging_answers_and_no_fresh_one() {
     );
 }
 
-/// A 404 from before the clock was set back refused what the cloud said afterwards, for as long as the clock had jumped.
+/// A 404 from before the clock was set back refused what the cloud observed afterwards, for as long as the clock had jumped.
 #[tokio::test]
 async fn a_404_from_the_future_is_of_unknown_age() {
     let bench = Bench::new();
@@ -83,7 +83,7 @@ async fn a_404_from_the_future_is_of_unknown_age() {
         "nor does a copy from the future refuse a 404"
     );
     bench
-        .said(PODS, 200, list(20, "", &[("b", 19)]).as_bytes(), 0)
+        .respond(PODS, 200, list(20, "", &[("b", 19)]).as_bytes(), 0)
         .await;
     bench.cache.clock.advance(-60 * MINUTE);
     bench.then(PODS, 200, &list(20, "", &[("b", 19)])).await;
@@ -139,7 +139,9 @@ async fn of_one_object_a_lower_version_counts_once_it_is_certain() {
         Some(9),
         "never twice in a row"
     );
-    bench.said(POD, 200, pod("a", 7).as_bytes(), 30_000).await;
+    bench
+        .respond(POD, 200, pod("a", 7).as_bytes(), 30_000)
+        .await;
     assert_eq!(
         bench.version("/pods/d/a").await,
         Some(9),
@@ -252,14 +254,14 @@ async fn a_replaced_cluster_is_told_by_its_objects() {
         .allowed(&Credential::Anonymous, right, bench.cache.clock.now());
     assert_eq!(bench.cache.grants.len(), (1, 0));
     for _ in 0..3 {
-        bench.then(CACHED, 200, &stranger("a", 20)).await;
+        bench.then(CACHED, 200, &record_replacement("a", 20)).await;
     }
     assert_eq!(
         bench.version("/pods/d/a").await,
         Some(900),
         "it was made anew, and the watch cache lags"
     );
-    bench.then(POD, 200, &stranger("a", 20)).await;
+    bench.then(POD, 200, &record_replacement("a", 20)).await;
     assert_eq!(bench.version("/pods/d/a").await, Some(20));
     assert!(
         !bench.collection("/pods/d/").await.unwrap().is_whole(),
@@ -271,7 +273,11 @@ async fn a_replaced_cluster_is_told_by_its_objects() {
         "one object is no cluster"
     );
     bench
-        .then("GET /api/v1/namespaces/d/pods/b", 200, &stranger("b", 21))
+        .then(
+            "GET /api/v1/namespaces/d/pods/b",
+            200,
+            &record_replacement("b", 21),
+        )
         .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(20), "seen since");
     assert_eq!(bench.version("/pods/d/b").await, Some(21));
@@ -297,7 +303,7 @@ async fn a_replaced_cluster_is_told_by_its_kube_system() {
     bench.then(call, 200, &namespace("one", 4)).await;
     assert_eq!(bench.version("/pods/d/a").await, Some(900));
     bench
-        .said(call, 200, namespace("two", 5).as_bytes(), 10_000)
+        .respond(call, 200, namespace("two", 5).as_bytes(), 10_000)
         .await;
     assert_eq!(
         bench.version("/pods/d/a").await,
@@ -307,7 +313,7 @@ async fn a_replaced_cluster_is_told_by_its_kube_system() {
     bench.then(call, 200, &namespace("two", 5)).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     assert_eq!(bench.version("/namespaces/kube-system").await, Some(5));
-    bench.then(POD, 200, &stranger("a", 30)).await;
+    bench.then(POD, 200, &record_replacement("a", 30)).await;
     bench.then(call, 200, &namespace("two", 5)).await;
     assert_eq!(bench.version("/pods/d/a").await, Some(30));
 }
@@ -377,7 +383,7 @@ async fn what_an_answer_is_stands_in_itself() {
     ]
     .concat();
     bench
-        .said_in(
+        .respond_in(
             "application/vnd.kubernetes.protobuf;stream=watch",
             &call,
             &body,
@@ -457,7 +463,7 @@ async fn leaving_a_selection_takes_no_copy_of_the_same_version_away() {
     );
 }
 
-/// An extension API server that keeps its objects in memory, or an etcd of Leases that was lost, begins with new uids
+/// An extension API server that keeps its objects in memory, or an etcd of SnapshotLeases that was lost, begins with new uids
 /// and low resourceVersions: two such objects emptied the store of everything else, grants included.
 #[tokio::test]
 async fn what_lives_apart_from_the_cluster_begins_anew_alone() {
@@ -481,7 +487,11 @@ async fn what_lives_apart_from_the_cluster_begins_anew_alone() {
         }
         for (name, version) in [("m", 1), ("n", 2)] {
             bench
-                .then(&call(name), 200, &of_group(stranger(name, version)))
+                .then(
+                    &call(name),
+                    200,
+                    &of_group(record_replacement(name, version)),
+                )
                 .await;
             assert_eq!(
                 bench.version(&format!("{group}/{resource}/d/{name}")).await,

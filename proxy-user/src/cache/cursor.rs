@@ -1,7 +1,7 @@
 //! Walks over stored objects in key order. In: a snapshot. Out: one object after the other.
 //!
 //! A snapshot keeps every page that it can see, so that a client that reads slowly would make the file grow for as long
-//! as it likes. What is sent to clients ([`ListWalk`]) therefore lends its snapshot: the writer ends those that are old,
+//! as it likes. What is sent to clients ([`ListCursor`]) therefore lends its snapshot: the writer ends those that are old,
 //! and the walk goes on behind its last key in a new one.
 
 use std::ops::Bound;
@@ -87,7 +87,7 @@ impl Members {
                     .map(|r| Some(read(key, r)))
                     .ok_or(StoreError::Damaged);
             }
-            // A member that is gone since is left out; of one that is merely unknown nothing can be said.
+            // A member that is gone since is left out; of one that is merely unknown nothing can be observed.
             if self.absent.get(key)?.is_none() {
                 return Err(StoreError::Changed);
             }
@@ -97,13 +97,13 @@ impl Members {
 
 /// A list's source, and the state that must hold as long as it is sent.
 #[derive(Debug)]
-pub(crate) struct Listed {
+pub(crate) struct ListSource {
     /// Key of the collection that says that it is whole.
     pub key: Vec<u8>,
     /// That collection, as the list's head has it.
     pub collection: Collection,
     /// Key of the collection with selectors whose members it has; without selectors all under the prefix.
-    pub selective: Option<Vec<u8>>,
+    pub selection: Option<Vec<u8>>,
     /// The prefix of its objects' keys.
     pub prefix: Vec<u8>,
     /// Encoding of its objects.
@@ -112,7 +112,7 @@ pub(crate) struct Listed {
     pub api_version: String,
 }
 
-impl Listed {
+impl ListSource {
     /// The collection is still whole and no older, in the same form. An item that changes meanwhile may be sent newer than
     /// the list's resourceVersion, and one that is deleted or made be left out: a watch from there tells of each.
     fn stands_in(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
@@ -129,7 +129,7 @@ impl Listed {
 
     /// Its objects behind `last`, which is empty at the beginning.
     fn walk(&self, snapshot: &Snapshot, last: &[u8]) -> Result<Walk, StoreError> {
-        match &self.selective {
+        match &self.selection {
             Some(key) => snapshot.walk_members_behind(key, last),
             None => snapshot.walk_behind(&self.prefix, last),
         }
@@ -138,18 +138,18 @@ impl Listed {
 
 /// A walk over a list's objects that outlives its snapshot.
 #[derive(Debug)]
-pub(crate) struct ListWalk {
+pub(crate) struct ListCursor {
     shared: Arc<Shared>,
-    listed: Listed,
+    listed: ListSource,
     /// Key of the last object that was read.
     last: Vec<u8>,
     lease: Arc<Lease>,
 }
 
-type Lease = Mutex<Option<Held>>;
+type Lease = Mutex<Option<LockedFile>>;
 
 #[derive(Debug)]
-struct Held {
+struct LockedFile {
     walk: Walk,
     since: Instant,
     generation: u64,
@@ -157,8 +157,8 @@ struct Held {
     _snapshot: Snapshot,
 }
 
-impl ListWalk {
-    pub(super) fn new(shared: Arc<Shared>, listed: Listed) -> Self {
+impl ListCursor {
+    pub(super) fn new(shared: Arc<Shared>, listed: ListSource) -> Self {
         let lease = Arc::new(Mutex::new(None));
         shared.leases.0.lock().push(Arc::downgrade(&lease));
         Self {
@@ -198,14 +198,14 @@ impl ListWalk {
         }
     }
 
-    fn begin(&self) -> Result<Held, StoreError> {
+    fn begin(&self) -> Result<LockedFile, StoreError> {
         let generation = self.shared.generation();
         let snapshot = self.shared.snapshot()?;
         if !self.listed.stands_in(&snapshot)? {
             return Err(StoreError::Changed);
         }
         let walk = self.listed.walk(&snapshot, &self.last)?;
-        Ok(Held {
+        Ok(LockedFile {
             walk,
             since: Instant::now(),
             generation,
@@ -235,9 +235,9 @@ impl ListWalk {
 
 /// The walks that may have a snapshot; as many as there are requests at the most.
 #[derive(Debug, Default)]
-pub(super) struct Leases(Mutex<Vec<Weak<Lease>>>);
+pub(super) struct SnapshotLeases(Mutex<Vec<Weak<Lease>>>);
 
-impl Leases {
+impl SnapshotLeases {
     /// Ends the snapshots of those that have had theirs for longer than `age`.
     pub(super) fn end_older_than(&self, age: Duration) {
         self.0.lock().retain(|lease| {

@@ -1,154 +1,184 @@
-//! Reads one answer of the cloud as it streams by and says what it tells of the cluster. In: an [`Exchange`] (what was
-//! asked, how it was answered) and the body's bytes. Out: [`Op`]s. Runs on the writer thread, off the response path.
+//! Decodes one upstream response, as it streams by, into changes. Runs on the writer thread, off
+//! the response path.
 
+mod body;
 mod events;
 
 use std::io::Write;
 
-use crate::cache::change::{Op, Said};
-use crate::cache::exchange::{Exchange, form_key, is_short_lived};
-use crate::cache::keys;
-use crate::cache::paginate::{Page, Pages};
-use crate::cache::record::{Collection, Document, NewRecord, TypeHint};
-use crate::cache::variants::{self, PageHead};
-use events::frame;
 use flate2::write::MultiGzDecoder;
-use hublet_wire::list::{JsonList, ListHead, OnItem, ProtobufList};
+use hublet_wire::list::{JsonList, ListHead, ProtobufList};
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::parse_version;
 use hublet_wire::request::Verb;
 use hublet_wire::watch::{JsonFrames, ProtobufFrames};
-use hublet_wire::{CodecError, MAX_OBJECT, json, protobuf};
+use hublet_wire::{CodecError, MAX_OBJECT};
 
-/// Longest document that is stored, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
-const MAX_DOCUMENT: usize = variants::MAX_BYTES;
-/// Memory of a decompressor, and of a list's member.
-const GUNZIP: usize = 48 << 10;
-const KEY: usize = 128;
-/// Most members of one list that is stored.
+use super::change::{Change, Observation};
+use super::exchange::Exchange;
+use super::keys;
+use super::paginate::{ListAssembler, PartialList};
+use super::record::{Collection, NewRecord, TypeHint};
+use super::variants;
+use body::WholeBody;
+use events::EventSink;
+
+/// Longest non-resource response and variant, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
+const MAX_RESPONSE: usize = variants::MAX_BYTES;
+/// Approximate memory of a decompressor, in bytes.
+const GUNZIP_BYTES: usize = 48 << 10;
+/// Approximate memory of one member's key, in bytes.
+const MEMBER_BYTES: usize = 128;
+/// Compressed bytes that are unpacked at once: a bomb then meets the limits of what it unpacks to.
+const GUNZIP_STEP: usize = 4 << 10;
+/// Most members of a list.
 pub(crate) const MAX_MEMBERS: usize = 250_000;
 
 #[derive(Debug)]
-enum Shape {
-    /// One object, `Status`, or document: held whole.
+enum BodyState {
+    /// One object, `Status`, variant or non-resource response: held whole.
     Whole(Vec<u8>),
-    /// The beginning of a list in JSON, or of what was answered in its place.
-    Beginning(Vec<u8>),
-    JsonList(Box<JsonList>, Vec<Vec<u8>>),
-    ProtobufList(ProtobufList, Vec<Vec<u8>>),
-    JsonWatch(JsonFrames, Option<Vec<Vec<u8>>>),
-    ProtobufWatch(ProtobufFrames, Option<Vec<Vec<u8>>>),
+    /// The first bytes of a JSON list, which may turn out to be a variant.
+    ListStart(Vec<u8>),
+    JsonList {
+        list: Box<JsonList>,
+        members: Vec<Vec<u8>>,
+    },
+    ProtobufList {
+        list: ProtobufList,
+        members: Vec<Vec<u8>>,
+    },
+    JsonWatch {
+        frames: JsonFrames,
+        initial: Option<Vec<Vec<u8>>>,
+    },
+    ProtobufWatch {
+        frames: ProtobufFrames,
+        initial: Option<Vec<Vec<u8>>>,
+    },
 }
 
 #[derive(Debug)]
-pub(crate) struct Observer {
+pub(crate) struct ResponseDecoder {
     exchange: Exchange,
-    shape: Shape,
+    state: BodyState,
     gunzip: Option<MultiGzDecoder<Vec<u8>>>,
 }
 
-impl Observer {
+impl ResponseDecoder {
     pub(crate) fn new(exchange: Exchange) -> Self {
-        let members = exchange.initial_events.then(Vec::new);
-        let shape = match (exchange.verb, exchange.encoding) {
-            (Verb::List, Encoding::Json) => Shape::Beginning(Vec::new()),
-            (Verb::DeleteCollection, Encoding::Json) => Shape::JsonList(Box::default(), Vec::new()),
-            (Verb::List | Verb::DeleteCollection, Encoding::Protobuf) => {
-                Shape::ProtobufList(ProtobufList::default(), Vec::new())
-            }
-            (Verb::Watch, Encoding::Json) => Shape::JsonWatch(JsonFrames::default(), members),
-            (Verb::Watch, Encoding::Protobuf) => {
-                Shape::ProtobufWatch(ProtobufFrames::default(), members)
-            }
-            _ => Shape::Whole(Vec::new()),
+        let initial = exchange.initial_events.then(Vec::new);
+        let state = match (exchange.verb, exchange.encoding) {
+            (Verb::List, Encoding::Json) => BodyState::ListStart(Vec::new()),
+            (Verb::DeleteCollection, Encoding::Json) => BodyState::new_json_list(),
+            (Verb::List | Verb::DeleteCollection, Encoding::Protobuf) => BodyState::ProtobufList {
+                list: ProtobufList::default(),
+                members: Vec::new(),
+            },
+            (Verb::Watch, Encoding::Json) => BodyState::JsonWatch {
+                frames: JsonFrames::default(),
+                initial,
+            },
+            (Verb::Watch, Encoding::Protobuf) => BodyState::ProtobufWatch {
+                frames: ProtobufFrames::default(),
+                initial,
+            },
+            _ => BodyState::Whole(Vec::new()),
         };
         let gunzip = exchange.gzip.then(|| MultiGzDecoder::new(Vec::new()));
         Self {
             exchange,
-            shape,
+            state,
             gunzip,
         }
     }
 
     /// Bytes of memory that it keeps until the body has ended.
-    pub(crate) fn held(&self) -> usize {
-        let unpacking = if self.gunzip.is_some() { GUNZIP } else { 0 };
-        let keys = |keys: &[Vec<u8>]| keys.len() * KEY;
-        let body = match &self.shape {
-            Shape::Whole(bytes) | Shape::Beginning(bytes) => bytes.capacity(),
-            Shape::JsonList(_, members) | Shape::ProtobufList(_, members) => keys(members),
-            Shape::JsonWatch(_, members) | Shape::ProtobufWatch(_, members) => {
-                members.as_deref().map_or(0, keys)
-            }
+    pub(crate) fn buffered_bytes(&self) -> usize {
+        let gunzip = if self.gunzip.is_some() {
+            GUNZIP_BYTES
+        } else {
+            0
         };
-        body + unpacking
+        gunzip + self.state.buffered_bytes()
     }
 
-    /// The collection that it feeds, without selectors: that of a watch.
-    pub(super) fn feeds(&self) -> Option<&[u8]> {
+    /// The collection that a watch keeps current, without selectors.
+    pub(super) fn watched_collection(&self) -> Option<&[u8]> {
         (self.exchange.verb == Verb::Watch).then(|| keys::without_selectors(&self.exchange.key))
     }
 
     /// Takes the next bytes of the body.
     ///
     /// # Errors
-    /// Malformed, or over a limit: the observer is of no more use then.
+    /// Malformed, or over a limit: the decoder is of no more use then.
     pub(crate) fn push(
         &mut self,
         chunk: &[u8],
         now: u64,
-        ops: &mut Vec<Op>,
+        changes: &mut Vec<Change>,
     ) -> Result<(), CodecError> {
         let Some(mut gunzip) = self.gunzip.take() else {
-            return self.plain(chunk, now, ops);
+            return self.push_plain(chunk, now, changes);
         };
-        // A little at a time, so that a bomb meets the limits of what it unpacks to.
-        for part in chunk.chunks(4 << 10) {
-            gunzip
-                .write_all(part)
-                .map_err(|_| CodecError::Json("not gzip".into()))?;
+        let not_gzip = |_| CodecError::Json("not gzip".into());
+        for part in chunk.chunks(GUNZIP_STEP) {
+            gunzip.write_all(part).map_err(not_gzip)?;
             let plain = std::mem::take(gunzip.get_mut());
-            self.plain(&plain, now, ops)?;
+            self.push_plain(&plain, now, changes)?;
         }
-        gunzip
-            .flush()
-            .map_err(|_| CodecError::Json("not gzip".into()))?;
+        gunzip.flush().map_err(not_gzip)?;
         let plain = std::mem::take(gunzip.get_mut());
-        self.plain(&plain, now, ops)?;
+        self.push_plain(&plain, now, changes)?;
         self.gunzip = Some(gunzip);
         Ok(())
     }
 
-    fn plain(&mut self, chunk: &[u8], now: u64, ops: &mut Vec<Op>) -> Result<(), CodecError> {
+    fn push_plain(
+        &mut self,
+        chunk: &[u8],
+        now: u64,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), CodecError> {
         let exchange = &self.exchange;
-        match &mut self.shape {
-            Shape::Whole(bytes) => {
-                let document = matches!(exchange.verb, Verb::Document | Verb::List);
-                let limit = if document { MAX_DOCUMENT } else { MAX_OBJECT };
-                if bytes.len() + chunk.len() > limit {
-                    return Err(CodecError::Limit("a body is too long"));
-                }
+        match &mut self.state {
+            BodyState::Whole(bytes) => append_within(bytes, chunk, max_whole_body(exchange.verb)),
+            BodyState::ListStart(bytes) => {
                 bytes.extend_from_slice(chunk);
-                Ok(())
-            }
-            Shape::Beginning(bytes) => {
-                bytes.extend_from_slice(chunk);
-                let Some(other) = variants::is_other_json(bytes) else {
+                let Some(is_variant) = variants::is_variant_json(bytes) else {
                     return Ok(());
                 };
                 let bytes = std::mem::take(bytes);
-                self.shape = list_shape(other);
-                self.plain(&bytes, now, ops)
+                self.state = if is_variant {
+                    BodyState::Whole(Vec::new())
+                } else {
+                    BodyState::new_json_list()
+                };
+                self.push_plain(&bytes, now, changes)
             }
-            Shape::JsonList(list, members) => list.push(chunk, &mut *item(exchange, members, ops)),
-            Shape::ProtobufList(list, members) => {
-                list.push(chunk, &mut *item(exchange, members, ops))
+            BodyState::JsonList { list, members } => list.push(chunk, &mut |head, item| {
+                decode_item(exchange, head, item, members, changes)
+            }),
+            BodyState::ProtobufList { list, members } => list.push(chunk, &mut |head, item| {
+                decode_item(exchange, head, item, members, changes)
+            }),
+            BodyState::JsonWatch { frames, initial } => {
+                let mut sink = EventSink {
+                    exchange,
+                    initial,
+                    now,
+                    changes,
+                };
+                frames.push(chunk, &mut |frame| sink.push_frame(frame))
             }
-            Shape::JsonWatch(frames, members) => {
-                frames.push(chunk, &mut *frame(exchange, members, (now, ops)))
-            }
-            Shape::ProtobufWatch(frames, members) => {
-                frames.push(chunk, &mut *frame(exchange, members, (now, ops)))
+            BodyState::ProtobufWatch { frames, initial } => {
+                let mut sink = EventSink {
+                    exchange,
+                    initial,
+                    now,
+                    changes,
+                };
+                frames.push(chunk, &mut |frame| sink.push_frame(frame))
             }
         }
     }
@@ -156,323 +186,165 @@ impl Observer {
     /// The body has ended well.
     ///
     /// # Errors
-    /// It isn't whole after all, or isn't what was asked for.
+    /// It is incomplete after all, or isn't what was asked for.
     pub(crate) fn finish(
         self,
         now: u64,
-        pages: &mut Pages,
-        ops: &mut Vec<Op>,
+        lists: &mut ListAssembler,
+        changes: &mut Vec<Change>,
     ) -> Result<(), CodecError> {
         let exchange = self.exchange;
-        let (head, members) = match self.shape {
-            Shape::JsonWatch(..) | Shape::ProtobufWatch(..) => return Ok(()),
-            Shape::Beginning(_) => return Err(CodecError::Json("the list is cut off".into())),
-            Shape::Whole(bytes) => return whole(&exchange, &bytes, pages, ops),
-            Shape::JsonList(list, members) => (list.finish()?, members),
-            Shape::ProtobufList(list, members) => (list.finish()?, members),
+        let (head, members) = match self.state {
+            BodyState::JsonWatch { .. } | BodyState::ProtobufWatch { .. } => return Ok(()),
+            BodyState::ListStart(_) => return Err(CodecError::Json("the list is cut off".into())),
+            BodyState::Whole(bytes) => {
+                let body = WholeBody {
+                    exchange: &exchange,
+                    bytes: &bytes,
+                    lists,
+                    changes,
+                };
+                return body.decode();
+            }
+            BodyState::JsonList { list, members } => (list.finish()?, members),
+            BodyState::ProtobufList { list, members } => (list.finish()?, members),
         };
         if exchange.verb == Verb::List {
-            listed(exchange, head, members, pages, (now, ops))
-        } else {
-            Ok(())
+            let page = list_page(exchange, head, members, now)?;
+            changes.extend(lists.add_page(page).map(PartialList::into_change));
+        }
+        Ok(())
+    }
+}
+
+impl BodyState {
+    fn new_json_list() -> Self {
+        Self::JsonList {
+            list: Box::default(),
+            members: Vec::new(),
+        }
+    }
+
+    fn buffered_bytes(&self) -> usize {
+        match self {
+            Self::Whole(bytes) | Self::ListStart(bytes) => bytes.capacity(),
+            Self::JsonList { members, .. } | Self::ProtobufList { members, .. } => {
+                members.len() * MEMBER_BYTES
+            }
+            Self::JsonWatch { initial, .. } | Self::ProtobufWatch { initial, .. } => {
+                initial.as_ref().map_or(0, Vec::len) * MEMBER_BYTES
+            }
         }
     }
 }
 
-/// How a list in JSON is read on, once its beginning has told whether it is one of the objects themselves.
-fn list_shape(other: bool) -> Shape {
-    if other {
-        Shape::Whole(Vec::new())
+fn max_whole_body(verb: Verb) -> usize {
+    // A list held whole is a variant.
+    if matches!(verb, Verb::Document | Verb::List) {
+        MAX_RESPONSE
     } else {
-        Shape::JsonList(Box::default(), Vec::new())
+        MAX_OBJECT
     }
 }
 
-/// What to do with each item of a list (or of a DELETE of a collection).
-fn item<'a>(
-    exchange: &'a Exchange,
-    members: &'a mut Vec<Vec<u8>>,
-    ops: &'a mut Vec<Op>,
-) -> Box<OnItem<'a>> {
-    Box::new(move |head, bytes| {
-        let Some(kind) = head.kind.strip_suffix("List") else {
-            // Custom resources say their list's kind behind the items; each item says its own.
-            return if head.unstructured {
-                store_item(exchange, TypeHint::default(), bytes, (members, ops))
-            } else {
-                Err(CodecError::Json(format!(
-                    "{:?} is no list of objects",
-                    head.kind
-                )))
-            };
-        };
-        store_item(
-            exchange,
-            TypeHint {
-                api_version: &head.api_version,
-                kind,
-            },
-            bytes,
-            (members, ops),
-        )
-    })
+fn append_within(bytes: &mut Vec<u8>, chunk: &[u8], limit: usize) -> Result<(), CodecError> {
+    if bytes.len() + chunk.len() > limit {
+        return Err(CodecError::Limit("a body is too long"));
+    }
+    bytes.extend_from_slice(chunk);
+    Ok(())
 }
 
-fn store_item(
+/// Decodes an item of a list, or of the answer to a DELETE of a collection.
+fn decode_item(
     exchange: &Exchange,
-    hint: TypeHint<'_>,
-    bytes: &[u8],
-    (members, ops): (&mut Vec<Vec<u8>>, &mut Vec<Op>),
+    head: &ListHead,
+    item: &[u8],
+    members: &mut Vec<Vec<u8>>,
+    changes: &mut Vec<Change>,
 ) -> Result<(), CodecError> {
-    let record = match exchange.encoding {
-        Encoding::Json => NewRecord::json(bytes, hint, exchange.answered)?,
-        Encoding::Protobuf => NewRecord::protobuf_item(bytes, hint, exchange.answered)?,
-    };
-    let key = exchange.object_key(&record.namespace, &record.name);
     if members.len() >= MAX_MEMBERS {
         return Err(CodecError::Limit("a list has too many items"));
     }
-    if exchange.verb == Verb::DeleteCollection {
-        ops.push(deleted(key, record, exchange.said()));
-    } else {
-        members.push(key.clone());
-        ops.push(Op::Upsert {
-            key,
-            record,
-            said: exchange.said_of_many(),
-        });
-    }
-    Ok(())
-}
-
-/// The answer to a DELETE showed this object: gone, or held back by finalizers or a grace period.
-fn deleted(key: Vec<u8>, record: NewRecord, said: Said) -> Op {
-    if record.going {
-        Op::Gone {
-            key,
-            version: record.version,
-            said,
-        }
-    } else {
-        Op::Upsert { key, record, said }
-    }
-}
-
-fn listed(
-    exchange: Exchange,
-    head: ListHead,
-    members: Vec<Vec<u8>>,
-    pages: &mut Pages,
-    (now, ops): (u64, &mut Vec<Op>),
-) -> Result<(), CodecError> {
-    if variants::is_other(&head.api_version, &head.kind) {
-        return Err(CodecError::OtherForm(head.kind));
-    }
-    if !head.kind.ends_with("List") {
-        return Err(CodecError::Json(format!(
-            "{:?} is no list of objects",
-            head.kind
-        )));
-    }
-    let version = parse_version(&head.resource_version)
-        .ok_or_else(|| CodecError::Json("a list without a resourceVersion".into()))?;
-    let record = Collection {
-        unstructured: head.unstructured,
-        ..Collection::new(version, exchange.answered, head.kind, head.api_version)
-    };
-    let said = exchange.said_of_many();
-    let page = Page {
-        collection: exchange.key,
-        record,
-        members,
-        since: now,
-        said,
-    };
-    if let Some(page) = pages.join(&exchange.continue_token, &head.continue_token, page) {
-        let Page {
-            collection,
-            record,
-            members,
-            said,
-            ..
-        } = page;
-        ops.push(Op::Complete {
-            collection,
-            record,
-            members,
-            said,
-        });
-    }
-    Ok(())
-}
-
-/// A body held whole: an object, a `Status`, or a document.
-fn whole(
-    exchange: &Exchange,
-    bytes: &[u8],
-    pages: &mut Pages,
-    ops: &mut Vec<Op>,
-) -> Result<(), CodecError> {
-    if exchange.verb == Verb::Document {
-        let (content_type, etag) = (&exchange.content_type, &exchange.etag);
-        if content_type.starts_with("application/json") {
-            serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
-                .map_err(|e| CodecError::Json(e.to_string()))?;
-        }
-        let key = [&exchange.key, b"\n".as_slice(), content_type.as_bytes()].concat();
-        ops.push(Op::Document {
-            key,
-            value: Document {
-                at: exchange.asked,
-                content_type,
-                etag,
-                body: bytes,
-            }
-            .write(),
-        });
-        return Ok(());
-    }
-    if exchange.status == 404 {
-        if is_not_found(exchange, bytes)? {
-            ops.push(Op::Gone {
-                key: exchange.key.clone(),
-                version: 0,
-                said: exchange.said(),
-            });
-        }
-        return Ok(());
-    }
-    if exchange.status == 409 {
-        let there = named_in_status(exchange, bytes, "AlreadyExists")?;
-        ops.extend(there.map(|name| Op::Appeared {
-            key: [&exchange.key, name.as_bytes()].concat(),
-        }));
-        return Ok(());
-    }
-    let json = exchange.encoding == Encoding::Json && exchange.verb.is_read();
-    if json && variants::is_other_json(bytes).unwrap_or(true) {
-        let head = json::head(bytes)?;
-        if let Some(form) = variants::spelling(&head.api_version, &head.kind) {
-            return other(exchange, &form, (&head, bytes), (pages, ops));
-        }
-    }
-    if exchange.verb == Verb::Delete && is_success(exchange, bytes)? {
-        if exchange.status == 200 {
-            // Whatever was seen of it between question and answer is gone with it.
-            let (asked, at) = (exchange.answered, exchange.answered);
-            let said = Said {
-                asked,
-                since: asked,
-                at,
-                ..exchange.said()
-            };
-            ops.push(Op::Gone {
-                key: exchange.key.clone(),
-                version: 0,
-                said,
-            });
-        }
-        return Ok(());
-    }
+    let hint = item_type(head)?;
     let record = match exchange.encoding {
-        Encoding::Json => NewRecord::json(bytes, TypeHint::default(), exchange.answered)?,
-        Encoding::Protobuf => NewRecord::protobuf(bytes, exchange.answered)?,
+        Encoding::Json => NewRecord::json(item, hint, exchange.answered_at)?,
+        Encoding::Protobuf => NewRecord::protobuf_item(item, hint, exchange.answered_at)?,
     };
     let key = exchange.object_key(&record.namespace, &record.name);
-    if !exchange.name.is_empty() && key != exchange.key {
-        return Err(CodecError::Json(
-            "the answer is another object than was asked for".into(),
-        ));
+    if exchange.verb == Verb::DeleteCollection {
+        changes.push(delete_or_upsert(key, record, exchange.observation()));
+        return Ok(());
     }
-    ops.push(match exchange.verb {
-        // Nobody reads its own Events again, and the cloud drops them after an hour.
-        Verb::Create if is_short_lived(&key) => Op::Appeared { key },
-        Verb::Delete if exchange.status == 200 => deleted(key, record, exchange.said()),
-        _ => Op::Upsert {
-            key,
-            record,
-            said: exchange.said(),
-        },
+    members.push(key.clone());
+    changes.push(Change::Upsert {
+        key,
+        record,
+        observed: exchange.list_observation(),
     });
     Ok(())
 }
 
-/// Objects in another form, kept whole under what was asked for.
-fn other(
-    exchange: &Exchange,
-    form: &str,
-    (head, bytes): (&json::Head<'_>, &[u8]),
-    (pages, ops): (&mut Pages, &mut Vec<Op>),
-) -> Result<(), CodecError> {
-    if !exchange.keeps_tables {
-        return Ok(());
+/// The type of a list's items, from the list's own.
+fn item_type(head: &ListHead) -> Result<TypeHint<'_>, CodecError> {
+    match head.kind.strip_suffix("List") {
+        Some(kind) => Ok(TypeHint {
+            api_version: &head.api_version,
+            kind,
+        }),
+        // Lists of custom resources name their kind behind the items; each item names its own.
+        None if head.unstructured => Ok(TypeHint::default()),
+        None => Err(not_a_list(&head.kind)),
     }
-    let key = form_key(&exchange.key, &exchange.api_version, form);
-    let mut keep = |at: u64, key: Vec<u8>, body: &[u8]| {
-        let document = Document {
-            at,
-            content_type: "application/json",
-            etag: "",
-            body,
-        };
-        ops.push(Op::Document {
+}
+
+fn not_a_list(kind: &str) -> CodecError {
+    CodecError::Json(format!("{kind:?} is no list of objects"))
+}
+
+/// A DELETE's answer shows an object that is gone, or held back by finalizers or a grace period.
+fn delete_or_upsert(key: Vec<u8>, record: NewRecord, observed: Observation) -> Change {
+    if record.is_gone {
+        Change::Delete {
             key,
-            value: document.write(),
-        });
-    };
-    let tokens = (exchange.continue_token.as_str(), &*head.meta.continue_token);
-    if tokens == ("", "") {
-        keep(exchange.asked, key, bytes);
-        return Ok(());
-    }
-    let page = PageHead {
-        key,
-        kind: &head.kind,
-        api_version: &head.api_version,
-        version: &head.meta.resource_version,
-        asked: exchange.asked,
-    };
-    if let Some(whole) = pages.forms.join(tokens, &page, bytes)? {
-        keep(whole.asked, whole.key, &whole.body);
-    }
-    Ok(())
-}
-
-/// A 404 that is about the object itself, not about its group, version or subresource.
-fn is_not_found(exchange: &Exchange, bytes: &[u8]) -> Result<bool, CodecError> {
-    Ok(named_in_status(exchange, bytes, "NotFound")?.is_some_and(|name| name == exchange.name))
-}
-
-/// The object of this resource of which a `Status` with that reason speaks.
-fn named_in_status(
-    exchange: &Exchange,
-    bytes: &[u8],
-    reason: &str,
-) -> Result<Option<String>, CodecError> {
-    let name = |is: &str, resource: &str, name: &str| {
-        (is == reason && resource == exchange.plural && !name.is_empty()).then(|| name.to_owned())
-    };
-    match exchange.encoding {
-        Encoding::Json => {
-            let status = json::head(bytes)?.status;
-            Ok(name(&status.reason, &status.resource, &status.name))
+            version: record.version,
+            observed,
         }
-        Encoding::Protobuf => {
-            let status = protobuf::status(protobuf::Unknown::parse(bytes)?.raw)?;
-            Ok(name(&status.reason, &status.resource, &status.name))
+    } else {
+        Change::Upsert {
+            key,
+            record,
+            observed,
         }
     }
 }
 
-fn is_success(exchange: &Exchange, bytes: &[u8]) -> Result<bool, CodecError> {
-    match exchange.encoding {
-        Encoding::Json => {
-            let head = json::head(bytes)?;
-            Ok(head.kind == "Status" && head.status.status == "Success")
-        }
-        Encoding::Protobuf => {
-            let unknown = protobuf::Unknown::parse(bytes)?;
-            Ok(unknown.kind == "Status" && protobuf::status(unknown.raw)?.status == "Success")
-        }
+fn list_page(
+    exchange: Exchange,
+    head: ListHead,
+    members: Vec<Vec<u8>>,
+    now: u64,
+) -> Result<PartialList, CodecError> {
+    if variants::is_variant(&head.api_version, &head.kind) {
+        return Err(CodecError::OtherForm(head.kind));
     }
+    if !head.kind.ends_with("List") {
+        return Err(not_a_list(&head.kind));
+    }
+    let version = parse_version(&head.resource_version)
+        .ok_or_else(|| CodecError::Json("a list without a resourceVersion".into()))?;
+    let observed = exchange.list_observation();
+    let record = Collection {
+        unstructured: head.unstructured,
+        ..Collection::new(version, exchange.answered_at, head.kind, head.api_version)
+    };
+    Ok(PartialList {
+        collection: exchange.key,
+        record,
+        members,
+        received_at: now,
+        observed,
+        continue_token: exchange.continue_token,
+        next: head.continue_token,
+    })
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::tests::{Bench, POD, PODS, event, list, pod};
 use super::*;
-use crate::cache::backend::{Access, FileSystem, Medium, Storage};
-use crate::cache::open::Place;
+use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
+use crate::cache::open::StoreLocation;
 use crate::cache::store::{Condition, Lookup, Store};
 
 const ENOSPC: i32 = 28;
@@ -55,10 +55,10 @@ impl Faults {
 struct FailingDisk(Arc<Faults>);
 
 #[derive(Debug)]
-struct FailingFile(Arc<dyn Storage>, Arc<Faults>);
+struct FailingFile(Arc<dyn StorageFile>, Arc<Faults>);
 
-impl Medium for FailingDisk {
-    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+impl FileOpener for FailingDisk {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>> {
         if access == Access::Write && self.0.write.load(Ordering::SeqCst) == EROFS {
             return Err(io::Error::from_raw_os_error(EROFS));
         }
@@ -69,7 +69,7 @@ impl Medium for FailingDisk {
     }
 }
 
-impl Storage for FailingFile {
+impl StorageFile for FailingFile {
     fn len(&self) -> io::Result<u64> {
         self.0.len()
     }
@@ -98,7 +98,8 @@ impl Storage for FailingFile {
 
 impl FailingDisk {
     fn open_in(&self, dir: &Path) -> Cache {
-        let store = Store::open_at(Place::new(dir, 1 << 20, Arc::new(self.clone()))).unwrap();
+        let store =
+            Store::open_at(StoreLocation::new(dir, 1 << 20, Arc::new(self.clone()))).unwrap();
         Cache::over(store, 512 << 20, (Clock::default(), Instant::now())).unwrap()
     }
 
@@ -165,9 +166,9 @@ async fn i13_whichever_write_fails_reads_go_on_and_nothing_is_lost() {
     ] {
         let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
         let bench = disk.bench(dir.path());
-        bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+        bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
         disk.0.fail_writes(errno, after);
-        bench.said(POD, 200, pod("a", 8).as_bytes(), 0).await;
+        bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
         let seen = read(&bench).await;
         assert!((7..=8).contains(&seen), "write {after}: {seen}");
         if let Condition::ReadOnly(problem) = bench.cache.store.condition() {
@@ -197,7 +198,7 @@ async fn i13_a_store_that_was_killed_is_served_from_a_disk_that_cant_be_written(
     );
     let bench = disk.bench(dir.path());
     bench
-        .said(PODS, 200, list(9, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
+        .respond(PODS, 200, list(9, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
         .await;
     // As a kill leaves it: not closed.
     std::fs::copy(
@@ -214,7 +215,7 @@ async fn i13_a_store_that_was_killed_is_served_from_a_disk_that_cant_be_written(
     assert_eq!(read(&bench).await, 7);
     assert_eq!(bench.cache.status()["collections"], 1);
     assert_eq!(bench.cache.status()["writable"], false);
-    bench.said(POD, 200, pod("a", 11).as_bytes(), 0).await;
+    bench.respond(POD, 200, pod("a", 11).as_bytes(), 0).await;
     disk.mend();
     writable(&bench.cache).await;
     assert_eq!(read(&bench).await, 11);
@@ -228,7 +229,7 @@ async fn i13_a_disk_that_is_full_at_the_first_start_keeps_nobody_from_starting()
     let bench = disk.bench(dir.path());
     assert!(!bench.cache.is_writable());
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
-    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
     disk.mend();
     writable(&bench.cache).await;
     assert_eq!(read(&bench).await, 7);
@@ -239,7 +240,7 @@ async fn i13_a_disk_that_is_full_at_the_first_start_keeps_nobody_from_starting()
 async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
     let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
     let bench = disk.bench(dir.path());
-    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
     bench.cache.close().await;
     drop(bench);
     disk.0.read.store(EIO, Ordering::SeqCst);
@@ -260,21 +261,21 @@ async fn i2_what_the_disk_did_not_take_is_a_gap_that_nothing_goes_over() {
     let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
     let bench = disk.bench(dir.path());
     bench
-        .said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
+        .respond(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
         .await;
     let first_page = list(20, "next", &[("c", 15)]);
     disk.0.fail_writes(ENOSPC, 0);
     let filler = format!("}},\"spec\":\"{}\"}}", "x".repeat(1 << 20));
     let large = |version: u64| pod("large", version).replace("}}", &filler);
     bench
-        .said(&format!("{PODS}?limit=1"), 200, first_page.as_bytes(), 0)
+        .respond(&format!("{PODS}?limit=1"), 200, first_page.as_bytes(), 0)
         .await;
     for version in 11..20 {
         if bench.cache.ingest().given_up() > 0 {
             break;
         }
         bench
-            .said(
+            .respond(
                 "GET /api/v1/namespaces/d/pods/large",
                 200,
                 large(version).as_bytes(),
@@ -286,7 +287,7 @@ async fn i2_what_the_disk_did_not_take_is_a_gap_that_nothing_goes_over() {
     disk.mend();
     writable(&bench.cache).await;
     bench
-        .said(
+        .respond(
             &format!("{PODS}?limit=1&continue=next"),
             200,
             list(20, "", &[("d", 16)]).as_bytes(),
@@ -300,7 +301,7 @@ async fn i2_what_the_disk_did_not_take_is_a_gap_that_nothing_goes_over() {
     );
     let watch = format!("{PODS}?watch=true&resourceVersion=20");
     bench
-        .said(&watch, 200, event("ADDED", "e", 21).as_bytes(), 0)
+        .respond(&watch, 200, event("ADDED", "e", 21).as_bytes(), 0)
         .await;
     assert_eq!(
         bench.collection("/pods/d/").await.unwrap().version,

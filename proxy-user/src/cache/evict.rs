@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 use redb::ReadableTable;
 
 use crate::cache::apply::apply;
-use crate::cache::change::{Evicted, Op};
+use crate::cache::change::{Change, Evicted};
 use crate::cache::compact::compact;
-use crate::cache::continuity::Lineage;
+use crate::cache::continuity::Continuity;
 use crate::cache::keys;
-use crate::cache::record::{Collection, Document, Record};
+use crate::cache::record::{Collection, Record, ResponseRecord};
 use crate::cache::store::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS, Snapshot, Store, StoreError};
 
 /// Most questions whose time is kept; beyond it the older half goes, and the cloud's last answer counts.
@@ -31,9 +31,9 @@ const RETRY: Duration = Duration::from_secs(600);
 /// When clients last asked the store for what, in milliseconds since the epoch: online each question goes to the cloud,
 /// and its answer has its time in the store.
 #[derive(Debug, Default)]
-pub(crate) struct Asked(Mutex<HashMap<Vec<u8>, u64>>);
+pub(crate) struct LastRequested(Mutex<HashMap<Vec<u8>, u64>>);
 
-impl Asked {
+impl LastRequested {
     /// A client has asked for this object, collection or document, and got it.
     pub(crate) fn note(&self, scope: &[u8], now: u64) {
         let mut asked = self.0.lock();
@@ -72,16 +72,16 @@ fn footprint(key: usize, value: usize) -> u64 {
 }
 
 /// How much an operation may add to the file.
-fn growth(op: &Op) -> u64 {
-    match op {
-        Op::Upsert { key, record, .. } => footprint(key.len(), record.value.len()),
-        Op::Document { key, value } => footprint(key.len(), value.len()),
-        Op::Complete {
+fn growth(change: &Change) -> u64 {
+    match change {
+        Change::Upsert { key, record, .. } => footprint(key.len(), record.value.len()),
+        Change::PutResponse { key, value } => footprint(key.len(), value.len()),
+        Change::ReplaceCollection {
             collection,
             members,
             ..
         } if members.is_empty() => footprint(collection.len(), 200),
-        Op::Complete {
+        Change::ReplaceCollection {
             collection,
             members,
             ..
@@ -94,8 +94,8 @@ fn growth(op: &Op) -> u64 {
 }
 
 /// Stored rows by when they were last asked for.
-struct Survey {
-    asked: Arc<Asked>,
+struct UsageSurvey {
+    asked: Arc<LastRequested>,
     /// Collections without their selectors: when the last of them was asked for; `u64::MAX` where a watch feeds it.
     collections: HashMap<Vec<u8>, u64>,
     /// When last asked for (shifted) → bytes.
@@ -104,14 +104,14 @@ struct Survey {
     live: u64,
 }
 
-impl Survey {
+impl UsageSurvey {
     fn of(
         snapshot: &Snapshot,
-        asked: Arc<Asked>,
+        asked: Arc<LastRequested>,
         fed: &HashSet<Vec<u8>>,
     ) -> Result<Self, StoreError> {
         let mut collections: HashMap<Vec<u8>, u64> = HashMap::new();
-        snapshot.each_collection(|key, collection| {
+        snapshot.for_each_collection(|key, collection| {
             let at = collection
                 .map_or(0, |c: Collection| c.at)
                 .max(asked.at(key));
@@ -190,26 +190,31 @@ impl Survey {
     }
 
     /// Evicts all that was last asked for at `limit` or before; how many things that were.
-    fn evict(&self, store: &Store, limit: u64, lineage: &mut Lineage) -> Result<u64, StoreError> {
-        let mut ops = Vec::new();
-        store.snapshot()?.each_collection(|key, collection| {
+    fn evict(
+        &self,
+        store: &Store,
+        limit: u64,
+        continuity: &mut Continuity,
+    ) -> Result<u64, StoreError> {
+        let mut changes = Vec::new();
+        store.snapshot()?.for_each_collection(|key, collection| {
             let at = collection.map_or(0, |c| c.at).max(self.asked.at(key));
             let fed = self.collections.get(keys::without_selectors(key)) == Some(&u64::MAX);
             if at <= limit && !fed {
-                ops.push(Op::Evict(Evicted::Collection(key.to_vec())));
+                changes.push(Change::Evict(Evicted::Collection(key.to_vec())));
             }
         })?;
-        let mut evicted = ops.len() as u64;
-        apply(store, &ops, lineage)?;
+        let mut evicted = changes.len() as u64;
+        apply(store, &changes, continuity)?;
         for rows in [Rows::Documents, Rows::Objects] {
             let mut behind = Vec::new();
             loop {
-                let (ops, last) = self.due(&store.snapshot()?, rows, (limit, &behind))?;
-                if ops.is_empty() {
+                let (changes, last) = self.due(&store.snapshot()?, rows, (limit, &behind))?;
+                if changes.is_empty() {
                     break;
                 }
-                evicted += ops.len() as u64;
-                apply(store, &ops, lineage)?;
+                evicted += changes.len() as u64;
+                apply(store, &changes, continuity)?;
                 behind = last;
             }
         }
@@ -222,21 +227,21 @@ impl Survey {
         snapshot: &Snapshot,
         rows: Rows,
         (limit, behind): (u64, &[u8]),
-    ) -> Result<(Vec<Op>, Vec<u8>), StoreError> {
-        let (mut ops, mut last) = (Vec::new(), Vec::new());
+    ) -> Result<(Vec<Change>, Vec<u8>), StoreError> {
+        let (mut changes, mut last) = (Vec::new(), Vec::new());
         snapshot.each(rows, behind, |key, _, at| {
             let (time, what) = match rows {
-                Rows::Documents => (self.document(key, at), Evicted::Document(key.to_vec())),
+                Rows::Documents => (self.document(key, at), Evicted::Response(key.to_vec())),
                 Rows::Objects => (self.object(key, at), Evicted::Object(key.to_vec())),
             };
             if time <= limit {
-                ops.push(Op::Evict(what));
+                changes.push(Change::Evict(what));
             }
             last.clear();
             last.extend_from_slice(key);
-            ops.len() < STEP
+            changes.len() < STEP
         })?;
-        Ok((ops, last))
+        Ok((changes, last))
     }
 }
 
@@ -248,7 +253,7 @@ enum Rows {
 }
 
 impl Snapshot {
-    fn each_collection(
+    fn for_each_collection(
         &self,
         mut look: impl FnMut(&[u8], Option<Collection>),
     ) -> Result<(), StoreError> {
@@ -274,7 +279,9 @@ impl Snapshot {
             let (key, value) = row?;
             let at = match rows {
                 Rows::Objects => Record::read(value.value()).map_or(0, |record| record.stored_at),
-                Rows::Documents => Document::read(value.value()).map_or(0, |document| document.at),
+                Rows::Documents => {
+                    ResponseRecord::read(value.value()).map_or(0, |document| document.at)
+                }
             };
             if !look(key.value(), value.value().len(), at) {
                 break;
@@ -293,9 +300,9 @@ impl Snapshot {
 }
 
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct SizeBudget {
     limit: u64,
-    asked: Arc<Asked>,
+    asked: Arc<LastRequested>,
     /// Bytes that the file needs at the most, once they were counted.
     live: Option<u64>,
     /// Bytes written since they were counted.
@@ -308,8 +315,8 @@ pub(super) struct Budget {
     failed: Option<Instant>,
 }
 
-impl Budget {
-    pub(super) fn new(limit: u64, asked: Arc<Asked>) -> Self {
+impl SizeBudget {
+    pub(super) fn new(limit: u64, asked: Arc<LastRequested>) -> Self {
         Self {
             limit,
             asked,
@@ -325,14 +332,14 @@ impl Budget {
     ///
     /// # Errors
     /// redb's; or what watches feed alone is over the limit.
-    pub(super) fn make_room(
+    pub(super) fn evict_for(
         &mut self,
         store: &Store,
-        ops: &[Op],
+        changes: &[Change],
         fed: &HashSet<Vec<u8>>,
-        lineage: &mut Lineage,
+        continuity: &mut Continuity,
     ) -> Result<u64, StoreError> {
-        let growth: u64 = ops.iter().map(growth).sum();
+        let growth: u64 = changes.iter().map(growth).sum();
         self.written += growth;
         self.live = self.live.map(|live| live + growth);
         let full = self.limit / 4 * 3;
@@ -350,7 +357,7 @@ impl Budget {
         }
         let due = survey.limit(live - self.limit / 8 * 5);
         let (evicted, freed) = match due {
-            Some((limit, freed)) => (survey.evict(store, limit, lineage)?, freed),
+            Some((limit, freed)) => (survey.evict(store, limit, continuity)?, freed),
             None => (0, 0),
         };
         self.stayed = live.saturating_sub(freed);
@@ -367,9 +374,9 @@ impl Budget {
         }
     }
 
-    fn count(&mut self, store: &Store, fed: &HashSet<Vec<u8>>) -> Result<Survey, StoreError> {
+    fn count(&mut self, store: &Store, fed: &HashSet<Vec<u8>>) -> Result<UsageSurvey, StoreError> {
         self.written = 0;
-        Survey::of(&store.snapshot()?, Arc::new(self.asked.copy()), fed)
+        UsageSurvey::of(&store.snapshot()?, Arc::new(self.asked.copy()), fed)
     }
 
     /// Makes the file small again where most of it is free; for a moment in which nothing is to be written.

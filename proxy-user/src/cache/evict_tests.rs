@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::apply::apply;
-use crate::cache::change::{Answer, Evicted, Op, Said};
-use crate::cache::continuity::Lineage;
-use crate::cache::evict::{Asked, Budget};
-use crate::cache::record::{Collection, Document, NewRecord, TypeHint};
-use crate::cache::store::{Listed, Lookup, Store, StoreError};
+use crate::cache::change::{Change, Evicted, Observation, ObservedBy};
+use crate::cache::continuity::Continuity;
+use crate::cache::evict::{LastRequested, SizeBudget};
+use crate::cache::record::{Collection, NewRecord, ResponseRecord, TypeHint};
+use crate::cache::store::{ListSource, Lookup, Store, StoreError};
 use crate::clock::Clock;
 use hublet_wire::media::Encoding;
 
@@ -20,29 +20,29 @@ fn key(name: &str) -> Vec<u8> {
     format!("/pods/d/{name}").into_bytes()
 }
 
-fn said(at: u64) -> Said {
-    Said {
-        asked: at,
-        since: 0,
-        at,
-        answer: Answer::Listed,
+fn listed_at(at: u64) -> Observation {
+    Observation {
+        requested_at: at,
+        not_before: 0,
+        not_after: at,
+        source: ObservedBy::List,
     }
 }
 
-fn lineage() -> Lineage {
-    Lineage::new(Clock::default())
+fn continuity() -> Continuity {
+    Continuity::new(Clock::default())
 }
 
-fn upsert(name: &str, (version, at): (u64, u64), len: usize) -> Op {
+fn upsert(name: &str, (version, at): (u64, u64), len: usize) -> Change {
     let filler = "x".repeat(len);
     let json = format!(
         r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"d","uid":"u","resourceVersion":"{version}"}},"spec":"{filler}"}}"#
     );
     let record = NewRecord::json(json.as_bytes(), TypeHint::default(), at).unwrap();
-    Op::Upsert {
+    Change::Upsert {
         key: key(name),
         record,
-        said: said(at),
+        observed: listed_at(at),
     }
 }
 
@@ -50,13 +50,13 @@ fn collection(version: u64, at: u64) -> Collection {
     Collection::new(version, at, "PodList".to_owned(), "v1".to_owned())
 }
 
-fn complete(version: u64, at: u64, names: &[String]) -> Op {
+fn complete(version: u64, at: u64, names: &[String]) -> Change {
     let members = names.iter().map(|name| key(name)).collect();
-    Op::Complete {
+    Change::ReplaceCollection {
         collection: b"/pods/d/".to_vec(),
         record: collection(version, at),
         members,
-        said: said(at),
+        observed: listed_at(at),
     }
 }
 
@@ -70,11 +70,11 @@ fn names(n: usize) -> Vec<String> {
     (0..n).map(|n| format!("p{n:04}")).collect()
 }
 
-fn listed(encoding: Encoding) -> Listed {
-    Listed {
+fn listed(encoding: Encoding) -> ListSource {
+    ListSource {
         key: b"/pods/d/".to_vec(),
         collection: collection(10, 0),
-        selective: None,
+        selection: None,
         prefix: b"/pods/d/".to_vec(),
         encoding,
         api_version: "v1".into(),
@@ -83,10 +83,10 @@ fn listed(encoding: Encoding) -> Listed {
 
 fn fill(store: &Store, names: &[String], len: usize) {
     for batch in names.chunks(16) {
-        let ops: Vec<Op> = batch.iter().map(|name| upsert(name, (7, 0), len)).collect();
-        apply(store, &ops, &mut lineage()).unwrap();
+        let changes: Vec<Change> = batch.iter().map(|name| upsert(name, (7, 0), len)).collect();
+        apply(store, &changes, &mut continuity()).unwrap();
     }
-    apply(store, &[complete(10, 0, names)], &mut lineage()).unwrap();
+    apply(store, &[complete(10, 0, names)], &mut continuity()).unwrap();
 }
 
 /// A client that read a list and stopped kept every page of it: the file grew with each write.
@@ -94,16 +94,19 @@ fn fill(store: &Store, names: &[String], len: usize) {
 fn a_reader_that_stalls_does_not_make_the_file_grow() {
     let (_dir, store) = open();
     fill(&store, &names(64), 32 * KIB);
-    let mut stalled = store.snapshot().unwrap().list_walk(listed(Encoding::Json));
+    let mut stalled = store
+        .snapshot()
+        .unwrap()
+        .list_cursor(listed(Encoding::Json));
     assert_eq!(stalled.next(|r| r.version).unwrap(), Some(7));
     let mut size = 0;
     for version in 11..40 {
         store.end_old_snapshots(Duration::ZERO);
-        let ops: Vec<Op> = names(64)
+        let changes: Vec<Change> = names(64)
             .iter()
             .map(|name| upsert(name, (version, 0), 32 * KIB))
             .collect();
-        apply(&store, &ops, &mut lineage()).unwrap();
+        apply(&store, &changes, &mut continuity()).unwrap();
         size = if version == 14 { store.size() } else { size };
     }
     assert!(store.size() <= size + MIB, "{} after {size}", store.size());
@@ -117,12 +120,12 @@ fn a_reader_that_stalls_does_not_make_the_file_grow() {
 
 #[test]
 fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
-    let after = |ops: &[Op], encoding| {
+    let after = |changes: &[Change], encoding| {
         let (_dir, store) = open();
         fill(&store, &names(4), KIB);
-        let mut walk = store.snapshot().unwrap().list_walk(listed(encoding));
+        let mut walk = store.snapshot().unwrap().list_cursor(listed(encoding));
         walk.next(|_| ())?;
-        apply(&store, ops, &mut lineage()).unwrap();
+        apply(&store, changes, &mut continuity()).unwrap();
         store.end_old_snapshots(Duration::ZERO);
         let mut rest = 0;
         while walk.next(|_| ())?.is_some() {
@@ -130,17 +133,17 @@ fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
         }
         Ok::<_, StoreError>(rest)
     };
-    let gone = Op::Gone {
+    let gone = Change::Delete {
         key: key("p0002"),
         version: 12,
-        said: said(1),
+        observed: listed_at(1),
     };
     assert_eq!(
         after(&[gone], Encoding::Json).unwrap(),
         2,
         "deleted after the list: a watch from there says so"
     );
-    let forget = Op::Forget {
+    let forget = Change::Invalidate {
         key: key("p0002"),
         version: 12,
     };
@@ -148,7 +151,7 @@ fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
         matches!(after(&[forget], Encoding::Json), Err(StoreError::Changed)),
         "it may be there still"
     );
-    let evicted = Op::Evict(Evicted::Collection(b"/pods/d/".to_vec()));
+    let evicted = Change::Evict(Evicted::Collection(b"/pods/d/".to_vec()));
     assert!(matches!(
         after(&[evicted], Encoding::Json),
         Err(StoreError::Changed)
@@ -162,35 +165,39 @@ fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
 #[test]
 fn i14_beyond_the_budget_goes_what_nobody_has_asked_for_longest() {
     let (_dir, store) = open();
-    let asked = Arc::new(Asked::default());
-    let mut budget = Budget::new(16 * MIB, Arc::clone(&asked));
+    let asked = Arc::new(LastRequested::default());
+    let mut budget = SizeBudget::new(16 * MIB, Arc::clone(&asked));
     let fed = HashSet::from([b"/nodes/".to_vec()]);
-    let of = |resource: &str, op: Op| match op {
-        Op::Upsert { key, record, said } => {
+    let of = |resource: &str, change: Change| match change {
+        Change::Upsert {
+            key,
+            record,
+            observed,
+        } => {
             let key = String::from_utf8(key)
                 .unwrap()
                 .replace("/pods/d/", resource);
-            Op::Upsert {
+            Change::Upsert {
                 key: key.into_bytes(),
                 record,
-                said,
+                observed,
             }
         }
-        op => op,
+        change => change,
     };
     apply(
         &store,
         &[of("/nodes/", upsert("n", (1, 1), 100 * KIB))],
-        &mut lineage(),
+        &mut continuity(),
     )
     .unwrap();
     let mut evicted = 0;
     for n in 0..600 {
-        let ops = [upsert(&format!("p{n:04}"), (7, 1000 + n), 60 * KIB)];
+        let changes = [upsert(&format!("p{n:04}"), (7, 1000 + n), 60 * KIB)];
         evicted += budget
-            .make_room(&store, &ops, &fed, &mut lineage())
+            .evict_for(&store, &changes, &fed, &mut continuity())
             .unwrap();
-        apply(&store, &ops, &mut lineage()).unwrap();
+        apply(&store, &changes, &mut continuity()).unwrap();
         if n == 10 {
             asked.note(&key("p0003"), 2_000_000);
         }
@@ -217,15 +224,15 @@ fn i14_beyond_the_budget_goes_what_nobody_has_asked_for_longest() {
 #[test]
 fn an_evicted_collection_is_unknown_and_never_shortened() {
     let (_dir, store) = open();
-    let mut budget = Budget::new(16 * MIB, Arc::default());
+    let mut budget = SizeBudget::new(16 * MIB, Arc::default());
     fill(&store, &names(64), 60 * KIB);
     let none = HashSet::new();
     for n in 0..400 {
-        let ops = [upsert(&format!("q{n:04}"), (7, 1000 + n), 60 * KIB)];
+        let changes = [upsert(&format!("q{n:04}"), (7, 1000 + n), 60 * KIB)];
         budget
-            .make_room(&store, &ops, &none, &mut lineage())
+            .evict_for(&store, &changes, &none, &mut continuity())
             .unwrap();
-        apply(&store, &ops, &mut lineage()).unwrap();
+        apply(&store, &changes, &mut continuity()).unwrap();
     }
     let snapshot = store.snapshot().unwrap();
     assert_eq!(snapshot.collection(b"/pods/d/").unwrap(), None);
@@ -237,18 +244,21 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
     let (dir, store) = open();
     let many = names(900);
     fill(&store, &many, 60 * KIB);
-    let mut walk = store.snapshot().unwrap().list_walk(listed(Encoding::Json));
+    let mut walk = store
+        .snapshot()
+        .unwrap()
+        .list_cursor(listed(Encoding::Json));
     walk.next(|_| ()).unwrap();
     let held = store.snapshot().unwrap();
     let gone = many[50..]
         .iter()
-        .map(|name| Op::Evict(Evicted::Object(key(name))));
-    apply(&store, &gone.collect::<Vec<_>>(), &mut lineage()).unwrap();
+        .map(|name| Change::Evict(Evicted::Object(key(name))));
+    apply(&store, &gone.collect::<Vec<_>>(), &mut continuity()).unwrap();
     let before = store.size();
-    let mut budget = Budget::new(512 * MIB, Arc::default());
+    let mut budget = SizeBudget::new(512 * MIB, Arc::default());
     budget.tidy(&store, &|| true).unwrap();
     assert_eq!(store.size(), before, "something waited to be written");
-    let mut budget = Budget::new(512 * MIB, Arc::default());
+    let mut budget = SizeBudget::new(512 * MIB, Arc::default());
     budget.tidy(&store, &|| false).unwrap();
     assert!(store.size() < before / 4, "{} of {before}", store.size());
     assert!(
@@ -260,7 +270,7 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
         rest += 1;
     }
     assert_eq!(rest, 49);
-    apply(&store, &[upsert("p0000", (99, 0), KIB)], &mut lineage()).unwrap();
+    apply(&store, &[upsert("p0000", (99, 0), KIB)], &mut continuity()).unwrap();
     drop((held, walk, store));
     let store = Store::open(dir.path(), 1 << 20).unwrap();
     let found = store
@@ -280,12 +290,14 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
 #[test]
 fn a_store_that_nothing_can_go_from_is_not_looked_through_for_every_batch() {
     let (_dir, store) = open();
-    let mut budget = Budget::new(16 * MIB, Arc::default());
+    let mut budget = SizeBudget::new(16 * MIB, Arc::default());
     fill(&store, &names(240), 60 * KIB);
     let (fed, none) = (HashSet::from([b"/pods/d/".to_vec()]), HashSet::new());
     let mut write = |fed| {
-        let ops = [upsert("p0000", (20, 0), 60 * KIB)];
-        budget.make_room(&store, &ops, fed, &mut lineage()).unwrap()
+        let changes = [upsert("p0000", (20, 0), 60 * KIB)];
+        budget
+            .evict_for(&store, &changes, fed, &mut continuity())
+            .unwrap()
     };
     assert_eq!(write(&fed), 0, "a watch feeds all of it");
     assert_eq!(write(&none), 0, "not so soon again");
@@ -299,14 +311,14 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     let (_dir, store) = open();
     fill(&store, &names(2), KIB);
     let document = |key: String, at: u64| {
-        let value = Document {
+        let value = ResponseRecord {
             at,
             content_type: "application/json",
             etag: "",
             body: b"{}",
         }
         .write();
-        Op::Document {
+        Change::PutResponse {
             key: key.into_bytes(),
             value,
         }
@@ -314,21 +326,21 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     apply(
         &store,
         &[document("/apis\napplication/json".into(), 0)],
-        &mut lineage(),
+        &mut continuity(),
     )
     .unwrap();
     let flood = (0..9_000).flat_map(|n| {
         let selection = format!("/configmaps/d/?l=a{n}&f=");
         let table = document(format!("{selection}\nv1 application/json;as=Table"), n + 1);
-        let list = Op::Complete {
+        let list = Change::ReplaceCollection {
             collection: selection.into_bytes(),
             record: collection(10, n + 1),
             members: Vec::new(),
-            said: said(n + 1),
+            observed: listed_at(n + 1),
         };
         [list, table]
     });
-    apply(&store, &flood.collect::<Vec<_>>(), &mut lineage()).unwrap();
+    apply(&store, &flood.collect::<Vec<_>>(), &mut continuity()).unwrap();
     let snapshot = store.snapshot().unwrap();
     let [_, _, collections, documents] = snapshot.counts().unwrap();
     assert!((7_000..=8_192).contains(&collections) && (1_800..=2_048).contains(&documents));
@@ -347,21 +359,21 @@ fn i14_a_flood_of_selections_evicts_its_own() {
 #[test]
 fn i14_a_flood_of_absences_evicts_its_own() {
     let (_dir, store) = open();
-    let gone = |key: String, at: u64| Op::Gone {
+    let gone = |key: String, at: u64| Change::Delete {
         key: key.into_bytes(),
         version: 0,
-        said: said(at),
+        observed: listed_at(at),
     };
     apply(
         &store,
         &[gone("x.io/handles/mine".into(), 1)],
-        &mut lineage(),
+        &mut continuity(),
     )
     .unwrap();
-    let flood: Vec<Op> = (0..50_001)
+    let flood: Vec<Change> = (0..50_001)
         .map(|n| gone(format!("/configmaps/d/{n}"), n + 2))
         .collect();
-    apply(&store, &flood, &mut lineage()).unwrap();
+    apply(&store, &flood, &mut continuity()).unwrap();
     let snapshot = store.snapshot().unwrap();
     assert!((40_000..=50_000).contains(&snapshot.counts().unwrap()[1]));
     let known = |key: &str| snapshot.object(key.as_bytes(), |_| ()).unwrap() != Lookup::Unknown;

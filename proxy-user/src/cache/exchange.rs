@@ -4,7 +4,7 @@
 use http::{HeaderMap, header};
 
 use crate::authz::identity::Credential;
-use crate::cache::change::{Answer, Said};
+use crate::cache::change::{Observation, ObservedBy};
 use crate::cache::keys;
 use crate::cache::not_stored::NotStored;
 use hublet_wire::media::Encoding;
@@ -27,9 +27,9 @@ pub(crate) struct Exchange {
     /// The object's name, empty for a collection.
     pub name: String,
     /// Selectors whose result can't lose a member but by its deletion.
-    pub fixed_selector: bool,
-    /// resourceVersion that a watch began at.
-    pub from: u64,
+    pub stable_selector: bool,
+    /// resourceVersion that a watch started from.
+    pub watch_from: u64,
     /// A watch that begins with what is there.
     pub initial_events: bool,
     /// The page asked for.
@@ -45,26 +45,26 @@ pub(crate) struct Exchange {
     /// `ETag`, empty when none.
     pub etag: String,
     /// A Table in this answer is one as everybody asks for it: its rows say no more and no less.
-    pub keeps_tables: bool,
+    pub is_full_table: bool,
     /// Answered from etcd itself, not from the API server's watch cache, which may lag: a read without a
     /// `resourceVersion`, or a write (KEP-2340, "consistent reads").
-    pub fresh: bool,
+    pub consistent: bool,
     /// As it was at a resourceVersion from before the question: a further page, or `resourceVersionMatch=Exact`.
-    pub of_the_past: bool,
+    pub historical: bool,
     /// When the question was asked, milliseconds since the epoch.
-    pub asked: u64,
+    pub sent_at: u64,
     /// When its answer began: what it says was so by then.
-    pub answered: u64,
+    pub answered_at: u64,
     /// The caller of a write, which is answered with the object as written.
     pub author: Option<Credential>,
 }
 
 /// The most that a watch cache is believed to lag behind etcd, in milliseconds: an API server that lags longer fails its
 /// own readiness check.
-const LAG: u64 = 60_000;
+const MAX_WATCH_CACHE_LAG: u64 = 60_000;
 
 /// Resources that are questions or orders rather than things: nothing of them is stored.
-fn is_no_object(group: &str, plural: &str) -> bool {
+fn is_rpc(group: &str, plural: &str) -> bool {
     match group {
         "authentication.k8s.io" | "authorization.k8s.io" => plural.ends_with("reviews"),
         "" => matches!(plural, "bindings" | "componentstatuses"),
@@ -76,16 +76,16 @@ fn is_no_object(group: &str, plural: &str) -> bool {
 pub(crate) const EVENT_TTL: u64 = 3_600_000;
 
 /// Objects of this `group/resource/` may live in another etcd than the cluster's, or in a server's memory, and begin anew
-/// alone: aggregated APIs, which look like custom resources, and Events and Leases (`--etcd-servers-overrides`).
-pub(crate) fn may_live_apart(resource: &[u8]) -> bool {
-    let group = resource.split(|b| *b == b'/').next().unwrap_or_default();
-    let foreign = group.contains(&b'.') && !group.ends_with(b".k8s.io");
-    foreign || is_short_lived(resource) || group == b"coordination.k8s.io"
+/// alone: aggregated APIs, which look like custom resources, and Events and SnapshotLeases (`--etcd-servers-overrides`).
+pub(crate) fn may_use_other_etcd(resource: &[u8]) -> bool {
+    is_custom_resource(resource)
+        || is_event(resource)
+        || resource.starts_with(b"coordination.k8s.io/")
 }
 
 /// `resource` (`group/resource/`, or a key that begins so) is of Events, which the API server drops after
 /// [`EVENT_TTL`] whether anybody watches or not.
-pub(crate) fn is_short_lived(resource: &[u8]) -> bool {
+pub(crate) fn is_event(resource: &[u8]) -> bool {
     [b"/events/".as_slice(), b"events.k8s.io/events/"]
         .iter()
         .any(|events| resource.starts_with(events))
@@ -105,7 +105,7 @@ fn is_document(path: &str) -> bool {
 }
 
 /// Path of a document, and the hash that it was asked for by.
-pub(crate) fn document_key(request: &ApiRequest<'_>) -> String {
+pub(crate) fn nonresource_key(request: &ApiRequest<'_>) -> String {
     let hash = &request.query.hash;
     if hash.is_empty() {
         request.path.to_owned()
@@ -125,7 +125,7 @@ pub(crate) fn may_be_stored(request: &ApiRequest<'_>) -> bool {
 
 /// Selectors whose result can't lose a member but by its deletion: a name never changes, nor does the node of a pod
 /// that has one. Of other resources (custom ones, with `selectableFields`) `spec.nodeName` may change.
-pub(crate) fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
+pub(crate) fn is_stable_selector(request: &ApiRequest<'_>) -> bool {
     let fields = request.query.field_selector.as_ref();
     let Some((field, value)) = fields.split_once('=') else {
         return false;
@@ -137,11 +137,11 @@ pub(crate) fn is_fixed_selector(request: &ApiRequest<'_>) -> bool {
 }
 
 /// A write was done whose answer is in a form that isn't stored.
-pub(crate) fn is_untold_write(request: &ApiRequest<'_>, status: u16) -> bool {
+pub(crate) fn is_unrecorded_write(request: &ApiRequest<'_>, status: u16) -> bool {
     let writes = matches!(request.verb, Verb::Create | Verb::Update | Verb::Patch);
     let stored = request.is_resource()
         && request.subresource.is_empty()
-        && !is_no_object(&request.group, &request.resource);
+        && !is_rpc(&request.group, &request.resource);
     writes && stored && !request.query.dry_run && matches!(status, 200..=299)
 }
 
@@ -162,7 +162,7 @@ fn reject_unstorable(request: &ApiRequest<'_>, headers: &HeaderMap) -> Result<En
         Verb::Document => return Ok(encoding.unwrap_or(Encoding::Json)),
         _ => {}
     }
-    if is_no_object(&request.group, &request.resource) {
+    if is_rpc(&request.group, &request.resource) {
         Err(NotStored::NotAnObject)
     } else if !request.is_resource() {
         Err(NotStored::Verb)
@@ -194,7 +194,7 @@ impl Exchange {
         request: &ApiRequest<'_>,
         status: u16,
         headers: &HeaderMap,
-        asked: u64,
+        sent_at: u64,
     ) -> Result<Self, NotStored> {
         let encoding = reject_unstorable(request, headers)?;
         let query = &request.query;
@@ -205,8 +205,8 @@ impl Exchange {
             resource: Vec::new(),
             plural: request.resource.clone().into_owned(),
             name: request.name.clone().into_owned(),
-            fixed_selector: is_fixed_selector(request),
-            from: parse_version(&query.resource_version).unwrap_or(u64::MAX),
+            stable_selector: is_stable_selector(request),
+            watch_from: parse_version(&query.resource_version).unwrap_or(u64::MAX),
             initial_events: query.send_initial_events,
             continue_token: query.continue_token.clone().into_owned(),
             status,
@@ -214,18 +214,18 @@ impl Exchange {
             gzip: text(headers, header::CONTENT_ENCODING) == "gzip",
             content_type: text(headers, header::CONTENT_TYPE).to_owned(),
             etag: text(headers, header::ETAG).to_owned(),
-            keeps_tables: !query.include_object,
-            fresh: query.resource_version.is_empty(),
-            of_the_past: query.exact || !query.continue_token.is_empty(),
-            asked,
-            answered: asked,
+            is_full_table: !query.include_object,
+            consistent: query.resource_version.is_empty(),
+            historical: query.exact || !query.continue_token.is_empty(),
+            sent_at,
+            answered_at: sent_at,
             author: None,
         };
         if !exchange.is_storable() {
             return Err(NotStored::StatusCode);
         }
         if request.verb == Verb::Document {
-            exchange.key = document_key(request).into_bytes();
+            exchange.key = nonresource_key(request).into_bytes();
         } else {
             keys::push_resource(&mut exchange.resource, &request.group, &request.resource);
             keys::push_scope(&mut exchange.key, request);
@@ -254,35 +254,48 @@ impl Exchange {
         out
     }
 
-    /// The answer as evidence about one object, asked for alone.
-    pub(super) fn said(&self) -> Said {
-        let since = match (self.of_the_past, self.fresh) {
+    /// The response as an observation of one object that was requested alone.
+    pub(super) fn observation(&self) -> Observation {
+        let not_before = match (self.historical, self.consistent) {
             (true, _) => 0,
-            (false, true) => self.asked,
-            (false, false) => self.asked.saturating_sub(LAG),
+            (false, true) => self.sent_at,
+            (false, false) => self.sent_at.saturating_sub(MAX_WATCH_CACHE_LAG),
         };
-        Said {
-            asked: self.asked,
-            since,
-            at: self.answered,
-            answer: Answer::Alone,
+        Observation {
+            requested_at: self.sent_at,
+            not_before,
+            not_after: self.answered_at,
+            source: ObservedBy::Read,
         }
     }
 
-    /// The answer as evidence about one of many objects.
-    pub(super) fn said_of_many(&self) -> Said {
-        Said {
-            answer: Answer::Listed,
-            ..self.said()
+    /// The response as an observation of one of many objects.
+    pub(super) fn list_observation(&self) -> Observation {
+        Observation {
+            source: ObservedBy::List,
+            ..self.observation()
         }
     }
 
-    pub(super) fn selective(&self) -> bool {
+    pub(super) fn has_selectors(&self) -> bool {
         keys::without_selectors(&self.key).len() < self.key.len()
     }
 }
 
-/// The key of objects in another form: a Table has other columns in another API version.
-pub(crate) fn form_key(scope: &[u8], api_version: &str, form: &str) -> Vec<u8> {
-    [scope, b"\n", api_version.as_bytes(), b" ", form.as_bytes()].concat()
+/// The key of a variant of what is at `scope`; a Table has other columns in another API version.
+pub(crate) fn variant_key(scope: &[u8], api_version: &str, media_type: &str) -> Vec<u8> {
+    [
+        scope,
+        b"\n",
+        api_version.as_bytes(),
+        b" ",
+        media_type.as_bytes(),
+    ]
+    .concat()
+}
+
+/// The API server's own groups end in `.k8s.io` or have no dot; others are custom or aggregated.
+pub(super) fn is_custom_resource(resource: &[u8]) -> bool {
+    let group = resource.split(|b| *b == b'/').next().unwrap_or_default();
+    group.contains(&b'.') && !group.ends_with(b".k8s.io")
 }

@@ -42,14 +42,14 @@ use crate::authz::grants::Grants;
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 use capture::{Capture, Ingest};
-use change::Op;
-use evict::{Asked, Budget};
+use change::Change;
+use evict::{LastRequested, SizeBudget};
 use exchange::Exchange;
 use not_stored::{NotStored, NotStoredCounts};
 use store::{Condition, Snapshot, Store, StoreError};
 
 /// How long an answer from the store waits for what has been seen but not written yet.
-const SETTLE: Duration = Duration::from_millis(250);
+const READ_YOUR_WRITES: Duration = Duration::from_millis(250);
 /// How long a read that the disk failed waits for the store to be opened anew.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -61,10 +61,10 @@ pub(crate) struct Cache {
     opened_in: Duration,
     /// Bytes that the file may have.
     max_bytes: u64,
-    asked: Arc<Asked>,
+    asked: Arc<LastRequested>,
     /// What the cloud has allowed whom.
     pub grants: Arc<Grants>,
-    /// Held while a right changes, here and on its way to the disk: both see the same order.
+    /// LockedFile while a right changes, here and on its way to the disk: both see the same order.
     pub(crate) changing: Mutex<()>,
     /// The clock that ages are judged by.
     pub clock: Clock,
@@ -92,15 +92,15 @@ impl Cache {
         let store = Arc::new(store);
         let (grants, from_the_future) = Grants::load(&store.snapshot()?, clock.now())?;
         let grants = Arc::new(grants);
-        let asked = Arc::new(Asked::default());
-        let budget = Budget::new(max_bytes, Arc::clone(&asked));
+        let asked = Arc::new(LastRequested::default());
+        let budget = SizeBudget::new(max_bytes, Arc::clone(&asked));
         let ingest = Ingest::start(
             Arc::clone(&store),
             Arc::clone(&grants),
             clock.clone(),
             budget,
         )?;
-        ingest.ops(from_the_future);
+        ingest.submit(from_the_future);
         Ok(Self {
             store,
             ingest,
@@ -125,7 +125,7 @@ impl Cache {
             if !self.store.has_failed() {
                 return false;
             }
-            self.ingest.failed();
+            self.ingest.report_disk_failure();
         }
         let mut generations = self.store.generations();
         tokio::time::timeout(REOPEN, generations.wait_for(|now| *now != since))
@@ -155,7 +155,7 @@ impl Cache {
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         if self.ingest.is_behind() {
             // A writer that can't keep up (a failing disk) must not make readers hang: they get what is there.
-            let _ = Box::pin(tokio::time::timeout(SETTLE, self.ingest.settle())).await;
+            let _ = Box::pin(tokio::time::timeout(READ_YOUR_WRITES, self.ingest.flush())).await;
         }
         self.store.snapshot()
     }
@@ -175,13 +175,14 @@ impl Cache {
 
     /// An object, or one of a collection, may be there by now, whatever was said before.
     pub(crate) fn appeared(&self, key: &[u8]) {
-        self.ingest.ops(vec![Op::Appeared { key: key.to_vec() }]);
+        self.ingest
+            .submit(vec![Change::ClearAbsence { key: key.to_vec() }]);
     }
 
     /// Waits until all that was seen is on disk.
     #[cfg(test)]
     pub(crate) async fn settle(&self) {
-        self.ingest.settle().await;
+        self.ingest.flush().await;
     }
 
     /// Writes what is pending, ends the writer and closes the store, whoever still holds it or a snapshot.

@@ -10,17 +10,17 @@ use redb::{
     Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError, WriteTransaction,
 };
 
-use crate::cache::backend::{Access, Backend, Medium, Storage};
+use crate::cache::backend::{Access, Backend, FileOpener, StorageFile};
 use crate::cache::record::FORMAT;
 use crate::cache::store::{
-    ABSENT, Bytes2, COLLECTIONS, CREDENTIALS, DOCUMENTS, FORMS, GRANTS, MEMBERS, META, OBJECTS,
-    StoreError,
+    ABSENT, BytesTable, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META,
+    OBJECTS, StoreError,
 };
 
 /// Beginning of the names of everything of the store.
 pub(super) const FILE: &str = "hublet.redb";
 /// Bytes that a disk must take before the store is opened to be written again.
-const ROOM: usize = 1 << 20;
+const SPACE_NEEDED: usize = 1 << 20;
 
 /// The access that an open store allows: reads and writes, or reads alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,19 +44,19 @@ impl Condition {
 }
 
 /// The file, which is locked, and how it was opened.
-pub(super) type Held = (Arc<dyn Storage>, Access);
+pub(super) type LockedFile = (Arc<dyn StorageFile>, Access);
 
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenDatabase {
     /// `None` once it is closed, whoever still holds it.
     db: RwLock<Option<Database>>,
     pub(super) backend: Backend,
-    pub(super) file: Option<Held>,
+    pub(super) file: Option<LockedFile>,
     pub(super) condition: Condition,
 }
 
-impl Opened {
-    fn new(db: Database, backend: Backend, file: Option<Held>, condition: Condition) -> Self {
+impl OpenDatabase {
+    fn new(db: Database, backend: Backend, file: Option<LockedFile>, condition: Condition) -> Self {
         Self {
             db: RwLock::new(Some(db)),
             backend,
@@ -96,21 +96,21 @@ impl Opened {
 
 /// Where the store is.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct StoreLocation {
     pub(super) path: PathBuf,
     /// redb's page cache in bytes.
     pub(super) page_cache: usize,
-    pub(super) medium: Arc<dyn Medium>,
+    pub(super) opener: Arc<dyn FileOpener>,
 }
 
-impl Place {
+impl StoreLocation {
     /// In this directory, which is made 0700 where it isn't there. A directory that exists keeps its mode: it may be
     /// shared, and the file is 0600 in any case.
-    pub(super) fn new(dir: &Path, page_cache: usize, medium: Arc<dyn Medium>) -> Self {
+    pub(super) fn new(dir: &Path, page_cache: usize, opener: Arc<dyn FileOpener>) -> Self {
         Self {
             path: dir.join(FILE),
             page_cache,
-            medium,
+            opener,
         }
     }
 
@@ -125,9 +125,9 @@ impl Place {
     /// It doesn't.
     pub(super) fn has_room(&self) -> Result<(), StoreError> {
         let path = self.beside("room");
-        let written = self.medium.open(&path, Access::Write).and_then(|file| {
+        let written = self.opener.open(&path, Access::Write).and_then(|file| {
             let block = [0x5a; 64 << 10];
-            (0..ROOM / block.len())
+            (0..SPACE_NEEDED / block.len())
                 .try_for_each(|n| file.write((n * block.len()) as u64, &block))?;
             file.sync()
         });
@@ -146,7 +146,7 @@ impl Place {
     ///
     /// # Errors
     /// Another process has it.
-    pub(super) fn open(&self) -> Result<Opened, StoreError> {
+    pub(super) fn open(&self) -> Result<OpenDatabase, StoreError> {
         for left_over in ["room", "new"] {
             let _ = std::fs::remove_file(self.beside(left_over));
         }
@@ -171,7 +171,7 @@ impl Place {
     }
 
     /// Opens it to be written; over `held`, where that is the file, since the lock belongs to it.
-    pub(super) fn writable(&self, held: Option<&Held>) -> Result<Opened, StoreError> {
+    pub(super) fn writable(&self, held: Option<&LockedFile>) -> Result<OpenDatabase, StoreError> {
         let directory = |source| StoreError::Directory {
             path: self.path.clone(),
             source,
@@ -190,7 +190,7 @@ impl Place {
                 let _ = file.set_len(0);
             }
         })?;
-        Ok(Opened::new(
+        Ok(OpenDatabase::new(
             db,
             backend,
             Some((file, Access::Write)),
@@ -199,7 +199,7 @@ impl Place {
     }
 
     /// The file, open to be written and locked.
-    fn file(&self, held: Option<&Held>) -> Result<Arc<dyn Storage>, StoreError> {
+    fn file(&self, held: Option<&LockedFile>) -> Result<Arc<dyn StorageFile>, StoreError> {
         let directory = |source| StoreError::Directory {
             path: self.path.clone(),
             source,
@@ -217,7 +217,7 @@ impl Place {
             })?;
         }
         let file = self
-            .medium
+            .opener
             .open(&self.path, Access::Write)
             .map_err(directory)?;
         if let Some((held, _)) = held {
@@ -236,9 +236,9 @@ impl Place {
     /// Another process has it, or (never seen) redb can't open an empty database in memory.
     pub(super) fn read_only(
         &self,
-        held: Option<&Held>,
+        held: Option<&LockedFile>,
         problem: &str,
-    ) -> Result<Opened, StoreError> {
+    ) -> Result<OpenDatabase, StoreError> {
         let open = || -> Result<_, StoreError> {
             let directory = |source| StoreError::Directory {
                 path: self.path.clone(),
@@ -247,7 +247,7 @@ impl Place {
             let file = match held {
                 Some(held) => held.clone(),
                 None => (
-                    self.medium
+                    self.opener
                         .open(&self.path, Access::Read)
                         .map_err(directory)?,
                     Access::Read,
@@ -259,7 +259,7 @@ impl Place {
             let backend = Backend::reading(Some(Arc::clone(&file.0))).map_err(directory)?;
             let db = self.database(&backend)?;
             prepare(&db)?;
-            Ok(Opened::new(
+            Ok(OpenDatabase::new(
                 db,
                 backend,
                 Some(file),
@@ -276,13 +276,13 @@ impl Place {
         }
     }
 
-    fn unreadable(problem: &str, file: Option<Held>) -> Result<Opened, StoreError> {
+    fn unreadable(problem: &str, file: Option<LockedFile>) -> Result<OpenDatabase, StoreError> {
         let backend = Backend::reading(None).map_err(redb::Error::Io)?;
         let db = Database::builder()
             .set_cache_size(0)
             .create_with_backend(backend.clone())?;
         prepare(&db)?;
-        Ok(Opened::new(
+        Ok(OpenDatabase::new(
             db,
             backend,
             file,
@@ -369,11 +369,11 @@ fn prepare(db: &Database) -> Result<(), StoreError> {
     }
     txn.open_table(ABSENT)?;
     txn.open_table(MEMBERS)?;
-    txn.open_table(FORMS)?;
+    txn.open_table(ENCODINGS)?;
     txn.open_table(GRANTS)?;
     // Earlier versions believed callers too easily: their rights are dropped.
     txn.delete_table(TableDefinition::<&[u8], u64>::new("grants"))?;
-    txn.delete_table(Bytes2::new("credentials"))?;
+    txn.delete_table(BytesTable::new("credentials"))?;
     txn.commit()?;
     Ok(())
 }
@@ -385,7 +385,7 @@ fn has_tables(txn: &ReadTransaction) -> Result<bool, StoreError> {
     }
     opened.push(txn.open_table(ABSENT).map(drop));
     opened.push(txn.open_table(MEMBERS).map(drop));
-    opened.push(txn.open_table(FORMS).map(drop));
+    opened.push(txn.open_table(ENCODINGS).map(drop));
     opened.push(txn.open_table(GRANTS).map(drop));
     for table in opened {
         match table {

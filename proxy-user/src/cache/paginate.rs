@@ -1,68 +1,94 @@
-//! Puts the pages of one list together: they count only once all have come (I2). In: each page with the token that it
-//! was asked by and the token that it ends with. Out: the whole list.
+//! Joins the pages of a list, which counts only once all of them have come (I2).
 
 use std::collections::HashMap;
 
-use crate::cache::change::Said;
-use crate::cache::decode::MAX_MEMBERS;
-use crate::cache::record::Collection;
-use crate::cache::variants::FormPages;
+use super::change::{Change, Observation};
+use super::decode::MAX_MEMBERS;
+use super::record::Collection;
+use super::variants::VariantAssembler;
 
-/// Most lists that wait for their next page; at the limit the one that has waited longest is given up.
+/// Most lists that wait for their next page; the one that has waited longest is dropped for another.
 const MAX_WAITING: usize = 64;
 
-/// Some pages of a list.
+/// One page of a list, or the pages that have come so far.
 #[derive(Debug)]
-pub(crate) struct Page {
+pub(crate) struct PartialList {
     /// The collection's key.
     pub collection: Vec<u8>,
-    /// What the list says of itself.
     pub record: Collection,
     /// The keys of its objects so far.
     pub members: Vec<Vec<u8>>,
     /// When the last page came.
-    pub since: u64,
-    /// When the first page was asked for, and answered.
-    pub said: Said,
+    pub received_at: u64,
+    /// Of the first page.
+    pub observed: Observation,
+    /// The token that the page was requested with; empty for the first.
+    pub continue_token: String,
+    /// The token of the next page; empty behind the last.
+    pub next: String,
 }
 
-/// The lists that wait, by the token of their next page.
+/// Incomplete lists, by the token of their next page.
 #[derive(Debug, Default)]
-pub(crate) struct Pages {
-    lists: HashMap<String, Page>,
-    /// Tables and their like.
-    pub forms: FormPages,
+pub(crate) struct ListAssembler {
+    lists: HashMap<String, PartialList>,
+    pub variants: VariantAssembler,
 }
 
-impl Pages {
-    /// Takes a page; the whole list where it was the last one and all before it are here.
-    pub(crate) fn join(&mut self, asked_by: &str, next: &str, mut page: Page) -> Option<Page> {
-        if !asked_by.is_empty() {
-            let before = self.lists.remove(asked_by)?;
-            let same = before.collection == page.collection
-                && before.record.version == page.record.version;
-            if !same || before.members.len() + page.members.len() > MAX_MEMBERS {
-                return None;
-            }
-            let mut members = before.members;
-            members.append(&mut page.members);
-            // Asked, as a whole, when the first page was.
-            (page.record.at, page.said) = (before.record.at, before.said);
-            page.members = members;
+impl ListAssembler {
+    /// Adds a page; returns the list if it is complete now.
+    pub(crate) fn add_page(&mut self, mut page: PartialList) -> Option<PartialList> {
+        if !page.continue_token.is_empty() {
+            let before = self.lists.remove(&page.continue_token)?;
+            page = before.join(page)?;
         }
-        if next.is_empty() {
+        if page.next.is_empty() {
             return Some(page);
         }
-        if self.lists.len() >= MAX_WAITING {
-            let oldest = self
-                .lists
-                .iter()
-                .min_by_key(|(_, page)| page.since)
-                .map(|(token, _)| token.clone());
-            oldest.and_then(|token| self.lists.remove(&token));
-        }
-        self.lists.insert(next.to_owned(), page);
+        self.keep(page);
         None
+    }
+
+    fn keep(&mut self, page: PartialList) {
+        if self.lists.len() >= MAX_WAITING {
+            let oldest = self.lists.iter().min_by_key(|(_, page)| page.received_at);
+            if let Some(token) = oldest.map(|(token, _)| token.clone()) {
+                self.lists.remove(&token);
+            }
+        }
+        self.lists.insert(page.next.clone(), page);
+    }
+}
+
+impl PartialList {
+    /// Appends the next page; `None` where it is of another snapshot, or the list becomes too long.
+    fn join(mut self, next: Self) -> Option<Self> {
+        let same_snapshot =
+            self.collection == next.collection && self.record.version == next.record.version;
+        if !same_snapshot || self.members.len() + next.members.len() > MAX_MEMBERS {
+            return None;
+        }
+        self.members.extend(next.members);
+        // The list is as old as its first page.
+        Some(Self {
+            record: Collection {
+                at: self.record.at,
+                ..next.record
+            },
+            members: self.members,
+            observed: self.observed,
+            collection: self.collection,
+            ..next
+        })
+    }
+
+    pub(super) fn into_change(self) -> Change {
+        Change::ReplaceCollection {
+            collection: self.collection,
+            record: self.record,
+            members: self.members,
+            observed: self.observed,
+        }
     }
 }
 
@@ -70,36 +96,36 @@ impl Pages {
 mod tests {
     use super::*;
 
-    fn page(version: u64, member: &str) -> Page {
-        let record = Collection::new(version, 0, "L".into(), "v1".into());
-        let said = Said::event(0);
-        Page {
+    fn page(continue_token: &str, next: &str, version: u64) -> PartialList {
+        PartialList {
             collection: b"c".to_vec(),
-            record,
-            members: vec![member.into()],
-            since: 0,
-            said,
+            record: Collection::new(version, 0, "L".into(), "v1".into()),
+            members: vec![format!("member of {continue_token:?}").into()],
+            received_at: 0,
+            observed: Observation::watch_event(0),
+            continue_token: continue_token.into(),
+            next: next.into(),
         }
     }
 
     #[test]
     fn i2_pages_count_once_all_have_come() {
-        let mut pages = Pages::default();
-        assert!(pages.join("", "1", page(7, "a")).is_none());
-        assert!(pages.join("1", "2", page(7, "b")).is_none());
-        assert_eq!(pages.join("2", "", page(7, "c")).unwrap().members.len(), 3);
+        let mut lists = ListAssembler::default();
+        assert!(lists.add_page(page("", "1", 7)).is_none());
+        assert!(lists.add_page(page("1", "2", 7)).is_none());
+        assert_eq!(lists.add_page(page("2", "", 7)).unwrap().members.len(), 3);
         assert!(
-            pages.join("2", "", page(7, "c")).is_none(),
+            lists.add_page(page("2", "", 7)).is_none(),
             "its first pages are not here"
         );
-        assert!(pages.join("", "1", page(7, "a")).is_none());
+        assert!(lists.add_page(page("", "1", 7)).is_none());
         assert!(
-            pages.join("1", "", page(8, "b")).is_none(),
+            lists.add_page(page("1", "", 8)).is_none(),
             "another snapshot"
         );
         for n in 0..1000 {
-            pages.join("", &n.to_string(), page(7, "a"));
+            lists.add_page(page("", &n.to_string(), 7));
         }
-        assert_eq!(pages.lists.len(), MAX_WAITING);
+        assert_eq!(lists.lists.len(), MAX_WAITING);
     }
 }

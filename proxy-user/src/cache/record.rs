@@ -127,7 +127,7 @@ pub(crate) struct NewRecord {
     /// resourceVersion.
     pub version: u64,
     /// Deleted for good, as far as a DELETE's answer shows: nothing holds it back.
-    pub going: bool,
+    pub is_gone: bool,
     /// The annotation that ends initial events.
     pub initial_events_end: bool,
     /// The value for the store.
@@ -218,7 +218,7 @@ impl NewRecord {
         kind: TypeHint<'_>,
         body: &Body<'_>,
     ) -> Result<Self, CodecError> {
-        if variants::is_other(kind.api_version, kind.kind) {
+        if variants::is_variant(kind.api_version, kind.kind) {
             return Err(CodecError::OtherForm(kind.kind.to_owned()));
         }
         if matches!(kind.kind, "" | "Status") {
@@ -257,7 +257,7 @@ impl NewRecord {
             namespace: meta.namespace.clone().into_owned(),
             name: meta.name.clone().into_owned(),
             version,
-            going: !(meta.deleting && (meta.finalizers || meta.grace_seconds > 0)),
+            is_gone: !(meta.deleting && (meta.finalizers || meta.grace_seconds > 0)),
             initial_events_end: meta.initial_events_end,
             value,
         })
@@ -322,12 +322,12 @@ impl Collection {
     /// It can be served: whole, and of the objects themselves. (Until 0.1 the empty list of their metadata was stored in
     /// its place.)
     pub(crate) fn is_whole(&self) -> bool {
-        self.complete && self.unclear <= self.version && !variants::is_other("", &self.kind)
+        self.complete && self.unclear <= self.version && !variants::is_variant("", &self.kind)
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Document<'a> {
+pub(crate) struct ResponseRecord<'a> {
     /// When the cloud said so, milliseconds since the epoch.
     pub at: u64,
     /// `Content-Type`.
@@ -338,7 +338,7 @@ pub(crate) struct Document<'a> {
     pub body: &'a [u8],
 }
 
-impl<'a> Document<'a> {
+impl<'a> ResponseRecord<'a> {
     /// The value for the store.
     pub(crate) fn write(&self) -> Vec<u8> {
         let mut value =
@@ -440,13 +440,13 @@ mod tests {
 
     #[test]
     fn documents_read_back() {
-        let doc = Document {
+        let doc = ResponseRecord {
             at: 3,
             content_type: "application/json",
             etag: "\"e\"",
             body: b"{}",
         };
-        assert_eq!(Document::read(&doc.write()), Some(doc));
-        assert_eq!(Document::read(&doc.write()[..12]), None);
+        assert_eq!(ResponseRecord::read(&doc.write()), Some(doc));
+        assert_eq!(ResponseRecord::read(&doc.write()[..12]), None);
     }
 }

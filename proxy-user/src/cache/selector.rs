@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use crate::cache::exchange::is_fixed_selector;
+use crate::cache::exchange::is_stable_selector;
 use crate::cache::record::Record;
 use hublet_wire::media::Encoding;
 use hublet_wire::protobuf::{Fields, Unknown, Value};
@@ -12,7 +12,7 @@ use hublet_wire::request::ApiRequest;
 /// The object is certainly in the selection still: it was selected by what never changes. A pod keeps its node, but
 /// another pod of its name (a StatefulSet's) may have another one.
 pub(crate) fn stays(request: &ApiRequest<'_>, record: &Record<'_>) -> bool {
-    if !is_fixed_selector(request) {
+    if !is_stable_selector(request) {
         return false;
     }
     let Some(node) = request.query.field_selector.strip_prefix("spec.nodeName=") else {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
-use crate::cache::change::Op;
+use crate::cache::change::Change;
 use crate::cache::keys;
 use crate::cache::record::Record;
 use crate::cache::store::{Lookup, Snapshot, StoreError};
@@ -76,10 +76,10 @@ pub(super) fn mentions(key: &[u8], value: &[u8]) -> bool {
 }
 
 /// May it change what the functions above find?
-pub(super) fn concerns(op: &Op) -> bool {
-    let (Op::Upsert { key, .. }
-    | Op::Gone { key, .. }
-    | Op::Complete {
+pub(super) fn concerns(op: &Change) -> bool {
+    let (Change::Upsert { key, .. }
+    | Change::Delete { key, .. }
+    | Change::ReplaceCollection {
         collection: key, ..
     }) = op
     else {
@@ -89,8 +89,8 @@ pub(super) fn concerns(op: &Op) -> bool {
 }
 
 /// The UID of a pod that wants to be steered by itself.
-pub(super) fn wants(op: &Op) -> Option<String> {
-    let Op::Upsert { key, record, .. } = op else {
+pub(super) fn wants(op: &Change) -> Option<String> {
+    let Change::Upsert { key, record, .. } = op else {
         return None;
     };
     if !key.starts_with(b"/pods/") || !mentions(key, &record.value) {
@@ -265,8 +265,8 @@ impl ServiceSpec {
 mod tests {
     use super::*;
     use crate::cache::apply::apply;
-    use crate::cache::change::{Op, Said};
-    use crate::cache::continuity::Lineage;
+    use crate::cache::change::{Change, Observation};
+    use crate::cache::continuity::Continuity;
     use crate::cache::record::{NewRecord, TypeHint};
     use crate::cache::store::Store;
     use crate::clock::Clock;
@@ -289,15 +289,15 @@ mod tests {
         let mut key = resource("services");
         keys::push_object(&mut key, "default", "kubernetes");
         assert_eq!(key, API_SERVICE);
-        assert!(concerns(&Op::Gone {
+        assert!(concerns(&Change::Delete {
             key,
             version: 1,
-            said: Said::event(1)
+            observed: Observation::watch_event(1)
         }));
-        let other = Op::Gone {
+        let other = Change::Delete {
             key: b"/services/default/other".to_vec(),
             version: 1,
-            said: Said::event(1),
+            observed: Observation::watch_event(1),
         };
         assert!(!concerns(&other));
     }
@@ -342,12 +342,12 @@ mod tests {
         let put = |key: &str, json: &str| {
             let record =
                 NewRecord::json(json.as_bytes(), TypeHint::default(), 1).expect("an object");
-            let ops = [Op::Upsert {
+            let ops = [Change::Upsert {
                 key: key.as_bytes().to_vec(),
                 record,
-                said: Said::event(1),
+                observed: Observation::watch_event(1),
             }];
-            apply(&store, &ops, &mut Lineage::new(Clock::default())).expect("applied");
+            apply(&store, &ops, &mut Continuity::new(Clock::default())).expect("applied");
             assert!(concerns(&ops[0]));
             wants(&ops[0])
         };
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(
             wishes(),
             (false, BTreeSet::new()),
-            "nobody has said a word: nobody is looked for"
+            "nobody has observed a word: nobody is looked for"
         );
         let wanted = pod("a", "wants", r#","annotations":{"hublet.io/steer":"true"}"#);
         assert_eq!(

@@ -12,35 +12,35 @@ use redb::{ReadTransaction, TableDefinition, WriteTransaction};
 
 use crate::cache::backend::FileSystem;
 use crate::cache::continuity::resource_of;
-use crate::cache::cursor::{Leases, Members, behind};
+use crate::cache::cursor::{Members, SnapshotLeases, behind};
 use crate::cache::keys;
-use crate::cache::open::{Held, Opened, Place};
-use crate::cache::record::{Collection, Document, Record};
+use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
+use crate::cache::record::{Collection, Record, ResponseRecord};
 
-pub(crate) use crate::cache::cursor::{ListWalk, Listed, Walk};
+pub(crate) use crate::cache::cursor::{ListCursor, ListSource, Walk};
 pub(crate) use crate::cache::error::StoreError;
 pub(crate) use crate::cache::open::Condition;
 
 /// A table of bytes by bytes.
-pub(crate) type Bytes2 = TableDefinition<'static, &'static [u8], &'static [u8]>;
+pub(crate) type BytesTable = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// Object key → [`Record`].
-pub(crate) const OBJECTS: Bytes2 = TableDefinition::new("objects");
-/// Object key → (when the cloud said 404 or the deletion was seen, resourceVersion of the deletion or 0).
+pub(crate) const OBJECTS: BytesTable = TableDefinition::new("objects");
+/// Object key → (when the cloud observed 404 or the deletion was seen, resourceVersion of the deletion or 0).
 pub(crate) const ABSENT: TableDefinition<'static, &[u8], (u64, u64)> =
     TableDefinition::new("absent");
 /// Collection key → [`Collection`] in JSON.
-pub(crate) const COLLECTIONS: Bytes2 = TableDefinition::new("collections");
+pub(crate) const COLLECTIONS: BytesTable = TableDefinition::new("collections");
 /// Collection key + NUL + object key → nothing; for collections with selectors only.
 pub(crate) const MEMBERS: TableDefinition<'static, &[u8], ()> = TableDefinition::new("members");
 /// `group/resource/` + NUL + encoding + apiVersion → how many objects are stored so.
-pub(crate) const FORMS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("forms");
+pub(crate) const ENCODINGS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("forms");
 /// Path and query + newline + content type → [`Document`].
-pub(crate) const DOCUMENTS: Bytes2 = TableDefinition::new("documents");
+pub(crate) const DOCUMENTS: BytesTable = TableDefinition::new("documents");
 /// Account, right → the cloud's last word on it.
 pub(crate) const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("allowed");
 /// SHA-256 of a bearer token → when it last proved itself, then the account.
-pub(crate) const CREDENTIALS: Bytes2 = TableDefinition::new("accepted");
+pub(crate) const CREDENTIALS: BytesTable = TableDefinition::new("accepted");
 /// Schema version and such.
 pub(crate) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
@@ -64,7 +64,7 @@ pub(crate) enum Lookup<T> {
 
 #[derive(Debug)]
 pub(crate) struct Store {
-    place: Place,
+    place: StoreLocation,
     shared: Arc<Shared>,
 }
 
@@ -72,11 +72,11 @@ pub(crate) struct Store {
 #[derive(Debug)]
 pub(super) struct Shared {
     /// `None` once it is closed.
-    opened: ArcSwapOption<Opened>,
+    opened: ArcSwapOption<OpenDatabase>,
     /// How often it has been opened.
     generation: tokio::sync::watch::Sender<u64>,
     /// Walks that hold a snapshot.
-    pub(super) leases: Leases,
+    pub(super) leases: SnapshotLeases,
 }
 
 impl Store {
@@ -87,19 +87,19 @@ impl Store {
     /// # Errors
     /// Another process has the store.
     pub(crate) fn open(dir: &Path, page_cache: usize) -> Result<Self, StoreError> {
-        Self::open_at(Place::new(dir, page_cache, Arc::new(FileSystem)))
+        Self::open_at(StoreLocation::new(dir, page_cache, Arc::new(FileSystem)))
     }
 
     /// As [`Store::open`], at a place of the caller's.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub(super) fn open_at(place: Place) -> Result<Self, StoreError> {
+    pub(super) fn open_at(place: StoreLocation) -> Result<Self, StoreError> {
         let opened = place.open()?;
         let shared = Shared {
             opened: ArcSwapOption::from_pointee(opened),
             generation: tokio::sync::watch::Sender::new(0),
-            leases: Leases::default(),
+            leases: SnapshotLeases::default(),
         };
         Ok(Self {
             place,
@@ -168,7 +168,7 @@ impl Store {
     /// Puts another database in place of this one, which is cut off first: two must not use one file.
     fn replace(
         &self,
-        open: impl FnOnce(Option<&Held>) -> Result<Opened, StoreError>,
+        open: impl FnOnce(Option<&LockedFile>) -> Result<OpenDatabase, StoreError>,
     ) -> Result<(), StoreError> {
         let old = self.shared.opened.load_full().ok_or(StoreError::Closed)?;
         old.backend.cut();
@@ -189,7 +189,7 @@ impl Store {
     }
 
     /// Another database takes this one's place.
-    fn put(&self, opened: Opened) {
+    fn put(&self, opened: OpenDatabase) {
         self.shared.opened.store(Some(Arc::new(opened)));
         self.shared
             .generation
@@ -216,7 +216,7 @@ impl Store {
         std::fs::metadata(&self.place.path).map_or(0, |m| m.blocks() * 512)
     }
 
-    pub(super) fn place(&self) -> &Place {
+    pub(super) fn place(&self) -> &StoreLocation {
         &self.place
     }
 
@@ -225,7 +225,7 @@ impl Store {
     }
 
     /// Another file has taken the place of this one's: what is read of it goes on.
-    pub(super) fn superseded_by(&self, opened: Opened) {
+    pub(super) fn superseded_by(&self, opened: OpenDatabase) {
         if let Some(old) = &*self.shared.opened.load() {
             old.backend.seal();
         }
@@ -267,7 +267,7 @@ impl Shared {
 pub(crate) struct Snapshot {
     pub(super) txn: ReadTransaction,
     /// Open as long as it is read.
-    _opened: Arc<Opened>,
+    _opened: Arc<OpenDatabase>,
     shared: Arc<Shared>,
 }
 
@@ -318,7 +318,7 @@ impl Snapshot {
         let mut forms = Vec::new();
         for row in self
             .txn
-            .open_table(FORMS)?
+            .open_table(ENCODINGS)?
             .range(start.as_slice()..end.as_slice())?
         {
             let (key, count) = row?;
@@ -355,12 +355,12 @@ impl Snapshot {
     pub(crate) fn document<T>(
         &self,
         key: &[u8],
-        read: impl FnOnce(Document<'_>) -> T,
+        read: impl FnOnce(ResponseRecord<'_>) -> T,
     ) -> Result<Option<T>, StoreError> {
         let value = self.txn.open_table(DOCUMENTS)?.get(key)?;
         value
             .map(|v| {
-                Document::read(v.value())
+                ResponseRecord::read(v.value())
                     .map(read)
                     .ok_or(StoreError::Damaged)
             })
@@ -388,11 +388,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn walk_members(&self, collection: &[u8]) -> Result<Walk, StoreError> {
+    pub(crate) fn members_cursor(&self, collection: &[u8]) -> Result<Walk, StoreError> {
         self.walk_members_behind(collection, &[])
     }
 
-    /// As [`Snapshot::walk_members`], behind the object `last` where that isn't empty.
+    /// As [`Snapshot::members_cursor`], behind the object `last` where that isn't empty.
     pub(super) fn walk_members_behind(
         &self,
         collection: &[u8],
@@ -417,8 +417,8 @@ impl Snapshot {
     }
 
     /// A walk over a list that outlives this snapshot.
-    pub(crate) fn list_walk(&self, listed: Listed) -> ListWalk {
-        ListWalk::new(Arc::clone(&self.shared), listed)
+    pub(crate) fn list_cursor(&self, listed: ListSource) -> ListCursor {
+        ListCursor::new(Arc::clone(&self.shared), listed)
     }
 
     /// An object, or something under a collection without selectors, is newer than this resourceVersion, or was found gone
@@ -426,7 +426,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn changed_since(
+    pub(crate) fn has_changed_since(
         &self,
         prefix: &[u8],
         version: u64,
@@ -486,7 +486,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn gone_beyond(
+    pub(crate) fn last_deletion_beyond(
         &self,
         prefix: &[u8],
         covered: (u64, u64),
@@ -498,11 +498,11 @@ impl Snapshot {
         Ok(last)
     }
 
-    /// As [`Snapshot::gone_beyond`], of the members of a collection with selectors.
+    /// As [`Snapshot::last_deletion_beyond`], of the members of a collection with selectors.
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn members_gone_beyond(
+    pub(crate) fn last_member_deletion_beyond(
         &self,
         collection: &[u8],
         covered: (u64, u64),
@@ -525,7 +525,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn members_known(&self, collection: &[u8]) -> Result<bool, StoreError> {
+    pub(crate) fn has_all_members(&self, collection: &[u8]) -> Result<bool, StoreError> {
         let start = [collection, &[0]].concat();
         let end = keys::end_of(&start);
         let objects = self.txn.open_table(OBJECTS)?;

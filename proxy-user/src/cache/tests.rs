@@ -1,4 +1,4 @@
-//! The store's promises, over a real redb file: what the cloud said last is what is read, in whatever order it came.
+//! The store's promises, over a real redb file: what the cloud observed last is what is read, in whatever order it came.
 
 use http::{HeaderMap, Method, Uri};
 
@@ -28,7 +28,7 @@ impl Bench {
     }
 
     /// One exchange with the cloud: `METHOD uri`, the status, the body (cut into small chunks), asked this long ago.
-    pub(super) async fn said(&self, call: &str, status: u16, body: &[u8], ago: u64) {
+    pub(super) async fn respond(&self, call: &str, status: u16, body: &[u8], ago: u64) {
         let protobuf = body.starts_with(b"k8s\0");
         let kind = if protobuf {
             "application/vnd.kubernetes.protobuf"
@@ -39,7 +39,7 @@ impl Bench {
     }
 
     /// An answer of 200 in this `Content-Type`.
-    pub(super) async fn said_in(&self, kind: &str, call: &str, body: &[u8]) {
+    pub(super) async fn respond_in(&self, kind: &str, call: &str, body: &[u8]) {
         self.answered((call, 200, 0), kind, body).await;
     }
 
@@ -158,10 +158,10 @@ pub(super) fn gone(name: &str) -> String {
 #[tokio::test]
 async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
     let bench = Bench::new();
-    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Found(pod("a", 7)));
     bench
-        .said(
+        .respond(
             "PATCH /api/v1/namespaces/d/pods/a/status",
             200,
             pod("a", 9).as_bytes(),
@@ -169,7 +169,7 @@ async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
         )
         .await;
     bench
-        .said(PODS, 200, list(8, "", &[("a", 7), ("b", 5)]).as_bytes(), 0)
+        .respond(PODS, 200, list(8, "", &[("a", 7), ("b", 5)]).as_bytes(), 0)
         .await;
     assert_eq!(
         bench.version("/pods/d/a").await,
@@ -177,7 +177,7 @@ async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
         "an older list changes nothing"
     );
     bench
-        .said(
+        .respond(
             "PUT /api/v1/namespaces/d/pods/a?dryRun=All",
             200,
             pod("a", 11).as_bytes(),
@@ -190,7 +190,7 @@ async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
         "a dry run is no write"
     );
     bench
-        .said(
+        .respond(
             "GET /api/v1/namespaces/d/pods/a",
             200,
             pod("b", 99).as_bytes(),
@@ -208,16 +208,16 @@ async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
 async fn i2_only_what_the_cloud_said_404_to_is_absent() {
     let bench = Bench::new();
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
-    bench.said(POD, 404, b"404 page not found\n", 0).await;
+    bench.respond(POD, 404, b"404 page not found\n", 0).await;
     assert_eq!(
         bench.object("/pods/d/a").await,
         Lookup::Unknown,
         "an unknown group is no absent object"
     );
-    bench.said(POD, 404, GONE.as_bytes(), 0).await;
+    bench.respond(POD, 404, GONE.as_bytes(), 0).await;
     assert!(bench.is_absent("/pods/d/a").await);
     bench
-        .said(
+        .respond(
             "POST /api/v1/namespaces/d/pods",
             201,
             pod("a", 7).as_bytes(),
@@ -225,7 +225,7 @@ async fn i2_only_what_the_cloud_said_404_to_is_absent() {
         )
         .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
-    bench.said(POD, 404, GONE.as_bytes(), 5_000).await;
+    bench.respond(POD, 404, GONE.as_bytes(), 5_000).await;
     assert_eq!(
         bench.version("/pods/d/a").await,
         Some(7),
@@ -233,7 +233,7 @@ async fn i2_only_what_the_cloud_said_404_to_is_absent() {
     );
     let success = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success","details":{"name":"a","kind":"pods","uid":"u-a"}}"#;
     bench
-        .said(
+        .respond(
             "DELETE /api/v1/namespaces/d/pods/a",
             200,
             success.as_bytes(),
@@ -242,14 +242,14 @@ async fn i2_only_what_the_cloud_said_404_to_is_absent() {
         .await;
     assert!(bench.is_absent("/pods/d/a").await);
     bench
-        .said(PODS, 200, list(7, "", &[("a", 7)]).as_bytes(), 0)
+        .respond(PODS, 200, list(7, "", &[("a", 7)]).as_bytes(), 0)
         .await;
     assert!(
         bench.is_absent("/pods/d/a").await,
         "an old list does not bring it back"
     );
     bench
-        .said(PODS, 200, list(20, "", &[("a", 19)]).as_bytes(), 0)
+        .respond(PODS, 200, list(20, "", &[("a", 19)]).as_bytes(), 0)
         .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(19), "made anew");
 }
@@ -262,7 +262,7 @@ async fn a_delete_that_waits_for_finalizers_or_a_grace_period_is_no_end() {
         "\"deletionTimestamp\":\"2026-01-01T00:00:00Z\",\"deletionGracePeriodSeconds\":30,\"uid\"",
     );
     bench
-        .said(
+        .respond(
             "DELETE /api/v1/namespaces/d/pods/a",
             200,
             held.as_bytes(),
@@ -275,7 +275,7 @@ async fn a_delete_that_waits_for_finalizers_or_a_grace_period_is_no_end() {
         "\"deletionGracePeriodSeconds\":0",
     );
     bench
-        .said("DELETE /api/v1/namespaces/d/pods/a", 200, now.as_bytes(), 0)
+        .respond("DELETE /api/v1/namespaces/d/pods/a", 200, now.as_bytes(), 0)
         .await;
     assert!(bench.is_absent("/pods/d/a").await);
 }
@@ -285,31 +285,31 @@ async fn i2_a_list_counts_only_when_it_is_whole() {
     let bench = Bench::new();
     let whole = list(8, "", &[("a", 7), ("b", 5)]);
     bench
-        .said(PODS, 200, &whole.as_bytes()[..whole.len() - 4], 0)
+        .respond(PODS, 200, &whole.as_bytes()[..whole.len() - 4], 0)
         .await;
     assert_eq!(bench.collection("/pods/d/").await, None);
     bench
-        .said(PODS, 200, list(8, "next", &[("a", 7)]).as_bytes(), 0)
+        .respond(PODS, 200, list(8, "next", &[("a", 7)]).as_bytes(), 0)
         .await;
     assert_eq!(bench.collection("/pods/d/").await, None);
     let second = format!("{PODS}?limit=1&continue=next");
     bench
-        .said(&second, 200, list(8, "", &[("b", 5)]).as_bytes(), 0)
+        .respond(&second, 200, list(8, "", &[("b", 5)]).as_bytes(), 0)
         .await;
     assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 8);
     bench
-        .said(PODS, 200, list(10, "", &[("b", 5)]).as_bytes(), 0)
+        .respond(PODS, 200, list(10, "", &[("b", 5)]).as_bytes(), 0)
         .await;
     assert_eq!(
         bench.object("/pods/d/a").await,
         Lookup::Unknown,
-        "no longer listed, but nobody said 404"
+        "no longer listed, but nobody observed 404"
     );
     assert_eq!(bench.names("/pods/d/").await, 1);
     let table = r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"12"},"rows":[]}"#;
-    bench.said(PODS, 200, table.as_bytes(), 0).await;
+    bench.respond(PODS, 200, table.as_bytes(), 0).await;
     let partial = list(13, "", &[]).replace("PodList", "PartialObjectMetadataList");
-    bench.said(PODS, 200, partial.as_bytes(), 0).await;
+    bench.respond(PODS, 200, partial.as_bytes(), 0).await;
     assert_eq!(
         bench.collection("/pods/d/").await.unwrap().version,
         10,
@@ -321,16 +321,16 @@ async fn i2_a_list_counts_only_when_it_is_whole() {
 async fn watches_carry_a_list_on_and_a_gap_stops_it() {
     let bench = Bench::new();
     bench
-        .said(PODS, 200, list(10, "", &[("a", 7)]).as_bytes(), 0)
+        .respond(PODS, 200, list(10, "", &[("a", 7)]).as_bytes(), 0)
         .await;
     let watch = |from: u64| format!("{PODS}?watch=true&resourceVersion={from}");
     let events = event("ADDED", "b", 11) + &event("DELETED", "a", 12);
-    bench.said(&watch(10), 200, events.as_bytes(), 0).await;
+    bench.respond(&watch(10), 200, events.as_bytes(), 0).await;
     assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 12);
     assert!(bench.is_absent("/pods/d/a").await);
     assert_eq!(bench.names("/pods/d/").await, 1);
     bench
-        .said(&watch(50), 200, event("ADDED", "c", 51).as_bytes(), 0)
+        .respond(&watch(50), 200, event("ADDED", "c", 51).as_bytes(), 0)
         .await;
     assert_eq!(
         bench.collection("/pods/d/").await.unwrap().version,
@@ -343,7 +343,7 @@ async fn watches_carry_a_list_on_and_a_gap_stops_it() {
         "the object itself is known all the same"
     );
     let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"60"}}}"#;
-    bench.said(&watch(12), 200, bookmark.as_bytes(), 0).await;
+    bench.respond(&watch(12), 200, bookmark.as_bytes(), 0).await;
     assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 60);
 }
 
@@ -354,7 +354,7 @@ async fn initial_events_are_a_list_once_their_bookmark_has_come() {
         format!("{PODS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
     let end = r#"{"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"20","annotations":{"k8s.io/initial-events-end":"true"}}}}"#;
     bench
-        .said(
+        .respond(
             &call,
             200,
             (event("ADDED", "a", 15) + &event("ADDED", "b", 9)).as_bytes(),
@@ -363,7 +363,7 @@ async fn initial_events_are_a_list_once_their_bookmark_has_come() {
         .await;
     assert_eq!(bench.collection("/pods/d/").await, None);
     let events = event("ADDED", "a", 15) + end + &event("ADDED", "c", 21);
-    bench.said(&call, 200, events.as_bytes(), 0).await;
+    bench.respond(&call, 200, events.as_bytes(), 0).await;
     let collection = bench.collection("/pods/d/").await.unwrap();
     assert_eq!((collection.version, &*collection.kind), (20, "PodList"));
     assert_eq!(
@@ -377,7 +377,7 @@ async fn initial_events_are_a_list_once_their_bookmark_has_come() {
 async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
     let bench = Bench::new();
     bench
-        .said(
+        .respond(
             "GET /api/v1/pods",
             200,
             list(10, "", &[("a", 7), ("b", 7)]).as_bytes(),
@@ -386,11 +386,11 @@ async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
         .await;
     let by_label = "GET /api/v1/pods?labelSelector=x%3Dy";
     bench
-        .said(by_label, 200, list(10, "", &[("a", 7)]).as_bytes(), 0)
+        .respond(by_label, 200, list(10, "", &[("a", 7)]).as_bytes(), 0)
         .await;
     let watch = format!("{by_label}&watch=true&resourceVersion=10");
     bench
-        .said(&watch, 200, event("DELETED", "a", 12).as_bytes(), 0)
+        .respond(&watch, 200, event("DELETED", "a", 12).as_bytes(), 0)
         .await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     assert!(
@@ -399,7 +399,7 @@ async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
     );
     let by_node = "GET /api/v1/pods?fieldSelector=spec.nodeName%3Dn&watch=true&resourceVersion=10";
     bench
-        .said(by_node, 200, event("DELETED", "b", 13).as_bytes(), 0)
+        .respond(by_node, 200, event("DELETED", "b", 13).as_bytes(), 0)
         .await;
     assert!(bench.is_absent("/pods/d/b").await);
 }
@@ -414,11 +414,11 @@ async fn gzip_is_undone_for_the_store_and_a_bomb_is_not_swallowed() {
         out.finish().unwrap()
     };
     bench
-        .said(PODS, 200, &gzip(list(8, "", &[("a", 7)]).as_bytes()), 0)
+        .respond(PODS, 200, &gzip(list(8, "", &[("a", 7)]).as_bytes()), 0)
         .await;
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
     let bomb = pod("a", 9).replace("u-a", &"x".repeat(hublet_wire::MAX_OBJECT));
-    bench.said(POD, 200, &gzip(bomb.as_bytes()), 0).await;
+    bench.respond(POD, 200, &gzip(bomb.as_bytes()), 0).await;
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
 }
 
@@ -436,7 +436,7 @@ async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
         cache: open(),
         _dir: tempfile::tempdir().unwrap(),
     };
-    bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
     let second = Cache::open(&config, Clock::default());
     assert!(
         matches!(second, Err(StoreError::InUse(_))),
@@ -490,12 +490,12 @@ async fn what_says_nothing_new_costs_no_write() {
     let written = || bench.cache.ingest().commits();
     let gone = gone("b");
     let say = async || {
-        bench.said(POD, 200, pod("a", 7).as_bytes(), 0).await;
+        bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
         bench
-            .said(PODS, 200, list(8, "", &[("a", 7)]).as_bytes(), 0)
+            .respond(PODS, 200, list(8, "", &[("a", 7)]).as_bytes(), 0)
             .await;
         bench
-            .said("GET /api/v1/namespaces/d/pods/b", 404, gone.as_bytes(), 0)
+            .respond("GET /api/v1/namespaces/d/pods/b", 404, gone.as_bytes(), 0)
             .await;
     };
     say().await;
@@ -504,7 +504,7 @@ async fn what_says_nothing_new_costs_no_write() {
         say().await;
     }
     assert_eq!(written(), before);
-    bench.said(POD, 200, pod("a", 9).as_bytes(), 0).await;
+    bench.respond(POD, 200, pod("a", 9).as_bytes(), 0).await;
     assert_eq!(written(), before + 1);
 }
 
@@ -553,24 +553,24 @@ async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_sel
     let selected = format!("{PODS}?labelSelector=x&watch=true&resourceVersion=10");
     let all = format!("{PODS}?watch=true&resourceVersion=10");
     bench
-        .said(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
+        .respond(PODS, 200, list(10, "", &[("a", 7), ("b", 8)]).as_bytes(), 0)
         .await;
     bench
-        .said(&selected, 200, event("DELETED", "a", 12).as_bytes(), 0)
+        .respond(&selected, 200, event("DELETED", "a", 12).as_bytes(), 0)
         .await;
     assert!(
         !bench.collection("/pods/d/").await.unwrap().is_whole(),
         "a may be gone or not"
     );
     bench
-        .said(&all, 200, event("MODIFIED", "b", 11).as_bytes(), 0)
+        .respond(&all, 200, event("MODIFIED", "b", 11).as_bytes(), 0)
         .await;
     assert!(
         !bench.collection("/pods/d/").await.unwrap().is_whole(),
         "not told yet"
     );
     bench
-        .said(&all, 200, event("MODIFIED", "a", 12).as_bytes(), 0)
+        .respond(&all, 200, event("MODIFIED", "a", 12).as_bytes(), 0)
         .await;
     assert!(bench.collection("/pods/d/").await.unwrap().is_whole());
     assert_eq!(bench.version("/pods/d/a").await, Some(12));
@@ -581,10 +581,10 @@ async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_sel
 async fn a_document_that_was_asked_for_earlier_is_the_older_one() {
     let bench = Bench::new();
     bench
-        .said("GET /version", 200, br#"{"minor":"36"}"#, 0)
+        .respond("GET /version", 200, br#"{"minor":"36"}"#, 0)
         .await;
     bench
-        .said("GET /version", 200, br#"{"minor":"35"}"#, 30_000)
+        .respond("GET /version", 200, br#"{"minor":"35"}"#, 30_000)
         .await;
     let snapshot = bench.cache.snapshot().await.unwrap();
     let body = snapshot

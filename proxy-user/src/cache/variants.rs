@@ -17,7 +17,7 @@ const MAX_WAITING: usize = 16;
 pub(crate) const MAX_BYTES: usize = 8 << 20;
 
 /// Another form of objects, by `apiVersion` (empty where it isn't known) and `kind`.
-pub(crate) fn is_other(api_version: &str, kind: &str) -> bool {
+pub(crate) fn is_variant(api_version: &str, kind: &str) -> bool {
     api_version.starts_with("meta.k8s.io/")
         || matches!(
             kind,
@@ -26,7 +26,7 @@ pub(crate) fn is_other(api_version: &str, kind: &str) -> bool {
 }
 
 /// A JSON body that begins so is another form; `None` where more of it is needed to tell.
-pub(crate) fn is_other_json(beginning: &[u8]) -> Option<bool> {
+pub(crate) fn is_variant_json(beginning: &[u8]) -> Option<bool> {
     let find = |what: &str| memchr::memmem::find(beginning, what.as_bytes());
     let end = [r#""metadata""#, r#""items""#, r#""rows""#]
         .iter()
@@ -38,8 +38,8 @@ pub(crate) fn is_other_json(beginning: &[u8]) -> Option<bool> {
     Some(find(r#""meta.k8s.io/"#).is_some_and(|at| end.is_none_or(|end| at < end)))
 }
 
-/// One spelling of a form, as [`hublet_wire::media::other_forms`] has it; `None` of objects themselves.
-pub(crate) fn spelling(api_version: &str, kind: &str) -> Option<String> {
+/// The media type of a variant, as [`hublet_wire::media::other_forms`] has it; `None` of objects themselves.
+pub(crate) fn media_type(api_version: &str, kind: &str) -> Option<String> {
     let version = api_version.strip_prefix("meta.k8s.io/")?;
     Some(format!(
         "application/json;as={kind};g=meta.k8s.io;v={version}"
@@ -49,7 +49,7 @@ pub(crate) fn spelling(api_version: &str, kind: &str) -> Option<String> {
 /// A page as far as it is taken apart.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Page<'a> {
+struct PartialList<'a> {
     #[serde(borrow)]
     column_definitions: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -59,7 +59,7 @@ struct Page<'a> {
 }
 
 /// Namespace and name of each object that a Table or its like shows; `None` where one of them isn't told.
-pub(crate) fn objects(body: &[u8]) -> Option<Vec<(String, String)>> {
+pub(crate) fn object_names(body: &[u8]) -> Option<Vec<(String, String)>> {
     let shown: Shown = serde_json::from_slice(body).ok()?;
     let rows = shown
         .rows
@@ -111,8 +111,8 @@ struct Name {
 struct Waiting {
     key: Vec<u8>,
     version: String,
-    asked: u64,
-    since: u64,
+    sent_at: u64,
+    received_at: u64,
     /// All in front of the rows.
     head: String,
     rows: Vec<u8>,
@@ -129,42 +129,45 @@ pub(crate) struct PageHead<'a> {
     pub api_version: &'a str,
     /// `metadata.resourceVersion`.
     pub version: &'a str,
-    /// When the page was asked for.
-    pub asked: u64,
+    /// When the page was requested.
+    pub sent_at: u64,
+    /// The token that it was requested with; empty for the first page.
+    pub continue_token: &'a str,
+    /// The token of the next page; empty behind the last.
+    pub next: &'a str,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Joined {
+pub(crate) struct AssembledVariant {
     /// Its key in the store.
     pub key: Vec<u8>,
-    /// When its first page was asked for.
-    pub asked: u64,
+    /// When its first page was requested.
+    pub sent_at: u64,
     /// The body, as the API server writes it without pages.
     pub body: Vec<u8>,
 }
 
 /// The documents that wait, by the token of their next page.
 #[derive(Debug, Default)]
-pub(crate) struct FormPages(HashMap<String, Waiting>);
+pub(crate) struct VariantAssembler(HashMap<String, Waiting>);
 
-impl FormPages {
+impl VariantAssembler {
     /// Takes a page; the whole document where it was the last one and all before it are here.
     ///
     /// # Errors
     /// Its rows or items are no list.
-    pub(crate) fn join(
+    pub(crate) fn add_page(
         &mut self,
-        (asked_by, next): (&str, &str),
         head: &PageHead<'_>,
         body: &[u8],
-    ) -> Result<Option<Joined>, CodecError> {
+    ) -> Result<Option<AssembledVariant>, CodecError> {
         let bad = |error: serde_json::Error| CodecError::Json(error.to_string());
-        let page: Page<'_> = serde_json::from_slice(body).map_err(bad)?;
+        let page: PartialList<'_> = serde_json::from_slice(body).map_err(bad)?;
         let rows = rows(page.rows.or(page.items))?;
-        let mut whole = if asked_by.is_empty() {
+        let mut whole = if head.continue_token.is_empty() {
             begin(head, &page)
         } else {
-            let Some(before) = self.0.remove(asked_by) else {
+            let Some(before) = self.0.remove(head.continue_token) else {
                 return Ok(None);
             };
             if before.key != head.key || before.version != head.version {
@@ -176,16 +179,16 @@ impl FormPages {
             whole.rows.push(b',');
         }
         whole.rows.extend_from_slice(rows);
-        whole.since = head.asked;
-        if next.is_empty() {
+        whole.received_at = head.sent_at;
+        if head.next.is_empty() {
             let body = [whole.head.as_bytes(), &whole.rows, b"]}\n"].concat();
-            return Ok(Some(Joined {
+            return Ok(Some(AssembledVariant {
                 key: whole.key,
-                asked: whole.asked,
+                sent_at: whole.sent_at,
                 body,
             }));
         }
-        self.keep(next, whole);
+        self.keep(head.next, whole);
         Ok(None)
     }
 
@@ -200,7 +203,7 @@ impl FormPages {
             let oldest = self
                 .0
                 .iter()
-                .min_by_key(|(_, w)| w.since)
+                .min_by_key(|(_, w)| w.received_at)
                 .map(|(token, _)| token.clone());
             let Some(oldest) = oldest else { return };
             self.0.remove(&oldest);
@@ -221,7 +224,7 @@ fn rows(list: Option<&RawValue>) -> Result<&[u8], CodecError> {
         .as_bytes())
 }
 
-fn begin(head: &PageHead<'_>, page: &Page<'_>) -> Waiting {
+fn begin(head: &PageHead<'_>, page: &PartialList<'_>) -> Waiting {
     let PageHead {
         kind,
         api_version,
@@ -236,8 +239,8 @@ fn begin(head: &PageHead<'_>, page: &Page<'_>) -> Waiting {
     Waiting {
         key: head.key.clone(),
         version: (*version).to_owned(),
-        asked: head.asked,
-        since: head.asked,
+        sent_at: head.sent_at,
+        received_at: head.sent_at,
         head: format!(
             r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta},{columns}"{name}":["#
         ),
@@ -257,29 +260,31 @@ mod tests {
         )
     }
 
-    fn head(version: &'static str) -> PageHead<'static> {
+    fn head<'a>(version: &'a str, continue_token: &'a str, next: &'a str) -> PageHead<'a> {
         PageHead {
             key: b"k".to_vec(),
             kind: "Table",
             api_version: "meta.k8s.io/v1",
             version,
-            asked: 5,
+            sent_at: 5,
+            continue_token,
+            next,
         }
     }
 
     #[test]
     fn i2_a_table_in_pages_is_whole_once_all_have_come() {
-        let mut pages = FormPages::default();
+        let mut pages = VariantAssembler::default();
         assert_eq!(
-            pages.join(("", "1"), &head("9"), page("[{\"a\":1}]", "1").as_bytes()),
+            pages.add_page(&head("9", "", "1"), page("[{\"a\":1}]", "1").as_bytes()),
             Ok(None)
         );
         assert_eq!(
-            pages.join(("1", "2"), &head("9"), page("null", "2").as_bytes()),
+            pages.add_page(&head("9", "1", "2"), page("null", "2").as_bytes()),
             Ok(None)
         );
         let whole = pages
-            .join(("2", ""), &head("9"), page("[ {\"b\":2} ]", "").as_bytes())
+            .add_page(&head("9", "2", ""), page("[ {\"b\":2} ]", "").as_bytes())
             .unwrap()
             .unwrap();
         let expected = concat!(
@@ -289,21 +294,21 @@ mod tests {
         );
         assert_eq!(String::from_utf8(whole.body).unwrap(), expected);
         assert_eq!(
-            pages.join(("2", ""), &head("9"), page("[]", "").as_bytes()),
+            pages.add_page(&head("9", "2", ""), page("[]", "").as_bytes()),
             Ok(None),
             "its beginning is gone"
         );
         assert_eq!(
-            pages.join(("", "1"), &head("9"), page("[]", "1").as_bytes()),
+            pages.add_page(&head("9", "", "1"), page("[]", "1").as_bytes()),
             Ok(None)
         );
         assert_eq!(
-            pages.join(("1", ""), &head("10"), page("[]", "").as_bytes()),
+            pages.add_page(&head("10", "1", ""), page("[]", "").as_bytes()),
             Ok(None),
             "another snapshot"
         );
         for n in 0..100 {
-            let _ = pages.join(("", &n.to_string()), &head("9"), page("[]", "x").as_bytes());
+            let _ = pages.add_page(&head("9", "", &n.to_string()), page("[]", "x").as_bytes());
         }
         assert_eq!(pages.0.len(), MAX_WAITING);
     }
@@ -314,22 +319,22 @@ mod tests {
         let list = r#""metadata":{"resourceVersion":"7"}"#;
         let one = Some(vec![("d".to_owned(), "a".to_owned())]);
         assert_eq!(
-            objects(
+            object_names(
                 format!(r#"{{{list},"rows":[{{"cells":["a"],"object":{{{meta}}}}}]}}"#).as_bytes()
             ),
             one
         );
         assert_eq!(
-            objects(format!(r#"{{{list},"items":[{{{meta}}}]}}"#).as_bytes()),
+            object_names(format!(r#"{{{list},"items":[{{{meta}}}]}}"#).as_bytes()),
             one
         );
-        assert_eq!(objects(format!("{{{meta}}}").as_bytes()), one);
+        assert_eq!(object_names(format!("{{{meta}}}").as_bytes()), one);
         assert_eq!(
-            objects(format!(r#"{{{list},"rows":null}}"#).as_bytes()),
+            object_names(format!(r#"{{{list},"rows":null}}"#).as_bytes()),
             Some(vec![])
         );
         assert_eq!(
-            objects(format!(r#"{{{list},"rows":[{{"cells":["a"]}}]}}"#).as_bytes()),
+            object_names(format!(r#"{{{list},"rows":[{{"cells":["a"]}}]}}"#).as_bytes()),
             None
         );
     }
@@ -337,14 +342,14 @@ mod tests {
     #[test]
     fn the_beginning_of_a_body_tells_its_form() {
         let table = br#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{}"#;
-        assert_eq!(is_other_json(&table[..40]), None);
-        assert_eq!(is_other_json(table), Some(true));
+        assert_eq!(is_variant_json(&table[..40]), None);
+        assert_eq!(is_variant_json(table), Some(true));
         let list = br#"{"kind":"PodList","apiVersion":"v1","metadata":{"x":"meta.k8s.io/v1"}"#;
-        assert_eq!(is_other_json(list), Some(false));
+        assert_eq!(is_variant_json(list), Some(false));
         assert_eq!(
-            is_other_json(br#"{"apiVersion":"x/v1","items":["meta.k8s.io/"#),
+            is_variant_json(br#"{"apiVersion":"x/v1","items":["meta.k8s.io/"#),
             Some(false)
         );
-        assert_eq!(is_other_json(&[b' '; BEGINNING]), Some(false));
+        assert_eq!(is_variant_json(&[b' '; BEGINNING]), Some(false));
     }
 }

@@ -2,31 +2,31 @@
 
 use std::time::{Duration, Instant};
 
-/// First and longest time between two tries.
-const WAIT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// The disk takes nothing at present.
 #[derive(Debug)]
-pub(super) struct Outage {
+pub(super) struct WriteOutage {
     since: Instant,
     wait: Duration,
     /// When it is tried again.
     pub(super) next: Instant,
 }
 
-impl Outage {
+impl WriteOutage {
     /// It has just failed.
     pub(super) fn begin(now: Instant) -> Self {
         Self {
             since: now,
-            wait: WAIT.0,
-            next: now + WAIT.0,
+            wait: FIRST_WAIT,
+            next: now + FIRST_WAIT,
         }
     }
 
     /// It has failed again.
-    pub(super) fn goes_on(&mut self, now: Instant) {
-        self.wait = (self.wait * 2).min(WAIT.1);
+    pub(super) fn back_off(&mut self, now: Instant) {
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
         self.next = now + self.wait;
     }
 
@@ -43,10 +43,10 @@ mod tests {
     #[test]
     fn tries_become_rarer_up_to_a_limit() {
         let now = Instant::now();
-        let mut outage = Outage::begin(now);
+        let mut outage = WriteOutage::begin(now);
         let mut waits = vec![outage.next - now];
         for _ in 0..6 {
-            outage.goes_on(now);
+            outage.back_off(now);
             waits.push(outage.next - now);
         }
         let millis: Vec<u128> = waits.iter().map(Duration::as_millis).collect();

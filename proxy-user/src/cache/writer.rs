@@ -12,40 +12,44 @@ use tokio::sync::oneshot;
 use crate::authz::grants::Grants;
 use crate::authz::identity::Credential;
 use crate::cache::apply::apply;
-use crate::cache::capture::{Counters, Message};
-use crate::cache::change::Op;
-use crate::cache::continuity::Lineage;
-use crate::cache::decode::Observer;
-use crate::cache::evict::Budget;
+use crate::cache::capture::{CaptureId, Counters, Message};
+use crate::cache::change::Change;
+use crate::cache::continuity::Continuity;
+use crate::cache::decode::ResponseDecoder;
+use crate::cache::evict::SizeBudget;
 use crate::cache::not_stored::NotStored;
-use crate::cache::paginate::Pages;
+use crate::cache::paginate::ListAssembler;
 use crate::cache::steering;
 use crate::cache::store::{Condition, Store, StoreError};
-use crate::cache::write_retry::Outage;
+use crate::cache::write_retry::WriteOutage;
 use crate::clock::Clock;
 use hublet_wire::CodecError;
 
 /// Bytes that the writer keeps of answers that have not ended; beyond it the copy that has waited longest for its next
 /// bytes is given up. Twice the longest document.
-const HELD: usize = 16 << 20;
+const MAX_DECODING_BYTES: usize = 16 << 20;
 /// How long the first event of a batch waits for more, to spare flash; a reader that asks ends the wait.
-const LINGER: Duration = Duration::from_millis(50);
-/// Operations, and bytes of objects, that make a batch at the most.
-const BATCH: (usize, usize) = (512, 1 << 20);
-/// Operations, and their bytes, that wait for the disk to take them again; what comes then is given up.
-const KEPT: (usize, usize) = (8_192, 4 << 20);
+const BATCH_DELAY: Duration = Duration::from_millis(50);
+/// Most changes in a batch.
+const MAX_BATCH_CHANGES: usize = 512;
+/// Bytes of objects from which on a batch is written.
+const MAX_BATCH_BYTES: usize = 1 << 20;
+/// Most changes that wait while the disk accepts nothing; later ones are dropped and counted.
+const MAX_UNWRITTEN_CHANGES: usize = 8_192;
+/// Most bytes of those.
+const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 /// Most operations that take something back, beside those: none of them is given up otherwise.
-const REFUSALS: usize = 32_768;
+const MAX_UNWRITTEN_REVOCATIONS: usize = 32_768;
 /// How long a client's walk may hold its snapshot, whose pages can't be used again.
-const SNAPSHOT: Duration = Duration::from_secs(2);
+const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(2);
 /// How long after a batch it is seen whether the file is mostly empty.
-const TIDY: Duration = Duration::from_secs(5);
+const COMPACT_DELAY: Duration = Duration::from_secs(5);
 /// Longest that answers wait for the writer while it makes the file small.
-const COPYING: Duration = Duration::from_millis(500);
+const COMPACT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An answer that is being read.
-struct Copying {
-    observer: Observer,
+struct OpenResponse {
+    decoder: ResponseDecoder,
     /// The caller whose write is answered by it.
     author: Option<Credential>,
     /// Bytes, as of the last look.
@@ -59,17 +63,17 @@ pub(super) struct Writer {
     store: Arc<Store>,
     counters: Arc<Counters>,
     grants: Arc<Grants>,
-    observers: HashMap<u64, Copying>,
+    decoders: HashMap<CaptureId, OpenResponse>,
     /// The sum of what they hold.
     held: usize,
-    pages: Pages,
-    lineage: Lineage,
-    ops: Vec<Op>,
+    pages: ListAssembler,
+    continuity: Continuity,
+    changes: Vec<Change>,
     bytes: usize,
     waiting: Vec<oneshot::Sender<()>>,
     last_error: Option<Instant>,
-    budget: Budget,
-    outage: Option<Outage>,
+    budget: SizeBudget,
+    outage: Option<WriteOutage>,
     /// Of `ops`, in an outage: how many are without a gap, and their bytes.
     kept: (usize, usize),
     tidy_at: Option<Instant>,
@@ -87,28 +91,28 @@ impl Writer {
         store: Arc<Store>,
         grants: Arc<Grants>,
         counters: Arc<Counters>,
-        budget: Budget,
+        budget: SizeBudget,
         clock: Clock,
     ) -> Self {
         // A store that can't be written at the start is tried again as one that fails later.
         let outage =
-            (store.condition() != Condition::Writable).then(|| Outage::begin(Instant::now()));
+            (store.condition() != Condition::Writable).then(|| WriteOutage::begin(Instant::now()));
         Self {
             store,
             counters,
             grants,
-            observers: HashMap::new(),
+            decoders: HashMap::new(),
             held: 0,
-            pages: Pages::default(),
-            lineage: Lineage::new(clock),
-            ops: Vec::new(),
+            pages: ListAssembler::default(),
+            continuity: Continuity::new(clock),
+            changes: Vec::new(),
             bytes: 0,
             waiting: Vec::new(),
             last_error: None,
             budget,
             outage,
             kept: (0, 0),
-            tidy_at: Some(Instant::now() + TIDY),
+            tidy_at: Some(Instant::now() + COMPACT_DELAY),
         }
     }
 
@@ -125,12 +129,12 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            let until = Instant::now() + LINGER;
+            let until = Instant::now() + BATCH_DELAY;
             while taken > 0
                 && open
                 && self.waiting.is_empty()
-                && self.ops.len() < BATCH.0
-                && self.bytes < BATCH.1
+                && self.changes.len() < MAX_BATCH_CHANGES
+                && self.bytes < MAX_BATCH_BYTES
             {
                 match from.try_recv() {
                     Ok(message) => {
@@ -180,12 +184,11 @@ impl Writer {
             return;
         }
         self.tidy_at = None;
-        self.store.end_old_snapshots(SNAPSHOT);
+        self.store.end_old_snapshots(MAX_SNAPSHOT_AGE);
         let began = Instant::now();
-        if let Err(error) = self
-            .budget
-            .tidy(&self.store, &|| behind() && began.elapsed() > COPYING)
-        {
+        if let Err(error) = self.budget.tidy(&self.store, &|| {
+            behind() && began.elapsed() > COMPACT_TIMEOUT
+        }) {
             tracing::warn!(%error, "the store's file can't be made small");
             if self.store.has_failed() {
                 self.fall_back(&error.to_string());
@@ -196,25 +199,30 @@ impl Writer {
     /// Takes a message in; false at the end.
     fn take(&mut self, message: Message) -> bool {
         self.counters.queued.fetch_sub(1, Ordering::Relaxed);
-        let before = self.ops.len();
+        let before = self.changes.len();
         match message {
-            Message::Begin(id, mut exchange) => {
-                let (at, author) = (exchange.asked, exchange.author.take());
-                let observer = Observer::new(*exchange);
-                self.observers.insert(
+            Message::Begin { id, mut exchange } => {
+                let (at, author) = (exchange.sent_at, exchange.author.take());
+                let decoder = ResponseDecoder::new(*exchange);
+                self.decoders.insert(
                     id,
-                    Copying {
-                        observer,
+                    OpenResponse {
+                        decoder,
                         author,
                         held: 0,
                         at,
                     },
                 );
             }
-            Message::Data(id, bytes, permit, now) => {
-                let pushed = self.observers.get_mut(&id).map(|copying| {
-                    copying.at = now;
-                    copying.observer.push(&bytes, now, &mut self.ops)
+            Message::Data {
+                id,
+                bytes,
+                permit,
+                received_at: now,
+            } => {
+                let pushed = self.decoders.get_mut(&id).map(|open_response| {
+                    open_response.at = now;
+                    open_response.decoder.push(&bytes, now, &mut self.changes)
                 });
                 if let Some(Err(error)) = pushed {
                     self.forget(id);
@@ -223,13 +231,16 @@ impl Writer {
                 self.hold(id);
                 drop(permit);
             }
-            Message::End(id, now) => {
+            Message::End {
+                id,
+                received_at: now,
+            } => {
                 let author = self
-                    .observers
+                    .decoders
                     .get_mut(&id)
-                    .and_then(|copying| copying.author.take());
+                    .and_then(|open_response| open_response.author.take());
                 let ended = self.forget(id);
-                let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.ops));
+                let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.changes));
                 if let Some(Err(error)) = finished {
                     self.reject(&error);
                 } else if let Some(author) = author {
@@ -239,33 +250,41 @@ impl Writer {
             Message::Abort(id) => {
                 self.forget(id);
             }
-            Message::Ops(mut ops) => self.ops.append(&mut ops),
-            Message::Failed => {
+            Message::Changes(mut changes) => self.changes.append(&mut changes),
+            Message::DiskFailed => {
                 if self.store.has_failed() {
                     self.fall_back("reading from the disk failed");
                 }
             }
-            Message::Settle(done) => self.waiting.push(done),
+            Message::Flush(done) => self.waiting.push(done),
             Message::Close(done) => {
                 self.waiting.push(done);
                 return false;
             }
         }
-        self.bytes += self.ops[before..].iter().map(Op::size).sum::<usize>();
+        self.bytes += self.changes[before..]
+            .iter()
+            .map(Change::size)
+            .sum::<usize>();
         true
     }
 
     /// The author of a write has been shown the object, which the operations from `from` on store.
     fn shown_to(&mut self, author: &Credential, from: usize, now: u64) {
-        let key = |op: &Op| {
-            if let Op::Upsert { key, .. } = op {
+        let key = |change: &Change| {
+            if let Change::Upsert { key, .. } = change {
                 Some(key.clone())
             } else {
                 None
             }
         };
-        for key in self.ops[from..].iter().filter_map(key).collect::<Vec<_>>() {
-            self.ops.append(&mut self.grants.written(author, &key, now));
+        for key in self.changes[from..]
+            .iter()
+            .filter_map(key)
+            .collect::<Vec<_>>()
+        {
+            self.changes
+                .append(&mut self.grants.written(author, &key, now));
         }
     }
 
@@ -274,27 +293,27 @@ impl Writer {
         log_malformed(error);
     }
 
-    fn forget(&mut self, id: u64) -> Option<Observer> {
-        let copying = self.observers.remove(&id)?;
-        self.held -= copying.held;
-        Some(copying.observer)
+    fn forget(&mut self, id: CaptureId) -> Option<ResponseDecoder> {
+        let open_response = self.decoders.remove(&id)?;
+        self.held -= open_response.held;
+        Some(open_response.decoder)
     }
 
     /// Looks at what a copy holds now, and gives others up while all hold too much: a client that never reads its answer
     /// to the end keeps none of ours.
-    fn hold(&mut self, id: u64) {
-        if let Some(copying) = self.observers.get_mut(&id) {
-            let held = copying.observer.held();
-            self.held = self.held - copying.held + held;
-            copying.held = held;
+    fn hold(&mut self, id: CaptureId) {
+        if let Some(open_response) = self.decoders.get_mut(&id) {
+            let held = open_response.decoder.buffered_bytes();
+            self.held = self.held - open_response.held + held;
+            open_response.held = held;
         }
-        while self.held > HELD {
+        while self.held > MAX_DECODING_BYTES {
             let holding = self
-                .observers
+                .decoders
                 .iter()
-                .filter(|(_, copying)| copying.held > 0);
+                .filter(|(_, open_response)| open_response.held > 0);
             let Some(longest) = holding
-                .min_by_key(|(id, copying)| (copying.at, **id))
+                .min_by_key(|(id, open_response)| (open_response.at, **id))
                 .map(|(id, _)| *id)
             else {
                 return;
@@ -308,20 +327,20 @@ impl Writer {
         let now = Instant::now();
         match &self.outage {
             Some(outage) if open && outage.next > now => return self.keep(),
-            None if self.ops.is_empty() => return,
+            None if self.changes.is_empty() => return,
             _ => {}
         }
-        let wanting: BTreeSet<String> = self.ops.iter().filter_map(steering::wants).collect();
+        let wanting: BTreeSet<String> = self.changes.iter().filter_map(steering::wants).collect();
         if !wanting.is_empty() {
             *self.counters.wanting.lock() = wanting;
             self.counters.steering.notify_one();
         }
         let written = self.write();
-        let anew = written.is_ok() && self.lineage.began_anew;
+        let anew = written.is_ok() && self.continuity.cluster_replaced;
         if anew {
             self.grants.forget();
         }
-        if anew || self.ops.iter().any(steering::concerns) {
+        if anew || self.changes.iter().any(steering::concerns) {
             self.counters.wanting.lock().clear();
             self.counters.steering.notify_one();
         }
@@ -336,29 +355,29 @@ impl Writer {
         if self.outage.is_some() {
             self.store.reopen()?;
         }
-        self.store.end_old_snapshots(SNAPSHOT);
+        self.store.end_old_snapshots(MAX_SNAPSHOT_AGE);
         let fed: HashSet<Vec<u8>> = self
-            .observers
+            .decoders
             .values()
-            .filter_map(|copying| copying.observer.feeds())
+            .filter_map(|open_response| open_response.decoder.watched_collection())
             .map(<[u8]>::to_vec)
             .collect();
-        let evicted = self
-            .budget
-            .make_room(&self.store, &self.ops, &fed, &mut self.lineage)?;
+        let evicted =
+            self.budget
+                .evict_for(&self.store, &self.changes, &fed, &mut self.continuity)?;
         self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
         // A batch that is applied again must not count as seen twice.
-        let before = self.lineage.clone();
-        let applied = apply(&self.store, &self.ops, &mut self.lineage);
+        let before = self.continuity.clone();
+        let applied = apply(&self.store, &self.changes, &mut self.continuity);
         if applied.is_err() {
-            self.lineage = before.clone();
+            self.continuity = before.clone();
         }
         match applied {
             Err(error) if error.is_corruption() => {
                 self.store.begin_anew(&error)?;
-                let applied = apply(&self.store, &self.ops, &mut self.lineage);
+                let applied = apply(&self.store, &self.changes, &mut self.continuity);
                 if applied.is_err() {
-                    self.lineage = before;
+                    self.continuity = before;
                 }
                 applied
             }
@@ -369,7 +388,8 @@ impl Writer {
     fn written(&mut self, changed: bool) {
         if changed {
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
-            self.tidy_at.get_or_insert_with(|| Instant::now() + TIDY);
+            self.tidy_at
+                .get_or_insert_with(|| Instant::now() + COMPACT_DELAY);
         }
         if let Some(outage) = self.outage.take() {
             let seconds = outage.lasts(Instant::now()).as_secs();
@@ -391,14 +411,14 @@ impl Writer {
         if error.is_failure() || matches!(error, StoreError::InUse(_)) {
             self.fall_back(&error.to_string());
             if self.kept.0 == 0 {
-                self.kept = (self.ops.len(), self.bytes);
+                self.kept = (self.changes.len(), self.bytes);
             }
             self.keep();
         } else {
             // It is the batch that can't be written: another try would end so, too.
             self.give_up();
-            self.ops.retain(Op::is_refusal);
-            self.bytes = self.ops.iter().map(Op::size).sum();
+            self.changes.retain(Change::is_revocation);
+            self.bytes = self.changes.iter().map(Change::size).sum();
         }
     }
 
@@ -406,8 +426,8 @@ impl Writer {
     fn fall_back(&mut self, problem: &str) {
         let now = Instant::now();
         match &mut self.outage {
-            Some(outage) => outage.goes_on(now),
-            None => self.outage = Some(Outage::begin(now)),
+            Some(outage) => outage.back_off(now),
+            None => self.outage = Some(WriteOutage::begin(now)),
         }
         if (self.store.condition() == Condition::Writable || self.store.has_failed())
             && let Err(error) = self.store.fall_back(problem)
@@ -417,18 +437,20 @@ impl Writer {
     }
 
     /// Keeps what the disk doesn't take, as much as is allowed, without a gap: what is written of it later is what the
-    /// cloud has said up to then. Behind it there is a gap, which nothing that runs now may go over.
+    /// cloud has observed up to then. Behind it there is a gap, which nothing that runs now may go over.
     fn keep(&mut self) {
-        if self.ops.len() <= KEPT.0.max(self.kept.0) && self.bytes <= KEPT.1.max(self.kept.1) {
-            self.kept = (self.ops.len(), self.bytes);
+        if self.changes.len() <= MAX_UNWRITTEN_CHANGES.max(self.kept.0)
+            && self.bytes <= MAX_UNWRITTEN_BYTES.max(self.kept.1)
+        {
+            self.kept = (self.changes.len(), self.bytes);
             return;
         }
-        let beyond = self.ops.split_off(self.kept.0);
-        let room = REFUSALS.saturating_sub(self.ops.len());
-        self.ops
-            .extend(beyond.into_iter().filter(Op::is_refusal).take(room));
-        self.bytes = self.ops.iter().map(Op::size).sum();
-        self.kept = (self.ops.len(), self.bytes);
+        let beyond = self.changes.split_off(self.kept.0);
+        let room = MAX_UNWRITTEN_REVOCATIONS.saturating_sub(self.changes.len());
+        self.changes
+            .extend(beyond.into_iter().filter(Change::is_revocation).take(room));
+        self.bytes = self.changes.iter().map(Change::size).sum();
+        self.kept = (self.changes.len(), self.bytes);
         self.give_up();
         self.counters.full.store(true, Ordering::Relaxed);
     }
@@ -437,15 +459,15 @@ impl Writer {
     /// complete any more.
     fn give_up(&mut self) {
         self.counters
-            .give_up(NotStored::StoreFailed, 1 + self.observers.len() as u64);
-        self.observers.clear();
+            .give_up(NotStored::StoreFailed, 1 + self.decoders.len() as u64);
+        self.decoders.clear();
         self.held = 0;
-        self.pages = Pages::default();
+        self.pages = ListAssembler::default();
     }
 
     fn clear(&mut self) {
-        self.ops.clear();
-        self.ops.shrink_to(BATCH.0);
+        self.changes.clear();
+        self.changes.shrink_to(MAX_BATCH_CHANGES);
         (self.bytes, self.kept) = (0, (0, 0));
     }
 }

@@ -62,7 +62,7 @@ impl<'a> Deref for AbsenceOnly<'a> {
 pub(super) enum Permission<'a> {
     Read(Allowed<'a>),
     /// The news that the object does not exist.
-    HearAbsent(AbsenceOnly<'a>),
+    AbsenceOnly(AbsenceOnly<'a>),
 }
 
 /// The store, which opens to who is allowed.
@@ -108,7 +108,7 @@ impl Guarded {
         let has_subresource = !question.request.subresource.is_empty();
         match self.cache.decide(&question.asked(), self.max_age) {
             Decision::Read => Ok(Permission::Read(Allowed(question))),
-            Decision::HearAbsent => Ok(Permission::HearAbsent(AbsenceOnly(question))),
+            Decision::AbsenceOnly => Ok(Permission::AbsenceOnly(AbsenceOnly(question))),
             Decision::Unauthorized => Err(Denied::Unauthorized),
             Decision::UnknownCaller => Err(Denied::UnknownCredential),
             Decision::Unknown if has_subresource => Err(Denied::CloudOnly(question.describe())),

@@ -89,7 +89,7 @@ impl Local {
         // The writer may just have read that he wrote it himself.
         match self.cache.authorize(**absence)? {
             Permission::Read(allowed) => self.get(allowed).await,
-            Permission::HearAbsent(_) => Err(Denied::Undecided(absence.not_allowed()).into()),
+            Permission::AbsenceOnly(_) => Err(Denied::Undecided(absence.not_allowed()).into()),
         }
     }
 

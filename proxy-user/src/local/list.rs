@@ -8,11 +8,11 @@ use super::authorize::Allowed;
 use super::body::LocalBody;
 use super::error::LocalError;
 use super::{Local, LocalRequest};
-use crate::cache::exchange::{EVENT_TTL, is_short_lived};
+use crate::cache::exchange::{EVENT_TTL, is_event};
 use crate::cache::keys;
 use crate::cache::record::{Collection, Record};
 use crate::cache::selector::stays;
-use crate::cache::store::{ListWalk, Listed, Snapshot, StoreError, Walk};
+use crate::cache::store::{ListCursor, ListSource, Snapshot, StoreError, Walk};
 use hublet_wire::media::{Accepts, Encoding};
 use hublet_wire::meta::parse_version;
 use hublet_wire::protobuf;
@@ -37,7 +37,7 @@ impl CompleteCollection {
     /// A walk over its objects, in this snapshot.
     pub(super) fn walk(&self) -> Result<Walk, StoreError> {
         match &self.selective {
-            Some(key) => self.snapshot.walk_members(key),
+            Some(key) => self.snapshot.members_cursor(key),
             None => self.snapshot.walk(&self.prefix),
         }
     }
@@ -58,20 +58,20 @@ impl CompleteCollection {
     }
 
     /// When an object was last found gone that neither the collection's resourceVersion covers nor the client has seen.
-    pub(super) fn gone_beyond(&self, seen: u64) -> Result<Option<u64>, StoreError> {
+    pub(super) fn last_deletion_beyond(&self, seen: u64) -> Result<Option<u64>, StoreError> {
         let covered = (self.collection.version.max(seen), self.collection.at);
         match &self.selective {
-            Some(key) => self.snapshot.members_gone_beyond(key, covered),
-            None => self.snapshot.gone_beyond(&self.prefix, covered),
+            Some(key) => self.snapshot.last_member_deletion_beyond(key, covered),
+            None => self.snapshot.last_deletion_beyond(&self.prefix, covered),
         }
     }
 
     /// A walk over its objects that may take as long as its client.
-    pub(super) fn list_walk(&self, request: &ApiRequest<'_>, encoding: Encoding) -> ListWalk {
-        self.snapshot.list_walk(Listed {
+    pub(super) fn list_cursor(&self, request: &ApiRequest<'_>, encoding: Encoding) -> ListCursor {
+        self.snapshot.list_cursor(ListSource {
             key: self.key.clone(),
             collection: self.collection.clone(),
-            selective: self.selective.clone(),
+            selection: self.selective.clone(),
             prefix: self.prefix.clone(),
             encoding,
             api_version: request.api_version().into_owned(),
@@ -164,7 +164,7 @@ impl Local {
         let (mut collection, mut key) = (complete(scope)?, scope.to_vec());
         if selective
             .as_deref()
-            .is_some_and(|key| !snapshot.members_known(key).unwrap_or(false))
+            .is_some_and(|key| !snapshot.has_all_members(key).unwrap_or(false))
         {
             collection = None;
         }
@@ -186,7 +186,7 @@ impl Local {
 
     /// Events of this age the cloud has dropped: they are not known any more.
     pub(super) fn has_expired(&self, key: &[u8], at: u64) -> bool {
-        is_short_lived(key) && self.cache.now().saturating_sub(at) >= EVENT_TTL
+        is_event(key) && self.cache.now().saturating_sub(at) >= EVENT_TTL
     }
 
     pub(super) async fn list(
@@ -211,7 +211,7 @@ impl Local {
             return Err(question.not_cached());
         }
         let encoding = found.encoding(request, &question.accepts)?;
-        let list = StoredList::new(&found, found.list_walk(request, encoding), encoding)?;
+        let list = StoredList::new(&found, found.list_cursor(request, encoding), encoding)?;
         self.listed.remember(&question, self.cache.now());
         Ok(self.response(
             encoding.content_type(),
@@ -224,7 +224,7 @@ impl Local {
 /// A list on its way to a client.
 #[derive(Debug)]
 pub(crate) struct StoredList {
-    walk: Option<ListWalk>,
+    walk: Option<ListCursor>,
     encoding: Encoding,
     unstructured: bool,
     first: bool,
@@ -237,7 +237,7 @@ pub(crate) struct StoredList {
 impl StoredList {
     fn new(
         found: &CompleteCollection,
-        walk: ListWalk,
+        walk: ListCursor,
         encoding: Encoding,
     ) -> Result<Self, StoreError> {
         let collection = &found.collection;

@@ -147,7 +147,7 @@ impl Local {
     async fn read(&self, permission: &Permission<'_>) -> Result<Response<LocalBody>, LocalError> {
         let allowed = match permission {
             Permission::Read(allowed) => *allowed,
-            Permission::HearAbsent(absence) => return Box::pin(self.absence(absence)).await,
+            Permission::AbsenceOnly(absence) => return Box::pin(self.absence(absence)).await,
         };
         match allowed.request.verb {
             Verb::Get => self.get(allowed).await,

@@ -8,7 +8,7 @@ use super::body::LocalBody;
 use super::error::LocalError;
 use super::{Local, LocalRequest};
 use crate::cache::continuity::resource_of;
-use crate::cache::exchange::{document_key, form_key};
+use crate::cache::exchange::{nonresource_key, variant_key};
 use crate::cache::keys;
 use crate::cache::store::{Snapshot, StoreError};
 use crate::cache::variants;
@@ -31,7 +31,7 @@ impl Local {
         let api_version = question.request.api_version();
         let mut stored = None;
         for form in other_forms(question.headers) {
-            let key = form_key(question.scope(), &api_version, &form);
+            let key = variant_key(question.scope(), &api_version, &form);
             stored = snapshot.document(&key, |d| (d.at, Bytes::copy_from_slice(d.body)))?;
             if stored.is_some() {
                 break;
@@ -49,7 +49,7 @@ impl Local {
         if version < wanted || (query.exact && version != wanted) || self.has_expired(scope, at) {
             return Ok(None);
         }
-        if snapshot.changed_since(scope, version, at)?
+        if snapshot.has_changed_since(scope, version, at)?
             || snapshot.has_lost_since(scope, version)?
             || lacks_a_row(snapshot, question.scope(), (version, &body))?
         {
@@ -67,7 +67,7 @@ impl Local {
         allowed: Allowed<'_>,
     ) -> Result<Response<LocalBody>, LocalError> {
         let question = *allowed;
-        let path = document_key(question.request);
+        let path = nonresource_key(question.request);
         let snapshot = self.cache.snapshot(&allowed).await?;
         let types = snapshot.documents(&path)?;
         let ranked = types
@@ -125,7 +125,7 @@ fn lacks_a_row(
         if !newer {
             continue;
         }
-        let Some(objects) = variants::objects(table) else {
+        let Some(objects) = variants::object_names(table) else {
             return Ok(true);
         };
         for (namespace, name) in objects {

@@ -142,7 +142,7 @@ impl Local {
             .next(|record| changes.take(&record, (from, collection.version)))?
             .is_some()
         {}
-        let beyond = changes.beyond.max(found.gone_beyond(from)?);
+        let beyond = changes.beyond.max(found.last_deletion_beyond(from)?);
         if changes.are_too_many() || beyond.is_some_and(|at| at > self.listed.at(question)) {
             return Ok(expired);
         }
@@ -161,9 +161,9 @@ impl Local {
         }
         let snapshot = self.cache.stored(question)?;
         let gone = snapshot
-            .gone_beyond(question.scope(), (from, u64::MAX))?
+            .last_deletion_beyond(question.scope(), (from, u64::MAX))?
             .is_some();
-        Ok(gone || snapshot.changed_since(question.scope(), from, u64::MAX)?)
+        Ok(gone || snapshot.has_changed_since(question.scope(), from, u64::MAX)?)
     }
 }
 

@@ -15,7 +15,7 @@ use super::error::LocalError;
 use super::list::CompleteCollection;
 use super::resume::{Resume, expired};
 use crate::cache::record::Record;
-use crate::cache::store::ListWalk;
+use crate::cache::store::ListCursor;
 use crate::cloud::health::CloudState;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{INITIAL_EVENTS_END, parse_version};
@@ -38,7 +38,7 @@ struct Bookmarks {
 /// The beginning of a watch.
 enum Initial {
     /// All that is there.
-    All(Box<ListWalk>),
+    All(Box<ListCursor>),
     /// The changes since the client's resourceVersion, as events.
     Changes(Vec<u8>),
 }
@@ -86,7 +86,7 @@ impl Local {
                 self.listed.remember(&question, self.cache.now());
                 (
                     encoding,
-                    Initial::All(Box::new(found.list_walk(question.request, encoding))),
+                    Initial::All(Box::new(found.list_cursor(question.request, encoding))),
                 )
             }
             (None, None) => return Err(question.not_cached()),

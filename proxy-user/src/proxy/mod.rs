@@ -24,7 +24,7 @@ use crate::authz::grants::Credential;
 use crate::budget::{Budget, Flow};
 use crate::cache::Cache;
 use crate::cache::capture::Capture;
-use crate::cache::exchange::{Exchange, is_untold_write, may_be_stored};
+use crate::cache::exchange::{Exchange, is_unrecorded_write, may_be_stored};
 use crate::cache::not_stored::NotStored;
 use crate::cache::store::StoreError;
 use crate::clock::Clock;
@@ -438,7 +438,7 @@ impl Handler {
                     asked_at: asked,
                 },
             ),
-            None => self.cache.judge_credential(&call.credential, status),
+            None => self.cache.observe_credential(&call.credential, status),
         }
         let (apart, proven) = (
             options.class == ConnectionClass::Dedicated,
@@ -488,7 +488,7 @@ impl Handler {
         let exchange = match Exchange::of(request, status, &head.headers, asked) {
             Ok(exchange) => exchange,
             Err(reason) => {
-                if is_untold_write(request, status) {
+                if is_unrecorded_write(request, status) {
                     self.cache.appeared(call.scope.as_deref()?);
                 }
                 return not_stored(reason);

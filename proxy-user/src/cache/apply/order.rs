@@ -1,15 +1,15 @@
 //! Which copy replaces which. Within one etcd resourceVersions order everything; where an answer that was certainly given later
 //! contradicts them, the cluster is another one, or its etcd was restored from a backup, and the later answer counts
-//! (`lineage`).
+//! (`continuity`).
 
 use redb::ReadableTable;
 
 use super::{Batch, MAX_ABSENT, MAX_COLLECTIONS, form_key};
-use crate::cache::change::{Answer, Said};
+use crate::cache::change::{Observation, ObservedBy};
 use crate::cache::continuity::{KUBE_SYSTEM, Stored, fingerprint, resource_of};
-use crate::cache::exchange::{EVENT_TTL, is_short_lived, may_live_apart};
+use crate::cache::exchange::{EVENT_TTL, is_event, may_use_other_etcd};
 use crate::cache::keys;
-use crate::cache::record::{Collection, Document, NewRecord, Record};
+use crate::cache::record::{Collection, NewRecord, Record, ResponseRecord};
 use crate::cache::store::{CLUSTER, StoreError};
 use hublet_wire::media::Encoding;
 
@@ -20,22 +20,22 @@ impl Batch<'_> {
         &mut self,
         key: &[u8],
         new: &NewRecord,
-        said: Said,
+        observed: Observation,
     ) -> Result<(), StoreError> {
         let incoming = Record::read(&new.value).ok_or(StoreError::Damaged)?;
         if key == KUBE_SYSTEM {
-            self.recognise(incoming.uid, said)?;
+            self.recognise(incoming.uid, observed)?;
         }
         let gone = self.absent.get(key)?.map(|v| v.value());
         if let Some(gone) = gone {
-            if !self.is_back(key, gone, (new.version, said)) {
+            if !self.is_back(key, gone, (new.version, observed)) {
                 return Ok(());
             }
             self.absent.remove(key)?;
             self.changed = true;
         }
         if let Some(old) = self.stored(key)?
-            && !self.replaces(key, &old, (&incoming, said))?
+            && !self.replaces(key, &old, (&incoming, observed))?
         {
             return Ok(());
         }
@@ -51,54 +51,69 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// An object that is known to be gone has been made again, or was never gone. `gone`: when that was said, and the
+    /// An object that is known to be gone has been made again, or was never gone. `gone`: when that was observed, and the
     /// resourceVersion that it is gone since; 0: no more is known than that somebody did not see it.
-    fn is_back(&mut self, key: &[u8], gone: (u64, u64), (version, said): (u64, Said)) -> bool {
-        let (at, since_version) = (self.lineage.past(gone.0), gone.1);
+    fn is_back(
+        &mut self,
+        key: &[u8],
+        gone: (u64, u64),
+        (version, observed): (u64, Observation),
+    ) -> bool {
+        let (at, since_version) = (self.continuity.past(gone.0), gone.1);
         if since_version == 0 {
-            return said.asked >= at;
+            return observed.requested_at >= at;
         }
         if version > since_version {
-            self.lineage.agrees(key);
+            self.continuity.clear_contradiction(key);
             return true;
         }
-        said.overrules(at) && (said.answer == Answer::Alone || self.lineage.is_confirmed(key))
+        observed.overrules(at)
+            && (observed.source == ObservedBy::Read || self.continuity.confirm_contradiction(key))
     }
 
     fn replaces(
         &mut self,
         key: &[u8],
         old: &Stored,
-        (new, said): (&Record<'_>, Said),
+        (new, observed): (&Record<'_>, Observation),
     ) -> Result<bool, StoreError> {
         if new.version > old.version {
-            self.lineage.agrees(key);
+            self.continuity.clear_contradiction(key);
             return Ok(true);
         }
         let other = new.uid != old.uid && !new.uid.is_empty() && !old.uid.is_empty();
         if new.version == old.version && !other {
-            self.lineage.agrees(key);
+            self.continuity.clear_contradiction(key);
             // At one version JSON stays: every client takes it. And an age is not worth a write each time.
             let json = new.encoding == Encoding::Json;
             let fresh = json == old.is_json && new.stored_at < old.at + 10_000;
             return Ok(!(old.is_json && !json || fresh));
         }
-        let certain = |lineage: &mut super::Lineage| {
-            (other && said.answer == Answer::Alone) || lineage.is_confirmed(key)
+        let certain = |continuity: &mut super::Continuity| {
+            (other && observed.source == ObservedBy::Read) || continuity.confirm_contradiction(key)
         };
-        if !said.overrules(old.at) || !certain(self.lineage) {
+        if !observed.overrules(old.at) || !certain(self.continuity) {
             return Ok(false);
         }
-        let tells_of_cluster = other && !may_live_apart(resource_of(key));
-        if tells_of_cluster && let Some(since) = self.lineage.stranger(key, said.asked) {
+        let tells_of_cluster = other && !may_use_other_etcd(resource_of(key));
+        if tells_of_cluster
+            && let Some(since) = self
+                .continuity
+                .record_replacement(key, observed.requested_at)
+        {
             self.begin_anew(since)?;
         }
-        self.rewind(resource_of(key), new.version, said)?;
+        self.rewind(resource_of(key), new.version, observed)?;
         Ok(true)
     }
 
     /// The etcd of this resource has gone back: what is stored of it as a whole may be of a past that never was.
-    fn rewind(&mut self, resource: &[u8], version: u64, said: Said) -> Result<(), StoreError> {
+    fn rewind(
+        &mut self,
+        resource: &[u8],
+        version: u64,
+        observed: Observation,
+    ) -> Result<(), StoreError> {
         let end = keys::end_of(resource);
         let mut ahead = Vec::new();
         for row in self.collections.range(resource..end.as_slice())? {
@@ -114,8 +129,9 @@ impl Batch<'_> {
             collection.complete = false;
             self.put_collection(&key, &collection)?;
         }
-        let lineage = &self.lineage;
-        let stays = |at: u64, since: u64| since <= version || lineage.past(at) >= said.asked;
+        let continuity = &self.continuity;
+        let stays =
+            |at: u64, since: u64| since <= version || continuity.past(at) >= observed.requested_at;
         self.absent
             .retain_in(resource..end.as_slice(), |_, (at, since)| stays(at, since))?;
         self.changed = true;
@@ -123,7 +139,7 @@ impl Batch<'_> {
     }
 
     /// The kube-system namespace has been seen: a cluster has the same one as long as it lives.
-    fn recognise(&mut self, uid: &str, said: Said) -> Result<(), StoreError> {
+    fn recognise(&mut self, uid: &str, observed: Observation) -> Result<(), StoreError> {
         let stored = self.stored(KUBE_SYSTEM)?;
         let marked = self.meta.get(CLUSTER)?.map(|v| v.value());
         let known = marked.or_else(|| stored.as_ref().map(|s| fingerprint(&s.uid)));
@@ -132,10 +148,10 @@ impl Batch<'_> {
             return Ok(());
         }
         if known.is_some_and(|known| known != seen) {
-            if stored.is_some_and(|stored| said.asked < stored.at) {
+            if stored.is_some_and(|stored| observed.requested_at < stored.at) {
                 return Ok(());
             }
-            self.begin_anew(self.lineage.since(said.asked))?;
+            self.begin_anew(self.continuity.since(observed.requested_at))?;
         }
         self.changed = true;
         self.meta.insert(CLUSTER, seen)?;
@@ -147,14 +163,14 @@ impl Batch<'_> {
         tracing::warn!(
             "another cluster answers in the place of the one that was stored: the store begins anew"
         );
-        (self.changed, self.lineage.began_anew) = (true, true);
-        let lineage = &self.lineage;
-        let old = |at: u64| lineage.past(at) <= since;
+        (self.changed, self.continuity.cluster_replaced) = (true, true);
+        let continuity = &self.continuity;
+        let old = |at: u64| continuity.past(at) <= since;
         let mut objects = Vec::new();
         for row in self.objects.iter()? {
             let (key, value) = row?;
             let former = Record::read(value.value()).is_none_or(|r| old(r.stored_at));
-            if former && !lineage.is_stranger(key.value()) {
+            if former && !continuity.is_replacement(key.value()) {
                 objects.push(key.value().to_vec());
             }
         }
@@ -167,7 +183,7 @@ impl Batch<'_> {
         }
         self.absent.retain(|_, (at, _)| !old(at))?;
         self.documents
-            .retain(|_, value| Document::read(value).is_some_and(|d| !old(d.at)))?;
+            .retain(|_, value| ResponseRecord::read(value).is_some_and(|d| !old(d.at)))?;
         self.grants.retain(|_, _| false)?;
         self.credentials.retain(|_, _| false)?;
         for key in objects {
@@ -181,7 +197,7 @@ impl Batch<'_> {
     pub(super) fn stored(&self, key: &[u8]) -> Result<Option<Stored>, StoreError> {
         let value = self.objects.get(key)?;
         let record = value.as_ref().and_then(|v| Record::read(v.value()));
-        Ok(record.map(|r| Stored::of(&r, self.lineage.past(r.stored_at))))
+        Ok(record.map(|r| Stored::of(&r, self.continuity.past(r.stored_at))))
     }
 
     /// Absences end. Lists that are older than one don't hold the object any more, and are incomplete.
@@ -219,15 +235,20 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(super) fn gone(&mut self, key: &[u8], version: u64, said: Said) -> Result<(), StoreError> {
+    pub(super) fn gone(
+        &mut self,
+        key: &[u8],
+        version: u64,
+        observed: Observation,
+    ) -> Result<(), StoreError> {
         let stored = self.stored(key)?;
         if let Some(stored) = &stored {
             // Seen again since: a later version, or (where the deletion has none) after the question was asked.
-            let later = stored.version > version && stored.at >= said.since;
+            let later = stored.version > version && stored.at >= observed.not_before;
             if if version > 0 {
                 later
             } else {
-                stored.at > said.asked
+                stored.at > observed.requested_at
             } {
                 return Ok(());
             }
@@ -235,18 +256,19 @@ impl Batch<'_> {
         let before = self.absent.get(key)?.map(|v| v.value());
         let known = before.map_or(0, |(_, known)| known);
         let since_version = match (version, stored) {
-            (0, Some(stored)) if said.is_fresh() => known.max(stored.version),
+            (0, Some(stored)) if observed.is_consistent() => known.max(stored.version),
             // A watch cache that lags may not have seen it yet: that says nothing of any version.
             (0, _) => known,
             (version, _) => version.max(known),
         };
-        let age = before.map(|(at, _)| self.lineage.past(at) + 10_000);
-        if age.is_some_and(|fresh| said.at < fresh) && since_version <= known {
+        let age = before.map(|(at, _)| self.continuity.past(at) + 10_000);
+        if age.is_some_and(|fresh| observed.not_after < fresh) && since_version <= known {
             return Ok(());
         }
         self.take(key)?;
         self.changed = true;
-        self.absent.insert(key, (said.at, since_version))?;
+        self.absent
+            .insert(key, (observed.not_after, since_version))?;
         if self.absent.len()? > MAX_ABSENT {
             self.evict_absent()
         } else {
@@ -259,19 +281,19 @@ impl Batch<'_> {
         collection: &[u8],
         new: &Collection,
         members: &[Vec<u8>],
-        said: Said,
+        observed: Observation,
     ) -> Result<(), StoreError> {
         let old = self.collection(collection)?.filter(Collection::is_whole);
         if let Some(old) = &old {
-            let at = self.lineage.past(old.at);
+            let at = self.continuity.past(old.at);
             if old.version > new.version {
-                let overrules = said.is_fresh() && said.overrules(at);
-                if !overrules || !self.lineage.is_confirmed(collection) {
+                let overrules = observed.is_consistent() && observed.overrules(at);
+                if !overrules || !self.continuity.confirm_contradiction(collection) {
                     return Ok(());
                 }
-                self.rewind(resource_of(collection), new.version, said)?;
+                self.rewind(resource_of(collection), new.version, observed)?;
             } else {
-                self.lineage.agrees(collection);
+                self.continuity.clear_contradiction(collection);
                 // The same again, whose age is not worth a write each time.
                 if old.version == new.version && new.at < at + 10_000 {
                     return Ok(());
@@ -285,7 +307,7 @@ impl Batch<'_> {
             self.replace_members(collection, members)?;
             departed
         } else {
-            self.drop_unlisted(collection, (new.version, said), &listed)?
+            self.drop_unlisted(collection, (new.version, observed), &listed)?
         };
         let follows = old.filter(|old| old.version <= new.version);
         let followed_from = follows
@@ -322,17 +344,18 @@ impl Batch<'_> {
     fn drop_unlisted(
         &mut self,
         prefix: &[u8],
-        (version, said): (u64, Said),
+        (version, observed): (u64, Observation),
         listed: &[&[u8]],
     ) -> Result<bool, StoreError> {
         let end = keys::end_of(prefix);
         let mut missing = Vec::new();
         for row in self.objects.range(prefix..end.as_slice())? {
             let (key, value) = row?;
-            // Known before a fresh list was asked for, and not in it: gone, whatever its version.
+            // GrantTables before a fresh list was asked for, and not in it: gone, whatever its version.
             let older = Record::read(value.value()).is_none_or(|r| {
                 r.version <= version
-                    || (said.is_fresh() && self.lineage.past(r.stored_at) < said.since)
+                    || (observed.is_consistent()
+                        && self.continuity.past(r.stored_at) < observed.not_before)
             });
             if older && listed.binary_search(&key.value()).is_err() {
                 missing.push(key.value().to_vec());
@@ -360,16 +383,17 @@ impl Batch<'_> {
 
     /// Drops Events that the cloud has dropped, too, now and then.
     pub(super) fn sweep_events(&mut self) -> Result<(), StoreError> {
-        let Some(now) = self.lineage.sweep() else {
+        let Some(now) = self.continuity.sweep() else {
             return Ok(());
         };
         for events in [b"/events/".as_slice(), b"events.k8s.io/events/"] {
-            debug_assert!(is_short_lived(events));
+            debug_assert!(is_event(events));
             let end = keys::end_of(events);
             let mut old = Vec::new();
             for row in self.objects.range(events..end.as_slice())? {
                 let (key, value) = row?;
-                let at = Record::read(value.value()).map_or(0, |r| self.lineage.past(r.stored_at));
+                let at =
+                    Record::read(value.value()).map_or(0, |r| self.continuity.past(r.stored_at));
                 if at + EVENT_TTL <= now {
                     old.push(key.value().to_vec());
                 }

@@ -1,166 +1,194 @@
-//! A watch's events, one by one. In: a frame. Out: what it tells of its object and of its collection.
+//! Watch events: each frame tells of one object and moves its collection on.
 
-use super::MAX_MEMBERS;
-use crate::cache::change::{Op, Said};
-use crate::cache::exchange::Exchange;
-use crate::cache::record::{Collection, NewRecord, TypeHint};
-use crate::cache::variants;
 use hublet_wire::media::Encoding;
-use hublet_wire::watch::OnFrame;
 use hublet_wire::{CodecError, json, protobuf};
 
-/// The treatment of each frame of a watch.
-pub(super) fn frame<'a>(
-    exchange: &'a Exchange,
-    members: &'a mut Option<Vec<Vec<u8>>>,
-    (now, ops): (u64, &'a mut Vec<Op>),
-) -> Box<OnFrame<'a>> {
-    Box::new(move |frame| match exchange.encoding {
-        Encoding::Json => {
-            let (kind, object) = json::watch_event(frame)?;
-            event(exchange, &kind, object, members, (now, ops))
-        }
-        Encoding::Protobuf => {
-            let (kind, object) = protobuf::watch_event(frame)?;
-            event(exchange, kind, object, members, (now, ops))
-        }
-    })
+use super::MAX_MEMBERS;
+use crate::cache::change::{Change, Membership, Observation};
+use crate::cache::exchange::{Exchange, is_custom_resource};
+use crate::cache::record::{Collection, NewRecord, TypeHint};
+use crate::cache::variants;
+
+/// Decodes the frames of one chunk of a watch.
+pub(super) struct EventSink<'a> {
+    pub exchange: &'a Exchange,
+    /// The keys seen so far, until the bookmark that ends the initial events.
+    pub initial: &'a mut Option<Vec<Vec<u8>>>,
+    /// When the chunk arrived.
+    pub now: u64,
+    pub changes: &'a mut Vec<Change>,
 }
 
-fn event(
-    exchange: &Exchange,
-    kind: &str,
-    object: &[u8],
-    members: &mut Option<Vec<Vec<u8>>>,
-    (now, ops): (u64, &mut Vec<Op>),
-) -> Result<(), CodecError> {
-    let collection = || exchange.key.clone();
-    if kind == "BOOKMARK" {
-        return bookmark(exchange, object, members, (now, ops));
-    }
-    if !matches!(kind, "ADDED" | "MODIFIED" | "DELETED") {
-        return Err(CodecError::Json(format!("the watch ended with {kind}")));
-    }
-    let record = match exchange.encoding {
-        Encoding::Json => NewRecord::json(object, TypeHint::default(), now)?,
-        Encoding::Protobuf => NewRecord::protobuf(object, now)?,
-    };
-    let key = exchange.object_key(&record.namespace, &record.name);
-    let version = record.version;
-    let joins = kind != "DELETED";
-    if let (Some(members), true) = (members.as_mut(), joins) {
-        if members.len() >= MAX_MEMBERS {
-            return Err(CodecError::Limit("a watch has too many initial events"));
+/// The fields of a bookmark that matter here.
+struct Bookmark {
+    api_version: String,
+    kind: String,
+    version: Option<u64>,
+    ends_initial_events: bool,
+}
+
+impl EventSink<'_> {
+    pub(super) fn push_frame(&mut self, frame: &[u8]) -> Result<(), CodecError> {
+        match self.exchange.encoding {
+            Encoding::Json => {
+                let (kind, object) = json::watch_event(frame)?;
+                self.push_event(&kind, object)
+            }
+            Encoding::Protobuf => {
+                let (kind, object) = protobuf::watch_event(frame)?;
+                self.push_event(kind, object)
+            }
         }
-        members.push(key.clone());
     }
-    let member = exchange.selective().then(|| (key.clone(), joins));
-    let said = Said::event(now);
-    ops.push(if joins {
-        // Initial events are a list.
-        let said = if members.is_some() {
-            Said {
-                at: now,
-                ..exchange.said_of_many()
+
+    fn push_event(&mut self, kind: &str, object: &[u8]) -> Result<(), CodecError> {
+        match kind {
+            "BOOKMARK" => self.push_bookmark(&Bookmark::decode(self.exchange.encoding, object)?),
+            "ADDED" | "MODIFIED" => self.push_object(object),
+            "DELETED" => self.push_deletion(object),
+            _ => Err(CodecError::Json(format!("the watch ended with {kind}"))),
+        }
+    }
+
+    fn decode_record(&self, object: &[u8]) -> Result<NewRecord, CodecError> {
+        match self.exchange.encoding {
+            Encoding::Json => NewRecord::json(object, TypeHint::default(), self.now),
+            Encoding::Protobuf => NewRecord::protobuf(object, self.now),
+        }
+    }
+
+    fn push_object(&mut self, object: &[u8]) -> Result<(), CodecError> {
+        let record = self.decode_record(object)?;
+        let key = self.exchange.object_key(&record.namespace, &record.name);
+        let version = record.version;
+        let observed = match self.initial {
+            Some(members) if members.len() >= MAX_MEMBERS => {
+                return Err(CodecError::Limit("a watch has too many initial events"));
+            }
+            Some(members) => {
+                members.push(key.clone());
+                self.initial_observation()
+            }
+            None => Observation::watch_event(self.now),
+        };
+        let member = self.membership(&key, true);
+        self.changes.push(Change::Upsert {
+            key,
+            record,
+            observed,
+        });
+        self.advance(version, member);
+        Ok(())
+    }
+
+    fn push_deletion(&mut self, object: &[u8]) -> Result<(), CodecError> {
+        let record = self.decode_record(object)?;
+        let key = self.exchange.object_key(&record.namespace, &record.name);
+        let version = record.version;
+        // An object that leaves a changeable selector is reported as DELETED, but may still exist.
+        let member = self.membership(&key, false);
+        let is_deleted = !self.exchange.has_selectors() || self.exchange.stable_selector;
+        self.changes.push(if is_deleted {
+            Change::Delete {
+                key,
+                version,
+                observed: Observation::watch_event(self.now),
             }
         } else {
-            said
-        };
-        Op::Upsert { key, record, said }
-    } else if !exchange.selective() || exchange.fixed_selector {
-        Op::Gone { key, version, said }
-    } else {
-        Op::Forget { key, version }
-    });
-    // Initial events come in no order of versions: the bookmark behind them counts.
-    if members.is_none() {
-        let departs = !joins;
-        ops.push(Op::Advance {
-            collection: collection(),
-            from: exchange.from,
-            version,
-            at: now,
-            member,
-            departs,
+            Change::Invalidate { key, version }
         });
+        self.advance_past_departure(version, member);
+        Ok(())
     }
-    Ok(())
-}
 
-fn bookmark(
-    exchange: &Exchange,
-    object: &[u8],
-    members: &mut Option<Vec<Vec<u8>>>,
-    (now, ops): (u64, &mut Vec<Op>),
-) -> Result<(), CodecError> {
-    let (api_version, kind, version, end) = match exchange.encoding {
-        Encoding::Json => {
-            let head = json::head(object)?;
-            let (version, end) = (head.meta.version(), head.meta.initial_events_end);
-            (
-                head.api_version.into_owned(),
-                head.kind.into_owned(),
-                version,
-                end,
-            )
+    fn push_bookmark(&mut self, bookmark: &Bookmark) -> Result<(), CodecError> {
+        if variants::is_variant(&bookmark.api_version, &bookmark.kind) {
+            return Err(CodecError::OtherForm(bookmark.kind.clone()));
         }
-        Encoding::Protobuf => {
-            let unknown = protobuf::Unknown::parse(object)?;
-            let meta = protobuf::object_meta(unknown.raw)?;
-            let (version, end) = (meta.version(), meta.initial_events_end);
-            (
-                unknown.api_version.to_owned(),
-                unknown.kind.to_owned(),
-                version,
-                end,
-            )
+        let Some(version) = bookmark.version else {
+            return Ok(());
+        };
+        match self.initial.take_if(|_| bookmark.ends_initial_events) {
+            Some(members) => self.complete_initial_events(version, &bookmark.kind, members),
+            None => self.advance(version, None),
         }
-    };
-    if variants::is_other(&api_version, &kind) {
-        return Err(CodecError::OtherForm(kind));
+        Ok(())
     }
-    let Some(version) = version else {
-        return Ok(());
-    };
-    if let (true, Some(members)) = (end, members.take()) {
-        // A group of custom resources has a dot and is served unstructured; built-in ones are typed.
-        let unstructured = is_custom(&exchange.resource);
+
+    /// The initial events are a list that has come to its end.
+    fn complete_initial_events(&mut self, version: u64, kind: &str, members: Vec<Vec<u8>>) {
+        let api_version = self.exchange.api_version.clone();
         let record = Collection {
-            unstructured,
-            ..Collection::new(
-                version,
-                now,
-                format!("{kind}List"),
-                exchange.api_version.clone(),
-            )
+            unstructured: is_custom_resource(&self.exchange.resource),
+            ..Collection::new(version, self.now, format!("{kind}List"), api_version)
         };
-        let said = Said {
-            at: now,
-            ..exchange.said_of_many()
-        };
-        ops.push(Op::Complete {
-            collection: exchange.key.clone(),
+        self.changes.push(Change::ReplaceCollection {
+            collection: self.exchange.key.clone(),
             record,
             members,
-            said,
-        });
-    } else if members.is_none() {
-        let collection = exchange.key.clone();
-        let from = exchange.from;
-        ops.push(Op::Advance {
-            collection,
-            from,
-            version,
-            at: now,
-            member: None,
-            departs: false,
+            observed: self.initial_observation(),
         });
     }
-    Ok(())
+
+    fn advance(&mut self, version: u64, member: Option<Membership>) {
+        self.push_advance(version, member, false);
+    }
+
+    fn advance_past_departure(&mut self, version: u64, member: Option<Membership>) {
+        self.push_advance(version, member, true);
+    }
+
+    fn push_advance(&mut self, version: u64, member: Option<Membership>, departs: bool) {
+        // Initial events are in no order of versions: only the bookmark behind them counts.
+        if self.initial.is_none() {
+            self.changes.push(Change::AdvanceCollection {
+                collection: self.exchange.key.clone(),
+                from: self.exchange.watch_from,
+                version,
+                at: self.now,
+                member,
+                departs,
+            });
+        }
+    }
+
+    fn membership(&self, key: &[u8], joins: bool) -> Option<Membership> {
+        self.exchange.has_selectors().then(|| Membership {
+            key: key.to_vec(),
+            joins,
+        })
+    }
+
+    fn initial_observation(&self) -> Observation {
+        Observation {
+            not_after: self.now,
+            ..self.exchange.list_observation()
+        }
+    }
 }
 
-/// The API server's own groups end in `.k8s.io` or have no dot; all others are custom resources or aggregated.
-fn is_custom(resource: &[u8]) -> bool {
-    let group = resource.split(|b| *b == b'/').next().unwrap_or_default();
-    group.contains(&b'.') && !group.ends_with(b".k8s.io")
+impl Bookmark {
+    fn decode(encoding: Encoding, object: &[u8]) -> Result<Self, CodecError> {
+        match encoding {
+            Encoding::Json => {
+                let head = json::head(object)?;
+                Ok(Self {
+                    version: head.meta.version(),
+                    ends_initial_events: head.meta.initial_events_end,
+                    api_version: head.api_version.into_owned(),
+                    kind: head.kind.into_owned(),
+                })
+            }
+            Encoding::Protobuf => {
+                let unknown = protobuf::Unknown::parse(object)?;
+                let meta = protobuf::object_meta(unknown.raw)?;
+                Ok(Self {
+                    version: meta.version(),
+                    ends_initial_events: meta.initial_events_end,
+                    api_version: unknown.api_version.to_owned(),
+                    kind: unknown.kind.to_owned(),
+                })
+            }
+        }
+    }
 }

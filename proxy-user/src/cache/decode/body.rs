@@ -1,0 +1,208 @@
+//! Bodies that are held whole: an object, a `Status`, a non-resource response, or a variant.
+
+use hublet_wire::media::Encoding;
+use hublet_wire::request::Verb;
+use hublet_wire::{CodecError, json, protobuf};
+
+use super::delete_or_upsert;
+use crate::cache::change::{Change, Observation};
+use crate::cache::exchange::{Exchange, is_event, variant_key};
+use crate::cache::paginate::ListAssembler;
+use crate::cache::record::{NewRecord, ResponseRecord, TypeHint};
+use crate::cache::variants::{self, PageHead};
+
+/// A whole body, and where its changes go.
+pub(super) struct WholeBody<'a> {
+    pub exchange: &'a Exchange,
+    pub bytes: &'a [u8],
+    pub lists: &'a mut ListAssembler,
+    pub changes: &'a mut Vec<Change>,
+}
+
+impl WholeBody<'_> {
+    pub(super) fn decode(mut self) -> Result<(), CodecError> {
+        let exchange = self.exchange;
+        match exchange.status {
+            _ if exchange.verb == Verb::Document => return self.store_nonresource(),
+            404 => return self.decode_not_found(),
+            409 => return self.decode_conflict(),
+            _ => {}
+        }
+        let may_be_variant = exchange.encoding == Encoding::Json && exchange.verb.is_read();
+        if may_be_variant && variants::is_variant_json(self.bytes).unwrap_or(true) {
+            let head = json::head(self.bytes)?;
+            if let Some(media_type) = variants::media_type(&head.api_version, &head.kind) {
+                return self.store_variant(&media_type, &head);
+            }
+        }
+        if exchange.verb == Verb::Delete && is_success(exchange, self.bytes)? {
+            self.decode_deleted();
+            return Ok(());
+        }
+        self.decode_object()
+    }
+
+    fn store_nonresource(&mut self) -> Result<(), CodecError> {
+        let exchange = self.exchange;
+        if exchange.content_type.starts_with("application/json") {
+            serde_json::from_slice::<serde::de::IgnoredAny>(self.bytes)
+                .map_err(|error| CodecError::Json(error.to_string()))?;
+        }
+        let key = [
+            &exchange.key,
+            b"\n".as_slice(),
+            exchange.content_type.as_bytes(),
+        ]
+        .concat();
+        let response = ResponseRecord {
+            at: exchange.sent_at,
+            content_type: &exchange.content_type,
+            etag: &exchange.etag,
+            body: self.bytes,
+        };
+        self.changes.push(Change::PutResponse {
+            key,
+            value: response.write(),
+        });
+        Ok(())
+    }
+
+    /// A 404 counts where it names the object itself, not its group, version or subresource.
+    fn decode_not_found(&mut self) -> Result<(), CodecError> {
+        let exchange = self.exchange;
+        let name = named_in_status(exchange, self.bytes, "NotFound")?;
+        if name.is_some_and(|name| name == exchange.name) {
+            self.changes.push(Change::Delete {
+                key: exchange.key.clone(),
+                version: 0,
+                observed: exchange.observation(),
+            });
+        }
+        Ok(())
+    }
+
+    fn decode_conflict(&mut self) -> Result<(), CodecError> {
+        let existing = named_in_status(self.exchange, self.bytes, "AlreadyExists")?;
+        self.changes
+            .extend(existing.map(|name| Change::ClearAbsence {
+                key: [&self.exchange.key, name.as_bytes()].concat(),
+            }));
+        Ok(())
+    }
+
+    /// The `Success` that a DELETE without a remaining object is answered with.
+    fn decode_deleted(&mut self) {
+        let exchange = self.exchange;
+        if exchange.status != 200 {
+            return;
+        }
+        // Whatever was seen of the object between request and response is gone with it.
+        let observed = Observation {
+            requested_at: exchange.answered_at,
+            not_before: exchange.answered_at,
+            not_after: exchange.answered_at,
+            ..exchange.observation()
+        };
+        self.changes.push(Change::Delete {
+            key: exchange.key.clone(),
+            version: 0,
+            observed,
+        });
+    }
+
+    fn decode_object(&mut self) -> Result<(), CodecError> {
+        let exchange = self.exchange;
+        let record = match exchange.encoding {
+            Encoding::Json => {
+                NewRecord::json(self.bytes, TypeHint::default(), exchange.answered_at)?
+            }
+            Encoding::Protobuf => NewRecord::protobuf(self.bytes, exchange.answered_at)?,
+        };
+        let key = exchange.object_key(&record.namespace, &record.name);
+        if !exchange.name.is_empty() && key != exchange.key {
+            return Err(CodecError::Json(
+                "the answer is another object than was asked for".into(),
+            ));
+        }
+        let observed = exchange.observation();
+        self.changes.push(match exchange.verb {
+            // A client never reads its own Events again, and the cloud drops them after an hour.
+            Verb::Create if is_event(&key) => Change::ClearAbsence { key },
+            Verb::Delete if exchange.status == 200 => delete_or_upsert(key, record, observed),
+            _ => Change::Upsert {
+                key,
+                record,
+                observed,
+            },
+        });
+        Ok(())
+    }
+
+    /// Stores a Table or PartialObjectMetadata whole, under the request that it answers.
+    fn store_variant(&mut self, media_type: &str, head: &json::Head<'_>) -> Result<(), CodecError> {
+        let exchange = self.exchange;
+        if !exchange.is_full_table {
+            return Ok(());
+        }
+        let key = variant_key(&exchange.key, &exchange.api_version, media_type);
+        let next = &*head.meta.continue_token;
+        if exchange.continue_token.is_empty() && next.is_empty() {
+            self.put_variant(exchange.sent_at, key, self.bytes);
+            return Ok(());
+        }
+        let page = PageHead {
+            key,
+            kind: &head.kind,
+            api_version: &head.api_version,
+            version: &head.meta.resource_version,
+            sent_at: exchange.sent_at,
+            continue_token: &exchange.continue_token,
+            next,
+        };
+        if let Some(whole) = self.lists.variants.add_page(&page, self.bytes)? {
+            self.put_variant(whole.sent_at, whole.key, &whole.body);
+        }
+        Ok(())
+    }
+
+    fn put_variant(&mut self, at: u64, key: Vec<u8>, body: &[u8]) {
+        let response = ResponseRecord {
+            at,
+            content_type: "application/json",
+            etag: "",
+            body,
+        };
+        self.changes.push(Change::PutResponse {
+            key,
+            value: response.write(),
+        });
+    }
+}
+
+/// The name in a `Status` of this resource with that reason.
+fn named_in_status(
+    exchange: &Exchange,
+    bytes: &[u8],
+    reason: &str,
+) -> Result<Option<String>, CodecError> {
+    let status = match exchange.encoding {
+        Encoding::Json => json::head(bytes)?.status,
+        Encoding::Protobuf => protobuf::status(protobuf::Unknown::parse(bytes)?.raw)?,
+    };
+    let matches =
+        status.reason == reason && status.resource == exchange.plural && !status.name.is_empty();
+    Ok(matches.then(|| status.name.clone().into()))
+}
+
+fn is_success(exchange: &Exchange, bytes: &[u8]) -> Result<bool, CodecError> {
+    match exchange.encoding {
+        Encoding::Json => {
+            let head = json::head(bytes)?;
+            Ok(head.kind == "Status" && head.status.status == "Success")
+        }
+        Encoding::Protobuf => {
+            let unknown = protobuf::Unknown::parse(bytes)?;
+            Ok(unknown.kind == "Status" && protobuf::status(unknown.raw)?.status == "Success")
+        }
+    }
+}
