@@ -16,7 +16,7 @@ pub struct Cgroup {
 impl Cgroup {
     /// Makes it.
     pub fn new(name: &str) -> anyhow::Result<Self> {
-        let root = root()?;
+        let root = find_root()?;
         let path = root.join(name);
         fs::create_dir_all(&path)
             .with_context(|| format!("make the cgroup {}: this needs root", path.display()))?;
@@ -31,14 +31,14 @@ impl Cgroup {
 
     /// As configurations and `/proc/PID/cgroup` name it.
     #[must_use]
-    pub fn name(&self) -> PathBuf {
+    pub fn hierarchy_path(&self) -> PathBuf {
         Path::new("/").join(self.path.strip_prefix(&self.root).unwrap_or(&self.path))
     }
 
     /// The shell's way in, for a program that it runs next.
     #[must_use]
-    pub fn join(&self) -> String {
-        join(&self.path)
+    pub fn join_command(&self) -> String {
+        join_command(&self.path)
     }
 }
 
@@ -53,12 +53,12 @@ impl Drop for Cgroup {
 
 /// As [`Cgroup::join`], for any cgroup's directory.
 #[must_use]
-pub fn join(path: &Path) -> String {
+pub fn join_command(path: &Path) -> String {
     format!("echo $$ > {}/cgroup.procs", path.display())
 }
 
 /// Where the hierarchy is.
-pub fn root() -> anyhow::Result<PathBuf> {
+pub fn find_root() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     let line = mounts
         .lines()

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::eventually::slowness;
+use crate::eventually::slowness_factor;
 use crate::netns::Netns;
 use crate::pki::{self, Identity};
 use crate::worker::{Spawner, Worker};
@@ -54,7 +54,7 @@ impl Options {
             identity: None,
             alpn: vec!["h2", "http/1.1"],
             netns: None,
-            patience: Duration::from_secs(10) * slowness(),
+            patience: Duration::from_secs(10) * slowness_factor(),
             keep: false,
         }
     }
@@ -146,7 +146,7 @@ impl Client {
                     .trim_matches(['[', ']'])
                     .to_owned();
                 Some((
-                    TlsConnector::from(Arc::new(tls(&options)?)),
+                    TlsConnector::from(Arc::new(tls_config(&options)?)),
                     ServerName::try_from(host)?,
                 ))
             }
@@ -173,7 +173,7 @@ impl Client {
     }
 
     /// Sends JSON; blocks.
-    pub fn json(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Answer> {
+    pub fn send_json(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Answer> {
         let content_type = if method == "PATCH" {
             "application/merge-patch+json"
         } else {
@@ -191,25 +191,25 @@ impl Client {
         let inner = Arc::clone(&self.inner);
         self.worker
             .spawner()
-            .run(async move { inner.whole(request).await })
+            .block_on(async move { inner.send_and_collect(request).await })
     }
 
     /// The same, for callers in async code.
-    pub async fn call(&self, request: Request<Vec<u8>>) -> anyhow::Result<Answer> {
+    pub async fn send_async(&self, request: Request<Vec<u8>>) -> anyhow::Result<Answer> {
         let inner = Arc::clone(&self.inner);
         self.worker
             .spawner()
-            .call(async move { inner.whole(request).await })
+            .run_async(async move { inner.send_and_collect(request).await })
             .await
     }
 
     /// Sends a request and gives its body piece by piece; blocks until the head is there.
-    pub fn open(&self, request: Request<Vec<u8>>) -> anyhow::Result<Stream> {
+    pub fn open_stream(&self, request: Request<Vec<u8>>) -> anyhow::Result<Stream> {
         let inner = Arc::clone(&self.inner);
         let (response, _) = self
             .worker
             .spawner()
-            .run(async move { inner.head(request).await })?;
+            .block_on(async move { inner.await_head(request).await })?;
         let (head, body) = response.into_parts();
         Ok(Stream {
             status: head.status.as_u16(),
@@ -222,17 +222,17 @@ impl Client {
 
     /// Watches a path (its query is the caller's affair).
     pub fn watch(&self, path: &str) -> anyhow::Result<Stream> {
-        self.open(Request::get(path).body(Vec::new())?)
+        self.open_stream(Request::get(path).body(Vec::new())?)
     }
 }
 
 impl Inner {
-    async fn whole(&self, request: Request<Vec<u8>>) -> anyhow::Result<Answer> {
+    async fn send_and_collect(&self, request: Request<Vec<u8>>) -> anyhow::Result<Answer> {
         let (start, line) = (
             Instant::now(),
             format!("{} {}", request.method(), request.uri()),
         );
-        let (response, subject) = self.head(request).await?;
+        let (response, subject) = self.await_head(request).await?;
         let (head, body) = response.into_parts();
         let patience = self.options.patience;
         let body = tokio::time::timeout(patience, body.collect())
@@ -251,27 +251,27 @@ impl Inner {
         })
     }
 
-    async fn head(
+    async fn await_head(
         &self,
         request: Request<Vec<u8>>,
     ) -> anyhow::Result<(Response<Incoming>, String)> {
         let line = format!("{} {}{}", request.method(), self.options.url, request.uri());
         let patience = self.options.patience;
-        tokio::time::timeout(patience, self.exchange(request))
+        tokio::time::timeout(patience, self.send_on_connection(request))
             .await
             .with_context(|| format!("{line}: no answer within {patience:?}"))?
             .with_context(|| line)
     }
 
-    async fn exchange(
+    async fn send_on_connection(
         &self,
         request: Request<Vec<u8>>,
     ) -> anyhow::Result<(Response<Incoming>, String)> {
-        let (mut sender, subject) = match self.kept().await {
+        let (mut sender, subject) = match self.take_kept_connection().await {
             Some(kept) => kept,
             None => self.connect().await?,
         };
-        let ask = self.dress(request, &sender)?;
+        let ask = self.prepare_request(request, &sender)?;
         let answer = match &mut sender {
             Sender::H1(sender) => {
                 sender.ready().await?;
@@ -289,7 +289,7 @@ impl Inner {
     }
 
     /// The kept connection: an HTTP/2 one is shared, an HTTP/1.1 one is taken until its answer has begun.
-    async fn kept(&self) -> Option<(Sender, String)> {
+    async fn take_kept_connection(&self) -> Option<(Sender, String)> {
         let mut kept = self.kept.lock().await;
         match kept.take()? {
             (Sender::H2(sender), subject) if !sender.is_closed() => {
@@ -303,7 +303,7 @@ impl Inner {
         }
     }
 
-    fn dress(&self, request: Request<Vec<u8>>, sender: &Sender) -> anyhow::Result<Ask> {
+    fn prepare_request(&self, request: Request<Vec<u8>>, sender: &Sender) -> anyhow::Result<Ask> {
         let (mut head, body) = request.into_parts();
         if let Some(token) = &self.options.token {
             head.headers.insert(
@@ -336,7 +336,7 @@ impl Inner {
         let session = stream.get_ref().1;
         let h2 = session.alpn_protocol() == Some(b"h2");
         let peer = session.peer_certificates().and_then(|certs| certs.first());
-        let subject = pki::subject(peer.context("a server without a certificate")?)?;
+        let subject = pki::format_subject(peer.context("a server without a certificate")?)?;
         Ok((self.shake_hands(stream, h2).await?, subject))
     }
 
@@ -359,7 +359,7 @@ impl Inner {
     }
 }
 
-fn tls(options: &Options) -> anyhow::Result<rustls::ClientConfig> {
+fn tls_config(options: &Options) -> anyhow::Result<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(options.ca_pem.as_bytes()) {
         roots.add(cert.context("the CA is no PEM")?)?;
@@ -370,7 +370,7 @@ fn tls(options: &Options) -> anyhow::Result<rustls::ClientConfig> {
         .with_root_certificates(roots);
     let mut config = match &options.identity {
         Some(identity) => {
-            let (chain, key) = identity.rustls();
+            let (chain, key) = identity.chain_and_key();
             config.with_client_auth_cert(chain, key)?
         }
         None => config.with_no_client_auth(),
@@ -397,18 +397,18 @@ pub struct Stream {
 
 impl Stream {
     /// The next piece; `None` at a clean end, an error when nothing comes within `patience` or the body breaks off.
-    pub fn piece(&mut self, patience: Duration) -> anyhow::Result<Option<Bytes>> {
+    pub fn next_piece(&mut self, patience: Duration) -> anyhow::Result<Option<Bytes>> {
         if !self.buffer.is_empty() {
             return Ok(Some(self.buffer.split().freeze()));
         }
-        self.read(patience)
+        self.read_frame(patience)
     }
 
-    fn read(&mut self, patience: Duration) -> anyhow::Result<Option<Bytes>> {
+    fn read_frame(&mut self, patience: Duration) -> anyhow::Result<Option<Bytes>> {
         let Some(mut body) = self.body.take() else {
             return Ok(None);
         };
-        let (body, frame) = self.worker.spawner().run(async move {
+        let (body, frame) = self.worker.spawner().block_on(async move {
             let frame = tokio::time::timeout(patience, body.frame()).await;
             (body, frame)
         });
@@ -427,7 +427,7 @@ impl Stream {
     }
 
     /// The next line, parsed as JSON: a watch's event. `None` at a clean end.
-    pub fn event(&mut self, patience: Duration) -> anyhow::Result<Option<Value>> {
+    pub fn next_event(&mut self, patience: Duration) -> anyhow::Result<Option<Value>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);
@@ -435,7 +435,7 @@ impl Stream {
                     .map(Some)
                     .map_err(|cause| anyhow!("no JSON: {cause}"));
             }
-            match self.read(patience)? {
+            match self.read_frame(patience)? {
                 Some(piece) => self.buffer.extend_from_slice(&piece),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => bail!("the stream ended within a line: {:?}", self.buffer),

@@ -41,7 +41,7 @@ impl Control {
         let worker = Worker::start("control", None)?;
         let bound = worker
             .spawner()
-            .run(async move { TcpListener::bind(listen).await });
+            .block_on(async move { TcpListener::bind(listen).await });
         let listener =
             bound.with_context(|| format!("the control port cannot listen on {listen}"))?;
         let address = listener.local_addr()?;
@@ -111,7 +111,7 @@ async fn of_fault(
     Ok(Some(match (method.as_str(), path) {
         ("GET", "/fault") => text_answer(200, &format!("{}\n", fault.fault())),
         ("PUT", "/fault") => {
-            fault.order(body.parse()?).await?;
+            fault.set_async(body.parse()?).await?;
             text_answer(200, &format!("{}\n", fault.fault()))
         }
         ("GET", "/stats") => json_answer(200, serde_json::to_vec(&fault.stats())?),
@@ -136,7 +136,7 @@ fn of_cloud(
             let example = r#"{"path":"/api/v1/pods","method":"list","count":1,"lie":{"status":{"code":503}}}"#;
             let rule = serde_json::from_str(body)
                 .with_context(|| format!("a lie looks like {example}"))?;
-            cloud.lies().tell(rule);
+            cloud.lies().add_rule(rule);
             ok()
         }
         ("DELETE", "/lies") => {

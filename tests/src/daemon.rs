@@ -15,7 +15,7 @@ use crate::cgroup;
 use crate::client::{self, Client};
 use crate::eventually::eventually;
 use crate::netns::Netns;
-use crate::pki::{Credential, kubeconfig};
+use crate::pki::{Credential, render_kubeconfig};
 
 /// Where clients in the node's namespace find it.
 pub const SECURE: &str = "https://169.254.2.1:10268";
@@ -96,7 +96,7 @@ pub struct Daemon {
 }
 
 /// The binary under test: `HUBLET_BIN`, or `hublet` beside the test's own.
-pub fn binary() -> anyhow::Result<PathBuf> {
+pub fn binary_under_test() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("HUBLET_BIN") {
         return Ok(path.into());
     }
@@ -111,7 +111,7 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 }
 
 /// The binary, from within a cgroup; the shell that goes there becomes it.
-fn program(binary: &Path, cgroup: Option<&Path>) -> Command {
+fn command_in_cgroup(binary: &Path, cgroup: Option<&Path>) -> Command {
     let Some(cgroup) = cgroup else {
         return Command::new(binary);
     };
@@ -119,7 +119,7 @@ fn program(binary: &Path, cgroup: Option<&Path>) -> Command {
     command
         .args([
             "-c",
-            &format!("{} && exec \"$0\" \"$@\"", cgroup::join(cgroup)),
+            &format!("{} && exec \"$0\" \"$@\"", cgroup::join_command(cgroup)),
         ])
         .arg(binary);
     command
@@ -137,7 +137,7 @@ impl Daemon {
     /// Makes its folders, starts nothing.
     pub fn prepare(options: Options) -> anyhow::Result<Daemon> {
         let folder = tempfile::Builder::new().prefix("hublet-").tempdir()?;
-        let config = kubeconfig(&options.server, &options.ca_pem, Credential::None);
+        let config = render_kubeconfig(&options.server, &options.ca_pem, Credential::None);
         fs::write(folder.path().join("bootstrap.kubeconfig"), config)?;
         let bpffs = if options.bpffs {
             Some(Bpffs::mount(folder.path().join("bpf"))?)
@@ -154,12 +154,16 @@ impl Daemon {
 
     /// Starts the process; with [`Daemon::wait_ready`] what [`Daemon::start`] does.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
-        let binary = self.options.binary.clone().map_or_else(binary, Ok)?;
+        let binary = self
+            .options
+            .binary
+            .clone()
+            .map_or_else(binary_under_test, Ok)?;
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.folder.path().join("log"))?;
-        let mut command = program(&binary, self.options.cgroup.as_deref());
+        let mut command = command_in_cgroup(&binary, self.options.cgroup.as_deref());
         let Options {
             node_name,
             server,
@@ -216,9 +220,9 @@ impl Daemon {
             Ok(Ok(())) => Ok(start.elapsed()),
             Ok(Err(status)) => bail!(
                 "hublet ended before it was ready ({status}); its log:\n{}",
-                self.log()
+                self.read_log()
             ),
-            Err(cause) => bail!("{cause}; its log:\n{}", self.log()),
+            Err(cause) => bail!("{cause}; its log:\n{}", self.read_log()),
         }
     }
 
@@ -236,7 +240,7 @@ impl Daemon {
 
     /// All that it has logged, over all its starts.
     #[must_use]
-    pub fn log(&self) -> String {
+    pub fn read_log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
@@ -274,12 +278,12 @@ impl Daemon {
     }
 
     /// The text of `/metrics`.
-    pub fn scrape(&self) -> anyhow::Result<String> {
+    pub fn scrape_metrics(&self) -> anyhow::Result<String> {
         Ok(Client::new(self.admin_options())?.get("/metrics")?.text())
     }
 
     /// What `/v1/status` says, as `hublet status -o json` shows it.
-    pub fn status(&self) -> anyhow::Result<serde_json::Value> {
+    pub fn fetch_status(&self) -> anyhow::Result<serde_json::Value> {
         Ok(Client::new(self.admin_options())?.get("/v1/status")?.json())
     }
 
@@ -302,12 +306,12 @@ impl Daemon {
             child.kill()?;
             child.wait()?;
         }
-        ended.with_context(|| format!("its log:\n{}", self.log()))
+        ended.with_context(|| format!("its log:\n{}", self.read_log()))
     }
 
     /// Starts another one in its place (`--take-over`); returns when the new one is ready and the old one has ended,
     /// with the old one's exit status.
-    pub fn succeed(&mut self) -> anyhow::Result<ExitStatus> {
+    pub fn hand_over(&mut self) -> anyhow::Result<ExitStatus> {
         let mut old = self.child.take().context("the daemon does not run")?;
         self.options.flags.push("--take-over".into());
         let spawned = self.spawn();
@@ -318,7 +322,7 @@ impl Daemon {
             old.kill()?;
             old.wait()?;
         }
-        let ended = ended.with_context(|| format!("its log:\n{}", self.log()))?;
+        let ended = ended.with_context(|| format!("its log:\n{}", self.read_log()))?;
         self.wait_ready()?;
         Ok(ended)
     }
@@ -348,7 +352,7 @@ impl Drop for Daemon {
             let _ = self.stop();
         }
         if std::thread::panicking() {
-            eprintln!("hublet's log:\n{}", self.log());
+            eprintln!("hublet's log:\n{}", self.read_log());
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cloud::{Cloud, Options};
 use crate::control::{Control, Controls};
 use crate::fault::FaultProxy;
-use crate::pki::{Credential, kubeconfig};
+use crate::pki::{Credential, render_kubeconfig};
 use crate::worker::Worker;
 
 /// What a cloud's folder tells others.
@@ -38,7 +38,7 @@ pub struct Access {
 
 impl Access {
     /// Writes the folder's files; secrets are for the owner only. `control` comes last: who sees it sees all.
-    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
+    pub fn write_files(&self, folder: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(folder)
             .with_context(|| format!("make the folder {}", folder.display()))?;
         let Access {
@@ -51,27 +51,27 @@ impl Access {
             format!("https://{}", self.server),
             format!("https://{}", self.direct),
         );
-        write(folder, "cloud-ca.crt", ca_pem, 0o644)?;
-        write(folder, "token", calico_token, 0o600)?;
-        write(folder, "admin.token", admin_token, 0o600)?;
-        write(
+        write_file(folder, "cloud-ca.crt", ca_pem, 0o644)?;
+        write_file(folder, "token", calico_token, 0o600)?;
+        write_file(folder, "admin.token", admin_token, 0o600)?;
+        write_file(
             folder,
             "bootstrap.kubeconfig",
-            &kubeconfig(&server, ca_pem, Credential::None),
+            &render_kubeconfig(&server, ca_pem, Credential::None),
             0o600,
         )?;
-        write(
+        write_file(
             folder,
             "cloud.kubeconfig",
-            &kubeconfig(&direct, ca_pem, Credential::Token(admin_token)),
+            &render_kubeconfig(&direct, ca_pem, Credential::Token(admin_token)),
             0o600,
         )?;
-        write(folder, "control", &self.control.to_string(), 0o644)
+        write_file(folder, "control", &self.control.to_string(), 0o644)
     }
 
     /// The line that says that the cloud is ready.
     #[must_use]
-    pub fn line(&self) -> String {
+    pub fn ready_line(&self) -> String {
         let (server, direct) = (
             format!("https://{}", self.server),
             format!("https://{}", self.direct),
@@ -80,7 +80,7 @@ impl Access {
     }
 }
 
-fn write(folder: &Path, name: &str, text: &str, mode: u32) -> anyhow::Result<()> {
+fn write_file(folder: &Path, name: &str, text: &str, mode: u32) -> anyhow::Result<()> {
     let (path, fresh) = (folder.join(name), folder.join(format!(".{name}.new")));
     let _ = fs::remove_file(&fresh);
     let written = fs::OpenOptions::new()
@@ -96,7 +96,7 @@ fn write(folder: &Path, name: &str, text: &str, mode: u32) -> anyhow::Result<()>
 
 /// Where a cloud for hands listens, and where its files go.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Settings {
     /// The folder of its files.
     pub folder: PathBuf,
     /// The fault proxy's address: what hublet dials.
@@ -108,13 +108,13 @@ pub struct Place {
 }
 
 /// Runs the scriptable cloud there until SIGINT or SIGTERM.
-pub fn run_scripted(place: &Place) -> anyhow::Result<()> {
+pub fn run_scripted(place: &Settings) -> anyhow::Result<()> {
     let cloud = Cloud::start(Options::default())?;
-    let front = Front::start(place, cloud.address, Some(cloud.handle()))?;
+    let front = Frontend::start(place, cloud.address, Some(cloud.handle()))?;
     front.announce(
         place,
         &Access {
-            server: front.server(),
+            server: front.server_address(),
             direct: cloud.address,
             control: front.control.address(),
             ca_pem: cloud.ca.pem().to_owned(),
@@ -122,23 +122,23 @@ pub fn run_scripted(place: &Place) -> anyhow::Result<()> {
             admin_token: cloud.admin_token.clone(),
         },
     )?;
-    wait_for_the_end(place)
+    wait_until_stopped(place)
 }
 
 /// The fault proxy and the control port before any cloud.
 #[derive(Debug)]
-pub struct Front {
+pub struct Frontend {
     fault: FaultProxy,
     control: Control,
 }
 
-impl Front {
+impl Frontend {
     /// Puts both before the cloud at `direct`; the scriptable one is controlled by the port, too.
     pub fn start(
-        place: &Place,
+        place: &Settings,
         direct: SocketAddr,
         cloud: Option<crate::cloud::Handle>,
-    ) -> anyhow::Result<Front> {
+    ) -> anyhow::Result<Frontend> {
         let fault = FaultProxy::start(place.listen, direct, None)?;
         let control = Control::start(
             place.control,
@@ -147,18 +147,18 @@ impl Front {
                 cloud,
             },
         )?;
-        Ok(Front { fault, control })
+        Ok(Frontend { fault, control })
     }
 
     /// What hublet dials.
     #[must_use]
-    pub fn server(&self) -> SocketAddr {
+    pub fn server_address(&self) -> SocketAddr {
         self.fault.address()
     }
 
     /// The control port's address.
     #[must_use]
-    pub fn control(&self) -> SocketAddr {
+    pub fn control_address(&self) -> SocketAddr {
         self.control.address()
     }
 
@@ -167,9 +167,9 @@ impl Front {
         clippy::print_stdout,
         reason = "the line on standard output is the interface"
     )]
-    pub fn announce(&self, place: &Place, access: &Access) -> anyhow::Result<()> {
-        access.write(&place.folder)?;
-        println!("{}", access.line());
+    pub fn announce(&self, place: &Settings, access: &Access) -> anyhow::Result<()> {
+        access.write_files(&place.folder)?;
+        println!("{}", access.ready_line());
         std::io::stdout()
             .flush()
             .context("tell on standard output that the cloud is ready")
@@ -177,7 +177,7 @@ impl Front {
 }
 
 /// Blocks until SIGINT, SIGTERM or, when asked for, the end of standard input.
-pub fn wait_for_the_end(place: &Place) -> anyhow::Result<()> {
+pub fn wait_until_stopped(place: &Settings) -> anyhow::Result<()> {
     let (ended, end) = std::sync::mpsc::channel();
     if place.until_stdin_closes {
         let ended = ended.clone();
@@ -187,7 +187,7 @@ pub fn wait_for_the_end(place: &Place) -> anyhow::Result<()> {
         });
     }
     let worker = Worker::start("signals", None)?;
-    worker.spawner().run(async { anyhow::Ok(()) })?;
+    worker.spawner().block_on(async { anyhow::Ok(()) })?;
     worker.spawner().spawn(async move {
         let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be caught");
         let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be caught");

@@ -63,7 +63,7 @@ impl SmallDisk {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn read_only(&self, read_only: bool) -> Result<()> {
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
         let flags = if read_only {
             MsFlags::MS_RDONLY
         } else {
@@ -75,7 +75,7 @@ impl SmallDisk {
 
     /// Stores that were set aside.
     #[must_use]
-    pub fn asides(&self) -> usize {
+    pub fn count_set_aside(&self) -> usize {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
         entries
             .filter(|entry| entry.file_name().to_string_lossy().contains("aside"))

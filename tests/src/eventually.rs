@@ -6,7 +6,7 @@ use anyhow::bail;
 /// How many times slower than a machine this one is: `HUBLET_TEST_SLOWNESS`, or 1. `cargo xtask vm` sets it, for its
 /// processors are emulated. It stretches only how long tests wait for what must come.
 #[must_use]
-pub fn slowness() -> u32 {
+pub fn slowness_factor() -> u32 {
     std::env::var("HUBLET_TEST_SLOWNESS")
         .ok()
         .and_then(|times| times.parse().ok())
@@ -19,7 +19,7 @@ pub fn eventually<T>(
     what: &str,
     mut ask: impl FnMut() -> Option<T>,
 ) -> anyhow::Result<T> {
-    let patience = patience * slowness();
+    let patience = patience * slowness_factor();
     let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask() {

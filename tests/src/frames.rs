@@ -20,7 +20,7 @@ use smoltcp::wire::{
     Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
 };
 
-use crate::eventually::slowness;
+use crate::eventually::slowness_factor;
 use crate::netns::Netns;
 
 /// What the other end does about a SYN.
@@ -76,7 +76,7 @@ impl Wire {
     /// from then on.
     pub fn open(netns: &Netns, name: &str, link: Link) -> anyhow::Result<Self> {
         let socket = netns
-            .visit(|| RawSocket::new(name, Medium::Ethernet))?
+            .run_on_this_thread(|| RawSocket::new(name, Medium::Ethernet))?
             .with_context(|| format!("a packet socket on {name}: this needs root (CAP_NET_RAW)"))?;
         Ok(Self {
             socket,
@@ -86,18 +86,18 @@ impl Wire {
     }
 
     /// Sends a SYN and tells what came of it.
-    pub fn syn(&mut self, from: Ipv4Addr, to: SocketAddrV4) -> anyhow::Result<Reply> {
+    pub fn send_syn(&mut self, from: Ipv4Addr, to: SocketAddrV4) -> anyhow::Result<Reply> {
         stay_on_this_processor()?;
-        let probe = self.send(from, to)?;
-        let fence = self.send(self.link.ip, self.link.closed)?;
-        let deadline = Instant::now() + PATIENCE * slowness();
+        let probe = self.send_probe(from, to)?;
+        let fence = self.send_probe(self.link.ip, self.link.closed)?;
+        let deadline = Instant::now() + PATIENCE * slowness_factor();
         while self.probes[fence].heard == Reply::Nothing {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 bail!("{} doesn't refuse a SYN: is the link up?", self.link.closed);
             }
             wait(self.socket.as_raw_fd(), Some(left.into())).context("waiting for a frame")?;
-            self.take_in();
+            self.receive_frames();
         }
         if self.probes[fence].heard == Reply::SynAck {
             bail!("somebody listens on {}", self.link.closed);
@@ -108,8 +108,8 @@ impl Wire {
     }
 
     /// Answers to SYNs for which [`Wire::syn`] told [`Reply::Nothing`]: none, or it told too early.
-    pub fn late(&mut self) -> Vec<String> {
-        self.take_in();
+    pub fn late_replies(&mut self) -> Vec<String> {
+        self.receive_frames();
         let late = self
             .probes
             .iter()
@@ -120,7 +120,7 @@ impl Wire {
             .collect()
     }
 
-    fn send(&mut self, from: Ipv4Addr, to: SocketAddrV4) -> anyhow::Result<usize> {
+    fn send_probe(&mut self, from: Ipv4Addr, to: SocketAddrV4) -> anyhow::Result<usize> {
         let index = self.probes.len();
         let port = u16::try_from(index)
             .ok()
@@ -154,16 +154,16 @@ impl Wire {
             .transmit(smoltcp::time::Instant::now())
             .context("the link takes no frame")?;
         token.consume(frame_len(&tcp), |buffer| {
-            emit(buffer, &self.link, (*from.ip(), *to.ip()), &tcp)
+            write_frame(buffer, &self.link, (*from.ip(), *to.ip()), &tcp)
         });
         Ok(index)
     }
 
     /// Whatever has come by now.
-    fn take_in(&mut self) {
+    fn receive_frames(&mut self) {
         let probes = &mut self.probes;
         while let Some((frame, _)) = self.socket.receive(smoltcp::time::Instant::now()) {
-            frame.consume(|bytes| hear(probes, bytes));
+            frame.consume(|bytes| match_reply(probes, bytes));
         }
     }
 }
@@ -196,7 +196,12 @@ fn frame_len(tcp: &TcpRepr<'_>) -> usize {
     EthernetFrame::<&[u8]>::buffer_len(ip.buffer_len() + tcp.buffer_len())
 }
 
-fn emit(buffer: &mut [u8], link: &Link, (from, to): (Ipv4Addr, Ipv4Addr), tcp: &TcpRepr<'_>) {
+fn write_frame(
+    buffer: &mut [u8],
+    link: &Link,
+    (from, to): (Ipv4Addr, Ipv4Addr),
+    tcp: &TcpRepr<'_>,
+) {
     let checksums = ChecksumCapabilities::default();
     let mut frame = EthernetFrame::new_unchecked(buffer);
     let ethernet = EthernetRepr {
@@ -212,7 +217,7 @@ fn emit(buffer: &mut [u8], link: &Link, (from, to): (Ipv4Addr, Ipv4Addr), tcp: &
 }
 
 /// Is this frame the answer to one of ours: from exactly there to exactly here, acknowledging exactly that SYN?
-fn hear(probes: &mut [Probe], bytes: &[u8]) -> Option<()> {
+fn match_reply(probes: &mut [Probe], bytes: &[u8]) -> Option<()> {
     let frame = EthernetFrame::new_checked(bytes).ok()?;
     let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
     if frame.ethertype() != EthernetProtocol::Ipv4 || packet.next_header() != IpProtocol::Tcp {
@@ -282,7 +287,7 @@ mod tests {
             payload: &[],
         };
         let mut bytes = vec![0; frame_len(&tcp)];
-        emit(&mut bytes, &LINK, (*from.ip(), *to.ip()), &tcp);
+        write_frame(&mut bytes, &LINK, (*from.ip(), *to.ip()), &tcp);
         bytes
     }
 
@@ -298,11 +303,11 @@ mod tests {
             answer(first, HOST, TcpControl::Syn, acked),
             answer(HOST, first, TcpControl::None, acked),
         ] {
-            hear(&mut probes, &other);
+            match_reply(&mut probes, &other);
         }
         assert_eq!([probes[0].heard, probes[1].heard], [Reply::Nothing; 2]);
-        hear(&mut probes, &answer(HOST, first, TcpControl::Syn, acked));
-        hear(
+        match_reply(&mut probes, &answer(HOST, first, TcpControl::Syn, acked));
+        match_reply(
             &mut probes,
             &answer(HOST, second, TcpControl::Rst, acked_second),
         );
@@ -310,7 +315,7 @@ mod tests {
             [probes[0].heard, probes[1].heard],
             [Reply::SynAck, Reply::Reset]
         );
-        hear(&mut probes, &answer(HOST, first, TcpControl::Rst, acked));
+        match_reply(&mut probes, &answer(HOST, first, TcpControl::Rst, acked));
         assert_eq!(probes[0].heard, Reply::SynAck, "the first answer counts");
     }
 }

@@ -47,10 +47,10 @@ impl Metric {
         self
     }
 
-    fn samples<'a>(&'a self, scrape: &'a str) -> impl Iterator<Item = f64> + 'a {
+    fn matching_samples<'a>(&'a self, scrape: &'a str) -> impl Iterator<Item = f64> + 'a {
         scrape
             .lines()
-            .filter_map(parse)
+            .filter_map(parse_line)
             .filter_map(|(name, labels, value)| {
                 let wanted = self.labels.iter().all(|wanted| labels.contains(wanted));
                 (name == self.name && wanted).then_some(value)
@@ -60,13 +60,13 @@ impl Metric {
     /// The sum of the samples that fit, 0 when there is none.
     #[must_use]
     pub fn sum(&self, scrape: &str) -> f64 {
-        self.samples(scrape).sum()
+        self.matching_samples(scrape).sum()
     }
 
     /// Is there a sample of this name, labels and value?
     #[must_use]
     pub fn is_in(&self, scrape: &str) -> bool {
-        self.samples(scrape).any(|found| {
+        self.matching_samples(scrape).any(|found| {
             self.value
                 .is_none_or(|wanted| (found - wanted).abs() < 1e-9)
         })
@@ -90,7 +90,7 @@ impl Metric {
 type Labels = Vec<(String, String)>;
 
 /// A line of the text format: name, labels, value; `None` for comments.
-fn parse(line: &str) -> Option<(&str, Labels, f64)> {
+fn parse_line(line: &str) -> Option<(&str, Labels, f64)> {
     if line.starts_with('#') {
         return None;
     }
@@ -100,7 +100,7 @@ fn parse(line: &str) -> Option<(&str, Labels, f64)> {
     if let Some(inner) = rest.strip_prefix('{') {
         rest = inner;
         while let Some((label, after)) = rest.trim_start_matches(',').split_once("=\"") {
-            let (value, after) = unquote(after)?;
+            let (value, after) = unquote_label(after)?;
             labels.push((label.to_owned(), value));
             rest = after;
             if rest.starts_with('}') {
@@ -114,7 +114,7 @@ fn parse(line: &str) -> Option<(&str, Labels, f64)> {
 }
 
 /// A label's value up to its closing quote, and what follows.
-fn unquote(text: &str) -> Option<(String, &str)> {
+fn unquote_label(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();
     while let Some((index, c)) = chars.next() {

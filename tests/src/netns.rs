@@ -43,7 +43,7 @@ impl Netns {
             file: Arc::new(file),
             name: format!("{test}/{role}").into(),
         };
-        netns.ip("link set lo up")?;
+        netns.run_ip("link set lo up")?;
         Ok(netns)
     }
 
@@ -85,7 +85,7 @@ impl Netns {
     }
 
     /// Runs a closure in it on the calling thread, which then comes back: for what can't change threads.
-    pub fn visit<T>(&self, work: impl FnOnce() -> T) -> anyhow::Result<T> {
+    pub fn run_on_this_thread<T>(&self, work: impl FnOnce() -> T) -> anyhow::Result<T> {
         let here = File::open("/proc/thread-self/ns/net")
             .context("open this thread's network namespace")?;
         self.enter()?;
@@ -95,7 +95,7 @@ impl Netns {
     }
 
     /// Runs `ip` with these words in it.
-    pub fn ip(&self, words: &str) -> anyhow::Result<()> {
+    pub fn run_ip(&self, words: &str) -> anyhow::Result<()> {
         let output = self
             .run(|| Command::new("ip").args(words.split_whitespace()).output())
             .context("run ip (package iproute2)")?;
@@ -110,7 +110,7 @@ impl Netns {
     }
 
     /// Joins it with `peer` by a veth pair, with an address at each end, both up.
-    pub fn link(
+    pub fn link_to(
         &self,
         address: IpAddr,
         peer: &Netns,
@@ -120,15 +120,15 @@ impl Netns {
         let (here, there) = (format!("ve{number}a"), format!("ve{number}b"));
         let bits = if address.is_ipv4() { 24 } else { 64 };
         let path = peer.path();
-        self.ip(&format!(
+        self.run_ip(&format!(
             "link add {here} type veth peer name {there} netns {}",
             path.display()
         ))?;
-        self.ip(&format!("addr add {address}/{bits} dev {here} nodad"))
-            .or_else(|_| self.ip(&format!("addr add {address}/{bits} dev {here}")))?;
-        self.ip(&format!("link set {here} up"))?;
-        peer.ip(&format!("addr add {peer_address}/{bits} dev {there}"))?;
-        peer.ip(&format!("link set {there} up"))?;
+        self.run_ip(&format!("addr add {address}/{bits} dev {here} nodad"))
+            .or_else(|_| self.run_ip(&format!("addr add {address}/{bits} dev {here}")))?;
+        self.run_ip(&format!("link set {here} up"))?;
+        peer.run_ip(&format!("addr add {peer_address}/{bits} dev {there}"))?;
+        peer.run_ip(&format!("link set {there} up"))?;
         Ok(Veth {
             netns: self.clone(),
             name: here,
@@ -160,7 +160,7 @@ impl Veth {
 
     /// Takes the link down (`false`) or up (`true`): a pulled cable.
     pub fn set_up(&self, up: bool) -> anyhow::Result<()> {
-        self.netns.ip(&format!(
+        self.netns.run_ip(&format!(
             "link set {} {}",
             self.name,
             if up { "up" } else { "down" }
@@ -170,6 +170,6 @@ impl Veth {
 
 impl Drop for Veth {
     fn drop(&mut self) {
-        let _ = self.netns.ip(&format!("link del {}", self.name));
+        let _ = self.netns.run_ip(&format!("link del {}", self.name));
     }
 }

@@ -53,7 +53,7 @@ impl Clone for Identity {
 impl Ca {
     /// Makes an authority with this common name, valid from an hour ago for ten years.
     pub fn new(common_name: &str) -> anyhow::Result<Ca> {
-        let mut params = params(
+        let mut params = cert_params(
             common_name,
             &[],
             (
@@ -89,22 +89,22 @@ impl Ca {
     }
 
     /// A serving certificate for these addresses and names, valid for a year.
-    pub fn server(&self, common_name: &str, names: &[&str]) -> anyhow::Result<Identity> {
+    pub fn issue_server_cert(&self, common_name: &str, names: &[&str]) -> anyhow::Result<Identity> {
         let validity = (
             now() - time::Duration::HOUR,
             now() + time::Duration::days(365),
         );
-        self.server_valid(common_name, names, validity)
+        self.issue_server_cert_valid(common_name, names, validity)
     }
 
     /// A serving certificate with a validity of the caller's, for tests of expiry.
-    pub fn server_valid(
+    pub fn issue_server_cert_valid(
         &self,
         common_name: &str,
         names: &[&str],
         validity: (OffsetDateTime, OffsetDateTime),
     ) -> anyhow::Result<Identity> {
-        let mut params = params(common_name, &[], validity);
+        let mut params = cert_params(common_name, &[], validity);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.subject_alt_names = names
             .iter()
@@ -113,21 +113,21 @@ impl Ca {
                 Err(_) => (*name).try_into().map(SanType::DnsName),
             })
             .collect::<Result<_, _>>()?;
-        self.sign(params)
+        self.sign_params(params)
     }
 
     /// A client certificate: the user is the common name, the groups are the organizations.
-    pub fn client(&self, user: &str, groups: &[&str]) -> anyhow::Result<Identity> {
+    pub fn issue_client_cert(&self, user: &str, groups: &[&str]) -> anyhow::Result<Identity> {
         let validity = (
             now() - time::Duration::HOUR,
             now() + time::Duration::days(365),
         );
-        let mut params = params(user, groups, validity);
+        let mut params = cert_params(user, groups, validity);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(params)
+        self.sign_params(params)
     }
 
-    fn sign(&self, mut params: CertificateParams) -> anyhow::Result<Identity> {
+    fn sign_params(&self, mut params: CertificateParams) -> anyhow::Result<Identity> {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate()?;
         let cert = params.signed_by(&key, &self.issuer)?;
@@ -163,12 +163,12 @@ impl Ca {
 impl Identity {
     /// The chain and key, for a rustls client configuration.
     #[must_use]
-    pub fn rustls(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    pub fn chain_and_key(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         (vec![self.cert.clone()], self.key.clone_key())
     }
 }
 
-fn params(
+fn cert_params(
     common_name: &str,
     organizations: &[&str],
     validity: (OffsetDateTime, OffsetDateTime),
@@ -192,8 +192,8 @@ fn now() -> OffsetDateTime {
 }
 
 /// A subject as OpenSSL and curl write it, e.g. `O=system:nodes; CN=system:node:edge-1`.
-pub fn subject(cert: &CertificateDer<'_>) -> anyhow::Result<String> {
-    let (common_name, organizations) = names(cert)?;
+pub fn format_subject(cert: &CertificateDer<'_>) -> anyhow::Result<String> {
+    let (common_name, organizations) = parse_names(cert)?;
     let parts = organizations
         .iter()
         .map(|name| format!("O={name}"))
@@ -202,7 +202,7 @@ pub fn subject(cert: &CertificateDer<'_>) -> anyhow::Result<String> {
 }
 
 /// The common name and the organizations of a certificate: to Kubernetes, the user and the groups.
-pub fn names(cert: &CertificateDer<'_>) -> anyhow::Result<(String, Vec<String>)> {
+pub fn parse_names(cert: &CertificateDer<'_>) -> anyhow::Result<(String, Vec<String>)> {
     let (_, cert) =
         x509_parser::parse_x509_certificate(cert).context("a certificate that cannot be parsed")?;
     let common_name = cert
@@ -230,7 +230,7 @@ pub enum Credential<'a> {
 
 /// A kubeconfig for one server, with its CA and a credential inside.
 #[must_use]
-pub fn kubeconfig(server: &str, ca_pem: &str, credential: Credential<'_>) -> String {
+pub fn render_kubeconfig(server: &str, ca_pem: &str, credential: Credential<'_>) -> String {
     let user = match credential {
         Credential::None => "{}".to_owned(),
         Credential::Token(token) => format!("{{token: {token}}}"),
@@ -256,21 +256,21 @@ pub fn service_account_token(namespace: &str, name: &str) -> String {
     let header = json!({"alg": "ES256", "kid": "scripted"});
     let claims = json!({
         "aud": ["https://kubernetes.default.svc"], "iss": "https://kubernetes.default.svc",
-        "iat": issued, "nbf": issued, "exp": issued + 86_400, "jti": uuid(),
-        "kubernetes.io": {"namespace": namespace, "serviceaccount": {"name": name, "uid": uuid()}},
+        "iat": issued, "nbf": issued, "exp": issued + 86_400, "jti": random_uuid(),
+        "kubernetes.io": {"namespace": namespace, "serviceaccount": {"name": name, "uid": random_uuid()}},
         "sub": format!("system:serviceaccount:{namespace}:{name}"),
     });
     let parts = [
         header.to_string().into_bytes(),
         claims.to_string().into_bytes(),
-        random::<64>().to_vec(),
+        random_bytes::<64>().to_vec(),
     ];
     parts.map(|part| URL_SAFE_NO_PAD.encode(part)).join(".")
 }
 
 /// Random bytes from the kernel.
 #[must_use]
-pub fn random<const N: usize>() -> [u8; N] {
+pub fn random_bytes<const N: usize>() -> [u8; N] {
     use std::io::Read as _;
     let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")
@@ -281,8 +281,8 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 /// A random (version 4) UUID.
 #[must_use]
-pub fn uuid() -> String {
-    let mut bits = u128::from_be_bytes(random());
+pub fn random_uuid() -> String {
+    let mut bits = u128::from_be_bytes(random_bytes());
     bits = bits & !(0xf << 76) | (4 << 76);
     bits = bits & !(0b11 << 62) | (0b10 << 62);
     let hex = format!("{bits:032x}");

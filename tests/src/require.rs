@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 #[must_use]
 #[track_caller]
 pub fn root() -> bool {
-    met(
+    skip_unless(
         nix::unistd::geteuid().is_root(),
         "it needs root, for network namespaces: run it with sudo -E",
     )
@@ -26,17 +26,17 @@ pub fn bpf() -> bool {
         .unwrap_or_default()
         .contains(" cgroup2 ");
     root()
-        && met(
+        && skip_unless(
             Path::new("/sys/kernel/btf/vmlinux").exists(),
             "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)",
         )
-        && met(cgroup, "no cgroup v2 hierarchy is mounted")
+        && skip_unless(cgroup, "no cgroup v2 hierarchy is mounted")
 }
 
 /// Parts of hublet's setup that this kernel can't have, where `cargo xtask vm` says so; then others that are off are a
 /// fallback without need, and one of these that is on is a false promise.
 #[must_use]
-pub fn off() -> Option<Vec<String>> {
+pub fn expected_off() -> Option<Vec<String>> {
     let off = std::env::var("HUBLET_TEST_OFF").ok()?;
     Some(off.split_whitespace().map(str::to_owned).collect())
 }
@@ -54,7 +54,7 @@ pub fn go() -> bool {
             .status();
         version.is_ok_and(|status| status.success())
     };
-    met(
+    skip_unless(
         built || go(),
         "it needs the real API server: install Go, or set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd",
     )
@@ -62,7 +62,7 @@ pub fn go() -> bool {
 
 /// Says (past the test harness' capture) that the running test is skipped when `met` is false.
 #[track_caller]
-pub fn met(met: bool, reason: &str) -> bool {
+pub fn skip_unless(met: bool, reason: &str) -> bool {
     if met {
         return true;
     }

@@ -66,7 +66,7 @@ impl Site {
     ///
     /// # Errors
     /// The daemon's CA can't be read.
-    pub fn admin(&self) -> Result<Client> {
+    pub fn admin_client(&self) -> Result<Client> {
         let mut options = self.daemon.client_options(Some(&self.cloud.admin_token))?;
         options.keep = true;
         Client::new(options)
@@ -76,7 +76,7 @@ impl Site {
     ///
     /// # Errors
     /// The proxy is gone.
-    pub fn cut(&self) -> Result<()> {
+    pub fn cut_link(&self) -> Result<()> {
         self.fault.set(Fault::Refuse)
     }
 }

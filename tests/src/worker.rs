@@ -30,24 +30,24 @@ impl Spawner {
         let panic = Arc::clone(&self.panic);
         self.handle.spawn(async move {
             if let Err(cause) = AssertUnwindSafe(future).catch_unwind().await {
-                note(&panic, cause.as_ref());
+                remember_panic(&panic, cause.as_ref());
             }
         });
     }
 
     /// Awaits a future; a panic within it is remembered and gives `None`.
-    pub async fn guard<F: Future>(&self, future: F) -> Option<F::Output> {
+    pub async fn catch_panic<F: Future>(&self, future: F) -> Option<F::Output> {
         match AssertUnwindSafe(future).catch_unwind().await {
             Ok(output) => Some(output),
             Err(cause) => {
-                note(&self.panic, cause.as_ref());
+                remember_panic(&self.panic, cause.as_ref());
                 None
             }
         }
     }
 
     /// Runs a future on the worker and blocks the calling thread (not the worker's) until it is done.
-    pub fn run<F>(&self, future: F) -> F::Output
+    pub fn block_on<F>(&self, future: F) -> F::Output
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
@@ -55,7 +55,7 @@ impl Spawner {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let guarded = self.clone();
         self.handle.spawn(async move {
-            if let Some(output) = guarded.guard(future).await {
+            if let Some(output) = guarded.catch_panic(future).await {
                 let _ = sender.send(output);
             }
         });
@@ -68,7 +68,7 @@ impl Spawner {
     }
 
     /// Runs a future on the worker and awaits it from any other runtime.
-    pub async fn call<F>(&self, future: F) -> F::Output
+    pub async fn run_async<F>(&self, future: F) -> F::Output
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
@@ -84,7 +84,7 @@ impl Spawner {
     }
 }
 
-fn note(panic: &Mutex<Option<String>>, cause: &(dyn Any + Send)) {
+fn remember_panic(panic: &Mutex<Option<String>>, cause: &(dyn Any + Send)) {
     let text = cause
         .downcast_ref::<&str>()
         .map(ToString::to_string)

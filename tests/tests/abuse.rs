@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 use hublet_tests::cloud::{self, Lie, LieRule, Rule, User};
 use hublet_tests::daemon;
 use hublet_tests::disk::{self, SmallDisk};
-use hublet_tests::eventually::{eventually, slowness};
+use hublet_tests::eventually::{eventually, slowness_factor};
 use hublet_tests::fault::Fault;
 use hublet_tests::metrics::metric;
 use hublet_tests::site::Site;
@@ -134,7 +134,7 @@ impl Node {
             return Ok(None);
         };
         site.netns
-            .ip(&format!("address add {}/32 dev lo", attacks::ADDRESS))?;
+            .run_ip(&format!("address add {}/32 dev lo", attacks::ADDRESS))?;
         prepare(&site)?;
         Ok(Some(Self {
             site,
@@ -343,17 +343,17 @@ fn all_are_open(site: &Site, _: Before) -> Result<String> {
     let asked = site
         .cloud
         .record()
-        .count(|request| request.query.ends_with(NONE));
+        .count_matching(|request| request.query.ends_with(NONE));
     ensure!(asked == WATCHES, "{asked} watches have come to the cloud");
     Ok(format!(
         "{} connections to the cloud",
-        site.daemon.status()?["cloud"]["connections"]
+        site.daemon.fetch_status()?["cloud"]["connections"]
     ))
 }
 
 fn few_connects(site: &Site, before: Before) -> Result<String> {
-    let more =
-        metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?) - before.cloud_connects;
+    let more = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape_metrics()?)
+        - before.cloud_connects;
     ensure!(more < 100.0, "{more} connections to the cloud");
     Ok(format!("{more} more connections to the cloud"))
 }
@@ -375,7 +375,7 @@ fn known_to_be_full(site: &Site, _: Before) -> Result<String> {
         fill(site, &"y".repeat(16 << 10))
             .and_then(|()| list_again(site))
             .ok()?;
-        let store = &site.daemon.status().ok()?["store"];
+        let store = &site.daemon.fetch_status().ok()?["store"];
         (store["writable"] == false && store["objects"] != 0).then_some(())
     };
     eventually(
@@ -388,7 +388,7 @@ fn known_to_be_full(site: &Site, _: Before) -> Result<String> {
 
 /// Lists the attackers' objects until the cloud answers.
 fn list_again(site: &Site) -> Result<()> {
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     eventually(Duration::from_secs(20), "the cloud lists all", || {
         let list = admin.get(BIG).ok()?;
         (list.status == 200 && list.header("x-hublet-source") == "cloud").then_some(())
@@ -397,7 +397,7 @@ fn list_again(site: &Site) -> Result<()> {
 
 /// The attackers' list and one document are some 8 MB.
 fn small_store(site: &Site, _: Before) -> Result<String> {
-    let bytes = site.daemon.status()?["store"]["bytes"]
+    let bytes = site.daemon.fetch_status()?["store"]["bytes"]
         .as_u64()
         .context("the store's bytes")?;
     ensure!(bytes < 32 << 20, "the store has {} MiB", bytes >> 20);
@@ -449,8 +449,8 @@ fn run(
     row: &Row,
 ) -> Result<Outcome> {
     site.daemon.restart()?;
-    let token = site.cloud.rbac().issue(User::new("reader", &[]));
-    site.cloud.rbac().allow(Rule::resources(
+    let token = site.cloud.rbac().issue_token(User::new("reader", &[]));
+    site.cloud.rbac().add_rule(Rule::for_resources(
         "reader",
         "get list watch",
         "",
@@ -463,16 +463,16 @@ fn run(
         })?;
     }
     if row.cut {
-        site.cut()?;
+        site.cut_link()?;
     }
     let state = if row.cut { "disconnected" } else { "connected" };
     eventually(Duration::from_secs(20), state, || {
-        (site.daemon.status().ok()?["cloud"]["state"] == state).then_some(())
+        (site.daemon.fetch_status().ok()?["cloud"]["state"] == state).then_some(())
     })?;
     let beside = Beside::start(site, !row.cut)?;
     wait(QUIET);
     let quiet = beside.take();
-    let cloud_connects = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape()?);
+    let cloud_connects = metric("hublet_cloud_connects_total").sum(&site.daemon.scrape_metrics()?);
     let before = Before {
         cloud_connects,
         busy: busy(site)?,
@@ -486,7 +486,7 @@ fn run(
         _ => None,
     };
     if let Some(lie) = lie {
-        site.cloud.lies().tell(lie);
+        site.cloud.lies().add_rule(lie);
     }
     if row.full_disk {
         disk.fill()?;
@@ -504,7 +504,7 @@ fn run(
     let checked = (row.check)(site, before);
     let ready = site
         .daemon
-        .scrape()
+        .scrape_metrics()
         .map(|scrape| metric("hublet_ready").value(1.0).is_in(&scrape));
     let mut seen = beside.take();
     seen.failed.splice(0..0, beginning.failed);
@@ -527,7 +527,7 @@ fn run(
 }
 
 fn bar(row: &Row, quiet: &Seen) -> Duration {
-    (quiet.p99() * 2).max(row.floor * slowness())
+    (quiet.p99() * 2).max(row.floor * slowness_factor())
 }
 
 fn judge(
@@ -555,7 +555,7 @@ fn judge(
             quiet.p99()
         ));
     }
-    if !row.cut && (event > EVENT * slowness() || seen.events.len() < 4) {
+    if !row.cut && (event > EVENT * slowness_factor() || seen.events.len() < 4) {
         wrong.push(format!(
             "{} events, up to {event:?} late",
             seen.events.len()

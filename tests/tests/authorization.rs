@@ -60,7 +60,7 @@ fn account(edge: &Edge, name: &str, rules: &Value) -> Result<String> {
     admin.create_when_possible(&format!("{NAMESPACE}/serviceaccounts"), &object, patience)?;
     let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": "default"});
     allow(edge, name, rules, &subject)?;
-    admin.token("default", name)
+    admin.request_token("default", name)
 }
 
 fn allow(edge: &Edge, name: &str, rules: &Value, subject: &Value) -> Result<()> {
@@ -124,7 +124,7 @@ fn a_forged_token_reads_nothing() -> Result<()> {
     Edge::run(|edge| {
         check_the_api_server(edge)?;
         let reader = with_secrets(edge)?;
-        let token = edge.cloud.admin().token("default", "reader")?;
+        let token = edge.cloud.admin().request_token("default", "reader")?;
         let forged = forge(&token)?;
         let plain = edge.daemon.client_options(None)?;
         let http1 = Client::new(Options {
@@ -375,7 +375,7 @@ fn who_stands_in_for_alice_lends_it_to_nobody() -> Result<()> {
 }
 
 fn held(site: &Site, names: &[&str]) -> Result<()> {
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for name in names {
         site.cloud.put(secret(name))?;
         assert_eq!(admin.get(&format!("{SECRETS}/{name}"))?.status, 200);
@@ -384,7 +384,7 @@ fn held(site: &Site, names: &[&str]) -> Result<()> {
 }
 
 fn grants(site: &Site) -> Result<(u64, u64)> {
-    let status = site.daemon.status()?;
+    let status = site.daemon.fetch_status()?;
     let count = |name: &str| {
         status["store"][name]
             .as_u64()
@@ -422,7 +422,7 @@ fn a_flood_takes_nothing_that_others_were_allowed() -> Result<()> {
     let pod = site
         .cloud
         .rbac()
-        .issue(User::service_account("default", "pod"));
+        .issue_token(User::service_account("default", "pod"));
     let pod = Client::new(Options {
         keep: true,
         ..site.daemon.client_options(Some(&pod))?
@@ -436,7 +436,7 @@ fn a_flood_takes_nothing_that_others_were_allowed() -> Result<()> {
         before,
         "neither of them had anything to remember"
     );
-    site.cut()?;
+    site.cut_link()?;
     let stored = calico.get(path)?;
     assert_eq!(
         (stored.status, stored.header("x-hublet-source")),
@@ -453,13 +453,13 @@ fn a_refusal_tells_nothing_of_what_is_stored() -> Result<()> {
         return Ok(());
     };
     held(&site, &["held"])?;
-    let user = site.cloud.rbac().issue(User::new("user", &["users"]));
+    let user = site.cloud.rbac().issue_token(User::new("user", &["users"]));
     site.cloud
         .rbac()
-        .allow(Rule::resources("users", "get", "", "nodes"));
+        .add_rule(Rule::for_resources("users", "get", "", "nodes"));
     let user = site.daemon.client(Some(&user))?;
     assert_eq!(user.get("/api/v1/nodes/edge-1")?.status, 200);
-    site.cut()?;
+    site.cut_link()?;
     assert_eq!(
         user.get("/api/v1/nodes/edge-1")?.status,
         200,
@@ -506,13 +506,13 @@ fn a_token_that_the_cloud_has_not_judged_is_unknown_and_not_refused() -> Result<
     held(&site, &["held"])?;
     let rbac = site.cloud.rbac();
     let (fresh, revoked) = (
-        rbac.issue(User::new("fresh", &["system:masters"])),
-        rbac.issue(User::new("r", &["system:masters"])),
+        rbac.issue_token(User::new("fresh", &["system:masters"])),
+        rbac.issue_token(User::new("r", &["system:masters"])),
     );
     let revoked = (revoked.clone(), site.daemon.client(Some(&revoked))?);
     let path = format!("{SECRETS}/held");
     assert_eq!(revoked.1.get(&path)?.status, 200);
-    rbac.revoke(&revoked.0);
+    rbac.revoke_token(&revoked.0);
     assert_eq!(revoked.1.get(&path)?.status, 401);
     let junk = site.daemon.client(Some("junk"))?;
     assert_eq!(junk.get(&path)?.status, 401);
@@ -540,14 +540,16 @@ fn a_401_from_behind_a_proxy_takes_no_token_back() -> Result<()> {
         return Ok(());
     };
     held(&site, &["held"])?;
-    let (admin, path) = (site.admin()?, format!("{SECRETS}/held"));
+    let (admin, path) = (site.admin_client()?, format!("{SECRETS}/held"));
     let backend = format!("{NAMESPACE}/services/dashboard:80/proxy");
     let login = Lie::Exactly {
         code: 401,
         content_type: "text/plain".into(),
         body: b"log in".to_vec(),
     };
-    site.cloud.lies().tell(LieRule::new("", &backend, login));
+    site.cloud
+        .lies()
+        .add_rule(LieRule::new("", &backend, login));
     assert_eq!(admin.get(&path)?.status, 200);
     for page in ["", "/", "/login?next=%2F", "/a%2Fb"] {
         let answer = admin.get(&format!("{backend}{page}"))?;
@@ -557,7 +559,7 @@ fn a_401_from_behind_a_proxy_takes_no_token_back() -> Result<()> {
             "{answer:?}"
         );
     }
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(&path)?;
     assert_eq!(
         (stored.status, stored.header("x-hublet-source")),
@@ -576,10 +578,10 @@ fn a_revoked_grant_is_gone_and_others_survive_a_restart() -> Result<()> {
     };
     held(&site, &["held"])?;
     let rbac = site.cloud.rbac();
-    rbac.allow(Rule::resources("readers", "get list", "", "secrets"));
-    rbac.allow(Rule::resources("keeper", "get", "", "secrets"));
-    let reader = rbac.issue(User::new("reader", &["readers"]));
-    let keeper = rbac.issue(User::new("keeper", &[]));
+    rbac.add_rule(Rule::for_resources("readers", "get list", "", "secrets"));
+    rbac.add_rule(Rule::for_resources("keeper", "get", "", "secrets"));
+    let reader = rbac.issue_token(User::new("reader", &["readers"]));
+    let keeper = rbac.issue_token(User::new("keeper", &[]));
     let (reader, keeper) = (
         site.daemon.client(Some(&reader))?,
         site.daemon.client(Some(&keeper))?,
@@ -589,11 +591,11 @@ fn a_revoked_grant_is_gone_and_others_survive_a_restart() -> Result<()> {
         assert_eq!(reader.get(path)?.status, 200, "{path}");
     }
     assert_eq!(keeper.get(&path)?.status, 200);
-    rbac.deny("readers");
+    rbac.remove_rules("readers");
     for path in [&*path, SECRETS] {
         assert_eq!(reader.get(path)?.status, 403, "{path}");
     }
-    site.cut()?;
+    site.cut_link()?;
     site.daemon.restart()?;
     for path in ["/api/v1/secrets", SECRETS, &*path] {
         let answer = reader.get(path)?;
@@ -613,7 +615,7 @@ fn a_refusal_says_whose_it_is_and_what_can_not_be_had() -> Result<()> {
     let Some(site) = Site::start("logs", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let pods = admin.get("/api/v1/pods")?.json();
     let pod = pods["items"][0]["metadata"]["name"]
         .as_str()
@@ -621,7 +623,7 @@ fn a_refusal_says_whose_it_is_and_what_can_not_be_had() -> Result<()> {
     let namespace = pods["items"][0]["metadata"]["namespace"]
         .as_str()
         .context("the seed has pods")?;
-    site.cut()?;
+    site.cut_link()?;
     let logs = admin.get(&format!("/api/v1/namespaces/{namespace}/pods/{pod}/log"))?;
     assert_eq!(
         (logs.status, logs.header("x-hublet-source")),
@@ -638,7 +640,7 @@ fn a_refusal_says_whose_it_is_and_what_can_not_be_had() -> Result<()> {
         "{message}"
     );
     assert!(!message.contains("store"), "{message}");
-    let write = admin.json(
+    let write = admin.send_json(
         "POST",
         &format!("{NAMESPACE}/configmaps"),
         &json!({"metadata": {"name": "x"}}),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use hublet_tests::client::Answer;
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
-use hublet_tests::kube::edge::{Edge, binaries, check_stored};
+use hublet_tests::kube::edge::{Edge, check_stored, find_or_skip};
 use hublet_tests::kube::{KubeCloud, Options};
 use hublet_tests::replay::{Exchange, Recording, Replay, known};
 use serde_json::json;
@@ -21,10 +21,10 @@ const SEQUENCES: [&str; 3] = ["add-first-pod-of-the-node", "add-second-pod", "de
 
 /// Plays the three sequences, and fails with every difference from the recording.
 fn play_all(replay: &mut Replay) -> Result<()> {
-    let recording = Recording::calico()?;
+    let recording = Recording::load_calico()?;
     let mut differences = Vec::new();
     for sequence in SEQUENCES {
-        differences.extend(replay.play(recording.sequence(sequence)?)?);
+        differences.extend(replay.play(recording.find_sequence(sequence)?)?);
     }
     let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
     assert!(
@@ -39,7 +39,7 @@ fn play_all(replay: &mut Replay) -> Result<()> {
 /// The yardstick itself: if this fails, the recording and the API server no longer agree, whatever hublet does.
 #[test]
 fn the_recording_holds_against_the_api_server_itself() -> Result<()> {
-    let Some(binaries) = binaries()? else {
+    let Some(binaries) = find_or_skip()? else {
         return Ok(());
     };
     let cloud = KubeCloud::start_with(&binaries, Options::default())?;
@@ -57,8 +57,8 @@ fn online_calico_gets_what_the_api_server_answers_i3() -> Result<()> {
         );
         play_all(&mut replay)?;
         // It was the cloud that answered: each request of the recording is in the API server's own log, once.
-        let asked = edge.cloud.audit()?;
-        for exchange in Recording::calico()?
+        let asked = edge.cloud.audit_events()?;
+        for exchange in Recording::load_calico()?
             .all()
             .iter()
             .filter(|exchange| !exchange.is_read())
@@ -69,7 +69,7 @@ fn online_calico_gets_what_the_api_server_answers_i3() -> Result<()> {
                         == "system:serviceaccount:kube-system:calico-cni-plugin"
                     && event["verb"] == verb(exchange.method.as_str())
             });
-            let recorded = Recording::calico()?
+            let recorded = Recording::load_calico()?
                 .all()
                 .iter()
                 .filter(|other| other.uri == exchange.uri && other.method == exchange.method)
@@ -113,7 +113,7 @@ fn reads_survive(cut: Fault) -> Result<()> {
         check_strangers(edge)?;
 
         // A change that only the cloud knows of is seen as soon as the link is back.
-        edge.cloud.admin().merge(
+        edge.cloud.admin().merge_patch(
             INFORMATION,
             &json!({"metadata": {"labels": {"while": "away"}}}),
         )?;
@@ -125,7 +125,7 @@ fn reads_survive(cut: Fault) -> Result<()> {
             "{}",
             stored.text()
         );
-        let fresh = edge.mend(&client, INFORMATION)?;
+        let fresh = edge.restore_link(&client, INFORMATION)?;
         assert_eq!(
             (fresh.status, &fresh.json()["metadata"]["labels"]["while"]),
             (200, &json!("away"))
@@ -140,8 +140,8 @@ fn check_reads(edge: &Edge, replay: &Replay) -> Result<()> {
     let mut wrong = Vec::new();
     let mut statuses = [0, 0];
     for read in replay.known().reads() {
-        let answer = client.send(read.request().body(Vec::new())?)?;
-        if let Some(contradiction) = replay.known().contradiction(read, &answer) {
+        let answer = client.send(read.to_request().body(Vec::new())?)?;
+        if let Some(contradiction) = replay.known().find_contradiction(read, &answer) {
             wrong.push(format!("{read}: {contradiction}"));
         }
         if let Err(cause) = check_stored(&answer) {
@@ -163,13 +163,13 @@ fn check_reads(edge: &Edge, replay: &Replay) -> Result<()> {
 /// No write is said to be done: each recorded one is refused at once, in a form that Calico doesn't retry.
 fn check_writes(edge: &Edge) -> Result<()> {
     let client = edge.daemon.client(Some(edge.cloud.calico_token()))?;
-    let recording = Recording::calico()?;
+    let recording = Recording::load_calico()?;
     let send = |write: &Exchange| {
         let body = write
             .body
             .as_ref()
             .map_or_else(Vec::new, |body| body.to_vec());
-        client.send(write.request().body(body)?)
+        client.send(write.to_request().body(body)?)
     };
     // In a black hole the first one may be under way before hublet knows: then it can't say whether it was done.
     let first = recording
@@ -229,7 +229,7 @@ fn a_hanging_api_server_is_away_too_i11() -> Result<()> {
             (online.status, online.header("x-hublet-source")),
             (200, "cloud")
         );
-        edge.cloud.pause()?;
+        edge.cloud.pause_apiserver()?;
         let first = client.get(INFORMATION)?;
         check_stored(&first)?;
         assert_eq!(first.body, online.body);
@@ -238,8 +238,8 @@ fn a_hanging_api_server_is_away_too_i11() -> Result<()> {
             "the first answer took {:?}",
             first.took
         );
-        edge.cloud.resume()?;
-        edge.mend(&client, INFORMATION)?;
+        edge.cloud.resume_apiserver()?;
+        edge.restore_link(&client, INFORMATION)?;
         Ok(())
     })
 }

@@ -39,7 +39,7 @@ fn normal(body: &str, known: &Value) -> String {
 }
 
 fn create(client: &Client, path: &str, object: &Value) -> Value {
-    let answer = client.json("POST", path, object).unwrap();
+    let answer = client.send_json("POST", path, object).unwrap();
     assert_eq!(answer.status, 201, "{}", answer.text());
     answer.json()
 }
@@ -212,7 +212,7 @@ fn deletes_keep_to_their_preconditions() {
     let handle = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "IPAMHandle", "metadata": {"name": "fx"}});
     let uid = create(&admin, &format!("{CALICO}/ipamhandles"), &handle)["metadata"]["uid"].clone();
     let other = json!({"preconditions": {"uid": "00000000-0000-0000-0000-000000000000"}});
-    let refused = admin.json("DELETE", &path, &other).unwrap();
+    let refused = admin.send_json("DELETE", &path, &other).unwrap();
     assert_eq!(refused.status, 409);
     let why = format!(
         "Operation cannot be fulfilled on IPAMHandle.crd.projectcalico.org \"fx\": the UID in the precondition (00000000-0000-0000-0000-000000000000) does not match the UID in record ({}). The object might have been deleted and then recreated",
@@ -220,7 +220,7 @@ fn deletes_keep_to_their_preconditions() {
     );
     assert_eq!(refused.json()["message"], why.as_str());
     let done = admin
-        .json("DELETE", &path, &json!({"preconditions": {"uid": uid}}))
+        .send_json("DELETE", &path, &json!({"preconditions": {"uid": uid}}))
         .unwrap();
     let expected = format!(
         "{{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{{}},\"status\":\"Success\",\"details\":{{\"name\":\"fx\",\"group\":\"crd.projectcalico.org\",\"kind\":\"ipamhandles\",\"uid\":{uid}}}}}\n"
@@ -235,25 +235,25 @@ fn updates_need_the_present_version_and_an_equal_one_changes_nothing() {
     let admin = admin(&cloud);
     let path = format!("{CALICO}/ipamblocks/10-244-228-128-26");
     let mut block = admin.get(&path).unwrap().json();
-    let same = admin.json("PUT", &path, &block).unwrap().json();
+    let same = admin.send_json("PUT", &path, &block).unwrap().json();
     assert_eq!(
         same["metadata"]["resourceVersion"],
         block["metadata"]["resourceVersion"]
     );
     block["spec"]["sequenceNumber"] = json!(1_795_365_173_949_336_810_u64);
-    let written = admin.json("PUT", &path, &block).unwrap().json();
+    let written = admin.send_json("PUT", &path, &block).unwrap().json();
     assert_eq!(
         written["spec"]["sequenceNumber"],
         json!(1_795_365_173_949_336_810_u64)
     );
     assert_eq!(written["metadata"]["generation"], 2);
     assert_eq!(
-        admin.json("PUT", &path, &block).unwrap().status,
+        admin.send_json("PUT", &path, &block).unwrap().status,
         409,
         "the version is stale now"
     );
     block["metadata"]["resourceVersion"] = Value::Null;
-    let refused = admin.json("PUT", &path, &block).unwrap();
+    let refused = admin.send_json("PUT", &path, &block).unwrap();
     assert_eq!(
         (refused.status, &refused.json()["reason"]),
         (422, &json!("Invalid"))
@@ -391,7 +391,7 @@ fn a_version_from_the_future_is_waited_for_then_refused() {
 }
 
 fn kinds(stream: &mut hublet_tests::client::Stream, count: usize) -> Vec<(String, Value)> {
-    let event = |_| stream.event(SOON).unwrap().expect("the watch goes on");
+    let event = |_| stream.next_event(SOON).unwrap().expect("the watch goes on");
     (0..count)
         .map(event)
         .map(|event| {
@@ -476,7 +476,7 @@ fn a_watch_resumes_sends_bookmarks_and_ends_in_time() {
         events[1].1["metadata"]["resourceVersion"],
         cloud.version().to_string().as_str()
     );
-    while watch.event(SOON).unwrap().is_some() {}
+    while watch.next_event(SOON).unwrap().is_some() {}
 }
 
 #[test]
@@ -494,7 +494,7 @@ fn a_watch_from_a_forgotten_version_is_one_error_event() {
         (&json!(410), &json!("Expired"))
     );
     assert!(
-        watch.event(SOON).unwrap().is_none(),
+        watch.next_event(SOON).unwrap().is_none(),
         "and then the stream ends"
     );
 }
@@ -540,11 +540,11 @@ fn everyone_gets_what_they_may_and_no_more() {
     let who = User::service_account("default", "reader");
     cloud
         .rbac()
-        .allow(Rule::resources(&who.name, "get list", "", "pods").in_namespace("default"));
-    let reader = cloud.rbac().issue(who);
+        .add_rule(Rule::for_resources(&who.name, "get list", "", "pods").in_namespace("default"));
+    let reader = cloud.rbac().issue_token(who);
     assert_eq!(code(Some(&reader), "/api/v1/namespaces/default/pods"), 200);
     assert_eq!(code(Some(&reader), "/api/v1/pods"), 403);
-    cloud.rbac().revoke(&reader);
+    cloud.rbac().revoke_token(&reader);
     assert_eq!(code(Some(&reader), "/api/v1/namespaces/default/pods"), 401);
     let refused = client(&cloud, Some(calico)).get("/api/v1/secrets").unwrap();
     let message = r#"secrets is forbidden: User "system:serviceaccount:kube-system:calico-cni-plugin" cannot list resource "secrets" in API group "" at the cluster scope"#;
@@ -556,11 +556,11 @@ fn a_client_certificate_is_a_user() {
     let cloud = cloud();
     let identity = cloud
         .ca
-        .client("system:node:edge-1", &["system:nodes"])
+        .issue_client_cert("system:node:edge-1", &["system:nodes"])
         .unwrap();
     cloud
         .rbac()
-        .allow(Rule::resources("system:nodes", "get", "", "nodes"));
+        .add_rule(Rule::for_resources("system:nodes", "get", "", "nodes"));
     let options = Options {
         identity: Some(identity),
         ..Options::new(&cloud.url(), cloud.ca.pem(), None)
@@ -664,7 +664,7 @@ fn it_speaks_both_protocols_and_records_who_asked_what() {
         .map(|request| request.protocol.as_str())
         .collect();
     assert_eq!(protocols, ["HTTP/2.0", "HTTP/2.0", "HTTP/1.1", "HTTP/1.1"]);
-    assert_eq!(requests[0].line(), "GET /api/v1/nodes/edge-1");
+    assert_eq!(requests[0].request_line(), "GET /api/v1/nodes/edge-1");
     assert_eq!(requests[0].user_agent, "calico/v0.0.0");
     assert_eq!(
         requests[0].user,
@@ -696,6 +696,6 @@ fn a_panic_in_a_cloud_reaches_its_test() {
         let _done = done;
         panic!("out of ideas");
     });
-    worker.spawner().run(async { drop(ended.await) });
+    worker.spawner().block_on(async { drop(ended.await) });
     worker.join();
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use hublet_tests::client::{Answer, Client};
 use hublet_tests::cloud::{self, Cloud, Lie, LieRule};
 use hublet_tests::daemon::{self, Daemon};
-use hublet_tests::eventually::{eventually, slowness};
+use hublet_tests::eventually::{eventually, slowness_factor};
 use hublet_tests::fault::{Fault, FaultProxy};
 use hublet_tests::netns::Netns;
 use hublet_tests::require;
@@ -31,7 +31,7 @@ fn config_map(name: &str, value: u64) -> Value {
 }
 
 fn state(daemon: &Daemon) -> Result<String> {
-    Ok(daemon.status()?["cloud"]["state"]
+    Ok(daemon.fetch_status()?["cloud"]["state"]
         .as_str()
         .unwrap_or_default()
         .to_owned())
@@ -48,7 +48,7 @@ fn until(daemon: &Daemon, wanted: &str, within: Duration) -> Result<()> {
 /// A client of its own connection, with the administrator's token.
 fn client(site: &Site, patience: Duration) -> Result<Client> {
     let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
-    options.patience = patience * slowness();
+    options.patience = patience * slowness_factor();
     options.keep = true;
     Client::new(options)
 }
@@ -60,7 +60,7 @@ fn i11_slow_requests_turn_nobodys_reads_to_the_store() -> Result<()> {
     let Some(site) = Site::start("slow", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for n in 0..4 {
         site.cloud.put(config_map(&format!("slow-{n}"), 0))?;
         assert_eq!(admin.get(&format!("{MAPS}/slow-{n}"))?.status, 200);
@@ -68,7 +68,7 @@ fn i11_slow_requests_turn_nobodys_reads_to_the_store() -> Result<()> {
     site.cloud.put(config_map("changing", 0))?;
     assert_eq!(admin.get(&format!("{MAPS}/changing"))?.status, 200);
     site.fault.set(Fault::Delay(Duration::from_millis(40)))?;
-    site.cloud.lies().tell(LieRule::new(
+    site.cloud.lies().add_rule(LieRule::new(
         "GET",
         &format!("{MAPS}/slow-"),
         Lie::Delay(2_500),
@@ -120,12 +120,12 @@ fn i11_a_slow_answer_is_waited_for() -> Result<()> {
     let Some(site) = Site::start("waited", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for path in [NODE, "/api/v1/nodes", "/version"] {
         assert_eq!(admin.get(path)?.status, 200);
         site.cloud
             .lies()
-            .tell(LieRule::new("GET", path, Lie::Delay(2_000)).times(1));
+            .add_rule(LieRule::new("GET", path, Lie::Delay(2_000)).times(1));
         let slow = admin.get(path)?;
         assert_eq!((slow.status, source(&slow)), (200, "cloud"), "{slow:?}");
         assert_eq!(state(&site.daemon)?, "connected");
@@ -140,17 +140,17 @@ fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
     let Some(site) = Site::start("places", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
     let mut watch = admin.watch("/api/v1/nodes?watch=true&resourceVersion=0")?;
-    while watch.event(Duration::from_millis(300)).is_ok() {}
+    while watch.next_event(Duration::from_millis(300)).is_ok() {}
     let patience = Duration::from_secs(3);
     site.cloud
         .lies()
-        .tell(LieRule::new("GET", "/version", Lie::Hang));
+        .add_rule(LieRule::new("GET", "/version", Lie::Hang));
     site.cloud
         .lies()
-        .tell(LieRule::new("GET", NODE, Lie::Delay(1_000)));
+        .add_rule(LieRule::new("GET", NODE, Lie::Delay(1_000)));
     let mut nobody = site.daemon.client_options(None)?;
     nobody.patience = patience;
     let nobody = Client::new(nobody)?;
@@ -162,7 +162,7 @@ fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
         let asked = || {
             site.cloud
                 .record()
-                .count(|request| request.path == "/version")
+                .count_matching(|request| request.path == "/version")
         };
         // Of the 32, one party has eight.
         eventually(Duration::from_secs(2), "all its places are taken", || {
@@ -171,11 +171,11 @@ fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
         for n in 0..2 {
             let slow = admin.get(NODE)?;
             assert_eq!((slow.status, source(&slow)), (200, "cloud"), "{slow:?}");
-            let written = admin.json("POST", MAPS, &config_map(&format!("places-{n}"), n))?;
+            let written = admin.send_json("POST", MAPS, &config_map(&format!("places-{n}"), n))?;
             assert_eq!(written.status, 201, "{written:?}");
         }
         assert_eq!(state(&site.daemon)?, "connected");
-        let open = watch.event(Duration::from_millis(100));
+        let open = watch.next_event(Duration::from_millis(100));
         assert!(open.is_err(), "no stream was cut: {open:?}");
         Ok(())
     })
@@ -191,18 +191,18 @@ fn i2_a_write_into_silence_is_answered_with_the_verdict() -> Result<()> {
     assert_eq!(client.get(NODE)?.status, 200);
     site.cloud
         .lies()
-        .tell(LieRule::new("POST", MAPS, Lie::Delay(3_000)).times(1));
-    let slow = client.json("POST", MAPS, &config_map("slow", 1))?;
+        .add_rule(LieRule::new("POST", MAPS, Lie::Delay(3_000)).times(1));
+    let slow = client.send_json("POST", MAPS, &config_map("slow", 1))?;
     assert_eq!(slow.status, 201, "a living server is waited for: {slow:?}");
     assert_eq!(source(&client.get(NODE)?), "cloud", "a connection is open");
     site.fault.set(Fault::Blackhole(None))?;
-    let written = client.json("POST", MAPS, &config_map("lost", 1))?;
+    let written = client.send_json("POST", MAPS, &config_map("lost", 1))?;
     assert_eq!(
         (written.status, written.json()["kind"].as_str()),
         (504, Some("Status")),
         "{written:?}"
     );
-    let refused = client.json("POST", MAPS, &config_map("refused", 1))?;
+    let refused = client.send_json("POST", MAPS, &config_map("refused", 1))?;
     assert_eq!(refused.status, 503, "known by now: {refused:?}");
     Ok(())
 }
@@ -217,15 +217,15 @@ fn i2_a_write_that_finds_no_connection_is_refused_with_the_verdict() -> Result<(
     let client = client(&site, PROBE + Duration::from_secs(2))?;
     site.cloud
         .lies()
-        .tell(LieRule::new("GET", NODE, Lie::Close).times(1));
+        .add_rule(LieRule::new("GET", NODE, Lie::Close).times(1));
     assert_eq!(client.get(NODE)?.status, 200);
     eventually(PROBE, "no connection is open", || {
-        let status = site.daemon.status().ok()?;
+        let status = site.daemon.fetch_status().ok()?;
         (status["cloud"]["connections"] == 0 && status["cloud"]["state"] == "connected")
             .then_some(())
     })?;
     site.fault.set(Fault::Blackhole(None))?;
-    let refused = client.json("POST", MAPS, &config_map("refused", 1))?;
+    let refused = client.send_json("POST", MAPS, &config_map("refused", 1))?;
     assert_eq!(
         (refused.status, refused.json()["kind"].as_str()),
         (503, Some("Status")),
@@ -245,8 +245,8 @@ fn a_node_where_nobody_asks_learns_that_the_cloud_is_gone_and_back() -> Result<(
     };
     site.cloud
         .lies()
-        .tell(LieRule::new("GET", NODE, Lie::Close).times(1));
-    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+        .add_rule(LieRule::new("GET", NODE, Lie::Close).times(1));
+    assert_eq!(site.admin_client()?.get(NODE)?.status, 200);
     let probes = || -> Vec<u64> {
         let asked = site
             .cloud
@@ -282,7 +282,7 @@ fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
     let Some(site) = Site::start("checks", |options| options.flags.push(flag))? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
     let asked = || {
         site.cloud
@@ -299,7 +299,9 @@ fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
             content_type: "text/plain".into(),
             body: body.into_bytes(),
         };
-        site.cloud.lies().tell(LieRule::new("GET", "/readyz", lie));
+        site.cloud
+            .lies()
+            .add_rule(LieRule::new("GET", "/readyz", lie));
         asked()
     };
     let before = readyz("kms-providers");
@@ -307,7 +309,7 @@ fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
         (asked() > before + 2).then_some(())
     })?;
     assert_eq!(state(&site.daemon)?, "connected");
-    let written = admin.json("POST", MAPS, &config_map("written", 1))?;
+    let written = admin.send_json("POST", MAPS, &config_map("written", 1))?;
     assert_eq!(written.status, 201, "{written:?}");
     site.cloud.lies().clear();
     readyz("etcd");
@@ -324,14 +326,14 @@ fn a_dead_server_behind_a_gateway_that_lives_is_away() -> Result<()> {
     let Some(site) = Site::start("gateway", |options| options.flags.push(flag))? else {
         return Ok(());
     };
-    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    assert_eq!(site.admin_client()?.get(NODE)?.status, 200);
     site.fault.set(Fault::Delay(Duration::from_millis(40)))?;
     let nobody = Lie::Exactly {
         code: 503,
         content_type: "text/plain".into(),
         body: b"no healthy upstream".to_vec(),
     };
-    site.cloud.lies().tell(LieRule::new("", "", nobody));
+    site.cloud.lies().add_rule(LieRule::new("", "", nobody));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..16 {
@@ -347,7 +349,7 @@ fn a_dead_server_behind_a_gateway_that_lives_is_away() -> Result<()> {
         stop.store(true, Ordering::Relaxed);
         away
     })?;
-    let stored = site.admin()?.get(NODE)?;
+    let stored = site.admin_client()?.get(NODE)?;
     assert_eq!(
         (stored.status, source(&stored)),
         (200, "store"),
@@ -372,7 +374,7 @@ fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
         else {
             return Ok(());
         };
-        let admin = site.admin()?;
+        let admin = site.admin_client()?;
         let version = admin.get("/api/v1/nodes")?.json()["metadata"]["resourceVersion"]
             .as_str()
             .unwrap()
@@ -382,8 +384,8 @@ fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
         ))?;
         assert_eq!(watch.headers["x-hublet-source"], "cloud");
         site.fault.set(Fault::Blackhole(None))?;
-        let within = (interval + PROBE + Duration::from_secs(1)) * slowness();
-        assert_eq!(watch.event(within)?, None, "{alpn:?}: a clean end");
+        let within = (interval + PROBE + Duration::from_secs(1)) * slowness_factor();
+        assert_eq!(watch.next_event(within)?, None, "{alpn:?}: a clean end");
         assert_eq!(state(&site.daemon)?, "disconnected");
     }
     Ok(())

@@ -9,7 +9,7 @@ use anyhow::Result;
 use hublet_tests::client::Client;
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
-use hublet_tests::pki::random;
+use hublet_tests::pki::random_bytes;
 use hublet_tests::site::Site;
 use serde_json::json;
 
@@ -24,7 +24,7 @@ fn map(name: &str, text: &str) -> serde_json::Value {
 /// Streams lists and writes through hublet until told to stop, or until it is gone.
 fn ingest(client: &Client, stop: &AtomicBool) {
     for n in 0.. {
-        let write = client.json(
+        let write = client.send_json(
             "PUT",
             &format!("{MAPS}/noise-{}", n % 50),
             &map(&format!("noise-{}", n % 50), &n.to_string()),
@@ -49,7 +49,7 @@ fn i15_a_hundred_kills_lose_nothing_that_was_stored() -> Result<()> {
     for n in 0..KILLS {
         let marker = format!("marker-{n}");
         site.cloud.put(map(&marker, "kept"))?;
-        let client = site.admin()?;
+        let client = site.admin_client()?;
         let online = client.get(&format!("{MAPS}/{marker}"))?;
         assert_eq!(
             (online.status, online.header("x-hublet-source")),
@@ -62,25 +62,27 @@ fn i15_a_hundred_kills_lose_nothing_that_was_stored() -> Result<()> {
             Duration::from_secs(5),
             "all that was seen is on disk",
             || {
-                let status = site.daemon.status().ok()?;
+                let status = site.daemon.fetch_status().ok()?;
                 (status["store"]["behind"] == false).then_some(())
             },
         )?;
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| ingest(&client, &stop));
-            std::thread::park_timeout(Duration::from_millis(20 + u64::from(random::<1>()[0]) / 2));
+            std::thread::park_timeout(Duration::from_millis(
+                20 + u64::from(random_bytes::<1>()[0]) / 2,
+            ));
             site.daemon.kill().unwrap();
             stop.store(true, Ordering::Relaxed);
         });
         site.fault.set(Fault::Refuse)?;
         site.daemon.restart()?;
         slowest = slowest.max(
-            site.daemon.status()?["store"]["openedInSeconds"]
+            site.daemon.fetch_status()?["store"]["openedInSeconds"]
                 .as_f64()
                 .unwrap(),
         );
-        let client = site.admin()?;
+        let client = site.admin_client()?;
         for (marker, body) in stored.iter().rev().take(5).chain(stored.iter().step_by(10)) {
             let answer = client.get(&format!("{MAPS}/{marker}"))?;
             assert_eq!(
@@ -99,7 +101,7 @@ fn i15_a_hundred_kills_lose_nothing_that_was_stored() -> Result<()> {
         "the slowest opening of the store took {slowest} s"
     );
     assert!(
-        !site.daemon.log().contains("set aside"),
+        !site.daemon.read_log().contains("set aside"),
         "no store was given up"
     );
     eprintln!("{KILLS} kills: slowest opening of the store {slowest:.3} s");

@@ -41,7 +41,7 @@ fn it_serves_the_cloud_then_its_store_and_survives_kill_9() {
         (offline.status, &offline.body),
         (200, &online.body),
         "{}",
-        daemon.log()
+        daemon.read_log()
     );
     daemon.kill().unwrap();
     assert!(client.get(CLUSTER).is_err(), "nobody listens after kill -9");
@@ -54,13 +54,13 @@ fn it_serves_the_cloud_then_its_store_and_survives_kill_9() {
         (stored.status, &stored.body),
         (200, &online.body),
         "{}",
-        daemon.log()
+        daemon.read_log()
     );
-    assert!(daemon.scrape().unwrap().contains("# TYPE hublet_"));
+    assert!(daemon.scrape_metrics().unwrap().contains("# TYPE hublet_"));
     assert!(
         daemon.stop().unwrap().success(),
         "SIGTERM ends it with exit code 0: {}",
-        daemon.log()
+        daemon.read_log()
     );
 }
 

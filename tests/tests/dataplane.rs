@@ -77,7 +77,7 @@ fn the_host_is_selected_by_user_name_and_cgroup() {
     let only = vec![
         Selector::Uid(4242),
         Selector::Command("picked-one".into()),
-        Selector::Cgroup(inside.name()),
+        Selector::Cgroup(inside.hierarchy_path()),
     ];
     let Some((setup, listener)) = steering(&node, |config| config.select.only = only) else {
         return;
@@ -108,11 +108,11 @@ fn the_host_is_selected_by_user_name_and_cgroup() {
         accept(&setup, &listener).1.expect("attested").command,
         "picked-one"
     );
-    let by_cgroup = Client::dial(SERVICE, &inside.join(), |_| {});
+    let by_cgroup = Client::dial(SERVICE, &inside.join_command(), |_| {});
     assert!(by_cgroup.is_some(), "by its cgroup");
     assert_eq!(
         accept(&setup, &listener).1.expect("attested").cgroup,
-        Some(inside.name().display().to_string())
+        Some(inside.hierarchy_path().display().to_string())
     );
     drop((by_user, by_cgroup));
     node.undo(setup);
@@ -140,7 +140,7 @@ fn exceptions_win_and_a_cgroup_may_come_later() {
     assert!(other.is_none(), "selected and excepted");
     let cgroup = Cgroup::new(&name).unwrap();
     node.until("the new cgroup is excepted", || {
-        Client::dial(SERVICE, &cgroup.join(), |_| {}).is_none()
+        Client::dial(SERVICE, &cgroup.join_command(), |_| {}).is_none()
     });
     drop(dial(SERVICE).expect("everybody else is still steered"));
     node.undo(setup);
@@ -198,7 +198,7 @@ fn a_pod_that_opts_in_is_steered_and_attested_with_its_ids() {
     let silent = Cgroup::new(&format!("{top}/burstable/pod{OTHER}/{container}")).unwrap();
     let dial_in = |cgroup: &Cgroup| {
         pod.netns
-            .run(|| Client::dial(SERVICE, &cgroup.join(), |_| {}))
+            .run(|| Client::dial(SERVICE, &cgroup.join_command(), |_| {}))
     };
 
     assert!(dial_in(&wished).is_none(), "nobody asked yet");
@@ -700,7 +700,7 @@ fn alone() {
     let listener = listen(OWN);
     setup.steer(listener.as_fd()).unwrap();
     assert_passes_through(dial(SERVICE));
-    let out = cgroup::join(&cgroup::root().unwrap());
+    let out = cgroup::join_command(&cgroup::find_root().unwrap());
     assert!(
         Client::dial(SERVICE, &out, |_| {}).is_some(),
         "others are steered"

@@ -61,7 +61,7 @@ fn writable(site: &Site, expected: bool) -> Result<Value> {
             "the disk is known to be full"
         },
         || {
-            let store = site.daemon.status().ok()?["store"].clone();
+            let store = site.daemon.fetch_status().ok()?["store"].clone();
             (store["writable"] == expected).then_some(store)
         },
     )
@@ -70,14 +70,14 @@ fn writable(site: &Site, expected: bool) -> Result<Value> {
 /// Waits until all that was seen is on the disk.
 fn written(site: &Site) -> Result<()> {
     eventually(BACK, "the writer has nothing to do", || {
-        let store = site.daemon.status().ok()?["store"].clone();
+        let store = site.daemon.fetch_status().ok()?["store"].clone();
         (store["behind"] == false && store["collections"] == 1).then_some(())
     })
 }
 
 fn wait_for_cloud(site: &Site) -> Result<()> {
     site.fault.set(Fault::None)?;
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     eventually(Duration::from_secs(10), "the cloud answers again", || {
         admin
             .get(NODE)
@@ -89,7 +89,7 @@ fn wait_for_cloud(site: &Site) -> Result<()> {
 
 /// Asks until the store has refused a batch: a full disk still takes what fits into pages that are free.
 fn exhaust(site: &Site) -> Result<()> {
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     eventually(BACK, "a batch has failed", || {
         for n in 0..20 {
             let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
@@ -99,7 +99,7 @@ fn exhaust(site: &Site) -> Result<()> {
                 .get(&format!("/api/v1/namespaces/default/configmaps/fill-{n}"))
                 .ok()?;
         }
-        let failures = site.daemon.status().ok()?["store"]["writesFailed"].as_u64();
+        let failures = site.daemon.fetch_status().ok()?["store"]["writesFailed"].as_u64();
         failures.filter(|failures| *failures > 0).map(|_| ())
     })
 }
@@ -110,7 +110,7 @@ fn i13_a_disk_that_fills_up_costs_no_read_and_is_written_again_when_it_has_room(
         return Ok(());
     };
     label(&site, "before")?;
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(
         (admin.get(NODE)?.status, admin.get(NODES)?.status),
         (200, 200)
@@ -118,7 +118,7 @@ fn i13_a_disk_that_fills_up_costs_no_read_and_is_written_again_when_it_has_room(
     written(&site)?;
     disk.fill()?;
     exhaust(&site)?;
-    site.cut()?;
+    site.cut_link()?;
     for _ in 0..20 {
         assert_eq!(seen(&admin.get(NODE)?), from_store("before"));
         assert_eq!(admin.get(NODES)?.status, 200, "lists, too");
@@ -130,29 +130,29 @@ fn i13_a_disk_that_fills_up_costs_no_read_and_is_written_again_when_it_has_room(
     );
     metric("hublet_store_writable")
         .value(0.0)
-        .assert_in(&site.daemon.scrape()?);
+        .assert_in(&site.daemon.scrape_metrics()?);
 
     // A start over the full disk loses nothing either.
     site.daemon.kill()?;
     site.daemon.restart()?;
     assert_eq!(
-        disk.asides(),
+        disk.count_set_aside(),
         0,
         "a full disk says nothing against the store"
     );
-    assert_eq!(seen(&site.admin()?.get(NODE)?), from_store("before"));
+    assert_eq!(seen(&site.admin_client()?.get(NODE)?), from_store("before"));
 
     wait_for_cloud(&site)?;
     disk.free()?;
     writable(&site, true)?;
     label(&site, "after")?;
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cut()?;
+    site.cut_link()?;
     assert_eq!(seen(&admin.get(NODE)?), from_store("after"));
     site.daemon.restart()?;
-    assert_eq!(seen(&site.admin()?.get(NODE)?), from_store("after"));
-    assert_eq!(disk.asides(), 0);
+    assert_eq!(seen(&site.admin_client()?.get(NODE)?), from_store("after"));
+    assert_eq!(disk.count_set_aside(), 0);
     Ok(())
 }
 
@@ -162,7 +162,7 @@ fn i13_a_disk_that_is_full_at_the_first_start_keeps_no_request_from_the_cloud() 
         return Ok(());
     };
     label(&site, "forwarded")?;
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let online = admin.get(NODE)?;
     assert_eq!(
         (online.status, online.header("x-hublet-source")),
@@ -170,22 +170,24 @@ fn i13_a_disk_that_is_full_at_the_first_start_keeps_no_request_from_the_cloud() 
         "{online:?}"
     );
     assert!(
-        site.daemon.status()?["store"]["problem"]
+        site.daemon.fetch_status()?["store"]["problem"]
             .as_str()
             .unwrap()
             .contains("space")
     );
     assert!(
-        site.daemon.log().contains("the store can't be written"),
+        site.daemon
+            .read_log()
+            .contains("the store can't be written"),
         "{}",
-        site.daemon.log()
+        site.daemon.read_log()
     );
     disk.free()?;
     writable(&site, true)?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cut()?;
+    site.cut_link()?;
     assert_eq!(seen(&admin.get(NODE)?), from_store("forwarded"));
-    assert_eq!(disk.asides(), 0);
+    assert_eq!(disk.count_set_aside(), 0);
     Ok(())
 }
 
@@ -195,26 +197,26 @@ fn i13_a_store_on_a_read_only_disk_is_served_after_a_kill() -> Result<()> {
         return Ok(());
     };
     label(&site, "before")?;
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(
         (admin.get(NODE)?.status, admin.get(NODES)?.status),
         (200, 200)
     );
-    site.cut()?;
+    site.cut_link()?;
     assert_eq!(seen(&admin.get(NODE)?), from_store("before"));
     site.daemon.kill()?;
-    disk.read_only(true)?;
+    disk.set_read_only(true)?;
     site.daemon.restart()?;
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(seen(&admin.get(NODE)?), from_store("before"));
     assert_eq!(admin.get(NODES)?.status, 200);
-    assert_eq!(site.daemon.status()?["store"]["writable"], false);
-    disk.read_only(false)?;
+    assert_eq!(site.daemon.fetch_status()?["store"]["writable"], false);
+    disk.set_read_only(false)?;
     writable(&site, true)?;
     wait_for_cloud(&site)?;
     label(&site, "after")?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cut()?;
+    site.cut_link()?;
     assert_eq!(seen(&admin.get(NODE)?), from_store("after"));
     Ok(())
 }
@@ -235,7 +237,7 @@ fn i14_a_budget_holds_and_what_was_asked_for_last_stays() -> Result<()> {
     else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
     let dir = site.daemon.root_dir().join("cache");
     let filler = "y".repeat(900_000);
@@ -247,13 +249,18 @@ fn i14_a_budget_holds_and_what_was_asked_for_last_stays() -> Result<()> {
         assert_eq!(admin.get(&path(n))?.status, 200);
         assert!(allocated(&dir) <= 64 << 20, "{} after {n}", allocated(&dir));
     }
-    site.cut()?;
+    site.cut_link()?;
     let newest = admin.get(&path(109))?;
     assert_eq!(
         (newest.status, newest.header("x-hublet-source")),
         (200, "store")
     );
     assert_eq!(admin.get(&path(0))?.status, 503, "it went, and is unknown");
-    assert!(site.daemon.status()?["store"]["evicted"].as_u64().unwrap() > 20);
+    assert!(
+        site.daemon.fetch_status()?["store"]["evicted"]
+            .as_u64()
+            .unwrap()
+            > 20
+    );
     Ok(())
 }

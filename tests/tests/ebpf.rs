@@ -311,7 +311,7 @@ fn only_the_configured_cgroup_is_steered() {
     setup.steer(listener.as_fd()).expect("steer");
 
     assert_passes_through(dial(SERVICE));
-    let join = format!("{} && exec \"$0\" \"$@\"", cgroup.join());
+    let join = format!("{} && exec \"$0\" \"$@\"", cgroup.join_command());
     let client = Role::Dial.start_by(&join, &node.bpffs());
     let process = accept(&setup, &listener).1;
     assert!(

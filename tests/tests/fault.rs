@@ -224,7 +224,7 @@ fn a_node_reaches_its_cloud_over_a_cable_that_can_be_pulled() {
     }
     let (node, far) = (Netns::new("node").unwrap(), Netns::new("cloud").unwrap());
     let (near, there) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
-    let cable = node.link(near.into(), &far, there.into()).unwrap();
+    let cable = node.link_to(near.into(), &far, there.into()).unwrap();
     let options = cloud::Options {
         listen: (there, 6443).into(),
         netns: Some(far),

@@ -144,7 +144,7 @@ impl Stage {
     }
 
     fn syn(&mut self, from: Ipv4Addr, to: SocketAddrV4) -> Reply {
-        self.wire.syn(from, to).unwrap()
+        self.wire.send_syn(from, to).unwrap()
     }
 
     /// Makes the pod's link what the place says, and has the guard notice.
@@ -184,7 +184,7 @@ impl Stage {
                 }
             }
         }
-        deviations.extend(self.wire.late());
+        deviations.extend(self.wire.late_replies());
         deviations
     }
 

@@ -16,7 +16,7 @@ use anyhow::Result;
 use hublet::ebpf::pins::Pinned;
 use hublet_tests::cgroup::Cgroup;
 use hublet_tests::client::{self, Client};
-use hublet_tests::eventually::{eventually, slowness};
+use hublet_tests::eventually::{eventually, slowness_factor};
 use hublet_tests::fault::Fault;
 use hublet_tests::require;
 use hublet_tests::site::Site;
@@ -107,7 +107,7 @@ fn three_upgrades(site: &mut Site, prepare: impl Fn(&Site, usize) -> Result<()>)
             for upgrade in 0..UPGRADES {
                 let before = served.load(Relaxed);
                 prepare(site, upgrade)?;
-                let ended = site.daemon.succeed()?;
+                let ended = site.daemon.hand_over()?;
                 assert!(ended.success(), "the old one ends well: {ended}");
                 eventually(Duration::from_secs(5), "the new one serves", || {
                     (served.load(Relaxed) > before + 20).then_some(())
@@ -132,9 +132,9 @@ fn three_upgrades(site: &mut Site, prepare: impl Fn(&Site, usize) -> Result<()>)
         served.load(Relaxed)
     );
     assert!(
-        slowest < SLOWEST * slowness(),
+        slowest < SLOWEST * slowness_factor(),
         "a call took {slowest:?}; the log:\n{}",
-        site.daemon.log()
+        site.daemon.read_log()
     );
     Ok(())
 }
@@ -150,7 +150,7 @@ fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
             .is_ok_and(|a| a.status == 200)
             .then_some(())
     })?;
-    site.cut()?;
+    site.cut_link()?;
     let stored = || {
         client
             .get(CALL)
@@ -168,14 +168,18 @@ fn upgrades_under_load(prepare: impl Fn(&Site) -> Result<()>) -> Result<()> {
 fn all_of_it_is_the_last_ones(site: &mut Site) -> Result<()> {
     let layouts = std::fs::read_dir(site.daemon.bpffs().unwrap().join("hublet"))?.count();
     assert_eq!(layouts, 1, "what the old ones pinned is gone");
-    let status = site.daemon.status()?;
+    let status = site.daemon.fetch_status()?;
     let off = status["components"]
         .as_array()
         .unwrap()
         .iter()
         .filter(|part| part["on"] != true);
     let off: Vec<_> = off.map(|part| part["name"].as_str().unwrap()).collect();
-    assert_eq!(off, require::off().unwrap_or_default(), "{status:#}");
+    assert_eq!(
+        off,
+        require::expected_off().unwrap_or_default(),
+        "{status:#}"
+    );
     assert_eq!(
         daemons(site)?,
         [site.daemon.pid().unwrap()],
@@ -268,7 +272,7 @@ fn a_successor_in_the_same_cgroup_has_it_for_itself_once_the_old_one_is_gone() -
         || Ok::<_, anyhow::Error>(Pinned::find(&bpffs)?.dump("hub_config")?["ownCgroup"].clone());
     let own = std::fs::metadata(cgroup.path())?.ino();
     assert_eq!(left_out()?, own, "alone in it from the start");
-    assert!(site.daemon.succeed()?.success());
+    assert!(site.daemon.hand_over()?.success());
     eventually(Duration::from_secs(5), "the new one is alone in it", || {
         left_out().is_ok_and(|id| id == own).then_some(())
     })
@@ -283,13 +287,13 @@ fn a_successor_that_dies_brings_the_old_one_back() -> Result<()> {
     let pid = site.daemon.pid();
 
     let mut successor = start_successor(&site)?;
-    let takes = || site.daemon.log().contains("a new hublet takes over");
+    let takes = || site.daemon.read_log().contains("a new hublet takes over");
     eventually(Duration::from_secs(10), "it takes our place", || {
         takes().then_some(())
     })?;
     successor.kill()?;
     successor.wait()?;
-    let again = || site.daemon.log().matches("serves node").count() == 2;
+    let again = || site.daemon.read_log().matches("serves node").count() == 2;
     eventually(Duration::from_secs(10), "it starts itself anew", || {
         again().then_some(())
     })?;
@@ -344,17 +348,17 @@ fn a_successor_that_has_gone_before_it_takes_anything_changes_nothing() -> Resul
     let mut successor = UnixStream::connect(site.daemon.root_dir().join("handover.sock"))?;
     successor.shutdown(Shutdown::Read)?;
     successor.write_all(b"?")?;
-    let refused = || site.daemon.log().contains("did not take");
+    let refused = || site.daemon.read_log().contains("did not take");
     eventually(Duration::from_secs(5), "it is told", || {
         refused().then_some(())
     })?;
     drop(successor);
     assert_eq!(by_service(&site)?.get(CALL)?.status, 200, "and all goes on");
     assert_eq!(
-        site.daemon.log().matches("serves node").count(),
+        site.daemon.read_log().matches("serves node").count(),
         1,
         "{}",
-        site.daemon.log()
+        site.daemon.read_log()
     );
     Ok(())
 }
@@ -367,7 +371,7 @@ fn a_successor_that_hangs_is_ended_and_the_old_one_comes_back() -> Result<()> {
     let served = || client.get(CALL).is_ok_and(|a| a.status == 200);
     eventually(Duration::from_secs(5), "steered", || served().then_some(()))?;
     let mut successor = start_successor(&site)?;
-    let again = || site.daemon.log().matches("serves node").count() == 2;
+    let again = || site.daemon.read_log().matches("serves node").count() == 2;
     let came = eventually(Duration::from_secs(30), "it starts itself anew", || {
         again().then_some(())
     });
@@ -390,7 +394,7 @@ fn nobody_else_may_ask() -> Result<()> {
     stranger.write_all(b"x")?;
     let refused = || {
         site.daemon
-            .log()
+            .read_log()
             .contains("somebody asked for our place and was refused")
     };
     eventually(Duration::from_secs(5), "it is refused", || {

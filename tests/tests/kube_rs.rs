@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use futures_util::{Stream, StreamExt as _};
 use hublet_tests::daemon::SECURE;
 use hublet_tests::fault::Fault;
-use hublet_tests::kube::edge::{Edge, MENDED};
-use hublet_tests::kube::workload::pod;
+use hublet_tests::kube::edge::{Edge, RESTORE_LIMIT};
+use hublet_tests::kube::workload::pod_manifest;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
@@ -91,7 +91,7 @@ fn kube_rs_lists_and_gets_online_and_after_the_cut() -> Result<()> {
             assert!(pods.get_opt("absent").await?.is_none());
 
             for fault in [Fault::Refuse, Fault::Blackhole(None)] {
-                edge.fault.order(fault).await?;
+                edge.fault.set_async(fault).await?;
                 // The same client, and one that connects anew.
                 for kube in [pods.clone().into_client(), client(edge)?] {
                     let pods: Api<Pod> = Api::namespaced(kube, "default");
@@ -114,7 +114,7 @@ fn kube_rs_lists_and_gets_online_and_after_the_cut() -> Result<()> {
                     (503, "ServiceUnavailable"),
                     "{fault}"
                 );
-                edge.fault.order(Fault::None).await?;
+                edge.fault.set_async(Fault::None).await?;
                 wait_for_the_cloud(&pods, &name).await?;
             }
             Ok(())
@@ -124,13 +124,13 @@ fn kube_rs_lists_and_gets_online_and_after_the_cut() -> Result<()> {
 
 /// After the mend: until the cloud says of a pod what the store couldn't know.
 async fn wait_for_the_cloud(pods: &Api<Pod>, unknown: &str) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + MENDED;
+    let deadline = tokio::time::Instant::now() + RESTORE_LIMIT;
     loop {
         match pods.get_opt(unknown).await {
             Ok(None) => return Ok(()),
             Ok(Some(_)) => bail!("a pod that nobody made"),
             Err(cause) if tokio::time::Instant::now() > deadline => {
-                bail!("not within {MENDED:?}: {cause}")
+                bail!("not within {RESTORE_LIMIT:?}: {cause}")
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -153,11 +153,15 @@ fn watch_survives(fault: Fault) -> Result<()> {
             let pods: Api<Pod> = Api::namespaced(client(edge)?, "default");
             let mut watch = Box::pin(watcher(pods, watcher::Config::default()));
             see(&mut watch, "pod-b").await?;
-            edge.cloud.admin().create(PODS, &pod("pod-c", "edge-1"))?;
+            edge.cloud
+                .admin()
+                .create(PODS, &pod_manifest("pod-c", "edge-1"))?;
             see(&mut watch, "pod-c").await?;
 
-            edge.fault.order(fault).await?;
-            edge.cloud.admin().create(PODS, &pod("pod-d", "edge-1"))?;
+            edge.fault.set_async(fault).await?;
+            edge.cloud
+                .admin()
+                .create(PODS, &pod_manifest("pod-d", "edge-1"))?;
             // Four seconds of silence: longer than hublet needs to know that the cloud is away.
             let quiet =
                 tokio::time::timeout(Duration::from_secs(4), see(&mut watch, "pod-d")).await;
@@ -165,7 +169,7 @@ fn watch_survives(fault: Fault) -> Result<()> {
                 seen?;
                 bail!("pod-d came through a link that is cut");
             }
-            edge.fault.order(Fault::None).await?;
+            edge.fault.set_async(Fault::None).await?;
             see(&mut watch, "pod-d").await
         })
     })

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use hublet_tests::daemon::SECURE;
 use hublet_tests::fault::Fault;
 use hublet_tests::kube::edge::Edge;
-use hublet_tests::kube::workload::pod;
+use hublet_tests::kube::workload::pod_manifest;
 use hublet_tests::require;
 use serde_json::Value;
 
@@ -32,7 +32,7 @@ impl<'a> Kubectl<'a> {
         Self::new(
             edge,
             format!("https://{}", edge.cloud.address()),
-            edge.cloud.ca(),
+            edge.cloud.ca_pem(),
         )
     }
 
@@ -177,7 +177,7 @@ fn on_an_edge(test: impl FnOnce(&Edge) -> Result<()>) -> Result<()> {
         .args(["version", "--client"])
         .output();
     let there = kubectl.is_ok_and(|output| output.status.success());
-    if !require::met(
+    if !require::skip_unless(
         there,
         "it needs kubectl: install it (https://kubernetes.io/docs/tasks/tools/)",
     ) {
@@ -222,7 +222,7 @@ fn what_kubectl_reads_is_the_same_past_through_and_after_the_cut() -> Result<()>
             );
             assert!(error.contains("ServiceUnavailable"), "{error}");
             let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
-            edge.mend(&client, PODS)?;
+            edge.restore_link(&client, PODS)?;
         }
         Ok(())
     })
@@ -236,7 +236,9 @@ fn kubectl_watches_online_and_after_the_cut_i5() -> Result<()> {
 
         let mut watch = kubectl.watch(words)?;
         watch.expect("pod/pod-b")?;
-        edge.cloud.admin().create(PODS, &pod("pod-c", "edge-1"))?;
+        edge.cloud
+            .admin()
+            .create(PODS, &pod_manifest("pod-c", "edge-1"))?;
         watch.expect("pod/pod-c")?;
         drop(watch);
 
@@ -248,8 +250,10 @@ fn kubectl_watches_online_and_after_the_cut_i5() -> Result<()> {
         watch.stays_open(Duration::from_secs(3))?;
 
         let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
-        edge.mend(&client, PODS)?;
-        edge.cloud.admin().create(PODS, &pod("pod-d", "edge-1"))?;
+        edge.restore_link(&client, PODS)?;
+        edge.cloud
+            .admin()
+            .create(PODS, &pod_manifest("pod-d", "edge-1"))?;
         kubectl.watch(words)?.expect("pod/pod-d")
     })
 }
@@ -278,7 +282,7 @@ fn after_the_cut_kubectl_is_told_that_nothing_was_written_i1() -> Result<()> {
             );
         }
         let client = edge.daemon.client(Some(edge.cloud.admin_token()))?;
-        edge.mend(&client, PODS)?;
+        edge.restore_link(&client, PODS)?;
         let absent = edge.cloud.admin().request(
             "GET",
             "/api/v1/namespaces/default/configmaps/kept",

@@ -28,13 +28,13 @@ fn start(alpn: &'static str) -> (Cloud, Client) {
 fn tell(cloud: &Cloud, method: &str, lie: Lie) {
     cloud
         .lies()
-        .tell(LieRule::new(method, "/api/v1/", lie).times(1));
+        .add_rule(LieRule::new(method, "/api/v1/", lie).times(1));
 }
 
 #[test]
 fn errors_come_with_a_status_a_count_and_retry_after() {
     let (cloud, client) = start("h2");
-    cloud.lies().tell(
+    cloud.lies().add_rule(
         LieRule::new(
             "GET",
             NODES,
@@ -106,7 +106,7 @@ fn an_endless_body_never_ends() {
     let mut stream = client.watch(NODES).unwrap();
     let mut bytes = 0;
     while bytes < 20 << 20 {
-        bytes += stream.piece(SOON).unwrap().expect("no end").len();
+        bytes += stream.next_piece(SOON).unwrap().expect("no end").len();
     }
 }
 
@@ -116,21 +116,21 @@ fn lists_and_watches_break_off_in_the_middle() {
         let (cloud, client) = start(alpn);
         tell(&cloud, "list", Lie::CutFrame(0));
         let mut list = client.watch("/api/v1/pods").unwrap();
-        let first = list.piece(SOON).unwrap().unwrap();
+        let first = list.next_piece(SOON).unwrap().unwrap();
         assert!(first.starts_with(br#"{"kind":"PodList""#));
         assert!(
-            list.piece(SOON)
+            list.next_piece(SOON)
                 .unwrap_err()
                 .to_string()
                 .contains("broke off")
         );
         tell(&cloud, "watch", Lie::CutFrame(2));
         let mut watch = client.watch("/api/v1/pods?watch=true").unwrap();
-        assert_eq!(watch.event(SOON).unwrap().unwrap()["type"], "ADDED");
-        assert_eq!(watch.event(SOON).unwrap().unwrap()["type"], "ADDED");
+        assert_eq!(watch.next_event(SOON).unwrap().unwrap()["type"], "ADDED");
+        assert_eq!(watch.next_event(SOON).unwrap().unwrap()["type"], "ADDED");
         assert!(
             watch
-                .event(SOON)
+                .next_event(SOON)
                 .unwrap_err()
                 .to_string()
                 .contains("broke off")
@@ -195,10 +195,10 @@ fn the_control_port_makes_it_lie_and_tells_what_it_was_asked() {
     .unwrap();
     let lie =
         json!({"path": NODES, "method": "list", "count": 1, "lie": {"status": {"code": 503}}});
-    assert_eq!(port.json("POST", "/lies", &lie).unwrap().status, 200);
+    assert_eq!(port.send_json("POST", "/lies", &lie).unwrap().status, 200);
     assert_eq!(client.get(NODES).unwrap().status, 503);
     let wrong = port
-        .json("POST", "/lies", &json!({"lie": "whatever"}))
+        .send_json("POST", "/lies", &json!({"lie": "whatever"}))
         .unwrap();
     assert!(
         wrong.status == 400 && wrong.text().contains("a lie looks like"),
@@ -206,7 +206,7 @@ fn the_control_port_makes_it_lie_and_tells_what_it_was_asked() {
         wrong.text()
     );
     let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m"}, "data": {"a": "b"}});
-    assert_eq!(port.json("PUT", "/objects", &map).unwrap().status, 200);
+    assert_eq!(port.send_json("PUT", "/objects", &map).unwrap().status, 200);
     assert_eq!(
         client
             .get("/api/v1/namespaces/default/configmaps/m")
@@ -217,7 +217,7 @@ fn the_control_port_makes_it_lie_and_tells_what_it_was_asked() {
     let requests = port.get("/requests").unwrap().json();
     assert_eq!(requests[0]["path"], NODES);
     assert_eq!(requests[0]["user"], "admin");
-    port.json("DELETE", "/requests", &Value::Null).unwrap();
+    port.send_json("DELETE", "/requests", &Value::Null).unwrap();
     assert_eq!(port.get("/requests").unwrap().json(), json!([]));
     assert_eq!(port.get("/nope").unwrap().status, 404);
 }

@@ -231,7 +231,7 @@ fn health_readiness_metrics_and_status_are_on_10267() {
     client(&netns, SECURE, &daemon.ca_pem().expect("the CA"), &["h2"])
         .get("/version")
         .expect("an answer");
-    let scrape = daemon.scrape().expect("metrics");
+    let scrape = daemon.scrape_metrics().expect("metrics");
     metric("hublet_ready").value(1.0).assert_in(&scrape);
     metric("hublet_connections_limit")
         .value(4096.0)
@@ -277,7 +277,7 @@ fn status_shows_the_callers_as_a_table_and_as_json() {
         .get("/version")
         .expect("an answer");
     let status = |words: &[&str]| {
-        let binary = hublet_tests::daemon::binary().expect("the binary");
+        let binary = hublet_tests::daemon::binary_under_test().expect("the binary");
         let output = netns
             .run(|| Command::new(binary).arg("status").args(words).output())
             .expect("ran");
@@ -330,7 +330,7 @@ fn at_the_connection_limit_an_idle_one_of_the_greediest_goes_and_not_the_newcome
         let ended = first.read(&mut [0; 1]);
         assert!(!matches!(ended, Ok(1..)), "an idle one went: {ended:?}");
     });
-    let scrape = daemon.scrape().expect("metrics");
+    let scrape = daemon.scrape_metrics().expect("metrics");
     metric("hublet_self_probe_failures_total")
         .value(0.0)
         .assert_in(&scrape);
@@ -453,7 +453,7 @@ fn an_upgrade_that_the_api_server_ignores_is_a_request_like_others() {
         online.starts_with("HTTP/1.1 200") && online.contains("x-hublet-source: cloud"),
         "{online}"
     );
-    site.cut().expect("cut");
+    site.cut_link().expect("cut");
     let offline = ask();
     assert!(
         offline.starts_with("HTTP/1.1 200") && offline.contains("x-hublet-source: store"),
@@ -473,7 +473,7 @@ fn a_reader_without_progress_is_cut_and_a_slow_one_is_not() {
     };
     site.cloud
         .lies()
-        .tell(LieRule::new("GET", "/version", Lie::Long(16 << 20)));
+        .add_rule(LieRule::new("GET", "/version", Lie::Long(16 << 20)));
     let ask = || {
         site.netns.run(|| {
             let mut stream = TcpStream::connect("127.0.0.1:10261").expect("connected");
@@ -487,7 +487,7 @@ fn a_reader_without_progress_is_cut_and_a_slow_one_is_not() {
     };
     let (stuck, mut slow) = (ask(), ask());
     let under_way =
-        || metric("hublet_bytes_under_way").sum(&site.daemon.scrape().expect("metrics"));
+        || metric("hublet_bytes_under_way").sum(&site.daemon.scrape_metrics().expect("metrics"));
     let begin = Instant::now();
     let mut buffer = vec![0; 256 << 10];
     let mut most: f64 = 0.0;
@@ -497,7 +497,7 @@ fn a_reader_without_progress_is_cut_and_a_slow_one_is_not() {
         std::thread::park_timeout(Duration::from_millis(300));
     }
     assert!(most > 10_000.0, "{most} bytes were under way at the most");
-    let scrape = site.daemon.scrape().expect("metrics");
+    let scrape = site.daemon.scrape_metrics().expect("metrics");
     metric("hublet_connections_closed_total")
         .label("cause", "stalled")
         .value(1.0)
@@ -517,7 +517,7 @@ fn a_drain_is_quick_when_nobody_waits_and_leaves_nothing() {
     let kept = netns.run(|| TcpStream::connect("127.0.0.1:10261").expect("an idle connection"));
     let begin = Instant::now();
     let status = daemon.stop().expect("ended");
-    assert!(status.success(), "{status}: {}", daemon.log());
+    assert!(status.success(), "{status}: {}", daemon.read_log());
     assert!(
         begin.elapsed() < Duration::from_secs(3),
         "an idle connection holds nothing up: {:?}",
@@ -544,11 +544,11 @@ fn a_second_daemon_fails_without_touching_the_first_one() {
     // Its readiness can't be asked: the first one answers there.
     eventually(Duration::from_secs(10), "the second one gives up", || {
         second
-            .log()
+            .read_log()
             .contains("another process listens there")
             .then_some(())
     })
-    .unwrap_or_else(|error| panic!("{error}; its log:\n{}", second.log()));
+    .unwrap_or_else(|error| panic!("{error}; its log:\n{}", second.read_log()));
     second.stop().expect("it has ended");
     client(&netns, SECURE, &daemon.ca_pem().expect("the CA"), &["h2"])
         .get("/version")

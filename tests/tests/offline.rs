@@ -25,7 +25,7 @@ fn source(answer: &Answer) -> &str {
 
 fn post(client: &Client) -> Answer {
     client
-        .json(
+        .send_json(
             "POST",
             "/apis/crd.projectcalico.org/v1/ipamhandles",
             &json!({"metadata": {"name": "x"}}),
@@ -97,7 +97,7 @@ fn walk(fault: Fault, first: Duration) -> Result<()> {
     metric("hublet_requests_total")
         .label("verb", "get")
         .label("source", "Store")
-        .assert_in(&site.daemon.scrape()?);
+        .assert_in(&site.daemon.scrape_metrics()?);
 
     site.fault.set(Fault::None)?;
     eventually(Duration::from_secs(5), "the cloud answers again", || {
@@ -134,7 +134,7 @@ fn i11_a_link_that_dies_within_an_answer_costs_its_caller_nothing() -> Result<()
         );
         site.cloud
             .lies()
-            .tell(LieRule::new("GET", path, Lie::Stall).times(1));
+            .add_rule(LieRule::new("GET", path, Lie::Stall).times(1));
         let stored = std::thread::scope(|scope| {
             let asked = scope.spawn(|| client.get(path));
             // The head is out, and what follows it never comes.
@@ -170,31 +170,31 @@ fn i5_a_watch_stays_open_over_the_cut_and_sees_what_came_after_the_mend() -> Res
     let Some(site) = Site::start("watch", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
         .as_str()
         .unwrap()
         .to_owned();
     let path = format!("{NODES}?watch=true&resourceVersion={version}&allowWatchBookmarks=true");
     let mut online = admin.watch(&path)?;
-    site.cut()?;
+    site.cut_link()?;
     let deadline = Duration::from_secs(10);
-    while online.event(deadline)?.is_some() {}
+    while online.next_event(deadline)?.is_some() {}
     let mut offline = admin.watch(&path)?;
     assert_eq!(offline.headers["x-hublet-source"], "store");
-    let silent = offline.event(Duration::from_millis(300));
+    let silent = offline.next_event(Duration::from_millis(300));
     assert!(silent.is_err(), "open, and nothing to say: {silent:?}");
     let mut node = site.cloud.get("/api/v1/nodes/edge-1")?.unwrap();
     node["metadata"]["labels"]["seen"] = json!("after");
     site.cloud.put(node)?;
     site.fault.set(Fault::None)?;
     assert_eq!(
-        offline.event(deadline)?,
+        offline.next_event(deadline)?,
         None,
         "ends when the cloud is back"
     );
     let mut back = admin.watch(&path)?;
-    let event = back.event(deadline)?.unwrap();
+    let event = back.next_event(deadline)?.unwrap();
     assert_eq!(
         event["object"]["metadata"]["labels"]["seen"], "after",
         "{event}"
@@ -207,7 +207,7 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
     let Some(site) = Site::start("lists", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for n in 0..25 {
         let name = format!("paged-{n:02}");
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}});
@@ -236,7 +236,7 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
             .status,
         200
     );
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(maps)?;
     assert_eq!(
         stored.json()["items"].as_array().map(Vec::len),
@@ -258,7 +258,7 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
     ))?;
     let mut seen = 0;
     loop {
-        let event = watch.event(Duration::from_secs(5))?.unwrap();
+        let event = watch.next_event(Duration::from_secs(5))?.unwrap();
         if event["type"] == "BOOKMARK" {
             assert_eq!(
                 event["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"],
@@ -277,9 +277,9 @@ fn what_the_cloud_answers_badly_is_passed_on_and_not_stored() -> Result<()> {
     let Some(site) = Site::start("lies", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let good = admin.get(INFORMATION)?;
-    site.cloud.lies().tell(
+    site.cloud.lies().add_rule(
         LieRule::new(
             "GET",
             INFORMATION,
@@ -291,7 +291,7 @@ fn what_the_cloud_answers_badly_is_passed_on_and_not_stored() -> Result<()> {
         .times(1),
     );
     assert_eq!(admin.get(INFORMATION)?.status, 500, "passed on as it came");
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(INFORMATION)?;
     assert_eq!((stored.status, &stored.body), (200, &good.body));
     Ok(())
@@ -302,9 +302,9 @@ fn i2_an_older_copy_is_never_served_in_another_encoding() -> Result<()> {
     let Some(site) = Site::start("encoding", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(INFORMATION)?.status, 200);
-    site.cut()?;
+    site.cut_link()?;
     let only_protobuf =
         Request::get(INFORMATION).header("accept", "application/vnd.kubernetes.protobuf");
     let refused = admin.send(only_protobuf.body(Vec::new())?)?;
@@ -331,7 +331,7 @@ fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> 
     let Some(site) = Site::start("metrics", |_| {})? else {
         return Ok(());
     };
-    let mut said = families(&site.daemon.scrape()?);
+    let mut said = families(&site.daemon.scrape_metrics()?);
     let page = include_str!("../../docs/metrics.md");
     let mut written: Vec<String> = page
         .lines()
@@ -350,8 +350,8 @@ fn i1_a_refused_write_is_heard_by_http2_clients() -> Result<()> {
         return Ok(());
     };
     let path = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
-    assert_eq!(site.admin()?.get(path)?.status, 200);
-    site.cut()?;
+    assert_eq!(site.admin_client()?.get(path)?.status, 200);
+    site.cut_link()?;
     let token = format!("Authorization: Bearer {}", site.cloud.admin_token);
     let url = format!("{}{path}", hublet_tests::daemon::SECURE);
     let said = || -> Result<String> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hublet_tests::client::Client;
-use hublet_tests::daemon::{ADMIN, SECURE, binary};
+use hublet_tests::daemon::{ADMIN, SECURE, binary_under_test};
 use hublet_tests::eventually::eventually;
 use hublet_tests::metrics::metric;
 use hublet_tests::netns::Netns;
@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// The commands, beside the site's daemon.
 fn hublet(netns: &Netns, arguments: &[&str]) -> Result<Output> {
-    let mut command = Command::new(binary()?);
+    let mut command = Command::new(binary_under_test()?);
     command
         .args(arguments)
         .env_remove("NODE_NAME")
@@ -94,13 +94,13 @@ fn a_callers_name_is_text_on_a_terminal_and_in_the_log() -> Result<()> {
         ..hublet_tests::client::Options::new(ADMIN, "", None)
     })?;
     eventually(SOON, "the failed handshake is in the log", || {
-        site.daemon.log().contains("\\u{1b}[31m").then_some(())
+        site.daemon.read_log().contains("\\u{1b}[31m").then_some(())
     })?;
     for (place, text) in [
         ("hublet status", table),
         ("hublet status -o json", text(&json.stdout)),
         ("/v1/status", raw.get("/v1/status")?.text()),
-        ("the log", site.daemon.log()),
+        ("the log", site.daemon.read_log()),
     ] {
         assert_eq!(control_characters(&text), [], "{place}: {text}");
     }
@@ -165,15 +165,15 @@ fn signals_that_mean_reload_elsewhere_end_nothing() -> Result<()> {
         kill(pid, signal)?;
         let told = || {
             site.daemon
-                .log()
+                .read_log()
                 .contains(&format!("{signal} is ignored"))
                 .then_some(())
         };
         eventually(SOON, "it is logged and ignored", told)?;
     }
-    assert_eq!(site.admin()?.get("/version")?.status, 200);
+    assert_eq!(site.admin_client()?.get("/version")?.status, 200);
     assert!(site.daemon.stop()?.success(), "SIGTERM still drains");
-    assert!(site.daemon.log().contains("stopped after"));
+    assert!(site.daemon.read_log().contains("stopped after"));
     Ok(())
 }
 
@@ -188,7 +188,11 @@ fn a_server_that_is_not_used_is_told_of() -> Result<()> {
         text.lines()
             .any(|l| l.contains(SECOND) && l.contains("not used yet"))
     };
-    assert!(warning(&site.daemon.log()), "{}", site.daemon.log());
+    assert!(
+        warning(&site.daemon.read_log()),
+        "{}",
+        site.daemon.read_log()
+    );
     let table = text(&hublet(&site.netns, &["status"])?.stdout);
     assert!(warning(&table), "{table}");
     let least = [
@@ -211,13 +215,13 @@ fn the_own_probe_is_nobodys_call() -> Result<()> {
     };
     let uptime = || {
         site.daemon
-            .status()
+            .fetch_status()
             .is_ok_and(|s| s["uptime_seconds"].as_u64() >= Some(2))
     };
     eventually(SOON, "some probes have been made", || {
         uptime().then_some(())
     })?;
-    let scrape = site.daemon.scrape()?;
+    let scrape = site.daemon.scrape_metrics()?;
     let closed = metric("hublet_connections_closed_total").label("cause", "plain_on_secure");
     let accepted = metric("hublet_connections_accepted_total").label("port", "secure");
     assert_eq!(
@@ -229,7 +233,7 @@ fn the_own_probe_is_nobodys_call() -> Result<()> {
     let mut plain = site.daemon.client_options(None)?;
     plain.url = SECURE.replace("https", "http");
     assert_eq!(Client::new(plain)?.get("/")?.status, 400);
-    let scrape = site.daemon.scrape()?;
+    let scrape = site.daemon.scrape_metrics()?;
     assert_eq!(
         (closed.sum(&scrape), accepted.sum(&scrape)),
         (1.0, 1.0),
@@ -252,9 +256,9 @@ fn a_failed_handshake_is_warned_of_and_a_flood_of_them_once() -> Result<()> {
     }
     let failed = || metric("hublet_connections_closed_total").label("cause", "tls_handshake");
     eventually(SOON, "all have failed", || {
-        (failed().sum(&site.daemon.scrape().ok()?) >= 20.0).then_some(())
+        (failed().sum(&site.daemon.scrape_metrics().ok()?) >= 20.0).then_some(())
     })?;
-    let log = site.daemon.log();
+    let log = site.daemon.read_log();
     let warnings: Vec<_> = log
         .lines()
         .filter(|line| line.contains("TLS handshake with"))
@@ -294,7 +298,7 @@ fn an_output_that_nobody_reads_is_a_quiet_end() -> Result<()> {
     ] {
         let (reader, writer) = std::io::pipe()?;
         drop(reader);
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(binary_under_test()?);
         command
             .args(arguments)
             .stdin(Stdio::null())
@@ -322,10 +326,10 @@ fn ebpf_can_be_switched_off_as_a_whole_and_that_is_no_warning() -> Result<()> {
         pinned.exists(),
         "the killed one's programs are still attached"
     );
-    let before = site.daemon.log().len();
+    let before = site.daemon.read_log().len();
     site.daemon.start_with("--ebpf=false")?;
     assert!(!pinned.exists(), "and are taken off");
-    let status = site.daemon.status()?;
+    let status = site.daemon.fetch_status()?;
     assert_eq!(
         status["ebpf"]["programs"],
         serde_json::json!([]),
@@ -349,11 +353,11 @@ fn ebpf_can_be_switched_off_as_a_whole_and_that_is_no_warning() -> Result<()> {
         );
     }
     assert_eq!(
-        site.admin()?.get("/version")?.status,
+        site.admin_client()?.get("/version")?.status,
         200,
         "who dials it itself is served"
     );
-    let log = site.daemon.log();
+    let log = site.daemon.read_log();
     assert!(!log[before..].contains("WARN"), "{}", &log[before..]);
     Ok(())
 }

@@ -20,11 +20,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use hublet_tests::daemon::{self, Daemon, SECURE};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::FaultProxy;
-use hublet_tests::kube::edge::binaries;
+use hublet_tests::kube::edge::find_or_skip;
 use hublet_tests::kube::node::{self, Call, RealNode};
 use hublet_tests::kube::{Api, KubeCloud, Options};
 use hublet_tests::netns::{Netns, Veth};
-use hublet_tests::pki::{Credential, kubeconfig};
+use hublet_tests::pki::{Credential, render_kubeconfig};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -60,21 +60,21 @@ struct Field {
 impl Field {
     /// `None`: the machine can't, which has been said (in CI that fails).
     fn start() -> Result<Option<Self>> {
-        if !node::possible() {
+        if !node::can_run() {
             return Ok(None);
         }
-        let Some(binaries) = binaries()? else {
+        let Some(binaries) = find_or_skip()? else {
             return Ok(None);
         };
         let Some(programs) = binaries.folder() else {
             let reason = "it needs the kubelet that is built with Go: unset KUBEBUILDER_ASSETS";
-            let _said = hublet_tests::require::met(false, reason);
+            let _said = hublet_tests::require::skip_unless(false, reason);
             return Ok(None);
         };
         let (there, here) = (Netns::new("cloud")?, Netns::new("node")?);
-        let link = there.link(CLOUD_ADDRESS.into(), &here, NODE_ADDRESS.into())?;
-        there.ip(&format!("addr add {SERVICE}/32 dev lo"))?;
-        here.ip(&format!("route add default via {CLOUD_ADDRESS}"))?;
+        let link = there.link_to(CLOUD_ADDRESS.into(), &here, NODE_ADDRESS.into())?;
+        there.run_ip(&format!("addr add {SERVICE}/32 dev lo"))?;
+        here.run_ip(&format!("route add default via {CLOUD_ADDRESS}"))?;
 
         let addresses = vec![IpAddr::V4(CLOUD_ADDRESS)];
         let options = Options {
@@ -86,7 +86,7 @@ impl Field {
         let front = FaultProxy::start((CLOUD_ADDRESS, 6443).into(), cloud.address(), Some(&there))?;
         let service = FaultProxy::start((SERVICE, 443).into(), cloud.address(), Some(&there))?;
 
-        let mut options = daemon::Options::new(&front.url(), cloud.ca(), Some(&here));
+        let mut options = daemon::Options::new(&front.url(), cloud.ca_pem(), Some(&here));
         options.node_name = NODE.into();
         options.steer = "10.96.0.1:443".into();
         options.bpffs = true;
@@ -98,8 +98,8 @@ impl Field {
             name: NODE.into(),
             address: NODE_ADDRESS.into(),
             netns: here,
-            kubeconfig: kubeconfig(SECURE, &daemon.ca_pem()?, credential),
-            ca_pem: cloud.ca().into(),
+            kubeconfig: render_kubeconfig(SECURE, &daemon.ca_pem()?, credential),
+            ca_pem: cloud.ca_pem().into(),
             pod_network: POD_NETWORK.into(),
             programs: programs.into(),
         })?;
@@ -122,7 +122,7 @@ impl Field {
         if plugged {
             // The kernel drops a route together with its link.
             self.there
-                .ip(&format!("route replace {POD_NETWORK} via {NODE_ADDRESS}"))?;
+                .run_ip(&format!("route replace {POD_NETWORK} via {NODE_ADDRESS}"))?;
         }
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Field {
         let account =
             json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "caller"}});
         api.create_when_possible(&format!("{namespace}/serviceaccounts"), &account, STARTS)?;
-        let trusted = format!("{}{}", self.cloud.ca(), self.daemon.ca_pem()?);
+        let trusted = format!("{}{}", self.cloud.ca_pem(), self.daemon.ca_pem()?);
         for (name, key, value) in [
             ("trust", "ca.crt", trusted.as_str()),
             ("greeting", "text", "hello"),
@@ -162,15 +162,15 @@ impl Field {
                     .any(|c| c["type"] == "Ready" && c["status"] == "True")
             })
         };
-        api.wait(&format!("/api/v1/nodes/{NODE}"), STARTS, ready)?;
+        api.wait_for(&format!("/api/v1/nodes/{NODE}"), STARTS, ready)?;
         Ok(())
     }
 
     /// Creates a pod that calls for ever.
     fn pod(&self, name: &'static str, annotations: &Value) -> Result<Caller<'_>> {
-        let mut pod = self
-            .node
-            .pod(name, "caller", &["call", ASKED, "/trust/ca.crt", TOKEN]);
+        let mut pod =
+            self.node
+                .pod_manifest(name, "caller", &["call", ASKED, "/trust/ca.crt", TOKEN]);
         pod["metadata"]["annotations"] = annotations.clone();
         let pod = self.api().create("/api/v1/namespaces/default/pods", &pod)?;
         let uid = pod["metadata"]["uid"]
@@ -194,7 +194,7 @@ struct Caller<'a> {
 
 impl Caller<'_> {
     fn calls(&self) -> Vec<Call> {
-        self.field.node.calls(self.name, &self.uid)
+        self.field.node.read_calls(self.name, &self.uid)
     }
 
     /// Waits until its last calls were all so.
@@ -225,13 +225,13 @@ impl Caller<'_> {
         let pod = self
             .field
             .api()
-            .wait(&path, STARTS, |pod| id(pod).is_some())?;
+            .wait_for(&path, STARTS, |pod| id(pod).is_some())?;
         id(&pod).context("a container without an id")
     }
 
     /// What hublet says of it: its entries among the last callers.
     fn attested(&self) -> Result<Vec<Value>> {
-        let status = self.field.daemon.status()?;
+        let status = self.field.daemon.fetch_status()?;
         let callers = status["callers"].as_array().cloned().unwrap_or_default();
         Ok(callers
             .into_iter()
@@ -268,11 +268,14 @@ fn a_pod_that_opted_in_is_served_and_known_and_its_neighbour_is_left_alone() -> 
         return Ok(());
     };
     run(&field).inspect_err(|_| {
-        let ebpf = field.daemon.status().map(|status| status["ebpf"].clone());
+        let ebpf = field
+            .daemon
+            .fetch_status()
+            .map(|status| status["ebpf"].clone());
         eprintln!(
             "{}\nhublet's log:\n{}{ebpf:#?}",
-            field.node.logs(),
-            field.daemon.log()
+            field.node.log_tails(),
+            field.daemon.read_log()
         );
     })
 }

@@ -75,7 +75,7 @@ fn a_filtered_list_is_never_kept_as_the_whole_collection() -> Result<()> {
     for n in 0..4 {
         site.cloud.put(map(&format!("m{n}")))?;
     }
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(&format!("{MAPS}/m2"))?.status, 200);
     let whole = admin.get(MAPS)?;
     let mut n = 0;
@@ -85,7 +85,7 @@ fn a_filtered_list_is_never_kept_as_the_whole_collection() -> Result<()> {
         changed["data"] = json!({"n": n.to_string()});
         site.cloud.put(changed).map(drop)
     })?;
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(MAPS)?;
     assert_eq!(
         (stored.status, source(&stored), items(&stored)),
@@ -116,14 +116,14 @@ fn a_watch_in_other_words_is_a_watch() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     admin.get(MAPS)?;
     for (n, query) in WATCHES.into_iter().enumerate() {
         let path = format!("{MAPS}{query}&resourceVersion={}", site.cloud.version());
         let mut watch = admin.watch(&path)?;
         assert_eq!(watch.headers["x-hublet-source"], "cloud", "{query}");
         site.cloud.put(map(&format!("new-{n}")))?;
-        let event = watch.event(SOON)?.unwrap();
+        let event = watch.next_event(SOON)?.unwrap();
         assert_eq!(
             (&event["type"], &event["object"]["kind"]),
             (&json!("ADDED"), &json!("ConfigMap")),
@@ -131,7 +131,7 @@ fn a_watch_in_other_words_is_a_watch() -> Result<()> {
         );
     }
     assert_eq!(
-        site.daemon.status()?["cloud"]["state"],
+        site.daemon.fetch_status()?["cloud"]["state"],
         "connected",
         "an open watch is no slow list"
     );
@@ -151,7 +151,7 @@ fn an_escaped_slash_keeps_no_secret_as_a_document() -> Result<()> {
     };
     let (plain, odd) = (format!("{SECRETS}/s1"), format!("{SECRETS}%2Fs1"));
     site.cloud.put(secret("s1"))?;
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     prove(&admin)?;
     let online = admin.get(&odd)?;
     assert_eq!(
@@ -161,7 +161,7 @@ fn an_escaped_slash_keeps_no_secret_as_a_document() -> Result<()> {
     );
     site.cloud.delete(&plain)?;
     assert_eq!(admin.get(&plain)?.status, 404);
-    site.cut()?;
+    site.cut_link()?;
     assert_eq!(admin.get(&plain)?.status, 404);
     let stored = admin.get(&odd)?;
     assert_eq!(stored.status, 503, "a deleted Secret: {stored:?}");
@@ -173,7 +173,7 @@ fn an_escaped_dry_run_deletes_nothing() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for (n, query) in [
         "?dry%52un=All",
         "?dryRun=All&dryRun=",
@@ -185,15 +185,15 @@ fn an_escaped_dry_run_deletes_nothing() -> Result<()> {
         let path = format!("{MAPS}/kept-{n}");
         site.cloud.put(map(&format!("kept-{n}")))?;
         assert_eq!(admin.get(&path)?.status, 200);
-        let answer = admin.json("DELETE", &format!("{path}{query}"), &json!({}))?;
+        let answer = admin.send_json("DELETE", &format!("{path}{query}"), &json!({}))?;
         assert_eq!(
             (answer.status, admin.get(&path)?.status),
             (200, 200),
             "{answer:?}"
         );
-        admin.json("DELETE", &format!("{path}{query}"), &json!({}))?;
+        admin.send_json("DELETE", &format!("{path}{query}"), &json!({}))?;
     }
-    site.cut()?;
+    site.cut_link()?;
     for n in 0..3 {
         let stored = admin.get(&format!("{MAPS}/kept-{n}"))?;
         assert_eq!(
@@ -211,10 +211,10 @@ fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     prove(&admin)?;
     let documents = || -> Result<u64> {
-        Ok(site.daemon.status()?["store"]["documents"]
+        Ok(site.daemon.fetch_status()?["store"]["documents"]
             .as_u64()
             .unwrap())
     };
@@ -231,7 +231,7 @@ fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
         );
     }
     assert_eq!(documents()?, before);
-    site.cut()?;
+    site.cut_link()?;
     let version = admin.get("/version")?;
     assert_eq!(
         (version.status, source(&version)),
@@ -251,7 +251,7 @@ fn a_pod_that_got_its_node_is_not_gone() -> Result<()> {
     let pods = "/api/v1/namespaces/default/pods";
     let mut pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "namespace": "default"}});
     site.cloud.put(pod.clone())?;
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(&format!("{pods}/p"))?.status, 200);
     let version = site.cloud.version();
     let path =
@@ -260,11 +260,11 @@ fn a_pod_that_got_its_node_is_not_gone() -> Result<()> {
     pod["spec"] = json!({"nodeName": "edge-1"});
     site.cloud.put(pod)?;
     assert_eq!(
-        watch.event(SOON)?.unwrap()["type"],
+        watch.next_event(SOON)?.unwrap()["type"],
         "DELETED",
         "it left the selector"
     );
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(&format!("{pods}/p"))?;
     assert_eq!(
         stored.status, 503,
@@ -339,7 +339,7 @@ fn with_the_real_server_one_secret_stays_one() -> Result<()> {
             .map(drop)
         })?;
         watches_are_open(&admin, &maps)?;
-        assert_eq!(edge.daemon.status()?["cloud"]["state"], "connected");
+        assert_eq!(edge.daemon.fetch_status()?["cloud"]["state"], "connected");
 
         edge.fault.set(hublet_tests::fault::Fault::Refuse)?;
         let stolen = clerk.get(SECRETS)?;

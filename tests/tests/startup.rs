@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use hublet_tests::daemon::binary;
+use hublet_tests::daemon::binary_under_test;
 use hublet_tests::eventually::eventually;
-use hublet_tests::pki::{Ca, Credential, kubeconfig};
+use hublet_tests::pki::{Ca, Credential, render_kubeconfig};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -22,7 +22,7 @@ fn seed() -> Vec<&'static str> {
 }
 
 fn hublet(arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary().expect("the binary"));
+    let mut command = Command::new(binary_under_test().expect("the binary"));
     command
         .args(arguments)
         .env_remove("NODE_NAME")
@@ -47,7 +47,7 @@ impl Place {
         let ca = Ca::new("cloud").expect("a CA");
         place.write(
             "bootstrap.conf",
-            &kubeconfig("https://127.0.0.1:6443", ca.pem(), Credential::None),
+            &render_kubeconfig("https://127.0.0.1:6443", ca.pem(), Credential::None),
         );
         place
     }
@@ -119,7 +119,7 @@ fn config(command: &mut Command) -> Value {
 fn the_seed_command_line_is_accepted_as_it_stands() {
     let folder = tempfile::tempdir().expect("a folder");
     let yurthub = folder.path().join("yurthub");
-    symlink(binary().expect("the binary"), &yurthub).expect("a link");
+    symlink(binary_under_test().expect("the binary"), &yurthub).expect("a link");
     let as_yurthub = |arguments: &[&str]| {
         let mut command = Command::new(&yurthub);
         command.args(arguments);

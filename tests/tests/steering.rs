@@ -48,7 +48,7 @@ impl Steered {
         let Some(site) = Site::start("steering", with)? else {
             return Ok(None);
         };
-        site.netns.ip("address add 10.96.0.1/32 dev lo")?;
+        site.netns.run_ip("address add 10.96.0.1/32 dev lo")?;
         let there = Cloud::start(cloud::Options {
             listen: ([10, 96, 0, 1], 443).into(),
             netns: Some(site.netns.clone()),
@@ -160,7 +160,7 @@ fn i12_a_daemon_whose_traffic_is_deadlocked_is_passed_by_and_found_again() -> Re
     };
     let standing = Standing::of(node.site.daemon.pid().unwrap(), "hublet-traffic")?;
     assert!(
-        node.site.daemon.status().is_ok(),
+        node.site.daemon.fetch_status().is_ok(),
         "the admin's thread goes on"
     );
     eventually(STALE, "connects pass through", || {
@@ -214,7 +214,7 @@ fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
     eventually(Duration::from_secs(5), "steered again", || {
         node.is_served().then_some(())
     })?;
-    let status = node.site.daemon.status()?;
+    let status = node.site.daemon.fetch_status()?;
     let callers = status["callers"].as_array().unwrap();
     let me = i64::from(std::process::id());
     let mine = callers
@@ -237,8 +237,11 @@ fn what_is_off_is_told_with_its_reason_in_log_status_and_metrics() -> Result<()>
     let Some(node) = Steered::start()? else {
         return Ok(());
     };
-    let (status, metrics) = (node.site.daemon.status()?, node.site.daemon.scrape()?);
-    let log = node.site.daemon.log();
+    let (status, metrics) = (
+        node.site.daemon.fetch_status()?,
+        node.site.daemon.scrape_metrics()?,
+    );
+    let log = node.site.daemon.read_log();
     let mut off = Vec::new();
     for part in status["components"].as_array().unwrap() {
         let [name, detail] = ["name", "detail"].map(|field| part[field].as_str().unwrap());
@@ -262,7 +265,7 @@ fn what_is_off_is_told_with_its_reason_in_log_status_and_metrics() -> Result<()>
             );
         }
     }
-    if let Some(expected) = require::off() {
+    if let Some(expected) = require::expected_off() {
         assert_eq!(off, expected, "{status:#}");
     }
     Ok(())
@@ -296,7 +299,7 @@ fn the_api_services_address_is_found_in_the_store_and_the_certificate_is_good_fo
     );
 
     assert_eq!(
-        site.admin()?
+        site.admin_client()?
             .get("/api/v1/namespaces/default/services/kubernetes")?
             .status,
         200
@@ -312,7 +315,7 @@ fn the_api_services_address_is_found_in_the_store_and_the_certificate_is_good_fo
         || served().then_some(()),
     )?;
 
-    site.cut()?;
+    site.cut_link()?;
     site.daemon.restart()?;
     assert!(served(), "known from the start, with the cloud away");
     Ok(())
@@ -453,7 +456,7 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
         "the kernel has seen every end",
         || {
             site.daemon
-                .status()
+                .fetch_status()
                 .ok()
                 .filter(|status| row(status).is_some_and(|row| row["closed"] == CONNECTIONS))
         },
@@ -473,7 +476,7 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
         assert_eq!(kernel, daemon + CONNECTIONS, "{direction}");
         assert!(daemon > 100_000, "{direction} {daemon}");
     }
-    let scrape = site.daemon.scrape()?;
+    let scrape = site.daemon.scrape_metrics()?;
     for direction in ["up", "down"] {
         let all = daemon[format!("bytes_{direction}")].as_f64().unwrap();
         metric("hublet_client_bytes_total")

@@ -42,7 +42,7 @@ fn answer_in(site: &Site, path: &str, (code, content_type): (u16, &str), body: V
     };
     site.cloud
         .lies()
-        .tell(LieRule::new("GET", path, lie).times(1));
+        .add_rule(LieRule::new("GET", path, lie).times(1));
 }
 
 fn get_as(client: &Client, accept: &str, path: &str) -> Result<Answer> {
@@ -81,7 +81,7 @@ fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let cached = format!("{NODE}?resourceVersion=0");
     let node = admin.get(NODE)?;
     answer_once(&site, NODE, 404, &not_found());
@@ -89,7 +89,7 @@ fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
     for _ in 0..3 {
         assert_eq!(admin.get(&cached)?.body, node.body);
     }
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(NODE)?;
     assert_eq!(
         (stored.status, source(&stored), &stored.body),
@@ -106,7 +106,7 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
     let Some(site) = Site::start("made", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
     for method in ["PATCH", "PUT"] {
         let name = method.to_lowercase();
@@ -120,7 +120,7 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
             content_type: "application/json".into(),
             body: body.clone(),
         };
-        site.cloud.lies().tell(LieRule::new(method, &path, lie));
+        site.cloud.lies().add_rule(LieRule::new(method, &path, lie));
         let request = Request::builder()
             .method(method)
             .uri(format!("{path}?fieldManager=a"));
@@ -135,7 +135,7 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
             "{answer:?}"
         );
     }
-    site.cut()?;
+    site.cut_link()?;
     for name in ["patch", "put"] {
         let stored = admin.get(&format!("{MAPS}/{name}"))?;
         assert_eq!(
@@ -154,18 +154,18 @@ fn i2_what_a_write_has_made_is_not_absent_in_whatever_form_it_is_answered() -> R
     let Some(site) = Site::start("pretty", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
     for name in ["made", "other"] {
         assert_eq!(admin.get(&format!("{MAPS}/{name}"))?.status, 404);
     }
-    let made = admin.json(
+    let made = admin.send_json(
         "POST",
         &format!("{MAPS}?pretty=true"),
         &map("made", &json!({}), "1"),
     )?;
     assert_eq!(made.status, 201, "{made:?}");
-    site.cut()?;
+    site.cut_link()?;
     let unknown = admin.get(&format!("{MAPS}/made"))?;
     assert_eq!(
         (unknown.status, source(&unknown)),
@@ -182,18 +182,18 @@ fn i2_what_exists_already_is_not_absent() -> Result<()> {
     let Some(site) = Site::start("already", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let path = format!("{MAPS}/taken");
     assert_eq!(admin.get(NODE)?.status, 200);
     assert_eq!(admin.get(&path)?.status, 404);
     site.cloud.put(map("taken", &json!({}), "1"))?;
-    let refused = admin.json("POST", MAPS, &map("taken", &json!({}), "2"))?;
+    let refused = admin.send_json("POST", MAPS, &map("taken", &json!({}), "2"))?;
     assert_eq!(
         (refused.status, source(&refused)),
         (409, "cloud"),
         "{refused:?}"
     );
-    site.cut()?;
+    site.cut_link()?;
     let answer = admin.get(&path)?;
     assert_eq!(
         (answer.status, source(&answer)),
@@ -209,7 +209,7 @@ fn what_a_write_did_not_find_is_gone() -> Result<()> {
     let Some(site) = Site::start("gone", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for (method, content_type) in [
         ("PATCH", "application/merge-patch+json"),
         ("PUT", "application/json"),
@@ -230,7 +230,7 @@ fn what_a_write_did_not_find_is_gone() -> Result<()> {
             "{answer:?}"
         );
     }
-    site.cut()?;
+    site.cut_link()?;
     for name in ["patch", "put"] {
         let answer = admin.get(&format!("{MAPS}/{name}"))?;
         assert_eq!(
@@ -248,12 +248,12 @@ fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {
     let Some(site) = Site::start("since", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let path = format!("{MAPS}/gone");
     assert_eq!(admin.get(NODE)?.status, 200);
     for _ in 0..2 {
         assert_eq!(admin.get(&path)?.status, 404);
-        site.cut()?;
+        site.cut_link()?;
         let answer = admin.get(&format!("{path}?resourceVersion=0"))?;
         assert_eq!(
             (answer.status, source(&answer)),
@@ -271,7 +271,7 @@ fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {
             (source(&admin.get(&path).ok()?) == "cloud").then_some(())
         })?;
         // The second time the object itself may be read, not the news of its absence alone.
-        let made = admin.json("POST", MAPS, &map("gone", &json!({}), "1"))?;
+        let made = admin.send_json("POST", MAPS, &map("gone", &json!({}), "1"))?;
         assert_eq!(made.status, 201, "{made:?}");
         assert_eq!(admin.get(&path)?.status, 200);
         assert_eq!(
@@ -287,7 +287,7 @@ fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let before = admin.get(NODE)?.json();
     let list = admin.get(NODES)?;
     let mut node = before.clone();
@@ -303,7 +303,7 @@ fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
         answer_in(&site, NODES, (200, "application/json"), list.body.to_vec());
         admin.get(&format!("{NODES}?resourceVersion=0"))?;
     }
-    site.cut()?;
+    site.cut_link()?;
     assert_eq!(admin.get(NODE)?.body, now.body);
     assert_eq!(
         admin.get(NODES)?.json()["items"][0]["metadata"],
@@ -319,7 +319,7 @@ fn a_replaced_cluster_is_followed() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     site.cloud.put(map("former", &json!({}), "1"))?;
     let former = format!("{MAPS}/former");
     let (node, list) = (admin.get(NODE)?.json(), admin.get(NODES)?.json());
@@ -334,7 +334,7 @@ fn a_replaced_cluster_is_followed() -> Result<()> {
         admin.get(NODE)?;
     }
     // Its online answers are served offline; the list of the former cluster is not.
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(NODE)?;
     assert_eq!(
         stored.json()["metadata"],
@@ -353,7 +353,7 @@ fn another_kube_system_is_another_cluster() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let path = "/api/v1/namespaces/kube-system";
     let mut namespace = admin.get(path)?.json();
     let node = admin.get(NODE)?;
@@ -363,10 +363,10 @@ fn another_kube_system_is_another_cluster() -> Result<()> {
     answer_once(&site, path, 200, &namespace);
     assert_eq!(admin.get(path)?.json(), namespace);
     eventually(SOON, "the store has begun anew", || {
-        let store = site.daemon.status().ok()?["store"].clone();
+        let store = site.daemon.fetch_status().ok()?["store"].clone();
         (store["objects"] == 1 && store["collections"] == 0).then_some(())
     })?;
-    site.cut()?;
+    site.cut_link()?;
     for former in [NODE, NODES] {
         let stored = admin.get(former)?;
         assert!(
@@ -383,7 +383,7 @@ fn a_restored_cluster_is_followed() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let online = admin.get(NODES)?;
     let list = online.json();
     let (whole, item) = (version(&list), version(&list["items"][0]));
@@ -408,7 +408,7 @@ fn a_restored_cluster_is_followed() -> Result<()> {
         );
         assert_eq!(admin.get(NODES)?.text(), restored);
     }
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(NODES)?;
     assert_eq!(
         (stored.status, source(&stored)),
@@ -425,13 +425,13 @@ fn a_restored_cluster_is_followed() -> Result<()> {
 
 /// The type of a watch's first event, and all of it; nothing where it stays open and silent for a while.
 fn first_event(watch: &mut Stream) -> Option<Value> {
-    watch.event(Duration::from_millis(500)).ok().flatten()
+    watch.next_event(Duration::from_millis(500)).ok().flatten()
 }
 
 /// Reads a forwarded watch until this many events have passed, so that the store has seen them, too.
 fn see(watch: &mut Stream, events: usize) -> Result<()> {
     for _ in 0..events {
-        assert!(watch.event(SOON)?.is_some());
+        assert!(watch.next_event(SOON)?.is_some());
     }
     Ok(())
 }
@@ -442,7 +442,7 @@ fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for name in ["kept", "changed", "deleted"] {
         site.cloud.put(map(name, &json!({}), "1"))?;
     }
@@ -454,7 +454,7 @@ fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
     let older = site.cloud.version().to_string();
     site.cloud.put(map("changed", &json!({}), "2"))?;
     see(&mut online, 1)?;
-    site.cut()?;
+    site.cut_link()?;
 
     let mut watch = admin.watch(&path(&oldest))?;
     assert_eq!(
@@ -468,7 +468,7 @@ fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
         "{event}"
     );
     assert_eq!(event["object"]["reason"], "Expired");
-    assert_eq!(watch.event(SOON)?, None, "and ends");
+    assert_eq!(watch.next_event(SOON)?, None, "and ends");
 
     let event = first_event(&mut admin.watch(&path(&older))?).expect("a change is known");
     assert_eq!(
@@ -499,7 +499,7 @@ fn i5_a_change_beyond_the_list_is_told_by_listing_again_once() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for name in ["kept", "gone"] {
         site.cloud.put(map(name, &json!({}), "1"))?;
     }
@@ -513,7 +513,7 @@ fn i5_a_change_beyond_the_list_is_told_by_listing_again_once() -> Result<()> {
         "{MAPS}?watch=true&resourceVersion={}",
         site.cloud.version()
     ))?);
-    site.cut()?;
+    site.cut_link()?;
     let event = first_event(&mut admin.watch(&path)?).expect("the deletion is known");
     assert_eq!(
         (&event["type"], &event["object"]["code"]),
@@ -538,7 +538,7 @@ fn i5_what_left_a_selection_is_told() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
     site.cloud.put(map("stays", &json!({"app": "x"}), "1"))?;
     let selected = format!("{MAPS}?labelSelector=app%3Dx");
@@ -547,7 +547,7 @@ fn i5_what_left_a_selection_is_told() -> Result<()> {
     let mut online = admin.watch(&path)?;
     site.cloud.put(map("moves", &json!({"app": "y"}), "1"))?;
     see(&mut online, 1)?;
-    site.cut()?;
+    site.cut_link()?;
     let event = first_event(&mut admin.watch(&path)?).expect("it is known to have left");
     assert_eq!(
         (&event["type"], &event["object"]["code"]),
@@ -565,7 +565,7 @@ fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let selected = format!("{MAPS}?labelSelector=app%3Dx");
     site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
     assert_eq!(
@@ -579,7 +579,7 @@ fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
         admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"],
         "y"
     );
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(&selected)?;
     assert_eq!(
         (stored.status, source(&stored)),
@@ -595,7 +595,7 @@ fn i2_an_empty_list_is_of_the_version_in_which_it_was_asked_for() -> Result<()> 
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let (asked, other) = ("/apis/x.io/v1/things", "/apis/x.io/v2/things");
     let empty = json!({
         "apiVersion": "x.io/v1", "items": [], "kind": "ThingList",
@@ -603,7 +603,7 @@ fn i2_an_empty_list_is_of_the_version_in_which_it_was_asked_for() -> Result<()> 
     });
     answer_once(&site, asked, 200, &empty);
     assert_eq!(admin.get(asked)?.status, 200);
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(asked)?;
     assert_eq!(
         (stored.status, source(&stored)),
@@ -625,7 +625,7 @@ fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()>
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let selected = format!("{MAPS}?labelSelector=app%3Dx");
     site.cloud.put(map("moves", &json!({"app": "x"}), "1"))?;
     let listed = version(&admin.get(&selected)?.json());
@@ -636,7 +636,7 @@ fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()>
         admin.get(&format!("{MAPS}/moves"))?.json()["metadata"]["labels"]["app"],
         "y"
     );
-    site.cut()?;
+    site.cut_link()?;
     let event = first_event(&mut admin.watch(&path)?).expect("a member is known to have changed");
     assert_eq!(
         (&event["type"], &event["object"]["code"]),
@@ -653,7 +653,7 @@ fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let pod = |node: &str| {
         json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-0", "namespace": "default"},
@@ -673,7 +673,7 @@ fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
     changed["metadata"]["labels"] = json!({"changed": "yes"});
     site.cloud.put(changed)?;
     assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "here");
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(mine)?.json();
     assert_eq!(
         stored["items"][0]["metadata"]["labels"]["changed"], "yes",
@@ -687,7 +687,7 @@ fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
     site.cloud.delete(path)?;
     site.cloud.put(pod("there"))?;
     assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "there");
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(mine)?;
     assert_eq!(
         (stored.status, source(&stored)),
@@ -703,11 +703,11 @@ fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let listed = version(&admin.get(NODES)?.json());
     let path = format!("{NODES}?watch=true&resourceVersion={listed}");
     drop(admin.watch(&path)?);
-    site.cut()?;
+    site.cut_link()?;
     eventually(SOON, "the list is two seconds old", || {
         let answer = admin.get(NODES).ok()?;
         (answer.header("age").parse::<u64>().ok()? >= 2).then_some(())
@@ -724,7 +724,7 @@ fn a_plain_list_in_the_place_of_a_table_is_stored() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     for path in [NODES, NODE, "/apis/crd.projectcalico.org/v1/ippools"] {
         let online = get_as(&admin, TABLE, path)?;
         assert!(
@@ -732,7 +732,7 @@ fn a_plain_list_in_the_place_of_a_table_is_stored() -> Result<()> {
             "{online:?}"
         );
     }
-    site.cut()?;
+    site.cut_link()?;
     for path in [NODES, NODE, "/apis/crd.projectcalico.org/v1/ippools"] {
         let stored = get_as(&admin, TABLE, path)?;
         assert_eq!(
@@ -751,7 +751,7 @@ fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let page = |name: &str, next: &str| {
         json!({
             "kind": "Table", "apiVersion": "meta.k8s.io/v1",
@@ -767,7 +767,7 @@ fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
         answer_once(&site, MAPS, 200, &page);
         assert_eq!(get_as(&admin, TABLE, &path)?.json(), page);
     }
-    site.cut()?;
+    site.cut_link()?;
     let stored = get_as(&admin, TABLE, &first)?;
     assert_eq!(
         (stored.status, source(&stored)),
@@ -813,7 +813,7 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let list = |version: &str, names: &[&str]| {
         let item = |name: &&str| {
             let metadata = json!({"name": name, "namespace": "default", "resourceVersion": "7"});
@@ -836,7 +836,7 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
         answer_once(&site, MAPS, 200, &answer);
         assert_eq!(get_as(&admin, accept, MAPS)?.json(), answer);
     }
-    site.cut()?;
+    site.cut_link()?;
     let stored = get_as(&admin, TABLE, MAPS)?;
     assert_eq!(
         (stored.status, source(&stored)),
@@ -860,7 +860,7 @@ fn a_table_gives_way_to_a_later_list_that_lacks_one_of_its_rows() -> Result<()> 
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let object = |name: &str| {
         let metadata = json!({"name": name, "namespace": "default", "resourceVersion": "7"});
         json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata})
@@ -893,7 +893,7 @@ fn a_table_gives_way_to_a_later_list_that_lacks_one_of_its_rows() -> Result<()> 
         answer_once(&site, all, 200, &answer);
         assert_eq!(get_as(&admin, accept, all)?.json(), answer);
     }
-    site.cut()?;
+    site.cut_link()?;
     assert_eq!(get_as(&admin, TABLE, all)?.json()["kind"], "Table");
     let stored = get_as(&admin, TABLE, MAPS)?;
     assert_eq!(
@@ -928,7 +928,7 @@ fn metadata_alone_is_not_the_collection() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let maps = "/api/v1/namespaces/kube-public/configmaps";
     // A token proves itself by what not everybody may read.
     admin.get(NODES)?;
@@ -972,7 +972,7 @@ fn metadata_alone_is_not_the_collection() -> Result<()> {
     );
     let accept = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
     assert_eq!(get_as(&admin, accept, &path)?.body, bookmark);
-    site.cut()?;
+    site.cut_link()?;
     let stored = admin.get(maps)?;
     assert_eq!(
         (stored.status, &stored.body),
@@ -988,13 +988,13 @@ fn events_that_a_node_posts_are_not_kept() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let events = "/api/v1/namespaces/default/events";
     let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e1", "namespace": "default"}});
     let path = format!("{events}/e1");
     assert_eq!(admin.get(&path)?.status, 404);
-    assert_eq!(admin.json("POST", events, &event)?.status, 201);
-    site.cut()?;
+    assert_eq!(admin.send_json("POST", events, &event)?.status, 201);
+    site.cut_link()?;
     let stored = admin.get(&path)?;
     assert!(
         !matches!(stored.status, 200 | 404),

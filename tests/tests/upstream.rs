@@ -33,7 +33,7 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const SOON: Duration = Duration::from_secs(10);
 
 fn state(site: &Site) -> String {
-    let status = site.daemon.status().unwrap();
+    let status = site.daemon.fetch_status().unwrap();
     status["cloud"]["state"]
         .as_str()
         .unwrap_or_default()
@@ -56,7 +56,7 @@ fn a_watch_ends_with_the_verdict_that_the_cloud_is_away() -> Result<()> {
         let Some(site) = Site::with_cloud("verdict", cloud, |_| {})? else {
             return Ok(());
         };
-        let admin = site.admin()?;
+        let admin = site.admin_client()?;
         let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
             .as_str()
             .unwrap()
@@ -68,7 +68,11 @@ fn a_watch_ends_with_the_verdict_that_the_cloud_is_away() -> Result<()> {
         let _stored = admin.get(NODES)?;
         until_state(&site, "disconnected")?;
         let verdict = Instant::now();
-        assert_eq!(watch.event(Duration::from_secs(5))?, None, "a clean end");
+        assert_eq!(
+            watch.next_event(Duration::from_secs(5))?,
+            None,
+            "a clean end"
+        );
         let took = verdict.elapsed();
         assert!(
             took < Duration::from_secs(1),
@@ -98,7 +102,7 @@ fn taken(site: &Site, method: &str, uri: &str) -> usize {
     let path = uri.split('?').next().unwrap();
     site.cloud
         .record()
-        .count(|request| request.method == method && request.path == path)
+        .count_matching(|request| request.method == method && request.path == path)
 }
 
 /// Whatever had no body was sent once more when its connection broke, although the server had done it.
@@ -127,7 +131,7 @@ fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()
             let path = uri.split('?').next().unwrap();
             site.cloud
                 .lies()
-                .tell(LieRule::new(method, path, Lie::Break).times(1));
+                .add_rule(LieRule::new(method, path, Lie::Break).times(1));
             let answer = ask(&admin, method, uri);
             assert_eq!(
                 taken(&site, method, uri),
@@ -141,7 +145,7 @@ fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()
         let before = taken(&site, "GET", NODE);
         site.cloud
             .lies()
-            .tell(LieRule::new("GET", NODE, Lie::Break).times(1));
+            .add_rule(LieRule::new("GET", NODE, Lie::Break).times(1));
         let answer = admin.get(NODE)?;
         assert_eq!(
             (answer.status, answer.header("x-hublet-source")),
@@ -166,12 +170,12 @@ fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
     assert_eq!(admin.get(&map)?.status, 200);
     site.cloud
         .lies()
-        .tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(1));
+        .add_rule(LieRule::new("DELETE", MAPS, Lie::Refuse).times(1));
     assert_eq!(ask(&admin, "DELETE", &map).status, 200);
     assert_eq!(site.cloud.get(&map)?, None, "it was done");
     site.cloud
         .lies()
-        .tell(LieRule::new("DELETE", MAPS, Lie::Refuse).times(9));
+        .add_rule(LieRule::new("DELETE", MAPS, Lie::Refuse).times(9));
     let answer = ask(&admin, "DELETE", &map);
     assert_eq!(answer.status, 503, "certainly not done: {answer:?}");
     Ok(())
@@ -189,7 +193,7 @@ fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
         let Some(site) = Site::with_cloud("upload", cloud, |_| {})? else {
             return Ok(());
         };
-        assert_eq!(site.admin()?.get(NODE)?.status, 200);
+        assert_eq!(site.admin_client()?.get(NODE)?.status, 200);
         let head = format!(
             "POST {MAPS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n",
             site.cloud.admin_token
@@ -212,9 +216,9 @@ fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
         std::thread::park_timeout(Duration::from_millis(100));
         let suspected = metric("hublet_cloud_transitions_total").label("state", "suspect");
         assert!(
-            suspected.sum(&site.daemon.scrape()?) < 1.0,
+            suspected.sum(&site.daemon.scrape_metrics()?) < 1.0,
             "{alpn:?}: {}",
-            site.daemon.scrape()?
+            site.daemon.scrape_metrics()?
         );
     }
     Ok(())
@@ -264,7 +268,7 @@ fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
     let Some(site) = Site::start("body", |_| {})? else {
         return Ok(());
     };
-    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    assert_eq!(site.admin_client()?.get(NODE)?.status, 200);
     let answer = say(
         &site,
         &format!("GET {NODES}?watch=true"),
@@ -272,7 +276,7 @@ fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
     )?;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     eventually(SOON, "nothing is left of it", || {
-        let scrape = site.daemon.scrape().ok()?;
+        let scrape = site.daemon.scrape_metrics().ok()?;
         (metric("hublet_requests_in_flight").sum(&scrape) < 1.0).then_some(())
     })
 }
@@ -288,9 +292,9 @@ fn an_upload_ends_with_its_answer() -> Result<()> {
     let Some(site) = Site::with_cloud("leaves", cloud, |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cloud.lies().tell(LieRule::new(
+    site.cloud.lies().add_rule(LieRule::new(
         "POST",
         ORDER.split('?').next().unwrap(),
         Lie::StallUnread,
@@ -299,7 +303,7 @@ fn an_upload_ends_with_its_answer() -> Result<()> {
         let mut uploads = Vec::new();
         for _ in 0..16 {
             let client = site.daemon.client(Some(&site.cloud.admin_token))?;
-            let answer = client.open(Request::post(ORDER).body(vec![b'a'; 1 << 20])?)?;
+            let answer = client.open_stream(Request::post(ORDER).body(vec![b'a'; 1 << 20])?)?;
             assert_eq!(answer.status, 200);
             uploads.push((answer, client));
         }
@@ -324,14 +328,14 @@ fn an_answer_that_stands_still_beside_its_upload_does_not_outlive_its_client() -
     let Some(site) = Site::start("still", |_| {})? else {
         return Ok(());
     };
-    assert_eq!(site.admin()?.get(NODE)?.status, 200);
+    assert_eq!(site.admin_client()?.get(NODE)?.status, 200);
     let order = ORDER.split('?').next().unwrap();
     site.cloud
         .lies()
-        .tell(LieRule::new("POST", order, Lie::StallUnread));
+        .add_rule(LieRule::new("POST", order, Lie::StallUnread));
     site.cloud
         .lies()
-        .tell(LieRule::new("PUT", order, Lie::Hang));
+        .add_rule(LieRule::new("PUT", order, Lie::Hang));
     let length = 1 << 20;
     let body = "a".repeat(length);
     let answer = say(
@@ -348,7 +352,7 @@ fn an_answer_that_stands_still_beside_its_upload_does_not_outlive_its_client() -
     );
     assert!(left.is_err(), "{left:?}");
     eventually(Duration::from_secs(75), "nothing is left of them", || {
-        let scrape = site.daemon.scrape().ok()?;
+        let scrape = site.daemon.scrape_metrics().ok()?;
         (metric("hublet_requests_in_flight").sum(&scrape) < 1.0).then_some(())
     })
 }
@@ -445,7 +449,7 @@ fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
     options.alpn = vec!["http/1.1"];
     options.patience = Duration::from_secs(20);
     let exec = Client::new(options)?;
-    site.cloud.lies().tell(LieRule::new(
+    site.cloud.lies().add_rule(LieRule::new(
         "POST",
         "/api/v1/namespaces/default/pods",
         Lie::Hang,
@@ -459,7 +463,7 @@ fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
         eventually(SOON, "the cloud has the upgrade", || {
             site.cloud
                 .record()
-                .count(|request| request.path.ends_with("/exec"))
+                .count_matching(|request| request.path.ends_with("/exec"))
                 .checked_sub(1)
         })?;
         site.fault.set(Fault::Blackhole(None))?;
@@ -496,8 +500,8 @@ fn readers_that_are_stuck_silence_nobody_else() -> Result<()> {
     };
     site.cloud
         .lies()
-        .tell(LieRule::new("list", MAPS, Lie::Endless));
-    let admin = site.admin()?;
+        .add_rule(LieRule::new("list", MAPS, Lie::Endless));
+    let admin = site.admin_client()?;
     let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
         .as_str()
         .unwrap()
@@ -514,11 +518,11 @@ fn readers_that_are_stuck_silence_nobody_else() -> Result<()> {
     let mut node = site.cloud.get(NODE)?.unwrap();
     node["metadata"]["labels"]["seen"] = json!("yes");
     site.cloud.put(node)?;
-    let event = before.event(Duration::from_secs(1))?.unwrap();
+    let event = before.next_event(Duration::from_secs(1))?.unwrap();
     assert_eq!(event["object"]["metadata"]["labels"]["seen"], "yes");
     let mut after = admin.watch(&path)?;
     assert_eq!(
-        after.event(Duration::from_secs(1))?.unwrap()["object"]["metadata"]["labels"]["seen"],
+        after.next_event(Duration::from_secs(1))?.unwrap()["object"]["metadata"]["labels"]["seen"],
         "yes"
     );
     let start = Instant::now();
@@ -545,7 +549,7 @@ fn a_server_that_allows_few_streams_gets_more_connections() -> Result<()> {
     let Some(site) = Site::with_cloud("streams", cloud, |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
         .as_str()
         .unwrap()
@@ -582,7 +586,7 @@ fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<(
     let Some(site) = Site::with_cloud("none", cloud, |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(
         admin.get(NODE)?.status,
         200,
@@ -595,7 +599,7 @@ fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<(
         assert!(answer.took < Duration::from_secs(5), "{:?}", answer.took);
     }
     assert_eq!(admin.get(NODE)?.header("x-hublet-source"), "store");
-    let connections = site.daemon.status()?["cloud"]["connections"]
+    let connections = site.daemon.fetch_status()?["cloud"]["connections"]
         .as_u64()
         .unwrap();
     assert!(connections < 16, "{connections} connections");
@@ -610,9 +614,9 @@ fn requests_that_the_server_sits_on_leave_the_connections_to_others() -> Result<
     let Some(site) = Site::start("sits", |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cloud.lies().tell(LieRule::new(
+    site.cloud.lies().add_rule(LieRule::new(
         "GET",
         ORDER.split('?').next().unwrap(),
         Lie::Hang,
@@ -626,9 +630,9 @@ fn requests_that_the_server_sits_on_leave_the_connections_to_others() -> Result<
             // Longer than the silence after which a connection is left.
             std::thread::park_timeout(Duration::from_millis(2250));
         }
-        let status = site.daemon.status();
+        let status = site.daemon.fetch_status();
         // Ends them.
-        site.cut()?;
+        site.cut_link()?;
         let connections = status?["cloud"]["connections"].as_u64().unwrap();
         // Each is pinged after 15 s, and used again once it has answered.
         assert!(
@@ -649,7 +653,7 @@ fn connections_to_an_http1_server_are_dialled_at_once_and_used_again() -> Result
     let Some(site) = Site::with_cloud("http1", cloud, |_| {})? else {
         return Ok(());
     };
-    let admin = site.admin()?;
+    let admin = site.admin_client()?;
     assert_eq!(admin.get(NODES)?.status, 200);
     let idle = site.fault.stats().connections;
     for _ in 0..10 {
@@ -684,10 +688,10 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
         return Ok(());
     }
     let (node, far) = (Netns::new("node")?, Netns::new("cloud")?);
-    let near = node.link("203.0.113.1".parse()?, &far, "203.0.113.130".parse()?)?;
-    let dead = node.link("192.0.2.1".parse()?, &far, "192.0.2.9".parse()?)?;
+    let near = node.link_to("203.0.113.1".parse()?, &far, "203.0.113.130".parse()?)?;
+    let dead = node.link_to("192.0.2.1".parse()?, &far, "192.0.2.9".parse()?)?;
     // Packets leave for there, and nobody takes them. Resolvers put the nearer address first (RFC 6724, rule 9).
-    node.ip(&format!(
+    node.run_ip(&format!(
         "neigh add 192.0.2.2 lladdr 02:00:00:00:00:99 dev {} nud permanent",
         dead.name()
     ))?;
@@ -706,7 +710,7 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
     let script = format!(
         "#!/bin/sh\nexec unshare --mount sh -c 'mount --bind {} /etc/hosts && exec \"$0\" \"$@\"' {} \"$@\"\n",
         hosts.display(),
-        daemon::binary()?.display(),
+        daemon::binary_under_test()?.display(),
     );
     std::fs::write(&program, script)?;
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
@@ -745,7 +749,7 @@ fn answers_that_nobody_reads_leave_the_connections_to_new_tokens() -> Result<()>
         unread.push(
             worker
                 .spawner()
-                .run(ask_and_read_nothing([127, 0, 0, last].into(), 8))?,
+                .block_on(ask_and_read_nothing([127, 0, 0, last].into(), 8))?,
         );
     }
     let start = Instant::now();
@@ -802,7 +806,7 @@ fn junk_tokens_hurt_nobody_else() -> Result<()> {
         };
         let writer = client(edge.cloud.admin_token())?;
         let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "m"}});
-        assert_eq!(writer.json("POST", MAPS, &map)?.status, 201);
+        assert_eq!(writer.send_json("POST", MAPS, &map)?.status, 201);
         // Good once, and then no longer: its account is deleted.
         let admin = edge.cloud.admin();
         let account = "/api/v1/namespaces/default/serviceaccounts/leaver";
@@ -810,7 +814,7 @@ fn junk_tokens_hurt_nobody_else() -> Result<()> {
             "/api/v1/namespaces/default/serviceaccounts",
             &json!({"metadata": {"name": "leaver"}}),
         )?;
-        let leaver = client(&admin.token("default", "leaver")?)?;
+        let leaver = client(&admin.request_token("default", "leaver")?)?;
         assert_eq!(leaver.get(MAPS)?.status, 403, "known, without rights");
         admin.delete(account)?;
         eventually(Duration::from_secs(30), "the token is refused", || {
@@ -855,7 +859,7 @@ fn beside(
             break;
         }
         let patch = json!({"data": {"n": number.to_string()}});
-        let answer = writer.json("PATCH", &format!("{MAPS}/m"), &patch)?;
+        let answer = writer.send_json("PATCH", &format!("{MAPS}/m"), &patch)?;
         if answer.status != 200 {
             failed.push(format!("write {number}: {}", answer.text()));
         }
@@ -864,7 +868,7 @@ fn beside(
                 &edge
                     .cloud
                     .admin()
-                    .token("kube-system", "hublet-tests-admin")?,
+                    .request_token("kube-system", "hublet-tests-admin")?,
             )?;
             let answer = fresh.get(MAPS)?;
             if (answer.status, answer.header("x-hublet-source")) != (200, "cloud") {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use hublet_tests::dev::{self, Place};
+use hublet_tests::dev::{self, Settings};
 
 /// A cloud to try hublet against: TLS, tokens, Calico's objects; a control port cuts, slows and mends its link.
 #[derive(Parser)]
@@ -38,15 +38,15 @@ struct Where {
     until_stdin_closes: bool,
 }
 
-impl From<Where> for Place {
-    fn from(place: Where) -> Place {
+impl From<Where> for Settings {
+    fn from(place: Where) -> Settings {
         let Where {
             dir,
             port,
             control,
             until_stdin_closes,
         } = place;
-        Place {
+        Settings {
             folder: dir,
             listen: SocketAddr::from(([127, 0, 0, 1], port)),
             control,

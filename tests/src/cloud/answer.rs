@@ -23,17 +23,17 @@ pub(crate) const JSON: &str = "application/json";
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A body of pieces.
-pub(crate) fn pieces(
+pub(crate) fn stream_body(
     pieces: impl Stream<Item = Result<Bytes, BodyError>> + Send + 'static,
 ) -> Body {
     StreamBody::new(pieces.map(|piece| piece.map(Frame::data))).boxed_unsync()
 }
 
 /// A body at once; without a Content-Length where the real server would have none.
-pub(crate) fn whole(bytes: Vec<u8>) -> Body {
+pub(crate) fn full_body(bytes: Vec<u8>) -> Body {
     let bytes = Bytes::from(bytes);
     if bytes.len() > LENGTH_KNOWN {
-        return pieces(stream::once(async move { Ok(bytes) }));
+        return stream_body(stream::once(async move { Ok(bytes) }));
     }
     Full::new(bytes)
         .map_err(|never| match never {})
@@ -41,7 +41,7 @@ pub(crate) fn whole(bytes: Vec<u8>) -> Body {
 }
 
 /// An answer of one content type.
-pub(crate) fn answer(code: u16, content_type: &'static str, body: Body) -> Answer {
+pub(crate) fn build_answer(code: u16, content_type: &'static str, body: Body) -> Answer {
     let mut answer = http::Response::new(body);
     *answer.status_mut() =
         http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
@@ -49,20 +49,20 @@ pub(crate) fn answer(code: u16, content_type: &'static str, body: Body) -> Answe
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     if content_type == TEXT {
-        nosniff(&mut answer);
+        set_nosniff(&mut answer);
     }
     answer
 }
 
-pub(crate) fn json(code: u16, bytes: Vec<u8>) -> Answer {
-    answer(code, JSON, whole(bytes))
+pub(crate) fn json_answer(code: u16, bytes: Vec<u8>) -> Answer {
+    build_answer(code, JSON, full_body(bytes))
 }
 
-pub(crate) fn text(code: u16, text: &str) -> Answer {
-    answer(code, TEXT, whole(text.as_bytes().to_vec()))
+pub(crate) fn text_answer(code: u16, text: &str) -> Answer {
+    build_answer(code, TEXT, full_body(text.as_bytes().to_vec()))
 }
 
-pub(crate) fn set(answer: &mut Answer, name: &'static str, value: &str) {
+pub(crate) fn set_header(answer: &mut Answer, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         answer
             .headers_mut()
@@ -70,18 +70,18 @@ pub(crate) fn set(answer: &mut Answer, name: &'static str, value: &str) {
     }
 }
 
-fn nosniff(answer: &mut Answer) {
-    set(answer, "x-content-type-options", "nosniff");
+fn set_nosniff(answer: &mut Answer) {
+    set_header(answer, "x-content-type-options", "nosniff");
 }
 
 impl From<Failure> for Answer {
     fn from(failure: Failure) -> Answer {
-        let mut answer = json(failure.code, failure.body());
+        let mut answer = json_answer(failure.code, failure.to_body());
         match failure.details {
             Some(details) if details.retry_after > 0 => {
-                set(&mut answer, "retry-after", &details.retry_after.to_string());
+                set_header(&mut answer, "retry-after", &details.retry_after.to_string());
             }
-            _ if failure.code == 403 => nosniff(&mut answer),
+            _ if failure.code == 403 => set_nosniff(&mut answer),
             _ => {}
         }
         answer

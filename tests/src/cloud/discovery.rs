@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use serde_json::json;
 
-use super::answer::{self, Answer, set};
+use super::answer::{self, Answer, set_header};
 use super::json::Json;
 use super::kinds::{KINDS, Kind};
 
@@ -30,7 +30,7 @@ impl From<bool> for Json {
     }
 }
 
-fn strings(items: &[&str]) -> Json {
+fn string_array(items: &[&str]) -> Json {
     items
         .iter()
         .map(|item| Json::from(*item))
@@ -39,27 +39,29 @@ fn strings(items: &[&str]) -> Json {
 }
 
 /// The answer to a path that is no resource; `None` where there is nothing.
-pub(super) fn document(path: &str, accept: &str, etag: &str) -> Option<Answer> {
+pub(super) fn find_document(path: &str, accept: &str, etag: &str) -> Option<Answer> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let aggregated = accept.contains("as=APIGroupDiscoveryList") && accept.contains("v=v2;");
     Some(match parts[..] {
-        ["healthz" | "livez" | "readyz", ..] => answer::text(200, "ok"),
-        ["version"] => answer::json(200, VERSION.as_bytes().to_vec()),
+        ["healthz" | "livez" | "readyz", ..] => answer::text_answer(200, "ok"),
+        ["version"] => answer::json_answer(200, VERSION.as_bytes().to_vec()),
         ["api"] if aggregated => discovery_list(true, etag),
         ["apis"] if aggregated => discovery_list(false, etag),
-        ["api"] => line(&ordered! {
-            "kind": "APIVersions", "versions": strings(&["v1"]),
+        ["api"] => json_line(&ordered! {
+            "kind": "APIVersions", "versions": string_array(&["v1"]),
             "serverAddressByClientCIDRs": json!([{"clientCIDR": "0.0.0.0/0", "serverAddress": "192.0.2.2:6443"}]),
         }),
         ["apis"] => {
-            let groups: Vec<Json> = groups()
+            let groups: Vec<Json> = api_groups()
                 .filter(|group| !group.is_empty())
-                .map(|name| group(name, false))
+                .map(|name| group_document(name, false))
                 .collect();
-            line(&ordered! {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+            json_line(&ordered! {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
         ["api", "v1"] => resource_list("", "v1")?,
-        ["apis", name] if groups().any(|known| known == name) => line(&group(name, true)),
+        ["apis", name] if api_groups().any(|known| known == name) => {
+            json_line(&group_document(name, true))
+        }
         ["apis", name, version] if !name.is_empty() => resource_list(name, version)?,
         _ => return None,
     })
@@ -69,13 +71,13 @@ const VERSION: &str = "{\n  \"major\": \"1\",\n  \"minor\": \"34\",\n  \"gitVers
                        \"gitCommit\": \"\",\n  \"gitTreeState\": \"\",\n  \"buildDate\": \"1970-01-01T00:00:00Z\",\n  \
                        \"goVersion\": \"go1.26\",\n  \"compiler\": \"gc\",\n  \"platform\": \"linux/amd64\"\n}";
 
-fn line(document: &Json) -> Answer {
-    let mut bytes = document.bytes();
+fn json_line(document: &Json) -> Answer {
+    let mut bytes = document.to_bytes();
     bytes.push(b'\n');
-    answer::json(200, bytes)
+    answer::json_answer(200, bytes)
 }
 
-fn groups() -> impl Iterator<Item = &'static str> {
+fn api_groups() -> impl Iterator<Item = &'static str> {
     let mut last = None;
     KINDS
         .iter()
@@ -83,12 +85,12 @@ fn groups() -> impl Iterator<Item = &'static str> {
         .filter(move |group| last.replace(*group) != Some(*group))
 }
 
-fn group(name: &str, alone: bool) -> Json {
+fn group_document(name: &str, alone: bool) -> Json {
     let version = ordered! {"groupVersion": format!("{name}/v1"), "version": "v1"};
     let mut document = if alone {
         ordered! {"kind": "APIGroup", "apiVersion": "v1"}
     } else {
-        Json::object()
+        Json::empty_object()
     };
     document.set(&["name"], name);
     document.set(&["versions"], vec![version.clone()]);
@@ -102,46 +104,46 @@ fn resource_list(group: &str, version: &str) -> Option<Answer> {
         .filter(|kind| kind.group == group && kind.version == version)
         .collect();
     let api_version = kinds.first()?.api_version();
-    let resources: Vec<Json> = kinds.into_iter().flat_map(resources).collect();
+    let resources: Vec<Json> = kinds.into_iter().flat_map(resource_entries).collect();
     let mut document = ordered! {"kind": "APIResourceList"};
     if !group.is_empty() {
         document.set(&["apiVersion"], "v1");
     }
     document.set(&["groupVersion"], api_version);
     document.set(&["resources"], resources);
-    Some(line(&document))
+    Some(json_line(&document))
 }
 
-fn resources(kind: &Kind) -> Vec<Json> {
+fn resource_entries(kind: &Kind) -> Vec<Json> {
     let mut resource = ordered! {
         "name": kind.resource, "singularName": kind.singular, "namespaced": kind.namespaced, "kind": kind.kind,
-        "verbs": strings(kind.verbs()),
+        "verbs": string_array(kind.verbs()),
     };
     if !kind.short.is_empty() {
-        resource.set(&["shortNames"], strings(kind.short));
+        resource.set(&["shortNames"], string_array(kind.short));
     }
     let mut resources = vec![resource];
     if kind.status {
         resources.push(ordered! {
             "name": format!("{}/status", kind.resource), "singularName": "", "namespaced": kind.namespaced,
-            "kind": kind.kind, "verbs": strings(&["get", "patch", "update"]),
+            "kind": kind.kind, "verbs": string_array(&["get", "patch", "update"]),
         });
     }
     resources
 }
 
 fn discovery_list(core: bool, known_etag: &str) -> Answer {
-    let items: Vec<Json> = groups()
+    let items: Vec<Json> = api_groups()
         .filter(|group| group.is_empty() == core)
         .map(|group| {
-            let mut item = ordered! {"metadata": Json::object()};
+            let mut item = ordered! {"metadata": Json::empty_object()};
             if !core {
                 item.set(&["metadata", "name"], group);
             }
             let resources: Vec<Json> = KINDS
                 .iter()
                 .filter(|kind| kind.group == group)
-                .map(discovered)
+                .map(aggregated_resource)
                 .collect();
             let version =
                 ordered! {"version": "v1", "resources": resources, "freshness": "Current"};
@@ -150,26 +152,26 @@ fn discovery_list(core: bool, known_etag: &str) -> Answer {
         })
         .collect();
     let document = ordered! {
-        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": Json::object(),
+        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": Json::empty_object(),
         "items": items,
     };
-    let mut bytes = document.bytes();
+    let mut bytes = document.to_bytes();
     bytes.push(b'\n');
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
     let etag = format!("\"{:016X}\"", hasher.finish());
     let mut answer = if known_etag == etag {
-        answer::answer(304, AGGREGATED, answer::whole(Vec::new()))
+        answer::build_answer(304, AGGREGATED, answer::full_body(Vec::new()))
     } else {
-        answer::answer(200, AGGREGATED, answer::whole(bytes))
+        answer::build_answer(200, AGGREGATED, answer::full_body(bytes))
     };
-    set(&mut answer, "cache-control", "public");
-    set(&mut answer, "etag", &etag);
-    set(&mut answer, "vary", "Accept");
+    set_header(&mut answer, "cache-control", "public");
+    set_header(&mut answer, "etag", &etag);
+    set_header(&mut answer, "vary", "Accept");
     answer
 }
 
-fn discovered(kind: &Kind) -> Json {
+fn aggregated_resource(kind: &Kind) -> Json {
     let (group, version) = if kind.builtin {
         ("", "")
     } else {
@@ -179,13 +181,13 @@ fn discovered(kind: &Kind) -> Json {
     let mut found = ordered! {
         "resource": kind.resource, "responseKind": response.clone(),
         "scope": if kind.namespaced { "Namespaced" } else { "Cluster" }, "singularResource": kind.singular,
-        "verbs": strings(kind.verbs()),
+        "verbs": string_array(kind.verbs()),
     };
     if !kind.short.is_empty() {
-        found.set(&["shortNames"], strings(kind.short));
+        found.set(&["shortNames"], string_array(kind.short));
     }
     if kind.status {
-        let verbs = strings(&["get", "patch", "update"]);
+        let verbs = string_array(&["get", "patch", "update"]);
         let status = ordered! {"subresource": "status", "responseKind": response, "verbs": verbs};
         found.set(&["subresources"], vec![status]);
     }

@@ -44,13 +44,13 @@ pub enum Json {
 impl Json {
     /// An empty object.
     #[must_use]
-    pub fn object() -> Json {
+    pub fn empty_object() -> Json {
         Json::Object(Vec::new())
     }
 
     /// The value at a path of keys.
     #[must_use]
-    pub fn at(&self, path: &[&str]) -> Option<&Json> {
+    pub fn get_path(&self, path: &[&str]) -> Option<&Json> {
         path.iter().try_fold(self, |value, key| match value {
             Json::Object(entries) => entries
                 .iter()
@@ -62,18 +62,18 @@ impl Json {
 
     /// The string at a path of keys, `""` when there is none.
     #[must_use]
-    pub fn text(&self, path: &[&str]) -> &str {
-        match self.at(path) {
+    pub fn text_at(&self, path: &[&str]) -> &str {
+        match self.get_path(path) {
             Some(Json::String(text)) => text,
             _ => "",
         }
     }
 
     /// The object at a path, made on the way.
-    pub fn make(&mut self, path: &[&str]) -> &mut Json {
+    pub fn make_path(&mut self, path: &[&str]) -> &mut Json {
         path.iter().fold(self, |value, key| {
             if !matches!(value, Json::Object(_)) {
-                *value = Json::object();
+                *value = Json::empty_object();
             }
             let Json::Object(entries) = value else {
                 unreachable!("made an object just above")
@@ -82,7 +82,7 @@ impl Json {
                 .iter()
                 .position(|(name, _)| name == key)
                 .unwrap_or_else(|| {
-                    entries.push(((*key).to_owned(), Json::object()));
+                    entries.push(((*key).to_owned(), Json::empty_object()));
                     entries.len() - 1
                 });
             &mut entries[index].1
@@ -91,14 +91,14 @@ impl Json {
 
     /// Sets the value at a path.
     pub fn set(&mut self, path: &[&str], value: impl Into<Json>) {
-        *self.make(path) = value.into();
+        *self.make_path(path) = value.into();
     }
 
     /// Takes a key out of the object at a path.
     pub fn remove(&mut self, path: &[&str]) -> Option<Json> {
         let (last, parents) = path.split_last()?;
-        self.at(parents)?;
-        let Json::Object(entries) = self.make(parents) else {
+        self.get_path(parents)?;
+        let Json::Object(entries) = self.make_path(parents) else {
             return None;
         };
         let index = entries.iter().position(|(name, _)| name == last)?;
@@ -114,25 +114,25 @@ impl Json {
         }
     }
 
-    fn sort(&mut self, deep: bool) {
+    fn sort_keys(&mut self, deep: bool) {
         match self {
             Json::Object(entries) => {
                 entries.sort_by(|a, b| a.0.cmp(&b.0));
                 entries
                     .iter_mut()
                     .filter(|_| deep)
-                    .for_each(|(_, value)| value.sort(deep));
+                    .for_each(|(_, value)| value.sort_keys(deep));
             }
-            Json::Array(items) if deep => items.iter_mut().for_each(|item| item.sort(deep)),
+            Json::Array(items) if deep => items.iter_mut().for_each(|item| item.sort_keys(deep)),
             _ => {}
         }
     }
 
     /// The order in which the API server writes this object.
     #[must_use]
-    pub fn canonical(mut self, builtin: bool) -> Json {
+    pub fn into_server_order(mut self, builtin: bool) -> Json {
         if !builtin {
-            self.sort(true);
+            self.sort_keys(true);
             return self;
         }
         let rank = |order: &[&str], name: &str| {
@@ -145,8 +145,8 @@ impl Json {
         if let Json::Object(entries) = &mut self {
             entries.sort_by_key(|(name, _)| (rank(&top, name), name == "status"));
         }
-        if self.at(&["metadata"]).is_some()
-            && let Json::Object(entries) = self.make(&["metadata"])
+        if self.get_path(&["metadata"]).is_some()
+            && let Json::Object(entries) = self.make_path(&["metadata"])
         {
             entries.sort_by_key(|(name, _)| rank(&METADATA, name));
         }
@@ -156,8 +156,8 @@ impl Json {
             &["data"],
             &["binaryData"],
         ] {
-            if self.at(map).is_some() {
-                self.make(map).sort(false);
+            if self.get_path(map).is_some() {
+                self.make_path(map).sort_keys(false);
             }
         }
         self
@@ -165,7 +165,7 @@ impl Json {
 
     /// Its bytes, with `<`, `>` and `&` escaped as Go does.
     #[must_use]
-    pub fn bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         let plain = serde_json::to_vec(self).expect("ordered JSON has string keys only");
         let mut bytes = Vec::with_capacity(plain.len());
         for byte in plain {
@@ -179,7 +179,7 @@ impl Json {
 
     /// The same as serde_json's value, for tests that compare.
     #[must_use]
-    pub fn value(&self) -> Value {
+    pub fn to_value(&self) -> Value {
         serde_json::to_value(self).expect("ordered JSON has string keys only")
     }
 }

@@ -37,8 +37,8 @@ impl Kind {
 
     /// `pods`, `ippools.crd.projectcalico.org` …: the name in error texts.
     #[must_use]
-    pub fn qualified(&self) -> String {
-        qualify(self.resource, self.group)
+    pub fn qualified_name(&self) -> String {
+        qualify_name(self.resource, self.group)
     }
 
     /// The verbs in discovery's order.
@@ -76,7 +76,7 @@ impl Kind {
 
 /// `name.group`, or the bare name in the core group.
 #[must_use]
-pub fn qualify(name: &str, group: &str) -> String {
+pub fn qualify_name(name: &str, group: &str) -> String {
     if group.is_empty() {
         name.to_owned()
     } else {
@@ -84,7 +84,7 @@ pub fn qualify(name: &str, group: &str) -> String {
     }
 }
 
-const fn builtin(
+const fn builtin_kind(
     group: &'static str,
     names: [&'static str; 3],
     namespaced: bool,
@@ -104,7 +104,7 @@ const fn builtin(
     }
 }
 
-const fn calico(resource: &'static str, singular: &'static str, kind: &'static str) -> Kind {
+const fn calico_kind(resource: &'static str, singular: &'static str, kind: &'static str) -> Kind {
     let (group, version) = ("crd.projectcalico.org", "v1");
     Kind {
         group,
@@ -119,7 +119,7 @@ const fn calico(resource: &'static str, singular: &'static str, kind: &'static s
     }
 }
 
-const fn short(kind: Kind, short: &'static [&'static str]) -> Kind {
+const fn with_short_names(kind: Kind, short: &'static [&'static str]) -> Kind {
     Kind { short, ..kind }
 }
 
@@ -130,7 +130,7 @@ const fn with_status(kind: Kind) -> Kind {
     }
 }
 
-const fn namespaced(kind: Kind) -> Kind {
+const fn in_namespaces(kind: Kind) -> Kind {
     Kind {
         namespaced: true,
         ..kind
@@ -139,25 +139,28 @@ const fn namespaced(kind: Kind) -> Kind {
 
 /// All of them, groups in discovery's order.
 pub static KINDS: &[Kind] = &[
-    short(
-        builtin("", ["configmaps", "configmap", "ConfigMap"], true, false),
+    with_short_names(
+        builtin_kind("", ["configmaps", "configmap", "ConfigMap"], true, false),
         &["cm"],
     ),
-    short(
-        builtin("", ["endpoints", "endpoints", "Endpoints"], true, false),
+    with_short_names(
+        builtin_kind("", ["endpoints", "endpoints", "Endpoints"], true, false),
         &["ep"],
     ),
-    short(
-        builtin("", ["events", "event", "Event"], true, false),
+    with_short_names(
+        builtin_kind("", ["events", "event", "Event"], true, false),
         &["ev"],
     ),
-    short(
-        builtin("", ["namespaces", "namespace", "Namespace"], false, true),
+    with_short_names(
+        builtin_kind("", ["namespaces", "namespace", "Namespace"], false, true),
         &["ns"],
     ),
-    short(builtin("", ["nodes", "node", "Node"], false, true), &["no"]),
-    short(
-        builtin(
+    with_short_names(
+        builtin_kind("", ["nodes", "node", "Node"], false, true),
+        &["no"],
+    ),
+    with_short_names(
+        builtin_kind(
             "",
             [
                 "persistentvolumeclaims",
@@ -169,8 +172,8 @@ pub static KINDS: &[Kind] = &[
         ),
         &["pvc"],
     ),
-    short(
-        builtin(
+    with_short_names(
+        builtin_kind(
             "",
             ["persistentvolumes", "persistentvolume", "PersistentVolume"],
             false,
@@ -178,10 +181,13 @@ pub static KINDS: &[Kind] = &[
         ),
         &["pv"],
     ),
-    short(builtin("", ["pods", "pod", "Pod"], true, true), &["po"]),
-    builtin("", ["secrets", "secret", "Secret"], true, false),
-    short(
-        builtin(
+    with_short_names(
+        builtin_kind("", ["pods", "pod", "Pod"], true, true),
+        &["po"],
+    ),
+    builtin_kind("", ["secrets", "secret", "Secret"], true, false),
+    with_short_names(
+        builtin_kind(
             "",
             ["serviceaccounts", "serviceaccount", "ServiceAccount"],
             true,
@@ -189,12 +195,12 @@ pub static KINDS: &[Kind] = &[
         ),
         &["sa"],
     ),
-    short(
-        builtin("", ["services", "service", "Service"], true, true),
+    with_short_names(
+        builtin_kind("", ["services", "service", "Service"], true, true),
         &["svc"],
     ),
-    short(
-        builtin(
+    with_short_names(
+        builtin_kind(
             "networking.k8s.io",
             ["networkpolicies", "networkpolicy", "NetworkPolicy"],
             true,
@@ -202,90 +208,94 @@ pub static KINDS: &[Kind] = &[
         ),
         &["netpol"],
     ),
-    builtin(
+    builtin_kind(
         "storage.k8s.io",
         ["csidrivers", "csidriver", "CSIDriver"],
         false,
         false,
     ),
-    builtin(
+    builtin_kind(
         "storage.k8s.io",
         ["csinodes", "csinode", "CSINode"],
         false,
         false,
     ),
-    builtin(
+    builtin_kind(
         "coordination.k8s.io",
         ["leases", "lease", "Lease"],
         true,
         false,
     ),
-    builtin(
+    builtin_kind(
         "node.k8s.io",
         ["runtimeclasses", "runtimeclass", "RuntimeClass"],
         false,
         false,
     ),
-    builtin(
+    builtin_kind(
         "discovery.k8s.io",
         ["endpointslices", "endpointslice", "EndpointSlice"],
         true,
         false,
     ),
-    calico("bgpconfigurations", "bgpconfiguration", "BGPConfiguration"),
-    calico("bgpfilters", "bgpfilter", "BGPFilter"),
-    calico("bgppeers", "bgppeer", "BGPPeer"),
-    calico("blockaffinities", "blockaffinity", "BlockAffinity"),
-    with_status(calico(
+    calico_kind("bgpconfigurations", "bgpconfiguration", "BGPConfiguration"),
+    calico_kind("bgpfilters", "bgpfilter", "BGPFilter"),
+    calico_kind("bgppeers", "bgppeer", "BGPPeer"),
+    calico_kind("blockaffinities", "blockaffinity", "BlockAffinity"),
+    with_status(calico_kind(
         "caliconodestatuses",
         "caliconodestatus",
         "CalicoNodeStatus",
     )),
-    calico(
+    calico_kind(
         "clusterinformations",
         "clusterinformation",
         "ClusterInformation",
     ),
-    calico(
+    calico_kind(
         "felixconfigurations",
         "felixconfiguration",
         "FelixConfiguration",
     ),
-    calico(
+    calico_kind(
         "globalnetworkpolicies",
         "globalnetworkpolicy",
         "GlobalNetworkPolicy",
     ),
-    calico("globalnetworksets", "globalnetworkset", "GlobalNetworkSet"),
-    calico("hostendpoints", "hostendpoint", "HostEndpoint"),
-    calico("ipamblocks", "ipamblock", "IPAMBlock"),
-    calico("ipamconfigs", "ipamconfig", "IPAMConfig"),
-    calico("ipamhandles", "ipamhandle", "IPAMHandle"),
-    with_status(calico("ippools", "ippool", "IPPool")),
-    calico("ipreservations", "ipreservation", "IPReservation"),
-    with_status(calico(
+    calico_kind("globalnetworksets", "globalnetworkset", "GlobalNetworkSet"),
+    calico_kind("hostendpoints", "hostendpoint", "HostEndpoint"),
+    calico_kind("ipamblocks", "ipamblock", "IPAMBlock"),
+    calico_kind("ipamconfigs", "ipamconfig", "IPAMConfig"),
+    calico_kind("ipamhandles", "ipamhandle", "IPAMHandle"),
+    with_status(calico_kind("ippools", "ippool", "IPPool")),
+    calico_kind("ipreservations", "ipreservation", "IPReservation"),
+    with_status(calico_kind(
         "kubecontrollersconfigurations",
         "kubecontrollersconfiguration",
         "KubeControllersConfiguration",
     )),
-    namespaced(calico("networkpolicies", "networkpolicy", "NetworkPolicy")),
-    namespaced(calico("networksets", "networkset", "NetworkSet")),
-    calico(
+    in_namespaces(calico_kind(
+        "networkpolicies",
+        "networkpolicy",
+        "NetworkPolicy",
+    )),
+    in_namespaces(calico_kind("networksets", "networkset", "NetworkSet")),
+    calico_kind(
         "stagedglobalnetworkpolicies",
         "stagedglobalnetworkpolicy",
         "StagedGlobalNetworkPolicy",
     ),
-    namespaced(calico(
+    in_namespaces(calico_kind(
         "stagedkubernetesnetworkpolicies",
         "stagedkubernetesnetworkpolicy",
         "StagedKubernetesNetworkPolicy",
     )),
-    namespaced(calico(
+    in_namespaces(calico_kind(
         "stagednetworkpolicies",
         "stagednetworkpolicy",
         "StagedNetworkPolicy",
     )),
-    with_status(calico("tiers", "tier", "Tier")),
+    with_status(calico_kind("tiers", "tier", "Tier")),
 ];
 
 /// The kind at a place in the API.
@@ -298,7 +308,7 @@ pub fn find(group: &str, version: &str, resource: &str) -> Option<&'static Kind>
 
 /// The kind that an object says to be.
 #[must_use]
-pub fn of(api_version: &str, kind: &str) -> Option<&'static Kind> {
+pub fn find_by_kind(api_version: &str, kind: &str) -> Option<&'static Kind> {
     KINDS
         .iter()
         .find(|known| known.kind == kind && known.api_version() == api_version)

@@ -9,7 +9,7 @@ use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::answer::{Answer, Body, BodyError, pieces, whole};
+use super::answer::{Answer, Body, BodyError, full_body, stream_body};
 use super::status::Failure;
 
 /// A rule: these requests, so many times, get this.
@@ -114,7 +114,7 @@ pub struct Lies(Mutex<Vec<Rule>>);
 
 impl Lies {
     /// Adds a rule; older ones go first.
-    pub fn tell(&self, rule: Rule) {
+    pub fn add_rule(&self, rule: Rule) {
         self.0.lock().push(rule);
     }
 
@@ -129,7 +129,7 @@ impl Lies {
         self.0.lock().clone()
     }
 
-    pub(super) fn meet(&self, path: &str, method: &str, verb: &str) -> Option<Lie> {
+    pub(super) fn take_match(&self, path: &str, method: &str, verb: &str) -> Option<Lie> {
         let mut rules = self.0.lock();
         let index = rules.iter().position(|rule| {
             let named = [method, verb]
@@ -150,15 +150,17 @@ impl Lies {
 
 impl Lie {
     /// The lie that stands in for an answer, after the wait that it brings.
-    pub(super) async fn instead(&self) -> Option<Answer> {
+    pub(super) async fn replacement_answer(&self) -> Option<Answer> {
         match *self {
-            Lie::Status { code, retry_after } => Some(status(code).retry_after(retry_after).into()),
+            Lie::Status { code, retry_after } => {
+                Some(status_failure(code).retry_after(retry_after).into())
+            }
             Lie::Exactly {
                 code,
                 ref content_type,
                 ref body,
             } => {
-                let mut answer = super::answer::json(code, body.clone());
+                let mut answer = super::answer::json_answer(code, body.clone());
                 if let Ok(value) = HeaderValue::from_str(content_type) {
                     answer.headers_mut().insert(CONTENT_TYPE, value);
                 }
@@ -174,7 +176,7 @@ impl Lie {
     }
 
     /// The true answer, falsified.
-    pub(super) fn twist(&self, mut answer: Answer) -> Answer {
+    pub(super) fn falsify(&self, mut answer: Answer) -> Answer {
         if matches!(
             self,
             Lie::Stall
@@ -188,16 +190,16 @@ impl Lie {
             answer.headers_mut().remove(CONTENT_LENGTH);
         }
         match self {
-            Lie::Stall => answer.map(|_| pieces(stream::pending())),
-            Lie::Truncate(bytes) => answer.map(|body| first(body, *bytes, false)),
-            Lie::CutAfter(bytes) => answer.map(|body| first(body, *bytes, true)),
+            Lie::Stall => answer.map(|_| stream_body(stream::pending())),
+            Lie::Truncate(bytes) => answer.map(|body| limit_body(body, *bytes, false)),
+            Lie::CutAfter(bytes) => answer.map(|body| limit_body(body, *bytes, true)),
             Lie::CutFrame(frames) => answer.map(|body| cut_frame(body, *frames)),
             Lie::Garbage => {
-                answer.map(|_| whole(b"\xff\x00<html>not what you asked for".repeat(40)))
+                answer.map(|_| full_body(b"\xff\x00<html>not what you asked for".repeat(40)))
             }
-            Lie::Endless => answer.map(|_| endless()),
+            Lie::Endless => answer.map(|_| endless_body()),
             Lie::Long(bytes) => {
-                answer.map(|_| whole(format!("\"{}\"", "a".repeat(*bytes)).into_bytes()))
+                answer.map(|_| full_body(format!("\"{}\"", "a".repeat(*bytes)).into_bytes()))
             }
             Lie::ContentType(name) => {
                 if let Ok(value) = HeaderValue::from_str(name) {
@@ -218,7 +220,7 @@ impl Lie {
     }
 }
 
-fn status(code: u16) -> Failure {
+fn status_failure(code: u16) -> Failure {
     let (reason, message) = match code {
         401 => ("Unauthorized", "Unauthorized"),
         403 => ("Forbidden", "forbidden: on command"),
@@ -248,14 +250,14 @@ fn status(code: u16) -> Failure {
 }
 
 /// Lets what was sent before reach the socket (HTTP/2 drops queued frames at a reset), then breaks off.
-async fn cut() -> BodyError {
+async fn break_off() -> BodyError {
     tokio::time::sleep(Duration::from_millis(50)).await;
     BodyError::other("cut on command")
 }
 
 /// Pieces until `budget` bytes have gone, then a tear or an end.
-fn first(body: Body, budget: usize, tear: bool) -> Body {
-    pieces(stream::unfold(
+fn limit_body(body: Body, budget: usize, tear: bool) -> Body {
+    stream_body(stream::unfold(
         (body.into_data_stream(), budget, false),
         move |(mut body, left, over)| async move {
             if over {
@@ -263,7 +265,7 @@ fn first(body: Body, budget: usize, tear: bool) -> Body {
             }
             if left == 0 {
                 return if tear {
-                    Some((Err(cut().await), (body, 0, true)))
+                    Some((Err(break_off().await), (body, 0, true)))
                 } else {
                     None
                 };
@@ -277,11 +279,11 @@ fn first(body: Body, budget: usize, tear: bool) -> Body {
 }
 
 fn cut_frame(body: Body, frames: usize) -> Body {
-    pieces(stream::unfold(
+    stream_body(stream::unfold(
         (body.into_data_stream(), Some(frames)),
         |(mut body, left)| async move {
             let Some(left) = left else {
-                return Some((Err(cut().await), (body, None)));
+                return Some((Err(break_off().await), (body, None)));
             };
             let piece: Bytes = body.next().await?.ok()?;
             match left.checked_sub(1) {
@@ -292,11 +294,13 @@ fn cut_frame(body: Body, frames: usize) -> Body {
     ))
 }
 
-fn endless() -> Body {
+fn endless_body() -> Body {
     let item =
         Bytes::from(format!("{{\"metadata\":{{\"name\":\"{}\"}}}},", "a".repeat(200)).repeat(64));
     let head = Bytes::from_static(
         b"{\"kind\":\"List\",\"apiVersion\":\"v1\",\"metadata\":{\"resourceVersion\":\"1\"},\"items\":[",
     );
-    pieces(stream::once(async { Ok(head) }).chain(stream::repeat_with(move || Ok(item.clone()))))
+    stream_body(
+        stream::once(async { Ok(head) }).chain(stream::repeat_with(move || Ok(item.clone()))),
+    )
 }

@@ -32,7 +32,7 @@ use http::{Method, Uri};
 use serde_json::Value;
 use tokio_rustls::TlsAcceptor;
 
-pub(crate) use answer::{Answer, json as json_answer, text as text_answer};
+pub(crate) use answer::{Answer, json_answer, text_answer};
 pub use lies::{Lie, Lies, Rule as LieRule};
 pub use rbac::{Rbac, Rule, User};
 pub use record::{Record, Request};
@@ -128,7 +128,7 @@ impl Cloud {
         let listen = options.listen;
         let (listener, address) = worker
             .spawner()
-            .run(async move { serve::listen(listen).await })?;
+            .block_on(async move { serve::bind_listener(listen).await })?;
         let (ca, identity) = match options.identity.clone() {
             Some(own) => own,
             None => {
@@ -143,7 +143,7 @@ impl Cloud {
                 ];
                 names.extend(options.names.iter().map(String::as_str));
                 names.dedup();
-                let identity = ca.server("kube-apiserver", &names)?;
+                let identity = ca.issue_server_cert("kube-apiserver", &names)?;
                 (Arc::new(ca), identity)
             }
         };
@@ -160,8 +160,8 @@ impl Cloud {
             lies: Lies::default(),
             record: Record::default(),
             spawner: worker.spawner().clone(),
-            flow_schema: crate::pki::uuid(),
-            priority_level: crate::pki::uuid(),
+            flow_schema: crate::pki::random_uuid(),
+            priority_level: crate::pki::random_uuid(),
             options,
         });
         let handle = Handle {
@@ -176,9 +176,13 @@ impl Cloud {
         }
         let calico_token = shared
             .rbac
-            .issue(User::service_account("kube-system", "calico-cni-plugin"));
-        let admin_token = shared.rbac.issue(User::new("admin", &["system:masters"]));
-        worker.spawner().spawn(serve::accept(shared, listener, tls));
+            .issue_token(User::service_account("kube-system", "calico-cni-plugin"));
+        let admin_token = shared
+            .rbac
+            .issue_token(User::new("admin", &["system:masters"]));
+        worker
+            .spawner()
+            .spawn(serve::accept_connections(shared, listener, tls));
         Ok(Cloud {
             handle,
             ca,
@@ -250,20 +254,20 @@ impl Handle {
     pub fn put(&self, object: impl Into<Json>) -> anyhow::Result<Value> {
         let mut object: Json = object.into();
         let (version, name) = (
-            object.text(&["apiVersion"]).to_owned(),
-            object.text(&["kind"]).to_owned(),
+            object.text_at(&["apiVersion"]).to_owned(),
+            object.text_at(&["kind"]).to_owned(),
         );
-        let kind = kinds::of(&version, &name)
+        let kind = kinds::find_by_kind(&version, &name)
             .ok_or_else(|| anyhow!("the cloud has no kind {name} in {version}"))?;
-        let namespace = match object.text(&["metadata", "namespace"]) {
+        let namespace = match object.text_at(&["metadata", "namespace"]) {
             "" => "default".to_owned(),
             namespace => namespace.to_owned(),
         };
-        let key = write::key(kind, &namespace, object.text(&["metadata", "name"]));
+        let key = write::object_key(kind, &namespace, object.text_at(&["metadata", "name"]));
         let store = &self.shared.store;
-        let put = store.change(kind, &key, |present| {
+        let put = store.change_object(kind, &key, |present| {
             match present {
-                None => store.stamp(kind, &mut object, &key),
+                None => store.stamp_new(kind, &mut object, &key),
                 Some(present) => {
                     for field in [
                         "namespace",
@@ -272,7 +276,7 @@ impl Handle {
                         "generation",
                         "creationTimestamp",
                     ] {
-                        if let Some(value) = present.at(&["metadata", field]) {
+                        if let Some(value) = present.get_path(&["metadata", field]) {
                             object.set(&["metadata", field], value.clone());
                         }
                     }
@@ -280,36 +284,39 @@ impl Handle {
             }
             Ok(Some(object))
         });
-        Ok(put.map_err(|failure| anyhow!(failure.message))?.value())
+        Ok(put.map_err(|failure| anyhow!(failure.message))?.to_value())
     }
 
     /// The object at a path such as `/api/v1/nodes/edge-1`.
     pub fn get(&self, path: &str) -> anyhow::Result<Option<Value>> {
-        let (kind, key) = locate(path)?;
+        let (kind, key) = locate_object(path)?;
         Ok(self
             .shared
             .store
             .get(kind, &key)
-            .map(|object| object.value()))
+            .map(|object| object.to_value()))
     }
 
     /// Deletes the object at a path, at once.
     pub fn delete(&self, path: &str) -> anyhow::Result<()> {
-        let (kind, key) = locate(path)?;
+        let (kind, key) = locate_object(path)?;
         self.shared
             .store
-            .change(kind, &key, |_| Ok(None))
+            .change_object(kind, &key, |_| Ok(None))
             .map_err(|failure| anyhow!(failure.message))?;
         Ok(())
     }
 }
 
-fn locate(path: &str) -> anyhow::Result<(&'static kinds::Kind, store::Key)> {
+fn locate_object(path: &str) -> anyhow::Result<(&'static kinds::Kind, store::Key)> {
     let uri: Uri = path.parse()?;
     let resource = Target::parse(&Method::GET, &uri)
         .resource
         .with_context(|| format!("{path} is no resource"))?;
     let kind = kinds::find(&resource.group, &resource.version, &resource.resource)
         .with_context(|| format!("the cloud has no {path}"))?;
-    Ok((kind, write::key(kind, &resource.namespace, &resource.name)))
+    Ok((
+        kind,
+        write::object_key(kind, &resource.namespace, &resource.name),
+    ))
 }

@@ -68,20 +68,20 @@ pub struct Rule {
     pub paths: Vec<String>,
 }
 
-fn words(text: &str) -> Vec<String> {
+fn split_words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
 impl Rule {
     /// A rule over resources; lists are words with blanks between them, `""` is the core group.
     #[must_use]
-    pub fn resources(subject: &str, verbs: &str, group: &str, resources: &str) -> Rule {
+    pub fn for_resources(subject: &str, verbs: &str, group: &str, resources: &str) -> Rule {
         let (subject, groups) = (subject.to_owned(), vec![group.to_owned()]);
         Rule {
             subject,
-            verbs: words(verbs),
+            verbs: split_words(verbs),
             groups,
-            resources: words(resources),
+            resources: split_words(resources),
             ..Rule::default()
         }
     }
@@ -95,11 +95,11 @@ impl Rule {
 
     /// A rule over paths that are no resources.
     #[must_use]
-    pub fn paths(subject: &str, paths: &str) -> Rule {
+    pub fn for_paths(subject: &str, paths: &str) -> Rule {
         Rule {
             subject: subject.to_owned(),
             verbs: vec!["get".into()],
-            paths: words(paths),
+            paths: split_words(paths),
             ..Rule::default()
         }
     }
@@ -147,16 +147,16 @@ impl Default for Rbac {
         let ipam = "blockaffinities ipamblocks ipamhandles clusterinformations ippools ipreservations ipamconfigs";
         let calico = "crd.projectcalico.org";
         let rules = vec![
-            Rule::paths("", "/healthz /livez /readyz /version /version/"),
-            Rule::paths(
+            Rule::for_paths("", "/healthz /livez /readyz /version /version/"),
+            Rule::for_paths(
                 "system:authenticated",
                 "/api /api/* /apis /apis/* /openapi /openapi/*",
             ),
-            Rule::paths("system:masters", "*"),
-            Rule::resources("system:masters", "*", "*", "*"),
-            Rule::resources(cni, "get", "", "pods nodes namespaces"),
-            Rule::resources(cni, "patch", "", "pods/status"),
-            Rule::resources(cni, "get list create update delete", calico, ipam),
+            Rule::for_paths("system:masters", "*"),
+            Rule::for_resources("system:masters", "*", "*", "*"),
+            Rule::for_resources(cni, "get", "", "pods nodes namespaces"),
+            Rule::for_resources(cni, "patch", "", "pods/status"),
+            Rule::for_resources(cni, "get list create update delete", calico, ipam),
         ];
         Rbac {
             tokens: RwLock::default(),
@@ -167,14 +167,14 @@ impl Default for Rbac {
 
 impl Rbac {
     /// Makes a token for a user.
-    pub fn issue(&self, user: User) -> String {
+    pub fn issue_token(&self, user: User) -> String {
         let account = user
             .name
             .strip_prefix("system:serviceaccount:")
             .and_then(|rest| rest.split_once(':'));
         let token = match account {
             Some((namespace, name)) => pki::service_account_token(namespace, name),
-            None => pki::random::<16>()
+            None => pki::random_bytes::<16>()
                 .iter()
                 .map(|byte| format!("{byte:02x}"))
                 .collect(),
@@ -184,17 +184,17 @@ impl Rbac {
     }
 
     /// Forgets a token: from now on it gets 401.
-    pub fn revoke(&self, token: &str) {
+    pub fn revoke_token(&self, token: &str) {
         self.tokens.write().retain(|(known, _)| known != token);
     }
 
     /// Adds a rule.
-    pub fn allow(&self, rule: Rule) {
+    pub fn add_rule(&self, rule: Rule) {
         self.rules.write().push(rule);
     }
 
     /// Takes away every rule whose subject is exactly this user or group.
-    pub fn deny(&self, subject: &str) {
+    pub fn remove_rules(&self, subject: &str) {
         self.rules.write().retain(|rule| rule.subject != subject);
     }
 
@@ -242,7 +242,7 @@ impl Rbac {
             namespace,
             ..
         } = resource;
-        let qualified = super::kinds::qualify(&resource.resource, group);
+        let qualified = super::kinds::qualify_name(&resource.resource, group);
         let subject = if name.is_empty() {
             qualified
         } else {

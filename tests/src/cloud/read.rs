@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::answer::{Answer, json};
+use super::answer::{Answer, json_answer};
 use super::json::Json;
 use super::kinds::Kind;
 use super::lies::Lie;
@@ -68,7 +68,10 @@ impl<'a> Collection<'a> {
     }
 
     /// The objects that a client of this collection sees.
-    pub(super) fn select(&self, objects: BTreeMap<Key, Arc<Json>>) -> Vec<(Key, Arc<Json>)> {
+    pub(super) fn select_objects(
+        &self,
+        objects: BTreeMap<Key, Arc<Json>>,
+    ) -> Vec<(Key, Arc<Json>)> {
         let wanted = |key: &Key, object: &Json| {
             (self.namespace.is_empty() || key.0 == self.namespace) && self.selector.matches(object)
         };
@@ -79,7 +82,7 @@ impl<'a> Collection<'a> {
     }
 
     /// Where a page ends, as the real server's keys go.
-    fn position(&self, key: &Key) -> String {
+    fn page_position(&self, key: &Key) -> String {
         if self.kind.namespaced && self.namespace.is_empty() {
             format!("/{}/{}", key.0, key.1)
         } else {
@@ -96,21 +99,21 @@ impl<'a> Collection<'a> {
             "" => (version.filter(|_| exact), String::new()),
             token => Next::parse(token)?,
         };
-        let (version, objects) = self.store.list(self.kind, at).map_err(|_| match next {
+        let (version, objects) = self.store.list_at(self.kind, at).map_err(|_| match next {
             "" => Failure::new(
                 410,
                 "Expired",
                 "The resourceVersion for the provided list is too old.",
             ),
             _ => Failure {
-                next: Some(Next::token(-1, &start)),
+                next: Some(Next::encode_token(-1, &start)),
                 ..Failure::new(410, "Expired", PAGE_TOO_OLD)
             },
         })?;
-        let mut found = self.select(objects);
-        found.retain(|(key, _)| self.position(key).as_str() >= start.as_str());
+        let mut found = self.select_objects(objects);
+        found.retain(|(key, _)| self.page_position(key).as_str() >= start.as_str());
         let limit = self.target.parameter("limit").parse().unwrap_or(0_usize);
-        let mut page = Page::all(version);
+        let mut page = Page::all_at(version);
         // From "any version" the real server answers with everything, whatever the limit.
         if limit > 0 && found.len() > limit && self.target.parameter("resourceVersion") != "0" {
             if self.selector.is_empty() {
@@ -118,15 +121,17 @@ impl<'a> Collection<'a> {
             }
             found.truncate(limit);
             if let Some((key, _)) = found.last() {
-                page.next =
-                    Next::token(version.cast_signed(), &format!("{}\0", self.position(key)));
+                page.next = Next::encode_token(
+                    version.cast_signed(),
+                    &format!("{}\0", self.page_position(key)),
+                );
             }
         }
         if matches!(lie, Some(Lie::EmptyList)) {
             (found, page.next, page.remaining) = (Vec::new(), String::new(), 0);
         }
         let objects: Vec<Arc<Json>> = found.into_iter().map(|(_, object)| object).collect();
-        Ok(json(200, write(self.kind, &page, &objects)))
+        Ok(json_answer(200, encode_list(self.kind, &page, &objects)))
     }
 }
 
@@ -140,7 +145,7 @@ pub(super) struct Page {
 
 impl Page {
     /// All there is, at a version.
-    pub(super) fn all(version: u64) -> Page {
+    pub(super) fn all_at(version: u64) -> Page {
         Page {
             version,
             ..Page::default()
@@ -148,7 +153,7 @@ impl Page {
     }
 }
 
-pub(super) fn write(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Vec<u8> {
+pub(super) fn encode_list(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Vec<u8> {
     let mut items = Vec::new();
     for (index, object) in objects.iter().enumerate() {
         if index > 0 {
@@ -160,9 +165,9 @@ pub(super) fn write(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Vec<u8> 
                     .iter()
                     .filter(|(name, _)| name != "kind" && name != "apiVersion")
                     .cloned();
-                items.extend(Json::Object(bare.collect()).bytes());
+                items.extend(Json::Object(bare.collect()).to_bytes());
             }
-            object => items.extend(object.bytes()),
+            object => items.extend(object.to_bytes()),
         }
     }
     let Page {
@@ -208,7 +213,7 @@ pub(super) fn write(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Vec<u8> 
     [head.as_bytes(), &items, tail.as_bytes()].concat()
 }
 
-pub(super) fn get(
+pub(super) fn get_object(
     store: &Store,
     kind: &'static Kind,
     key: &Key,
@@ -218,21 +223,21 @@ pub(super) fn get(
         .get(kind, key)
         .ok_or_else(|| Failure::not_found(kind, &key.1))?;
     let object = match lie {
-        Some(Lie::Stale) => store.stale(kind, key).unwrap_or(object),
+        Some(Lie::Stale) => store.previous_version(kind, key).unwrap_or(object),
         _ => object,
     };
-    Ok(one(200, &object))
+    Ok(object_answer(200, &object))
 }
 
 /// An answer of one object.
-pub(super) fn one(code: u16, object: &Json) -> Answer {
-    let mut bytes = object.bytes();
+pub(super) fn object_answer(code: u16, object: &Json) -> Answer {
+    let mut bytes = object.to_bytes();
     bytes.push(b'\n');
-    json(code, bytes)
+    json_answer(code, bytes)
 }
 
 pub(super) async fn await_version(store: &Store, wanted: u64) -> Result<(), Failure> {
-    let mut changes = store.changes();
+    let mut changes = store.subscribe();
     let arrived = timeout(
         VERSION_PATIENCE,
         changes.wait_for(|version| *version >= wanted),
@@ -259,7 +264,7 @@ struct Next {
 }
 
 impl Next {
-    fn token(rv: i64, start: &str) -> String {
+    fn encode_token(rv: i64, start: &str) -> String {
         let next = Next {
             v: "meta.k8s.io/v1".into(),
             rv,

@@ -35,7 +35,7 @@ pub struct Request {
 impl Request {
     /// `GET /api/v1/pods`
     #[must_use]
-    pub fn line(&self) -> String {
+    pub fn request_line(&self) -> String {
         format!("{} {}", self.method, self.path)
     }
 }
@@ -64,7 +64,7 @@ impl Record {
     }
 
     /// How many of them match.
-    pub fn count(&self, matches: impl Fn(&Request) -> bool) -> usize {
+    pub fn count_matching(&self, matches: impl Fn(&Request) -> bool) -> usize {
         self.log
             .lock()
             .iter()
@@ -90,7 +90,12 @@ impl Record {
                 return Ok(request.clone());
             }
             if self.arrived.wait_until(&mut log, deadline).timed_out() {
-                let seen: Vec<String> = log.iter().rev().take(10).map(Request::line).collect();
+                let seen: Vec<String> = log
+                    .iter()
+                    .rev()
+                    .take(10)
+                    .map(Request::request_line)
+                    .collect();
                 bail!("no such request within {patience:?}; the last ones: {seen:?}");
             }
         }

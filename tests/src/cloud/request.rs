@@ -26,7 +26,7 @@ pub(super) struct Resource {
 
 impl Target {
     pub(super) fn parse(method: &Method, uri: &Uri) -> Target {
-        let path = decode(uri.path()).into_owned();
+        let path = percent_decode(uri.path()).into_owned();
         let query: Vec<_> = uri
             .query()
             .unwrap_or_default()
@@ -35,8 +35,8 @@ impl Target {
             .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
             .map(|(key, value)| {
                 (
-                    decode(key).into_owned(),
-                    decode(&value.replace('+', " ")).into_owned(),
+                    percent_decode(key).into_owned(),
+                    percent_decode(&value.replace('+', " ")).into_owned(),
                 )
             })
             .collect();
@@ -47,11 +47,11 @@ impl Target {
             resource,
             query,
         };
-        target.verb = target.verb(method);
+        target.verb = target.resolve_verb(method);
         target
     }
 
-    fn verb(&self, method: &Method) -> &'static str {
+    fn resolve_verb(&self, method: &Method) -> &'static str {
         let named = self
             .resource
             .as_ref()
@@ -59,7 +59,7 @@ impl Target {
         match *method {
             Method::GET | Method::HEAD if self.resource.is_none() => "get",
             Method::GET if named => "get",
-            Method::GET if self.flag("watch") => "watch",
+            Method::GET if self.is_set("watch") => "watch",
             Method::GET => "list",
             Method::POST => "create",
             Method::PUT => "update",
@@ -79,7 +79,7 @@ impl Target {
     }
 
     /// As `Convert_Slice_string_To_bool`: what is there and isn't "0" or "false" is true.
-    pub(super) fn flag(&self, name: &str) -> bool {
+    pub(super) fn is_set(&self, name: &str) -> bool {
         let value = self
             .query
             .iter()
@@ -121,7 +121,7 @@ fn parse_resource(path: &str) -> Option<Resource> {
     Some(found)
 }
 
-fn decode(text: &str) -> Cow<'_, str> {
+fn percent_decode(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }

@@ -20,11 +20,11 @@ enum Term {
 
 impl Selector {
     pub(super) fn parse(kind: &Kind, labels: &str, fields: &str) -> Result<Selector, Failure> {
-        let labels = split(labels)
+        let labels = split_terms(labels)
             .into_iter()
             .map(label_term)
             .collect::<Result<_, _>>()?;
-        let fields = split(fields)
+        let fields = split_terms(fields)
             .into_iter()
             .map(|text| field_term(kind, text))
             .collect::<Result<_, _>>()?;
@@ -36,18 +36,18 @@ impl Selector {
     }
 
     pub(super) fn matches(&self, object: &Json) -> bool {
-        let label = |key: &str| match object.at(&["metadata", "labels", key]) {
+        let label = |key: &str| match object.get_path(&["metadata", "labels", key]) {
             Some(Json::String(value)) => Some(value.as_str()),
             _ => None,
         };
-        let field = |key: &str| Some(object.text(&key.split('.').collect::<Vec<_>>()));
-        self.labels.iter().all(|term| term.holds(label))
-            && self.fields.iter().all(|term| term.holds(field))
+        let field = |key: &str| Some(object.text_at(&key.split('.').collect::<Vec<_>>()));
+        self.labels.iter().all(|term| term.accepts(label))
+            && self.fields.iter().all(|term| term.accepts(field))
     }
 }
 
 impl Term {
-    fn holds<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
+    fn accepts<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
         match self {
             Term::In(key, wanted) => {
                 value(key).is_some_and(|found| wanted.iter().any(|one| one == found))
@@ -62,7 +62,7 @@ impl Term {
 }
 
 /// Splits at commas outside of parentheses.
-fn split(text: &str) -> Vec<&str> {
+fn split_terms(text: &str) -> Vec<&str> {
     let mut depth = 0;
     text.split(|c: char| {
         depth += i32::from(c == '(') - i32::from(c == ')');
@@ -73,7 +73,7 @@ fn split(text: &str) -> Vec<&str> {
     .collect()
 }
 
-fn compare(text: &str) -> Option<Term> {
+fn parse_comparison(text: &str) -> Option<Term> {
     let (key, value, negated) = if let Some((key, value)) = text.split_once("!=") {
         (key, value, true)
     } else if let Some((key, value)) = text.split_once("==") {
@@ -111,7 +111,7 @@ fn label_term(text: &str) -> Result<Term, Failure> {
         };
     }
     Ok(
-        compare(text).unwrap_or_else(|| match text.strip_prefix('!') {
+        parse_comparison(text).unwrap_or_else(|| match text.strip_prefix('!') {
             Some(key) => Term::Absent(key.trim().to_owned()),
             None => Term::Exists(text.to_owned()),
         }),
@@ -119,7 +119,7 @@ fn label_term(text: &str) -> Result<Term, Failure> {
 }
 
 fn field_term(kind: &Kind, text: &str) -> Result<Term, Failure> {
-    let term = compare(text).ok_or_else(|| {
+    let term = parse_comparison(text).ok_or_else(|| {
         Failure::bad_request(format!("invalid selector: '{text}'; can't understand it"))
     })?;
     let (Term::In(key, _) | Term::NotIn(key, _) | Term::Exists(key) | Term::Absent(key)) = &term;

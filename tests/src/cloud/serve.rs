@@ -20,7 +20,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
-use super::answer::{self, Answer, pieces, set, text};
+use super::answer::{self, Answer, set_header, stream_body, text_answer};
 use super::kinds::{self, Kind};
 use super::lies::Lie;
 use super::rbac::User;
@@ -53,7 +53,11 @@ where
     }
 }
 
-pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor) {
+pub(super) async fn accept_connections(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: TlsAcceptor,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     for number in 0_u64.. {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -65,13 +69,13 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: TlsA
         let (shared, tls) = (Arc::clone(&shared), tls.clone());
         shared.spawner.clone().spawn(async move {
             // A client that breaks off is no failure of the cloud's.
-            let _ = serve(shared, stream, tls, number).await;
+            let _ = serve_connection(shared, stream, tls, number).await;
             drop(slot);
         });
     }
 }
 
-async fn serve(
+async fn serve_connection(
     shared: Arc<Shared>,
     stream: TcpStream,
     tls: TlsAcceptor,
@@ -85,7 +89,7 @@ async fn serve(
         .peer_certificates()
         .and_then(|certs| certs.first())
         .and_then(|cert| {
-            let (user, groups) = pki::names(cert).ok()?;
+            let (user, groups) = pki::parse_names(cert).ok()?;
             Some(User::new(
                 &user,
                 &groups.iter().map(String::as_str).collect::<Vec<_>>(),
@@ -106,9 +110,9 @@ async fn serve(
             let (parts, body) = request.into_parts();
             let spawner = shared.spawner.clone();
             let answer = spawner
-                .guard(Box::pin(respond(&shared, &caller, parts, body)))
+                .catch_panic(Box::pin(respond(&shared, &caller, parts, body)))
                 .await;
-            answer.unwrap_or_else(|| Ok(text(500, "the scriptable cloud panicked")))
+            answer.unwrap_or_else(|| Ok(text_answer(500, "the scriptable cloud panicked")))
         }
     });
     let io = TokioIo::new(stream);
@@ -151,7 +155,7 @@ struct Caller {
     leaving: Arc<Notify>,
 }
 
-fn header(headers: &HeaderMap, name: &HeaderName) -> String {
+fn header_values(headers: &HeaderMap, name: &HeaderName) -> String {
     let values: Vec<&str> = headers
         .get_all(name)
         .iter()
@@ -182,30 +186,31 @@ async fn respond(
             .as_ref()
             .map(|user| user.name.clone())
             .unwrap_or_default(),
-        user_agent: header(&parts.headers, &USER_AGENT),
-        length: header(&parts.headers, &CONTENT_LENGTH),
+        user_agent: header_values(&parts.headers, &USER_AGENT),
+        length: header_values(&parts.headers, &CONTENT_LENGTH),
         protocol: format!("{:?}", parts.version),
-        accept: header(&parts.headers, &ACCEPT),
+        accept: header_values(&parts.headers, &ACCEPT),
         connection: caller.number,
     });
     let lie = shared
         .lies
-        .meet(&target.path, parts.method.as_str(), target.verb);
+        .take_match(&target.path, parts.method.as_str(), target.verb);
     let instead = match &lie {
         Some(Lie::Refuse) => return Err(h2::Reason::REFUSED_STREAM.into()),
-        Some(Lie::StallUnread) => return Ok(text(200, "").map(|_| never(body))),
-        Some(lie) => lie.instead().await,
+        Some(Lie::StallUnread) => return Ok(text_answer(200, "").map(|_| pending_body(body))),
+        Some(lie) => lie.replacement_answer().await,
         None => None,
     };
     let mut answer = match (instead, user) {
         (Some(answer), _) => answer,
         (None, Err(failure)) => failure.into(),
         (None, Ok(user)) => {
-            let truth = truth(shared, &user, &target, (&parts.headers, body), lie.as_ref()).await;
+            let truth =
+                true_answer(shared, &user, &target, (&parts.headers, body), lie.as_ref()).await;
             truth.unwrap_or_else(Into::into)
         }
     };
-    dress(shared, &mut answer);
+    add_common_headers(shared, &mut answer);
     Ok(match lie {
         Some(Lie::Break) => {
             caller.broken.notify_one();
@@ -213,46 +218,46 @@ async fn respond(
         }
         Some(Lie::Close) => {
             caller.leaving.notify_one();
-            set(&mut answer, "connection", "close");
+            set_header(&mut answer, "connection", "close");
             answer
         }
-        Some(lie) => lie.twist(answer),
+        Some(lie) => lie.falsify(answer),
         None => answer,
     })
 }
 
 /// An answer that never goes on, and takes nothing of its request.
-fn never(request: Incoming) -> answer::Body {
-    pieces(stream::once(async move {
+fn pending_body(request: Incoming) -> answer::Body {
+    stream_body(stream::once(async move {
         let _unread = request;
         std::future::pending().await
     }))
 }
 
 /// The headers that every answer of the real server carries.
-fn dress(shared: &Shared, answer: &mut Answer) {
-    set(answer, "audit-id", &pki::uuid());
+fn add_common_headers(shared: &Shared, answer: &mut Answer) {
+    set_header(answer, "audit-id", &pki::random_uuid());
     if !answer.headers().contains_key("cache-control") {
-        set(answer, "cache-control", "no-cache, private");
+        set_header(answer, "cache-control", "no-cache, private");
     }
     if answer.status() != http::StatusCode::UNAUTHORIZED {
-        set(
+        set_header(
             answer,
             "x-kubernetes-pf-flowschema-uid",
             &shared.flow_schema,
         );
-        set(
+        set_header(
             answer,
             "x-kubernetes-pf-prioritylevel-uid",
             &shared.priority_level,
         );
     }
     if let Ok(date) = shared.store.now().format(&Rfc2822) {
-        set(answer, "date", &date.replace("+0000", "GMT"));
+        set_header(answer, "date", &date.replace("+0000", "GMT"));
     }
 }
 
-async fn truth(
+async fn true_answer(
     shared: &Arc<Shared>,
     user: &User,
     target: &Target,
@@ -261,10 +266,14 @@ async fn truth(
 ) -> Result<Answer, Failure> {
     shared.rbac.authorize(user, target)?;
     let store = &shared.store;
-    let accept = header(headers, &ACCEPT);
+    let accept = header_values(headers, &ACCEPT);
     let Some(resource) = &target.resource else {
-        let found = discovery::document(&target.path, &accept, &header(headers, &IF_NONE_MATCH));
-        return Ok(found.unwrap_or_else(|| text(404, "404 page not found\n")));
+        let found = discovery::find_document(
+            &target.path,
+            &accept,
+            &header_values(headers, &IF_NONE_MATCH),
+        );
+        return Ok(found.unwrap_or_else(|| text_answer(404, "404 page not found\n")));
     };
     let Some(kind) = kinds::find(&resource.group, &resource.version, &resource.resource) else {
         let group = kinds::KINDS
@@ -273,23 +282,23 @@ async fn truth(
         return if group {
             Err(Failure::unknown_resource())
         } else {
-            Ok(text(404, "404 page not found\n"))
+            Ok(text_answer(404, "404 page not found\n"))
         };
     };
     if !(resource.subresource.is_empty() || (kind.status && resource.subresource == "status")) {
         return Err(Failure::unknown_resource());
     }
-    acceptable(kind, &accept)?;
-    let key = write::key(kind, &resource.namespace, &resource.name);
+    check_accept(kind, &accept)?;
+    let key = write::object_key(kind, &resource.namespace, &resource.name);
     if matches!(target.verb, "get" | "list" | "watch" | "deletecollection") {
         let collection = Collection::parse(store, kind, resource, target)?;
         return match target.verb {
             "get" => {
                 read::await_version(store, collection.version()?.unwrap_or(0)).await?;
-                read::get(store, kind, &key, lie)
+                read::get_object(store, kind, &key, lie)
             }
             "list" => collection.list(lie).await,
-            "watch" => watch::watch(shared, &collection),
+            "watch" => watch::start_watch(shared, &collection),
             _ => write::delete_collection(&collection),
         };
     }
@@ -301,7 +310,7 @@ async fn truth(
             Failure::new(413, "RequestEntityTooLarge", message)
         })?;
     let body: Bytes = body.to_bytes();
-    let content_type = header(headers, &CONTENT_TYPE);
+    let content_type = header_values(headers, &CONTENT_TYPE);
     let content_type = content_type.split(';').next().unwrap_or_default().trim();
     let write = Write {
         store,
@@ -321,7 +330,7 @@ async fn truth(
 }
 
 /// JSON is all there is here, also for the built-in kinds that the real server has in protobuf and YAML.
-fn acceptable(kind: &Kind, accept: &str) -> Result<(), Failure> {
+fn check_accept(kind: &Kind, accept: &str) -> Result<(), Failure> {
     let plain = |clause: &str| {
         let mut parts = clause.split(';').map(str::trim);
         let media = parts.next().unwrap_or_default();
@@ -339,7 +348,9 @@ fn acceptable(kind: &Kind, accept: &str) -> Result<(), Failure> {
 }
 
 /// The address that clients dial.
-pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+pub(super) async fn bind_listener(
+    address: SocketAddr,
+) -> anyhow::Result<(TcpListener, SocketAddr)> {
     use anyhow::Context as _;
     let listener = TcpListener::bind(address)
         .await

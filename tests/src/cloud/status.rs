@@ -2,7 +2,7 @@
 //! In: what went wrong. Out: a [`Failure`] that becomes an answer.
 use serde::Serialize;
 
-use super::kinds::{Kind, qualify};
+use super::kinds::{Kind, qualify_name};
 
 /// A failure as the API server says it.
 #[derive(Clone, Debug)]
@@ -88,13 +88,13 @@ impl Failure {
         }
     }
 
-    fn about(mut self, name: &str, group: &str, kind: &str) -> Failure {
+    fn with_subject(mut self, name: &str, group: &str, kind: &str) -> Failure {
         let details = self.details.get_or_insert_default();
         (details.name, details.group, details.kind) = (name.into(), group.into(), kind.into());
         self
     }
 
-    fn caused(mut self, reason: &'static str, message: &str, field: &str) -> Failure {
+    fn with_cause(mut self, reason: &'static str, message: &str, field: &str) -> Failure {
         let cause = Cause {
             reason,
             message: message.to_owned(),
@@ -120,22 +120,22 @@ impl Failure {
     }
 
     pub(super) fn not_found(kind: &Kind, name: &str) -> Failure {
-        let message = format!("{} \"{name}\" not found", kind.qualified());
-        Failure::new(404, "NotFound", message).about(name, kind.group, kind.resource)
+        let message = format!("{} \"{name}\" not found", kind.qualified_name());
+        Failure::new(404, "NotFound", message).with_subject(name, kind.group, kind.resource)
     }
 
     pub(super) fn already_exists(kind: &Kind, name: &str) -> Failure {
-        let message = format!("{} \"{name}\" already exists", kind.qualified());
-        Failure::new(409, "AlreadyExists", message).about(name, kind.group, kind.resource)
+        let message = format!("{} \"{name}\" already exists", kind.qualified_name());
+        Failure::new(409, "AlreadyExists", message).with_subject(name, kind.group, kind.resource)
     }
 
     pub(super) fn conflict(kind: &Kind, name: &str) -> Failure {
         let why = "the object has been modified; please apply your changes to the latest version and try again";
         let message = format!(
             "Operation cannot be fulfilled on {} \"{name}\": {why}",
-            kind.qualified()
+            kind.qualified_name()
         );
-        Failure::new(409, "Conflict", message).about(name, kind.group, kind.resource)
+        Failure::new(409, "Conflict", message).with_subject(name, kind.group, kind.resource)
     }
 
     /// An update whose UID is another object's.
@@ -145,9 +145,9 @@ impl Failure {
         );
         let message = format!(
             "Operation cannot be fulfilled on {} \"{name}\": {why}",
-            kind.qualified()
+            kind.qualified_name()
         );
-        Failure::new(409, "Conflict", message).about(name, kind.group, kind.resource)
+        Failure::new(409, "Conflict", message).with_subject(name, kind.group, kind.resource)
     }
 
     /// A delete whose precondition names another object.
@@ -161,21 +161,21 @@ impl Failure {
         let message = format!(
             "Operation cannot be fulfilled on {} \"{name}\": the {what} in the precondition ({wanted}) does not match \
              the {what} in record ({found}). The object might have been {}",
-            qualify(kind.kind, kind.group),
+            qualify_name(kind.kind, kind.group),
             if what == "UID" {
                 "deleted and then recreated"
             } else {
                 "modified"
             },
         );
-        Failure::new(409, "Conflict", message).about(name, kind.group, kind.kind)
+        Failure::new(409, "Conflict", message).with_subject(name, kind.group, kind.kind)
     }
 
     /// 422: a field of the object cannot be so. `why` is e.g. `Required value: …`.
     pub(super) fn invalid(kind: &Kind, name: &str, field: &str, why: &str) -> Failure {
         let message = format!(
             "{} \"{name}\" is invalid: {field}: {why}",
-            qualify(kind.kind, kind.group)
+            qualify_name(kind.kind, kind.group)
         );
         let reason = match why.split(':').next() {
             Some("Required value") => "FieldValueRequired",
@@ -183,20 +183,21 @@ impl Failure {
             _ => "FieldValueInvalid",
         };
         Failure::new(422, "Invalid", message)
-            .about(name, kind.group, kind.kind)
-            .caused(reason, why, field)
+            .with_subject(name, kind.group, kind.kind)
+            .with_cause(reason, why, field)
     }
 
     pub(super) fn list_options(field: &str, why: &str) -> Failure {
         let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {why}");
-        let failure = Failure::new(422, "Invalid", message).about("", "meta.k8s.io", "ListOptions");
-        failure.caused("FieldValueForbidden", why, field)
+        let failure =
+            Failure::new(422, "Invalid", message).with_subject("", "meta.k8s.io", "ListOptions");
+        failure.with_cause("FieldValueForbidden", why, field)
     }
 
     pub(super) fn too_large_version(wanted: u64, current: u64) -> Failure {
         let message = format!("Timeout: Too large resource version: {wanted}, current: {current}");
         let failure = Failure::new(504, "Timeout", message).retry_after(1);
-        failure.caused("ResourceVersionTooLarge", "Too large resource version", "")
+        failure.with_cause("ResourceVersionTooLarge", "Too large resource version", "")
     }
 
     pub(super) fn unsupported_media(types: &str) -> Failure {
@@ -231,7 +232,7 @@ impl Failure {
 
     pub(super) fn forbidden_resource(kind: [&str; 2], name: &str, message: String) -> Failure {
         let [resource, group] = kind;
-        Failure::new(403, "Forbidden", message).about(name, group, resource)
+        Failure::new(403, "Forbidden", message).with_subject(name, group, resource)
     }
 
     pub(super) fn forbidden_path(message: String) -> Failure {
@@ -243,8 +244,8 @@ impl Failure {
 
     /// The `Status` body.
     #[must_use]
-    pub fn body(&self) -> Vec<u8> {
-        write(&Status {
+    pub fn to_body(&self) -> Vec<u8> {
+        status_bytes(&Status {
             kind: "Status",
             api_version: "v1",
             metadata: Meta {
@@ -260,7 +261,7 @@ impl Failure {
 }
 
 /// The `Status` body of a delete that is done.
-pub(super) fn deleted(kind: &Kind, name: &str, uid: &str) -> Vec<u8> {
+pub(super) fn deleted_status(kind: &Kind, name: &str, uid: &str) -> Vec<u8> {
     let details = Details {
         name: name.into(),
         group: kind.group.into(),
@@ -268,7 +269,7 @@ pub(super) fn deleted(kind: &Kind, name: &str, uid: &str) -> Vec<u8> {
         uid: uid.into(),
         ..Details::default()
     };
-    write(&Status {
+    status_bytes(&Status {
         kind: "Status",
         api_version: "v1",
         metadata: Meta { next: None },
@@ -280,7 +281,7 @@ pub(super) fn deleted(kind: &Kind, name: &str, uid: &str) -> Vec<u8> {
     })
 }
 
-fn write(status: &Status<'_>) -> Vec<u8> {
+fn status_bytes(status: &Status<'_>) -> Vec<u8> {
     let mut bytes = serde_json::to_vec(status).expect("a Status has string keys only");
     bytes.push(b'\n');
     bytes

@@ -81,7 +81,7 @@ impl Store {
         self.state.lock().version
     }
 
-    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// All objects of a kind, now or as of a version, with that version.
-    pub(super) fn list(
+    pub(super) fn list_at(
         &self,
         kind: &'static Kind,
         at: Option<u64>,
@@ -128,7 +128,7 @@ impl Store {
     }
 
     /// What happened to a kind after a version, and up to which version that is known.
-    pub(super) fn events(
+    pub(super) fn events_after(
         &self,
         kind: &'static Kind,
         after: u64,
@@ -148,7 +148,7 @@ impl Store {
     }
 
     /// The object before its last change, for a cloud that tells old tales.
-    pub(super) fn stale(&self, kind: &'static Kind, key: &Key) -> Option<Arc<Json>> {
+    pub(super) fn previous_version(&self, kind: &'static Kind, key: &Key) -> Option<Arc<Json>> {
         let state = self.state.lock();
         let last = state
             .log
@@ -168,7 +168,7 @@ impl Store {
 
     /// Changes one object. `change` gets the present one and says what shall be: the same (nothing is written),
     /// another, or none. Out: what is there afterwards, or was there last.
-    pub(super) fn change(
+    pub(super) fn change_object(
         &self,
         kind: &'static Kind,
         key: &Key,
@@ -181,7 +181,7 @@ impl Store {
             .get(&place)
             .and_then(|objects| objects.get(key))
             .cloned();
-        let after = change(before.as_deref())?.map(|object| object.canonical(kind.builtin));
+        let after = change(before.as_deref())?.map(|object| object.into_server_order(kind.builtin));
         if let (Some(before), Some(after)) = (&before, &after)
             && **before == *after
         {
@@ -195,7 +195,7 @@ impl Store {
         let objects = state.objects.entry(place).or_default();
         let (after, result) = if let Some(mut object) = after {
             object.set(&["metadata", "resourceVersion"], version.to_string());
-            let object = Arc::new(object.canonical(kind.builtin));
+            let object = Arc::new(object.into_server_order(kind.builtin));
             objects.insert(key.clone(), Arc::clone(&object));
             (Some(Arc::clone(&object)), object)
         } else {
@@ -222,14 +222,14 @@ impl Store {
     }
 
     /// Fills in what the server gives every new object.
-    pub(super) fn stamp(&self, kind: &Kind, object: &mut Json, key: &Key) {
+    pub(super) fn stamp_new(&self, kind: &Kind, object: &mut Json, key: &Key) {
         object.set(&["kind"], kind.kind);
         object.set(&["apiVersion"], kind.api_version());
         object.set(&["metadata", "name"], key.1.as_str());
         if kind.namespaced {
             object.set(&["metadata", "namespace"], key.0.as_str());
         }
-        object.set(&["metadata", "uid"], pki::uuid());
+        object.set(&["metadata", "uid"], pki::random_uuid());
         object.set(&["metadata", "creationTimestamp"], self.timestamp());
         object.remove(&["metadata", "resourceVersion"]);
         if !kind.builtin || matches!(kind.resource, "pods" | "networkpolicies" | "endpointslices") {

@@ -10,7 +10,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::answer::{Answer, BodyError, JSON, answer, pieces};
+use super::answer::{Answer, BodyError, JSON, build_answer, stream_body};
 use super::json::Json;
 use super::kinds::Kind;
 use super::read::Collection;
@@ -36,7 +36,10 @@ struct Watch {
     over: bool,
 }
 
-pub(super) fn watch(shared: &Arc<Shared>, collection: &Collection<'_>) -> Result<Answer, Failure> {
+pub(super) fn start_watch(
+    shared: &Arc<Shared>,
+    collection: &Collection<'_>,
+) -> Result<Answer, Failure> {
     let target = collection.target;
     let initial = target.parameter("sendInitialEvents");
     if !initial.is_empty() && target.parameter("resourceVersionMatch") != "NotOlderThan" {
@@ -54,45 +57,45 @@ pub(super) fn watch(shared: &Arc<Shared>, collection: &Collection<'_>) -> Result
         kind: collection.kind,
         namespace: collection.namespace.to_owned(),
         selector: collection.selector.clone(),
-        bookmarks: target.flag("allowWatchBookmarks"),
+        bookmarks: target.is_set("allowWatchBookmarks"),
         version,
         ready: VecDeque::new(),
-        changes: shared.store.changes(),
+        changes: shared.store.subscribe(),
         deadline: Instant::now() + Duration::from_secs(seconds),
         bookmark_at: Instant::now() + shared.options.bookmark_every,
         over: false,
     };
     if initial == "true" || (initial.is_empty() && version == 0) {
-        let Ok((version, objects)) = shared.store.list(watch.kind, None) else {
+        let Ok((version, objects)) = shared.store.list_at(watch.kind, None) else {
             unreachable!("the present is never compacted")
         };
         watch.version = version;
-        for (_, object) in collection.select(objects) {
-            watch.push("ADDED", &object);
+        for (_, object) in collection.select_objects(objects) {
+            watch.push_event("ADDED", &object);
         }
         if initial == "true" && watch.bookmarks {
-            watch.bookmark(true);
+            watch.push_bookmark(true);
         }
     } else if version == 0 {
         watch.version = shared.store.version();
     }
     let events = stream::unfold(watch, |mut watch| async move {
-        let event = watch.next().await?;
+        let event = watch.next_event().await?;
         Some((Ok::<_, BodyError>(event), watch))
     });
-    Ok(answer(200, JSON, pieces(events)))
+    Ok(build_answer(200, JSON, stream_body(events)))
 }
 
 impl Watch {
-    fn push(&mut self, kind: &str, object: &Json) {
+    fn push_event(&mut self, kind: &str, object: &Json) {
         let mut bytes = format!("{{\"type\":\"{kind}\",\"object\":").into_bytes();
-        bytes.extend(object.bytes());
+        bytes.extend(object.to_bytes());
         bytes.extend_from_slice(b"}\n");
         self.ready.push_back(bytes.into());
     }
 
-    fn bookmark(&mut self, initial_end: bool) {
-        let mut object = Json::object();
+    fn push_bookmark(&mut self, initial_end: bool) {
+        let mut object = Json::empty_object();
         object.set(&["kind"], self.kind.kind);
         object.set(&["apiVersion"], self.kind.api_version());
         object.set(&["metadata", "resourceVersion"], self.version.to_string());
@@ -102,13 +105,13 @@ impl Watch {
                 "true",
             );
         }
-        let object = object.canonical(self.kind.builtin);
-        self.push("BOOKMARK", &object);
+        let object = object.into_server_order(self.kind.builtin);
+        self.push_event("BOOKMARK", &object);
         self.bookmark_at = Instant::now() + self.shared.options.bookmark_every;
     }
 
     /// The next event, or the end.
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next_event(&mut self) -> Option<Bytes> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
@@ -117,7 +120,7 @@ impl Watch {
                 return None;
             }
             self.changes.mark_unchanged();
-            self.collect();
+            self.collect_events();
             if !self.ready.is_empty() {
                 continue;
             }
@@ -126,49 +129,49 @@ impl Watch {
                 () = tokio::time::sleep_until(self.deadline) => {
                     self.over = true;
                     if self.bookmarks {
-                        self.bookmark(false);
+                        self.push_bookmark(false);
                     }
                 }
-                () = tokio::time::sleep_until(self.bookmark_at), if self.bookmarks => self.bookmark(false),
+                () = tokio::time::sleep_until(self.bookmark_at), if self.bookmarks => self.push_bookmark(false),
             }
         }
     }
 
-    fn collect(&mut self) {
-        match self.shared.store.events(self.kind, self.version) {
+    fn collect_events(&mut self) {
+        match self.shared.store.events_after(self.kind, self.version) {
             Ok((version, events)) => {
                 self.version = self.version.max(version);
                 for event in events {
-                    self.deliver(&event);
+                    self.push_if_selected(&event);
                 }
             }
             Err(Compacted(oldest)) => {
                 let text = format!("too old resource version: {} ({oldest})", self.version);
                 let status =
-                    serde_json::from_slice::<Json>(&Failure::new(410, "Expired", text).body());
-                self.push("ERROR", &status.unwrap_or(Json::Null));
+                    serde_json::from_slice::<Json>(&Failure::new(410, "Expired", text).to_body());
+                self.push_event("ERROR", &status.unwrap_or(Json::Null));
                 self.over = true;
             }
         }
     }
 
     /// An event as this watch sees it: an object that leaves the selection is deleted, one that enters it is added.
-    fn deliver(&mut self, event: &Event) {
+    fn push_if_selected(&mut self, event: &Event) {
         let sees = |object: &Option<Arc<Json>>| {
             object.clone().filter(|object| {
                 (self.namespace.is_empty()
-                    || object.text(&["metadata", "namespace"]) == self.namespace)
+                    || object.text_at(&["metadata", "namespace"]) == self.namespace)
                     && self.selector.matches(object)
             })
         };
         match (sees(&event.before), sees(&event.after)) {
-            (None, Some(after)) => self.push("ADDED", &after),
-            (Some(_), Some(after)) => self.push("MODIFIED", &after),
+            (None, Some(after)) => self.push_event("ADDED", &after),
+            (Some(_), Some(after)) => self.push_event("MODIFIED", &after),
             (Some(before), None) => {
                 // The last state that was selected, with the version at which it went.
                 let mut last = (*before).clone();
                 last.set(&["metadata", "resourceVersion"], event.version.to_string());
-                self.push("DELETED", &last);
+                self.push_event("DELETED", &last);
             }
             (None, None) => {}
         }

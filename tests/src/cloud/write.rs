@@ -1,12 +1,12 @@
 //! POST, PUT, PATCH and DELETE. In: a body and the object that is there. Out: the object that shall be, or the
 //! conflict that the real server would see. Limits: no admission, defaulting, validation or managedFields; a strategic
 //! merge patch is a merge patch that also merges `conditions` by type; JSON patch and server-side apply get 415.
-use super::answer::{Answer, json};
+use super::answer::{Answer, json_answer};
 use super::json::Json;
 use super::kinds::{self, Kind};
-use super::read::{Collection, Page, one, write};
+use super::read::{Collection, Page, encode_list, object_answer};
 use super::request::{Resource, Target};
-use super::status::{Failure, deleted};
+use super::status::{Failure, deleted_status};
 use super::store::{Key, Store};
 use crate::pki;
 
@@ -23,16 +23,16 @@ pub(super) struct Write<'a> {
 const OBJECT_TYPES: [&str; 2] = ["application/json", ""];
 
 impl Write<'_> {
-    fn key(&self) -> Key {
-        key(self.kind, &self.resource.namespace, &self.resource.name)
+    fn own_key(&self) -> Key {
+        object_key(self.kind, &self.resource.namespace, &self.resource.name)
     }
 
-    fn dry(&self) -> bool {
+    fn is_dry_run(&self) -> bool {
         self.target.parameter("dryRun") == "All"
     }
 
     /// The body as an object of the kind.
-    fn object(&self) -> Result<Json, Failure> {
+    fn parse_object(&self) -> Result<Json, Failure> {
         if !OBJECT_TYPES.contains(&self.content_type) {
             return Err(Failure::unsupported_media("application/json"));
         }
@@ -46,7 +46,7 @@ impl Write<'_> {
             );
             Failure::bad_request(message)
         })?;
-        let (said, version) = (object.text(&["kind"]), object.text(&["apiVersion"]));
+        let (said, version) = (object.text_at(&["kind"]), object.text_at(&["apiVersion"]));
         if (!said.is_empty() && said != kind.kind)
             || (!version.is_empty() && version != kind.api_version())
         {
@@ -57,7 +57,7 @@ impl Write<'_> {
             );
             return Err(Failure::bad_request(message));
         }
-        let namespace = object.text(&["metadata", "namespace"]);
+        let namespace = object.text_at(&["metadata", "namespace"]);
         if kind.namespaced && !namespace.is_empty() && namespace != self.resource.namespace {
             let message = "the namespace of the provided object does not match the namespace sent on the request";
             return Err(Failure::bad_request(message));
@@ -66,30 +66,30 @@ impl Write<'_> {
     }
 
     pub(super) fn create(&self) -> Result<Answer, Failure> {
-        let mut object = self.object()?;
+        let mut object = self.parse_object()?;
         let kind = self.kind;
-        let mut name = object.text(&["metadata", "name"]).to_owned();
-        let prefix = object.text(&["metadata", "generateName"]);
+        let mut name = object.text_at(&["metadata", "name"]).to_owned();
+        let prefix = object.text_at(&["metadata", "generateName"]);
         if name.is_empty() && !prefix.is_empty() {
             let letters = b"bcdfghjklmnpqrstvwxz2456789";
             let letter = |byte: u8| char::from(letters[usize::from(byte) % letters.len()]);
             name = prefix
                 .chars()
-                .chain(pki::random::<5>().map(letter))
+                .chain(pki::random_bytes::<5>().map(letter))
                 .collect();
         }
         if name.is_empty() {
             let why = "Required value: name or generateName is required";
             return Err(Failure::invalid(kind, "", "metadata.name", why));
         }
-        if !matches!(object.text(&["metadata", "resourceVersion"]), "" | "0") {
+        if !matches!(object.text_at(&["metadata", "resourceVersion"]), "" | "0") {
             return Err(Failure::new(
                 500,
                 "",
                 "resourceVersion should not be set on objects to be created",
             ));
         }
-        let key = key(kind, &self.resource.namespace, &name);
+        let key = object_key(kind, &self.resource.namespace, &name);
         if let Some(namespaces) = kinds::find("", "v1", "namespaces").filter(|_| kind.namespaced)
             && self
                 .store
@@ -98,20 +98,22 @@ impl Write<'_> {
         {
             return Err(Failure::not_found(namespaces, &key.0));
         }
-        self.store.stamp(kind, &mut object, &key);
-        if self.dry() {
-            return Ok(one(201, &object.canonical(kind.builtin)));
+        self.store.stamp_new(kind, &mut object, &key);
+        if self.is_dry_run() {
+            return Ok(object_answer(201, &object.into_server_order(kind.builtin)));
         }
-        let created = self.store.change(kind, &key, |present| match present {
-            Some(_) => Err(Failure::already_exists(kind, &name)),
-            None => Ok(Some(object)),
-        })?;
-        Ok(one(201, &created))
+        let created = self
+            .store
+            .change_object(kind, &key, |present| match present {
+                Some(_) => Err(Failure::already_exists(kind, &name)),
+                None => Ok(Some(object)),
+            })?;
+        Ok(object_answer(201, &created))
     }
 
     pub(super) fn update(&self) -> Result<Answer, Failure> {
-        let object = self.object()?;
-        let version = object.text(&["metadata", "resourceVersion"]);
+        let object = self.parse_object()?;
+        let version = object.text_at(&["metadata", "resourceVersion"]);
         if !self.kind.builtin && matches!(version, "" | "0") {
             let why = "Invalid value: 0: must be specified for an update";
             return Err(Failure::invalid(
@@ -121,7 +123,7 @@ impl Write<'_> {
                 why,
             ));
         }
-        self.replace(|_| Ok(object))
+        self.replace_object(|_| Ok(object))
     }
 
     pub(super) fn patch(&self) -> Result<Answer, Failure> {
@@ -136,7 +138,7 @@ impl Write<'_> {
         };
         let patch: Json = serde_json::from_slice(self.body)
             .map_err(|cause| Failure::bad_request(format!("error decoding patch: {cause}")))?;
-        self.replace(|present| {
+        self.replace_object(|present| {
             let mut object = present.clone();
             merge(&mut object, patch, strategic);
             Ok(object)
@@ -144,19 +146,19 @@ impl Write<'_> {
     }
 
     /// Puts another object in the place of the present one, if versions and UIDs agree.
-    fn replace(
+    fn replace_object(
         &self,
         make: impl FnOnce(&Json) -> Result<Json, Failure>,
     ) -> Result<Answer, Failure> {
-        let (kind, key) = (self.kind, self.key());
+        let (kind, key) = (self.kind, self.own_key());
         let mut dry = None;
-        let result = self.store.change(kind, &key, |present| {
+        let result = self.store.change_object(kind, &key, |present| {
             let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
             let object = make(present)?;
             let differs = |field: &str| {
                 let (wanted, found) = (
-                    object.text(&["metadata", field]),
-                    present.text(&["metadata", field]),
+                    object.text_at(&["metadata", field]),
+                    present.text_at(&["metadata", field]),
                 );
                 (!matches!(wanted, "" | "0") && wanted != found)
                     .then(|| (wanted.to_owned(), found.to_owned()))
@@ -173,25 +175,30 @@ impl Write<'_> {
                 );
                 return Err(Failure::bad_request(why));
             }
-            let object = self.settle(present, object);
-            if self.dry() {
+            let object = self.keep_server_fields(present, object);
+            if self.is_dry_run() {
                 dry = Some(object);
                 return Ok(Some(present.clone()));
             }
             // A finalizer that goes last takes the object with it.
-            let dying = !object.text(&["metadata", "deletionTimestamp"]).is_empty();
-            Ok((!(dying && finalizers(&object) == 0 && finalizers(present) > 0)).then_some(object))
+            let dying = !object
+                .text_at(&["metadata", "deletionTimestamp"])
+                .is_empty();
+            Ok(
+                (!(dying && count_finalizers(&object) == 0 && count_finalizers(present) > 0))
+                    .then_some(object),
+            )
         })?;
-        Ok(one(
+        Ok(object_answer(
             200,
             &dry.map_or(result.as_ref().clone(), |object| {
-                object.canonical(kind.builtin)
+                object.into_server_order(kind.builtin)
             }),
         ))
     }
 
     /// Keeps what clients can't change: identity, and status or spec, depending on the subresource.
-    fn settle(&self, present: &Json, mut object: Json) -> Json {
+    fn keep_server_fields(&self, present: &Json, mut object: Json) -> Json {
         let kind = self.kind;
         object.set(&["kind"], kind.kind);
         object.set(&["apiVersion"], kind.api_version());
@@ -206,7 +213,7 @@ impl Write<'_> {
         ];
         for field in own {
             let path = ["metadata", field];
-            match present.at(&path) {
+            match present.get_path(&path) {
                 Some(value) => object.set(&path, value.clone()),
                 None => drop(object.remove(&path)),
             }
@@ -225,11 +232,11 @@ impl Write<'_> {
         let object_spec = |object: &Json| {
             object
                 .clone()
-                .canonical(kind.builtin)
-                .at(&["spec"])
+                .into_server_order(kind.builtin)
+                .get_path(&["spec"])
                 .cloned()
         };
-        if let Some(Json::Number(number)) = present.at(&["metadata", "generation"])
+        if let Some(Json::Number(number)) = present.get_path(&["metadata", "generation"])
             && object_spec(present) != object_spec(&object)
         {
             object.set(
@@ -241,19 +248,20 @@ impl Write<'_> {
     }
 
     pub(super) fn delete(&self) -> Result<Answer, Failure> {
-        let (kind, key) = (self.kind, self.key());
-        let options: Json = serde_json::from_slice(self.body).unwrap_or_else(|_| Json::object());
-        let grace = match options.at(&["gracePeriodSeconds"]) {
+        let (kind, key) = (self.kind, self.own_key());
+        let options: Json =
+            serde_json::from_slice(self.body).unwrap_or_else(|_| Json::empty_object());
+        let grace = match options.get_path(&["gracePeriodSeconds"]) {
             Some(Json::Number(number)) => number.as_u64(),
             _ => self.target.parameter("gracePeriodSeconds").parse().ok(),
         };
         let mut graceful = false;
-        let result = self.store.change(kind, &key, |present| {
+        let result = self.store.change_object(kind, &key, |present| {
             let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
             for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
                 let (wanted, found) = (
-                    options.text(&["preconditions", field]),
-                    present.text(&["metadata", field]),
+                    options.text_at(&["preconditions", field]),
+                    present.text_at(&["metadata", field]),
                 );
                 if !wanted.is_empty() && wanted != found {
                     return Err(Failure::delete_precondition(
@@ -265,10 +273,13 @@ impl Write<'_> {
                 }
             }
             let scheduled =
-                kind.resource == "pods" && !present.text(&["spec", "nodeName"]).is_empty();
-            graceful = (scheduled && grace != Some(0)) || finalizers(present) > 0;
-            if self.dry()
-                || (graceful && !present.text(&["metadata", "deletionTimestamp"]).is_empty())
+                kind.resource == "pods" && !present.text_at(&["spec", "nodeName"]).is_empty();
+            graceful = (scheduled && grace != Some(0)) || count_finalizers(present) > 0;
+            if self.is_dry_run()
+                || (graceful
+                    && !present
+                        .text_at(&["metadata", "deletionTimestamp"])
+                        .is_empty())
             {
                 return Ok(Some(present.clone()));
             }
@@ -281,11 +292,11 @@ impl Write<'_> {
             Ok(graceful.then_some(dying))
         })?;
         if graceful || kind.resource == "pods" {
-            return Ok(one(200, &result));
+            return Ok(object_answer(200, &result));
         }
-        Ok(json(
+        Ok(json_answer(
             200,
-            deleted(kind, &key.1, result.text(&["metadata", "uid"])),
+            deleted_status(kind, &key.1, result.text_at(&["metadata", "uid"])),
         ))
     }
 }
@@ -293,17 +304,20 @@ impl Write<'_> {
 /// Deletes all that a collection selects, and answers with it.
 pub(super) fn delete_collection(collection: &Collection<'_>) -> Result<Answer, Failure> {
     let (store, kind) = (collection.store, collection.kind);
-    let Ok((_, objects)) = store.list(kind, None) else {
+    let Ok((_, objects)) = store.list_at(kind, None) else {
         unreachable!("the present is never compacted")
     };
     let mut gone = Vec::new();
-    for (key, _) in collection.select(objects) {
-        gone.push(store.change(kind, &key, |_| Ok(None))?);
+    for (key, _) in collection.select_objects(objects) {
+        gone.push(store.change_object(kind, &key, |_| Ok(None))?);
     }
-    Ok(json(200, write(kind, &Page::all(store.version()), &gone)))
+    Ok(json_answer(
+        200,
+        encode_list(kind, &Page::all_at(store.version()), &gone),
+    ))
 }
 
-pub(super) fn key(kind: &Kind, namespace: &str, name: &str) -> Key {
+pub(super) fn object_key(kind: &Kind, namespace: &str, name: &str) -> Key {
     (
         if kind.namespaced {
             namespace.to_owned()
@@ -314,8 +328,8 @@ pub(super) fn key(kind: &Kind, namespace: &str, name: &str) -> Key {
     )
 }
 
-fn finalizers(object: &Json) -> usize {
-    match object.at(&["metadata", "finalizers"]) {
+fn count_finalizers(object: &Json) -> usize {
+    match object.get_path(&["metadata", "finalizers"]) {
         Some(Json::Array(items)) => items.len(),
         _ => 0,
     }
@@ -327,18 +341,18 @@ fn merge(object: &mut Json, patch: Json, strategic: bool) {
         *object = patch;
         return;
     };
-    object.make(&[]);
+    object.make_path(&[]);
     if !matches!(object, Json::Object(_)) {
-        *object = Json::object();
+        *object = Json::empty_object();
     }
     for (name, value) in changes {
         let key = [name.as_str()];
         match value {
             _ if strategic && name.starts_with('$') => {}
             Json::Null => drop(object.remove(&key)),
-            Json::Object(_) => merge(object.make(&key), value, strategic),
+            Json::Object(_) => merge(object.make_path(&key), value, strategic),
             Json::Array(items) if strategic => {
-                let present = match object.at(&key) {
+                let present = match object.get_path(&key) {
                     Some(Json::Array(present)) if name == "conditions" => present.clone(),
                     _ => Vec::new(),
                 };
@@ -355,7 +369,7 @@ fn merge_items(mut present: Vec<Json>, items: Vec<Json>) -> Json {
     for item in items {
         let same = present[..known]
             .iter_mut()
-            .find(|one| one.text(&["type"]) == item.text(&["type"]));
+            .find(|one| one.text_at(&["type"]) == item.text_at(&["type"]));
         match same {
             Some(same) => merge(same, item, true),
             None if item.entries().iter().any(|(name, _)| name.starts_with('$')) => {}

@@ -115,7 +115,7 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
-    fn holds(self, direction: Direction) -> bool {
+    fn blocks(self, direction: Direction) -> bool {
         matches!(self, Fault::Blackhole(hole) if hole.is_none_or(|hole| hole == direction))
     }
 }
@@ -155,13 +155,13 @@ struct State {
 }
 
 impl State {
-    fn holds(&self, direction: Direction, connection: u64) -> bool {
+    fn blocks(&self, direction: Direction, connection: u64) -> bool {
         let late = self.no_more.is_some_and(|first| connection >= first);
-        self.fault.holds(direction) || self.forgotten == Some(connection) || late
+        self.fault.blocks(direction) || self.forgotten == Some(connection) || late
     }
 }
 
-struct Order {
+struct Command {
     fault: Fault,
     done: oneshot::Sender<anyhow::Result<()>>,
 }
@@ -170,7 +170,7 @@ struct Order {
 #[derive(Clone, Debug)]
 pub struct Handle {
     address: SocketAddr,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<Command>,
     state: watch::Receiver<State>,
     counters: Arc<Counters>,
     spawner: Spawner,
@@ -192,14 +192,14 @@ impl FaultProxy {
     ) -> anyhow::Result<FaultProxy> {
         let worker = Worker::start("fault", netns)?;
         let spawner = worker.spawner().clone();
-        let bound = spawner.run(async move { TcpListener::bind(listen).await });
+        let bound = spawner.block_on(async move { TcpListener::bind(listen).await });
         let listener =
             bound.with_context(|| format!("the fault proxy cannot listen on {listen}"))?;
         let address = listener.local_addr()?;
         let (orders, received) = mpsc::channel(16);
         let (publish, state) = watch::channel(State::default());
         let counters = Arc::<Counters>::default();
-        let gate = Gate {
+        let gate = FaultListener {
             address,
             upstream,
             publish,
@@ -256,14 +256,15 @@ impl Handle {
     /// Sets the fault; when this returns, it holds. Blocks.
     pub fn set(&self, fault: Fault) -> anyhow::Result<()> {
         let this = self.clone();
-        self.spawner.run(async move { this.order(fault).await })
+        self.spawner
+            .block_on(async move { this.set_async(fault).await })
     }
 
     /// The same for callers in async code.
-    pub async fn order(&self, fault: Fault) -> anyhow::Result<()> {
+    pub async fn set_async(&self, fault: Fault) -> anyhow::Result<()> {
         let (done, result) = oneshot::channel();
         self.orders
-            .send(Order { fault, done })
+            .send(Command { fault, done })
             .await
             .context("the fault proxy has ended")?;
         result.await.context("the fault proxy has ended")?
@@ -295,7 +296,7 @@ impl Handle {
 }
 
 /// The listener's side: accepts, and carries out orders.
-struct Gate {
+struct FaultListener {
     address: SocketAddr,
     upstream: SocketAddr,
     publish: watch::Sender<State>,
@@ -304,8 +305,8 @@ struct Gate {
     slots: Arc<Semaphore>,
 }
 
-impl Gate {
-    async fn run(self, listener: TcpListener, mut orders: mpsc::Receiver<Order>) {
+impl FaultListener {
+    async fn run(self, listener: TcpListener, mut orders: mpsc::Receiver<Command>) {
         let mut listener = Some(listener);
         loop {
             let accepted = async {
@@ -322,7 +323,7 @@ impl Gate {
                 }
                 accepted = accepted => {
                     if let Ok((client, _)) = accepted {
-                        self.admit(client);
+                        self.admit_client(client);
                     }
                 }
             }
@@ -356,7 +357,7 @@ impl Gate {
         Ok(())
     }
 
-    fn admit(&self, client: TcpStream) {
+    fn admit_client(&self, client: TcpStream) {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             return;
         };
@@ -365,7 +366,7 @@ impl Gate {
         let number = counters.accepted.fetch_add(1, Ordering::Relaxed);
         counters.open.fetch_add(1, Ordering::Relaxed);
         self.spawner.spawn(async move {
-            pump::link(client, upstream, (number, state), &counters).await;
+            pump::run_connection(client, upstream, (number, state), &counters).await;
             counters.open.fetch_sub(1, Ordering::Relaxed);
             drop(slot);
         });

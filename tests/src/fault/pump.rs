@@ -16,7 +16,7 @@ use super::{Counters, Direction, Fault, State};
 const PIECE: usize = 16 * 1024;
 const PIECES: usize = 64;
 /// How long a cut connection's client has to read what came before the cut.
-const FAREWELL: Duration = Duration::from_secs(1);
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why a connection's bytes stop.
 enum End {
@@ -26,7 +26,7 @@ enum End {
     Cut,
 }
 
-pub(super) async fn link(
+pub(super) async fn run_connection(
     client: TcpStream,
     upstream: SocketAddr,
     (number, state): (u64, watch::Receiver<State>),
@@ -43,52 +43,52 @@ pub(super) async fn link(
     let mut opening = state.clone();
     let connect = async {
         let _ = opening
-            .wait_for(|state| !state.holds(Direction::Up, number))
+            .wait_for(|state| !state.blocks(Direction::Up, number))
             .await;
         TcpStream::connect(upstream).await
     };
     let cloud = tokio::select! {
-        _ = &mut reset => return abort(&[&client]),
+        _ = &mut reset => return reset_sockets(&[&client]),
         connected = connect => match connected {
             Ok(cloud) => cloud,
-            Err(_) => return abort(&[&client]),
+            Err(_) => return reset_sockets(&[&client]),
         },
     };
     let _ = (client.set_nodelay(true), cloud.set_nodelay(true));
-    let up = pump(
+    let up = pump_direction(
         [&client, &cloud],
         Direction::Up,
         (number, state.clone()),
         counters,
     );
-    let down = pump(
+    let down = pump_direction(
         [&cloud, &client],
         Direction::Down,
         (number, state),
         counters,
     );
     tokio::select! {
-        _ = &mut reset => abort(&[&client, &cloud]),
+        _ = &mut reset => reset_sockets(&[&client, &cloud]),
         ended = async { tokio::try_join!(up, down) } => match ended {
             Ok(_) => {}
-            Err(End::Broken) => abort(&[&client, &cloud]),
-            Err(End::Cut) => say_farewell(&client).await,
+            Err(End::Broken) => reset_sockets(&[&client, &cloud]),
+            Err(End::Cut) => finish_and_drain(&client).await,
         },
     }
 }
 
 /// Makes the sockets' close a reset.
-fn abort(sockets: &[&TcpStream]) {
+fn reset_sockets(sockets: &[&TcpStream]) {
     for socket in sockets {
         let _ = SockRef::from(*socket).set_linger(Some(Duration::ZERO));
     }
 }
 
 /// FIN, then reading on: a close with unread bytes would be a reset, which eats what the client has not read yet.
-async fn say_farewell(client: &TcpStream) {
+async fn finish_and_drain(client: &TcpStream) {
     let _ = SockRef::from(client).shutdown(Shutdown::Write);
     let mut sink = [0; 1024];
-    let _ = timeout(FAREWELL, async {
+    let _ = timeout(DRAIN_LIMIT, async {
         while client.readable().await.is_ok() {
             match client.try_read(&mut sink) {
                 Ok(0) => return,
@@ -101,7 +101,7 @@ async fn say_farewell(client: &TcpStream) {
 }
 
 /// Moves bytes one way until the source's end, which it passes on.
-async fn pump(
+async fn pump_direction(
     [from, to]: [&TcpStream; 2],
     direction: Direction,
     (number, state): (u64, watch::Receiver<State>),
@@ -109,13 +109,13 @@ async fn pump(
 ) -> Result<(), End> {
     let (pieces, arriving) = mpsc::channel(PIECES);
     tokio::try_join!(
-        take(from, pieces, direction, (number, state.clone())),
-        give(to, arriving, direction, (number, state), counters)
+        read_pieces(from, pieces, direction, (number, state.clone())),
+        write_pieces(to, arriving, direction, (number, state), counters)
     )?;
     Ok(())
 }
 
-async fn take(
+async fn read_pieces(
     from: &TcpStream,
     pieces: mpsc::Sender<(Instant, Bytes)>,
     direction: Direction,
@@ -124,7 +124,7 @@ async fn take(
     let mut buffer = vec![0; PIECE];
     loop {
         let fault = state
-            .wait_for(|state| !state.holds(direction, number))
+            .wait_for(|state| !state.blocks(direction, number))
             .await
             .map_err(|_| End::Broken)?
             .fault;
@@ -153,7 +153,7 @@ async fn take(
     }
 }
 
-async fn give(
+async fn write_pieces(
     to: &TcpStream,
     mut pieces: mpsc::Receiver<(Instant, Bytes)>,
     direction: Direction,
@@ -173,7 +173,7 @@ async fn give(
         }
         while !piece.is_empty() {
             let now = *state
-                .wait_for(|state| !state.holds(direction, number))
+                .wait_for(|state| !state.blocks(direction, number))
                 .await
                 .map_err(|_| End::Broken)?;
             if now.setting != setting {
@@ -193,7 +193,7 @@ async fn give(
                 Fault::Rate(rate) => usize::try_from(rate / 20).unwrap_or(usize::MAX).max(1),
                 _ => usize::MAX,
             };
-            let sent = write(to, &piece[..piece.len().min(most)]).await?;
+            let sent = write_some(to, &piece[..piece.len().min(most)]).await?;
             piece = piece.split_off(sent);
             budget = budget.saturating_sub(sent as u64);
             counter.fetch_add(sent as u64, Ordering::Relaxed);
@@ -207,7 +207,7 @@ async fn give(
 }
 
 /// Writes some of the bytes.
-async fn write(to: &TcpStream, bytes: &[u8]) -> Result<usize, End> {
+async fn write_some(to: &TcpStream, bytes: &[u8]) -> Result<usize, End> {
     loop {
         to.writable().await.map_err(|_| End::Broken)?;
         match to.try_write(bytes) {

@@ -36,7 +36,7 @@ impl Api {
     ///
     /// # Errors
     /// As [`Api::new`].
-    pub fn another(&self) -> Result<Self> {
+    pub fn open_another(&self) -> Result<Self> {
         Self::new(self.options.clone())
     }
 
@@ -76,7 +76,7 @@ impl Api {
     /// # Errors
     /// Any other status, or no answer.
     pub fn get(&self, path: &str) -> Result<Value> {
-        success("GET", path, &self.request("GET", path, None)?)
+        ensure_success("GET", path, &self.request("GET", path, None)?)
     }
 
     /// POST; a failure unless 2xx.
@@ -84,7 +84,7 @@ impl Api {
     /// # Errors
     /// Any other status, or no answer.
     pub fn create(&self, path: &str, object: &Value) -> Result<Value> {
-        success(
+        ensure_success(
             "POST",
             path,
             &self.request("POST", path, Some(("application/json", object)))?,
@@ -95,9 +95,9 @@ impl Api {
     ///
     /// # Errors
     /// Any other status, or no answer.
-    pub fn merge(&self, path: &str, patch: &Value) -> Result<Value> {
+    pub fn merge_patch(&self, path: &str, patch: &Value) -> Result<Value> {
         let body = Some(("application/merge-patch+json", patch));
-        success("PATCH", path, &self.request("PATCH", path, body)?)
+        ensure_success("PATCH", path, &self.request("PATCH", path, body)?)
     }
 
     /// DELETE; a failure unless 2xx.
@@ -105,7 +105,7 @@ impl Api {
     /// # Errors
     /// Any other status, or no answer.
     pub fn delete(&self, path: &str) -> Result<Value> {
-        success("DELETE", path, &self.request("DELETE", path, None)?)
+        ensure_success("DELETE", path, &self.request("DELETE", path, None)?)
     }
 
     /// POST, again and again while the answer is 403 or 404: what it needs (a namespace, a resource definition, a
@@ -127,7 +127,7 @@ impl Api {
                     last = answer.text();
                     None
                 }
-                answer => Some(answer.and_then(|answer| success("POST", path, &answer))),
+                answer => Some(answer.and_then(|answer| ensure_success("POST", path, &answer))),
             }
         })
         .with_context(|| format!("POST {path}: {last}"))?
@@ -137,20 +137,20 @@ impl Api {
     ///
     /// # Errors
     /// Not so after the deadline; the last answer is in the message.
-    pub fn wait(
+    pub fn wait_for(
         &self,
         path: &str,
         patience: Duration,
         enough: impl Fn(&Value) -> bool,
     ) -> Result<Value> {
-        self.wait_as("application/json", path, patience, enough)
+        self.wait_for_as("application/json", path, patience, enough)
     }
 
     /// As [`Api::wait`], with an `Accept` of the caller's.
     ///
     /// # Errors
     /// As there.
-    pub fn wait_as(
+    pub fn wait_for_as(
         &self,
         accept: &str,
         path: &str,
@@ -181,7 +181,7 @@ impl Api {
     ///
     /// # Errors
     /// The account doesn't exist, or the server refuses.
-    pub fn token(&self, namespace: &str, account: &str) -> Result<String> {
+    pub fn request_token(&self, namespace: &str, account: &str) -> Result<String> {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
         let request = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
@@ -195,7 +195,7 @@ impl Api {
     }
 }
 
-fn success(method: &str, path: &str, answer: &Answer) -> Result<Value> {
+fn ensure_success(method: &str, path: &str, answer: &Answer) -> Result<Value> {
     if (200..300).contains(&answer.status) {
         return Ok(answer.json());
     }

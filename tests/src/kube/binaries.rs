@@ -66,14 +66,14 @@ impl Binaries {
                     .into(),
             )));
         }
-        build().map(|program| Ok(Self::Built(program)))
+        build_programs().map(|program| Ok(Self::Built(program)))
     }
 
     /// etcd with its data in `dir`, serving clients at `url`.
-    pub fn etcd(&self, dir: &Path, url: &str) -> Command {
+    pub fn etcd_command(&self, dir: &Path, url: &str) -> Command {
         match self {
             Self::Built(folder) => {
-                let mut command = verb(folder, "etcd");
+                let mut command = verb_command(folder, "etcd");
                 command.arg(dir).arg(url);
                 command
             }
@@ -93,17 +93,17 @@ impl Binaries {
     }
 
     /// kube-apiserver, without flags.
-    pub fn apiserver(&self) -> Command {
+    pub fn apiserver_command(&self) -> Command {
         match self {
-            Self::Built(folder) => verb(folder, "apiserver"),
+            Self::Built(folder) => verb_command(folder, "apiserver"),
             Self::Assets(folder) => Command::new(folder.join("kube-apiserver")),
         }
     }
 
     /// kube-controller-manager, without flags, if there is one.
-    pub fn controller_manager(&self) -> Option<Command> {
+    pub fn controller_manager_command(&self) -> Option<Command> {
         match self {
-            Self::Built(folder) => Some(verb(folder, "kcm")),
+            Self::Built(folder) => Some(verb_command(folder, "kcm")),
             Self::Assets(folder) => {
                 let program = folder.join("kube-controller-manager");
                 program.is_file().then(|| Command::new(program))
@@ -120,14 +120,14 @@ impl Binaries {
     }
 }
 
-fn verb(folder: &Path, verb: &str) -> Command {
+fn verb_command(folder: &Path, verb: &str) -> Command {
     let mut command = Command::new(folder.join("kube"));
     command.arg(verb);
     command
 }
 
 /// Builds `tests/kube` into `TARGET/kube/`. Several test processes may call it at once: one builds.
-fn build() -> Result<PathBuf> {
+fn build_programs() -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube");
     let folder = target_directory().join("kube");
     std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -162,7 +162,7 @@ fn is_newer(program: &Path, source: &Path) -> bool {
 
 fn run_go(source: &Path, folder: &Path) -> Result<()> {
     let started = Instant::now();
-    say(format_args!(
+    print_progress(format_args!(
         "building the real kube-apiserver (tests/kube): about 5 minutes the first time"
     ));
     let mut child = Command::new("go")
@@ -192,7 +192,7 @@ fn run_go(source: &Path, folder: &Path) -> Result<()> {
         lines += 1;
         if said.elapsed() > Duration::from_secs(10) {
             said = Instant::now();
-            say(format_args!(
+            print_progress(format_args!(
                 "  {:>4} s, {lines} steps: {line}",
                 started.elapsed().as_secs()
             ));
@@ -210,7 +210,7 @@ fn run_go(source: &Path, folder: &Path) -> Result<()> {
             last.join("\n")
         );
     }
-    say(format_args!("built in {} s", started.elapsed().as_secs()));
+    print_progress(format_args!("built in {} s", started.elapsed().as_secs()));
     // Go leaves an unchanged output's time alone; what we compare with is when it was last known to be right.
     for program in PROGRAMS {
         let built = std::fs::File::options()
@@ -222,7 +222,7 @@ fn run_go(source: &Path, folder: &Path) -> Result<()> {
 }
 
 /// The test harness captures `eprintln!`; a long build must be seen while it runs.
-fn say(line: fmt::Arguments<'_>) {
+fn print_progress(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 

@@ -58,13 +58,13 @@ const RESOURCES: [Resource; 22] = [
 ///
 /// # Errors
 /// The API server refuses one, or doesn't serve them within a minute.
-pub fn register(api: &Api) -> Result<()> {
+pub fn register_crds(api: &Api) -> Result<()> {
     let mut definitions: Vec<Value> = RESOURCES
         .iter()
-        .map(|resource| definition("crd.projectcalico.org", "v1", resource))
+        .map(|resource| crd_definition("crd.projectcalico.org", "v1", resource))
         .collect();
     // Calico's manifests bring the upstream network policy API along.
-    let mut policies = definition(
+    let mut policies = crd_definition(
         "policy.networking.k8s.io",
         "v1alpha2",
         &Resource(
@@ -85,7 +85,7 @@ pub fn register(api: &Api) -> Result<()> {
     until_discovered(api, "policy.networking.k8s.io", "v1alpha2", 1)?;
     // Until a resource's watch cache is filled, its lists are answered with 429 "storage is (re)initializing".
     for Resource(plural, ..) in &RESOURCES {
-        api.wait(
+        api.wait_for(
             &format!("/apis/crd.projectcalico.org/v1/{plural}"),
             PATIENCE,
             |_| true,
@@ -96,13 +96,13 @@ pub fn register(api: &Api) -> Result<()> {
 
 /// Both forms of discovery show the group with so many resources; each is brought up to date by itself.
 fn until_discovered(api: &Api, group: &str, version: &str, count: usize) -> Result<()> {
-    api.wait(&format!("/apis/{group}/{version}"), PATIENCE, |list| {
+    api.wait_for(&format!("/apis/{group}/{version}"), PATIENCE, |list| {
         list["resources"]
             .as_array()
             .is_some_and(|all| count_whole(all) == count)
     })?;
     let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    api.wait_as(aggregated, "/apis", PATIENCE, |list| {
+    api.wait_for_as(aggregated, "/apis", PATIENCE, |list| {
         let of_group = |item: &&Value| item["metadata"]["name"] == group;
         let item = list["items"]
             .as_array()
@@ -121,7 +121,7 @@ fn count_whole(resources: &[Value]) -> usize {
         .count()
 }
 
-fn definition(group: &str, version: &str, resource: &Resource) -> Value {
+fn crd_definition(group: &str, version: &str, resource: &Resource) -> Value {
     let Resource(plural, kind, namespaced, status) = resource;
     let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let mut schema = json!({
@@ -157,7 +157,7 @@ fn definition(group: &str, version: &str, resource: &Resource) -> Value {
 ///
 /// # Errors
 /// The API server refuses.
-pub fn grant(api: &Api) -> Result<()> {
+pub fn grant_cni_rights(api: &Api) -> Result<()> {
     let rules = json!([
         {"apiGroups": [""], "resources": ["pods", "nodes", "namespaces"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch"]},
@@ -167,16 +167,16 @@ pub fn grant(api: &Api) -> Result<()> {
          "verbs": ["get", "list", "create", "update", "delete"]},
     ]);
     let name = "calico-cni-plugin";
-    account(api, "kube-system", name)?;
+    create_account(api, "kube-system", name)?;
     let rbac = "/apis/rbac.authorization.k8s.io/v1";
     let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
                       "metadata": {"name": name}, "rules": rules});
     api.create(&format!("{rbac}/clusterroles"), &role)?;
-    bind(api, name, name)
+    bind_role(api, name, name)
 }
 
 /// A service account, as soon as its namespace is there.
-pub(super) fn account(api: &Api, namespace: &str, name: &str) -> Result<Value> {
+pub(super) fn create_account(api: &Api, namespace: &str, name: &str) -> Result<Value> {
     let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
     api.create_when_possible(
         &format!("/api/v1/namespaces/{namespace}/serviceaccounts"),
@@ -186,7 +186,7 @@ pub(super) fn account(api: &Api, namespace: &str, name: &str) -> Result<Value> {
 }
 
 /// Gives a cluster role to a service account of kube-system.
-pub(super) fn bind(api: &Api, role: &str, account: &str) -> Result<()> {
+pub(super) fn bind_role(api: &Api, role: &str, account: &str) -> Result<()> {
     let binding = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": account},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
@@ -203,7 +203,7 @@ pub(super) fn bind(api: &Api, role: &str, account: &str) -> Result<()> {
 ///
 /// # Errors
 /// The API server refuses, or doesn't serve the resources yet after a minute.
-pub fn install(api: &Api) -> Result<()> {
+pub fn install_objects(api: &Api) -> Result<()> {
     let base = "/apis/crd.projectcalico.org/v1";
     let information = json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation",
@@ -218,12 +218,12 @@ pub fn install(api: &Api) -> Result<()> {
                  "cidr": "10.244.0.0/16", "ipipMode": "Always", "natOutgoing": true, "nodeSelector": "all()",
                  "vxlanMode": "Never"},
     });
-    apply(api, &format!("{base}/clusterinformations"), information)?;
-    apply(api, &format!("{base}/ippools"), pool)
+    apply_object(api, &format!("{base}/clusterinformations"), information)?;
+    apply_object(api, &format!("{base}/ippools"), pool)
 }
 
 /// Creates an object as `kubectl apply` does: with its annotation and under its field manager's name.
-pub(super) fn apply(api: &Api, path: &str, mut object: Value) -> Result<()> {
+pub(super) fn apply_object(api: &Api, path: &str, mut object: Value) -> Result<()> {
     let applied = format!("{object}\n");
     object["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] =
         json!(applied);

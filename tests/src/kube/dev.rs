@@ -6,29 +6,29 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::{KubeCloud, Options};
-use crate::dev::{Access, Front, Place, wait_for_the_end};
+use crate::dev::{Access, Frontend, Settings, wait_until_stopped};
 
 /// Runs the control plane behind the fault proxy until SIGINT or SIGTERM.
 ///
 /// # Errors
 /// The control plane can't be built or started, or an address is taken.
-pub fn run(place: &Place) -> Result<()> {
+pub fn run(place: &Settings) -> Result<()> {
     let _ = writeln!(
         std::io::stderr().lock(),
         "starting the real kube-apiserver …"
     );
     let cloud = KubeCloud::start(Options::default())?;
-    let front = Front::start(place, cloud.address(), None)?;
+    let front = Frontend::start(place, cloud.address(), None)?;
     front.announce(
         place,
         &Access {
-            server: front.server(),
+            server: front.server_address(),
             direct: cloud.address(),
-            control: front.control(),
-            ca_pem: cloud.ca().to_owned(),
+            control: front.control_address(),
+            ca_pem: cloud.ca_pem().to_owned(),
             calico_token: cloud.calico_token().to_owned(),
             admin_token: cloud.admin_token().to_owned(),
         },
     )?;
-    wait_for_the_end(place)
+    wait_until_stopped(place)
 }

@@ -18,7 +18,7 @@ use crate::require;
 static TURN: Mutex<()> = Mutex::new(());
 
 /// How soon after the mend the cloud must be answering again.
-pub const MENDED: Duration = Duration::from_secs(5);
+pub const RESTORE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The node, in the order in which it ends.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Edge {
         if !require::root() {
             return Ok(None);
         }
-        let Some(binaries) = binaries()? else {
+        let Some(binaries) = find_or_skip()? else {
             return Ok(None);
         };
         let turn = TURN.lock();
@@ -54,7 +54,7 @@ impl Edge {
         };
         let cloud = KubeCloud::start_with(&binaries, options)?;
         let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address(), Some(&netns))?;
-        let mut options = daemon::Options::new(&fault.url(), cloud.ca(), Some(&netns));
+        let mut options = daemon::Options::new(&fault.url(), cloud.ca_pem(), Some(&netns));
         options.bpffs = true;
         let daemon = Daemon::start(options)?;
         Ok(Some(Self {
@@ -74,17 +74,17 @@ impl Edge {
         let Some(edge) = Self::start()? else {
             return Ok(());
         };
-        test(&edge).inspect_err(|_| eprintln!("hublet's log:\n{}", edge.daemon.log()))
+        test(&edge).inspect_err(|_| eprintln!("hublet's log:\n{}", edge.daemon.read_log()))
     }
 
     /// Mends the link, and waits until this read is answered by the cloud again.
     ///
     /// # Errors
     /// Not within 5 s.
-    pub fn mend(&self, client: &Client, path: &str) -> Result<Answer> {
+    pub fn restore_link(&self, client: &Client, path: &str) -> Result<Answer> {
         self.fault.set(Fault::None)?;
         let mut last = String::new();
-        eventually(MENDED, "the cloud answers again", || {
+        eventually(RESTORE_LIMIT, "the cloud answers again", || {
             let answer = client.get(path);
             last = format!("{answer:?}");
             answer
@@ -99,11 +99,11 @@ impl Edge {
 ///
 /// # Errors
 /// The build failed.
-pub fn binaries() -> Result<Option<Binaries>> {
+pub fn find_or_skip() -> Result<Option<Binaries>> {
     Ok(match Binaries::find()? {
         Ok(binaries) => Some(binaries),
         Err(why) => {
-            require::met(false, &why.to_string());
+            require::skip_unless(false, &why.to_string());
             None
         }
     })

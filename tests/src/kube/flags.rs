@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::binaries::Binaries;
 use crate::netns::Netns;
-use crate::pki::{Ca, Credential, Identity, kubeconfig};
+use crate::pki::{Ca, Credential, Identity, render_kubeconfig};
 
 const SERVICE_NETWORK: &str = "10.96.0.0/16";
 
@@ -44,8 +44,8 @@ pub(super) struct Ports {
 
 impl Ports {
     /// Ports that are free in the namespace now.
-    pub(super) fn choose(netns: Option<&Netns>) -> Result<Self> {
-        let listeners = super::within(netns, || {
+    pub(super) fn pick_free(netns: Option<&Netns>) -> Result<Self> {
+        let listeners = super::run_in_netns(netns, || {
             [(); 2].map(|()| {
                 TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
                     .and_then(|one| one.local_addr().map(|a| (one, a)))
@@ -83,10 +83,13 @@ pub(super) fn write_files(dir: &Path, authority: &Ca, addresses: &[IpAddr]) -> R
         .into_iter()
         .chain(further.iter().map(String::as_str))
         .collect();
-    pair("apiserver", &authority.server("kube-apiserver", &names)?)?;
+    pair(
+        "apiserver",
+        &authority.issue_server_cert("kube-apiserver", &names)?,
+    )?;
     pair(
         "kubelet-client",
-        &authority.client("kube-apiserver-kubelet-client", &["system:masters"])?,
+        &authority.issue_client_cert("kube-apiserver-kubelet-client", &["system:masters"])?,
     )?;
     // The key pair that signs service account tokens.
     let key = rcgen::KeyPair::generate()?;
@@ -96,9 +99,9 @@ pub(super) fn write_files(dir: &Path, authority: &Ca, addresses: &[IpAddr]) -> R
 }
 
 /// kube-apiserver with its flags.
-pub(super) fn apiserver(binaries: &Binaries, dir: &Path, ports: &Ports) -> Command {
+pub(super) fn apiserver_command(binaries: &Binaries, dir: &Path, ports: &Ports) -> Command {
     let file = |name: &str| dir.join(name).display().to_string();
-    let mut command = binaries.apiserver();
+    let mut command = binaries.apiserver_command();
     command.args([
         format!("--etcd-servers={}", ports.etcd_url()),
         "--bind-address=127.0.0.1".into(),
@@ -130,21 +133,21 @@ pub(super) fn apiserver(binaries: &Binaries, dir: &Path, ports: &Ports) -> Comma
 }
 
 /// kube-controller-manager with its flags, where there is one.
-pub(super) fn controller_manager(
+pub(super) fn controller_manager_command(
     binaries: &Binaries,
     dir: &Path,
     authority: &Ca,
     server: &str,
 ) -> Result<Option<Command>> {
-    let Some(mut command) = binaries.controller_manager() else {
+    let Some(mut command) = binaries.controller_manager_command() else {
         return Ok(None);
     };
     let user = "system:kube-controller-manager";
-    let identity = authority.client(user, &[user])?;
+    let identity = authority.issue_client_cert(user, &[user])?;
     let config = dir.join("kcm.kubeconfig");
     std::fs::write(
         &config,
-        kubeconfig(server, authority.pem(), Credential::Certificate(&identity)),
+        render_kubeconfig(server, authority.pem(), Credential::Certificate(&identity)),
     )?;
     let file = |name: &str| dir.join(name).display().to_string();
     command.args([

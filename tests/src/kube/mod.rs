@@ -112,27 +112,27 @@ impl KubeCloud {
     pub fn start_with(binaries: &Binaries, options: Options) -> Result<Self> {
         let netns = options.netns.as_ref();
         let dir = tempfile::Builder::new().prefix("hublet-kube-").tempdir()?;
-        let ports = flags::Ports::choose(netns)?;
+        let ports = flags::Ports::pick_free(netns)?;
         let authority = Ca::new("kubernetes")?;
         flags::write_files(dir.path(), &authority, &options.addresses)?;
 
-        let etcd = binaries.etcd(&dir.path().join("etcd"), &ports.etcd_url());
+        let etcd = binaries.etcd_command(&dir.path().join("etcd"), &ports.etcd_url());
         let mut etcd = Component::spawn("etcd", etcd, dir.path(), netns)?;
         // An API server that finds etcd's port closed tries again only after a second.
         until_it_listens(&mut etcd, ports.etcd, netns)?;
-        let command = flags::apiserver(binaries, dir.path(), &ports);
+        let command = flags::apiserver_command(binaries, dir.path(), &ports);
         let mut apiserver = Component::spawn("kube-apiserver", command, dir.path(), netns)?;
         until_it_listens(&mut apiserver, ports.apiserver, netns)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.apiserver));
         let server = format!("https://{address}");
         let controller_manager =
-            flags::controller_manager(binaries, dir.path(), &authority, &server)?
+            flags::controller_manager_command(binaries, dir.path(), &authority, &server)?
                 .map(|command| {
                     Component::spawn("kube-controller-manager", command, dir.path(), netns)
                 })
                 .transpose()?;
 
-        let administrator = authority.client("kubernetes-admin", &["system:masters"])?;
+        let administrator = authority.issue_client_cert("kubernetes-admin", &["system:masters"])?;
         let admin = Api::new(Options::client(
             &server,
             authority.pem(),
@@ -142,7 +142,7 @@ impl KubeCloud {
         until_ready(&admin, &mut apiserver)?;
 
         let managed = controller_manager.is_some();
-        let (calico_token, admin_token) = fill(&admin, &options.node, managed).with_context(|| {
+        let (calico_token, admin_token) = fill_cluster(&admin, &options.node, managed).with_context(|| {
             let log = controller_manager.as_ref().map_or_else(String::new, Component::log_tail);
             format!(
                 "filling the cloud failed; the ends of the logs: kube-apiserver\n{}\nkube-controller-manager\n{log}",
@@ -171,7 +171,7 @@ impl KubeCloud {
     /// How a client reaches the API server itself, past every proxy.
     pub fn client_options(&self, token: Option<&str>) -> client::Options {
         let server = format!("https://{}", self.address);
-        let options = Options::client(&server, self.ca(), self.netns.as_ref(), None);
+        let options = Options::client(&server, self.ca_pem(), self.netns.as_ref(), None);
         client::Options {
             token: token.map(str::to_owned),
             ..options
@@ -179,7 +179,7 @@ impl KubeCloud {
     }
 
     /// The CA that the API server and its clients are trusted by, PEM.
-    pub fn ca(&self) -> &str {
+    pub fn ca_pem(&self) -> &str {
         self.authority.pem()
     }
 
@@ -202,13 +202,13 @@ impl KubeCloud {
     ///
     /// # Errors
     /// The name can't stand in a certificate.
-    pub fn node(&self, name: &str) -> Result<Identity> {
+    pub fn node_identity(&self, name: &str) -> Result<Identity> {
         self.authority
-            .client(&format!("system:node:{name}"), &["system:nodes"])
+            .issue_client_cert(&format!("system:node:{name}"), &["system:nodes"])
     }
 
     /// The cluster's CA, for certificates of other kinds.
-    pub fn authority(&self) -> &Ca {
+    pub fn cluster_ca(&self) -> &Ca {
         &self.authority
     }
 
@@ -216,7 +216,7 @@ impl KubeCloud {
     ///
     /// # Errors
     /// It has ended.
-    pub fn pause(&self) -> Result<()> {
+    pub fn pause_apiserver(&self) -> Result<()> {
         self.apiserver.pause()
     }
 
@@ -224,7 +224,7 @@ impl KubeCloud {
     ///
     /// # Errors
     /// It has ended.
-    pub fn resume(&self) -> Result<()> {
+    pub fn resume_apiserver(&self) -> Result<()> {
         self.apiserver.resume()
     }
 
@@ -237,7 +237,7 @@ impl KubeCloud {
     ///
     /// # Errors
     /// The audit log can't be read.
-    pub fn audit(&self) -> Result<Vec<Value>> {
+    pub fn audit_events(&self) -> Result<Vec<Value>> {
         let text = std::fs::read_to_string(self.dir.path().join("audit.log"))?;
         // The last line may be half written.
         Ok(text
@@ -253,25 +253,25 @@ impl KubeCloud {
 }
 
 /// Puts everything into the fresh cluster: (Calico's token, the administrator's token).
-fn fill(admin: &Api, node: &str, managed: bool) -> Result<(String, String)> {
+fn fill_cluster(admin: &Api, node: &str, managed: bool) -> Result<(String, String)> {
     let calico = || {
-        let api = admin.another()?;
-        calico::register(&api)?;
-        calico::install(&api)
+        let api = admin.open_another()?;
+        calico::register_crds(&api)?;
+        calico::install_objects(&api)
     };
     let workload = || {
-        let api = admin.another()?;
+        let api = admin.open_another()?;
         workload::add_node(&api, node, managed)?;
         workload::add_pods(&api, node, managed)
     };
     let accounts = || {
-        calico::grant(admin)?;
+        calico::grant_cni_rights(admin)?;
         let name = "hublet-tests-admin";
-        calico::account(admin, "kube-system", name)?;
-        calico::bind(admin, "cluster-admin", name)?;
+        calico::create_account(admin, "kube-system", name)?;
+        calico::bind_role(admin, "cluster-admin", name)?;
         Ok((
-            admin.token("kube-system", "calico-cni-plugin")?,
-            admin.token("kube-system", name)?,
+            admin.request_token("kube-system", "calico-cni-plugin")?,
+            admin.request_token("kube-system", name)?,
         ))
     };
     std::thread::scope(|scope| {
@@ -290,8 +290,8 @@ fn fill(admin: &Api, node: &str, managed: bool) -> Result<(String, String)> {
 fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Netns>) -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     eventually(READY, "the port is open", || {
-        let ended = component.check().err();
-        let open = within(netns, || std::net::TcpStream::connect(address)).is_ok();
+        let ended = component.ensure_running().err();
+        let open = run_in_netns(netns, || std::net::TcpStream::connect(address)).is_ok();
         ended.map(Err).or_else(|| open.then_some(Ok(())))
     })
     .with_context(|| {
@@ -305,7 +305,7 @@ fn until_it_listens(component: &mut Component, port: u16, netns: Option<&Netns>)
 fn until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {
     let mut last = String::new();
     eventually(READY, "kube-apiserver is ready", || {
-        if let Err(ended) = apiserver.check() {
+        if let Err(ended) = apiserver.ensure_running() {
             return Some(Err(ended));
         }
         last = match admin.request("GET", "/readyz", None) {
@@ -319,7 +319,7 @@ fn until_ready(admin: &Api, apiserver: &mut Component) -> Result<()> {
 }
 
 /// Does something in the network namespace; `None` is the caller's own.
-fn within<T: Send>(netns: Option<&Netns>, work: impl FnOnce() -> T + Send) -> T {
+fn run_in_netns<T: Send>(netns: Option<&Netns>, work: impl FnOnce() -> T + Send) -> T {
     match netns {
         None => work(),
         Some(netns) => netns.run(work),

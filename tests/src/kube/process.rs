@@ -37,7 +37,7 @@ impl Component {
             .stdin(Stdio::piped())
             .env("KUBE_EXIT_WITH_STDIN", "1");
         command.stdout(output.try_clone()?).stderr(output);
-        let child = super::within(netns, || command.spawn()).with_context(|| {
+        let child = super::run_in_netns(netns, || command.spawn()).with_context(|| {
             format!(
                 "running {} ({name})",
                 command.get_program().to_string_lossy()
@@ -76,7 +76,7 @@ impl Component {
     ///
     /// # Errors
     /// It has ended.
-    pub fn check(&mut self) -> Result<()> {
+    pub fn ensure_running(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!(

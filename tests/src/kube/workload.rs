@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::api::Api;
-use super::calico::{account, apply};
+use super::calico::{apply_object, create_account};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,14 +24,14 @@ pub fn add_node(api: &Api, name: &str, managed: bool) -> Result<()> {
                      "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}, "name": name},
         "spec": {"podCIDR": "10.244.0.0/24"},
     });
-    apply(api, "/api/v1/nodes", node)?;
+    apply_object(api, "/api/v1/nodes", node)?;
     let path = format!("/api/v1/nodes/{name}");
     let ttl = "node.alpha.kubernetes.io/ttl";
     if !managed {
         let patch = json!({"metadata": {"annotations": {ttl: "0"}}});
-        api.merge(&format!("{path}?fieldManager=kcm"), &patch)?;
+        api.merge_patch(&format!("{path}?fieldManager=kcm"), &patch)?;
     }
-    api.wait(&path, PATIENCE, |node| {
+    api.wait_for(&path, PATIENCE, |node| {
         node["metadata"]["annotations"][ttl] == "0"
     })?;
     Ok(())
@@ -43,17 +43,17 @@ pub fn add_node(api: &Api, name: &str, managed: bool) -> Result<()> {
 /// The API server refuses, or the service account doesn't come within a minute.
 pub fn add_pods(api: &Api, node: &str, managed: bool) -> Result<()> {
     if !managed {
-        account(api, "default", "default")?;
+        create_account(api, "default", "default")?;
     }
     for name in PODS {
         let path = "/api/v1/namespaces/default/pods?fieldManager=kubectl-run";
-        api.create_when_possible(path, &pod(name, node), PATIENCE)?;
+        api.create_when_possible(path, &pod_manifest(name, node), PATIENCE)?;
     }
     Ok(())
 }
 
 /// A pod that is bound to its node.
-pub fn pod(name: &str, node: &str) -> Value {
+pub fn pod_manifest(name: &str, node: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"run": name}, "name": name},
         "spec": {"containers": [{"image": "registry.k8s.io/pause:3.9", "name": name, "resources": {}}],

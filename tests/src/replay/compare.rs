@@ -29,7 +29,7 @@ impl fmt::Display for Difference {
 }
 
 /// All differences of an answer from the recorded one: status, headers, body.
-pub fn differences(recorded: &Exchange, live: &Answer) -> Vec<Difference> {
+pub fn find_differences(recorded: &Exchange, live: &Answer) -> Vec<Difference> {
     let mut lines = Vec::new();
     if live.status != recorded.status {
         let body = String::from_utf8_lossy(&live.body);
@@ -38,10 +38,10 @@ pub fn differences(recorded: &Exchange, live: &Answer) -> Vec<Difference> {
             recorded.status, live.status
         ));
     }
-    headers(recorded, live, &mut lines);
-    match (normal(&recorded.answer), normal(&live.body)) {
+    compare_headers(recorded, live, &mut lines);
+    match (normalise(&recorded.answer), normalise(&live.body)) {
         (recorded, live) if recorded == live => {}
-        (recorded, live) => values("body", &recorded, &live, &mut lines),
+        (recorded, live) => compare_values("body", &recorded, &live, &mut lines),
     }
     lines
         .into_iter()
@@ -53,7 +53,7 @@ pub fn differences(recorded: &Exchange, live: &Answer) -> Vec<Difference> {
 }
 
 /// Every recorded header is there, with its value where that is constant; what is new is hublet's own.
-fn headers(recorded: &Exchange, live: &Answer, lines: &mut Vec<String>) {
+fn compare_headers(recorded: &Exchange, live: &Answer, lines: &mut Vec<String>) {
     for (name, value) in &recorded.answer_headers {
         match live.headers.get(name) {
             None => lines.push(format!("header {name}: missing")),
@@ -77,8 +77,8 @@ fn headers(recorded: &Exchange, live: &Answer, lines: &mut Vec<String>) {
 
 /// A body as a tree with everything blanked that is of one cluster only; text that is neither JSON nor protobuf
 /// stays text.
-pub fn normal(body: &[u8]) -> Value {
-    if let Ok(envelope) = protobuf::decode(body) {
+pub fn normalise(body: &[u8]) -> Value {
+    if let Ok(envelope) = protobuf::decode_envelope(body) {
         let mut object = envelope.object;
         blank_protobuf(&envelope.kind, &mut object);
         blank_texts(&mut object);
@@ -94,7 +94,7 @@ pub fn normal(body: &[u8]) -> Value {
     }
 }
 
-fn blank(value: &mut Value) {
+fn blank_value(value: &mut Value) {
     // What is missing or empty in one and not in the other stays a difference.
     if !matches!(value, Value::Null) && *value != "" {
         *value = json!("*");
@@ -116,7 +116,7 @@ fn blank_json(value: &mut Value) {
             continue;
         };
         for field in fields {
-            parent.get_mut(*field).into_iter().for_each(blank);
+            parent.get_mut(*field).into_iter().for_each(blank_value);
         }
         let Some(entries) = parent
             .get_mut("managedFields")
@@ -125,8 +125,11 @@ fn blank_json(value: &mut Value) {
             continue;
         };
         for entry in entries.iter_mut() {
-            entry.get_mut("time").into_iter().for_each(blank);
-            entry.get_mut("manager").into_iter().for_each(component);
+            entry.get_mut("time").into_iter().for_each(blank_value);
+            entry
+                .get_mut("manager")
+                .into_iter()
+                .for_each(normalise_component);
         }
         // The server sorts them by time, which is blank now.
         entries.sort_by_key(Value::to_string);
@@ -135,9 +138,15 @@ fn blank_json(value: &mut Value) {
 
 fn blank_protobuf(kind: &str, object: &mut Value) {
     if kind == "Status" {
-        object.pointer_mut("/5/0/6/0").into_iter().for_each(blank);
+        object
+            .pointer_mut("/5/0/6/0")
+            .into_iter()
+            .for_each(blank_value);
     } else if kind.ends_with("List") {
-        object.pointer_mut("/1/0/2/0").into_iter().for_each(blank);
+        object
+            .pointer_mut("/1/0/2/0")
+            .into_iter()
+            .for_each(blank_value);
         for item in object
             .get_mut("2")
             .and_then(Value::as_array_mut)
@@ -156,20 +165,23 @@ fn blank_object_meta(object: &mut Value) {
         return;
     };
     for field in ["/5/0", "/6/0", "/8/0"] {
-        meta.pointer_mut(field).into_iter().for_each(blank);
+        meta.pointer_mut(field).into_iter().for_each(blank_value);
     }
     let Some(entries) = meta.get_mut("17").and_then(Value::as_array_mut) else {
         return;
     };
     for entry in entries.iter_mut() {
-        entry.pointer_mut("/4/0").into_iter().for_each(blank);
-        entry.pointer_mut("/1/0").into_iter().for_each(component);
+        entry.pointer_mut("/4/0").into_iter().for_each(blank_value);
+        entry
+            .pointer_mut("/1/0")
+            .into_iter()
+            .for_each(normalise_component);
     }
     entries.sort_by_key(Value::to_string);
 }
 
 /// One name for a component, whatever its binary is called.
-fn component(manager: &mut Value) {
+fn normalise_component(manager: &mut Value) {
     match manager.as_str() {
         Some("kube-apiserver") => *manager = json!("apiserver"),
         Some("kube-controller-manager") => *manager = json!("kcm"),
@@ -189,31 +201,31 @@ fn blank_texts(value: &mut Value) {
     }
 }
 
-fn values(path: &str, recorded: &Value, live: &Value, lines: &mut Vec<String>) {
+fn compare_values(path: &str, recorded: &Value, live: &Value, lines: &mut Vec<String>) {
     match (recorded, live) {
         (Value::Object(a), Value::Object(b)) => {
             for name in a.keys().chain(b.keys()).collect::<BTreeSet<_>>() {
                 let value = |object: &serde_json::Map<String, Value>| {
                     object.get(name).cloned().unwrap_or_default()
                 };
-                values(&format!("{path}.{name}"), &value(a), &value(b), lines);
+                compare_values(&format!("{path}.{name}"), &value(a), &value(b), lines);
             }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
             for (index, (a, b)) in a.iter().zip(b).enumerate() {
-                values(&format!("{path}[{index}]"), a, b, lines);
+                compare_values(&format!("{path}[{index}]"), a, b, lines);
             }
         }
         _ if recorded == live => {}
         _ => lines.push(format!(
             "{path}: recorded {}, live {}",
-            short(recorded),
-            short(live)
+            shorten(recorded),
+            shorten(live)
         )),
     }
 }
 
-fn short(value: &Value) -> String {
+fn shorten(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 300 {
         text

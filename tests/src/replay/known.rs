@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Method;
 use serde_json::Value;
 
-use super::learn::identities;
+use super::learn::read_identities;
 use super::protobuf;
 use super::recording::Exchange;
 use crate::client::Answer;
@@ -22,7 +22,7 @@ pub struct Known {
 
 impl Known {
     /// Takes note of an exchange and its live answer.
-    pub fn note(&mut self, exchange: &Exchange, answer: &Answer) {
+    pub fn record(&mut self, exchange: &Exchange, answer: &Answer) {
         let path = exchange.uri.trim_end_matches("/status").to_owned();
         let told = (answer.status, answer.body.clone());
         match exchange.method {
@@ -36,7 +36,7 @@ impl Known {
             }
             // The object's own path is the collection's with its name.
             Method::POST => {
-                for identity in identities(&answer.body) {
+                for identity in read_identities(&answer.body) {
                     self.answers
                         .insert(format!("{path}/{}", identity.name), (200, told.1.clone()));
                 }
@@ -53,7 +53,7 @@ impl Known {
     }
 
     /// How an answer from the store to this read differs from what the cloud said last: `None` if it doesn't.
-    pub fn contradiction(&self, read: &Exchange, answer: &Answer) -> Option<String> {
+    pub fn find_contradiction(&self, read: &Exchange, answer: &Answer) -> Option<String> {
         let Some((status, body)) = self.answers.get(&read.uri) else {
             return Some("the cloud was never asked".into());
         };
@@ -75,8 +75,8 @@ impl Known {
         (answer.body != *body).then(|| {
             format!(
                 "not the newest copy: {} instead of {}",
-                describe(&answer.body),
-                describe(body)
+                describe_body(&answer.body),
+                describe_body(body)
             )
         })
     }
@@ -84,14 +84,14 @@ impl Known {
     /// A list holds what the cloud listed, each item as it was told last, and nothing that the cloud never told of.
     fn list_contradiction(&self, read: &Exchange, told: &[u8], answer: &[u8]) -> Option<String> {
         let path = read.uri.split('?').next().unwrap_or_default();
-        let stored = identities(answer);
-        for listed in identities(told) {
+        let stored = read_identities(answer);
+        for listed in read_identities(told) {
             let newest = self.answers.get(&format!("{path}/{}", listed.name));
             if newest.is_some_and(|(status, _)| *status == 404) {
                 continue;
             }
             let version = newest
-                .and_then(|(_, body)| identities(body).into_iter().next())
+                .and_then(|(_, body)| read_identities(body).into_iter().next())
                 .map_or(listed.version, |identity| identity.version);
             if !stored
                 .iter()
@@ -107,7 +107,9 @@ impl Known {
             self.answers
                 .get(&format!("{path}/{name}"))
                 .is_some_and(|(status, _)| *status < 300)
-                || identities(told).iter().any(|listed| listed.name == name)
+                || read_identities(told)
+                    .iter()
+                    .any(|listed| listed.name == name)
         };
         stored
             .iter()
@@ -118,7 +120,7 @@ impl Known {
 
 /// Lists and discovery documents have no name of their own; only lists have items with identities.
 fn is_list(body: &[u8]) -> bool {
-    match protobuf::decode(body) {
+    match protobuf::decode_envelope(body) {
         Ok(envelope) => envelope.kind.ends_with("List"),
         Err(_) => serde_json::from_slice::<Value>(body).is_ok_and(|value| {
             value["kind"]
@@ -130,7 +132,7 @@ fn is_list(body: &[u8]) -> bool {
 
 /// `reason` of a `Status` in either encoding.
 pub fn status_reason(body: &[u8]) -> Option<String> {
-    if let Ok(envelope) = protobuf::decode(body) {
+    if let Ok(envelope) = protobuf::decode_envelope(body) {
         return (envelope.kind == "Status")
             .then(|| envelope.object["4"][0].as_str().map(str::to_owned))?;
     }
@@ -138,8 +140,8 @@ pub fn status_reason(body: &[u8]) -> Option<String> {
     (value["kind"] == "Status").then(|| value["reason"].as_str().map(str::to_owned))?
 }
 
-fn describe(body: &[u8]) -> String {
-    match identities(body).first() {
+fn describe_body(body: &[u8]) -> String {
+    match read_identities(body).first() {
         Some(identity) => format!(
             "{} at {} ({} bytes)",
             identity.name,

@@ -10,7 +10,7 @@ use super::protobuf;
 
 /// Recorded → live, of uids and of resourceVersions.
 #[derive(Debug, Default)]
-pub(super) struct Learnt {
+pub(super) struct IdMap {
     uids: HashMap<String, String>,
     versions: HashMap<String, String>,
 }
@@ -22,12 +22,12 @@ pub(super) struct Identity {
     pub(super) version: String,
 }
 
-impl Learnt {
+impl IdMap {
     /// Learns from a recorded answer and the live one. Versions of lists don't count: requests never carry them,
     /// and other writers of the cluster move them.
     pub(super) fn learn(&mut self, recorded: &[u8], live: &[u8]) {
-        let live = identities(live);
-        for recorded in identities(recorded) {
+        let live = read_identities(live);
+        for recorded in read_identities(recorded) {
             let Some(live) = live.iter().find(|live| live.name == recorded.name) else {
                 continue;
             };
@@ -37,7 +37,7 @@ impl Learnt {
     }
 
     /// A recorded request body with the live uids and versions.
-    pub(super) fn replace(&self, body: &Bytes) -> Result<Vec<u8>> {
+    pub(super) fn substitute_ids(&self, body: &Bytes) -> Result<Vec<u8>> {
         let value: Value =
             serde_json::from_slice(body).context("a recorded request body that isn't JSON")?;
         let mut text = String::from_utf8(body.to_vec())?;
@@ -67,8 +67,8 @@ impl Learnt {
 }
 
 /// The objects in a body: itself, or the items of a list.
-pub(super) fn identities(body: &[u8]) -> Vec<Identity> {
-    if let Ok(envelope) = protobuf::decode(body) {
+pub(super) fn read_identities(body: &[u8]) -> Vec<Identity> {
+    if let Ok(envelope) = protobuf::decode_envelope(body) {
         let of = |object: &Value| {
             let text = |pointer: &str| {
                 object

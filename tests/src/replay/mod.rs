@@ -17,7 +17,7 @@ use anyhow::Result;
 
 pub use self::compare::Difference;
 pub use self::known::Known;
-use self::learn::Learnt;
+use self::learn::IdMap;
 pub use self::recording::{Exchange, Recording};
 use crate::client::{Answer, Client, Options};
 
@@ -26,7 +26,7 @@ use crate::client::{Answer, Client, Options};
 pub struct Replay {
     options: Options,
     client: Option<Client>,
-    learnt: Learnt,
+    learnt: IdMap,
     known: Known,
 }
 
@@ -38,7 +38,7 @@ impl Replay {
         Self {
             options,
             client: None,
-            learnt: Learnt::default(),
+            learnt: IdMap::default(),
             known: Known::default(),
         }
     }
@@ -55,10 +55,10 @@ impl Replay {
     pub fn play(&mut self, exchanges: &[Exchange]) -> Result<Vec<Difference>> {
         let mut differences = Vec::new();
         for exchange in exchanges {
-            let answer = self.send(exchange)?;
-            differences.extend(compare::differences(exchange, &answer));
+            let answer = self.send_exchange(exchange)?;
+            differences.extend(compare::find_differences(exchange, &answer));
             self.learnt.learn(&exchange.answer, &answer.body);
-            self.known.note(exchange, &answer);
+            self.known.record(exchange, &answer);
         }
         Ok(differences)
     }
@@ -67,12 +67,12 @@ impl Replay {
     ///
     /// # Errors
     /// As [`Replay::play`].
-    pub fn send(&mut self, exchange: &Exchange) -> Result<Answer> {
+    pub fn send_exchange(&mut self, exchange: &Exchange) -> Result<Answer> {
         let body = match &exchange.body {
             None => Vec::new(),
-            Some(body) => self.learnt.replace(body)?,
+            Some(body) => self.learnt.substitute_ids(body)?,
         };
-        let mut request = exchange.request();
+        let mut request = exchange.to_request();
         if exchange.body.is_some() {
             request = request.header("content-length", body.len());
         }

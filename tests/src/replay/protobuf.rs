@@ -24,19 +24,19 @@ pub struct Envelope {
 ///
 /// # Errors
 /// It isn't one.
-pub fn decode(body: &[u8]) -> Result<Envelope> {
+pub fn decode_envelope(body: &[u8]) -> Result<Envelope> {
     let bytes = body
         .strip_prefix(MAGIC)
         .context("no Kubernetes protobuf: it doesn't begin with k8s\\0")?;
-    let unknown = fields(bytes)?;
+    let unknown = read_fields(bytes)?;
     let of = |number: u32| {
         unknown.iter().find_map(|(field, wire)| match wire {
             Wire::Bytes(bytes) if *field == number => Some(*bytes),
             _ => None,
         })
     };
-    let meta = message(of(1).context("an envelope without its type")?)?;
-    let object = message(of(2).context("an envelope without its object")?)?;
+    let meta = decode_message(of(1).context("an envelope without its type")?)?;
+    let object = decode_message(of(2).context("an envelope without its object")?)?;
     let text = |field: &str| meta[field][0].as_str().unwrap_or_default().to_owned();
     Ok(Envelope {
         api_version: text("1"),
@@ -52,12 +52,12 @@ enum Wire<'a> {
 }
 
 /// A message as a JSON object.
-fn message(bytes: &[u8]) -> Result<Value> {
+fn decode_message(bytes: &[u8]) -> Result<Value> {
     let mut object = Map::new();
-    for (field, wire) in fields(bytes)? {
+    for (field, wire) in read_fields(bytes)? {
         let value = match wire {
             Wire::Number(number) => json!(number),
-            Wire::Bytes(bytes) => guess(bytes),
+            Wire::Bytes(bytes) => decode_guessed(bytes),
         };
         let values = object.entry(field.to_string()).or_insert_with(|| json!([]));
         values
@@ -68,28 +68,28 @@ fn message(bytes: &[u8]) -> Result<Value> {
     Ok(Value::Object(object))
 }
 
-fn guess(bytes: &[u8]) -> Value {
+fn decode_guessed(bytes: &[u8]) -> Value {
     let text = || Value::String(String::from_utf8_lossy(bytes).into_owned());
     let printable = bytes.iter().all(|byte| (b' '..=b'~').contains(byte));
     if printable {
         text()
     } else {
-        message(bytes).unwrap_or_else(|_| text())
+        decode_message(bytes).unwrap_or_else(|_| text())
     }
 }
 
-fn fields(mut bytes: &[u8]) -> Result<Vec<(u32, Wire<'_>)>> {
+fn read_fields(mut bytes: &[u8]) -> Result<Vec<(u32, Wire<'_>)>> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {
-        let tag = varint(&mut bytes)?;
+        let tag = read_varint(&mut bytes)?;
         let wire = match tag & 7 {
-            0 => Wire::Number(varint(&mut bytes)?),
-            1 => Wire::Bytes(take(&mut bytes, 8)?),
+            0 => Wire::Number(read_varint(&mut bytes)?),
+            1 => Wire::Bytes(take_bytes(&mut bytes, 8)?),
             2 => {
-                let length = usize::try_from(varint(&mut bytes)?)?;
-                Wire::Bytes(take(&mut bytes, length)?)
+                let length = usize::try_from(read_varint(&mut bytes)?)?;
+                Wire::Bytes(take_bytes(&mut bytes, length)?)
             }
-            5 => Wire::Bytes(take(&mut bytes, 4)?),
+            5 => Wire::Bytes(take_bytes(&mut bytes, 4)?),
             other => bail!("wire type {other}"),
         };
         let field = u32::try_from(tag >> 3)?;
@@ -101,7 +101,7 @@ fn fields(mut bytes: &[u8]) -> Result<Vec<(u32, Wire<'_>)>> {
     Ok(fields)
 }
 
-fn varint(bytes: &mut &[u8]) -> Result<u64> {
+fn read_varint(bytes: &mut &[u8]) -> Result<u64> {
     let mut number = 0_u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first().context("it ends within a number")?;
@@ -114,7 +114,7 @@ fn varint(bytes: &mut &[u8]) -> Result<u64> {
     bail!("a number of more than 64 bits")
 }
 
-fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Result<&'a [u8]> {
+fn take_bytes<'a>(bytes: &mut &'a [u8], length: usize) -> Result<&'a [u8]> {
     let (taken, rest) = bytes
         .split_at_checked(length)
         .context("it ends within a field")?;

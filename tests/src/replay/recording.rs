@@ -44,7 +44,7 @@ impl Exchange {
     }
 
     /// The request with its recorded headers.
-    pub fn request(&self) -> Builder {
+    pub fn to_request(&self) -> Builder {
         let request = Request::builder()
             .method(self.method.clone())
             .uri(&self.uri);
@@ -85,7 +85,7 @@ impl Recording {
     ///
     /// # Errors
     /// The files are missing or damaged.
-    pub fn calico() -> Result<Self> {
+    pub fn load_calico() -> Result<Self> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/calico-cni");
         let read = |name: &str| {
             let path = dir.join(name);
@@ -128,7 +128,7 @@ impl Recording {
     ///
     /// # Errors
     /// There is no such sequence.
-    pub fn sequence(&self, case: &str) -> Result<&[Exchange]> {
+    pub fn find_sequence(&self, case: &str) -> Result<&[Exchange]> {
         let of_case = |exchange: &Exchange| exchange.case == case;
         let Some(first) = self.exchanges.iter().position(of_case) else {
             bail!("no sequence {case:?} in the recording");

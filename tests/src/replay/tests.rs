@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::compare::differences;
-use super::learn::identities;
+use super::compare::find_differences;
+use super::learn::read_identities;
 use super::{Exchange, Known, Recording, protobuf};
 use crate::client::Answer;
 
 fn recording() -> Recording {
-    Recording::calico().unwrap()
+    Recording::load_calico().unwrap()
 }
 
 fn exchange(id: u32) -> Exchange {
@@ -57,7 +57,7 @@ fn latin1(bytes: &[u8]) -> String {
 #[test]
 fn every_recorded_answer_equals_itself() {
     for exchange in recording().all() {
-        let found = differences(exchange, &answer(exchange, exchange.answer.clone()));
+        let found = find_differences(exchange, &answer(exchange, exchange.answer.clone()));
         assert!(found.is_empty(), "{found:?}");
     }
 }
@@ -74,7 +74,7 @@ fn uids_versions_and_times_of_another_cluster_are_accepted() {
         ("2026-11-22T16:32:53Z", "2031-01-01T00:00:00Z"),
     ] {
         assert!(
-            differences(&handle, &with(&handle, old, new)).is_empty(),
+            find_differences(&handle, &with(&handle, old, new)).is_empty(),
             "{old}"
         );
     }
@@ -87,10 +87,13 @@ fn uids_versions_and_times_of_another_cluster_are_accepted() {
         ("10418", "99999"),
         ("kube-api-access-z9jh6", "kube-api-access-aaaaa"),
     ] {
-        assert!(differences(&pod, &with(&pod, old, new)).is_empty(), "{old}");
+        assert!(
+            find_differences(&pod, &with(&pod, old, new)).is_empty(),
+            "{old}"
+        );
     }
     let deleted = exchange(60);
-    assert!(differences(&deleted, &with(&deleted, "ce7a6f6a", "00000000")).is_empty());
+    assert!(find_differences(&deleted, &with(&deleted, "ce7a6f6a", "00000000")).is_empty());
 }
 
 #[test]
@@ -117,7 +120,7 @@ fn anything_else_is_a_difference() {
     ] {
         let exchange = exchange(id);
         assert!(
-            !differences(&exchange, &with(&exchange, old, new)).is_empty(),
+            !find_differences(&exchange, &with(&exchange, old, new)).is_empty(),
             "#{id}: {old} → {new}"
         );
     }
@@ -134,7 +137,7 @@ fn status_and_headers_count() {
     live.headers.insert("server", "nginx".parse().unwrap());
     live.headers
         .insert("x-hublet-source", "cloud".parse().unwrap());
-    let found: Vec<String> = differences(&handle, &live)
+    let found: Vec<String> = find_differences(&handle, &live)
         .iter()
         .map(ToString::to_string)
         .collect();
@@ -146,10 +149,10 @@ fn status_and_headers_count() {
 
 #[test]
 fn protobuf_bodies_are_read_without_a_schema() {
-    let pod = protobuf::decode(&exchange(4).answer).unwrap();
+    let pod = protobuf::decode_envelope(&exchange(4).answer).unwrap();
     assert_eq!((pod.api_version.as_str(), pod.kind.as_str()), ("v1", "Pod"));
     assert_eq!(pod.object["2"][0]["10"][0], "edge-1"); // spec.nodeName
-    let identity = &identities(&exchange(4).answer)[0];
+    let identity = &read_identities(&exchange(4).answer)[0];
     assert_eq!(
         (identity.name.as_str(), identity.version.as_str()),
         ("pod-a", "10418")
@@ -157,7 +160,7 @@ fn protobuf_bodies_are_read_without_a_schema() {
     let body = &exchange(4).answer;
     for end in 0..body.len() {
         // A body cut anywhere is an error or another object, never a panic.
-        let _ = protobuf::decode(&body[..end]);
+        let _ = protobuf::decode_envelope(&body[..end]);
     }
 }
 
@@ -166,7 +169,7 @@ fn protobuf_bodies_are_read_without_a_schema() {
 fn the_last_word_of_the_cloud_is_known() {
     let mut known = Known::default();
     for exchange in recording().all() {
-        known.note(exchange, &answer(exchange, exchange.answer.clone()));
+        known.record(exchange, &answer(exchange, exchange.answer.clone()));
     }
     let read = |id: u32| {
         let uri = exchange(id).uri;
@@ -174,7 +177,7 @@ fn the_last_word_of_the_cloud_is_known() {
     };
     let said = |id: u32, of: u32| {
         let of = exchange(of);
-        known.contradiction(&read(id), &answer(&of, of.answer.clone()))
+        known.find_contradiction(&read(id), &answer(&of, of.answer.clone()))
     };
     // A pod is what its last PATCH returned, not what was read before it.
     assert_eq!(said(49, 50), None);
@@ -183,11 +186,11 @@ fn the_last_word_of_the_cloud_is_known() {
     let created = exchange(43);
     let mut read_again = answer(&created, created.answer.clone());
     read_again.status = 200;
-    assert_eq!(known.contradiction(&read(42), &read_again), None);
+    assert_eq!(known.find_contradiction(&read(42), &read_again), None);
     assert!(said(42, 42).unwrap().contains("the cloud said"));
     let gone = exchange(22);
     assert_eq!(
-        known.contradiction(&read(53), &answer(&gone, gone.answer.clone())),
+        known.find_contradiction(&read(53), &answer(&gone, gone.answer.clone())),
         None
     );
     assert!(said(53, 59).unwrap().contains("404"));
@@ -196,7 +199,7 @@ fn the_last_word_of_the_cloud_is_known() {
     let empty = exchange(14);
     assert!(
         known
-            .contradiction(&read(39), &answer(&empty, empty.answer.clone()))
+            .find_contradiction(&read(39), &answer(&empty, empty.answer.clone()))
             .unwrap()
             .contains("isn't in the list")
     );
@@ -205,5 +208,5 @@ fn the_last_word_of_the_cloud_is_known() {
         "\"name\":\"edge-1-10-244-228-128-26\"",
         "\"name\":\"other\"",
     );
-    assert!(known.contradiction(&read(39), &invented).is_some());
+    assert!(known.find_contradiction(&read(39), &invented).is_some());
 }

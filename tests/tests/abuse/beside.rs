@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use hublet_tests::client::Answer;
 use hublet_tests::cloud::Handle;
-use hublet_tests::eventually::slowness;
+use hublet_tests::eventually::slowness_factor;
 use hublet_tests::site::Site;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -73,10 +73,10 @@ impl Beside {
             stop,
             threads: Vec::new(),
         };
-        let kept = site.admin()?;
+        let kept = site.admin_client()?;
         beside.run(EVERY, move |number| match number % 4 {
             0 => kept.get(PODS),
-            1 if online => kept.json("PUT", &format!("{MAPS}/mine"), &map("mine", number)),
+            1 if online => kept.send_json("PUT", &format!("{MAPS}/mine"), &map("mine", number)),
             _ => kept.get(NODE),
         });
         let fresh = site.daemon.client(Some(&site.cloud.admin_token))?;
@@ -133,7 +133,7 @@ impl Beside {
         let (seen, stop) = (Arc::clone(&self.seen), Arc::clone(&self.stop));
         self.threads.push(std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let event = match events.event(Duration::from_secs(5) * slowness()) {
+                let event = match events.next_event(Duration::from_secs(5) * slowness_factor()) {
                     Ok(Some(event)) => event,
                     Ok(None) => return seen.lock().failed.push("the watch ended".into()),
                     Err(cause) => return seen.lock().failed.push(format!("the watch: {cause:#}")),

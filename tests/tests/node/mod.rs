@@ -20,7 +20,7 @@ use hublet::authz::caller::Process;
 use hublet::config::{DummyConfig, GuardConfig, SelectConfig, Services, SetupConfig};
 use hublet::node::component::Component;
 use hublet::steer::Setup;
-use hublet_tests::eventually::slowness;
+use hublet_tests::eventually::slowness_factor;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -197,7 +197,7 @@ pub fn ip(arguments: &str) -> String {
 /// hublet's listener. Who accepts in vain fails after a minute instead of waiting for ever.
 pub fn listen(at: SocketAddrV4) -> TcpListener {
     let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("bind {at}: {error}"));
-    let patience = Duration::from_secs(60) * slowness();
+    let patience = Duration::from_secs(60) * slowness_factor();
     SockRef::from(&listener)
         .set_read_timeout(Some(patience))
         .expect("SO_RCVTIMEO");

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
-use hublet_tests::eventually::slowness;
+use hublet_tests::eventually::slowness_factor;
 use hublet_tests::netns::Netns;
 
 use super::{Node, OWN, accept, ip, steering};
@@ -45,13 +45,13 @@ impl Pod {
             // What isn't steered fails at once, as on the node.
             "route add unreachable 10.96.0.1/32".into(),
         ] {
-            netns.ip(&words).unwrap();
+            netns.run_ip(&words).unwrap();
         }
         Self { netns }
     }
 
     pub fn dial(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
-        let patience = Duration::from_millis(800) * slowness();
+        let patience = Duration::from_millis(800) * slowness_factor();
         self.netns
             .run(|| TcpStream::connect_timeout(&to.into(), patience))
     }

@@ -23,7 +23,7 @@ const SYSCTLS: [(&str, &str); 6] = [
 pub(super) const KUBELET: &str = "/var/lib/kubelet";
 
 /// Writes them all. `kubeconfig` is the kubelet's.
-pub(super) fn write(dir: &Path, options: &Options, cni: &Path, cgroup: &str) -> Result<()> {
+pub(super) fn write_files(dir: &Path, options: &Options, cni: &Path, cgroup: &str) -> Result<()> {
     for folder in ["cni", "manifests", "sysctl", "kubelet"] {
         fs::create_dir_all(dir.join(folder))?;
     }
@@ -31,20 +31,20 @@ pub(super) fn write(dir: &Path, options: &Options, cni: &Path, cgroup: &str) -> 
         let path = dir.join(name);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     };
-    write("containerd.toml", &containerd(dir, cni))?;
-    write("cni/10-ptp.conflist", &network(dir, options).to_string())?;
+    write("containerd.toml", &containerd_config(dir, cni))?;
+    write("cni/10-ptp.conflist", &cni_config(dir, options).to_string())?;
     write("kubeconfig", &options.kubeconfig)?;
     // JSON is YAML, too.
-    write("kubelet.yaml", &kubelet(dir, cgroup).to_string())?;
+    write("kubelet.yaml", &kubelet_config(dir, cgroup).to_string())?;
     write("ca.crt", &options.ca_pem)?;
     for (name, value) in SYSCTLS {
         write(&format!("sysctl/{}", name.replace('/', ".")), value)?;
     }
-    write("start.sh", &script(dir, options))
+    write("start.sh", &start_script(dir, options))
 }
 
 /// For 1.6 and later. `restrict_oom_score_adj`: machines without CAP_SYS_RESOURCE can't lower it.
-fn containerd(dir: &Path, cni: &Path) -> String {
+fn containerd_config(dir: &Path, cni: &Path) -> String {
     let at = |name: &str| format!("{:?}", dir.join(name).display().to_string());
     format!(
         "version = 2\nroot = {root}\nstate = {state}\n\
@@ -64,7 +64,7 @@ fn containerd(dir: &Path, cni: &Path) -> String {
 }
 
 /// A veth for each pod, whose default route is the node.
-fn network(dir: &Path, options: &Options) -> Value {
+fn cni_config(dir: &Path, options: &Options) -> Value {
     json!({
         "cniVersion": "0.4.0", "name": "pods",
         "plugins": [{
@@ -75,7 +75,7 @@ fn network(dir: &Path, options: &Options) -> Value {
     })
 }
 
-fn kubelet(dir: &Path, cgroup: &str) -> Value {
+fn kubelet_config(dir: &Path, cgroup: &str) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true},
@@ -91,7 +91,7 @@ fn kubelet(dir: &Path, cgroup: &str) -> Value {
 
 /// The node's first process, in namespaces of its own for processes and mounts: when it ends, by its standard input
 /// or by a signal, the kernel ends all that it started and forgets all that they mounted.
-fn script(dir: &Path, options: &Options) -> String {
+fn start_script(dir: &Path, options: &Options) -> String {
     let dir = dir.display();
     let mut script = format!(
         "set -eu\ncd {dir}\nunset KUBE_EXIT_WITH_STDIN\n\

@@ -13,10 +13,10 @@ pub(super) const NAME: &str = "hublet.test/pod:1";
 pub const PROGRAM: &str = "/pod";
 
 /// Writes the archive.
-pub(super) fn write(program: &Path, archive: &Path) -> Result<()> {
+pub(super) fn write_archive(program: &Path, archive: &Path) -> Result<()> {
     let bytes = std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;
     let mut layer = tar::Builder::new(Vec::new());
-    add(&mut layer, &PROGRAM[1..], 0o755, &bytes)?;
+    add_file(&mut layer, &PROGRAM[1..], 0o755, &bytes)?;
     let layer = layer.into_inner()?;
     let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &layer);
     let sum: String = sum
@@ -39,14 +39,14 @@ pub(super) fn write(program: &Path, archive: &Path) -> Result<()> {
 
     let file = File::create(archive).with_context(|| format!("creating {}", archive.display()))?;
     let mut image = tar::Builder::new(file);
-    add(
+    add_file(
         &mut image,
         "config.json",
         0o644,
         config.to_string().as_bytes(),
     )?;
-    add(&mut image, "layer.tar", 0o644, &layer)?;
-    add(
+    add_file(&mut image, "layer.tar", 0o644, &layer)?;
+    add_file(
         &mut image,
         "manifest.json",
         0o644,
@@ -56,7 +56,7 @@ pub(super) fn write(program: &Path, archive: &Path) -> Result<()> {
     Ok(())
 }
 
-fn add<W: std::io::Write>(
+fn add_file<W: std::io::Write>(
     to: &mut tar::Builder<W>,
     name: &str,
     mode: u32,

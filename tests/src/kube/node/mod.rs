@@ -80,7 +80,7 @@ pub struct Call {
 /// Can a real node run here: root, containerd, runc and the CNI plugins?
 #[must_use]
 #[track_caller]
-pub fn possible() -> bool {
+pub fn can_run() -> bool {
     let found = |program: &str| {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
@@ -88,15 +88,15 @@ pub fn possible() -> bool {
     let all = ["containerd", "ctr", "runc", "unshare"]
         .into_iter()
         .all(found)
-        && cni().is_some();
+        && cni_folder().is_some();
     require::bpf()
-        && require::met(
+        && require::skip_unless(
             all,
             "a real node needs containerd, runc and containernetworking-plugins (Debian's names)",
         )
 }
 
-fn cni() -> Option<&'static Path> {
+fn cni_folder() -> Option<&'static Path> {
     CNI.into_iter()
         .map(Path::new)
         .find(|folder| folder.join("ptp").is_file())
@@ -109,7 +109,7 @@ impl RealNode {
     /// A program is missing, or containerd doesn't answer; the message holds the ends of the logs.
     pub fn start(options: &Options) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("hublet-node-").tempdir()?;
-        let cni = cni().context("no CNI plugins (Debian: containernetworking-plugins)")?;
+        let cni = cni_folder().context("no CNI plugins (Debian: containernetworking-plugins)")?;
         // "kube" is in the name of every folder that a kubelet keeps pods below: hublet looks for that.
         let unique = dir
             .path()
@@ -121,7 +121,7 @@ impl RealNode {
         make_cgroups(&cgroup)?;
         let made = !Path::new(files::KUBELET).exists();
         fs::create_dir_all(files::KUBELET)?;
-        files::write(dir.path(), options, cni, &format!("/{cgroup}"))?;
+        files::write_files(dir.path(), options, cni, &format!("/{cgroup}"))?;
         let mut command = Command::new("unshare");
         command.args([
             "--mount",
@@ -140,19 +140,23 @@ impl RealNode {
             made,
             dir,
         };
-        node.import(&options.programs.join("pod"))?;
+        node.import_image(&options.programs.join("pod"))?;
         Ok(node)
     }
 
-    fn import(&mut self, program: &Path) -> Result<()> {
+    fn import_image(&mut self, program: &Path) -> Result<()> {
         let archive = self.dir.path().join("image.tar");
-        image::write(program, &archive)?;
+        image::write_archive(program, &archive)?;
         let mut last = String::new();
         eventually(READY, "containerd takes the image", || {
-            if let Some(Err(ended)) = self.processes.as_mut().map(Component::check) {
+            if let Some(Err(ended)) = self.processes.as_mut().map(Component::ensure_running) {
                 return Some(Err(ended));
             }
-            let output = self.ctr().args(["images", "import"]).arg(&archive).output();
+            let output = self
+                .ctr_command()
+                .args(["images", "import"])
+                .arg(&archive)
+                .output();
             match output {
                 Ok(output) if output.status.success() => return Some(Ok(())),
                 Ok(output) => last = String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -160,11 +164,11 @@ impl RealNode {
             }
             None
         })
-        .with_context(|| format!("{last}\n{}", self.logs()))?
-        .with_context(|| self.logs())
+        .with_context(|| format!("{last}\n{}", self.log_tails()))?
+        .with_context(|| self.log_tails())
     }
 
-    fn ctr(&self) -> Command {
+    fn ctr_command(&self) -> Command {
         let mut command = Command::new("ctr");
         command
             .arg("--address")
@@ -176,7 +180,7 @@ impl RealNode {
     /// A pod on this node that runs [`PROGRAM`] with these words, as this service account, with the ConfigMap
     /// `trust` at `/trust`.
     #[must_use]
-    pub fn pod(&self, name: &str, account: &str, words: &[&str]) -> Value {
+    pub fn pod_manifest(&self, name: &str, account: &str, words: &[&str]) -> Value {
         let command: Vec<&str> = [PROGRAM].into_iter().chain(words.iter().copied()).collect();
         json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
@@ -194,7 +198,7 @@ impl RealNode {
 
     /// What the pod's container has said so far, over all its starts.
     #[must_use]
-    pub fn calls(&self, pod: &str, uid: &str) -> Vec<Call> {
+    pub fn read_calls(&self, pod: &str, uid: &str) -> Vec<Call> {
         let folder = self
             .dir
             .path()
@@ -223,7 +227,7 @@ impl RealNode {
 
     /// The ends of the logs.
     #[must_use]
-    pub fn logs(&self) -> String {
+    pub fn log_tails(&self) -> String {
         let tail = |name: &str| {
             let text = fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
@@ -239,13 +243,13 @@ impl RealNode {
 impl Drop for RealNode {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.logs());
+            eprintln!("{}", self.log_tails());
         }
         drop(self.processes.take());
         if self.made {
             let _ = fs::remove_dir(files::KUBELET);
         }
-        for root in hierarchies() {
+        for root in cgroup_hierarchies() {
             let _ = eventually(
                 Duration::from_secs(10),
                 "the node's cgroups are empty",
@@ -257,7 +261,7 @@ impl Drop for RealNode {
 
 /// The kubelet wants its root cgroup to be there, in every hierarchy.
 fn make_cgroups(name: &str) -> Result<()> {
-    let hierarchies = hierarchies();
+    let hierarchies = cgroup_hierarchies();
     if hierarchies.is_empty() {
         bail!("no cgroup hierarchy is mounted");
     }
@@ -275,7 +279,7 @@ fn make_cgroups(name: &str) -> Result<()> {
 }
 
 /// Where cgroups are mounted: one place with version 2 alone, one for each controller with version 1.
-fn hierarchies() -> Vec<PathBuf> {
+fn cgroup_hierarchies() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let fields = mounts
         .lines()
