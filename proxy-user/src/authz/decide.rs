@@ -30,7 +30,7 @@ pub(crate) struct Asked<'a> {
     /// The caller.
     pub credential: &'a Credential,
     /// The request.
-    pub request: &'a ApiRequest<'a>,
+    pub request: &'a ApiRequest,
     /// The key of what is asked for ([`keys::push_scope`]).
     pub scope: &'a [u8],
 }
@@ -65,23 +65,23 @@ impl Asked<'_> {
     /// The right to have what is asked for. `None`: the question is such that neither an answer to it tells of a right,
     /// nor is it answered from the store (a write, a subresource).
     fn right(&self) -> Option<Right> {
-        let tells = self.request.verb.is_read() && self.request.subresource.is_empty();
+        let tells = self.request.verb().is_read() && self.request.subresource().is_empty();
         tells.then(|| self.to(self.scope))
     }
 
     /// The keys whose right holds this one as well: the same in all namespaces, without selectors.
     fn covering_scopes(&self) -> Vec<Vec<u8>> {
         let r = self.request;
-        if !matches!(r.verb, Verb::List | Verb::Watch) {
+        if !matches!(r.verb(), Verb::List | Verb::Watch) {
             return Vec::new();
         }
         let mut covering_rights = Vec::new();
         if r.has_selectors() {
             covering_rights.push(keys::without_selectors(self.scope).to_vec());
         }
-        if !r.namespace.is_empty() {
+        if !r.namespace().is_empty() {
             let mut all = Vec::new();
-            keys::push_resource(&mut all, &r.group, &r.resource);
+            keys::push_resource(&mut all, r.group(), r.resource());
             covering_rights.push(all);
         }
         covering_rights
@@ -96,7 +96,7 @@ impl Asked<'_> {
 
     /// The rights that a refusal takes back: who may not list gets the same objects by no watch either.
     fn revoked_rights(&self) -> Vec<Right> {
-        let verb = self.request.verb;
+        let verb = self.request.verb();
         let verbs = if matches!(verb, Verb::List | Verb::Watch) {
             vec![Verb::List, Verb::Watch]
         } else {
@@ -121,12 +121,12 @@ impl Asked<'_> {
     }
 
     fn to(&self, scope: &[u8]) -> Right {
-        Right::of(self.credential, Action::Read(self.request.verb), scope)
+        Right::of(self.credential, Action::Read(self.request.verb()), scope)
     }
 
     /// The right to be told that the object does not exist.
     fn absence(&self) -> Option<Right> {
-        let tells = self.request.verb == Verb::Get && self.request.subresource.is_empty();
+        let tells = self.request.verb() == Verb::Get && self.request.subresource().is_empty();
         tells.then(|| Right::of(self.credential, Action::AbsenceOnly, self.scope))
     }
 
@@ -134,15 +134,15 @@ impl Asked<'_> {
     fn is_open(&self, grants: &Grants, now: u64) -> bool {
         let r = self.request;
         let first = r
-            .path
+            .path()
             .trim_start_matches('/')
             .split('/')
             .next()
             .unwrap_or_default();
-        let nobodys = Right::of(&Credential::Anonymous, Action::Read(r.verb), self.scope);
+        let nobodys = Right::of(&Credential::Anonymous, Action::Read(r.verb()), self.scope);
         OPEN.contains(&first)
-            || r.namespace == PUBLIC
-            || (r.resource == "namespaces" && r.name == PUBLIC)
+            || r.namespace() == PUBLIC
+            || (r.resource() == "namespaces" && r.name() == PUBLIC)
             || grants.verdict(&Credential::Anonymous, &nobodys, now, u64::MAX) == Some(true)
     }
 }

@@ -1,6 +1,7 @@
 //! Status codes in, decisions out, over a real store.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use hublet_wire::request::RequestInfo;
 
 use super::*;
 use crate::clock::Clock;
@@ -44,8 +45,8 @@ impl Bench {
         }
         let (method, path) = path.split_once(' ').unwrap_or(("GET", path));
         let (method, uri): (Method, Uri) = (method.parse().unwrap(), path.parse().unwrap());
-        let (credential, reading) = (Credential::of(&map), ApiRequest::parse(&method, &uri));
-        let request = reading.understood().unwrap();
+        let (credential, info) = (Credential::of(&map), RequestInfo::parse(&method, &uri));
+        let request = info.understood().unwrap();
         let mut scope = Vec::new();
         keys::push_scope(&mut scope, request);
         then(&Asked {

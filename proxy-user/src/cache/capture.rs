@@ -347,7 +347,7 @@ mod tests {
 
     use super::*;
     use crate::authz::shares::Verdict;
-    use hublet_wire::request::ApiRequest;
+    use hublet_wire::request::RequestInfo;
 
     /// While the queue was full neither the end of an answer nor its breaking off was told: the writer kept the copy, and
     /// what a watch had fed was never evicted.
@@ -373,8 +373,8 @@ mod tests {
             "content-type",
             http::HeaderValue::from_static("application/json"),
         );
-        let reading = ApiRequest::parse(&Method::GET, &uri);
-        let exchange = Exchange::of(reading.understood().unwrap(), 200, &headers, 0).unwrap();
+        let info = RequestInfo::parse(&Method::GET, &uri);
+        let exchange = Exchange::of(info.understood().unwrap(), 200, &headers, 0).unwrap();
         let copies = [
             ingest.capture(exchange.clone()),
             ingest.capture(exchange.clone()),

@@ -240,7 +240,7 @@ impl BodyState {
 
 fn max_whole_body(verb: Verb) -> usize {
     // A list held whole is a variant.
-    if matches!(verb, Verb::Document | Verb::List) {
+    if matches!(verb, Verb::NonResource | Verb::List) {
         MAX_RESPONSE
     } else {
         MAX_OBJECT

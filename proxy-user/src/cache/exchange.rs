@@ -105,72 +105,74 @@ fn is_document(path: &str) -> bool {
 }
 
 /// Path of a document, and the hash that it was asked for by.
-pub(crate) fn nonresource_key(request: &ApiRequest<'_>) -> String {
-    let hash = &request.query.hash;
+pub(crate) fn nonresource_key(request: &ApiRequest) -> String {
+    let hash = request.hash();
     if hash.is_empty() {
-        request.path.to_owned()
+        request.path().to_owned()
     } else {
-        format!("{}?hash={hash}", request.path)
+        format!("{}?hash={hash}", request.path())
     }
 }
 
 /// The store may know the answer; of logs and other subresources it never does.
-pub(crate) fn may_be_stored(request: &ApiRequest<'_>) -> bool {
+pub(crate) fn may_be_stored(request: &ApiRequest) -> bool {
     if request.is_resource() {
-        matches!(request.subresource.as_ref(), "" | "status")
+        matches!(request.subresource(), "" | "status")
     } else {
-        is_document(request.path)
+        is_document(request.path())
     }
 }
 
 /// Selectors whose result can't lose a member but by its deletion: a name never changes, nor does the node of a pod
 /// that has one. Of other resources (custom ones, with `selectableFields`) `spec.nodeName` may change.
-pub(crate) fn is_stable_selector(request: &ApiRequest<'_>) -> bool {
-    let fields = request.query.field_selector.as_ref();
+pub(crate) fn is_stable_selector(request: &ApiRequest) -> bool {
+    let fields = request.field_selector();
     let Some((field, value)) = fields.split_once('=') else {
         return false;
     };
-    let pods = request.group.is_empty() && request.resource == "pods";
+    let pods = request.group().is_empty() && request.resource() == "pods";
     let fixed = field == "metadata.name" || (field == "spec.nodeName" && pods);
     let value = value.strip_prefix('=').unwrap_or(value);
-    fixed && !value.is_empty() && !value.contains(',') && request.query.label_selector.is_empty()
+    fixed && !value.is_empty() && !value.contains(',') && request.label_selector().is_empty()
 }
 
 /// A write was done whose answer is in a form that isn't stored.
-pub(crate) fn is_unrecorded_write(request: &ApiRequest<'_>, status: u16) -> bool {
-    let writes = matches!(request.verb, Verb::Create | Verb::Update | Verb::Patch);
+pub(crate) fn is_unrecorded_write(request: &ApiRequest, status: u16) -> bool {
+    let writes = matches!(request.verb(), Verb::Create | Verb::Update | Verb::Patch);
     let stored = request.is_resource()
-        && request.subresource.is_empty()
-        && !is_rpc(&request.group, &request.resource);
-    writes && stored && !request.query.dry_run && matches!(status, 200..=299)
+        && request.subresource().is_empty()
+        && !is_rpc(request.group(), request.resource());
+    writes && stored && !request.options().dry_run && matches!(status, 200..=299)
 }
 
 /// The encoding of a response that may be stored, as far as request and headers tell.
-fn reject_unstorable(request: &ApiRequest<'_>, headers: &HeaderMap) -> Result<Encoding, NotStored> {
+fn reject_unstorable(request: &ApiRequest, headers: &HeaderMap) -> Result<Encoding, NotStored> {
     let encoding = Encoding::of_content_type(text(headers, header::CONTENT_TYPE));
-    let query = &request.query;
+    let options = request.options();
     if !matches!(
         text(headers, header::CONTENT_ENCODING),
         "" | "identity" | "gzip"
     ) {
         return Err(NotStored::ContentEncoding);
     }
-    match request.verb {
+    match request.verb() {
         Verb::Other => return Err(NotStored::Verb),
-        Verb::Document if !is_document(request.path) => return Err(NotStored::LiveNonResource),
-        Verb::Document if query.pretty => return Err(NotStored::Pretty),
-        Verb::Document => return Ok(encoding.unwrap_or(Encoding::Json)),
+        Verb::NonResource if !is_document(request.path()) => {
+            return Err(NotStored::LiveNonResource);
+        }
+        Verb::NonResource if options.pretty => return Err(NotStored::Pretty),
+        Verb::NonResource => return Ok(encoding.unwrap_or(Encoding::Json)),
         _ => {}
     }
-    if is_rpc(&request.group, &request.resource) {
+    if is_rpc(request.group(), request.resource()) {
         Err(NotStored::NotAnObject)
     } else if !request.is_resource() {
         Err(NotStored::Verb)
     } else if !may_be_stored(request) {
         Err(NotStored::Subresource)
-    } else if query.dry_run {
+    } else if options.dry_run {
         Err(NotStored::DryRun)
-    } else if query.pretty {
+    } else if options.pretty {
         Err(NotStored::Pretty)
     } else {
         encoding.ok_or(NotStored::ContentType)
@@ -191,32 +193,32 @@ impl Exchange {
     /// # Errors
     /// Nothing: the reason.
     pub(crate) fn of(
-        request: &ApiRequest<'_>,
+        request: &ApiRequest,
         status: u16,
         headers: &HeaderMap,
         sent_at: u64,
     ) -> Result<Self, NotStored> {
         let encoding = reject_unstorable(request, headers)?;
-        let query = &request.query;
+        let options = request.options();
         let mut exchange = Self {
-            verb: request.verb,
+            verb: request.verb(),
             api_version: request.api_version().into_owned(),
             key: Vec::new(),
             resource: Vec::new(),
-            plural: request.resource.clone().into_owned(),
-            name: request.name.clone().into_owned(),
+            plural: request.resource().to_owned(),
+            name: request.name().to_owned(),
             stable_selector: is_stable_selector(request),
-            watch_from: parse_version(&query.resource_version).unwrap_or(u64::MAX),
-            initial_events: query.send_initial_events,
-            continue_token: query.continue_token.clone().into_owned(),
+            watch_from: parse_version(request.resource_version()).unwrap_or(u64::MAX),
+            initial_events: options.send_initial_events,
+            continue_token: request.continue_token().to_owned(),
             status,
             encoding,
             gzip: text(headers, header::CONTENT_ENCODING) == "gzip",
             content_type: text(headers, header::CONTENT_TYPE).to_owned(),
             etag: text(headers, header::ETAG).to_owned(),
-            is_full_table: !query.include_object,
-            consistent: query.resource_version.is_empty(),
-            historical: query.exact || !query.continue_token.is_empty(),
+            is_full_table: !options.include_object,
+            consistent: request.resource_version().is_empty(),
+            historical: options.exact || !request.continue_token().is_empty(),
             sent_at,
             answered_at: sent_at,
             author: None,
@@ -224,10 +226,10 @@ impl Exchange {
         if !exchange.is_storable() {
             return Err(NotStored::StatusCode);
         }
-        if request.verb == Verb::Document {
+        if request.verb() == Verb::NonResource {
             exchange.key = nonresource_key(request).into_bytes();
         } else {
-            keys::push_resource(&mut exchange.resource, &request.group, &request.resource);
+            keys::push_resource(&mut exchange.resource, request.group(), request.resource());
             keys::push_scope(&mut exchange.key, request);
         }
         Ok(exchange)
@@ -236,7 +238,7 @@ impl Exchange {
     /// The status code, for this verb, comes with a body that tells of an object.
     fn is_storable(&self) -> bool {
         match self.verb {
-            Verb::Document => self.status == 200,
+            Verb::NonResource => self.status == 200,
             Verb::Get => matches!(self.status, 200 | 404),
             Verb::List | Verb::Watch | Verb::DeleteCollection => self.status == 200,
             // 201 where it made the object: server-side apply, and kinds that a PUT may make.

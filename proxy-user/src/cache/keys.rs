@@ -22,25 +22,25 @@ pub(crate) fn push_object(out: &mut Vec<u8>, namespace: &str, name: &str) {
 }
 
 /// Appends the key of what a request is about: an object, a collection (with its selectors), or a document's path.
-pub(crate) fn push_scope(out: &mut Vec<u8>, request: &ApiRequest<'_>) {
+pub(crate) fn push_scope(out: &mut Vec<u8>, request: &ApiRequest) {
     if !request.is_resource() {
-        out.extend_from_slice(request.path.as_bytes());
+        out.extend_from_slice(request.path().as_bytes());
         return;
     }
-    push_resource(out, &request.group, &request.resource);
-    push_object(out, &request.namespace, &request.name);
-    if request.name.is_empty() {
+    push_resource(out, request.group(), request.resource());
+    push_object(out, request.namespace(), request.name());
+    if request.name().is_empty() {
         push_selectors(out, request);
     }
 }
 
 /// Appends `?l=…&f=…` where there are selectors.
-fn push_selectors(out: &mut Vec<u8>, request: &ApiRequest<'_>) {
+fn push_selectors(out: &mut Vec<u8>, request: &ApiRequest) {
     if request.has_selectors() {
         out.extend_from_slice(b"?l=");
-        out.extend_from_slice(request.query.label_selector.as_bytes());
+        out.extend_from_slice(request.label_selector().as_bytes());
         out.extend_from_slice(b"&f=");
-        out.extend_from_slice(request.query.field_selector.as_bytes());
+        out.extend_from_slice(request.field_selector().as_bytes());
     }
 }
 
@@ -81,6 +81,7 @@ pub(crate) fn end_of(prefix: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use http::{Method, Uri};
+    use hublet_wire::request::RequestInfo;
 
     use super::*;
 
@@ -89,7 +90,7 @@ mod tests {
         let mut out = Vec::new();
         push_scope(
             &mut out,
-            ApiRequest::parse(&Method::GET, &uri).understood().unwrap(),
+            RequestInfo::parse(&Method::GET, &uri).understood().unwrap(),
         );
         String::from_utf8(out).unwrap()
     }

@@ -11,11 +11,11 @@ use hublet_wire::request::ApiRequest;
 
 /// The object is certainly in the selection still: it was selected by what never changes. A pod keeps its node, but
 /// another pod of its name (a StatefulSet's) may have another one.
-pub(crate) fn stays(request: &ApiRequest<'_>, record: &Record<'_>) -> bool {
+pub(crate) fn stays(request: &ApiRequest, record: &Record<'_>) -> bool {
     if !is_stable_selector(request) {
         return false;
     }
-    let Some(node) = request.query.field_selector.strip_prefix("spec.nodeName=") else {
+    let Some(node) = request.field_selector().strip_prefix("spec.nodeName=") else {
         return true;
     };
     node_of(record).as_deref() == Some(node.strip_prefix('=').unwrap_or(node))

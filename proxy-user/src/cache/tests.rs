@@ -6,7 +6,7 @@ use super::*;
 use crate::cache::exchange::Exchange;
 use crate::cache::record::Collection;
 use crate::cache::store::Lookup;
-use hublet_wire::request::ApiRequest;
+use hublet_wire::request::RequestInfo;
 
 pub(super) struct Bench {
     pub(super) cache: Cache,
@@ -51,8 +51,8 @@ impl Bench {
         if body.starts_with(&[0x1f, 0x8b]) {
             headers.insert("content-encoding", "gzip".parse().unwrap());
         }
-        let reading = ApiRequest::parse(&method, &uri);
-        let request = reading.understood().unwrap();
+        let info = RequestInfo::parse(&method, &uri);
+        let request = info.understood().unwrap();
         let asked = self.cache.clock.now() - ago;
         if let Ok(exchange) = Exchange::of(request, status, &headers, asked) {
             let mut capture = self.cache.capture(exchange).unwrap();
@@ -527,8 +527,8 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
             let uri: Uri = path.parse().unwrap();
             let mut headers = HeaderMap::new();
             headers.insert("content-type", "application/json".parse().unwrap());
-            let reading = ApiRequest::parse(&method, &uri);
-            let request = reading.understood().unwrap();
+            let info = RequestInfo::parse(&method, &uri);
+            let request = info.understood().unwrap();
             let exchange = Exchange::of(request, status, &headers, asked(clock)).unwrap();
             let mut capture = bench.cache.capture(exchange).unwrap();
             let body = bytes::Bytes::from(body);

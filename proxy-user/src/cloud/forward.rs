@@ -18,7 +18,7 @@ use super::stream::{BodyTee, CloudBody, CloudBodyError};
 use super::upload::Upload;
 use crate::authz::caller::Client;
 use crate::text::with_causes;
-use hublet_wire::request::{ApiRequest, Reading};
+use hublet_wire::request::{ApiRequest, RequestInfo};
 
 /// Attempts to send a request that the server has not processed.
 const MAX_ATTEMPTS: u32 = 3;
@@ -129,10 +129,9 @@ const UNSAFE_SUBRESOURCES: [&str; 4] = ["proxy", "exec", "attach", "portforward"
 
 /// Whether a request is a read of the API server's own data, which has no effect however often it is
 /// sent. A request that isn't understood is none.
-pub(crate) fn is_retryable(reading: &Reading<'_>) -> bool {
-    let is_safe =
-        |request: &ApiRequest<'_>| !UNSAFE_SUBRESOURCES.contains(&request.subresource.as_ref());
-    reading.verb.is_read() && reading.understood().is_some_and(is_safe)
+pub(crate) fn is_retryable(info: &RequestInfo) -> bool {
+    let is_safe = |request: &ApiRequest| !UNSAFE_SUBRESOURCES.contains(&request.subresource());
+    info.verb().is_read() && info.understood().is_some_and(is_safe)
 }
 
 /// The client side of the proxy: connections and health of the API server.
@@ -379,7 +378,7 @@ mod tests {
         ];
         for (method, uri, expected) in table {
             let (method, uri) = (method.parse().unwrap(), uri.parse().unwrap());
-            let request = ApiRequest::parse(&method, &uri);
+            let request = RequestInfo::parse(&method, &uri);
             assert_eq!(is_retryable(&request), expected, "{method} {uri}");
         }
     }

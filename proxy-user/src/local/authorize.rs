@@ -105,7 +105,7 @@ impl Guarded {
         &self,
         question: LocalRequest<'a>,
     ) -> Result<Permission<'a>, Denied> {
-        let has_subresource = !question.request.subresource.is_empty();
+        let has_subresource = !question.request.subresource().is_empty();
         match self.cache.decide(&question.asked(), self.max_age) {
             Decision::Read => Ok(Permission::Read(Allowed(question))),
             Decision::AbsenceOnly => Ok(Permission::AbsenceOnly(AbsenceOnly(question))),
@@ -158,7 +158,7 @@ impl Guarded {
 
 impl LocalRequest<'_> {
     pub(super) fn not_allowed(&self) -> String {
-        let (verb, what) = (self.request.verb.as_str(), self.describe());
+        let (verb, what) = (self.request.verb().as_str(), self.describe());
         format!("the cloud is away, and has not been seen to allow this caller to {verb} {what}")
     }
 }

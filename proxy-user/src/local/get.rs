@@ -28,9 +28,9 @@ impl Local {
         let question = *allowed;
         let request = question.request;
         let accepts = question.accepts;
-        let wanted = parse_version(&request.query.resource_version).unwrap_or(0);
+        let wanted = parse_version(request.resource_version()).unwrap_or(0);
         let copy = |record: Record<'_>| {
-            if !is_version(record.api_version, &request.group, &request.version) {
+            if !is_version(record.api_version, request.group(), request.version()) {
                 Extract::OtherVersion(record.api_version.to_owned())
             } else if record.version < wanted
                 || self.has_expired(question.scope(), record.stored_at)
@@ -79,9 +79,7 @@ impl Local {
         absence: &AbsenceOnly<'_>,
     ) -> Result<Response<LocalBody>, LocalError> {
         if let Some(at) = self.cache.absent_since(absence).await? {
-            if parse_version(&absence.request.query.resource_version)
-                .is_some_and(|wanted| wanted > 0)
-            {
+            if parse_version(absence.request.resource_version()).is_some_and(|wanted| wanted > 0) {
                 return Err(absence.not_cached());
             }
             return Ok(self.remembered_404(absence, absence.accepts.errors, at));
@@ -101,9 +99,9 @@ impl Local {
     ) -> Response<LocalBody> {
         let r = question.request;
         let refusal = crate::proxy::error::Refusal::NotFound {
-            group: r.group.clone().into_owned(),
-            resource: r.resource.clone().into_owned(),
-            name: r.name.clone().into_owned(),
+            group: r.group().to_owned(),
+            resource: r.resource().to_owned(),
+            name: r.name().to_owned(),
         };
         let body = LocalBody::whole(refusal.body(encoding));
         let mut response = self.response(encoding.content_type(), at, body);

@@ -43,7 +43,7 @@ impl CompleteCollection {
     }
 
     /// A member has been seen to change by another way than the collection's own watch: it may have left the selection.
-    pub(super) fn may_have_lost(&self, request: &ApiRequest<'_>) -> Result<bool, StoreError> {
+    pub(super) fn may_have_lost(&self, request: &ApiRequest) -> Result<bool, StoreError> {
         if self.selective.is_none() {
             return Ok(false);
         }
@@ -67,7 +67,7 @@ impl CompleteCollection {
     }
 
     /// A walk over its objects that may take as long as its client.
-    pub(super) fn list_cursor(&self, request: &ApiRequest<'_>, encoding: Encoding) -> ListCursor {
+    pub(super) fn list_cursor(&self, request: &ApiRequest, encoding: Encoding) -> ListCursor {
         self.snapshot.list_cursor(ListSource {
             key: self.key.clone(),
             collection: self.collection.clone(),
@@ -81,7 +81,7 @@ impl CompleteCollection {
     /// The encoding to answer in: one that the caller takes and that every object is stored in.
     pub(super) fn encoding(
         &self,
-        request: &ApiRequest<'_>,
+        request: &ApiRequest,
         accepts: &Accepts,
     ) -> Result<Encoding, LocalError> {
         let resource_end = self
@@ -168,9 +168,9 @@ impl Local {
         {
             collection = None;
         }
-        if collection.is_none() && selective.is_none() && !request.namespace.is_empty() {
+        if collection.is_none() && selective.is_none() && !request.namespace().is_empty() {
             let mut all = Vec::new();
-            keys::push_resource(&mut all, &request.group, &request.resource);
+            keys::push_resource(&mut all, request.group(), request.resource());
             (collection, key) = (complete(&all)?, all);
         }
         let collection = collection.filter(|c| !self.has_expired(scope, c.at));
@@ -201,13 +201,13 @@ impl Local {
             return Ok(response);
         }
         let found = self.collection(snapshot, &question)?;
-        if !request.query.continue_token.is_empty() {
+        if !request.continue_token().is_empty() {
             let what = "hublet: the cloud is away; the rest of this list can't be continued, list again from the start";
             return Err(LocalError::Expired(what.to_owned()));
         }
-        let wanted = parse_version(&request.query.resource_version).unwrap_or(0);
+        let wanted = parse_version(request.resource_version()).unwrap_or(0);
         let version = found.collection.version;
-        if version < wanted || (request.query.exact && version != wanted) {
+        if version < wanted || (request.options().exact && version != wanted) {
             return Err(question.not_cached());
         }
         let encoding = found.encoding(request, &question.accepts)?;

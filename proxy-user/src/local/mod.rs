@@ -46,7 +46,7 @@ pub(crate) struct Local {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LocalRequest<'a> {
     /// What is asked.
-    pub request: &'a ApiRequest<'a>,
+    pub request: &'a ApiRequest,
     /// Its headers.
     pub headers: &'a HeaderMap,
     /// Its `Accept` header.
@@ -60,7 +60,7 @@ pub(crate) struct LocalRequest<'a> {
 }
 
 /// The store's key of what a request asks for.
-pub(crate) fn encode_scope(request: &ApiRequest<'_>) -> Vec<u8> {
+pub(crate) fn encode_scope(request: &ApiRequest) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);
     keys::push_scope(&mut out, request);
     out
@@ -149,11 +149,11 @@ impl Local {
             Permission::Read(allowed) => *allowed,
             Permission::AbsenceOnly(absence) => return Box::pin(self.absence(absence)).await,
         };
-        match allowed.request.verb {
+        match allowed.request.verb() {
             Verb::Get => self.get(allowed).await,
             Verb::List => Box::pin(self.list(allowed)).await,
             Verb::Watch => Box::pin(self.watch(allowed)).await,
-            Verb::Document => Box::pin(self.nonresource(allowed)).await,
+            Verb::NonResource => Box::pin(self.nonresource(allowed)).await,
             // The route never sends a write here.
             _ => Err(allowed.not_cached()),
         }

@@ -23,8 +23,11 @@ impl Local {
         snapshot: &Snapshot,
         question: &LocalRequest<'_>,
     ) -> Result<Option<Response<LocalBody>>, LocalError> {
-        let query = &question.request.query;
-        if !question.accepts.other_forms || query.include_object || !query.continue_token.is_empty()
+        let request = question.request;
+        let options = request.options();
+        if !question.accepts.other_forms
+            || options.include_object
+            || !request.continue_token().is_empty()
         {
             return Ok(None);
         }
@@ -45,8 +48,8 @@ impl Local {
         let Some(version) = version else {
             return Ok(None);
         };
-        let wanted = parse_version(&query.resource_version).unwrap_or(0);
-        if version < wanted || (query.exact && version != wanted) || self.has_expired(scope, at) {
+        let wanted = parse_version(request.resource_version()).unwrap_or(0);
+        if version < wanted || (options.exact && version != wanted) || self.has_expired(scope, at) {
             return Ok(None);
         }
         if snapshot.has_changed_since(scope, version, at)?

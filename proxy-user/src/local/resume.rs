@@ -156,7 +156,7 @@ impl Local {
     /// Of a collection that isn't known as a whole: something under it has changed since.
     fn is_behind(&self, question: &Allowed<'_>, from: u64) -> Result<bool, StoreError> {
         // The changes that a selection lacks aren't known.
-        if question.request.has_selectors() || question.request.verb != Verb::Watch {
+        if question.request.has_selectors() || question.request.verb() != Verb::Watch {
             return Ok(false);
         }
         let snapshot = self.cache.stored(question)?;

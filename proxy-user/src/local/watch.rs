@@ -61,12 +61,13 @@ impl Local {
         allowed: Allowed<'_>,
     ) -> Result<Response<LocalBody>, LocalError> {
         let question = *allowed;
-        let query = &question.request.query;
+        let options = question.request.options();
         let accepts = question.accepts;
         let found = self
             .stored_collection(self.cache.snapshot(&allowed).await?, &question)
             .ok();
-        let from = parse_version(&query.resource_version).filter(|_| !query.send_initial_events);
+        let from = parse_version(question.request.resource_version())
+            .filter(|_| !options.send_initial_events);
         let at = found.as_ref().map(|found| found.collection.at);
         // Without a version to resume from, the client expects what is there as events first.
         let (encoding, initial) = match (from, &found) {
@@ -91,14 +92,14 @@ impl Local {
             }
             (None, None) => return Err(question.not_cached()),
         };
-        let bookmarks = found.filter(|_| query.bookmarks || query.send_initial_events);
+        let bookmarks = found.filter(|_| options.bookmarks || options.send_initial_events);
         let bookmarks = bookmarks.map(|found| Bookmarks::of(&found, encoding, from));
         let open = HeldWatch {
             initial: Some(initial),
-            marks_initial_end: query.send_initial_events,
+            marks_initial_end: options.send_initial_events,
             bookmarks,
             next_bookmark: Instant::now() + BOOKMARK_EVERY,
-            end: Instant::now() + self.length(query.timeout_seconds),
+            end: Instant::now() + self.length(options.timeout_seconds),
             state: self.state.clone(),
             draining: self.draining.clone(),
             spread: RETURN_SPREAD.mul_f64(random()),

@@ -46,7 +46,7 @@ use crate::proxy::upgrade::{forward_upgrade, is_upgrade};
 use crate::telemetry::{Metrics, Source, Traffic};
 use error::{cloud_only_read, write_unavailable_message};
 use hublet_wire::media::{Accepts, Encoding};
-use hublet_wire::request::{ApiRequest, Reading, Verb};
+use hublet_wire::request::{ApiRequest, RequestInfo, Verb};
 
 /// Answers that came too late for their caller and still go into the store, at once.
 const LATE: usize = 32;
@@ -91,8 +91,8 @@ pub enum HandleError {
 /// A request, and who it is from.
 struct Call {
     parts: Parts,
+    info: RequestInfo,
     accepts: Accepts,
-    verb: Verb,
     /// The store may know the answer.
     may_be_stored: bool,
     credential: Credential,
@@ -186,11 +186,11 @@ impl Handler {
                 connection.credential(&parts.headers),
                 Accepts::of(&parts.headers),
             );
-            let reading = ApiRequest::parse(&parts.method, &parts.uri);
-            let scope = reading.understood().map(encode_scope);
-            let verb = reading.verb;
+            let info = RequestInfo::parse(&parts.method, &parts.uri);
+            let scope = info.understood().map(encode_scope);
+            let verb = info.verb();
             let route = route(verb, self.cloud.health.state(), false);
-            let may_be_stored = reading.understood().is_some_and(is_known_to_the_store);
+            let may_be_stored = info.understood().is_some_and(is_known_to_the_store);
             // A proxied backend may read the body of a GET; the API server's own handlers do not.
             let unread = verb.is_read() && (may_be_stored || route == Route::Local);
             let answer = if unread && !request_body::of_a_read(&mut body).await {
@@ -205,8 +205,8 @@ impl Handler {
                     scope,
                     flow,
                 };
-                let understood = reading.understood().zip(scope.as_deref());
-                self.ask_store(&reading, understood.map(question)).await
+                let understood = info.understood().zip(scope.as_deref());
+                self.ask_store(&info, understood.map(question)).await
             } else if !place.charge.grow(if verb == Verb::Watch {
                 UNREAD_WATCH
             } else {
@@ -214,12 +214,11 @@ impl Handler {
             }) {
                 Err(Refusal::TooManyRequests)
             } else {
-                drop(reading);
                 let flow = Arc::clone(flow);
                 let call = Call {
                     parts,
+                    info,
                     accepts,
-                    verb,
                     may_be_stored,
                     credential,
                     scope,
@@ -302,20 +301,19 @@ impl Handler {
 
     /// The store's answer: only a request that is understood has one.
     async fn stored(&self, call: &Call) -> Result<Response<Body>, Refusal> {
-        let reading = call.reading();
-        self.ask_store(&reading, call.question(&reading)).await
+        self.ask_store(&call.info, call.question()).await
     }
 
     async fn ask_store(
         &self,
-        reading: &Reading<'_>,
+        info: &RequestInfo,
         question: Option<LocalRequest<'_>>,
     ) -> Result<Response<Body>, Refusal> {
         match question {
             Some(question) => Ok(self.local.answer(question).await?.map(Body::from)),
             None => Err(Refusal::Unknown(format!(
                 "hublet: the cloud is away, and only the cloud understands the path or a parameter of this request for {}",
-                reading.describe()
+                info.describe()
             ))),
         }
     }
@@ -352,7 +350,7 @@ impl Handler {
         };
         match (self.stored(&call).await, error) {
             (Ok(response), None) => {
-                self.take_late(call.verb, fetch);
+                self.take_late(call.info.verb(), fetch);
                 Ok(response)
             }
             (Ok(response), Some(_)) => Ok(response),
@@ -365,7 +363,7 @@ impl Handler {
     /// An answer whose body has begun, or a watch's head: its first event may come tomorrow.
     async fn fetch_begun(&self, call: &Call) -> Result<Response<Body>, ForwardError> {
         let mut response = self.fetch(call, None).await?;
-        if call.verb != Verb::Watch
+        if call.info.verb() != Verb::Watch
             && let Some(body) = response.body_mut().as_cloud_mut()
         {
             self.cloud.first_frame(body).await?;
@@ -387,7 +385,7 @@ impl Handler {
             }
             () = upload::until_stalled(progress) => Err(Refusal::OutcomeUnknown(format!(
                 "hublet: the server has taken nothing of this {}'s body for {} s: whether it was done isn't known",
-                call.verb.as_str(),
+                call.info.verb().as_str(),
                 upload::STALL_TIMEOUT.as_secs()
             ))),
         }
@@ -421,16 +419,15 @@ impl Handler {
         call: &Call,
         body: Option<Upload>,
     ) -> Result<Response<Body>, ForwardError> {
-        let reading = call.reading();
         let asked = self.cache.clock.now();
-        let options = self.send_options(call, &reading);
+        let options = self.send_options(call);
         let upload = body.as_ref().and_then(upload::progress);
         let (response, mut place) = self.cloud.send(&call.parts, body, options).await?;
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
-        match call.question(&reading) {
+        match call.question() {
             // A backend's 401 tells nothing of the token, which the API server does not hand on.
-            _ if status == 401 && reading.passes_a_proxy() => {}
+            _ if status == 401 && call.info.is_proxied() => {}
             Some(question) => self.local.judge(
                 &question,
                 Answered {
@@ -447,8 +444,8 @@ impl Handler {
         if apart && proven {
             self.cloud.pool.mark_proven(&mut place);
         }
-        let capture = self.capture(call, &reading, &head, asked);
-        let watch = reading.verb == Verb::Watch && status == 200;
+        let capture = self.capture(call, &head, asked);
+        let watch = call.info.verb() == Verb::Watch && status == 200;
         let ends = watch.then(|| self.local.draining());
         let mut body = CloudBody::new(body, place, Arc::clone(&self.metrics))
             .with_tee(capture)
@@ -467,18 +464,12 @@ impl Handler {
     }
 
     /// Begins to copy an answer into the store, where it tells something.
-    fn capture(
-        &self,
-        call: &Call,
-        reading: &Reading<'_>,
-        head: &Head,
-        asked: u64,
-    ) -> Option<Capture> {
+    fn capture(&self, call: &Call, head: &Head, asked: u64) -> Option<Capture> {
         let not_stored = |reason| {
             self.cache.not_stored().increment(reason);
             None
         };
-        let Some(request) = reading.understood() else {
+        let Some(request) = call.info.understood() else {
             return not_stored(NotStored::UnknownRequest);
         };
         if call.dry_run {
@@ -495,14 +486,14 @@ impl Handler {
             }
         };
         self.cache.capture(Exchange {
-            author: call.author(reading),
+            author: call.author(),
             ..exchange
         })
     }
 
     /// How the cloud may be asked: credentials that have not proven themselves keep off the shared connections.
-    fn send_options(&self, call: &Call, reading: &Reading<'_>) -> SendOptions {
-        let class = match reading.verb {
+    fn send_options(&self, call: &Call) -> SendOptions {
+        let class = match call.info.verb() {
             _ if !self.has_proven_itself(&call.credential) => ConnectionClass::Dedicated,
             Verb::Watch => ConnectionClass::Watch,
             _ => ConnectionClass::Unary,
@@ -510,7 +501,7 @@ impl Handler {
         SendOptions {
             client: call.flow.client(),
             class,
-            retryable: is_retryable(reading),
+            retryable: is_retryable(&call.info),
         }
     }
 
@@ -642,21 +633,18 @@ impl Handler {
 
 impl Call {
     /// The caller of a write, who is shown the object as written.
-    fn author(&self, reading: &Reading<'_>) -> Option<Credential> {
-        let writes = matches!(reading.verb, Verb::Create | Verb::Update | Verb::Patch);
-        let whole = reading
+    fn author(&self) -> Option<Credential> {
+        let writes = matches!(self.info.verb(), Verb::Create | Verb::Update | Verb::Patch);
+        let whole = self
+            .info
             .understood()
-            .is_some_and(|request| request.subresource.is_empty());
+            .is_some_and(|request| request.subresource().is_empty());
         (writes && whole).then(|| self.credential.clone())
     }
 
-    fn reading(&self) -> Reading<'_> {
-        ApiRequest::parse(&self.parts.method, &self.parts.uri)
-    }
-
     /// The question to the store, where the request is understood.
-    fn question<'a>(&'a self, reading: &'a Reading<'a>) -> Option<LocalRequest<'a>> {
-        let (request, scope) = (reading.understood()?, self.scope.as_deref()?);
+    fn question(&self) -> Option<LocalRequest<'_>> {
+        let (request, scope) = (self.info.understood()?, self.scope.as_deref()?);
         let (headers, accepts, flow) = (&self.parts.headers, self.accepts, &self.flow);
         Some(LocalRequest {
             request,
@@ -669,24 +657,23 @@ impl Call {
     }
 
     fn away(&self) -> String {
-        let reading = self.reading();
-        write_unavailable_message(reading.verb, &reading.describe())
+        write_unavailable_message(self.info.verb(), &self.info.describe())
     }
 }
 
 /// Of subresources the store never knows the answer.
-fn is_known_to_the_store(request: &ApiRequest<'_>) -> bool {
-    request.subresource.is_empty() && may_be_stored(request)
+fn is_known_to_the_store(request: &ApiRequest) -> bool {
+    request.subresource().is_empty() && may_be_stored(request)
 }
 
 /// The refusal for a request that only the cloud can answer.
 fn refused(call: &Call, error: &ForwardError) -> Refusal {
-    let reading = call.reading();
+    let info = &call.info;
     match error {
         // A limit of our own says nothing about the cloud.
         ForwardError::Dial(DialError::Busy) => Refusal::TooManyRequests,
-        ForwardError::Dial(_) | ForwardError::Disconnected if reading.verb.is_read() => {
-            cloud_only_read(&reading.describe())
+        ForwardError::Dial(_) | ForwardError::Disconnected if info.verb().is_read() => {
+            cloud_only_read(&info.describe())
         }
         ForwardError::Dial(_) | ForwardError::Disconnected => Refusal::WriteWhileAway(call.away()),
         ForwardError::Upload(_) => Refusal::BadRequest(format!("hublet: {error}")),
@@ -695,7 +682,7 @@ fn refused(call: &Call, error: &ForwardError) -> Refusal {
         }
         _ => Refusal::OutcomeUnknown(format!(
             "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",
-            reading.verb.as_str()
+            info.verb().as_str()
         )),
     }
 }

@@ -45,7 +45,7 @@ mod tests {
             (Verb::List, Suspect, false, Route::CloudThenLocal),
             (Verb::List, Silent, false, Route::LocalThenCloud),
             (Verb::Watch, Disconnected, false, Route::Local),
-            (Verb::Document, Recovering, false, Route::Local),
+            (Verb::NonResource, Recovering, false, Route::Local),
             (Verb::Create, Connected, false, Route::Cloud),
             (Verb::Patch, Suspect, false, Route::CloudOnceJudged),
             (Verb::Patch, Silent, false, Route::CloudOnceJudged),

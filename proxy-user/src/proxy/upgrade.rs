@@ -12,7 +12,7 @@ use crate::budget::Flow;
 use crate::cloud::forward::{Cloud, ForwardError};
 use crate::proxy::body::{Body, Place};
 use crate::telemetry::Metrics;
-use hublet_wire::request::{ApiRequest, Verb};
+use hublet_wire::request::{ApiRequest, RequestInfo, Verb};
 
 /// The request asks to leave HTTP, by a protocol that the API server speaks, where it may: to a subresource (exec,
 /// attach, port-forward, proxy, and those of aggregated servers), or to watch by WebSocket. Elsewhere the API server
@@ -32,15 +32,12 @@ pub(crate) fn is_upgrade(request: &Parts) -> bool {
     }
     let websocket =
         has(header::UPGRADE, "websocket") && headers.contains_key(header::SEC_WEBSOCKET_KEY);
-    let reading = ApiRequest::parse(&request.method, &request.uri);
+    let info = RequestInfo::parse(&request.method, &request.uri);
     // A subresource's parameters need not be understood here.
-    let streams =
-        |request: &ApiRequest<'_>| !matches!(request.subresource.as_ref(), "" | "status" | "scale");
-    match reading.verb {
+    let streams = |request: &ApiRequest| !matches!(request.subresource(), "" | "status" | "scale");
+    match info.verb() {
         Verb::Watch => websocket,
-        _ if reading.understood().is_none_or(streams) => {
-            websocket || has(header::UPGRADE, "SPDY/3.1")
-        }
+        _ if info.understood().is_none_or(streams) => websocket || has(header::UPGRADE, "SPDY/3.1"),
         _ => false,
     }
 }

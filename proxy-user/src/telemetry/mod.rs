@@ -81,7 +81,7 @@ const VERBS: [Verb; 10] = [
     Verb::Get,
     Verb::List,
     Verb::Watch,
-    Verb::Document,
+    Verb::NonResource,
     Verb::Create,
     Verb::Update,
     Verb::Patch,
@@ -100,7 +100,7 @@ impl Default for Metrics {
             family.clone(),
         );
         let label = |verb: Verb| {
-            if verb == Verb::Document {
+            if verb == Verb::NonResource {
                 "document"
             } else {
                 verb.as_str()

@@ -23,7 +23,7 @@ impl WholeBody<'_> {
     pub(super) fn decode(mut self) -> Result<(), CodecError> {
         let exchange = self.exchange;
         match exchange.status {
-            _ if exchange.verb == Verb::Document => return self.store_nonresource(),
+            _ if exchange.verb == Verb::NonResource => return self.store_nonresource(),
             404 => return self.decode_not_found(),
             409 => return self.decode_conflict(),
             _ => {}

@@ -1,122 +1,172 @@
-//! The path of a request. In: its text. Out: [`Target`], split as `RequestInfoFactory.NewRequestInfo` splits it
-//! (`k8s.io/apiserver/pkg/endpoints/request/requestinfo.go`), and only where each segment means one thing.
-
-use std::borrow::Cow;
+//! The path of a request, split as `RequestInfoFactory.NewRequestInfo` splits it
+//! (`k8s.io/apiserver/pkg/endpoints/request/requestinfo.go`).
 
 use http::Method;
 use memchr::memchr_iter;
 use percent_encoding::percent_decode_str;
 
-use super::{ApiRequest, Query, Verb};
+use super::Verb;
+use super::text::{Part, Text};
+
+/// `apis/GROUP/VERSION/watch/namespaces/NAMESPACE/RESOURCE/NAME/SUBRESOURCE`.
+const MAX_SEGMENTS: usize = 9;
 
 /// A verb that stands in the path, in front of the resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PathVerb {
     /// `/api/v1/watch/…`, deprecated since 1.11 and still served.
     Watch,
-    /// `/api/v1/proxy/…`, served no more and still told apart.
+    /// `/api/v1/proxy/…`, no longer served and still told apart.
     Proxy,
 }
 
-/// The thing that a path names: empty fields for a document.
-#[derive(Debug, Default)]
-pub(super) struct Target<'a> {
-    /// As opposed to a document.
-    is_resource: bool,
-    path_verb: Option<PathVerb>,
-    group: Cow<'a, str>,
-    version: Cow<'a, str>,
-    namespace: Cow<'a, str>,
-    resource: Cow<'a, str>,
-    name: Cow<'a, str>,
-    subresource: Cow<'a, str>,
-    /// Segments behind the subresource.
-    rest: bool,
-    /// A document of OpenAPI v3, whose `hash` the API server reads.
-    pub(super) hashed: bool,
+/// The segments that name a resource; all empty where the path names none.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Names {
+    pub group: Part,
+    pub version: Part,
+    pub namespace: Part,
+    pub resource: Part,
+    pub name: Part,
+    pub subresource: Part,
 }
 
-impl<'a> Target<'a> {
-    /// Reads a path; `None` where it isn't wholly understood.
-    pub(super) fn of(path: &'a str) -> Option<Self> {
+/// A path and how it is served.
+#[derive(Debug, Default)]
+pub(super) struct Target {
+    pub names: Names,
+    kind: TargetKind,
+    path_verb: Option<PathVerb>,
+    subresource_kind: SubresourceKind,
+    /// Segments follow the subresource.
+    has_rest: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum TargetKind {
+    Resource,
+    #[default]
+    NonResource,
+    /// An OpenAPI v3 document, whose `hash` the API server reads.
+    OpenApiV3,
+}
+
+/// Decides whether the parameters of a query are those of the API server.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum SubresourceKind {
+    #[default]
+    NoneOrStatus,
+    /// Logs, exec, proxy and the like read parameters of their own.
+    Other,
+}
+
+/// The first segments of a path, and how many there are in all.
+#[derive(Debug, Default)]
+struct Segments {
+    parts: [Part; MAX_SEGMENTS],
+    count: usize,
+}
+
+impl Segments {
+    fn push(&mut self, part: Part) {
+        if let Some(slot) = self.parts.get_mut(self.count) {
+            *slot = part;
+        }
+        self.count += 1;
+    }
+
+    /// The segment at this place; empty where there is none, since no real segment is.
+    fn get(&self, at: usize) -> Part {
+        self.parts.get(at).copied().unwrap_or_default()
+    }
+}
+
+impl Target {
+    /// Reads a path, with which the raw text begins; `None` where it isn't wholly understood.
+    pub(super) fn parse(path: &str, text: &mut Text<'_>) -> Option<Self> {
         let trimmed = path.strip_prefix('/')?;
         // Generated clients ask for discovery as "/api/v1/".
         let (trimmed, slash) = trimmed
             .strip_suffix('/')
             .map_or((trimmed, false), |rest| (rest, true));
-        let mut parts = Vec::with_capacity(8);
-        if !path.eq("/") {
-            let mut start = 0;
-            for end in memchr_iter(b'/', trimmed.as_bytes()).chain([trimmed.len()]) {
-                parts.push(segment(&trimmed[start..end])?);
-                start = end + 1;
-            }
+        let segments = if path == "/" {
+            Segments::default()
+        } else {
+            split_strictly(trimmed, text)?
+        };
+        if let Some(target) = Self::resource(&segments, text) {
+            return target.is_plain(slash).then_some(target);
         }
-        if let Some(target) = Self::resource(parts) {
-            let plain = target.path_verb != Some(PathVerb::Proxy) && !target.rest && !slash;
-            // A watch of one object is named by its path: no collection's.
-            let one = target.path_verb.is_some() && !target.name.is_empty();
-            return (plain && !one && !target.resource.is_empty()).then_some(target);
-        }
-        let hashed = path.starts_with("/openapi/v3/");
+        let kind = if path.starts_with("/openapi/v3/") {
+            TargetKind::OpenApiV3
+        } else {
+            TargetKind::NonResource
+        };
         (!path.contains('%')).then(|| Self {
-            hashed,
+            kind,
             ..Self::default()
         })
     }
 
-    /// Splits a path's segments; `None` where they name no resource.
-    fn resource(parts: Vec<Cow<'a, str>>) -> Option<Self> {
-        let (grouped, least) = match parts.first().map(AsRef::as_ref) {
-            Some("api") => (false, 3),
-            Some("apis") => (true, 4),
+    /// Finds the resource in a path's segments; `None` where they name none.
+    fn resource(segments: &Segments, text: &Text<'_>) -> Option<Self> {
+        let (grouped, least) = match text.get(segments.get(0)) {
+            "api" => (false, 3),
+            "apis" => (true, 4),
             _ => return None,
         };
-        if parts.len() < least {
+        if segments.count < least {
             return None;
         }
-        let mut parts = parts.into_iter().skip(1);
-        let mut target = Self {
-            is_resource: true,
-            ..Self::default()
-        };
+        let mut names = Names::default();
+        let mut at = 1;
         if grouped {
-            target.group = parts.next()?;
+            names.group = segments.get(1);
+            at = 2;
         }
-        target.version = parts.next()?;
-        let mut first = parts.next()?;
-        target.path_verb = match first.as_ref() {
+        names.version = segments.get(at);
+        at += 1;
+        let path_verb = match text.get(segments.get(at)) {
             "watch" => Some(PathVerb::Watch),
             "proxy" => Some(PathVerb::Proxy),
             _ => None,
         };
-        if target.path_verb.is_some() {
-            first = parts.next().unwrap_or_default();
+        at += usize::from(path_verb.is_some());
+        if is_namespaced(segments, at, text) {
+            names.namespace = segments.get(at + 1);
+            at += 2;
         }
-        let (mut second, mut third) = (parts.next(), parts.next());
-        // namespaces/NS/RESOURCE…, but namespaces/NS/{status,finalize} are subresources of the namespace itself.
-        let namespaced = first == "namespaces"
-            && third
-                .as_deref()
-                .is_some_and(|part| !matches!(part, "status" | "finalize"));
-        if namespaced {
-            target.namespace = second.take()?;
-            first = third.take()?;
-            (second, third) = (parts.next(), parts.next());
-        }
-        target.resource = first;
-        target.name = second.unwrap_or_default();
-        target.subresource = third.unwrap_or_default();
-        target.rest = parts.next().is_some();
-        Some(target)
+        names.resource = segments.get(at);
+        names.name = segments.get(at + 1);
+        names.subresource = segments.get(at + 2);
+        let subresource_kind = match text.get(names.subresource) {
+            "" | "status" => SubresourceKind::NoneOrStatus,
+            _ => SubresourceKind::Other,
+        };
+        Some(Self {
+            names,
+            kind: TargetKind::Resource,
+            path_verb,
+            subresource_kind,
+            has_rest: segments.count > at + 3,
+        })
+    }
+
+    /// Path and object or collection correspond one to one.
+    fn is_plain(&self, trailing_slash: bool) -> bool {
+        // A watch of one object is named by its path: no collection's.
+        let one_object = self.path_verb.is_some() && !self.names.name.is_empty();
+        self.path_verb != Some(PathVerb::Proxy)
+            && !(self.has_rest || trailing_slash || one_object)
+            && !self.names.resource.is_empty()
     }
 
     /// The Kubernetes verb; `watch` tells whether the query asks to watch.
     pub(super) fn verb(&self, method: &Method, watch: impl FnOnce() -> bool) -> Verb {
-        if !self.is_resource {
-            return document_verb(method);
+        if self.kind != TargetKind::Resource {
+            return nonresource_verb(method);
         }
-        match (method, self.path_verb, self.name.is_empty()) {
+        match (method, self.path_verb, self.names.name.is_empty()) {
             (&Method::GET, Some(PathVerb::Watch), _) => Verb::Watch,
             (method, Some(_), _) if method != Method::GET => Verb::Other,
             (&Method::GET, None, true) if watch() => Verb::Watch,
@@ -131,76 +181,83 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// A `/watch/` path, which the API server checks by the rules of a list.
-    pub(super) fn watched_by_path(&self) -> bool {
+    /// The API server checks a `/watch/` path by the rules of a list.
+    pub(super) fn is_watch_path(&self) -> bool {
         self.path_verb == Some(PathVerb::Watch)
     }
 
-    /// A subresource (logs, exec, proxy) that reads parameters of its own; nothing of it is ever stored.
+    /// The query's parameters are a subresource's own (logs, exec, proxy). Nothing of those is
+    /// stored.
     pub(super) fn has_own_parameters(&self) -> bool {
-        !matches!(self.subresource.as_ref(), "" | "status")
+        self.subresource_kind == SubresourceKind::Other
     }
 
-    pub(super) fn into_request(
-        self,
-        verb: Verb,
-        path: &'a str,
-        query: Query<'a>,
-    ) -> ApiRequest<'a> {
-        let Self {
-            group,
-            version,
-            namespace,
-            resource,
-            name,
-            subresource,
-            ..
-        } = self;
-        ApiRequest {
-            verb,
-            path,
-            group,
-            version,
-            resource,
-            subresource,
-            namespace,
-            name,
-            query,
-        }
+    /// The API server reads `hash`.
+    pub(super) fn reads_hash(&self) -> bool {
+        self.kind == TargetKind::OpenApiV3
     }
 }
 
-fn document_verb(method: &Method) -> Verb {
+/// `namespaces/NAMESPACE/RESOURCE…`. The namespace itself has the subresources `status` and
+/// `finalize`.
+fn is_namespaced(segments: &Segments, at: usize, text: &Text<'_>) -> bool {
+    text.get(segments.get(at)) == "namespaces"
+        && segments.count > at + 2
+        && !matches!(text.get(segments.get(at + 2)), "status" | "finalize")
+}
+
+fn nonresource_verb(method: &Method) -> Verb {
     if method == Method::GET {
-        Verb::Document
+        Verb::NonResource
     } else {
         Verb::Other
     }
 }
 
-/// The verb of a request whose path isn't understood: the path is split as Go splits it, slashes in escapes included.
+/// The verb of a path that isn't understood: split as Go splits it, slashes in escapes included.
 pub(super) fn opaque_verb(method: &Method, path: &str, watch: bool) -> Verb {
     let decoded = percent_decode_str(path).decode_utf8_lossy();
-    let parts = decoded
-        .trim_matches('/')
-        .split('/')
-        .map(Cow::Borrowed)
-        .collect();
-    Target::resource(parts).map_or_else(
-        || document_verb(method),
+    let text = Text::new(&decoded);
+    Target::resource(&split_loosely(&text), &text).map_or_else(
+        || nonresource_verb(method),
         |target| target.verb(method, || watch),
     )
 }
 
 /// A segment of the path is `proxy`, as Go splits it.
-pub(super) fn passes_a_proxy(path: &str) -> bool {
+pub(super) fn has_proxy_segment(path: &str) -> bool {
     percent_decode_str(path)
         .decode_utf8_lossy()
         .split('/')
-        .any(|part| part == "proxy")
+        .any(|segment| segment == "proxy")
 }
 
-/// Bytes that may stand in a segment as they are: RFC 3986, `pchar`.
+/// Splits and decodes a path between its outer slashes; `None` where a segment is no name.
+fn split_strictly(trimmed: &str, text: &mut Text<'_>) -> Option<Segments> {
+    let mut segments = Segments::default();
+    let mut start = 0;
+    for end in memchr_iter(b'/', trimmed.as_bytes()).chain([trimmed.len()]) {
+        // Behind the path's first slash.
+        segments.push(decode_segment(&trimmed[start..end], start + 1, text)?);
+        start = end + 1;
+    }
+    Some(segments)
+}
+
+/// Splits a decoded path.
+fn split_loosely(text: &Text<'_>) -> Segments {
+    let mut segments = Segments::default();
+    let path = text.raw();
+    let mut start = path.len() - path.trim_start_matches('/').len();
+    let end = path.trim_end_matches('/').len().max(start);
+    for segment in path[start..end].split('/') {
+        segments.push(Text::raw_part(start, start + segment.len()));
+        start += segment.len() + 1;
+    }
+    segments
+}
+
+/// Bytes that may stand in a segment unescaped: RFC 3986, `pchar`.
 const PCHAR: [bool; 256] = {
     let plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@";
     let (mut table, mut at) = ([false; 256], 0);
@@ -211,26 +268,33 @@ const PCHAR: [bool; 256] = {
     table
 };
 
-/// One segment, decoded; `None` for what is empty, malformed, or can't stand in the name of a thing.
-fn segment(raw: &str) -> Option<Cow<'_, str>> {
-    let plain = |b: u8| PCHAR[usize::from(b)];
+fn is_pchar(byte: u8) -> bool {
+    PCHAR[usize::from(byte)]
+}
+
+/// Decodes the segment that starts at `start`; `None` for an empty or malformed one, and for one
+/// that can't stand in the name of an object.
+fn decode_segment(raw: &str, start: usize, text: &mut Text<'_>) -> Option<Part> {
     if matches!(raw, "" | "." | "..") {
         return None;
     }
-    if raw.bytes().all(plain) {
-        return Some(Cow::Borrowed(raw));
+    if raw.bytes().all(is_pchar) {
+        return Some(Text::raw_part(start, start + raw.len()));
     }
-    if !raw.bytes().all(|b| plain(b) || b == b'%') || !escapes_are_whole(raw) {
+    if !raw.bytes().all(|b| is_pchar(b) || b == b'%') || !has_whole_escapes(raw) {
         return None;
     }
     let decoded = percent_decode_str(raw).decode_utf8().ok()?;
     // A slash would be another path to the API server, and these others another key here.
     let odd = |c: char| c.is_control() || matches!(c, '/' | '\\' | '%' | '?' | '#');
-    (!decoded.contains(odd) && !matches!(decoded.as_ref(), "." | "..")).then_some(decoded)
+    if decoded.contains(odd) || matches!(decoded.as_ref(), "." | "..") {
+        return None;
+    }
+    Some(text.push_decoded(&decoded))
 }
 
-/// Each `%` has its two digits: Go refuses what has not, others leave it as it is.
-pub(super) fn escapes_are_whole(text: &str) -> bool {
+/// Each `%` has its two digits. Go refuses any other; the `percent_encoding` crate keeps it.
+pub(super) fn has_whole_escapes(text: &str) -> bool {
     text.split('%')
         .skip(1)
         .all(|rest| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2)

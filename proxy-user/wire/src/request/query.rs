@@ -1,52 +1,22 @@
-//! The query of a request. In: its text. Out: [`Query`], read as Go's `net/url.ParseQuery` and the API server's
-//! conversions read it (`k8s.io/apimachinery/pkg/runtime/conversion.go`, `metav1.ListOptions` and its like), and only
-//! where all of it is known.
+//! The query of a request, read as Go's `net/url.ParseQuery` and the API server's conversions
+//! read it (`k8s.io/apimachinery/pkg/runtime/conversion.go`, `metav1.ListOptions` and its like).
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use super::Verb;
-use super::path::{Target, escapes_are_whole};
+use super::path::{Target, has_whole_escapes};
+use super::text::{Part, Text};
+use super::{Options, Values, Verb};
 use crate::duration;
-use crate::meta::parse_version;
+use crate::meta::ResourceVersion;
 use crate::selector::canonical;
 
-/// Most parameters that are read. Go drops a query of more than 10,000 pairs, empty ones included, as a whole.
+/// Most parameters that are read. Go drops a query of more than 10,000 pairs as a whole, empty ones
+/// included.
 const MAX_PAIRS: usize = 64;
 
-/// The query parameters that change an answer (`metav1.ListOptions`, `metav1.GetOptions`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Query<'a> {
-    /// `labelSelector`.
-    pub label_selector: Cow<'a, str>,
-    /// `fieldSelector`.
-    pub field_selector: Cow<'a, str>,
-    /// `resourceVersion`.
-    pub resource_version: Cow<'a, str>,
-    /// `resourceVersionMatch=Exact`.
-    pub exact: bool,
-    /// `continue`.
-    pub continue_token: Cow<'a, str>,
-    /// `limit`, 0 when none.
-    pub limit: u64,
-    /// `timeoutSeconds`.
-    pub timeout_seconds: Option<u64>,
-    /// `sendInitialEvents` is true.
-    pub send_initial_events: bool,
-    /// `allowWatchBookmarks` is true.
-    pub bookmarks: bool,
-    /// `dryRun` is there.
-    pub dry_run: bool,
-    /// `pretty` is there.
-    pub pretty: bool,
-    /// `includeObject` is there: a Table of another content than without it.
-    pub include_object: bool,
-    /// `hash` of an OpenAPI v3 document.
-    pub hash: Cow<'a, str>,
-}
-
-/// The parameters that are known.
+/// The known parameters of `metav1.ListOptions`, `GetOptions`, `DeleteOptions` and their like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Parameter {
     Timeout,
@@ -65,7 +35,6 @@ enum Parameter {
     SendInitialEvents,
     DryRun,
     Force,
-    /// `fieldManager`, `fieldValidation`: they change no answer that is a success.
     FieldManager,
     FieldValidation,
     GracePeriodSeconds,
@@ -76,7 +45,7 @@ enum Parameter {
 }
 
 impl Parameter {
-    fn of(name: &str) -> Option<Self> {
+    fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "timeout" => Self::Timeout,
             "pretty" => Self::Pretty,
@@ -105,12 +74,12 @@ impl Parameter {
         })
     }
 
-    /// The API server reads it for this verb.
-    fn is_read_for(self, verb: Verb, target: &Target<'_>) -> bool {
+    /// The API server reads the parameter for this verb.
+    fn is_read_for(self, verb: Verb, target: &Target) -> bool {
         use Verb::{Create, Delete, DeleteCollection, Get, List, Patch, Update, Watch};
         match self {
             Self::Timeout | Self::Pretty => true,
-            Self::Hash => target.hashed,
+            Self::Hash => target.reads_hash(),
             Self::ResourceVersion => matches!(verb, Get | List | Watch | Delete | DeleteCollection),
             Self::IncludeObject => matches!(verb, Get | List | Watch),
             Self::Watch => matches!(verb, List | Watch),
@@ -134,7 +103,7 @@ impl Parameter {
     }
 }
 
-/// Which parameters a query has had.
+/// The parameters that a query has had, as a set of bits.
 #[derive(Debug, Default)]
 struct Seen(u32);
 
@@ -143,61 +112,101 @@ impl Seen {
         self.0 & (1 << parameter as u32) != 0
     }
 
-    /// False where it was there before: the API server takes the first of a name, others the last.
-    fn adds(&mut self, parameter: Parameter) -> bool {
+    /// Notes a parameter; false where it was there before. Of several values the API server takes
+    /// the first, its conversions the last.
+    fn insert(&mut self, parameter: Parameter) -> bool {
         let new = !self.has(parameter);
         self.0 |= 1 << parameter as u32;
         new
     }
 }
 
-impl<'a> Query<'a> {
-    /// Reads a query; `None` where it isn't wholly understood, or the API server always refuses it.
-    pub(super) fn of(raw: &'a str, verb: Verb, target: &Target<'_>) -> Option<Self> {
-        let mut query = Self::default();
-        if raw.is_empty() || target.has_own_parameters() {
-            return Some(query);
-        }
-        let mut seen = Seen::default();
+/// A query as far as it has been read.
+struct Reader<'t, 'a> {
+    text: &'t mut Text<'a>,
+    verb: Verb,
+    values: Values,
+    options: Options,
+    seen: Seen,
+}
+
+/// Reads a query, with which the raw text ends; `None` where it isn't wholly understood, or the
+/// API server always refuses it.
+pub(super) fn parse(
+    raw: &str,
+    verb: Verb,
+    target: &Target,
+    text: &mut Text<'_>,
+) -> Option<(Values, Options)> {
+    let mut reader = Reader {
+        text,
+        verb,
+        values: Values::default(),
+        options: Options::default(),
+        seen: Seen::default(),
+    };
+    if !(raw.is_empty() || target.has_own_parameters()) {
+        reader.read_pairs(raw, target)?;
+    }
+    Some((reader.values, reader.options))
+}
+
+impl Reader<'_, '_> {
+    fn read_pairs(&mut self, raw: &str, target: &Target) -> Option<()> {
+        let mut start = self.text.raw().len() - raw.len();
         for (n, pair) in raw.split('&').enumerate() {
-            if pair.is_empty() {
-                continue;
+            let end = start + pair.len();
+            if !pair.is_empty() {
+                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                let parameter = Parameter::from_name(&decode(name)?)?;
+                let is_known = parameter.is_read_for(self.verb, target);
+                if n >= MAX_PAIRS || !is_known || !self.seen.insert(parameter) {
+                    return None;
+                }
+                let value = Value {
+                    text: decode(value)?,
+                    start: end - value.len(),
+                };
+                self.take(parameter, &value)?;
             }
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let parameter = Parameter::of(&decode(name)?)?;
-            if n >= MAX_PAIRS || !parameter.is_read_for(verb, target) || !seen.adds(parameter) {
-                return None;
-            }
-            query.take(parameter, decode(value)?, verb)?;
+            start = end + 1;
         }
-        query.is_accepted(verb, target, &seen).then_some(query)
+        self.is_accepted(target).then_some(())
     }
 
-    fn take(&mut self, parameter: Parameter, value: Cow<'a, str>, verb: Verb) -> Option<()> {
+    fn take(&mut self, parameter: Parameter, value: &Value<'_>) -> Option<()> {
+        let (values, options) = (&mut self.values, &mut self.options);
         match parameter {
-            Parameter::Timeout => is_timeout(&value).then_some(())?,
-            Parameter::Pretty => self.pretty = true,
-            Parameter::Hash => self.hash = value,
+            Parameter::Timeout => is_timeout(&value.text).then_some(())?,
+            Parameter::Pretty => options.pretty = true,
+            Parameter::Hash => values.hash = value.part(self.text),
             Parameter::ResourceVersion => {
                 // Of a DELETE it is a precondition, not a position.
-                let known = matches!(value.as_ref(), "" | "0") || parse_version(&value).is_some();
-                self.resource_version = (known || !verb.is_read()).then_some(value)?;
+                let is_known = matches!(&*value.text, "" | "0")
+                    || ResourceVersion::parse(&value.text).is_some();
+                (is_known || !self.verb.is_read()).then_some(())?;
+                values.resource_version = value.part(self.text);
             }
-            Parameter::IncludeObject => self.include_object = true,
-            Parameter::LabelSelector => self.label_selector = canonical(selector(value)?),
-            Parameter::FieldSelector => self.field_selector = canonical(selector(value)?),
-            Parameter::AllowWatchBookmarks => self.bookmarks = is_true(&value),
-            Parameter::SendInitialEvents => self.send_initial_events = is_true(&value),
+            Parameter::IncludeObject => options.include_object = true,
+            Parameter::LabelSelector => {
+                values.label_selector = value.selector_part(self.text)?;
+            }
+            Parameter::FieldSelector => {
+                values.field_selector = value.selector_part(self.text)?;
+            }
+            Parameter::AllowWatchBookmarks => options.bookmarks = is_true(&value.text),
+            Parameter::SendInitialEvents => options.send_initial_events = is_true(&value.text),
             Parameter::ResourceVersionMatch => {
-                self.exact = value == "Exact";
-                matches!(value.as_ref(), "Exact" | "NotOlderThan").then_some(())?;
+                options.exact = value.text == "Exact";
+                matches!(&*value.text, "Exact" | "NotOlderThan").then_some(())?;
             }
-            Parameter::TimeoutSeconds => self.timeout_seconds = Some(number(&value)?),
-            Parameter::Limit => self.limit = number(&value)?,
-            Parameter::Continue => self.continue_token = value,
-            Parameter::DryRun => self.dry_run = true,
-            // The verb tells.
+            Parameter::TimeoutSeconds => options.timeout_seconds = Some(parse_number(&value.text)?),
+            Parameter::Limit => options.limit = parse_number(&value.text)?,
+            Parameter::Continue => values.continue_token = value.part(self.text),
+            Parameter::DryRun => options.dry_run = true,
+            // The verb says it already.
             Parameter::Watch => {}
+            // They change no successful response.
             Parameter::Force
             | Parameter::FieldManager
             | Parameter::FieldValidation
@@ -210,37 +219,65 @@ impl<'a> Query<'a> {
         Some(())
     }
 
-    /// `metainternalversion/validation.ValidateListOptions`, and what the storage says of `continue`.
-    fn is_accepted(&self, verb: Verb, target: &Target<'_>, seen: &Seen) -> bool {
-        let (matched, initial) = (
-            seen.has(Parameter::ResourceVersionMatch),
-            seen.has(Parameter::SendInitialEvents),
-        );
-        let continued = !self.continue_token.is_empty();
-        match verb {
-            Verb::Watch if target.watched_by_path() => !matched && !initial && !continued,
-            Verb::Watch => matched == initial && !self.exact && !continued,
+    /// The rules of `metainternalversion/validation.ValidateListOptions`, and the storage's of
+    /// `continue`.
+    fn is_accepted(&self, target: &Target) -> bool {
+        let has_match = self.seen.has(Parameter::ResourceVersionMatch);
+        let has_initial = self.seen.has(Parameter::SendInitialEvents);
+        let is_continued = !self.values.continue_token.is_empty();
+        let exact = self.options.exact;
+        match self.verb {
+            Verb::Watch if target.is_watch_path() => !(has_match || has_initial || is_continued),
+            Verb::Watch => has_match == has_initial && !exact && !is_continued,
             Verb::List | Verb::DeleteCollection => {
-                let version = self.resource_version.as_ref();
-                let misplaced =
-                    matched && (version.is_empty() || continued || self.exact && version == "0");
-                !initial && !misplaced && !(continued && !matches!(version, "" | "0"))
+                let version = self.text.get(self.values.resource_version);
+                let match_is_misplaced =
+                    has_match && (version.is_empty() || is_continued || exact && version == "0");
+                let version_is_misplaced = is_continued && !matches!(version, "" | "0");
+                !(has_initial || match_is_misplaced || version_is_misplaced)
             }
             _ => true,
         }
     }
 }
 
-/// `Convert_Slice_string_To_bool`: whatever is not "0" or "false" is true, also nothing.
+/// A decoded value, and the place in the raw text where it stood.
+struct Value<'v> {
+    text: Cow<'v, str>,
+    start: usize,
+}
+
+impl Value<'_> {
+    fn part(&self, text: &mut Text<'_>) -> Part {
+        match &self.text {
+            Cow::Borrowed(value) => Text::raw_part(self.start, self.start + value.len()),
+            Cow::Owned(value) => text.push_decoded(value),
+        }
+    }
+
+    /// A selector in its canonical spelling; `None` where it can't stand in a key.
+    fn selector_part(&self, text: &mut Text<'_>) -> Option<Part> {
+        if self.text.contains(['&', '?', '#']) {
+            return None;
+        }
+        Some(match canonical(&self.text) {
+            Cow::Borrowed(_) => self.part(text),
+            Cow::Owned(sorted) => text.push_decoded(&sorted),
+        })
+    }
+}
+
+/// `Convert_Slice_string_To_bool`: every value but "0" and "false" is true, an empty one too.
 fn is_true(value: &str) -> bool {
     value != "0" && !value.eq_ignore_ascii_case("false")
 }
 
-/// The first `watch` of a query is true, whatever else stands in it: as `NewRequestInfo` falls back to.
+/// The first `watch` of a query is true, whatever else stands in it: as `NewRequestInfo` falls
+/// back to.
 pub(super) fn asks_to_watch(raw: &str) -> bool {
     let mut pairs = raw
         .split('&')
-        .filter(|pair| !pair.contains(';') && escapes_are_whole(pair));
+        .filter(|pair| !pair.contains(';') && has_whole_escapes(pair));
     let value = pairs.find_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (percent_decode_str(name).decode_utf8_lossy() == "watch").then_some(value)
@@ -248,9 +285,10 @@ pub(super) fn asks_to_watch(raw: &str) -> bool {
     value.is_some_and(|value| is_true(&percent_decode_str(value).decode_utf8_lossy()))
 }
 
-/// A name or value; `None` for what Go drops (`;`, broken escapes) and for what is no text.
+/// Decodes a name or value; `None` where Go drops it (`;`, broken escapes), and where it is no
+/// text.
 fn decode(raw: &str) -> Option<Cow<'_, str>> {
-    if !raw.bytes().all(|b| b.is_ascii_graphic() && b != b';') || !escapes_are_whole(raw) {
+    if !raw.bytes().all(|b| b.is_ascii_graphic() && b != b';') || !has_whole_escapes(raw) {
         return None;
     }
     if !raw.contains(['%', '+']) {
@@ -261,17 +299,15 @@ fn decode(raw: &str) -> Option<Cow<'_, str>> {
     (!decoded.contains(char::is_control)).then(|| Cow::Owned(decoded.into_owned()))
 }
 
-fn number(value: &str) -> Option<u64> {
-    let digits = (1..=18).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| value.parse().ok()).flatten()
+/// A number of at most 18 digits, so that it fits an `int64`.
+fn parse_number(value: &str) -> Option<u64> {
+    let is_short = (1..=18).contains(&value.len());
+    (is_short && value.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| value.parse().ok())
+        .flatten()
 }
 
-/// `timeout`: how long the API server may take, which changes no answer.
+/// `timeout` bounds the API server's work and changes no response.
 fn is_timeout(value: &str) -> bool {
     value.is_empty() || duration::parse(value).is_ok()
-}
-
-/// A selector that can stand in a key.
-fn selector(value: Cow<'_, str>) -> Option<Cow<'_, str>> {
-    (!value.contains(['&', '?', '#'])).then_some(value)
 }

@@ -2,10 +2,10 @@
 
 use super::*;
 
-fn read(call: &str, check: impl FnOnce(Reading<'_>)) {
+fn read(call: &str, check: impl FnOnce(RequestInfo)) {
     let (method, uri) = call.split_once(' ').unwrap();
     let uri: Uri = uri.parse().unwrap_or_else(|e| panic!("{call}: {e}"));
-    check(ApiRequest::parse(&method.parse().unwrap(), &uri));
+    check(RequestInfo::parse(&method.parse().unwrap(), &uri));
 }
 
 /// `METHOD uri → verb group version resource subresource namespace name`, "-" for empty.
@@ -75,16 +75,16 @@ fn requests_are_taken_apart_like_the_api_server_does() {
                 }
             };
             let got = [
-                &*r.group,
-                &r.version,
-                &r.resource,
-                &r.subresource,
-                &r.namespace,
-                &r.name,
+                r.group(),
+                r.version(),
+                r.resource(),
+                r.subresource(),
+                r.namespace(),
+                r.name(),
             ]
             .map(dash);
             assert_eq!(
-                format!("{} {}", r.verb.as_str(), got.join(" ")),
+                format!("{} {}", r.verb().as_str(), got.join(" ")),
                 expected,
                 "{input}"
             );
@@ -97,13 +97,7 @@ fn equal_selectors_have_one_spelling() {
     let labels = |call: &str| {
         let mut labels = String::new();
         read(call, |r| {
-            labels = r
-                .understood()
-                .unwrap()
-                .query
-                .label_selector
-                .clone()
-                .into_owned()
+            labels = r.understood().unwrap().label_selector().to_owned()
         });
         labels
     };
@@ -144,14 +138,14 @@ fn a_request_that_is_not_wholly_understood_keeps_its_verb_and_has_no_key() {
         ("GET /api/v1/pods/", Verb::List),
         ("GET /api/v1/pods?resourceVersion=now", Verb::List),
         ("GET /api/v1/namespaces/d/pods/a?export=true", Verb::Get),
-        ("GET /openapi/v2?x=1", Verb::Document),
-        ("GET /openapi/v2?hash=1", Verb::Document),
-        ("GET /v%65rsion", Verb::Document),
+        ("GET /openapi/v2?x=1", Verb::NonResource),
+        ("GET /openapi/v2?hash=1", Verb::NonResource),
+        ("GET /v%65rsion", Verb::NonResource),
     ];
     for (input, verb) in table {
         read(input, |reading| {
             assert!(reading.understood().is_none(), "{input} is understood");
-            assert_eq!(reading.verb, verb, "{input}");
+            assert_eq!(reading.verb(), verb, "{input}");
         });
     }
 }
@@ -190,7 +184,7 @@ impl Go {
         match self.verb.as_str() {
             // Verbs of a path go with GET only, others are told that the method isn't allowed.
             "watch" | "proxy" if !self.call.starts_with("GET ") => Verb::Other,
-            "get" if !self.is_resource => Verb::Document,
+            "get" if !self.is_resource => Verb::NonResource,
             _ if !self.is_resource => Verb::Other,
             "get" | "proxy" => Verb::Get,
             "list" => Verb::List,
@@ -214,12 +208,12 @@ impl Go {
         self.resource == "namespaces" && self.namespace == self.name
     }
 
-    fn agrees_with(&self, ours: &ApiRequest<'_>) {
+    fn agrees_with(&self, ours: &ApiRequest) {
         let call = &self.call;
         assert!(!self.refused, "{call}: the server refuses it");
         let same = |what: &str, go: &str, ours: &str| assert_eq!(ours, go, "{call}: {what}");
         if !self.is_resource {
-            same("path", &self.path, ours.path);
+            same("path", &self.path, ours.path());
             assert!(!ours.is_resource(), "{call}");
             // The server reads it of these documents alone.
             let hash = if self.path.starts_with("/openapi/v3/") {
@@ -227,14 +221,14 @@ impl Go {
             } else {
                 ""
             };
-            return same("hash", hash, &ours.query.hash);
+            return same("hash", hash, ours.hash());
         }
-        same("group", &self.group, &ours.group);
-        same("version", &self.version, &ours.version);
-        same("resource", &self.resource, &ours.resource);
-        same("subresource", &self.subresource, &ours.subresource);
+        same("group", &self.group, ours.group());
+        same("version", &self.version, ours.version());
+        same("resource", &self.resource, ours.resource());
+        same("subresource", &self.subresource, ours.subresource());
         if !self.is_a_namespace() {
-            same("namespace", &self.namespace, &ours.namespace);
+            same("namespace", &self.namespace, ours.namespace());
         }
         same(
             "name",
@@ -243,15 +237,15 @@ impl Go {
             } else {
                 &self.name
             },
-            &ours.name,
+            ours.name(),
         );
         // Parameters of logs, proxies and the like are their own; nothing of them is stored.
         if matches!(self.subresource.as_str(), "" | "status") {
-            self.options_agree_with(&ours.query);
+            self.options_agree_with(ours);
         }
     }
 
-    fn options_agree_with(&self, ours: &Query<'_>) {
+    fn options_agree_with(&self, ours: &ApiRequest) {
         let call = &self.call;
         let same = |what: &str, go: &str, ours: &str| assert_eq!(ours, go, "{call}: {what}");
         let sorted = |selector: &str| {
@@ -259,41 +253,45 @@ impl Go {
             parts.sort_unstable();
             parts.join(",")
         };
-        assert_eq!(ours.dry_run, self.dry_run, "{call}: dryRun");
+        assert_eq!(ours.options().dry_run, self.dry_run, "{call}: dryRun");
         if !self.verb().is_read() && self.verb() != Verb::DeleteCollection {
             return;
         }
         same(
             "labelSelector",
             &sorted(&self.label_selector),
-            &sorted(&ours.label_selector),
+            &sorted(ours.label_selector()),
         );
         same(
             "fieldSelector",
             &sorted(&self.field_selector),
-            &sorted(&ours.field_selector),
+            &sorted(ours.field_selector()),
         );
         same(
             "resourceVersion",
             &self.resource_version,
-            &ours.resource_version,
+            ours.resource_version(),
         );
-        same("continue", &self.continue_token, &ours.continue_token);
+        same("continue", &self.continue_token, ours.continue_token());
         let go = (
             self.limit,
             self.timeout_seconds,
             self.send_initial_events,
             self.allow_watch_bookmarks,
         );
-        let seconds = ours.timeout_seconds.map(u64::cast_signed);
+        let seconds = ours.options().timeout_seconds.map(u64::cast_signed);
         let mine = (
-            ours.limit.cast_signed(),
+            ours.options().limit.cast_signed(),
             seconds,
-            ours.send_initial_events,
-            ours.bookmarks,
+            ours.options().send_initial_events,
+            ours.options().bookmarks,
         );
         assert_eq!(mine, go, "{call}: options");
-        assert_eq!(ours.exact, self.resource_version_match == "Exact", "{call}");
+        assert_eq!(
+            ours.options().exact,
+            self.resource_version_match == "Exact",
+            "{call}"
+        );
     }
 }
 
@@ -315,10 +313,10 @@ fn spellings_are_read_as_go_and_the_api_server_read_them_or_not_at_all() {
             let never_read =
                 go.path.is_empty() || (go.refused && go.resource.is_empty() && go.name.is_empty());
             assert!(
-                never_read || ours.verb == go.verb(),
+                never_read || ours.verb() == go.verb(),
                 "{}: {:?}, {}",
                 go.call,
-                ours.verb,
+                ours.verb(),
                 go.verb
             );
             if let Some(request) = ours.understood() {
