@@ -91,7 +91,7 @@ fn say(status: StatusCode, kind: &'static str, body: String) -> Answer {
 fn metrics(state: &State) -> String {
     let mut text = String::new();
     if let Some(handles) = state.handles() {
-        let rendered = handles.handler.render_metrics();
+        let rendered = handles.proxy.stages().render_metrics();
         text.push_str(
             rendered
                 .trim_end()
@@ -162,7 +162,7 @@ fn status(state: &State) -> serde_json::Value {
         status["connections"] = handles
             .counters
             .status(handles.table.open(), handles.table.limit());
-        if let serde_json::Value::Object(more) = handles.handler.status() {
+        if let serde_json::Value::Object(more) = handles.proxy.stages().status() {
             for (key, value) in more {
                 status[key] = value;
             }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::certs::Certificates;
 use crate::listen::{ConnectionTable, Counters};
-use crate::proxy::Handler;
+use crate::proxy::Proxy;
 use crate::steer::Setup;
 
 /// A self-probe older than this means that traffic isn't served: three of them are missing.
@@ -25,7 +25,7 @@ pub(crate) enum Condition {
 
 pub(crate) struct Handles {
     /// Requests, store, cloud.
-    pub handler: Arc<Handler>,
+    pub proxy: Arc<Proxy>,
     /// Interface and eBPF.
     pub setup: Arc<Setup>,
     /// Serving certificate.
@@ -134,7 +134,7 @@ impl State {
         }
         if let Some(reason) = self
             .handles()
-            .and_then(|handles| handles.handler.waiting_for())
+            .and_then(|handles| handles.proxy.stages().waiting_for())
         {
             reasons.push(reason.to_owned());
         }

@@ -7,6 +7,7 @@
 
 mod announce;
 mod bind;
+mod build;
 mod dir_locks;
 mod handover;
 mod limits;
@@ -26,10 +27,11 @@ use crate::certs::{Certificates, CertsError, cloud_roots};
 use crate::config::{Checked, Config};
 use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError, PROBE_INTERVAL};
 use crate::node::error::SetupError;
+use crate::proxy::Proxy;
 use crate::proxy::connection::Port;
-use crate::proxy::{HandleError, Handler};
 use crate::steer::Setup;
 use crate::steer::services::Discovery;
+use build::{BuildError, build_proxy};
 
 use bind::Sockets;
 pub use dir_locks::{DaemonRunning, DirectoryLocks};
@@ -52,7 +54,7 @@ pub enum AppError {
     Setup(#[from] SetupError),
     /// The store or the cloud.
     #[error(transparent)]
-    Handle(#[from] HandleError),
+    Build(#[from] BuildError),
     #[error(transparent)]
     Handover(#[from] HandoverError),
     #[error("{0}: {1}")]
@@ -66,7 +68,7 @@ pub struct Bound {
     admin: Admin,
     state: Arc<State>,
     setup: Arc<Setup>,
-    handler: Arc<Handler>,
+    proxy: Arc<Proxy>,
     acceptor: Arc<Acceptor>,
     certificates: Arc<Certificates>,
     table: Arc<ConnectionTable>,
@@ -106,9 +108,9 @@ impl Bound {
         let built = async {
             sockets.add_dummy(&config, &setup, &mut taken)?;
             let tls = listen::server_config(certificates.resolver()).map_err(ListenError::from)?;
-            Ok::<_, AppError>((Handler::start(&config, roots).await?, tls))
+            Ok::<_, AppError>((build_proxy(&config, &roots)?, tls))
         };
-        let (handler, tls) = match Box::pin(built).await {
+        let (proxy, tls) = match Box::pin(built).await {
             Ok(built) => built,
             Err(error) => {
                 setup.undo().await;
@@ -125,14 +127,14 @@ impl Bound {
             Arc::new(Counters::default()),
         );
         let parts = (
-            Arc::clone(&handler),
+            Arc::clone(&proxy),
             Arc::clone(&setup),
             Arc::clone(&table),
             Arc::clone(&counters),
         );
         let acceptor = Acceptor::new(parts.0, parts.1, tls, parts.2, parts.3);
         state.attach(Handles {
-            handler: Arc::clone(&handler),
+            proxy: Arc::clone(&proxy),
             setup: Arc::clone(&setup),
             certificates: Arc::clone(&certificates),
             table: Arc::clone(&table),
@@ -147,7 +149,7 @@ impl Bound {
             admin,
             state,
             setup,
-            handler,
+            proxy,
             acceptor,
             certificates,
             table,
@@ -173,7 +175,7 @@ impl Bound {
         self.state.mark(Condition::Listeners);
         let mut discovery = Discovery::new(
             (&self.config.setup, &self.config.cloud),
-            self.handler.cache(),
+            &self.proxy.stages().cache,
             &self.setup,
             &self.certificates,
         );

@@ -84,7 +84,7 @@ pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
     bound.setup.stop_steering();
     bound.state.draining();
     bound.table.drain();
-    bound.handler.end_streams();
+    bound.proxy.stages().end_streams();
     let open = bound.table.open();
     info!(
         "stopping: {open} connections are open, up to {:?} for their answers",
@@ -103,7 +103,7 @@ pub(super) async fn drain(bound: Bound, mut shutdown: Shutdown) {
     for task in &bound.tasks {
         task.abort();
     }
-    bound.handler.close().await;
+    bound.proxy.stages().close().await;
     undo(bound).await;
     info!("stopped after {:.1?}", started.elapsed());
 }
@@ -133,7 +133,7 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     );
     bound.state.draining();
     bound.table.drain();
-    bound.handler.end_streams();
+    bound.proxy.stages().end_streams();
     let patience = bound.config.listen.drain.min(HANDOVER_DRAIN);
     if timeout(patience, bound.table.drained()).await.is_err() {
         warn!(
@@ -146,14 +146,14 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     for task in &bound.tasks {
         task.abort();
     }
-    bound.handler.close().await;
+    bound.proxy.stages().close().await;
     let Bound {
         acceptor,
         state,
         admin,
         tasks,
         sockets,
-        handler,
+        proxy,
         setup,
         admin_socket,
         ..
@@ -164,7 +164,7 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         let _ = task.await;
     }
     admin.stop();
-    drop(handler);
+    drop(proxy);
     let serving = tokio::task::spawn_blocking(|| successor.wait()).await;
     match serving {
         Ok(Ok(())) => {

@@ -8,6 +8,8 @@ use hublet_wire::CodecError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(crate) enum NotStored {
+    /// `--working-mode=cloud` has no store.
+    WorkingMode,
     /// The path or a query parameter is not understood, so the response has no key.
     UnknownRequest,
     /// The verb's responses are never stored (HEAD, OPTIONS, writes to non-resource paths).
@@ -43,7 +45,8 @@ pub(crate) enum NotStored {
 }
 
 impl NotStored {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
+        Self::WorkingMode,
         Self::UnknownRequest,
         Self::Verb,
         Self::Subresource,
@@ -65,6 +68,7 @@ impl NotStored {
     /// The value of the metric's `reason` label.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
+            Self::WorkingMode => "working_mode",
             Self::UnknownRequest => "unknown_request",
             Self::Verb => "verb",
             Self::Subresource => "subresource",

@@ -8,7 +8,7 @@ use super::flags::{Flags, OwnFlags, YurthubFlags};
 use super::{
     BootstrapMode, CacheConfig, CertsConfig, CloudConfig, Config, ConfigError, DummyConfig,
     GuardConfig, LbMode, ListenConfig, LocalConfig, SelectConfig, Server, Services, SetupConfig,
-    server, steer,
+    WorkingMode, server, steer,
 };
 
 /// SO_MARK of our own upstream sockets ("hubl"), which the eBPF programs let pass.
@@ -46,7 +46,7 @@ pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Che
         ignored,
     } = flags;
     let mut warnings = ignored.warnings;
-    working_mode(&yurthub.working_mode)?;
+    let working_mode = working_mode(&yurthub.working_mode)?;
     let node_name = node_name(yurthub.node_name.as_deref(), env)?;
     let setup = setup(&yurthub, &own)?;
     warnings.extend(without_ebpf(&own));
@@ -72,6 +72,7 @@ pub fn checked(flags: Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Che
     );
     let config = Config {
         node_name,
+        working_mode,
         cloud,
         cache: CacheConfig {
             dir: yurthub.disk_cache_path,
@@ -171,16 +172,14 @@ fn servers_as_services(steer: &Services, servers: &[Server]) -> (Vec<String>, Ve
     )
 }
 
-fn working_mode(mode: &str) -> Result<(), ConfigError> {
+fn working_mode(mode: &str) -> Result<WorkingMode, ConfigError> {
     let reason = match mode {
-        "edge" => return Ok(()),
-        "cloud" => {
-            "is not implemented: on a node that is never cut off, run without hublet, or use edge"
-        }
+        "edge" => return Ok(WorkingMode::Edge),
+        "cloud" => return Ok(WorkingMode::Cloud),
         "local" => {
             "is not implemented: it is YurtHub's iptables load balancer and no proxy; use edge"
         }
-        _ => "is no working mode: write edge",
+        _ => "is no working mode: use edge or cloud",
     };
     Err(ConfigError::value("working-mode", mode, reason))
 }

@@ -24,6 +24,7 @@ use serde::Serialize;
 pub struct Config {
     /// This node's name (`--node-name`): the CN of the serving certificate is `system:node:NAME`.
     pub node_name: String,
+    pub working_mode: WorkingMode,
     /// The interface and the eBPF programs.
     pub setup: SetupConfig,
     /// The certificates.
@@ -42,6 +43,16 @@ pub struct Config {
     pub take_over: bool,
     /// Log verbosity: klog's `--v` (0 warnings, 1–2 information, 3–4 debug, 5 and more trace).
     pub verbosity: u8,
+}
+
+/// Whether reads are answered from the store (`--working-mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkingMode {
+    /// Responses are stored, and answer reads while the cloud is away.
+    Edge,
+    /// Everything is forwarded and nothing stored, for a node that is never cut off.
+    Cloud,
 }
 
 /// Interface and eBPF.

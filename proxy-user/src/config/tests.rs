@@ -113,9 +113,8 @@ fn wrong_values_are_refused_with_the_way_out() {
         (&["--node-name="], "NODE_NAME"),
         (&["--server-addr=10.0.0.1:6443"], "https://10.0.0.1:6443"),
         (&["--bootstrap-file="], "--bootstrap-file is missing"),
-        (&["--working-mode=cloud"], "not implemented"),
         (&["--working-mode=local"], "not implemented"),
-        (&["--working-mode=egde"], "write edge"),
+        (&["--working-mode=egde"], "use edge"),
         (
             &["--bootstrap-mode=tokens"],
             "token, kubeletcertificate or development",

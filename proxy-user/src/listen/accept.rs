@@ -15,10 +15,10 @@ use tracing::warn;
 use super::stall::StallTimeoutExecutor;
 use super::{ConnectionTable, Counters, connection};
 use crate::budget::Flow;
+use crate::cloud::upload::MAX_BUFFERED;
 use crate::drain::DrainWatcher;
-use crate::proxy::Handler;
+use crate::proxy::Proxy;
 use crate::proxy::connection::Port;
-use crate::proxy::request_body as upload;
 use crate::steer::Setup;
 
 /// Pause after accept has failed, doubled up to [`MAX_ACCEPT_BACKOFF`].
@@ -36,7 +36,7 @@ const MAX_STREAMS: u32 = 250;
 const REDUCED_MAX_STREAMS: u32 = 8;
 /// Connections of a client above which each is limited to [`REDUCED_MAX_STREAMS`].
 const MANY_CONNECTIONS: usize = 32;
-/// Bytes buffered of all uploads on an HTTP/2 connection; of one, [`upload::MAX_BUFFERED`].
+/// Bytes buffered of all uploads on an HTTP/2 connection; of one, [`MAX_BUFFERED`].
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of a response buffered in its stream, beside the frame that crosses the limit.
 const SEND_BUFFER: usize = 32 * 1024;
@@ -48,7 +48,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Shared by all accepted connections.
 pub(crate) struct Acceptor {
-    pub(super) handler: Arc<Handler>,
+    pub(super) proxy: Arc<Proxy>,
     pub(super) setup: Arc<Setup>,
     pub(super) tls: TlsAcceptor,
     /// Each with a variant for clients with many connections.
@@ -80,7 +80,7 @@ pub(super) struct Arrival {
 
 impl Acceptor {
     pub(crate) fn new(
-        handler: Arc<Handler>,
+        proxy: Arc<Proxy>,
         setup: Arc<Setup>,
         tls: Arc<rustls::ServerConfig>,
         table: Arc<ConnectionTable>,
@@ -88,7 +88,7 @@ impl Acceptor {
     ) -> Arc<Self> {
         let executor = StallTimeoutExecutor::new(table.reader_timeout());
         Arc::new(Self {
-            handler,
+            proxy,
             host_netns: setup.netns(),
             setup,
             tls: TlsAcceptor::from(tls),
@@ -162,7 +162,7 @@ fn http2_builder(
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(max_streams)
-        .initial_stream_window_size(upload::MAX_BUFFERED)
+        .initial_stream_window_size(MAX_BUFFERED)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(BUFFER as u32)

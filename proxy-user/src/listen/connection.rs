@@ -67,7 +67,7 @@ pub(super) async fn serve(acceptor: Arc<Acceptor>, accepted: Accepted) {
         }
         return refuse_plain(stream).await;
     }
-    let traffic = acceptor.handler.accepted(&connection);
+    let traffic = acceptor.proxy.stages().record_connection(&connection);
     let stream = Metered::new(stream, first_bytes, traffic);
     match protocol {
         Protocol::Tls => Box::pin(serve_tls(&acceptor, stream, connection, activity)).await,
@@ -81,7 +81,7 @@ fn admit(acceptor: &Acceptor, accepted: &Accepted) -> Option<(Arc<Activity>, Arc
     let &Accepted { remote, port, .. } = accepted;
     let process = acceptor.setup.identify(accepted.stream.as_fd());
     let client = Client::of(process.as_ref(), remote.ip(), acceptor.host_netns);
-    let flow = acceptor.handler.flow(client);
+    let flow = acceptor.proxy.stages().open_flow(client);
     let activity = acceptor.table.acquire(client, &flow, &acceptor.counters)?;
     Some((
         activity,
@@ -176,15 +176,15 @@ fn warn_of_handshake(acceptor: &Acceptor, connection: &Connection, failure: &str
     }
 }
 
-/// hyper's service: one reference to handler and connection a request, nothing else.
+/// hyper's service: one reference to proxy and connection a request, nothing else.
 macro_rules! request_service {
     ($acceptor:expr, $connection:expr, $activity:expr) => {{
-        let handler = Arc::clone(&$acceptor.handler);
+        let proxy = Arc::clone(&$acceptor.proxy);
         let connection = $connection;
         let activity = Arc::clone(&$activity);
         service_fn(move |request| {
             let in_flight = InFlight::new(&activity);
-            let response = Arc::clone(&handler).handle(Arc::clone(&connection), request);
+            let response = Arc::clone(&proxy).handle(Arc::clone(&connection), request);
             async move {
                 let response = response.await;
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {

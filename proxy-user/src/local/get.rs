@@ -11,6 +11,7 @@ use crate::cache::record::Record;
 use crate::cache::store::Lookup;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::parse_version;
+use hublet_wire::status::{Status, StatusDetails};
 
 /// What is copied out of the store's page.
 enum Extract {
@@ -97,13 +98,20 @@ impl Local {
         encoding: Encoding,
         at: u64,
     ) -> Response<LocalBody> {
-        let r = question.request;
-        let refusal = crate::proxy::error::Refusal::NotFound {
-            group: r.group().to_owned(),
-            resource: r.resource().to_owned(),
-            name: r.name().to_owned(),
+        let request = question.request;
+        let (group, resource, name) = (request.group(), request.resource(), request.name());
+        let dot = if group.is_empty() { "" } else { "." };
+        let status = Status {
+            code: 404,
+            reason: "NotFound",
+            message: &format!("{resource}{dot}{group} \"{name}\" not found"),
+            details: Some(StatusDetails {
+                name,
+                group,
+                resource,
+            }),
         };
-        let body = LocalBody::whole(refusal.body(encoding));
+        let body = LocalBody::whole(status.encode(encoding));
         let mut response = self.response(encoding.content_type(), at, body);
         *response.status_mut() = StatusCode::NOT_FOUND;
         response

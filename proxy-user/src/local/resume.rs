@@ -16,6 +16,7 @@ use crate::cache::record::Record;
 use crate::cache::store::StoreError;
 use hublet_wire::media::Encoding;
 use hublet_wire::request::Verb;
+use hublet_wire::status::Status;
 
 /// Most changes, and bytes of them, that are told; beyond it the client lists again.
 const MAX_CHANGES: (usize, usize) = (512, 1 << 20);
@@ -168,8 +169,14 @@ impl Local {
 }
 
 /// The event that ends a watch which can't go on, as the API server sends it.
-pub(super) fn expired(what: String, encoding: Encoding) -> Vec<u8> {
-    let status = crate::proxy::error::Refusal::Expired(what).body(encoding);
+pub(super) fn expired(message: &str, encoding: Encoding) -> Vec<u8> {
+    let status = Status {
+        code: 410,
+        reason: "Expired",
+        message,
+        details: None,
+    }
+    .encode(encoding);
     let mut out = Vec::with_capacity(status.len() + 64);
     push_frame(
         &mut out,

@@ -75,7 +75,7 @@ impl Local {
                 Resume::Events(encoding, events) => (encoding, Initial::Changes(events)),
                 Resume::Expired(what) => {
                     let encoding = accepts.first_of(|_| true).unwrap_or(Encoding::Json);
-                    let event = Bytes::from(expired(what, encoding));
+                    let event = Bytes::from(expired(&what, encoding));
                     return Ok(self.watch_response(encoding, at, LocalBody::whole(event)));
                 }
             },

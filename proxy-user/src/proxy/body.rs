@@ -30,18 +30,35 @@ pub(crate) struct Body {
     kind: Kind,
     flow: Option<Arc<Flow>>,
     waiter: Option<Waiter>,
-    _place: Option<Place>,
+    _admission: Option<Admission>,
 }
 
-/// A request's place among those in flight.
+/// A request's share of what is limited, held until its response, or the connection it became, has ended.
 #[derive(Debug)]
-pub(crate) struct Place {
-    /// Gives the place back.
-    pub _permit: OwnedSemaphorePermit,
-    /// Its memory.
-    pub charge: Charge,
-    /// Gives back the place among the upgraded connections, where it asks to be one.
-    pub upgrade: Option<OwnedSemaphorePermit>,
+pub(crate) struct Admission {
+    _in_flight: OwnedSemaphorePermit,
+    charge: Charge,
+    upgrade: Option<OwnedSemaphorePermit>,
+}
+
+impl Admission {
+    pub(crate) fn new(in_flight: OwnedSemaphorePermit, charge: Charge) -> Self {
+        Self {
+            _in_flight: in_flight,
+            charge,
+            upgrade: None,
+        }
+    }
+
+    /// Charges further bytes, if the client has room for them.
+    pub(crate) fn charge_more(&mut self, bytes: usize) -> bool {
+        self.charge.grow(bytes)
+    }
+
+    /// Holds a permit for an upgraded connection as well.
+    pub(crate) fn hold_upgrade(&mut self, permit: OwnedSemaphorePermit) {
+        self.upgrade = Some(permit);
+    }
 }
 
 enum Kind {
@@ -85,7 +102,7 @@ impl Body {
             kind,
             flow: None,
             waiter: None,
-            _place: None,
+            _admission: None,
         }
     }
 
@@ -98,17 +115,17 @@ impl Body {
         Self::of(Kind::Full(Some(bytes.into())))
     }
 
-    /// Holds the request's place among those in flight until the body has ended, and counts its bytes there.
-    pub(crate) fn hold(&mut self, place: Place, flow: &Arc<Flow>) {
-        self._place = Some(place);
+    /// Holds the request's admission until the body has ended, and counts the body's bytes for its client.
+    pub(crate) fn hold(&mut self, admission: Option<Admission>, flow: &Arc<Flow>) {
+        self._admission = admission;
         if let Kind::Full(Some(bytes)) = &mut self.kind {
             *bytes = flow.count(std::mem::take(bytes));
         }
         self.flow = Some(Arc::clone(flow));
     }
 
-    /// Of a refusal for want of room: see [`Flow::refuse`].
-    pub(crate) fn without_place(&mut self, flow: &Flow) {
+    /// Counts the body of a request that was not admitted: see [`Flow::refuse`].
+    pub(crate) fn count_as_refusal(&mut self, flow: &Flow) {
         if let Kind::Full(Some(bytes)) = &mut self.kind {
             *bytes = flow.refuse(std::mem::take(bytes));
         }

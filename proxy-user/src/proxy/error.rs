@@ -1,145 +1,260 @@
-//! Every error that hublet itself answers, as a Kubernetes `Status` with its HTTP code: one table.
-//! Source: `k8s.io/apimachinery/pkg/api/errors`, wire forms as recorded from kube-apiserver 1.34.
+//! Failures of requests: which side failed, whether the cloud had the request, and the `Status` that the client gets.
 
-use bytes::Bytes;
+use std::borrow::Cow;
+use std::error::Error;
+
 use http::{HeaderValue, Response, StatusCode, header};
-use hublet_wire::status::{Status, StatusDetails};
+use hublet_wire::media::Encoding;
+use hublet_wire::request::RequestInfo;
+use hublet_wire::status::Status;
 
+use crate::cloud::dial::DialError;
+use crate::cloud::forward::{Delivery, ForwardError};
+
+use crate::cloud::upload::STALL_TIMEOUT;
 use crate::local::SOURCE;
 use crate::local::authorize::Denied;
 use crate::local::error::LocalError;
 use crate::proxy::body::Body;
-use hublet_wire::media::Encoding;
-use hublet_wire::request::Verb;
+use crate::proxy::route::Refusal;
 
-/// What hublet refuses, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// The cloud is away and the store does not know: 503. No `Retry-After`, so that callers fail fast.
-    Unknown(String),
-    /// The cloud is away and this is a write: 503.
-    WriteWhileAway(String),
-    /// The cloud did not answer after the request was sent, so a write's outcome is not known: 504.
-    OutcomeUnknown(String),
-    /// The stored copy is in an encoding or version that the caller does not take: 503.
-    Encoding(String),
-    /// The cloud has refused the credential: 401.
+/// A failed request.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct ProxyError {
+    kind: ErrorKind,
+    sent: Sent,
+    /// The `message` of the `Status`.
+    message: Cow<'static, str>,
+    #[source]
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+/// The class of a failure: it determines status code, `reason` and side.
+///
+/// Source of codes and reasons: `k8s.io/apimachinery/pkg/api/errors`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum ErrorKind {
+    /// The request is malformed (400).
+    BadRequest,
+    /// The cloud has rejected the credential (401).
     Unauthorized,
-    /// The cloud has refused this, or has not been seen to allow it to anonymous callers: 403.
-    Forbidden(String),
-    /// The cloud said 404, remembered: 404.
-    NotFound {
-        group: String,
-        resource: String,
-        name: String,
-    },
-    /// A limit of ours is reached: 429 with `Retry-After: 1`.
+    /// The cloud has refused this to the caller, or has not been seen to allow it to anonymous callers (403).
+    Forbidden,
+    /// A resourceVersion or continue token that cannot be resumed from (410).
+    Expired,
+    /// A limit of hublet's is reached (429).
     TooManyRequests,
-    /// The store failed: 500.
-    Store(String),
-    /// A resourceVersion that can't be resumed from: 410 `Expired`.
-    Expired(String),
-    /// The request is malformed: 400.
-    BadRequest(String),
+    /// The store failed (500).
+    StoreFailed,
+    /// The cloud is away and the store does not know the answer (503).
+    NotCached,
+    /// The stored copy is in an encoding or version that the request does not accept (503).
+    NotAcceptable,
+    /// The cloud is away and this is a write (503).
+    WriteUnavailable,
+    /// The cloud did not take the request, and nothing was done (503).
+    NotTaken,
+    /// The cloud did not respond after it was sent the request: the outcome of a write is not known (504).
+    OutcomeUnknown,
 }
 
-impl From<LocalError> for Refusal {
-    fn from(error: LocalError) -> Self {
-        let message = error.to_string();
-        match error {
-            LocalError::Denied(Denied::Unauthorized) => Self::Unauthorized,
-            LocalError::Denied(Denied::Forbidden { .. }) => Self::Forbidden(message),
-            LocalError::Denied(_) | LocalError::NotCached(_) => Self::Unknown(message),
-            LocalError::NotAcceptable(_) => Self::Encoding(message),
-            LocalError::Expired(_) => Self::Expired(message),
-            LocalError::Store(_) => Self::Store(message),
-        }
-    }
+/// The party that a failure comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Side {
+    Client,
+    Cloud,
+    Store,
+    Hublet,
 }
 
-/// The refusal for a read that only the cloud can answer: logs, a scale and other subresources are never stored.
-pub(crate) fn cloud_only_read(object: &str) -> Refusal {
-    Refusal::from(LocalError::from(Denied::CloudOnly(object.to_owned())))
+/// Whether the cloud may have the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    No,
+    Perhaps,
 }
 
-/// The message of a refused write.
-pub(crate) fn write_unavailable_message(verb: Verb, object: &str) -> String {
-    format!(
-        "hublet: the cloud is away; this node can't {} {object} now",
-        verb.as_str()
-    )
-}
-
-impl Refusal {
-    /// HTTP code, `reason` and message.
-    fn parts(&self) -> (StatusCode, &'static str, String) {
+impl ErrorKind {
+    /// HTTP status code and `metav1.StatusReason`.
+    ///
+    /// No 503 has a `Retry-After`: callers are to fail fast and use what they have.
+    fn status(self) -> (StatusCode, &'static str) {
         match self {
-            Self::Unknown(what) | Self::WriteWhileAway(what) | Self::Encoding(what) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "ServiceUnavailable",
-                what.clone(),
-            ),
-            Self::OutcomeUnknown(what) => (StatusCode::GATEWAY_TIMEOUT, "Timeout", what.clone()),
-            Self::Unauthorized => (
-                StatusCode::UNAUTHORIZED,
-                "Unauthorized",
-                "Unauthorized".to_owned(),
-            ),
-            Self::Forbidden(what) => (StatusCode::FORBIDDEN, "Forbidden", what.clone()),
-            Self::NotFound {
-                group,
-                resource,
-                name,
-            } => {
-                let dot = if group.is_empty() { "" } else { "." };
-                (
-                    StatusCode::NOT_FOUND,
-                    "NotFound",
-                    format!("{resource}{dot}{group} \"{name}\" not found"),
-                )
+            Self::BadRequest => (StatusCode::BAD_REQUEST, "BadRequest"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "Forbidden"),
+            Self::Expired => (StatusCode::GONE, "Expired"),
+            Self::TooManyRequests => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
+            Self::StoreFailed => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+            Self::NotCached | Self::NotAcceptable | Self::WriteUnavailable | Self::NotTaken => {
+                (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")
             }
-            Self::TooManyRequests => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "TooManyRequests",
-                "hublet: too many requests at once, please try again later".to_owned(),
-            ),
-            Self::Store(what) => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "InternalError",
-                what.clone(),
-            ),
-            Self::Expired(what) => (StatusCode::GONE, "Expired", what.clone()),
-            Self::BadRequest(what) => (StatusCode::BAD_REQUEST, "BadRequest", what.clone()),
+            Self::OutcomeUnknown => (StatusCode::GATEWAY_TIMEOUT, "Timeout"),
         }
     }
 
-    /// The `Status` object in the given encoding, as the API server writes it.
-    pub(crate) fn body(&self, encoding: Encoding) -> Bytes {
-        let (code, reason, message) = self.parts();
-        let details = match self {
-            Self::NotFound {
-                group,
-                resource,
-                name,
-            } => Some(StatusDetails {
-                name,
-                group,
-                resource,
-            }),
-            _ => None,
-        };
-        let status = Status {
-            code: code.as_u16(),
-            reason,
-            message: &message,
-            details,
-        };
-        status.encode(encoding).into()
+    fn side(self) -> Side {
+        match self {
+            Self::BadRequest => Side::Client,
+            Self::Unauthorized | Self::Forbidden | Self::TooManyRequests => Side::Hublet,
+            Self::Expired | Self::StoreFailed | Self::NotCached | Self::NotAcceptable => {
+                Side::Store
+            }
+            Self::WriteUnavailable | Self::NotTaken | Self::OutcomeUnknown => Side::Cloud,
+        }
     }
 
-    pub(crate) fn response(&self, encoding: Encoding) -> Response<Body> {
-        let mut response = Response::new(Body::full(self.body(encoding)));
-        *response.status_mut() = self.parts().0;
+    /// The name of the kind in logs, metrics and `hublet status`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Expired => "expired",
+            Self::TooManyRequests => "too-many-requests",
+            Self::StoreFailed => "store-failed",
+            Self::NotCached => "not-cached",
+            Self::NotAcceptable => "not-acceptable",
+            Self::WriteUnavailable => "write-unavailable",
+            Self::NotTaken => "not-taken",
+            Self::OutcomeUnknown => "outcome-unknown",
+        }
+    }
+}
+
+impl ProxyError {
+    fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            kind,
+            sent: Sent::No,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// Adds the cause, for the log.
+    fn caused_by(mut self, source: impl Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Box::new(source));
+        self
+    }
+
+    pub(crate) fn too_many_requests() -> Self {
+        Self::new(
+            ErrorKind::TooManyRequests,
+            "hublet: too many requests at once, please try again later",
+        )
+    }
+
+    pub(crate) fn bad_request(message: String) -> Self {
+        Self::new(ErrorKind::BadRequest, message)
+    }
+
+    /// A write, or a request that leaves HTTP, while the cloud is away.
+    pub(crate) fn write_unavailable(request: &RequestInfo) -> Self {
+        let (verb, object) = (request.verb().as_str(), request.describe());
+        Self::new(
+            ErrorKind::WriteUnavailable,
+            format!("hublet: the cloud is away; this node can't {verb} {object} now"),
+        )
+    }
+
+    /// A read that only the cloud can answer, since hublet does not understand all of its path and query.
+    pub(crate) fn not_understood(request: &RequestInfo) -> Self {
+        Self::new(
+            ErrorKind::NotCached,
+            format!(
+                "hublet: the cloud is away, and only the cloud understands the path or a parameter of this request for {}",
+                request.describe()
+            ),
+        )
+    }
+
+    /// The server stopped reading the request's body before it responded.
+    pub(crate) fn upload_stalled(request: &RequestInfo) -> Self {
+        let (verb, seconds) = (request.verb().as_str(), STALL_TIMEOUT.as_secs());
+        Self::outcome_unknown(format!(
+            "hublet: the server has taken nothing of this {verb}'s body for {seconds} s: whether it was done isn't known"
+        ))
+    }
+
+    /// A request that its route refuses.
+    pub(crate) fn refused(refusal: Refusal, request: &RequestInfo) -> Self {
+        match refusal {
+            Refusal::WriteUnavailable => Self::write_unavailable(request),
+            Refusal::NotUnderstood => Self::not_understood(request),
+            Refusal::UpgradeUnavailable => Self::not_upgraded(ForwardError::Disconnected),
+        }
+    }
+
+    /// A request that was to be forwarded and got no response.
+    pub(crate) fn not_forwarded(request: &RequestInfo, error: ForwardError) -> Self {
+        let failed = match &error {
+            // A limit of hublet's own says nothing about the cloud.
+            ForwardError::Dial(DialError::Busy) => Self::too_many_requests(),
+            ForwardError::Upload(_) => Self::bad_request(format!("hublet: {error}")),
+            _ => Self::not_delivered(request, &error),
+        };
+        failed.caused_by(error)
+    }
+
+    fn not_delivered(request: &RequestInfo, error: &ForwardError) -> Self {
+        let verb = request.verb();
+        match error.delivery() {
+            Delivery::NotSent if verb.is_read() => {
+                LocalError::from(Denied::CloudOnly(request.describe())).into()
+            }
+            Delivery::NotSent => Self::write_unavailable(request),
+            Delivery::NotProcessed => Self::new(
+                ErrorKind::NotTaken,
+                format!("hublet: {error}: nothing was done"),
+            ),
+            Delivery::Unknown => Self::outcome_unknown(format!(
+                "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",
+                verb.as_str()
+            )),
+        }
+    }
+
+    /// An upgrade (exec, attach, port-forward) that was not established.
+    pub(crate) fn not_upgraded(error: ForwardError) -> Self {
+        let message = format!("hublet: no stream to the cloud: {error}");
+        let failed = match error.delivery() {
+            Delivery::Unknown => Self::outcome_unknown(message),
+            _ => Self::new(ErrorKind::NotTaken, message),
+        };
+        failed.caused_by(error)
+    }
+
+    fn outcome_unknown(message: String) -> Self {
+        Self {
+            sent: Sent::Perhaps,
+            ..Self::new(ErrorKind::OutcomeUnknown, message)
+        }
+    }
+
+    /// The store's reason, where the cloud was asked as well: the client gets the former, the log both.
+    pub(crate) fn after_forwarding(self, error: ForwardError) -> Self {
+        self.caused_by(error)
+    }
+
+    pub(crate) fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    pub(crate) fn side(&self) -> Side {
+        self.kind.side()
+    }
+
+    pub(crate) fn sent(&self) -> Sent {
+        self.sent
+    }
+
+    /// The response that the client gets.
+    pub(crate) fn to_response(&self, encoding: Encoding) -> Response<Body> {
+        let status = Status::from(self);
+        let mut response = Response::new(Body::full(status.encode(encoding)));
+        *response.status_mut() = self.kind.status().0;
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
@@ -150,63 +265,75 @@ impl Refusal {
             HeaderValue::from_static("no-cache, private"),
         );
         headers.insert(SOURCE, HeaderValue::from_static("hublet"));
-        if *self == Self::TooManyRequests {
+        if self.kind == ErrorKind::TooManyRequests {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn not_found() -> Refusal {
-        let (group, resource) = ("crd.projectcalico.org".into(), "ipamconfigs".into());
-        Refusal::NotFound {
-            group,
-            resource,
-            name: "default".into(),
+impl<'a> From<&'a ProxyError> for Status<'a> {
+    fn from(error: &'a ProxyError) -> Self {
+        let (code, reason) = error.kind.status();
+        Self {
+            code: code.as_u16(),
+            reason,
+            message: &error.message,
+            details: None,
         }
     }
+}
 
-    #[test]
-    fn a_remembered_404_reads_as_the_api_server_wrote_it() {
-        let expected = concat!(
-            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"#,
-            r#""ipamconfigs.crd.projectcalico.org \"default\" not found","reason":"NotFound","details":"#,
-            r#"{"name":"default","group":"crd.projectcalico.org","kind":"ipamconfigs"},"code":404}"#,
-            "\n"
-        );
-        assert_eq!(not_found().body(Encoding::Json), expected);
+impl From<LocalError> for ProxyError {
+    fn from(error: LocalError) -> Self {
+        let kind = match &error {
+            LocalError::Denied(Denied::Unauthorized) => ErrorKind::Unauthorized,
+            LocalError::Denied(Denied::Forbidden { .. }) => ErrorKind::Forbidden,
+            LocalError::Denied(_) | LocalError::NotCached(_) => ErrorKind::NotCached,
+            LocalError::NotAcceptable(_) => ErrorKind::NotAcceptable,
+            LocalError::Expired(_) => ErrorKind::Expired,
+            LocalError::Store(_) => ErrorKind::StoreFailed,
+        };
+        Self::new(kind, error.to_string()).caused_by(error)
     }
+}
 
-    /// Recorded: GET ipamconfigs/default with Accept protobuf,json at kube-apiserver 1.34.4.
-    #[test]
-    fn a_remembered_404_in_protobuf_is_the_recorded_one() {
-        let hex = "6b3873000a0c0a0276311206537461747573128801\
-            0a060a0012001a0012074661696c7572651a356970616d636f6e666967732e6372642e70726f6a65637463616c\
-            69636f2e6f7267202264656661756c7422206e6f7420666f756e6422084e6f74466f756e642a310a0764656661756c74\
-            12156372642e70726f6a65637463616c69636f2e6f72671a0b6970616d636f6e6669677328003200309403\
-            1a002200";
-        let hex: Vec<u8> = hex.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-        let bytes: Vec<u8> = hex
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect();
-        assert_eq!(not_found().body(Encoding::Protobuf), bytes);
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+
+    fn request(method: &str, path: &str) -> RequestInfo {
+        let method: Method = method.parse().unwrap();
+        RequestInfo::parse(&method, &path.parse().unwrap())
     }
 
     #[test]
     fn only_a_limit_of_ours_says_when_to_come_back() {
-        let away = Refusal::WriteWhileAway("x".into()).response(Encoding::Json);
+        let patch = request("PATCH", "/api/v1/namespaces/a/pods/p");
+        let away = ProxyError::write_unavailable(&patch).to_response(Encoding::Json);
         assert_eq!(away.status(), 503);
         assert!(!away.headers().contains_key("retry-after"));
-        assert!(
-            Refusal::TooManyRequests
-                .response(Encoding::Json)
-                .headers()
-                .contains_key("retry-after")
+        let busy = ProxyError::too_many_requests().to_response(Encoding::Json);
+        assert_eq!(busy.status(), 429);
+        assert!(busy.headers().contains_key("retry-after"));
+    }
+
+    #[test]
+    fn i1_only_a_request_that_the_cloud_may_have_has_an_unknown_outcome() {
+        let patch = request("PATCH", "/api/v1/namespaces/a/pods/p");
+        let away = ProxyError::not_forwarded(&patch, ForwardError::Disconnected);
+        assert_eq!(
+            (away.kind(), away.sent()),
+            (ErrorKind::WriteUnavailable, Sent::No)
         );
+        let lost = ProxyError::not_forwarded(&patch, ForwardError::NoResponse);
+        assert_eq!(
+            (lost.kind(), lost.sent()),
+            (ErrorKind::OutcomeUnknown, Sent::Perhaps)
+        );
+        assert_eq!(lost.to_response(Encoding::Json).status(), 504);
+        assert!(lost.source().unwrap().to_string().contains("found dead"));
     }
 }

@@ -1,65 +1,106 @@
-//! Where a request goes. In: its verb, the cloud's state, whether it asks to leave HTTP. Out: [`Route`]; pure.
-//! Next stage: `cloud` or `local`.
+//! Where a request goes: a pure function of the request, its caller, the cloud's state and the policy. Nothing else decides
+//! this.
 
+use hublet_wire::request::{RequestInfo, Verb};
+
+use super::call::{Caller, Protocol, Standing};
+use crate::cache::exchange::may_be_stored;
 use crate::cloud::health::CloudState;
-use hublet_wire::request::Verb;
+use crate::cloud::pool::ConnectionClass;
+use crate::config::WorkingMode;
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
     /// To the cloud alone.
-    Cloud,
-    /// To the cloud, and from the store where that fails, or nothing is heard from the cloud within patience.
-    CloudThenLocal,
-    /// From the store at once where it knows; else to the cloud.
-    LocalThenCloud,
-    /// To the cloud once it is known whether it is there: a write that was never sent has a known outcome.
-    CloudOnceJudged,
-    /// From the store alone.
-    Local,
-    Refuse,
+    Cloud(ConnectionClass),
+    /// To the cloud, once a probe has found it: a write that was never sent has a known outcome.
+    CloudAfterProbe(ConnectionClass),
+    /// To the cloud, and to the store where that fails or stays silent for longer than the fallback timeout.
+    CloudThenStore(ConnectionClass),
+    /// To the store, and to the cloud where the store does not know.
+    StoreThenCloud(ConnectionClass),
+    Store,
+    Refuse(Refusal),
 }
 
-pub(crate) fn route(verb: Verb, state: CloudState, upgrade: bool) -> Route {
-    use CloudState::{Connected, Disconnected, Recovering, Silent, Suspect};
-    match (state, verb.is_read() && !upgrade) {
-        (Connected | Suspect, true) => Route::CloudThenLocal,
-        (Silent, true) => Route::LocalThenCloud,
-        (Disconnected | Recovering, true) => Route::Local,
-        (Connected, false) => Route::Cloud,
-        (Suspect | Silent, false) => Route::CloudOnceJudged,
-        (Disconnected | Recovering, false) => Route::Refuse,
+/// The reason for which a request goes nowhere while the cloud is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Only the cloud can do it.
+    WriteUnavailable,
+    /// A read with a path or a parameter that hublet does not understand, or in a mode without a store.
+    NotUnderstood,
+    UpgradeUnavailable,
+}
+
+/// The part of the configuration that decides where requests go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    pub working_mode: WorkingMode,
+}
+
+pub(crate) fn route(
+    request: &RequestInfo,
+    caller: &Caller,
+    protocol: Protocol,
+    state: CloudState,
+    policy: &Policy,
+) -> Route {
+    let class = connection_class(request, caller);
+    if protocol == Protocol::Upgrade {
+        return when_connected(state, class, Refusal::UpgradeUnavailable);
+    }
+    if !request.verb().is_read() {
+        return when_connected(state, class, Refusal::WriteUnavailable);
+    }
+    route_read(request, class, state, policy)
+}
+
+/// A request that only the cloud can answer, and that must not be sent while its outcome might stay unknown.
+fn when_connected(state: CloudState, class: ConnectionClass, refusal: Refusal) -> Route {
+    match state {
+        CloudState::Connected => Route::Cloud(class),
+        CloudState::Suspect | CloudState::Silent => Route::CloudAfterProbe(class),
+        CloudState::Disconnected | CloudState::Recovering => Route::Refuse(refusal),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn i11_nothing_goes_to_a_cloud_that_is_known_to_be_away() {
-        use CloudState::{Connected, Disconnected, Recovering, Silent, Suspect};
-        let table = [
-            (Verb::Get, Connected, false, Route::CloudThenLocal),
-            (Verb::Get, Connected, true, Route::Cloud),
-            (Verb::List, Suspect, false, Route::CloudThenLocal),
-            (Verb::List, Silent, false, Route::LocalThenCloud),
-            (Verb::Watch, Disconnected, false, Route::Local),
-            (Verb::NonResource, Recovering, false, Route::Local),
-            (Verb::Create, Connected, false, Route::Cloud),
-            (Verb::Patch, Suspect, false, Route::CloudOnceJudged),
-            (Verb::Patch, Silent, false, Route::CloudOnceJudged),
-            (Verb::Get, Silent, true, Route::CloudOnceJudged),
-            (Verb::Delete, Disconnected, false, Route::Refuse),
-            (Verb::Get, Disconnected, true, Route::Refuse),
-            (Verb::Other, Disconnected, false, Route::Refuse),
-        ];
-        for (verb, state, upgrade, expected) in table {
-            assert_eq!(
-                route(verb, state, upgrade),
-                expected,
-                "{verb:?} {state:?} upgrade={upgrade}"
-            );
+fn route_read(
+    request: &RequestInfo,
+    class: ConnectionClass,
+    state: CloudState,
+    policy: &Policy,
+) -> Route {
+    let has_store = policy.working_mode == WorkingMode::Edge;
+    let is_stored = has_store && is_storable(request);
+    match state {
+        CloudState::Connected | CloudState::Suspect if is_stored => Route::CloudThenStore(class),
+        CloudState::Silent if is_stored => Route::StoreThenCloud(class),
+        CloudState::Connected | CloudState::Suspect | CloudState::Silent => Route::Cloud(class),
+        // Also what is never stored: rights are judged first, so that a refusal tells nothing of the store.
+        CloudState::Disconnected | CloudState::Recovering
+            if has_store && request.understood().is_some() =>
+        {
+            Route::Store
         }
+        CloudState::Disconnected | CloudState::Recovering => Route::Refuse(Refusal::NotUnderstood),
+    }
+}
+
+/// Whether the store may hold the answer. It never holds subresources.
+fn is_storable(request: &RequestInfo) -> bool {
+    request
+        .understood()
+        .is_some_and(|request| request.subresource().is_empty() && may_be_stored(request))
+}
+
+/// The API server answers a rejected credential with GOAWAY, so one that it has not accepted yet stays off the connections
+/// that others share.
+fn connection_class(request: &RequestInfo, caller: &Caller) -> ConnectionClass {
+    match request.verb() {
+        _ if caller.standing == Standing::Unproven => ConnectionClass::Dedicated,
+        Verb::Watch => ConnectionClass::Watch,
+        _ => ConnectionClass::Unary,
     }
 }

@@ -1,98 +1,130 @@
-//! Requests that leave HTTP (exec, attach, port-forward by SPDY or WebSocket): a connection of their own to the cloud,
-//! and bytes both ways until either side ends. In: the client's request. Out: the server's 101, or its answer.
+//! Requests that leave HTTP (exec, attach, port-forward by SPDY or WebSocket): bytes both ways until either side ends.
 
 use std::sync::Arc;
 
-use http::request::Parts;
-use http::{Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, Response, StatusCode, header};
+use hublet_wire::request::{RequestInfo, Verb};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::body::{Admission, Body};
+use super::call::{Call, Inbound, Protocol};
 use crate::budget::Flow;
 use crate::cloud::forward::{Cloud, ForwardError};
-use crate::proxy::body::{Body, Place};
+use crate::cloud::pool::StreamPermit;
 use crate::telemetry::Metrics;
-use hublet_wire::request::{ApiRequest, RequestInfo, Verb};
 
-/// The request asks to leave HTTP, by a protocol that the API server speaks, where it may: to a subresource (exec,
-/// attach, port-forward, proxy, and those of aggregated servers), or to watch by WebSocket. Elsewhere the API server
-/// ignores `Upgrade`, and so the request is one like any other.
+/// The protocol that a request asks for. It leaves HTTP where the API server would let it: by SPDY or WebSocket to a
+/// subresource (exec, attach, port-forward, proxy, and those of aggregated servers), or by WebSocket to a watch. Elsewhere
+/// the API server ignores `Upgrade`.
 ///
 /// Source: `k8s.io/apimachinery/pkg/util/httpstream`, `k8s.io/apiserver/pkg/endpoints/handlers/watch.go`.
-pub(crate) fn is_upgrade(request: &Parts) -> bool {
-    let headers = &request.headers;
-    let has = |name, word: &str| {
-        let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
-        values
-            .flat_map(|v| v.split(','))
-            .any(|v| v.trim().eq_ignore_ascii_case(word))
-    };
-    if !headers.contains_key(header::UPGRADE) || !has(header::CONNECTION, "upgrade") {
-        return false;
+pub(super) fn protocol(headers: &HeaderMap, request: &RequestInfo) -> Protocol {
+    if !headers.contains_key(header::UPGRADE) || !has_token(headers, &header::CONNECTION, "upgrade")
+    {
+        return Protocol::Http;
     }
-    let websocket =
-        has(header::UPGRADE, "websocket") && headers.contains_key(header::SEC_WEBSOCKET_KEY);
-    let info = RequestInfo::parse(&request.method, &request.uri);
-    // A subresource's parameters need not be understood here.
-    let streams = |request: &ApiRequest| !matches!(request.subresource(), "" | "status" | "scale");
-    match info.verb() {
-        Verb::Watch => websocket,
-        _ if info.understood().is_none_or(streams) => websocket || has(header::UPGRADE, "SPDY/3.1"),
-        _ => false,
+    let is_websocket = has_token(headers, &header::UPGRADE, "websocket")
+        && headers.contains_key(header::SEC_WEBSOCKET_KEY);
+    let is_upgrade = if request.verb() == Verb::Watch {
+        is_websocket
+    } else {
+        may_stream(request) && (is_websocket || has_token(headers, &header::UPGRADE, "SPDY/3.1"))
+    };
+    if is_upgrade {
+        Protocol::Upgrade
+    } else {
+        Protocol::Http
     }
 }
 
-/// Sends an upgrade to the cloud. On 101 a task joins both sides and holds `place` until it ends; any other
-/// response is passed on and holds it as long.
-///
-/// # Errors
-/// See [`ForwardError`].
-pub(crate) async fn forward_upgrade(
-    cloud: &Cloud,
-    mut request: Request<Incoming>,
-    metrics: &Arc<Metrics>,
-    place: Place,
-    flow: &Arc<Flow>,
-) -> Result<Response<Body>, ForwardError> {
-    let client = hyper::upgrade::on(&mut request);
-    let (parts, body) = request.into_parts();
-    let mut upstream = cloud.send_upgrade(flow.client(), &parts, body).await?;
-    if upstream.response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let mut response = upstream.into_response(metrics).map(Body::cloud);
-        response.body_mut().hold(place, flow);
-        return Ok(response);
-    }
-    let server = hyper::upgrade::on(&mut upstream.response);
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = upstream.response.headers().clone();
-    let flow = Arc::clone(flow);
-    tokio::spawn(async move {
-        if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
+/// A list header (RFC 9110 §5.6.1) has this token.
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|value| value.trim().eq_ignore_ascii_case(token))
+}
+
+/// A subresource may stream. Its parameters need not be understood here.
+fn may_stream(request: &RequestInfo) -> bool {
+    request
+        .understood()
+        .is_none_or(|request| !matches!(request.subresource(), "" | "status" | "scale"))
+}
+
+/// Both sides of a request that has left HTTP.
+pub(super) struct Streams {
+    client: OnUpgrade,
+    server: OnUpgrade,
+    permit: StreamPermit,
+    closing: WaitForCancellationFutureOwned,
+}
+
+impl Streams {
+    /// Copies both ways until either side ends, the cloud is found to be away, or the client is cut off. Holds the
+    /// request's admission as long.
+    pub(super) async fn join(self, admission: Option<Admission>, flow: Arc<Flow>) {
+        if let (Ok(client), Ok(server)) = tokio::join!(self.client, self.server) {
             let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
             tokio::select! {
                 _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                () = upstream.closing => {}
+                () = self.closing => {}
                 () = flow.was_cut() => {}
             }
         }
-        drop((place, upstream.permit));
-    });
-    Ok(response)
+        drop((admission, self.permit));
+    }
+}
+
+/// Sends an upgrade to the cloud. [`Streams`] are there when the server switches protocols.
+///
+/// # Errors
+/// See [`ForwardError`].
+pub(super) async fn forward(
+    cloud: &Cloud,
+    call: &Call,
+    inbound: Inbound,
+    metrics: &Arc<Metrics>,
+) -> Result<(Response<Body>, Option<Streams>), ForwardError> {
+    let client = call.flow.client();
+    let mut upstream = cloud
+        .send_upgrade(client, &call.parts, inbound.body)
+        .await?;
+    let is_switched = upstream.response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let Some(client) = inbound.upgraded.filter(|_| is_switched) else {
+        return Ok((upstream.into_response(metrics).map(Body::cloud), None));
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = upstream.response.headers().clone();
+    let streams = Streams {
+        client,
+        server: hyper::upgrade::on(&mut upstream.response),
+        permit: upstream.permit,
+        closing: upstream.closing,
+    };
+    Ok((response, Some(streams)))
 }
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
 
-    fn asks(path: &str, connection: &str, upgrade: &str) -> bool {
+    fn is_upgrade(path: &str, connection: &str, upgrade: &str) -> bool {
         let request = Request::get(path)
             .header("connection", connection)
             .header("upgrade", upgrade)
             .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
             .body(())
             .unwrap();
-        is_upgrade(&request.into_parts().0)
+        let info = RequestInfo::parse(request.method(), request.uri());
+        protocol(request.headers(), &info) == Protocol::Upgrade
     }
 
     #[test]
@@ -133,7 +165,7 @@ mod tests {
             ("/api/v1/pods".into(), "Upgrade", "h2c", false),
         ] {
             assert_eq!(
-                asks(&path, connection, upgrade),
+                is_upgrade(&path, connection, upgrade),
                 expected,
                 "{path} {connection} {upgrade}"
             );

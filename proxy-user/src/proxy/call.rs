@@ -1,0 +1,114 @@
+//! One request in flight: what its client asks for, and who the client is.
+
+use std::sync::Arc;
+
+use http::Request;
+use http::request::Parts;
+use hublet_wire::media::Accepts;
+use hublet_wire::request::{RequestInfo, Verb};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use super::connection::Connection;
+use super::upgrade;
+use crate::authz::identity::Credential;
+use crate::budget::Flow;
+use crate::local::{LocalRequest, encode_scope};
+
+/// A request whose caller and target are known. Shared with a fetch that outlasts its response.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub parts: Parts,
+    pub request: RequestInfo,
+    pub protocol: Protocol,
+    pub accepts: Accepts,
+    pub caller: Caller,
+    /// The store's key, where the request is understood.
+    key: Option<Vec<u8>>,
+    pub flow: Arc<Flow>,
+}
+
+/// The identity that a request goes out with.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub credential: Credential,
+    pub standing: Standing,
+}
+
+/// Whether the cloud has accepted a credential before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Proven,
+    Unproven,
+}
+
+/// The protocol of a request's connection after its response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http,
+    /// SPDY or WebSocket: exec, attach, port-forward, watches by WebSocket.
+    Upgrade,
+}
+
+/// The part of a request that is still to come from its client.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    pub body: Incoming,
+    /// The client's connection, once it has left HTTP.
+    pub upgraded: Option<OnUpgrade>,
+}
+
+impl Call {
+    /// Reads the target and the credential of a request.
+    pub(crate) fn receive(
+        mut request: Request<Incoming>,
+        connection: &Connection,
+        standing: impl FnOnce(&Credential) -> Standing,
+    ) -> (Self, Inbound) {
+        let info = RequestInfo::parse(request.method(), request.uri());
+        let protocol = upgrade::protocol(request.headers(), &info);
+        let upgraded = (protocol == Protocol::Upgrade).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let credential = connection.credential(&parts.headers);
+        let call = Self {
+            protocol,
+            accepts: Accepts::of(&parts.headers),
+            caller: Caller {
+                standing: standing(&credential),
+                credential,
+            },
+            key: info.understood().map(encode_scope),
+            request: info,
+            parts,
+            flow: Arc::clone(&connection.flow),
+        };
+        (call, Inbound { body, upgraded })
+    }
+
+    pub(crate) fn verb(&self) -> Verb {
+        self.request.verb()
+    }
+
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+
+    /// The request to the store, where it is understood.
+    pub(crate) fn local_request(&self) -> Option<LocalRequest<'_>> {
+        Some(LocalRequest {
+            request: self.request.understood()?,
+            headers: &self.parts.headers,
+            accepts: self.accepts,
+            credential: &self.caller.credential,
+            scope: self.key()?,
+            flow: &self.flow,
+        })
+    }
+
+    /// The credential that wrote the object of a response, which is thereby allowed to read it.
+    pub(crate) fn author(&self) -> Option<Credential> {
+        let writes = matches!(self.verb(), Verb::Create | Verb::Update | Verb::Patch);
+        let request = self.request.understood()?;
+        (writes && request.subresource().is_empty()).then(|| self.caller.credential.clone())
+    }
+}
