@@ -1,5 +1,5 @@
-//! `cargo xtask build`, and the builds that the other verbs stand on. In: the sources. Out: the BPF object,
-//! the daemon in the dev profile, the release daemon (static where musl is at hand), the tests' clouds.
+//! `cargo xtask build`, and the builds that the other verbs need: the BPF object, the daemon in the dev profile, the
+//! release daemon (static where musl can be had), the test clouds.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,13 +13,13 @@ use crate::{compile, ebpf, step, toolchain};
 pub(crate) const OBJECT: &str = "HUBLET_BPF_OBJECT";
 
 /// The BPF object, built from source.
-pub(crate) fn object(project: &Project) -> Result<PathBuf> {
+pub(crate) fn bpf_object(project: &Project) -> Result<PathBuf> {
     toolchain::for_bpf(project)?;
-    ebpf::build(project)
+    ebpf::build_object(project)
 }
 
 /// `cargo SUBCOMMAND` with the object named for the daemon's build script.
-pub(crate) fn cargo(project: &Project, object: &Path, subcommand: &str) -> Command {
+pub(crate) fn cargo_with_object(project: &Project, object: &Path, subcommand: &str) -> Command {
     let mut command = project.cargo();
     command.arg(subcommand).env(OBJECT, object);
     if std::env::var_os("HUBLET_BPF_LOG").is_some_and(|v| v == "1") {
@@ -32,9 +32,9 @@ pub(crate) fn cargo(project: &Project, object: &Path, subcommand: &str) -> Comma
 /// The object, the daemon and the tests' cloud in the dev profile: quick to build, optimised where it counts.
 /// Gives the object's path. Always the whole workspace, as `test` and clippy do, so that cargo settles
 /// on one set of features and builds each dependency once.
-pub(crate) fn development(project: &Project) -> Result<PathBuf> {
-    let object = object(project)?;
-    let mut command = cargo(project, &object, "build");
+pub(crate) fn build_development(project: &Project) -> Result<PathBuf> {
+    let object = bpf_object(project)?;
+    let mut command = cargo_with_object(project, &object, "build");
     command.args(["--bins", "--workspace"]);
     compile::run(
         "building hublet and its test clouds (minutes the first time, seconds later)",
@@ -44,29 +44,33 @@ pub(crate) fn development(project: &Project) -> Result<PathBuf> {
 }
 
 /// The release daemon at `target/release/hublet`; static when there is a C compiler for musl.
-pub(crate) fn release(project: &Project) -> Result<PathBuf> {
-    let path = daemon(project)?;
+pub(crate) fn build_release(project: &Project) -> Result<PathBuf> {
+    let path = release_daemon(project)?;
     let size = std::fs::metadata(&path)?.len();
-    println!("{} {:.1} MB", project.shown(&path), size as f64 / 1e6);
+    println!(
+        "{} {:.1} MB",
+        project.relative_path(&path),
+        size as f64 / 1e6
+    );
     Ok(path)
 }
 
-/// The same for another verb, which prints its own.
-pub(crate) fn daemon(project: &Project) -> Result<PathBuf> {
-    Ok(released(project, &["hublet"])?.remove(0))
+/// The release daemon, for another verb.
+pub(crate) fn release_daemon(project: &Project) -> Result<PathBuf> {
+    Ok(build_released(project, &["hublet"])?.remove(0))
 }
 
 /// Builds programs (each in the package of its name) and puts them into `target/release/`.
-fn released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
-    let object = object(project)?;
-    let mut command = cargo(project, &object, "build");
+fn build_released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
+    let object = bpf_object(project)?;
+    let mut command = cargo_with_object(project, &object, "build");
     command.arg("--release");
     for program in programs {
         command.args(["--package", program]);
     }
     let paths: Vec<PathBuf> = programs
         .iter()
-        .map(|program| project.binary("release", program))
+        .map(|program| project.built_program("release", program))
         .collect();
     let Some(triple) = musl_target(project) else {
         compile::run(
@@ -89,19 +93,19 @@ fn released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// What the bench needs.
+/// Programs of the bench.
 #[derive(Debug)]
-pub(crate) struct Built {
+pub(crate) struct BenchPrograms {
     /// The release daemon.
     pub(crate) daemon: PathBuf,
-    /// How it is linked.
+    /// `static (musl)`, `dynamic (glibc)` or `a given daemon`.
     pub(crate) kind: &'static str,
     /// The load generator.
     pub(crate) load: PathBuf,
 }
 
 /// The release daemon as it is shipped, the load generator, and the scriptable cloud.
-pub(crate) fn bench(project: &Project, given: Option<&Path>) -> Result<Built> {
+pub(crate) fn build_bench(project: &Project, given: Option<&Path>) -> Result<BenchPrograms> {
     bench_cloud(project)?;
     if let Some(daemon) = given {
         let mut command = project.cargo();
@@ -110,13 +114,13 @@ pub(crate) fn bench(project: &Project, given: Option<&Path>) -> Result<Built> {
         let daemon = daemon
             .canonicalize()
             .with_context(|| format!("no {}", daemon.display()))?;
-        return Ok(Built {
+        return Ok(BenchPrograms {
             daemon,
             kind: "a given daemon",
-            load: project.binary("debug", "hublet-load"),
+            load: project.built_program("debug", "hublet-load"),
         });
     }
-    let mut paths = released(project, &["hublet", "hublet-load"])?.into_iter();
+    let mut paths = build_released(project, &["hublet", "hublet-load"])?.into_iter();
     let (Some(daemon), Some(load)) = (paths.next(), paths.next()) else {
         bail!("two programs give two paths")
     };
@@ -125,13 +129,13 @@ pub(crate) fn bench(project: &Project, given: Option<&Path>) -> Result<Built> {
     } else {
         "dynamic (glibc)"
     };
-    Ok(Built { daemon, kind, load })
+    Ok(BenchPrograms { daemon, kind, load })
 }
 
 /// The scriptable cloud, optimised: unoptimised it takes longer for the long list than hublet has patience.
 fn bench_cloud(project: &Project) -> Result<()> {
-    let object = object(project)?;
-    let mut command = cargo(project, &object, "build");
+    let object = bpf_object(project)?;
+    let mut command = cargo_with_object(project, &object, "build");
     command.args(["--package", "hublet", "--package", "hublet-tests", "--bins"]);
     command.args(["--config", "profile.dev.package.hublet-tests.opt-level=2"]);
     compile::run("building the scriptable cloud", &mut command).map(drop)
@@ -145,12 +149,13 @@ fn musl_target(project: &Project) -> Option<String> {
     }
     toolchain::musl_cc()?;
     let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-    let installed = step::output(
-        project
-            .command("rustup")
-            .args(["target", "list", "--installed"]),
-    )
-    .ok()?;
+    let installed =
+        step::read_output(
+            project
+                .command("rustup")
+                .args(["target", "list", "--installed"]),
+        )
+        .ok()?;
     if installed.lines().any(|line| line == triple) {
         return Some(triple);
     }

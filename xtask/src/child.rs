@@ -1,5 +1,4 @@
-//! A program that runs beside us. In: a command, a name, a log file. Out: its first line of output when it is
-//! waited for, the end of its log when it dies, SIGTERM and a wait at the end.
+//! A program that runs beside us: its log, its first line of output, SIGTERM and a wait at the end.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -15,13 +14,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::interrupt::Interrupt;
-use crate::project::which;
+use crate::project::find_program;
 use crate::step;
 
 /// Lines of a log that are shown when its program dies.
 const TAIL: usize = 25;
 
-/// How often a slow start shows what it is doing.
+/// Interval at which a slow start shows its last line.
 const PROGRESS: Duration = Duration::from_secs(5);
 
 /// A running program, ended when dropped.
@@ -43,7 +42,7 @@ impl Child {
         grace: Duration,
     ) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = tied_to_us(command);
+        let mut command = die_with_parent(command);
         command.stdout(file.try_clone()?).stderr(file);
         Self::spawn(name, command, log, grace)
     }
@@ -56,7 +55,7 @@ impl Child {
         grace: Duration,
     ) -> Result<(Self, ChildStdout)> {
         let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = tied_to_us(command);
+        let mut command = die_with_parent(command);
         command.stdout(Stdio::piped()).stderr(file);
         let mut child = Self::spawn(name, command, log, grace)?;
         let stdout = child
@@ -76,7 +75,7 @@ impl Child {
         command.stdin(Stdio::null()).process_group(0);
         let process = command
             .spawn()
-            .with_context(|| format!("cannot start {}", step::shown(&command)))?;
+            .with_context(|| format!("cannot start {}", step::command_line(&command)))?;
         Ok(Self {
             name,
             log: log.to_path_buf(),
@@ -85,13 +84,12 @@ impl Child {
         })
     }
 
-    /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// Waits for the first line on `stdout`; what follows goes to the log.
-    pub(crate) fn first_line(
+    pub(crate) fn read_first_line(
         &mut self,
         stdout: ChildStdout,
         patience: Duration,
@@ -119,7 +117,7 @@ impl Child {
             if let Ok(line) = receiver.try_recv() {
                 return Ok(line);
             }
-            self.check()?;
+            self.check_running()?;
             if interrupt.wait(Duration::from_millis(20)) {
                 bail!("interrupted while {} was starting", self.name);
             }
@@ -128,17 +126,17 @@ impl Child {
                     "{} did not get ready within {} s\n{}",
                     self.name,
                     patience.as_secs(),
-                    self.tail()
+                    self.log_tail()
                 );
             }
         }
     }
 
     /// Fails with the end of the log when the program has ended.
-    pub(crate) fn check(&mut self) -> Result<()> {
+    pub(crate) fn check_running(&mut self) -> Result<()> {
         match self.process.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!("{} ended with {status}\n{}", self.name, self.tail()),
+            Some(status) => bail!("{} ended with {status}\n{}", self.name, self.log_tail()),
         }
     }
 
@@ -165,20 +163,20 @@ impl Child {
         Ok(self.process.wait()?)
     }
 
-    fn logged(&self) -> String {
+    fn log_text(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// What it is doing, as far as its log tells.
+    /// The log's last line.
     fn last_line(&self) -> String {
-        let text = self.logged();
+        let text = self.log_text();
         text.lines()
             .last()
             .map_or_else(|| format!("{} is starting", self.name), str::to_owned)
     }
 
-    fn tail(&self) -> String {
-        let text = self.logged();
+    fn log_tail(&self) -> String {
+        let text = self.log_text();
         let lines: Vec<&str> = text.lines().collect();
         let last = lines.len().saturating_sub(TAIL);
         format!(
@@ -221,8 +219,8 @@ impl Pause {
 }
 
 /// The same command under util-linux's `setpriv`, which has the kernel end it when we die without a chance to.
-fn tied_to_us(command: &Command) -> Command {
-    let Some(setpriv) = which("setpriv") else {
+fn die_with_parent(command: &Command) -> Command {
+    let Some(setpriv) = find_program("setpriv") else {
         return step::copy_command(command, Command::new(command.get_program()));
     };
     let mut tied = Command::new(setpriv);

@@ -1,5 +1,5 @@
-//! `cargo xtask ci`: the steps that must hold for a change to land, the cheapest first, and `cargo xtask check`: those
-//! of them that take seconds and need no root.
+//! `cargo xtask ci`: the steps that must hold for a change to land, the cheapest first. `cargo xtask check`: those of
+//! them that take seconds and need no root.
 
 use std::time::{Duration, Instant};
 
@@ -24,12 +24,12 @@ struct Step {
 const FORMAT: Step = Step {
     name: "format",
     about: "cargo fmt --check",
-    run: format,
+    run: check_format,
 };
 const LINTS: Step = Step {
     name: "lints",
     about: "cargo clippy with warnings denied",
-    run: lints,
+    run: check_lints,
 };
 const ARROWS: Step = Step {
     name: "arrows",
@@ -44,12 +44,12 @@ const UNIT: Step = Step {
 const LICENCES: Step = Step {
     name: "licences",
     about: "licences, bans and sources of dependencies (cargo deny)",
-    run: licences,
+    run: check_licences,
 };
 const DOCUMENTATION: Step = Step {
     name: "documentation",
     about: "cargo doc with warnings denied",
-    run: documentation,
+    run: check_documentation,
 };
 const OBJECT: Step = Step {
     name: "object",
@@ -72,9 +72,9 @@ const KERNELS: Step = Step {
     run: vm::step,
 };
 
-/// What `check` runs.
+/// Steps of `check`.
 const CHECK: [Step; 4] = [FORMAT, ARROWS, LINTS, UNIT];
-/// What `ci` runs; the unit tests are among `tests`.
+/// Steps of `ci`; the unit tests are among `tests`.
 const CI: [Step; 9] = [
     FORMAT,
     ARROWS,
@@ -99,7 +99,7 @@ pub(crate) struct CiArguments {
     /// Prints the steps and runs nothing.
     #[arg(long)]
     list: bool,
-    /// How `--list` prints, and the steps' times at the end.
+    /// Format of `--list`, and of the steps' times at the end.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
 }
@@ -107,7 +107,7 @@ pub(crate) struct CiArguments {
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArguments {
-    /// How the steps' times are printed at the end.
+    /// Format of the steps' times at the end.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
 }
@@ -115,7 +115,7 @@ pub(crate) struct CheckArguments {
 pub(crate) fn run(project: &Project, arguments: &CiArguments) -> Result<()> {
     let steps = arguments.steps()?;
     if arguments.list {
-        return list(&steps, arguments.output);
+        return print_list(&steps, arguments.output);
     }
     run_steps(project, "ci", &steps, arguments.output)
 }
@@ -146,7 +146,7 @@ fn index_of(name: &str) -> Result<usize> {
     })
 }
 
-fn list(steps: &[Step], output: OutputFormat) -> Result<()> {
+fn print_list(steps: &[Step], output: OutputFormat) -> Result<()> {
     match output {
         OutputFormat::Text => steps
             .iter()
@@ -202,18 +202,18 @@ fn print_timings(
         let verdict = if *passed { "" } else { "  FAILED" };
         step::note(format_args!("{step:<14} {seconds:>6.1} s{verdict}"));
     }
-    step::say(format_args!("{verb} took {:.0} s", total.as_secs_f64()));
+    step::announce(format_args!("{verb} took {:.0} s", total.as_secs_f64()));
     Ok(())
 }
 
-fn format(project: &Project) -> Result<()> {
+fn check_format(project: &Project) -> Result<()> {
     step::run(
         "format: cargo fmt --check",
         project.cargo().args(["fmt", "--all", "--check"]),
     )
 }
 
-fn lints(project: &Project) -> Result<()> {
+fn check_lints(project: &Project) -> Result<()> {
     let mut clippy = cargo_with_known_object(project, "clippy");
     clippy.args([
         "--workspace",
@@ -237,7 +237,7 @@ fn unit_tests(project: &Project) -> Result<()> {
 fn cargo_with_known_object(project: &Project, subcommand: &str) -> std::process::Command {
     let object = project.target.join("bpf/hublet.bpf.o");
     if object.is_file() {
-        return build::cargo(project, &object, subcommand);
+        return build::cargo_with_object(project, &object, subcommand);
     }
     let mut cargo = project.cargo();
     cargo.arg(subcommand);
@@ -245,10 +245,10 @@ fn cargo_with_known_object(project: &Project, subcommand: &str) -> std::process:
 }
 
 /// The checks that need no advisory database, which is outside of the registries.
-fn licences(project: &Project) -> Result<()> {
-    toolchain::cargo_deny(project)?;
+fn check_licences(project: &Project) -> Result<()> {
+    toolchain::install_cargo_deny(project)?;
     // It reads the manifests of every crate in the lock file, other systems' too.
-    step::output(project.cargo().args(["fetch", "--locked", "--quiet"]))?;
+    step::read_output(project.cargo().args(["fetch", "--locked", "--quiet"]))?;
     let mut deny = project.cargo();
     deny.args([
         "deny",
@@ -262,7 +262,7 @@ fn licences(project: &Project) -> Result<()> {
     step::run("licences, bans, sources: cargo deny", &mut deny)
 }
 
-fn documentation(project: &Project) -> Result<()> {
+fn check_documentation(project: &Project) -> Result<()> {
     let mut doc = cargo_with_known_object(project, "doc");
     doc.args(["--workspace", "--no-deps", "--locked"])
         .env("RUSTDOCFLAGS", "-D warnings");

@@ -1,4 +1,4 @@
-//! Cargo builds that say how far they are: cargo's messages are counted against its plan of units.
+//! Cargo builds with progress: cargo's messages are counted against its plan of units.
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::PathBuf;
@@ -53,33 +53,33 @@ struct UnitGraph {
 
 /// Runs `cargo build` or `cargo test --no-run`, says how far it is, and gives cargo's messages.
 pub(crate) fn run(what: &str, command: &mut Command) -> Result<Vec<Message>> {
-    step::say(what);
+    step::announce(what);
     let mut progress = Progress::new(unit_count(command));
     command.args(["--quiet", "--message-format=json-render-diagnostics"]);
     let mut cargo = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .with_context(|| format!("cannot start `{}`", step::shown(command)))?;
+        .with_context(|| format!("cannot start `{}`", step::command_line(command)))?;
     let lines = read_lines(
         cargo
             .stdout
             .take()
             .context("cargo has no standard output")?,
     );
-    let messages = collect(&lines, &mut progress);
+    let messages = collect_messages(&lines, &mut progress);
     let status = cargo.wait()?;
     progress.end();
     if !status.success() {
         bail!(
             "{what}: `{}` ended with {status}; what it printed is above",
-            step::shown(command)
+            step::command_line(command)
         );
     }
     messages
 }
 
-/// How many messages cargo will send; unknown where this cargo does not tell.
+/// Number of messages that cargo will send; `None` where this cargo does not tell.
 fn unit_count(command: &Command) -> Option<usize> {
     let mut plan = step::same_command(command);
     // `--unit-graph` is unstable. It prints the plan and builds nothing. Its standard error is shown: this is when
@@ -103,24 +103,24 @@ fn read_lines(stdout: ChildStdout) -> Receiver<String> {
     receiver
 }
 
-fn collect(lines: &Receiver<String>, progress: &mut Progress) -> Result<Vec<Message>> {
+fn collect_messages(lines: &Receiver<String>, progress: &mut Progress) -> Result<Vec<Message>> {
     let mut messages = Vec::new();
     loop {
         match lines.recv_timeout(TERMINAL_INTERVAL) {
             Ok(line) if line.starts_with('{') => {
                 let message: Message =
                     serde_json::from_str(&line).context("cargo's message is not as expected")?;
-                progress.count(&message);
+                progress.count_message(&message);
                 messages.push(message);
             }
             Ok(_) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(messages),
         }
-        progress.show();
+        progress.show_progress();
     }
 }
 
-/// How far a build is.
+/// Progress of a build.
 #[derive(Debug)]
 struct Progress {
     total: Option<usize>,
@@ -144,7 +144,7 @@ impl Progress {
         }
     }
 
-    fn count(&mut self, message: &Message) {
+    fn count_message(&mut self, message: &Message) {
         if matches!(
             message.reason.as_str(),
             "compiler-artifact" | "build-script-executed"
@@ -155,7 +155,7 @@ impl Progress {
         }
     }
 
-    fn show(&mut self) {
+    fn show_progress(&mut self) {
         let interval = if self.is_terminal {
             TERMINAL_INTERVAL
         } else {
@@ -165,7 +165,7 @@ impl Progress {
             return;
         }
         self.shown = Instant::now();
-        let text = self.text(self.begin.elapsed());
+        let text = self.progress_text(self.begin.elapsed());
         if self.is_terminal {
             // A lost line of progress is no loss.
             let _ = write!(std::io::stderr(), "\r\x1b[K    {text}");
@@ -174,19 +174,23 @@ impl Progress {
         }
     }
 
-    fn text(&self, elapsed: Duration) -> String {
+    fn progress_text(&self, elapsed: Duration) -> String {
         let total = self.total.filter(|total| *total >= self.done);
         let of = total
             .map(|total| format!(" of {total}"))
             .unwrap_or_default();
-        let rest = total.and_then(|total| self.remaining(total, elapsed));
+        let rest = total.and_then(|total| self.estimate_remaining(total, elapsed));
         let rest = rest
-            .map(|rest| format!("; about {} to go", minutes(rest)))
+            .map(|rest| format!("; about {} to go", format_duration(rest)))
             .unwrap_or_default();
-        format!("{}{of} crates, {}{rest}", self.done, minutes(elapsed))
+        format!(
+            "{}{of} crates, {}{rest}",
+            self.done,
+            format_duration(elapsed)
+        )
     }
 
-    fn remaining(&self, total: usize, elapsed: Duration) -> Option<Duration> {
+    fn estimate_remaining(&self, total: usize, elapsed: Duration) -> Option<Duration> {
         if self.compiled < MIN_COMPILED {
             return None;
         }
@@ -204,14 +208,14 @@ impl Progress {
             step::note(format_args!(
                 "{} crates compiled, {}",
                 self.compiled,
-                minutes(took)
+                format_duration(took)
             ));
         }
     }
 }
 
 /// `1 min 20 s`.
-pub(crate) fn minutes(time: Duration) -> String {
+pub(crate) fn format_duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 60, seconds % 60) {
         (0, seconds) => format!("{seconds} s"),
@@ -231,10 +235,10 @@ mod tests {
     fn progress(total: Option<usize>, fresh: usize, compiled: usize) -> Progress {
         let mut progress = Progress::new(total);
         for _ in 0..fresh {
-            progress.count(&message(r#"{"reason":"compiler-artifact","fresh":true}"#));
+            progress.count_message(&message(r#"{"reason":"compiler-artifact","fresh":true}"#));
         }
         for _ in 0..compiled {
-            progress.count(&message(r#"{"reason":"compiler-artifact","fresh":false}"#));
+            progress.count_message(&message(r#"{"reason":"compiler-artifact","fresh":false}"#));
         }
         progress
     }
@@ -243,7 +247,7 @@ mod tests {
     fn the_rest_is_estimated_from_what_was_compiled() {
         let half = progress(Some(340), 40, 100);
         assert_eq!(
-            half.text(Duration::from_secs(80)),
+            half.progress_text(Duration::from_secs(80)),
             "140 of 340 crates, 1 min 20 s; about 2 min 40 s to go"
         );
     }
@@ -251,16 +255,22 @@ mod tests {
     #[test]
     fn without_a_plan_or_at_the_beginning_there_is_no_estimate() {
         let begun = progress(Some(340), 0, 3);
-        assert_eq!(begun.text(Duration::from_secs(9)), "3 of 340 crates, 9 s");
+        assert_eq!(
+            begun.progress_text(Duration::from_secs(9)),
+            "3 of 340 crates, 9 s"
+        );
         let unknown = progress(None, 0, 30);
-        assert_eq!(unknown.text(Duration::from_secs(60)), "30 crates, 1 min");
+        assert_eq!(
+            unknown.progress_text(Duration::from_secs(60)),
+            "30 crates, 1 min"
+        );
     }
 
     #[test]
     fn build_scripts_count_as_done_and_the_end_does_not() {
         let mut progress = progress(None, 0, 0);
-        progress.count(&message(r#"{"reason":"build-script-executed"}"#));
-        progress.count(&message(r#"{"reason":"build-finished","success":true}"#));
+        progress.count_message(&message(r#"{"reason":"build-script-executed"}"#));
+        progress.count_message(&message(r#"{"reason":"build-finished","success":true}"#));
         assert_eq!((progress.done, progress.compiled), (1, 0));
     }
 }

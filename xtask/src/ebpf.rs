@@ -1,9 +1,8 @@
-//! Builds the BPF object. In: proxy-ebpf, rust-src and bpf-linker (`toolchain` sees to them). Out: the path of the
-//! object that the daemon embeds: the same bytes on every machine with the same toolchain, with BTF and source
-//! lines but without DWARF.
+//! Builds the BPF object that the daemon embeds: the same bytes on every machine with the same toolchain, with BTF and
+//! source lines but without DWARF.
 //!
-//! `HUBLET_BPF_LOG=1` builds it with aya-log's debug lines (for a daemon with the feature `bpf-log`). What ships
-//! has none: their ring is a map of the old kind, which libbpf and bpftool refuse to load.
+//! `HUBLET_BPF_LOG=1` builds it with aya-log's debug lines, for a daemon with the feature `bpf-log`. The object that
+//! ships has none: their ring is a legacy map, which libbpf and bpftool refuse to load.
 
 use std::ffi::OsString;
 use std::fs;
@@ -20,12 +19,13 @@ const TARGET: &str = "bpfel-unknown-none";
 const SEPARATOR: &str = "\x1f";
 
 /// Builds proxy-ebpf for the kernel and gives the object's path. Instant when nothing changed.
-pub(crate) fn build(project: &Project) -> Result<PathBuf> {
+pub(crate) fn build_object(project: &Project) -> Result<PathBuf> {
     let with_log = std::env::var_os("HUBLET_BPF_LOG").is_some_and(|value| value == "1");
     // A target directory of its own: other flags, and cargo would wait for its own lock.
     let dir = project.target.join("bpf");
-    let sysroot =
-        PathBuf::from(step::output(project.command("rustc").args(["--print", "sysroot"]))?.trim());
+    let sysroot = PathBuf::from(
+        step::read_output(project.command("rustc").args(["--print", "sysroot"]))?.trim(),
+    );
     let mut cargo = project.cargo();
     cargo.args([
         "build",
@@ -45,7 +45,7 @@ pub(crate) fn build(project: &Project) -> Result<PathBuf> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_DIR", &dir)
         .env_remove("RUSTFLAGS");
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(project, &sysroot)?);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", rustc_flags(project, &sysroot)?);
     let what = if with_log {
         "building the BPF object with debug lines"
     } else {
@@ -62,13 +62,13 @@ pub(crate) fn build(project: &Project) -> Result<PathBuf> {
     } else {
         "hublet.bpf.o"
     });
-    strip(project, &sysroot, &built, &object)?;
+    strip_dwarf(project, &sysroot, &built, &object)?;
     Ok(object)
 }
 
-/// What rustc and bpf-linker are told. Paths of this machine become `hublet/…`, `cargo/…` and `rust/…`: they are in
+/// Flags for rustc and bpf-linker. Paths of this machine become `hublet/…`, `cargo/…` and `rust/…`: they are in
 /// the source lines that bpftool and the verifier show.
-fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
+fn rustc_flags(project: &Project, sysroot: &Path) -> Result<OsString> {
     let home = match std::env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
         None => {
@@ -104,8 +104,8 @@ fn flags(project: &Project, sysroot: &Path) -> Result<OsString> {
 
 /// Takes the DWARF out (four fifths of the object; BTF was made from it) with the objcopy that comes with rustc.
 /// An object that did not change keeps its time, so that the daemon is not built again.
-fn strip(project: &Project, sysroot: &Path, built: &Path, object: &Path) -> Result<()> {
-    let host = step::output(project.command("rustc").arg("-vV"))?;
+fn strip_dwarf(project: &Project, sysroot: &Path, built: &Path, object: &Path) -> Result<()> {
+    let host = step::read_output(project.command("rustc").arg("-vV"))?;
     let host = host
         .lines()
         .find_map(|line| line.strip_prefix("host: "))
@@ -123,7 +123,7 @@ fn strip(project: &Project, sysroot: &Path, built: &Path, object: &Path) -> Resu
             .arg("--strip-debug")
             .arg(built)
             .arg(&stripped);
-        step::output(&mut command)?;
+        step::read_output(&mut command)?;
     } else {
         step::note(format_args!(
             "no {}: the object keeps its DWARF",

@@ -36,7 +36,7 @@ pub(crate) struct FuzzArguments {
     /// Targets to run; all of them without one.
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
-    /// How long each target runs.
+    /// Duration of each target.
     #[arg(long, default_value_t = CI_SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// Prints the targets and runs nothing.
@@ -59,14 +59,14 @@ pub(crate) fn step(project: &Project) -> Result<()> {
 }
 
 pub(crate) fn run(project: &Project, arguments: &FuzzArguments) -> Result<()> {
-    let known = targets(project)?;
+    let known = list_targets(project)?;
     if arguments.list {
         known.iter().for_each(|name| println!("{name}"));
         return Ok(());
     }
-    let chosen = choose(&known, &arguments.targets)?;
+    let chosen = choose_targets(&known, &arguments.targets)?;
     let interrupt = Interrupt::listen()?;
-    let programs = build(project)?;
+    let programs = build_targets(project)?;
     let fuzzers: Vec<Fuzzer> = chosen
         .iter()
         .map(|name| Fuzzer::new(project, name, &programs))
@@ -78,7 +78,7 @@ pub(crate) fn run(project: &Project, arguments: &FuzzArguments) -> Result<()> {
 }
 
 /// One target a file of `fuzz_targets/`.
-fn targets(project: &Project) -> Result<Vec<String>> {
+fn list_targets(project: &Project) -> Result<Vec<String>> {
     let folder = project.root.join(CRATE).join("fuzz_targets");
     let entries =
         fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
@@ -95,7 +95,7 @@ fn targets(project: &Project) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn choose(known: &[String], wanted: &[String]) -> Result<Vec<String>> {
+fn choose_targets(known: &[String], wanted: &[String]) -> Result<Vec<String>> {
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(name)) {
         let text = format!("no fuzz target {unknown}; there are: {}", known.join(", "));
         return Err(Usage(text).into());
@@ -104,13 +104,13 @@ fn choose(known: &[String], wanted: &[String]) -> Result<Vec<String>> {
 }
 
 /// Builds all targets; gives their programs.
-fn build(project: &Project) -> Result<Vec<PathBuf>> {
+fn build_targets(project: &Project) -> Result<Vec<PathBuf>> {
     let mut cargo = project.cargo();
     cargo
         .args(["build", "--release", "--bins", "--manifest-path"])
         .arg(project.root.join(CRATE).join("Cargo.toml"))
         // With a target the flags are not for build scripts and macros.
-        .args(["--target", &host(project)?])
+        .args(["--target", &host_triple(project)?])
         .env("CARGO_TARGET_DIR", project.target.join("fuzz"))
         .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true")
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
@@ -122,8 +122,8 @@ fn build(project: &Project) -> Result<Vec<PathBuf>> {
     Ok(messages.into_iter().filter_map(executable).collect())
 }
 
-fn host(project: &Project) -> Result<String> {
-    let printed = step::output(project.command("rustc").arg("-vV"))?;
+fn host_triple(project: &Project) -> Result<String> {
+    let printed = step::read_output(project.command("rustc").arg("-vV"))?;
     let host = printed.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("`rustc -vV` names no host")?.to_owned())
 }
@@ -135,7 +135,7 @@ struct Fuzzer {
     program: PathBuf,
     /// Kept in the repository: read, not written.
     seeds: PathBuf,
-    /// What was found by earlier runs here.
+    /// Inputs that earlier runs found on this machine.
     corpus: PathBuf,
     artifacts: PathBuf,
     log: PathBuf,
@@ -177,7 +177,7 @@ impl Fuzzer {
     }
 
     /// The last words of libFuzzer: what failed and where the input is.
-    fn failure(&self) -> String {
+    fn describe_failure(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let end = lines[lines.len().saturating_sub(30)..].join("\n");
@@ -193,7 +193,7 @@ impl Fuzzer {
 /// Runs some targets at the same time, up to the end of their time.
 fn run_together(fuzzers: &[Fuzzer], seconds: u32, interrupt: &Interrupt) -> Result<()> {
     let names: Vec<&str> = fuzzers.iter().map(|fuzzer| fuzzer.name.as_str()).collect();
-    step::say(format_args!(
+    step::announce(format_args!(
         "fuzzing {} for {seconds} s",
         names.join(" and ")
     ));
@@ -213,15 +213,19 @@ fn run_together(fuzzers: &[Fuzzer], seconds: u32, interrupt: &Interrupt) -> Resu
             }
         }
         if !child.wait()?.success() {
-            bail!(fuzzer.failure());
+            bail!(fuzzer.describe_failure());
         }
-        step::note(format_args!("{}: {}", fuzzer.name, executions(&fuzzer.log)));
+        step::note(format_args!(
+            "{}: {}",
+            fuzzer.name,
+            count_inputs(&fuzzer.log)
+        ));
     }
     Ok(())
 }
 
 /// Of libFuzzer's final statistics.
-fn executions(log: &Path) -> String {
+fn count_inputs(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let count = text
         .lines()
@@ -239,9 +243,9 @@ mod tests {
     #[test]
     fn without_names_all_targets_are_chosen_and_unknown_ones_are_named() {
         let known = ["list".to_owned(), "request".to_owned()];
-        assert_eq!(choose(&known, &[]).unwrap(), known);
-        assert_eq!(choose(&known, &known[1..]).unwrap(), ["request"]);
-        let error = choose(&known, &["lists".to_owned()]).unwrap_err();
+        assert_eq!(choose_targets(&known, &[]).unwrap(), known);
+        assert_eq!(choose_targets(&known, &known[1..]).unwrap(), ["request"]);
+        let error = choose_targets(&known, &["lists".to_owned()]).unwrap_err();
         assert!(error.is::<Usage>());
         assert!(error.to_string().contains("list, request"), "{error}");
     }

@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM as something to wait for. In: the signals, caught by handlers (a mask would be inherited by
-//! the programs that we start). Out: whether one came within a time; also the way to let time pass.
+//! Ctrl-C and SIGTERM as something to wait for. Signals are caught by handlers: a signal mask would be inherited by the
+//! programs that we start.
 
 use std::cell::Cell;
 use std::io::{self, Read};

@@ -1,5 +1,5 @@
-//! The verbs of `cargo xtask`: one module a verb. In: the command line. Out: an exit code (2 for usage, 3 when
-//! this machine lacks what the verb stands on, 1 for any other failure) and what the verb made.
+//! `cargo xtask`: one module a verb. Exit codes: 2 for usage, 3 when this machine lacks a program that the verb needs, 1
+//! for any other failure.
 #![allow(clippy::print_stdout, reason = "what a verb reports is its product")]
 
 mod arrows;
@@ -61,7 +61,6 @@ enum Verb {
     Bench(bench::BenchArguments),
 }
 
-/// Arguments of `ebpf`.
 #[derive(Debug, Args)]
 struct EbpfArguments {
     /// Builds it a second time, from a copy of the sources in another folder, and fails unless both are the same;
@@ -74,12 +73,12 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = Project::find().and_then(|project| match arguments.verb {
         Verb::Run(arguments) => run::run(&project, &arguments),
-        Verb::Build => build::release(&project).map(drop),
+        Verb::Build => build::build_release(&project).map(drop),
         Verb::Ebpf(EbpfArguments { check: false }) => {
-            build::object(&project).map(|path| println!("{}", path.display()))
+            build::bpf_object(&project).map(|path| println!("{}", path.display()))
         }
         Verb::Ebpf(EbpfArguments { check: true }) => {
-            reproducible::check(&project).map(|sum| println!("{sum}"))
+            reproducible::check_object(&project).map(|sum| println!("{sum}"))
         }
         Verb::Test(arguments) => test::run(&project, &arguments),
         Verb::Vm(arguments) => vm::run(&project, &arguments),
@@ -96,7 +95,7 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(match &error {
                 error if error.is::<project::Usage>() => 2,
-                error if error.is::<vm::Lacks>() => 3,
+                error if error.is::<vm::MissingPrograms>() => 3,
                 _ => 1,
             })
         }

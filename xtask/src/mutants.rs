@@ -33,12 +33,12 @@ pub(crate) struct MutantsArguments {
 }
 
 pub(crate) fn run(project: &Project, arguments: &MutantsArguments) -> Result<()> {
-    toolchain::cargo_mutants(project)?;
+    toolchain::install_cargo_mutants(project)?;
     let mut mutants = project.cargo();
     mutants
         .args(["mutants", "--workspace", "--output"])
         .arg(&project.target);
-    for file in files(&arguments.files) {
+    for file in files_to_change(&arguments.files) {
         mutants.args(["--file", file]);
     }
     if arguments.list {
@@ -46,7 +46,7 @@ pub(crate) fn run(project: &Project, arguments: &MutantsArguments) -> Result<()>
         if arguments.json {
             mutants.arg("--json");
         }
-        print!("{}", step::output(&mut mutants)?);
+        print!("{}", step::read_output(&mut mutants)?);
         return Ok(());
     }
     // Unit tests alone: suites need root and minutes. A target directory of its own, so that dependencies are compiled
@@ -54,20 +54,20 @@ pub(crate) fn run(project: &Project, arguments: &MutantsArguments) -> Result<()>
     mutants
         .env("CARGO_TARGET_DIR", project.target.join("mutants"))
         .args(["--", "--lib", "--bins"]);
-    step::say("mutants: each change is built and tested; missed ones are listed below");
+    step::announce("mutants: each change is built and tested; missed ones are listed below");
     let status = mutants.status()?;
     match status.code() {
         Some(0) => Ok(()),
         // cargo-mutants' own code for missed mutants and for timeouts.
         Some(2 | 3) => bail!(
             "no test notices the changes listed above (also in {}/mutants.out)",
-            project.shown(&project.target)
+            project.relative_path(&project.target)
         ),
         _ => bail!("cargo mutants ended with {status}"),
     }
 }
 
-fn files(named: &[String]) -> Vec<&str> {
+fn files_to_change(named: &[String]) -> Vec<&str> {
     if named.is_empty() {
         PURE.to_vec()
     } else {
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn named_files_replace_the_table() {
-        assert_eq!(files(&["a.rs".to_owned()]), ["a.rs"]);
-        assert_eq!(files(&[]).len(), PURE.len());
+        assert_eq!(files_to_change(&["a.rs".to_owned()]), ["a.rs"]);
+        assert_eq!(files_to_change(&[]).len(), PURE.len());
     }
 }

@@ -1,5 +1,4 @@
-//! One GET over plain HTTP on loopback (readiness, control ports). In: an address and a path. Out: status and
-//! body; an answer is at most 1 MiB.
+//! One request over plain HTTP on loopback (readiness, control ports). A response is at most 1 MiB.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,7 +10,7 @@ const LIMIT: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks `method` of `path` and reads until the peer closes.
-pub(crate) fn ask(address: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
+pub(crate) fn send_request(address: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)
         .with_context(|| format!("nothing answers on {address}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -1,5 +1,4 @@
-//! Where things are: the checkout, cargo's target directory, `target/dev/`. In: the environment that cargo sets.
-//! Out: paths, and commands that start in the right place.
+//! Paths of the checkout, cargo's target directory and `target/dev/`, and commands that start there.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -17,7 +16,7 @@ pub(crate) struct Project {
     pub(crate) target: PathBuf,
 }
 
-/// How a verb prints what it found (`-o`).
+/// Format of a verb's result (`-o`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
     #[value(alias = "table")]
@@ -60,13 +59,13 @@ impl Project {
         Ok(Self { root, target })
     }
 
-    /// What `cargo xtask run` keeps for its user; always in the checkout, since it is typed by hand.
-    pub(crate) fn dev(&self) -> PathBuf {
+    /// Files that `cargo xtask run` keeps for its user; always in the checkout, since the path is typed by hand.
+    pub(crate) fn dev_dir(&self) -> PathBuf {
         self.root.join("target").join("dev")
     }
 
     /// A program that cargo built.
-    pub(crate) fn binary(&self, profile: &str, name: &str) -> PathBuf {
+    pub(crate) fn built_program(&self, profile: &str, name: &str) -> PathBuf {
         self.target.join(profile).join(name)
     }
 
@@ -87,23 +86,22 @@ impl Project {
     }
 
     /// A path as the user types it from the checkout.
-    pub(crate) fn shown<'a>(&self, path: &'a Path) -> std::path::Display<'a> {
+    pub(crate) fn relative_path<'a>(&self, path: &'a Path) -> std::path::Display<'a> {
         path.strip_prefix(&self.root).unwrap_or(path).display()
     }
 }
 
-/// Are we root?
 pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Is this CI, where nothing may be left out quietly?
+/// In CI nothing may be left out quietly.
 pub(crate) fn is_ci() -> bool {
     env::var("CI").is_ok_and(|value| value == "true")
 }
 
-/// Is the program in PATH? Gives its path.
-pub(crate) fn which(program: &str) -> Option<PathBuf> {
+/// The program's path, if it is in PATH.
+pub(crate) fn find_program(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
         .map(|dir| dir.join(program))

@@ -1,5 +1,5 @@
-//! `cargo xtask ebpf --check`: the BPF object is the same bytes wherever it is built. In: the sources. Out: its SHA-256,
-//! once a second build from a copy of them, in another folder and with nothing built before, gave the same.
+//! `cargo xtask ebpf --check`: builds the BPF object a second time, from a copy of the sources in another folder with an
+//! empty target directory, and compares the bytes.
 
 use std::fs;
 use std::path::Path;
@@ -9,39 +9,39 @@ use anyhow::{Context, Result, bail};
 use crate::project::Project;
 use crate::{build, ebpf, step};
 
-/// What a checkout has beside the sources.
+/// Folders of a checkout that are no sources.
 const NOT_SOURCES: [&str; 2] = ["target", ".git"];
 
 /// Builds the object twice; gives the line that `sha256sum` prints, with the path from the checkout.
-pub(crate) fn check(project: &Project) -> Result<String> {
-    let object = build::object(project)?;
-    let again = Again::of(project)?;
-    let second = ebpf::build(&again.0)?;
+pub(crate) fn check_object(project: &Project) -> Result<String> {
+    let object = build::bpf_object(project)?;
+    let again = SecondBuild::prepare(project)?;
+    let second = ebpf::build_object(&again.0)?;
     let (sum, other) = (sha256(project, &object)?, sha256(project, &second)?);
-    let line = format!("{sum}  {}", project.shown(&object));
-    match difference(&fs::read(&object)?, &fs::read(&second)?) {
+    let line = format!("{sum}  {}", project.relative_path(&object));
+    match first_difference(&fs::read(&object)?, &fs::read(&second)?) {
         None => {
             again.remove()?;
             Ok(line)
         }
         Some(at) => bail!(
             "the BPF object differs from byte {at} on when it is built in another folder:\n{line}\n{other}  {}",
-            project.shown(&second)
+            project.relative_path(&second)
         ),
     }
 }
 
 /// As a step of `ci`.
 pub(crate) fn step(project: &Project) -> Result<()> {
-    step::note(check(project)?);
+    step::note(check_object(project)?);
     Ok(())
 }
 
 /// A copy of the sources with a target directory of its own. Stays when the check fails, to be looked at.
-struct Again(Project);
+struct SecondBuild(Project);
 
-impl Again {
-    fn of(project: &Project) -> Result<Self> {
+impl SecondBuild {
+    fn prepare(project: &Project) -> Result<Self> {
         let dir = project.target.join("bpf-again");
         let copy = Project {
             root: dir.join("sources"),
@@ -84,7 +84,7 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn sha256(project: &Project, path: &Path) -> Result<String> {
-    let printed = step::output(project.command("sha256sum").arg(path))?;
+    let printed = step::read_output(project.command("sha256sum").arg(path))?;
     let sum = printed
         .split_whitespace()
         .next()
@@ -92,8 +92,8 @@ fn sha256(project: &Project, path: &Path) -> Result<String> {
     Ok(sum.to_owned())
 }
 
-/// Where two files begin to differ.
-fn difference(one: &[u8], other: &[u8]) -> Option<usize> {
+/// Offset of the first byte that differs.
+fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
     let shorter = one.len().min(other.len());
     let at = one.iter().zip(other).position(|(one, other)| one != other);
     at.or_else(|| (one.len() != other.len()).then_some(shorter))
@@ -105,10 +105,10 @@ mod tests {
 
     #[test]
     fn a_difference_is_found_where_it_begins() {
-        assert_eq!(difference(b"same", b"same"), None);
-        assert_eq!(difference(b"same", b"sane"), Some(2));
-        assert_eq!(difference(b"same", b"same, and more"), Some(4));
-        assert_eq!(difference(b"", b"x"), Some(0));
+        assert_eq!(first_difference(b"same", b"same"), None);
+        assert_eq!(first_difference(b"same", b"sane"), Some(2));
+        assert_eq!(first_difference(b"same", b"same, and more"), Some(4));
+        assert_eq!(first_difference(b"", b"x"), Some(0));
     }
 
     #[test]

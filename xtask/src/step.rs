@@ -1,6 +1,5 @@
-//! Running other programs so that the user sees what happens. In: a command and what it is for. Out: one line
-//! before it, its own output, its time when it took long; an error that names the command. All of it on standard
-//! error: standard output is for what a verb makes.
+//! Runs other programs and shows what happens: one line before each, its output, its time. All of it goes to the standard
+//! error; the standard output is for a verb's result.
 
 use std::fmt::Display;
 use std::process::{Command, Stdio};
@@ -8,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Says what is about to be done.
-pub(crate) fn say(what: impl Display) {
+/// Prints a line that says what begins.
+pub(crate) fn announce(what: impl Display) {
     eprintln!("==> {what}");
 }
 
-/// Adds to what was said.
+/// Prints indented lines below it.
 pub(crate) fn note(what: impl Display) {
     for line in what.to_string().lines() {
         eprintln!("    {line}");
@@ -22,7 +21,7 @@ pub(crate) fn note(what: impl Display) {
 
 /// Says `what`, runs the command with its output shown, and says how long it took when that was noticeable.
 pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
-    say(what);
+    announce(what);
     let begin = Instant::now();
     let status = command
         .stdout(std::io::stderr())
@@ -32,7 +31,7 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
     if !status.success() {
         bail!(
             "{what}: `{}` ended with {status}; what it printed is above",
-            shown(command)
+            command_line(command)
         );
     }
     if took > Duration::from_secs(2) {
@@ -42,7 +41,7 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
 }
 
 /// Runs the command silently and gives what it printed.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn read_output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -51,7 +50,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         let printed = String::from_utf8_lossy(&output.stderr);
         bail!(
             "`{}` ended with {}: {}",
-            shown(command),
+            command_line(command),
             output.status,
             printed.trim()
         );
@@ -60,7 +59,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 }
 
 /// The command as it could be typed.
-pub(crate) fn shown(command: &Command) -> String {
+pub(crate) fn command_line(command: &Command) -> String {
     let mut line = command.get_program().to_string_lossy().into_owned();
     for argument in command.get_args() {
         line.push(' ');
@@ -92,6 +91,6 @@ pub(crate) fn copy_command(from: &Command, mut to: Command) -> Command {
 fn cannot_start(command: &Command) -> String {
     format!(
         "cannot start `{}`: is it installed and in PATH?",
-        shown(command)
+        command_line(command)
     )
 }

@@ -1,9 +1,9 @@
-//! What a fresh machine lacks for a build. In: rustup and cargo. Out: rust-src and bpf-linker installed, each
-//! step said; nothing is done, and nothing said but one line, when all is there.
+//! Installs the programs that the verbs need and a fresh machine lacks: by rustup and cargo, and by apt where root
+//! and apt exist. Silent when everything is there.
 
 use anyhow::{Context, Result, bail};
 
-use crate::project::{Project, is_ci, is_root, which};
+use crate::project::{Project, find_program, is_ci, is_root};
 use crate::step;
 
 /// Must fit rustc's LLVM (rust-toolchain.toml); change both together.
@@ -13,17 +13,17 @@ const CARGO_MUTANTS: &str = "27.1.0";
 
 /// Installs rust-src and bpf-linker when they are missing.
 pub(crate) fn for_bpf(project: &Project) -> Result<()> {
-    rust_src(project)?;
-    bpf_linker(project)
+    install_rust_src(project)?;
+    install_bpf_linker(project)
 }
 
-fn rust_src(project: &Project) -> Result<()> {
-    let sysroot = step::output(project.command("rustc").args(["--print", "sysroot"]))?;
+fn install_rust_src(project: &Project) -> Result<()> {
+    let sysroot = step::read_output(project.command("rustc").args(["--print", "sysroot"]))?;
     let library = std::path::Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
     if library.join("core").is_dir() {
         return Ok(());
     }
-    if which("rustup").is_none() {
+    if find_program("rustup").is_none() {
         bail!(
             "the BPF programs need rust-src in {} and there is no rustup to fetch it",
             library.display()
@@ -37,9 +37,10 @@ fn rust_src(project: &Project) -> Result<()> {
     )
 }
 
-fn bpf_linker(project: &Project) -> Result<()> {
-    if let Some(found) = which("bpf-linker") {
-        let version = step::output(project.command(&found).arg("--version")).unwrap_or_default();
+fn install_bpf_linker(project: &Project) -> Result<()> {
+    if let Some(found) = find_program("bpf-linker") {
+        let version =
+            step::read_output(project.command(&found).arg("--version")).unwrap_or_default();
         if version.split_whitespace().any(|word| word == BPF_LINKER) {
             return Ok(());
         }
@@ -61,17 +62,17 @@ fn bpf_linker(project: &Project) -> Result<()> {
     .context("without bpf-linker there are no BPF programs")
 }
 
-pub(crate) fn cargo_deny(project: &Project) -> Result<()> {
-    cargo_subcommand(project, "cargo-deny", CARGO_DENY)
+pub(crate) fn install_cargo_deny(project: &Project) -> Result<()> {
+    install_cargo_subcommand(project, "cargo-deny", CARGO_DENY)
 }
 
-pub(crate) fn cargo_mutants(project: &Project) -> Result<()> {
-    cargo_subcommand(project, "cargo-mutants", CARGO_MUTANTS)
+pub(crate) fn install_cargo_mutants(project: &Project) -> Result<()> {
+    install_cargo_subcommand(project, "cargo-mutants", CARGO_MUTANTS)
 }
 
 /// Installs a program that only checks: any version that is there does, and a debug build is built sooner.
-fn cargo_subcommand(project: &Project, name: &str, version: &str) -> Result<()> {
-    if which(name).is_some() {
+fn install_cargo_subcommand(project: &Project, name: &str, version: &str) -> Result<()> {
+    if find_program(name).is_some() {
         return Ok(());
     }
     let package = format!("{name}@{version}");
@@ -87,7 +88,7 @@ fn cargo_subcommand(project: &Project, name: &str, version: &str) -> Result<()> 
 
 /// The programs that tests call, from Debian's packages where we are root; elsewhere the tests say what they miss.
 pub(crate) fn for_tests(project: &Project) -> Result<()> {
-    apt(
+    install_packages(
         project,
         &[
             ("curl", "curl"),
@@ -97,7 +98,7 @@ pub(crate) fn for_tests(project: &Project) -> Result<()> {
     )
 }
 
-/// What the real node is made of, beside the kubelet, which Go builds. Debian's containerd is a service that starts
+/// Programs of the real node, beside the kubelet, which Go builds. Debian's containerd is a service that starts
 /// with the machine: installed by itself in CI only.
 pub(crate) fn for_node(project: &Project) -> Result<()> {
     let plugins = ["/usr/lib/cni/ptp", "/opt/cni/bin/ptp"];
@@ -110,14 +111,18 @@ pub(crate) fn for_node(project: &Project) -> Result<()> {
         ("runc", "runc"),
         (plugin, "containernetworking-plugins"),
     ];
-    if !is_ci() && wanted.iter().any(|(program, _)| which(program).is_none()) {
+    if !is_ci()
+        && wanted
+            .iter()
+            .any(|(program, _)| find_program(program).is_none())
+    {
         let list = wanted.map(|(_, package)| package).join(" ");
         step::note(format_args!(
             "the real node (suite real_node) needs: sudo apt-get install {list}"
         ));
         return Ok(());
     }
-    apt(project, &wanted)
+    install_packages(project, &wanted)
 }
 
 /// The C compiler of what ships, a static daemon: aws-lc and jemalloc are C.
@@ -125,10 +130,10 @@ pub(crate) fn for_static(project: &Project) -> Result<()> {
     if musl_cc().is_some() {
         return Ok(());
     }
-    apt(project, &[("musl-gcc", "musl-tools")])
+    install_packages(project, &[("musl-gcc", "musl-tools")])
 }
 
-/// What `vm` stands on: QEMU, the machine's programs, and a C compiler for the static daemon.
+/// Programs that `vm` needs: QEMU, the machine's programs, and a C compiler for the static daemon.
 pub(crate) fn for_vm(project: &Project) -> Result<()> {
     let machine = [
         ("qemu-system-x86_64", "qemu-system-x86"),
@@ -141,13 +146,13 @@ pub(crate) fn for_vm(project: &Project) -> Result<()> {
         ("musl-gcc", "musl-tools"),
     ];
     for_tests(project)?;
-    apt(project, &[machine, called].concat())
+    install_packages(project, &[machine, called].concat())
 }
 
 /// The same for a machine with an aarch64 processor, whose programs come from its own packages.
 pub(crate) fn for_aarch64(project: &Project) -> Result<()> {
     let machine = ("qemu-system-aarch64", "qemu-system-arm");
-    apt(
+    install_packages(
         project,
         &[
             machine,
@@ -158,17 +163,17 @@ pub(crate) fn for_aarch64(project: &Project) -> Result<()> {
 }
 
 /// Installs the packages whose program is missing, where that is possible; one line says so where it is not.
-pub(crate) fn apt(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn install_packages(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = wanted
         .iter()
-        .filter(|(program, _)| which(program).is_none())
+        .filter(|(program, _)| find_program(program).is_none())
         .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
-    if !is_root() || which("apt-get").is_none() {
+    if !is_root() || find_program("apt-get").is_none() {
         step::note(format_args!(
             "not here: {list}. Install them (Debian: sudo apt-get install {list})"
         ));
@@ -193,5 +198,5 @@ pub(crate) fn apt(project: &Project, wanted: &[(&str, &str)]) -> Result<()> {
 pub(crate) fn musl_cc() -> Option<std::path::PathBuf> {
     ["x86_64-linux-musl-gcc", "musl-gcc"]
         .into_iter()
-        .find_map(which)
+        .find_map(find_program)
 }

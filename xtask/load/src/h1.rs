@@ -1,11 +1,10 @@
-//! HTTP/1.1 with keep-alive: just enough to measure. In: a TLS stream. Out: status and body, by Content-Length
-//! or chunks.
+//! HTTP/1.1 with keep-alive, only as much as measuring needs: bodies by Content-Length or in chunks.
 
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
-use crate::ask::{Answer, Sink, broken};
-use crate::target::{Question, Stream};
+use crate::ask::{Response, Sink, protocol_error};
+use crate::target::{Request, Stream};
 
 /// A longer head is a broken server.
 const HEAD_LIMIT: usize = 64 << 10;
@@ -38,40 +37,44 @@ impl<S: Read + Write> H1<S> {
         }
     }
 
-    pub(crate) fn ask(&mut self, question: &Question, sink: &mut Sink) -> io::Result<Answer> {
+    pub(crate) fn send_request(
+        &mut self,
+        question: &Request,
+        sink: &mut Sink,
+    ) -> io::Result<Response> {
         let asked = Instant::now();
-        self.send(question)?;
+        self.write_request(question)?;
         if self.start == self.end {
-            self.fill()?;
+            self.fill_buffer()?;
         }
         let first = Instant::now();
-        let head = self.head()?;
+        let head = self.read_head()?;
         if head.chunked {
-            self.chunks(sink)?;
+            self.read_chunks(sink)?;
         } else {
             let length = head
                 .length
-                .ok_or_else(|| broken("neither Content-Length nor chunks"))?;
-            self.exactly(length, sink)?;
+                .ok_or_else(|| protocol_error("neither Content-Length nor chunks"))?;
+            self.read_exactly(length, sink)?;
         }
-        Ok(Answer {
+        Ok(Response {
             stored: head.stored,
-            ..sink.answer(head.status, asked, Some(first))
+            ..sink.finish_response(head.status, asked, Some(first))
         })
     }
 
-    pub(crate) fn begin(&mut self, question: &Question) -> io::Result<u16> {
-        self.send(question)?;
-        Ok(self.head()?.status)
+    pub(crate) fn read_status(&mut self, question: &Request) -> io::Result<u16> {
+        self.write_request(question)?;
+        Ok(self.read_head()?.status)
     }
 
-    fn send(&mut self, question: &Question) -> io::Result<()> {
+    fn write_request(&mut self, question: &Request) -> io::Result<()> {
         self.stream.write_all(&question.h1)?;
         self.stream.flush()
     }
 
     /// Reads more into the buffer.
-    fn fill(&mut self) -> io::Result<()> {
+    fn fill_buffer(&mut self) -> io::Result<()> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.buffer.len() {
@@ -80,58 +83,58 @@ impl<S: Read + Write> H1<S> {
         }
         let read = self.stream.read(&mut self.buffer[self.end..])?;
         if read == 0 {
-            return Err(broken("the connection ended within an answer"));
+            return Err(protocol_error("the connection ended within an answer"));
         }
         self.end += read;
         Ok(())
     }
 
-    fn head(&mut self) -> io::Result<Head> {
+    fn read_head(&mut self) -> io::Result<Head> {
         loop {
             let bytes = &self.buffer[self.start..self.end];
             if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = parse(&bytes[..at])?;
+                let head = parse_head(&bytes[..at])?;
                 self.start += at + 4;
                 return Ok(head);
             }
             if bytes.len() >= HEAD_LIMIT {
-                return Err(broken("the answer's head is longer than 64 KiB"));
+                return Err(protocol_error("the answer's head is longer than 64 KiB"));
             }
-            self.fill()?;
+            self.fill_buffer()?;
         }
     }
 
-    fn exactly(&mut self, mut length: u64, sink: &mut Sink) -> io::Result<()> {
+    fn read_exactly(&mut self, mut length: u64, sink: &mut Sink) -> io::Result<()> {
         while length > 0 {
             if self.start == self.end {
-                self.fill()?;
+                self.fill_buffer()?;
             }
             let here = (self.end - self.start).min(usize::try_from(length).unwrap_or(usize::MAX));
-            sink.take(&self.buffer[self.start..self.start + here]);
+            sink.push(&self.buffer[self.start..self.start + here]);
             self.start += here;
             length -= here as u64;
         }
         Ok(())
     }
 
-    fn chunks(&mut self, sink: &mut Sink) -> io::Result<()> {
+    fn read_chunks(&mut self, sink: &mut Sink) -> io::Result<()> {
         loop {
-            let line = self.line()?;
+            let line = self.read_line()?;
             let size = line.split(';').next().unwrap_or_default().trim();
             let size = u64::from_str_radix(size, 16)
-                .map_err(|_| broken(format!("chunk size {line:?}")))?;
+                .map_err(|_| protocol_error(format!("chunk size {line:?}")))?;
             if size == 0 {
-                while !self.line()?.is_empty() {}
+                while !self.read_line()?.is_empty() {}
                 return Ok(());
             }
-            self.exactly(size, sink)?;
-            if !self.line()?.is_empty() {
-                return Err(broken("a chunk is longer than it says"));
+            self.read_exactly(size, sink)?;
+            if !self.read_line()?.is_empty() {
+                return Err(protocol_error("a chunk is longer than it says"));
             }
         }
     }
 
-    fn line(&mut self) -> io::Result<String> {
+    fn read_line(&mut self) -> io::Result<String> {
         loop {
             let bytes = &self.buffer[self.start..self.end];
             if let Some(at) = bytes.windows(2).position(|two| two == b"\r\n") {
@@ -140,22 +143,23 @@ impl<S: Read + Write> H1<S> {
                 return Ok(line);
             }
             if bytes.len() >= HEAD_LIMIT {
-                return Err(broken("a line is longer than 64 KiB"));
+                return Err(protocol_error("a line is longer than 64 KiB"));
             }
-            self.fill()?;
+            self.fill_buffer()?;
         }
     }
 }
 
-fn parse(head: &[u8]) -> io::Result<Head> {
-    let text = std::str::from_utf8(head).map_err(|_| broken("the answer's head is no text"))?;
+fn parse_head(head: &[u8]) -> io::Result<Head> {
+    let text =
+        std::str::from_utf8(head).map_err(|_| protocol_error("the answer's head is no text"))?;
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or_default();
     let status = first
         .strip_prefix("HTTP/1.1 ")
         .and_then(|rest| rest.get(..3))
         .and_then(|code| code.parse().ok());
-    let status = status.ok_or_else(|| broken(format!("no HTTP/1.1 answer: {first:?}")))?;
+    let status = status.ok_or_else(|| protocol_error(format!("no HTTP/1.1 answer: {first:?}")))?;
     let mut parsed = Head {
         status,
         length: None,
@@ -205,12 +209,12 @@ mod tests {
 
     fn answers(text: &str, step: usize, count: usize) -> Vec<(u16, Vec<u8>)> {
         let mut connection = H1::new(Trickle(text.as_bytes().to_vec(), step));
-        let question = Question::get("/", None);
+        let question = Request::get("/", None);
         (0..count)
             .map(|_| {
-                let mut sink = Sink::keeping();
-                let answer = connection.ask(&question, &mut sink).unwrap();
-                (answer.status, sink.kept.unwrap())
+                let mut sink = Sink::with_body();
+                let answer = connection.send_request(&question, &mut sink).unwrap();
+                (answer.status, sink.body.unwrap())
             })
             .collect()
     }
@@ -234,7 +238,7 @@ mod tests {
         let mut connection = H1::new(Trickle(text, 100));
         assert!(
             connection
-                .ask(&Question::get("/", None), &mut Sink::default())
+                .send_request(&Request::get("/", None), &mut Sink::default())
                 .is_err()
         );
     }

@@ -1,11 +1,11 @@
-//! HTTP/2 by hand: just enough to measure, so that the generator's own cost stays small. In: a TLS stream. Out:
-//! status (200 or not) and body. One stream at a time, but for watches, which stay open side by side.
+//! HTTP/2, only as much as measuring needs, so that the generator's own cost stays small. One stream at a time, except for
+//! watches, which stay open side by side.
 
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
-use crate::ask::{Answer, Sink, broken};
-use crate::target::{Question, Stream};
+use crate::ask::{Response, Sink, protocol_error};
+use crate::target::{Request, Stream};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The default, which we do not raise.
@@ -36,7 +36,7 @@ pub(crate) struct H2<S = Stream> {
     start: usize,
     end: usize,
     next: u32,
-    /// What the peer may still send on the connection.
+    /// Bytes that the peer may still send on the connection.
     window: u32,
 }
 
@@ -45,14 +45,14 @@ struct Frame {
     kind: u8,
     flags: u8,
     stream: u32,
-    /// Where the payload lies in the buffer.
+    /// Range of the payload in the buffer.
     at: usize,
     length: usize,
 }
 
 impl<S: Read + Write> H2<S> {
     /// Sends the preface; the windows are as large as they can be, so that no update falls into a sample.
-    pub(crate) fn start(stream: S) -> io::Result<Self> {
+    pub(crate) fn handshake(stream: S) -> io::Result<Self> {
         let mut connection = Self {
             stream,
             buffer: vec![0; BUFFER],
@@ -65,8 +65,8 @@ impl<S: Read + Write> H2<S> {
         // ENABLE_PUSH = 0, INITIAL_WINDOW_SIZE
         let mut settings = vec![0, 2, 0, 0, 0, 0, 0, 4];
         settings.extend_from_slice(&WINDOW.to_be_bytes());
-        frame(&mut hello, SETTINGS, 0, 0, &settings);
-        frame(
+        write_frame(&mut hello, SETTINGS, 0, 0, &settings);
+        write_frame(
             &mut hello,
             WINDOW_UPDATE,
             0,
@@ -77,47 +77,51 @@ impl<S: Read + Write> H2<S> {
         Ok(connection)
     }
 
-    pub(crate) fn ask(&mut self, question: &Question, sink: &mut Sink) -> io::Result<Answer> {
+    pub(crate) fn send_request(
+        &mut self,
+        question: &Request,
+        sink: &mut Sink,
+    ) -> io::Result<Response> {
         let asked = Instant::now();
-        let id = self.send(question)?;
+        let id = self.write_request(question)?;
         let mut status = None;
         let mut first = None;
         loop {
-            let frame = self.frame()?;
+            let frame = self.read_frame()?;
             if frame.stream == id && (frame.kind == HEADERS || frame.kind == DATA) {
                 first.get_or_insert_with(Instant::now);
                 let payload = self.payload(frame)?;
                 if frame.kind == DATA {
-                    sink.take(payload);
+                    sink.push(payload);
                 } else if status.is_none() {
                     status = Some(status_of(payload, frame.flags)?);
                 }
-                self.consumed(frame)?;
+                self.consume_frame(frame)?;
                 if frame.flags & END_STREAM != 0 {
-                    return Ok(sink.answer(status.unwrap_or(0), asked, first));
+                    return Ok(sink.finish_response(status.unwrap_or(0), asked, first));
                 }
             } else {
-                self.other(frame, id)?;
+                self.handle_frame(frame, id)?;
             }
         }
     }
 
-    pub(crate) fn begin(&mut self, question: &Question) -> io::Result<u16> {
-        let id = self.send(question)?;
+    pub(crate) fn read_status(&mut self, question: &Request) -> io::Result<u16> {
+        let id = self.write_request(question)?;
         loop {
-            let frame = self.frame()?;
+            let frame = self.read_frame()?;
             if frame.stream == id && frame.kind == HEADERS {
                 return status_of(self.payload(frame)?, frame.flags);
             }
-            self.other(frame, id)?;
+            self.handle_frame(frame, id)?;
         }
     }
 
-    fn send(&mut self, question: &Question) -> io::Result<u32> {
+    fn write_request(&mut self, question: &Request) -> io::Result<u32> {
         let id = self.next;
         self.next += 2;
         let mut bytes = Vec::with_capacity(question.h2.len() + 9);
-        frame(
+        write_frame(
             &mut bytes,
             HEADERS,
             END_STREAM | END_HEADERS,
@@ -130,18 +134,18 @@ impl<S: Read + Write> H2<S> {
     }
 
     /// The next frame, whole in the buffer.
-    fn frame(&mut self) -> io::Result<Frame> {
-        self.need(9)?;
+    fn read_frame(&mut self) -> io::Result<Frame> {
+        self.fill_to(9)?;
         let head = &self.buffer[self.start..self.start + 9];
         let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
         let (kind, flags) = (head[3], head[4]);
         let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
         if length > FRAME_LIMIT {
-            return Err(broken(format!(
+            return Err(protocol_error(format!(
                 "a frame of {length} bytes: more than we allow"
             )));
         }
-        self.need(9 + length)?;
+        self.fill_to(9 + length)?;
         let at = self.start + 9;
         self.start = at + length;
         Ok(Frame {
@@ -153,7 +157,7 @@ impl<S: Read + Write> H2<S> {
         })
     }
 
-    fn need(&mut self, count: usize) -> io::Result<()> {
+    fn fill_to(&mut self, count: usize) -> io::Result<()> {
         while self.end - self.start < count {
             if self.start + count > self.buffer.len() || self.start == self.end {
                 self.buffer.copy_within(self.start..self.end, 0);
@@ -161,7 +165,7 @@ impl<S: Read + Write> H2<S> {
             }
             let read = self.stream.read(&mut self.buffer[self.end..])?;
             if read == 0 {
-                return Err(broken("the connection ended within an answer"));
+                return Err(protocol_error("the connection ended within an answer"));
             }
             self.end += read;
         }
@@ -174,23 +178,23 @@ impl<S: Read + Write> H2<S> {
         if frame.flags & PADDED != 0 {
             let (padding, rest) = bytes
                 .split_first()
-                .ok_or_else(|| broken("an empty padded frame"))?;
+                .ok_or_else(|| protocol_error("an empty padded frame"))?;
             let kept = rest
                 .len()
                 .checked_sub(usize::from(*padding))
-                .ok_or_else(|| broken("padding too long"))?;
+                .ok_or_else(|| protocol_error("padding too long"))?;
             bytes = &rest[..kept];
         }
         if frame.kind == HEADERS && frame.flags & PRIORITY != 0 {
             bytes = bytes
                 .get(5..)
-                .ok_or_else(|| broken("a HEADERS frame without its priority"))?;
+                .ok_or_else(|| protocol_error("a HEADERS frame without its priority"))?;
         }
         Ok(bytes)
     }
 
     /// Opens the connection's window again long before it closes.
-    fn consumed(&mut self, taken: Frame) -> io::Result<()> {
+    fn consume_frame(&mut self, taken: Frame) -> io::Result<()> {
         if taken.kind != DATA {
             return Ok(());
         }
@@ -199,7 +203,7 @@ impl<S: Read + Write> H2<S> {
             .saturating_sub(u32::try_from(taken.length).unwrap_or(u32::MAX));
         if self.window < WINDOW / 2 {
             let mut bytes = Vec::new();
-            frame(
+            write_frame(
                 &mut bytes,
                 WINDOW_UPDATE,
                 0,
@@ -213,23 +217,25 @@ impl<S: Read + Write> H2<S> {
     }
 
     /// A frame that is not our answer.
-    fn other(&mut self, taken: Frame, waiting: u32) -> io::Result<()> {
+    fn handle_frame(&mut self, taken: Frame, waiting: u32) -> io::Result<()> {
         let mut reply = Vec::new();
         match taken.kind {
-            SETTINGS if taken.flags & ACK == 0 => frame(&mut reply, SETTINGS, ACK, 0, &[]),
-            PING if taken.flags & ACK == 0 => frame(&mut reply, PING, ACK, 0, self.payload(taken)?),
-            RST_STREAM if taken.stream == waiting => {
-                return Err(broken("the server reset the stream"));
+            SETTINGS if taken.flags & ACK == 0 => write_frame(&mut reply, SETTINGS, ACK, 0, &[]),
+            PING if taken.flags & ACK == 0 => {
+                write_frame(&mut reply, PING, ACK, 0, self.payload(taken)?)
             }
-            GOAWAY => return Err(broken("the server said GOAWAY")),
-            _ => return self.consumed(taken),
+            RST_STREAM if taken.stream == waiting => {
+                return Err(protocol_error("the server reset the stream"));
+            }
+            GOAWAY => return Err(protocol_error("the server said GOAWAY")),
+            _ => return self.consume_frame(taken),
         }
         self.stream.write_all(&reply)?;
         self.stream.flush()
     }
 }
 
-fn frame(to: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+fn write_frame(to: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     let length = u32::try_from(payload.len())
         .unwrap_or(u32::MAX)
         .to_be_bytes();
@@ -244,13 +250,13 @@ pub(crate) fn header_block(headers: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in headers {
         block.push(0);
-        string(&mut block, name);
-        string(&mut block, value);
+        write_string(&mut block, name);
+        write_string(&mut block, value);
     }
     block
 }
 
-fn string(to: &mut Vec<u8>, text: &str) {
+fn write_string(to: &mut Vec<u8>, text: &str) {
     let mut length = text.len();
     if length < 127 {
         to.push(length as u8);
@@ -270,7 +276,7 @@ fn string(to: &mut Vec<u8>, text: &str) {
 /// any other is 0.
 fn status_of(block: &[u8], flags: u8) -> io::Result<u16> {
     if flags & END_HEADERS == 0 {
-        return Err(broken("the answer's head does not fit one frame"));
+        return Err(protocol_error("the answer's head does not fit one frame"));
     }
     // Updates of the table's size may come first.
     let mut rest = block;
@@ -327,7 +333,7 @@ mod tests {
     fn peer(frames: &[(u8, u8, u32, &[u8])]) -> Peer {
         let mut says = Vec::new();
         frames.iter().for_each(|(kind, flags, stream, payload)| {
-            frame(&mut says, *kind, *flags, *stream, payload)
+            write_frame(&mut says, *kind, *flags, *stream, payload)
         });
         Peer {
             says,
@@ -344,25 +350,25 @@ mod tests {
             (PING, 0, 0, b"12345678"),
             (DATA, PADDED | END_STREAM, 1, b"\x03worldxxx"),
         ]);
-        let mut connection = H2::start(says).unwrap();
-        let mut sink = Sink::keeping();
+        let mut connection = H2::handshake(says).unwrap();
+        let mut sink = Sink::with_body();
         let answer = connection
-            .ask(&Question::get("/x", Some("t")), &mut sink)
+            .send_request(&Request::get("/x", Some("t")), &mut sink)
             .unwrap();
         assert_eq!((answer.status, answer.length), (200, 11));
-        assert_eq!(sink.kept.unwrap(), b"hello world");
+        assert_eq!(sink.body.unwrap(), b"hello world");
         let mut pong = Vec::new();
-        frame(&mut pong, PING, ACK, 0, b"12345678");
+        write_frame(&mut pong, PING, ACK, 0, b"12345678");
         assert!(connection.stream.heard.ends_with(&pong));
     }
 
     #[test]
     fn another_status_than_200_is_seen() {
         let says = peer(&[(HEADERS, END_HEADERS | END_STREAM, 1, &[0x8d])]);
-        let mut connection = H2::start(says).unwrap();
+        let mut connection = H2::handshake(says).unwrap();
         assert_eq!(
             connection
-                .ask(&Question::get("/", None), &mut Sink::default())
+                .send_request(&Request::get("/", None), &mut Sink::default())
                 .unwrap()
                 .status,
             404
@@ -373,10 +379,10 @@ mod tests {
             1,
             &[0x48, 3, b'5', b'0', b'3'],
         )]);
-        let mut connection = H2::start(says).unwrap();
+        let mut connection = H2::handshake(says).unwrap();
         assert_eq!(
             connection
-                .ask(&Question::get("/", None), &mut Sink::default())
+                .send_request(&Request::get("/", None), &mut Sink::default())
                 .unwrap()
                 .status,
             0
@@ -386,10 +392,10 @@ mod tests {
     #[test]
     fn a_reset_stream_is_an_error() {
         let says = peer(&[(RST_STREAM, 0, 1, &[0, 0, 0, 2])]);
-        let mut connection = H2::start(says).unwrap();
+        let mut connection = H2::handshake(says).unwrap();
         assert!(
             connection
-                .ask(&Question::get("/", None), &mut Sink::default())
+                .send_request(&Request::get("/", None), &mut Sink::default())
                 .is_err()
         );
     }
@@ -397,7 +403,7 @@ mod tests {
     #[test]
     fn long_strings_have_hpack_lengths() {
         let mut block = Vec::new();
-        string(&mut block, &"x".repeat(1337));
+        write_string(&mut block, &"x".repeat(1337));
         assert_eq!(&block[..4], &[127, 0xba, 0x09, b'x']);
     }
 }

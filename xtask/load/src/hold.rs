@@ -1,19 +1,18 @@
-//! Idle watches. In: connections, and streams on each. Out: all of them open at once until the standard input
-//! ends; nothing is read from them meanwhile.
+//! Idle watches, all of them open at once until the standard input ends.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::ask::{Answer, Connection};
-use crate::ready;
+use crate::ask::{Connection, Response};
 use crate::sample::Sample;
-use crate::target::{Question, Target};
+use crate::target::{Request, Target};
+use crate::wait_for_go;
 
 /// Opens `connections` × `streams` watches, says so, and waits.
-pub(crate) fn hold(
+pub(crate) fn hold_watches(
     target: &Target,
-    question: &Question,
+    question: &Request,
     connections: usize,
     streams: usize,
 ) -> Result<Sample> {
@@ -27,7 +26,7 @@ pub(crate) fn hold(
             Connection::open(target).with_context(|| format!("connection {at}"))?;
         for stream in 0..streams {
             let status = connection
-                .begin(question)
+                .read_status(question)
                 .with_context(|| format!("watch {at}/{stream}"))?;
             if status != 200 {
                 bail!("watch {at}/{stream} was answered {status}");
@@ -36,7 +35,7 @@ pub(crate) fn hold(
         open.push(connection);
     }
     let seconds = begin.elapsed().as_secs_f64();
-    ready(&Answer {
+    wait_for_go(&Response {
         status: 200,
         length: 0,
         first_byte: begin.elapsed(),

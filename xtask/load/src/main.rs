@@ -1,6 +1,6 @@
-//! `hublet-load`: asks one server one question many times, and says how long that took. In: where, what, how
-//! often. Out: on the standard output one JSON line when it is ready and one with the result; between the two it
-//! waits for a line on its standard input, so that the caller can read the server's CPU time around the sample.
+//! `hublet-load`: sends one request many times to one server and measures latency. It prints a JSON line when it is ready
+//! and one with the result; between the two it waits for a line on its standard input, so that the caller can read the
+//! server's CPU time around the sample.
 #![allow(
     clippy::print_stdout,
     reason = "the lines on standard output are the interface"
@@ -20,12 +20,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
-use target::{Question, Target};
+use target::{Request, Target};
 
 /// A blocking TLS client for measurements: TLS 1.3, X25519, no resumption, TCP_NODELAY.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to do.
+    /// The measurement.
     #[arg(value_enum)]
     mode: Mode,
     /// Address of the server.
@@ -94,11 +94,15 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let h2 = arguments.protocol == Protocol::H2;
     let target = Target::new(arguments.connect, &arguments.name, &arguments.ca, h2)?;
-    let token = arguments.token.as_deref().map(target::token).transpose()?;
-    let questions: Vec<Question> = arguments
+    let token = arguments
+        .token
+        .as_deref()
+        .map(target::read_token)
+        .transpose()?;
+    let questions: Vec<Request> = arguments
         .path
         .iter()
-        .map(|path| Question::get(path, token.as_deref()))
+        .map(|path| Request::get(path, token.as_deref()))
         .collect();
     let first = questions.first();
     let question = || first.context("--path is missing");
@@ -108,18 +112,18 @@ fn run(arguments: &Arguments) -> Result<()> {
                 .objects
                 .as_deref()
                 .context("`post` needs --objects")?;
-            sample::post(&target, token.as_deref(), objects)?
+            sample::post_objects(&target, token.as_deref(), objects)?
         }
-        Mode::Body => return sample::body(&target, question()?),
-        Mode::Fresh => sample::fresh(&target, &questions, arguments.requests)?,
-        Mode::Kept => sample::kept(
+        Mode::Body => return sample::print_body(&target, question()?),
+        Mode::Fresh => sample::sample_fresh(&target, &questions, arguments.requests)?,
+        Mode::Kept => sample::sample_kept(
             &target,
             &questions,
             arguments.connections,
             arguments.requests,
         )?,
-        Mode::First => sample::first(&target, question()?)?,
-        Mode::Hold => hold::hold(
+        Mode::First => sample::sample_first(&target, question()?)?,
+        Mode::Hold => hold::hold_watches(
             &target,
             question()?,
             arguments.connections,
@@ -131,7 +135,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Says that all is set up, and waits for the caller to say go; false when the caller is gone.
-fn ready(answer: &ask::Answer) -> Result<bool> {
+fn wait_for_go(answer: &ask::Response) -> Result<bool> {
     println!("{}", serde_json::to_string(answer)?);
     let mut line = String::new();
     Ok(stdin()

@@ -1,5 +1,4 @@
-//! The samples. In: a target, questions, how often. Out: a [`Sample`]; every answer must be 200 and as long as
-//! the first one was.
+//! Samples. Every response must be 200 and as long as the first one was.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
@@ -10,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::ask::{Answer, Connection, Sink};
-use crate::ready;
-use crate::target::{Question, Target};
+use crate::ask::{Connection, Response, Sink};
+use crate::target::{Request, Target};
+use crate::wait_for_go;
 
 /// Requests on new connections before the sample.
 const WARM_UP: usize = 20;
@@ -40,9 +39,13 @@ pub(crate) struct Sample {
 }
 
 /// Each request on a connection of its own; the latency covers TCP, TLS, request and the whole answer.
-pub(crate) fn fresh(target: &Target, questions: &[Question], requests: usize) -> Result<Sample> {
-    let expected = lengths(target, questions, WARM_UP)?;
-    if !ready(&expected[0])? {
+pub(crate) fn sample_fresh(
+    target: &Target,
+    questions: &[Request],
+    requests: usize,
+) -> Result<Sample> {
+    let expected = expected_responses(target, questions, WARM_UP)?;
+    if !wait_for_go(&expected[0])? {
         return Ok(Sample::default());
     }
     let begin = Instant::now();
@@ -53,28 +56,28 @@ pub(crate) fn fresh(target: &Target, questions: &[Question], requests: usize) ->
             &expected[at % questions.len()],
         );
         let started = Instant::now();
-        let answer = Connection::open(target)?.ask(question, &mut Sink::default())?;
-        check(&answer, expected)?;
+        let answer = Connection::open(target)?.send_request(question, &mut Sink::default())?;
+        check_response(&answer, expected)?;
         times.add(started.elapsed(), &answer);
     }
-    Ok(times.sample(begin.elapsed()))
+    Ok(times.into_sample(begin.elapsed()))
 }
 
 /// All requests on kept connections, a thread each, in a closed loop.
-pub(crate) fn kept(
+pub(crate) fn sample_kept(
     target: &Target,
-    questions: &[Question],
+    questions: &[Request],
     connections: usize,
     requests: usize,
 ) -> Result<Sample> {
-    let expected = Arc::new(lengths(target, questions, 1)?);
-    let questions: Arc<[Question]> = questions.into();
+    let expected = Arc::new(expected_responses(target, questions, 1)?);
+    let questions: Arc<[Request]> = questions.into();
     let barrier = Arc::new(Barrier::new(connections + 1));
     let each = requests.div_ceil(connections);
     let mut threads = Vec::new();
     for _ in 0..connections {
         let mut connection = Connection::open(target).context("cannot connect")?;
-        connection.ask(&questions[0], &mut Sink::default())?;
+        connection.send_request(&questions[0], &mut Sink::default())?;
         let (questions, expected, barrier) = (
             Arc::clone(&questions),
             Arc::clone(&expected),
@@ -85,15 +88,15 @@ pub(crate) fn kept(
             let mut times = Times::with_capacity(each);
             for at in 0..each {
                 let started = Instant::now();
-                let answer =
-                    connection.ask(&questions[at % questions.len()], &mut Sink::default())?;
-                check(&answer, &expected[at % questions.len()])?;
+                let answer = connection
+                    .send_request(&questions[at % questions.len()], &mut Sink::default())?;
+                check_response(&answer, &expected[at % questions.len()])?;
                 times.add(started.elapsed(), &answer);
             }
             Ok(times)
         }));
     }
-    if !ready(&expected[0])? {
+    if !wait_for_go(&expected[0])? {
         // The caller is gone: so are we, threads and all.
         return Ok(Sample::default());
     }
@@ -107,12 +110,12 @@ pub(crate) fn kept(
                 .map_err(|_| anyhow::anyhow!("a connection's thread panicked"))??,
         );
     }
-    Ok(times.sample(begin.elapsed()))
+    Ok(times.into_sample(begin.elapsed()))
 }
 
 /// From go to the first answer of a server that is starting.
-pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
-    if !ready(&Answer {
+pub(crate) fn sample_first(target: &Target, question: &Request) -> Result<Sample> {
+    if !wait_for_go(&Response {
         status: 0,
         length: 0,
         first_byte: Duration::ZERO,
@@ -122,14 +125,14 @@ pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
     }
     let begin = Instant::now();
     loop {
-        let answer =
-            Connection::open(target).and_then(|mut open| open.ask(question, &mut Sink::default()));
+        let answer = Connection::open(target)
+            .and_then(|mut open| open.send_request(question, &mut Sink::default()));
         if let Ok(answer) = answer
             && answer.status == 200
         {
             let mut times = Times::with_capacity(1);
             times.add(begin.elapsed(), &answer);
-            return Ok(times.sample(begin.elapsed()));
+            return Ok(times.into_sample(begin.elapsed()));
         }
         if begin.elapsed() > FIRST_LIMIT {
             bail!(
@@ -142,7 +145,7 @@ pub(crate) fn first(target: &Target, question: &Question) -> Result<Sample> {
 }
 
 /// Posts each line of a file: the collection's path, a tab, the object.
-pub(crate) fn post(target: &Target, token: Option<&str>, objects: &Path) -> Result<Sample> {
+pub(crate) fn post_objects(target: &Target, token: Option<&str>, objects: &Path) -> Result<Sample> {
     let file = std::fs::File::open(objects)
         .with_context(|| format!("cannot read {}", objects.display()))?;
     let mut connection = Connection::open(target)?;
@@ -153,24 +156,24 @@ pub(crate) fn post(target: &Target, token: Option<&str>, objects: &Path) -> Resu
         let (path, object) = line
             .split_once('\t')
             .context("a line of the objects' file has no tab")?;
-        let mut sink = Sink::keeping();
+        let mut sink = Sink::with_body();
         let started = Instant::now();
-        let answer = connection.ask(&Question::post(path, token, object), &mut sink)?;
+        let answer = connection.send_request(&Request::post(path, token, object), &mut sink)?;
         if answer.status != 201 {
             let body =
-                String::from_utf8_lossy(sink.kept.as_deref().unwrap_or_default()).into_owned();
+                String::from_utf8_lossy(sink.body.as_deref().unwrap_or_default()).into_owned();
             bail!("POST {path} was answered {}: {body}", answer.status);
         }
         times.add(started.elapsed(), &answer);
     }
-    Ok(times.sample(begin.elapsed()))
+    Ok(times.into_sample(begin.elapsed()))
 }
 
 /// The body of one answer, on standard output.
-pub(crate) fn body(target: &Target, question: &Question) -> Result<()> {
-    let mut sink = Sink::keeping();
-    let answer = Connection::open(target)?.ask(question, &mut sink)?;
-    let body = sink.kept.unwrap_or_default();
+pub(crate) fn print_body(target: &Target, question: &Request) -> Result<()> {
+    let mut sink = Sink::with_body();
+    let answer = Connection::open(target)?.send_request(question, &mut sink)?;
+    let body = sink.body.unwrap_or_default();
     if answer.status != 200 {
         bail!(
             "answered {}: {}",
@@ -182,11 +185,15 @@ pub(crate) fn body(target: &Target, question: &Question) -> Result<()> {
 }
 
 /// Asks each question on new connections; the first answers are what later ones are checked against.
-fn lengths(target: &Target, questions: &[Question], times: usize) -> Result<Vec<Answer>> {
+fn expected_responses(
+    target: &Target,
+    questions: &[Request],
+    times: usize,
+) -> Result<Vec<Response>> {
     let mut expected = Vec::with_capacity(questions.len());
     for question in questions {
         let answer = Connection::open(target)
-            .and_then(|mut open| open.ask(question, &mut Sink::default()))
+            .and_then(|mut open| open.send_request(question, &mut Sink::default()))
             .context("the first request")?;
         if answer.status != 200 {
             bail!("the first request was answered {}", answer.status);
@@ -194,12 +201,13 @@ fn lengths(target: &Target, questions: &[Question], times: usize) -> Result<Vec<
         expected.push(answer);
     }
     for at in 1..times {
-        Connection::open(target)?.ask(&questions[at % questions.len()], &mut Sink::default())?;
+        Connection::open(target)?
+            .send_request(&questions[at % questions.len()], &mut Sink::default())?;
     }
     Ok(expected)
 }
 
-fn check(answer: &Answer, expected: &Answer) -> Result<()> {
+fn check_response(answer: &Response, expected: &Response) -> Result<()> {
     if (answer.status, answer.length) != (expected.status, expected.length) {
         bail!("an answer differs: {answer:?}, the first was {expected:?}");
     }
@@ -224,7 +232,7 @@ impl Times {
         }
     }
 
-    fn add(&mut self, whole: Duration, answer: &Answer) {
+    fn add(&mut self, whole: Duration, answer: &Response) {
         self.whole.push(whole);
         self.first.push(answer.first_byte);
         self.bytes += answer.length;
@@ -238,7 +246,7 @@ impl Times {
         self.stored += other.stored;
     }
 
-    fn sample(mut self, took: Duration) -> Sample {
+    fn into_sample(mut self, took: Duration) -> Sample {
         self.whole.sort_unstable();
         self.first.sort_unstable();
         Sample {

@@ -1,5 +1,4 @@
-//! Whom to ask and what. In: address, name, CA, token, path. Out: TLS connections; request bytes for both
-//! protocols, made once.
+//! The server to measure: TLS connections to it, and its CA and credential.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -20,16 +19,14 @@ use crate::h2;
 /// A server that does not answer for so long is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A TLS connection.
 pub(crate) type Stream = StreamOwned<ClientConnection, TcpStream>;
 
-/// A server.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     address: SocketAddr,
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
-    /// Speak HTTP/2.
+    /// HTTP/2, not HTTP/1.1.
     pub(crate) h2: bool,
 }
 
@@ -66,7 +63,7 @@ impl Target {
     }
 
     /// A new TCP connection; the TLS handshake happens with the first bytes.
-    pub(crate) fn open(&self) -> io::Result<Stream> {
+    pub(crate) fn connect(&self) -> io::Result<Stream> {
         let tcp = TcpStream::connect_timeout(&self.address, PATIENCE)?;
         tcp.set_nodelay(true)?;
         tcp.set_read_timeout(Some(PATIENCE))?;
@@ -78,13 +75,13 @@ impl Target {
 
 /// A request, in the bytes of both protocols.
 #[derive(Debug, Clone)]
-pub(crate) struct Question {
+pub(crate) struct Request {
     pub(crate) h1: Vec<u8>,
     /// The header block.
     pub(crate) h2: Vec<u8>,
 }
 
-impl Question {
+impl Request {
     pub(crate) fn get(path: &str, token: Option<&str>) -> Self {
         let mut h1 =
             format!("GET {path} HTTP/1.1\r\nHost: kubernetes\r\nAccept: application/json\r\n");
@@ -125,7 +122,7 @@ impl Question {
 }
 
 /// The token in a file.
-pub(crate) fn token(path: &Path) -> Result<String> {
+pub(crate) fn read_token(path: &Path) -> Result<String> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(text.trim().to_owned())

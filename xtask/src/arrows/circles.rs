@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 pub(super) type Graph<'a> = BTreeMap<&'a str, Vec<&'a str>>;
 
 /// Modules that reach each other, two or more of them; sorted.
-pub(super) fn circles<'a>(graph: &Graph<'a>) -> Vec<Vec<&'a str>> {
+pub(super) fn find_circles<'a>(graph: &Graph<'a>) -> Vec<Vec<&'a str>> {
     let mut search = Search {
         graph,
         next: 0,
@@ -16,7 +16,7 @@ pub(super) fn circles<'a>(graph: &Graph<'a>) -> Vec<Vec<&'a str>> {
     };
     for module in graph.keys() {
         if !search.marks.contains_key(module) {
-            search.visit(module);
+            search.visit_module(module);
         }
     }
     search.found.sort();
@@ -39,7 +39,7 @@ struct Search<'g, 'a> {
 
 impl<'a> Search<'_, 'a> {
     /// Gives the lowest index that is reached from `module`.
-    fn visit(&mut self, module: &'a str) -> usize {
+    fn visit_module(&mut self, module: &'a str) -> usize {
         let index = self.next;
         self.next += 1;
         self.stack.push(module);
@@ -50,21 +50,21 @@ impl<'a> Search<'_, 'a> {
             low = low.min(self.low_of(to));
         }
         if low == index {
-            self.close(module);
+            self.close_component(module);
         }
         low
     }
 
     fn low_of(&mut self, module: &'a str) -> usize {
         match self.marks.get(module) {
-            None => self.visit(module),
+            None => self.visit_module(module),
             Some(mark) if mark.is_on_stack => mark.index,
             Some(_) => usize::MAX,
         }
     }
 
     /// Takes the component whose first module this is off the stack.
-    fn close(&mut self, first: &'a str) {
+    fn close_component(&mut self, first: &'a str) {
         let at = self.stack.iter().position(|module| *module == first);
         let mut component = self.stack.split_off(at.unwrap_or_default());
         for module in &component {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_chain_has_no_circle() {
-        assert!(circles(&graph(&[("a", "b"), ("b", "c"), ("a", "c")])).is_empty());
+        assert!(find_circles(&graph(&[("a", "b"), ("b", "c"), ("a", "c")])).is_empty());
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
             ("e", "c"),
         ];
         assert_eq!(
-            circles(&graph(&edges)),
+            find_circles(&graph(&edges)),
             [vec!["a", "b"], vec!["c", "d", "e"]]
         );
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask arrows`: a stage of the daemon uses only the stages that the table allows, no two files use each
-//! other, and hublet-wire uses nothing of ours.
+//! `cargo xtask arrows`: a stage of the daemon uses only the stages that the table allows, no two files use each other,
+//! and hublet-wire uses nothing of ours.
 
 mod circles;
 mod modules;
@@ -22,7 +22,7 @@ use modules::{Modules, Use};
 /// Arguments of `arrows`.
 #[derive(Debug, Args)]
 pub(crate) struct ArrowsArguments {
-    /// How findings are printed.
+    /// Format of the findings.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
     /// Prints findings and ends with success.
@@ -30,7 +30,7 @@ pub(crate) struct ArrowsArguments {
     report: bool,
 }
 
-/// What breaks the rules.
+/// Violations of the rules.
 #[derive(Debug, Default, Serialize)]
 struct Findings {
     modules: usize,
@@ -59,32 +59,34 @@ struct Circle {
     uses: Vec<Arrow>,
 }
 
-/// The verb.
 pub(crate) fn run(project: &Project, arguments: &ArrowsArguments) -> Result<()> {
-    let findings = Findings::of(project)?;
+    let findings = Findings::check_project(project)?;
     match arguments.output {
-        OutputFormat::Text => findings.lines().iter().for_each(|line| println!("{line}")),
+        OutputFormat::Text => findings
+            .text_lines()
+            .iter()
+            .for_each(|line| println!("{line}")),
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
     }
     if arguments.report {
         return Ok(());
     }
-    findings.verdict()
+    findings.check()
 }
 
 /// As a step of `check` and `ci`.
 pub(crate) fn step(project: &Project) -> Result<()> {
-    step::say("arrows: which stage uses which");
-    let findings = Findings::of(project)?;
-    findings.lines().iter().for_each(step::note);
-    findings.verdict()
+    step::announce("arrows: which stage uses which");
+    let findings = Findings::check_project(project)?;
+    findings.text_lines().iter().for_each(step::note);
+    findings.check()
 }
 
 impl Findings {
-    fn of(project: &Project) -> Result<Self> {
-        let modules = Modules::read(&project.root.join("proxy-user/src"))?;
+    fn check_project(project: &Project) -> Result<Self> {
+        let modules = Modules::read_crate(&project.root.join("proxy-user/src"))?;
         let mut findings = Self::in_modules(&modules);
-        let uses = modules.uses();
+        let uses = modules.find_uses();
         findings.stale = [stale_arrows(&uses), stale_circles(&uses)].concat();
         for arrow in findings.arrows.iter_mut().chain(
             findings
@@ -105,7 +107,7 @@ impl Findings {
     }
 
     fn in_modules(modules: &Modules) -> Self {
-        let uses = modules.uses();
+        let uses = modules.find_uses();
         let against_table = uses
             .iter()
             .filter(|found| !table::allows(&found.from, &found.to));
@@ -122,15 +124,15 @@ impl Findings {
         self.arrows.len() + self.circles.len() + self.wire.len() + self.stale.len()
     }
 
-    fn lines(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.arrows.iter().map(Arrow::line).collect();
+    fn text_lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.arrows.iter().map(Arrow::describe).collect();
         for circle in &self.circles {
             lines.push(format!("circle: {}", circle.modules.join(", ")));
             lines.extend(
                 circle
                     .uses
                     .iter()
-                    .map(|arrow| format!("  {}", arrow.place())),
+                    .map(|arrow| format!("  {}", arrow.describe_place())),
             );
         }
         let wire = self.wire.iter();
@@ -145,7 +147,7 @@ impl Findings {
         lines
     }
 
-    fn verdict(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         if self.count() > 0 && STRICT {
             bail!(
                 "{} arrows or circles against xtask/src/arrows/table.rs: move the item to a lower stage, or give the table a row and its reason",
@@ -170,7 +172,7 @@ impl Arrow {
         }
     }
 
-    fn place(&self) -> String {
+    fn describe_place(&self) -> String {
         format!(
             "{}:{}: {} uses {}",
             self.file.display(),
@@ -180,9 +182,9 @@ impl Arrow {
         )
     }
 
-    fn line(&self) -> String {
+    fn describe(&self) -> String {
         let stage = table::stage_of(&self.from);
-        format!("{} (row {stage}: {})", self.place(), self.row)
+        format!("{} (row {stage}: {})", self.describe_place(), self.row)
     }
 }
 
@@ -230,7 +232,7 @@ fn circles_of(uses: &[Use]) -> Vec<Vec<&str>> {
     for found in uses.iter().filter(|found| !is_family(found)) {
         graph.entry(&found.from).or_default().push(&found.to);
     }
-    circles::circles(&graph)
+    circles::find_circles(&graph)
 }
 
 fn unexplained_circles(uses: &[Use]) -> Vec<Circle> {
@@ -285,7 +287,7 @@ mod tests {
     use super::*;
 
     fn findings(files: &[(&str, &str)]) -> Vec<String> {
-        Findings::in_modules(&crate_of(files)).lines()
+        Findings::in_modules(&crate_of(files)).text_lines()
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The modules of a crate and which of them uses which: each path resolved through imports and re-exports to the
-//! file that defines the item.
+//! The modules of a crate and their uses of each other, each path resolved through imports and re-exports to the file that
+//! defines the item.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,7 +35,7 @@ pub(super) struct Modules(BTreeMap<Vec<String>, Module>);
 
 impl Modules {
     /// Reads `src/` of a crate from `lib.rs` on.
-    pub(super) fn read(src: &Path) -> Result<Self> {
+    pub(super) fn read_crate(src: &Path) -> Result<Self> {
         let mut modules = Self::default();
         modules.read_file(src, &src.join("lib.rs"), Vec::new())?;
         Ok(modules)
@@ -70,12 +70,12 @@ impl Modules {
     }
 
     /// Every use of one file by another, once for each pair of files.
-    pub(super) fn uses(&self) -> Vec<Use> {
+    pub(super) fn find_uses(&self) -> Vec<Use> {
         let mut seen = BTreeSet::new();
         let mut uses = Vec::new();
         for (path, module) in &self.0 {
-            for reference in module.references.used() {
-                let Some(target) = self.resolve(path, &reference.path, MAX_HOPS) else {
+            for reference in module.references.used_paths() {
+                let Some(target) = self.resolve_path(path, &reference.path, MAX_HOPS) else {
                     continue;
                 };
                 if target != *path && seen.insert((path.clone(), target.clone())) {
@@ -92,14 +92,14 @@ impl Modules {
     }
 
     /// The module that defines what `path`, written in module `from`, names; `None` for other crates' items.
-    fn resolve(&self, from: &[String], path: &[String], hops: usize) -> Option<Vec<String>> {
+    fn resolve_path(&self, from: &[String], path: &[String], hops: usize) -> Option<Vec<String>> {
         let hops = hops.checked_sub(1)?;
         let (first, rest) = path.split_first()?;
         match first.as_str() {
-            "crate" => self.descend(Vec::new(), rest, hops),
-            "self" => self.descend(from.to_vec(), rest, hops),
+            "crate" => self.follow_path(Vec::new(), rest, hops),
+            "self" => self.follow_path(from.to_vec(), rest, hops),
             "super" => self.resolve_super(from, rest, hops),
-            name if self.defines(from, name) => self.descend(from.to_vec(), path, hops),
+            name if self.defines(from, name) => self.follow_path(from.to_vec(), path, hops),
             _ => None,
         }
     }
@@ -107,38 +107,43 @@ impl Modules {
     fn resolve_super(&self, from: &[String], rest: &[String], hops: usize) -> Option<Vec<String>> {
         let (_, parent) = from.split_last()?;
         if rest.first().is_some_and(|next| next == "super") {
-            return self.resolve(parent, rest, hops);
+            return self.resolve_path(parent, rest, hops);
         }
-        self.descend(parent.to_vec(), rest, hops)
+        self.follow_path(parent.to_vec(), rest, hops)
     }
 
     /// Does the module declare or import a module or item of this crate by that name?
     fn defines(&self, module: &[String], name: &str) -> bool {
-        self.child(module, name).is_some() || self.import(module, name).is_some()
+        self.child_module(module, name).is_some() || self.find_import(module, name).is_some()
     }
 
     /// Follows `rest` down from `module`, through re-exports where it meets them.
-    fn descend(&self, module: Vec<String>, rest: &[String], hops: usize) -> Option<Vec<String>> {
+    fn follow_path(
+        &self,
+        module: Vec<String>,
+        rest: &[String],
+        hops: usize,
+    ) -> Option<Vec<String>> {
         let Some((name, rest)) = rest.split_first() else {
             return Some(module);
         };
-        if let Some(child) = self.child(&module, name) {
-            return self.descend(child, rest, hops);
+        if let Some(child) = self.child_module(&module, name) {
+            return self.follow_path(child, rest, hops);
         }
-        if let Some(import) = self.import(&module, name) {
+        if let Some(import) = self.find_import(&module, name) {
             let path = [&import.reference.path, rest].concat();
             // An import of another crate's item (`use hyper::body`) ends here: no use of ours.
-            return self.resolve(&module, &path, hops);
+            return self.resolve_path(&module, &path, hops);
         }
         Some(module)
     }
 
-    fn child(&self, module: &[String], name: &str) -> Option<Vec<String>> {
+    fn child_module(&self, module: &[String], name: &str) -> Option<Vec<String>> {
         let path = [module, &[name.to_owned()]].concat();
         self.0.contains_key(&path).then_some(path)
     }
 
-    fn import(&self, module: &[String], name: &str) -> Option<&Import> {
+    fn find_import(&self, module: &[String], name: &str) -> Option<&Import> {
         let imports = &self.0.get(module)?.references.imports;
         // `use name;` of another crate imports itself.
         imports
@@ -148,8 +153,8 @@ impl Modules {
 }
 
 impl References {
-    /// What the file's own code uses: all but re-exports.
-    fn used(&self) -> impl Iterator<Item = &Reference> {
+    /// The file's own uses: all but re-exports.
+    fn used_paths(&self) -> impl Iterator<Item = &Reference> {
         let imported = self.imports.iter().filter(|import| !import.is_reexport);
         imported.map(|import| &import.reference).chain(&self.paths)
     }
@@ -175,7 +180,7 @@ pub(super) mod tests {
     }
 
     fn uses(files: &[(&str, &str)]) -> Vec<String> {
-        let uses = crate_of(files).uses();
+        let uses = crate_of(files).find_uses();
         uses.iter()
             .map(|u| format!("{} -> {}", u.from, u.to))
             .collect()

@@ -1,5 +1,5 @@
-//! The paths that a Rust file names, read from its tokens: comments and strings are no tokens, and macro
-//! arguments are. Code under `#[cfg(test)]` is left out: tests may use everything.
+//! The paths that a Rust file names, read from its tokens, so that comments and strings don't count and macro arguments
+//! do. Code under `#[cfg(test)]` is left out: tests may use everything.
 
 use anyhow::{Context, Result};
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
@@ -39,11 +39,11 @@ impl References {
             .map_err(|error| anyhow::anyhow!("{error}"))
             .context("cannot split the file into tokens")?;
         let mut references = Self::default();
-        references.read(tokens);
+        references.read_tokens(tokens);
         Ok(references)
     }
 
-    fn read(&mut self, tokens: TokenStream) {
+    fn read_tokens(&mut self, tokens: TokenStream) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let mut at = 0;
         while at < tokens.len() {
@@ -59,7 +59,7 @@ impl References {
     fn read_one(&mut self, tokens: &[TokenTree], at: usize) -> usize {
         match &tokens[at] {
             TokenTree::Group(group) => {
-                self.read(group.stream());
+                self.read_tokens(group.stream());
                 at + 1
             }
             // `impl Trait + use<'a>` is no declaration.

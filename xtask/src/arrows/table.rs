@@ -1,4 +1,4 @@
-//! Which stage of proxy-user/src may use which. This table is the architecture; ARCHITECTURE.md tells it in prose.
+//! The stages of proxy-user/src and the ones that each may use. ARCHITECTURE.md says the same in prose.
 
 /// One row: a stage and what it may use beside [`EVERYWHERE`].
 #[derive(Debug)]
@@ -164,7 +164,7 @@ pub(super) fn is_within(module: &str, allowed: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::circles::{Graph, circles};
+    use super::super::circles::{Graph, find_circles};
     use super::*;
 
     #[test]
@@ -174,7 +174,7 @@ mod tests {
             let targets = row.may_use.iter().map(|target| stage_of(target));
             graph.insert(row.name, targets.collect());
         }
-        assert_eq!(circles(&graph), Vec::<Vec<&str>>::new());
+        assert_eq!(find_circles(&graph), Vec::<Vec<&str>>::new());
     }
 
     #[test]

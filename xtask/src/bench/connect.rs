@@ -1,5 +1,5 @@
-//! What steering costs: the eBPF programs' own time (the kernel's `bpf_stats`), and a fresh call that is steered beside one
-//! that dials hublet itself. In: a daemon that steers, nginx as somebody else's server. Out: values in the [`Report`].
+//! The cost of steering: the eBPF programs' own time (the kernel's `bpf_stats`), and a new connection that is steered
+//! beside one that dials hublet directly.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use super::server::{Load, Server};
 use crate::child::Child;
 use crate::step;
 
-/// What `--steer` names by default.
+/// Default of `--steer`.
 const SERVICE: SocketAddr = SocketAddr::new(
     std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)),
     443,
@@ -35,19 +35,19 @@ struct Program {
 }
 
 /// The kernel counts while this lives.
-struct Counting {
+struct BpfStats {
     before: String,
 }
 
-impl Counting {
-    fn start() -> Result<Self> {
+impl BpfStats {
+    fn enable() -> Result<Self> {
         let before = std::fs::read_to_string(SWITCH).context("bpf_stats need root")?;
         std::fs::write(SWITCH, "1")?;
         Ok(Self { before })
     }
 }
 
-impl Drop for Counting {
+impl Drop for BpfStats {
     fn drop(&mut self) {
         let _as_it_was = std::fs::write(SWITCH, self.before.trim());
     }
@@ -55,14 +55,14 @@ impl Drop for Counting {
 
 impl Bench<'_> {
     /// Steered and direct fresh calls, interleaved; then the programs' time for each, and for calls to somebody else.
-    pub(super) fn connects(
+    pub(super) fn measure_connects(
         &self,
         report: &mut Report,
         beside: &Child,
         hublet: &Server,
         ca: &Path,
     ) -> Result<()> {
-        if !self.extent().wants(plan::CONNECT) || self.cgroup().is_none() {
+        if !self.extent().includes(plan::CONNECT) || self.cgroup().is_none() {
             return Ok(());
         }
         let requests = if self.extent().quick { 250 } else { 1_000 };
@@ -77,19 +77,19 @@ impl Bench<'_> {
         };
         let steered = hublet.dialled_by(hublet.name, SERVICE);
         let direct = hublet.dialled_by("direct", hublet.address);
-        let elsewhere = nginx::stored(beside, ca);
+        let elsewhere = nginx::caching_server(beside, ca);
         let test = Test {
             name: plan::CONNECT.to_owned(),
             load,
         };
         for round in 0..self.extent().rounds {
-            step::say(format_args!(
+            step::announce(format_args!(
                 "steered and direct calls, round {} of {}",
                 round + 1,
                 self.extent().rounds
             ));
             self.sample_each(report, round, &test, &[steered.clone(), direct.clone()])?;
-            let _counting = Counting::start()?;
+            let _counting = BpfStats::enable()?;
             for (server, metrics) in [
                 (
                     &steered,
@@ -116,9 +116,9 @@ impl Bench<'_> {
                     ],
                 ),
             ] {
-                let before = self.programs()?;
-                server.sample(self.generator(), &test.load)?;
-                let after = self.programs()?;
+                let before = self.program_times()?;
+                server.take_sample(self.generator(), &test.load)?;
+                let after = self.program_times()?;
                 let spent = |name: &str| {
                     let (time, count) = after.get(name).copied().unwrap_or_default();
                     let (was, counted) = before.get(name).copied().unwrap_or_default();
@@ -126,15 +126,15 @@ impl Bench<'_> {
                 };
                 // Its own self-probe calls meanwhile, too: calls are what connect4 counted.
                 let (time, calls) = spent("hub_connect4");
-                report.add(PROGRAMS, "hublet", metrics[0], time / calls.max(1.0));
-                report.add(
-                    PROGRAMS,
+                report.add_value(PROGRAMS_TEST, "hublet", metrics[0], time / calls.max(1.0));
+                report.add_value(
+                    PROGRAMS_TEST,
                     "hublet",
                     metrics[1],
                     spent("hub_sockops").0 / calls.max(1.0),
                 );
-                report.add(
-                    PROGRAMS,
+                report.add_value(
+                    PROGRAMS_TEST,
                     "hublet",
                     metrics[2],
                     spent("hub_lookup").0 / calls.max(1.0),
@@ -144,8 +144,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn programs(&self) -> Result<BTreeMap<String, (u64, u64)>> {
-        let text = step::output(
+    fn program_times(&self) -> Result<BTreeMap<String, (u64, u64)>> {
+        let text = step::read_output(
             self.project()
                 .command("bpftool")
                 .args(["prog", "show", "-j"]),
@@ -163,5 +163,5 @@ impl Bench<'_> {
     }
 }
 
-/// Where the programs' figures stand.
-const PROGRAMS: &str = "programs";
+/// Name of the programs' figures in the report.
+const PROGRAMS_TEST: &str = "programs";

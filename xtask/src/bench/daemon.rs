@@ -1,5 +1,4 @@
-//! The hublet under measurement. In: the release daemon, a folder, a cloud's address. Out: a running daemon on core
-//! 0 with all that a node has: its address, steering, identity, store.
+//! The hublet under measurement, on core 0, with everything that a node has: its address, steering, identity, store.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,7 +20,7 @@ const SECURE: SocketAddr = SocketAddr::new(
 const READY: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// How to start it; the same each time.
+/// Parameters of its start, the same each time.
 #[derive(Debug)]
 pub(super) struct Daemon<'a> {
     pub(super) project: &'a Project,
@@ -66,14 +65,14 @@ impl Daemon<'_> {
     }
 
     /// Starts it and waits until it is ready.
-    pub(super) fn start(&self) -> Result<(Child, Server)> {
+    pub(super) fn start_ready(&self) -> Result<(Child, Server)> {
         std::fs::create_dir_all(self.dir.join("bpffs"))?;
         let mut child = self.spawn()?;
         let deadline = Instant::now() + READY;
         let pause = Pause::new();
         let mut last = String::new();
         while Instant::now() < deadline {
-            match plain_http::ask(ADMIN, "GET", "/v1/readyz") {
+            match plain_http::send_request(ADMIN, "GET", "/v1/readyz") {
                 Ok((200, body)) if body == "OK" => {
                     let server = self.server(&child);
                     return Ok((child, server));
@@ -81,38 +80,38 @@ impl Daemon<'_> {
                 Ok((status, body)) => last = format!("{status} {body}"),
                 Err(error) => last = format!("{error:#}"),
             }
-            child.check()?;
+            child.check_running()?;
             pause.wait(Duration::from_millis(20));
         }
         bail!("hublet is not ready after {} s: {last}", READY.as_secs());
     }
 
-    /// Where one is asked that is yet to be started.
-    pub(super) fn to_be(&self) -> Server {
-        Server::new("hublet", SECURE, &self.ca(), 0)
+    /// Address of a daemon that is yet to be started.
+    pub(super) fn future_server(&self) -> Server {
+        Server::new("hublet", SECURE, &self.ca_path(), 0)
     }
 
     fn server(&self, child: &Child) -> Server {
-        Server::new("hublet", SECURE, &self.ca(), child.pid())
+        Server::new("hublet", SECURE, &self.ca_path(), child.pid())
     }
 
     /// The CA that clients trust.
-    pub(super) fn ca(&self) -> PathBuf {
-        self.pki().join("dev-ca.crt")
+    pub(super) fn ca_path(&self) -> PathBuf {
+        self.pki_dir().join("dev-ca.crt")
     }
 
     /// Certificate and key that it serves with: nginx's too.
-    pub(super) fn pem(&self) -> PathBuf {
-        self.pki().join("yurthub-server-current.pem")
+    pub(super) fn server_pem(&self) -> PathBuf {
+        self.pki_dir().join("yurthub-server-current.pem")
     }
 
-    fn pki(&self) -> PathBuf {
+    fn pki_dir(&self) -> PathBuf {
         self.dir.join("hublet").join("pki")
     }
 }
 
 /// Ends it in order: only a store that was closed is measured again.
-pub(super) fn stop(mut child: Child) -> Result<()> {
+pub(super) fn stop_cleanly(mut child: Child) -> Result<()> {
     let status = child.stop()?;
     if !status.success() {
         bail!("hublet ended with {status}: its store was not closed in order");

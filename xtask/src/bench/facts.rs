@@ -1,4 +1,4 @@
-//! What a figure is worth nothing without: machine and versions. In: /proc and the programs. Out: [`Facts`].
+//! Machine and versions, without which a figure means nothing.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ pub(super) struct Facts {
     nginx: String,
     rustc: String,
     commit: String,
-    /// How the daemon was linked: `static (musl)` or `dynamic (glibc)`.
+    /// `static (musl)` or `dynamic (glibc)`.
     daemon: &'static str,
     rounds: usize,
     /// Percent of all CPU time that the host kept for others, over the whole run.
@@ -32,7 +32,7 @@ impl Facts {
             .lines()
             .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
         let said = |command: &mut std::process::Command| {
-            step::output(command)
+            step::read_output(command)
                 .unwrap_or_default()
                 .lines()
                 .next()
@@ -69,7 +69,7 @@ impl Facts {
     }
 
     /// One line each.
-    pub(super) fn lines(&self) -> Vec<String> {
+    pub(super) fn text_lines(&self) -> Vec<String> {
         let Self {
             cpu,
             cores,
@@ -95,7 +95,7 @@ impl Facts {
 }
 
 /// Stolen and total time so far, in ticks.
-pub(super) fn stolen() -> (u64, u64) {
+pub(super) fn stolen_ticks() -> (u64, u64) {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let numbers: Vec<u64> = stat
         .lines()

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: hublet beside nginx on the same objects in the same run. In: names of tests, or none for
-//! all; root. Out: a table, or JSON, of medians with ranges, ratios per round, and bars met or missed.
+//! `cargo xtask bench`: hublet beside nginx on the same objects in the same run, as medians with ranges, ratios per round
+//! and bars met or missed.
 
 mod connect;
 mod daemon;
@@ -22,9 +22,9 @@ use crate::interrupt::Interrupt;
 use crate::project::{OutputFormat, Project, Usage, is_root};
 use crate::{build, step, toolchain};
 
-use facts::{Facts, stolen};
+use facts::{Facts, stolen_ticks};
 use phases::Bench;
-use place::Place;
+use place::Sandbox;
 use report::Report;
 
 /// Arguments of `bench`.
@@ -33,7 +33,7 @@ pub(crate) struct BenchArguments {
     /// Tests to run, by name or by how their names begin (`kept16`); all without one.
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// How the figures are printed.
+    /// Format of the figures.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
     /// Rounds of each test; eleven or more where a bar is nearer than 10 %.
@@ -59,7 +59,7 @@ struct Extent {
 }
 
 impl Extent {
-    fn wants(&self, test: &str) -> bool {
+    fn includes(&self, test: &str) -> bool {
         self.names.is_empty()
             || self
                 .names
@@ -71,11 +71,13 @@ impl Extent {
 /// Builds, installs nginx, measures, prints.
 pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
     if arguments.list {
-        plan::names().iter().for_each(|name| println!("{name}"));
+        plan::test_names()
+            .iter()
+            .for_each(|name| println!("{name}"));
         return Ok(());
     }
     let unknown = arguments.names.iter().find(|name| {
-        !plan::names()
+        !plan::test_names()
             .iter()
             .any(|test| test.starts_with(name.as_str()))
     });
@@ -100,7 +102,7 @@ pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
         quick: arguments.quick,
     };
     let interrupt = Interrupt::listen()?;
-    toolchain::apt(
+    toolchain::install_packages(
         project,
         &[
             ("nginx", "nginx-light"),
@@ -108,22 +110,22 @@ pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
             ("ip", "iproute2"),
         ],
     )?;
-    let built = build::bench(project, arguments.daemon.as_deref())?;
+    let built = build::build_bench(project, arguments.daemon.as_deref())?;
     let facts = Facts::gather(project, extent.rounds, built.kind);
     let mut report = Report::new(facts);
-    let before = stolen();
-    let place = Place::take(project)?;
+    let before = stolen_ticks();
+    let place = Sandbox::enter(project)?;
     let measured = Bench::new(project, &built, &place, &extent, &interrupt)?.run(&mut report);
     drop(place);
     measured?;
-    let after = stolen();
+    let after = stolen_ticks();
     report.facts.steal_percent =
         100.0 * (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
-    report.conclude(plan::BARS);
+    report.summarize(plan::BARS);
     match arguments.output {
         OutputFormat::Text => println!("{}", report.text()),
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
-    step::say("done");
+    step::announce("done");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The nginx beside us. In: a folder, the serving certificate, the objects' bodies. Out: one nginx with a TLS front
-//! and proxy_cache before its own plain origin, and a TLS front that passes to the cloud.
+//! The nginx to compare with: a TLS server with proxy_cache before its own plain origin, and one that passes to the
+//! cloud.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -44,7 +44,7 @@ pub(super) fn start(
 }
 
 /// The front that stores.
-pub(super) fn stored(child: &Child, ca: &Path) -> Server {
+pub(super) fn caching_server(child: &Child, ca: &Path) -> Server {
     Server::new(
         "nginx",
         SocketAddr::from(([127, 0, 0, 1], STORED)),
@@ -54,7 +54,7 @@ pub(super) fn stored(child: &Child, ca: &Path) -> Server {
 }
 
 /// The front that passes to the cloud and keeps nothing.
-pub(super) fn passing(child: &Child, ca: &Path) -> Server {
+pub(super) fn passing_server(child: &Child, ca: &Path) -> Server {
     Server::new(
         "nginx passing",
         SocketAddr::from(([127, 0, 0, 1], PASSING)),
@@ -66,7 +66,9 @@ pub(super) fn passing(child: &Child, ca: &Path) -> Server {
 /// As good an nginx as its documentation tells to write; one TLS ticket, as hublet sends.
 fn configuration(dir: &Path, pem: &Path, cloud: Option<SocketAddr>) -> String {
     let (dir, pem) = (dir.display(), pem.display());
-    let passing = cloud.map(|cloud| passing_block(&cloud)).unwrap_or_default();
+    let passing = cloud
+        .map(|cloud| passing_server_block(&cloud))
+        .unwrap_or_default();
     format!(
         "daemon off;\nuser root;\nworker_processes 1;\npid {dir}/nginx.pid;\nerror_log {dir}/nginx-error.log warn;\n\
          events {{ worker_connections 4096; }}\n\
@@ -102,7 +104,7 @@ fn configuration(dir: &Path, pem: &Path, cloud: Option<SocketAddr>) -> String {
     )
 }
 
-fn passing_block(cloud: &SocketAddr) -> String {
+fn passing_server_block(cloud: &SocketAddr) -> String {
     format!(
         "upstream cloud {{ server {cloud}; keepalive 32; keepalive_requests 1000000000; }}\n\
          server {{\n\

@@ -1,5 +1,5 @@
-//! The objects that are asked for. In: nothing. Out: a file for `hublet-load post`: a ConfigMap of about 1 KiB, one
-//! of about 20 KiB, and 10,000 Pods of about 1.2 kB in 40 namespaces.
+//! The objects that the bench asks for: a ConfigMap of about 1 KiB, one of about 20 KiB, and 10,000 Pods of about 1.2 kB
+//! in 40 namespaces, as a file for `hublet-load post`.
 
 use std::fmt::Write;
 
@@ -14,19 +14,19 @@ pub(super) const LIST: &str = "/api/v1/pods";
 /// Pods in the list.
 pub(super) const PODS: usize = 10_000;
 const NAMESPACES: usize = 40;
-/// What the server adds to a ConfigMap (uid, resourceVersion, time), and its frame.
+/// Bytes that the server adds to a ConfigMap: uid, resourceVersion, time, and the JSON around them.
 const FRAME: usize = 260;
 
 /// One line an object: the collection's path, a tab, the object.
-pub(super) fn lines() -> String {
+pub(super) fn post_file() -> String {
     let mut text = String::with_capacity(PODS * 1400);
-    add(
+    add_line(
         &mut text,
         "/api/v1/namespaces",
         &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bench"}}),
     );
     for (name, size) in [("small", 1024), ("large", 20 * 1024)] {
-        add(
+        add_line(
             &mut text,
             "/api/v1/namespaces/bench/configmaps",
             &config_map(name, size),
@@ -35,11 +35,11 @@ pub(super) fn lines() -> String {
     for namespace in 0..NAMESPACES {
         let name = format!("bench-{namespace}");
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        add(&mut text, "/api/v1/namespaces", &object);
+        add_line(&mut text, "/api/v1/namespaces", &object);
     }
     for number in 0..PODS {
         let namespace = format!("bench-{}", number % NAMESPACES);
-        add(
+        add_line(
             &mut text,
             &format!("/api/v1/namespaces/{namespace}/pods"),
             &pod(number, &namespace),
@@ -48,7 +48,7 @@ pub(super) fn lines() -> String {
     text
 }
 
-fn add(to: &mut String, path: &str, object: &Value) {
+fn add_line(to: &mut String, path: &str, object: &Value) {
     // Writing to a String does not fail.
     let _ = writeln!(to, "{path}\t{object}");
 }
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_objects_have_the_sizes_that_the_figures_are_for() {
-        let text = lines();
+        let text = post_file();
         let objects: Vec<&str> = text
             .lines()
             .map(|line| line.split_once('\t').unwrap().1)

@@ -1,5 +1,5 @@
-//! The run, in its order: fill a cloud, warm the store through hublet, measure while the cloud answers, cut it,
-//! measure what is stored. In: the built programs, the place. Out: values in the [`Report`].
+//! The phases of the bench: fill a cloud, warm the store through hublet, measure while the cloud answers, cut it, measure
+//! answers from the store.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::daemon::{self, Daemon};
-use super::place::Place;
+use super::place::Sandbox;
 use super::plan::{self, CPU, FIRST_BYTE, P50, P99, PEAK, RSS, TOTAL, Test};
 use super::report::Report;
 use super::server::{Generator, Load, Running, Server};
 use super::{Extent, nginx, objects};
-use crate::build::Built;
+use crate::build::BenchPrograms;
 use crate::child::{Child, Pause};
 use crate::interrupt::Interrupt;
 use crate::project::Project;
@@ -22,7 +22,7 @@ use crate::step;
 
 /// After a start, and after work, before memory is read as idle.
 const SETTLE: Duration = Duration::from_secs(3);
-/// How long the store may take to be warm.
+/// Timeout of warming the store.
 const WARM: Duration = Duration::from_secs(60);
 /// Lists in one sample, one after the other.
 const LISTS: usize = 4;
@@ -37,7 +37,7 @@ const WATCH: &str =
 #[derive(Debug)]
 pub(super) struct Bench<'a> {
     project: &'a Project,
-    built: &'a Built,
+    built: &'a BenchPrograms,
     extent: &'a Extent,
     interrupt: &'a Interrupt,
     dir: PathBuf,
@@ -49,8 +49,8 @@ impl<'a> Bench<'a> {
     /// An empty folder in target/bench/.
     pub(super) fn new(
         project: &'a Project,
-        built: &'a Built,
-        place: &Place,
+        built: &'a BenchPrograms,
+        place: &Sandbox,
         extent: &'a Extent,
         interrupt: &'a Interrupt,
     ) -> Result<Self> {
@@ -76,50 +76,53 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// All phases.
     pub(super) fn run(&self, report: &mut Report) -> Result<()> {
         let cloud = Cloud::start_in(self.project, CloudKind::Scripted, &self.dir, self.interrupt)?;
         let mut pin = self.project.command("taskset");
-        step::output(
+        step::read_output(
             pin.args(["-a", "-c", "-p", "1"])
                 .arg(cloud.child.pid().to_string()),
         )?;
-        let direct = self.direct(&cloud)?;
-        step::say(format_args!(
+        let direct = self.cloud_server(&cloud)?;
+        step::announce(format_args!(
             "filling the cloud with {} Pods",
             objects::PODS
         ));
         let file = self.dir.join("objects");
-        std::fs::write(&file, objects::lines())?;
-        self.generator.post(&direct, &file)?;
+        std::fs::write(&file, objects::post_file())?;
+        self.generator.post_objects(&direct, &file)?;
 
         let daemon = self.daemon(&cloud);
-        let (child, hublet) = daemon.start()?;
-        step::say("warming the store through hublet");
-        let bodies = self.warm(&hublet)?;
+        let (child, hublet) = daemon.start_ready()?;
+        step::announce("warming the store through hublet");
+        let bodies = self.warm_store(&hublet)?;
         let beside = nginx::start(
             self.project,
             &self.dir,
-            &daemon.pem(),
+            &daemon.server_pem(),
             &bodies,
             Some(direct.address),
         )?;
-        self.online(
+        self.measure_online(
             report,
-            &[hublet, nginx::passing(&beside, &daemon.ca()), direct],
+            &[
+                hublet,
+                nginx::passing_server(&beside, &daemon.ca_path()),
+                direct,
+            ],
         )?;
-        daemon::stop(child)?;
+        daemon::stop_cleanly(child)?;
 
-        step::say("the cloud is cut: from here on all comes from the store");
+        step::announce("the cloud is cut: from here on all comes from the store");
         drop(cloud);
-        self.starts(report, &daemon)?;
-        self.stored(report, &daemon, &beside)?;
-        self.steered(report, &daemon, &beside)?;
-        self.list_offline(report, &daemon, &beside)?;
-        self.memory(report, &daemon, &beside)
+        self.measure_starts(report, &daemon)?;
+        self.measure_stored(report, &daemon, &beside)?;
+        self.measure_steering(report, &daemon, &beside)?;
+        self.measure_list_offline(report, &daemon, &beside)?;
+        self.measure_memory(report, &daemon, &beside)
     }
 
-    fn direct(&self, cloud: &Cloud) -> Result<Server> {
+    fn cloud_server(&self, cloud: &Cloud) -> Result<Server> {
         let address = cloud.direct.trim_start_matches("https://");
         let address: SocketAddr = address
             .parse()
@@ -144,22 +147,22 @@ impl<'a> Bench<'a> {
     }
 
     /// Asks once for all that is asked for later, and gives the bodies.
-    fn warm(&self, hublet: &Server) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    fn warm_store(&self, hublet: &Server) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let mut bodies = Vec::new();
         for path in [objects::SMALL, objects::LARGE, objects::LIST] {
-            bodies.push((path, self.forwarded(hublet, path)?));
+            bodies.push((path, self.first_body(hublet, path)?));
         }
-        self.watches(hublet, (1, 1, false))
+        self.open_watches(hublet, (1, 1, false))
             .map(drop)
             .context("a watch while the cloud answers")?;
         Ok(bodies)
     }
 
     /// The first answer to a path. While the cloud makes the long list it may be taken for away: then again.
-    fn forwarded(&self, hublet: &Server, path: &str) -> Result<Vec<u8>> {
+    fn first_body(&self, hublet: &Server, path: &str) -> Result<Vec<u8>> {
         let deadline = Instant::now() + WARM;
         loop {
-            match hublet.body(&self.generator, path) {
+            match hublet.fetch_body(&self.generator, path) {
                 Err(error) if Instant::now() < deadline => {
                     step::note(format_args!("again: {error:#}"))
                 }
@@ -172,25 +175,25 @@ impl<'a> Bench<'a> {
     }
 
     /// Forwarded GETs and the list, hublet beside a passing nginx and beside nobody.
-    fn online(&self, report: &mut Report, servers: &[Server; 3]) -> Result<()> {
+    fn measure_online(&self, report: &mut Report, servers: &[Server; 3]) -> Result<()> {
         for round in 0..self.extent.rounds {
-            for test in plan::forwarded(self.extent.quick) {
+            for test in plan::forwarded_tests(self.extent.quick) {
                 let sampled = self.sample_each(report, round, &test, servers);
-                self.or_left_out(report, &test.name, sampled.map(drop))?;
+                self.note_failure(report, &test.name, sampled.map(drop))?;
             }
-            if self.extent.wants(plan::LIST_ONLINE) {
+            if self.extent.includes(plan::LIST_ONLINE) {
                 let listed = servers
                     .iter()
-                    .try_for_each(|server| self.list(report, plan::LIST_ONLINE, server));
-                self.or_left_out(report, plan::LIST_ONLINE, listed)?;
+                    .try_for_each(|server| self.measure_list(report, plan::LIST_ONLINE, server));
+                self.note_failure(report, plan::LIST_ONLINE, listed)?;
             }
         }
         Ok(())
     }
 
     /// A round that failed online is said in the report; what is stored can still be measured.
-    fn or_left_out(&self, report: &mut Report, test: &str, outcome: Result<()>) -> Result<()> {
-        self.go_on()?;
+    fn note_failure(&self, report: &mut Report, test: &str, outcome: Result<()>) -> Result<()> {
+        self.check_interrupt()?;
         if let Err(error) = outcome {
             let what = format!("a round of {test}: {error:#}");
             step::note(&what);
@@ -200,18 +203,23 @@ impl<'a> Bench<'a> {
     }
 
     /// Stored GETs, hublet beside nginx, interleaved.
-    fn stored(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
-        let tests = plan::stored(self.extent.quick);
-        if !tests.iter().any(|test| self.extent.wants(&test.name)) {
+    fn measure_stored(
+        &self,
+        report: &mut Report,
+        daemon: &Daemon<'_>,
+        beside: &Child,
+    ) -> Result<()> {
+        let tests = plan::stored_tests(self.extent.quick);
+        if !tests.iter().any(|test| self.extent.includes(&test.name)) {
             return Ok(());
         }
-        let (child, hublet) = daemon.start()?;
-        let nginx = nginx::stored(beside, &daemon.ca());
+        let (child, hublet) = daemon.start_ready()?;
+        let nginx = nginx::caching_server(beside, &daemon.ca_path());
         let servers = [hublet, nginx];
-        self.same_bodies(&servers)?;
+        self.check_same_bodies(&servers)?;
         let mut anchors = Vec::new();
         for round in 0..self.extent.rounds {
-            step::say(format_args!(
+            step::announce(format_args!(
                 "stored GETs, round {} of {}",
                 round + 1,
                 self.extent.rounds
@@ -227,23 +235,28 @@ impl<'a> Bench<'a> {
             report.facts.drift = last / first;
         }
         Pause::new().wait(SETTLE);
-        report.add(
+        report.add_value(
             plan::AFTER,
             servers[0].name,
             RSS,
-            servers[0].family().memory("VmRSS")?,
+            servers[0].process_tree().memory_mib("VmRSS")?,
         );
-        daemon::stop(child)
+        daemon::stop_cleanly(child)
     }
 
-    /// What steering costs.
-    fn steered(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
-        if !self.extent.wants(plan::CONNECT) {
+    /// Measures steering.
+    fn measure_steering(
+        &self,
+        report: &mut Report,
+        daemon: &Daemon<'_>,
+        beside: &Child,
+    ) -> Result<()> {
+        if !self.extent.includes(plan::CONNECT) {
             return Ok(());
         }
-        let (child, hublet) = daemon.start()?;
-        self.connects(report, beside, &hublet, &daemon.ca())?;
-        daemon::stop(child)
+        let (child, hublet) = daemon.start_ready()?;
+        self.measure_connects(report, beside, &hublet, &daemon.ca_path())?;
+        daemon::stop_cleanly(child)
     }
 
     pub(super) fn extent(&self) -> &Extent {
@@ -270,30 +283,30 @@ impl<'a> Bench<'a> {
         test: &Test,
         servers: &[Server],
     ) -> Result<Vec<f64>> {
-        if !self.extent.wants(&test.name) {
+        if !self.extent.includes(&test.name) {
             return Ok(Vec::new());
         }
         let mut costs = vec![0.0; servers.len()];
         for turn in 0..servers.len() {
             let at = (turn + round) % servers.len();
             let server = &servers[at];
-            self.go_on()?;
+            self.check_interrupt()?;
             let sample = server
-                .sample(&self.generator, &test.load)
+                .take_sample(&self.generator, &test.load)
                 .with_context(|| test.name.clone())?;
-            report.add(&test.name, server.name, CPU, sample.cpu);
-            report.add(&test.name, server.name, P50, sample.seen.p50);
-            report.add(&test.name, server.name, P99, sample.seen.p99);
+            report.add_value(&test.name, server.name, CPU, sample.cpu);
+            report.add_value(&test.name, server.name, P50, sample.seen.p50);
+            report.add_value(&test.name, server.name, P99, sample.seen.p99);
             costs[at] = sample.cpu;
         }
         Ok(costs)
     }
 
-    fn same_bodies(&self, servers: &[Server]) -> Result<()> {
+    fn check_same_bodies(&self, servers: &[Server]) -> Result<()> {
         for path in [objects::SMALL, objects::LARGE] {
             let bodies: Vec<Vec<u8>> = servers
                 .iter()
-                .map(|server| server.body(&self.generator, path))
+                .map(|server| server.fetch_body(&self.generator, path))
                 .collect::<Result<_>>()?;
             if bodies.iter().any(|body| *body != bodies[0]) {
                 bail!("the servers answer {path} differently: there is nothing to compare");
@@ -306,8 +319,8 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn list(&self, report: &mut Report, test: &str, server: &Server) -> Result<()> {
-        self.go_on()?;
+    fn measure_list(&self, report: &mut Report, test: &str, server: &Server) -> Result<()> {
+        self.check_interrupt()?;
         let forwarded = test == plan::LIST_ONLINE;
         let path = objects::LIST.to_owned();
         let load = Load {
@@ -319,37 +332,42 @@ impl<'a> Bench<'a> {
             forwarded,
         };
         let sample = server
-            .sample(&self.generator, &load)
+            .take_sample(&self.generator, &load)
             .with_context(|| test.to_owned())?;
-        report.add(test, server.name, FIRST_BYTE, sample.seen.first_byte / 1e3);
-        report.add(test, server.name, TOTAL, sample.seen.p50 / 1e3);
-        report.add(test, server.name, "cpu ms", sample.cpu / 1e3);
+        report.add_value(test, server.name, FIRST_BYTE, sample.seen.first_byte / 1e3);
+        report.add_value(test, server.name, TOTAL, sample.seen.p50 / 1e3);
+        report.add_value(test, server.name, "cpu ms", sample.cpu / 1e3);
         Ok(())
     }
 
     /// The list from the store: a fresh process each round, since the peak is what counts.
-    fn list_offline(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
-        if !self.extent.wants(plan::LIST_OFFLINE) {
+    fn measure_list_offline(
+        &self,
+        report: &mut Report,
+        daemon: &Daemon<'_>,
+        beside: &Child,
+    ) -> Result<()> {
+        if !self.extent.includes(plan::LIST_OFFLINE) {
             return Ok(());
         }
-        let nginx = nginx::stored(beside, &daemon.ca());
+        let nginx = nginx::caching_server(beside, &daemon.ca_path());
         for round in 0..self.extent.rounds {
-            step::say(format_args!(
+            step::announce(format_args!(
                 "LIST from the store, round {} of {}",
                 round + 1,
                 self.extent.rounds
             ));
-            let (child, hublet) = daemon.start()?;
+            let (child, hublet) = daemon.start_ready()?;
             for server in [&hublet, &nginx] {
-                server.family().reset_peak()?;
-                self.list(report, plan::LIST_OFFLINE, server)?;
-                report.add(
+                server.process_tree().reset_peak()?;
+                self.measure_list(report, plan::LIST_OFFLINE, server)?;
+                report.add_value(
                     plan::LIST_OFFLINE,
                     server.name,
                     PEAK,
-                    server.family().memory("VmHWM")?,
+                    server.process_tree().memory_mib("VmHWM")?,
                 );
-                server.family().reset_peak()?;
+                server.process_tree().reset_peak()?;
                 let path = objects::LIST.to_owned();
                 let load = Load {
                     mode: "kept",
@@ -359,22 +377,22 @@ impl<'a> Bench<'a> {
                     requests: AT_ONCE,
                     forwarded: false,
                 };
-                server.sample(&self.generator, &load)?;
-                report.add(
+                server.take_sample(&self.generator, &load)?;
+                report.add_value(
                     plan::LIST_OFFLINE,
                     server.name,
                     "peak at 8 MiB",
-                    server.family().memory("VmHWM")?,
+                    server.process_tree().memory_mib("VmHWM")?,
                 );
             }
-            daemon::stop(child)?;
+            daemon::stop_cleanly(child)?;
         }
         Ok(())
     }
 
     /// From the process's start, store and cloud as they are after a cut, to the first stored answer over TLS.
-    fn starts(&self, report: &mut Report, daemon: &Daemon<'_>) -> Result<()> {
-        if !self.extent.wants(plan::START) {
+    fn measure_starts(&self, report: &mut Report, daemon: &Daemon<'_>) -> Result<()> {
+        if !self.extent.includes(plan::START) {
             return Ok(());
         }
         let path = objects::SMALL.to_owned();
@@ -387,82 +405,87 @@ impl<'a> Bench<'a> {
             forwarded: false,
         };
         for round in 0..self.extent.rounds {
-            self.go_on()?;
-            step::say(format_args!(
+            self.check_interrupt()?;
+            step::announce(format_args!(
                 "cold start, round {} of {}",
                 round + 1,
                 self.extent.rounds
             ));
-            let mut waiting = Running::start(&self.generator, &daemon.to_be(), &load)?;
-            waiting.go()?;
+            let mut waiting = Running::start(&self.generator, &daemon.future_server(), &load)?;
+            waiting.release()?;
             let child = daemon.spawn()?;
-            let seen = waiting.result().context("cold start")?;
-            report.add(plan::START, "hublet", "first answer ms", seen.seconds * 1e3);
-            daemon::stop(child)?;
+            let seen = waiting.read_result().context("cold start")?;
+            report.add_value(plan::START, "hublet", "first answer ms", seen.seconds * 1e3);
+            daemon::stop_cleanly(child)?;
         }
         Ok(())
     }
 
     /// Idle, and with a thousand idle watches: a fresh process each time.
-    fn memory(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
+    fn measure_memory(
+        &self,
+        report: &mut Report,
+        daemon: &Daemon<'_>,
+        beside: &Child,
+    ) -> Result<()> {
         let pause = Pause::new();
-        if self.extent.wants(plan::IDLE) {
-            step::say("idle memory");
+        if self.extent.includes(plan::IDLE) {
+            step::announce("idle memory");
             for _ in 0..self.extent.rounds.min(3) {
-                let (child, hublet) = daemon.start()?;
+                let (child, hublet) = daemon.start_ready()?;
                 pause.wait(SETTLE);
-                report.add(
+                report.add_value(
                     plan::IDLE,
                     hublet.name,
                     RSS,
-                    hublet.family().memory("VmRSS")?,
+                    hublet.process_tree().memory_mib("VmRSS")?,
                 );
-                daemon::stop(child)?;
+                daemon::stop_cleanly(child)?;
             }
-            let nginx = nginx::stored(beside, &daemon.ca());
-            report.add(
+            let nginx = nginx::caching_server(beside, &daemon.ca_path());
+            report.add_value(
                 plan::IDLE,
                 nginx.name,
                 "RSS summed MiB",
-                nginx.family().memory("VmRSS")?,
+                nginx.process_tree().memory_mib("VmRSS")?,
             );
-            report.add(
+            report.add_value(
                 plan::IDLE,
                 nginx.name,
                 "Pss MiB",
-                nginx.family().proportional()?,
+                nginx.process_tree().proportional_mib()?,
             );
         }
-        if self.extent.wants(plan::WATCHES) {
+        if self.extent.includes(plan::WATCHES) {
             for shape in WATCHES {
                 let (connections, streams, h2) = shape;
-                step::say(format_args!(
+                step::announce(format_args!(
                     "memory with {} idle watches on {connections} connections",
                     connections * streams
                 ));
-                let (child, hublet) = daemon.start()?;
-                let held = self.watches(&hublet, shape)?;
+                let (child, hublet) = daemon.start_ready()?;
+                let held = self.open_watches(&hublet, shape)?;
                 pause.wait(SETTLE);
                 let metric = if h2 {
                     "RSS MiB, h2 20×50"
                 } else {
                     "RSS MiB, h1 1000×1"
                 };
-                report.add(
+                report.add_value(
                     plan::WATCHES,
                     hublet.name,
                     metric,
-                    hublet.family().memory("VmRSS")?,
+                    hublet.process_tree().memory_mib("VmRSS")?,
                 );
                 drop(held);
-                daemon::stop(child)?;
+                daemon::stop_cleanly(child)?;
             }
         }
         Ok(())
     }
 
     /// Opens watches; they are open until what is returned is dropped.
-    fn watches(
+    fn open_watches(
         &self,
         hublet: &Server,
         (connections, streams, h2): (usize, usize, bool),
@@ -478,7 +501,7 @@ impl<'a> Bench<'a> {
         Running::start(&self.generator, hublet, &load)
     }
 
-    fn go_on(&self) -> Result<()> {
+    fn check_interrupt(&self) -> Result<()> {
         if self.interrupt.wait(Duration::ZERO) {
             bail!("interrupted");
         }

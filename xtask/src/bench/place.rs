@@ -1,5 +1,5 @@
-//! Where the bench runs: a network namespace and a cgroup of its own, so that hublet's address and eBPF programs
-//! meet nobody else's, and enough file descriptors. In: root. Out: a [`Place`], given back when dropped.
+//! A network namespace and a cgroup for the bench alone, so that hublet's address and eBPF programs meet nobody else's,
+//! and enough file descriptors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,25 +16,25 @@ const FILES: u64 = 16_384;
 
 /// A namespace (gone with its last process) and a cgroup (removed here).
 #[derive(Debug)]
-pub(super) struct Place {
-    cgroup: Option<Moved>,
+pub(super) struct Sandbox {
+    cgroup: Option<BenchCgroup>,
 }
 
 #[derive(Debug)]
-struct Moved {
+struct BenchCgroup {
     ours: PathBuf,
     before: PathBuf,
 }
 
-impl Place {
+impl Sandbox {
     /// Moves this thread, and all that it starts from now on.
-    pub(super) fn take(project: &Project) -> Result<Self> {
+    pub(super) fn enter(project: &Project) -> Result<Self> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, soft.max(FILES.min(hard)), hard)?;
         unshare(CloneFlags::CLONE_NEWNET)
             .context("cannot make a network namespace: are we root?")?;
-        step::output(project.command("ip").args(["link", "set", "lo", "up"]))?;
-        let cgroup = match moved() {
+        step::read_output(project.command("ip").args(["link", "set", "lo", "up"]))?;
+        let cgroup = match move_to_cgroup() {
             Ok(moved) => Some(moved),
             Err(error) => {
                 step::note(format_args!(
@@ -52,9 +52,9 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Sandbox {
     fn drop(&mut self) {
-        let Some(Moved { ours, before }) = &self.cgroup else {
+        let Some(BenchCgroup { ours, before }) = &self.cgroup else {
             return;
         };
         let back = fs::write(before.join("cgroup.procs"), "0").and_then(|()| fs::remove_dir(ours));
@@ -64,7 +64,7 @@ impl Drop for Place {
     }
 }
 
-fn moved() -> Result<Moved> {
+fn move_to_cgroup() -> Result<BenchCgroup> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     let root = mounts
         .lines()
@@ -77,7 +77,7 @@ fn moved() -> Result<Moved> {
         .lines()
         .find_map(|line| line.strip_prefix("0::/"))
         .context("we are in no cgroup v2")?;
-    let moved = Moved {
+    let moved = BenchCgroup {
         ours: root.join(format!("hublet-bench-{}", std::process::id())),
         before: root.join(before),
     };

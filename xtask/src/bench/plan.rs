@@ -1,4 +1,4 @@
-//! What is measured, and the bars. In: nothing. Out: the tests of stored and forwarded GETs, by name.
+//! The tests of the bench by name, and the bars that hublet must meet.
 
 use super::objects::{LARGE, SMALL};
 use super::report::Wanted;
@@ -15,7 +15,6 @@ pub(super) const CONNECT: &str = "connect";
 /// hublet after the stored GETs; measured with them.
 pub(super) const AFTER: &str = "after-load";
 
-/// Metrics.
 pub(super) const CPU: &str = "cpu µs";
 pub(super) const P50: &str = "p50 µs";
 pub(super) const P99: &str = "p99 µs";
@@ -42,7 +41,7 @@ pub(super) const BARS: &[Wanted] = &[
 ];
 
 /// Stored GETs: `MODE-SIZE-PROTOCOL`.
-pub(super) fn stored(quick: bool) -> Vec<Test> {
+pub(super) fn stored_tests(quick: bool) -> Vec<Test> {
     let shapes = [
         ("fresh", "fresh", 1, 1_000),
         ("kept1", "kept", 1, 6_000),
@@ -65,7 +64,7 @@ pub(super) fn stored(quick: bool) -> Vec<Test> {
                     requests,
                     forwarded: false,
                 };
-                tests.push(test(name, size, load, quick));
+                tests.push(named_test(name, size, load, quick));
             }
         }
     }
@@ -73,7 +72,7 @@ pub(super) fn stored(quick: bool) -> Vec<Test> {
 }
 
 /// Forwarded GETs of the small object: `forward-MODE-SIZE-PROTOCOL`.
-pub(super) fn forwarded(quick: bool) -> Vec<Test> {
+pub(super) fn forwarded_tests(quick: bool) -> Vec<Test> {
     [
         ("forward-fresh", "fresh", 1, 300),
         ("forward-kept1", "kept", 1, 2_000),
@@ -89,12 +88,12 @@ pub(super) fn forwarded(quick: bool) -> Vec<Test> {
             requests,
             forwarded: true,
         };
-        test(name, "1k", load, quick)
+        named_test(name, "1k", load, quick)
     })
     .collect()
 }
 
-fn test(name: &str, size: &str, mut load: Load, quick: bool) -> Test {
+fn named_test(name: &str, size: &str, mut load: Load, quick: bool) -> Test {
     if quick {
         load.requests /= 4;
     }
@@ -105,10 +104,10 @@ fn test(name: &str, size: &str, mut load: Load, quick: bool) -> Test {
 }
 
 /// Every name that may be asked for.
-pub(super) fn names() -> Vec<String> {
-    let mut names: Vec<String> = stored(false)
+pub(super) fn test_names() -> Vec<String> {
+    let mut names: Vec<String> = stored_tests(false)
         .into_iter()
-        .chain(forwarded(false))
+        .chain(forwarded_tests(false))
         .map(|test| test.name)
         .collect();
     names.extend([LIST_ONLINE, LIST_OFFLINE, IDLE, WATCHES, START, CONNECT].map(str::to_owned));
@@ -121,7 +120,7 @@ mod tests {
 
     #[test]
     fn every_bar_belongs_to_a_test_that_exists() {
-        let names = names();
+        let names = test_names();
         for (test, ..) in BARS {
             assert!(names.iter().any(|name| name == test), "{test}");
         }

@@ -1,5 +1,4 @@
-//! What a server costs. In: a process id. Out: nanoseconds on a CPU and kibibytes of memory, summed over its
-//! threads and its children (nginx's workers).
+//! CPU time and memory of a server, summed over its threads and its children (nginx's workers).
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,25 +7,25 @@ use anyhow::{Context, Result};
 
 /// A server's process and its descendants.
 #[derive(Debug, Clone)]
-pub(super) struct Family(Vec<u32>);
+pub(super) struct ProcessTree(Vec<u32>);
 
-impl Family {
+impl ProcessTree {
     /// The process and whatever descends from it now.
     pub(super) fn of(pid: u32) -> Self {
         let mut all = vec![pid];
         let mut at = 0;
         while let Some(parent) = all.get(at).copied() {
-            all.extend(children(parent));
+            all.extend(child_pids(parent));
             at += 1;
         }
         Self(all)
     }
 
     /// Time on a CPU, in nanoseconds, of all threads that live now.
-    pub(super) fn cpu(&self) -> Result<u64> {
+    pub(super) fn cpu_nanoseconds(&self) -> Result<u64> {
         let mut sum = 0;
         for pid in &self.0 {
-            for task in tasks(*pid) {
+            for task in task_dirs(*pid) {
                 // A thread that ended since it was listed costs what it cost before: too little to matter.
                 let Ok(line) = fs::read_to_string(task.join("schedstat")) else {
                     continue;
@@ -42,23 +41,23 @@ impl Family {
     }
 
     /// `VmRSS` or `VmHWM`, in MiB, summed.
-    pub(super) fn memory(&self, what: &str) -> Result<f64> {
+    pub(super) fn memory_mib(&self, what: &str) -> Result<f64> {
         let mut sum = 0;
         for pid in &self.0 {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))
                 .with_context(|| format!("process {pid} has ended"))?;
-            sum +=
-                kib(&status, what).with_context(|| format!("/proc/{pid}/status has no {what}"))?;
+            sum += parse_kib(&status, what)
+                .with_context(|| format!("/proc/{pid}/status has no {what}"))?;
         }
         Ok(sum as f64 / 1024.0)
     }
 
     /// Proportional memory in MiB: shared pages count once over all who share them.
-    pub(super) fn proportional(&self) -> Result<f64> {
+    pub(super) fn proportional_mib(&self) -> Result<f64> {
         let mut sum = 0;
         for pid in &self.0 {
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-            sum += kib(&rollup, "Pss").context("smaps_rollup has no Pss")?;
+            sum += parse_kib(&rollup, "Pss").context("smaps_rollup has no Pss")?;
         }
         Ok(sum as f64 / 1024.0)
     }
@@ -72,15 +71,15 @@ impl Family {
     }
 }
 
-fn tasks(pid: u32) -> Vec<PathBuf> {
+fn task_dirs(pid: u32) -> Vec<PathBuf> {
     let entries = fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
         .flatten();
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
-fn children(pid: u32) -> Vec<u32> {
-    tasks(pid)
+fn child_pids(pid: u32) -> Vec<u32> {
+    task_dirs(pid)
         .iter()
         .filter_map(|task| fs::read_to_string(task.join("children")).ok())
         .flat_map(|line| {
@@ -91,7 +90,7 @@ fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-fn kib(text: &str, name: &str) -> Option<u64> {
+fn parse_kib(text: &str, name: &str) -> Option<u64> {
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -105,20 +104,20 @@ mod tests {
     #[test]
     fn a_name_is_not_taken_for_a_longer_one() {
         let status = "VmHWM:\t   12345 kB\nRssAnon:\t 7 kB\nVmRSS:\t   10240 kB\nPss_Dirty:  1 kB\nPss:   2 kB\n";
-        assert_eq!(kib(status, "VmRSS"), Some(10240));
-        assert_eq!(kib(status, "VmHWM"), Some(12345));
-        assert_eq!(kib(status, "Pss"), Some(2));
-        assert_eq!(kib(status, "Rss"), None);
+        assert_eq!(parse_kib(status, "VmRSS"), Some(10240));
+        assert_eq!(parse_kib(status, "VmHWM"), Some(12345));
+        assert_eq!(parse_kib(status, "Pss"), Some(2));
+        assert_eq!(parse_kib(status, "Rss"), None);
     }
 
     #[test]
     fn our_own_cpu_time_grows_with_work() {
-        let us = Family::of(std::process::id());
-        let before = us.cpu().unwrap();
+        let us = ProcessTree::of(std::process::id());
+        let before = us.cpu_nanoseconds().unwrap();
         let mut sum = 0_u64;
-        while us.cpu().unwrap() < before + 1_000_000 {
+        while us.cpu_nanoseconds().unwrap() < before + 1_000_000 {
             sum = std::hint::black_box(sum + 1);
         }
-        assert!(us.memory("VmRSS").unwrap() > 0.1);
+        assert!(us.memory_mib("VmRSS").unwrap() > 0.1);
     }
 }

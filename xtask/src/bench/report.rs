@@ -1,5 +1,4 @@
-//! The figures. In: values, one a round. Out: medians with ranges, ratios taken round by round, bars met or missed;
-//! as a table and as JSON.
+//! Values of all rounds, summarized as medians with ranges, ratios per round, and bars; as a table and as JSON.
 
 use serde::Serialize;
 
@@ -54,7 +53,7 @@ pub(super) struct Report {
     rows: Vec<Row>,
     ratios: Vec<Ratio>,
     bars: Vec<Bar>,
-    /// What was not run, and why: a hole that nobody sees is worse than a miss.
+    /// Tests that were not run, with reasons, so that a hole in the figures is visible.
     pub(super) left_out: Vec<String>,
 }
 
@@ -70,7 +69,7 @@ impl Report {
     }
 
     /// Adds one round's value.
-    pub(super) fn add(
+    pub(super) fn add_value(
         &mut self,
         test: &str,
         server: &'static str,
@@ -100,9 +99,9 @@ impl Report {
     }
 
     /// Sums up: ranges, ratios, bars.
-    pub(super) fn conclude(&mut self, bars: &[Wanted]) {
+    pub(super) fn summarize(&mut self, bars: &[Wanted]) {
         for row in &mut self.rows {
-            row.range = range(&row.values);
+            row.range = range_of(&row.values);
         }
         let hublet: Vec<&Row> = self
             .rows
@@ -127,14 +126,17 @@ impl Report {
                     test: row.test.clone(),
                     metric: row.metric,
                     by: other.server,
-                    range: range(&each),
+                    range: range_of(&each),
                 });
             }
         }
-        self.bars = bars.iter().filter_map(|wanted| self.bar(wanted)).collect();
+        self.bars = bars
+            .iter()
+            .filter_map(|wanted| self.check_bar(wanted))
+            .collect();
     }
 
-    fn bar(&self, (test, metric, by, at_most): &Wanted) -> Option<Bar> {
+    fn check_bar(&self, (test, metric, by, at_most): &Wanted) -> Option<Bar> {
         let (what, measured) = match by {
             Some(by) => {
                 let ratio = self
@@ -160,7 +162,7 @@ impl Report {
 
     /// The report as text.
     pub(super) fn text(&self) -> String {
-        let mut text = self.facts.lines().join("\n");
+        let mut text = self.facts.text_lines().join("\n");
         let mut test = "";
         for row in &self.rows {
             if row.test != test {
@@ -171,13 +173,13 @@ impl Report {
                 "\n  {:<14} {:<14} {}",
                 row.server,
                 row.metric,
-                shown(&row.range)
+                format_range(&row.range)
             ));
             let ratios = self.ratios.iter().filter(|ratio| {
                 row.server == "hublet" && ratio.test == row.test && ratio.metric == row.metric
             });
             for ratio in ratios {
-                text.push_str(&format!("   {}× {}", shown(&ratio.range), ratio.by));
+                text.push_str(&format!("   {}× {}", format_range(&ratio.range), ratio.by));
             }
         }
         text.push_str("\n\nbars");
@@ -195,16 +197,21 @@ impl Report {
     }
 }
 
-fn shown(range: &Range) -> String {
+fn format_range(range: &Range) -> String {
     let Range { median, min, max } = range;
     if (max - min).abs() < f64::EPSILON {
-        number(*median)
+        format_number(*median)
     } else {
-        format!("{} [{}–{}]", number(*median), number(*min), number(*max))
+        format!(
+            "{} [{}–{}]",
+            format_number(*median),
+            format_number(*min),
+            format_number(*max)
+        )
     }
 }
 
-fn number(value: f64) -> String {
+fn format_number(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
     } else if value >= 10.0 {
@@ -214,7 +221,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn range(values: &[f64]) -> Range {
+fn range_of(values: &[f64]) -> Range {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
@@ -248,10 +255,10 @@ mod tests {
     fn ratios_are_taken_round_by_round() {
         let mut report = report();
         for (ours, theirs) in [(10.0, 20.0), (30.0, 40.0), (12.0, 60.0)] {
-            report.add("fresh", "hublet", "cpu µs", ours);
-            report.add("fresh", "nginx", "cpu µs", theirs);
+            report.add_value("fresh", "hublet", "cpu µs", ours);
+            report.add_value("fresh", "nginx", "cpu µs", theirs);
         }
-        report.conclude(&[
+        report.summarize(&[
             ("fresh", "cpu µs", Some("nginx"), 0.65),
             ("fresh", "cpu µs", None, 11.0),
         ]);
@@ -278,12 +285,12 @@ mod tests {
     #[test]
     fn a_bar_without_figures_is_not_called_met() {
         let mut report = report();
-        report.conclude(&[("fresh", "cpu µs", Some("nginx"), 0.65)]);
+        report.summarize(&[("fresh", "cpu µs", Some("nginx"), 0.65)]);
         assert!(report.bars.is_empty());
     }
 
     #[test]
     fn the_median_of_an_even_count_lies_between() {
-        assert!((range(&[4.0, 1.0, 3.0, 2.0]).median - 2.5).abs() < 1e-9);
+        assert!((range_of(&[4.0, 1.0, 3.0, 2.0]).median - 2.5).abs() < 1e-9);
     }
 }

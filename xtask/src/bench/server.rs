@@ -1,5 +1,4 @@
-//! One of those compared, and how a sample is taken from it. In: its address, its process, a [`Load`]. Out: a
-//! [`Sample`]: CPU a request of the server, latency at the generator.
+//! A server under comparison, and samples of it: CPU per request in the server, latency at the load generator.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -9,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::process::Family;
+use super::process::ProcessTree;
 
 /// A server under measurement.
 #[derive(Debug, Clone)]
@@ -20,7 +19,7 @@ pub(super) struct Server {
     pid: u32,
 }
 
-/// What the generator is to do.
+/// A job of the load generator.
 #[derive(Debug, Clone)]
 pub(super) struct Load {
     pub(super) mode: &'static str,
@@ -45,7 +44,7 @@ struct Ready {}
 
 /// The generator's last line.
 #[derive(Debug, Clone, Copy, Deserialize)]
-pub(super) struct Seen {
+pub(super) struct LoadResult {
     pub(super) requests: usize,
     pub(super) seconds: f64,
     pub(super) p50: f64,
@@ -55,10 +54,9 @@ pub(super) struct Seen {
     stored: usize,
 }
 
-/// One sample.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sample {
-    pub(super) seen: Seen,
+    pub(super) seen: LoadResult,
     /// Microseconds on a CPU for each request, in the server.
     pub(super) cpu: f64,
 }
@@ -82,19 +80,19 @@ impl Server {
         }
     }
 
-    /// Its processes as they are now.
-    pub(super) fn family(&self) -> Family {
-        Family::of(self.pid)
+    /// Its current processes.
+    pub(super) fn process_tree(&self) -> ProcessTree {
+        ProcessTree::of(self.pid)
     }
 
     /// Takes a sample: warmed up and connected before the CPU time is read first.
-    pub(super) fn sample(&self, generator: &Generator, load: &Load) -> Result<Sample> {
+    pub(super) fn take_sample(&self, generator: &Generator, load: &Load) -> Result<Sample> {
         let mut running = Running::start(generator, self, load)?;
-        let family = self.family();
-        let before = family.cpu()?;
-        running.go()?;
-        let seen = running.result()?;
-        let spent = family.cpu()?.saturating_sub(before);
+        let family = self.process_tree();
+        let before = family.cpu_nanoseconds()?;
+        running.release()?;
+        let seen = running.read_result()?;
+        let spent = family.cpu_nanoseconds()?.saturating_sub(before);
         if load.forwarded && seen.stored > 0 {
             bail!(
                 "{} of {} answers came from the store: the cloud was too slow",
@@ -109,7 +107,7 @@ impl Server {
     }
 
     /// The body of one answer.
-    pub(super) fn body(&self, generator: &Generator, path: &str) -> Result<Vec<u8>> {
+    pub(super) fn fetch_body(&self, generator: &Generator, path: &str) -> Result<Vec<u8>> {
         let load = Load {
             mode: "body",
             path: path.to_owned(),
@@ -158,7 +156,7 @@ impl Generator {
     }
 
     /// Fills a cloud with the objects of a file.
-    pub(super) fn post(&self, server: &Server, objects: &Path) -> Result<()> {
+    pub(super) fn post_objects(&self, server: &Server, objects: &Path) -> Result<()> {
         let mut command = Command::new(&self.binary);
         command
             .arg("post")
@@ -216,7 +214,7 @@ impl Running {
     }
 
     /// Lets it begin.
-    pub(super) fn go(&mut self) -> Result<()> {
+    pub(super) fn release(&mut self) -> Result<()> {
         let stdin = self
             .stdin
             .as_mut()
@@ -225,7 +223,7 @@ impl Running {
     }
 
     /// Waits for its result.
-    pub(super) fn result(mut self) -> Result<Seen> {
+    pub(super) fn read_result(mut self) -> Result<LoadResult> {
         let seen = self.line()?;
         self.process.wait()?;
         Ok(seen)

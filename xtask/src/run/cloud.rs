@@ -1,5 +1,5 @@
-//! The cloud that `run` starts. In: which one. Out: its process, its address behind the fault proxy, and its
-//! credentials in `target/dev/` (it writes them itself before it says that it is ready).
+//! The cloud that `run` starts, behind its fault proxy. It writes its credentials to `target/dev/` before it reports
+//! that it is ready.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,6 @@ use crate::step;
 const PATIENCE: Duration = Duration::from_secs(900);
 const GRACE: Duration = Duration::from_secs(20);
 
-/// A running cloud.
 #[derive(Debug)]
 pub(crate) struct Cloud {
     pub(crate) child: Child,
@@ -46,12 +45,12 @@ impl Cloud {
             CloudKind::Scripted => "scripted",
             CloudKind::Kube => "kube",
         };
-        let mut command = project.command(project.binary("debug", "hublet-cloud"));
+        let mut command = project.command(project.built_program("debug", "hublet-cloud"));
         command.arg(kind).arg("--dir").arg(dir);
-        step::say(format_args!("starting the {kind} cloud"));
+        step::announce(format_args!("starting the {kind} cloud"));
         let (mut child, stdout) =
             Child::start_piped("the cloud", &command, &dir.join("cloud.log"), GRACE)?;
-        let line = child.first_line(stdout, PATIENCE, interrupt)?;
+        let line = child.read_first_line(stdout, PATIENCE, interrupt)?;
         let ready: Ready = serde_json::from_str(&line).with_context(|| {
             format!("hublet-cloud's first line should be its addresses, but is: {line}")
         })?;

@@ -1,5 +1,4 @@
-//! What `run` leaves in `target/dev/` and says. In: hublet's flags. Out: `ca.crt`, `kubeconfig` (through
-//! hublet), and the text that tells what is off and what to try.
+//! The files that `run` leaves in `target/dev/`, and the text that says which features are off and which commands to try.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +10,8 @@ use crate::project::Project;
 use crate::step;
 
 /// Copies the CA that clients trust and writes the kubeconfig that goes through hublet.
-pub(super) fn write(project: &Project, flags: &Flags, token: bool) -> Result<()> {
-    let dev = project.dev();
+pub(super) fn write_client_files(project: &Project, flags: &Flags, token: bool) -> Result<()> {
+    let dev = project.dev_dir();
     let root = PathBuf::from(flags.value("--root-dir").context("--root-dir was set")?);
     let made = root.join("pki").join("dev-ca.crt");
     let ca = dev.join("ca.crt");
@@ -26,8 +25,8 @@ pub(super) fn write(project: &Project, flags: &Flags, token: bool) -> Result<()>
     }
     std::fs::copy(&made, &ca).with_context(|| format!("cannot copy {}", made.display()))?;
     let token = if token { Some(dev.join("token")) } else { None };
-    let text = kubeconfig(
-        &format!("https://{}", flags.secure()?),
+    let text = kubeconfig_text(
+        &format!("https://{}", flags.secure_address()?),
         &ca,
         token.as_deref(),
     );
@@ -36,7 +35,7 @@ pub(super) fn write(project: &Project, flags: &Flags, token: bool) -> Result<()>
 }
 
 /// A kubeconfig as YAML (JSON strings are YAML strings).
-fn kubeconfig(server: &str, ca: &Path, token: Option<&Path>) -> String {
+fn kubeconfig_text(server: &str, ca: &Path, token: Option<&Path>) -> String {
     let ca = serde_json::json!(ca.display().to_string());
     let user = token.map_or_else(
         || "{}".to_owned(),
@@ -51,15 +50,20 @@ fn kubeconfig(server: &str, ca: &Path, token: Option<&Path>) -> String {
 }
 
 /// Says where things are, what is off, and three commands to try.
-pub(super) fn introduce(project: &Project, flags: &Flags, cloud: Option<&Cloud>, restricted: bool) {
+pub(super) fn print_introduction(
+    project: &Project,
+    flags: &Flags,
+    cloud: Option<&Cloud>,
+    restricted: bool,
+) {
     let secure = flags
-        .secure()
+        .secure_address()
         .map_or_else(|error| error.to_string(), |address| address.to_string());
-    let dev = project.dev();
-    let dev = project.shown(&dev);
+    let dev = project.dev_dir();
+    let dev = project.relative_path(&dev);
     println!("\nhublet is ready: https://{secure} (log: {dev}/hublet.log)");
     if restricted {
-        println!("{}", restrictions(&secure));
+        println!("{}", restrictions_text(&secure));
     }
     let Some(cloud) = cloud else {
         println!(
@@ -94,8 +98,8 @@ fn calico_call(secure: &str) -> String {
     )
 }
 
-/// What an unprivileged run lacks, and why.
-fn restrictions(secure: &str) -> String {
+/// The features that an unprivileged run lacks, with reasons.
+fn restrictions_text(secure: &str) -> String {
     format!(
         "\nWithout root these are off; start it with sudo for them:\n\
          - the interface hub-dummy0 with 169.254.2.1: making it needs CAP_NET_ADMIN. Clients use {secure}.\n\
@@ -110,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_kubeconfig_names_server_ca_and_token_file() {
-        let text = kubeconfig(
+        let text = kubeconfig_text(
             "https://169.254.2.1:10268",
             Path::new("/a b/ca.crt"),
             Some(Path::new("/a b/token")),

@@ -1,5 +1,4 @@
-//! `cargo xtask run`: everything from a bare checkout to a served call. In: which cloud, and flags for hublet.
-//! Out: a cloud and hublet running, `target/dev/` filled, three commands to try; all of it ended in order.
+//! `cargo xtask run`: builds everything, starts a cloud and hublet, and ends both in order on Ctrl-C.
 
 mod cloud;
 mod files;
@@ -19,9 +18,9 @@ use crate::{build, plain_http, step};
 pub(crate) use cloud::Cloud;
 use flags::Flags;
 
-/// How long hublet may take to be ready.
+/// Timeout of hublet's start.
 const READY: Duration = Duration::from_secs(30);
-/// How long hublet may take to drain and undo.
+/// Timeout of hublet's end: it drains and undoes its setup.
 const DRAIN: Duration = Duration::from_secs(45);
 
 /// Arguments of `run`.
@@ -49,10 +48,10 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let mut flags = Flags::from_user(&arguments.hublet);
     let own_cluster = flags.value("--server-addr").is_some();
-    build::development(project)?;
-    let dev = project.dev();
+    build::build_development(project)?;
+    let dev = project.dev_dir();
     std::fs::create_dir_all(&dev)?;
-    let admin = flags.admin()?;
+    let admin = flags.admin_address()?;
     port_is_free(admin)?;
 
     let mut cloud = if own_cluster {
@@ -61,15 +60,15 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
         Some(Cloud::start_in(project, arguments.cloud, &dev, &interrupt)?)
     };
     if let Some(cloud) = &cloud {
-        flags.default("--server-addr", &cloud.server);
-        flags.default(
+        flags.set_default("--server-addr", &cloud.server);
+        flags.set_default(
             "--bootstrap-file",
             &dev.join("bootstrap.kubeconfig").display().to_string(),
         );
     }
-    flags.default("--node-name", "dev-node");
-    flags.default("--bootstrap-mode", "development");
-    flags.default("--root-dir", &dev.join("hublet").display().to_string());
+    flags.set_default("--node-name", "dev-node");
+    flags.set_default("--bootstrap-mode", "development");
+    flags.set_default("--root-dir", &dev.join("hublet").display().to_string());
     let store = dev.join("hublet").join(if own_cluster {
         "cache-of-your-cluster"
     } else {
@@ -79,40 +78,48 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
         // Each start of a cloud of ours is a new cluster: what was stored of the last one says nothing of it.
         std::fs::remove_dir_all(&store)?;
     }
-    flags.default("--disk-cache-path", &store.display().to_string());
+    flags.set_default("--disk-cache-path", &store.display().to_string());
     let restricted = !is_root();
     if restricted {
-        flags.default("--enable-dummy-if", "false");
-        flags.default("--steer", "none");
+        flags.set_default("--enable-dummy-if", "false");
+        flags.set_default("--steer", "none");
     }
     let mut hublet = start_hublet(project, &flags)?;
     wait_ready(admin, &mut hublet, cloud.as_mut(), &interrupt)?;
-    files::write(project, &flags, cloud.is_some())?;
-    files::introduce(project, &flags, cloud.as_ref(), restricted);
+    files::write_client_files(project, &flags, cloud.is_some())?;
+    files::print_introduction(project, &flags, cloud.as_ref(), restricted);
     until_interrupted(&mut hublet, cloud.as_mut(), &interrupt)?;
-    step::say("ending: hublet drains, gives steering back and removes its interface and pins");
+    step::announce("ending: hublet drains, gives steering back and removes its interface and pins");
     let status = hublet.stop()?;
     drop(cloud);
     if !status.success() {
         bail!(
             "hublet ended with {status}: see {}",
-            project.shown(&dev.join("hublet.log"))
+            project.relative_path(&dev.join("hublet.log"))
         );
     }
     Ok(())
 }
 
 fn start_hublet(project: &Project, flags: &Flags) -> Result<Child> {
-    let binary = project.binary("debug", "hublet");
+    let binary = project.built_program("debug", "hublet");
     let mut command = project.command(&binary);
-    command.args(flags.all());
-    step::say(format_args!("starting hublet {}", flags.all().join(" ")));
-    Child::start("hublet", &command, &project.dev().join("hublet.log"), DRAIN)
+    command.args(flags.as_slice());
+    step::announce(format_args!(
+        "starting hublet {}",
+        flags.as_slice().join(" ")
+    ));
+    Child::start(
+        "hublet",
+        &command,
+        &project.dev_dir().join("hublet.log"),
+        DRAIN,
+    )
 }
 
 /// A hublet that someone else started would answer our readiness check and hide that ours failed.
 fn port_is_free(admin: SocketAddr) -> Result<()> {
-    if plain_http::ask(admin, "GET", "/v1/healthz").is_ok() {
+    if plain_http::send_request(admin, "GET", "/v1/healthz").is_ok() {
         bail!(
             "a hublet (or YurtHub) already answers on {admin}: end it first, or add `-- --serve-port=PORT`"
         );
@@ -129,14 +136,14 @@ fn wait_ready(
     let deadline = Instant::now() + READY;
     let mut last = String::from("no answer yet");
     while Instant::now() < deadline {
-        match plain_http::ask(admin, "GET", "/v1/readyz") {
+        match plain_http::send_request(admin, "GET", "/v1/readyz") {
             Ok((200, body)) if body == "OK" => return Ok(()),
             Ok((status, body)) => last = format!("{status} {}", body.trim()),
             Err(error) => last = format!("{error:#}"),
         }
-        hublet.check()?;
+        hublet.check_running()?;
         if let Some(cloud) = cloud.as_deref_mut() {
-            cloud.child.check()?;
+            cloud.child.check_running()?;
         }
         if interrupt.wait(Duration::from_millis(50)) {
             bail!("interrupted while hublet was starting");
@@ -154,13 +161,12 @@ fn until_interrupted(
     interrupt: &Interrupt,
 ) -> Result<()> {
     while !interrupt.wait(Duration::from_millis(500)) {
-        hublet.check()?;
+        hublet.check_running()?;
         if let Some(cloud) = cloud.as_deref_mut() {
-            cloud.child.check()?;
+            cloud.child.check_running()?;
         }
     }
     Ok(())
 }
 
-/// Loopback.
 pub(crate) const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;

@@ -1,5 +1,4 @@
-//! `cargo xtask test`: every test of the workspace, one test program at a time. In: names of suites, or none for
-//! all. Out: what each suite said, what was skipped and why, and `N passed, N failed, N skipped` as the last line.
+//! `cargo xtask test`: runs the test programs of the workspace one at a time and sums up, with the reason of each skip.
 
 pub(crate) mod outcome;
 pub(crate) mod suite;
@@ -34,7 +33,7 @@ pub(crate) struct TestArguments {
     /// ends it.
     #[arg(long)]
     keep: bool,
-    /// How the outcome is printed.
+    /// Format of the outcome.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
     /// Arguments of the test programs: `cargo xtask test offline -- served_from_the_store --nocapture`.
@@ -64,7 +63,7 @@ impl TestArguments {
 
 /// A suite that ran.
 #[derive(Debug, Serialize)]
-struct Ran {
+struct SuiteRun {
     name: String,
     seconds: f64,
     #[serde(flatten)]
@@ -76,13 +75,13 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     toolchain::for_tests(project)?;
     toolchain::for_node(project)?;
-    let object = build::development(project)?;
-    let suites = chosen(suite::build(project, &object)?, &arguments.names)?;
+    let object = build::build_development(project)?;
+    let suites = choose_suites(suite::build_suites(project, &object)?, &arguments.names)?;
     if arguments.list {
-        return list(&suites, arguments.output);
+        return print_list(&suites, arguments.output);
     }
     let environment = |command: &mut Command| {
-        command.env("HUBLET_BIN", project.binary("debug", "hublet"));
+        command.env("HUBLET_BIN", project.built_program("debug", "hublet"));
         command.env(build::OBJECT, &object);
         if arguments.keep {
             command.env(KEEP, "1");
@@ -90,10 +89,10 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
     };
     let mut ran = Vec::new();
     for suite in &suites {
-        step::say(format_args!("suite {}", suite.name));
+        step::announce(format_args!("suite {}", suite.name));
         let begin = Instant::now();
         let outcome = suite.run(project, arguments.mode(), &environment, &interrupt)?;
-        ran.push(Ran {
+        ran.push(SuiteRun {
             name: suite.name.clone(),
             seconds: begin.elapsed().as_secs_f64(),
             outcome,
@@ -103,10 +102,10 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
         OutputFormat::Text => print_table(&ran),
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&ran)?),
     }
-    verdict(&ran)
+    into_result(&ran)
 }
 
-fn list(suites: &[Suite], output: OutputFormat) -> Result<()> {
+fn print_list(suites: &[Suite], output: OutputFormat) -> Result<()> {
     let names: Vec<&str> = suites.iter().map(|suite| suite.name.as_str()).collect();
     match output {
         OutputFormat::Text => names.iter().for_each(|name| println!("{name}")),
@@ -115,7 +114,7 @@ fn list(suites: &[Suite], output: OutputFormat) -> Result<()> {
     Ok(())
 }
 
-fn chosen(all: Vec<Suite>, names: &[String]) -> Result<Vec<Suite>> {
+fn choose_suites(all: Vec<Suite>, names: &[String]) -> Result<Vec<Suite>> {
     let unknown: Vec<&str> = names
         .iter()
         .map(String::as_str)
@@ -135,9 +134,9 @@ fn chosen(all: Vec<Suite>, names: &[String]) -> Result<Vec<Suite>> {
     Ok(all.into_iter().filter(wanted).collect())
 }
 
-fn print_table(ran: &[Ran]) {
+fn print_table(ran: &[SuiteRun]) {
     println!("\nsuite                                     passed failed skipped  seconds");
-    for Ran {
+    for SuiteRun {
         name,
         seconds,
         outcome,
@@ -154,7 +153,7 @@ fn print_table(ran: &[Ran]) {
             skipped.len()
         );
     }
-    for Ran { name, outcome, .. } in ran {
+    for SuiteRun { name, outcome, .. } in ran {
         outcome
             .ignored
             .iter()
@@ -173,7 +172,7 @@ fn print_table(ran: &[Ran]) {
 }
 
 /// Passed, failed and skipped tests of all suites.
-fn totals(ran: &[Ran]) -> [usize; 3] {
+fn totals(ran: &[SuiteRun]) -> [usize; 3] {
     let sum = |count: fn(&Outcome) -> usize| ran.iter().map(|ran| count(&ran.outcome)).sum();
     [
         sum(|outcome| outcome.passed),
@@ -182,7 +181,7 @@ fn totals(ran: &[Ran]) -> [usize; 3] {
     ]
 }
 
-fn verdict(ran: &[Ran]) -> Result<()> {
+fn into_result(ran: &[SuiteRun]) -> Result<()> {
     let [_, failed, skipped] = totals(ran);
     if failed > 0 {
         bail!("{failed} tests failed (whole output: target/test-logs/)");

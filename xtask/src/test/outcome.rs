@@ -1,11 +1,11 @@
-//! Reads what libtest prints. In: its lines, with `--show-output`. Out: counts, failures, and the tests that said
-//! SKIP because the machine lacks something (libtest knows them as passed).
+//! Parses libtest's output (`--show-output`): counts, failures, and the tests that printed SKIP because the machine
+//! lacks something, which libtest counts as passed.
 
 use serde::Serialize;
 
 const IGNORED: &str = "ignored without a reason";
 
-/// What a test program said, as far as it was read.
+/// Results of a test program, as far as its output was read.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Outcome {
     /// Tests that ran and passed.
@@ -18,7 +18,7 @@ pub(crate) struct Outcome {
     pub(crate) ignored: Vec<String>,
     /// Names of the failed ones.
     pub(crate) failures: Vec<String>,
-    /// What failed ones printed: name and text.
+    /// Output of failed tests: name and text.
     pub(crate) printed: Vec<(String, String)>,
     /// The test whose captured output is being read.
     #[serde(skip)]
@@ -32,7 +32,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     /// Takes one line in.
-    pub(crate) fn line(&mut self, line: &str) {
+    pub(crate) fn read_line(&mut self, line: &str) {
         if let Some(name) = line
             .strip_prefix("---- ")
             .and_then(|rest| rest.strip_suffix(" stdout ----"))
@@ -42,11 +42,11 @@ impl Outcome {
                 self.printed.push((name.to_owned(), String::new()));
             }
         } else if let Some(rest) = line.strip_prefix("test result: ") {
-            self.conclude(rest);
+            self.read_conclusion(rest);
         } else if let Some(rest) = line.strip_prefix("test ") {
-            self.verdict(rest);
+            self.read_verdict(rest);
         } else if let Some(reason) = line.strip_prefix("SKIP") {
-            self.skip(reason);
+            self.add_skip(reason);
         } else if line == "successes:" {
             self.quiet = true;
         } else if line == "failures:" {
@@ -60,12 +60,12 @@ impl Outcome {
         }
     }
 
-    /// Is the line worth the screen? All but what passed tests printed, which is in the log.
-    pub(crate) fn shows(&self, line: &str) -> bool {
+    /// False for the output of passed tests, which is in the log alone.
+    pub(crate) fn is_worth_showing(&self, line: &str) -> bool {
         !self.quiet && !line.is_empty()
     }
 
-    fn verdict(&mut self, rest: &str) {
+    fn read_verdict(&mut self, rest: &str) {
         if let Some((name, verdict)) = rest.split_once(" ... ") {
             if verdict.ends_with("FAILED") {
                 self.failures.push(name.to_owned());
@@ -79,7 +79,7 @@ impl Outcome {
         }
     }
 
-    fn skip(&mut self, reason: &str) {
+    fn add_skip(&mut self, reason: &str) {
         let reason = reason
             .trim_start_matches([':', ' ', '(', 'P', 'E', 'D'])
             .trim_end_matches(')');
@@ -99,7 +99,7 @@ impl Outcome {
         }
     }
 
-    fn conclude(&mut self, rest: &str) {
+    fn read_conclusion(&mut self, rest: &str) {
         let count = |what: &str| -> usize {
             rest.split("; ")
                 .filter_map(|part| {
@@ -123,7 +123,7 @@ impl Outcome {
     }
 
     /// The program has ended; without libtest's conclusion, or with a bad status, that is a failure by itself.
-    pub(crate) fn ended(&mut self, how: &str, success: bool) {
+    pub(crate) fn program_ended(&mut self, how: &str, success: bool) {
         if !self.concluded || (!success && self.failed == 0) {
             self.failed += 1;
             self.failures.push(format!("the test program {how}"));
@@ -137,7 +137,7 @@ mod tests {
 
     fn read(text: &str) -> Outcome {
         let mut outcome = Outcome::default();
-        text.lines().for_each(|line| outcome.line(line));
+        text.lines().for_each(|line| outcome.read_line(line));
         outcome
     }
 
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn a_program_that_dies_before_its_conclusion_is_a_failure() {
         let mut died = read("running 2 tests\ntest a ... ok");
-        died.ended("was killed by signal 11", false);
+        died.program_ended("was killed by signal 11", false);
         assert_eq!(died.failed, 1);
         assert_eq!(died.failures, ["the test program was killed by signal 11"]);
     }
@@ -174,7 +174,7 @@ mod tests {
     fn a_bad_status_after_a_good_conclusion_is_a_failure() {
         let mut odd =
             read("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
-        odd.ended("ended with 101", false);
+        odd.program_ended("ended with 101", false);
         assert_eq!((odd.passed, odd.failed), (1, 1));
     }
 
@@ -182,7 +182,7 @@ mod tests {
     fn a_good_end_adds_nothing() {
         let mut good =
             read("test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
-        good.ended("ended with 0", true);
+        good.program_ended("ended with 0", true);
         assert_eq!((good.passed, good.failed), (7, 0));
     }
 }

@@ -1,5 +1,5 @@
-//! Test programs: built by one cargo call, run one after the other. In: the workspace. Out: an [`Outcome`] each,
-//! the whole output in `target/test-logs/`, the tests' own lines on the screen as they come.
+//! Test programs: built by one cargo call, run one after the other. Their whole output goes to `target/test-logs/`, and
+//! the tests' own lines to the screen.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write, pipe};
@@ -20,16 +20,16 @@ use crate::interrupt::Interrupt;
 use crate::project::Project;
 use crate::{build, step};
 
-/// A suite that takes longer hangs (the first that needs the real kube-apiserver builds it for some minutes).
+/// Generous: the first suite that needs the real kube-apiserver builds it for some minutes.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// The suite that is cargo's.
 const DOCUMENTATION: &str = "documentation";
 /// Lines that may wait between the program and us.
 const QUEUE: usize = 1024;
-/// What a process that the suite left behind may keep the pipe open for.
+/// Wait for the pipe's end when a process that the suite left behind keeps it open.
 const LEFT_OVER: Duration = Duration::from_secs(2);
 
-/// How long a suite may take.
+/// Time limit of a suite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
     /// [`LIMIT`].
@@ -38,7 +38,7 @@ pub(crate) enum Limit {
     None,
 }
 
-/// How suites are run.
+/// Mode of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mode<'a> {
     /// For the test program: filters and libtest's flags.
@@ -51,20 +51,20 @@ pub(crate) struct Mode<'a> {
 pub(crate) struct Suite {
     /// `package` for unit tests, `package::file` for a file of `tests/`.
     pub(crate) name: String,
-    /// What is started; cargo for the documentation's tests.
+    /// The test program; cargo for the documentation's tests.
     pub(crate) program: PathBuf,
     arguments: Vec<String>,
     dir: PathBuf,
 }
 
 /// Builds every test program of the workspace.
-pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
-    let mut command = build::cargo(project, object, "test");
+pub(crate) fn build_suites(project: &Project, object: &Path) -> Result<Vec<Suite>> {
+    let mut command = build::cargo_with_object(project, object, "test");
     command.args(["--workspace", "--no-run"]);
-    let mut suites = built(command)?;
+    let mut suites = build_programs(command)?;
     // Unit tests first: they are quick, and what breaks them breaks the rest.
     suites.sort_by_key(|suite: &Suite| (suite.name.contains("::"), suite.name.clone()));
-    let mut doc = build::cargo(project, object, "test");
+    let mut doc = build::cargo_with_object(project, object, "test");
     doc.args(["--workspace", "--doc", "--", "--show-output"]);
     suites.push(Suite {
         name: DOCUMENTATION.to_owned(),
@@ -79,7 +79,7 @@ pub(crate) fn build(project: &Project, object: &Path) -> Result<Vec<Suite>> {
 }
 
 /// The test programs that a `cargo test --no-run` builds.
-pub(crate) fn built(mut command: Command) -> Result<Vec<Suite>> {
+pub(crate) fn build_programs(mut command: Command) -> Result<Vec<Suite>> {
     let messages = compile::run("building the tests", &mut command)?;
     Ok(messages.into_iter().filter_map(from_message).collect())
 }
@@ -106,7 +106,7 @@ fn from_message(message: Message) -> Option<Suite> {
 }
 
 impl Suite {
-    /// Is it this suite that `name` means: its whole name, its package, or its file?
+    /// `name` may be the whole name, the package, or the file.
     pub(crate) fn answers_to(&self, name: &str) -> bool {
         let package = self.name.split([':', ' ']).next();
         let file = self.name.rsplit("::").next();
@@ -147,13 +147,13 @@ impl Suite {
         // Drops our ends of the pipe.
         drop(command);
         let group = Pid::from_raw(i32::try_from(process.id()).context("a pid fits i32")?);
-        let lines = read(reader, self.log(project)?);
+        let lines = read_lines(reader, self.create_log(project)?);
         let mut outcome = Outcome::default();
         let begin = Instant::now();
         let mut ended: Option<Instant> = None;
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(line) => take(&mut outcome, &line),
+                Ok(line) => take_line(&mut outcome, &line),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -172,7 +172,7 @@ impl Suite {
                 if interrupted {
                     bail!("interrupted");
                 }
-                outcome.ended(
+                outcome.program_ended(
                     &format!(
                         "did not end within {} minutes: killed",
                         LIMIT.as_secs() / 60
@@ -183,11 +183,11 @@ impl Suite {
             }
         }
         let status = process.wait()?;
-        outcome.ended(&format!("ended with {status}"), status.success());
+        outcome.program_ended(&format!("ended with {status}"), status.success());
         Ok(outcome)
     }
 
-    fn log(&self, project: &Project) -> Result<File> {
+    fn create_log(&self, project: &Project) -> Result<File> {
         let dir = project.root.join("target").join("test-logs");
         std::fs::create_dir_all(&dir)?;
         let name: String = self
@@ -199,8 +199,8 @@ impl Suite {
     }
 }
 
-/// Every line into the log and to whoever reads the channel.
-pub(crate) fn read(reader: impl Read + Send + 'static, mut log: File) -> Receiver<String> {
+/// Sends every line to the log and the channel.
+pub(crate) fn read_lines(reader: impl Read + Send + 'static, mut log: File) -> Receiver<String> {
     let (sender, receiver) = sync_channel(QUEUE);
     thread::spawn(move || {
         for line in BufReader::new(reader)
@@ -219,9 +219,9 @@ pub(crate) fn read(reader: impl Read + Send + 'static, mut log: File) -> Receive
 }
 
 /// Counts the line, and shows it unless it is what a passed test printed.
-fn take(outcome: &mut Outcome, line: &str) {
-    outcome.line(line);
-    if outcome.shows(line) {
+fn take_line(outcome: &mut Outcome, line: &str) {
+    outcome.read_line(line);
+    if outcome.is_worth_showing(line) {
         println!("    {line}");
     }
 }

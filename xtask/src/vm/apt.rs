@@ -1,5 +1,5 @@
-//! Debian's packages without installing them. In: names. Out: their files, unpacked below `target/vm/`. For another
-//! architecture or release apt gets a state of its own there: what this machine knows of both, and of packages, stays.
+//! Debian's packages, unpacked below `target/vm/` without being installed. For another architecture or release apt gets
+//! a state directory of its own there, so that this machine's stays as it is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::Lacks;
-use crate::project::{Project, which};
+use super::MissingPrograms;
+use crate::project::{Project, find_program};
 use crate::step;
 
-/// What Debian signs its releases with, old and new ones.
+/// Debian's signing keys, of old and new releases.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// apt, for one architecture and release.
@@ -25,9 +25,9 @@ pub(super) struct Apt<'a> {
 
 impl<'a> Apt<'a> {
     /// For this machine's own architecture.
-    pub(super) fn host(project: &'a Project) -> Result<Self> {
+    pub(super) fn for_host(project: &'a Project) -> Result<Self> {
         // As root it would otherwise warn that the user _apt can't write to our folder.
-        Self::with(
+        Self::with_options(
             project,
             "packages",
             vec!["APT::Sandbox::User=root".to_owned()],
@@ -35,9 +35,9 @@ impl<'a> Apt<'a> {
     }
 
     /// For another architecture, by Debian's name, from the same sources.
-    pub(super) fn foreign(project: &'a Project, architecture: &str) -> Result<Self> {
+    pub(super) fn for_architecture(project: &'a Project, architecture: &str) -> Result<Self> {
         let (_, options) = own_state(project, architecture)?;
-        Self::with(
+        Self::with_options(
             project,
             &format!("packages-{architecture}"),
             of_architecture(options, architecture),
@@ -45,7 +45,7 @@ impl<'a> Apt<'a> {
     }
 
     /// For a release of Debian's, by its name; with an architecture, if it isn't this machine's.
-    pub(super) fn release(
+    pub(super) fn for_release(
         project: &'a Project,
         suite: &str,
         architecture: Option<&str>,
@@ -54,7 +54,7 @@ impl<'a> Apt<'a> {
             let text = format!(
                 "no {KEYRING} to check {suite}'s packages with (Debian: debian-archive-keyring)"
             );
-            return Err(Lacks(text).into());
+            return Err(MissingPrograms(text).into());
         }
         let name = architecture.map_or_else(|| suite.to_owned(), |arch| format!("{suite}-{arch}"));
         let (state, mut options) = own_state(project, &name)?;
@@ -70,7 +70,7 @@ impl<'a> Apt<'a> {
             &sources,
             format!(
                 "deb [signed-by={KEYRING}] {} {suite} main\n",
-                mirror(&known)
+                debian_mirror(&known)
             ),
         )?;
         options.push(format!("Dir::Etc::sourcelist={}", sources.display()));
@@ -78,14 +78,14 @@ impl<'a> Apt<'a> {
         if let Some(architecture) = architecture {
             options = of_architecture(options, architecture);
         }
-        Self::with(project, &format!("packages-{name}"), options)
+        Self::with_options(project, &format!("packages-{name}"), options)
     }
 
-    fn with(project: &'a Project, dir: &str, options: Vec<String>) -> Result<Self> {
-        if which("apt-get").is_none() || which("dpkg-deb").is_none() {
+    fn with_options(project: &'a Project, dir: &str, options: Vec<String>) -> Result<Self> {
+        if find_program("apt-get").is_none() || find_program("dpkg-deb").is_none() {
             let text =
                 "no apt to fetch packages with: name a kernel's unpacked package, --kernel=DIR";
-            return Err(Lacks(text.to_owned()).into());
+            return Err(MissingPrograms(text.to_owned()).into());
         }
         let dir = project.target.join("vm").join(dir);
         fs::create_dir_all(&dir)?;
@@ -106,25 +106,25 @@ impl<'a> Apt<'a> {
         command
     }
 
-    fn update(&self) -> Result<()> {
+    fn update_lists(&self) -> Result<()> {
         let mut update = self.command("apt-get");
         step::run(
             "refreshing apt's package lists",
             update.args(["update", "-qq"]),
         )
-        .map_err(|error| Lacks(format!("{error:#}")).into())
+        .map_err(|error| MissingPrograms(format!("{error:#}")).into())
     }
 
     /// The package itself, or the kernel that it depends on when it stands for the newest one (`linux-image-amd64`).
-    pub(super) fn kernel(&self, wanted: &str) -> Result<String> {
-        let depends = || step::output(self.command("apt-cache").args(["depends", wanted]));
+    pub(super) fn resolve_kernel(&self, wanted: &str) -> Result<String> {
+        let depends = || step::read_output(self.command("apt-cache").args(["depends", wanted]));
         let printed = match depends() {
             Ok(printed) => printed,
             Err(_) => {
-                self.update()?;
+                self.update_lists()?;
                 let hint =
                     format!("apt knows no package {wanted} (or give a path: --kernel=./{wanted})");
-                depends().map_err(|error| Lacks(format!("{hint}: {error:#}")))?
+                depends().map_err(|error| MissingPrograms(format!("{hint}: {error:#}")))?
             }
         };
         let depends = printed
@@ -138,17 +138,17 @@ impl<'a> Apt<'a> {
     }
 
     /// The unpacked tree of one package, named after it and its version; fetched when it is not here yet.
-    pub(super) fn tree(&self, package: &str) -> Result<PathBuf> {
-        let archive = self.archive(package)?;
+    pub(super) fn package_tree(&self, package: &str) -> Result<PathBuf> {
+        let archive = self.download_archive(package)?;
         let tree = archive.with_extension("");
         if !tree.is_dir() {
-            self.unpack(&[archive], &tree)?;
+            self.unpack_archives(&[archive], &tree)?;
         }
         Ok(tree)
     }
 
     /// One tree of several packages and all that they depend on.
-    pub(super) fn trees(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    pub(super) fn packages_tree(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
         let tree = self.dir.join(name);
         if tree.is_dir() {
             return Ok(tree);
@@ -165,8 +165,9 @@ impl<'a> Apt<'a> {
             .args(packages);
         let what = format!("fetching {} and what they depend on", packages.join(", "));
         if step::run(&what, &mut install).is_err() {
-            self.update()?;
-            step::run(&what, &mut install).map_err(|error| Lacks(format!("{error:#}")))?;
+            self.update_lists()?;
+            step::run(&what, &mut install)
+                .map_err(|error| MissingPrograms(format!("{error:#}")))?;
         }
         let cache = self
             .command("apt-config")
@@ -182,22 +183,22 @@ impl<'a> Apt<'a> {
             archives.push(entry?.path());
         }
         archives.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
-        self.unpack(&archives, &tree)?;
+        self.unpack_archives(&archives, &tree)?;
         Ok(tree)
     }
 
     /// The package's file; apt checks its sum against the signed lists.
-    fn archive(&self, package: &str) -> Result<PathBuf> {
+    fn download_archive(&self, package: &str) -> Result<PathBuf> {
         let mut apt = self.command("apt-get");
         apt.args(["-q", "download", package]).current_dir(&self.dir);
         let what = format!("fetching {package}");
         let name = || {
             // Asked elsewhere, for where the file is already apt prints nothing.
-            let printed =
-                step::output(
-                    self.command("apt-get")
-                        .args(["download", "--print-uris", package]),
-                )?;
+            let printed = step::read_output(self.command("apt-get").args([
+                "download",
+                "--print-uris",
+                package,
+            ]))?;
             printed
                 .split_whitespace()
                 .nth(1)
@@ -210,24 +211,24 @@ impl<'a> Apt<'a> {
         }
         if step::run(&what, &mut apt).is_err() {
             // The lists name a file that has been replaced since.
-            self.update()?;
-            step::run(&what, &mut apt).map_err(|error| Lacks(format!("{error:#}")))?;
+            self.update_lists()?;
+            step::run(&what, &mut apt).map_err(|error| MissingPrograms(format!("{error:#}")))?;
         }
         Ok(self.dir.join(name()?))
     }
 
     /// All of them into one new tree, which is there whole or not at all.
-    fn unpack(&self, archives: &[PathBuf], tree: &Path) -> Result<()> {
+    fn unpack_archives(&self, archives: &[PathBuf], tree: &Path) -> Result<()> {
         let fresh = self.dir.join("unpacking");
         if fresh.exists() {
             fs::remove_dir_all(&fresh)?;
         }
-        step::say(format_args!(
+        step::announce(format_args!(
             "unpacking {}",
             tree.file_name().unwrap_or_default().to_string_lossy()
         ));
         for archive in archives {
-            step::output(
+            step::read_output(
                 self.project
                     .command("dpkg-deb")
                     .arg("-x")
@@ -263,7 +264,7 @@ fn of_architecture(mut options: Vec<String>, architecture: &str) -> Vec<String> 
 }
 
 /// Debian's archive among the addresses that this machine's apt knows; its public name where there is none.
-fn mirror(known: &str) -> &str {
+fn debian_mirror(known: &str) -> &str {
     let archive = |address: &&str| address.trim_end_matches('/').ends_with("/debian");
     known
         .lines()
@@ -280,9 +281,9 @@ mod tests {
     fn releases_come_from_the_mirror_that_the_machine_uses() {
         let known = "https://deb.nodesource.com/node_20.x/\nhttp://mirror.example/debian-security/\n\
                      http://mirror.example/debian/\nhttp://other.example/debian\n";
-        assert_eq!(mirror(known), "http://mirror.example/debian/");
+        assert_eq!(debian_mirror(known), "http://mirror.example/debian/");
         assert_eq!(
-            mirror("http://archive.ubuntu.com/ubuntu/\n"),
+            debian_mirror("http://archive.ubuntu.com/ubuntu/\n"),
             "http://deb.debian.org/debian/"
         );
     }

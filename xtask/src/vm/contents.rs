@@ -1,26 +1,25 @@
-//! What goes into a machine. In: the daemon, the suites, programs of this machine or of another architecture's
-//! packages, a kernel's modules. Out: the tree that `initramfs` writes, with what `init.sh` reads.
+//! The files of a virtual machine: daemon, suites, programs, kernel modules, and the environment that `init.sh` reads.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::Lacks;
+use super::MissingPrograms;
 use super::initramfs::Tree;
 use super::kernel::{Expected, Kernel};
 use super::qemu::Board;
-use crate::project::{Project, which};
+use crate::project::{Project, find_program};
 use crate::test::suite::Suite;
 
-/// What tests and init.sh call, besides busybox.
+/// Programs that tests and init.sh call, besides busybox.
 pub(super) const PROGRAMS: [&str; 9] = [
     "ip", "nsenter", "bpftool", "curl", "openssl", "bash", "setpriv", "unshare", "prlimit",
 ];
-/// Where packages have programs.
+/// Folders of programs in packages.
 const FOLDERS: [&str; 4] = ["bin", "sbin", "usr/bin", "usr/sbin"];
 /// One test at a time: QEMU gives both processors together the time of one.
 const THREADS: u8 = 1;
-/// What tests multiply their patience with: processors are emulated, and the machine below may have other work.
+/// Factor on the tests' timeouts: processors are emulated, and the machine below may have other work.
 const SLOWNESS: u8 = 5;
 
 /// The same for every kernel of an architecture.
@@ -28,7 +27,7 @@ const SLOWNESS: u8 = 5;
 pub(super) struct Contents {
     /// The daemon as it is shipped.
     pub(super) daemon: PathBuf,
-    /// Where the suites were told at their build that the scriptable cloud is, if it runs here.
+    /// Path of the scriptable cloud that the suites were compiled with, if it runs here.
     pub(super) cloud: Option<PathBuf>,
     pub(super) suites: Vec<Suite>,
     pub(super) programs: Programs,
@@ -45,7 +44,7 @@ pub(super) enum Programs {
 
 impl Contents {
     /// The machine's files.
-    pub(super) fn tree(
+    pub(super) fn build_tree(
         &self,
         project: &Project,
         board: &Board,
@@ -53,39 +52,39 @@ impl Contents {
         expected: &Expected,
     ) -> Result<Tree> {
         let mut tree = Tree::new();
-        tree.script("/init", include_str!("init.sh"));
-        self.programs.put(&mut tree)?;
-        tree.link("/bin/sh", "busybox");
-        tree.text(
+        tree.add_script("/init", include_str!("init.sh"));
+        self.programs.add_to(&mut tree)?;
+        tree.add_link("/bin/sh", "busybox");
+        tree.add_text(
             "/etc/passwd",
             "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
         );
-        tree.text("/etc/hosts", "127.0.0.1 localhost\n");
-        tree.program("/vm/hublet", &self.daemon)?;
+        tree.add_text("/etc/hosts", "127.0.0.1 localhost\n");
+        tree.add_program("/vm/hublet", &self.daemon)?;
         if let Some(cloud) = &self.cloud {
-            tree.program(cloud, cloud)?;
+            tree.add_program(cloud, cloud)?;
         }
         let mut suites = String::new();
         for suite in &self.suites {
             let path = format!("/vm/{}", suite.name.replace("::", "-"));
-            tree.program(&path, &suite.program)?;
+            tree.add_program(&path, &suite.program)?;
             suites.push_str(&format!("{}\t{path}\n", suite.name));
         }
-        tree.text("/vm/suites", suites);
+        tree.add_text("/vm/suites", suites);
         let mut modules = String::new();
         for module in kernel.modules(project)? {
             let path = Path::new("/vm/modules.d").join(module.file_name().unwrap_or_default());
-            tree.file(&path, &module);
+            tree.add_file(&path, &module);
             modules.push_str(&format!("{}\n", path.display()));
         }
-        tree.text("/vm/modules", modules);
-        tree.text("/vm/environment", environment(board, expected));
+        tree.add_text("/vm/modules", modules);
+        tree.add_text("/vm/environment", environment_file(board, expected));
         Ok(tree)
     }
 }
 
-/// What init.sh reads, and what it gives to the suites. Nothing may be skipped there but what is known.
-fn environment(board: &Board, expected: &Expected) -> String {
+/// Variables for init.sh and, through it, for the suites. `CI` is set, so that no test is skipped unnoticed.
+fn environment_file(board: &Board, expected: &Expected) -> String {
     let left_out: Vec<String> = expected
         .left_out
         .iter()
@@ -105,13 +104,13 @@ fn environment(board: &Board, expected: &Expected) -> String {
 }
 
 impl Programs {
-    fn put(&self, tree: &mut Tree) -> Result<()> {
+    fn add_to(&self, tree: &mut Tree) -> Result<()> {
         match self {
             Self::Ours => {
-                tree.program("/bin/busybox", &found("busybox")?)?;
+                tree.add_program("/bin/busybox", &require_program("busybox")?)?;
                 for name in PROGRAMS {
-                    let program = found(name)?;
-                    tree.program(&program, &program)?;
+                    let program = require_program(name)?;
+                    tree.add_program(&program, &program)?;
                 }
                 Ok(())
             }
@@ -121,21 +120,21 @@ impl Programs {
                     .iter()
                     .find(|path| path.is_file())
                     .context("busybox-static has no busybox")?;
-                tree.file("/bin/busybox", busybox);
+                tree.add_file("/bin/busybox", busybox);
                 for name in PROGRAMS {
                     let paths = FOLDERS.map(|folder| root.join(folder).join(name));
                     if let Some(path) = paths.iter().find(|path| path.is_file()) {
-                        tree.file(Path::new("/usr/sbin").join(name), path);
+                        tree.add_file(Path::new("/usr/sbin").join(name), path);
                     }
                 }
-                libraries(tree, root)
+                add_libraries(tree, root)
             }
         }
     }
 }
 
 /// All libraries of the packages: the loader that would say which are needed is another architecture's.
-fn libraries(tree: &mut Tree, root: &Path) -> Result<()> {
+fn add_libraries(tree: &mut Tree, root: &Path) -> Result<()> {
     let parents = ["lib", "usr/lib"].map(|parent| root.join(parent));
     for parent in parents.iter().filter(|parent| parent.is_dir()) {
         let mut folders = vec![parent.clone()];
@@ -153,7 +152,7 @@ fn libraries(tree: &mut Tree, root: &Path) -> Result<()> {
                     .is_some_and(|name| name.to_string_lossy().contains(".so"));
                 if library && path.is_file() {
                     // Links as what they lead to: `file` follows them.
-                    tree.file(Path::new("/").join(path.strip_prefix(root)?), &path);
+                    tree.add_file(Path::new("/").join(path.strip_prefix(root)?), &path);
                 }
             }
         }
@@ -161,18 +160,18 @@ fn libraries(tree: &mut Tree, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whatever the machine needs of this one is here, or the verb can't run.
-pub(super) fn check(needed: &[&str]) -> Result<()> {
+/// Fails when a program that the virtual machine needs is missing here.
+pub(super) fn check_programs(needed: &[&str]) -> Result<()> {
     needed
         .iter()
-        .try_for_each(|program| found(program).map(drop))
+        .try_for_each(|program| require_program(program).map(drop))
 }
 
-fn found(program: &str) -> Result<PathBuf> {
+fn require_program(program: &str) -> Result<PathBuf> {
     let lacks = || {
-        Lacks(format!(
+        MissingPrograms(format!(
             "{program} is not installed here, and the machine is made with it (docs/vm.md)"
         ))
     };
-    which(program).ok_or_else(|| lacks().into())
+    find_program(program).ok_or_else(|| lacks().into())
 }

@@ -1,6 +1,5 @@
-//! What a machine with an aarch64 processor needs, made on one without. In: Debian's packages for arm64, gcc's cross
-//! compiler, the sources. Out: a tree of its programs with their libraries; the daemon and the suites, static with
-//! musl. Nothing of it is installed but the compiler and QEMU.
+//! aarch64 on another machine: Debian's arm64 programs with their libraries, and the daemon and suites cross-compiled with
+//! musl. Only gcc's cross compiler and QEMU are installed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,24 +19,24 @@ pub(super) const DEBIAN: &str = "arm64";
 const TRIPLE: &str = "aarch64-unknown-linux-musl";
 /// Debian's compiler for it.
 pub(super) const GCC: &str = "aarch64-linux-gnu-gcc";
-/// What init.sh and the suites call.
+/// Packages of the programs that init.sh and the suites call.
 const PACKAGES: [&str; 4] = ["busybox-static", "iproute2", "bpftool", "util-linux"];
 
 /// The tree of programs and libraries of that architecture.
-pub(super) fn programs(apt: &Apt<'_>) -> Result<PathBuf> {
+pub(super) fn programs_tree(apt: &Apt<'_>) -> Result<PathBuf> {
     // Named after what is in it: an older checkout's tree lacks some.
-    apt.trees(&PACKAGES.join("+"), &PACKAGES)
+    apt.packages_tree(&PACKAGES.join("+"), &PACKAGES)
 }
 
 /// The daemon, and the suites of these names.
-pub(super) fn build(
+pub(super) fn build_for(
     project: &Project,
     apt: &Apt<'_>,
     names: &[String],
 ) -> Result<(PathBuf, Vec<Suite>)> {
-    let object = build::object(project)?;
+    let object = build::bpf_object(project)?;
     let installed =
-        step::output(
+        step::read_output(
             project
                 .command("rustup")
                 .args(["target", "list", "--installed"]),
@@ -49,11 +48,11 @@ pub(super) fn build(
             add.args(["target", "add", TRIPLE]),
         )?;
     }
-    let compiler = compiler(project, apt)?;
+    let compiler = find_compiler(project, apt)?;
     let cargo = |subcommand: &str| {
-        let mut command = build::cargo(project, &object, subcommand);
+        let mut command = build::cargo_with_object(project, &object, subcommand);
         command.args(["--target", TRIPLE]);
-        compiler.tell(&mut command);
+        compiler.configure(&mut command);
         command
     };
     let mut daemon = cargo("build");
@@ -67,8 +66,8 @@ pub(super) fn build(
     for name in names {
         tests.args(["--test", name.trim_start_matches("tests::")]);
     }
-    step::say("building the suites for aarch64 (ten minutes the first time on two cores)");
-    let suites = suite::built(tests)?;
+    step::announce("building the suites for aarch64 (ten minutes the first time on two cores)");
+    let suites = suite::build_programs(tests)?;
     Ok((project.target.join(TRIPLE).join("release/hublet"), suites))
 }
 
@@ -76,8 +75,8 @@ pub(super) fn build(
 #[derive(Debug)]
 struct Compiler(PathBuf);
 
-fn compiler(project: &Project, apt: &Apt<'_>) -> Result<Compiler> {
-    let musl = apt.tree("musl-dev")?;
+fn find_compiler(project: &Project, apt: &Apt<'_>) -> Result<Compiler> {
+    let musl = apt.package_tree("musl-dev")?;
     let specs = musl.join("usr/lib/aarch64-linux-musl/musl-gcc.specs");
     let text = fs::read_to_string(&specs).with_context(|| format!("no {}", specs.display()))?;
     let dir = project.target.join("vm").join("aarch64-cc");
@@ -98,7 +97,7 @@ fn compiler(project: &Project, apt: &Apt<'_>) -> Result<Compiler> {
 
 impl Compiler {
     /// Names it to cargo and to the build scripts. Rust brings musl itself for linking, which any gcc can do.
-    fn tell(&self, cargo: &mut Command) {
+    fn configure(&self, cargo: &mut Command) {
         cargo.env("CC_aarch64_unknown_linux_musl", &self.0);
         cargo.env("AR_aarch64_unknown_linux_musl", "aarch64-linux-gnu-ar");
         cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", GCC);

@@ -1,5 +1,5 @@
-//! The initial file system of a machine. In: files of this machine, texts, links. Out: an uncompressed cpio archive
-//! in the form that the kernel unpacks (newc), with all parent folders, owned by root.
+//! Writes the initial file system of a virtual machine: an uncompressed cpio archive in the kernel's format (newc), with
+//! all parent folders, owned by root.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 
 use crate::step;
 
-/// What a path in the archive is.
+/// An entry of the archive.
 #[derive(Debug)]
 enum Entry {
     Folder,
@@ -30,40 +30,39 @@ impl Tree {
     /// A tree with a console, which the kernel gives to process 1.
     pub(super) fn new() -> Self {
         let mut tree = Self::default();
-        tree.put("/dev/console", Entry::Device(5, 1));
+        tree.add_entry("/dev/console", Entry::Device(5, 1));
         tree
     }
 
     /// A file with this text.
-    pub(super) fn text(&mut self, path: &str, text: impl Into<String>) {
-        self.put(path, Entry::Text(text.into(), 0o644));
+    pub(super) fn add_text(&mut self, path: &str, text: impl Into<String>) {
+        self.add_entry(path, Entry::Text(text.into(), 0o644));
     }
 
-    /// A script.
-    pub(super) fn script(&mut self, path: &str, text: impl Into<String>) {
-        self.put(path, Entry::Text(text.into(), 0o755));
+    pub(super) fn add_script(&mut self, path: &str, text: impl Into<String>) {
+        self.add_entry(path, Entry::Text(text.into(), 0o755));
     }
 
     /// A symbolic link to `to`.
-    pub(super) fn link(&mut self, path: &str, to: &str) {
-        self.put(path, Entry::Link(to.to_owned()));
+    pub(super) fn add_link(&mut self, path: &str, to: &str) {
+        self.add_entry(path, Entry::Link(to.to_owned()));
     }
 
     /// A file of this machine, executable for all.
-    pub(super) fn file(&mut self, path: impl AsRef<Path>, from: &Path) {
-        self.put(path, Entry::File(from.to_path_buf()));
+    pub(super) fn add_file(&mut self, path: impl AsRef<Path>, from: &Path) {
+        self.add_entry(path, Entry::File(from.to_path_buf()));
     }
 
     /// A program of this machine, and the libraries that it is linked with at the paths that it looks for.
-    pub(super) fn program(&mut self, path: impl AsRef<Path>, from: &Path) -> Result<()> {
-        for library in libraries(from)? {
-            self.file(&library, &library);
+    pub(super) fn add_program(&mut self, path: impl AsRef<Path>, from: &Path) -> Result<()> {
+        for library in shared_libraries(from)? {
+            self.add_file(&library, &library);
         }
-        self.file(path, from);
+        self.add_file(path, from);
         Ok(())
     }
 
-    fn put(&mut self, path: impl AsRef<Path>, entry: Entry) {
+    fn add_entry(&mut self, path: impl AsRef<Path>, entry: Entry) {
         let path = path.as_ref();
         let parents = path
             .ancestors()
@@ -110,21 +109,21 @@ impl Entry {
         };
         let head = head.set_mode_file_type(kind);
         match self {
-            Self::Folder | Self::Device(..) => bytes(head, archive, &[]),
-            Self::Link(text) | Self::Text(text, _) => bytes(head, archive, text.as_bytes()),
-            Self::File(from) => copy(head, archive, from),
+            Self::Folder | Self::Device(..) => write_bytes(head, archive, &[]),
+            Self::Link(text) | Self::Text(text, _) => write_bytes(head, archive, text.as_bytes()),
+            Self::File(from) => write_file(head, archive, from),
         }
     }
 }
 
-fn bytes(head: Builder, archive: &mut impl Write, bytes: &[u8]) -> Result<()> {
+fn write_bytes(head: Builder, archive: &mut impl Write, bytes: &[u8]) -> Result<()> {
     let mut body = head.write(archive, u32::try_from(bytes.len())?);
     body.write_all(bytes)?;
     body.finish()?;
     Ok(())
 }
 
-fn copy(head: Builder, archive: &mut impl Write, from: &Path) -> Result<()> {
+fn write_file(head: Builder, archive: &mut impl Write, from: &Path) -> Result<()> {
     let context = || format!("cannot read {}", from.display());
     let file = File::open(from).with_context(context)?;
     let size = file.metadata().with_context(context)?.len();
@@ -141,7 +140,7 @@ fn copy(head: Builder, archive: &mut impl Write, from: &Path) -> Result<()> {
 }
 
 /// The shared libraries and the loader of a program, as the machine's own loader finds them; none for a static one.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = std::process::Command::new("ldd").arg(program).output();
     let output = output.context("cannot start `ldd` (Debian: package libc-bin)")?;
     let printed = String::from_utf8_lossy(&output.stdout);
@@ -170,7 +169,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Says how large a file became.
-pub(super) fn shown_size(path: &Path) -> Result<()> {
+pub(super) fn print_size(path: &Path) -> Result<()> {
     let size = fs::metadata(path)?.len();
     step::note(format_args!("{:.0} MB", size as f64 / 1e6));
     Ok(())
@@ -183,9 +182,9 @@ mod tests {
     #[test]
     fn folders_come_first_and_everything_is_there_once() {
         let mut tree = Tree::new();
-        tree.text("/a/b/text", "hello");
-        tree.script("/init", "#!/bin/sh\n");
-        tree.link("/a/link", "b/text");
+        tree.add_text("/a/b/text", "hello");
+        tree.add_script("/init", "#!/bin/sh\n");
+        tree.add_link("/a/link", "b/text");
         let to = std::env::temp_dir().join(format!("hublet-cpio-{}", std::process::id()));
         tree.write(&to).unwrap();
         let mut archive = File::open(&to).unwrap();
@@ -213,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_program_brings_its_loader() {
-        let found = libraries(&std::env::current_exe().unwrap()).unwrap();
+        let found = shared_libraries(&std::env::current_exe().unwrap()).unwrap();
         assert!(
             found
                 .iter()

@@ -1,5 +1,4 @@
-//! Kernels to boot. In: a package of Debian's, or a path. Out: the image, its modules in the order of loading, and
-//! what is to be expected of that release.
+//! Kernels to boot: the image, its modules in loading order, and the features to expect of that release.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::project::{Project, Usage};
 use crate::step;
 
-/// What the suites and hublet itself may want; what a kernel has built in, or has not at all, is not loaded.
+/// Modules that the suites and hublet use; the ones that a kernel has built in, or lacks, are not loaded.
 const MODULES: [&str; 8] = [
     "dummy",
     "ifb",
@@ -35,7 +34,7 @@ const GUARD: [&str; 2] = [
 pub(super) struct Kernel {
     /// As reports name it, and as its folder in `target/vm/` is called.
     pub(super) name: String,
-    /// What QEMU boots.
+    /// The image that QEMU boots.
     pub(super) image: PathBuf,
     /// The folder in which `lib/modules/RELEASE` is.
     modules: Option<(PathBuf, String)>,
@@ -45,7 +44,7 @@ pub(super) struct Kernel {
     pub(super) words: String,
 }
 
-/// What must hold on a release; anything else fails the run, so that a fallback is never taken unnoticed.
+/// Features that hublet must find on a release; a difference fails the run, so that no fallback is taken unnoticed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Expected {
     /// Facts that the machine reports.
@@ -66,10 +65,10 @@ impl Kernel {
     ) -> Result<Self> {
         let path = Path::new(wanted);
         if path.is_dir() {
-            return Self::unpacked(&path.canonicalize()?);
+            return Self::from_package_tree(&path.canonicalize()?);
         }
         if path.is_file() {
-            return Self::image(&path.canonicalize()?, modules);
+            return Self::from_image(&path.canonicalize()?, modules);
         }
         if wanted.contains('/') {
             return Err(Usage(format!(
@@ -77,11 +76,11 @@ impl Kernel {
             ))
             .into());
         }
-        Self::unpacked(&fetch(wanted)?)
+        Self::from_package_tree(&fetch(wanted)?)
     }
 
     /// The same kernel, with these modules left out, and these words on its command line.
-    pub(super) fn told(self, without: &[String], words: &[String]) -> Self {
+    pub(super) fn with_options(self, without: &[String], words: &[String]) -> Self {
         Self {
             without: without.to_vec(),
             words: words.join(" "),
@@ -90,8 +89,8 @@ impl Kernel {
     }
 
     /// The tree of a kernel's package.
-    fn unpacked(tree: &Path) -> Result<Self> {
-        let mut images = entries(&tree.join("boot"))?;
+    fn from_package_tree(tree: &Path) -> Result<Self> {
+        let mut images = dir_entries(&tree.join("boot"))?;
         images.retain(|path| file_name(path).starts_with("vmlinu"));
         let image = images
             .pop()
@@ -100,7 +99,9 @@ impl Kernel {
         if !tree.join("lib").exists() && tree.join("usr/lib").exists() {
             std::os::unix::fs::symlink("usr/lib", tree.join("lib"))?;
         }
-        let release = entries(&tree.join("lib/modules")).unwrap_or_default().pop();
+        let release = dir_entries(&tree.join("lib/modules"))
+            .unwrap_or_default()
+            .pop();
         let modules = release.map(|release| (tree.to_path_buf(), file_name(&release)));
         Ok(Self {
             name: file_name(tree),
@@ -111,7 +112,7 @@ impl Kernel {
         })
     }
 
-    fn image(image: &Path, modules: Option<&Path>) -> Result<Self> {
+    fn from_image(image: &Path, modules: Option<&Path>) -> Result<Self> {
         let modules = match modules {
             None => None,
             Some(dir) => {
@@ -147,16 +148,16 @@ impl Kernel {
             .join("modules.dep")
             .exists()
         {
-            step::output(project.command("depmod").arg("-b").arg(root).arg(release))?;
+            step::read_output(project.command("depmod").arg("-b").arg(root).arg(release))?;
         }
         let mut files: Vec<PathBuf> = Vec::new();
-        for module in MODULES.into_iter().filter(|module| self.loads(module)) {
+        for module in MODULES.into_iter().filter(|module| self.is_wanted(module)) {
             let mut show = project.command("modprobe");
             // Without this machine's own configuration.
             show.args(["--show-depends", "-C", "/dev/null", "-S", release, "-d"])
                 .arg(root)
                 .arg(module);
-            let Ok(printed) = step::output(&mut show) else {
+            let Ok(printed) = step::read_output(&mut show) else {
                 step::note(format_args!("{} has no module {module}", self.name));
                 continue;
             };
@@ -164,7 +165,7 @@ impl Kernel {
                 let Some(path) = line.trim().strip_prefix("insmod ") else {
                     continue;
                 };
-                let path = plain(project, Path::new(path.trim()))?;
+                let path = decompressed_module(project, Path::new(path.trim()))?;
                 if !files.contains(&path) {
                     files.push(path);
                 }
@@ -173,29 +174,30 @@ impl Kernel {
         Ok(files)
     }
 
-    fn loads(&self, module: &str) -> bool {
+    fn is_wanted(&self, module: &str) -> bool {
         !self.without.iter().any(|left| left == module)
     }
 
-    /// What is expected of it, as far as its release is known before it boots.
+    /// Expected features, by its release.
     pub(super) fn expected(&self) -> Expected {
         self.modules
             .as_ref()
             .map_or_else(Expected::default, |(root, release)| {
                 let list = root.join("lib/modules").join(release).join("modules.dep");
                 let list = fs::read_to_string(list).unwrap_or_default();
-                let has = |kind: &&&str| list.contains(&format!("/{kind}.ko")) && self.loads(kind);
-                Expected::of(release, LINKS.iter().find(has).copied())
+                let has =
+                    |kind: &&&str| list.contains(&format!("/{kind}.ko")) && self.is_wanted(kind);
+                Expected::for_release(release, LINKS.iter().find(has).copied())
             })
     }
 }
 
 impl Expected {
     /// By version, from the table in docs/vm.md; `link` is the best kind of link that it has as a module.
-    fn of(release: &str, link: Option<&'static str>) -> Self {
+    fn for_release(release: &str, link: Option<&'static str>) -> Self {
         let mut expected = Self::default();
         expected.facts.extend(link.map(|kind| ("link", kind)));
-        if let Some(version) = version(release) {
+        if let Some(version) = parse_version(release) {
             expected.facts.push((
                 "tcx",
                 if version >= (6, 6) {
@@ -216,7 +218,7 @@ impl Expected {
 }
 
 /// `bullseye:linux-image-amd64` is a release of Debian's and a package; without a release it is the machine's own.
-pub(super) fn package(wanted: &str) -> Result<(Option<&str>, &str)> {
+pub(super) fn parse_package(wanted: &str) -> Result<(Option<&str>, &str)> {
     let (release, package) = wanted
         .split_once(':')
         .map_or((None, wanted), |(a, b)| (Some(a), b));
@@ -235,7 +237,7 @@ pub(super) fn package(wanted: &str) -> Result<(Option<&str>, &str)> {
 }
 
 /// `6.1.0-56-amd64` is (6, 1).
-fn version(release: &str) -> Option<(u32, u32)> {
+fn parse_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release
         .split(['.', '-'])
         .map_while(|number| number.parse().ok());
@@ -243,7 +245,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 /// A module that busybox can load: unpacked when the kernel's package has it compressed.
-fn plain(project: &Project, module: &Path) -> Result<PathBuf> {
+fn decompressed_module(project: &Project, module: &Path) -> Result<PathBuf> {
     let tool = match module.extension().and_then(|extension| extension.to_str()) {
         Some("xz") => "xz",
         Some("zst") => "zstd",
@@ -252,12 +254,12 @@ fn plain(project: &Project, module: &Path) -> Result<PathBuf> {
     };
     let unpacked = module.with_extension("");
     if !unpacked.exists() {
-        step::output(project.command(tool).args(["-d", "-k", "-q"]).arg(module))?;
+        step::read_output(project.command(tool).args(["-d", "-k", "-q"]).arg(module))?;
     }
     Ok(unpacked)
 }
 
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+fn dir_entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let found = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut found = found
         .map(|entry| Ok(entry?.path()))
@@ -280,11 +282,11 @@ mod tests {
     #[test]
     fn a_package_may_be_of_another_release() {
         assert_eq!(
-            package("linux-image-amd64").unwrap(),
+            parse_package("linux-image-amd64").unwrap(),
             (None, "linux-image-amd64")
         );
         assert_eq!(
-            package("trixie:linux-image-6.12.1+deb13").unwrap().0,
+            parse_package("trixie:linux-image-6.12.1+deb13").unwrap().0,
             Some("trixie")
         );
         for wrong in [
@@ -296,21 +298,21 @@ mod tests {
             "..:b",
             "-o:b",
         ] {
-            assert!(package(wrong).unwrap_err().is::<Usage>(), "{wrong}");
+            assert!(parse_package(wrong).unwrap_err().is::<Usage>(), "{wrong}");
         }
     }
 
     #[test]
     fn what_is_expected_follows_from_the_release() {
-        let old = Expected::of("6.1.0-56-amd64", Some("dummy"));
+        let old = Expected::for_release("6.1.0-56-amd64", Some("dummy"));
         assert_eq!(old.facts, [("link", "dummy"), ("tcx", "absent")]);
         assert_eq!(
-            Expected::of("6.12.9+deb13-cloud-amd64", None).facts,
+            Expected::for_release("6.12.9+deb13-cloud-amd64", None).facts,
             [("tcx", "present")]
         );
         assert_eq!((old.off, old.left_out), (Some(vec![]), vec![]));
-        assert_eq!(Expected::of("nonsense", None), Expected::default());
-        let older = Expected::of("5.10.0-32-amd64", Some("dummy"));
+        assert_eq!(Expected::for_release("nonsense", None), Expected::default());
+        let older = Expected::for_release("5.10.0-32-amd64", Some("dummy"));
         assert_eq!(older.off, Some(vec!["guard"]));
         assert_eq!(
             older

@@ -1,6 +1,5 @@
-//! `cargo xtask vm`: the suites that speak of the kernel, on other kernels than this machine's. In: kernels (Debian's
-//! packages or paths) and names of suites, or none for the usual ones. Out: per kernel and suite what passed and
-//! failed; the logs in `target/vm/KERNEL/`. docs/vm.md tells more.
+//! `cargo xtask vm`: the kernel's suites on other kernels than this machine's, Debian's packages or any image. Logs are
+//! in `target/vm/KERNEL/`; docs/vm.md is the guide.
 
 mod apt;
 mod contents;
@@ -29,7 +28,7 @@ use kernel::Kernel;
 use qemu::{Board, End, Machine};
 use report::Run;
 
-/// What needs the kernel, and the daemon's ways as a whole. Suites that need Go, recordings or much time stay out.
+/// Suites about the kernel, and the daemon as a whole. Those that need Go, recordings or much time stay out.
 const SUITES: [&str; 10] = [
     "ebpf",
     "interface",
@@ -70,7 +69,7 @@ pub(crate) struct VmArguments {
     /// Minutes that one machine may take.
     #[arg(long, value_name = "MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
     limit: u16,
-    /// How the outcome is printed.
+    /// Format of the outcome.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
 }
@@ -85,15 +84,15 @@ enum Arch {
 
 /// This machine lacks what the verb stands on, so nothing was run: exit code 3.
 #[derive(Debug)]
-pub(crate) struct Lacks(String);
+pub(crate) struct MissingPrograms(String);
 
-impl std::fmt::Display for Lacks {
+impl std::fmt::Display for MissingPrograms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Lacks {}
+impl std::error::Error for MissingPrograms {}
 
 /// As a step of `ci`: where QEMU can't be had it is left out, which is said; with `CI=true` it fails then.
 pub(crate) fn step(project: &Project) -> Result<()> {
@@ -108,7 +107,7 @@ pub(crate) fn step(project: &Project) -> Result<()> {
         output: OutputFormat::Text,
     };
     match run(project, &arguments) {
-        Err(error) if error.is::<Lacks>() && !is_ci() => {
+        Err(error) if error.is::<MissingPrograms>() && !is_ci() => {
             step::note(format_args!("left out: {error:#}"));
             Ok(())
         }
@@ -120,13 +119,13 @@ pub(crate) fn step(project: &Project) -> Result<()> {
 pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let arch = arguments.arch;
-    arch.prepare(project)?;
-    let kernels = arch.kernels(project, arguments)?;
-    let contents = arch.contents(project, &arguments.names)?;
+    arch.install_packages(project)?;
+    let kernels = arch.find_kernels(project, arguments)?;
+    let contents = arch.build_contents(project, &arguments.names)?;
     let limit = Duration::from_secs(60 * u64::from(arguments.limit));
     let mut runs = Vec::new();
     for kernel in &kernels {
-        let run = boot(
+        let run = boot_kernel(
             project,
             (arch.board(), kernel),
             &contents,
@@ -141,12 +140,12 @@ pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
     if arguments.output == OutputFormat::Json {
         println!("{}", serde_json::to_string_pretty(&runs)?);
     }
-    conclude(&runs, arguments.output)
+    print_outcome(&runs, arguments.output)
 }
 
-fn conclude(runs: &[Run], output: OutputFormat) -> Result<()> {
+fn print_outcome(runs: &[Run], output: OutputFormat) -> Result<()> {
     let count = |of: fn((usize, usize, usize)) -> usize| -> usize {
-        runs.iter().map(|run| of(run.counts())).sum()
+        runs.iter().map(|run| of(run.test_counts())).sum()
     };
     if output == OutputFormat::Text {
         println!(
@@ -158,7 +157,7 @@ fn conclude(runs: &[Run], output: OutputFormat) -> Result<()> {
     }
     let bad: Vec<&str> = runs
         .iter()
-        .filter(|run| !run.good(is_ci()))
+        .filter(|run| !run.is_good(is_ci()))
         .map(|run| run.kernel.as_str())
         .collect();
     if !bad.is_empty() {
@@ -178,7 +177,7 @@ impl Arch {
         }
     }
 
-    fn suites(self) -> impl Iterator<Item = &'static str> {
+    fn usual_suites(self) -> impl Iterator<Item = &'static str> {
         let count = match self {
             Self::X86_64 => SUITES.len(),
             Self::Aarch64 => SMOKE,
@@ -187,7 +186,7 @@ impl Arch {
     }
 
     /// Debian's own kernel.
-    fn kernel(self) -> &'static str {
+    fn own_kernel(self) -> &'static str {
         match self {
             Self::X86_64 => "linux-image-amd64",
             Self::Aarch64 => "linux-image-arm64",
@@ -195,66 +194,66 @@ impl Arch {
     }
 
     /// Installs what this machine needs for it, or says what is missing.
-    fn prepare(self, project: &Project) -> Result<()> {
+    fn install_packages(self, project: &Project) -> Result<()> {
         let common = ["depmod", "modprobe", self.board().qemu];
         match self {
             Self::X86_64 => {
                 toolchain::for_vm(project)?;
-                contents::check(&[&common[..], &["busybox"], &contents::PROGRAMS].concat())
+                contents::check_programs(&[&common[..], &["busybox"], &contents::PROGRAMS].concat())
             }
             Self::Aarch64 => {
                 toolchain::for_aarch64(project)?;
-                contents::check(&[&common[..], &[cross::GCC]].concat())
+                contents::check_programs(&[&common[..], &[cross::GCC]].concat())
             }
         }
     }
 
     fn apt(self, project: &Project) -> Result<Apt<'_>> {
         match self {
-            Self::X86_64 => Apt::host(project),
-            Self::Aarch64 => Apt::foreign(project, cross::DEBIAN),
+            Self::X86_64 => Apt::for_host(project),
+            Self::Aarch64 => Apt::for_architecture(project, cross::DEBIAN),
         }
     }
 
     /// `[RELEASE:]PACKAGE`, unpacked.
-    fn package(self, project: &Project, wanted: &str) -> Result<PathBuf> {
-        let (release, package) = kernel::package(wanted)?;
+    fn fetch_package(self, project: &Project, wanted: &str) -> Result<PathBuf> {
+        let (release, package) = kernel::parse_package(wanted)?;
         let apt = match release {
             None => self.apt(project)?,
-            Some(release) => Apt::release(
+            Some(release) => Apt::for_release(
                 project,
                 release,
                 (self == Self::Aarch64).then_some(cross::DEBIAN),
             )?,
         };
-        apt.tree(&apt.kernel(package)?)
+        apt.package_tree(&apt.resolve_kernel(package)?)
     }
 
-    fn kernels(self, project: &Project, arguments: &VmArguments) -> Result<Vec<Kernel>> {
-        let usual = [self.kernel().to_owned()];
+    fn find_kernels(self, project: &Project, arguments: &VmArguments) -> Result<Vec<Kernel>> {
+        let usual = [self.own_kernel().to_owned()];
         let wanted = if arguments.kernels.is_empty() {
             &usual[..]
         } else {
             &arguments.kernels
         };
         let find = |wanted: &String| -> Result<Kernel> {
-            let fetch = |package: &str| self.package(project, package);
+            let fetch = |package: &str| self.fetch_package(project, package);
             let kernel = Kernel::find(wanted, arguments.modules.as_deref(), fetch)?;
-            Ok(kernel.told(&arguments.without, &arguments.append))
+            Ok(kernel.with_options(&arguments.without, &arguments.append))
         };
         wanted.iter().map(find).collect()
     }
 
     /// The daemon as it is shipped, and the suites: here as `cargo xtask test` builds them.
-    fn contents(self, project: &Project, names: &[String]) -> Result<Contents> {
-        let usual = self.suites().map(str::to_owned).collect::<Vec<_>>();
+    fn build_contents(self, project: &Project, names: &[String]) -> Result<Contents> {
+        let usual = self.usual_suites().map(str::to_owned).collect::<Vec<_>>();
         let names = if names.is_empty() { &usual } else { names };
         match self {
             Self::X86_64 => {
-                let object = build::development(project)?;
-                let suites = chosen(&suite::build(project, &object)?, names)?;
-                let daemon = build::daemon(project)?;
-                let cloud = Some(project.binary("debug", "hublet-cloud"));
+                let object = build::build_development(project)?;
+                let suites = choose_suites(&suite::build_suites(project, &object)?, names)?;
+                let daemon = build::release_daemon(project)?;
+                let cloud = Some(project.built_program("debug", "hublet-cloud"));
                 Ok(Contents {
                     daemon,
                     cloud,
@@ -264,8 +263,8 @@ impl Arch {
             }
             Self::Aarch64 => {
                 let apt = self.apt(project)?;
-                let programs = Programs::Of(cross::programs(&apt)?);
-                let (daemon, suites) = cross::build(project, &apt, names)?;
+                let programs = Programs::Of(cross::programs_tree(&apt)?);
+                let (daemon, suites) = cross::build_for(project, &apt, names)?;
                 Ok(Contents {
                     daemon,
                     cloud: None,
@@ -278,7 +277,7 @@ impl Arch {
 }
 
 /// The suites of these names, each once.
-fn chosen(all: &[Suite], names: &[String]) -> Result<Vec<Suite>> {
+fn choose_suites(all: &[Suite], names: &[String]) -> Result<Vec<Suite>> {
     let mut suites: Vec<Suite> = Vec::new();
     for name in names {
         let before = suites.len();
@@ -296,7 +295,7 @@ fn chosen(all: &[Suite], names: &[String]) -> Result<Vec<Suite>> {
     Ok(suites)
 }
 
-fn boot(
+fn boot_kernel(
     project: &Project,
     (board, kernel): (&Board, &Kernel),
     contents: &Contents,
@@ -307,15 +306,15 @@ fn boot(
     fs::create_dir_all(&dir)?;
     let expected = kernel.expected();
     let initramfs = dir.join("initramfs.cpio");
-    step::say(format_args!(
+    step::announce(format_args!(
         "packing the machine's files for {}",
         kernel.name
     ));
     contents
-        .tree(project, board, kernel, &expected)?
+        .build_tree(project, board, kernel, &expected)?
         .write(&initramfs)?;
-    initramfs::shown_size(&initramfs)?;
-    step::say(format_args!(
+    initramfs::print_size(&initramfs)?;
+    step::announce(format_args!(
         "booting {} (at most {} s)",
         kernel.name,
         limit.as_secs()
@@ -328,7 +327,7 @@ fn boot(
     };
     let mut run = Run::new(&kernel.name, &expected);
     let end = machine.run(project, limit, interrupt, |line| {
-        if run.line(line) {
+        if run.read_line(line) {
             eprintln!("    {line}");
         }
     })?;
@@ -337,11 +336,11 @@ fn boot(
             "the machine did not end within {} s",
             limit.as_secs()
         )),
-        End::Gone => machine.panic(),
+        End::Gone => machine.panic_message(),
     };
-    run.end(why, &expected);
+    run.machine_ended(why, &expected);
     if !run.problems.is_empty() {
-        step::note(machine.last_words());
+        step::note(machine.diagnostic_lines());
     }
     Ok(run)
 }

@@ -1,6 +1,5 @@
-//! The machine. In: a kernel, an initial file system, a limit. Out: the suites' lines as they come, and how it
-//! ended: switched off, or over its limit, or gone (then its console says why). QEMU translates (TCG): no KVM, so that it
-//! is the same machine everywhere.
+//! Runs a virtual machine under QEMU to its end: powered off, over its time limit, or crashed. QEMU translates (TCG)
+//! even where there is KVM, so that it is the same machine everywhere.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,7 @@ const PROCESSORS: &str = "2";
 const MEMORY: &str = "2G";
 /// Lines of a log that are shown when a machine dies.
 const TAIL: usize = 20;
-/// How a kernel that gives up says so.
+/// Begins the console line of a kernel panic.
 const PANIC: &str = "Kernel panic - not syncing";
 
 /// Names of QEMU and of devices.
@@ -58,7 +57,7 @@ pub(super) const AARCH64: Board = Board {
     results: "/dev/ttyS0",
 };
 
-/// What is booted.
+/// A virtual machine to boot.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
     pub(super) board: &'a Board,
@@ -68,7 +67,7 @@ pub(super) struct Machine<'a> {
     pub(super) dir: &'a Path,
 }
 
-/// How it ended.
+/// The end of a virtual machine.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// QEMU ended by itself: switched off, or the kernel panicked.
@@ -78,17 +77,17 @@ pub(super) enum End {
 }
 
 impl Machine<'_> {
-    /// What the suites printed.
+    /// Output of the suites.
     pub(super) fn suites_log(&self) -> PathBuf {
         self.dir.join("suites.log")
     }
 
-    /// What the kernel printed.
+    /// Output of the kernel.
     pub(super) fn console_log(&self) -> PathBuf {
         self.dir.join("console.log")
     }
 
-    /// Boots it and hears it to its end.
+    /// Boots it and passes the suites' lines on until it ends.
     pub(super) fn run(
         &self,
         project: &Project,
@@ -103,7 +102,7 @@ impl Machine<'_> {
             &self.dir.join("qemu.log"),
             Duration::from_secs(5),
         )?;
-        let lines = suite::read(output, fs::File::create(self.suites_log())?);
+        let lines = suite::read_lines(output, fs::File::create(self.suites_log())?);
         let end = loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => hear(&line),
@@ -172,20 +171,20 @@ impl Machine<'_> {
         command
     }
 
-    /// Why the kernel ended, if its console says so.
-    pub(super) fn panic(&self) -> Option<String> {
-        let console = text(&self.console_log());
+    /// The kernel's panic message, if its console has one.
+    pub(super) fn panic_message(&self) -> Option<String> {
+        let console = read_log(&self.console_log());
         console
             .lines()
             .find(|line| line.contains(PANIC))
             .map(|line| line.trim_end().to_owned())
     }
 
-    /// What helps to see why it went wrong: the console's lines up to a panic, or the last ones of both logs.
-    pub(super) fn last_words(&self) -> String {
+    /// Lines for diagnosis: the console's up to a panic, or the last ones of both logs.
+    pub(super) fn diagnostic_lines(&self) -> String {
         let mut words = String::new();
         for log in [self.console_log(), self.suites_log()] {
-            let text = text(&log);
+            let text = read_log(&log);
             let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
             let panic = lines.iter().position(|line| line.contains(PANIC));
             let until = panic.map_or(lines.len(), |at| at + 1);
@@ -196,6 +195,6 @@ impl Machine<'_> {
     }
 }
 
-fn text(log: &Path) -> String {
+fn read_log(log: &Path) -> String {
     String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
 }

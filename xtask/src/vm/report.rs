@@ -1,5 +1,4 @@
-//! What came of a machine. In: the lines that `init.sh` and the suites print. Out: per suite what passed and failed,
-//! each failing test with what it printed; what differs from what was expected of the kernel; as text and as JSON.
+//! Parses the lines that `init.sh` and the suites print, and compares the result with the kernel's expectations.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -9,7 +8,7 @@ use serde::Serialize;
 use super::kernel::Expected;
 use crate::test::outcome::Outcome;
 
-/// How `init.sh` begins its own lines.
+/// Prefix of `init.sh`'s own lines.
 const MARK: &str = "hublet-vm: ";
 
 /// One kernel's run.
@@ -21,12 +20,12 @@ pub(super) struct Run {
     pub(super) boot_seconds: Option<f64>,
     /// To the end.
     pub(super) seconds: f64,
-    /// What the machine found out about its kernel.
+    /// Features that the machine reported of its kernel.
     facts: BTreeMap<String, String>,
     suites: Vec<Ran>,
     /// Tests that the kernel can't run: `test: reason`.
     left_out: Vec<String>,
-    /// What is wrong besides failing tests; empty is good.
+    /// Problems besides failing tests.
     pub(super) problems: Vec<String>,
     #[serde(skip)]
     done: bool,
@@ -77,19 +76,19 @@ impl Run {
     }
 
     /// Takes one line in; true when it is worth the screen.
-    pub(super) fn line(&mut self, line: &str) -> bool {
+    pub(super) fn read_line(&mut self, line: &str) -> bool {
         if let Some(words) = line.strip_prefix(MARK) {
-            self.said(words);
+            self.read_init_line(words);
             return true;
         }
         let Some((_, _, outcome)) = &mut self.current else {
             return !line.is_empty();
         };
-        outcome.line(line);
-        outcome.shows(line)
+        outcome.read_line(line);
+        outcome.is_worth_showing(line)
     }
 
-    fn said(&mut self, words: &str) {
+    fn read_init_line(&mut self, words: &str) {
         let (verb, rest) = words.split_once(' ').unwrap_or((words, ""));
         match verb {
             "up" => self.boot_seconds = Some(self.begin.elapsed().as_secs_f64()),
@@ -113,7 +112,7 @@ impl Run {
         let Some((name, begin, mut outcome)) = self.current.take() else {
             return;
         };
-        outcome.ended(how, success);
+        outcome.program_ended(how, success);
         let printed = |test: &String| {
             let found = outcome.printed.iter().find(|(name, _)| name == test);
             found
@@ -136,7 +135,7 @@ impl Run {
     }
 
     /// The machine has ended; `why` when it did not switch itself off after the last suite.
-    pub(super) fn end(&mut self, why: Option<String>, expected: &Expected) {
+    pub(super) fn machine_ended(&mut self, why: Option<String>, expected: &Expected) {
         self.seconds = self.begin.elapsed().as_secs_f64();
         if let Some((name, ..)) = &self.current {
             let name = name.clone();
@@ -164,7 +163,7 @@ impl Run {
     }
 
     /// Tests that passed, failed, were skipped.
-    pub(super) fn counts(&self) -> (usize, usize, usize) {
+    pub(super) fn test_counts(&self) -> (usize, usize, usize) {
         self.suites
             .iter()
             .fold((0, 0, 0), |(passed, failed, skipped), suite| {
@@ -176,13 +175,13 @@ impl Run {
             })
     }
 
-    /// Is all as it should be? CI takes no skipped test.
-    pub(super) fn good(&self, strict: bool) -> bool {
-        let (passed, failed, skipped) = self.counts();
+    /// `strict`, as in CI, takes no skipped test.
+    pub(super) fn is_good(&self, strict: bool) -> bool {
+        let (passed, failed, skipped) = self.test_counts();
         self.problems.is_empty() && failed == 0 && passed > 0 && !(strict && skipped > 0)
     }
 
-    /// For the screen.
+    /// The report as text.
     pub(super) fn text(&self) -> String {
         let boot = self
             .boot_seconds
@@ -257,7 +256,7 @@ mod tests {
     fn hear(text: &str) -> Run {
         let mut run = Run::new("test", &expected());
         for line in text.lines() {
-            run.line(line);
+            run.read_line(line);
         }
         run
     }
@@ -270,9 +269,9 @@ mod tests {
     #[test]
     fn a_good_run_is_good() {
         let mut run = hear(GOOD);
-        run.end(None, &expected());
-        assert!(run.good(true), "{}", run.text());
-        assert_eq!(run.counts(), (1, 0, 0));
+        run.machine_ended(None, &expected());
+        assert!(run.is_good(true), "{}", run.text());
+        assert_eq!(run.test_counts(), (1, 0, 0));
         assert!(run.boot_seconds.is_some());
     }
 
@@ -283,8 +282,8 @@ mod tests {
              ---- b stdout ----\nboom\n\nfailures:\n    b\n\n\
              test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured\nhublet-vm: end tests::a 101\nhublet-vm: done",
         );
-        run.end(None, &expected());
-        assert!(!run.good(false) && run.problems.is_empty());
+        run.machine_ended(None, &expected());
+        assert!(!run.is_good(false) && run.problems.is_empty());
         assert!(
             run.text().ends_with("FAILED tests::a: b\n    boom"),
             "{}",
@@ -295,16 +294,16 @@ mod tests {
     #[test]
     fn a_machine_that_dies_within_a_suite_fails_it() {
         let mut run = hear("hublet-vm: fact link dummy\nhublet-vm: begin tests::a\ntest b ... ok");
-        run.end(Some("Kernel panic".into()), &expected());
-        assert_eq!(run.counts(), (0, 1, 0));
+        run.machine_ended(Some("Kernel panic".into()), &expected());
+        assert_eq!(run.test_counts(), (0, 1, 0));
         assert_eq!(run.problems, ["Kernel panic in suite tests::a"]);
     }
 
     #[test]
     fn a_fallback_that_nobody_expected_is_a_problem() {
         let mut run = hear(&GOOD.replace("dummy", "bridge"));
-        run.end(None, &expected());
+        run.machine_ended(None, &expected());
         assert_eq!(run.problems, ["link is bridge, and dummy was expected"]);
-        assert!(!run.good(false));
+        assert!(!run.is_good(false));
     }
 }
