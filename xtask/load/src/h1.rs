@@ -3,8 +3,8 @@
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
-use crate::ask::{Response, Sink, protocol_error};
-use crate::target::{Request, Stream};
+use crate::message::{Request, Response, Sink, protocol_error};
+use crate::target::Stream;
 
 /// A longer head is a broken server.
 const HEAD_LIMIT: usize = 64 << 10;
@@ -39,11 +39,11 @@ impl<S: Read + Write> H1<S> {
 
     pub(crate) fn send_request(
         &mut self,
-        question: &Request,
+        request: &Request,
         sink: &mut Sink,
     ) -> io::Result<Response> {
         let asked = Instant::now();
-        self.write_request(question)?;
+        self.write_request(request)?;
         if self.start == self.end {
             self.fill_buffer()?;
         }
@@ -63,13 +63,13 @@ impl<S: Read + Write> H1<S> {
         })
     }
 
-    pub(crate) fn read_status(&mut self, question: &Request) -> io::Result<u16> {
-        self.write_request(question)?;
+    pub(crate) fn read_status(&mut self, request: &Request) -> io::Result<u16> {
+        self.write_request(request)?;
         Ok(self.read_head()?.status)
     }
 
-    fn write_request(&mut self, question: &Request) -> io::Result<()> {
-        self.stream.write_all(&question.h1)?;
+    fn write_request(&mut self, request: &Request) -> io::Result<()> {
+        self.stream.write_all(&request.h1)?;
         self.stream.flush()
     }
 
@@ -83,7 +83,7 @@ impl<S: Read + Write> H1<S> {
         }
         let read = self.stream.read(&mut self.buffer[self.end..])?;
         if read == 0 {
-            return Err(protocol_error("the connection ended within an answer"));
+            return Err(protocol_error("the connection ended within a response"));
         }
         self.end += read;
         Ok(())
@@ -98,7 +98,7 @@ impl<S: Read + Write> H1<S> {
                 return Ok(head);
             }
             if bytes.len() >= HEAD_LIMIT {
-                return Err(protocol_error("the answer's head is longer than 64 KiB"));
+                return Err(protocol_error("the response's head is longer than 64 KiB"));
             }
             self.fill_buffer()?;
         }
@@ -152,14 +152,15 @@ impl<S: Read + Write> H1<S> {
 
 fn parse_head(head: &[u8]) -> io::Result<Head> {
     let text =
-        std::str::from_utf8(head).map_err(|_| protocol_error("the answer's head is no text"))?;
+        std::str::from_utf8(head).map_err(|_| protocol_error("the response's head is no text"))?;
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or_default();
     let status = first
         .strip_prefix("HTTP/1.1 ")
         .and_then(|rest| rest.get(..3))
         .and_then(|code| code.parse().ok());
-    let status = status.ok_or_else(|| protocol_error(format!("no HTTP/1.1 answer: {first:?}")))?;
+    let status =
+        status.ok_or_else(|| protocol_error(format!("no HTTP/1.1 response: {first:?}")))?;
     let mut parsed = Head {
         status,
         length: None,
@@ -207,14 +208,14 @@ mod tests {
         }
     }
 
-    fn answers(text: &str, step: usize, count: usize) -> Vec<(u16, Vec<u8>)> {
+    fn responses(text: &str, step: usize, count: usize) -> Vec<(u16, Vec<u8>)> {
         let mut connection = H1::new(Trickle(text.as_bytes().to_vec(), step));
-        let question = Request::get("/", None);
+        let request = Request::get("/", None);
         (0..count)
             .map(|_| {
                 let mut sink = Sink::with_body();
-                let answer = connection.send_request(&question, &mut sink).unwrap();
-                (answer.status, sink.body.unwrap())
+                let response = connection.send_request(&request, &mut sink).unwrap();
+                (response.status, sink.body.unwrap())
             })
             .collect()
     }
@@ -225,7 +226,7 @@ mod tests {
                     HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n\
                     HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n";
         for step in [1, 2, 3, 7, 64, 4096] {
-            let seen = answers(text, step, 3);
+            let seen = responses(text, step, 3);
             assert_eq!(seen[0], (200, b"hello".to_vec()), "step {step}");
             assert_eq!(seen[1], (200, b"abc0123456789".to_vec()), "step {step}");
             assert_eq!(seen[2], (503, Vec::new()), "step {step}");

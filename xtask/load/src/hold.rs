@@ -4,15 +4,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::ask::{Connection, Response};
+use crate::connection::Connection;
+use crate::message::{Request, Response};
 use crate::sample::Sample;
-use crate::target::{Request, Target};
+use crate::target::Target;
 use crate::wait_for_go;
 
 /// Opens `connections` × `streams` watches, says so, and waits.
 pub(crate) fn hold_watches(
     target: &Target,
-    question: &Request,
+    request: &Request,
     connections: usize,
     streams: usize,
 ) -> Result<Sample> {
@@ -26,7 +27,7 @@ pub(crate) fn hold_watches(
             Connection::open(target).with_context(|| format!("connection {at}"))?;
         for stream in 0..streams {
             let status = connection
-                .read_status(question)
+                .read_status(request)
                 .with_context(|| format!("watch {at}/{stream}"))?;
             if status != 200 {
                 bail!("watch {at}/{stream} was answered {status}");

@@ -6,10 +6,12 @@
     reason = "the lines on standard output are the interface"
 )]
 
-mod ask;
+mod connection;
 mod h1;
 mod h2;
 mod hold;
+mod hpack;
+mod message;
 mod sample;
 mod target;
 
@@ -20,7 +22,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
-use target::{Request, Target};
+use message::Request;
+use target::Target;
 
 /// A blocking TLS client for measurements: TLS 1.3, X25519, no resumption, TCP_NODELAY.
 #[derive(Debug, Parser)]
@@ -63,13 +66,13 @@ enum Mode {
     Fresh,
     /// All requests on kept connections.
     Kept,
-    /// Tries until the first answer, from the moment that the line on standard input comes.
+    /// Tries until the first response, from the moment that the line on standard input comes.
     First,
     /// Opens watches and holds them until the standard input ends.
     Hold,
     /// Posts the objects of a file (to fill a cloud).
     Post,
-    /// Prints the body of one answer and nothing else.
+    /// Prints the body of one response and nothing else.
     Body,
 }
 
@@ -99,13 +102,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         .as_deref()
         .map(target::read_token)
         .transpose()?;
-    let questions: Vec<Request> = arguments
+    let templates: Vec<Request> = arguments
         .path
         .iter()
         .map(|path| Request::get(path, token.as_deref()))
         .collect();
-    let first = questions.first();
-    let question = || first.context("--path is missing");
+    let first = templates.first();
+    let request = || first.context("--path is missing");
     let result = match arguments.mode {
         Mode::Post => {
             let objects = arguments
@@ -114,18 +117,18 @@ fn run(arguments: &Arguments) -> Result<()> {
                 .context("`post` needs --objects")?;
             sample::post_objects(&target, token.as_deref(), objects)?
         }
-        Mode::Body => return sample::print_body(&target, question()?),
-        Mode::Fresh => sample::sample_fresh(&target, &questions, arguments.requests)?,
+        Mode::Body => return sample::print_body(&target, request()?),
+        Mode::Fresh => sample::sample_fresh(&target, &templates, arguments.requests)?,
         Mode::Kept => sample::sample_kept(
             &target,
-            &questions,
+            &templates,
             arguments.connections,
             arguments.requests,
         )?,
-        Mode::First => sample::sample_first(&target, question()?)?,
+        Mode::First => sample::sample_first(&target, request()?)?,
         Mode::Hold => hold::hold_watches(
             &target,
-            question()?,
+            request()?,
             arguments.connections,
             arguments.requests,
         )?,
@@ -135,8 +138,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Says that all is set up, and waits for the caller to say go; false when the caller is gone.
-fn wait_for_go(answer: &ask::Response) -> Result<bool> {
-    println!("{}", serde_json::to_string(answer)?);
+fn wait_for_go(response: &message::Response) -> Result<bool> {
+    println!("{}", serde_json::to_string(response)?);
     let mut line = String::new();
     Ok(stdin()
         .lock()

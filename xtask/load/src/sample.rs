@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::ask::{Connection, Response, Sink};
-use crate::target::{Request, Target};
+use crate::connection::Connection;
+use crate::message::{Request, Response, Sink};
+use crate::target::Target;
 use crate::wait_for_go;
 
 /// Requests on new connections before the sample.
@@ -38,27 +39,27 @@ pub(crate) struct Sample {
     pub(crate) stored: usize,
 }
 
-/// Each request on a connection of its own; the latency covers TCP, TLS, request and the whole answer.
+/// Each request on a connection of its own; the latency covers TCP, TLS, request and the whole response.
 pub(crate) fn sample_fresh(
     target: &Target,
-    questions: &[Request],
+    templates: &[Request],
     requests: usize,
 ) -> Result<Sample> {
-    let expected = expected_responses(target, questions, WARM_UP)?;
+    let expected = expected_responses(target, templates, WARM_UP)?;
     if !wait_for_go(&expected[0])? {
         return Ok(Sample::default());
     }
     let begin = Instant::now();
     let mut times = Times::with_capacity(requests);
     for at in 0..requests {
-        let (question, expected) = (
-            &questions[at % questions.len()],
-            &expected[at % questions.len()],
+        let (request, expected) = (
+            &templates[at % templates.len()],
+            &expected[at % templates.len()],
         );
         let started = Instant::now();
-        let answer = Connection::open(target)?.send_request(question, &mut Sink::default())?;
-        check_response(&answer, expected)?;
-        times.add(started.elapsed(), &answer);
+        let response = Connection::open(target)?.send_request(request, &mut Sink::default())?;
+        check_response(&response, expected)?;
+        times.add(started.elapsed(), &response);
     }
     Ok(times.into_sample(begin.elapsed()))
 }
@@ -66,20 +67,20 @@ pub(crate) fn sample_fresh(
 /// All requests on kept connections, a thread each, in a closed loop.
 pub(crate) fn sample_kept(
     target: &Target,
-    questions: &[Request],
+    templates: &[Request],
     connections: usize,
     requests: usize,
 ) -> Result<Sample> {
-    let expected = Arc::new(expected_responses(target, questions, 1)?);
-    let questions: Arc<[Request]> = questions.into();
+    let expected = Arc::new(expected_responses(target, templates, 1)?);
+    let templates: Arc<[Request]> = templates.into();
     let barrier = Arc::new(Barrier::new(connections + 1));
     let each = requests.div_ceil(connections);
     let mut threads = Vec::new();
     for _ in 0..connections {
         let mut connection = Connection::open(target).context("cannot connect")?;
-        connection.send_request(&questions[0], &mut Sink::default())?;
-        let (questions, expected, barrier) = (
-            Arc::clone(&questions),
+        connection.send_request(&templates[0], &mut Sink::default())?;
+        let (templates, expected, barrier) = (
+            Arc::clone(&templates),
             Arc::clone(&expected),
             Arc::clone(&barrier),
         );
@@ -88,10 +89,10 @@ pub(crate) fn sample_kept(
             let mut times = Times::with_capacity(each);
             for at in 0..each {
                 let started = Instant::now();
-                let answer = connection
-                    .send_request(&questions[at % questions.len()], &mut Sink::default())?;
-                check_response(&answer, &expected[at % questions.len()])?;
-                times.add(started.elapsed(), &answer);
+                let response = connection
+                    .send_request(&templates[at % templates.len()], &mut Sink::default())?;
+                check_response(&response, &expected[at % templates.len()])?;
+                times.add(started.elapsed(), &response);
             }
             Ok(times)
         }));
@@ -113,8 +114,8 @@ pub(crate) fn sample_kept(
     Ok(times.into_sample(begin.elapsed()))
 }
 
-/// From go to the first answer of a server that is starting.
-pub(crate) fn sample_first(target: &Target, question: &Request) -> Result<Sample> {
+/// From go to the first response of a server that is starting.
+pub(crate) fn sample_first(target: &Target, request: &Request) -> Result<Sample> {
     if !wait_for_go(&Response {
         status: 0,
         length: 0,
@@ -125,18 +126,18 @@ pub(crate) fn sample_first(target: &Target, question: &Request) -> Result<Sample
     }
     let begin = Instant::now();
     loop {
-        let answer = Connection::open(target)
-            .and_then(|mut open| open.send_request(question, &mut Sink::default()));
-        if let Ok(answer) = answer
-            && answer.status == 200
+        let response = Connection::open(target)
+            .and_then(|mut open| open.send_request(request, &mut Sink::default()));
+        if let Ok(response) = response
+            && response.status == 200
         {
             let mut times = Times::with_capacity(1);
-            times.add(begin.elapsed(), &answer);
+            times.add(begin.elapsed(), &response);
             return Ok(times.into_sample(begin.elapsed()));
         }
         if begin.elapsed() > FIRST_LIMIT {
             bail!(
-                "no answer within {} s; the last try: {answer:?}",
+                "no response within {} s; the last try: {response:?}",
                 FIRST_LIMIT.as_secs()
             );
         }
@@ -158,58 +159,58 @@ pub(crate) fn post_objects(target: &Target, token: Option<&str>, objects: &Path)
             .context("a line of the objects' file has no tab")?;
         let mut sink = Sink::with_body();
         let started = Instant::now();
-        let answer = connection.send_request(&Request::post(path, token, object), &mut sink)?;
-        if answer.status != 201 {
+        let response = connection.send_request(&Request::post(path, token, object), &mut sink)?;
+        if response.status != 201 {
             let body =
                 String::from_utf8_lossy(sink.body.as_deref().unwrap_or_default()).into_owned();
-            bail!("POST {path} was answered {}: {body}", answer.status);
+            bail!("POST {path} was answered {}: {body}", response.status);
         }
-        times.add(started.elapsed(), &answer);
+        times.add(started.elapsed(), &response);
     }
     Ok(times.into_sample(begin.elapsed()))
 }
 
-/// The body of one answer, on standard output.
-pub(crate) fn print_body(target: &Target, question: &Request) -> Result<()> {
+/// The body of one response, on standard output.
+pub(crate) fn print_body(target: &Target, request: &Request) -> Result<()> {
     let mut sink = Sink::with_body();
-    let answer = Connection::open(target)?.send_request(question, &mut sink)?;
+    let response = Connection::open(target)?.send_request(request, &mut sink)?;
     let body = sink.body.unwrap_or_default();
-    if answer.status != 200 {
+    if response.status != 200 {
         bail!(
             "answered {}: {}",
-            answer.status,
+            response.status,
             String::from_utf8_lossy(&body)
         );
     }
     Ok(io::stdout().lock().write_all(&body)?)
 }
 
-/// Asks each question on new connections; the first answers are what later ones are checked against.
+/// Asks each request on new connections; the first responses are what later ones are checked against.
 fn expected_responses(
     target: &Target,
-    questions: &[Request],
+    templates: &[Request],
     times: usize,
 ) -> Result<Vec<Response>> {
-    let mut expected = Vec::with_capacity(questions.len());
-    for question in questions {
-        let answer = Connection::open(target)
-            .and_then(|mut open| open.send_request(question, &mut Sink::default()))
+    let mut expected = Vec::with_capacity(templates.len());
+    for request in templates {
+        let response = Connection::open(target)
+            .and_then(|mut open| open.send_request(request, &mut Sink::default()))
             .context("the first request")?;
-        if answer.status != 200 {
-            bail!("the first request was answered {}", answer.status);
+        if response.status != 200 {
+            bail!("the first request was answered {}", response.status);
         }
-        expected.push(answer);
+        expected.push(response);
     }
     for at in 1..times {
         Connection::open(target)?
-            .send_request(&questions[at % questions.len()], &mut Sink::default())?;
+            .send_request(&templates[at % templates.len()], &mut Sink::default())?;
     }
     Ok(expected)
 }
 
-fn check_response(answer: &Response, expected: &Response) -> Result<()> {
-    if (answer.status, answer.length) != (expected.status, expected.length) {
-        bail!("an answer differs: {answer:?}, the first was {expected:?}");
+fn check_response(response: &Response, expected: &Response) -> Result<()> {
+    if (response.status, response.length) != (expected.status, expected.length) {
+        bail!("a response differs: {response:?}, the first was {expected:?}");
     }
     Ok(())
 }
@@ -232,11 +233,11 @@ impl Times {
         }
     }
 
-    fn add(&mut self, whole: Duration, answer: &Response) {
+    fn add(&mut self, whole: Duration, response: &Response) {
         self.whole.push(whole);
-        self.first.push(answer.first_byte);
-        self.bytes += answer.length;
-        self.stored += usize::from(answer.stored);
+        self.first.push(response.first_byte);
+        self.bytes += response.length;
+        self.stored += usize::from(response.stored);
     }
 
     fn merge(&mut self, other: Self) {

@@ -14,9 +14,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::h2;
-
-/// A server that does not answer for so long is broken.
+/// A server that does not response for so long is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) type Stream = StreamOwned<ClientConnection, TcpStream>;
@@ -70,54 +68,6 @@ impl Target {
         let tls = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
             .map_err(io::Error::other)?;
         Ok(StreamOwned::new(tls, tcp))
-    }
-}
-
-/// A request, in the bytes of both protocols.
-#[derive(Debug, Clone)]
-pub(crate) struct Request {
-    pub(crate) h1: Vec<u8>,
-    /// The header block.
-    pub(crate) h2: Vec<u8>,
-}
-
-impl Request {
-    pub(crate) fn get(path: &str, token: Option<&str>) -> Self {
-        let mut h1 =
-            format!("GET {path} HTTP/1.1\r\nHost: kubernetes\r\nAccept: application/json\r\n");
-        let mut headers = vec![
-            (":method", "GET"),
-            (":scheme", "https"),
-            (":authority", "kubernetes"),
-            (":path", path),
-            ("accept", "application/json"),
-        ];
-        let bearer = token.map(|token| format!("Bearer {token}"));
-        if let Some(bearer) = &bearer {
-            h1.push_str(&format!("Authorization: {bearer}\r\n"));
-            headers.push(("authorization", bearer));
-        }
-        h1.push_str("\r\n");
-        Self {
-            h1: h1.into_bytes(),
-            h2: h2::header_block(&headers),
-        }
-    }
-
-    /// A POST; over HTTP/1.1 alone.
-    pub(crate) fn post(path: &str, token: Option<&str>, body: &str) -> Self {
-        let bearer = token
-            .map(|token| format!("Authorization: Bearer {token}\r\n"))
-            .unwrap_or_default();
-        let length = body.len();
-        let h1 = format!(
-            "POST {path} HTTP/1.1\r\nHost: kubernetes\r\nAccept: application/json\r\n{bearer}\
-             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-        );
-        Self {
-            h1: h1.into_bytes(),
-            h2: Vec::new(),
-        }
     }
 }
 
