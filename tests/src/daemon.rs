@@ -199,7 +199,13 @@ impl Daemon {
             Some(netns) => netns.run(|| command.spawn()),
             None => command.spawn(),
         };
-        self.child = Some(child.with_context(|| format!("start {}", binary.display()))?);
+        let child = child.with_context(|| format!("start {}", binary.display()))?;
+        crate::keep::add_hint(format!(
+            "hublet: pid {}, log {}",
+            child.id(),
+            self.folder.path().join("log").display()
+        ));
+        self.child = Some(child);
         Ok(())
     }
 

@@ -7,12 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::cloud::{self, Cloud};
-use crate::daemon::{self, Daemon};
-use crate::fault::FaultProxy;
-use crate::netns::Netns;
-use crate::require;
 use crate::site::Site;
+use crate::{cloud, daemon};
 
 /// A small disk; dropping it unmounts it.
 #[derive(Debug)]
@@ -93,36 +89,18 @@ impl Drop for SmallDisk {
 ///
 /// # Errors
 /// A part doesn't start; the message holds the end of its log.
-pub fn site(
+pub fn start_site(
     role: &str,
     megabytes: u32,
     cloud: cloud::Options,
     with: impl FnOnce(&mut daemon::Options),
     before: impl FnOnce(&SmallDisk) -> Result<()>,
 ) -> Result<Option<(Site, SmallDisk)>> {
-    if !require::root() {
+    let Some(mut site) = Site::prepare(role, cloud, with)? else {
         return Ok(None);
-    }
-    let netns = Netns::new(role)?;
-    let cloud = Cloud::start(cloud::Options {
-        netns: Some(netns.clone()),
-        ..cloud
-    })?;
-    let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
-    let mut options = daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns));
-    with(&mut options);
-    let mut daemon = Daemon::prepare(options)?;
-    let disk = SmallDisk::mount(daemon.root_dir().join("cache"), megabytes)?;
+    };
+    let disk = SmallDisk::mount(site.daemon.root_dir().join("cache"), megabytes)?;
     before(&disk)?;
-    daemon.spawn()?;
-    daemon.wait_ready()?;
-    Ok(Some((
-        Site {
-            daemon,
-            fault,
-            cloud,
-            netns,
-        },
-        disk,
-    )))
+    site.start_daemon()?;
+    Ok(Some((site, disk)))
 }

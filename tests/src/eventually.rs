@@ -26,6 +26,7 @@ pub fn eventually<T>(
             return Ok(answer);
         }
         if Instant::now() >= deadline {
+            crate::keep::hold_failed_test();
             bail!("not within {patience:?}: {what}");
         }
         std::thread::park_timeout(Duration::from_millis(10));

@@ -30,6 +30,7 @@ pub mod disk;
 pub mod eventually;
 pub mod fault;
 pub mod frames;
+mod keep;
 pub mod kube;
 pub mod metrics;
 pub mod netns;

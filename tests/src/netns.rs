@@ -44,6 +44,11 @@ impl Netns {
             name: format!("{test}/{role}").into(),
         };
         netns.run_ip("link set lo up")?;
+        crate::keep::add_hint(format!(
+            "nsenter --net={}   # {}",
+            netns.path().display(),
+            netns.name
+        ));
         Ok(netns)
     }
 

@@ -42,6 +42,22 @@ impl Site {
         cloud: cloud::Options,
         with: impl FnOnce(&mut daemon::Options),
     ) -> Result<Option<Self>> {
+        let Some(mut site) = Self::prepare(role, cloud, with)? else {
+            return Ok(None);
+        };
+        site.start_daemon()?;
+        Ok(Some(site))
+    }
+
+    /// As [`Site::with_cloud`], with a daemon that has its folders and isn't started yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prepare(
+        role: &str,
+        cloud: cloud::Options,
+        with: impl FnOnce(&mut daemon::Options),
+    ) -> Result<Option<Self>> {
         if !require::root() {
             return Ok(None);
         }
@@ -53,13 +69,23 @@ impl Site {
         let fault = FaultProxy::start(([127, 0, 0, 1], 0).into(), cloud.address, Some(&netns))?;
         let mut options = daemon::Options::new(&fault.url(), cloud.ca.pem(), Some(&netns));
         with(&mut options);
-        let daemon = Daemon::start(options)?;
+        let daemon = Daemon::prepare(options)?;
         Ok(Some(Self {
             daemon,
             fault,
             cloud,
             netns,
         }))
+    }
+
+    /// Starts the daemon of a prepared site and waits until it is ready.
+    ///
+    /// # Errors
+    /// It doesn't become ready; the message holds its log.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        self.daemon.spawn()?;
+        self.daemon.wait_ready()?;
+        Ok(())
     }
 
     /// A client on the node with the administrator's token, on one kept connection.

@@ -130,7 +130,7 @@ impl Node {
             ..Default::default()
         };
         let with = |options: &mut daemon::Options| options.bpffs = true;
-        let Some((site, disk)) = disk::site("abuse", DISK, cloud, with, |_| Ok(()))? else {
+        let Some((site, disk)) = disk::start_site("abuse", DISK, cloud, with, |_| Ok(()))? else {
             return Ok(None);
         };
         site.netns

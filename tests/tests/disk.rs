@@ -30,7 +30,7 @@ fn site(
     megabytes: u32,
     before: impl FnOnce(&SmallDisk) -> Result<()>,
 ) -> Result<Option<(Site, SmallDisk)>> {
-    disk::site("disk", megabytes, cloud::Options::default(), |_| {}, before)
+    disk::start_site("disk", megabytes, cloud::Options::default(), |_| {}, before)
 }
 
 fn label(site: &Site, value: &str) -> Result<()> {

@@ -386,3 +386,46 @@ fn i1_a_refused_write_is_heard_by_http2_clients() -> Result<()> {
     }
     Ok(())
 }
+
+/// A client keeps the resourceVersion of a list that the store gave it, and goes on from there once the cloud is back.
+/// The version is the cloud's own: the watch delivers exactly what has changed since, or 410 after a compaction.
+#[test]
+fn i4_a_version_from_the_store_is_good_for_the_cloud() -> Result<()> {
+    let Some(site) = Site::start("versions", |_| {})? else {
+        return Ok(());
+    };
+    let admin = site.admin_client()?;
+    let online = admin.get(NODES)?.json()["metadata"]["resourceVersion"].clone();
+    site.cut_link()?;
+    let stored = admin.get(NODES)?;
+    assert_eq!(source(&stored), "store");
+    let version = stored.json()["metadata"]["resourceVersion"].clone();
+    assert_eq!(version, online, "the store hands out the cloud's version");
+    let mut node = site.cloud.get("/api/v1/nodes/edge-1")?.unwrap();
+    node["metadata"]["labels"]["changed"] = json!("while-away");
+    site.cloud.put(node)?;
+
+    site.fault.set(Fault::None)?;
+    let path = format!(
+        "{NODES}?watch=true&resourceVersion={}",
+        version.as_str().unwrap()
+    );
+    let watch = |what: &str| {
+        eventually(Duration::from_secs(5), what, || {
+            let stream = admin.watch(&path).ok()?;
+            (stream.headers["x-hublet-source"] == "cloud").then_some(stream)
+        })
+    };
+    let event = watch("a watch at the cloud")?.next_event(Duration::from_secs(5))?;
+    let event = event.unwrap();
+    assert_eq!(event["type"], "MODIFIED", "{event}");
+    assert_eq!(
+        event["object"]["metadata"]["labels"]["changed"],
+        "while-away"
+    );
+
+    site.cloud.compact();
+    let event = watch("a watch after the compaction")?.next_event(Duration::from_secs(5))?;
+    assert_eq!(event.unwrap()["object"]["code"], 410);
+    Ok(())
+}

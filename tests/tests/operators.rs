@@ -361,3 +361,51 @@ fn ebpf_can_be_switched_off_as_a_whole_and_that_is_no_warning() -> Result<()> {
     assert!(!log[before..].contains("WARN"), "{}", &log[before..]);
     Ok(())
 }
+
+/// At the highest log level, with a caller that is allowed, one that is refused and one that is unknown: neither the log,
+/// metrics nor status contain a token, and the store's files are readable by root only.
+#[test]
+fn i8_no_token_is_shown_and_the_store_is_for_root_only() -> Result<()> {
+    let Some(site) = Site::start("secrets", |options| options.flags.push("--v=5".into()))? else {
+        return Ok(());
+    };
+    let forged = hublet_tests::pki::service_account_token("kube-system", "forged");
+    let tokens = [
+        site.cloud.admin_token.clone(),
+        site.cloud.calico_token.clone(),
+        forged,
+    ];
+    for cut in [false, true] {
+        if cut {
+            site.cut_link()?;
+        }
+        for token in &tokens {
+            let client = site.daemon.client(Some(token))?;
+            for path in ["/api/v1/nodes/edge-1", "/api/v1/secrets", "/version"] {
+                let _any_answer = client.get(path)?;
+            }
+        }
+    }
+    let shown = [
+        site.daemon.read_log(),
+        site.daemon.scrape_metrics()?,
+        site.daemon.fetch_status()?.to_string(),
+    ];
+    for token in &tokens {
+        // A part of it would be as bad; the header of a JWT is everybody's.
+        let secret = token.rsplit('.').next().unwrap_or(token);
+        for text in &shown {
+            assert!(!text.contains(secret), "a token in:\n{text}");
+        }
+    }
+    let folder = site.daemon.root_dir().join("cache");
+    let mode = |path: &std::path::Path| {
+        Ok::<_, anyhow::Error>(path.metadata()?.permissions().mode() & 0o777)
+    };
+    assert_eq!(mode(&folder)?, 0o700);
+    for entry in std::fs::read_dir(&folder)? {
+        let path = entry?.path();
+        assert_eq!(mode(&path)?, 0o600, "{}", path.display());
+    }
+    Ok(())
+}

@@ -879,3 +879,36 @@ fn beside(
     }
     Ok(failed)
 }
+
+/// Two clients, one over HTTP/1.1 and one over HTTP/2: hublet sends both on one HTTP/2 connection to the cloud, and counts
+/// the bytes of each direction.
+#[test]
+fn i17_clients_share_one_http2_connection_and_bytes_are_counted() -> Result<()> {
+    let Some(site) = Site::start("link", |_| {})? else {
+        return Ok(());
+    };
+    let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
+    // The first answer proves the token; from then on its requests share a connection.
+    Client::new(options.clone())?.get(NODE)?;
+    site.cloud.record().clear();
+    for alpn in ["http/1.1", "h2"] {
+        options.alpn = vec![alpn];
+        let answer = Client::new(options.clone())?.get(NODES)?;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    let requests = site.cloud.record().requests();
+    let lists: Vec<_> = requests.iter().filter(|one| one.path == NODES).collect();
+    assert_eq!(lists.len(), 2, "{requests:?}");
+    assert!(
+        lists.iter().all(|one| one.protocol == "HTTP/2.0"),
+        "{lists:?}"
+    );
+    assert_eq!(lists[0].connection, lists[1].connection);
+    let scrape = site.daemon.scrape_metrics()?;
+    assert!(metric("hublet_cloud_bytes_total").sum(&scrape) > 0.0);
+    for direction in ["up", "down"] {
+        let bytes = metric("hublet_client_bytes_total").label("direction", direction);
+        assert!(bytes.sum(&scrape) > 0.0, "{direction}");
+    }
+    Ok(())
+}
