@@ -30,7 +30,7 @@ use crate::node::error::SetupError;
 use crate::proxy::Proxy;
 use crate::proxy::connection::Port;
 use crate::steer::Setup;
-use crate::steer::services::Discovery;
+use crate::steer::discovery::{Discovery, FEED_PREFIXES};
 use build::{BuildError, build_proxy};
 
 use bind::Sockets;
@@ -173,15 +173,10 @@ impl Bound {
         self.tasks
             .push(tokio::spawn(table.run_stall_checks(counters)));
         self.state.mark(Condition::Listeners);
-        let mut discovery = Discovery::new(
-            (&self.config.setup, &self.config.cloud),
-            &self.proxy.stages().cache,
-            &self.setup,
-            &self.certificates,
-        );
-        discovery.once().await;
+        let mut discovery = self.discovery();
+        discovery.read().await;
         self.steer().await;
-        self.tasks.push(tokio::spawn(discovery.watch()));
+        self.tasks.push(tokio::spawn(discovery.run()));
         self.tasks.push(tokio::spawn(self.heartbeat()));
         announce::all(&self);
         if let Some(old) = std::mem::take(&mut self.taken).serving() {
@@ -211,6 +206,17 @@ impl Bound {
             // The socket in the root directory is the successor's from now on.
             Some(successor) => shutdown::hand_over(self, successor).await,
         }
+    }
+
+    fn discovery(&self) -> Discovery {
+        let certificates = Arc::clone(&self.certificates);
+        Discovery::new(
+            &self.setup,
+            &self.config.setup,
+            &self.config.cloud,
+            self.proxy.stages().cache.subscribe(FEED_PREFIXES),
+            Box::new(move |ip| Ok(certificates.cover(ip, OffsetDateTime::now_utc())?)),
+        )
     }
 
     /// Steering on, once the listener has answered a probe.

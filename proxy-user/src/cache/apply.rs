@@ -11,10 +11,9 @@ use crate::cache::change::{Change, Evicted, Membership};
 use crate::cache::continuity::{Continuity, resource_of};
 use crate::cache::keys;
 use crate::cache::record::{Collection, Record, ResponseRecord};
-use crate::cache::steering;
 use crate::cache::store::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS, Store,
-    StoreError, WISHES,
+    StoreError,
 };
 
 /// Most absences remembered; beyond it a tenth goes.
@@ -108,8 +107,6 @@ struct Batch<'t> {
     meta: Table<'t, &'static str, u64>,
     continuity: &'t mut Continuity,
     forms: EncodingDeltas,
-    /// A pod or a namespace says something about steering.
-    wishes: bool,
     /// Something is to be committed.
     changed: bool,
 }
@@ -136,7 +133,6 @@ impl<'t> Batch<'t> {
             meta: txn.open_table(META)?,
             continuity,
             forms: HashMap::new(),
-            wishes: false,
             changed: false,
         })
     }
@@ -377,7 +373,7 @@ impl<'t> Batch<'t> {
     }
 
     /// Writes the counts by form; whether there is anything to commit.
-    fn finish(mut self, txn: &WriteTransaction) -> Result<bool, StoreError> {
+    fn finish(self, txn: &WriteTransaction) -> Result<bool, StoreError> {
         let mut forms = txn.open_table(ENCODINGS)?;
         for (key, delta) in self.forms.iter().filter(|(_, delta)| **delta != 0) {
             let count = forms
@@ -389,9 +385,6 @@ impl<'t> Batch<'t> {
             } else {
                 forms.insert(key.as_slice(), count)?;
             }
-        }
-        if self.wishes {
-            self.meta.insert(WISHES, 1)?;
         }
         Ok(self.changed)
     }

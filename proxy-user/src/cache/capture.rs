@@ -1,7 +1,6 @@
 //! From the response path to the store, without making the client wait for the disk. In: [`Capture`]s that copy
 //! answers' frames. Out: messages to the one writer thread (`writer.rs`).
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,8 +11,7 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
@@ -82,11 +80,6 @@ pub(super) struct Counters {
     pub(super) next: AtomicU64,
     /// The disk takes nothing, and no more is kept for it.
     pub(super) full: AtomicBool,
-    /// Told of what may say something about steering.
-    pub(super) steering: Notify,
-    /// Pods that want to be steered, of the batch that is being written: a slow disk takes longer for it than the
-    /// kubelet for a pod's start.
-    pub(super) wanting: Mutex<BTreeSet<String>>,
 }
 
 impl Counters {
@@ -246,17 +239,6 @@ impl Ingest {
     #[cfg(test)]
     pub(crate) fn commits(&self) -> u64 {
         self.counters.commits.load(Ordering::Relaxed)
-    }
-
-    /// Waits for what may say something about steering, since the last call; for one waiter.
-    pub(crate) async fn steering(&self) {
-        self.counters.steering.notified().await;
-    }
-
-    /// UIDs of pods that want to be steered and are on their way into the store. To be asked before a snapshot is
-    /// taken, so that none is between the two.
-    pub(crate) fn wanting(&self) -> BTreeSet<String> {
-        self.counters.wanting.lock().clone()
     }
 
     /// Batches that could not be written since the start.

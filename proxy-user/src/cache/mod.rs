@@ -12,13 +12,13 @@ pub(crate) mod decode;
 pub(crate) mod error;
 pub(crate) mod evict;
 pub(crate) mod exchange;
+pub(crate) mod feed;
 pub(crate) mod keys;
 pub(crate) mod not_stored;
 mod open;
 pub(crate) mod paginate;
 pub(crate) mod record;
 pub(crate) mod selector;
-pub(crate) mod steering;
 pub(crate) mod store;
 pub(crate) mod variants;
 mod write_retry;
@@ -226,6 +226,11 @@ impl Cache {
     /// How many responses were not stored, by reason.
     pub(crate) fn not_stored(&self) -> &NotStoredCounts {
         self.ingest.not_stored()
+    }
+
+    /// Subscribes to changes of keys with one of `prefixes`.
+    pub(crate) fn subscribe(&self, prefixes: &'static [&'static [u8]]) -> feed::Subscription {
+        feed::Feed::subscribe(&self.store, prefixes)
     }
 
     /// The writer's counters: copies given up, batches that failed, objects' bytes waiting.

@@ -73,7 +73,7 @@ impl<'a> Record<'a> {
 
     /// A record of nothing but its body.
     #[cfg(test)]
-    pub(super) fn bare(encoding: Encoding, body: &'a [u8]) -> Self {
+    pub(crate) fn bare(encoding: Encoding, body: &'a [u8]) -> Self {
         Self {
             encoding,
             version: 1,

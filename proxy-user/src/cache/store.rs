@@ -13,6 +13,7 @@ use redb::{ReadTransaction, TableDefinition, WriteTransaction};
 use crate::cache::backend::FileSystem;
 use crate::cache::continuity::resource_of;
 use crate::cache::cursor::{Members, SnapshotLeases, behind};
+use crate::cache::feed::Feed;
 use crate::cache::keys;
 use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
 use crate::cache::record::{Collection, Record, ResponseRecord};
@@ -44,9 +45,6 @@ pub(crate) const CREDENTIALS: BytesTable = TableDefinition::new("accepted");
 /// Schema version and such.
 pub(crate) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
-/// In [`META`]: a pod or namespace has said something about steering, ever.
-pub(crate) const WISHES: &str = "wishes";
-
 /// In [`META`]: a fingerprint of the uid of the cluster's kube-system namespace.
 pub(crate) const CLUSTER: &str = "cluster";
 
@@ -66,6 +64,7 @@ pub(crate) enum Lookup<T> {
 pub(crate) struct Store {
     place: StoreLocation,
     shared: Arc<Shared>,
+    feed: Feed,
 }
 
 /// Snapshots that readers hold.
@@ -104,6 +103,7 @@ impl Store {
         Ok(Self {
             place,
             shared: Arc::new(shared),
+            feed: Feed::default(),
         })
     }
 
@@ -216,6 +216,10 @@ impl Store {
         std::fs::metadata(&self.place.path).map_or(0, |m| m.blocks() * 512)
     }
 
+    pub(super) fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
     pub(super) fn place(&self) -> &StoreLocation {
         &self.place
     }
@@ -287,14 +291,6 @@ impl Snapshot {
         }
         let absent = self.txn.open_table(ABSENT)?.get(key)?.map(|v| v.value().0);
         Ok(absent.map_or(Lookup::Unknown, Lookup::Absent))
-    }
-
-    /// Has any pod or namespace ever said something about steering? Otherwise nobody needs to look for it.
-    ///
-    /// # Errors
-    /// redb's.
-    pub(crate) fn has_wishes(&self) -> Result<bool, StoreError> {
-        Ok(self.txn.open_table(META)?.get(WISHES)?.is_some())
     }
 
     /// What is known of a collection.

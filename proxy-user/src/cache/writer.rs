@@ -1,7 +1,7 @@
 //! The store's one writer. In: the messages of `ingest`. Out: batches for `apply`, each of all that has come meanwhile in
 //! one commit; and what a failing disk asks for: the store opened anew, and operations kept until it takes them.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,6 @@ use crate::cache::decode::ResponseDecoder;
 use crate::cache::evict::SizeBudget;
 use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::ListAssembler;
-use crate::cache::steering;
 use crate::cache::store::{Condition, Store, StoreError};
 use crate::cache::write_retry::WriteOutage;
 use crate::clock::Clock;
@@ -330,19 +329,15 @@ impl Writer {
             None if self.changes.is_empty() => return,
             _ => {}
         }
-        let wanting: BTreeSet<String> = self.changes.iter().filter_map(steering::wants).collect();
-        if !wanting.is_empty() {
-            *self.counters.wanting.lock() = wanting;
-            self.counters.steering.notify_one();
-        }
+        self.store.feed().publish_observed(&self.changes);
         let written = self.write();
         let anew = written.is_ok() && self.continuity.cluster_replaced;
         if anew {
             self.grants.forget();
+            self.store.feed().publish_reset();
         }
-        if anew || self.changes.iter().any(steering::concerns) {
-            self.counters.wanting.lock().clear();
-            self.counters.steering.notify_one();
+        if written.is_ok() {
+            self.store.feed().publish_committed(&self.changes);
         }
         match written {
             Ok(changed) => self.written(changed),
@@ -375,6 +370,7 @@ impl Writer {
         match applied {
             Err(error) if error.is_corruption() => {
                 self.store.begin_anew(&error)?;
+                self.store.feed().publish_reset();
                 let applied = apply(&self.store, &self.changes, &mut self.continuity);
                 if applied.is_err() {
                     self.continuity = before;

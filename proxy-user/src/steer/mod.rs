@@ -9,8 +9,10 @@
 
 mod attest;
 mod data_plane;
+pub(crate) mod discovery;
+mod pods;
 mod selection;
-pub(crate) mod services;
+mod services;
 mod uplinks;
 
 use std::collections::BTreeSet;

@@ -1,128 +1,239 @@
-//! What is steered beyond what was named: the API service's ClusterIP, the API servers' own addresses, the pods that
-//! opt in. In: the store, as it fills. Out: [`Setup::services`] and [`Setup::opt_in`], and a certificate that is good
-//! for each address before its callers are steered.
+//! The services that are steered: configured addresses, the servers' own, and the ClusterIPs of `default/kubernetes`.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr};
 
-use time::OffsetDateTime;
-use tracing::{info, warn};
+use hublet_wire::media::Encoding;
+use hublet_wire::protobuf::{Fields, Unknown, Value};
+use serde::Deserialize;
 
-use super::Setup;
-use crate::cache::Cache;
-use crate::cache::steering::{api_service, opted_in};
-use crate::certs::Certificates;
-use crate::config::{CloudConfig, PodSelector, Services, SetupConfig};
+use super::pods::bytes_fields;
+use crate::cache::feed::{Lookup, Record, Snapshot, StoreError};
+use crate::config::{CloudConfig, Services};
 
-/// At least so long between two looks at the store, and so many times as long as a look takes.
-const PAUSE: (Duration, u32) = (Duration::from_millis(100), 20);
+/// The key of the API service, `default/kubernetes`, in the store.
+pub(super) const API_SERVICE: &[u8] = b"/services/default/kubernetes";
 
-/// Where discoveries come from and go to.
-pub(crate) struct Discovery {
-    pub(crate) cache: Arc<Cache>,
-    pub(crate) setup: Arc<Setup>,
-    pub(crate) certificates: Arc<Certificates>,
+/// The configured part; the API service's addresses come from the store.
+#[derive(Debug, Clone)]
+pub(super) struct ServicePolicy {
     named: BTreeSet<SocketAddr>,
-    kubernetes: bool,
-    pods: bool,
-    steered: BTreeSet<SocketAddr>,
+    /// Steer the API service (`--steer=kubernetes`).
+    pub(super) api_service: bool,
 }
 
-impl Discovery {
-    pub(crate) fn new(
-        config: (&SetupConfig, &CloudConfig),
-        cache: &Arc<Cache>,
-        setup: &Arc<Setup>,
-        certificates: &Arc<Certificates>,
-    ) -> Self {
-        let Services {
-            addresses,
-            kubernetes,
-            cloud,
-        } = &config.0.steer;
-        let servers = config.1.servers.iter().filter(|_| *cloud);
-        // Names are for DNS, which is what a node that is cut off has not; clients are steered by addresses.
-        let servers =
-            servers.filter_map(|s| s.host.parse().ok().map(|ip| SocketAddr::new(ip, s.port)));
-        Self {
-            cache: Arc::clone(cache),
-            setup: Arc::clone(setup),
-            certificates: Arc::clone(certificates),
-            named: addresses.iter().copied().chain(servers).collect(),
-            kubernetes: *kubernetes,
-            pods: config.0.select.pods.contains(&PodSelector::Annotated),
-            steered: BTreeSet::new(),
-        }
-    }
-
-    /// Looks once: what an earlier life of the daemon has stored is steered from the start.
-    pub(crate) async fn once(&mut self) {
-        let (kubernetes, pods, cache) = (self.kubernetes, self.pods, Arc::clone(&self.cache));
-        let looked = tokio::task::spawn_blocking(move || {
-            let wanting = cache.ingest().wanting();
-            let snapshot = cache.stored()?;
-            let service = if kubernetes {
-                api_service(&snapshot)?
-            } else {
-                Vec::new()
-            };
-            let pods = if pods {
-                &opted_in(&snapshot)? | &wanting
-            } else {
-                BTreeSet::new()
-            };
-            Ok::<_, crate::cache::store::StoreError>((service, pods))
+impl ServicePolicy {
+    pub(super) fn new(services: &Services, cloud: &CloudConfig) -> Self {
+        let servers = cloud.servers.iter().filter(|_| services.cloud);
+        // Server names are left out: clients are steered by address, and a node that is cut off has no DNS.
+        let servers = servers.filter_map(|server| {
+            let ip = server.host.parse().ok()?;
+            Some(SocketAddr::new(ip, server.port))
         });
-        match looked.await {
-            Ok(Ok((service, pods))) => {
-                self.serve(service);
-                self.setup.opt_in(pods);
-            }
-            Ok(Err(error)) => warn!("whom to steer can't be read from the store: {error}"),
-            Err(_) => {} // the runtime ends
+        Self {
+            named: services.addresses.iter().copied().chain(servers).collect(),
+            api_service: services.kubernetes,
         }
     }
 
-    /// Looks for ever: whenever a pod, a namespace or the API service is written to the store. A pod's first connect
-    /// comes some tenths of a second after the kubelet has seen it.
-    pub(crate) async fn watch(mut self) {
-        loop {
-            self.cache.ingest().steering().await;
-            let begin = Instant::now();
-            self.once().await;
-            tokio::time::sleep(PAUSE.0.max(begin.elapsed() * PAUSE.1)).await;
+    /// All services, given the API service's addresses.
+    pub(super) fn with_api_service(&self, addresses: &[SocketAddr]) -> BTreeSet<SocketAddr> {
+        let discovered = addresses.iter().filter(|_| self.api_service);
+        self.named.iter().chain(discovered).copied().collect()
+    }
+
+    /// True for a service that is configured, not discovered.
+    pub(super) fn is_named(&self, service: &SocketAddr) -> bool {
+        self.named.contains(service)
+    }
+}
+
+/// The ClusterIPs of the API service with its TCP ports; empty while the store doesn't know it.
+///
+/// # Errors
+/// The store's.
+pub(super) fn read_api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
+    let found = snapshot.object(API_SERVICE, |record| service_addresses(&record))?;
+    Ok(match found {
+        Lookup::Found(Some(addresses)) => addresses,
+        _ => Vec::new(),
+    })
+}
+
+#[derive(Deserialize)]
+struct Service {
+    spec: ServiceSpec,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct ServiceSpec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: String,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Vec<String>,
+    ports: Vec<ServicePort>,
+}
+
+#[derive(Deserialize)]
+struct ServicePort {
+    #[serde(default)]
+    protocol: String,
+    port: u16,
+}
+
+/// Field numbers in the generated.proto of core/v1.
+mod fields {
+    pub(super) const SERVICE_SPEC: u64 = 2;
+    pub(super) const SPEC_PORTS: u64 = 1;
+    pub(super) const SPEC_CLUSTER_IP: u64 = 3;
+    pub(super) const SPEC_CLUSTER_IPS: u64 = 18;
+    pub(super) const PORT_PROTOCOL: u64 = 2;
+    pub(super) const PORT_PORT: u64 = 3;
+}
+
+/// `None` for a Service that can't be read.
+fn service_addresses(record: &Record<'_>) -> Option<Vec<SocketAddr>> {
+    let spec = match record.encoding {
+        Encoding::Json => serde_json::from_slice::<Service>(record.body).ok()?.spec,
+        Encoding::Protobuf => {
+            let raw = Unknown::parse(record.body).ok()?.raw;
+            ServiceSpec::of_protobuf(bytes_fields(raw, fields::SERVICE_SPEC).next()?)
+        }
+    };
+    Some(spec.addresses())
+}
+
+impl ServiceSpec {
+    fn of_protobuf(spec: &[u8]) -> Self {
+        Self {
+            cluster_ip: bytes_fields(spec, fields::SPEC_CLUSTER_IP)
+                .last()
+                .map(lossy_text)
+                .unwrap_or_default(),
+            cluster_ips: bytes_fields(spec, fields::SPEC_CLUSTER_IPS)
+                .map(lossy_text)
+                .collect(),
+            ports: bytes_fields(spec, fields::SPEC_PORTS)
+                .filter_map(ServicePort::of_protobuf)
+                .collect(),
         }
     }
 
-    fn serve(&mut self, service: Vec<SocketAddr>) {
-        let mut services = self.named.clone();
-        services.extend(service);
-        if services == self.steered {
-            return;
-        }
-        let now = OffsetDateTime::now_utc();
-        for new in services.difference(&self.steered) {
-            match self.certificates.cover(new.ip(), now) {
-                Ok(true) => {}
-                Ok(false) => warn!(
-                    "{new} is steered, but the serving certificate is not good for {}: clients that verify it by that \
-                     address will refuse it",
-                    new.ip()
-                ),
-                Err(error) => warn!(
-                    "the serving certificate can't be made good for {}: {error}",
-                    new.ip()
-                ),
-            }
-            if !self.named.contains(new) {
-                info!("the API service is {new}: what dials it is steered, too");
-            }
-        }
-        match self.setup.services(&services) {
-            Ok(()) => self.steered = services,
-            Err(error) => warn!("{error}"),
-        }
+    fn addresses(&self) -> Vec<SocketAddr> {
+        // A headless Service has the "address" `None`, which doesn't parse.
+        let ips: BTreeSet<IpAddr> = self
+            .cluster_ips
+            .iter()
+            .chain([&self.cluster_ip])
+            .filter_map(|ip| ip.parse().ok())
+            .collect();
+        self.ports
+            .iter()
+            .filter(|port| port.is_tcp() && port.port != 0)
+            .flat_map(|port| ips.iter().map(|ip| SocketAddr::new(*ip, port.port)))
+            .collect()
+    }
+}
+
+impl ServicePort {
+    fn of_protobuf(port: &[u8]) -> Option<Self> {
+        let number = Fields::new(port).flatten().find_map(|field| match field {
+            (fields::PORT_PORT, Value::Varint(number)) => u16::try_from(number).ok(),
+            _ => None,
+        })?;
+        Some(Self {
+            protocol: bytes_fields(port, fields::PORT_PROTOCOL)
+                .last()
+                .map(lossy_text)
+                .unwrap_or_default(),
+            port: number,
+        })
+    }
+
+    /// TCP is the default.
+    fn is_tcp(&self) -> bool {
+        matches!(self.protocol.as_str(), "" | "TCP")
+    }
+}
+
+fn lossy_text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use hublet_wire::protobuf::{envelope, put_bytes, put_varint_field};
+
+    use super::*;
+    use crate::cache::feed::testing::store_with;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts
+            .iter()
+            .map(|text| text.parse().expect("an address"))
+            .collect()
+    }
+
+    fn of_json(json: &str) -> Option<Vec<SocketAddr>> {
+        service_addresses(&Record::bare(Encoding::Json, json.as_bytes()))
+    }
+
+    #[test]
+    fn addresses_are_read_in_both_encodings() {
+        let json = r#"{"spec":{"clusterIP":"10.43.0.1","clusterIPs":["10.43.0.1","fd00:43::1"],"ports":[
+            {"name":"https","protocol":"TCP","port":443,"targetPort":6443},{"protocol":"UDP","port":53}]}}"#;
+        let mut port = Vec::new();
+        put_bytes(&mut port, 1, b"https");
+        put_bytes(&mut port, 2, b"TCP");
+        put_varint_field(&mut port, 3, 443);
+        let mut spec = Vec::new();
+        put_bytes(&mut spec, 1, &port);
+        put_bytes(&mut spec, 3, b"10.43.0.1");
+        put_bytes(&mut spec, 18, b"10.43.0.1");
+        put_bytes(&mut spec, 18, b"fd00:43::1");
+        let mut service = Vec::new();
+        put_bytes(&mut service, 2, &spec);
+        let protobuf = envelope("v1", "Service", &service);
+        let both = addresses(&["10.43.0.1:443", "[fd00:43::1]:443"]);
+        assert_eq!(of_json(json), Some(both.clone()));
+        let record = Record::bare(Encoding::Protobuf, &protobuf);
+        assert_eq!(service_addresses(&record), Some(both));
+    }
+
+    #[test]
+    fn a_headless_service_has_no_address_and_a_broken_one_is_unknown() {
+        let headless = r#"{"spec":{"clusterIP":"None","ports":[{"port":443}]}}"#;
+        assert_eq!(of_json(headless), Some(vec![]));
+        assert_eq!(of_json("{"), None);
+    }
+
+    #[test]
+    fn the_api_service_is_found_under_its_key() {
+        let json = r#"{"kind":"Service","apiVersion":"v1","metadata":{"name":"kubernetes","namespace":"default","uid":"u","resourceVersion":"1"},
+            "spec":{"clusterIP":"10.96.0.1","ports":[{"port":443}]}}"#;
+        let (_dir, store) = store_with(&[("/services/default/kubernetes".into(), json.into())]);
+        let snapshot = store.snapshot().expect("snapshot");
+        let found = read_api_service(&snapshot).expect("read");
+        assert_eq!(found, addresses(&["10.96.0.1:443"]));
+        let (_dir, empty) = store_with(&[]);
+        let snapshot = empty.snapshot().expect("snapshot");
+        assert_eq!(read_api_service(&snapshot).expect("read"), vec![]);
+    }
+
+    #[test]
+    fn discovered_addresses_count_only_where_the_api_service_is_steered() {
+        let named = addresses(&["192.0.2.1:6443"]);
+        let found = addresses(&["10.96.0.1:443"]);
+        let policy = |api_service| ServicePolicy {
+            named: named.iter().copied().collect(),
+            api_service,
+        };
+        assert_eq!(
+            policy(false).with_api_service(&found),
+            named.iter().copied().collect()
+        );
+        assert_eq!(policy(true).with_api_service(&found).len(), 2);
+        assert!(policy(true).is_named(&named[0]) && !policy(true).is_named(&found[0]));
     }
 }

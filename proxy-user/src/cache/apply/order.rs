@@ -47,7 +47,6 @@ impl Batch<'_> {
         {
             *self.forms.entry(form).or_default() -= 1;
         }
-        self.wishes |= super::steering::mentions(key, &new.value);
         Ok(())
     }
 

@@ -1,0 +1,284 @@
+//! The store's changes, broadcast to readers inside the daemon. Bounded: a subscriber that lags is told to read a
+//! snapshot instead.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::cache::change::Change;
+use crate::cache::store::Store;
+
+pub(crate) use crate::cache::record::Record;
+pub(crate) use crate::cache::store::{Lookup, Snapshot, StoreError};
+
+/// Notices that a subscriber may be behind. A batch of the writer makes two; its objects are 1 MiB at most.
+const CAPACITY: usize = 8;
+
+/// An object as the cloud has sent it.
+#[derive(Debug)]
+pub(crate) struct ObservedObject {
+    pub(crate) key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl ObservedObject {
+    pub(crate) fn record(&self) -> Option<Record<'_>> {
+        Record::read(&self.value)
+    }
+}
+
+/// A change of the store.
+#[derive(Debug, Clone)]
+pub(crate) enum Notice {
+    /// Objects that are about to be written; the store may hold later versions of them.
+    Observed(Arc<[ObservedObject]>),
+    /// Keys of objects and of listed collections; their changes are on disk.
+    Committed(Arc<[Vec<u8>]>),
+    /// Anything may have changed: the store was emptied, or the subscriber has lagged.
+    Reset,
+}
+
+/// The writer's end.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    notices: broadcast::Sender<Notice>,
+    /// Prefixes of the keys that subscribers want; changes of all others cost the writer a comparison.
+    prefixes: Mutex<Vec<&'static [u8]>>,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            notices: broadcast::Sender::new(CAPACITY),
+            prefixes: Mutex::default(),
+        }
+    }
+}
+
+impl Feed {
+    /// Subscribes to changes of keys with one of `prefixes`. Notices also hold keys that other
+    /// subscribers want.
+    pub(super) fn subscribe(
+        store: &Arc<Store>,
+        prefixes: &'static [&'static [u8]],
+    ) -> Subscription {
+        let feed = store.feed();
+        feed.prefixes.lock().extend_from_slice(prefixes);
+        Subscription {
+            store: Arc::clone(store),
+            notices: feed.notices.subscribe(),
+        }
+    }
+
+    /// Call before `changes` are written.
+    pub(super) fn publish_observed(&self, changes: &[Change]) {
+        let wanted = self.prefixes.lock();
+        let objects: Vec<_> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Upsert { key, record, .. } if is_wanted(&wanted, key) => {
+                    Some(ObservedObject {
+                        key: key.clone(),
+                        value: record.value.clone(),
+                    })
+                }
+                _ => None,
+            })
+            .collect();
+        drop(wanted);
+        if !objects.is_empty() {
+            self.send(Notice::Observed(objects.into()));
+        }
+    }
+
+    /// Call after `changes` have been written.
+    pub(super) fn publish_committed(&self, changes: &[Change]) {
+        let wanted = self.prefixes.lock();
+        let keys: Vec<_> = changes
+            .iter()
+            .filter_map(changed_key)
+            .filter(|key| is_wanted(&wanted, key))
+            .map(<[u8]>::to_vec)
+            .collect();
+        drop(wanted);
+        if !keys.is_empty() {
+            self.send(Notice::Committed(keys.into()));
+        }
+    }
+
+    /// Call after the store was emptied.
+    pub(super) fn publish_reset(&self) {
+        self.send(Notice::Reset);
+    }
+
+    fn send(&self, notice: Notice) {
+        let _nobody_listens = self.notices.send(notice);
+    }
+}
+
+fn is_wanted(prefixes: &[&[u8]], key: &[u8]) -> bool {
+    prefixes.iter().any(|prefix| key.starts_with(prefix))
+}
+
+/// The object or the listed collection that an operation may have changed.
+fn changed_key(change: &Change) -> Option<&[u8]> {
+    match change {
+        Change::Upsert { key, .. }
+        | Change::Delete { key, .. }
+        | Change::ReplaceCollection {
+            collection: key, ..
+        } => Some(key),
+        _ => None,
+    }
+}
+
+/// A subscriber's end.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    store: Arc<Store>,
+    notices: broadcast::Receiver<Notice>,
+}
+
+impl Subscription {
+    /// The next notice; `None` once the writer has ended. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<Notice> {
+        match self.notices.recv().await {
+            Ok(notice) => Some(notice),
+            Err(RecvError::Lagged(_)) => Some(Notice::Reset),
+            Err(RecvError::Closed) => None,
+        }
+    }
+
+    /// Reads of the store as it is now.
+    pub(crate) fn reader(&self) -> FeedReader {
+        FeedReader {
+            store: Arc::clone(&self.store),
+        }
+    }
+}
+
+/// Access to snapshots, for reads on another thread.
+#[derive(Debug)]
+pub(crate) struct FeedReader {
+    store: Arc<Store>,
+}
+
+impl FeedReader {
+    /// A snapshot with everything of which a [`Notice::Committed`] has told.
+    ///
+    /// # Errors
+    /// The store is closed, or the disk fails.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.store.snapshot()
+    }
+}
+
+/// A store and observed objects for the tests of subscribers.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::{ObservedObject, Store};
+    use crate::cache::apply::apply;
+    use crate::cache::change::{Change, Observation};
+    use crate::cache::continuity::Continuity;
+    use crate::cache::record::{NewRecord, TypeHint};
+    use crate::clock::Clock;
+
+    fn record(json: &str) -> NewRecord {
+        NewRecord::json(json.as_bytes(), TypeHint::default(), 1).expect("an object")
+    }
+
+    /// `objects`: keys and JSON.
+    pub(crate) fn store_with(objects: &[(String, String)]) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path(), 1 << 20).expect("store");
+        let upsert = |(key, json): &(String, String)| Change::Upsert {
+            key: key.clone().into_bytes(),
+            record: record(json),
+            observed: Observation::watch_event(1),
+        };
+        let changes: Vec<_> = objects.iter().map(upsert).collect();
+        apply(&store, &changes, &mut Continuity::new(Clock::default())).expect("applied");
+        (dir, store)
+    }
+
+    pub(crate) fn observed(key: &str, json: &str) -> ObservedObject {
+        ObservedObject {
+            key: key.as_bytes().to_vec(),
+            value: record(json).value,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::change::Observation;
+    use crate::cache::record::{NewRecord, TypeHint};
+
+    fn subscribed() -> (tempfile::TempDir, Arc<Store>, Subscription) {
+        let (dir, store) = testing::store_with(&[]);
+        let store = Arc::new(store);
+        let subscription = Feed::subscribe(&store, &[b"/pods/", b"/namespaces/"]);
+        (dir, store, subscription)
+    }
+
+    fn upsert(key: &str) -> Change {
+        let json =
+            br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"5"}}"#;
+        Change::Upsert {
+            key: key.as_bytes().to_vec(),
+            record: NewRecord::json(json, TypeHint::default(), 1).expect("an object"),
+            observed: Observation::watch_event(1),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_observed_and_then_committed() {
+        let (_dir, store, mut subscription) = subscribed();
+        let changes = [
+            upsert("/pods/n/a"),
+            upsert("/secrets/n/a"),
+            Change::Delete {
+                key: b"/pods/n/b".to_vec(),
+                version: 1,
+                observed: Observation::watch_event(1),
+            },
+        ];
+        store.feed().publish_observed(&changes);
+        store.feed().publish_committed(&changes);
+        let Some(Notice::Observed(objects)) = subscription.next().await else {
+            panic!("no objects");
+        };
+        assert_eq!(objects.len(), 1, "{objects:?}");
+        assert_eq!(objects[0].key, b"/pods/n/a");
+        assert_eq!(objects[0].record().expect("a record").kind, "Pod");
+        let Some(Notice::Committed(keys)) = subscription.next().await else {
+            panic!("no commit");
+        };
+        assert_eq!(*keys, [b"/pods/n/a".to_vec(), b"/pods/n/b".to_vec()]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_of_keys_that_nobody_wants() {
+        let (_dir, store, subscription) = subscribed();
+        let changes = [upsert("/secrets/n/a")];
+        store.feed().publish_observed(&changes);
+        store.feed().publish_committed(&changes);
+        assert!(subscription.notices.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_that_lags_is_told_to_read_everything() {
+        let (_dir, store, mut subscription) = subscribed();
+        for _ in 0..=CAPACITY {
+            store.feed().publish_committed(&[upsert("/pods/n/a")]);
+        }
+        assert!(matches!(subscription.next().await, Some(Notice::Reset)));
+        assert!(matches!(
+            subscription.next().await,
+            Some(Notice::Committed(_))
+        ));
+    }
+}
