@@ -96,7 +96,7 @@ fn walk(fault: Fault, first: Duration) -> Result<()> {
     assert_eq!(list.status, 503, "and no empty list: {list:?}");
     metric("hublet_requests_total")
         .label("verb", "get")
-        .label("source", "Store")
+        .label("source", "store")
         .assert_in(&site.daemon.scrape_metrics()?);
 
     site.fault.set(Fault::None)?;

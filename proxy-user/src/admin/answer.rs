@@ -6,9 +6,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
-use super::audit;
-use super::state::{Handles, State};
+use super::ebpf_metrics::EbpfMetrics;
+use super::state::State;
 use crate::cli::VERSION;
+use crate::telemetry::registry::encode_metrics;
 use crate::text::printable_json;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -89,56 +90,17 @@ fn say(status: StatusCode, kind: &'static str, body: String) -> Answer {
 }
 
 fn metrics(state: &State) -> String {
-    let mut text = String::new();
-    if let Some(handles) = state.handles() {
-        let rendered = handles.proxy.stages().render_metrics();
-        text.push_str(
-            rendered
-                .trim_end()
-                .strip_suffix("# EOF")
-                .unwrap_or(&rendered),
-        );
-        text.push_str(
-            &handles
-                .counters
-                .render(handles.table.open(), handles.table.limit()),
-        );
-        render_components(&mut text, &handles);
-    }
-    let ready = u8::from(state.unready().is_empty());
-    let uptime = state.uptime().as_secs_f64();
-    text + &format!(
-        "# HELP hublet_ready Whether /v1/readyz says OK.\n# TYPE hublet_ready gauge\nhublet_ready {ready}\n\
-         # HELP hublet_uptime_seconds Since the process started.\n# TYPE hublet_uptime_seconds gauge\n\
-         # UNIT hublet_uptime_seconds seconds\nhublet_uptime_seconds {uptime:.3}\n\
-         # HELP hublet_build Version of this process.\n# TYPE hublet_build info\n\
-         hublet_build_info{{version=\"{VERSION}\"}} 1\n# EOF\n"
-    )
-}
-
-/// The components of the setup and the decisions of the eBPF programs; both name sets are fixed.
-fn render_components(text: &mut String, handles: &Handles) {
-    use std::fmt::Write;
-    text.push_str(
-        "# HELP hublet_component_on Components of the node's setup that work.\n# TYPE hublet_component_on gauge\n",
-    );
-    for component in handles.setup.components() {
-        let _ = writeln!(
-            text,
-            "hublet_component_on{{component=\"{}\"}} {}",
-            component.name,
-            u8::from(component.on)
-        );
-    }
-    text.push_str("# HELP hublet_ebpf_decisions Decisions of the eBPF programs.\n# TYPE hublet_ebpf_decisions counter\n");
-    let ebpf = handles.setup.ebpf();
-    for (decision, count) in &ebpf.counters {
-        let _ = writeln!(
-            text,
-            "hublet_ebpf_decisions_total{{decision=\"{decision}\"}} {count}"
-        );
-    }
-    audit::render(text, &ebpf.flows);
+    let handles = state.handles();
+    let Some(handles) = &handles else {
+        return encode_metrics(&[state]);
+    };
+    encode_metrics(&[
+        state,
+        handles.proxy.stages(),
+        &*handles.counters,
+        &*handles.table,
+        &EbpfMetrics(&handles.setup),
+    ])
 }
 
 fn status(state: &State) -> serde_json::Value {

@@ -5,7 +5,7 @@
 //! `/v1/readyz` (bodies exactly `OK`), `/metrics`, and `/v1/status` for `hublet status`.
 
 mod answer;
-mod audit;
+mod ebpf_metrics;
 mod state;
 
 use std::io;

@@ -5,11 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 
 use crate::certs::Certificates;
+use crate::cli::VERSION;
 use crate::listen::{ConnectionTable, Counters};
 use crate::proxy::Proxy;
 use crate::steer::Setup;
+use crate::telemetry::registry::{Instrumented, Registry, Unit, register_gauge};
 
 /// A self-probe older than this means that traffic isn't served: three of them are missing.
 const PROBE_AGE: Duration = Duration::from_secs(3);
@@ -151,6 +155,28 @@ impl State {
             }
         }
         reasons
+    }
+}
+
+impl Instrumented for State {
+    fn register_metrics(&self, registry: &mut Registry) {
+        register_gauge(
+            registry,
+            "ready",
+            "1 when /v1/readyz says OK",
+            self.unready().is_empty().into(),
+        );
+        registry.register_with_unit(
+            "uptime",
+            "Since the process started",
+            Unit::Seconds,
+            ConstGauge::new(self.uptime().as_secs_f64()),
+        );
+        registry.register(
+            "build",
+            "Version of this process",
+            Info::new([("version", VERSION)]),
+        );
     }
 }
 

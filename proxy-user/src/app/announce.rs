@@ -6,8 +6,8 @@ use tracing::{info, warn};
 
 use super::Bound;
 use super::bind::Sockets;
+use crate::authz::caller::Port;
 use crate::cli::VERSION;
-use crate::proxy::connection::Port;
 
 /// Where clients are served, one line a socket.
 pub(super) fn listeners(sockets: &Sockets, admin: SocketAddr) -> Vec<String> {

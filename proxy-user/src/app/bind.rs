@@ -7,9 +7,9 @@ use tracing::warn;
 
 use super::handover::Inheritance;
 
+use crate::authz::caller::Port;
 use crate::config::Config;
 use crate::listen::{ListenError, Listener, Purpose, bind};
-use crate::proxy::connection::Port;
 use crate::steer::Setup;
 
 /// The bound sockets; the secure one comes last.

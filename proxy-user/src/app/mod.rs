@@ -23,12 +23,12 @@ use time::OffsetDateTime;
 use tracing::{info, warn};
 
 use crate::admin::{Admin, Condition, Handles, State};
+use crate::authz::caller::Port;
 use crate::certs::{Certificates, CertsError, cloud_roots};
 use crate::config::{Checked, Config};
 use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError, PROBE_INTERVAL};
 use crate::node::error::SetupError;
 use crate::proxy::Proxy;
-use crate::proxy::connection::Port;
 use crate::steer::Setup;
 use crate::steer::discovery::{Discovery, FEED_PREFIXES};
 use build::{BuildError, build_proxy};

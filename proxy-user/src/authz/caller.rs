@@ -62,6 +62,14 @@ fn network(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// The listening socket that accepted a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Port {
+    Plain,
+    Secure,
+}
+
 /// The process that called connect(), as the kernel saw it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Process {

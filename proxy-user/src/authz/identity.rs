@@ -28,6 +28,19 @@ impl Identity {
     pub(crate) const ANONYMOUS: Self = Self([0; 16]);
 }
 
+/// An account in logs: the beginning of its digest, which tells accounts apart and nothing else.
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if *self == Self::ANONYMOUS {
+            return f.write_str("anonymous");
+        }
+        f.write_str("sha256:")?;
+        self.0[..6]
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// SHA-256 of a bearer token.
 pub(crate) type TokenDigest = [u8; 32];
 
@@ -99,7 +112,14 @@ impl<'a> RawCredential<'a> {
 }
 
 impl Credential {
-    #[cfg(test)]
+    /// The account that its token names, before the cloud has confirmed it; anonymous without one.
+    pub(crate) fn account(&self) -> Identity {
+        match self {
+            Self::Token { token, .. } => token.account,
+            Self::Anonymous | Self::Ignored | Self::Unclear => Identity::ANONYMOUS,
+        }
+    }
+
     /// Of a request's headers.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         Self::with(headers, Token::of)

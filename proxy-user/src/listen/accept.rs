@@ -14,11 +14,11 @@ use tracing::warn;
 
 use super::stall::StallTimeoutExecutor;
 use super::{ConnectionTable, Counters, connection};
+use crate::authz::caller::Port;
 use crate::budget::Flow;
 use crate::cloud::upload::MAX_BUFFERED;
 use crate::drain::DrainWatcher;
 use crate::proxy::Proxy;
-use crate::proxy::connection::Port;
 use crate::steer::Setup;
 
 /// Pause after accept has failed, doubled up to [`MAX_ACCEPT_BACKOFF`].

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::Either;
 use http::StatusCode;
@@ -21,8 +21,9 @@ use super::metered::Metered;
 use super::protocol::{FirstBytes, Protocol};
 use super::table::{Activity, Directive, HttpVersion, InFlight, TrackedBody, TrackedIo};
 use super::tls::H2;
-use crate::authz::caller::Client;
-use crate::proxy::connection::{Connection, Port};
+use crate::authz::caller::{Client, Port};
+use crate::proxy::connection::Connection;
+use crate::telemetry::WarningKind;
 
 /// Longest wait for the first byte of a connection.
 const FIRST_BYTE: Duration = Duration::from_secs(30);
@@ -56,10 +57,6 @@ pub(super) async fn serve(acceptor: Arc<Acceptor>, accepted: Accepted) {
         Some(protocol) => protocol,
     };
     let tls = protocol == Protocol::Tls;
-    // No other reference exists yet.
-    if let Some(connection) = Arc::get_mut(&mut connection) {
-        connection.tls = tls;
-    }
     // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
     if port == Port::Secure && !tls {
         if !acceptor.counters.is_probe(remote) {
@@ -67,8 +64,13 @@ pub(super) async fn serve(acceptor: Arc<Acceptor>, accepted: Accepted) {
         }
         return refuse_plain(stream).await;
     }
-    let traffic = acceptor.proxy.stages().record_connection(&connection);
-    let stream = Metered::new(stream, first_bytes, traffic);
+    let caller = acceptor.proxy.stages().record_connection(&connection);
+    // No other reference exists yet.
+    if let Some(connection) = Arc::get_mut(&mut connection) {
+        connection.tls = tls;
+        connection.caller = Some(Arc::clone(&caller));
+    }
+    let stream = Metered::new(stream, first_bytes, caller);
     match protocol {
         Protocol::Tls => Box::pin(serve_tls(&acceptor, stream, connection, activity)).await,
         Protocol::Http2 => http2(&acceptor, stream, connection, activity).await,
@@ -150,33 +152,22 @@ async fn handshake(
         Err(_) => format!("took longer than {HANDSHAKE:?}"),
     };
     acceptor.counters.handshake_error();
-    warn_of_handshake(acceptor, connection, &failure);
+    log_handshake(connection, &failure);
     None
 }
 
-/// Warns of a caller's first failure in a while; the others are logged at the debug level.
-fn warn_of_handshake(acceptor: &Acceptor, connection: &Connection, failure: &str) {
-    let (remote, process) = (connection.remote, connection.process.as_ref());
-    let caller = (remote.ip(), process.map(|process| process.command.clone()));
-    let by = process.map_or_else(String::new, |process| {
-        let executable = process.executable.as_deref().unwrap_or(&process.command);
-        format!(
-            " (process {}, user {}, {executable})",
-            process.pid, process.uid
-        )
-    });
-    match acceptor.counters.failures.one_more(caller, Instant::now()) {
-        None => debug!("TLS handshake with {remote}{by} {failure}"),
-        Some(0) => warn!("TLS handshake with {remote}{by} {failure}"),
-        Some(more) => {
-            warn!(
-                "TLS handshake with {remote}{by} {failure}; {more} more failed since the last warning"
-            )
-        }
+/// Warns of a failed handshake where the caller's limit admits it.
+fn log_handshake(connection: &Connection, failure: &str) {
+    let Some(caller) = &connection.caller else {
+        return;
+    };
+    match caller.admit_warning(WarningKind::Handshake) {
+        Some(suppressed) => warn!("TLS handshake with {caller} {failure}{suppressed}"),
+        None => debug!("TLS handshake with {caller} {failure}"),
     }
 }
 
-/// hyper's service: one reference to proxy and connection a request, nothing else.
+/// hyper's service: one reference to handler and connection a request, nothing else.
 macro_rules! request_service {
     ($acceptor:expr, $connection:expr, $activity:expr) => {{
         let proxy = Arc::clone(&$acceptor.proxy);

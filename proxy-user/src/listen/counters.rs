@@ -1,14 +1,16 @@
-//! What the listeners count. Fixed slots, relaxed atomics; rendered into `/metrics` and `/v1/status`.
+//! Counters of the listeners: fixed slots, relaxed atomics.
 
-use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::failures::Failures;
-use crate::proxy::connection::Port;
+use super::ConnectionTable;
+use crate::authz::caller::Port;
+use crate::telemetry::registry::{
+    Instrumented, LabeledValues, Registry, ValueKind, register_counter, register_gauge,
+};
 
 /// Counters of all listeners.
 #[derive(Debug, Default)]
@@ -23,12 +25,11 @@ pub(crate) struct Counters {
     stalled: AtomicU64,
     idle: AtomicU64,
     probes_failed: AtomicU64,
-    /// Where the self-probe under way comes from.
+    /// Source address of the self-probe in progress.
     probe: Mutex<Option<SocketAddr>>,
-    pub(super) failures: Failures,
 }
 
-/// A self-probe under way, until it is dropped.
+/// A self-probe in progress, until it is dropped.
 pub(super) struct Probing<'a>(&'a Counters);
 
 impl Drop for Probing<'_> {
@@ -45,7 +46,7 @@ impl Counters {
         };
         slot.fetch_add(1, Relaxed);
     }
-    /// Returns how many have been closed for the limit's sake.
+    /// Returns the number of connections closed at the limit so far.
     pub(super) fn over_limit(&self) -> u64 {
         self.over_limit.fetch_add(1, Relaxed) + 1
     }
@@ -67,93 +68,18 @@ impl Counters {
     pub(super) fn idle(&self) {
         self.idle.fetch_add(1, Relaxed);
     }
-    /// A self-probe comes from this address.
+    /// Notes the source address of a self-probe.
     pub(super) fn probing(&self, from: SocketAddr) -> Probing<'_> {
         *self.probe.lock() = Some(from);
         Probing(self)
     }
-    /// Is it the self-probe that comes from there? It is nobody's call, and no mistake of anybody's.
+    /// The self-probe is neither a caller nor a client's mistake.
     pub(super) fn is_probe(&self, from: SocketAddr) -> bool {
         *self.probe.lock() == Some(from)
     }
     /// A self-probe went unanswered.
     pub(crate) fn probe_failed(&self) {
         self.probes_failed.fetch_add(1, Relaxed);
-    }
-
-    /// OpenMetrics families, without the closing `# EOF`.
-    pub(crate) fn render(&self, open: usize, limit: usize) -> String {
-        let mut text = String::with_capacity(2048);
-        family(
-            &mut text,
-            "hublet_connections_open",
-            "gauge",
-            "Connections open, the self-probe's included.",
-        );
-        sample(&mut text, "hublet_connections_open", "", open as u64);
-        family(
-            &mut text,
-            "hublet_connections_limit",
-            "gauge",
-            "Connections that may be open (--max-connections).",
-        );
-        sample(&mut text, "hublet_connections_limit", "", limit as u64);
-        family(
-            &mut text,
-            "hublet_connections_accepted",
-            "counter",
-            "Connections accepted, by port.",
-        );
-        for (label, count) in [
-            ("{port=\"plain\"}", &self.plain),
-            ("{port=\"secure\"}", &self.secure),
-        ] {
-            sample(
-                &mut text,
-                "hublet_connections_accepted_total",
-                label,
-                count.load(Relaxed),
-            );
-        }
-        family(
-            &mut text,
-            "hublet_connections_closed",
-            "counter",
-            "Connections that hublet closed, by cause.",
-        );
-        for (cause, count) in self.closed() {
-            sample(
-                &mut text,
-                "hublet_connections_closed_total",
-                &format!("{{cause=\"{cause}\"}}"),
-                count,
-            );
-        }
-        family(
-            &mut text,
-            "hublet_accept_errors",
-            "counter",
-            "Failures of accept, such as no free descriptor.",
-        );
-        sample(
-            &mut text,
-            "hublet_accept_errors_total",
-            "",
-            self.accept_errors.load(Relaxed),
-        );
-        family(
-            &mut text,
-            "hublet_self_probe_failures",
-            "counter",
-            "Self-probes without an answer in time.",
-        );
-        sample(
-            &mut text,
-            "hublet_self_probe_failures_total",
-            "",
-            self.probes_failed.load(Relaxed),
-        );
-        text
     }
 
     /// The same for `/v1/status`.
@@ -181,10 +107,60 @@ impl Counters {
     }
 }
 
-fn family(text: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+impl Instrumented for Counters {
+    fn register_metrics(&self, registry: &mut Registry) {
+        let accepted = [("plain", &self.plain), ("secure", &self.secure)];
+        registry.register(
+            "connections_accepted",
+            "Connections accepted, by port",
+            LabeledValues {
+                label: "port",
+                kind: ValueKind::Counter,
+                values: accepted
+                    .map(|(port, count)| (port.into(), count.load(Relaxed)))
+                    .to_vec(),
+            },
+        );
+        registry.register(
+            "connections_closed",
+            "Connections closed by hublet, by cause",
+            LabeledValues {
+                label: "cause",
+                kind: ValueKind::Counter,
+                values: self
+                    .closed()
+                    .map(|(cause, count)| (cause.into(), count))
+                    .to_vec(),
+            },
+        );
+        register_counter(
+            registry,
+            "accept_errors",
+            "Failures of accept, such as no free descriptor",
+            self.accept_errors.load(Relaxed),
+        );
+        register_counter(
+            registry,
+            "self_probe_failures",
+            "Self-probes without an answer in time",
+            self.probes_failed.load(Relaxed),
+        );
+    }
 }
 
-fn sample(text: &mut String, name: &str, labels: &str, value: u64) {
-    let _ = writeln!(text, "{name}{labels} {value}");
+impl Instrumented for ConnectionTable {
+    fn register_metrics(&self, registry: &mut Registry) {
+        register_gauge(
+            registry,
+            "connections_open",
+            "Connections open, the self-probe's included",
+            self.open(),
+        );
+        register_gauge(
+            registry,
+            "connections_limit",
+            "Most connections that may be open (--max-connections)",
+            self.limit(),
+        );
+    }
 }

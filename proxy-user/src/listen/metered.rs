@@ -9,27 +9,27 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::protocol::FirstBytes;
-use crate::telemetry::Traffic;
+use crate::telemetry::Caller;
 
 #[derive(Debug)]
 pub(super) struct Metered {
     stream: TcpStream,
     first_bytes: FirstBytes,
-    traffic: Arc<Traffic>,
+    caller: Arc<Caller>,
 }
 
 impl Metered {
-    pub(super) fn new(stream: TcpStream, first_bytes: FirstBytes, traffic: Arc<Traffic>) -> Self {
+    pub(super) fn new(stream: TcpStream, first_bytes: FirstBytes, caller: Arc<Caller>) -> Self {
         Self {
             stream,
             first_bytes,
-            traffic,
+            caller,
         }
     }
 
     fn count_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
-            self.traffic.add_sent(bytes as u64);
+            self.caller.add_sent(bytes as u64);
         }
         written
     }
@@ -49,7 +49,7 @@ impl AsyncRead for Metered {
         };
         let bytes = buf.filled().len() - before;
         if bytes > 0 {
-            self.traffic.add_received(bytes as u64);
+            self.caller.add_received(bytes as u64);
         }
         read
     }

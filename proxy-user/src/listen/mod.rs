@@ -13,7 +13,6 @@
 mod accept;
 mod connection;
 mod counters;
-mod failures;
 mod metered;
 mod probe;
 mod protocol;
@@ -34,7 +33,7 @@ pub(crate) use socket::{Purpose, bind};
 pub(crate) use table::ConnectionTable;
 pub(crate) use tls::server_config;
 
-use crate::proxy::connection::Port;
+use crate::authz::caller::Port;
 
 /// Why a socket can't be had.
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,7 @@ use crate::cache::capture::Capture;
 use crate::cache::store::StoreError;
 use crate::cloud::stream::{BodyTee, CloudBody, CloudBodyError};
 use crate::local::body::LocalBody;
+use crate::telemetry::RequestRecord;
 
 /// Why a body broke off; the client sees a cut stream, never a shortened whole.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,7 @@ pub(crate) struct Body {
     kind: Kind,
     flow: Option<Arc<Flow>>,
     waiter: Option<Waiter>,
-    _admission: Option<Admission>,
+    admission: Option<Admission>,
 }
 
 /// A request's share of what is limited, held until its response, or the connection it became, has ended.
@@ -39,15 +40,26 @@ pub(crate) struct Admission {
     _in_flight: OwnedSemaphorePermit,
     charge: Charge,
     upgrade: Option<OwnedSemaphorePermit>,
+    record: RequestRecord,
 }
 
 impl Admission {
-    pub(crate) fn new(in_flight: OwnedSemaphorePermit, charge: Charge) -> Self {
+    pub(crate) fn new(
+        in_flight: OwnedSemaphorePermit,
+        charge: Charge,
+        record: RequestRecord,
+    ) -> Self {
         Self {
             _in_flight: in_flight,
             charge,
             upgrade: None,
+            record,
         }
+    }
+
+    /// Recorded when the admission is dropped.
+    pub(crate) fn record(&mut self) -> &mut RequestRecord {
+        &mut self.record
     }
 
     /// Charges further bytes, if the client has room for them.
@@ -102,7 +114,7 @@ impl Body {
             kind,
             flow: None,
             waiter: None,
-            _admission: None,
+            admission: None,
         }
     }
 
@@ -117,7 +129,7 @@ impl Body {
 
     /// Holds the request's admission until the body has ended, and counts the body's bytes for its client.
     pub(crate) fn hold(&mut self, admission: Option<Admission>, flow: &Arc<Flow>) {
-        self._admission = admission;
+        self.admission = admission;
         if let Kind::Full(Some(bytes)) = &mut self.kind {
             *bytes = flow.count(std::mem::take(bytes));
         }
@@ -159,6 +171,12 @@ impl Kind {
     }
 }
 
+fn count_sent(admission: &mut Option<Admission>, data: Option<&Bytes>) {
+    if let (Some(admission), Some(data)) = (admission, data) {
+        admission.record.add_sent(data.len());
+    }
+}
+
 impl http_body::Body for Body {
     type Data = Bytes;
     type Error = BodyError;
@@ -170,12 +188,16 @@ impl http_body::Body for Body {
         let this = &mut *self;
         if let Kind::Full(bytes) = &mut this.kind {
             let bytes = bytes.take().filter(|b| !b.is_empty());
+            count_sent(&mut this.admission, bytes.as_ref());
             return Poll::Ready(bytes.map(|b| Ok(Frame::data(b))));
         }
         if let Some(flow) = &this.flow {
             ready!(flow.poll_room(cx, &mut this.waiter));
         }
         let frame = ready!(this.kind.poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            count_sent(&mut this.admission, frame.data_ref());
+        }
         let Some(flow) = &this.flow else {
             return Poll::Ready(frame);
         };

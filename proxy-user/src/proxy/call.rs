@@ -14,6 +14,7 @@ use super::upgrade;
 use crate::authz::identity::Credential;
 use crate::budget::Flow;
 use crate::local::{LocalRequest, encode_scope};
+use crate::telemetry::Description;
 
 /// A request whose caller and target are known. Shared with a fetch that outlasts its response.
 #[derive(Debug)]
@@ -87,6 +88,14 @@ impl Call {
 
     pub(crate) fn verb(&self) -> Verb {
         self.request.verb()
+    }
+
+    /// For the log: the path without its query, which may hold a command's arguments.
+    pub(crate) fn description(&self) -> Description {
+        Description {
+            resource: self.parts.uri.path().to_owned(),
+            account: self.caller.credential.account().to_string(),
+        }
     }
 
     pub(crate) fn key(&self) -> Option<&[u8]> {

@@ -5,19 +5,11 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use parking_lot::Mutex;
-use serde::Serialize;
 
-use crate::authz::caller::Process;
+use crate::authz::caller::{Port, Process};
 use crate::authz::identity::{Credential, Token};
 use crate::budget::Flow;
-
-/// Which of our sockets accepted the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Port {
-    Plain,
-    Secure,
-}
+use crate::telemetry::Caller;
 
 /// One accepted connection.
 #[derive(Debug)]
@@ -30,6 +22,8 @@ pub(crate) struct Connection {
     pub tls: bool,
     /// What eBPF attests; `None` is "unknown", never a privilege.
     pub process: Option<Process>,
+    /// The process's counts; none before its protocol is known.
+    pub caller: Option<Arc<Caller>>,
     /// Its bytes under way.
     pub flow: Arc<Flow>,
     /// The token last seen here and what it stands for: clients send the same one each time.
@@ -49,6 +43,7 @@ impl Connection {
             remote,
             tls: false,
             process,
+            caller: None,
             flow,
             last: Mutex::new(None),
         }

@@ -27,6 +27,7 @@ use crate::cloud::stream::CloudBody;
 use crate::cloud::upload::{self, Upload};
 use crate::config::WorkingMode;
 use crate::local::SOURCE;
+use crate::telemetry::Source;
 
 /// Longest pause of a response that is fetched for the store alone.
 const BACKGROUND_FETCH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -125,6 +126,13 @@ impl Proxy {
             admission.hold_upgrade(permit);
         }
         if let Some(streams) = streams {
+            if let Some(admission) = admission.as_mut() {
+                admission.record().mark_upgraded();
+                let status = response.status().as_u16();
+                admission
+                    .record()
+                    .respond(Source::Cloud, status, || call.description());
+            }
             tokio::spawn(streams.join(admission.take(), Arc::clone(&call.flow)));
         }
         response

@@ -15,23 +15,22 @@ mod upgrade;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use hublet_wire::media::Accepts;
-use hublet_wire::request::Verb;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
 
 use crate::authz::identity::Credential;
 use crate::budget::Flow;
 use crate::local::SOURCE;
-use crate::telemetry::Source;
+use crate::telemetry::{Description, RequestRecord, Source};
 use crate::text::with_causes;
 use body::{Admission, Body};
 use call::{Call, Protocol, Standing};
 use connection::Connection;
 use error::ProxyError;
 pub(crate) use route::Policy;
-use route::route;
+use route::{Route, route};
 use stages::Stages;
 
 /// Longest wait of a request whose client has too many bytes in flight.
@@ -65,10 +64,11 @@ impl Proxy {
     ) -> impl Future<Output = Response<Body>> + Send + use<> {
         async move {
             let flow = &connection.flow;
-            let Some(admission) = self.admit(flow, request.body()).await else {
-                return self.reject(request.headers(), flow);
+            let record = RequestRecord::begin(&self.stages.metrics, connection.caller.as_ref());
+            let mut admission = match self.admit(flow, request.body(), record).await {
+                Ok(admission) => Some(admission),
+                Err(record) => return reject(&request, flow, record),
             };
-            let mut admission = Some(admission);
             let (call, inbound) = Call::receive(request, &connection, |c| self.standing(c));
             let call = Arc::new(call);
             let state = self.stages.cloud.health.state();
@@ -80,14 +80,23 @@ impl Proxy {
                 &self.policy,
             );
             let answer = self.dispatch(route, &call, inbound, &mut admission).await;
-            let mut response = self.record(&call, answer);
+            let mut response = finish(&call, route, answer, admission.as_mut());
             response.body_mut().hold(admission, flow);
             response
         }
     }
 
     /// Admits a request when its client has room for its bytes, and a place among those in flight is free.
-    async fn admit(&self, flow: &Arc<Flow>, body: &Incoming) -> Option<Admission> {
+    ///
+    /// # Errors
+    /// It is not admitted; its record is given back.
+    async fn admit(
+        &self,
+        flow: &Arc<Flow>,
+        body: &Incoming,
+        mut record: RequestRecord,
+    ) -> Result<Admission, RequestRecord> {
+        record.set_received(body.size_hint().exact());
         let bytes = request_body::max_held_bytes(body);
         let mut charge = flow.request(bytes);
         if charge.is_none()
@@ -95,21 +104,14 @@ impl Proxy {
         {
             charge = flow.request(bytes);
         }
-        let charge = charge?;
+        let Some(charge) = charge else {
+            return Err(record);
+        };
         // Only now: a client that waits takes no place from others.
-        let permit = Arc::clone(&self.stages.limits.in_flight)
-            .try_acquire_owned()
-            .ok()?;
-        Some(Admission::new(permit, charge))
-    }
-
-    /// The response to a request that is not admitted.
-    fn reject(&self, headers: &HeaderMap, flow: &Flow) -> Response<Body> {
-        self.stages.metrics.answered(Verb::Other, Source::Hublet);
-        let error = ProxyError::too_many_requests();
-        let mut response = error.to_response(Accepts::of(headers).errors);
-        response.body_mut().count_as_refusal(flow);
-        response
+        match Arc::clone(&self.stages.limits.in_flight).try_acquire_owned() {
+            Ok(permit) => Ok(Admission::new(permit, charge, record)),
+            Err(_) => Err(record),
+        }
     }
 
     fn standing(&self, credential: &Credential) -> Standing {
@@ -120,36 +122,71 @@ impl Proxy {
             Standing::Unproven
         }
     }
+}
 
-    /// Counts the answer, and makes a response of an error.
-    fn record(&self, call: &Call, answer: Result<Response<Body>, ProxyError>) -> Response<Body> {
-        let verb = match call.protocol {
-            Protocol::Http => call.verb(),
-            Protocol::Upgrade => Verb::Other,
-        };
-        match answer {
-            Ok(response) => {
-                let is_stored = response.headers().get(SOURCE).is_some_and(|v| v == "store");
-                let source = if is_stored {
-                    Source::Store
-                } else {
-                    Source::Cloud
-                };
-                self.stages.metrics.answered(verb, source);
-                response
-            }
-            Err(error) => {
-                self.stages.metrics.answered(verb, Source::Hublet);
-                tracing::debug!(
-                    kind = error.kind().as_str(),
-                    side = ?error.side(),
-                    sent = ?error.sent(),
-                    "{}: {}",
-                    call.request.describe(),
-                    with_causes(&error)
-                );
-                error.to_response(call.accepts.errors)
-            }
+/// The response to a request that is not admitted.
+fn reject(request: &Request<Incoming>, flow: &Flow, mut record: RequestRecord) -> Response<Body> {
+    let error = ProxyError::too_many_requests();
+    let mut response = error.to_response(Accepts::of(request.headers()).errors);
+    response.body_mut().count_as_refusal(flow);
+    record.set_reason(error.kind().as_str());
+    let status = response.status().as_u16();
+    record.respond(Source::Hublet, status, || Description {
+        resource: request.uri().path().to_owned(),
+        account: Credential::of(request.headers()).account().to_string(),
+    });
+    response
+}
+
+/// Makes a response of an error, and notes the response in the request's record.
+fn finish(
+    call: &Call,
+    route: Route,
+    answer: Result<Response<Body>, ProxyError>,
+    admission: Option<&mut Admission>,
+) -> Response<Body> {
+    let is_stored =
+        |response: &Response<Body>| response.headers().get(SOURCE).is_some_and(|v| v == "store");
+    let (response, source, reason) = match answer {
+        Ok(response) if is_stored(&response) => (response, Source::Store, fallback_reason(route)),
+        Ok(response) => (response, Source::Cloud, None),
+        Err(error) => {
+            log_error(call, &error);
+            let response = error.to_response(call.accepts.errors);
+            (response, Source::Hublet, Some(error.kind().as_str()))
         }
+    };
+    // An upgraded connection has taken the admission along, and noted its response.
+    if let Some(admission) = admission {
+        let record = admission.record();
+        if call.protocol == Protocol::Http {
+            record.set_verb(call.verb());
+        }
+        if let Some(reason) = reason {
+            record.set_reason(reason);
+        }
+        let status = response.status().as_u16();
+        record.respond(source, status, || call.description());
+    }
+    response
+}
+
+fn log_error(call: &Call, error: &ProxyError) {
+    tracing::debug!(
+        kind = error.kind().as_str(),
+        side = ?error.side(),
+        sent = ?error.sent(),
+        "{}: {}",
+        call.request.describe(),
+        with_causes(error)
+    );
+}
+
+/// The reason of an answer that the store gave in the cloud's place.
+fn fallback_reason(route: Route) -> Option<&'static str> {
+    match route {
+        Route::CloudThenStore(_) => Some("cloud-unanswered"),
+        Route::StoreThenCloud(_) => Some("cloud-silent"),
+        _ => Some("cloud-away"),
     }
 }

@@ -7,9 +7,13 @@ use tokio::sync::Semaphore;
 use crate::authz::caller::Client;
 use crate::budget::{Budget, Flow};
 use crate::cache::Cache;
+use crate::cache::not_stored::NotStored;
 use crate::cloud::forward::Cloud;
 use crate::local::Local;
-use crate::telemetry::{Metrics, Traffic};
+use crate::telemetry::registry::{
+    Instrumented, LabeledValues, Registry, ValueKind, register_gauge,
+};
+use crate::telemetry::{Caller, Metrics};
 
 use super::connection::Connection;
 
@@ -61,10 +65,13 @@ impl Limits {
 
 impl Stages {
     /// A connection has been accepted and speaks a protocol that is served here; its bytes are to be counted there.
-    pub(crate) fn record_connection(&self, connection: &Connection) -> Arc<Traffic> {
-        self.metrics
-            .callers
-            .accepted(connection, self.cache.clock.now())
+    pub(crate) fn record_connection(&self, connection: &Connection) -> Arc<Caller> {
+        self.metrics.callers.accepted(
+            connection.process.as_ref(),
+            connection.remote,
+            connection.port,
+            self.cache.clock.now(),
+        )
     }
 
     /// The flow of a new connection's bytes.
@@ -75,33 +82,6 @@ impl Stages {
     /// What is not ready yet; nothing when all is.
     pub(crate) fn waiting_for(&self) -> Option<&'static str> {
         (!self.cloud.health.is_known()).then_some("the first probe of the cloud has not ended")
-    }
-
-    /// The text of `/metrics`.
-    pub(crate) fn render_metrics(&self) -> String {
-        let set = |gauge: &prometheus_client::metrics::gauge::Gauge, n: u64| {
-            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
-        };
-        set(
-            &self.metrics.copies_given_up,
-            self.cache.ingest().given_up(),
-        );
-        set(&self.metrics.store_failures, self.cache.ingest().failures());
-        set(
-            &self.metrics.store_writable,
-            self.cache.is_writable().into(),
-        );
-        set(&self.metrics.store_bytes, self.cache.size());
-        set(&self.metrics.store_evicted, self.cache.ingest().evicted());
-        set(
-            &self.metrics.in_flight,
-            self.limits.requests_in_flight() as u64,
-        );
-        set(&self.metrics.upgrades, self.limits.open_upgrades() as u64);
-        let (under_way, limit) = self.budget.figures();
-        set(&self.metrics.bytes_under_way, under_way as u64);
-        set(&self.metrics.bytes_under_way_limit, limit as u64);
-        self.metrics.render()
     }
 
     /// Cloud state, store figures and the last callers, for `hublet status`.
@@ -116,7 +96,7 @@ impl Stages {
                 "patienceSeconds": self.cloud.health.fallback_timeout().as_secs_f64(),
             },
             "store": self.cache.status(),
-            "callers": self.metrics.callers.list(),
+            "callers": self.metrics.callers.status(),
         })
     }
 
@@ -130,4 +110,78 @@ impl Stages {
         self.cloud.pool.close_all();
         self.cache.close().await;
     }
+}
+
+impl Instrumented for Stages {
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register_metrics(registry);
+        let (bytes, max_bytes) = self.budget.figures();
+        for (name, help, value) in [
+            (
+                "requests_in_flight",
+                "Requests being answered now",
+                self.limits.requests_in_flight(),
+            ),
+            (
+                "upgrades_open",
+                "Upgraded connections open now",
+                self.limits.open_upgrades(),
+            ),
+            (
+                "bytes_under_way",
+                "Bytes of responses and requests that are held for clients now",
+                bytes,
+            ),
+            (
+                "bytes_under_way_limit",
+                "Most bytes that may be held for clients (--max-bytes-under-way)",
+                max_bytes,
+            ),
+        ] {
+            register_gauge(registry, name, help, value);
+        }
+        register_store(&self.cache, registry);
+    }
+}
+
+fn register_store(cache: &Cache, registry: &mut Registry) {
+    let ingest = cache.ingest();
+    for (name, help, value) in [
+        (
+            "store_copies_given_up",
+            "Copies of responses given up since the start: the writer was behind",
+            ingest.given_up(),
+        ),
+        (
+            "store_failures",
+            "Batches that could not be written since the start",
+            ingest.failures(),
+        ),
+        (
+            "store_writable",
+            "1 while the store can be written",
+            cache.is_writable().into(),
+        ),
+        ("store_bytes", "Bytes of the store on disk", cache.size()),
+        (
+            "store_evicted",
+            "Objects, collections and documents evicted since the start",
+            ingest.evicted(),
+        ),
+    ] {
+        let value = usize::try_from(value).unwrap_or(usize::MAX);
+        register_gauge(registry, name, help, value);
+    }
+    let counts = cache.not_stored();
+    registry.register(
+        "not_stored",
+        "Responses, or parts of them, that were not stored, by reason",
+        LabeledValues {
+            label: "reason",
+            kind: ValueKind::Counter,
+            values: NotStored::ALL
+                .map(|reason| (reason.as_str().into(), counts.get(reason)))
+                .to_vec(),
+        },
+    );
 }

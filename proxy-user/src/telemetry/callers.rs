@@ -1,98 +1,275 @@
-//! The last callers, one line a process. In: accepted connections. Out: [`Caller`]s, latest first, and where the bytes
-//! of each are counted.
+//! The last callers: one entry for each process, or for each address where none is attested.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use parking_lot::Mutex;
-use serde::{Serialize, Serializer};
+use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
 
-use super::traffic::{Totals, Traffic};
-use crate::authz::caller::Process;
-use crate::proxy::connection::{Connection, Port};
+use super::warnings::{Suppressed, WarningKey, WarningKind, WarningLimits};
+use crate::authz::caller::{Port, Process};
 
-const MAX: usize = 32;
+const MAX_CALLERS: usize = 32;
 
-/// One process (or, where it isn't attested, one address) that has called.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Caller {
-    /// What eBPF attests; none is "unknown".
-    pub process: Option<Process>,
-    /// Its address.
-    pub address: SocketAddr,
-    /// Where it called.
-    pub port: Port,
-    /// Connections so far.
-    pub connections: u64,
-    /// When last, milliseconds since the epoch.
-    pub last: u64,
-    /// `bytes_up` and `bytes_down`, of connections that are still open, too.
-    #[serde(flatten, serialize_with = "bytes")]
-    pub traffic: Arc<Traffic>,
+/// Bytes on all clients' connections, as TCP carries them: TLS and HTTP included.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClientBytes {
+    /// From clients.
+    pub(super) up: Counter,
+    /// To clients.
+    pub(super) down: Counter,
 }
 
-fn bytes<S: Serializer>(traffic: &Arc<Traffic>, to: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Bytes {
-        bytes_up: u64,
-        bytes_down: u64,
+/// A caller, and what it has done so far. Shared by its connections and requests.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    /// Attested by eBPF; `None` where it is not known.
+    pub(crate) process: Option<Process>,
+    /// Of its first connection.
+    pub(crate) address: SocketAddr,
+    pub(crate) port: Port,
+    connections: AtomicU64,
+    requests: AtomicU64,
+    /// Responses with a status of 400 or more.
+    errors: AtomicU64,
+    /// Milliseconds since the epoch.
+    last_connect: AtomicU64,
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+    all: ClientBytes,
+    warnings: Arc<WarningLimits>,
+}
+
+/// Counters of a caller at one time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct CallerCounts {
+    pub(crate) connections: u64,
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    /// Milliseconds since the epoch.
+    pub(crate) last_connect: u64,
+    pub(crate) bytes_up: u64,
+    pub(crate) bytes_down: u64,
+}
+
+impl Caller {
+    /// Counts bytes that came from the client.
+    pub(crate) fn add_received(&self, bytes: u64) {
+        self.bytes_up.fetch_add(bytes, Relaxed);
+        self.all.up.inc_by(bytes);
     }
-    let (bytes_up, bytes_down) = traffic.bytes();
-    Bytes {
-        bytes_up,
-        bytes_down,
+
+    /// Counts bytes that went to the client's socket.
+    pub(crate) fn add_sent(&self, bytes: u64) {
+        self.bytes_down.fetch_add(bytes, Relaxed);
+        self.all.down.inc_by(bytes);
     }
-    .serialize(to)
+
+    pub(super) fn add_request(&self, status: u16) {
+        self.requests.fetch_add(1, Relaxed);
+        if status >= 400 {
+            self.errors.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Admits a warning of this caller; see [`WarningLimits`].
+    pub(crate) fn admit_warning(&self, kind: WarningKind) -> Option<Suppressed> {
+        self.warnings
+            .admit(kind, self.warning_key(), Instant::now())
+    }
+
+    /// The same for all processes of one command at one address: a command that is started again
+    /// and again is one caller.
+    fn warning_key(&self) -> WarningKey {
+        let mut hasher = DefaultHasher::new();
+        let command = self.process.as_ref().map(|process| &process.command);
+        (self.address.ip(), command).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    pub(crate) fn counts(&self) -> CallerCounts {
+        CallerCounts {
+            connections: self.connections.load(Relaxed),
+            requests: self.requests.load(Relaxed),
+            errors: self.errors.load(Relaxed),
+            last_connect: self.last_connect.load(Relaxed),
+            bytes_up: self.bytes_up.load(Relaxed),
+            bytes_down: self.bytes_down.load(Relaxed),
+        }
+    }
+
+    fn is(&self, process: Option<&Process>, address: SocketAddr, port: Port) -> bool {
+        match (&self.process, process) {
+            (Some(a), Some(b)) => {
+                a.pid == b.pid && a.command == b.command && a.cgroup_id == b.cgroup_id
+            }
+            (None, None) => self.address.ip() == address.ip() && self.port == port,
+            _ => false,
+        }
+    }
+}
+
+/// A caller in `/v1/status`.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct CallerStatus {
+    process: Option<Process>,
+    address: SocketAddr,
+    port: Port,
+    #[serde(flatten)]
+    counts: CallerCounts,
+}
+
+/// For logs: the address, and the process where it is attested.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address.ip())?;
+        let Some(process) = &self.process else {
+            return Ok(());
+        };
+        let executable = process.executable.as_deref().unwrap_or(&process.command);
+        write!(
+            f,
+            " (process {}, user {}, {executable}",
+            process.pid, process.uid
+        )?;
+        if let Some(uid) = &process.pod_uid {
+            write!(f, ", pod {uid}")?;
+        }
+        f.write_str(")")
+    }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Callers {
-    last: Mutex<VecDeque<Caller>>,
-    /// Bytes of all of them, and of those that were forgotten.
-    totals: Totals,
+    /// Latest first.
+    last: Mutex<VecDeque<Arc<Caller>>>,
+    all: ClientBytes,
+    warnings: Arc<WarningLimits>,
 }
 
 impl Callers {
-    /// Nobody yet; what they all send and get is summed here.
-    pub(crate) fn new(totals: Totals) -> Self {
+    pub(super) fn new(all: ClientBytes) -> Self {
         Self {
-            last: Mutex::default(),
-            totals,
+            all,
+            ..Self::default()
         }
     }
 
-    /// Remembers a connection, once when it is accepted; hands out where its bytes are to be counted.
-    pub(crate) fn accepted(&self, connection: &Connection, now: u64) -> Arc<Traffic> {
-        let mut callers = self.last.lock();
-        let same = |c: &Caller| match (&c.process, &connection.process) {
-            (Some(a), Some(b)) => {
-                a.pid == b.pid && a.command == b.command && a.cgroup_id == b.cgroup_id
-            }
-            (None, None) => c.address.ip() == connection.remote.ip() && c.port == connection.port,
-            _ => false,
-        };
-        let before = callers
+    /// Remembers the caller of a connection. `now` is in milliseconds since the epoch.
+    pub(crate) fn accepted(
+        &self,
+        process: Option<&Process>,
+        address: SocketAddr,
+        port: Port,
+        now: u64,
+    ) -> Arc<Caller> {
+        let mut last = self.last.lock();
+        let known = last
             .iter()
-            .position(same)
-            .and_then(|at| callers.remove(at));
-        let (connections, traffic) = before.map_or_else(
-            || (0, Arc::new(Traffic::new(self.totals.clone()))),
-            |before| (before.connections, before.traffic),
-        );
-        callers.push_front(Caller {
-            process: connection.process.clone(),
-            address: connection.remote,
-            port: connection.port,
-            connections: connections + 1,
-            last: now,
-            traffic: Arc::clone(&traffic),
-        });
-        callers.truncate(MAX);
-        traffic
+            .position(|caller| caller.is(process, address, port))
+            .and_then(|index| last.remove(index));
+        let caller = known.unwrap_or_else(|| Arc::new(self.create(process, address, port)));
+        caller.connections.fetch_add(1, Relaxed);
+        caller.last_connect.store(now, Relaxed);
+        last.push_front(Arc::clone(&caller));
+        last.truncate(MAX_CALLERS);
+        caller
     }
 
-    pub(crate) fn list(&self) -> Vec<Caller> {
+    fn create(&self, process: Option<&Process>, address: SocketAddr, port: Port) -> Caller {
+        Caller {
+            process: process.cloned(),
+            address,
+            port,
+            connections: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            last_connect: AtomicU64::new(0),
+            bytes_up: AtomicU64::new(0),
+            bytes_down: AtomicU64::new(0),
+            all: self.all.clone(),
+            warnings: Arc::clone(&self.warnings),
+        }
+    }
+
+    /// Latest first.
+    pub(crate) fn status(&self) -> Vec<CallerStatus> {
+        let status = |caller: &Arc<Caller>| CallerStatus {
+            process: caller.process.clone(),
+            address: caller.address,
+            port: caller.port,
+            counts: caller.counts(),
+        };
+        self.last.lock().iter().map(status).collect()
+    }
+
+    /// Latest first.
+    #[cfg(test)]
+    fn list(&self) -> Vec<Arc<Caller>> {
         self.last.lock().iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> SocketAddr {
+        ([10, 0, 0, last], 40_000).into()
+    }
+
+    #[test]
+    fn connections_of_one_address_are_one_caller_and_the_latest_is_first() {
+        let callers = Callers::default();
+        let first = callers.accepted(None, address(1), Port::Plain, 1);
+        callers.accepted(None, address(2), Port::Plain, 2);
+        callers.accepted(None, address(1), Port::Secure, 3);
+        let again = callers.accepted(None, address(1), Port::Plain, 4);
+        assert!(Arc::ptr_eq(&first, &again));
+        let list = callers.list();
+        assert_eq!(list.len(), 3);
+        assert!(Arc::ptr_eq(&list[0], &first));
+        assert_eq!(first.counts().connections, 2);
+        assert_eq!(first.counts().last_connect, 4);
+    }
+
+    #[test]
+    fn callers_are_bounded_and_bytes_of_forgotten_ones_still_count() {
+        let callers = Callers::default();
+        let first = callers.accepted(None, address(0), Port::Plain, 0);
+        for last in 1..=u8::MAX {
+            callers.accepted(None, address(last), Port::Plain, 0);
+        }
+        assert_eq!(callers.list().len(), MAX_CALLERS);
+        first.add_received(7);
+        first.add_sent(9);
+        assert_eq!((first.counts().bytes_up, first.counts().bytes_down), (7, 9));
+        assert_eq!((callers.all.up.get(), callers.all.down.get()), (7, 9));
+    }
+
+    #[test]
+    fn responses_of_400_and_more_are_errors() {
+        let caller = Callers::default().accepted(None, address(1), Port::Plain, 0);
+        for status in [200, 304, 404, 503] {
+            caller.add_request(status);
+        }
+        assert_eq!((caller.counts().requests, caller.counts().errors), (4, 2));
+    }
+
+    #[test]
+    fn a_caller_is_warned_of_once_whatever_its_port() {
+        let callers = Callers::default();
+        let plain = callers.accepted(None, address(1), Port::Plain, 0);
+        let secure = callers.accepted(None, address(1), Port::Secure, 0);
+        let first = plain.admit_warning(WarningKind::Forbidden);
+        assert_eq!(first, Some(Suppressed(0)));
+        assert_eq!(secure.admit_warning(WarningKind::Forbidden), None);
+        assert_eq!(plain.to_string(), "10.0.0.1");
     }
 }

@@ -1,0 +1,262 @@
+//! The record of one request: a guard from its head to the end of its response, which then counts
+//! the request in metrics, at its caller and in the log, once.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hublet_wire::request::Verb;
+use tracing::{Level, debug, enabled, warn};
+
+use super::requests::{FinishedRequest, Lifetime, RequestMetrics, Source, verb_label};
+use super::warnings::{Suppressed, WarningKind};
+use super::{Caller, Metrics};
+
+/// Recorded when it is dropped: with the response's body, or with the request where its caller went
+/// before there was a response.
+#[derive(Debug)]
+pub(crate) struct RequestRecord {
+    metrics: Arc<RequestMetrics>,
+    caller: Option<Arc<Caller>>,
+    started: Instant,
+    verb: Verb,
+    source: Source,
+    /// 0 before there is a response.
+    status: u16,
+    lifetime: Lifetime,
+    /// Of a refusal, or of an answer from the store that the cloud should have given.
+    reason: Option<&'static str>,
+    warning: Option<Suppressed>,
+    /// Present only where a line will be logged.
+    description: Option<Box<Description>>,
+    /// Bytes of the request's body, as its client announced them.
+    received: Option<u64>,
+    sent: u64,
+}
+
+/// The part of a log line that costs an allocation. Contains no secrets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Description {
+    /// The resource, or the path where it is none.
+    pub(crate) resource: String,
+    /// The account of the credential, as a digest.
+    pub(crate) account: String,
+}
+
+impl RequestRecord {
+    pub(crate) fn begin(metrics: &Metrics, caller: Option<&Arc<Caller>>) -> Self {
+        Self {
+            metrics: Arc::clone(metrics.requests()),
+            caller: caller.cloned(),
+            started: Instant::now(),
+            verb: Verb::Other,
+            source: Source::Hublet,
+            status: 0,
+            lifetime: Lifetime::Response,
+            reason: None,
+            warning: None,
+            description: None,
+            received: None,
+            sent: 0,
+        }
+    }
+
+    pub(crate) fn set_verb(&mut self, verb: Verb) {
+        self.verb = verb;
+        if verb == Verb::Watch {
+            self.lifetime = Lifetime::Stream;
+        }
+    }
+
+    /// The connection leaves HTTP, and lasts as long as its stream.
+    pub(crate) fn mark_upgraded(&mut self) {
+        self.lifetime = Lifetime::Stream;
+    }
+
+    /// The reason of a refusal or a fallback, one of a fixed set.
+    pub(crate) fn set_reason(&mut self, reason: &'static str) {
+        self.reason = Some(reason);
+    }
+
+    /// Notes the response. `describe` is called only where the request will be logged.
+    pub(crate) fn respond(
+        &mut self,
+        source: Source,
+        status: u16,
+        describe: impl FnOnce() -> Description,
+    ) {
+        self.source = source;
+        self.status = status;
+        // A refused watch has no stream.
+        if status >= 300 {
+            self.lifetime = Lifetime::Response;
+        }
+        self.warning = WarningKind::of_status(status)
+            .zip(self.caller.as_ref())
+            .and_then(|(kind, caller)| caller.admit_warning(kind));
+        if self.warning.is_some() || enabled!(Level::DEBUG) {
+            self.description = Some(Box::new(describe()));
+        }
+    }
+
+    /// Bytes of the request's body; `None` where its client did not announce them.
+    pub(crate) fn set_received(&mut self, bytes: Option<u64>) {
+        self.received = bytes;
+    }
+
+    /// Counts bytes of the response's body.
+    pub(crate) fn add_sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    fn log(&self, duration: Duration) {
+        let line = LogLine {
+            record: self,
+            duration,
+        };
+        match self.warning {
+            Some(suppressed) => warn!("request {line}{suppressed}"),
+            None => debug!("request {line}"),
+        }
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        self.metrics.observe(&FinishedRequest {
+            verb: self.verb,
+            source: self.source,
+            code: self.status,
+            lifetime: self.lifetime,
+            duration,
+        });
+        if let Some(caller) = &self.caller {
+            caller.add_request(self.status);
+        }
+        if self.description.is_some() {
+            self.log(duration);
+        }
+    }
+}
+
+struct LogLine<'a> {
+    record: &'a RequestRecord,
+    duration: Duration,
+}
+
+impl fmt::Display for LogLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.record;
+        let default = Description::default();
+        let description = record.description.as_deref().unwrap_or(&default);
+        match &record.caller {
+            Some(caller) => write!(f, "caller={caller}")?,
+            None => f.write_str("caller=unknown")?,
+        }
+        write!(
+            f,
+            " account={} verb={} resource={} source={} code={}",
+            description.account,
+            verb_label(record.verb),
+            description.resource,
+            record.source.as_str(),
+            record.status,
+        )?;
+        if let Some(reason) = record.reason {
+            write!(f, " reason={reason}")?;
+        }
+        write!(f, " duration={:?} sent={}", self.duration, record.sent)?;
+        record
+            .received
+            .map_or(Ok(()), |bytes| write!(f, " received={bytes}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Port;
+    use super::super::registry::encode_metrics;
+    use super::*;
+
+    fn description() -> Description {
+        Description {
+            resource: "/api/v1/pods".to_owned(),
+            account: "sha256:0011".to_owned(),
+        }
+    }
+
+    fn caller(metrics: &Metrics) -> Arc<Caller> {
+        let address = ([10, 0, 0, 1], 40_000).into();
+        metrics.callers.accepted(None, address, Port::Secure, 0)
+    }
+
+    #[test]
+    fn a_request_is_counted_once_when_its_record_is_dropped() {
+        let metrics = Metrics::default();
+        let caller = caller(&metrics);
+        let mut record = RequestRecord::begin(&metrics, Some(&caller));
+        record.set_verb(Verb::List);
+        record.respond(Source::Cloud, 200, description);
+        assert!(!encode_metrics(&[&metrics]).contains("code="));
+        drop(record);
+        let line = "hublet_requests_total{verb=\"list\",source=\"cloud\",code=\"200\"} 1\n";
+        assert!(encode_metrics(&[&metrics]).contains(line));
+        assert_eq!(caller.counts().requests, 1);
+    }
+
+    #[test]
+    fn a_caller_that_goes_before_the_response_is_counted_without_a_code() {
+        let metrics = Metrics::default();
+        drop(RequestRecord::begin(&metrics, None));
+        let text = encode_metrics(&[&metrics]);
+        assert!(
+            text.contains("{verb=\"other\",source=\"hublet\",code=\"none\"} 1\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_refused_watch_is_no_stream() {
+        let metrics = Metrics::default();
+        for (status, is_stream) in [(200, true), (403, false)] {
+            let mut record = RequestRecord::begin(&metrics, None);
+            record.set_verb(Verb::Watch);
+            record.respond(Source::Store, status, description);
+            assert_eq!(record.lifetime == Lifetime::Stream, is_stream);
+        }
+    }
+
+    #[test]
+    fn only_requests_that_are_logged_are_described() {
+        let metrics = Metrics::default();
+        let caller = caller(&metrics);
+        for (status, is_described) in [(200, false), (403, true), (403, false), (500, true)] {
+            let mut record = RequestRecord::begin(&metrics, Some(&caller));
+            record.respond(Source::Hublet, status, description);
+            assert_eq!(record.description.is_some(), is_described, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_log_line_has_all_fields() {
+        let metrics = Metrics::default();
+        let caller = caller(&metrics);
+        let mut record = RequestRecord::begin(&metrics, Some(&caller));
+        record.set_verb(Verb::Create);
+        record.set_received(Some(12));
+        record.add_sent(34);
+        record.set_reason("WriteUnavailable");
+        record.respond(Source::Hublet, 503, description);
+        let duration = Duration::from_millis(5);
+        let line = LogLine {
+            record: &record,
+            duration,
+        };
+        assert_eq!(
+            line.to_string(),
+            "caller=10.0.0.1 account=sha256:0011 verb=create resource=/api/v1/pods source=hublet \
+             code=503 reason=WriteUnavailable duration=5ms sent=34 received=12"
+        );
+    }
+}
