@@ -32,7 +32,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// A TLS stream that is ready for HTTP.
 pub(crate) type CloudStream = TlsStream<TrackedStream>;
 
-/// Why no connection could be opened.
+/// The error of a connection that could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
     #[error("{host} does not resolve: {source}")]
@@ -75,8 +75,8 @@ impl DialError {
         matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
-    /// Whether the error says nothing about the cloud: this node lacks a permit, a file descriptor,
-    /// memory or a port, or the server is there and takes no requests.
+    /// True for an error that says nothing about the cloud: this node lacks a permit, a file
+    /// descriptor, memory or a port, or the server is there and takes no requests.
     pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Busy | Self::NoStreams => true,

@@ -25,7 +25,7 @@ const MAX_ATTEMPTS: u32 = 3;
 /// Attempts to send a retryable request that it may have processed.
 const MAX_ATTEMPTS_PROCESSED: u32 = 2;
 
-/// Why there is no response.
+/// The error of a request without a response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForwardError {
     #[error(transparent)]
@@ -56,7 +56,7 @@ pub(crate) enum ForwardError {
     UploadStalled,
 }
 
-/// How far a request without a response got.
+/// The progress of a request without a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delivery {
     NotSent,
@@ -115,7 +115,6 @@ fn connection_headers(headers: &HeaderMap) -> Vec<String> {
         .collect()
 }
 
-/// How a request may be sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SendOptions {
     pub client: Client,
@@ -127,11 +126,14 @@ pub(crate) struct SendOptions {
 /// Subresources whose reads may have side effects: a proxied backend's, or those of a started program.
 const UNSAFE_SUBRESOURCES: [&str; 4] = ["proxy", "exec", "attach", "portforward"];
 
-/// Whether a request is a read of the API server's own data, which has no effect however often it is
-/// sent. A request that isn't understood is none.
+/// True for reads of the API server's own data, which have no effect however often they are sent. A
+/// request that isn't understood is none.
 pub(crate) fn is_retryable(info: &RequestInfo) -> bool {
-    let is_safe = |request: &ApiRequest| !UNSAFE_SUBRESOURCES.contains(&request.subresource());
-    info.verb().is_read() && info.understood().is_some_and(is_safe)
+    info.verb().is_read() && info.understood().is_some_and(has_safe_reads)
+}
+
+fn has_safe_reads(request: &ApiRequest) -> bool {
+    !UNSAFE_SUBRESOURCES.contains(&request.subresource())
 }
 
 /// The client side of the proxy: connections and health of the API server.
@@ -230,7 +232,12 @@ impl Cloud {
             };
             match failed.returned.or(copy).filter(|_| retry) {
                 Some(again) => request = again,
-                None => return Err(self.classify(failed.error, processed)),
+                // Neither says anything about the cloud.
+                None if is_upload_error(&failed.error) => {
+                    return Err(ForwardError::Upload(failed.error));
+                }
+                None if !processed => return Err(ForwardError::NotProcessed(failed.error)),
+                None => return Err(self.broken(failed.error)),
             }
         }
     }
@@ -249,14 +256,7 @@ impl Cloud {
             .inspect_err(|error| self.signal_dial_error(error))
     }
 
-    /// The error of the last attempt. Only a connection that broke tells something of the cloud.
-    fn classify(&self, error: hyper::Error, processed: bool) -> ForwardError {
-        if is_upload_error(&error) {
-            return ForwardError::Upload(error);
-        }
-        if !processed {
-            return ForwardError::NotProcessed(error);
-        }
+    fn broken(&self, error: hyper::Error) -> ForwardError {
         self.health.signal(Signal::Failed);
         ForwardError::Broken(error)
     }
@@ -308,7 +308,7 @@ impl Cloud {
 
 /// The server says that it has not processed the request: with a GOAWAY that excludes it, or with
 /// `REFUSED_STREAM` (RFC 9113 §8.7).
-fn is_unprocessed(error: &hyper::Error) -> bool {
+pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);
     source
         .and_then(|source| source.downcast_ref::<h2::Error>())

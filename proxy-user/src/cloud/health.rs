@@ -1,5 +1,5 @@
-//! Whether the API server is reachable: one state, decided in one task ([`monitor`]) from what requests
-//! signal and probes find.
+//! The reachability of the API server: one state, decided in one task ([`monitor`]) from the signals of
+//! requests and the results of probes.
 //!
 //! A slow request says nothing about the cloud; only silence does, and only in spite of a probe. So a
 //! waiting request asks for a probe early enough for its answer to arrive before the fallback timeout
@@ -372,3 +372,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "health/model_tests.rs"]
+mod model_tests;

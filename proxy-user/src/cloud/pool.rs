@@ -67,7 +67,7 @@ pub(crate) enum ConnectionClass {
     Dedicated,
 }
 
-/// Whether a request may use an idle HTTP/1.1 connection, which the server may be closing.
+/// Use of an idle HTTP/1.1 connection, which the server may be closing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reuse {
     Allowed,

@@ -76,16 +76,22 @@ impl Resolver {
 
     /// Records a TCP connection, before the TLS handshake.
     pub(crate) fn record_connected(&self, address: SocketAddr) {
-        self.record(address, false);
+        self.record(LastConnect {
+            address,
+            served: false,
+        });
     }
 
     /// Records a TLS connection.
     pub(crate) fn record_served(&self, address: SocketAddr) {
-        self.record(address, true);
+        self.record(LastConnect {
+            address,
+            served: true,
+        });
     }
 
-    fn record(&self, address: SocketAddr, served: bool) {
-        self.known.lock().last_connect = Some(LastConnect { address, served });
+    fn record(&self, connect: LastConnect) {
+        self.known.lock().last_connect = Some(connect);
     }
 
     /// Joins the lookup under way, or begins one.

@@ -29,7 +29,7 @@ pub(crate) trait BodyTee: Unpin {
     fn finish(self);
 }
 
-/// Why a response body broke off. The client sees a cut stream, never a shortened body as complete.
+/// The error of a response body that broke off. The client sees a cut stream, never a shortened body as complete.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CloudBodyError {
     #[error("the cloud's answer broke off: {}", with_causes(.0))]
@@ -257,3 +257,7 @@ impl<T: BodyTee> Body for CloudBody<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

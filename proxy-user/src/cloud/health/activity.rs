@@ -1,5 +1,5 @@
-//! When the API server was last heard from, on the link as a whole and on each connection, and the
-//! round-trip time of the link.
+//! The time of the last read from the API server, on the link as a whole and on each connection, and
+//! the round-trip time of the link.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -26,7 +26,6 @@ const MAX_BODY_BYTES: usize = 64 << 10;
 /// Longest time from the head of the response to the end of its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
     #[error(transparent)]
@@ -40,7 +39,7 @@ pub(crate) enum ProbeError {
 }
 
 impl ProbeError {
-    /// Whether the error says nothing about the cloud: see [`DialError::is_local`].
+    /// True for an error that says nothing about the cloud: see [`DialError::is_local`].
     pub(crate) fn is_local(&self) -> bool {
         matches!(self, Self::Dial(error) if error.is_local())
     }
@@ -48,7 +47,6 @@ impl ProbeError {
 
 type Sender = SendRequest<Empty<Bytes>>;
 
-/// Probes one server.
 #[derive(Debug)]
 pub(crate) struct Prober {
     dialer: Dialer,
@@ -140,7 +138,7 @@ const ESSENTIAL_CHECKS: [&str; 4] = [
     "informer-sync",
 ];
 
-/// Whether the API server lists its checks (`k8s.io/apiserver/pkg/server/healthz`) and none of those that
+/// True if the API server lists its checks (`k8s.io/apiserver/pkg/server/healthz`) and none of those that
 /// failed stops requests: a key management service, or a shutdown, which is announced before it
 /// begins. A proxy in front of a dead server lists nothing.
 fn serves_despite_failed_checks(body: &[u8]) -> bool {

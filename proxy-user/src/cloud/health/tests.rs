@@ -108,6 +108,10 @@ struct Site {
 
 impl Site {
     fn start(way: Way, round_trip: u64) -> Self {
+        Self::start_with(way, round_trip, 2)
+    }
+
+    fn start_with(way: Way, round_trip: u64, healthy_threshold: u32) -> Self {
         let way = Arc::new(Scripted {
             way: watch::Sender::new(way),
             round_trip: AtomicU64::new(round_trip),
@@ -121,7 +125,7 @@ impl Site {
         let config = CloudConfig {
             probe_interval: INTERVAL,
             probe_timeout: TIMEOUT,
-            healthy_threshold: 2,
+            healthy_threshold,
             servers: Vec::new(),
             lb_mode: LbMode::Priority,
             mark: 0,
@@ -182,6 +186,10 @@ impl Site {
             );
         };
         self.health.unless_silent(answer).await
+    }
+
+    fn probes(&self) -> usize {
+        self.way.probes.load(Ordering::Relaxed)
     }
 
     fn states(&self) -> Vec<CloudState> {
@@ -394,4 +402,201 @@ async fn idle_costs_one_probe_an_interval() {
     let probes = site.way.probes.load(Ordering::Relaxed) - before;
     assert!((95..130).contains(&probes), "{probes}");
     assert!(site.began.elapsed() > INTERVAL * 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_probe_is_sent_before_an_interval_of_silence() {
+    let site = Site::connected(80).await;
+    let before = site.probes();
+    let probed_after = async {
+        while site.probes() == before {
+            sleep(MS * 10).await;
+        }
+        site.began.elapsed()
+    };
+    let after = probed_after.await;
+    // The interval is shortened by up to a fifth, so that nodes don't probe in step.
+    assert!(after >= INTERVAL.mul_f64(0.8), "{after:?}");
+    assert!(after <= INTERVAL + MS * 260, "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_put_off_the_probe_until_its_connection_would_be_idle_for_too_long() {
+    let site = Site::connected(80).await;
+    let before = site.probes();
+    let reads = async {
+        loop {
+            sleep(MS * 500).await;
+            site.way.activity.record_read();
+        }
+    };
+    let interval = INTERVAL * KEEP_ALIVE_INTERVALS;
+    tokio::select! {
+        () = reads => {}
+        () = sleep(interval.mul_f64(0.8) - MS * 500) => {}
+    }
+    assert_eq!(site.probes(), before);
+    sleep(INTERVAL).await;
+    assert!(site.probes() > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn gateway_errors_ask_for_a_probe_once_a_second() {
+    let site = Site::connected(1).await;
+    let before = site.probes();
+    let responses = site.health.responses();
+    for _ in 0..100 {
+        for status in [502, 503, 504] {
+            let status = http::StatusCode::from_u16(status).unwrap();
+            site.health.record_response(status, MS);
+        }
+        sleep(MS * 50).await;
+    }
+    let probes = site.probes() - before;
+    assert!((5..=6).contains(&probes), "{probes} in 5 s");
+    assert_eq!(site.health.responses(), responses, "none of the server's");
+    assert_eq!(site.states(), [CloudState::Connected]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_in_front_of_a_dead_server_does_not_hide_its_absence() {
+    let site = Site::connected(1).await;
+    site.way.kept.store(false, Ordering::Relaxed);
+    site.set(Way::Refuses);
+    site.health
+        .record_response(http::StatusCode::BAD_GATEWAY, MS);
+    assert!(site.until(CloudState::Disconnected, TIMEOUT).await < MS * 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_errors_of_the_server_are_signs_of_life() {
+    let site = Site::connected(1).await;
+    for status in [200, 401, 404, 409, 429, 500, 501] {
+        let before = site.health.responses();
+        let status = http::StatusCode::from_u16(status).unwrap();
+        site.health.record_response(status, MS);
+        assert_eq!(site.health.responses(), before + 1, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn recovery_takes_as_many_probes_as_the_threshold_says() {
+    for threshold in [1, 2, 5] {
+        let site = Site::start_with(Way::Silent, 10, threshold);
+        site.until(CloudState::Disconnected, TIMEOUT * 2).await;
+        let before = site.probes();
+        site.set(Way::Answers);
+        site.until(CloudState::Connected, MS * 5000).await;
+        let probes = site.probes() - before;
+        assert_eq!(probes as u32, threshold.max(1), "threshold {threshold}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recovery_that_fails_begins_anew() {
+    let site = Site::start_with(Way::Silent, 10, 3);
+    site.until(CloudState::Disconnected, TIMEOUT * 2).await;
+    let closed = site.way.closed.load(Ordering::Relaxed);
+    site.set(Way::Answers);
+    site.until(CloudState::Recovering, MS * 5000).await;
+    site.way.kept.store(false, Ordering::Relaxed);
+    site.set(Way::Refuses);
+    site.until(CloudState::Disconnected, MS * 1000).await;
+    assert_eq!(site.way.closed.load(Ordering::Relaxed), closed + 1);
+    assert!(!site.states().contains(&CloudState::Connected));
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_of_a_disconnected_cloud_back_off_and_never_pile_up() {
+    let site = Site::start(Way::Silent, 10);
+    site.until(CloudState::Disconnected, TIMEOUT * 2).await;
+    let before = site.probes();
+    sleep(MS * 1000).await;
+    assert_eq!(site.probes() - before, 1, "the first within a second");
+    sleep(MS * 120_000).await;
+    // Each hangs until its dial times out; four at once are the most.
+    let probes = site.probes() - before;
+    assert!((40..=64).contains(&probes), "{probes} in two minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_signals_do_not_count_against_a_cloud_that_answers() {
+    let site = Site::start(Way::Answers, 80);
+    for _ in 0..super::super::MAX_SIGNALS * 2 {
+        site.health.signal(Signal::Failed);
+    }
+    site.until(CloudState::Connected, TIMEOUT).await;
+    sleep(MS * 1000).await;
+    assert_eq!(site.states(), [CloudState::Connected]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_were_silent_are_retired_when_the_probe_is_answered() {
+    let site = Site::connected(80).await;
+    site.way.kept.store(false, Ordering::Relaxed);
+    sleep(MS * 1000).await;
+    site.health.signal(Signal::Silent);
+    site.until(CloudState::Silent, MS * 10).await;
+    site.until(CloudState::Connected, TIMEOUT).await;
+    assert_eq!(site.way.retired.load(Ordering::Relaxed), 1);
+    assert_eq!(site.way.closed.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silence_that_has_ended_since_is_ignored() {
+    let site = Site::connected(80).await;
+    sleep(MS * 1000).await;
+    site.way.activity.record_read();
+    site.health.signal(Signal::Silent);
+    sleep(MS * 1000).await;
+    assert_eq!(site.states(), [CloudState::Connected]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_cloud_settles_for_all_that_wait() {
+    let site = Site::start(Way::Answers, 80);
+    let health = &site.health;
+    let settled = tokio::join!(health.settled(), health.settled(), health.settled());
+    assert_eq!(settled.0, CloudState::Connected);
+    assert_eq!((settled.1, settled.2), (settled.0, settled.0));
+    assert!(health.is_known());
+    let site = Site::start(Way::Refuses, 80);
+    assert_eq!(site.health.settled().await, CloudState::Disconnected);
+    site.health.until_disconnected().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_only_the_cloud_can_answer_makes_it_probe() {
+    let site = Site::connected(1).await;
+    site.set(Way::Silent);
+    let request = site.health.probe_while_silent(std::future::pending::<()>());
+    tokio::select! {
+        () = request => {}
+        () = site.health.until_disconnected() => {}
+    }
+    assert!(site.states().contains(&CloudState::Silent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_latency_is_smoothed_and_bounded() {
+    let site = Site::start(Way::Silent, 10);
+    assert_eq!(site.health.latency(), Duration::ZERO);
+    site.health.record_latency(MS * 80);
+    assert_eq!(site.health.latency(), MS * 80);
+    site.health.record_latency(MS * 160);
+    assert_eq!(site.health.latency(), MS * 90);
+    let day = Duration::from_secs(86_400);
+    site.health.record_latency(day);
+    assert!(site.health.latency() <= MS * 90 + super::super::MAX_LATENCY / 8);
+    let site = Site::start(Way::Silent, 10);
+    site.health.record_latency(Duration::ZERO);
+    assert_eq!(site.health.latency(), Duration::from_micros(1));
+}
+
+#[test]
+fn jitter_is_a_fraction() {
+    let samples: Vec<f64> = (0..1000).map(|_| jitter()).collect();
+    assert!(samples.iter().all(|sample| (0.0..=1.0).contains(sample)));
+    assert!(samples.iter().any(|sample| *sample < 0.3));
+    assert!(samples.iter().any(|sample| *sample > 0.7));
 }

@@ -23,6 +23,14 @@ pub(super) struct FairLimit {
     permit_freed: Notify,
 }
 
+/// The permits that there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PermitPool {
+    pub(super) total: usize,
+    /// Of `total`, for privileged clients only.
+    pub(super) reserved: usize,
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
 struct HeldPermits {
     total: usize,
@@ -37,12 +45,10 @@ pub(super) struct ClientPermit {
 }
 
 impl HeldPermits {
-    /// Whether a client may have one more of `total` permits, of which `reserved` are for privileged
-    /// clients.
-    fn allows(&self, client: Client, total: usize, reserved: usize) -> bool {
+    fn allows(&self, client: Client, pool: PermitPool) -> bool {
         let privileged = client.is_privileged();
-        let reserved = if privileged { 0 } else { reserved };
-        let free = total.saturating_sub(self.total + reserved);
+        let reserved = if privileged { 0 } else { pool.reserved };
+        let free = pool.total.saturating_sub(self.total + reserved);
         let held = self.by_client.get(&client).copied().unwrap_or_default();
         free > 0 && (privileged || held == 0 || held < free)
     }
@@ -64,15 +70,14 @@ impl HeldPermits {
 }
 
 impl FairLimit {
-    /// Takes a permit; `total` may change from call to call.
+    /// Takes a permit; the pool may differ from call to call.
     pub(super) fn try_acquire(
         self: &Arc<Self>,
         client: Client,
-        total: usize,
-        reserved: usize,
+        pool: PermitPool,
     ) -> Result<ClientPermit, DialError> {
         let mut held = self.held.lock();
-        if !held.allows(client, total, reserved) {
+        if !held.allows(client, pool) {
             return Err(DialError::Busy);
         }
         held.add(client);
@@ -164,10 +169,11 @@ impl ConnectionLimit {
     }
 
     fn try_acquire_fair(&self, client: Client) -> Result<ClientPermit, DialError> {
-        let LimitConfig {
-            total, reserved, ..
-        } = self.config;
-        self.fair.try_acquire(client, total, reserved)
+        let pool = PermitPool {
+            total: self.config.total,
+            reserved: self.config.reserved,
+        };
+        self.fair.try_acquire(client, pool)
     }
 
     fn semaphore(&self, client: Client) -> Arc<Semaphore> {
@@ -227,7 +233,8 @@ mod tests {
             (0..held).for_each(|_| permits.add(client));
             (0..others).for_each(|_| permits.add(self::client(99)));
             let case = format!("{client:?} {held} {others} {total} {reserved}");
-            assert_eq!(permits.allows(client, total, reserved), allowed, "{case}");
+            let pool = PermitPool { total, reserved };
+            assert_eq!(permits.allows(client, pool), allowed, "{case}");
         }
     }
 

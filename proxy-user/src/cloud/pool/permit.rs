@@ -54,6 +54,14 @@ impl StreamPermit {
         }
     }
 
+    /// A permit of no limit, for tests of what holds one.
+    #[cfg(test)]
+    pub(crate) fn unlimited(connection: &Arc<ConnectionActivity>) -> Self {
+        let limit = ConnectionLimit::new(super::UPGRADE_LIMIT);
+        let client = crate::authz::caller::Client::Own;
+        Self::http1(connection, limit.try_acquire(client).expect("the first"))
+    }
+
     pub(crate) fn connection(&self) -> &ConnectionActivity {
         &self.connection
     }

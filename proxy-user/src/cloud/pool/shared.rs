@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::connection::{FlowWindows, Http2Connection, Http2Sender, RequestSender, StreamLimit};
-use super::limit::{ClientPermit, FairLimit};
+use super::limit::{ClientPermit, FairLimit, PermitPool};
 use super::permit::{Lease, OpenStreams};
 use crate::authz::caller::Client;
 use crate::cloud::dial::DialError;
@@ -125,7 +125,7 @@ struct State {
     waiting: Waiters,
 }
 
-/// Dials under way.
+/// Dials under way, by the windows of their connections.
 #[derive(Debug, Default)]
 struct Dials {
     large: usize,
@@ -281,7 +281,11 @@ impl SharedConnections {
     /// [`DialError::Busy`]: the client holds as many as are free.
     pub(super) fn count_stream(&self, client: Client) -> Result<ClientPermit, DialError> {
         let total = self.state.lock().capacity();
-        self.limit.try_acquire(client, total, RESERVED_STREAMS)
+        let pool = PermitPool {
+            total,
+            reserved: RESERVED_STREAMS,
+        };
+        self.limit.try_acquire(client, pool)
     }
 
     /// # Errors
