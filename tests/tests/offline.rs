@@ -429,3 +429,26 @@ fn i4_a_version_from_the_store_is_good_for_the_cloud() -> Result<()> {
     assert_eq!(event.unwrap()["object"]["code"], 410);
     Ok(())
 }
+
+/// `--working-mode=cloud` stores nothing: what was forwarded is not answered from the store.
+#[test]
+fn the_working_mode_cloud_forwards_and_keeps_nothing() -> Result<()> {
+    let with_mode = |options: &mut hublet_tests::daemon::Options| {
+        options.flags.push("--working-mode=cloud".into());
+    };
+    let Some(site) = Site::start("cloud-mode", with_mode)? else {
+        return Ok(());
+    };
+    let calico = site.daemon.client(Some(&site.cloud.calico_token))?;
+    let online = calico.get(INFORMATION)?;
+    assert_eq!((online.status, source(&online)), (200, "cloud"));
+    site.fault.set(Fault::Refuse)?;
+    let refused = eventually(Duration::from_secs(10), "a refusal", || {
+        calico.get(INFORMATION).ok().filter(|a| a.status == 503)
+    })?;
+    assert!(
+        String::from_utf8_lossy(&refused.body).contains("--working-mode=cloud"),
+        "{refused:?}"
+    );
+    Ok(())
+}

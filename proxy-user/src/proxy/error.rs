@@ -183,6 +183,10 @@ impl ProxyError {
         match refusal {
             Refusal::WriteUnavailable => Self::write_unavailable(request),
             Refusal::NotUnderstood => Self::not_understood(request),
+            Refusal::NoStore => Self::new(
+                ErrorKind::NotCached,
+                "hublet: the cloud is away, and --working-mode=cloud has no store to answer from",
+            ),
             Refusal::UpgradeUnavailable => Self::not_upgraded(ForwardError::Disconnected),
         }
     }

@@ -22,7 +22,7 @@ pub struct YurthubFlags {
     /// `rr` (in turn) or `priority` (in the order given)
     #[arg(long, value_name = "MODE", default_value = "rr")]
     pub lb_mode: String,
-    /// Only `edge` is implemented
+    /// `edge` (responses are stored and answer reads while the cloud is away) or `cloud` (nothing is stored)
     #[arg(long, value_name = "MODE", default_value = "edge")]
     pub working_mode: String,
     /// Seconds between two health probes of the cloud
