@@ -354,7 +354,8 @@ async fn events_are_not_kept_longer_than_the_cloud_keeps_them() {
 /// An empty list of metadata, by a watch in protobuf, was stored as the empty list of the objects themselves.
 #[tokio::test]
 async fn what_an_answer_is_stands_in_itself() {
-    use hublet_wire::protobuf::{envelope, put_bytes};
+    use hublet_wire::meta::TypeMeta;
+    use hublet_wire::protobuf::{encode_envelope, put_bytes};
     let bench = Bench::new();
     let call =
         format!("{PODS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
@@ -373,7 +374,13 @@ async fn what_an_answer_is_stands_in_itself() {
     put_bytes(
         &mut object,
         1,
-        &envelope("meta.k8s.io/v1", "PartialObjectMetadata", &raw),
+        &encode_envelope(
+            TypeMeta {
+                api_version: "meta.k8s.io/v1",
+                kind: "PartialObjectMetadata",
+            },
+            &raw,
+        ),
     );
     put_bytes(&mut frame, 1, b"BOOKMARK");
     put_bytes(&mut frame, 2, &object);

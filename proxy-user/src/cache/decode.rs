@@ -7,11 +7,11 @@ mod events;
 use std::io::Write;
 
 use flate2::write::MultiGzDecoder;
-use hublet_wire::list::{JsonList, ListHead, ProtobufList};
+use hublet_wire::list::{JsonListSplitter, ListHead, ProtobufListSplitter};
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::parse_version;
 use hublet_wire::request::Verb;
-use hublet_wire::watch::{JsonFrames, ProtobufFrames};
+use hublet_wire::watch::{JsonWatchSplitter, ProtobufWatchSplitter};
 use hublet_wire::{CodecError, MAX_OBJECT};
 
 use super::change::{Change, Observation};
@@ -41,19 +41,19 @@ enum BodyState {
     /// The first bytes of a JSON list, which may turn out to be a variant.
     ListStart(Vec<u8>),
     JsonList {
-        list: Box<JsonList>,
+        list: Box<JsonListSplitter>,
         members: Vec<Vec<u8>>,
     },
     ProtobufList {
-        list: ProtobufList,
+        list: ProtobufListSplitter,
         members: Vec<Vec<u8>>,
     },
     JsonWatch {
-        frames: JsonFrames,
+        frames: JsonWatchSplitter,
         initial: Option<Vec<Vec<u8>>>,
     },
     ProtobufWatch {
-        frames: ProtobufFrames,
+        frames: ProtobufWatchSplitter,
         initial: Option<Vec<Vec<u8>>>,
     },
 }
@@ -72,15 +72,15 @@ impl ResponseDecoder {
             (Verb::List, Encoding::Json) => BodyState::ListStart(Vec::new()),
             (Verb::DeleteCollection, Encoding::Json) => BodyState::new_json_list(),
             (Verb::List | Verb::DeleteCollection, Encoding::Protobuf) => BodyState::ProtobufList {
-                list: ProtobufList::default(),
+                list: ProtobufListSplitter::default(),
                 members: Vec::new(),
             },
             (Verb::Watch, Encoding::Json) => BodyState::JsonWatch {
-                frames: JsonFrames::default(),
+                frames: JsonWatchSplitter::default(),
                 initial,
             },
             (Verb::Watch, Encoding::Protobuf) => BodyState::ProtobufWatch {
-                frames: ProtobufFrames::default(),
+                frames: ProtobufWatchSplitter::default(),
                 initial,
             },
             _ => BodyState::Whole(Vec::new()),
@@ -326,7 +326,7 @@ fn list_page(
     now: u64,
 ) -> Result<PartialList, CodecError> {
     if variants::is_variant(&head.api_version, &head.kind) {
-        return Err(CodecError::OtherForm(head.kind));
+        return Err(CodecError::Variant(head.kind));
     }
     if !head.kind.ends_with("List") {
         return Err(not_a_list(&head.kind));

@@ -147,7 +147,7 @@ pub(crate) fn is_unrecorded_write(request: &ApiRequest, status: u16) -> bool {
 
 /// The encoding of a response that may be stored, as far as request and headers tell.
 fn reject_unstorable(request: &ApiRequest, headers: &HeaderMap) -> Result<Encoding, NotStored> {
-    let encoding = Encoding::of_content_type(text(headers, header::CONTENT_TYPE));
+    let encoding = Encoding::from_content_type(text(headers, header::CONTENT_TYPE));
     let options = request.options();
     if !matches!(
         text(headers, header::CONTENT_ENCODING),

@@ -93,7 +93,7 @@ impl From<&CodecError> for NotStored {
     fn from(error: &CodecError) -> Self {
         match error {
             CodecError::Json(_) | CodecError::Protobuf(_) => Self::Malformed,
-            CodecError::OtherForm(_) => Self::Variant,
+            CodecError::Variant(_) => Self::Variant,
             CodecError::Limit(_) => Self::TooLarge,
         }
     }

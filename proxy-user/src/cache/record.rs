@@ -4,8 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cache::variants;
+use hublet_wire::list::{protobuf_item_len, push_protobuf_item};
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::Meta;
+use hublet_wire::meta::{Meta, TypeMeta};
 use hublet_wire::{CodecError, json, protobuf};
 
 /// Format of everything in this module; another number in the store sets it aside.
@@ -90,7 +91,7 @@ impl<'a> Record<'a> {
     pub(crate) fn push_item(&self, out: &mut Vec<u8>, unstructured: bool) {
         let (at, len) = self.item;
         match self.encoding {
-            Encoding::Protobuf => protobuf::put_bytes(out, 2, &self.body[at..at + len]),
+            Encoding::Protobuf => push_protobuf_item(out, &self.body[at..at + len]),
             Encoding::Json if unstructured || at == 0 => {
                 out.extend_from_slice(&self.body[..at + len])
             }
@@ -103,9 +104,7 @@ impl<'a> Record<'a> {
 
     /// Length of what [`Record::push_item`] appends for a protobuf list.
     pub(crate) fn protobuf_item_len(&self) -> usize {
-        let mut head = Vec::with_capacity(12);
-        protobuf::put_varint(&mut head, self.item.1 as u64);
-        1 + head.len() + self.item.1
+        protobuf_item_len(self.item.1)
     }
 
     /// Appends the object as the `object` of a JSON watch event.
@@ -150,7 +149,7 @@ impl NewRecord {
     /// Not an object with a name and a numeric resourceVersion.
     pub(crate) fn json(bytes: &[u8], hint: TypeHint<'_>, at: u64) -> Result<Self, CodecError> {
         let bytes = bytes.trim_ascii();
-        let head = json::head(bytes)?;
+        let head = json::parse_head(bytes)?;
         let bare = head.kind.is_empty();
         let (api_version, kind) = if bare {
             (hint.api_version, hint.kind)
@@ -190,10 +189,10 @@ impl NewRecord {
     /// As [`NewRecord::json`].
     pub(crate) fn protobuf(bytes: &[u8], at: u64) -> Result<Self, CodecError> {
         let unknown = protobuf::Unknown::parse(bytes)?;
-        let meta = protobuf::object_meta(unknown.raw)?;
+        let meta = protobuf::parse_object_meta(unknown.raw)?;
         let hint = TypeHint {
-            api_version: unknown.api_version,
-            kind: unknown.kind,
+            api_version: unknown.type_meta.api_version,
+            kind: unknown.type_meta.kind,
         };
         let offset = (unknown.raw.as_ptr() as usize) - (bytes.as_ptr() as usize);
         let item = (offset, unknown.raw.len());
@@ -209,7 +208,16 @@ impl NewRecord {
         hint: TypeHint<'_>,
         at: u64,
     ) -> Result<Self, CodecError> {
-        Self::protobuf(&protobuf::envelope(hint.api_version, hint.kind, raw), at)
+        Self::protobuf(
+            &protobuf::encode_envelope(
+                TypeMeta {
+                    api_version: hint.api_version,
+                    kind: hint.kind,
+                },
+                raw,
+            ),
+            at,
+        )
     }
 
     fn build(
@@ -219,7 +227,7 @@ impl NewRecord {
         body: &Body<'_>,
     ) -> Result<Self, CodecError> {
         if variants::is_variant(kind.api_version, kind.kind) {
-            return Err(CodecError::OtherForm(kind.kind.to_owned()));
+            return Err(CodecError::Variant(kind.kind.to_owned()));
         }
         if matches!(kind.kind, "" | "Status") {
             return Err(CodecError::Json(format!(

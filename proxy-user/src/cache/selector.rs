@@ -63,7 +63,8 @@ fn field(message: &[u8], number: u64) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hublet_wire::protobuf::{envelope, put_bytes};
+    use hublet_wire::meta::TypeMeta;
+    use hublet_wire::protobuf::{encode_envelope, put_bytes};
 
     fn message(fields: &[(u64, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -89,7 +90,13 @@ mod tests {
             None
         );
         let spec = message(&[(9, b"account"), (10, b"here")]);
-        let pod = envelope("v1", "Pod", &message(&[(1, b"\x0a\x01a"), (2, &spec)]));
+        let pod = encode_envelope(
+            TypeMeta {
+                api_version: "v1",
+                kind: "Pod",
+            },
+            &message(&[(1, b"\x0a\x01a"), (2, &spec)]),
+        );
         assert_eq!(
             node_of(&Record::bare(Encoding::Protobuf, &pod)).as_deref(),
             Some("here")

@@ -38,7 +38,7 @@ pub(crate) fn is_variant_json(beginning: &[u8]) -> Option<bool> {
     Some(find(r#""meta.k8s.io/"#).is_some_and(|at| end.is_none_or(|end| at < end)))
 }
 
-/// The media type of a variant, as [`hublet_wire::media::other_forms`] has it; `None` of objects themselves.
+/// The media type of a variant, as [`hublet_wire::media::requested_variants`] has it; `None` of objects themselves.
 pub(crate) fn media_type(api_version: &str, kind: &str) -> Option<String> {
     let version = api_version.strip_prefix("meta.k8s.io/")?;
     Some(format!(

@@ -469,7 +469,7 @@ impl Writer {
 }
 
 fn log_malformed(error: &CodecError) {
-    if !matches!(error, CodecError::OtherForm(_)) && LOGGED.set(()).is_ok() {
+    if !matches!(error, CodecError::Variant(_)) && LOGGED.set(()).is_ok() {
         tracing::warn!(%error, "an answer of the cloud was passed on but not stored (further ones: debug level)");
     } else {
         tracing::debug!(%error, "an answer of the cloud was passed on but not stored");

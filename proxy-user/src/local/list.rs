@@ -13,9 +13,9 @@ use crate::cache::keys;
 use crate::cache::record::{Collection, Record};
 use crate::cache::selector::stays;
 use crate::cache::store::{ListCursor, ListSource, Snapshot, StoreError, Walk};
+use hublet_wire::list::{ListEnvelope, ListHead};
 use hublet_wire::media::{Accepts, Encoding};
 use hublet_wire::meta::parse_version;
-use hublet_wire::protobuf;
 use hublet_wire::request::ApiRequest;
 
 /// Bytes of one chunk, but for the item that goes over it.
@@ -113,7 +113,7 @@ impl CompleteCollection {
         }
         let stored = |e: Encoding| forms.iter().all(|(form, _)| *form == e as u8);
         accepts
-            .first_of(stored)
+            .preferred(stored)
             .ok_or_else(|| refuse("not all in an encoding that the request accepts".to_owned()))
     }
 
@@ -241,9 +241,13 @@ impl StoredList {
         encoding: Encoding,
     ) -> Result<Self, StoreError> {
         let collection = &found.collection;
-        let (head, tail, announced) = match encoding {
-            Encoding::Json => json_envelope(collection),
-            Encoding::Protobuf => protobuf_envelope(collection, found.walk()?)?,
+        let list = list_head(collection);
+        let (ListEnvelope { head, tail }, announced) = match encoding {
+            Encoding::Json => (list.encode_json(), None),
+            Encoding::Protobuf => {
+                let len = protobuf_items_len(found.walk()?)?;
+                (list.encode_protobuf(len), Some(len))
+            }
         };
         let unstructured = collection.unstructured;
         Ok(Self {
@@ -308,47 +312,21 @@ impl StoredList {
     }
 }
 
-/// The bytes before and behind the items, and their length where the head says it.
-type Envelope = (Vec<u8>, Vec<u8>, Option<usize>);
-
-/// The bytes before and behind the items, as the API server writes it.
-fn json_envelope(collection: &Collection) -> Envelope {
-    let Collection {
-        kind,
-        api_version,
-        version,
-        ..
-    } = collection;
-    if collection.unstructured {
-        let tail = format!(
-            r#"],"kind":"{kind}","metadata":{{"continue":"","resourceVersion":"{version}"}}}}"#
-        );
-        (
-            format!(r#"{{"apiVersion":"{api_version}","items":["#).into_bytes(),
-            (tail + "\n").into_bytes(),
-            None,
-        )
-    } else {
-        let meta = format!(r#""metadata":{{"resourceVersion":"{version}"}}"#);
-        let head = format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta},"items":["#);
-        (head.into_bytes(), b"]}\n".to_vec(), None)
+fn list_head(collection: &Collection) -> ListHead {
+    ListHead {
+        kind: collection.kind.clone(),
+        api_version: collection.api_version.clone(),
+        resource_version: collection.version.to_string(),
+        continue_token: String::new(),
+        unstructured: collection.unstructured,
     }
 }
 
-/// As [`json_envelope`]; the length of all items stands before them, so they are walked once to add it up.
-fn protobuf_envelope(collection: &Collection, mut walk: Walk) -> Result<Envelope, StoreError> {
-    let mut meta = Vec::new();
-    protobuf::put_bytes(&mut meta, 1, b"");
-    protobuf::put_bytes(&mut meta, 2, collection.version.to_string().as_bytes());
-    protobuf::put_bytes(&mut meta, 3, b"");
-    let mut list_meta = Vec::new();
-    protobuf::put_bytes(&mut list_meta, 1, &meta);
-    let mut items = 0;
-    while let Some(item) = walk.next(|r| r.protobuf_item_len())? {
-        items += item;
+/// The length of all items of a protobuf list, which stands in its head.
+fn protobuf_items_len(mut items: Walk) -> Result<usize, StoreError> {
+    let mut sum = 0;
+    while let Some(item) = items.next(|r| r.protobuf_item_len())? {
+        sum += item;
     }
-    let len = list_meta.len() + items;
-    let mut head = protobuf::envelope_head(&collection.api_version, &collection.kind, len);
-    head.extend_from_slice(&list_meta);
-    Ok((head, protobuf::TAIL.to_vec(), Some(items)))
+    Ok(sum)
 }

@@ -13,7 +13,7 @@ use crate::cache::keys;
 use crate::cache::store::{Snapshot, StoreError};
 use crate::cache::variants;
 use hublet_wire::json;
-use hublet_wire::media::{Encoding, document_rank, other_forms};
+use hublet_wire::media::{Encoding, clause_rank, requested_variants};
 use hublet_wire::meta::parse_version;
 
 impl Local {
@@ -25,7 +25,7 @@ impl Local {
     ) -> Result<Option<Response<LocalBody>>, LocalError> {
         let request = question.request;
         let options = request.options();
-        if !question.accepts.other_forms
+        if !question.accepts.asks_for_variant
             || options.include_object
             || !request.continue_token().is_empty()
         {
@@ -33,7 +33,7 @@ impl Local {
         }
         let api_version = question.request.api_version();
         let mut stored = None;
-        for form in other_forms(question.headers) {
+        for form in requested_variants(question.headers) {
             let key = variant_key(question.scope(), &api_version, &form);
             stored = snapshot.document(&key, |d| (d.at, Bytes::copy_from_slice(d.body)))?;
             if stored.is_some() {
@@ -43,7 +43,9 @@ impl Local {
         let Some((at, body)) = stored else {
             return Ok(None);
         };
-        let version = json::head(&body).ok().and_then(|head| head.meta.version());
+        let version = json::parse_head(&body)
+            .ok()
+            .and_then(|head| head.meta.version());
         let scope = keys::without_selectors(question.scope());
         let Some(version) = version else {
             return Ok(None);
@@ -75,7 +77,7 @@ impl Local {
         let types = snapshot.documents(&path)?;
         let ranked = types
             .iter()
-            .filter_map(|t| document_rank(question.headers, t).map(|rank| (rank, t)));
+            .filter_map(|t| clause_rank(question.headers, t).map(|rank| (rank, t)));
         let Some((_, content_type)) = ranked.min_by_key(|(rank, _)| *rank) else {
             return Err(question.not_cached());
         };

@@ -9,7 +9,6 @@ use parking_lot::Mutex;
 use super::authorize::Allowed;
 use super::error::LocalError;
 use super::list::CompleteCollection;
-use super::watch::push_frame;
 use super::{Local, LocalRequest};
 use crate::authz::caller::Client;
 use crate::cache::record::Record;
@@ -17,6 +16,7 @@ use crate::cache::store::StoreError;
 use hublet_wire::media::Encoding;
 use hublet_wire::request::Verb;
 use hublet_wire::status::Status;
+use hublet_wire::watch::{EventType, push_frame};
 
 /// Most changes, and bytes of them, that are told; beyond it the client lists again.
 const MAX_CHANGES: (usize, usize) = (512, 1 << 20);
@@ -98,7 +98,7 @@ impl Changes {
         self.told.sort_unstable_by_key(|(version, ..)| *version);
         let mut out = Vec::with_capacity(self.bytes);
         for (_, encoding, object) in &self.told {
-            push_frame(&mut out, "MODIFIED", *encoding, object);
+            push_frame(&mut out, EventType::Modified, *encoding, object);
         }
         out
     }
@@ -114,7 +114,7 @@ impl Local {
     ) -> Result<Resume, LocalError> {
         let accepts = question.accepts;
         let nothing = Resume::Events(
-            accepts.first_of(|_| true).unwrap_or(Encoding::Json),
+            accepts.preferred(|_| true).unwrap_or(Encoding::Json),
             Vec::new(),
         );
         let Some(found) = found else {
@@ -180,7 +180,7 @@ pub(super) fn expired(message: &str, encoding: Encoding) -> Vec<u8> {
     let mut out = Vec::with_capacity(status.len() + 64);
     push_frame(
         &mut out,
-        "ERROR",
+        EventType::Error,
         encoding,
         status.strip_suffix(b"\n").unwrap_or(&status),
     );

@@ -18,8 +18,8 @@ use crate::cache::record::Record;
 use crate::cache::store::ListCursor;
 use crate::cloud::health::CloudState;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{INITIAL_EVENTS_END, parse_version};
-use hublet_wire::protobuf;
+use hublet_wire::meta::{ResourceVersion, TypeMeta, parse_version};
+use hublet_wire::watch::{Bookmark, BookmarkPlace, EventType, push_frame};
 
 /// How often a client that asked for bookmarks gets one, as the API server does.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ struct Bookmarks {
     encoding: Encoding,
     kind: String,
     api_version: String,
-    version: u64,
+    version: ResourceVersion,
 }
 
 /// The beginning of a watch.
@@ -74,7 +74,7 @@ impl Local {
             (Some(from), found) => match self.resume(&allowed, found.as_ref(), from)? {
                 Resume::Events(encoding, events) => (encoding, Initial::Changes(events)),
                 Resume::Expired(what) => {
-                    let encoding = accepts.first_of(|_| true).unwrap_or(Encoding::Json);
+                    let encoding = accepts.preferred(|_| true).unwrap_or(Encoding::Json);
                     let event = Bytes::from(expired(&what, encoding));
                     return Ok(self.watch_response(encoding, at, LocalBody::whole(event)));
                 }
@@ -152,11 +152,14 @@ async fn next_chunk(open: Option<HeldWatch>) -> Option<(Bytes, Option<HeldWatch>
     if let Some(Initial::All(mut walk)) = initial {
         let mut out = Vec::with_capacity(CHUNK + (CHUNK >> 2));
         while out.len() < CHUNK {
-            match walk.next(|record| push_event(&mut out, "ADDED", record)) {
+            let push = |record: Record<'_>| {
+                push_frame(&mut out, EventType::Added, record.encoding, record.object());
+            };
+            match walk.next(push) {
                 Ok(Some(())) => {}
                 Ok(None) => {
                     if let (true, Some(bookmarks)) = (open.marks_initial_end, &open.bookmarks) {
-                        out.extend_from_slice(&bookmarks.event(true));
+                        bookmarks.push_frame(&mut out, BookmarkPlace::InitialEventsEnd);
                     }
                     return if out.is_empty() {
                         wait(open).await
@@ -193,32 +196,12 @@ async fn wait(mut open: HeldWatch) -> Option<(Bytes, Option<HeldWatch>)> {
         () = open.draining.cancelled() => None,
         () = back => None,
         () = bookmark => {
-            let event = open.bookmarks.as_ref().map(|b| b.event(false)).unwrap_or_default();
+            let mut event = Vec::new();
+            if let Some(bookmarks) = &open.bookmarks {
+                bookmarks.push_frame(&mut event, BookmarkPlace::Later);
+            }
             open.next_bookmark += BOOKMARK_EVERY;
             Some((event.into(), Some(open)))
-        }
-    }
-}
-
-fn push_event(out: &mut Vec<u8>, kind: &str, record: Record<'_>) {
-    push_frame(out, kind, record.encoding, record.object());
-}
-
-pub(super) fn push_frame(out: &mut Vec<u8>, kind: &str, encoding: Encoding, object: &[u8]) {
-    match encoding {
-        Encoding::Json => {
-            out.extend_from_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
-            out.extend_from_slice(object);
-            out.extend_from_slice(b"}\n");
-        }
-        Encoding::Protobuf => {
-            let mut raw = Vec::with_capacity(object.len() + 8);
-            protobuf::put_bytes(&mut raw, 1, object);
-            let mut event = Vec::with_capacity(raw.len() + 24);
-            protobuf::put_bytes(&mut event, 1, kind.as_bytes());
-            protobuf::put_bytes(&mut event, 2, &raw);
-            out.extend_from_slice(&u32::try_from(event.len()).unwrap_or(u32::MAX).to_be_bytes());
-            out.extend_from_slice(&event);
         }
     }
 }
@@ -235,43 +218,19 @@ impl Bookmarks {
                 .unwrap_or(&collection.kind)
                 .to_owned(),
             api_version: collection.api_version.clone(),
-            version: from.unwrap_or(0).max(collection.version),
+            version: ResourceVersion(from.unwrap_or(0).max(collection.version)),
         }
     }
 
-    fn event(&self, initial_end: bool) -> Vec<u8> {
-        let Self {
-            encoding,
-            kind,
-            api_version,
-            version,
-        } = self;
-        let object = match encoding {
-            Encoding::Json => {
-                let end = if initial_end {
-                    format!(r#","annotations":{{"{INITIAL_EVENTS_END}":"true"}}"#)
-                } else {
-                    String::new()
-                };
-                let meta = format!(r#""metadata":{{"resourceVersion":"{version}"{end}}}"#);
-                format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}",{meta}}}"#).into_bytes()
-            }
-            Encoding::Protobuf => {
-                let mut meta = Vec::new();
-                protobuf::put_bytes(&mut meta, 6, version.to_string().as_bytes());
-                if initial_end {
-                    let mut entry = Vec::new();
-                    protobuf::put_bytes(&mut entry, 1, INITIAL_EVENTS_END.as_bytes());
-                    protobuf::put_bytes(&mut entry, 2, b"true");
-                    protobuf::put_bytes(&mut meta, 12, &entry);
-                }
-                let mut raw = Vec::new();
-                protobuf::put_bytes(&mut raw, 1, &meta);
-                protobuf::envelope(api_version, kind, &raw)
-            }
+    fn push_frame(&self, out: &mut Vec<u8>, place: BookmarkPlace) {
+        let bookmark = Bookmark {
+            type_meta: TypeMeta {
+                api_version: &self.api_version,
+                kind: &self.kind,
+            },
+            resource_version: self.version,
+            place,
         };
-        let mut out = Vec::new();
-        push_frame(&mut out, "BOOKMARK", *encoding, &object);
-        out
+        bookmark.push_frame(out, self.encoding);
     }
 }

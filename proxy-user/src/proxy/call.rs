@@ -73,7 +73,7 @@ impl Call {
         let credential = connection.credential(&parts.headers);
         let call = Self {
             protocol,
-            accepts: Accepts::of(&parts.headers),
+            accepts: Accepts::from_headers(&parts.headers),
             caller: Caller {
                 standing: standing(&credential),
                 credential,

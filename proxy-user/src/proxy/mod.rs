@@ -127,7 +127,7 @@ impl Proxy {
 /// The response to a request that is not admitted.
 fn reject(request: &Request<Incoming>, flow: &Flow, mut record: RequestRecord) -> Response<Body> {
     let error = ProxyError::too_many_requests();
-    let mut response = error.to_response(Accepts::of(request.headers()).errors);
+    let mut response = error.to_response(Accepts::from_headers(request.headers()).errors);
     response.body_mut().count_as_refusal(flow);
     record.set_reason(error.kind().as_str());
     let status = response.status().as_u16();

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use hublet_wire::protobuf::{envelope, put_bytes};
+use hublet_wire::meta::TypeMeta;
+use hublet_wire::protobuf::{encode_envelope, put_bytes};
 
 use super::*;
 use crate::cache::feed::testing::{observed, store_with};
@@ -44,7 +45,13 @@ fn stored(objects: &[(String, String)]) -> StoredOptIns {
 fn an_opt_in_is_read_in_both_encodings() {
     let entry = message(&[(1, STEER.as_bytes()), (2, b"true")]);
     let meta = message(&[(1, b"a"), (3, b"n"), (5, b"uid-a"), (12, &entry)]);
-    let protobuf = envelope("v1", "Pod", &message(&[(1, &meta)]));
+    let protobuf = encode_envelope(
+        TypeMeta {
+            api_version: "v1",
+            kind: "Pod",
+        },
+        &message(&[(1, &meta)]),
+    );
     let expected = OptIn {
         name: "a".into(),
         namespace: "n".into(),

@@ -163,7 +163,8 @@ fn lossy_text(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hublet_wire::protobuf::{envelope, put_bytes, put_varint_field};
+    use hublet_wire::meta::TypeMeta;
+    use hublet_wire::protobuf::{encode_envelope, put_bytes, put_varint_field};
 
     use super::*;
     use crate::cache::feed::testing::store_with;
@@ -194,7 +195,13 @@ mod tests {
         put_bytes(&mut spec, 18, b"fd00:43::1");
         let mut service = Vec::new();
         put_bytes(&mut service, 2, &spec);
-        let protobuf = envelope("v1", "Service", &service);
+        let protobuf = encode_envelope(
+            TypeMeta {
+                api_version: "v1",
+                kind: "Service",
+            },
+            &service,
+        );
         let both = addresses(&["10.43.0.1:443", "[fd00:43::1]:443"]);
         assert_eq!(of_json(json), Some(both.clone()));
         let record = Record::bare(Encoding::Protobuf, &protobuf);

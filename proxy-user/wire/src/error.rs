@@ -10,14 +10,14 @@ pub const MAX_DEPTH: u32 = 127;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
     /// Not the JSON that the API server sends.
-    #[error("malformed JSON from the cloud: {0}")]
+    #[error("malformed JSON from the API server: {0}")]
     Json(String),
     /// Not the protobuf that the API server sends.
-    #[error("malformed protobuf from the cloud: {0}")]
+    #[error("malformed protobuf from the API server: {0}")]
     Protobuf(&'static str),
-    /// Not the objects themselves, but a Table or their metadata.
-    #[error("the answer holds objects in the form {0:?}, which is not kept")]
-    OtherForm(String),
+    /// A variant of the objects instead of themselves, such as a Table or their metadata.
+    #[error("the response holds the variant {0:?} of objects, which is not stored")]
+    Variant(String),
     /// Too long or nested too deep.
     #[error("over a limit: {0}")]
     Limit(&'static str),

@@ -1,5 +1,6 @@
-//! The JSON envelope of an object: type and metadata, by visitors that accept maps only (a derived struct would take
-//! `"metadata":["ns","name"]` too). In: the bytes of one object. Out: [`Head`].
+//! The JSON head of an object: type and metadata.
+//!
+//! Visitors that accept maps only: a derived struct would take `"metadata":["ns","name"]`, too.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,26 +15,26 @@ use crate::meta::{INITIAL_EVENTS_END, Meta};
 /// Type and metadata of one object, list, or bookmark.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Head<'a> {
-    /// `apiVersion`, empty for an item of a built-in list.
+    /// `apiVersion`, empty in an item of a built-in list.
     pub api_version: Cow<'a, str>,
-    /// `kind`, likewise.
+    /// `kind`, empty in an item of a built-in list.
     pub kind: Cow<'a, str>,
-    /// `metadata`.
+    /// `metadata`, as far as it is read.
     pub meta: Meta<'a>,
-    /// `status`, `reason`, `details.name` and `details.kind` of a `Status`; empty otherwise.
+    /// The fields of a `Status`, empty in any other object.
     pub status: StatusHead<'a>,
 }
 
-/// What of a `Status` decides how it is remembered.
+/// The fields of a `metav1.Status` that decide how it is remembered.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct StatusHead<'a> {
-    /// `status`: `Success` or `Failure`. Objects' own `status` is a map and is passed over.
+    /// `status`: `Success` or `Failure`. An object's own `status` is a map and is skipped.
     pub status: Cow<'a, str>,
-    /// `reason`.
+    /// `reason`, a word for programs.
     pub reason: Cow<'a, str>,
-    /// `details.name`.
+    /// `details.name`: the object's name.
     pub name: Cow<'a, str>,
-    /// `details.kind`: the resource.
+    /// `details.kind`: the resource (plural).
     pub resource: Cow<'a, str>,
 }
 
@@ -41,16 +42,16 @@ pub struct StatusHead<'a> {
 ///
 /// # Errors
 /// Not UTF-8, not JSON, not an object, or `metadata` is no map.
-pub fn head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
+pub fn parse_head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
     let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
     serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))
 }
 
-/// A watch event: its type, and its object's own bytes.
+/// Reads a watch event: its type, and the object's own bytes.
 ///
 /// # Errors
 /// Not UTF-8, not JSON, or a field is missing.
-pub fn watch_event(bytes: &[u8]) -> Result<(Cow<'_, str>, &[u8]), CodecError> {
+pub fn parse_watch_event(bytes: &[u8]) -> Result<(Cow<'_, str>, &[u8]), CodecError> {
     let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
     let event: Event<'_> =
         serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))?;
@@ -105,7 +106,7 @@ impl<'de> Deserialize<'de> for Lenient<'de> {
     }
 }
 
-/// Makes a `Deserialize` out of a map's keys; every other key is passed over, an array is refused.
+/// Implements `Deserialize` from a map's keys. Other keys are skipped, an array is refused.
 macro_rules! from_map {
     ($type:ident, $what:literal, |$out:ident, $map:ident| { $($key:literal => $read:expr,)* }) => {
         impl<'de> Deserialize<'de> for $type<'de> {
@@ -221,7 +222,7 @@ mod tests {
     fn heads_are_read_and_arrays_are_refused() {
         let pod = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"d","uid":"u",
             "resourceVersion":"7","labels":{"x":"y"},"finalizers":["f"]},"status":{"phase":"Running"}}"#;
-        let head = head(pod).unwrap();
+        let head = parse_head(pod).unwrap();
         assert_eq!(
             (&*head.kind, &*head.api_version, &*head.meta.name),
             ("Pod", "v1", "a")
@@ -243,11 +244,7 @@ mod tests {
             b"{\"kind\":\"\xff\"}",
             b"",
         ] {
-            assert!(
-                super::head(bad).is_err(),
-                "{}",
-                String::from_utf8_lossy(bad)
-            );
+            assert!(parse_head(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }
     }
 
@@ -256,7 +253,7 @@ mod tests {
         let status =
             br#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"m",
             "reason":"NotFound","details":{"name":"x","kind":"pods"},"code":404}"#;
-        let head = head(status).unwrap();
+        let head = parse_head(status).unwrap();
         assert_eq!(
             (
                 &*head.status.reason,
@@ -266,7 +263,7 @@ mod tests {
             ("NotFound", "x", "pods")
         );
         assert!(
-            super::head(br#"{"kind":"X","metadata":{},"details":[1],"status":7,"reason":null}"#)
+            parse_head(br#"{"kind":"X","metadata":{},"details":[1],"status":7,"reason":null}"#)
                 .is_ok()
         );
     }

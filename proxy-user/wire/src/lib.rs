@@ -13,6 +13,7 @@ pub mod media;
 pub mod meta;
 pub mod protobuf;
 pub mod request;
+mod scan;
 pub mod selector;
 pub mod status;
 pub mod watch;

@@ -1,21 +1,27 @@
-//! Splits a list into its items as the bytes arrive, without holding the list. In: chunks of a JSON or protobuf list
-//! body. Out: each item's bytes, in order, and at the end the list's own [`ListHead`]. Only a whole, well-formed list
-//! ends well. Next: `ingest`.
+//! Lists: splitters that hand out the items as the bytes arrive, without holding the list, and the
+//! envelope that is written around items.
+//!
+//! Only a whole, well-formed list ends well.
 
-use crate::protobuf::{self, MAGIC};
-use crate::{CodecError, MAX_DEPTH, MAX_OBJECT, json};
+use crate::meta::TypeMeta;
+use crate::protobuf::{self, MAGIC, read_varint};
+use crate::scan::{Scanner, Step};
+use crate::{CodecError, MAX_OBJECT, json};
 
-/// Longest list envelope (all of a list but its items), in bytes.
+/// Longest list envelope in bytes: all of a list but its items.
 const MAX_ENVELOPE: usize = 256 << 10;
 
-/// What a list says of itself.
+/// Longest start of a protobuf list in bytes: magic, type, and the length of the list.
+const MAX_START: usize = 1 << 10;
+
+/// A list but for its items.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListHead {
-    /// `kind`.
+    /// The list's own `kind`, such as `PodList`.
     pub kind: String,
-    /// `apiVersion`.
+    /// The list's own `apiVersion`.
     pub api_version: String,
-    /// `metadata.resourceVersion`.
+    /// `metadata.resourceVersion` of the whole list.
     pub resource_version: String,
     /// `metadata.continue`, empty on the last page.
     pub continue_token: String,
@@ -26,245 +32,277 @@ pub struct ListHead {
 /// Receives each item: the list's head as far as it is known yet, and the item's bytes.
 pub type OnItem<'a> = dyn FnMut(&ListHead, &[u8]) -> Result<(), CodecError> + 'a;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The bytes before and behind a list's items.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListEnvelope {
+    /// Everything up to the first item.
+    pub head: Vec<u8>,
+    /// Everything behind the last item.
+    pub tail: Vec<u8>,
+}
+
+impl ListHead {
+    /// The envelope of a JSON list as the API server writes it.
+    pub fn encode_json(&self) -> ListEnvelope {
+        let (kind, api_version) = (quote(&self.kind), quote(&self.api_version));
+        let version = quote(&self.resource_version);
+        let token = quote(&self.continue_token);
+        let (head, tail) = if self.unstructured {
+            let meta = format!(r#"{{"continue":{token},"resourceVersion":{version}}}"#);
+            (
+                format!(r#"{{"apiVersion":{api_version},"items":["#),
+                format!("],\"kind\":{kind},\"metadata\":{meta}}}\n"),
+            )
+        } else {
+            let token = match self.continue_token.as_str() {
+                "" => String::new(),
+                _ => format!(r#","continue":{token}"#),
+            };
+            let meta = format!(r#"{{"resourceVersion":{version}{token}}}"#);
+            (
+                format!(
+                    r#"{{"kind":{kind},"apiVersion":{api_version},"metadata":{meta},"items":["#
+                ),
+                "]}\n".to_owned(),
+            )
+        };
+        ListEnvelope {
+            head: head.into_bytes(),
+            tail: tail.into_bytes(),
+        }
+    }
+
+    /// The envelope of a protobuf list, whose items ([`push_protobuf_item`]) have this length.
+    pub fn encode_protobuf(&self, items_len: usize) -> ListEnvelope {
+        let mut meta = Vec::new();
+        protobuf::put_bytes(&mut meta, 1, b"");
+        protobuf::put_bytes(&mut meta, 2, self.resource_version.as_bytes());
+        protobuf::put_bytes(&mut meta, 3, self.continue_token.as_bytes());
+        let mut list_meta = Vec::new();
+        protobuf::put_bytes(&mut list_meta, 1, &meta);
+        let type_meta = TypeMeta {
+            api_version: &self.api_version,
+            kind: &self.kind,
+        };
+        let mut head = protobuf::encode_envelope_head(type_meta, list_meta.len() + items_len);
+        head.extend_from_slice(&list_meta);
+        ListEnvelope {
+            head,
+            tail: protobuf::TAIL.to_vec(),
+        }
+    }
+}
+
+fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Appends an object as an item of a protobuf list.
+pub fn push_protobuf_item(out: &mut Vec<u8>, object: &[u8]) {
+    protobuf::put_bytes(out, 2, object);
+}
+
+/// The length of an item of a protobuf list, given that of its object.
+pub fn protobuf_item_len(object_len: usize) -> usize {
+    1 + protobuf::varint_len(object_len as u64) + object_len
+}
+
+/// The place of the next byte of a JSON list.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Outside of the items: bytes belong to the envelope.
+    /// Outside of `items`.
+    #[default]
     Envelope,
-    /// Inside `items`, before an item (`first`: none seen, so `]` may come) or between two.
-    Value {
-        first: bool,
-    },
-    /// Inside `items`, behind an item: a comma or the end.
-    Comma,
+    /// Behind the bracket that opens `items`.
+    FirstItem,
+    /// Behind a comma of `items`.
+    NextItem,
+    /// Within an item.
     Item,
+    /// Behind an item.
+    ItemEnd,
+    /// Behind the list.
     End,
 }
 
+/// The last key of the list itself.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    #[default]
+    Other,
+    /// `items`, and its value has not begun.
+    Items,
+}
+
 /// Splits a JSON list.
-#[derive(Debug)]
-pub struct JsonList {
+#[derive(Debug, Default)]
+pub struct JsonListSplitter {
     state: State,
-    depth: u32,
-    in_string: bool,
-    escaped: bool,
-    /// The string being read at depth 1, the candidate for a key.
-    key: Vec<u8>,
-    key_is_items: bool,
+    scanner: Scanner,
+    /// The beginning of the last string of the list itself, which may be a key.
+    string: Vec<u8>,
+    key: Key,
     seen_items: bool,
+    seen_metadata: bool,
     envelope: Vec<u8>,
+    /// An item that began in an earlier chunk.
     item: Vec<u8>,
     head: ListHead,
 }
 
-impl Default for JsonList {
-    fn default() -> Self {
-        Self {
-            state: State::Envelope,
-            depth: 0,
-            in_string: false,
-            escaped: false,
-            key: Vec::new(),
-            key_is_items: false,
-            seen_items: false,
-            envelope: Vec::new(),
-            item: Vec::new(),
-            head: ListHead::default(),
-        }
-    }
-}
-
-fn bad(what: &str) -> CodecError {
-    CodecError::Json(what.to_owned())
-}
-
-impl JsonList {
+impl JsonListSplitter {
     /// Takes the next chunk.
     ///
     /// # Errors
-    /// Malformed, or over a limit; the splitter is of no more use then.
+    /// Malformed, or over a limit. The splitter is of no further use then.
     pub fn push(&mut self, chunk: &[u8], on_item: &mut OnItem<'_>) -> Result<(), CodecError> {
         let mut rest = chunk;
         while !rest.is_empty() {
-            rest = match self.state {
-                State::Envelope => self.envelope(rest)?,
-                State::Item => self.item(rest, on_item)?,
-                State::Value { .. } | State::Comma => self.between(rest)?,
-                State::End => {
-                    if !rest.iter().all(u8::is_ascii_whitespace) {
-                        return Err(bad("bytes behind the list"));
-                    }
-                    &[]
+            let used = match self.state {
+                State::Envelope => self.read_envelope(rest)?,
+                State::Item => self.read_item(rest, on_item)?,
+                State::FirstItem | State::NextItem | State::ItemEnd => {
+                    self.read_separators(rest)?
                 }
+                State::End if rest.iter().all(u8::is_ascii_whitespace) => rest.len(),
+                State::End => return Err(malformed("bytes behind the list")),
             };
+            rest = &rest[used..];
         }
         Ok(())
     }
 
-    /// Ends the list; its head.
+    /// Ends the list and returns its head.
     ///
     /// # Errors
     /// The list is not whole.
     pub fn finish(mut self) -> Result<ListHead, CodecError> {
         if self.state != State::End {
-            return Err(bad("the list is cut off"));
+            return Err(malformed("the list is cut off"));
         }
-        self.read_head(&[])?;
+        self.read_head()?;
         Ok(self.head)
     }
 
-    fn read_head(&mut self, closing: &[u8]) -> Result<(), CodecError> {
-        let mark = self.envelope.len();
-        self.envelope.extend_from_slice(closing);
-        let head = json::head(&self.envelope)?;
+    fn read_head(&mut self) -> Result<(), CodecError> {
+        let head = json::parse_head(&self.envelope)?;
         self.head = ListHead {
             kind: head.kind.into_owned(),
             api_version: head.api_version.into_owned(),
             resource_version: head.meta.resource_version.into_owned(),
             continue_token: head.meta.continue_token.into_owned(),
-            unstructured: self.head.unstructured,
+            unstructured: self.seen_items && self.head.unstructured,
         };
-        self.envelope.truncate(mark);
         Ok(())
     }
 
-    /// One string or structure byte; true where it changed the depth.
-    fn step(&mut self, byte: u8) -> Result<bool, CodecError> {
-        if self.in_string {
-            match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = true,
-                b'"' => self.in_string = false,
-                _ => {}
-            }
-            return Ok(false);
-        }
-        match byte {
-            b'"' => self.in_string = true,
-            b'{' | b'[' => {
-                self.depth += 1;
-                if self.depth > MAX_DEPTH {
-                    return Err(CodecError::Limit("nested too deep"));
-                }
-                return Ok(true);
-            }
-            b'}' | b']' => {
-                self.depth = self
-                    .depth
-                    .checked_sub(1)
-                    .ok_or_else(|| bad("unbalanced brackets"))?;
-                return Ok(true);
-            }
-            _ => {}
-        }
-        Ok(false)
-    }
-
-    fn envelope<'a>(&mut self, chunk: &'a [u8]) -> Result<&'a [u8], CodecError> {
+    /// Reads up to an item or the list's end; the number of bytes used.
+    fn read_envelope(&mut self, chunk: &[u8]) -> Result<usize, CodecError> {
         for (i, &byte) in chunk.iter().enumerate() {
-            let was_string = self.in_string;
             if self.envelope.len() >= MAX_ENVELOPE {
                 return Err(CodecError::Limit("the list's own metadata is too long"));
             }
             self.envelope.push(byte);
-            let bracket = self.step(byte)?;
-            if self.depth == 0 && !byte.is_ascii_whitespace() {
-                self.state = if bracket && byte == b'}' {
-                    State::End
-                } else {
-                    return Err(bad("not an object"));
-                };
-                return Ok(&chunk[i + 1..]);
+            let step = self.scanner.step(byte)?;
+            if byte.is_ascii_whitespace() && step == Step::Other {
+                continue;
             }
-            if bracket && self.depth == 2 && byte == b'[' && self.key_is_items {
-                self.open_items()?;
-                return Ok(&chunk[i + 1..]);
+            if self.scanner.depth() == 0 {
+                if byte != b'}' {
+                    return Err(malformed("not an object"));
+                }
+                self.state = State::End;
+                return Ok(i + 1);
             }
-            self.track_key(byte, was_string);
+            if self.key == Key::Items {
+                self.key = Key::Other;
+                match byte {
+                    b'[' => {
+                        self.open_items()?;
+                        return Ok(i + 1);
+                    }
+                    // `null`, which Go writes for a list without items.
+                    b'n' => {}
+                    _ => return Err(malformed("items is no array")),
+                }
+            }
+            if self.scanner.depth() == 1 {
+                self.track_key(step, byte)?;
+            }
         }
-        Ok(&[])
+        Ok(chunk.len())
     }
 
-    /// Follows the keys of the list itself (depth 1), to know `items` when it opens.
-    fn track_key(&mut self, byte: u8, was_string: bool) {
-        if self.depth != 1 {
-            return;
-        }
-        match byte {
-            b'"' if !was_string => self.key.clear(),
-            b':' if !was_string => self.key_is_items = self.key == b"items",
-            b',' if !was_string => self.key_is_items = false,
-            _ if was_string && self.in_string && self.key.len() < 16 => self.key.push(byte),
+    /// Follows the keys of the list itself.
+    fn track_key(&mut self, step: Step, byte: u8) -> Result<(), CodecError> {
+        match step {
+            Step::StringStart => self.string.clear(),
+            Step::Text if self.string.len() < 16 => self.string.push(byte),
+            Step::Other if byte == b':' => match self.string.as_slice() {
+                b"items" => self.key = Key::Items,
+                b"metadata" => self.seen_metadata = true,
+                // It could spell `items`; the API server escapes no key.
+                key if key.contains(&b'\\') => return Err(malformed("an escaped key")),
+                _ => {}
+            },
             _ => {}
         }
+        Ok(())
     }
 
     fn open_items(&mut self) -> Result<(), CodecError> {
         if std::mem::replace(&mut self.seen_items, true) {
-            return Err(bad("items twice"));
+            return Err(malformed("items twice"));
         }
-        self.head.unstructured =
-            !memchr::memmem::find(&self.envelope, b"\"metadata\"").is_some_and(|at| at > 0);
-        self.read_head(b"]}")?;
-        self.state = State::Value { first: true };
+        self.head.unstructured = !self.seen_metadata;
+        // Close what is open to read the head so far.
+        let len = self.envelope.len();
+        self.envelope.extend_from_slice(b"]}");
+        self.read_head()?;
+        self.envelope.truncate(len);
+        self.state = State::FirstItem;
         Ok(())
     }
 
-    fn between<'a>(&mut self, chunk: &'a [u8]) -> Result<&'a [u8], CodecError> {
+    /// Reads the commas and brackets around items; the number of bytes used.
+    fn read_separators(&mut self, chunk: &[u8]) -> Result<usize, CodecError> {
         for (i, &byte) in chunk.iter().enumerate() {
             match (self.state, byte) {
                 (_, b) if b.is_ascii_whitespace() => {}
-                (State::Value { .. }, b'{') => {
+                (State::FirstItem | State::NextItem, b'{') => {
                     self.state = State::Item;
                     self.item.clear();
-                    return Ok(&chunk[i..]);
+                    return Ok(i);
                 }
-                (State::Comma, b',') => self.state = State::Value { first: false },
-                (State::Comma | State::Value { first: true }, b']') => {
+                (State::ItemEnd, b',') => self.state = State::NextItem,
+                (State::ItemEnd | State::FirstItem, b']') => {
                     self.envelope.push(b']');
-                    self.depth -= 1;
-                    self.key_is_items = false;
+                    self.scanner.step(b']')?;
                     self.state = State::Envelope;
-                    return Ok(&chunk[i + 1..]);
+                    return Ok(i + 1);
                 }
-                _ => return Err(bad("items holds something else than objects and commas")),
+                _ => return Err(malformed("items holds something else than objects")),
             }
         }
-        Ok(&[])
+        Ok(chunk.len())
     }
 
-    fn item<'a>(
-        &mut self,
-        chunk: &'a [u8],
-        on_item: &mut OnItem<'_>,
-    ) -> Result<&'a [u8], CodecError> {
-        let mut at = 0;
-        while at < chunk.len() {
-            // Inside a string only a quote or a backslash matters: skip to it.
-            if self.in_string && !self.escaped {
-                match memchr::memchr2(b'"', b'\\', &chunk[at..]) {
-                    Some(skip) => at += skip,
-                    None => break,
-                }
-            }
-            let bracket = self.step(chunk[at])?;
-            at += 1;
-            if bracket && self.depth == 2 {
-                self.state = State::Comma;
-                let (mine, rest) = chunk.split_at(at);
-                if self.item.is_empty() {
-                    on_item(&self.head, mine)?;
-                } else {
-                    self.extend_item(mine)?;
-                    let item = std::mem::take(&mut self.item);
-                    on_item(&self.head, &item)?;
-                    self.item = item;
-                    self.item.clear();
-                }
-                return Ok(rest);
-            }
+    /// Reads up to an item's end; the number of bytes used.
+    fn read_item(&mut self, chunk: &[u8], on_item: &mut OnItem<'_>) -> Result<usize, CodecError> {
+        // Of the list and of `items` one bracket is open each.
+        let Some(end) = self.scanner.find_close(chunk, 2)? else {
+            self.extend_item(chunk)?;
+            return Ok(chunk.len());
+        };
+        self.state = State::ItemEnd;
+        if self.item.is_empty() {
+            on_item(&self.head, &chunk[..end])?;
+        } else {
+            self.extend_item(&chunk[..end])?;
+            on_item(&self.head, &self.item)?;
+            self.item.clear();
         }
-        self.extend_item(chunk)?;
-        Ok(&[])
+        Ok(end)
     }
 
     fn extend_item(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
@@ -276,35 +314,39 @@ impl JsonList {
     }
 }
 
-/// Splits a protobuf list: waits for one whole top-level field at a time.
+fn malformed(what: &str) -> CodecError {
+    CodecError::Json(what.to_owned())
+}
+
+/// Splits a protobuf list: waits for one whole field of the list at a time.
 #[derive(Debug, Default)]
-pub struct ProtobufList {
+pub struct ProtobufListSplitter {
     buffer: Vec<u8>,
-    /// Bytes of the list's own message that have not come yet; `None` before its length is known.
+    /// Bytes of the list's own message that are still to come; `None` before its length is known.
     left: Option<u64>,
     head: ListHead,
-    /// The four bytes behind the list.
+    /// The bytes behind the list, [`protobuf::TAIL`] once all are there.
     tail: Vec<u8>,
 }
 
-impl ProtobufList {
+/// A field of the list that has arrived as a whole.
+struct Field<'a> {
+    number: u64,
+    value: &'a [u8],
+    /// Length with tag and length.
+    len: usize,
+}
+
+impl ProtobufListSplitter {
     /// Takes the next chunk.
     ///
     /// # Errors
-    /// Malformed, or over a limit.
+    /// Malformed, or over a limit. The splitter is of no further use then.
     pub fn push(&mut self, chunk: &[u8], on_item: &mut OnItem<'_>) -> Result<(), CodecError> {
         self.buffer.extend_from_slice(chunk);
         let mut at = 0;
-        loop {
-            let used = if self.left.is_none() {
-                self.open(at)?
-            } else {
-                self.field(at, on_item)?
-            };
-            match used {
-                Some(used) => at += used,
-                None => break,
-            }
+        while let Some(used) = self.read_next(at, on_item)? {
+            at += used;
         }
         self.buffer.drain(..at);
         if self.buffer.len() > MAX_OBJECT {
@@ -313,7 +355,7 @@ impl ProtobufList {
         Ok(())
     }
 
-    /// Ends the list; its head.
+    /// Ends the list and returns its head.
     ///
     /// # Errors
     /// The list is not whole.
@@ -324,115 +366,139 @@ impl ProtobufList {
         Ok(self.head)
     }
 
-    /// Reads magic, type and the length of the list's message; `None` when more bytes are needed.
-    fn open(&mut self, at: usize) -> Result<Option<usize>, CodecError> {
-        let input = &self.buffer[at..];
-        if input.len() < MAGIC.len() {
-            return Ok(None);
-        }
-        let rest = input
-            .strip_prefix(MAGIC)
-            .ok_or(CodecError::Protobuf("the k8s\\0 prefix is missing"))?;
-        let Some((0x0a, rest)) = protobuf::varint(rest) else {
-            return Self::more(input, "no type");
-        };
-        let Some((len, rest)) = protobuf::varint(rest) else {
-            return Self::more(input, "no type");
-        };
-        let Some(meta) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) else {
-            return Self::more(input, "the type is too long");
-        };
-        let rest = &rest[meta.len()..];
-        let Some((0x12, rest)) = protobuf::varint(rest) else {
-            return Self::more(input, "no list");
-        };
-        let Some((len, rest)) = protobuf::varint(rest) else {
-            return Self::more(input, "no list");
-        };
-        let typed = [
-            MAGIC.as_slice(),
-            &[0x0a],
-            &short(meta.len())?,
-            meta,
-            &[0x12, 0],
-        ]
-        .concat();
-        let unknown = protobuf::Unknown::parse(&typed)?;
-        (self.head.kind, self.head.api_version) =
-            (unknown.kind.to_owned(), unknown.api_version.to_owned());
-        self.left = Some(len);
-        Ok(Some(input.len() - rest.len()))
-    }
-
-    fn more(input: &[u8], what: &'static str) -> Result<Option<usize>, CodecError> {
-        if input.len() > 1024 {
-            Err(CodecError::Protobuf(what))
-        } else {
-            Ok(None)
+    /// Reads what follows in the buffer; the number of bytes used, `None` where more are needed.
+    fn read_next(
+        &mut self,
+        at: usize,
+        on_item: &mut OnItem<'_>,
+    ) -> Result<Option<usize>, CodecError> {
+        match self.left {
+            None => self.read_start(at),
+            Some(0) => self.read_tail(at),
+            Some(left) => self.read_field(at, left, on_item),
         }
     }
 
-    /// Reads one field of the list; `None` when more bytes are needed.
-    fn field(&mut self, at: usize, on_item: &mut OnItem<'_>) -> Result<Option<usize>, CodecError> {
+    /// Reads the magic bytes, the type and the length of the list's message.
+    fn read_start(&mut self, at: usize) -> Result<Option<usize>, CodecError> {
         let input = &self.buffer[at..];
-        let left = self.left.unwrap_or(0);
-        if left == 0 {
-            if self.tail.len() + input.len() > protobuf::TAIL.len() {
-                return Err(CodecError::Protobuf("bytes behind the list"));
-            }
-            self.tail.extend_from_slice(input);
-            return Ok(if input.is_empty() {
-                None
+        let Some(start) = parse_start(input)? else {
+            return if input.len() > MAX_START {
+                Err(CodecError::Protobuf("the list's type is too long"))
             } else {
-                Some(input.len())
-            });
-        }
-        let cut = |need: bool| {
-            if need {
                 Ok(None)
-            } else {
-                Err(CodecError::Protobuf("a field is cut off"))
-            }
+            };
         };
-        let Some((tag, rest)) = protobuf::varint(input) else {
-            return cut(input.len() < 10);
-        };
-        let Some((len, rest)) = protobuf::varint(rest) else {
-            return cut(input.len() < 20);
-        };
-        if tag & 7 != 2 {
-            return Err(CodecError::Protobuf("a list field of an unknown kind"));
-        }
-        let used = (input.len() - rest.len()) as u64;
-        if used.checked_add(len).is_none_or(|all| all > left) {
-            return Err(CodecError::Protobuf("a field is longer than its list"));
-        }
-        if len > MAX_OBJECT as u64 {
-            return Err(CodecError::Limit("an item is too long"));
-        }
-        let Some(bytes) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) else {
+        start.type_meta.kind.clone_into(&mut self.head.kind);
+        let api_version = start.type_meta.api_version;
+        api_version.clone_into(&mut self.head.api_version);
+        self.left = Some(start.list_len);
+        Ok(Some(start.len))
+    }
+
+    fn read_field(
+        &mut self,
+        at: usize,
+        left: u64,
+        on_item: &mut OnItem<'_>,
+    ) -> Result<Option<usize>, CodecError> {
+        let Some(field) = parse_field(&self.buffer[at..], left)? else {
             return Ok(None);
         };
-        match tag >> 3 {
+        match field.number {
             1 => {
-                (self.head.resource_version, self.head.continue_token) = protobuf::list_meta(bytes)?
+                let meta = protobuf::parse_list_meta(field.value)?;
+                meta.resource_version
+                    .clone_into(&mut self.head.resource_version);
+                meta.continue_token
+                    .clone_into(&mut self.head.continue_token);
             }
-            2 => on_item(&self.head, bytes)?,
+            2 => on_item(&self.head, field.value)?,
             _ => {}
         }
-        self.left = Some(left - used - len);
-        Ok(Some(input.len() - rest.len() + bytes.len()))
+        self.left = Some(left - field.len as u64);
+        Ok(Some(field.len))
+    }
+
+    fn read_tail(&mut self, at: usize) -> Result<Option<usize>, CodecError> {
+        let input = &self.buffer[at..];
+        if self.tail.len() + input.len() > protobuf::TAIL.len() {
+            return Err(CodecError::Protobuf("bytes behind the list"));
+        }
+        self.tail.extend_from_slice(input);
+        Ok((!input.is_empty()).then_some(input.len()))
     }
 }
 
-/// A length as one varint byte or two.
-fn short(len: usize) -> Result<Vec<u8>, CodecError> {
-    if len > 1024 {
-        return Err(CodecError::Protobuf("the type is too long"));
+/// The beginning of a protobuf list, up to its first field.
+struct Start<'a> {
+    type_meta: TypeMeta<'a>,
+    list_len: u64,
+    /// Length of the beginning itself.
+    len: usize,
+}
+
+/// Reads the beginning of a list; `None` where more bytes are needed.
+fn parse_start(input: &[u8]) -> Result<Option<Start<'_>>, CodecError> {
+    let known = input.len().min(MAGIC.len());
+    if input[..known] != MAGIC[..known] {
+        return Err(CodecError::Protobuf("the k8s\\0 prefix is missing"));
     }
-    let mut out = Vec::new();
-    protobuf::put_varint(&mut out, len as u64);
-    Ok(out)
+    let Some((type_len, rest)) = parse_length(&input[known..], 0x0a)? else {
+        return Ok(None);
+    };
+    let Some(type_bytes) = usize::try_from(type_len)
+        .ok()
+        .and_then(|len| rest.get(..len))
+    else {
+        return Ok(None);
+    };
+    let Some((list_len, rest)) = parse_length(&rest[type_bytes.len()..], 0x12)? else {
+        return Ok(None);
+    };
+    Ok(Some(Start {
+        type_meta: protobuf::parse_type_meta(type_bytes)?,
+        list_len,
+        len: input.len() - rest.len(),
+    }))
+}
+
+/// Reads a tag, which must be this one, and a length; `None` where more bytes are needed.
+fn parse_length(input: &[u8], tag: u64) -> Result<Option<(u64, &[u8])>, CodecError> {
+    let Some((found, rest)) = read_varint(input) else {
+        return Ok(None);
+    };
+    if found != tag {
+        return Err(CodecError::Protobuf("no list"));
+    }
+    Ok(read_varint(rest))
+}
+
+/// Reads one field of a list of which `left` bytes are to come; `None` where more bytes are needed.
+fn parse_field(input: &[u8], left: u64) -> Result<Option<Field<'_>>, CodecError> {
+    const CUT: CodecError = CodecError::Protobuf("a field is cut off");
+    let Some((tag, rest)) = read_varint(input) else {
+        return if input.len() < 10 { Ok(None) } else { Err(CUT) };
+    };
+    let Some((len, rest)) = read_varint(rest) else {
+        return if input.len() < 20 { Ok(None) } else { Err(CUT) };
+    };
+    if tag & 7 != 2 {
+        return Err(CodecError::Protobuf("a list field of an unknown kind"));
+    }
+    let used = (input.len() - rest.len()) as u64;
+    if used.checked_add(len).is_none_or(|all| all > left) {
+        return Err(CodecError::Protobuf("a field is longer than its list"));
+    }
+    if len > MAX_OBJECT as u64 {
+        return Err(CodecError::Limit("an item is too long"));
+    }
+    let value = usize::try_from(len).ok().and_then(|len| rest.get(..len));
+    Ok(value.map(|value| Field {
+        number: tag >> 3,
+        value,
+        len: input.len() - rest.len() + value.len(),
+    }))
 }
 
 #[cfg(test)]
@@ -441,10 +507,10 @@ mod tests {
 
     fn split(body: &[u8], chunk: usize) -> Result<(ListHead, Vec<String>), CodecError> {
         let mut items = Vec::new();
-        let mut list = JsonList::default();
+        let mut list = JsonListSplitter::default();
         for part in body.chunks(chunk) {
             list.push(part, &mut |_, item| {
-                json::head(item)?;
+                json::parse_head(item)?;
                 items.push(String::from_utf8_lossy(item).into_owned());
                 Ok(())
             })?;
@@ -524,14 +590,20 @@ mod tests {
             protobuf::put_bytes(&mut object, 2, &[7; 300]);
             protobuf::put_bytes(&mut raw, 2, &object);
         }
-        protobuf::envelope("v1", "PodList", &raw)
+        protobuf::encode_envelope(
+            TypeMeta {
+                api_version: "v1",
+                kind: "PodList",
+            },
+            &raw,
+        )
     }
 
     fn split_protobuf(body: &[u8], chunk: usize) -> Result<(ListHead, Vec<String>), CodecError> {
-        let (mut items, mut list) = (Vec::new(), ProtobufList::default());
+        let (mut items, mut list) = (Vec::new(), ProtobufListSplitter::default());
         for part in body.chunks(chunk) {
             list.push(part, &mut |_, item| {
-                items.push(protobuf::object_meta(item)?.name.into_owned());
+                items.push(protobuf::parse_object_meta(item)?.name.into_owned());
                 Ok(())
             })?;
         }

@@ -1,9 +1,11 @@
-//! Which of the stored encodings a caller takes. In: the `Accept` header. Out: [`Accepts`]. Kubernetes' way:
-//! clauses in order, parameters `as`, `g`, `v` ask for another form of the object; `*/*` means JSON.
+//! Media types, and the negotiation of a response's encoding by the `Accept` header.
+//!
+//! As Kubernetes negotiates: clauses in order of preference; the parameters `as`, `g` and `v` ask
+//! for a variant of the object (a Table, its metadata alone); `*/*` means JSON.
 
 use http::{HeaderMap, header};
 
-/// How a stored object is written.
+/// The encoding of an object. The numbers are stored and stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Encoding {
@@ -33,7 +35,7 @@ impl Encoding {
     }
 
     /// The encoding that a clause's media type asks for.
-    fn of_clause(media: &[u8]) -> Option<Self> {
+    fn from_clause(media: &[u8]) -> Option<Self> {
         match media {
             b"application/json" | b"*/*" | b"application/*" => Some(Self::Json),
             media if media == PROTOBUF.as_bytes() => Some(Self::Protobuf),
@@ -41,8 +43,8 @@ impl Encoding {
         }
     }
 
-    /// The encoding of an answer, by its `Content-Type`; `None` for any other.
-    pub fn of_content_type(value: &str) -> Option<Self> {
+    /// The encoding of a response with this `Content-Type`; `None` for any other type.
+    pub fn from_content_type(value: &str) -> Option<Self> {
         match value.split(';').next()?.trim() {
             "application/json" => Some(Self::Json),
             PROTOBUF => Some(Self::Protobuf),
@@ -51,104 +53,113 @@ impl Encoding {
     }
 }
 
-/// The forms and encodings that a caller takes.
+/// The variants and encodings that a request accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepts {
-    /// The plain encodings in the caller's order.
+    /// Encodings of plain objects in order of preference.
     plain: [Option<Encoding>; 2],
-    /// Some clause asks for another form of the object (`as`).
-    pub other_forms: bool,
+    /// Some clause asks for a variant of the object (`as`).
+    pub asks_for_variant: bool,
     /// The encoding of errors, which are negotiated without regard to `as`.
     pub errors: Encoding,
 }
 
 impl Accepts {
+    /// A request without `Accept`.
+    const JSON: Self = Self {
+        plain: [Some(Encoding::Json), None],
+        asks_for_variant: false,
+        errors: Encoding::Json,
+    };
+
     /// Reads the `Accept` header; a missing one means JSON.
-    pub fn of(headers: &HeaderMap) -> Self {
-        let Some(text) = headers
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        headers
             .get(header::ACCEPT)
             .filter(|value| value.to_str().is_ok())
-        else {
-            return Self {
-                plain: [Some(Encoding::Json), None],
-                other_forms: false,
-                errors: Encoding::Json,
-            };
-        };
-        let (mut plain, mut other_forms, mut errors) = ([None, None], false, None);
-        for clause in text.as_bytes().split(|byte| *byte == b',') {
+            .map_or(Self::JSON, |text| Self::parse(text.as_bytes()))
+    }
+
+    fn parse(text: &[u8]) -> Self {
+        let (mut plain, mut asks_for_variant, mut errors) = ([None, None], false, None);
+        for clause in text.split(|byte| *byte == b',') {
             let mut parts = clause.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-            let media = parts.next().and_then(Encoding::of_clause);
-            let other = parts.any(|parameter| parameter.starts_with(b"as="));
-            other_forms |= other;
-            let Some(encoding) = media else { continue };
+            let encoding = parts.next().and_then(Encoding::from_clause);
+            let is_variant = parts.any(|parameter| parameter.starts_with(b"as="));
+            asks_for_variant |= is_variant;
+            let Some(encoding) = encoding else { continue };
             errors = errors.or(Some(encoding));
-            if other || plain.contains(&Some(encoding)) {
+            if is_variant || plain.contains(&Some(encoding)) {
                 continue;
             }
-            if let Some(slot) = plain.iter_mut().find(|s| s.is_none()) {
+            if let Some(slot) = plain.iter_mut().find(|slot| slot.is_none()) {
                 *slot = Some(encoding);
             }
         }
         Self {
             plain,
-            other_forms,
+            asks_for_variant,
             errors: errors.unwrap_or(Encoding::Json),
         }
     }
 
-    /// The caller takes this encoding.
+    /// Plain objects are accepted in this encoding.
     pub fn takes(&self, encoding: Encoding) -> bool {
         self.plain.contains(&Some(encoding))
     }
 
-    /// The first of the caller's encodings that `stored` has too; none of the caller's: `None`.
-    pub fn first_of(&self, stored: impl Fn(Encoding) -> bool) -> Option<Encoding> {
-        self.plain.iter().flatten().copied().find(|e| stored(*e))
+    /// The most preferred of the encodings that are `available`.
+    pub fn preferred(&self, available: impl Fn(Encoding) -> bool) -> Option<Encoding> {
+        let mut accepted = self.plain.iter().flatten().copied();
+        accepted.find(|encoding| available(*encoding))
     }
 }
 
-/// The other forms of the objects (Tables, PartialObjectMetadata) that `Accept` asks for in JSON before plain objects,
-/// each in one spelling; empty where plain objects are asked for first.
-pub fn other_forms(headers: &HeaderMap) -> Vec<String> {
-    let text = headers
-        .get(header::ACCEPT)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default();
-    let other = |clause| {
-        let (media, chosen) = form(clause);
-        let asks = media == "application/json" && chosen.iter().any(|p| p.starts_with("as="));
-        asks.then(|| format!("{media};{}", chosen.join(";")))
-    };
-    text.split(',').map_while(other).collect()
+/// The variants of objects (Tables, PartialObjectMetadata) that `Accept` prefers to plain objects, in
+/// JSON and each in one spelling; empty where plain objects are preferred.
+pub fn requested_variants(headers: &HeaderMap) -> Vec<String> {
+    accept_text(headers)
+        .unwrap_or_default()
+        .split(',')
+        .map_while(|clause| {
+            let (media, variant) = split_clause(clause);
+            let is_variant =
+                media == "application/json" && variant.iter().any(|p| p.starts_with("as="));
+            is_variant.then(|| format!("{media};{}", variant.join(";")))
+        })
+        .collect()
 }
 
-/// A stored document of this `Content-Type` answers that `Accept` header: media type, `as`, `g` and `v` agree. The
-/// rank of the clause that it answers, lower is better.
-pub fn document_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
-    let Some(text) = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()) else {
-        return (form(content_type).1.is_empty()).then_some(0);
+/// The place of the clause of `Accept` that a document of this `Content-Type` satisfies: media type,
+/// `as`, `g` and `v` agree. The lowest is preferred; `None` where no clause is satisfied.
+pub fn clause_rank(headers: &HeaderMap, content_type: &str) -> Option<usize> {
+    let (stored_media, stored_variant) = split_clause(content_type);
+    let Some(text) = accept_text(headers) else {
+        return stored_variant.is_empty().then_some(0);
     };
-    let stored = form(content_type);
     text.split(',').position(|clause| {
-        let wanted = form(clause);
-        // A document in plain text (the index of OpenAPI v3) is what the server sends whatever is asked for.
-        let media = matches!(wanted.0, "*/*" | "application/*")
-            || wanted.0 == stored.0
-            || stored.0 == "text/plain";
-        media && wanted.1 == stored.1
+        let (media, variant) = split_clause(clause);
+        // Plain text (the index of OpenAPI v3) is sent whatever is asked for.
+        let media_agrees = matches!(media, "*/*" | "application/*")
+            || media == stored_media
+            || stored_media == "text/plain";
+        media_agrees && variant == stored_variant
     })
 }
 
-/// Media type, and the parameters that choose another form of the object, sorted.
-fn form(clause: &str) -> (&str, Vec<&str>) {
+fn accept_text(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::ACCEPT)?.to_str().ok()
+}
+
+/// A clause's media type, and the sorted parameters that choose a variant of the object.
+fn split_clause(clause: &str) -> (&str, Vec<&str>) {
     let mut parts = clause.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
-    let mut chosen: Vec<&str> = parts
+    let mut variant: Vec<&str> = parts
         .filter(|p| ["as=", "g=", "v="].iter().any(|start| p.starts_with(start)))
         .collect();
-    chosen.sort_unstable();
-    (media, chosen)
+    variant.sort_unstable();
+    (media, variant)
 }
 
 #[cfg(test)]
@@ -192,7 +203,7 @@ mod tests {
             ),
         ];
         for (accept, plain, errors) in table {
-            let got = Accepts::of(&headers(accept));
+            let got = Accepts::from_headers(&headers(accept));
             assert_eq!(
                 got.plain.iter().flatten().copied().collect::<Vec<_>>(),
                 plain,
@@ -200,36 +211,33 @@ mod tests {
             );
             assert_eq!(got.errors, errors, "{accept}");
         }
-        assert!(!Accepts::of(&headers("application/cbor")).takes(Json));
+        assert!(!Accepts::from_headers(&headers("application/cbor")).takes(Json));
     }
 
     #[test]
     fn a_table_is_told_from_plain_objects() {
         let table = headers("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
         assert_eq!(
-            other_forms(&table),
+            requested_variants(&table),
             ["application/json;as=Table;g=meta.k8s.io;v=v1"]
         );
         let both = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
-        assert_eq!(other_forms(&headers(both)).len(), 2);
-        assert!(other_forms(&headers("application/json")).is_empty());
-        assert!(other_forms(&headers("")).is_empty());
+        assert_eq!(requested_variants(&headers(both)).len(), 2);
+        assert!(requested_variants(&headers("application/json")).is_empty());
+        assert!(requested_variants(&headers("")).is_empty());
     }
 
     #[test]
     fn aggregated_and_plain_discovery_are_told_apart() {
         let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
         let both = headers(&format!("{aggregated},application/json"));
-        assert_eq!(document_rank(&both, aggregated), Some(0));
-        assert_eq!(document_rank(&both, "application/json"), Some(1));
+        assert_eq!(clause_rank(&both, aggregated), Some(0));
+        assert_eq!(clause_rank(&both, "application/json"), Some(1));
+        assert_eq!(clause_rank(&headers("application/json"), aggregated), None);
+        assert_eq!(clause_rank(&headers(""), "application/json"), Some(0));
+        assert_eq!(clause_rank(&headers("*/*"), "application/json"), Some(0));
         assert_eq!(
-            document_rank(&headers("application/json"), aggregated),
-            None
-        );
-        assert_eq!(document_rank(&headers(""), "application/json"), Some(0));
-        assert_eq!(document_rank(&headers("*/*"), "application/json"), Some(0));
-        assert_eq!(
-            document_rank(
+            clause_rank(
                 &headers("application/vnd.kubernetes.protobuf"),
                 "application/json"
             ),

@@ -8,6 +8,24 @@ use std::time::Duration;
 /// Annotation of the bookmark that ends the initial events of a WatchList (KEP-3157).
 pub const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
+/// `metav1.TypeMeta`: the type of an object.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TypeMeta<'a> {
+    /// `apiVersion`: group and version.
+    pub api_version: &'a str,
+    /// `kind`, in CamelCase and singular.
+    pub kind: &'a str,
+}
+
+/// The fields of `metav1.ListMeta` that a store needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ListMeta<'a> {
+    /// `metadata.resourceVersion` of the whole list.
+    pub resource_version: &'a str,
+    /// `metadata.continue`, empty on the last page.
+    pub continue_token: &'a str,
+}
+
 /// The fields of `metav1.ObjectMeta` and `metav1.ListMeta` that a store needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meta<'a> {

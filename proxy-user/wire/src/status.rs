@@ -3,7 +3,13 @@
 use serde::Serialize;
 
 use crate::media::Encoding;
-use crate::protobuf::{envelope, put_bytes, put_varint_field};
+use crate::meta::TypeMeta;
+use crate::protobuf::{encode_envelope, put_bytes, put_varint_field};
+
+const STATUS: TypeMeta<'_> = TypeMeta {
+    api_version: "v1",
+    kind: "Status",
+};
 
 /// A `Status` of a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +66,8 @@ impl Status<'_> {
 
     fn encode_json(&self) -> Vec<u8> {
         let status = JsonStatus {
-            kind: "Status",
-            api_version: "v1",
+            kind: STATUS.kind,
+            api_version: STATUS.api_version,
             metadata: Empty {},
             status: "Failure",
             message: self.message,
@@ -89,7 +95,7 @@ impl Status<'_> {
             put_bytes(&mut raw, 5, &details.encode_protobuf());
         }
         put_varint_field(&mut raw, 6, u64::from(self.code));
-        envelope("v1", "Status", &raw)
+        encode_envelope(STATUS, &raw)
     }
 }
 

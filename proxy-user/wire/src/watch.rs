@@ -1,82 +1,64 @@
-//! Splits a watch stream into its events as the bytes arrive. In: chunks of a JSON or protobuf watch body. Out: each
-//! whole frame, in order. Relies on no newlines: JSON values may follow one another in any way.
+//! Watch streams: splitters that hand out whole frames as the bytes arrive, and writers of frames
+//! and bookmarks.
+//!
+//! Newlines don't count: JSON values may follow one another in any way.
 
-use crate::{CodecError, MAX_DEPTH, MAX_OBJECT};
+use crate::media::Encoding;
+use crate::meta::{INITIAL_EVENTS_END, ResourceVersion, TypeMeta};
+use crate::protobuf::{encode_envelope, put_bytes};
+use crate::scan::Scanner;
+use crate::{CodecError, MAX_OBJECT};
 
-/// Receives each whole frame.
+/// Receives each whole frame; of protobuf without its length.
 pub type OnFrame<'a> = dyn FnMut(&[u8]) -> Result<(), CodecError> + 'a;
+
+/// The capacity that a splitter keeps between frames, in bytes.
+const KEPT_CAPACITY: usize = 16 << 10;
 
 /// Splits concatenated JSON objects.
 #[derive(Debug, Default)]
-pub struct JsonFrames {
+pub struct JsonWatchSplitter {
+    /// A frame that began in an earlier chunk.
     buffer: Vec<u8>,
-    depth: u32,
-    in_string: bool,
-    escaped: bool,
+    scanner: Scanner,
 }
 
-impl JsonFrames {
+impl JsonWatchSplitter {
     /// Takes the next chunk.
     ///
     /// # Errors
-    /// Malformed, or over a limit; the splitter is of no more use then.
+    /// Malformed, or over a limit. The splitter is of no further use then.
     pub fn push(&mut self, chunk: &[u8], on_frame: &mut OnFrame<'_>) -> Result<(), CodecError> {
-        let mut start = 0;
-        for (i, &byte) in chunk.iter().enumerate() {
-            if self.in_string {
-                match byte {
-                    _ if self.escaped => self.escaped = false,
-                    b'\\' => self.escaped = true,
-                    b'"' => self.in_string = false,
-                    _ => {}
-                }
-                continue;
+        let mut rest = chunk;
+        loop {
+            if self.buffer.is_empty() {
+                rest = rest.trim_ascii_start();
             }
-            match byte {
-                b'"' if self.depth > 0 => self.in_string = true,
-                b'{' | b'[' => {
-                    if self.depth == 0 {
-                        start = i;
-                    }
-                    self.depth += 1;
-                    if self.depth > MAX_DEPTH {
-                        return Err(CodecError::Limit("nested too deep"));
-                    }
-                }
-                b'}' | b']' => {
-                    self.depth = self
-                        .depth
-                        .checked_sub(1)
-                        .ok_or_else(|| CodecError::Json("unbalanced".into()))?;
-                    if self.depth == 0 {
-                        self.frame(&chunk[start..=i], on_frame)?;
-                        start = i + 1;
-                    }
-                }
-                _ if self.depth == 0 && !byte.is_ascii_whitespace() => {
-                    return Err(CodecError::Json("bytes between watch events".into()));
-                }
-                _ => {}
+            let Some(&first) = rest.first() else {
+                return Ok(());
+            };
+            if self.buffer.is_empty() && first != b'{' {
+                return Err(CodecError::Json(
+                    "no object where a watch event begins".into(),
+                ));
             }
+            let Some(end) = self.scanner.find_close(rest, 0)? else {
+                return self.extend(rest);
+            };
+            let (frame, after) = rest.split_at(end);
+            if self.buffer.is_empty() {
+                on_frame(frame)?;
+            } else {
+                self.extend(frame)?;
+                on_frame(&self.buffer)?;
+                self.buffer.clear();
+                self.buffer.shrink_to(KEPT_CAPACITY);
+            }
+            rest = after;
         }
-        if self.depth > 0 {
-            self.keep(&chunk[start..])?;
-        }
-        Ok(())
     }
 
-    fn frame(&mut self, last: &[u8], on_frame: &mut OnFrame<'_>) -> Result<(), CodecError> {
-        if self.buffer.is_empty() {
-            return on_frame(last);
-        }
-        self.keep(last)?;
-        let done = on_frame(&self.buffer);
-        self.buffer.clear();
-        self.buffer.shrink_to(16 << 10);
-        done
-    }
-
-    fn keep(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
+    fn extend(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
         if self.buffer.len() + bytes.len() > MAX_OBJECT {
             return Err(CodecError::Limit("a watch event is too long"));
         }
@@ -87,15 +69,15 @@ impl JsonFrames {
 
 /// Splits protobuf frames: four bytes of big-endian length, then the event.
 #[derive(Debug, Default)]
-pub struct ProtobufFrames {
+pub struct ProtobufWatchSplitter {
     buffer: Vec<u8>,
 }
 
-impl ProtobufFrames {
+impl ProtobufWatchSplitter {
     /// Takes the next chunk.
     ///
     /// # Errors
-    /// A frame over the limit.
+    /// A frame is over the limit. The splitter is of no further use then.
     pub fn push(&mut self, chunk: &[u8], on_frame: &mut OnFrame<'_>) -> Result<(), CodecError> {
         self.buffer.extend_from_slice(chunk);
         let mut at = 0;
@@ -109,8 +91,116 @@ impl ProtobufFrames {
             at += 4 + len;
         }
         self.buffer.drain(..at);
-        self.buffer.shrink_to(16 << 10);
+        self.buffer.shrink_to(KEPT_CAPACITY);
         Ok(())
+    }
+}
+
+/// The `type` of a watch event that is written here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventType {
+    /// An object was made, or entered the selection.
+    Added,
+    /// An object has changed.
+    Modified,
+    /// An object was deleted, or left the selection.
+    Deleted,
+    /// The stream has come as far as a resourceVersion.
+    Bookmark,
+    /// The stream ends with a `Status`.
+    Error,
+}
+
+impl EventType {
+    /// The event type as it stands in the stream.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+            Self::Bookmark => "BOOKMARK",
+            Self::Error => "ERROR",
+        }
+    }
+}
+
+/// Appends a frame; `object` is a whole body of the same encoding.
+pub fn push_frame(out: &mut Vec<u8>, event: EventType, encoding: Encoding, object: &[u8]) {
+    match encoding {
+        Encoding::Json => {
+            out.extend_from_slice(br#"{"type":""#);
+            out.extend_from_slice(event.as_str().as_bytes());
+            out.extend_from_slice(br#"","object":"#);
+            out.extend_from_slice(object);
+            out.extend_from_slice(b"}\n");
+        }
+        Encoding::Protobuf => {
+            let mut raw = Vec::with_capacity(object.len() + 8);
+            put_bytes(&mut raw, 1, object);
+            let mut frame = Vec::with_capacity(raw.len() + 24);
+            put_bytes(&mut frame, 1, event.as_str().as_bytes());
+            put_bytes(&mut frame, 2, &raw);
+            out.extend_from_slice(&u32::try_from(frame.len()).unwrap_or(u32::MAX).to_be_bytes());
+            out.extend_from_slice(&frame);
+        }
+    }
+}
+
+/// The place of a bookmark in a watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BookmarkPlace {
+    /// Behind the initial events of a WatchList (KEP-3157), whose end it marks.
+    InitialEventsEnd,
+    /// Anywhere else in the stream.
+    Later,
+}
+
+/// The object of a bookmark: nothing but its type and a resourceVersion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bookmark<'a> {
+    /// The type of the objects that are watched.
+    pub type_meta: TypeMeta<'a>,
+    /// The resourceVersion that the stream has come to.
+    pub resource_version: ResourceVersion,
+    /// Decides whether the bookmark has the annotation that ends the initial events.
+    pub place: BookmarkPlace,
+}
+
+impl Bookmark<'_> {
+    /// Appends the frame of the bookmark.
+    pub fn push_frame(&self, out: &mut Vec<u8>, encoding: Encoding) {
+        let object = match encoding {
+            Encoding::Json => self.encode_json(),
+            Encoding::Protobuf => self.encode_protobuf(),
+        };
+        push_frame(out, EventType::Bookmark, encoding, &object);
+    }
+
+    fn encode_json(&self) -> Vec<u8> {
+        let kind = serde_json::Value::from(self.type_meta.kind);
+        let api_version = serde_json::Value::from(self.type_meta.api_version);
+        let annotations = if self.place == BookmarkPlace::InitialEventsEnd {
+            format!(r#","annotations":{{"{INITIAL_EVENTS_END}":"true"}}"#)
+        } else {
+            String::new()
+        };
+        let version = self.resource_version;
+        let meta = format!(r#"{{"resourceVersion":"{version}"{annotations}}}"#);
+        format!(r#"{{"kind":{kind},"apiVersion":{api_version},"metadata":{meta}}}"#).into_bytes()
+    }
+
+    fn encode_protobuf(&self) -> Vec<u8> {
+        let mut meta = Vec::new();
+        put_bytes(&mut meta, 6, self.resource_version.to_string().as_bytes());
+        if self.place == BookmarkPlace::InitialEventsEnd {
+            let mut annotation = Vec::new();
+            put_bytes(&mut annotation, 1, INITIAL_EVENTS_END.as_bytes());
+            put_bytes(&mut annotation, 2, b"true");
+            put_bytes(&mut meta, 12, &annotation);
+        }
+        let mut raw = Vec::new();
+        put_bytes(&mut raw, 1, &meta);
+        encode_envelope(self.type_meta, &raw)
     }
 }
 
@@ -123,11 +213,11 @@ mod tests {
         let body = br#"{"type":"ADDED","object":{"a":"}\"{"}}
             {"type":"BOOKMARK","object":{}}{"type":"DELETED","object":{"b":[{}]}}"#;
         for chunk in 1..body.len() + 1 {
-            let (mut frames, mut seen) = (JsonFrames::default(), Vec::new());
+            let (mut frames, mut seen) = (JsonWatchSplitter::default(), Vec::new());
             for part in body.chunks(chunk) {
                 frames
                     .push(part, &mut |f| {
-                        seen.push(crate::json::watch_event(f)?.0.into_owned());
+                        seen.push(crate::json::parse_watch_event(f)?.0.into_owned());
                         Ok(())
                     })
                     .unwrap();
@@ -135,11 +225,15 @@ mod tests {
             assert_eq!(seen, ["ADDED", "BOOKMARK", "DELETED"], "chunks of {chunk}");
         }
         assert!(
-            JsonFrames::default()
+            JsonWatchSplitter::default()
                 .push(b"404 page", &mut |_| Ok(()))
                 .is_err()
         );
-        assert!(JsonFrames::default().push(b"}", &mut |_| Ok(())).is_err());
+        assert!(
+            JsonWatchSplitter::default()
+                .push(b"}", &mut |_| Ok(()))
+                .is_err()
+        );
     }
 
     #[test]
@@ -150,7 +244,7 @@ mod tests {
             body.extend(std::iter::repeat_n(7, len));
         }
         for chunk in 1..body.len() + 1 {
-            let (mut frames, mut seen) = (ProtobufFrames::default(), Vec::new());
+            let (mut frames, mut seen) = (ProtobufWatchSplitter::default(), Vec::new());
             for part in body.chunks(chunk) {
                 frames
                     .push(part, &mut |f| {
@@ -162,7 +256,7 @@ mod tests {
             assert_eq!(seen, [0, 1, 300]);
         }
         assert!(
-            ProtobufFrames::default()
+            ProtobufWatchSplitter::default()
                 .push(&[0xff; 8], &mut |_| Ok(()))
                 .is_err()
         );

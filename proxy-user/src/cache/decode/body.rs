@@ -30,7 +30,7 @@ impl WholeBody<'_> {
         }
         let may_be_variant = exchange.encoding == Encoding::Json && exchange.verb.is_read();
         if may_be_variant && variants::is_variant_json(self.bytes).unwrap_or(true) {
-            let head = json::head(self.bytes)?;
+            let head = json::parse_head(self.bytes)?;
             if let Some(media_type) = variants::media_type(&head.api_version, &head.kind) {
                 return self.store_variant(&media_type, &head);
             }
@@ -186,8 +186,8 @@ fn named_in_status(
     reason: &str,
 ) -> Result<Option<String>, CodecError> {
     let status = match exchange.encoding {
-        Encoding::Json => json::head(bytes)?.status,
-        Encoding::Protobuf => protobuf::status(protobuf::Unknown::parse(bytes)?.raw)?,
+        Encoding::Json => json::parse_head(bytes)?.status,
+        Encoding::Protobuf => protobuf::parse_status(protobuf::Unknown::parse(bytes)?.raw)?,
     };
     let matches =
         status.reason == reason && status.resource == exchange.plural && !status.name.is_empty();
@@ -197,12 +197,13 @@ fn named_in_status(
 fn is_success(exchange: &Exchange, bytes: &[u8]) -> Result<bool, CodecError> {
     match exchange.encoding {
         Encoding::Json => {
-            let head = json::head(bytes)?;
+            let head = json::parse_head(bytes)?;
             Ok(head.kind == "Status" && head.status.status == "Success")
         }
         Encoding::Protobuf => {
             let unknown = protobuf::Unknown::parse(bytes)?;
-            Ok(unknown.kind == "Status" && protobuf::status(unknown.raw)?.status == "Success")
+            Ok(unknown.type_meta.kind == "Status"
+                && protobuf::parse_status(unknown.raw)?.status == "Success")
         }
     }
 }

@@ -31,11 +31,11 @@ impl EventSink<'_> {
     pub(super) fn push_frame(&mut self, frame: &[u8]) -> Result<(), CodecError> {
         match self.exchange.encoding {
             Encoding::Json => {
-                let (kind, object) = json::watch_event(frame)?;
+                let (kind, object) = json::parse_watch_event(frame)?;
                 self.push_event(&kind, object)
             }
             Encoding::Protobuf => {
-                let (kind, object) = protobuf::watch_event(frame)?;
+                let (kind, object) = protobuf::parse_watch_event(frame)?;
                 self.push_event(kind, object)
             }
         }
@@ -103,7 +103,7 @@ impl EventSink<'_> {
 
     fn push_bookmark(&mut self, bookmark: &Bookmark) -> Result<(), CodecError> {
         if variants::is_variant(&bookmark.api_version, &bookmark.kind) {
-            return Err(CodecError::OtherForm(bookmark.kind.clone()));
+            return Err(CodecError::Variant(bookmark.kind.clone()));
         }
         let Some(version) = bookmark.version else {
             return Ok(());
@@ -171,7 +171,7 @@ impl Bookmark {
     fn decode(encoding: Encoding, object: &[u8]) -> Result<Self, CodecError> {
         match encoding {
             Encoding::Json => {
-                let head = json::head(object)?;
+                let head = json::parse_head(object)?;
                 Ok(Self {
                     version: head.meta.version(),
                     ends_initial_events: head.meta.initial_events_end,
@@ -181,12 +181,12 @@ impl Bookmark {
             }
             Encoding::Protobuf => {
                 let unknown = protobuf::Unknown::parse(object)?;
-                let meta = protobuf::object_meta(unknown.raw)?;
+                let meta = protobuf::parse_object_meta(unknown.raw)?;
                 Ok(Self {
                     version: meta.version(),
                     ends_initial_events: meta.initial_events_end,
-                    api_version: unknown.api_version.to_owned(),
-                    kind: unknown.kind.to_owned(),
+                    api_version: unknown.type_meta.api_version.to_owned(),
+                    kind: unknown.type_meta.kind.to_owned(),
                 })
             }
         }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr2;
 use percent_encoding::percent_decode_str;
 
 use super::path::{Target, has_whole_escapes};
@@ -288,11 +289,14 @@ pub(super) fn asks_to_watch(raw: &str) -> bool {
 /// Decodes a name or value; `None` where Go drops it (`;`, broken escapes), and where it is no
 /// text.
 fn decode(raw: &str) -> Option<Cow<'_, str>> {
-    if !raw.bytes().all(|b| b.is_ascii_graphic() && b != b';') || !has_whole_escapes(raw) {
+    if !raw.bytes().all(|b| b.is_ascii_graphic() && b != b';') {
         return None;
     }
-    if !raw.contains(['%', '+']) {
+    if memchr2(b'%', b'+', raw.as_bytes()).is_none() {
         return Some(Cow::Borrowed(raw));
+    }
+    if !has_whole_escapes(raw) {
+        return None;
     }
     let spaced = raw.replace('+', " ");
     let decoded = percent_decode_str(&spaced).decode_utf8().ok()?;
