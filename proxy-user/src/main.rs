@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use hublet::app::{AppError, Bound, Shutdown};
 use hublet::cli::{self, Command};
 use hublet::config::flags::Flags;
-use hublet::config::{Checked, checked};
+use hublet::config::{self, Checked};
 use hublet::text::{Printable, with_causes};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 
 /// Flags to configuration; usage errors end here.
 fn configuration(flags: Flags) -> Checked {
-    checked(flags, &|name| std::env::var(name).ok()).unwrap_or_else(|error| {
+    config::check(flags, &|name| std::env::var(name).ok()).unwrap_or_else(|error| {
         complain(&error);
         complain(&"see `hublet --help`");
         std::process::exit(USAGE.into())

@@ -1,47 +1,50 @@
-//! Why a command line is refused.
+//! Errors of the command line.
 
 use std::fmt::Display;
 
-/// A refused setting: the flag, what was said, and the way out. Usage, so exit code 2.
+/// A rejected setting. It is a usage error: exit code 2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// A flag that hublet can't do without is missing.
-    #[error("--{flag} is missing: {way_out}")]
+    #[error("--{flag} is required: {fix}")]
     Missing {
-        /// The flag's name, without dashes.
+        /// Name without dashes.
         flag: &'static str,
-        way_out: String,
+        /// The setting to give, with an example.
+        fix: String,
     },
-    /// A flag's value is wrong.
-    #[error("--{flag} {value:?} {reason}")]
+    #[error("invalid --{flag}={value:?}: {reason}")]
     Value {
-        /// The flag's name, without dashes.
+        /// Name without dashes.
         flag: &'static str,
         value: String,
-        /// What is wrong with it and what to write instead, to follow the value in a sentence.
+        /// The rule that is broken, and a value that obeys it.
         reason: String,
     },
-    /// Two flags that can't be together.
-    #[error("--{0} and --{1} {2}")]
-    Clash(&'static str, &'static str, String),
+    #[error("--{first} and --{second} are both {value}: use a port of its own for each")]
+    SamePort {
+        first: &'static str,
+        second: &'static str,
+        value: u16,
+    },
 }
 
 impl ConfigError {
-    pub(super) fn value(
+    pub(super) fn invalid(
         flag: &'static str,
         value: impl Display,
         reason: impl Into<String>,
     ) -> Self {
         Self::Value {
             flag,
-            value: format!("{value}"),
+            value: value.to_string(),
             reason: reason.into(),
         }
     }
-    pub(super) fn missing(flag: &'static str, way_out: impl Into<String>) -> Self {
+
+    pub(super) fn missing(flag: &'static str, fix: impl Into<String>) -> Self {
         Self::Missing {
             flag,
-            way_out: way_out.into(),
+            fix: fix.into(),
         }
     }
 }

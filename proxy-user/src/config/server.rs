@@ -1,29 +1,46 @@
-//! `--server-addr`: texts in, checked addresses out.
+//! `--server-addr`: the addresses of the API servers.
 
-use super::{ConfigError, Server};
+use std::fmt;
 
-/// More servers than any control plane has.
+use serde::Serialize;
+
+use super::ConfigError;
+
+/// More than any control plane has.
 const MAX_SERVERS: usize = 16;
+
+/// The port of an https URL without one.
+const HTTPS_PORT: u16 = 443;
 
 const FLAG: &str = "server-addr";
 
+/// One API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Server {
+    /// DNS name or IP address, without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
 /// The API servers, in order.
-///
-/// # Errors
-/// None, too many, one twice, or one that is no `https://HOST:PORT`.
-pub(super) fn servers(urls: &[String]) -> Result<Vec<Server>, ConfigError> {
+pub(super) fn parse_servers(urls: &[String]) -> Result<Vec<Server>, ConfigError> {
     let mut servers = Vec::new();
-    for url in urls
-        .iter()
-        .map(|url| url.trim())
-        .filter(|url| !url.is_empty())
-    {
-        let server = server(url)?;
+    for url in urls.iter().map(|url| url.trim()) {
+        if url.is_empty() {
+            continue;
+        }
+        let server = parse_server(url).map_err(|reason| ConfigError::invalid(FLAG, url, reason))?;
         if servers.contains(&server) {
-            return Err(ConfigError::value(
+            return Err(ConfigError::invalid(
                 FLAG,
                 url,
-                "is named twice: name each server once",
+                "the same server is given twice",
             ));
         }
         servers.push(server);
@@ -31,63 +48,61 @@ pub(super) fn servers(urls: &[String]) -> Result<Vec<Server>, ConfigError> {
     match servers.len() {
         0 => Err(ConfigError::missing(
             FLAG,
-            "say where the API server is, as in --server-addr=https://192.168.1.102:6443",
+            "give the API server's URL, as in --server-addr=https://192.168.1.102:6443",
         )),
-        n if n > MAX_SERVERS => Err(ConfigError::value(
+        count if count > MAX_SERVERS => Err(ConfigError::invalid(
             FLAG,
-            format!("({n} servers)"),
-            format!("are too many: at most {MAX_SERVERS}"),
+            urls.join(","),
+            format!("at most {MAX_SERVERS} servers are supported"),
         )),
         _ => Ok(servers),
     }
 }
 
-fn server(url: &str) -> Result<Server, ConfigError> {
-    let wrong = |reason: String| Err(ConfigError::value(FLAG, url, reason));
+fn parse_server(url: &str) -> Result<Server, String> {
     let Some((scheme, rest)) = url.split_once("://") else {
-        return wrong(format!("has no scheme: write https://{url}"));
+        return Err(format!("the scheme is missing; use https://{url}"));
     };
-    if scheme.eq_ignore_ascii_case("http") {
-        return wrong(format!(
-            "is plain HTTP: hublet speaks TLS to the cloud, so write https://{rest}"
-        ));
-    }
     if !scheme.eq_ignore_ascii_case("https") {
-        return wrong(format!("has the scheme {scheme:?}: write https://{rest}"));
+        return Err(format!(
+            "hublet connects to the API server with TLS only; use https://{rest}"
+        ));
     }
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#', '@']) {
-        return wrong("has more than a host and a port: write https://HOST:PORT".into());
+        return Err("only a host and a port are allowed; use https://HOST:PORT".into());
     }
-    let Ok(parsed) = authority.parse::<http::uri::Authority>() else {
-        return wrong(
-            "is malformed: write https://HOST:PORT, with an IPv6 address in brackets".into(),
-        );
-    };
+    let parsed: http::uri::Authority = authority
+        .parse()
+        .map_err(|_| "use https://HOST:PORT, with an IPv6 address in brackets")?;
+    let host = parse_host(authority, &parsed)?;
+    Ok(Server {
+        port: parse_port(authority, &parsed)?,
+        host: host.to_owned(),
+    })
+}
+
+fn parse_host<'a>(
+    authority: &str,
+    parsed: &'a http::uri::Authority,
+) -> Result<&'a str, &'static str> {
     let host = parsed.host().trim_matches(['[', ']']);
-    let (bracketed, is_v6) = (
-        authority.starts_with('['),
-        host.parse::<std::net::Ipv6Addr>().is_ok(),
-    );
-    if host.is_empty() || bracketed != is_v6 || !(is_v6 || is_host(host)) {
-        return wrong("has no proper host: write https://HOST:PORT".into());
+    let is_bracketed = authority.starts_with('[');
+    let is_v6 = host.parse::<std::net::Ipv6Addr>().is_ok();
+    if is_bracketed != is_v6 || !(is_v6 || is_host(host)) {
+        return Err("the host must be a DNS name or an IP address; use https://HOST:PORT");
     }
-    match (
-        parsed.port(),
-        authority.ends_with(']') || !authority[host.len()..].contains(':'),
-    ) {
-        (Some(port), _) => match port.as_str().parse() {
-            Ok(0) | Err(_) => wrong(format!("has the port {port}: ports are 1 to 65535")),
-            Ok(port) => Ok(Server {
-                host: host.to_owned(),
-                port,
-            }),
-        },
-        (None, true) => Ok(Server {
-            host: host.to_owned(),
-            port: 443,
-        }),
-        (None, false) => wrong("has a wrong port: ports are 1 to 65535".into()),
+    Ok(host)
+}
+
+fn parse_port(authority: &str, parsed: &http::uri::Authority) -> Result<u16, &'static str> {
+    const INVALID: &str = "the port must be between 1 and 65535";
+    match parsed.port_u16() {
+        Some(port) if port > 0 => Ok(port),
+        Some(_) => Err(INVALID),
+        // `Authority` drops a port that isn't a number, so its colon must be absent, too.
+        None if authority == parsed.host() => Ok(HTTPS_PORT),
+        None => Err(INVALID),
     }
 }
 
@@ -105,8 +120,8 @@ mod tests {
     use super::*;
 
     fn one(url: &str) -> Result<(String, u16), String> {
-        server(url)
-            .map(|s| (s.host, s.port))
+        parse_servers(&[url.to_owned()])
+            .map(|servers| (servers[0].host.clone(), servers[0].port))
             .map_err(|e| e.to_string())
     }
 
@@ -132,10 +147,10 @@ mod tests {
             ("ftp://a:1", "https://a:1"),
             ("https://", "https://HOST:PORT"),
             ("https://:6443", "https://HOST:PORT"),
-            ("https://a:0", "1 to 65535"),
-            ("https://a:70000", "1 to 65535"),
-            ("https://a:", "1 to 65535"),
-            ("https://a:x", "1 to 65535"),
+            ("https://a:0", "1 and 65535"),
+            ("https://a:70000", "1 and 65535"),
+            ("https://a:", "1 and 65535"),
+            ("https://a:x", "1 and 65535"),
             ("https://a b:1", "https://HOST:PORT"),
             ("https://fd00::1:6443", "brackets"),
             ("https://[10.0.0.1]:6443", "https://HOST:PORT"),
@@ -155,8 +170,9 @@ mod tests {
 
     #[test]
     fn servers_keep_their_order_and_come_once() {
-        let list =
-            |urls: &[&str]| servers(&urls.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let list = |urls: &[&str]| {
+            parse_servers(&urls.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
         let two = list(&["https://b:1", " https://a:1"]).expect("two servers");
         assert_eq!(
             two.iter().map(|s| s.host.as_str()).collect::<Vec<_>>(),
@@ -172,12 +188,12 @@ mod tests {
             list(&[])
                 .expect_err("none")
                 .to_string()
-                .contains("--server-addr is missing")
+                .contains("--server-addr is required")
         );
         assert!(list(&["", " "]).is_err());
         let many: Vec<String> = (0..17).map(|n| format!("https://a{n}:1")).collect();
         assert!(
-            servers(&many)
+            parse_servers(&many)
                 .expect_err("17")
                 .to_string()
                 .contains("at most 16")

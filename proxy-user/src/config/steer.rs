@@ -1,4 +1,4 @@
-//! Which calls are steered: `--steer`, `--steer-only`, `--steer-except`, `--steer-pods`. Texts in, checked values out.
+//! The steering flags: `--steer`, `--steer-only`, `--steer-except`, `--steer-pods`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,51 +8,52 @@ use serde::Serialize;
 
 use super::ConfigError;
 
-/// As many service addresses as make sense on one node; the eBPF map holds more.
-const MAX_STEERED: usize = 64;
-/// Selections at most: the eBPF map for names is the smallest one.
-const MAX_SELECTIONS: usize = 64;
+/// More than one node has any use for; the eBPF map holds more.
+const MAX_SERVICES: usize = 64;
+/// The size of the smallest eBPF map of selections, the one of task names.
+const MAX_SELECTORS: usize = 64;
 
-/// What callers dial and are steered away from.
+/// Service addresses whose connections are steered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Services {
-    /// Addresses that were named.
+    /// Addresses given as such.
     pub addresses: Vec<SocketAddr>,
-    /// `kubernetes`: the Service default/kubernetes, as soon as its ClusterIP is known.
+    /// `kubernetes`: the Service default/kubernetes, once its ClusterIP is known.
     pub kubernetes: bool,
-    /// `cloud`: the API servers' own addresses, for clients that were configured with them.
+    /// `cloud`: the API servers' own addresses, for clients that are configured with them.
     pub cloud: bool,
 }
 
 impl Services {
-    /// Nothing is steered: `--steer=none`.
+    /// True of `--steer=none`.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// Which processes of the host.
+/// A selection of the host's processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Selector {
-    /// Those in this cgroup (a path below the root of cgroup v2) or below it.
+    /// Processes in this cgroup or below it; a path relative to the root of cgroup v2.
     Cgroup(PathBuf),
-    /// Those of this user.
+    /// Processes of this user.
     Uid(u32),
-    /// Those whose name (`/proc/PID/comm`, 15 bytes) is that of this executable. A process can rename itself: this
-    /// selects, it does not protect.
+    /// Processes whose `/proc/PID/comm` (15 bytes) is this executable's name. A process can rename
+    /// itself: this selects, it does not protect.
     Command(String),
 }
 
-/// Which pods.
+/// A selection of pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PodSelector {
-    /// Those with the annotation or label `hublet.io/steer: "true"`, or whose namespace has one of them.
+    /// Pods with the annotation or label `hublet.io/steer: "true"`, on themselves or their
+    /// namespace.
     Annotated,
-    /// Those in this cgroup or below it.
+    /// Pods in this cgroup or below it.
     Cgroup(PathBuf),
-    /// Those in the network namespace with this cookie (`SO_NETNS_COOKIE`).
+    /// Pods in the network namespace with this cookie (`SO_NETNS_COOKIE`).
     Netns(u64),
 }
 
@@ -61,18 +62,18 @@ impl FromStr for Selector {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            Some(("cgroup", path)) => cgroup(path).map(Self::Cgroup),
+            Some(("cgroup", path)) => parse_cgroup(path).map(Self::Cgroup),
             Some(("uid", uid)) => uid
                 .parse()
                 .map(Self::Uid)
-                .map_err(|_| "has no number as its user".into()),
+                .map_err(|_| "the user must be a number, as in uid:0".into()),
             Some(("command", name)) if !name.is_empty() && !name.contains(['/', '\0']) => {
                 Ok(Self::Command(name.to_owned()))
             }
             Some(("command", _)) => {
-                Err("names no executable: write its file name, as in command:kubelet".into())
+                Err("use an executable's file name, as in command:kubelet".into())
             }
-            _ => Err("is no selection: write cgroup:PATH, uid:NUMBER or command:NAME".into()),
+            _ => Err("use cgroup:PATH, uid:NUMBER or command:NAME".into()),
         }
     }
 }
@@ -83,110 +84,96 @@ impl FromStr for PodSelector {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "annotated" => Ok(Self::Annotated),
-            Some(("cgroup", path)) => cgroup(path).map(Self::Cgroup),
+            Some(("cgroup", path)) => parse_cgroup(path).map(Self::Cgroup),
             Some(("netns", cookie)) => cookie
                 .parse()
                 .map(Self::Netns)
-                .map_err(|_| "has no number as its cookie".into()),
-            _ => Err("selects no pods: write annotated, cgroup:PATH, netns:COOKIE, or none".into()),
+                .map_err(|_| "the cookie must be a number, as in netns:4026".into()),
+            _ => Err("use annotated, cgroup:PATH, netns:COOKIE or none".into()),
         }
     }
 }
 
-fn cgroup(path: &str) -> Result<PathBuf, String> {
-    if !path.starts_with('/')
-        || path.trim_matches('/').is_empty()
-        || path.split('/').any(|part| part == "..")
-    {
+fn parse_cgroup(path: &str) -> Result<PathBuf, String> {
+    let is_below_root = path.starts_with('/')
+        && !path.trim_matches('/').is_empty()
+        && path.split('/').all(|component| component != "..");
+    if !is_below_root {
         return Err(
-            "has no path below the root of cgroup v2: write one as in cgroup:/system.slice".into(),
+            "the path must be below the root of cgroup v2, as in cgroup:/system.slice".into(),
         );
     }
     Ok(PathBuf::from(path))
 }
 
-/// `--steer`.
-///
-/// # Errors
-/// A value that is neither `ADDR:PORT` nor a word that is known, or `none` beside others.
-pub(super) fn services(texts: &[String]) -> Result<Services, ConfigError> {
+/// Parses `--steer`.
+pub(super) fn parse_services(texts: &[String]) -> Result<Services, ConfigError> {
     const FLAG: &str = "steer";
     let mut services = Services::default();
-    for text in unless_none(FLAG, texts)? {
-        let wrong = |reason: &str| Err(ConfigError::value(FLAG, text, reason));
+    for text in list_or_none(FLAG, texts)? {
         match text {
             "kubernetes" => services.kubernetes = true,
             "cloud" => services.cloud = true,
             _ => {
-                let Ok(address) = text.parse::<SocketAddr>() else {
-                    return wrong(
-                        "is no ADDR:PORT: write an IP address and a port, as in 10.96.0.1:443, or kubernetes, \
-                         cloud, none",
-                    );
-                };
-                if address.port() == 0
-                    || address.ip().is_unspecified()
-                    || address.ip().is_multicast()
-                {
-                    return wrong(
-                        "can't be dialled: write the address and port of an API service, as in 10.96.0.1:443",
-                    );
-                }
+                let address = parse_service_address(text)
+                    .map_err(|reason| ConfigError::invalid(FLAG, text, reason))?;
                 if !services.addresses.contains(&address) {
                     services.addresses.push(address);
                 }
             }
         }
     }
-    match services.addresses.len() {
-        n if n > MAX_STEERED => Err(ConfigError::value(
-            FLAG,
-            format!("({n} addresses)"),
-            format!("are too many: at most {MAX_STEERED}"),
-        )),
-        _ => Ok(services),
+    if services.addresses.len() > MAX_SERVICES {
+        let reason = format!("at most {MAX_SERVICES} addresses are supported");
+        return Err(ConfigError::invalid(FLAG, texts.join(","), reason));
     }
+    Ok(services)
 }
 
-/// `--steer-only`, `--steer-except`, `--steer-pods`; `none` is an empty list.
-///
-/// # Errors
-/// A value that is no selection, or too many of them.
-pub(super) fn selections<S: FromStr<Err = String>>(
+fn parse_service_address(text: &str) -> Result<SocketAddr, &'static str> {
+    let address: SocketAddr = text.parse().map_err(
+        |_| "use an IP address and a port, as in 10.96.0.1:443, or kubernetes, cloud or none",
+    )?;
+    if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err("no client can dial it; use an API service's address, as in 10.96.0.1:443");
+    }
+    Ok(address)
+}
+
+/// Parses `--steer-only`, `--steer-except` or `--steer-pods`.
+pub(super) fn parse_selectors<S: FromStr<Err = String>>(
     flag: &'static str,
     texts: &[String],
 ) -> Result<Vec<S>, ConfigError> {
-    let texts = unless_none(flag, texts)?;
-    if texts.len() > MAX_SELECTIONS {
-        return Err(ConfigError::value(
-            flag,
-            format!("({} selections)", texts.len()),
-            format!("are too many: at most {MAX_SELECTIONS}"),
-        ));
+    let texts = list_or_none(flag, texts)?;
+    if texts.len() > MAX_SELECTORS {
+        let reason = format!("at most {MAX_SELECTORS} selections are supported");
+        return Err(ConfigError::invalid(flag, texts.join(","), reason));
     }
     texts
         .into_iter()
         .map(|text| {
             text.parse()
-                .map_err(|why: String| ConfigError::value(flag, text, why))
+                .map_err(|reason: String| ConfigError::invalid(flag, text, reason))
         })
         .collect()
 }
 
-fn unless_none<'a>(flag: &'static str, texts: &'a [String]) -> Result<Vec<&'a str>, ConfigError> {
-    let texts: Vec<&str> = texts
+/// The non-empty values; an empty list for the value `none`.
+fn list_or_none<'a>(flag: &'static str, texts: &'a [String]) -> Result<Vec<&'a str>, ConfigError> {
+    let values: Vec<&str> = texts
         .iter()
         .map(|text| text.trim())
         .filter(|text| !text.is_empty())
         .collect();
-    match (texts.contains(&"none"), texts.len()) {
-        (true, 1) => Ok(Vec::new()),
-        (true, _) => Err(ConfigError::value(
+    match values.as_slice() {
+        ["none"] => Ok(Vec::new()),
+        values_with_none if values_with_none.contains(&"none") => Err(ConfigError::invalid(
             flag,
-            texts.join(","),
-            "mixes none with others: write one or the other",
+            values.join(","),
+            "none can't be combined with other values",
         )),
-        _ => Ok(texts),
+        _ => Ok(values),
     }
 }
 
@@ -200,7 +187,7 @@ mod tests {
 
     #[test]
     fn steering_is_addresses_words_or_none() {
-        let list = |texts: &[&str]| services(&strings(texts));
+        let list = |texts: &[&str]| parse_services(&strings(texts));
         assert!(list(&["none"]).expect("nothing").is_empty());
         let all = list(&[
             "10.96.0.1:443",
@@ -265,7 +252,7 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
-        let pods = |texts: &[&str]| selections::<PodSelector>("steer-pods", &strings(texts));
+        let pods = |texts: &[&str]| parse_selectors::<PodSelector>("steer-pods", &strings(texts));
         assert_eq!(pods(&["none"]), Ok(vec![]));
         assert_eq!(
             pods(&["annotated", "netns:7"]),

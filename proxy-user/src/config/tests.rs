@@ -1,11 +1,12 @@
-//! The command line as a table: what is taken, what is refused, and what the refusal says.
+//! The command line as tables: accepted values, refused ones, and the text of each refusal.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 
 use super::*;
 use crate::cli::{Command, parse};
 
-/// The command line of the product's first users, as their manifests have it.
+/// YurtHub's command line in its static pod manifest.
 fn seed() -> Vec<&'static str> {
     include_str!("../../../tests/data/yurthub/command-line")
         .lines()
@@ -19,7 +20,7 @@ const LEAST: &[&str] = &[
 ];
 
 /// Exit code and message, or the configuration and its warnings.
-fn judge(
+fn parse_line(
     program: &str,
     arguments: &[&str],
     node_name: Option<&str>,
@@ -38,11 +39,11 @@ fn judge(
             .flatten()
             .map(str::to_owned)
     };
-    checked(flags, &env).map_err(|error| (2, error.to_string()))
+    check(flags, &env).map_err(|error| (2, error.to_string()))
 }
 
 fn with(extra: &[&str]) -> Result<Checked, (i32, String)> {
-    judge("hublet", &[LEAST, extra].concat(), None)
+    parse_line("hublet", &[LEAST, extra].concat(), None)
 }
 
 fn config(extra: &[&str]) -> Config {
@@ -58,8 +59,8 @@ fn the_seed_command_line_is_taken_as_it_stands() {
         ("hublet", &["run"][..]),
         ("/usr/local/bin/yurthub", &[][..]),
     ] {
-        let checked =
-            judge(program, &[first, &seed()].concat(), Some("edge-7")).expect("the seed's flags");
+        let checked = parse_line(program, &[first, &seed()].concat(), Some("edge-7"))
+            .expect("the seed's flags");
         let config = checked.config;
         assert_eq!(config.node_name, "edge-7");
         assert_eq!(config.verbosity, 2);
@@ -97,8 +98,8 @@ fn the_seed_command_line_is_taken_as_it_stands() {
 }
 
 #[test]
-fn a_node_name_that_nobody_expanded_is_refused_with_the_reason() {
-    let (code, error) = judge("hublet", &seed(), None).expect_err("no NODE_NAME");
+fn an_unexpanded_node_name_is_refused_with_the_reason() {
+    let (code, error) = parse_line("hublet", &seed(), None).expect_err("no NODE_NAME");
     assert_eq!(code, 2);
     assert!(
         error.contains("$(NODE_NAME)") && error.contains("spec.nodeName"),
@@ -107,12 +108,12 @@ fn a_node_name_that_nobody_expanded_is_refused_with_the_reason() {
 }
 
 #[test]
-fn wrong_values_are_refused_with_the_way_out() {
+fn invalid_values_are_refused_with_a_valid_one() {
     for (arguments, says) in [
-        (&["--node-name=Edge_1"][..], "small letters"),
+        (&["--node-name=Edge_1"][..], "lower-case letters"),
         (&["--node-name="], "NODE_NAME"),
         (&["--server-addr=10.0.0.1:6443"], "https://10.0.0.1:6443"),
-        (&["--bootstrap-file="], "--bootstrap-file is missing"),
+        (&["--bootstrap-file="], "--bootstrap-file is required"),
         (&["--working-mode=local"], "not implemented"),
         (&["--working-mode=egde"], "use edge"),
         (
@@ -124,34 +125,34 @@ fn wrong_values_are_refused_with_the_way_out() {
         (&["--dummy-if-ip=169.254.1.1"], "Calico"),
         (&["--dummy-if-ip=169.254.31.9"], "169.254.31.0/24"),
         (&["--dummy-if-ip=169.254.0.0"], "169.254.2.1"),
-        (&["--dummy-if-ip=169.254.2"], "no IP address"),
+        (&["--dummy-if-ip=169.254.2"], "must be an IP address"),
         (&["--dummy-if-ip=2001:db8::1"], "fc00::/7"),
         (&["--dummy-if-name=a-name-of-16-chr"], "15 characters"),
         (&["--dummy-if-name="], "hub-dummy0"),
         (&["--dummy-if-name=a/b"], "hub-dummy0"),
         (&["--bind-address=localhost"], "127.0.0.1"),
         (&["--bind-proxy-address=224.0.0.1"], "127.0.0.1"),
-        (&["--proxy-port=0"], "1 to 65535"),
+        (&["--proxy-port=0"], "between 1 and 65535"),
         (&["--proxy-port=70000"], "70000"),
-        (&["--proxy-port=10268"], "same port"),
-        (&["--serve-port=10261"], "same port"),
-        (&["--serve-port=10268"], "same port"),
-        (&["--heartbeat-interval-seconds=0"], "more than zero"),
-        (&["--heartbeat-timeout-seconds=0"], "more than zero"),
-        (&["--heartbeat-healthy-threshold=0"], "1 or more"),
-        (&["--min-request-timeout=0s"], "more than zero"),
+        (&["--proxy-port=10268"], "a port of its own"),
+        (&["--serve-port=10261"], "a port of its own"),
+        (&["--serve-port=10268"], "a port of its own"),
+        (&["--heartbeat-interval-seconds=0"], "greater than zero"),
+        (&["--heartbeat-timeout-seconds=0"], "greater than zero"),
+        (&["--heartbeat-healthy-threshold=0"], "at least 1"),
+        (&["--min-request-timeout=0s"], "greater than zero"),
         (&["--min-request-timeout=30"], "1h30m"),
-        (&["--grant-max-age=0"], "more than zero"),
+        (&["--grant-max-age=0"], "greater than zero"),
         (&["--steer=10.96.0.1"], "10.96.0.1:443"),
-        (&["--max-connections=0"], "1 or more"),
+        (&["--max-connections=0"], "at least 1"),
         (&["--max-connections=-1"], "-1"),
-        (&["--max-requests=0"], "1 or more"),
-        (&["--max-bytes-under-way=64Ki"], "1Mi or more"),
-        (&["--reader-timeout=500ms"], "1s or more"),
-        (&["--store-page-cache=1Ki"], "64Ki or more"),
-        (&["--cache-max-bytes=1Mi"], "64Mi or more"),
-        (&["--enable-dummy-if=maybe"], "neither true nor false"),
-        (&["--gc-frequency=often"], "whole number"),
+        (&["--max-requests=0"], "at least 1"),
+        (&["--max-bytes-under-way=64Ki"], "at least 1Mi"),
+        (&["--reader-timeout=500ms"], "at least 1s"),
+        (&["--store-page-cache=1Ki"], "at least 64Ki"),
+        (&["--cache-max-bytes=1Mi"], "at least 64Mi"),
+        (&["--enable-dummy-if=maybe"], "use true or false"),
+        (&["--gc-frequency=often"], "must be an integer"),
         (&["--kubelet-health-grace-period=40"], "1h30m"),
         (&["--node-ip=edge"], "--node-ip"),
         (&["--bind-addres=127.0.0.1"], "--bind-address"),
@@ -166,7 +167,7 @@ fn wrong_values_are_refused_with_the_way_out() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn a_missing_flag_is_named() {
     for (arguments, flag) in [
         (
             &["--server-addr=https://a:1", "--bootstrap-file=/b"][..],
@@ -186,11 +187,11 @@ fn what_is_missing_is_named() {
             "--bootstrap-file",
         ),
     ] {
-        let (code, error) = judge("hublet", arguments, None)
+        let (code, error) = parse_line("hublet", arguments, None)
             .map(|c| c.config)
             .expect_err(flag);
         assert_eq!(code, 2);
-        assert!(error.contains(&format!("{flag} is missing")), "{error}");
+        assert!(error.contains(&format!("{flag} is required")), "{error}");
     }
     let kubelet = [
         "--node-name=a",
@@ -198,7 +199,7 @@ fn what_is_missing_is_named() {
         "--bootstrap-mode=kubeletcertificate",
     ];
     assert!(
-        judge("hublet", &kubelet, None).is_ok(),
+        parse_line("hublet", &kubelet, None).is_ok(),
         "today's installer passes no bootstrap file"
     );
 }

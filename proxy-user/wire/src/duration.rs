@@ -1,9 +1,9 @@
-//! Durations as Go writes them (`30m`, `40s`, `1h30m`, `1.5s`, `300ms`): in goes a flag's text, out comes a
-//! [`Duration`]. Negative ones are refused: no flag of ours has a use for them.
+//! Durations in Go's syntax: `30m`, `40s`, `1h30m`, `1.5s`, `300ms`. Negative ones are rejected: no
+//! flag of hublet's takes one.
 
 use std::time::Duration;
 
-/// Go's units, longest name first where one begins another.
+/// Go's units in seconds.
 const UNITS: [(&str, f64); 7] = [
     ("ns", 1e-9),
     ("us", 1e-6),
@@ -14,45 +14,44 @@ const UNITS: [(&str, f64); 7] = [
     ("h", 3600.0),
 ];
 
-/// The longest duration taken: a century, far from any overflow.
-const LONGEST: f64 = 100.0 * 365.0 * 24.0 * 3600.0;
+/// A century in seconds, far from any overflow.
+const MAX_SECONDS: f64 = 100.0 * 365.0 * 24.0 * 3600.0;
 
-/// Reads a duration in Go's syntax.
+/// Parses a duration as Go's `time.ParseDuration`.
 ///
 /// # Errors
-/// The text is not a duration; the message shows what one looks like.
+/// The text is not a duration; the message has an example.
 pub fn parse(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let wrong = || {
-        format!("{text:?} is not a duration: write a number and a unit, as in 40s, 30m or 1h30m")
-    };
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest.is_empty() {
-        return Err(wrong());
-    }
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .ok_or_else(wrong)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
-        let after = &rest[digits..];
-        let unit = after
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(after.len());
-        let (_, scale) = UNITS
-            .iter()
-            .find(|(name, _)| *name == &after[..unit])
-            .ok_or_else(wrong)?;
-        seconds += number * scale;
-        rest = &after[unit..];
-    }
-    if seconds > LONGEST {
-        return Err(format!("{text} is more than a century"));
+    let unsigned = text.strip_prefix('+').unwrap_or(text);
+    let seconds = parse_seconds(unsigned).ok_or_else(|| {
+        format!("invalid duration {text:?}; use a number and a unit, as in 40s, 30m or 1h30m")
+    })?;
+    if seconds > MAX_SECONDS {
+        return Err(format!(
+            "invalid duration {text:?}; use less than a century"
+        ));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+/// The sum of one or more numbers with units.
+fn parse_seconds(text: &str) -> Option<f64> {
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let mut rest = text;
+    let mut seconds = 0.0;
+    loop {
+        let (number, after) = rest.split_at(rest.find(|c| !is_number(c))?);
+        let (unit, next) = after.split_at(after.find(is_number).unwrap_or(after.len()));
+        let (_, scale) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        seconds += number.parse::<f64>().ok()? * scale;
+        if next.is_empty() {
+            return Some(seconds);
+        }
+        rest = next;
+    }
 }
 
 #[cfg(test)]
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_refused_with_an_example() {
+    fn an_invalid_duration_is_refused_with_an_example() {
         for text in [
             "", "+", "5", "s", "-5s", "5 s", "1h30", "5sec", "1..5s", "five", "5µ", "∞s",
         ] {

@@ -1,22 +1,21 @@
-//! Flags that existing manifests and units carry and that hublet takes without effect: one table, one warning for
-//! each that is set. Values are still checked for their kind, so that a slip of the pen is found.
+//! Flags of YurtHub and klog that hublet accepts without effect, so that existing manifests and
+//! units keep working. Each that is set gives a warning; values are still checked for their type.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::go_bool;
 use hublet_wire::duration;
 
-/// Shown above these flags in `--help`.
 const HEADING: &str = "Accepted without effect";
 
-/// What a flag's value must look like.
+/// The type of a flag's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Bool,
     Number,
-    Time,
+    Duration,
     Text,
-    /// Text that no log may show.
+    /// Never logged.
     Secret,
 }
 
@@ -24,47 +23,38 @@ enum Kind {
 struct IgnoredFlag {
     name: &'static str,
     kind: Kind,
-    /// The value that needs no warning, because hublet does just that anyway ("" = none).
-    agreed: &'static str,
-    /// Why it has no effect, after "is ignored: ".
-    why: &'static str,
+    /// The value that describes what hublet does anyway and gives no warning; "" = none.
+    silent_value: &'static str,
+    /// Follows "is ignored: " in the warning.
+    reason: &'static str,
 }
 
 const fn ignored(
     name: &'static str,
     kind: Kind,
-    agreed: &'static str,
-    why: &'static str,
+    silent_value: &'static str,
+    reason: &'static str,
 ) -> IgnoredFlag {
     IgnoredFlag {
         name,
         kind,
-        agreed,
-        why,
+        silent_value,
+        reason,
     }
 }
 
-const DEAD: &str = "YurtHub parses it and never uses it either";
-const POOLS: &str = "node pools come with the resource filters, which hublet doesn't have yet";
+const DEAD: &str = "YurtHub parses it, but has no use for it either";
+const POOLS: &str = "node pools belong to resource filters, which are not implemented yet";
+const FILTERS: &str = "response filters are not implemented yet";
 const BOOTSTRAP: &str = "certificates from the cluster are not implemented yet";
-const LOG: &str = "hublet logs to stderr only, one line an event";
+const LOG: &str = "hublet logs to stderr only, one line per event";
 
 const FLAGS: &[IgnoredFlag] = &[
     ignored("nodepool-name", Kind::Text, "", POOLS),
     ignored("enable-node-pool", Kind::Bool, "", POOLS),
     ignored("enable-pool-service-topology", Kind::Bool, "false", POOLS),
-    ignored(
-        "enable-resource-filter",
-        Kind::Bool,
-        "false",
-        "hublet changes no answer of the cloud yet",
-    ),
-    ignored(
-        "disabled-resource-filters",
-        Kind::Text,
-        "*",
-        "hublet changes no answer of the cloud yet",
-    ),
+    ignored("enable-resource-filter", Kind::Bool, "false", FILTERS),
+    ignored("disabled-resource-filters", Kind::Text, "*", FILTERS),
     ignored(
         "pool-scope-resources",
         Kind::Text,
@@ -99,15 +89,15 @@ const FLAGS: &[IgnoredFlag] = &[
     ),
     ignored(
         "kubelet-health-grace-period",
-        Kind::Time,
+        Kind::Duration,
         "",
-        "kubelet's silence never makes the cloud count as away",
+        "an idle kubelet never makes the cloud count as disconnected",
     ),
     ignored(
         "gc-frequency",
         Kind::Number,
         "",
-        "the store keeps its own limits",
+        "the store has its own limits",
     ),
     ignored(
         "profiling",
@@ -121,7 +111,7 @@ const FLAGS: &[IgnoredFlag] = &[
         "host-control-plane-address",
         Kind::Text,
         "",
-        "it belongs to the working mode local",
+        "it belongs to working mode local",
     ),
     ignored("logtostderr", Kind::Bool, "true", LOG),
     ignored("alsologtostderr", Kind::Bool, "true", LOG),
@@ -129,26 +119,32 @@ const FLAGS: &[IgnoredFlag] = &[
     ignored("log-dir", Kind::Text, "", LOG),
     ignored("log-file", Kind::Text, "", LOG),
     ignored("log-file-max-size", Kind::Number, "", LOG),
-    ignored("log-flush-frequency", Kind::Time, "", LOG),
+    ignored("log-flush-frequency", Kind::Duration, "", LOG),
     ignored("log-backtrace-at", Kind::Text, "", LOG),
     ignored("add-dir-header", Kind::Bool, "false", LOG),
     ignored("skip-headers", Kind::Bool, "false", LOG),
     ignored("skip-log-headers", Kind::Bool, "false", LOG),
     ignored("one-output", Kind::Bool, "", LOG),
-    ignored("vmodule", Kind::Text, "", "verbosity is one number, --v"),
+    ignored(
+        "vmodule",
+        Kind::Text,
+        "",
+        "verbosity is the same for all modules: --v",
+    ),
     ignored("logging-format", Kind::Text, "text", LOG),
 ];
 
-/// The ignored flags that were set, as one warning each.
+/// Warnings of the ignored flags that were set.
 #[derive(Debug, Clone, Default)]
 pub struct Ignored {
-    /// One sentence a flag.
     pub warnings: Vec<String>,
 }
 
 impl Args for Ignored {
     fn augment_args(cmd: Command) -> Command {
-        FLAGS.iter().fold(cmd, |cmd, flag| cmd.arg(argument(flag)))
+        FLAGS
+            .iter()
+            .fold(cmd, |cmd, flag| cmd.arg(argument_of(flag)))
     }
     fn augment_args_for_update(cmd: Command) -> Command {
         Self::augment_args(cmd)
@@ -160,7 +156,7 @@ impl FromArgMatches for Ignored {
         Ok(Self {
             warnings: FLAGS
                 .iter()
-                .filter_map(|flag| warning(flag, matches))
+                .filter_map(|flag| warning_of(flag, matches))
                 .collect(),
         })
     }
@@ -170,13 +166,13 @@ impl FromArgMatches for Ignored {
     }
 }
 
-fn argument(flag: &'static IgnoredFlag) -> Arg {
+fn argument_of(flag: &'static IgnoredFlag) -> Arg {
     let arg = Arg::new(flag.name)
         .long(flag.name)
-        .help(flag.why)
+        .help(flag.reason)
         .help_heading(HEADING)
         .action(ArgAction::Append)
-        .value_parser(move |text: &str| check(flag.kind, text));
+        .value_parser(move |text: &str| check_value(flag.kind, text));
     if flag.kind == Kind::Bool {
         arg.num_args(0..=1)
             .require_equals(true)
@@ -187,30 +183,33 @@ fn argument(flag: &'static IgnoredFlag) -> Arg {
     }
 }
 
-fn check(kind: Kind, text: &str) -> Result<String, String> {
+fn check_value(kind: Kind, text: &str) -> Result<String, String> {
     match kind {
         Kind::Bool => go_bool(text).map(|value| value.to_string()),
         Kind::Number => text
             .parse::<i64>()
             .map(|n| n.to_string())
-            .map_err(|_| format!("{text:?} is not a whole number")),
-        Kind::Time => duration::parse(text).map(|_| text.to_owned()),
+            .map_err(|_| format!("invalid number {text:?}; must be an integer")),
+        Kind::Duration => duration::parse(text).map(|_| text.to_owned()),
         Kind::Text | Kind::Secret => Ok(text.to_owned()),
     }
 }
 
-fn warning(flag: &IgnoredFlag, matches: &ArgMatches) -> Option<String> {
+fn warning_of(flag: &IgnoredFlag, matches: &ArgMatches) -> Option<String> {
     let values: Vec<&str> = matches
         .get_many::<String>(flag.name)?
         .map(String::as_str)
         .collect();
     let last = *values.last()?;
-    if last == flag.agreed {
+    if last == flag.silent_value {
         return None;
     }
     let shown = match flag.kind {
         Kind::Secret => "…".to_owned(),
         _ => values.join(","),
     };
-    Some(format!("--{}={shown} is ignored: {}", flag.name, flag.why))
+    Some(format!(
+        "--{}={shown} is ignored: {}",
+        flag.name, flag.reason
+    ))
 }

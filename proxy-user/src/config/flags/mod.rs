@@ -1,6 +1,6 @@
-//! The command line of `hublet run`, as clap reads it: YurtHub's flags that have an effect ([`yurthub`]), our own
-//! ([`own`]), and those that are accepted for the sake of existing manifests ([`ignored`]). Nothing is judged here
-//! beyond syntax; `super::check` makes a [`super::Config`] of it.
+//! The command line of `hublet run`, as clap parses it: YurtHub's flags that have an effect
+//! ([`yurthub`]), hublet's own ([`own`]), and those that existing manifests may pass ([`ignored`]).
+//! Only the syntax is checked here; [`super::check`] makes a [`super::Config`] of it.
 
 pub mod ignored;
 pub mod own;
@@ -12,28 +12,25 @@ pub use ignored::Ignored;
 pub use own::OwnFlags;
 pub use yurthub::YurthubFlags;
 
-/// Everything that can be said on the command line of the daemon.
+/// The daemon's flags.
 #[derive(Debug, Clone, Args)]
 pub struct Flags {
-    /// YurtHub's flags.
     #[command(flatten)]
     pub yurthub: YurthubFlags,
-    /// Our own flags.
     #[command(flatten)]
     pub own: OwnFlags,
-    /// Accepted, without effect.
     #[command(flatten)]
     pub ignored: Ignored,
 }
 
-/// A boolean as Go's flag package reads it.
+/// Parses a boolean as Go's `strconv.ParseBool`.
 ///
 /// # Errors
-/// The text is none of Go's spellings.
+/// The text is not one of Go's spellings.
 pub fn go_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(format!("{text:?} is neither true nor false")),
+        _ => Err(format!("invalid boolean {text:?}; use true or false")),
     }
 }

@@ -1,4 +1,4 @@
-//! YurtHub's flags that change what hublet does, with YurtHub's defaults.
+//! YurtHub's flags that hublet implements, with YurtHub's defaults.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,36 +9,36 @@ use clap::{ArgAction, Args};
 use super::go_bool;
 use hublet_wire::duration;
 
-/// YurtHub's flags in effect.
+/// YurtHub's flags that have an effect.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Node and cloud")]
 pub struct YurthubFlags {
-    /// This node's name; a literal $(NODE_NAME) and no flag at all both mean the environment's NODE_NAME
+    /// Name of this node; without it, or with a literal $(NODE_NAME), the environment variable NODE_NAME
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// The API servers, https://HOST:PORT[,…]
+    /// URLs of the API servers, https://HOST:PORT[,…]
     #[arg(long, value_name = "URL", value_delimiter = ',', action = ArgAction::Append)]
     pub server_addr: Vec<String>,
-    /// `rr` (in turn) or `priority` (in the order given)
+    /// Load balancing between API servers: `rr` (round robin) or `priority` (in the given order)
     #[arg(long, value_name = "MODE", default_value = "rr")]
     pub lb_mode: String,
-    /// `edge` (responses are stored and answer reads while the cloud is away) or `cloud` (nothing is stored)
+    /// `edge` (responses are stored, and answer reads while disconnected) or `cloud` (nothing is stored)
     #[arg(long, value_name = "MODE", default_value = "edge")]
     pub working_mode: String,
-    /// Seconds between two health probes of the cloud
+    /// Seconds between health probes of the cloud
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub heartbeat_interval_seconds: u32,
-    /// Seconds that one health probe may take
+    /// Timeout of a health probe in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub heartbeat_timeout_seconds: u32,
-    /// Successful probes in a row after which the cloud counts as reachable again
+    /// Consecutive successful probes after which the cloud counts as connected again
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub heartbeat_healthy_threshold: u32,
-    /// Length of a watch without timeoutSeconds while the cloud is away (stretched ×1–2 at random)
+    /// Length of a watch without timeoutSeconds while disconnected (times a random factor between 1 and 2)
     #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = duration::parse)]
     pub min_request_timeout: Duration,
 
-    /// `token`, `kubeletcertificate`, or `development` (an embedded CA signs the serving certificate)
+    /// Source of certificates: `token`, `kubeletcertificate`, or `development` (an embedded CA signs the serving certificate)
     #[arg(
         long,
         value_name = "MODE",
@@ -46,14 +46,14 @@ pub struct YurthubFlags {
         help_heading = "Certificates and files"
     )]
     pub bootstrap_mode: String,
-    /// Kubeconfig whose CA the cloud is trusted by
-    #[arg(long, value_name = "FILE", value_parser = maybe_empty, help_heading = "Certificates and files")]
+    /// Kubeconfig with the CA of the API servers
+    #[arg(long, value_name = "FILE", value_parser = parse_optional_path, help_heading = "Certificates and files")]
     pub bootstrap_file: Option<PathBuf>,
-    /// Organizations of the client certificate, besides system:nodes
+    /// Organizations of the client certificate, in addition to system:nodes
     #[arg(long, value_name = "ORG", value_delimiter = ',', action = ArgAction::Append,
         help_heading = "Certificates and files")]
     pub hub_cert_organizations: Vec<String>,
-    /// Directory of certificates (DIR/pki)
+    /// Directory of the certificates, which are in DIR/pki
     #[arg(
         long,
         value_name = "DIR",
@@ -70,7 +70,7 @@ pub struct YurthubFlags {
     )]
     pub disk_cache_path: PathBuf,
 
-    /// Address of health, metrics and status
+    /// Listen address for health, metrics and status
     #[arg(
         long,
         value_name = "IP",
@@ -78,7 +78,7 @@ pub struct YurthubFlags {
         help_heading = "Listeners"
     )]
     pub bind_address: String,
-    /// Port of health, metrics and status
+    /// Port for health, metrics and status
     #[arg(
         long,
         value_name = "PORT",
@@ -86,7 +86,7 @@ pub struct YurthubFlags {
         help_heading = "Listeners"
     )]
     pub serve_port: u16,
-    /// Address of the proxy for processes of the host
+    /// Listen address of the proxy for processes of the host
     #[arg(
         long,
         value_name = "IP",
@@ -94,7 +94,7 @@ pub struct YurthubFlags {
         help_heading = "Listeners"
     )]
     pub bind_proxy_address: String,
-    /// Port of the proxy that takes plain HTTP and TLS
+    /// Proxy port for plain HTTP and TLS
     #[arg(
         long,
         value_name = "PORT",
@@ -102,7 +102,7 @@ pub struct YurthubFlags {
         help_heading = "Listeners"
     )]
     pub proxy_port: u16,
-    /// Port of the proxy that takes TLS only
+    /// Proxy port for TLS only
     #[arg(
         long,
         value_name = "PORT",
@@ -110,14 +110,14 @@ pub struct YurthubFlags {
         help_heading = "Listeners"
     )]
     pub proxy_secure_port: u16,
-    /// This node's address, for the serving certificate (found by itself when not given)
+    /// IP address of this node for the serving certificate [default: the source address towards the API server]
     #[arg(long, value_name = "IP", help_heading = "Listeners")]
     pub node_ip: Option<IpAddr>,
-    /// Make an interface that holds the link-local address
+    /// Create a dummy interface with the link-local address
     #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1,
         require_equals = true, value_parser = go_bool, action = ArgAction::Set, help_heading = "Listeners")]
     pub enable_dummy_if: bool,
-    /// Name of that interface, at most 15 characters
+    /// Name of the dummy interface, at most 15 characters
     #[arg(
         long,
         value_name = "NAME",
@@ -125,11 +125,11 @@ pub struct YurthubFlags {
         help_heading = "Listeners"
     )]
     pub dummy_if_name: String,
-    /// Its address [default: 169.254.2.1, or fd00::2:1 when --node-ip is IPv6]
+    /// Address of the dummy interface [default: 169.254.2.1, or fd00::2:1 when --node-ip is IPv6]
     #[arg(long, value_name = "IP", help_heading = "Listeners")]
     pub dummy_if_ip: Option<String>,
 
-    /// Log verbosity: 0 warnings, 1–2 information, 3–4 debug, 5 and more trace
+    /// Log verbosity: 0 warnings, 1-2 informational, 3 debug, 4 also a line per request, 5 and more trace
     #[arg(
         long,
         short = 'v',
@@ -140,7 +140,8 @@ pub struct YurthubFlags {
     pub v: u8,
 }
 
-/// A path that a unit file may leave empty (`--bootstrap-file=$FILE`), which means none.
-fn maybe_empty(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+/// Accepts an empty path, which clap's own parser rejects: a unit file's `--bootstrap-file=$FILE`
+/// may expand to one.
+fn parse_optional_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text))
 }

@@ -1,0 +1,76 @@
+//! The node's name and YurtHub's working mode.
+
+use serde::Serialize;
+
+use super::ConfigError;
+use super::check::Environment;
+
+const NODE_NAME: &str = "node-name";
+
+/// Kubernetes' limit for a DNS subdomain (RFC 1123).
+const MAX_NODE_NAME: usize = 253;
+
+/// `--working-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkingMode {
+    /// Responses are stored, and answer reads while the cloud is unreachable.
+    Edge,
+    /// Everything is forwarded and nothing stored, for a node that is never cut off.
+    Cloud,
+}
+
+pub(super) fn check_working_mode(mode: &str) -> Result<WorkingMode, ConfigError> {
+    let reason = match mode {
+        "edge" => return Ok(WorkingMode::Edge),
+        "cloud" => return Ok(WorkingMode::Cloud),
+        "local" => "not implemented: it is YurtHub's iptables load balancer, not a proxy; use edge",
+        _ => "use edge or cloud",
+    };
+    Err(ConfigError::invalid("working-mode", mode, reason))
+}
+
+pub(super) fn node_name(
+    flag: Option<&str>,
+    environment: Environment<'_>,
+) -> Result<String, ConfigError> {
+    let from_environment = || environment(NODE_NAME_VARIABLE).filter(|name| !name.is_empty());
+    let name = match flag {
+        None | Some("") => from_environment().ok_or_else(|| {
+            ConfigError::missing(
+                NODE_NAME,
+                "name this node, as in --node-name=edge-1, or set NODE_NAME",
+            )
+        })?,
+        // The kubelet expands $(NODE_NAME) only when the container's env has it; systemd and
+        // shells never do.
+        Some(literal @ ("$(NODE_NAME)" | "${NODE_NAME}" | "$NODE_NAME")) => from_environment()
+            .ok_or_else(|| {
+                ConfigError::invalid(
+                    NODE_NAME,
+                    literal,
+                    "not expanded, and the environment has no NODE_NAME: in a pod, set env NODE_NAME \
+                     from spec.nodeName; elsewhere write the name itself",
+                )
+            })?,
+        Some(name) => name.to_owned(),
+    };
+    if name.len() > MAX_NODE_NAME || !name.split('.').all(is_dns_label) {
+        return Err(ConfigError::invalid(
+            NODE_NAME,
+            name,
+            "must consist of lower-case letters, digits, - and . (see `kubectl get nodes`)",
+        ));
+    }
+    Ok(name)
+}
+
+const NODE_NAME_VARIABLE: &str = "NODE_NAME";
+
+fn is_dns_label(label: &str) -> bool {
+    let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !label.is_empty()
+        && label.bytes().all(is_allowed)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
