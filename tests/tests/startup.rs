@@ -260,10 +260,10 @@ fn a_bootstrap_file_that_is_of_no_use_is_named() {
     );
     for (file, says) in [
         ("missing.conf", "No such file"),
-        ("no.yaml", "no kubeconfig"),
+        ("no.yaml", "not a kubeconfig"),
         ("no-ca.conf", "certificate-authority-data"),
         ("bad-ca.conf", "holds no certificate"),
-        ("", "can't be read"),
+        ("", "can't read"),
     ] {
         let path = place.path(file);
         let (code, text) = place.fails(&[format!("--bootstrap-file={path}")]);

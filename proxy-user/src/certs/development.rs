@@ -1,9 +1,10 @@
-//! The embedded CA: kept in `PKI/dev-ca.crt` and `PKI/dev-ca.key`, made at the first start, and the serving
+//! The embedded development CA in `PKI/dev-ca.crt` and `PKI/dev-ca.key`, and the serving
 //! certificates that it signs.
 //!
-//! It lives until clients would have to be told anyway: a new one is made only when the files are missing, damaged,
-//! don't belong together or are past their time, and the old files are set aside.
+//! Replacing the CA means that every client must be given the new one. So that happens only when
+//! its files are missing, damaged, mismatched or expired; the old ones are set aside.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -19,16 +20,16 @@ use super::{CertsError, ORGANIZATION, Subject, files};
 
 const CA_NAME: &str = "hublet development CA";
 
-/// No real clock is before this, so a CA made under a wrong clock still lasts (2026-01-01).
+/// 2026-01-01, before which no correct clock is: a CA that was made under a wrong one lasts as long
+/// as any other.
 const EARLIEST: i64 = 1_767_225_600;
 
-const CA_LIFE: Duration = Duration::days(3653);
-const LEAF_LIFE: Duration = Duration::days(365);
+const CA_LIFETIME: Duration = Duration::days(3653);
+const LEAF_LIFETIME: Duration = Duration::days(365);
 
-/// Clients' clocks may be behind.
-const BACKDATED: Duration = Duration::days(1);
+/// Allowance for clients' clocks that are slow.
+const BACKDATE: Duration = Duration::days(1);
 
-/// The CA, ready to sign.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
@@ -36,7 +37,7 @@ pub(super) struct Authority {
 }
 
 impl Authority {
-    /// Loads the CA, or makes one.
+    /// Loads the CA, or creates one.
     pub(super) fn open(pki: &Path, now: OffsetDateTime) -> Result<Self, CertsError> {
         let (crt, key) = (pki.join("dev-ca.crt"), pki.join("dev-ca.key"));
         if !crt.exists() && !key.exists() {
@@ -55,48 +56,58 @@ impl Authority {
             );
         }
         tracing::warn!(
-            "a new development CA is made: give clients the new {}",
+            "creating a new development CA: give clients the new {}",
             crt.display()
         );
         Self::create(crt, &key, now)
     }
 
-    /// The CA on disk, or why it is of no use. Fails only when the files are there and can't be read.
+    /// The CA on disk; the inner error is the reason why it is unusable.
+    ///
+    /// # Errors
+    /// The files exist and can't be read.
     fn load(
         crt: &Path,
         key: &Path,
         now: OffsetDateTime,
     ) -> Result<Result<Self, String>, CertsError> {
-        let (Some(crt_pem), Some(key_pem)) = (read_present(crt)?, read_present(key)?) else {
+        let (Some(crt_pem), Some(key_pem)) = (read_if_present(crt)?, read_if_present(key)?) else {
             return Ok(Err("the certificate or its key is missing".into()));
         };
         files::restrict_to_owner(key);
-        let loaded = || {
-            let certificate = CertificateDer::from_pem_slice(crt_pem.as_bytes())
-                .map_err(|error| format!("the certificate is damaged ({error})"))?;
-            let info = CertificateInfo::from_chain(std::slice::from_ref(&certificate))?;
-            let pair = KeyPair::from_pem(&key_pem)
-                .map_err(|error| format!("the key is damaged ({error})"))?;
-            if info.public_key != pair.subject_public_key_info() {
-                return Err("the key doesn't belong to the certificate".into());
-            }
-            if info.not_after <= now {
-                return Err(format!("it ended on {}", info.not_after.date()));
-            }
-            Ok(Self {
-                issuer: Issuer::new(ca_params(now), pair),
+        Ok(
+            Self::parse(&crt_pem, &key_pem, now).map(|(issuer, certificate)| Self {
+                issuer,
                 certificate,
                 path: crt.to_owned(),
-            })
-        };
-        Ok(loaded())
+            }),
+        )
+    }
+
+    fn parse(
+        crt_pem: &str,
+        key_pem: &str,
+        now: OffsetDateTime,
+    ) -> Result<(Issuer<'static, KeyPair>, CertificateDer<'static>), String> {
+        let certificate = CertificateDer::from_pem_slice(crt_pem.as_bytes())
+            .map_err(|error| format!("the certificate is damaged ({error})"))?;
+        let info = CertificateInfo::from_chain(std::slice::from_ref(&certificate))?;
+        let pair =
+            KeyPair::from_pem(key_pem).map_err(|error| format!("the key is damaged ({error})"))?;
+        if info.public_key != pair.subject_public_key_info() {
+            return Err("the key doesn't belong to the certificate".into());
+        }
+        if info.not_after <= now {
+            return Err(format!("it expired on {}", info.not_after.date()));
+        }
+        Ok((Issuer::new(ca_params(now), pair), certificate))
     }
 
     fn create(crt: PathBuf, key: &Path, now: OffsetDateTime) -> Result<Self, CertsError> {
         let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let params = ca_params(now);
         let certificate = params.self_signed(&pair)?;
-        // The key first: a certificate without key is set aside at the next start, the reverse too.
+        // In any order: one of the files without the other is set aside at the next start.
         files::write_private(key, &pair.serialize_pem())?;
         files::write_private(&crt, &certificate.pem())?;
         Ok(Self {
@@ -106,37 +117,14 @@ impl Authority {
         })
     }
 
-    /// A new P-256 key and a certificate for it, as one PEM text.
+    /// Issues a certificate for a new P-256 key; returns both as one PEM text.
     pub(super) fn issue(
         &self,
         subject: &Subject,
         now: OffsetDateTime,
     ) -> Result<String, CertsError> {
         let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = CertificateParams::new(
-            subject
-                .dns_names()
-                .into_iter()
-                .map(String::from)
-                .collect::<Vec<_>>(),
-        )?;
-        params
-            .subject_alt_names
-            .extend(subject.ips.iter().map(|ip| SanType::IpAddress(*ip)));
-        let mut name = DistinguishedName::new();
-        name.push(DnType::OrganizationName, ORGANIZATION);
-        name.push(DnType::CommonName, subject.common_name());
-        params.distinguished_name = name;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        params.not_before = now - BACKDATED;
-        params.not_after = now + LEAF_LIFE;
-        let certificate = params.signed_by(&pair, &self.issuer)?;
+        let certificate = leaf_params(subject, now)?.signed_by(&pair, &self.issuer)?;
         Ok(format!("{}{}", certificate.pem(), pair.serialize_pem()))
     }
 
@@ -144,38 +132,61 @@ impl Authority {
         &self.certificate
     }
 
-    /// The file that clients are to trust.
+    /// The file that clients must trust.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// The text of a file that may be missing.
-fn read_present(path: &Path) -> Result<Option<String>, CertsError> {
-    match files::read(path) {
+fn read_if_present(path: &Path) -> Result<Option<String>, CertsError> {
+    match files::read_text(path) {
         Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Ok(Some(String::new())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Text that isn't UTF-8 is damaged, which the parser reports.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(String::new())),
         Err(source) => Err(CertsError::Read {
-            what: "development CA",
+            purpose: "development CA",
             path: path.to_owned(),
             source,
-            way_out: "run as the user who made it, or choose another --root-dir",
+            fix: "run as the user who created it, or choose another --root-dir",
         }),
     }
 }
 
+fn distinguished_name(organization: &str, common_name: String) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, organization);
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
 fn ca_params(now: OffsetDateTime) -> CertificateParams {
     let mut params = CertificateParams::default();
-    let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, "hublet");
-    name.push(DnType::CommonName, CA_NAME);
-    params.distinguished_name = name;
+    params.distinguished_name = distinguished_name("hublet", CA_NAME.to_owned());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     // A node that starts in 1970 must find its CA valid.
     params.not_before = OffsetDateTime::UNIX_EPOCH;
     let earliest = OffsetDateTime::from_unix_timestamp(EARLIEST).unwrap_or(now);
-    params.not_after = now.max(earliest) + CA_LIFE;
+    params.not_after = now.max(earliest) + CA_LIFETIME;
     params
+}
+
+fn leaf_params(subject: &Subject, now: OffsetDateTime) -> Result<CertificateParams, rcgen::Error> {
+    let dns_names: Vec<_> = subject.dns_names().into_iter().map(String::from).collect();
+    let mut params = CertificateParams::new(dns_names)?;
+    params
+        .subject_alt_names
+        .extend(subject.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    params.distinguished_name = distinguished_name(ORGANIZATION, subject.common_name());
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyEncipherment,
+    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.not_before = now - BACKDATE;
+    params.not_after = now + LEAF_LIFETIME;
+    Ok(params)
 }

@@ -1,4 +1,4 @@
-//! Files with keys in them: written whole or not at all, readable by their owner only, never deleted.
+//! Files with keys: written atomically, readable by their owner only, never deleted.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -12,8 +12,7 @@ use super::CertsError;
 /// Far more than a certificate, a key or a kubeconfig has.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Makes the directory, 0700 if it is new.
-pub(super) fn private_directory(path: &Path) -> Result<(), CertsError> {
+pub(super) fn create_private_directory(path: &Path) -> Result<(), CertsError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -21,8 +20,8 @@ pub(super) fn private_directory(path: &Path) -> Result<(), CertsError> {
         .map_err(CertsError::write(path))
 }
 
-/// Reads a file of at most 1 MiB.
-pub(super) fn read(path: &Path) -> io::Result<String> {
+/// Reads a UTF-8 file of at most 1 MiB.
+pub(super) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let mut file = File::open(path)?.take(MAX_BYTES + 1);
     file.read_to_string(&mut text)?;
@@ -35,58 +34,114 @@ pub(super) fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Writes a file that only its owner can read, durably, in place of what was there.
+/// Replaces a file atomically and durably; mode 0600.
 pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CertsError> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = directory.join(name);
-    let written = (|| {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(directory)?.sync_all()
-    })();
-    written.map_err(CertsError::write(path))
+    replace_file(path, text).map_err(CertsError::write(path))
 }
 
-/// Takes group's and others' rights away from a key file that has any.
+fn replace_file(path: &Path, text: &str) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let new = with_suffix(path, ".new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    // A leftover of an earlier attempt keeps the mode that it has.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(directory)?.sync_all()
+}
+
+/// Removes the permissions of group and others, if a key file has any.
 pub(super) fn restrict_to_owner(path: &Path) {
-    let open = fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o077 != 0);
-    if open && fs::set_permissions(path, Permissions::from_mode(0o600)).is_ok() {
-        tracing::warn!("{} could be read by others: now 0600", path.display());
+    let is_open = fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o077 != 0);
+    if is_open && fs::set_permissions(path, Permissions::from_mode(0o600)).is_ok() {
+        tracing::warn!(
+            "{} was readable by other users: changed to mode 0600",
+            path.display()
+        );
     }
 }
 
-/// Renames a file that is of no use, so that it can still be looked at.
+/// Renames an unusable file, so that it can still be examined.
 pub(super) fn set_aside(path: &Path, now: OffsetDateTime) -> Result<PathBuf, CertsError> {
-    let (date, time) = (now.date(), now.time());
-    let stamp = format!(
-        "{}T{:02}{:02}{:02}Z",
-        date.to_string().replace('-', ""),
-        time.hour(),
-        time.minute(),
-        time.second()
-    );
-    let aside = |n: u32| {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".unusable-{stamp}"));
-        if n > 0 {
-            name.push(format!("-{n}"));
-        }
-        path.with_file_name(name)
-    };
-    let free = (0..)
-        .map(aside)
+    let suffix = format!(".unusable-{}", compact_timestamp(now));
+    let aside = std::iter::once(suffix.clone())
+        .chain((1_u32..).map(|n| format!("{suffix}-{n}")))
+        .map(|suffix| with_suffix(path, &suffix))
         .find(|name| !name.exists())
         .expect("a directory holds fewer than 2^32 files");
-    fs::rename(path, &free).map_err(CertsError::write(&free))?;
-    Ok(free)
+    fs::rename(path, &aside).map_err(CertsError::write(&aside))?;
+    Ok(aside)
+}
+
+/// ISO 8601's basic format, without fractions: `20260921T120000Z`.
+fn compact_timestamp(now: OffsetDateTime) -> String {
+    let date = now.date().to_string().replace('-', "");
+    let (hour, minute, second) = now.time().as_hms();
+    format!("{date}T{hour:02}{minute:02}{second:02}Z")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_is_private_whatever_was_there() {
+        let directory = tempfile::tempdir().expect("directory");
+        let file = directory.path().join("key.pem");
+        fs::write(&file, "old").expect("written");
+        fs::write(with_suffix(&file, ".new"), "an attempt that was cut off").expect("written");
+        write_private(&file, "new").expect("replaced");
+        assert_eq!(read_text(&file).expect("read"), "new");
+        let mode = fs::metadata(&file).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn a_file_too_large_for_a_certificate_is_not_read() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        file.as_file().set_len(MAX_BYTES + 1).expect("sparse");
+        let error = read_text(file.path()).expect_err("too large");
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn files_set_aside_within_one_second_get_different_names() {
+        let directory = tempfile::tempdir().expect("directory");
+        let file = directory.path().join("dev-ca.crt");
+        let now = OffsetDateTime::from_unix_timestamp(1_790_000_000).expect("2026");
+        let mut names = ["first", "second", "third"].map(|content| {
+            fs::write(&file, content).expect("written");
+            set_aside(&file, now).expect("renamed")
+        });
+        let name = "dev-ca.crt.unusable-20260921T141320Z";
+        assert_eq!(names[0], directory.path().join(name));
+        names.sort();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_readable_key_is_restricted() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        fs::set_permissions(file.path(), Permissions::from_mode(0o644)).expect("chmod");
+        restrict_to_owner(file.path());
+        let mode = fs::metadata(file.path())
+            .expect("there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
 }

@@ -1,8 +1,7 @@
-//! Reading certificates: what one was made out for, until when, and whether a PEM file's key belongs to it.
+//! Parsing certificates: subject and validity, the key that belongs to one, and its issuer.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -10,12 +9,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{AttributeTypeAndValue, FromDer, GeneralName, X509Certificate};
 
 use super::{ORGANIZATION, Subject};
 
-/// Certificate and key out of one PEM text, or the reason why not, to follow the file's name in a sentence.
-pub(super) fn certified_key(pem: &str) -> Result<CertifiedKey, String> {
+/// Parses a certificate chain and its key from one PEM text.
+///
+/// # Errors
+/// The reason continues a sentence that begins with the file's name.
+pub(super) fn parse_certified_key(pem: &str) -> Result<CertifiedKey, String> {
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|error| format!("holds a damaged certificate ({error})"))?;
@@ -24,17 +26,16 @@ pub(super) fn certified_key(pem: &str) -> Result<CertifiedKey, String> {
     }
     let key = PrivateKeyDer::from_pem_slice(pem.as_bytes())
         .map_err(|error| format!("holds no key ({error})"))?;
-    CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider()).map_err(
-        |error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                "holds a key that doesn't belong to its certificate".into()
-            }
-            other => format!("is no usable certificate and key ({other})"),
-        },
-    )
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            "holds a key that doesn't belong to its certificate".into()
+        }
+        other => format!("holds an unusable certificate or key ({other})"),
+    })
 }
 
-/// What a certificate says.
+/// The fields of a certificate that decide whether it is kept.
 #[derive(Debug)]
 pub(super) struct CertificateInfo {
     pub(super) organizations: Vec<String>,
@@ -43,48 +44,50 @@ pub(super) struct CertificateInfo {
     pub(super) ips: BTreeSet<IpAddr>,
     pub(super) not_before: OffsetDateTime,
     pub(super) not_after: OffsetDateTime,
+    /// DER of the SubjectPublicKeyInfo.
     pub(super) public_key: Vec<u8>,
 }
 
 impl CertificateInfo {
-    /// Reads the first certificate of a chain.
+    /// Parses the first certificate of a chain.
     pub(super) fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, String> {
         let der = chain.first().ok_or("holds no certificate")?;
         let (_, certificate) = X509Certificate::from_der(der)
-            .map_err(|e| format!("holds a damaged certificate ({e})"))?;
-        let text = |name: &x509_parser::prelude::AttributeTypeAndValue<'_>| {
-            name.as_str().unwrap_or("").to_owned()
-        };
+            .map_err(|error| format!("holds a damaged certificate ({error})"))?;
         let subject = certificate.subject();
-        let (mut dns, mut ips) = (BTreeSet::new(), BTreeSet::new());
-        let names = certificate.subject_alternative_name().ok().flatten();
-        for name in names
-            .iter()
-            .flat_map(|extension| &extension.value.general_names)
-        {
-            match name {
-                GeneralName::DNSName(name) => dns.extend([(*name).to_owned()]),
-                GeneralName::IPAddress(octets) => ips.extend(address(octets)),
-                _ => {}
-            }
-        }
         let validity = certificate.validity();
-        Ok(Self {
-            organizations: subject.iter_organization().map(text).collect(),
+        let mut info = Self {
+            organizations: subject.iter_organization().map(attribute_text).collect(),
             common_name: subject
                 .iter_common_name()
-                .map(text)
                 .next()
+                .map(attribute_text)
                 .unwrap_or_default(),
-            dns,
-            ips,
+            dns: BTreeSet::new(),
+            ips: BTreeSet::new(),
             not_before: validity.not_before.to_datetime(),
             not_after: validity.not_after.to_datetime(),
             public_key: certificate.public_key().raw.to_vec(),
-        })
+        };
+        if let Ok(Some(names)) = certificate.subject_alternative_name() {
+            for name in &names.value.general_names {
+                info.add_alternative_name(name);
+            }
+        }
+        Ok(info)
     }
 
-    /// Made out for exactly this subject.
+    fn add_alternative_name(&mut self, name: &GeneralName<'_>) {
+        match name {
+            GeneralName::DNSName(name) => {
+                self.dns.insert((*name).to_owned());
+            }
+            GeneralName::IPAddress(octets) => self.ips.extend(ip_from_octets(octets)),
+            _ => {}
+        }
+    }
+
+    /// True of a certificate for exactly this subject.
     pub(super) fn matches(&self, subject: &Subject) -> bool {
         self.common_name == subject.common_name()
             && self.organizations == [ORGANIZATION]
@@ -92,22 +95,17 @@ impl CertificateInfo {
             && self.ips == subject.ips.iter().copied().collect()
     }
 
-    /// Names of the subject that the certificate lacks.
+    /// Addresses and names of the subject that the certificate lacks.
     pub(super) fn missing_names(&self, subject: &Subject) -> Vec<String> {
-        let ips = subject
-            .ips
-            .iter()
-            .filter(|ip| !self.ips.contains(ip))
-            .map(ToString::to_string);
-        let dns = subject
-            .dns_names()
-            .into_iter()
-            .filter(|name| !self.dns.contains(*name))
-            .map(ToString::to_string);
-        ips.chain(dns).collect()
+        let ips = subject.ips.iter().filter(|ip| !self.ips.contains(ip));
+        let dns = subject.dns_names();
+        let dns = dns.iter().filter(|name| !self.dns.contains(**name));
+        ips.map(ToString::to_string)
+            .chain(dns.map(ToString::to_string))
+            .collect()
     }
 
-    /// When a certificate should be replaced: after four fifths of its life.
+    /// The time to replace the certificate: after four fifths of its life.
     pub(super) fn renew_after(&self) -> OffsetDateTime {
         self.not_after - (self.not_after - self.not_before) / 5
     }
@@ -117,20 +115,24 @@ impl CertificateInfo {
     }
 }
 
-fn address(octets: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(octets)
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
-        .ok()
+fn attribute_text(attribute: &AttributeTypeAndValue<'_>) -> String {
+    attribute.as_str().unwrap_or_default().to_owned()
 }
 
-/// Whether this CA signed this certificate, and both are valid now.
+fn ip_from_octets(octets: &[u8]) -> Option<IpAddr> {
+    match octets.len() {
+        4 => <[u8; 4]>::try_from(octets).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(octets).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// True if this CA signed the certificate and both are valid now.
 pub(super) fn is_signed_by(
     certificate: &CertificateDer<'_>,
     ca: &CertificateDer<'_>,
     now: OffsetDateTime,
 ) -> bool {
-    let mut roots = RootCertStore::empty();
     let Ok(seconds) = u64::try_from(now.unix_timestamp()) else {
         return false;
     };
@@ -140,6 +142,7 @@ pub(super) fn is_signed_by(
     let Ok(parsed) = ParsedCertificate::try_from(certificate) else {
         return false;
     };
+    let mut roots = RootCertStore::empty();
     roots.add(ca.clone().into_owned()).is_ok()
         && rustls::client::verify_server_cert_signed_by_trust_anchor(
             &parsed,
@@ -150,6 +153,3 @@ pub(super) fn is_signed_by(
         )
         .is_ok()
 }
-
-/// A certificate and its key, shared with handshakes under way.
-pub(super) type Shared = Arc<CertifiedKey>;

@@ -1,85 +1,71 @@
-//! Certificates: whom we trust as the cloud ([`cloud_roots`]) and what we show to clients ([`Certificates`]).
+//! Certificates: the CAs that the cloud is verified by ([`cloud_roots`]), and the certificate that
+//! clients are shown ([`Certificates`]), which can be replaced while connections are served.
 //!
-//! In: [`CertsConfig`](crate::config::CertsConfig), the node's name and the time (always an argument: a node may
-//! start with a clock of 1970). Out: a root store for `cloud`, and for `listen` a resolver whose certificate can be
-//! replaced while connections are served. Certificates from the cluster (CSR, rotation) will be another source
-//! beside `development`; the resolver is the seam for them.
+//! The time is always an argument: a node may start with a clock of 1970. Certificates from the
+//! cluster (CSR, rotation) will be another source beside [`development`].
 
 mod development;
 mod files;
 mod inspect;
+mod owned;
+mod select;
 mod serving;
 mod trust;
 
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+pub(crate) use owned::hublet_files;
 pub(crate) use serving::Certificates;
 pub(crate) use trust::cloud_roots;
 
-/// Why certificates can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CertsError {
-    /// A file can't be read.
-    #[error("{what} {path} can't be read: {source}; {way_out}", path = path.display())]
+    #[error("can't read {purpose} {path}: {source}; {fix}", path = path.display())]
     Read {
-        /// What the file is for.
-        what: &'static str,
+        /// The file's role, such as "cluster CA".
+        purpose: &'static str,
         path: PathBuf,
-        source: std::io::Error,
-        way_out: &'static str,
+        source: io::Error,
+        fix: &'static str,
     },
-    /// A file was read and holds something else than expected.
-    #[error("{what} {path} {reason}", path = path.display())]
+    #[error("{purpose} {path} {reason}", path = path.display())]
     Content {
-        /// What the file is for.
-        what: &'static str,
+        purpose: &'static str,
         path: PathBuf,
-        /// What is wrong and what is expected, to follow the path in a sentence.
+        /// Continues the sentence that begins with the path.
         reason: String,
     },
-    /// A file or directory can't be written.
-    #[error("{path} can't be written: {source}; run as root, or choose another --root-dir", path = path.display())]
-    Write {
-        /// The file or directory.
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    /// Key or certificate generation failed.
-    #[error("a certificate can't be made: {0}; this is a fault of hublet's")]
+    #[error(
+        "can't write {path}: {source}; run as root, or choose another --root-dir",
+        path = path.display()
+    )]
+    Write { path: PathBuf, source: io::Error },
+    #[error("can't generate a certificate: {0}; please report this bug")]
     Generate(#[from] rcgen::Error),
 }
 
 impl CertsError {
-    fn content(what: &'static str, path: &Path, reason: impl Into<String>) -> Self {
+    fn content(purpose: &'static str, path: &Path, reason: impl Into<String>) -> Self {
         Self::Content {
-            what,
+            purpose,
             path: path.to_owned(),
             reason: reason.into(),
         }
     }
-    fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+
+    fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         |source| Self::Write { path, source }
     }
 }
 
-/// What a serving certificate is made out for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Subject {
-    /// The node: CN is `system:node:NODE`, O is `system:nodes` and nothing else (YurtHub's approver insists).
-    pub(crate) node: String,
-    pub(crate) ips: Vec<std::net::IpAddr>,
-    /// DNS names besides [`DNS_NAMES`].
-    pub(crate) dns: Vec<String>,
-}
+/// The only organization that YurtHub's approver accepts in a serving certificate.
+const ORGANIZATION: &str = "system:nodes";
 
-/// Our own files in this directory: the development CA, what it signed, what was set aside. A certificate of the
-/// cluster's is not ours.
-pub(crate) fn hublet_files(pki: &Path) -> Vec<PathBuf> {
-    serving::hublet_files(pki)
-}
-
-/// The names under which pods know the API server.
+/// The names by which pods address the API server.
 const DNS_NAMES: [&str; 4] = [
     "kubernetes",
     "kubernetes.default",
@@ -87,14 +73,21 @@ const DNS_NAMES: [&str; 4] = [
     "kubernetes.default.svc.cluster.local",
 ];
 
-const ORGANIZATION: &str = "system:nodes";
+/// The subject of the serving certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Subject {
+    node: String,
+    ips: Vec<IpAddr>,
+    /// In addition to [`DNS_NAMES`].
+    dns: Vec<String>,
+}
 
 impl Subject {
     fn common_name(&self) -> String {
         format!("system:node:{}", self.node)
     }
 
-    fn dns_names(&self) -> std::collections::BTreeSet<&str> {
+    fn dns_names(&self) -> BTreeSet<&str> {
         DNS_NAMES
             .into_iter()
             .chain(self.dns.iter().map(String::as_str))

@@ -1,4 +1,4 @@
-//! What the serving certificate says, when it is kept, and what becomes of unusable files.
+//! Subject, renewal and replacement of the serving certificate, and unusable files.
 
 use std::fs;
 use std::net::IpAddr;
@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use time::Duration;
 
 use super::*;
+use crate::certs::inspect::parse_certified_key;
 
 struct Node {
     directory: tempfile::TempDir,
@@ -40,7 +41,7 @@ impl Node {
         };
         Certificates::open(&config, "edge-1", now).expect("certificates")
     }
-    fn asides(&self) -> usize {
+    fn count_set_aside(&self) -> usize {
         let names = fs::read_dir(self.directory.path().join("root/pki")).expect("pki");
         names
             .filter(|name| {
@@ -113,7 +114,7 @@ fn it_is_kept_while_it_fits_and_renewed_when_it_does_not() {
         third.ips.contains(&node.ips[3]) && third.public_key != second.public_key,
         "a new address"
     );
-    assert_eq!(node.asides(), 0, "renewing sets nothing aside");
+    assert_eq!(node.count_set_aside(), 0, "renewing sets nothing aside");
 }
 
 #[test]
@@ -159,7 +160,7 @@ fn unusable_files_are_set_aside_and_replaced() {
         node.open(now());
         fs::write(node.file("yurthub-server-current.pem"), damage).expect("damaged");
         assert!(leaf(&node.open(now())).is_valid(now()));
-        assert_eq!(node.asides(), 1, "{damage:?}");
+        assert_eq!(node.count_set_aside(), 1, "{damage:?}");
     }
 }
 
@@ -177,11 +178,11 @@ fn a_key_of_another_certificate_is_found_out() {
         (pem[..at].to_owned(), pem[at..].to_owned())
     };
     let mixed = split(&node).0 + &split(&other).1;
-    let reason = certified_key(&mixed).expect_err("mismatch");
+    let reason = parse_certified_key(&mixed).expect_err("mismatch");
     assert!(reason.contains("doesn't belong"), "{reason}");
     fs::write(node.file("yurthub-server-current.pem"), mixed).expect("written");
     assert!(leaf(&node.open(now())).is_valid(now()));
-    assert_eq!(node.asides(), 1);
+    assert_eq!(node.count_set_aside(), 1);
 }
 
 #[test]
@@ -190,13 +191,13 @@ fn a_damaged_ca_is_replaced_and_the_certificate_with_it() {
     let first = leaf(&node.open(now())).public_key;
     fs::remove_file(node.file("dev-ca.key")).expect("removed");
     assert_ne!(leaf(&node.open(now())).public_key, first);
-    assert_eq!(node.asides(), 1, "the certificate without key");
+    assert_eq!(node.count_set_aside(), 1, "the certificate without key");
     let other = Node::new(BootstrapMode::Development);
     other.open(now());
     fs::copy(other.file("dev-ca.key"), node.file("dev-ca.key")).expect("mixed up");
     node.open(now());
     assert_eq!(
-        node.asides(),
+        node.count_set_aside(),
         3,
         "both files of the CA that don't belong together"
     );
@@ -238,5 +239,5 @@ fn a_certificate_from_the_cluster_is_used_and_never_touched() {
         certificates.describe()
     );
     assert!(node.file("yurthub-server-current.pem").exists());
-    assert_eq!(node.asides(), 0);
+    assert_eq!(node.count_set_aside(), 0);
 }

@@ -1,5 +1,6 @@
-//! Whom we trust as the cloud: the CA in `--bootstrap-file`'s kubeconfig, or, where today's installer gives none
-//! (`--bootstrap-mode=kubeletcertificate`), the cluster's CA where kubeadm leaves it.
+//! The CAs that the cloud is verified by: those of `--bootstrap-file`'s kubeconfig. YurtHub's
+//! installer gives none with `--bootstrap-mode=kubeletcertificate`; then the cluster's CA as kubeadm
+//! installs it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use crate::config::CertsConfig;
 /// kubeadm's copy of the cluster's CA.
 const CLUSTER_CA: &str = "/etc/kubernetes/pki/ca.crt";
 
-const KUBECONFIG: &str = "bootstrap file";
+const BOOTSTRAP_FILE: &str = "bootstrap file";
 
+/// The part of `k8s.io/client-go/tools/clientcmd/api/v1.Config` that names the CA.
 #[derive(Deserialize)]
 struct Kubeconfig {
     #[serde(default)]
@@ -53,107 +55,119 @@ struct Context {
     cluster: String,
 }
 
-/// The certificates by which the cloud is trusted.
+/// Loads the CAs that the cloud is verified by.
 ///
 /// # Errors
-/// The file can't be read, is no kubeconfig, or holds no CA certificate.
+/// The file can't be read, is not a kubeconfig, or has no CA certificate.
 pub(crate) fn cloud_roots(config: &CertsConfig) -> Result<Arc<RootCertStore>, CertsError> {
     let roots = match &config.bootstrap_file {
-        Some(file) => from_kubeconfig(file)?,
-        None => from_pem_file(
-            "cluster CA",
-            Path::new(CLUSTER_CA),
-            "name a kubeconfig by --bootstrap-file",
-        )?,
+        Some(file) => load_kubeconfig_roots(file)?,
+        None => load_pem_roots(&PemFile {
+            purpose: "cluster CA",
+            path: Path::new(CLUSTER_CA),
+            fix: "name a kubeconfig with --bootstrap-file",
+        })?,
     };
     Ok(Arc::new(roots))
 }
 
-fn from_kubeconfig(path: &Path) -> Result<RootCertStore, CertsError> {
-    let text = files::read(path).map_err(|source| CertsError::Read {
-        what: KUBECONFIG,
+fn load_kubeconfig_roots(path: &Path) -> Result<RootCertStore, CertsError> {
+    let text = files::read_text(path).map_err(|source| CertsError::Read {
+        purpose: BOOTSTRAP_FILE,
         path: path.to_owned(),
         source,
-        way_out: "give --bootstrap-file a readable kubeconfig with certificate-authority-data",
+        fix: "set --bootstrap-file to a readable kubeconfig with certificate-authority-data",
     })?;
-    let wrong = |reason: String| CertsError::content(KUBECONFIG, path, reason);
-    let kubeconfig: Kubeconfig = serde_yaml_ng::from_str(&text).map_err(|error| {
-        wrong(format!(
-            "is no kubeconfig ({error}): expected YAML with clusters[].cluster"
-        ))
-    })?;
-    let cluster = current_cluster(&kubeconfig).ok_or_else(|| {
-        wrong(
-            "names no cluster: expected clusters[].cluster with certificate-authority-data".into(),
-        )
-    })?;
-    match (&cluster.certificate_authority_data, &cluster.certificate_authority) {
-        (Some(data), _) if !data.trim().is_empty() => {
-            let pem = BASE64_STANDARD.decode(data.split_ascii_whitespace().collect::<String>()).map_err(
-                |error| wrong(format!("has certificate-authority-data that is no base64 ({error})")),
-            )?;
-            roots(&pem).map_err(|reason| wrong(format!("has certificate-authority-data that {reason}")))
-        }
-        (_, Some(file)) if !file.as_os_str().is_empty() => {
-            let file = path.parent().unwrap_or(Path::new("")).join(file);
-            from_pem_file(
-                "certificate-authority",
-                &file,
-                "correct certificate-authority in the bootstrap file",
-            )
-        }
-        _ => Err(wrong(
-            "has neither certificate-authority-data nor certificate-authority: hublet trusts no cloud \
-            without its CA, so add one"
-                .into(),
+    let cluster =
+        parse_cluster(&text).map_err(|reason| CertsError::content(BOOTSTRAP_FILE, path, reason))?;
+    let data = cluster
+        .certificate_authority_data
+        .filter(|data| !data.trim().is_empty());
+    let file = cluster
+        .certificate_authority
+        .filter(|file| !file.as_os_str().is_empty());
+    match (data, file) {
+        (Some(data), _) => parse_base64_roots(&data).map_err(|reason| {
+            let reason = format!("has certificate-authority-data that {reason}");
+            CertsError::content(BOOTSTRAP_FILE, path, reason)
+        }),
+        // Relative to the kubeconfig, as in client-go.
+        (None, Some(file)) => load_pem_roots(&PemFile {
+            purpose: "certificate-authority",
+            path: &path.parent().unwrap_or(Path::new("")).join(file),
+            fix: "correct certificate-authority in the bootstrap file",
+        }),
+        (None, None) => Err(CertsError::content(
+            BOOTSTRAP_FILE,
+            path,
+            "has no CA, by which hublet verifies the cloud: add certificate-authority-data or \
+             certificate-authority",
         )),
     }
 }
 
-/// The current context's cluster, or the only one there is.
-fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
-    let current = kubeconfig
-        .current_context
-        .as_deref()
-        .filter(|name| !name.is_empty());
-    let context = current.and_then(|name| {
-        kubeconfig
-            .contexts
-            .iter()
-            .find(|context| context.name == name)
-    });
-    let named = context.and_then(|c| {
-        kubeconfig
-            .clusters
-            .iter()
-            .find(|cluster| cluster.name == c.context.cluster)
-    });
-    named
-        .or(kubeconfig.clusters.first())
-        .map(|cluster| &cluster.cluster)
+/// The current context's cluster.
+fn parse_cluster(text: &str) -> Result<Cluster, String> {
+    // An error must not quote the file, which may hold a token.
+    let options = serde_saphyr::options! { with_snippet: false };
+    let kubeconfig: Kubeconfig =
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+            format!("is not a kubeconfig ({error}): expected YAML with clusters[].cluster")
+        })?;
+    select_cluster(kubeconfig).ok_or_else(|| {
+        "has no cluster: expected clusters[].cluster with certificate-authority-data".into()
+    })
 }
 
-fn from_pem_file(
-    what: &'static str,
-    path: &Path,
-    way_out: &'static str,
-) -> Result<RootCertStore, CertsError> {
-    let text = files::read(path).map_err(|source| CertsError::Read {
-        what,
-        path: path.to_owned(),
+/// The current context's cluster, otherwise the first one.
+fn select_cluster(kubeconfig: Kubeconfig) -> Option<Cluster> {
+    let current = kubeconfig.current_context.unwrap_or_default();
+    let cluster = kubeconfig
+        .contexts
+        .into_iter()
+        .find(|context| context.name == current)
+        .map(|context| context.context.cluster);
+    let mut clusters = kubeconfig.clusters;
+    let position = clusters
+        .iter()
+        .position(|named| Some(&named.name) == cluster.as_ref())
+        .unwrap_or(0);
+    (position < clusters.len()).then(|| clusters.swap_remove(position).cluster)
+}
+
+/// A file of CA certificates.
+struct PemFile<'a> {
+    purpose: &'static str,
+    path: &'a Path,
+    fix: &'static str,
+}
+
+fn load_pem_roots(file: &PemFile<'_>) -> Result<RootCertStore, CertsError> {
+    let text = files::read_text(file.path).map_err(|source| CertsError::Read {
+        purpose: file.purpose,
+        path: file.path.to_owned(),
         source,
-        way_out,
+        fix: file.fix,
     })?;
-    roots(text.as_bytes()).map_err(|reason| CertsError::content(what, path, reason))
+    parse_pem_roots(text.as_bytes())
+        .map_err(|reason| CertsError::content(file.purpose, file.path, reason))
 }
 
-fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
+fn parse_base64_roots(data: &str) -> Result<RootCertStore, String> {
+    let compact: String = data.split_ascii_whitespace().collect();
+    let pem = BASE64_STANDARD
+        .decode(compact)
+        .map_err(|error| format!("is invalid base64 ({error})"))?;
+    parse_pem_roots(&pem)
+}
+
+fn parse_pem_roots(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|error| format!("holds damaged PEM ({error})"))?;
         roots
             .add(certificate)
-            .map_err(|error| format!("holds a certificate that can't be used ({error})"))?;
+            .map_err(|error| format!("holds an unusable certificate ({error})"))?;
     }
     if roots.is_empty() {
         return Err("holds no certificate: expected PEM with -----BEGIN CERTIFICATE-----".into());
@@ -246,20 +260,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_file_is_said() {
+    fn a_rejected_file_is_named_with_the_reason() {
         for (text, says) in [
-            ("", "names no cluster"),
-            ("{]", "no kubeconfig"),
-            ("just words", "no kubeconfig"),
-            ("clusters: []", "names no cluster"),
-            (&kubeconfig(""), "without its CA"),
+            ("", "has no cluster"),
+            ("{]", "not a kubeconfig"),
+            ("just words", "not a kubeconfig"),
+            ("clusters: []", "has no cluster"),
+            (&kubeconfig(""), "has no CA"),
             (
                 &kubeconfig("    insecure-skip-tls-verify: true\n"),
-                "without its CA",
+                "has no CA",
             ),
             (
                 &kubeconfig("    certificate-authority-data: '%%%'\n"),
-                "no base64",
+                "invalid base64",
             ),
             (
                 &kubeconfig("    certificate-authority-data: AAAA\n"),
@@ -267,11 +281,24 @@ mod tests {
             ),
             (
                 &kubeconfig("    certificate-authority: missing.crt\n"),
-                "can't be read",
+                "can't read",
             ),
         ] {
             let error = read(text, None).expect_err(text);
             assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn i8_an_error_never_quotes_the_file() {
+        for text in [
+            "users:\n- name: a\n  user: {token: secret]\n",
+            "clusters:\n- nam: a\n  token: secret\n",
+            "clusters: secret",
+            "clusters:\n- name: a\n  cluster:\n    certificate-authority-data: se@cret\n",
+        ] {
+            let error = read(text, None).expect_err(text);
+            assert!(!error.contains("cret"), "{text}: {error}");
         }
     }
 }

@@ -1,0 +1,211 @@
+//! The choice of the serving certificate: the cluster's where it is valid, otherwise one that the
+//! development CA signs.
+//!
+//! In development mode `PKI/yurthub-server-current.pem` is hublet's own: renewed when it is due or
+//! the addresses have changed, set aside when it is unusable. In YurtHub's modes that file belongs
+//! to the cluster: used when valid and never modified. A development certificate in
+//! `PKI/dev-server.pem` stands in for it, so that the store can be served nevertheless.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::sign::CertifiedKey;
+use time::OffsetDateTime;
+use tracing::{info, warn};
+
+use super::development::Authority;
+use super::inspect::{CertificateInfo, is_signed_by, parse_certified_key};
+use super::{CertsError, Subject, files};
+use crate::config::BootstrapMode;
+
+/// YurtHub's name for the file with the serving certificate and its key.
+pub(super) const CURRENT: &str = "yurthub-server-current.pem";
+
+const DEVELOPMENT: &str = "dev-server.pem";
+
+const PURPOSE: &str = "serving certificate";
+
+/// The selected certificate and its origin.
+pub(super) struct Selected {
+    pub(super) key: Arc<CertifiedKey>,
+    pub(super) origin: Origin,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) file: PathBuf,
+    /// The development CA that clients must trust; `None` of a certificate from the cluster.
+    pub(super) development_ca: Option<PathBuf>,
+    pub(super) expires: OffsetDateTime,
+}
+
+/// The certificate's requirements and the place where it is stored.
+#[derive(Clone, Copy)]
+pub(super) struct Selection<'a> {
+    pub(super) mode: BootstrapMode,
+    pub(super) pki: &'a Path,
+    pub(super) subject: &'a Subject,
+    pub(super) now: OffsetDateTime,
+}
+
+impl Selection<'_> {
+    pub(super) fn select_certificate(&self) -> Result<Selected, CertsError> {
+        let current = self.pki.join(CURRENT);
+        if self.mode == BootstrapMode::Development {
+            return self.development_certificate(&current);
+        }
+        self.from_cluster(&current).or_else(|reason| {
+            tracing::debug!(
+                "{} {reason}: serving with the development CA",
+                current.display()
+            );
+            self.development_certificate(&self.pki.join(DEVELOPMENT))
+        })
+    }
+
+    /// The cluster's certificate, or the reason why it is unusable.
+    fn from_cluster(&self, file: &Path) -> Result<Selected, String> {
+        let pem = files::read_text(file).map_err(|error| format!("can't be read ({error})"))?;
+        let key = parse_certified_key(&pem)?;
+        let info = CertificateInfo::from_chain(&key.cert)?;
+        if !info.is_valid(self.now) {
+            return Err(format!(
+                "is only valid from {} to {}",
+                info.not_before.date(),
+                info.not_after.date()
+            ));
+        }
+        let missing = info.missing_names(self.subject);
+        if !missing.is_empty() {
+            warn!(
+                "{} is not valid for {}: clients that dial these will reject it",
+                file.display(),
+                missing.join(", ")
+            );
+        }
+        let origin = Origin {
+            file: file.to_owned(),
+            development_ca: None,
+            expires: info.not_after,
+        };
+        Ok(Selected {
+            key: Arc::new(key),
+            origin,
+        })
+    }
+
+    /// The development certificate in this file, renewed where necessary.
+    fn development_certificate(&self, file: &Path) -> Result<Selected, CertsError> {
+        let authority = Authority::open(self.pki, self.now)?;
+        let (key, info) = match self.load_current(file, &authority)? {
+            Some(current) => current,
+            None => self.issue_into(file, &authority)?,
+        };
+        let origin = Origin {
+            file: file.to_owned(),
+            development_ca: Some(authority.path().to_owned()),
+            expires: info.not_after,
+        };
+        Ok(Selected {
+            key: Arc::new(key),
+            origin,
+        })
+    }
+
+    /// The existing certificate, if it is still good; otherwise the way is free for a new one.
+    fn load_current(
+        &self,
+        file: &Path,
+        authority: &Authority,
+    ) -> Result<Option<(CertifiedKey, CertificateInfo)>, CertsError> {
+        match load_existing(file)? {
+            Existing::Absent => Ok(None),
+            Existing::Unusable(reason) => {
+                let aside = files::set_aside(file, self.now)?;
+                warn!(
+                    "{PURPOSE} {} {reason}: set aside as {} and replaced",
+                    file.display(),
+                    aside.display()
+                );
+                Ok(None)
+            }
+            Existing::Certificate(key, info) => {
+                if let Some(reason) = self.renewal_reason(&key, &info, authority) {
+                    info!("renewing {PURPOSE} {}: {reason}", file.display());
+                    return Ok(None);
+                }
+                files::restrict_to_owner(file);
+                Ok(Some((*key, info)))
+            }
+        }
+    }
+
+    fn renewal_reason(
+        &self,
+        key: &CertifiedKey,
+        info: &CertificateInfo,
+        authority: &Authority,
+    ) -> Option<&'static str> {
+        let is_own = key
+            .cert
+            .first()
+            .is_some_and(|leaf| is_signed_by(leaf, authority.certificate(), self.now));
+        if !info.is_valid(self.now) {
+            Some("it is not valid at this time")
+        } else if !is_own {
+            Some("it is signed by another CA")
+        } else if !info.matches(self.subject) {
+            Some("the node's name or addresses have changed")
+        } else if self.now >= info.renew_after() {
+            Some("it expires soon")
+        } else {
+            None
+        }
+    }
+
+    fn issue_into(
+        &self,
+        file: &Path,
+        authority: &Authority,
+    ) -> Result<(CertifiedKey, CertificateInfo), CertsError> {
+        let pem = authority.issue(self.subject, self.now)?;
+        files::write_private(file, &pem)?;
+        parse_with_info(&pem).map_err(|reason| CertsError::content(PURPOSE, file, reason))
+    }
+}
+
+/// The state of a certificate file.
+enum Existing {
+    Absent,
+    /// The reason continues a sentence that begins with the file's name.
+    Unusable(String),
+    Certificate(Box<CertifiedKey>, CertificateInfo),
+}
+
+fn load_existing(file: &Path) -> Result<Existing, CertsError> {
+    let pem = match files::read_text(file) {
+        Ok(pem) => pem,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::Absent),
+        // Another user's file must not be set aside.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(CertsError::Read {
+                purpose: PURPOSE,
+                path: file.to_owned(),
+                source: error,
+                fix: "run as the user who created it, or choose another --root-dir",
+            });
+        }
+        Err(error) => return Ok(Existing::Unusable(format!("can't be read ({error})"))),
+    };
+    Ok(match parse_with_info(&pem) {
+        Ok((key, info)) => Existing::Certificate(Box::new(key), info),
+        Err(reason) => Existing::Unusable(reason),
+    })
+}
+
+fn parse_with_info(pem: &str) -> Result<(CertifiedKey, CertificateInfo), String> {
+    let key = parse_certified_key(pem)?;
+    let info = CertificateInfo::from_chain(&key.cert)?;
+    Ok((key, info))
+}
