@@ -179,13 +179,13 @@ fn wrong_usage_is_exit_code_2_and_names_the_way_out() {
         ("--bootstrap-mode=magic", "development"),
         ("--lb-mode=round-robin", "rr"),
         ("--proxy-port=10268", "own"),
-        ("--min-request-timeout=0s", "more than zero"),
+        ("--min-request-timeout=0s", "greater than zero"),
         ("--steer=kubernetes:443", "10.96.0.1:443"),
         ("--steer-only=kubelet", "command:NAME"),
         ("--steer-except=uid:root", "number"),
         ("--steer-pods=all", "annotated"),
         ("--uplink=a/b", "interface name"),
-        ("--enable-dummy-if=perhaps", "true nor false"),
+        ("--enable-dummy-if=perhaps", "true or false"),
         ("surprise", "surprise"),
     ] {
         let output = hublet(&[&good[..], &[wrong]].concat())
