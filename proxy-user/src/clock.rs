@@ -1,17 +1,17 @@
-//! The wall clock, injected wherever an age is judged, so that tests move it instead of sleeping.
+//! The wall clock, injected wherever an age matters, so that tests can set it instead of sleeping.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since the epoch, plus an offset that tests set.
+/// The system's clock, plus an offset that tests set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Clock {
     offset: Arc<AtomicI64>,
 }
 
 impl Clock {
-    /// Now, in milliseconds since the epoch.
+    /// Milliseconds since the epoch.
     pub(crate) fn now(&self) -> u64 {
         let real = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -20,7 +20,6 @@ impl Clock {
         real.saturating_add_signed(self.offset.load(Ordering::Relaxed))
     }
 
-    /// Moves the clock by this many milliseconds.
     #[cfg(test)]
     pub(crate) fn advance(&self, millis: i64) {
         self.offset.fetch_add(millis, Ordering::Relaxed);

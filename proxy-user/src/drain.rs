@@ -1,6 +1,11 @@
 //! Drains: one trigger asks for the end, and is done when the last watcher has been dropped.
 
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Starts a drain, and waits for its end.
 #[derive(Debug)]
@@ -41,11 +46,71 @@ impl DrainWatcher {
     }
 }
 
+/// A value that others use through [`Shared`] references, until its owner reclaims it.
+#[derive(Debug)]
+pub(crate) struct Owner<T> {
+    value: Arc<T>,
+    users: DrainTrigger,
+}
+
+/// A reference that the value's [`Owner`] waits for.
+#[derive(Debug)]
+pub(crate) struct Shared<T> {
+    // Declared, and so dropped, before the watcher: once no watcher exists, no reference does.
+    value: Arc<T>,
+    watcher: DrainWatcher,
+}
+
+impl<T> Owner<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self {
+            value: Arc::new(value),
+            users: DrainTrigger::new(),
+        }
+    }
+
+    pub(crate) fn share(&self) -> Shared<T> {
+        Shared {
+            value: Arc::clone(&self.value),
+            watcher: self.users.watcher(),
+        }
+    }
+
+    /// Takes the value back when the last reference has been dropped; `None` after the timeout.
+    pub(crate) async fn reclaim(self, limit: Duration) -> Option<T> {
+        timeout(limit, self.users.drained()).await.ok()?;
+        Arc::into_inner(self.value)
+    }
+}
+
+impl<T> Deref for Owner<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self {
+            value: Arc::clone(&self.value),
+            watcher: self.watcher.clone(),
+        }
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::time::{sleep, timeout};
+    use tokio::time::{Instant, sleep};
 
     use super::*;
 
@@ -81,5 +146,34 @@ mod tests {
         let mut watcher = trigger.watcher();
         drop(trigger);
         assert!(timeout(MINUTE, watcher.started()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_value_returns_to_its_owner_with_the_last_reference() {
+        let owner = Owner::new("setup".to_owned());
+        let shared = owner.share();
+        assert_eq!(*shared, *owner);
+        let task = tokio::spawn({
+            let shared = shared.clone();
+            async move {
+                sleep(MINUTE).await;
+                drop(shared);
+            }
+        });
+        drop(shared);
+        let began = Instant::now();
+        assert_eq!(owner.reclaim(2 * MINUTE).await.as_deref(), Some("setup"));
+        assert_eq!(began.elapsed(), MINUTE);
+        task.await.expect("it has ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_value_that_is_still_in_use_is_not_taken_back() {
+        let owner = Owner::new(());
+        let shared = owner.share();
+        let began = Instant::now();
+        assert_eq!(owner.reclaim(MINUTE).await, None);
+        assert_eq!(began.elapsed(), MINUTE);
+        drop(shared);
     }
 }

@@ -1,6 +1,7 @@
-//! Arguments, logging, runtimes, exit codes; nothing else.
+//! Arguments, logging, runtimes and exit codes.
 
 use std::error::Error;
+use std::fmt::{Debug, Display};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -9,32 +10,37 @@ use hublet::cli::{self, Command};
 use hublet::config::flags::Flags;
 use hublet::config::{self, Checked};
 use hublet::text::{Printable, with_causes};
+use tokio::runtime::{Builder, Runtime};
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::prelude::*;
 
-/// musl's own allocator costs up to 2.8 times the CPU; settings are compiled in (`.cargo/config.toml`).
+/// musl's allocator costs up to 2.8 times the CPU. Settings are compiled in (`.cargo/config.toml`).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const FAILED: u8 = 1;
-const USAGE: u8 = 2;
-/// Whoever read our output has gone (`hublet status | head`): what a shell calls a process that SIGPIPE ended.
-const NOBODY_READS: u8 = 128 + 13;
+const EXIT_FAILURE: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+/// The reader of the output has gone (`hublet status | head`): 128 + SIGPIPE, as in a shell.
+const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 
-/// Threads for work that blocks: the store's lists, name look-ups.
+/// Threads for blocking work: reading lists from the store, DNS.
 const BLOCKING_THREADS: usize = 32;
+
+/// The target of request lines, which are logged from verbosity 4 on.
+const REQUEST_TARGET: &str = "hublet::request";
 
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(usage) => usage.exit(),
     };
-    let done = match command {
+    let result = match command {
         Command::Run(flags) if flags.own.print_config => print_config(flags),
-        Command::Run(flags) => return run(flags),
+        Command::Run(flags) => return run_daemon(flags),
         Command::Config(flags) => print_config(flags),
         Command::Status(args) => {
             cli::status::status(&args, &mut io::stdout().lock()).map_err(Into::into)
@@ -47,56 +53,62 @@ fn main() -> ExitCode {
         }
         Command::Version => writeln!(io::stdout(), "hublet {}", cli::VERSION).map_err(Into::into),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if nobody_reads(&*error) => ExitCode::from(NOBODY_READS),
-        Err(error) => failed(&*error),
+        Err(error) if is_broken_pipe(&*error) => ExitCode::from(EXIT_BROKEN_PIPE),
+        Err(error) => fail(&*error),
     }
 }
 
-/// Flags to configuration; usage errors end here.
-fn configuration(flags: Flags) -> Checked {
+/// Checks the flags; exits on an error.
+fn check_flags(flags: Flags) -> Checked {
     config::check(flags, &|name| std::env::var(name).ok()).unwrap_or_else(|error| {
-        complain(&error);
-        complain(&"see `hublet --help`");
-        std::process::exit(USAGE.into())
+        print_error(&error);
+        print_error(&"see `hublet --help`");
+        std::process::exit(EXIT_USAGE.into())
     })
 }
 
 fn print_config(flags: Flags) -> Result<(), Box<dyn Error>> {
-    let Checked { config, warnings } = configuration(flags);
-    warnings.iter().for_each(|warning| complain(warning));
+    let Checked { config, warnings } = check_flags(flags);
+    for warning in warnings {
+        print_error(&warning);
+    }
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, &config).map_err(io::Error::from)?;
     Ok(writeln!(out)?)
 }
 
-fn run(flags: Flags) -> ExitCode {
-    let checked = configuration(flags);
-    log_to_stderr(checked.config.verbosity);
-    checked
-        .warnings
-        .iter()
-        .for_each(|warning| tracing::warn!("{warning}"));
-    let served = traffic_runtime().and_then(|runtime| {
-        let served = runtime.block_on(Box::pin(async {
-            let shutdown = Shutdown::on_signals()?;
-            Bound::build(checked).await?.run(shutdown).await;
-            Ok(())
-        }));
-        // Blocked threads don't hold up the end.
-        runtime.shutdown_background();
-        served
-    });
-    served.map_or_else(|error: AppError| failed(&error), |()| ExitCode::SUCCESS)
+fn run_daemon(flags: Flags) -> ExitCode {
+    let checked = check_flags(flags);
+    start_logging(checked.config.verbosity);
+    for warning in &checked.warnings {
+        tracing::warn!("{warning}");
+    }
+    match serve(checked) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
 }
 
-/// One worker a core; on one core no workers at all.
-fn traffic_runtime() -> Result<tokio::runtime::Runtime, AppError> {
+fn serve(checked: Checked) -> Result<(), AppError> {
+    let runtime = traffic_runtime()?;
+    let served = runtime.block_on(Box::pin(async {
+        let shutdown = Shutdown::on_signals()?;
+        Bound::build(checked).await?.run(shutdown).await;
+        Ok(())
+    }));
+    // Threads that block don't hold up the exit.
+    runtime.shutdown_background();
+    served
+}
+
+/// A worker for each core; on a single core no workers at all.
+fn traffic_runtime() -> Result<Runtime, AppError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut builder = match cores {
-        1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
     };
     builder
         .worker_threads(cores)
@@ -104,62 +116,116 @@ fn traffic_runtime() -> Result<tokio::runtime::Runtime, AppError> {
         .thread_name("hublet-traffic")
         .enable_all()
         .build()
-        .map_err(|error| AppError::System("the traffic runtime can't be started", error))
+        .map_err(|error| AppError::System("can't start the traffic runtime", error))
 }
 
-/// klog's verbosity for our own events; what libraries have to say is for the highest one.
-fn log_to_stderr(verbosity: u8) {
-    let level = match verbosity {
+/// Logs to standard error, with klog's levels of verbosity for hublet's own events. Libraries'
+/// debug events need verbosity 9.
+fn start_logging(verbosity: u8) {
+    let events = tracing_subscriber::fmt::layer()
+        .fmt_fields(printable_fields())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(verbosity > 2);
+    tracing_subscriber::registry()
+        .with(events.with_filter(log_filter(verbosity)))
+        .init();
+}
+
+fn log_filter(verbosity: u8) -> Targets {
+    let own = match verbosity {
         0 => LevelFilter::WARN,
         1 | 2 => LevelFilter::INFO,
         3 | 4 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let libraries = if verbosity > 8 {
-        LevelFilter::DEBUG
-    } else {
-        LevelFilter::WARN
+    let requests = match verbosity {
+        0..4 => LevelFilter::OFF,
+        _ => own,
     };
-    let events = tracing_subscriber::fmt::layer()
-        .fmt_fields(fields())
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(verbosity > 2);
-    let filter = Targets::new()
-        .with_target("hublet", level)
-        .with_default(libraries);
-    tracing_subscriber::registry()
-        .with(events.with_filter(filter))
-        .init();
+    let libraries = match verbosity {
+        0..9 => LevelFilter::WARN,
+        _ => LevelFilter::DEBUG,
+    };
+    Targets::new()
+        .with_target("hublet", own)
+        .with_target(REQUEST_TARGET, requests)
+        .with_default(libraries)
 }
 
-/// An event is one line, whatever callers and servers have put into it.
-fn fields() -> impl for<'writer> FormatFields<'writer> {
-    let field =
-        |to: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+/// Formats an event as one line, whatever callers and servers have put into it.
+fn printable_fields() -> impl for<'writer> FormatFields<'writer> {
+    debug_fn(
+        |writer: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
             let value = Printable(format_args!("{value:?}"));
             match field.name() {
-                "message" => write!(to, "{value}"),
-                name => write!(to, "{name}={value}"),
+                "message" => write!(writer, "{value}"),
+                name => write!(writer, "{name}={value}"),
             }
-        };
-    debug_fn(field).delimited(" ")
+        },
+    )
+    .delimited(" ")
 }
 
-fn nobody_reads(error: &(dyn Error + 'static)) -> bool {
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
     match (error.downcast_ref::<io::Error>(), error.source()) {
         (Some(error), _) => error.kind() == io::ErrorKind::BrokenPipe,
-        (None, cause) => cause.is_some_and(nobody_reads),
+        (None, Some(cause)) => is_broken_pipe(cause),
+        (None, None) => false,
     }
 }
 
-fn failed(error: &dyn Error) -> ExitCode {
-    complain(&with_causes(error));
-    ExitCode::from(FAILED)
+fn fail(error: &dyn Error) -> ExitCode {
+    print_error(&with_causes(error));
+    ExitCode::from(EXIT_FAILURE)
 }
 
-fn complain(what: &dyn std::fmt::Display) {
-    for line in what.to_string().lines() {
+fn print_error(text: &dyn Display) {
+    for line in text.to_string().lines() {
+        // Without standard error nobody could be told.
         let _ = writeln!(io::stderr(), "hublet: {}", Printable(line));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn request_lines_need_verbosity_4() {
+        for (verbosity, info, debug, request, library) in [
+            (0, false, false, false, false),
+            (2, true, false, false, false),
+            (3, true, true, false, false),
+            (4, true, true, true, false),
+            (9, true, true, true, true),
+        ] {
+            let filter = log_filter(verbosity);
+            let enables = |target, level| filter.would_enable(target, &level);
+            assert_eq!(
+                [
+                    enables("hublet::app", Level::INFO),
+                    enables("hublet::app", Level::DEBUG),
+                    enables(REQUEST_TARGET, Level::DEBUG),
+                    enables("hyper", Level::DEBUG),
+                ],
+                [info, debug, request, library],
+                "--v={verbosity}"
+            );
+            assert!(enables("hublet::app", Level::WARN));
+        }
+    }
+
+    #[test]
+    fn a_broken_pipe_is_found_among_the_causes() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("can't write")]
+        struct Wrapper(#[source] io::Error);
+        let wrap = |kind: io::ErrorKind| Wrapper(kind.into());
+        assert!(is_broken_pipe(&wrap(io::ErrorKind::BrokenPipe)));
+        assert!(!is_broken_pipe(&wrap(io::ErrorKind::NotFound)));
+        assert!(is_broken_pipe(&io::Error::from(io::ErrorKind::BrokenPipe)));
     }
 }

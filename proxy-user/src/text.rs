@@ -1,13 +1,13 @@
-//! Text on its way to people: the log, a terminal. In: words of callers, servers and files, and errors. Out: words that
-//! no terminal obeys, and an error with its causes.
+//! Text for people, in the log and on the terminal: without control characters, and errors with their
+//! causes.
 //!
-//! A process names itself as it likes, and so do a cgroup and a server: with escape sequences that rewrite the screen,
-//! or with a line break and what looks like another line of the log.
+//! Processes, cgroups and servers choose their own names. Such a name could rewrite the terminal by
+//! escape sequences, or forge a line of the log by a line break.
 
 use std::error::Error;
 use std::fmt::{self, Display, Write};
 
-/// Displays as the same text, but for characters that aren't seen, which are written as `\n`, `\u{1b}` and so on.
+/// Displays as the same text, with invisible characters escaped as `\n`, `\u{1b}` and so on.
 #[derive(Debug, Clone, Copy)]
 pub struct Printable<T>(pub T);
 
@@ -22,21 +22,21 @@ struct Escaping<'a, 'f>(&'a mut fmt::Formatter<'f>);
 impl Write for Escaping<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut rest = text;
-        while let Some((at, unseen)) = rest.char_indices().find(|(_, c)| is_unseen(*c)) {
+        while let Some((at, invisible)) = rest.char_indices().find(|(_, c)| is_invisible(*c)) {
             self.0.write_str(&rest[..at])?;
-            write!(self.0, "{}", unseen.escape_default())?;
-            rest = &rest[at + unseen.len_utf8()..];
+            write!(self.0, "{}", invisible.escape_default())?;
+            rest = &rest[at + invisible.len_utf8()..];
         }
         self.0.write_str(rest)
     }
 }
 
-/// A JSON text whose strings hold no unseen characters either: JSON itself lets most of them stand as they are. Line
-/// breaks between the values stay.
+/// Escapes invisible characters in JSON text, which allows most of them unescaped in strings. Line
+/// breaks between values stay.
 pub fn printable_json(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
-        if c == '\n' || !is_unseen(c) {
+        if c == '\n' || !is_invisible(c) {
             text.push(c);
             continue;
         }
@@ -47,22 +47,23 @@ pub fn printable_json(json: &str) -> String {
     text
 }
 
-/// Control characters (C0, DEL, C1), and those that turn the direction of writing, break lines, or have no width.
-fn is_unseen(c: char) -> bool {
+/// Control characters (C0, DEL, C1), and those that change the direction of text, break lines, or have
+/// no width.
+fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// An error with its causes, each once. Our own errors tell their causes themselves, so that whoever logs or prints one
-/// needs its `Display` only; this is for those of libraries that leave theirs to be asked for.
+/// Formats an error of a library with its causes, each once. The `Display` of hublet's own errors
+/// includes their causes already.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            let _ = write!(text, ": {said}");
+        let message = error.to_string();
+        if !text.contains(&message) {
+            let _ = write!(text, ": {message}");
         }
         cause = error.source();
     }
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_obeys_is_left() {
+    fn control_characters_are_escaped() {
         for (text, expected) in [
             ("kubelet", "kubelet"),
             ("café/\\x2d \"1\"", "café/\\x2d \"1\""),
@@ -91,7 +92,10 @@ mod tests {
     fn json_stays_the_same_json() {
         let value = serde_json::json!({"command": "\u{1b}[31m\u{9b}\u{202e}\u{e0041}\n"});
         let text = printable_json(&format!("{value:#}"));
-        assert!(text.chars().all(|c| c == '\n' || !is_unseen(c)), "{text}");
+        assert!(
+            text.chars().all(|c| c == '\n' || !is_invisible(c)),
+            "{text}"
+        );
         assert_eq!(
             serde_json::from_str::<serde_json::Value>(&text).expect("JSON"),
             value
@@ -99,17 +103,17 @@ mod tests {
     }
 
     #[derive(Debug, thiserror::Error)]
-    enum Told {
+    enum Wrapper {
         #[error("can't open the door: {0}")]
-        Itself(#[source] std::io::Error),
+        WithCause(#[source] std::io::Error),
         #[error("can't open the door")]
-        NotItself(#[source] std::io::Error),
+        WithoutCause(#[source] std::io::Error),
     }
 
     #[test]
-    fn each_cause_is_told_once() {
+    fn each_cause_is_shown_once() {
         let cause = || std::io::Error::other("it is locked");
-        for error in [Told::Itself(cause()), Told::NotItself(cause())] {
+        for error in [Wrapper::WithCause(cause()), Wrapper::WithoutCause(cause())] {
             assert_eq!(with_causes(&error), "can't open the door: it is locked");
         }
     }

@@ -175,7 +175,7 @@ fn wrong_usage_is_exit_code_2_and_names_the_way_out() {
         ("--dummy-if-ip=169.254.1.1", "169.254.2.1"),
         ("--dummy-if-ip=169.254.31.5", "169.254.2.1"),
         ("--dummy-if-name=a-name-that-is-too-long", "15 characters"),
-        ("--working-mode=cloud", "edge"),
+        ("--working-mode=local", "edge"),
         ("--bootstrap-mode=magic", "development"),
         ("--lb-mode=round-robin", "rr"),
         ("--proxy-port=10268", "own"),

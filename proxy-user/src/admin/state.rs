@@ -10,6 +10,7 @@ use prometheus_client::metrics::info::Info;
 
 use crate::certs::Certificates;
 use crate::cli::VERSION;
+use crate::drain::Shared;
 use crate::listen::{ConnectionTable, Counters};
 use crate::proxy::Proxy;
 use crate::steer::Setup;
@@ -31,7 +32,7 @@ pub(crate) struct Handles {
     /// Requests, store, cloud.
     pub proxy: Arc<Proxy>,
     /// Interface and eBPF.
-    pub setup: Arc<Setup>,
+    pub setup: Shared<Setup>,
     /// Serving certificate.
     pub certificates: Arc<Certificates>,
     /// Open connections.

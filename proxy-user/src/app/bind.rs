@@ -1,4 +1,5 @@
-//! The sockets of clients, bound in two steps: the host's before the interface exists, the interface's after.
+//! The sockets of clients, bound in two steps: the host's before the interface exists, the
+//! interface's after it.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -6,87 +7,86 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::handover::Inheritance;
-
 use crate::authz::caller::Port;
-use crate::config::Config;
+use crate::config::ListenConfig;
 use crate::listen::{ListenError, Listener, Purpose, bind};
 use crate::steer::Setup;
 
-/// The bound sockets; the secure one comes last.
+/// The bound sockets; the secure one is the last.
 #[derive(Debug)]
 pub(super) struct Sockets {
     listeners: Vec<Listener>,
+    /// The dummy interface's address.
     dummy: Option<IpAddr>,
 }
 
 impl Sockets {
-    /// Binds what needs no interface of ours.
-    pub(super) fn of_the_host(
-        config: &Config,
-        taken: &mut Inheritance,
+    /// Binds the addresses that exist without the dummy interface.
+    pub(super) fn bind_host(
+        config: &ListenConfig,
+        dummy: Option<IpAddr>,
+        inheritance: &mut Inheritance,
     ) -> Result<Self, ListenError> {
-        let dummy = config.setup.dummy.as_ref().map(|dummy| dummy.ip);
         let mut sockets = Self {
             listeners: Vec::new(),
             dummy,
         };
-        for address in config
-            .listen
-            .plain
-            .iter()
-            .filter(|address| Some(address.ip()) != dummy)
-        {
-            sockets.add(*address, Port::Plain, taken)?;
+        for address in &config.plain {
+            if Some(address.ip()) != dummy {
+                sockets.add(*address, Port::Plain, inheritance)?;
+            }
         }
-        if Some(config.listen.secure.ip()) != dummy {
-            sockets.add(config.listen.secure, Port::Secure, taken)?;
+        if Some(config.secure.ip()) != dummy {
+            sockets.add(config.secure, Port::Secure, inheritance)?;
         }
         Ok(sockets)
     }
 
-    /// Binds what the interface carries. Without the interface (no privileges), the secure port moves to the host's
-    /// address, so that clients that are told so are still served.
-    pub(super) fn add_dummy(
+    /// Binds the dummy interface's addresses. If the interface could not be created (no
+    /// privileges), the secure port moves to the host's address: clients that are configured with
+    /// it are still served.
+    pub(super) fn bind_interface(
         &mut self,
-        config: &Config,
+        config: &ListenConfig,
         setup: &Setup,
-        taken: &mut Inheritance,
+        inheritance: &mut Inheritance,
     ) -> Result<(), ListenError> {
         let Some(dummy) = self.dummy else {
             return Ok(());
         };
-        let plain: Vec<_> = config
-            .listen
-            .plain
-            .iter()
-            .copied()
-            .filter(|address| address.ip() == dummy)
-            .collect();
-        let secure = Some(config.listen.secure).filter(|secure| secure.ip() == dummy);
-        if let Some(secure) = secure.filter(|_| !is_up(setup) && !is_local(dummy)) {
-            let host = SocketAddr::new(config.listen.plain[0].ip(), secure.port());
+        let secure = Some(config.secure).filter(|secure| secure.ip() == dummy);
+        if let Some(secure) = secure
+            && !has_interface(setup)
+            && !is_local(dummy)
+        {
+            let host = SocketAddr::new(config.plain[0].ip(), secure.port());
             warn!(
                 "{secure} can't be served without its interface: TLS is served on {host} instead"
             );
-            return self.add(host, Port::Secure, taken);
+            return self.add(host, Port::Secure, inheritance);
         }
-        for address in plain {
-            self.add(address, Port::Plain, taken)?;
+        for address in &config.plain {
+            if address.ip() == dummy {
+                self.add(*address, Port::Plain, inheritance)?;
+            }
         }
-        secure.map_or(Ok(()), |secure| self.add(secure, Port::Secure, taken))
+        match secure {
+            Some(secure) => self.add(secure, Port::Secure, inheritance),
+            None => Ok(()),
+        }
     }
 
     fn add(
         &mut self,
         address: SocketAddr,
         port: Port,
-        taken: &mut Inheritance,
+        inheritance: &mut Inheritance,
     ) -> Result<(), ListenError> {
         let purpose = match port {
             Port::Plain => Purpose::Plain,
             Port::Secure => Purpose::Secure,
         };
-        let socket = bind_or_take(address, purpose, taken)?;
+        let socket = inherit_or_bind(address, purpose, inheritance)?;
         let socket =
             tokio::net::TcpListener::from_std(socket).map_err(|source| ListenError::Bind {
                 address,
@@ -115,42 +115,84 @@ impl Sockets {
     }
 
     pub(super) fn secure_address(&self) -> SocketAddr {
-        address(self.secure())
+        self.secure()
+            .socket
+            .local_addr()
+            .expect("a bound socket has an address")
     }
 
-    /// The secure listener is where eBPF sends clients.
-    pub(super) fn on_dummy(&self) -> bool {
+    /// True if the secure listener is on the interface, where eBPF can steer clients to.
+    pub(super) fn is_secure_on_interface(&self) -> bool {
         Some(self.secure_address().ip()) == self.dummy
     }
 }
 
-/// An old daemon's socket for this address, or a new one.
-pub(super) fn bind_or_take(
+/// The old daemon's socket for this address, otherwise a new one.
+pub(super) fn inherit_or_bind(
     address: SocketAddr,
     purpose: Purpose,
-    taken: &mut Inheritance,
+    inheritance: &mut Inheritance,
 ) -> Result<TcpListener, ListenError> {
-    match taken.listener(address) {
+    match inheritance.take_listener(address) {
         Some(socket) => Ok(socket),
         None => bind(address, purpose),
     }
 }
 
-fn address(listener: &Listener) -> SocketAddr {
-    listener
-        .socket
-        .local_addr()
-        .expect("a bound socket has an address")
-}
-
-fn is_up(setup: &Setup) -> bool {
+fn has_interface(setup: &Setup) -> bool {
     setup
         .components()
         .iter()
-        .any(|part| part.name == "interface" && part.on)
+        .any(|component| component.name == "interface" && component.on)
 }
 
-/// Somebody else may have put the address on an interface.
+/// True if any interface has the address: the administrator may have added it to another one.
 fn is_local(ip: IpAddr) -> bool {
     TcpListener::bind((ip, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn free_port() -> u16 {
+        let socket = TcpListener::bind((LOOPBACK, 0)).expect("a socket");
+        socket.local_addr().expect("its address").port()
+    }
+
+    fn config() -> ListenConfig {
+        ListenConfig {
+            plain: vec![SocketAddr::new(LOOPBACK, free_port())],
+            secure: SocketAddr::new(LOOPBACK, free_port()),
+            max_connections: 1,
+            max_requests: 1,
+            max_bytes_under_way: 1,
+            reader_timeout: std::time::Duration::from_secs(1),
+            drain: std::time::Duration::ZERO,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_secure_socket_is_the_last() {
+        let config = config();
+        let mut inheritance = Inheritance::default();
+        let sockets = Sockets::bind_host(&config, None, &mut inheritance).expect("bound");
+        let ports: Vec<_> = sockets.listeners().iter().map(|l| l.port).collect();
+        assert_eq!(ports, [Port::Plain, Port::Secure]);
+        assert_eq!(sockets.secure_address(), config.secure);
+        assert!(!sockets.is_secure_on_interface());
+    }
+
+    #[tokio::test]
+    async fn the_interfaces_addresses_wait_for_the_interface() {
+        let mut config = config();
+        let dummy: IpAddr = "169.254.2.1".parse().expect("address");
+        config.secure = SocketAddr::new(dummy, 10268);
+        config.plain.push(SocketAddr::new(dummy, 10261));
+        let mut inheritance = Inheritance::default();
+        let sockets = Sockets::bind_host(&config, Some(dummy), &mut inheritance).expect("bound");
+        assert_eq!(sockets.listeners().len(), 1);
+    }
 }

@@ -1,4 +1,4 @@
-//! The composition root of a request's stages: store, cloud, local answers, and the proxy over them.
+//! Builds the stages that a request passes: store, cloud, local, and the proxy over them.
 
 use std::sync::Arc;
 
@@ -16,18 +16,17 @@ use crate::proxy::stages::{Limits, Stages};
 use crate::proxy::{Policy, Proxy};
 use crate::telemetry::Metrics;
 
-/// Why the stages of a request could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the host of --server-addr, {host:?}, is neither a DNS name nor an IP address")]
+    #[error("invalid --server-addr: the host {host:?} is neither a DNS name nor an IP address")]
     Host { host: String },
-    #[error("no API server is given: --server-addr=https://HOST:PORT")]
+    #[error("--server-addr is required: give the API server's URL, https://HOST:PORT")]
     NoServer,
 }
 
-/// Opens the store and starts its writer and the cloud's health monitor, on the runtime that calls it.
+/// Opens the store, and starts its writer and the cloud's health monitor on the current runtime.
 ///
 /// # Errors
 /// The store's directory can't be made or written, or the server's name isn't one.

@@ -1,8 +1,8 @@
-//! A living daemon's mark on its directories. In: the root directory and the store's. Out: for `hublet uninstall`, that
-//! one lives there, whatever else it has or lacks (programs, an interface, a socket).
+//! Locks by which `hublet uninstall` notices a running daemon, whatever else it has or lacks
+//! (programs, an interface, a socket).
 //!
-//! Each daemon holds a shared flock(2) on both directories, so that two may live side by side during a hand-over; it
-//! goes with the process.
+//! A daemon holds a shared flock(2) on its root directory and its store's directory: two may run
+//! side by side during a hand-over. The kernel releases the locks with the process.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,79 +13,89 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tracing::warn;
 
-/// As long as it is held, a daemon lives.
+/// Locks on a daemon's directories, released when dropped.
 #[derive(Debug)]
 pub struct DirectoryLocks {
-    _marks: Vec<Flock<File>>,
+    _locks: Vec<Flock<File>>,
 }
 
+/// A daemon runs with one of the directories.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "a hublet runs with {}{}: stop it first (its unit by `systemctl stop`, or its process by SIGTERM)",
-    place.display(),
-    process.map(|pid| format!(", process {pid}")).unwrap_or_default()
+    "a hublet is running with {}{}: stop it first (its unit with `systemctl stop`, or its process with SIGTERM)",
+    path.display(),
+    pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 )]
 pub struct DaemonRunning {
-    /// Its directory, or its store.
-    pub place: PathBuf,
-    /// Its process, where the kernel tells.
-    pub process: Option<u32>,
+    /// The locked directory or file.
+    pub path: PathBuf,
+    /// `None` if the kernel does not tell.
+    pub pid: Option<u32>,
 }
 
 impl DirectoryLocks {
-    /// Marks directories as a living daemon's. One that can't be marked (on a file system without locks) is told of.
-    pub(super) fn declare(directories: [&Path; 2]) -> Self {
-        let mark = |directory: &Path| {
-            lock(directory, FlockArg::LockSharedNonblock)
-                .inspect_err(|error| {
-                    warn!(
-                        "`hublet uninstall` would not notice that this one runs: {}: {error}",
-                        directory.display()
-                    );
-                })
-                .ok()
-        };
-        Self {
-            _marks: directories.into_iter().filter_map(mark).collect(),
-        }
-    }
-
-    /// Makes sure that none lives with these directories, and that none starts as long as the result is held.
-    ///
-    /// # Errors
-    /// One lives.
-    pub fn exclude(root: &Path, store: &Path) -> Result<Self, DaemonRunning> {
-        // Daemons before these marks are known by the lock that redb holds on the store.
-        let items = [root.to_owned(), store.to_owned(), store.join("hublet.redb")];
-        let mut marks = Vec::new();
-        for place in items {
-            match lock(&place, FlockArg::LockExclusiveNonblock) {
-                Ok(mark) => marks.push(mark),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let process = holder(&place);
-                    return Err(DaemonRunning { place, process });
-                }
-                Err(_) => {} // not there, or it can't be locked by anybody
+    /// Locks a running daemon's directories. Failure (a file system without locks) is only logged.
+    pub(super) fn lock_shared(directories: [&Path; 2]) -> Self {
+        let mut locks = Vec::new();
+        for directory in directories {
+            match lock_file(directory, FlockArg::LockSharedNonblock) {
+                Ok(lock) => locks.push(lock),
+                Err(error) => warn!(
+                    "`hublet uninstall` would not notice this daemon: {}: {error}",
+                    directory.display()
+                ),
             }
         }
-        Ok(Self { _marks: marks })
+        Self { _locks: locks }
+    }
+
+    /// Excludes daemons with these directories: while the locks are held, none starts.
+    ///
+    /// # Errors
+    /// One is running.
+    pub fn lock_exclusive(root_dir: &Path, store_dir: &Path) -> Result<Self, DaemonRunning> {
+        // Versions without these locks are noticed by redb's lock on the store.
+        let store_file = store_dir.join("hublet.redb");
+        let mut locks = Vec::new();
+        for path in [root_dir, store_dir, &store_file] {
+            match lock_file(path, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => locks.push(lock),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(DaemonRunning {
+                        path: path.to_owned(),
+                        pid: find_lock_holder(path),
+                    });
+                }
+                // Absent, or on a file system without locks.
+                Err(_) => {}
+            }
+        }
+        Ok(Self { _locks: locks })
     }
 }
 
-fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
-    Flock::lock(File::open(path)?, how).map_err(|(_, errno): (File, Errno)| errno.into())
+fn lock_file(path: &Path, mode: FlockArg) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(path)?, mode).map_err(|(_, errno): (File, Errno)| errno.into())
 }
 
-/// The process that holds a lock on a file, as proc_locks(5) tells it: `1: FLOCK ADVISORY READ PID MAJOR:MINOR:INODE 0 EOF`.
-fn holder(path: &Path) -> Option<u32> {
-    let inode = format!(":{}", fs::metadata(path).ok()?.ino());
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    let fields = locks
-        .lines()
-        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let mut held = fields
-        .filter(|f| f.get(1) == Some(&"FLOCK") && f.get(5).is_some_and(|f| f.ends_with(&inode)));
-    held.find_map(|fields| fields.get(4)?.parse().ok())
+fn find_lock_holder(path: &Path) -> Option<u32> {
+    let inode = fs::metadata(path).ok()?.ino();
+    parse_lock_holder(&fs::read_to_string("/proc/locks").ok()?, inode)
+}
+
+/// Finds a file's lock in /proc/locks. proc_locks(5): the fields are
+/// `1: FLOCK ADVISORY READ PID MAJOR:MINOR:INODE 0 EOF`.
+fn parse_lock_holder(locks: &str, inode: u64) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_ascii_whitespace().collect();
+        let ["FLOCK", _, _, pid, file, ..] = fields.get(1..)? else {
+            return None;
+        };
+        let (_, locked) = file.rsplit_once(':')?;
+        (locked.parse() == Ok(inode))
+            .then(|| pid.parse().ok())
+            .flatten()
+    })
 }
 
 #[cfg(test)]
@@ -93,27 +103,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_living_daemon_is_noticed_by_each_of_its_directories() {
+    fn a_running_daemon_is_noticed_by_each_of_its_directories() {
         let (root, store, other) = (
             tempfile::tempdir().expect("root"),
             tempfile::tempdir().expect("store"),
             tempfile::tempdir().expect("other"),
         );
-        let daemon = DirectoryLocks::declare([root.path(), store.path()]);
-        let successor = DirectoryLocks::declare([root.path(), store.path()]);
+        let daemon = DirectoryLocks::lock_shared([root.path(), store.path()]);
+        let successor = DirectoryLocks::lock_shared([root.path(), store.path()]);
         for (root, store) in [(root.path(), other.path()), (other.path(), store.path())] {
-            let alive = DirectoryLocks::exclude(root, store).expect_err("it lives");
-            assert_eq!(alive.process, Some(std::process::id()), "{alive}");
+            let running = DirectoryLocks::lock_exclusive(root, store).expect_err("it runs");
+            assert_eq!(running.pid, Some(std::process::id()), "{running}");
         }
         drop(daemon);
         assert!(
-            DirectoryLocks::exclude(root.path(), store.path()).is_err(),
-            "the successor lives"
+            DirectoryLocks::lock_exclusive(root.path(), store.path()).is_err(),
+            "the successor runs"
         );
         drop(successor);
-        assert!(DirectoryLocks::exclude(root.path(), store.path()).is_ok());
-        assert!(
-            DirectoryLocks::exclude(&root.path().join("none"), &store.path().join("none")).is_ok()
-        );
+        assert!(DirectoryLocks::lock_exclusive(root.path(), store.path()).is_ok());
+        let absent = root.path().join("absent");
+        assert!(DirectoryLocks::lock_exclusive(&absent, &absent).is_ok());
+    }
+
+    #[test]
+    fn the_holder_is_the_flock_of_that_inode() {
+        let locks = "1: POSIX  ADVISORY  WRITE 10 fd:01:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  READ 11 fd:01:177 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  READ 12 fd:01:77 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ 13 fd:01:77 0 EOF\n\
+                     4: FLOCK\n\n";
+        assert_eq!(parse_lock_holder(locks, 77), Some(13));
+        assert_eq!(parse_lock_holder(locks, 7), None);
     }
 }

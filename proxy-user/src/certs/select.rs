@@ -55,7 +55,7 @@ impl Selection<'_> {
         if self.mode == BootstrapMode::Development {
             return self.development_certificate(&current);
         }
-        self.from_cluster(&current).or_else(|reason| {
+        self.load_cluster_certificate(&current).or_else(|reason| {
             tracing::debug!(
                 "{} {reason}: serving with the development CA",
                 current.display()
@@ -65,7 +65,7 @@ impl Selection<'_> {
     }
 
     /// The cluster's certificate, or the reason why it is unusable.
-    fn from_cluster(&self, file: &Path) -> Result<Selected, String> {
+    fn load_cluster_certificate(&self, file: &Path) -> Result<Selected, String> {
         let pem = files::read_text(file).map_err(|error| format!("can't be read ({error})"))?;
         let key = parse_certified_key(&pem)?;
         let info = CertificateInfo::from_chain(&key.cert)?;

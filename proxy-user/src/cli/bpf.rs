@@ -1,5 +1,5 @@
-//! `hublet bpf`: the programs and maps as they are pinned, for machines without bpftool, and for the time when the daemon
-//! does not answer. In: where bpffs is. Out: tables, JSON, or nothing left attached.
+//! `hublet bpf`: shows and detaches the pinned programs and maps, without bpftool and without a daemon
+//! that answers.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,24 +12,24 @@ use super::status::tables;
 use crate::ebpf::pins::{MAPS, Pinned, PinnedError};
 use crate::text::printable_json;
 
-/// What to do with what is pinned.
+/// Subcommands of `hublet bpf`.
 #[derive(Debug, Subcommand)]
 pub enum BpfCommand {
-    /// Links, switches, services, selections, interfaces, counters and flows
+    /// Show links, switches, services, selections, interfaces, counters and flows
     Status(BpfArgs),
-    /// One map's entries: HUB_CONFIG, HUB_SERVICES, HUB_SELECT, HUB_SELECT_CMD, HUB_IFACES, HUB_STATS, HUB_FLOWS
+    /// Show one map's entries: HUB_CONFIG, HUB_SERVICES, HUB_SELECT, HUB_SELECT_CMD, HUB_IFACES, HUB_STATS, HUB_FLOWS
     Dump(DumpArgs),
-    /// Take the programs off: nothing is steered, attested or guarded until the daemon starts again
+    /// Detach the programs: nothing is steered, attested or guarded until the daemon starts again
     Detach(BpfArgs),
 }
 
-/// Where, and how to print.
+/// Flags of every subcommand.
 #[derive(Debug, Clone, Args)]
 pub struct BpfArgs {
-    /// Where bpffs is mounted
+    /// Mount point of bpffs
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
-    /// Form of the answer
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
 }
@@ -39,48 +39,49 @@ pub struct BpfArgs {
 pub struct DumpArgs {
     /// Name of the map
     pub map: String,
-    /// Where, and how to print
     #[command(flatten)]
-    pub at: BpfArgs,
+    pub common: BpfArgs,
 }
 
-/// Why there is nothing to show.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     #[error(transparent)]
     Pinned(#[from] PinnedError),
-    /// The output is closed.
     #[error("can't write: {0}")]
     Write(#[from] io::Error),
 }
 
-/// Does it.
+/// Runs a subcommand.
 ///
 /// # Errors
 /// Nothing is pinned, the kernel refuses, or `out` is closed.
 pub fn bpf(command: &BpfCommand, out: &mut dyn Write) -> Result<(), BpfError> {
     match command {
-        BpfCommand::Status(args) => print(&status(&Pinned::find(&args.bpffs)?)?, args.output, out),
-        BpfCommand::Dump(DumpArgs { map, at }) => {
-            let rows = Pinned::find(&at.bpffs)?.dump(map)?;
-            match at.output {
-                Output::Json => print(&rows, at.output, out),
-                Output::Table => print(&json!({ map.as_str(): rows }), at.output, out),
-            }
+        BpfCommand::Status(args) => {
+            let status = read_status(&Pinned::find(&args.bpffs)?)?;
+            print_value(&status, args.output, out)
+        }
+        BpfCommand::Dump(DumpArgs { map, common }) => {
+            let rows = Pinned::find(&common.bpffs)?.dump(map)?;
+            let shown = match common.output {
+                Output::Json => rows,
+                Output::Table => json!({ map.as_str(): rows }),
+            };
+            print_value(&shown, common.output, out)
         }
         BpfCommand::Detach(args) => {
-            let gone: Vec<_> = Pinned::find(&args.bpffs)?
+            let detached: Vec<_> = Pinned::find(&args.bpffs)?
                 .detach()?
                 .iter()
                 .map(|pin| pin.display().to_string())
                 .collect();
-            print(&json!({ "detached": gone }), args.output, out)
+            print_value(&json!({ "detached": detached }), args.output, out)
         }
     }
 }
 
-/// Everything; what another version pinned is named by its links only.
-fn status(pinned: &Pinned) -> Result<Value, PinnedError> {
+/// Reads the links and every map. Maps of another version can't be decoded: then a note says so.
+fn read_status(pinned: &Pinned) -> Result<Value, PinnedError> {
     let mut status = serde_json::Map::from_iter([("links".to_owned(), pinned.links()?)]);
     for map in MAPS {
         let section = map.trim_start_matches("HUB_").to_lowercase();
@@ -96,7 +97,7 @@ fn status(pinned: &Pinned) -> Result<Value, PinnedError> {
     Ok(Value::Object(status))
 }
 
-fn print(value: &Value, output: Output, out: &mut dyn Write) -> Result<(), BpfError> {
+fn print_value(value: &Value, output: Output, out: &mut dyn Write) -> Result<(), BpfError> {
     match output {
         Output::Json => writeln!(out, "{}", printable_json(&format!("{value:#}")))?,
         Output::Table => tables(value, out)?,

@@ -1,7 +1,6 @@
-//! The command line: what was asked of the binary, and the commands that are not the daemon itself.
-//!
-//! In: the process's arguments. Out: a [`Command`]. The daemon's flags may stand with or without the word `run`,
-//! whatever the binary is called, so that a manifest written for YurtHub needs no edit.
+//! The command line: the daemon, which is the default, and the other commands. The daemon's flags may
+//! stand without the word `run`, whatever the binary is called: a manifest written for YurtHub needs
+//! no change.
 
 pub mod bpf;
 pub mod status;
@@ -17,7 +16,7 @@ use crate::config::flags::Flags;
 /// Serves a node's Kubernetes clients, from the cloud or, while it is away, from its own store.
 #[derive(Debug, Parser)]
 #[command(name = "hublet", version = VERSION, args_conflicts_with_subcommands = true, args_override_self = true,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 141 nobody reads the output any more.")]
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 141 broken pipe.")]
 struct CommandLine {
     #[command(subcommand)]
     command: Option<Command>,
@@ -25,29 +24,29 @@ struct CommandLine {
     run: Flags,
 }
 
-/// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve (what hublet does without a command, too)
+    /// Run the daemon (the default)
     #[command(args_override_self = true)]
     Run(Flags),
     /// Print the effective configuration as JSON
     #[command(args_override_self = true)]
     Config(Flags),
-    /// Show a running hublet: its components, eBPF programs and counters, cloud, store and last callers
+    /// Show a running hublet: its components, eBPF programs and counters, cloud, store and recent callers
     Status(StatusArgs),
-    /// Look at the eBPF programs and maps, or take them off, also without a daemon
+    /// Show or detach the eBPF programs and maps, also without a daemon
     #[command(subcommand)]
     Bpf(bpf::BpfCommand),
-    /// Remove everything that hublet made on this node: programs, interface, store, certificates
+    /// Remove everything that hublet created on this node: programs, interface, store, certificates
     Uninstall(uninstall::UninstallArgs),
+    /// Print the version
     Version,
 }
 
 /// `hublet status`.
 #[derive(Debug, Clone, Args)]
 pub struct StatusArgs {
-    /// Form of the answer
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
     /// Admin address of the daemon
@@ -55,20 +54,20 @@ pub struct StatusArgs {
     pub admin: SocketAddr,
 }
 
-/// How a command prints data.
+/// Output formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     Table,
     Json,
 }
 
-/// The version, as `hublet version` and `/v1/status` tell it.
+/// The version in `hublet version` and `/v1/status`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Reads the arguments, the binary's name first.
+/// Parses the arguments, the binary's name first.
 ///
 /// # Errors
-/// Wrong usage, or a wish for help; [`clap::Error::exit`] prints either with the right exit code.
+/// Wrong usage, or a request for help; [`clap::Error::exit`] prints both with the right exit code.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
     let arguments = arguments
         .into_iter()
@@ -82,7 +81,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, c
     Ok(line.command.unwrap_or(Command::Run(line.run)))
 }
 
-/// `--node_name=x` as `--node-name=x`: Kubernetes' own binaries take both.
+/// Makes `--node-name=x` of `--node_name=x`, since Kubernetes' own binaries accept both.
 fn with_dashes(argument: OsString) -> OsString {
     let Some(text) = argument.to_str().filter(|text| text.starts_with("--")) else {
         return argument;

@@ -17,7 +17,7 @@ use super::{ConnectionTable, Counters, connection};
 use crate::authz::caller::Port;
 use crate::budget::Flow;
 use crate::cloud::upload::MAX_BUFFERED;
-use crate::drain::DrainWatcher;
+use crate::drain::{DrainWatcher, Shared};
 use crate::proxy::Proxy;
 use crate::steer::Setup;
 
@@ -49,7 +49,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// Shared by all accepted connections.
 pub(crate) struct Acceptor {
     pub(super) proxy: Arc<Proxy>,
-    pub(super) setup: Arc<Setup>,
+    pub(super) setup: Shared<Setup>,
     pub(super) tls: TlsAcceptor,
     /// Each with a variant for clients with many connections.
     http1: http1::Builder,
@@ -81,7 +81,7 @@ pub(super) struct Arrival {
 impl Acceptor {
     pub(crate) fn new(
         proxy: Arc<Proxy>,
-        setup: Arc<Setup>,
+        setup: Shared<Setup>,
         tls: Arc<rustls::ServerConfig>,
         table: Arc<ConnectionTable>,
         counters: Arc<Counters>,

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -14,6 +13,7 @@ use super::pods::{self, NAMESPACES, PODS, PodOptIns, StoredOptIns};
 use super::services::{self, API_SERVICE, ServicePolicy};
 use crate::cache::feed::{FeedReader, Notice, StoreError, Subscription};
 use crate::config::{CloudConfig, PodSelector, SetupConfig};
+use crate::drain::Shared;
 
 /// Keys of the store whose changes matter.
 pub(crate) const FEED_PREFIXES: &[&[u8]] = &[PODS, NAMESPACES, API_SERVICE];
@@ -41,7 +41,7 @@ enum ReadPods {
 }
 
 pub(crate) struct Discovery {
-    setup: Arc<Setup>,
+    setup: Shared<Setup>,
     subscription: Subscription,
     cover_address: CoverAddress,
     policy: ServicePolicy,
@@ -56,7 +56,7 @@ pub(crate) struct Discovery {
 impl Discovery {
     /// `subscription` is one to [`FEED_PREFIXES`].
     pub(crate) fn new(
-        setup: &Arc<Setup>,
+        setup: Shared<Setup>,
         setup_config: &SetupConfig,
         cloud_config: &CloudConfig,
         subscription: Subscription,
@@ -64,7 +64,7 @@ impl Discovery {
     ) -> Self {
         let annotated = setup_config.select.pods.contains(&PodSelector::Annotated);
         Self {
-            setup: Arc::clone(setup),
+            setup,
             subscription,
             cover_address,
             policy: ServicePolicy::new(&setup_config.steer, cloud_config),

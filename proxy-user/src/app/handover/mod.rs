@@ -1,23 +1,24 @@
-//! A new daemon takes the old one's place without a connection attempt that fails: an upgrade, or the way back. In: a unix
-//! socket in the root directory. Out: the old one's listening sockets, and what keeps others off its pins and interface.
+//! The hand-over of a running daemon's place to its successor (`--take-over`), without a refused
+//! connection: for upgrades, and for the way back.
 //!
 //! ```text
-//! new: --take-over ──ask──▶ old                       (same user or root, by SO_PEERCRED)
-//!      ◀──sockets, locks──  stops accepting: the kernel queues what comes in
-//!                           ends its streams, finishes what it is answering, closes the store
-//!      ◀──closed──────────
+//! new: connects to ROOT_DIR/handover.sock         (same user or root, by SO_PEERCRED)
+//!      ──request──────────▶ old
+//!      ◀──sockets, locks──  stops accepting: the kernel queues new connections
+//!                           ends its streams, finishes open answers, closes the store
+//!      ◀──store closed────
 //!      opens the store, puts its programs into the pinned links, accepts
-//!      ──serving─────────▶  exits, and leaves everything where it is
+//!      ──serving──────────▶ exits without undoing anything
 //! ```
 //!
-//! The listeners are the same sockets throughout, so the kernel's queue, the eBPF liveness slot and every SYN in flight
-//! survive. If the new one dies before it serves, the old one starts itself anew; one that hangs is killed first, since it
-//! has the sockets.
+//! The listeners are the same sockets throughout, so the kernel's queue, the eBPF liveness slot and
+//! every SYN in flight survive. If the new daemon dies before it serves, the old one re-executes
+//! itself; one that hangs is killed first, since it holds the sockets.
 
 mod new;
 mod old;
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -31,70 +32,125 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
-pub(crate) use new::Inheritance;
-pub(crate) use old::{HandoverListener, Successor};
+pub(super) use new::Inheritance;
+pub(super) use old::{HandoverListener, Successor};
 
-/// Sockets and locks that can be handed over at once.
-const MAX_ITEMS: usize = 16;
-/// How long either waits for the other's next word: the old one may have to finish what it is answering.
-const PEER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between two attempts to accept where there is no free descriptor; longest time for a killed process to be gone.
-const AGAIN: Duration = Duration::from_secs(1);
-/// Version of these few words.
+/// Version of the protocol: the messages and the manifest.
 const PROTOCOL: u32 = 1;
 
-const ASK: u8 = b'?';
-const CLOSED: u8 = b'c';
-const SERVING: u8 = b's';
+/// Descriptors in one message; the kernel's own limit is SCM_MAX_FD (253).
+const MAX_ITEMS: usize = 16;
 
-/// What is handed over, in the order of the descriptors.
-#[derive(Debug, Serialize, Deserialize)]
+/// Bytes of a manifest with [`MAX_ITEMS`] items.
+const MAX_MANIFEST: usize = 4096;
+
+/// Timeout of the peer's next message: the old daemon may have to finish open answers first.
+const PEER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Time for a killed process to release what it had open.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A message of one byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Message {
+    /// new → old: asks for its place.
+    Request = b'?',
+    /// old → new: the store is closed.
+    StoreClosed = b'c',
+    /// new → old: accepts and steers.
+    Serving = b's',
+}
+
+impl Message {
+    fn send(self, to: &UnixStream) -> io::Result<()> {
+        (&mut &*to).write_all(&[self as u8])
+    }
+
+    /// Waits for this message, at most as long as the stream's read timeout.
+    fn expect(self, from: &UnixStream) -> io::Result<()> {
+        let mut byte = [0];
+        (&mut &*from)
+            .read_exact(&mut byte)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no message within {} s", PEER_TIMEOUT.as_secs()),
+                ),
+                _ => error,
+            })?;
+        if byte[0] == self as u8 {
+            Ok(())
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("expected {self:?}, got byte {:#04x}", byte[0]),
+            ))
+        }
+    }
+}
+
+/// The items that are handed over, in the order of their descriptors.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Manifest {
     protocol: u32,
+    /// "places" on the wire since protocol 1.
+    #[serde(rename = "places")]
     items: Vec<Item>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Item {
     Listener(SocketAddr),
+    /// The lock on the pin directory.
     Pins,
+    /// The claim to the dummy interface.
     Interface,
 }
 
-/// Why there was no hand-over.
+impl Manifest {
+    fn parse(bytes: &[u8]) -> Result<Self, HandoverError> {
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        if manifest.protocol != PROTOCOL {
+            return Err(HandoverError::Protocol(manifest.protocol));
+        }
+        Ok(manifest)
+    }
+}
+
+/// Errors of the new daemon's side.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// The other one is of another kind.
     #[error(
-        "the hublet that runs here speaks another hand-over protocol ({0}): stop it, then start this one"
+        "the running hublet uses hand-over protocol {0}, this one {PROTOCOL}: stop it, then start this one"
     )]
     Protocol(u32),
     /// It refused, died, or was silent.
-    #[error("the hublet that runs here did not hand over its place: {0}")]
-    Broken(#[from] io::Error),
-    /// Words that make no sense.
-    #[error("the hublet that runs here handed over its place in words that make no sense: {0}")]
-    Words(#[from] serde_json::Error),
+    #[error("the running hublet did not hand over: {0}")]
+    Io(#[from] io::Error),
+    #[error("the running hublet sent an invalid manifest: {0}")]
+    Manifest(#[from] serde_json::Error),
+    #[error("the running hublet sent {descriptors} descriptors for {items} items")]
+    Descriptors { items: usize, descriptors: usize },
 }
 
-/// Where a daemon with this root directory can be asked.
-fn path(root: &Path) -> PathBuf {
-    root.join("handover.sock")
+fn socket_path(root_dir: &Path) -> PathBuf {
+    root_dir.join("handover.sock")
 }
 
-/// The other daemon's process.
+/// The process at the other end of a hand-over.
 #[derive(Debug)]
-pub(crate) struct Peer(AsyncFd<OwnedFd>);
+pub(super) struct PeerProcess(AsyncFd<OwnedFd>);
 
-impl Peer {
-    /// The process at the other end; none where it can't be seen (in another pid namespace, or before Linux 5.3). Call
+impl PeerProcess {
+    /// `None` where the process isn't visible (another pid namespace, or Linux before 5.3). Call
     /// while it lives, on a tokio runtime.
     #[expect(
         deprecated,
         reason = "it closes nothing under the runtime: an OwnedFd stays open as long as it lives"
     )]
-    fn behind(stream: &UnixStream) -> Option<Self> {
+    fn of_stream(stream: &UnixStream) -> Option<Self> {
         let pid = Pid::from_raw(getsockopt(stream, PeerCredentials).ok()?.pid())?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         AsyncFd::with_interest(process, Interest::READABLE)
@@ -102,31 +158,19 @@ impl Peer {
             .map(Self)
     }
 
-    /// Waits until it has ended.
-    pub(crate) async fn ended(self) {
-        // An error would mean that the runtime ends.
+    pub(super) async fn wait_for_exit(self) {
+        // Fails only when the runtime ends.
         let _ready = self.0.readable().await;
     }
 
-    /// Kills it, and waits until what it had open is closed.
-    pub(crate) async fn kill(self) -> io::Result<()> {
+    /// Kills the process and waits until its descriptors are closed.
+    pub(super) async fn kill(self) -> io::Result<()> {
         pidfd_send_signal(self.0.get_ref(), Signal::KILL)?;
-        timeout(AGAIN, self.ended()).await.map_err(io::Error::from)
+        timeout(KILL_TIMEOUT, self.wait_for_exit())
+            .await
+            .map_err(io::Error::from)
     }
 }
 
-fn expect(from: &UnixStream, word: u8) -> io::Result<()> {
-    let mut said = [0];
-    io::Read::read_exact(&mut &*from, &mut said).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("silent for {} s", PEER_TIMEOUT.as_secs()),
-        ),
-        _ => error,
-    })?;
-    if said[0] == word {
-        Ok(())
-    } else {
-        Err(io::Error::other("it said something else"))
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The new daemon's side: asks for the old one's sockets and locks.
+//! The new daemon's side: requests the old one's sockets and locks.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,89 +11,101 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use tracing::warn;
 
 use super::{
-    ASK, CLOSED, HandoverError, Item, MAX_ITEMS, Manifest, PEER_TIMEOUT, PROTOCOL, Peer, SERVING,
-    expect, path,
+    HandoverError, Item, MAX_ITEMS, MAX_MANIFEST, Manifest, Message, PEER_TIMEOUT, PeerProcess,
+    socket_path,
 };
 use crate::steer;
 
-/// An old daemon's place.
+/// Sockets and locks of the old daemon. Empty when there is none.
 #[derive(Debug, Default)]
 pub(crate) struct Inheritance {
     listeners: Vec<TcpListener>,
     pub(crate) setup: steer::Inherited,
-    old: Option<UnixStream>,
-    process: Option<Peer>,
+    old: Option<OldDaemon>,
+}
+
+#[derive(Debug)]
+struct OldDaemon {
+    stream: UnixStream,
+    process: Option<PeerProcess>,
 }
 
 impl Inheritance {
-    /// Asks the daemon that runs with this root directory for its place, and waits until its store is closed. Nothing
-    /// is taken when none runs.
-    pub(crate) fn ask(root: &Path) -> Result<Self, HandoverError> {
-        let Ok(mut old) = UnixStream::connect(path(root)) else {
-            return Ok(Self::default());
-        };
-        old.set_read_timeout(Some(PEER_TIMEOUT))?;
-        io::Write::write_all(&mut old, &[ASK])?;
-        let (items, descriptors) = receive(&old)?;
-        if items.protocol != PROTOCOL {
-            return Err(HandoverError::Protocol(items.protocol));
+    /// Requests the place of the daemon that runs with this root directory, and waits until its
+    /// store is closed. Returns an empty inheritance if none runs.
+    pub(crate) fn request(root_dir: &Path) -> Result<Self, HandoverError> {
+        match UnixStream::connect(socket_path(root_dir)) {
+            Ok(stream) => Self::receive(stream),
+            Err(_) => Ok(Self::default()),
         }
-        let mut taken = Self {
-            process: Peer::behind(&old),
-            ..Self::default()
-        };
-        for (place, descriptor) in items.items.into_iter().zip(descriptors) {
-            match place {
-                Item::Listener(_) => taken.listeners.push(descriptor.into()),
-                Item::Pins => taken.setup.pins = Some(descriptor),
-                Item::Interface => taken.setup.interface = Some(descriptor),
+    }
+
+    pub(super) fn receive(stream: UnixStream) -> Result<Self, HandoverError> {
+        stream.set_read_timeout(Some(PEER_TIMEOUT))?;
+        Message::Request.send(&stream)?;
+        let (manifest, descriptors) = receive_manifest(&stream)?;
+        let mut inheritance = Self::default();
+        for (item, descriptor) in manifest.items.into_iter().zip(descriptors) {
+            match item {
+                Item::Listener(_) => inheritance.listeners.push(descriptor.into()),
+                Item::Pins => inheritance.setup.pins = Some(descriptor),
+                Item::Interface => inheritance.setup.interface = Some(descriptor),
             }
         }
-        expect(&old, CLOSED)?;
-        taken.old = Some(old);
-        Ok(taken)
+        let process = PeerProcess::of_stream(&stream);
+        Message::StoreClosed.expect(&stream)?;
+        inheritance.old = Some(OldDaemon { stream, process });
+        Ok(inheritance)
     }
 
-    /// The listener at this address, if there is one.
-    pub(crate) fn listener(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let at = self
+    pub(crate) fn take_listener(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let position = self
             .listeners
             .iter()
-            .position(|socket| socket.local_addr().is_ok_and(|at| at == address))?;
-        Some(self.listeners.swap_remove(at))
+            .position(|socket| socket.local_addr().is_ok_and(|local| local == address))?;
+        Some(self.listeners.swap_remove(position))
     }
 
-    /// Lets the old one go; listeners that nobody wanted are closed. Gives the old one, to wait for its end.
-    pub(crate) fn serving(mut self) -> Option<Peer> {
-        if let Some(mut old) = self.old.take()
-            && let Err(error) = io::Write::write_all(&mut old, &[SERVING])
-        {
-            warn!("the old hublet has ended before it was told to: {error}");
+    /// Lets the old daemon exit, and closes the listeners that weren't taken. Returns the old
+    /// daemon's process.
+    pub(crate) fn confirm_serving(self) -> Option<PeerProcess> {
+        let old = self.old?;
+        if let Err(error) = Message::Serving.send(&old.stream) {
+            warn!("the old hublet exited before the hand-over was complete: {error}");
         }
-        self.process
+        old.process
     }
 }
 
-fn receive(from: &UnixStream) -> Result<(Manifest, Vec<OwnedFd>), HandoverError> {
-    let mut words = vec![0; 4096];
+fn receive_manifest(from: &UnixStream) -> Result<(Manifest, Vec<OwnedFd>), HandoverError> {
+    let mut bytes = vec![0; MAX_MANIFEST];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ITEMS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(
+    let received = recvmsg(
         from,
-        &mut [IoSliceMut::new(&mut words)],
+        &mut [IoSliceMut::new(&mut bytes)],
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
     )
     .map_err(io::Error::from)?;
-    if got.bytes == 0 {
-        return Err(
-            io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection").into(),
-        );
+    if received.bytes == 0 {
+        let closed = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
+        return Err(closed.into());
     }
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    let descriptors = descriptors.flatten().collect();
-    Ok((serde_json::from_slice(&words[..got.bytes])?, descriptors))
+    let descriptors: Vec<OwnedFd> = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let manifest = Manifest::parse(&bytes[..received.bytes])?;
+    if manifest.items.len() != descriptors.len() {
+        return Err(HandoverError::Descriptors {
+            items: manifest.items.len(),
+            descriptors: descriptors.len(),
+        });
+    }
+    Ok((manifest, descriptors))
 }

@@ -1,0 +1,69 @@
+//! The self-probe: steering is on while the secure listener answers it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::admin::State;
+use crate::drain::Shared;
+use crate::listen::{self, Counters, PROBE_INTERVAL};
+use crate::steer::Setup;
+
+/// Probes the listener and reports the result as heartbeat and readiness.
+#[derive(Clone)]
+pub(super) struct SelfProbe {
+    pub(super) address: SocketAddr,
+    pub(super) setup: Shared<Setup>,
+    pub(super) state: Arc<State>,
+    pub(super) counters: Arc<Counters>,
+}
+
+impl SelfProbe {
+    /// The probe that decides whether steering begins.
+    pub(super) async fn run_once(&self) -> bool {
+        let probed = listen::probe(self.address, &self.counters).await;
+        if let Err(error) = &probed {
+            warn!(
+                "{} does not answer its own probe ({error}): steering stays off",
+                self.address
+            );
+            return false;
+        }
+        self.state.probed();
+        true
+    }
+
+    /// Probes until the task is aborted. Each answer is a heartbeat; without one the eBPF programs
+    /// stop steering by themselves.
+    pub(super) async fn run(self) {
+        let mut ticks = interval(PROBE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_healthy = true;
+        loop {
+            ticks.tick().await;
+            match listen::probe(self.address, &self.counters).await {
+                Ok(()) => {
+                    self.setup.heartbeat();
+                    self.state.probed();
+                    if !was_healthy {
+                        info!("{} answers its own probe again", self.address);
+                    }
+                    was_healthy = true;
+                }
+                Err(error) => {
+                    self.counters.probe_failed();
+                    if was_healthy {
+                        warn!(
+                            "{} does not answer its own probe: {error}; new connections of host processes go to the \
+                             API server directly",
+                            self.address
+                        );
+                    }
+                    was_healthy = false;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The log at start: each component, on or off, and the reason.
+
+use std::net::SocketAddr;
+
+use tracing::{info, warn};
+
+use super::Bound;
+use super::bind::Sockets;
+use crate::authz::caller::Port;
+use crate::cli::VERSION;
+use crate::listen::Listener;
+
+/// Address and protocols, a line for each listener.
+pub(super) fn describe_listeners(sockets: &Sockets, admin: SocketAddr) -> Vec<String> {
+    sockets
+        .listeners()
+        .iter()
+        .map(describe_listener)
+        .chain([format!("{admin} health, metrics, status")])
+        .collect()
+}
+
+fn describe_listener(listener: &Listener) -> String {
+    let protocols = match listener.port {
+        Port::Plain => "HTTP and HTTPS",
+        Port::Secure => "HTTPS",
+    };
+    listener
+        .socket
+        .local_addr()
+        .map(|address| format!("{address} {protocols}"))
+        .unwrap_or_default()
+}
+
+pub(super) fn log_components(bound: &Bound) {
+    info!("hublet {VERSION} serves node {}", bound.config.node_name);
+    for listener in describe_listeners(&bound.sockets, bound.admin.address()) {
+        info!("on   listener: {listener}");
+    }
+    for component in bound.setup.components() {
+        if component.on {
+            info!("on   {}: {}", component.name, component.detail);
+        } else if component.wanted {
+            // The verifier's log has many lines.
+            for line in component.detail.lines() {
+                warn!("off  {}: {line}", component.name);
+            }
+        } else {
+            info!("off  {}: {}", component.name, component.detail);
+        }
+    }
+    info!("on   certificate: {}", bound.certificates.describe());
+    if let Some(server) = bound.config.cloud.servers.first() {
+        info!("on   cloud: {server}");
+    }
+    info!("on   store: {}", bound.config.cache.dir.display());
+}

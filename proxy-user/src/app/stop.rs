@@ -1,0 +1,155 @@
+//! The two ends of a daemon: a shutdown, which undoes everything, and a hand-over, which leaves
+//! everything to the successor.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::handover::Successor;
+use super::{Bound, Shutdown};
+
+/// Time for closed connections to be gone, and then for the last user of the setup.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time for open answers during a hand-over. New connections queue up meanwhile, and none is to
+/// wait longer than 2.5 s. A read that the store can answer takes 0.8 s at most, however dead the
+/// link is.
+const HANDOVER_DRAIN: Duration = Duration::from_millis(1500);
+
+/// Finishes open answers, up to `--drain-timeout`, and undoes the setup of the node.
+pub(super) async fn shut_down(bound: Bound, mut shutdown: Shutdown) {
+    let started = Instant::now();
+    bound.setup.stop_steering();
+    let limit = bound.config.listen.drain;
+    info!(
+        "stopping: {} connections are open, up to {limit:?} for their answers",
+        bound.table.open()
+    );
+    drain_connections(&bound, limit, shutdown.immediate()).await;
+    undo_setup(bound).await;
+    info!("stopped after {:.1?}", started.elapsed());
+}
+
+/// Stops accepting, ends streams, waits for the other answers, and closes the store. `cut_off` ends
+/// the wait.
+async fn drain_connections(bound: &Bound, limit: Duration, cut_off: impl Future<Output = ()>) {
+    bound.state.draining();
+    bound.table.drain();
+    bound.proxy.stages().end_streams();
+    tokio::select! {
+        drained = timeout(limit, bound.table.drained()) => {
+            if drained.is_err() {
+                warn!("closing {} connections after {limit:?}", bound.table.open());
+            }
+        }
+        () = cut_off => warn!("second signal: closing {} connections", bound.table.open()),
+    }
+    bound.table.close_all();
+    let _ = timeout(CLOSE_TIMEOUT, bound.table.drained()).await;
+    bound.tasks.abort_all();
+    bound.proxy.stages().close().await;
+}
+
+async fn undo_setup(bound: Bound) {
+    let Bound {
+        setup,
+        acceptor,
+        state,
+        admin,
+        tasks,
+        sockets,
+        ..
+    } = bound;
+    state.detach();
+    drop((acceptor, sockets));
+    tasks.end().await;
+    match setup.reclaim(CLOSE_TIMEOUT).await {
+        Some(setup) => setup.undo().await,
+        None => warn!(
+            "a connection is still being accepted: interface and eBPF pins are left for the next start"
+        ),
+    }
+    admin.stop();
+}
+
+/// Gives a successor the sockets and locks.
+///
+/// # Errors
+/// The successor has exited: nothing was given away.
+pub(super) fn send_items(bound: &Bound, successor: &Successor) -> io::Result<()> {
+    let mut listeners = Vec::new();
+    for listener in bound.sockets.listeners() {
+        listeners.push((listener.socket.local_addr()?, listener.socket.as_fd()));
+    }
+    listeners.push((bound.admin.address(), bound.admin_socket.as_fd()));
+    successor.send_items(&listeners, &bound.setup.hand_over())
+}
+
+/// Finishes open answers, then waits until the successor serves. If it dies before that, this
+/// process re-executes itself.
+pub(super) async fn hand_over(bound: Bound, successor: Successor) {
+    let started = Instant::now();
+    info!(
+        "a new hublet takes over: no new connections, {} are open",
+        bound.table.open()
+    );
+    let limit = bound.config.listen.drain.min(HANDOVER_DRAIN);
+    drain_connections(&bound, limit, std::future::pending()).await;
+    let Bound {
+        acceptor,
+        state,
+        admin,
+        tasks,
+        sockets,
+        proxy,
+        setup,
+        admin_socket,
+        ..
+    } = bound;
+    state.detach();
+    drop((acceptor, sockets, admin_socket));
+    tasks.end().await;
+    admin.stop();
+    drop(proxy);
+    if wait_for_successor(successor).await {
+        // Pins, interface and their locks belong to the successor: they are not undone.
+        drop(setup);
+        info!("handed over after {:.1?}", started.elapsed());
+    } else {
+        re_exec();
+    }
+}
+
+/// True once the successor serves; false if it never will.
+async fn wait_for_successor(successor: Successor) -> bool {
+    let process = successor.process();
+    let waited = tokio::task::spawn_blocking(|| successor.wait_until_serving()).await;
+    let Err(error) = waited.unwrap_or_else(|error| Err(io::Error::other(error))) else {
+        return true;
+    };
+    warn!("the new hublet did not start serving ({error}): starting again");
+    // While a hung one has the sockets, no other process can listen there.
+    if error.kind() == io::ErrorKind::TimedOut
+        && let Some(process) = process
+        && let Err(error) = process.kill().await
+    {
+        warn!("the new hublet hangs and can't be killed: {error}");
+    }
+    false
+}
+
+/// Re-executes the binary with its original arguments. The sockets are close-on-exec, so callers
+/// reach the API server directly in the meantime.
+fn re_exec() {
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    let error = command.args(arguments).exec();
+    tracing::error!("hublet can't be started again: {error}");
+}
