@@ -544,7 +544,7 @@ fn without_bpftool_the_pins_are_shown_and_detached() {
     assert_eq!(status["select"][0]["verdict"], "except");
     let services = cli(&BpfCommand::Dump(DumpArgs {
         map: "hub_services".into(),
-        at: at.clone(),
+        common: at.clone(),
     }))
     .unwrap();
     let services = services.as_array().unwrap();
@@ -555,7 +555,7 @@ fn without_bpftool_the_pins_are_shown_and_detached() {
     );
     let unknown = cli(&BpfCommand::Dump(DumpArgs {
         map: "HUB_NONE".into(),
-        at: at.clone(),
+        common: at.clone(),
     }))
     .unwrap_err();
     assert!(unknown.contains("HUB_SERVICES"), "{unknown}");
