@@ -1,5 +1,4 @@
-//! cgroups for tests. In: a name below the root of the v2 hierarchy. Out: the cgroup, which goes when it is dropped, and
-//! the words with which a shell joins it.
+//! cgroups for tests, removed when dropped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,6 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes it.
     pub fn new(name: &str) -> anyhow::Result<Self> {
         let root = find_root()?;
         let path = root.join(name);
@@ -23,7 +21,6 @@ impl Cgroup {
         Ok(Self { root, path })
     }
 
-    /// Its directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -57,7 +54,7 @@ pub fn join_command(path: &Path) -> String {
     format!("echo $$ > {}/cgroup.procs", path.display())
 }
 
-/// Where the hierarchy is.
+/// Mount point of the hierarchy.
 pub fn find_root() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     let line = mounts

@@ -1,5 +1,4 @@
-//! A small HTTP client for the suites: TLS with one CA or plain, HTTP/1.1 or HTTP/2, in a network namespace. In: a
-//! URL, a credential and requests. Out: status, headers, body, protocol and who answered; or a body piece by piece.
+//! A small HTTP client for the suites: TLS with one CA or plain, HTTP/1.1 or HTTP/2, in a network namespace.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,22 +21,20 @@ use crate::netns::Netns;
 use crate::pki::{self, Identity};
 use crate::worker::{Spawner, Worker};
 
-/// How a client is to be.
+/// Settings of a client.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// `https://HOST:PORT` or `http://HOST:PORT`.
     pub url: String,
     /// The authority to trust, PEM.
     pub ca_pem: String,
-    /// A bearer token.
     pub token: Option<String>,
-    /// A client certificate.
     pub identity: Option<Identity>,
-    /// What it offers: `h2`, `http/1.1`; both by default.
+    /// ALPN protocols: `h2`, `http/1.1`; both by default.
     pub alpn: Vec<&'static str>,
     /// The network namespace it dials from.
     pub netns: Option<Netns>,
-    /// How long an answer's head, and then its whole body, may take.
+    /// Limit for a response's head, and again for its whole body.
     pub patience: Duration,
     /// One connection for all requests, or (`false`) a fresh one each.
     pub keep: bool,
@@ -60,14 +57,10 @@ impl Options {
     }
 }
 
-/// An answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// HTTP status code.
     pub status: u16,
-    /// Headers.
     pub headers: HeaderMap,
-    /// The whole body.
     pub body: Bytes,
     /// `HTTP/1.1` or `HTTP/2.0`.
     pub protocol: Version,
@@ -172,7 +165,6 @@ impl Client {
         self.send(Request::get(path).body(Vec::new())?)
     }
 
-    /// Sends JSON; blocks.
     pub fn send_json(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Answer> {
         let content_type = if method == "PATCH" {
             "application/merge-patch+json"
@@ -386,9 +378,7 @@ fn tls_config(options: &Options) -> anyhow::Result<rustls::ClientConfig> {
 /// A body as it comes, e.g. a watch's. It outlives its client.
 #[derive(Debug)]
 pub struct Stream {
-    /// HTTP status code.
     pub status: u16,
-    /// Headers.
     pub headers: HeaderMap,
     body: Option<Incoming>,
     buffer: BytesMut,

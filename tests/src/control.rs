@@ -1,6 +1,7 @@
-//! The control port: HTTP on loopback for scripts and for tests in other processes. In: `PUT /fault`, `GET /fault`,
-//! `GET /stats`, and, where the cloud is the scriptable one, `GET|DELETE /requests`, `GET|POST|DELETE /lies`,
-//! `PUT|DELETE /objects`, `POST /compact`. Out: those things done, and JSON or one line of text.
+//! The control port: HTTP on loopback for scripts and for tests in other processes.
+//!
+//! `PUT /fault`, `GET /fault`, `GET /stats`; for the scriptable cloud also `GET|DELETE /requests`, `GET|POST|DELETE /lies`,
+//! `PUT|DELETE /objects`, `POST /compact`. Answers are JSON or one line of text.
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
@@ -19,10 +20,9 @@ use crate::worker::Worker;
 /// A request body's limit.
 const BODY_LIMIT: usize = 16 << 20;
 
-/// What the port controls.
+/// The parts that the port controls.
 #[derive(Clone, Debug)]
 pub struct Controls {
-    /// The fault proxy.
     pub fault: fault::Handle,
     /// The scriptable cloud, if that is what is behind it.
     pub cloud: Option<cloud::Handle>,
@@ -65,7 +65,6 @@ impl Control {
         Ok(Control { address, worker })
     }
 
-    /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address

@@ -1,5 +1,5 @@
-//! The real daemon, as a child process. In: a cloud's address and CA, a namespace, flags. Out: a running `hublet` with
-//! folders of its own, its log, and the ways in which daemons end: SIGTERM, `kill -9`, and a start over the same disk.
+//! The real daemon as a child process, with folders and a log of its own. It can be stopped, killed, and started again over
+//! the same disk.
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,15 +17,14 @@ use crate::eventually::eventually;
 use crate::netns::Netns;
 use crate::pki::{Credential, render_kubeconfig};
 
-/// Where clients in the node's namespace find it.
+/// The secure port, for clients in the node's namespace.
 pub const SECURE: &str = "https://169.254.2.1:10268";
-/// Health, readiness, metrics.
 pub const ADMIN: &str = "http://127.0.0.1:10267";
-/// How long it may take to be ready, and to end.
+/// Limits for start and end.
 const READY: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(10);
 
-/// How a daemon is to run.
+/// Settings of a daemon.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// `--node-name`
@@ -34,7 +33,6 @@ pub struct Options {
     pub server: String,
     /// The CA of that server, PEM: goes into the `--bootstrap-file`.
     pub ca_pem: String,
-    /// The node.
     pub netns: Option<Netns>,
     /// `--steer`; `none` leaves the machine's connects alone.
     pub steer: String,
@@ -44,7 +42,6 @@ pub struct Options {
     pub binary: Option<PathBuf>,
     /// The cgroup's directory in which it starts; without one it is the test's.
     pub cgroup: Option<PathBuf>,
-    /// Further flags.
     pub flags: Vec<String>,
 }
 
@@ -262,7 +259,7 @@ impl Daemon {
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 
-    /// How a client on the node reaches it.
+    /// Settings of a client on the node.
     pub fn client_options(&self, token: Option<&str>) -> anyhow::Result<client::Options> {
         let options = client::Options::new(SECURE, &self.ca_pem()?, token);
         Ok(client::Options {
@@ -288,7 +285,7 @@ impl Daemon {
         Ok(Client::new(self.admin_options())?.get("/metrics")?.text())
     }
 
-    /// What `/v1/status` says, as `hublet status -o json` shows it.
+    /// `/v1/status`, as `hublet status -o json` shows it.
     pub fn fetch_status(&self) -> anyhow::Result<serde_json::Value> {
         Ok(Client::new(self.admin_options())?.get("/v1/status")?.json())
     }

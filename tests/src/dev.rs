@@ -1,5 +1,5 @@
-//! A cloud for hands and for other processes: what `hublet-cloud` runs. In: a folder and addresses. Out: a cloud
-//! behind the fault proxy with its control port, the folder's files, and one JSON line when all of it is ready.
+//! A cloud to work with by hand, or from another process: the program `hublet-cloud`. It runs behind the fault proxy, with
+//! a control port, and prints one JSON line when it is ready.
 //!
 //! Files: `cloud-ca.crt`, `token` (Calico's CNI plugin), `admin.token`, `bootstrap.kubeconfig` (server and CA: for
 //! hublet's `--bootstrap-file`), `cloud.kubeconfig` (admin, past hublet and past the fault proxy), `control`.
@@ -19,20 +19,18 @@ use crate::fault::FaultProxy;
 use crate::pki::{Credential, render_kubeconfig};
 use crate::worker::Worker;
 
-/// What a cloud's folder tells others.
+/// Addresses and credentials of a cloud, as its folder holds them.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// Through the fault proxy: what hublet dials.
     pub server: SocketAddr,
     /// Past the fault proxy.
     pub direct: SocketAddr,
-    /// The control port.
     pub control: SocketAddr,
     /// The authority of the cloud's certificate, PEM.
     pub ca_pem: String,
     /// The token of Calico's CNI plugin.
     pub calico_token: String,
-    /// An administrator's token.
     pub admin_token: String,
 }
 
@@ -94,7 +92,7 @@ fn write_file(folder: &Path, name: &str, text: &str, mode: u32) -> anyhow::Resul
         .with_context(|| format!("write {}", path.display()))
 }
 
-/// Where a cloud for hands listens, and where its files go.
+/// Settings of `hublet-cloud`.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The folder of its files.
@@ -150,7 +148,7 @@ impl Frontend {
         Ok(Frontend { fault, control })
     }
 
-    /// What hublet dials.
+    /// The fault proxy's address.
     #[must_use]
     pub fn server_address(&self) -> SocketAddr {
         self.fault.address()

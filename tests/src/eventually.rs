@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-/// How many times slower than a machine this one is: `HUBLET_TEST_SLOWNESS`, or 1. `cargo xtask vm` sets it, for its
+/// The factor by which this machine is slower than a real one: `HUBLET_TEST_SLOWNESS`, or 1. `cargo xtask vm` sets it, for its
 /// processors are emulated. It stretches only how long tests wait for what must come.
 #[must_use]
 pub fn slowness_factor() -> u32 {

@@ -1,5 +1,5 @@
-//! Frames of a test's own making, put on a link past the sender's own stack: from whatever address it likes. In: a
-//! link, and both ends' hardware addresses. Out: what the other end's stack says to a SYN.
+//! Ethernet frames with any source address, put on a link past the sender's own stack, to see how the other end answers a
+//! SYN.
 //!
 //! Nothing waits for silence: behind each SYN goes a second one, to a closed port that always answers. The other end
 //! takes frames in order (the sender stays on one processor for that), so that a SYN without an answer by then gets
@@ -23,14 +23,11 @@ use smoltcp::wire::{
 use crate::eventually::slowness_factor;
 use crate::netns::Netns;
 
-/// What the other end does about a SYN.
+/// The other end's answer to a SYN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
-    /// It accepts.
     SynAck,
-    /// It refuses.
     Reset,
-    /// It says nothing.
     Nothing,
 }
 
@@ -159,7 +156,7 @@ impl Wire {
         Ok(index)
     }
 
-    /// Whatever has come by now.
+    /// Reads all frames that have arrived.
     fn receive_frames(&mut self) {
         let probes = &mut self.probes;
         while let Some((frame, _)) = self.socket.receive(smoltcp::time::Instant::now()) {

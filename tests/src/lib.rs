@@ -1,4 +1,4 @@
-//! What the suites stand on: which piece to use when.
+//! The parts that suites are built from.
 //!
 //! | a test needs | it takes |
 //! |---|---|

@@ -1,5 +1,4 @@
-//! Asserting on metrics. In: a scrape's text. Out: `metric("hublet_requests_total").label("verb", "get").value(1.0)`
-//! holds, or a panic that shows what there is of that name.
+//! Assertions on metrics: `metric("hublet_requests_total").label("verb", "get").value(1.0).assert_in(&scrape)`.
 use std::fmt;
 
 /// A sample to look for; labels not named may be anything.
@@ -33,14 +32,12 @@ impl fmt::Display for Metric {
 }
 
 impl Metric {
-    /// With this label.
     #[must_use]
     pub fn label(mut self, name: &str, value: &str) -> Metric {
         self.labels.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// With this value.
     #[must_use]
     pub fn value(mut self, value: f64) -> Metric {
         self.value = Some(value);

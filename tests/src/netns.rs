@@ -1,5 +1,5 @@
-//! Network namespaces as nodes and pods. In: a test's wish for a place of its own. Out: namespaces with `lo` up,
-//! veth links between them, and closures, workers and child processes that run in them.
+//! Network namespaces as nodes and pods, with `lo` up, veth links between them, and closures, workers and child processes
+//! that run in them.
 //!
 //! A namespace has no name in the file system: it lives as long as a [`Netns`] or a process in it does, so that a
 //! killed test leaves nothing behind. [`Netns::path`] is for `nsenter --net=…`.

@@ -1,5 +1,4 @@
-//! Throwaway certificates (P-256), kubeconfigs and service-account tokens. In: names. Out: PEM and rustls material
-//! that open nothing but the test's own cloud.
+//! Throwaway certificates (P-256), kubeconfigs and service-account tokens. They open nothing but the test's own cloud.
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,7 +14,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 use time::OffsetDateTime;
 
-/// A certificate authority.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -217,14 +215,12 @@ pub fn parse_names(cert: &CertificateDer<'_>) -> anyhow::Result<(String, Vec<Str
     Ok((common_name, organizations.map(str::to_owned).collect()))
 }
 
-/// Who a kubeconfig says to be.
+/// The user of a kubeconfig.
 #[derive(Clone, Copy, Debug)]
 pub enum Credential<'a> {
     /// Nobody: server and CA only.
     None,
-    /// A bearer token.
     Token(&'a str),
-    /// A client certificate.
     Certificate(&'a Identity),
 }
 

@@ -1,5 +1,5 @@
-//! What a test needs of the machine. In: a requirement. Out: `true`, or one line `SKIP …` with the reason; with
-//! `CI=true` a missing thing fails the test instead, so that nothing is skipped quietly.
+//! Requirements of tests: root, BPF, Go. A missing one prints a line `SKIP …` with the reason; with `CI=true` it fails the test
+//! instead, so that nothing is skipped quietly.
 //!
 //! ```text
 //! if !require::root() { return; }

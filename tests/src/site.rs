@@ -1,5 +1,4 @@
-//! A node with a small cloud: the scriptable cloud, the fault proxy and the real daemon in a network namespace of
-//! their own. In: how the daemon is to run. Out: handles on all of them, in the order in which they end.
+//! A node with a small cloud: the scriptable cloud, the fault proxy and the real daemon in a network namespace of their own.
 
 use anyhow::Result;
 
@@ -10,16 +9,13 @@ use crate::fault::{Fault, FaultProxy};
 use crate::netns::Netns;
 use crate::require;
 
-/// The node.
 #[derive(Debug)]
 pub struct Site {
     /// The daemon, in front of the fault proxy.
     pub daemon: Daemon,
     /// The link between the daemon and the cloud.
     pub fault: FaultProxy,
-    /// The cloud.
     pub cloud: Cloud,
-    /// Where all of them are.
     pub netns: Netns,
 }
 

@@ -1,5 +1,5 @@
-//! A thread with a tokio runtime of its own, in a network namespace of its choice: the place where clouds, proxies
-//! and clients of the suites live. In: futures. Out: their results, and at the end their panics.
+//! A thread with a tokio runtime of its own, in a network namespace of its choice: clouds, proxies and clients of the suites
+//! run on one. A panic in a task reaches the test when the worker is dropped.
 use std::any::Any;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -147,7 +147,6 @@ impl Worker {
         })
     }
 
-    /// What starts tasks here.
     #[must_use]
     pub fn spawner(&self) -> &Spawner {
         &self.spawner

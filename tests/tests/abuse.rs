@@ -62,7 +62,6 @@ const REWRITES: usize = 8;
 /// A document that the test's cloud gives without much ado, as long as a row wants it.
 const DOCUMENT: &str = "/version";
 
-/// One attack.
 struct Row {
     number: &'static str,
     what: &'static str,

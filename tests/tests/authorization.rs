@@ -21,7 +21,6 @@ const NAMESPACE: &str = "/api/v1/namespaces/default";
 const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
 
-/// GET with headers.
 fn ask(client: &Client, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
     let request = headers
         .iter()

@@ -1,5 +1,4 @@
-//! `hublet-cloud`: a cloud to try hublet against, behind the fault proxy. In: the command line. Out: a running cloud
-//! and the files that tell how to reach it (see `hublet_tests::dev`).
+//! `hublet-cloud`: a cloud to try hublet against, behind the fault proxy. Its files are described in `hublet_tests::dev`.
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! Answers: bodies whole or in pieces, with the headers that the real API server sends. In: bytes. Out: responses.
+//! Responses with whole or streamed bodies, and the headers that the real API server sends.
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, Stream};
@@ -9,11 +9,10 @@ use hyper::body::Frame;
 
 use super::status::Failure;
 
-/// Why a body broke off.
+/// The reason for which a body broke off.
 pub(crate) type BodyError = std::io::Error;
 /// The body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
-/// An answer.
 pub(crate) type Answer = http::Response<Body>;
 
 /// From here on the real server does not know the length in advance.

@@ -1,5 +1,4 @@
-//! Discovery, version and health. In: a path that is no resource, and Accept. Out: the documents of the real server,
-//! plain or aggregated, for the kinds served here.
+//! Discovery, version and health: the documents of the real server, plain or aggregated, for the kinds served here.
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use serde_json::json;

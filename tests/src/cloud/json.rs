@@ -1,5 +1,5 @@
-//! JSON that keeps the order of keys, as the API server's answers do: built-in kinds are written in struct order,
-//! custom resources in sorted order. In: bytes or [`Value`]s. Out: bytes as the API server would write them.
+//! JSON that keeps the order of keys, as the API server's answers do: built-in kinds are written in struct order, custom
+//! resources in sorted order.
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap as _, SerializeSeq as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -31,18 +31,14 @@ pub enum Json {
     Null,
     /// `true`, `false`
     Bool(bool),
-    /// A number.
     Number(Number),
-    /// A string.
     String(String),
-    /// An array.
     Array(Vec<Json>),
     /// An object, its keys in order.
     Object(Vec<(String, Json)>),
 }
 
 impl Json {
-    /// An empty object.
     #[must_use]
     pub fn empty_object() -> Json {
         Json::Object(Vec::new())

@@ -1,18 +1,15 @@
-//! The kinds that the scriptable cloud serves: core objects that a node's clients use, and Calico's resources as its
-//! CRDs define them. In: a path's group, version and resource. Out: a [`Kind`].
+//! The kinds that the scriptable cloud serves: core objects that a node's clients use, and Calico's resources as its CRDs
+//! define them.
 
 /// A kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
     /// API group, `""` for the core group.
     pub group: &'static str,
-    /// API version.
     pub version: &'static str,
     /// Plural, as in paths.
     pub resource: &'static str,
-    /// Singular.
     pub singular: &'static str,
-    /// The objects' kind.
     pub kind: &'static str,
     /// Lives in a namespace?
     pub namespaced: bool,
@@ -20,7 +17,6 @@ pub struct Kind {
     pub builtin: bool,
     /// Has a status subresource?
     pub status: bool,
-    /// Short names.
     pub short: &'static [&'static str],
 }
 

@@ -1,5 +1,5 @@
-//! What the cloud does wrong on command. In: rules, from a test or the control port. Out: which one a request meets,
-//! and the true answer made false.
+//! False answers on command: rules from a test or the control port choose requests and the way in which their answers are
+//! wrong.
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,10 +22,9 @@ pub struct Rule {
     /// HTTP method or Kubernetes verb (`GET`, `list`, `watch` …); empty: all.
     #[serde(default)]
     pub method: String,
-    /// How many requests; absent: every one until the rules are cleared.
+    /// Number of requests; absent: every one until the rules are cleared.
     #[serde(default)]
     pub count: Option<u32>,
-    /// What they get.
     pub lie: Lie,
 }
 
@@ -51,13 +50,11 @@ impl Rule {
     }
 }
 
-/// A wrong answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Lie {
     /// This code with a `Status` body, and a `Retry-After`.
     Status {
-        /// HTTP status code.
         code: u16,
         /// `Retry-After`, in seconds.
         #[serde(default)]
@@ -99,11 +96,9 @@ pub enum Lie {
     EmptyList,
     /// Exactly this, whatever the truth is.
     Exactly {
-        /// HTTP status code.
         code: u16,
         /// `Content-Type`.
         content_type: String,
-        /// The whole body.
         body: Vec<u8>,
     },
 }
@@ -118,7 +113,7 @@ impl Lies {
         self.0.lock().push(rule);
     }
 
-    /// The truth from now on.
+    /// Removes all rules.
     pub fn clear(&self) {
         self.0.lock().clear();
     }

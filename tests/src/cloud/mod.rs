@@ -1,11 +1,10 @@
 //! The scriptable cloud: a small TLS server that answers a node's clients as the API server does, lies on command,
 //! and tells what it was asked.
 //!
-//! In: [`Options`], then objects, rules and lies from the test or from the control port. Out: an address, a CA,
-//! tokens, and the record of requests. It speaks JSON only (a client that takes nothing else gets 406) and stops
-//! where the API server's semantics get deep: see `write` and `read` for the limits.
+//! It speaks JSON only (a client that accepts nothing else gets 406) and stops where the API server's semantics get deep:
+//! see `write` and `read` for the limits.
 //!
-//! A request's way: `serve` (record, lie, who, may they) → `discovery` | `read` | `watch` | `write` → `answer`.
+//! Phases of a request: `serve` (record, lie, authenticate, authorize) → `discovery` | `read` | `watch` | `write` → `answer`.
 mod answer;
 mod discovery;
 pub mod json;
@@ -45,13 +44,13 @@ use json::Json;
 use request::Target;
 use store::Store;
 
-/// What a fresh cloud holds, one object a line: a small cluster with Calico and the node `edge-1`.
+/// The objects of a fresh cloud, one a line: a small cluster with Calico and the node `edge-1`.
 const SEED: &str = include_str!("seed.jsonl");
 
-/// How a cloud starts.
+/// Settings of a cloud.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where it listens; port 0 takes a free one.
+    /// Port 0 takes a free one.
     pub listen: SocketAddr,
     /// Names and addresses in its certificate, beside 127.0.0.1, localhost and the address it listens on.
     pub names: Vec<String>,
@@ -59,9 +58,9 @@ pub struct Options {
     pub netns: Option<Netns>,
     /// Starts with the seed of objects, or empty.
     pub seeded: bool,
-    /// How often a watch that asks for bookmarks gets one.
+    /// Interval of bookmarks, for watches that ask for them.
     pub bookmark_every: Duration,
-    /// How wrong its clock is (`Date`, `creationTimestamp`).
+    /// Offset of its clock (`Date`, `creationTimestamp`).
     pub clock_skew: time::Duration,
     /// Its serving certificate, when the test has one of its own (of the authority given with it).
     pub identity: Option<(Arc<Ca>, Identity)>,
@@ -87,7 +86,7 @@ impl Default for Options {
     }
 }
 
-/// What all parts of a cloud share.
+/// State shared by all parts of a cloud.
 #[derive(Debug)]
 struct Shared {
     store: Store,
@@ -100,7 +99,7 @@ struct Shared {
     priority_level: String,
 }
 
-/// A hand on a running cloud; clones are the same cloud.
+/// A handle on a running cloud; clones are the same cloud.
 #[derive(Clone, Debug)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -112,7 +111,6 @@ pub struct Cloud {
     handle: Handle,
     /// The authority of its certificate.
     pub ca: Arc<Ca>,
-    /// Where it listens.
     pub address: SocketAddr,
     /// The token of Calico's CNI plugin: exactly its rights.
     pub calico_token: String,
@@ -122,7 +120,6 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// Starts a cloud.
     pub fn start(options: Options) -> anyhow::Result<Cloud> {
         let worker = Worker::start("cloud", options.netns.as_ref())?;
         let listen = options.listen;
@@ -199,7 +196,7 @@ impl Cloud {
         format!("https://{}", self.address)
     }
 
-    /// A hand on it that outlives borrows.
+    /// A handle that outlives borrows.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -220,19 +217,19 @@ impl Deref for Cloud {
 }
 
 impl Handle {
-    /// Who may do what.
+    /// Tokens and rules.
     #[must_use]
     pub fn rbac(&self) -> &Rbac {
         &self.shared.rbac
     }
 
-    /// What it does wrong.
+    /// The rules for false answers.
     #[must_use]
     pub fn lies(&self) -> &Lies {
         &self.shared.lies
     }
 
-    /// What it was asked.
+    /// The requests received so far.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.shared.record

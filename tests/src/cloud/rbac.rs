@@ -1,17 +1,15 @@
-//! Who may do what in the cloud. In: a bearer token or a client certificate's names. Out: a [`User`], and a 403 where
-//! no rule allows the request.
+//! Authentication by bearer token or client certificate, and authorization by rules. A request that no rule allows gets 403.
 use parking_lot::RwLock;
 
 use super::request::{Resource, Target};
 use super::status::Failure;
 use crate::pki;
 
-/// Someone the cloud knows.
+/// An authenticated user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// Name, e.g. `system:serviceaccount:kube-system:calico-cni-plugin`.
     pub name: String,
-    /// Groups.
     pub groups: Vec<String>,
 }
 
@@ -31,7 +29,6 @@ impl User {
         }
     }
 
-    /// A service account.
     #[must_use]
     pub fn service_account(namespace: &str, name: &str) -> User {
         let own = format!("system:serviceaccounts:{namespace}");
@@ -41,7 +38,6 @@ impl User {
         )
     }
 
-    /// Nobody in particular.
     #[must_use]
     pub fn anonymous() -> User {
         User {
@@ -51,14 +47,12 @@ impl User {
     }
 }
 
-/// What a user or a group may do. `*` stands for all; a non-resource path may end in `*`.
+/// Rights of a user or a group. `*` stands for all; a non-resource path may end in `*`.
 #[derive(Clone, Debug, Default)]
 pub struct Rule {
     /// User name or group name; empty: everybody.
     pub subject: String,
-    /// Verbs.
     pub verbs: Vec<String>,
-    /// API groups.
     pub groups: Vec<String>,
     /// Resources, subresources as `pods/status`.
     pub resources: Vec<String>,
@@ -188,7 +182,6 @@ impl Rbac {
         self.tokens.write().retain(|(known, _)| known != token);
     }
 
-    /// Adds a rule.
     pub fn add_rule(&self, rule: Rule) {
         self.rules.write().push(rule);
     }

@@ -1,5 +1,5 @@
-//! GET and LIST. In: a kind, a key or a collection's selectors and page. Out: an object, or a list as the real server
-//! writes it: built-ins in struct order with bare items, custom resources with sorted keys.
+//! GET and LIST. Lists are written as the real server writes them: built-ins in struct order with bare items, custom resources
+//! with sorted keys.
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::selector::Selector;
 use super::status::Failure;
 use super::store::{Key, Store};
 
-/// How long the real server waits for a version that it has not seen.
+/// The real server waits this long for a version that it has not seen.
 const VERSION_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A collection's request, parsed.
@@ -81,7 +81,7 @@ impl<'a> Collection<'a> {
             .collect()
     }
 
-    /// Where a page ends, as the real server's keys go.
+    /// The position of a page's end, in the form of the real server's keys.
     fn page_position(&self, key: &Key) -> String {
         if self.kind.namespaced && self.namespace.is_empty() {
             format!("/{}/{}", key.0, key.1)
@@ -135,7 +135,6 @@ impl<'a> Collection<'a> {
     }
 }
 
-/// A list's metadata.
 #[derive(Debug, Default)]
 pub(super) struct Page {
     version: u64,

@@ -1,4 +1,4 @@
-//! What the cloud was asked. In: every request. Out: the list, and a way to wait for one.
+//! The requests that the cloud has received, and a way to wait for one.
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -12,13 +12,11 @@ const LIMIT: usize = 100_000;
 /// A request as it arrived.
 #[derive(Clone, Debug, Serialize)]
 pub struct Request {
-    /// HTTP method.
     pub method: String,
-    /// Path, as sent.
     pub path: String,
     /// Query, as sent, without the question mark.
     pub query: String,
-    /// Who asked; empty for a wrong credential.
+    /// User name; empty for a wrong credential.
     pub user: String,
     /// `User-Agent`.
     pub user_agent: String,
@@ -57,13 +55,11 @@ impl Record {
         self.arrived.notify_all();
     }
 
-    /// All of them.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.log.lock().iter().cloned().collect()
     }
 
-    /// How many of them match.
     pub fn count_matching(&self, matches: impl Fn(&Request) -> bool) -> usize {
         self.log
             .lock()
@@ -72,7 +68,6 @@ impl Record {
             .count()
     }
 
-    /// Forgets them.
     pub fn clear(&self) {
         self.log.lock().clear();
     }

@@ -1,4 +1,4 @@
-//! What a request asks for. In: method, path, query. Out: the attributes that authorization and routing look at.
+//! The attributes of a request that authorization and routing need.
 use std::borrow::Cow;
 
 use http::{Method, Uri};

@@ -1,4 +1,4 @@
-//! Label and field selectors. In: the query's text. Out: does this object match?
+//! Label and field selectors.
 use super::json::Json;
 use super::kinds::Kind;
 use super::status::Failure;

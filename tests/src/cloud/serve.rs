@@ -1,5 +1,4 @@
-//! Connections and the way of a request: record, lie, authenticate, authorize, answer. In: a listener. Out: answers
-//! with the real server's headers.
+//! Connections, and the phases of a request: record, lie, authenticate, authorize, answer with the real server's headers.
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -145,7 +144,6 @@ async fn serve_connection(
     Ok(())
 }
 
-/// The connection's peer.
 struct Caller {
     certificate: Option<User>,
     number: u64,

@@ -1,5 +1,4 @@
 //! The cloud's refusals: `Status` bodies with the words, reasons and codes of the real API server.
-//! In: what went wrong. Out: a [`Failure`] that becomes an answer.
 use serde::Serialize;
 
 use super::kinds::{Kind, qualify_name};
@@ -7,19 +6,16 @@ use super::kinds::{Kind, qualify_name};
 /// A failure as the API server says it.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// HTTP status code.
     pub code: u16,
     /// `NotFound`, `Conflict` …
     pub reason: &'static str,
-    /// The text.
     pub message: String,
-    /// What it is about.
     pub details: Option<Box<Details>>,
     /// A token with which an expired page can be continued.
     pub next: Option<String>,
 }
 
-/// What a failure is about.
+/// The object of a failure.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Details {
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -104,7 +100,7 @@ impl Failure {
         self
     }
 
-    /// Asks for patience.
+    /// Adds `Retry-After`, in seconds.
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Failure {
         self.details.get_or_insert_default().retry_after = seconds;

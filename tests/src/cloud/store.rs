@@ -1,5 +1,5 @@
-//! The cloud's objects, their versions and what happened to them. In: validated objects. Out: snapshots at any
-//! version since the last compaction, and the events after one.
+//! The cloud's objects, their versions and events: snapshots at any version since the last compaction, and the events after
+//! one.
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -39,7 +39,6 @@ struct State {
     log: VecDeque<Event>,
 }
 
-/// The store.
 #[derive(Debug)]
 pub(super) struct Store {
     state: Mutex<State>,
@@ -127,7 +126,7 @@ impl Store {
         Ok((at, objects))
     }
 
-    /// What happened to a kind after a version, and up to which version that is known.
+    /// The events of a kind after a version, and the version up to which they are complete.
     pub(super) fn events_after(
         &self,
         kind: &'static Kind,

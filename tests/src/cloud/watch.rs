@@ -1,5 +1,5 @@
-//! WATCH. In: a collection and the version to go on from. Out: a stream of events, one piece each, with bookmarks,
-//! initial events, a deadline and the 410 of the real server (a 200 whose one event is the `Status`).
+//! WATCH: a stream of events with bookmarks, initial events, a deadline, and the real server's 410 (a 200 whose one event is
+//! the `Status`).
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::selector::Selector;
 use super::status::Failure;
 use super::store::{Compacted, Event};
 
-/// What the real server takes when the client names no `timeoutSeconds` (it draws between 30 and 60 minutes).
+/// Used when the client names no `timeoutSeconds`; the real server draws between 30 and 60 minutes.
 const DEFAULT_TIMEOUT: u64 = 45 * 60;
 
 struct Watch {

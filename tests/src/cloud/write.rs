@@ -1,6 +1,7 @@
-//! POST, PUT, PATCH and DELETE. In: a body and the object that is there. Out: the object that shall be, or the
-//! conflict that the real server would see. Limits: no admission, defaulting, validation or managedFields; a strategic
-//! merge patch is a merge patch that also merges `conditions` by type; JSON patch and server-side apply get 415.
+//! POST, PUT, PATCH and DELETE, with the real server's conflicts.
+//!
+//! Limits: no admission, defaulting, validation or managedFields; a strategic merge patch is a merge patch that also merges
+//! `conditions` by type; JSON patch and server-side apply get 415.
 use super::answer::{Answer, json_answer};
 use super::json::Json;
 use super::kinds::{self, Kind};
@@ -10,7 +11,6 @@ use super::status::{Failure, deleted_status};
 use super::store::{Key, Store};
 use crate::pki;
 
-/// A write, parsed.
 pub(super) struct Write<'a> {
     pub(super) store: &'a Store,
     pub(super) kind: &'static Kind,

@@ -1,5 +1,4 @@
-//! The fault proxy: plain TCP in front of any cloud, with the faults that a link has. In: a [`Fault`], from a test or
-//! the control port. Out: bytes, late, few, or none.
+//! The fault proxy: plain TCP in front of any cloud, with the faults that a link has.
 //!
 //! A black hole delivers nothing in a direction and closes nothing, on connections old and new (a new one is accepted
 //! and never answered). What its ends send meanwhile stays in flight, as unacknowledged TCP segments do: when the hole
@@ -24,7 +23,6 @@ use crate::worker::{Spawner, Worker};
 /// Connections at a time.
 const CONNECTIONS: usize = 4_096;
 
-/// Which way bytes go: up to the cloud, or down to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the cloud.
@@ -33,10 +31,9 @@ pub enum Direction {
     Down,
 }
 
-/// What is wrong with the link.
+/// A fault of the link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
     #[default]
     None,
     /// The listener is closed: connects are refused; connections are reset.
@@ -128,16 +125,14 @@ struct Counters {
     open: AtomicU64,
 }
 
-/// What has gone through.
+/// Counters of the proxy.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
 pub struct Stats {
     /// Bytes to the cloud.
     pub bytes_up: u64,
-    /// Bytes to clients.
     pub bytes_down: u64,
     /// Connections accepted since the start.
     pub connections: u64,
-    /// Connections open now.
     pub open: u64,
 }
 
@@ -166,7 +161,7 @@ struct Command {
     done: oneshot::Sender<anyhow::Result<()>>,
 }
 
-/// A hand on a running fault proxy.
+/// A handle on a running fault proxy.
 #[derive(Clone, Debug)]
 pub struct Handle {
     address: SocketAddr,
@@ -220,7 +215,7 @@ impl FaultProxy {
         })
     }
 
-    /// A hand on it that outlives borrows.
+    /// A handle that outlives borrows.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -241,7 +236,6 @@ impl std::ops::Deref for FaultProxy {
 }
 
 impl Handle {
-    /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -276,7 +270,7 @@ impl Handle {
         self.state.borrow().fault
     }
 
-    /// What has gone through.
+    /// Counters of the proxy.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -1,5 +1,4 @@
-//! One connection through the fault proxy. In: the client's socket and the faults as they come. Out: its bytes at the
-//! cloud's socket and back, as the fault in force has it.
+//! One connection through the fault proxy: its bytes in both directions, as the present fault lets them pass.
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,10 +14,10 @@ use super::{Counters, Direction, Fault, State};
 /// Bytes in a piece, and pieces under way in one direction.
 const PIECE: usize = 16 * 1024;
 const PIECES: usize = 64;
-/// How long a cut connection's client has to read what came before the cut.
+/// Time for a cut connection's client to read the bytes from before the cut.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why a connection's bytes stop.
+/// The reason for which a connection's bytes stop.
 enum End {
     /// A socket failed: what happened at one end happens at the other.
     Broken,

@@ -1,5 +1,5 @@
-//! Where the control plane's programs come from: `KUBEBUILDER_ASSETS` (envtest's convention) or our own build of
-//! `tests/kube` with Go, kept in the workspace's target directory. Ours has the kubelet, too, and what runs in pods.
+//! The control plane's programs: from `KUBEBUILDER_ASSETS` (envtest's convention), or our own build of `tests/kube` with Go,
+//! kept in the workspace's target directory. Ours includes the kubelet and a program that runs in pods.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 /// Small, and with the version that the modules leave out of themselves (`kubectl version`, `/version`).
 const LINK_FLAGS: &str = "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=v1.34.4";
 
-/// What Go makes of `tests/kube`.
+/// The programs in `tests/kube`.
 const PROGRAMS: [&str; 2] = ["kube", "pod"];
 
 /// The programs of one control plane.
@@ -25,7 +25,7 @@ pub enum Binaries {
     Assets(PathBuf),
 }
 
-/// Why there is no control plane on this machine, and how to get one.
+/// The reason for which this machine has no control plane, and how to get one.
 #[derive(Debug, Clone)]
 pub struct Unavailable(String);
 
@@ -92,7 +92,6 @@ impl Binaries {
         }
     }
 
-    /// kube-apiserver, without flags.
     pub fn apiserver_command(&self) -> Command {
         match self {
             Self::Built(folder) => verb_command(folder, "apiserver"),

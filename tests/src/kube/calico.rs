@@ -199,7 +199,7 @@ pub(super) fn bind_role(api: &Api, role: &str, account: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a Calico installation has from its first minute: its own state and an address pool.
+/// The objects that a Calico installation has from its first minute: its own state and an address pool.
 ///
 /// # Errors
 /// The API server refuses, or doesn't serve the resources yet after a minute.

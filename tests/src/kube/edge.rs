@@ -17,7 +17,7 @@ use crate::require;
 /// One at a time in a test program: a control plane takes half a gigabyte and most of a small machine's CPU.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// How soon after the mend the cloud must be answering again.
+/// Limit for the cloud to answer again after the link is restored.
 pub const RESTORE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The node, in the order in which it ends.
@@ -29,7 +29,6 @@ pub struct Edge {
     pub fault: FaultProxy,
     /// The API server, its data and its administrator.
     pub cloud: KubeCloud,
-    /// Where all of them are.
     pub netns: Netns,
     _turn: MutexGuard<'static, ()>,
 }

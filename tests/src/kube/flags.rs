@@ -12,7 +12,7 @@ use crate::pki::{Ca, Credential, Identity, render_kubeconfig};
 
 const SERVICE_NETWORK: &str = "10.96.0.0/16";
 
-/// What the API server's certificate names, as kubeadm's does; 10.96.0.1 is its own service.
+/// Names in the API server's certificate, as kubeadm's has them; 10.96.0.1 is its own service.
 const SERVED: [&str; 7] = [
     "127.0.0.1",
     "10.96.0.1",
@@ -23,7 +23,7 @@ const SERVED: [&str; 7] = [
     "kubernetes.default.svc.cluster.local",
 ];
 
-/// What the tests need of the controller manager. Left out are those that act on a node's silence: no kubelet
+/// Controllers that the tests need. Left out are those that act on a node's silence: no kubelet
 /// renews the test node's lease, and its pods must not be evicted while a test looks at them.
 const CONTROLLERS: &str = "serviceaccount-controller,serviceaccount-token-controller,\
     root-ca-certificate-publisher-controller,certificatesigningrequest-signing-controller,\

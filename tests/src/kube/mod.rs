@@ -40,7 +40,7 @@ use crate::pki::{Ca, Identity};
 /// Until the API server is ready. It takes 2–3 s alone, more beside a build.
 const READY: Duration = Duration::from_secs(90);
 
-/// What a cloud is to be like.
+/// Settings of a cloud.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The network namespace that the control plane listens in; `None` is the caller's.
@@ -163,12 +163,12 @@ impl KubeCloud {
         })
     }
 
-    /// Where the API server listens.
+    /// The API server's address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How a client reaches the API server itself, past every proxy.
+    /// Settings of a client that reaches the API server itself, past every proxy.
     pub fn client_options(&self, token: Option<&str>) -> client::Options {
         let server = format!("https://{}", self.address);
         let options = Options::client(&server, self.ca_pem(), self.netns.as_ref(), None);
@@ -233,7 +233,7 @@ impl KubeCloud {
         self.controller_manager.is_some()
     }
 
-    /// What the API server got, as it says itself: its audit events of stage `ResponseComplete`.
+    /// The API server's audit events of stage `ResponseComplete`.
     ///
     /// # Errors
     /// The audit log can't be read.

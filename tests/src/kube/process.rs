@@ -11,7 +11,6 @@ use nix::unistd::Pid;
 
 use crate::netns::Netns;
 
-/// A running component.
 #[derive(Debug)]
 pub struct Component {
     name: &'static str,
@@ -46,7 +45,6 @@ impl Component {
         Ok(Self { name, child, log })
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

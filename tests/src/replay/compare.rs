@@ -18,7 +18,7 @@ use crate::client::Answer;
 pub struct Difference {
     /// The exchange, readable.
     pub exchange: String,
-    /// What differs: where, recorded and live.
+    /// The place of the difference, and the recorded and the live value.
     pub what: String,
 }
 

@@ -1,4 +1,4 @@
-//! What the cloud has said last: the yardstick for answers given after the cut.
+//! The newest answers of the cloud, to compare with answers given after the cut.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ impl Known {
         self.reads.values()
     }
 
-    /// How an answer from the store to this read differs from what the cloud said last: `None` if it doesn't.
+    /// The difference between an answer from the store to this read and the cloud's newest one, if there is one.
     pub fn find_contradiction(&self, read: &Exchange, answer: &Answer) -> Option<String> {
         let Some((status, body)) = self.answers.get(&read.uri) else {
             return Some("the cloud was never asked".into());

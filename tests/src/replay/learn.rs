@@ -1,4 +1,4 @@
-//! Which live uid and resourceVersion stands for which recorded one.
+//! The live uid and resourceVersion for each recorded one.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,7 @@
 //! Recorded traffic, played again: the same requests in the same order with the same headers, and the answers held
 //! against the recorded ones.
 //!
-//! In: a [`Recording`], and a server (hublet, or the API server itself) with a token. Out: the [`Difference`]s. What
+//! A [`Recording`] is played against a server (hublet, or the API server itself); the result is the [`Difference`]s. What
 //! must differ between two clusters doesn't count: uids, resourceVersions and times; request bodies that carry
 //! recorded uids and resourceVersions are sent with the live ones, learnt from the answers before.
 
@@ -43,7 +43,7 @@ impl Replay {
         }
     }
 
-    /// What the server has said last, for each read made so far.
+    /// The server's newest answer to each read made so far.
     pub fn known(&self) -> &Known {
         &self.known
     }

@@ -16,19 +16,15 @@ pub struct Exchange {
     pub id: u32,
     /// The sequence it belongs to.
     pub case: String,
-    /// The request's method.
     pub method: Method,
     /// The request's path and query.
     pub uri: String,
     /// The request's headers, but for `Authorization` and `Content-Length`.
     pub headers: BTreeMap<String, String>,
-    /// The request's body.
     pub body: Option<Bytes>,
-    /// The answer's status.
     pub status: u16,
     /// The answer's headers by lower-case name; an empty value stands for one that differs each time.
     pub answer_headers: BTreeMap<String, String>,
-    /// The answer's body.
     pub answer: Bytes,
 }
 

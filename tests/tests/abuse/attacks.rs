@@ -31,7 +31,6 @@ const POST: u8 = 0x83;
 const UPLOAD: usize = 60_000;
 const FRAME: usize = 12_000;
 
-/// An attack.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Attack {
     /// So many HTTP/2 connections with so many streams of a path each, of which nothing is read.

@@ -176,7 +176,6 @@ impl Drop for Beside {
     }
 }
 
-/// A ConfigMap.
 pub(crate) fn map(name: &str, number: usize) -> serde_json::Value {
     json!({
         "apiVersion": "v1",

@@ -28,7 +28,6 @@ use tempfile::TempDir;
 
 /// The service address that clients dial; no route leads to it.
 pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(10, 96, 0, 1), 443);
-/// hublet's own address.
 pub const OWN: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(169, 254, 2, 1), 10268);
 /// SO_MARK of the daemon's own sockets.
 pub const MARK: u32 = 0x4855_4221;
@@ -37,7 +36,6 @@ pub const MARK: u32 = 0x4855_4221;
 /// the other's counters: one at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// One node.
 pub struct Node {
     _one: MutexGuard<'static, ()>,
     pub dir: TempDir,
@@ -96,7 +94,6 @@ impl Node {
         skip(&steering.detail)
     }
 
-    /// Undoes it.
     pub fn undo(&self, setup: Setup) {
         self.runtime.block_on(setup.undo());
     }

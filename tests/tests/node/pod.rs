@@ -12,7 +12,6 @@ use super::{Node, OWN, accept, ip, steering};
 
 /// The node's end of the pod's link.
 pub const LINK: &str = "pod0";
-/// The pod's address.
 pub const IP: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 /// The node's address on the pod's link.
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);

@@ -1,5 +1,5 @@
-//! What containerd, its CNI plugins and the kubelet are told, and the script that starts them. In: the node's folder.
-//! Out: files in it, so that nothing of theirs is anywhere else on the machine.
+//! The configuration of containerd, its CNI plugins and the kubelet, and the script that starts them. All of it is in the
+//! node's folder.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Options, image};
 
-/// What the kubelet would set for the whole machine (its own wishes, so that it finds nothing to do).
+/// Kernel settings that the kubelet wants for the whole machine, so that it finds nothing to do.
 const SYSCTLS: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -19,7 +19,7 @@ const SYSCTLS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// Where a kubelet has its plugins' sockets, whatever else it is told.
+/// The kubelet's plugin sockets; no setting moves them.
 pub(super) const KUBELET: &str = "/var/lib/kubelet";
 
 /// Writes them all. `kubeconfig` is the kubelet's.

@@ -1,5 +1,5 @@
-//! A container image without a registry. In: one static program. Out: an archive as `docker save` writes it, which
-//! `ctr images import` takes, with that program as its only file.
+//! A container image without a registry: an archive as `docker save` writes it, with one static program as its only file, for
+//! `ctr images import`.
 
 use std::fs::File;
 use std::path::Path;
@@ -7,12 +7,11 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-/// What pods and containerd's sandboxes call the image. Nothing of that name can be pulled.
+/// The image's name for pods and containerd's sandboxes. Nothing of that name can be pulled.
 pub(super) const NAME: &str = "hublet.test/pod:1";
 /// The program, in the image.
 pub const PROGRAM: &str = "/pod";
 
-/// Writes the archive.
 pub(super) fn write_archive(program: &Path, archive: &Path) -> Result<()> {
     let bytes = std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;
     let mut layer = tar::Builder::new(Vec::new());

@@ -1,5 +1,5 @@
-//! A real node: containerd, runc, CNI plugins and the kubelet in a network namespace. In: a kubeconfig, a name, an
-//! address. Out: pods that run, their logs, their cgroups; all of it ends with the value, or with the test's process.
+//! A real node: containerd, runc, CNI plugins and the kubelet in a network namespace. All of it ends with the value, or with
+//! the test's process.
 //!
 //! Its processes have a process and a mount namespace of their own, and a cgroup below the root: nothing is left of
 //! them on the machine but files in a temporary folder.
@@ -23,21 +23,20 @@ use crate::eventually::eventually;
 use crate::netns::Netns;
 use crate::require;
 
-/// Where CNI plugins are: Debian's folder, then the usual one.
+/// Folders of CNI plugins: Debian's, then the usual one.
 const CNI: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 /// Until containerd answers. It takes a second alone.
 const READY: Duration = Duration::from_secs(60);
 
-/// What a node is to be.
+/// Settings of a node.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Its name in the cluster.
     pub name: String,
     /// Its address in the cluster.
     pub address: IpAddr,
-    /// Where it is.
     pub netns: Netns,
-    /// How the kubelet reaches the API server, and as whom.
+    /// The kubelet's kubeconfig.
     pub kubeconfig: String,
     /// The CA of those who call the kubelet, PEM.
     pub ca_pem: String,
@@ -47,7 +46,6 @@ pub struct Options {
     pub programs: PathBuf,
 }
 
-/// A running node.
 #[derive(Debug)]
 pub struct RealNode {
     processes: Option<Component>,
@@ -71,7 +69,7 @@ pub struct Call {
     pub source: String,
     /// Of the answer's body.
     pub sum: String,
-    /// Why there was no answer.
+    /// The error, if there was no answer.
     pub error: String,
     /// Until the whole answer was there, ms.
     pub ms: u64,
@@ -196,7 +194,7 @@ impl RealNode {
         })
     }
 
-    /// What the pod's container has said so far, over all its starts.
+    /// Lines that the pod's container has printed, over all its starts.
     #[must_use]
     pub fn read_calls(&self, pod: &str, uid: &str) -> Vec<Call> {
         let folder = self
@@ -278,7 +276,7 @@ fn make_cgroups(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where cgroups are mounted: one place with version 2 alone, one for each controller with version 1.
+/// Mount points of cgroups: one with version 2 alone, one for each controller with version 1.
 fn cgroup_hierarchies() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let fields = mounts
