@@ -161,9 +161,11 @@ fn log_handshake(connection: &Connection, failure: &str) {
     let Some(caller) = &connection.caller else {
         return;
     };
+    // The port as well: it finds the connection in a capture.
+    let (remote, process) = (connection.remote, caller.process_label());
     match caller.admit_warning(WarningKind::Handshake) {
-        Some(suppressed) => warn!("TLS handshake with {caller} {failure}{suppressed}"),
-        None => debug!("TLS handshake with {caller} {failure}"),
+        Some(suppressed) => warn!("TLS handshake with {remote}{process} {failure}{suppressed}"),
+        None => debug!("TLS handshake with {remote}{process} {failure}"),
     }
 }
 

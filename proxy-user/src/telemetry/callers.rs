@@ -93,6 +93,22 @@ impl Caller {
         hasher.finish()
     }
 
+    /// The attested process in parentheses, or nothing.
+    pub(crate) fn process_label(&self) -> String {
+        let Some(process) = &self.process else {
+            return String::new();
+        };
+        let executable = process.executable.as_deref().unwrap_or(&process.command);
+        let pod = process
+            .pod_uid
+            .as_ref()
+            .map_or_else(String::new, |uid| format!(", pod {uid}"));
+        format!(
+            " (process {}, user {}, {executable}{pod})",
+            process.pid, process.uid
+        )
+    }
+
     pub(crate) fn counts(&self) -> CallerCounts {
         CallerCounts {
             connections: self.connections.load(Relaxed),
@@ -128,20 +144,7 @@ pub(crate) struct CallerStatus {
 /// For logs: the address, and the process where it is attested.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.address.ip())?;
-        let Some(process) = &self.process else {
-            return Ok(());
-        };
-        let executable = process.executable.as_deref().unwrap_or(&process.command);
-        write!(
-            f,
-            " (process {}, user {}, {executable}",
-            process.pid, process.uid
-        )?;
-        if let Some(uid) = &process.pod_uid {
-            write!(f, ", pod {uid}")?;
-        }
-        f.write_str(")")
+        write!(f, "{}{}", self.address.ip(), self.process_label())
     }
 }
 
