@@ -30,8 +30,8 @@ const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 /// Threads for blocking work: reading lists from the store, DNS.
 const BLOCKING_THREADS: usize = 32;
 
-/// The target of request lines, which are logged from verbosity 4 on.
-const REQUEST_TARGET: &str = "hublet::request";
+/// The target of request records. From verbosity 4 on each is logged, otherwise only failures.
+const REQUEST_TARGET: &str = "hublet::telemetry::request";
 
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
@@ -140,7 +140,7 @@ fn log_filter(verbosity: u8) -> Targets {
         _ => LevelFilter::TRACE,
     };
     let requests = match verbosity {
-        0..4 => LevelFilter::OFF,
+        3 => LevelFilter::INFO,
         _ => own,
     };
     let libraries = match verbosity {
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn request_lines_need_verbosity_4() {
+    fn a_line_for_each_request_needs_verbosity_4() {
         for (verbosity, info, debug, request, library) in [
             (0, false, false, false, false),
             (2, true, false, false, false),

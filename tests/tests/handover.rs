@@ -348,7 +348,11 @@ fn a_successor_that_has_gone_before_it_takes_anything_changes_nothing() -> Resul
     let mut successor = UnixStream::connect(site.daemon.root_dir().join("handover.sock"))?;
     successor.shutdown(Shutdown::Read)?;
     successor.write_all(b"?")?;
-    let refused = || site.daemon.read_log().contains("did not take");
+    let refused = || {
+        site.daemon
+            .read_log()
+            .contains("asked to take over, but did not")
+    };
     eventually(Duration::from_secs(5), "it is told", || {
         refused().then_some(())
     })?;
@@ -395,7 +399,7 @@ fn nobody_else_may_ask() -> Result<()> {
     let refused = || {
         site.daemon
             .read_log()
-            .contains("somebody asked for our place and was refused")
+            .contains("rejected a request for a hand-over")
     };
     eventually(Duration::from_secs(5), "it is refused", || {
         refused().then_some(())

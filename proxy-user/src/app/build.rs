@@ -37,7 +37,11 @@ pub(super) fn build_proxy(
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::open(&config.cache, Clock::default())?);
     let cloud = build_cloud(config, roots, &metrics)?;
-    let local = Local::new(Arc::clone(&cache), &config.local, cloud.health.subscribe());
+    let local = Local::new(
+        Arc::clone(&cache),
+        &config.local,
+        cloud.health.subscribe_connected(),
+    );
     let stages = Stages {
         cache,
         cloud,

@@ -90,6 +90,7 @@ pub(crate) enum Signal {
 #[derive(Debug)]
 pub(crate) struct Health {
     state: watch::Sender<CloudState>,
+    connected: watch::Sender<bool>,
     signals: mpsc::Sender<Signal>,
     known: AtomicBool,
     /// Smoothed time to the head of a response, in microseconds.
@@ -119,6 +120,7 @@ impl Health {
     fn new(signals: mpsc::Sender<Signal>, activity: Arc<LinkActivity>) -> Self {
         Self {
             state: watch::Sender::new(CloudState::Suspect),
+            connected: watch::Sender::new(false),
             signals,
             known: AtomicBool::new(false),
             latency: AtomicU64::new(0),
@@ -148,6 +150,17 @@ impl Health {
         let _ = state.wait_for(|s| *s == CloudState::Disconnected).await;
     }
 
+    fn set_state(&self, state: CloudState) {
+        self.state.send_replace(state);
+        self.connected.send_replace(state == CloudState::Connected);
+    }
+
+    /// True while the state is [`CloudState::Connected`].
+    pub(crate) fn subscribe_connected(&self) -> watch::Receiver<bool> {
+        self.connected.subscribe()
+    }
+
+    #[cfg(test)]
     pub(crate) fn subscribe(&self) -> watch::Receiver<CloudState> {
         self.state.subscribe()
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http_body::{Body, Frame, SizeHint};
 
-use super::list::StoredList;
+use super::stored_list::StoredList;
 use crate::cache::store::StoreError;
 
 /// Events of a held watch, each a whole frame; the end of the stream ends the watch.

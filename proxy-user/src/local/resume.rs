@@ -1,14 +1,14 @@
-//! Where a WATCH goes on from. In: the resourceVersion that a client has seen last, and what the store knows of its
-//! collection. Out: the changes since, or that they can't be told and the client must list again (410); never silence
-//! about what is known (I5).
+//! Resuming a WATCH at a resourceVersion: the changes since, or 410 Expired if they are not all known.
+//! A known change is never withheld (I5).
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
 use super::authorize::Allowed;
+use super::collection::CompleteCollection;
 use super::error::LocalError;
-use super::list::CompleteCollection;
+use super::watch::preferred_encoding;
 use super::{Local, LocalRequest};
 use crate::authz::caller::Client;
 use crate::cache::record::Record;
@@ -18,171 +18,214 @@ use hublet_wire::request::Verb;
 use hublet_wire::status::Status;
 use hublet_wire::watch::{EventType, push_frame};
 
-/// Most changes, and bytes of them, that are told; beyond it the client lists again.
-const MAX_CHANGES: (usize, usize) = (512, 1 << 20);
-/// Most callers and collections of which it is remembered when they were listed; beyond it all are forgotten.
-const MAX_LISTED: usize = 4_096;
+/// Beyond this number or size of changes the client must list again.
+const MAX_CHANGES: usize = 512;
+const MAX_CHANGED_BYTES: usize = 1 << 20;
 
-/// The moment at which each caller was last told a collection as a whole, in milliseconds since the epoch.
+/// Beyond it all times are forgotten.
+const MAX_LIST_TIMES: usize = 4_096;
+
+/// The time at which each caller was last given a whole collection, in milliseconds since the epoch.
 ///
-/// A change beyond a collection's resourceVersion (an object that was read or written since, a 404) can't be told
-/// as an event: the client would go on from its resourceVersion and miss others' changes before it. So it has to list
-/// again, once: the list holds those changes, at the collection's own resourceVersion.
+/// A change beyond a collection's resourceVersion (an object that was read or written since, a 404)
+/// can't be sent as an event: the client would resume from its resourceVersion and miss others'
+/// changes before it. So the client has to list again, once: the list contains those changes, at the
+/// collection's own resourceVersion.
 #[derive(Debug, Default)]
-pub(super) struct Listed(Mutex<HashMap<(Client, Vec<u8>), u64>>);
+pub(super) struct ListTimes(Mutex<HashMap<ListKey, u64>>);
 
-impl Listed {
-    /// Two clients may share an account, and only one of them be told.
-    fn key(question: &LocalRequest<'_>) -> (Client, Vec<u8>) {
-        (question.flow.client(), question.asked().listing())
-    }
+/// Two clients may share an account, and only one of them have listed.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct ListKey {
+    client: Client,
+    /// Account and collection.
+    listing: Vec<u8>,
+}
 
-    /// The caller is being told all of it now.
-    pub(super) fn remember(&self, question: &LocalRequest<'_>, now: u64) {
-        let mut listed = self.0.lock();
-        if listed.len() >= MAX_LISTED {
-            listed.clear();
+impl ListKey {
+    fn of(request: &LocalRequest<'_>) -> Self {
+        Self {
+            client: request.flow.client(),
+            listing: request.asked().listing(),
         }
-        listed.insert(Self::key(question), now);
+    }
+}
+
+impl ListTimes {
+    pub(super) fn remember(&self, request: &LocalRequest<'_>, now: u64) {
+        let mut times = self.0.lock();
+        if times.len() >= MAX_LIST_TIMES {
+            times.clear();
+        }
+        times.insert(ListKey::of(request), now);
     }
 
-    fn at(&self, question: &LocalRequest<'_>) -> u64 {
-        self.0
-            .lock()
-            .get(&Self::key(question))
-            .copied()
-            .unwrap_or(0)
+    /// Zero if it never was.
+    fn last(&self, request: &LocalRequest<'_>) -> u64 {
+        let key = ListKey::of(request);
+        self.0.lock().get(&key).copied().unwrap_or(0)
     }
 }
 
 /// The beginning of a watch that resumes.
 #[derive(Debug)]
 pub(super) enum Resume {
-    /// These events; none where nothing has changed.
-    Events(Encoding, Vec<u8>),
-    /// It must list again.
+    /// Encoded; empty if nothing has changed.
+    Events { encoding: Encoding, events: Vec<u8> },
+    /// The message of the 410.
     Expired(String),
 }
 
-/// The changes of a collection since a resourceVersion.
-#[derive(Debug, Default)]
+/// A change since the client's resourceVersion.
+#[derive(Debug)]
+struct Changed {
+    version: u64,
+    encoding: Encoding,
+    object: Vec<u8>,
+}
+
+#[derive(Debug)]
 struct Changes {
-    told: Vec<(u64, Encoding, Vec<u8>)>,
+    /// The client's resourceVersion.
+    from: u64,
+    /// The collection's.
+    covered: u64,
+    changed: Vec<Changed>,
     bytes: usize,
-    /// When the last change was seen that the collection's resourceVersion does not cover.
-    beyond: Option<u64>,
+    /// The time of the last change beyond the collection's resourceVersion.
+    last_beyond: Option<u64>,
 }
 
 impl Changes {
-    fn take(&mut self, record: &Record<'_>, (from, covered): (u64, u64)) {
-        if record.version <= from {
+    fn new(from: u64, covered: u64) -> Self {
+        Self {
+            from,
+            covered,
+            changed: Vec::new(),
+            bytes: 0,
+            last_beyond: None,
+        }
+    }
+
+    fn add(&mut self, record: &Record<'_>) {
+        if record.version <= self.from {
             return;
         }
-        if record.version > covered {
-            self.beyond = self.beyond.max(Some(record.stored_at));
+        if record.version > self.covered {
+            self.last_beyond = self.last_beyond.max(Some(record.stored_at));
             return;
         }
         self.bytes += record.body.len();
         if !self.are_too_many() {
-            self.told
-                .push((record.version, record.encoding, record.object().to_vec()));
+            self.changed.push(Changed {
+                version: record.version,
+                encoding: record.encoding,
+                object: record.object().to_vec(),
+            });
         }
     }
 
     fn are_too_many(&self) -> bool {
-        self.told.len() >= MAX_CHANGES.0 || self.bytes > MAX_CHANGES.1
+        self.changed.len() >= MAX_CHANGES || self.bytes > MAX_CHANGED_BYTES
     }
 
-    /// The events in the order of their resourceVersions.
-    fn events(mut self) -> Vec<u8> {
-        self.told.sort_unstable_by_key(|(version, ..)| *version);
+    /// Encodes the changes in the order of their resourceVersions.
+    fn into_events(mut self) -> Vec<u8> {
+        self.changed.sort_unstable_by_key(|change| change.version);
         let mut out = Vec::with_capacity(self.bytes);
-        for (_, encoding, object) in &self.told {
-            push_frame(&mut out, EventType::Modified, *encoding, object);
+        for change in &self.changed {
+            push_frame(
+                &mut out,
+                EventType::Modified,
+                change.encoding,
+                &change.object,
+            );
         }
         out
     }
 }
 
 impl Local {
-    /// The beginning of a watch by a client that has seen `from`.
+    /// Resumes a watch of a client that has seen version `from`.
     pub(super) fn resume(
         &self,
-        question: &Allowed<'_>,
+        allowed: &Allowed<'_>,
         found: Option<&CompleteCollection>,
         from: u64,
     ) -> Result<Resume, LocalError> {
-        let accepts = question.accepts;
-        let nothing = Resume::Events(
-            accepts.preferred(|_| true).unwrap_or(Encoding::Json),
-            Vec::new(),
-        );
+        let unchanged = Resume::Events {
+            encoding: preferred_encoding(allowed),
+            events: Vec::new(),
+        };
         let Some(found) = found else {
-            let expired = Resume::Expired(format!("too old resource version: {from}"));
-            return Ok(if self.is_behind(question, from)? {
-                expired
+            return Ok(if self.has_changed_since(allowed, from)? {
+                Resume::Expired(format!("too old resource version: {from}"))
             } else {
-                nothing
+                unchanged
             });
         };
         let collection = &found.collection;
-        let expired = Resume::Expired(format!(
-            "too old resource version: {from} ({})",
-            collection.version
-        ));
         let known_from = collection
             .followed_from
             .unwrap_or(collection.version)
             .max(collection.departed);
-        if from < known_from {
-            return Ok(expired);
+        let changes = if from < known_from {
+            None
+        } else {
+            self.known_changes(allowed, found, from)?
+        };
+        match changes {
+            None => Ok(Resume::Expired(format!(
+                "too old resource version: {from} ({})",
+                collection.version
+            ))),
+            Some(changes) if changes.changed.is_empty() => Ok(unchanged),
+            Some(changes) => Ok(Resume::Events {
+                encoding: found.encoding(allowed.request, &allowed.accepts)?,
+                events: changes.into_events(),
+            }),
         }
-        let mut changes = Changes::default();
-        let mut walk = found.walk()?;
-        while walk
-            .next(|record| changes.take(&record, (from, collection.version)))?
-            .is_some()
-        {}
-        let beyond = changes.beyond.max(found.last_deletion_beyond(from)?);
-        if changes.are_too_many() || beyond.is_some_and(|at| at > self.listed.at(question)) {
-            return Ok(expired);
-        }
-        if changes.told.is_empty() {
-            return Ok(nothing);
-        }
-        let encoding = found.encoding(question.request, &accepts)?;
-        Ok(Resume::Events(encoding, changes.events()))
     }
 
-    /// Of a collection that isn't known as a whole: something under it has changed since.
-    fn is_behind(&self, question: &Allowed<'_>, from: u64) -> Result<bool, StoreError> {
-        // The changes that a selection lacks aren't known.
-        if question.request.has_selectors() || question.request.verb() != Verb::Watch {
+    /// All changes since `from`; `None` if they are too many, or can't all be sent as events.
+    fn known_changes(
+        &self,
+        allowed: &Allowed<'_>,
+        found: &CompleteCollection,
+        from: u64,
+    ) -> Result<Option<Changes>, StoreError> {
+        let mut changes = Changes::new(from, found.collection.version);
+        let mut cursor = found.cursor()?;
+        while cursor.next(|record| changes.add(&record))?.is_some() {}
+        let last_beyond = changes.last_beyond.max(found.last_deletion_beyond(from)?);
+        let must_list = last_beyond.is_some_and(|at| at > self.listed.last(allowed));
+        Ok((!must_list && !changes.are_too_many()).then_some(changes))
+    }
+
+    /// True if an object has changed in a collection that is not completely known.
+    fn has_changed_since(&self, allowed: &Allowed<'_>, from: u64) -> Result<bool, StoreError> {
+        // Objects that have left a selection aren't known.
+        if allowed.request.has_selectors() || allowed.request.verb() != Verb::Watch {
             return Ok(false);
         }
-        let snapshot = self.cache.stored(question)?;
-        let gone = snapshot
-            .last_deletion_beyond(question.scope(), (from, u64::MAX))?
-            .is_some();
-        Ok(gone || snapshot.has_changed_since(question.scope(), from, u64::MAX)?)
+        let snapshot = self.cache.stored(allowed)?;
+        let scope = allowed.scope();
+        let deletion = snapshot.last_deletion_beyond(scope, (from, u64::MAX))?;
+        Ok(deletion.is_some() || snapshot.has_changed_since(scope, from, u64::MAX)?)
     }
 }
 
-/// The event that ends a watch which can't go on, as the API server sends it.
-pub(super) fn expired(message: &str, encoding: Encoding) -> Vec<u8> {
+/// The event that ends a watch whose resourceVersion is too old.
+pub(super) fn expired_event(message: &str, encoding: Encoding) -> Vec<u8> {
     let status = Status {
         code: 410,
         reason: "Expired",
         message,
         details: None,
-    }
-    .encode(encoding);
-    let mut out = Vec::with_capacity(status.len() + 64);
-    push_frame(
-        &mut out,
-        EventType::Error,
-        encoding,
-        status.strip_suffix(b"\n").unwrap_or(&status),
-    );
+    };
+    let object = status.encode(encoding);
+    let object = object.strip_suffix(b"\n").unwrap_or(&object);
+    let mut out = Vec::with_capacity(object.len() + 64);
+    push_frame(&mut out, EventType::Error, encoding, object);
     out
 }

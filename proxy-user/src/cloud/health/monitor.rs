@@ -119,7 +119,7 @@ impl<L: Link> HealthMonitor<L> {
         }
         self.log(from, to, reason);
         self.metrics.cloud_state(from.as_str(), to.as_str());
-        self.health.state.send_replace(to);
+        self.health.set_state(to);
         if to == CloudState::Disconnected {
             // After the state, so that a request that loses its stream by this turns to the store.
             self.link.close_all();

@@ -1,0 +1,116 @@
+//! Tables and other variants of objects, as the cloud encoded them.
+
+use bytes::Bytes;
+use http::Response;
+
+use super::body::LocalBody;
+use super::error::LocalError;
+use super::{Local, LocalRequest};
+use crate::cache::continuity::resource_of;
+use crate::cache::exchange::variant_key;
+use crate::cache::keys;
+use crate::cache::store::{Snapshot, StoreError};
+use crate::cache::variants;
+use hublet_wire::json;
+use hublet_wire::media::{Encoding, requested_variants};
+use hublet_wire::meta::parse_version;
+
+/// A stored variant of one object or a list.
+struct Variant {
+    at: u64,
+    body: Bytes,
+    version: u64,
+}
+
+impl Local {
+    /// The variant that the `Accept` header asks for, if nothing is known to have changed since.
+    pub(super) fn stored_variant(
+        &self,
+        snapshot: &Snapshot,
+        request: &LocalRequest<'_>,
+    ) -> Result<Option<Response<LocalBody>>, LocalError> {
+        let options = request.request.options();
+        if !request.accepts.asks_for_variant
+            || options.include_object
+            || !request.request.continue_token().is_empty()
+        {
+            return Ok(None);
+        }
+        let Some(variant) = find_variant(snapshot, request)? else {
+            return Ok(None);
+        };
+        let wanted = parse_version(request.request.resource_version()).unwrap_or(0);
+        if variant.version < wanted
+            || (options.exact && variant.version != wanted)
+            || !self.is_current(snapshot, request, &variant)?
+        {
+            return Ok(None);
+        }
+        Ok(Some(self.response(
+            Encoding::Json.content_type(),
+            variant.at,
+            LocalBody::whole(variant.body),
+        )))
+    }
+
+    fn is_current(
+        &self,
+        snapshot: &Snapshot,
+        request: &LocalRequest<'_>,
+        variant: &Variant,
+    ) -> Result<bool, StoreError> {
+        let scope = keys::without_selectors(request.scope());
+        Ok(!self.has_expired(scope, variant.at)
+            && !snapshot.has_changed_since(scope, variant.version, variant.at)?
+            && !snapshot.has_lost_since(scope, variant.version)?
+            && !shows_missing_object(snapshot, request.scope(), variant)?)
+    }
+}
+
+fn find_variant(
+    snapshot: &Snapshot,
+    request: &LocalRequest<'_>,
+) -> Result<Option<Variant>, StoreError> {
+    let api_version = request.request.api_version();
+    for form in requested_variants(request.headers) {
+        let key = variant_key(request.scope(), &api_version, &form);
+        let stored = snapshot.document(&key, |document| {
+            (document.at, Bytes::copy_from_slice(document.body))
+        })?;
+        if let Some((at, body)) = stored {
+            let version = json::parse_head(&body)
+                .ok()
+                .and_then(|head| head.meta.version());
+            return Ok(version.map(|version| Variant { at, body, version }));
+        }
+    }
+    Ok(None)
+}
+
+/// True if a list that is newer than the variant lacks one of its objects. Any other change would
+/// have been seen in that list.
+fn shows_missing_object(
+    snapshot: &Snapshot,
+    scope: &[u8],
+    variant: &Variant,
+) -> Result<bool, StoreError> {
+    for list in keys::collections_around(scope) {
+        let is_newer = snapshot
+            .collection(list)?
+            .is_some_and(|list| list.is_whole() && list.version > variant.version);
+        if !is_newer {
+            continue;
+        }
+        let Some(objects) = variants::object_names(&variant.body) else {
+            return Ok(true);
+        };
+        for (namespace, name) in objects {
+            let mut key = resource_of(scope).to_vec();
+            keys::push_object(&mut key, &namespace, &name);
+            if !snapshot.holds(list, &key)? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
