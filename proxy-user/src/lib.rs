@@ -48,3 +48,6 @@ pub(crate) mod proxy;
 pub mod steer;
 pub(crate) mod telemetry;
 pub mod text;
+
+/// The version in `hublet version` and `/v1/status`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

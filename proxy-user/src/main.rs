@@ -51,7 +51,9 @@ fn main() -> ExitCode {
         Command::Uninstall(args) => {
             cli::uninstall::uninstall(&args, &mut io::stdout().lock()).map_err(Into::into)
         }
-        Command::Version => writeln!(io::stdout(), "hublet {}", cli::VERSION).map_err(Into::into),
+        Command::Version => {
+            writeln!(io::stdout(), "hublet {}", hublet::VERSION).map_err(Into::into)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

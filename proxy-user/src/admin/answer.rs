@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::ebpf_metrics::EbpfMetrics;
 use super::state::State;
-use crate::cli::VERSION;
+use crate::VERSION;
 use crate::telemetry::registry::encode_metrics;
 use crate::text::printable_json;
 

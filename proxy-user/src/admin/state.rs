@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 
+use crate::VERSION;
 use crate::certs::Certificates;
-use crate::cli::VERSION;
 use crate::drain::Shared;
 use crate::listen::{ConnectionTable, Counters};
 use crate::proxy::Proxy;

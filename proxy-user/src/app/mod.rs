@@ -10,7 +10,6 @@
 
 mod bind;
 mod build;
-mod dir_locks;
 mod handover;
 mod limits;
 mod self_probe;
@@ -34,6 +33,7 @@ use crate::certs::{Certificates, CertsError};
 use crate::config::Config;
 use crate::drain::Owner;
 use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError};
+use crate::node::dir_locks::DirectoryLocks;
 use crate::node::error::SetupError;
 use crate::proxy::Proxy;
 use crate::steer::Setup;
@@ -45,7 +45,6 @@ use handover::{HandoverListener, Inheritance, Successor};
 use self_probe::SelfProbe;
 use tasks::Tasks;
 
-pub use dir_locks::{DaemonRunning, DirectoryLocks};
 pub use handover::HandoverError;
 pub use shutdown::Shutdown;
 

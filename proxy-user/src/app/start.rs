@@ -10,7 +10,6 @@ use tracing::warn;
 
 use super::bind::{Sockets, inherit_or_bind};
 use super::build::build_proxy;
-use super::dir_locks::DirectoryLocks;
 use super::handover::Inheritance;
 use super::tasks::Tasks;
 use super::{AppError, Bound, limits, startup_log};
@@ -19,6 +18,7 @@ use crate::certs::{Certificates, cloud_roots};
 use crate::config::{Checked, Config};
 use crate::drain::Owner;
 use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError, Purpose};
+use crate::node::dir_locks::DirectoryLocks;
 use crate::proxy::Proxy;
 use crate::steer::Setup;
 
@@ -37,19 +37,20 @@ impl Bound {
         } = checked;
         let roots = cloud_roots(&config.certs)?;
         add_node_address(&mut config);
-        let (certificates, mut inheritance) = if config.take_over {
-            // Anything that can fail fails while the old daemon still runs.
-            let certificates = open_certificates(&config)?;
-            let inheritance = Inheritance::request(&config.certs.root_dir)?;
-            (Some(certificates), inheritance)
-        } else {
-            (None, Inheritance::default())
+        // Anything that can fail fails while the old daemon still runs.
+        let early_certificates = match config.take_over {
+            true => Some(open_certificates(&config)?),
+            false => None,
+        };
+        let mut inheritance = match config.take_over {
+            true => Inheritance::request(&config.certs.root_dir)?,
+            false => Inheritance::default(),
         };
 
         let state = State::new(config.node_name.clone());
         let admin_socket = inherit_or_bind(config.admin, Purpose::Admin, &mut inheritance)?;
         let admin = start_admin(&admin_socket, &state)?;
-        let certificates = match certificates {
+        let certificates = match early_certificates {
             Some(certificates) => certificates,
             None => open_certificates(&config)?,
         };

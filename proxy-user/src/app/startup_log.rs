@@ -6,8 +6,8 @@ use tracing::{info, warn};
 
 use super::Bound;
 use super::bind::Sockets;
+use crate::VERSION;
 use crate::authz::caller::Port;
-use crate::cli::VERSION;
 use crate::listen::Listener;
 
 /// Address and protocols, a line for each listener.

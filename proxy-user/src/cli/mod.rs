@@ -15,7 +15,7 @@ use crate::config::flags::Flags;
 
 /// Serves a node's Kubernetes clients, from the cloud or, while it is away, from its own store.
 #[derive(Debug, Parser)]
-#[command(name = "hublet", version = VERSION, args_conflicts_with_subcommands = true, args_override_self = true,
+#[command(name = "hublet", version = crate::VERSION, args_conflicts_with_subcommands = true, args_override_self = true,
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 141 broken pipe.")]
 struct CommandLine {
     #[command(subcommand)]
@@ -60,9 +60,6 @@ pub enum Output {
     Table,
     Json,
 }
-
-/// The version in `hublet version` and `/v1/status`.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Parses the arguments, the binary's name first.
 ///

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::app::{DaemonRunning, DirectoryLocks};
 use crate::certs;
 use crate::ebpf::pins::{Pinned, PinnedError};
+use crate::node::dir_locks::{DaemonRunning, DirectoryLocks};
 use crate::node::error::SetupError;
 use crate::node::interface::remove_interface;
 use crate::text::Printable;

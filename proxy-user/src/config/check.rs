@@ -2,10 +2,8 @@
 //! opened.
 
 use super::flags::Flags;
+use super::node::Environment;
 use super::{Config, ConfigError, certs, cloud, listen, node, setup, store};
-
-/// Looks up an environment variable.
-pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// A checked configuration.
 #[derive(Debug)]

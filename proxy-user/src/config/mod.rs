@@ -21,11 +21,11 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 pub use certs::{BootstrapMode, CertsConfig};
-pub use check::{Checked, Environment, check};
+pub use check::{Checked, check};
 pub use cloud::{CloudConfig, LbMode, UPSTREAM_MARK};
 pub use error::ConfigError;
 pub use listen::ListenConfig;
-pub use node::WorkingMode;
+pub use node::{Environment, WorkingMode};
 pub use server::Server;
 pub use setup::{DummyConfig, GuardConfig, SelectConfig, SetupConfig};
 pub use steer::{PodSelector, Selector, Services};

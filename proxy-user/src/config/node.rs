@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use super::ConfigError;
-use super::check::Environment;
+
+/// Looks up an environment variable.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 const NODE_NAME: &str = "node-name";
 

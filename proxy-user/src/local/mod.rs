@@ -31,7 +31,7 @@ use crate::config::LocalConfig;
 use authorize::{Guarded, Permission};
 use body::LocalBody;
 use error::LocalError;
-use hublet_wire::media::Accepts;
+use hublet_wire::media::{Accepts, Encoding};
 use hublet_wire::request::{ApiRequest, Verb};
 
 /// The header with an answer's origin: `cloud`, `store`, or `hublet` for its own errors.
@@ -84,6 +84,11 @@ impl<'a> LocalRequest<'a> {
 
     fn describe(&self) -> String {
         self.request.describe()
+    }
+
+    /// The encoding of an answer without stored objects.
+    fn preferred_encoding(&self) -> Encoding {
+        self.accepts.preferred(|_| true).unwrap_or(Encoding::Json)
     }
 
     fn not_cached(&self) -> LocalError {

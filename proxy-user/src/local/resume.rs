@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use super::authorize::Allowed;
 use super::collection::CompleteCollection;
 use super::error::LocalError;
-use super::watch::preferred_encoding;
 use super::{Local, LocalRequest};
 use crate::authz::caller::Client;
 use crate::cache::record::Record;
@@ -154,7 +153,7 @@ impl Local {
         from: u64,
     ) -> Result<Resume, LocalError> {
         let unchanged = Resume::Events {
-            encoding: preferred_encoding(allowed),
+            encoding: allowed.preferred_encoding(),
             events: Vec::new(),
         };
         let Some(found) = found else {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use http::{Response, header};
 
+use super::Local;
 use super::authorize::Allowed;
 use super::body::LocalBody;
 use super::collection::CompleteCollection;
 use super::error::LocalError;
 use super::held_watch::{Bookmarks, HeldWatch, InitialEvents, Schedule};
 use super::resume::{Resume, expired_event};
-use super::{Local, LocalRequest};
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{ResourceVersion, parse_version};
 
@@ -50,7 +50,7 @@ impl Local {
                     events: InitialEvents::Changes(events),
                 },
                 Resume::Expired(message) => {
-                    let encoding = preferred_encoding(&allowed);
+                    let encoding = allowed.preferred_encoding();
                     let body = LocalBody::whole(expired_event(&message, encoding));
                     return Ok(self.watch_response(encoding, listed_at, body));
                 }
@@ -116,14 +116,6 @@ impl Local {
             _ => self.min_request_timeout.mul_f64(1.0 + random_fraction()),
         }
     }
-}
-
-/// The encoding of an answer without stored objects.
-pub(super) fn preferred_encoding(request: &LocalRequest<'_>) -> Encoding {
-    request
-        .accepts
-        .preferred(|_| true)
-        .unwrap_or(Encoding::Json)
 }
 
 /// `from` is the version that the client resumes at, which may be newer than the collection's.

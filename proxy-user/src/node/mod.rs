@@ -3,6 +3,7 @@
 
 pub(crate) mod cgroup;
 pub mod component;
+pub mod dir_locks;
 pub mod error;
 pub(crate) mod interface;
 pub(crate) mod link;

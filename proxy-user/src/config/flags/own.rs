@@ -72,7 +72,7 @@ pub struct OwnFlags {
     /// Maximum size of the store on disk; beyond it, the least recently used data is evicted
     #[arg(long, value_name = "SIZE", default_value = "512Mi", value_parser = parse_size)]
     pub cache_max_bytes: usize,
-    /// How long a caller keeps an observed permission while disconnected from the cloud
+    /// Time for which a caller keeps an observed permission while disconnected from the cloud
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration::parse)]
     pub grant_max_age: Duration,
     /// Replace the running hublet with the same --root-dir, without failing a connection (zero-downtime upgrade)

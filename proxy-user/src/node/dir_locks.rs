@@ -35,7 +35,7 @@ pub struct DaemonRunning {
 
 impl DirectoryLocks {
     /// Locks a running daemon's directories. Failure (a file system without locks) is only logged.
-    pub(super) fn lock_shared(directories: [&Path; 2]) -> Self {
+    pub(crate) fn lock_shared(directories: [&Path; 2]) -> Self {
         let mut locks = Vec::new();
         for directory in directories {
             match lock_file(directory, FlockArg::LockSharedNonblock) {
