@@ -443,12 +443,15 @@ fn the_working_mode_cloud_forwards_and_keeps_nothing() -> Result<()> {
     let online = calico.get(INFORMATION)?;
     assert_eq!((online.status, source(&online)), (200, "cloud"));
     site.fault.set(Fault::Refuse)?;
-    let refused = eventually(Duration::from_secs(10), "a refusal", || {
-        calico.get(INFORMATION).ok().filter(|a| a.status == 503)
-    })?;
-    assert!(
-        String::from_utf8_lossy(&refused.body).contains("--working-mode=cloud"),
-        "{refused:?}"
-    );
-    Ok(())
+    // Until the state is decided, a request that fails says only that the cloud can't be reached.
+    eventually(
+        Duration::from_secs(10),
+        "a refusal that names the mode",
+        || {
+            let refused = calico.get(INFORMATION).ok().filter(|a| a.status == 503)?;
+            String::from_utf8_lossy(&refused.body)
+                .contains("--working-mode=cloud")
+                .then_some(())
+        },
+    )
 }
