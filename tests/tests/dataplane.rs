@@ -202,7 +202,7 @@ fn a_pod_that_opts_in_is_steered_and_attested_with_its_ids() {
     };
 
     assert!(dial_in(&wished).is_none(), "nobody asked yet");
-    setup.opt_in(BTreeSet::from([UID.to_owned()]));
+    setup.set_opted_in(BTreeSet::from([UID.to_owned()]));
     node.until("the pod is steered", || dial_in(&wished).is_some());
     let process = accept(&setup, &listener).1.expect("attested");
     assert_eq!(process.pod_uid.as_deref(), Some(UID));
@@ -219,7 +219,7 @@ fn a_pod_that_opts_in_is_steered_and_attested_with_its_ids() {
         dial_in(&silent).is_none(),
         "the pod beside it was not opted in"
     );
-    setup.opt_in(BTreeSet::new());
+    setup.set_opted_in(BTreeSet::new());
     node.until("the wish is withdrawn", || dial_in(&wished).is_none());
     drop(client);
     node.undo(setup);

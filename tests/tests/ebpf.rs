@@ -156,7 +156,7 @@ fn identity_is_there_at_every_accept() {
         }
         let known = (0..CLIENTS * EACH).filter(|_| {
             // As the daemon does: on a slow machine all this takes longer than one heartbeat holds.
-            setup.heartbeat();
+            setup.write_heartbeat();
             accept(&setup, &listener).1.is_some()
         });
         let known = known.count();
@@ -238,7 +238,7 @@ fn i12_stale_heartbeat_passes_through_and_a_new_one_steers_again() {
     );
     assert_passes_through(dial(SERVICE));
     assert!(counter(&setup, "stale") >= 2);
-    setup.heartbeat();
+    setup.write_heartbeat();
     drop(dial(SERVICE).expect("steered again"));
     node.undo(setup);
 }
@@ -646,7 +646,7 @@ fn role() {
                 );
             }
             assert!(setup.identify(std::io::stdin().as_fd()).is_none());
-            setup.heartbeat();
+            setup.write_heartbeat();
             runtime.block_on(setup.undo());
         }
         other => panic!("no role {other}"),

@@ -8,8 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use hublet::config::SetupConfig;
-use hublet::node::error::SetupError;
-use hublet::steer::Setup;
+use hublet::steer::{Setup, SetupError};
 use node::{MARK, Node, component, dial, ip, listen};
 
 /// Setup without eBPF (no such cgroup), so that these tests need no BPF object.
@@ -150,7 +149,7 @@ fn removed_link_or_address_is_back_within_a_second() {
     node.until("the report", || {
         component(&setup, "interface")
             .detail
-            .contains("put back 2 times")
+            .contains("restored 2 times")
     });
     node.undo(setup);
     assert!(!addresses().contains("hub-dummy0"));

@@ -34,10 +34,9 @@ use crate::config::Config;
 use crate::drain::Owner;
 use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError};
 use crate::node::dir_locks::DirectoryLocks;
-use crate::node::error::SetupError;
 use crate::proxy::Proxy;
-use crate::steer::Setup;
 use crate::steer::discovery::{Discovery, FEED_PREFIXES};
+use crate::steer::{Setup, SetupError};
 
 use bind::Sockets;
 use build::BuildError;
@@ -175,7 +174,7 @@ impl Bound {
         if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {
             warn!("steering stays off: {error}");
         }
-        self.setup.heartbeat();
+        self.setup.write_heartbeat();
     }
 
     /// Lets the daemon whose place this one took exit.

@@ -45,7 +45,7 @@ impl SelfProbe {
             ticks.tick().await;
             match listen::probe(self.address, &self.counters).await {
                 Ok(()) => {
-                    self.setup.heartbeat();
+                    self.setup.write_heartbeat();
                     self.state.probed();
                     if !was_healthy {
                         info!("{} answers its own probe again", self.address);

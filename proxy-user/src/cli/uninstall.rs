@@ -10,8 +10,7 @@ use clap::Args;
 use crate::certs;
 use crate::ebpf::pins::{Pinned, PinnedError};
 use crate::node::dir_locks::{DaemonRunning, DirectoryLocks};
-use crate::node::error::SetupError;
-use crate::node::interface::remove_interface;
+use crate::node::interface::{InterfaceError, remove_interface};
 use crate::text::Printable;
 
 /// Flags of `hublet run` that name places.
@@ -41,7 +40,7 @@ pub enum UninstallError {
     #[error("{0}; stop hublet first")]
     Pinned(#[from] PinnedError),
     #[error(transparent)]
-    Interface(#[from] SetupError),
+    Interface(#[from] InterfaceError),
     #[error("can't remove {}: {source}; remove it as root", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("can't start a runtime for netlink: {0}")]

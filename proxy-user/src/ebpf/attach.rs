@@ -1,6 +1,7 @@
-//! The programs, attached: each link pinned where there is a bpffs, and an earlier daemon's link taken over.
+//! Attaches the programs. Where bpffs is mounted each link is pinned, so that it outlasts a crash, and the link of an
+//! earlier daemon is taken over.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -13,60 +14,94 @@ use hublet_ebpf::programs;
 use nix::libc;
 
 use super::bpffs::Pins;
-use super::object::{self, missing, not_in_object};
+use super::object::{self, unavailable};
 use super::sys::{LinkInfo, link_info, link_update, object_get, programs_of};
-use crate::node::unavailable::{self, Unavailable};
+use crate::node::cgroup::CgroupDirectory;
+use crate::node::unavailable::{self, Unavailable, UnavailableComponent};
 
-/// The programs without which nothing is steered, in the order of their attachment: identity is handed over before
-/// anything is steered. With the kernel's number of the attach type.
-const CORE: [(&str, u32, &str); 3] = [
-    (programs::SOCKOPS, 3, "sock_ops"),
-    (programs::CONNECT4, 10, "connect4"),
-    (programs::CONNECT6, 11, "connect6"),
+/// A hook of a cgroup.
+struct CgroupHook {
+    program: &'static str,
+    /// `enum bpf_attach_type`.
+    attach_type: u32,
+    name: &'static str,
+}
+
+const CONNECT4: CgroupHook = CgroupHook {
+    program: programs::CONNECT4,
+    attach_type: 10,
+    name: "connect4",
+};
+/// All or none of these are attached, in this order: identity is handed over before anything is steered.
+const CORE: [CgroupHook; 3] = [
+    CgroupHook {
+        program: programs::SOCKOPS,
+        attach_type: 3,
+        name: "sock_ops",
+    },
+    CONNECT4,
+    CgroupHook {
+        program: programs::CONNECT6,
+        attach_type: 11,
+        name: "connect6",
+    },
 ];
-const GETPEER: [(&str, u32, &str); 2] = [
-    (programs::GETPEER4, 29, "getpeername4"),
-    (programs::GETPEER6, 30, "getpeername6"),
+const GETPEERNAME: [CgroupHook; 2] = [
+    CgroupHook {
+        program: programs::GETPEER4,
+        attach_type: 29,
+        name: "getpeername4",
+    },
+    CgroupHook {
+        program: programs::GETPEER6,
+        attach_type: 30,
+        name: "getpeername6",
+    },
 ];
+
+/// A network interface for XDP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct XdpInterface {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+}
+
+/// The programs to attach, and where.
+pub(crate) struct AttachPlan<'a> {
+    /// The root of the cgroup hierarchy.
+    pub(crate) root: &'a CgroupDirectory,
+    pub(crate) cgroup: &'a CgroupDirectory,
+    /// Without pins the links end with the process.
+    pub(crate) pins: Option<&'a Pins>,
+    pub(crate) getpeername: bool,
+    /// Attach the guard to this network namespace.
+    pub(crate) guard: bool,
+    pub(crate) xdp: &'a [XdpInterface],
+}
 
 #[derive(Debug)]
-pub(crate) struct Loaded {
-    /// As bpftool shows it.
+pub(crate) struct AttachedProgram {
+    /// The name that bpftool shows.
     pub(crate) name: &'static str,
     pub(crate) id: u32,
-    /// Where: `connect4 /sys/fs/cgroup`, `sk_lookup`, `xdp eth0` …
+    /// `connect4 /sys/fs/cgroup`, `sk_lookup`, `xdp eth0` …
     pub(crate) hook: String,
     /// The pin of its link.
     pub(crate) pin: Option<PathBuf>,
 }
 
-/// Where to attach, and with what.
-pub(crate) struct Attach<'a> {
-    pub(crate) root: BorrowedFd<'a>,
-    pub(crate) cgroup: BorrowedFd<'a>,
-    pub(crate) cgroup_id: u64,
-    pub(crate) cgroup_path: &'a Path,
-    /// Where the pins go; `None` = the links end with the process.
-    pub(crate) pins: Option<&'a Pins>,
-    pub(crate) getpeername: bool,
-    /// The guard, in this network namespace.
-    pub(crate) guard: bool,
-    /// Names and indices of the interfaces for XDP.
-    pub(crate) xdp: &'a [(String, u32)],
-}
-
 #[derive(Default)]
 pub(crate) struct Attached {
-    /// The programs, one entry a link.
-    pub(crate) loaded: Vec<Loaded>,
-    /// The links, where there is no bpffs.
+    /// One entry per link.
+    pub(crate) programs: Vec<AttachedProgram>,
+    /// Links without pins.
     pub(crate) links: Vec<FdLink>,
-    /// What could not be had of the components that can be missing: `getpeername`, `guard`, `xdp`.
-    pub(crate) off: Vec<(&'static str, Unavailable)>,
+    /// Of the optional components: `getpeername`, `guard`, `xdp`.
+    pub(crate) unavailable: Vec<UnavailableComponent>,
 }
 
-/// A place for one link.
-struct Place<'a> {
+/// One link to make.
+struct Attachment<'a> {
     program: &'static str,
     hook: String,
     /// Name of the link's pin.
@@ -77,12 +112,11 @@ struct Place<'a> {
 #[derive(Clone, Copy)]
 enum Target<'a> {
     Cgroup {
-        dir: BorrowedFd<'a>,
-        id: u64,
-        kind: u32,
+        directory: &'a CgroupDirectory,
+        attach_type: u32,
     },
     Netns {
-        file: &'a fs::File,
+        file: &'a File,
         inode: u64,
     },
     Interface {
@@ -91,149 +125,179 @@ enum Target<'a> {
 }
 
 impl Target<'_> {
-    /// Is that link here? The words are those of `struct bpf_link_info` behind the common ones.
-    fn is(&self, info: &LinkInfo) -> bool {
-        let words = info.words;
+    fn matches(&self, info: &LinkInfo) -> bool {
         match *self {
-            Self::Cgroup { id, kind, .. } => {
-                (u64::from(words[1]) << 32 | u64::from(words[0]), words[2]) == (id, kind)
-            }
-            Self::Netns { inode, .. } => u64::from(words[0]) == inode,
-            Self::Interface { index } => words[0] == index,
+            Self::Cgroup {
+                directory,
+                attach_type,
+            } => info.cgroup_id() == directory.id && info.words[2] == attach_type,
+            Self::Netns { inode, .. } => u64::from(info.words[0]) == inode,
+            Self::Interface { index } => info.words[0] == index,
         }
     }
 }
 
-/// Loads and attaches the programs: of the core all or none; the others each for itself.
-pub(crate) fn attach(object: &mut Ebpf, to: &Attach<'_>) -> Result<Attached, Unavailable> {
+/// A link that is to be made or that was taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PinnedLink {
+    Missing,
+    Replaced,
+}
+
+/// Loads and attaches the programs: the core as a whole, the optional components one by one.
+///
+/// # Errors
+/// The core can't be attached; nothing stays attached then.
+pub(crate) fn attach(object: &mut Ebpf, plan: &AttachPlan<'_>) -> Result<Attached, Unavailable> {
     let mut attached = Attached::default();
-    let core = in_cgroup(&CORE, to);
-    let done = verify(object, &core).and_then(|()| place_all(object, to.pins, core, &mut attached));
-    if let Err(missing) = done {
-        to.pins.inspect(|pins| pins.clear());
-        return Err(missing);
+    let core = cgroup_attachments(&CORE, plan.cgroup);
+    if let Err(reason) = attach_all(object, plan.pins, core, &mut attached) {
+        plan.pins.inspect(|pins| pins.clear());
+        return Err(reason);
     }
-    let netns = fs::File::open("/proc/thread-self/ns/net");
-    let mut extras = vec![];
-    if to.getpeername {
-        extras.push(("getpeername", in_cgroup(&GETPEER, to)));
-    }
-    if let (true, Ok(file)) = (to.guard, &netns) {
-        let inode = file.metadata().map(|meta| meta.ino()).unwrap_or_default();
-        let target = Target::Netns { file, inode };
-        let pin = programs::LOOKUP.into();
-        extras.push((
-            "guard",
-            vec![Place {
-                program: programs::LOOKUP,
-                hook: "sk_lookup, this network namespace".into(),
-                pin,
-                target,
-            }],
-        ));
-    }
-    for (name, index) in to.xdp {
-        let (hook, pin) = (format!("xdp {name}"), format!("{}-{index}", programs::XDP));
-        let target = Target::Interface { index: *index };
-        extras.push((
-            "xdp",
-            vec![Place {
-                program: programs::XDP,
-                hook,
-                pin,
-                target,
-            }],
-        ));
-    }
-    for (part, places) in extras {
-        let done = verify(object, &places)
-            .and_then(|()| place_all(object, to.pins, places, &mut attached));
-        if let Err(missing) = done {
-            attached.off.push((part, missing));
+    let netns = File::open("/proc/thread-self/ns/net");
+    for (name, attachments) in optional_attachments(plan, netns.as_ref().ok()) {
+        if let Err(reason) = attach_all(object, plan.pins, attachments, &mut attached) {
+            attached
+                .unavailable
+                .push(UnavailableComponent { name, reason });
         }
     }
-    if let Some(pins) = to.pins {
-        let keep: Vec<_> = attached
-            .loaded
-            .iter()
-            .filter_map(|loaded| loaded.pin.as_deref())
+    if let Some(pins) = plan.pins {
+        let pinned = attached.programs.iter();
+        let keep: Vec<_> = pinned
+            .filter_map(|program| program.pin.as_deref())
             .collect();
         pins.keep_links(&keep);
     }
     Ok(attached)
 }
 
-fn in_cgroup<'a>(programs: &[(&'static str, u32, &str)], to: &Attach<'a>) -> Vec<Place<'a>> {
-    let place = |(program, kind, hook): &(&'static str, u32, &str)| Place {
-        program,
-        hook: format!("{hook} {}", to.cgroup_path.display()),
-        pin: (*program).to_owned(),
+fn cgroup_attachments<'a>(
+    hooks: &[CgroupHook],
+    directory: &'a CgroupDirectory,
+) -> Vec<Attachment<'a>> {
+    let attachment = |hook: &CgroupHook| Attachment {
+        program: hook.program,
+        hook: format!("{} {}", hook.name, directory.path.display()),
+        pin: hook.program.to_owned(),
         target: Target::Cgroup {
-            dir: to.cgroup,
-            id: to.cgroup_id,
-            kind: *kind,
+            directory,
+            attach_type: hook.attach_type,
         },
     };
-    programs.iter().map(place).collect()
+    hooks.iter().map(attachment).collect()
 }
 
-/// Loads the programs; nothing is attached before the verifier has passed every one.
-fn verify(object: &mut Ebpf, places: &[Place<'_>]) -> Result<(), Unavailable> {
-    places
-        .iter()
-        .try_for_each(|place| object::verify(object, place.program))
+/// The optional components by name.
+fn optional_attachments<'a>(
+    plan: &AttachPlan<'a>,
+    netns: Option<&'a File>,
+) -> Vec<(&'static str, Vec<Attachment<'a>>)> {
+    let mut optional = Vec::new();
+    if plan.getpeername {
+        let attachments = cgroup_attachments(&GETPEERNAME, plan.cgroup);
+        optional.push(("getpeername", attachments));
+    }
+    if let (true, Some(file)) = (plan.guard, netns) {
+        optional.push(("guard", vec![guard_attachment(file)]));
+    }
+    for interface in plan.xdp {
+        optional.push(("xdp", vec![xdp_attachment(interface)]));
+    }
+    optional
 }
 
-fn place_all(
+fn guard_attachment(netns: &File) -> Attachment<'_> {
+    Attachment {
+        program: programs::LOOKUP,
+        hook: "sk_lookup, this network namespace".into(),
+        pin: programs::LOOKUP.into(),
+        target: Target::Netns {
+            file: netns,
+            inode: netns.metadata().map(|meta| meta.ino()).unwrap_or_default(),
+        },
+    }
+}
+
+fn xdp_attachment(interface: &XdpInterface) -> Attachment<'static> {
+    Attachment {
+        program: programs::XDP,
+        hook: format!("xdp {}", interface.name),
+        pin: format!("{}-{}", programs::XDP, interface.index),
+        target: Target::Interface {
+            index: interface.index,
+        },
+    }
+}
+
+/// Attaches nothing before the verifier has passed every program.
+fn attach_all(
     object: &mut Ebpf,
     pins: Option<&Pins>,
-    places: Vec<Place<'_>>,
+    attachments: Vec<Attachment<'_>>,
     attached: &mut Attached,
 ) -> Result<(), Unavailable> {
-    for place in places {
-        let name = place.program;
-        let program = object
-            .program_mut(name)
-            .ok_or_else(|| not_in_object(name))?;
-        let failed = |error: ProgramError| missing(&format!("attaching {name}"), &error);
-        let id = program.info().map_err(failed)?.id();
-        let mut pin = None;
-        match pins {
-            Some(pins) => {
-                let link = pins.link(&place.pin);
-                let fresh = pin_program(program, &pins.program(name))
-                    .and_then(|()| replace(program, id, &link, place.target))
-                    .map_err(|error| unavailable::from_kernel(format!("pinning {name}"), &error))?;
-                if fresh {
-                    let made = attach_one(program, place.target).map_err(failed)?;
-                    made.pin(&link)
-                        .map_err(|error| missing(&format!("pinning {name}"), &error))?;
-                }
-                pin = Some(link);
+    for attachment in &attachments {
+        object::load_program(object, attachment.program)?;
+    }
+    for attachment in attachments {
+        let program = object::program_mut(object, attachment.program)?;
+        let operation = || format!("attaching {}", attachment.program);
+        let info = program.info();
+        let id = info.map_err(|error| unavailable(operation(), error))?.id();
+        let pin = match pins {
+            Some(pins) => Some(attach_pinned(program, id, &attachment, pins)?),
+            None => {
+                let link = attach_one(program, attachment.target);
+                attached
+                    .links
+                    .push(link.map_err(|error| unavailable(operation(), error))?);
+                None
             }
-            None => attached
-                .links
-                .push(attach_one(program, place.target).map_err(failed)?),
-        }
-        attached.loaded.push(Loaded {
-            name,
+        };
+        attached.programs.push(AttachedProgram {
+            name: attachment.program,
             id,
-            hook: place.hook,
+            hook: attachment.hook,
             pin,
         });
     }
     Ok(())
 }
 
-/// A new link. `Single`: aya's `AllowMultiple` is EINVAL for links, which are multi anyway (aya#1078).
+/// Takes over the pinned link, or makes and pins a new one. Returns the pin.
+fn attach_pinned(
+    program: &mut Program,
+    id: u32,
+    attachment: &Attachment<'_>,
+    pins: &Pins,
+) -> Result<PathBuf, Unavailable> {
+    let pinning = || format!("pinning {}", attachment.program);
+    let path = pins.link(&attachment.pin);
+    let link = pin_program(program, &pins.program(attachment.program))
+        .and_then(|()| replace_program(program, id, &path, attachment.target))
+        .map_err(|error| unavailable::from_kernel(pinning(), error))?;
+    if link == PinnedLink::Missing {
+        let attaching = || format!("attaching {}", attachment.program);
+        attach_one(program, attachment.target)
+            .map_err(|error| unavailable(attaching(), error))?
+            .pin(&path)
+            .map_err(|error| unavailable(pinning(), error))?;
+    }
+    Ok(path)
+}
+
 fn attach_one(program: &mut Program, target: Target<'_>) -> Result<FdLink, ProgramError> {
+    // aya's `AllowMultiple` is EINVAL for links, which allow several programs anyway (aya#1078).
+    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
     match (program, target) {
-        (Program::SockOps(program), Target::Cgroup { dir, .. }) => {
-            let id = program.attach(dir, CgroupAttachMode::Single)?;
+        (Program::SockOps(program), Target::Cgroup { directory, .. }) => {
+            let id = program.attach(&directory.file, MODE)?;
             Ok(program.take_link(id)?.try_into()?)
         }
-        (Program::CgroupSockAddr(program), Target::Cgroup { dir, .. }) => {
-            let id = program.attach(dir, CgroupAttachMode::Single)?;
+        (Program::CgroupSockAddr(program), Target::Cgroup { directory, .. }) => {
+            let id = program.attach(&directory.file, MODE)?;
             Ok(program.take_link(id)?.try_into()?)
         }
         (Program::SkLookup(program), Target::Netns { file, .. }) => {
@@ -256,50 +320,73 @@ fn pin_program(program: &mut Program, path: &Path) -> io::Result<()> {
     program.pin(path).map_err(io::Error::other)
 }
 
-/// Puts our program into the link that is pinned at `path`, atomically: no connect in between is missed. True
-/// when there is none that fits (same hook, same cgroup), so that a new one is due; one that doesn't fit goes.
-fn replace(program: &Program, id: u32, path: &Path, target: Target<'_>) -> io::Result<bool> {
+/// Puts the program into the link that is pinned at `path`, atomically, so that no connect in between is missed. A link
+/// of another hook or cgroup is removed.
+fn replace_program(
+    program: &Program,
+    id: u32,
+    path: &Path,
+    target: Target<'_>,
+) -> io::Result<PinnedLink> {
     let link = match object_get(path) {
         Ok(link) => link,
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            return Ok(PinnedLink::Missing);
+        }
         Err(error) => return Err(error),
     };
-    let found = link_info(&link)?;
-    if target.is(&found) {
+    if target.matches(&link_info(&link)?) {
         let program = program.fd().map_err(io::Error::other)?;
         link_update(&link, program.as_fd())?;
-        // The kernel takes a connect6 program for a connect4 link without a word: look again.
+        // The kernel silently accepts a connect6 program for a connect4 link.
         if link_info(&link)?.prog_id == id {
-            return Ok(false);
+            return Ok(PinnedLink::Replaced);
         }
     }
     fs::remove_file(path)?;
-    Ok(true)
+    Ok(PinnedLink::Missing)
 }
 
-/// Names of the programs that see a connect() of an IPv4 socket in this cgroup before ours: what they rewrite, ours
-/// doesn't see. Those of cgroups below run earlier, too, and aren't looked for.
-pub(crate) fn before_ours(cgroup: BorrowedFd<'_>, ours: &[Loaded]) -> io::Result<Vec<String>> {
-    let (name, kind, _) = CORE[1];
-    let Some(own) = ours.iter().find(|loaded| loaded.name == name) else {
+/// Names of the programs on this cgroup that see the connect() of an IPv4 socket before hublet's, which doesn't see the
+/// addresses that they rewrite. Programs of cgroups below also run earlier, but are not listed.
+///
+/// # Errors
+/// The kernel refuses the query.
+pub(crate) fn earlier_programs(
+    cgroup: BorrowedFd<'_>,
+    attached: &[AttachedProgram],
+) -> io::Result<Vec<String>> {
+    let mut attached = attached.iter();
+    let Some(own) = attached.find(|program| program.name == CONNECT4.program) else {
         return Ok(Vec::new());
     };
-    let earlier = programs_of(cgroup, kind)?
+    let earlier = programs_of(cgroup, CONNECT4.attach_type)?
         .into_iter()
         .take_while(|id| *id != own.id);
     Ok(earlier.map(program_name).collect())
 }
 
-/// What is attached at a pin: the kind of the place, and the program's name.
-pub(crate) fn link_at(pin: &Path) -> io::Result<(String, String)> {
+/// A pinned link, for people.
+pub(crate) struct LinkDescription {
+    pub(crate) hook: String,
+    pub(crate) program: String,
+}
+
+/// # Errors
+/// The pin can't be opened.
+pub(crate) fn describe_link(pin: &Path) -> io::Result<LinkDescription> {
     let info = link_info(&object_get(pin)?)?;
+    // `enum bpf_link_type`
     let hook = match (info.kind, info.words) {
-        (3, [low, high, ..]) => format!("cgroup {}", u64::from(high) << 32 | u64::from(low)),
+        (3, _) => format!("cgroup {}", info.cgroup_id()),
         (5, [inode, ..]) => format!("network namespace {inode}"),
         (6, [index, ..]) => format!("xdp on interface {index}"),
         (kind, _) => format!("link of kind {kind}"),
     };
-    Ok((hook, program_name(info.prog_id)))
+    Ok(LinkDescription {
+        hook,
+        program: program_name(info.prog_id),
+    })
 }
 
 fn program_name(id: u32) -> String {

@@ -1,5 +1,5 @@
-//! The BPF file system and our place in it: `BPFFS/hublet/LAYOUT/{maps,links,progs}/NAME`. In: where it is, or is
-//! to be mounted. Out: paths for the pins; [`Pins::remove`] leaves nothing of ours behind.
+//! The pins in the BPF file system: `BPFFS/hublet/LAYOUT/{maps,links,progs}/NAME`. bpffs is mounted if it is not;
+//! [`Pins::remove`] undoes all of it.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,10 +14,10 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::node::unavailable::{self, Unavailable};
 
-/// Name of our directory.
-pub(crate) const OURS: &str = "hublet";
+/// hublet's directory in bpffs.
+pub(crate) const DIRECTORY: &str = "hublet";
 
-/// Our directory in bpffs, locked: one daemon at a time owns what is pinned there.
+/// hublet's directory in bpffs, locked: one daemon at a time owns the pins.
 #[derive(Debug)]
 pub(crate) struct Pins {
     bpffs: PathBuf,
@@ -26,47 +26,46 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
-    /// Mounts bpffs when there is none, and makes our directories.
-    /// `inherited` is an old daemon's lock.
+    /// Mounts bpffs if it is not mounted, and creates the directories. `inherited` is the lock of another daemon that hands
+    /// over.
+    ///
+    /// # Errors
+    /// Another daemon holds the lock, or the kernel refuses.
     pub(crate) fn open(bpffs: &Path, inherited: Option<OwnedFd>) -> Result<Self, Unavailable> {
         let mounted = mount_if_needed(bpffs).map_err(|error| {
-            unavailable::from_kernel(format!("mounting bpffs at {}", bpffs.display()), &error)
+            unavailable::from_kernel(format!("mounting bpffs at {}", bpffs.display()), error)
         })?;
         let pins = Self {
             bpffs: bpffs.to_path_buf(),
             mounted,
-            lock: lock(&bpffs.join(OURS), inherited)?,
+            lock: lock_directory(&bpffs.join(DIRECTORY), inherited)?,
         };
         for kind in ["maps", "links", "progs"] {
             let dir = pins.layout().join(kind);
             fs::create_dir_all(&dir).map_err(|error| {
-                unavailable::from_kernel(format!("making {}", dir.display()), &error)
+                unavailable::from_kernel(format!("creating {}", dir.display()), error)
             })?;
         }
         Ok(pins)
     }
 
-    /// The directory of this layout.
     pub(crate) fn layout(&self) -> PathBuf {
-        self.ours().join(format!("{LAYOUT:016x}"))
+        self.directory().join(format!("{LAYOUT:016x}"))
     }
 
-    /// For a daemon that takes this one's place.
+    /// For a daemon that takes over.
     pub(crate) fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
-    /// Pin of a map.
     pub(crate) fn map(&self, name: &str) -> PathBuf {
         self.layout().join("maps").join(name)
     }
 
-    /// Pin of a program.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.layout().join("progs").join(name)
     }
 
-    /// Pin of a link.
     pub(crate) fn link(&self, name: &str) -> PathBuf {
         self.layout().join("links").join(name)
     }
@@ -83,7 +82,7 @@ impl Pins {
         }
     }
 
-    /// Removes the pins of all links but these: what an earlier daemon attached and this one doesn't want.
+    /// Removes the pins of all other links: hooks that an earlier daemon used and this one doesn't.
     pub(crate) fn keep_links(&self, keep: &[&Path]) {
         let Ok(entries) = fs::read_dir(self.layout().join("links")) else {
             return;
@@ -95,9 +94,9 @@ impl Pins {
         }
     }
 
-    /// Removes what a daemon of another version left: its programs would steer a second time.
+    /// Removes the pins of other versions, whose programs would steer a second time. Returns their directories.
     pub(crate) fn remove_other_layouts(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.ours()) else {
+        let Ok(entries) = fs::read_dir(self.directory()) else {
             return Vec::new();
         };
         let keep = self.layout();
@@ -110,57 +109,60 @@ impl Pins {
             .collect()
     }
 
-    /// Removes all pins and directories, and the mount if it is ours and nobody else uses it.
+    /// Removes all pins and directories, and the mount if hublet made it and it is otherwise empty.
+    ///
+    /// # Errors
+    /// A pin can't be removed.
     pub(crate) fn remove(self) -> io::Result<()> {
-        // Links first: nothing is steered by half a set.
+        // `clear` begins with the links, so that no incomplete set of programs steers.
         self.clear();
         fs::remove_dir_all(self.layout())?;
-        let _others_use_it = fs::remove_dir(self.ours());
+        let _others_use_it = fs::remove_dir(self.directory());
         let Self {
             bpffs,
             mounted,
             lock,
         } = self;
-        drop(lock); // an open directory keeps the mount busy
+        drop(lock); // the open directory keeps the mount busy
         if mounted
             && fs::read_dir(&bpffs)?
                 .flatten()
-                .all(|entry| is_kernels(&entry))
+                .all(|entry| is_kernel_iterator(&entry))
         {
             let _someone_looks_at_it = umount(&bpffs);
         }
         Ok(())
     }
 
-    fn ours(&self) -> PathBuf {
-        self.bpffs.join(OURS)
+    fn directory(&self) -> PathBuf {
+        self.bpffs.join(DIRECTORY)
     }
 }
 
-/// The lock goes with the process, so a killed daemon's pins can be taken over, and a living one's can't.
-fn lock(dir: &Path, inherited: Option<OwnedFd>) -> Result<Flock<File>, Unavailable> {
+/// The lock ends with the process: the pins of a killed daemon can be taken over, those of a running one can't.
+fn lock_directory(dir: &Path, inherited: Option<OwnedFd>) -> Result<Flock<File>, Unavailable> {
     fs::create_dir_all(dir)
-        .map_err(|error| unavailable::from_kernel(format!("making {}", dir.display()), &error))?;
-    // An inherited descriptor holds the lock already; to lock it again is no change.
+        .map_err(|error| unavailable::from_kernel(format!("creating {}", dir.display()), error))?;
+    // An inherited descriptor holds the lock already; locking it again changes nothing.
     let file = inherited
         .map_or_else(|| File::open(dir), |lock| Ok(File::from(lock)))
-        .map_err(|error| unavailable::from_kernel(format!("opening {}", dir.display()), &error))?;
+        .map_err(|error| unavailable::from_kernel(format!("opening {}", dir.display()), error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => Unavailable::Busy {
             pins: dir.to_path_buf(),
         },
-        errno => unavailable::from_kernel(format!("locking {}", dir.display()), &errno.into()),
+        errno => unavailable::from_kernel(format!("locking {}", dir.display()), errno.into()),
     })
 }
 
-/// The kernel's own iterators, which every first mount of bpffs shows.
-fn is_kernels(entry: &fs::DirEntry) -> bool {
+/// The first mount of bpffs contains the kernel's own iterators.
+fn is_kernel_iterator(entry: &fs::DirEntry) -> bool {
     ["maps.debug", "progs.debug"]
         .iter()
         .any(|name| entry.file_name() == *name)
 }
 
-/// True when it was mounted by us.
+/// True if it was mounted here.
 fn mount_if_needed(bpffs: &Path) -> io::Result<bool> {
     let is_bpffs =
         |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);

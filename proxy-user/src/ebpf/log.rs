@@ -1,5 +1,5 @@
-//! The programs' debug lines (aya-log). In: the ring that they write. Out: lines of this process's log at debug
-//! level, target `hublet_bpf`. Only in builds with the feature `bpf-log`; what ships has neither ring nor lines.
+//! The programs' debug log (aya-log), passed on to this process's log at debug level with target `hublet_bpf`. Only in
+//! builds with the feature `bpf-log`; release builds have no ring buffer.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use aya::Ebpf;
 use aya_log::EbpfLogger;
 use tokio::task::JoinHandle;
 
-/// The ring holds 128 KiB; a line is some 100 bytes.
+/// The ring holds 128 KiB, a line has about 100 bytes.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Reads the ring until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Drain(JoinHandle<()>);
+pub(crate) struct LogReader(JoinHandle<()>);
 
-impl Drain {
-    /// Starts reading. Call after the maps are made and before the programs are loaded.
+impl LogReader {
+    /// Call after the maps are made and before the programs are loaded.
     pub(crate) fn start(object: &mut Ebpf) -> Option<Self> {
         let mut logger = match EbpfLogger::init_with_logger(object, ToTracing) {
             Ok(logger) => logger,
@@ -34,13 +34,13 @@ impl Drain {
     }
 }
 
-impl Drop for Drain {
+impl Drop for LogReader {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// aya-log speaks `log`, we speak `tracing`.
+/// aya-log uses the crate `log`, hublet `tracing`.
 struct ToTracing;
 
 impl log::Log for ToTracing {

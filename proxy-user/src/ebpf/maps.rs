@@ -1,6 +1,4 @@
-//! What the daemon says to its programs and hears from them. In: listeners, services, selections, interfaces,
-//! heartbeats, an accepted socket. Out: map entries; who called; counters. Holds map descriptors only: the links live
-//! by their pins ([`attach`]), so that they outlast a crash and go when the pins are removed.
+//! Typed access to the maps that the daemon writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,87 +7,74 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage, SockMap};
-use aya::programs::links::FdLink;
+use aya::maps::{Array, HashMap, MapData, MapError, SockMap};
 use hublet_ebpf::{
-    Address, COMM_LEN, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision,
-    FlowCounts, FlowKey, Ident, MAX_PORTS, PROTO_TCP, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER,
-    SelectKey, Service, ServiceKey, Stats, maps,
+    Address, COMM_LEN, CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, MAX_PORTS,
+    PROTO_TCP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SERVICE_OWN, SERVICE_PODS, SERVICE_STEER,
+    SelectKey, Service, ServiceKey, maps,
 };
 use nix::libc;
-use parking_lot::Mutex;
 
-use super::attach::{self, Attach, Loaded};
-use super::flows;
-use super::netns;
-use super::object::{self, map, missing};
+use super::object::take_map;
 use super::sys::{self, Plain};
 use crate::node::unavailable::Unavailable;
 
-/// How long a heartbeat holds; steering stops this long after the serving runtime's last proof of life.
+/// Steering stops this long after the last heartbeat.
 pub(crate) const HEARTBEAT_TTL: Duration = Duration::from_secs(3);
 
-/// The loaded programs' maps.
-pub(crate) struct Programs {
-    control: Mutex<Control>,
-    ident: SkStorage<MapData, Plain<Ident>>,
-    stats: PerCpuArray<MapData, Plain<Stats>>,
-    flows: flows::Table,
-    loaded: Vec<Loaded>,
-    off: Vec<(&'static str, Unavailable)>,
-    /// Without bpffs the links live by these.
-    _links: Vec<FdLink>,
-    /// aya-log's reader, which ends with us.
-    #[cfg(feature = "bpf-log")]
-    _log: Option<super::log::Drain>,
-}
+/// The slot of `HUB_LISTEN` with the serving listener.
+const LISTENER_SLOT: u16 = 0;
 
-impl std::fmt::Debug for Programs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Programs")
-            .field("loaded", &self.loaded)
-            .field("config", &self.control.lock().config)
-            .finish_non_exhaustive()
-    }
-}
-
-/// How the programs know the daemon's own sockets.
+/// The daemon's own sockets, which are never steered.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct SelfExemption {
     /// SO_MARK; 0 = none.
     pub(crate) mark: u32,
-    /// The daemon's cgroup, when nobody else is in it; 0 = none.
+    /// Id of the daemon's cgroup if no other process is in it; 0 = none.
     pub(crate) cgroup: u64,
 }
 
-/// The maps that the daemon writes.
-struct Control {
-    config: Config,
-    config_map: Array<MapData, Plain<Config>>,
-    services: HashMap<MapData, Plain<ServiceKey>, Plain<Service>>,
-    listen: SockMap<MapData>,
-    select: HashMap<MapData, Plain<SelectKey>, u32>,
-    commands: HashMap<MapData, [u8; 16], u32>,
-    ifaces: HashMap<MapData, u32, u32>,
-    /// Our listeners, and what pods may reach of them.
-    own: BTreeMap<SocketAddr, u32>,
-    /// Where services are steered to.
-    target: Option<SocketAddr>,
-    steered: BTreeSet<SocketAddr>,
-    /// What the map says is steered.
-    told: BTreeSet<SocketAddr>,
-    /// Ports of an old daemon, until we steer ourselves.
-    kept_ports: BTreeSet<u16>,
+/// The daemon that wrote the maps before this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MapOrigin {
+    /// None, or one that has ended: its entries are dropped.
+    Ended,
+    /// One that hands over: its entries stay in force.
+    Running,
 }
 
-/// What the programs are told.
+/// Access of pods to a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PodAccess {
+    Allowed,
+    Refused,
+}
+
+impl PodAccess {
+    fn flags(self) -> u32 {
+        match self {
+            Self::Allowed => SERVICE_PODS,
+            Self::Refused => 0,
+        }
+    }
+}
+
+/// An entry of the guard's map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct GuardedInterface {
+    pub(crate) index: u32,
+    /// [`IFACE_LOCAL`](hublet_ebpf::IFACE_LOCAL) or [`IFACE_UPLINK`](hublet_ebpf::IFACE_UPLINK).
+    pub(crate) kind: u32,
+}
+
+/// The selection of callers, as the maps hold it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct SelectionEntries {
     /// By cgroup, user, network namespace.
     pub(crate) keys: Vec<(SelectKey, u32)>,
     pub(crate) commands: Vec<([u8; COMM_LEN], u32)>,
-    /// Of the host's processes only the selected ones.
-    pub(crate) only: bool,
-    pub(crate) pods: bool,
+    /// Steer only the selected ones of the host's processes.
+    pub(crate) selected_only: bool,
 }
 
 impl SelectionEntries {
@@ -104,316 +89,273 @@ impl SelectionEntries {
             None => self.keys.push((key, verdict)),
         }
     }
+
+    /// True if some pods are selected.
+    pub(crate) fn has_pods(&self) -> bool {
+        let is_of_pods = |kind| matches!(kind, SELECT_POD_CGROUP | SELECT_POD_NETNS);
+        self.keys.iter().any(|(key, _)| is_of_pods(key.kind))
+    }
+
+    fn flags(&self) -> u32 {
+        let selected = if self.selected_only {
+            CONFIG_SELECTED
+        } else {
+            0
+        };
+        let pods = if self.has_pods() { CONFIG_PODS } else { 0 };
+        selected | pods
+    }
 }
 
-impl Programs {
-    /// Loads and attaches everything, switched off. Takes over the maps and links that a dead daemon left; with
-    /// `living` those of one that hands over: what it told its programs stays in force until we steer ourselves.
-    pub(crate) fn load(
-        to: &Attach<'_>,
-        own: &SelfExemption,
-        living: bool,
-        log: bool,
-    ) -> Result<Self, Unavailable> {
-        let mut object = object::load(to.pins)?;
-        let ident = map(&mut object, maps::IDENT)?;
-        let netns = netns::cookie(&mut object, &ident, to.root)?;
-        let mut control = control(&mut object, netns, own)?;
-        if living {
-            control.adopt()
-        } else {
-            control.reset()
-        }
-        .map_err(|error| missing("writing the maps", &error))?;
-        let stats = map(&mut object, maps::STATS)?;
-        let flows = map(&mut object, maps::FLOWS)?;
-        #[cfg(feature = "bpf-log")]
-        let log = log.then(|| super::log::Drain::start(&mut object)).flatten();
-        #[cfg(not(feature = "bpf-log"))]
-        let _ = log;
-        let attached = attach::attach(&mut object, to)?;
-        Ok(Self {
-            control: Mutex::new(control),
-            ident,
-            stats,
-            flows,
-            loaded: attached.loaded,
-            off: attached.off,
-            _links: attached.links,
-            #[cfg(feature = "bpf-log")]
-            _log: log,
-        })
-    }
+/// The maps that the daemon writes, and its view of their entries.
+pub(crate) struct Control {
+    config: Config,
+    config_map: Array<MapData, Plain<Config>>,
+    service_map: HashMap<MapData, Plain<ServiceKey>, Plain<Service>>,
+    listener_map: SockMap<MapData>,
+    selection_map: HashMap<MapData, Plain<SelectKey>, u32>,
+    command_map: HashMap<MapData, [u8; COMM_LEN], u32>,
+    interface_map: HashMap<MapData, u32, u32>,
+    listeners: BTreeMap<SocketAddr, PodAccess>,
+    /// The listener that services are steered to.
+    target: Option<SocketAddr>,
+    services: BTreeSet<SocketAddr>,
+    /// The services in the map.
+    installed: BTreeSet<SocketAddr>,
+    /// Ports of an earlier daemon, kept until this one steers.
+    inherited_ports: BTreeSet<u16>,
+}
 
-    /// Connections to `own`, a listener of ours, are attested; pods may reach it only with `pods`.
-    pub(crate) fn attest(&self, own: SocketAddr, pods: bool) -> io::Result<()> {
-        self.control.lock().attest(own, pods)
-    }
-
-    /// Steers to the listener at `own`: what [`Programs::services`] names.
-    pub(crate) fn steer(&self, listener: BorrowedFd<'_>, own: SocketAddr) -> io::Result<()> {
-        let mut control = self.control.lock();
-        control.attest(own, true)?;
-        control.target = Some(own);
-        control.kept_ports.clear();
-        control.config.proxy = address(own.ip());
-        control.listen.set(0, &listener, 0).map_err(io_error)?;
-        let steered = control.steered.clone();
-        control.services(&steered)?;
-        control.beat()
-    }
-
-    /// These services are steered from now on, and no others. Gives back those that can't be: of the other address
-    /// family than our listener, or on one port too many.
-    pub(crate) fn services(&self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
-        self.control.lock().services(services)
-    }
-
-    pub(crate) fn select(&self, entries: &SelectionEntries) -> io::Result<()> {
-        self.control.lock().select(entries)
-    }
-
-    /// The daemon's own cgroup, of which nothing is steered.
-    pub(crate) fn own_cgroup(&self, id: u64) -> io::Result<()> {
-        let mut control = self.control.lock();
-        control.config.own_cgroup = id;
-        control.write()
-    }
-
-    /// Interfaces that the guard knows, with their kinds; switches it on.
-    pub(crate) fn guard(&self, ifaces: &[(u32, u32)]) -> io::Result<()> {
-        let mut control = self.control.lock();
-        replace(&mut control.ifaces, ifaces)?;
-        if control.config.flags & CONFIG_GUARD == 0 {
-            control.config.flags |= CONFIG_GUARD;
-            control.write()?;
-        }
-        Ok(())
-    }
-
-    /// Proves that the daemon serves.
-    pub(crate) fn heartbeat(&self) -> io::Result<()> {
-        self.control.lock().beat()
-    }
-
-    /// Switches steering off; attested listeners stay attested.
-    pub(crate) fn stop(&self) -> io::Result<()> {
-        let mut control = self.control.lock();
-        control.target = None;
-        control.config.flags &= !CONFIG_STEER;
-        control.write()?;
-        match control.listen.clear_index(&0).map_err(io_error) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()), // the slot was empty
-            result => result,
-        }
-    }
-
-    /// Is steering switched on (whatever the guards say)?
-    pub(crate) fn is_steering(&self) -> bool {
-        self.control.lock().config.flags & CONFIG_STEER != 0
-    }
-
-    /// What is steered now, and what is not because it is of another address family than our listener.
-    pub(crate) fn steered(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
-        let control = self.control.lock();
-        let family = control.target.map(|target| target.is_ipv4());
-        control
-            .steered
-            .iter()
-            .partition(|service| family.is_none_or(|v4| service.is_ipv4() == v4))
-    }
-
-    /// Who is at the other end of an accepted socket.
-    pub(crate) fn identify(&self, accepted: BorrowedFd<'_>) -> Option<Ident> {
-        let Plain(ident) = self.ident.get(&accepted, 0).ok()?;
-        Some(ident)
-    }
-
-    /// Decisions and how often each was taken.
-    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
-        let cpus = self.stats.get(&0, 0);
-        let sum = |decision: Decision| {
-            cpus.as_ref().map_or(0, |cpus| {
-                cpus.iter().map(|Plain(stats)| stats.of(decision)).sum()
-            })
-        };
-        Decision::ALL
-            .iter()
-            .map(|decision| (decision.name(), sum(*decision)))
-            .collect()
-    }
-
-    /// The audit: every caller and service, summed over the CPUs.
-    pub(crate) fn flows(&self) -> Vec<(FlowKey, FlowCounts)> {
-        flows::read(&self.flows)
-    }
-
-    /// Cookie of the network namespace that is steered.
-    pub(crate) fn netns(&self) -> u64 {
-        self.control.lock().config.netns
-    }
-
-    /// Parts that could not even be tried.
-    pub(crate) fn mark_unavailable(&mut self, components: Vec<(&'static str, Unavailable)>) {
-        self.off.extend(components);
-    }
-
-    pub(crate) fn loaded(&self) -> &[Loaded] {
-        &self.loaded
-    }
-
-    /// Parts that could not be had, and why.
-    pub(crate) fn off(&self) -> &[(&'static str, Unavailable)] {
-        &self.off
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control")
+            .field("config", &self.config)
+            .field("installed", &self.installed)
+            .finish_non_exhaustive()
     }
 }
 
 impl Control {
-    /// Forgets what an earlier daemon wrote.
-    fn reset(&mut self) -> Result<(), MapError> {
+    /// Takes the maps out of the object; nothing is written.
+    pub(super) fn new(
+        object: &mut Ebpf,
+        netns: u64,
+        exemption: &SelfExemption,
+    ) -> Result<Self, Unavailable> {
+        Ok(Self {
+            config: Config {
+                ttl_ns: u64::try_from(HEARTBEAT_TTL.as_nanos()).unwrap_or(u64::MAX),
+                netns,
+                own_cgroup: exemption.cgroup,
+                bypass_mark: exemption.mark,
+                ..Config::default()
+            },
+            config_map: take_map(object, maps::CONFIG)?,
+            service_map: take_map(object, maps::SERVICES)?,
+            listener_map: take_map(object, maps::LISTEN)?,
+            selection_map: take_map(object, maps::SELECT)?,
+            command_map: take_map(object, maps::SELECT_CMD)?,
+            interface_map: take_map(object, maps::IFACES)?,
+            listeners: BTreeMap::new(),
+            target: None,
+            services: BTreeSet::new(),
+            installed: BTreeSet::new(),
+            inherited_ports: BTreeSet::new(),
+        })
+    }
+
+    /// Drops or takes over the entries of an earlier daemon.
+    pub(super) fn initialise(&mut self, origin: MapOrigin) -> Result<(), MapError> {
+        let Plain(theirs) = self.config_map.get(&0, 0)?;
+        // Another namespace means that these maps are new: the other daemon's are of another layout and stay with its
+        // own programs.
+        if origin == MapOrigin::Running && theirs.netns == self.config.netns {
+            self.adopt_entries(theirs)
+        } else {
+            self.reset_entries()
+        }
+    }
+
+    fn reset_entries(&mut self) -> Result<(), MapError> {
         self.config_map.set(0, &Plain(self.config), 0)?;
-        for key in self.services.keys().collect::<Result<Vec<_>, _>>()? {
-            self.services.remove(&key)?;
+        for key in self.service_map.keys().collect::<Result<Vec<_>, _>>()? {
+            self.service_map.remove(&key)?;
         }
         Ok(())
     }
 
-    /// Goes on with what a living daemon wrote.
-    fn adopt(&mut self) -> Result<(), MapError> {
-        let Plain(theirs) = self.config_map.get(&0, 0)?;
-        if theirs.netns != self.config.netns {
-            // New maps: the old one's are of another layout, and steer until its links go.
-            return self.reset();
-        }
+    fn adopt_entries(&mut self, theirs: Config) -> Result<(), MapError> {
         self.config = Config {
             own_cgroup: self.config.own_cgroup,
             bypass_mark: self.config.bypass_mark,
             ..theirs
         };
-        self.kept_ports = theirs.ports.into_iter().filter(|port| *port != 0).collect();
-        for entry in self.services.iter() {
+        self.inherited_ports = theirs.ports.into_iter().filter(|port| *port != 0).collect();
+        for entry in self.service_map.iter() {
             let (Plain(key), Plain(service)) = entry?;
             if service.flags & SERVICE_OWN == 0 {
-                self.told.insert(SocketAddr::new(ip(key.ip), key.port));
+                self.installed
+                    .insert(SocketAddr::new(from_map(key.ip), key.port));
             }
         }
         self.config_map.set(0, &Plain(self.config), 0)
     }
 
-    fn attest(&mut self, own: SocketAddr, pods: bool) -> io::Result<()> {
-        let flags = SERVICE_OWN | if pods { SERVICE_PODS } else { 0 };
-        self.own.insert(own, flags);
-        self.ports()?;
-        self.put(
-            own,
-            Service {
-                ip: address(own.ip()),
-                port: own.port(),
-                slot: 0,
-                flags,
-            },
-        )
+    pub(super) fn netns(&self) -> u64 {
+        self.config.netns
     }
 
-    fn services(&mut self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
-        self.steered.clone_from(services);
-        let Some(target) = self.target else {
-            return Ok(());
-        };
-        self.ports()?;
-        let to = Service {
-            ip: address(target.ip()),
-            port: target.port(),
-            slot: 0,
-            flags: SERVICE_STEER,
-        };
-        let fits = |service: &&SocketAddr| {
-            service.is_ipv4() == target.is_ipv4() && !self.own.contains_key(service)
-        };
-        let fitting: BTreeSet<SocketAddr> = services.iter().filter(fits).copied().collect();
-        for service in &fitting {
-            self.put(*service, to)?;
+    pub(super) fn target(&self) -> Option<SocketAddr> {
+        self.target
+    }
+
+    pub(super) fn services(&self) -> &BTreeSet<SocketAddr> {
+        &self.services
+    }
+
+    pub(super) fn is_steering(&self) -> bool {
+        self.config.flags & CONFIG_STEER != 0
+    }
+
+    pub(super) fn add_listener(&mut self, own: SocketAddr, pods: PodAccess) -> io::Result<()> {
+        self.listeners.insert(own, pods);
+        self.update_ports()?;
+        let service = service_at(own, SERVICE_OWN | pods.flags());
+        self.set_service(own, service)
+    }
+
+    pub(super) fn start_steering(
+        &mut self,
+        listener: BorrowedFd<'_>,
+        own: SocketAddr,
+    ) -> io::Result<()> {
+        self.add_listener(own, PodAccess::Allowed)?;
+        self.target = Some(own);
+        self.inherited_ports.clear();
+        self.config.proxy = to_map(own.ip());
+        self.listener_map
+            .set(LISTENER_SLOT.into(), &listener, 0)
+            .map_err(io_error)?;
+        self.install_services(own)?;
+        self.write_heartbeat()
+    }
+
+    pub(super) fn stop_steering(&mut self) -> io::Result<()> {
+        self.target = None;
+        self.set_flags(CONFIG_STEER, 0)?;
+        match self.listener_map.clear_index(&LISTENER_SLOT.into()) {
+            Ok(()) => Ok(()),
+            Err(error) => match io_error(error) {
+                // The slot was empty.
+                error if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+                error => Err(error),
+            },
         }
-        for gone in self
-            .told
-            .difference(&fitting)
-            .filter(|gone| !self.own.contains_key(gone))
-        {
-            let _was_not_there = self.services.remove(&Plain(key(*gone)));
+    }
+
+    pub(super) fn set_services(&mut self, services: &BTreeSet<SocketAddr>) -> io::Result<()> {
+        self.services.clone_from(services);
+        match self.target {
+            Some(target) => self.install_services(target),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the map hold the services that fit the listener. New entries come first, so that no service is left out
+    /// meanwhile.
+    fn install_services(&mut self, target: SocketAddr) -> io::Result<()> {
+        self.update_ports()?;
+        let fitting: BTreeSet<_> = self
+            .services
+            .iter()
+            .filter(|service| service.is_ipv4() == target.is_ipv4())
+            .filter(|service| !self.listeners.contains_key(service))
+            .copied()
+            .collect();
+        for service in &fitting {
+            self.set_service(*service, service_at(target, SERVICE_STEER))?;
+        }
+        for gone in self.installed.difference(&fitting) {
+            if !self.listeners.contains_key(gone) {
+                let _was_not_there = self.service_map.remove(&Plain(service_key(*gone)));
+            }
         }
         let steer = if fitting.is_empty() { 0 } else { CONFIG_STEER };
-        self.told = fitting;
-        let flags = self.config.flags & !CONFIG_STEER | steer;
-        if flags != self.config.flags {
-            self.config.flags = flags;
-            self.write()?;
-        }
-        Ok(())
+        self.installed = fitting;
+        self.set_flags(CONFIG_STEER, steer)
     }
 
-    /// Tells the programs which ports to look at, before anything is on them.
-    fn ports(&mut self) -> io::Result<()> {
-        let mut ports: BTreeSet<u16> = self
-            .own
-            .keys()
-            .chain(&self.steered)
+    /// Announces the ports before any service is on them: the programs ignore all others.
+    fn update_ports(&mut self) -> io::Result<()> {
+        let listeners = self.listeners.keys();
+        let used: BTreeSet<u16> = listeners
+            .chain(&self.services)
             .map(SocketAddr::port)
+            .chain(self.inherited_ports.iter().copied())
             .collect();
-        ports.extend(&self.kept_ports);
-        if ports.len() > MAX_PORTS {
-            return Err(io::Error::other(format!(
-                "services and listeners are on {} different ports, and {MAX_PORTS} are possible",
-                ports.len()
-            )));
+        let ports = port_array(&used)?;
+        if ports == self.config.ports {
+            return Ok(());
         }
-        let mut all = [0; MAX_PORTS];
-        all.iter_mut()
-            .zip(ports)
-            .for_each(|(slot, port)| *slot = port);
-        if all != self.config.ports {
-            self.config.ports = all;
-            self.write()?;
-        }
-        Ok(())
+        self.config.ports = ports;
+        self.flush_config()
     }
 
-    fn select(&mut self, entries: &SelectionEntries) -> io::Result<()> {
-        let keys = entries
+    pub(super) fn set_selection(&mut self, entries: &SelectionEntries) -> io::Result<()> {
+        let keys: Vec<_> = entries
             .keys
             .iter()
-            .map(|(key, verdict)| (Plain(*key), *verdict));
-        replace(&mut self.select, &keys.collect::<Vec<_>>())?;
-        replace(&mut self.commands, &entries.commands)?;
-        let wanted = if entries.only { CONFIG_SELECTED } else { 0 }
-            | if entries.pods { CONFIG_PODS } else { 0 };
-        let flags = self.config.flags & !(CONFIG_SELECTED | CONFIG_PODS) | wanted;
-        if flags != self.config.flags {
-            self.config.flags = flags;
-            self.write()?;
-        }
-        Ok(())
+            .map(|(key, verdict)| (Plain(*key), *verdict))
+            .collect();
+        replace_entries(&mut self.selection_map, &keys)?;
+        replace_entries(&mut self.command_map, &entries.commands)?;
+        self.set_flags(CONFIG_SELECTED | CONFIG_PODS, entries.flags())
     }
 
-    fn put(&mut self, at: SocketAddr, service: Service) -> io::Result<()> {
-        self.services
-            .insert(&Plain(key(at)), &Plain(service), 0)
+    pub(super) fn set_guard(&mut self, interfaces: &[GuardedInterface]) -> io::Result<()> {
+        let entries: Vec<_> = interfaces
+            .iter()
+            .map(|interface| (interface.index, interface.kind))
+            .collect();
+        replace_entries(&mut self.interface_map, &entries)?;
+        self.set_flags(CONFIG_GUARD, CONFIG_GUARD)
+    }
+
+    pub(super) fn exempt_cgroup(&mut self, id: u64) -> io::Result<()> {
+        self.config.own_cgroup = id;
+        self.flush_config()
+    }
+
+    pub(super) fn write_heartbeat(&mut self) -> io::Result<()> {
+        self.config.heartbeat_ns = sys::monotonic_ns();
+        self.flush_config()
+    }
+
+    fn set_service(&mut self, at: SocketAddr, service: Service) -> io::Result<()> {
+        self.service_map
+            .insert(&Plain(service_key(at)), &Plain(service), 0)
             .map_err(io_error)
     }
 
-    fn beat(&mut self) -> io::Result<()> {
-        self.config.heartbeat_ns = sys::monotonic_ns();
-        self.write()
+    /// Sets the bits of `mask` to those of `flags`.
+    fn set_flags(&mut self, mask: u32, flags: u32) -> io::Result<()> {
+        let flags = self.config.flags & !mask | flags;
+        if flags == self.config.flags {
+            return Ok(());
+        }
+        self.config.flags = flags;
+        self.flush_config()
     }
 
-    fn write(&mut self) -> io::Result<()> {
+    fn flush_config(&mut self) -> io::Result<()> {
         self.config_map
             .set(0, &Plain(self.config), 0)
             .map_err(io_error)
     }
 }
 
-/// Makes a map hold exactly these entries: new ones first, so that nobody is forgotten meanwhile.
-fn replace<K: aya::Pod + PartialEq>(
+/// Makes a map hold exactly these entries. New ones come first, so that none is missing meanwhile.
+fn replace_entries<K: aya::Pod + PartialEq>(
     map: &mut HashMap<MapData, K, u32>,
     wanted: &[(K, u32)],
 ) -> io::Result<()> {
@@ -422,61 +364,99 @@ fn replace<K: aya::Pod + PartialEq>(
     }
     for key in map.keys().flatten().collect::<Vec<_>>() {
         if !wanted.iter().any(|(wanted, _)| *wanted == key) {
-            let _gone = map.remove(&key);
+            let _was_not_there = map.remove(&key);
         }
     }
     Ok(())
 }
 
-fn key(at: SocketAddr) -> ServiceKey {
+fn port_array(ports: &BTreeSet<u16>) -> io::Result<[u16; MAX_PORTS]> {
+    if ports.len() > MAX_PORTS {
+        return Err(io::Error::other(format!(
+            "services and listeners use {} different ports, and {MAX_PORTS} are possible",
+            ports.len()
+        )));
+    }
+    let mut array = [0; MAX_PORTS];
+    for (slot, port) in array.iter_mut().zip(ports) {
+        *slot = *port;
+    }
+    Ok(array)
+}
+
+fn service_key(at: SocketAddr) -> ServiceKey {
     ServiceKey {
-        ip: address(at.ip()),
+        ip: to_map(at.ip()),
         port: at.port(),
         proto: PROTO_TCP,
         zero: 0,
     }
 }
 
-/// As the maps hold it.
-pub(crate) fn address(ip: IpAddr) -> Address {
+fn service_at(target: SocketAddr, flags: u32) -> Service {
+    Service {
+        ip: to_map(target.ip()),
+        port: target.port(),
+        slot: LISTENER_SLOT,
+        flags,
+    }
+}
+
+fn to_map(ip: IpAddr) -> Address {
     match ip {
         IpAddr::V4(ip) => Address::v4(ip.octets()),
         IpAddr::V6(ip) => Address::v6(ip.octets()),
     }
 }
 
-/// Out of a map; an IPv4-mapped address is an IPv4 one.
-pub(crate) fn ip(address: Address) -> IpAddr {
+/// An IPv4-mapped address becomes an IPv4 one.
+pub(crate) fn from_map(address: Address) -> IpAddr {
     IpAddr::from(address.bytes()).to_canonical()
-}
-
-fn control(object: &mut Ebpf, netns: u64, own: &SelfExemption) -> Result<Control, Unavailable> {
-    let ttl_ns = u64::try_from(HEARTBEAT_TTL.as_nanos()).unwrap_or(u64::MAX);
-    Ok(Control {
-        config: Config {
-            ttl_ns,
-            netns,
-            own_cgroup: own.cgroup,
-            bypass_mark: own.mark,
-            ..Config::default()
-        },
-        config_map: map(object, maps::CONFIG)?,
-        services: map(object, maps::SERVICES)?,
-        listen: map(object, maps::LISTEN)?,
-        select: map(object, maps::SELECT)?,
-        commands: map(object, maps::SELECT_CMD)?,
-        ifaces: map(object, maps::IFACES)?,
-        own: BTreeMap::new(),
-        target: None,
-        steered: BTreeSet::new(),
-        told: BTreeSet::new(),
-        kept_ports: BTreeSet::new(),
-    })
 }
 
 fn io_error(error: MapError) -> io::Error {
     match error {
         MapError::SyscallError(call) => call.io_error,
         other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hublet_ebpf::{SELECT_UID, VERDICT_EXCEPT, VERDICT_STEER};
+
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_map_and_mapped_ones_become_ipv4() {
+        for text in ["10.96.0.1", "169.254.2.1", "fd00::2:1", "::1"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(from_map(to_map(ip)), ip);
+        }
+        let mapped: IpAddr = "::ffff:10.96.0.1".parse().unwrap();
+        assert_eq!(from_map(to_map(mapped)), mapped.to_canonical());
+    }
+
+    #[test]
+    fn ports_beyond_the_limit_are_refused() {
+        let ports: BTreeSet<u16> = (1..=8).collect();
+        assert_eq!(port_array(&ports).unwrap(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(port_array(&BTreeSet::from([443])).unwrap()[..2], [443, 0]);
+        let text = port_array(&(1..=9).collect()).unwrap_err().to_string();
+        assert!(text.contains("9 different ports, and 8"), "{text}");
+    }
+
+    #[test]
+    fn verdicts_on_one_key_add_up_and_decide_the_flags() {
+        let mut entries = SelectionEntries::default();
+        assert_eq!(entries.flags(), 0);
+        entries.add(SELECT_UID, 0, VERDICT_STEER);
+        entries.add(SELECT_UID, 0, VERDICT_EXCEPT);
+        assert_eq!(entries.keys.len(), 1);
+        assert_eq!(entries.keys[0].1, VERDICT_STEER | VERDICT_EXCEPT);
+        assert!(!entries.has_pods());
+        entries.selected_only = true;
+        entries.add(SELECT_POD_NETNS, 7, VERDICT_STEER);
+        assert_eq!(entries.flags(), CONFIG_SELECTED | CONFIG_PODS);
     }
 }

@@ -1,14 +1,15 @@
-//! The eBPF object in the kernel: loaded, attached, pinned, and typed access to its maps. It carries out what
-//! [`crate::steer`] decides.
+//! The eBPF object in the kernel: loaded, attached, pinned, and typed access to its maps. The decisions that it carries
+//! out are made in [`crate::steer`].
 
 pub(crate) mod attach;
 pub(crate) mod bpffs;
-pub(crate) mod flows;
+pub mod flows;
 #[cfg(feature = "bpf-log")]
-pub(crate) mod log;
+mod log;
 pub(crate) mod maps;
-pub(crate) mod netns;
+mod netns;
 pub(crate) mod object;
 pub mod pins;
+pub(crate) mod programs;
 pub mod status;
-pub(crate) mod sys;
+mod sys;

@@ -1,75 +1,72 @@
-//! Which network namespace is ours. In: the kernel. Out: its cookie, by which the programs tell the host's sockets from
-//! pods'.
+//! The cookie of the daemon's network namespace, by which the programs distinguish the host's sockets from pods'.
 //!
-//! Linux 5.14 tells user space (`SO_NETNS_COOKIE`). Before, it tells programs only: `hub_netns`, attached for one
-//! moment, notes the cookie on a socket of ours, which dials what nobody else does ([`NOWHERE`]).
+//! User space can read it since Linux 5.14 (`SO_NETNS_COOKIE`). On older kernels `hub_netns` is attached for a moment and
+//! records it on a socket that dials [`PROBE_ADDRESS`], as no other program does.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use aya::Ebpf;
 use aya::maps::{MapData, SkStorage};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use hublet_ebpf::{Ident, programs};
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::object::{self, missing};
+use super::object::{self, unavailable};
 use super::sys::{self, Plain};
+use crate::node::cgroup::CgroupDirectory;
 use crate::node::unavailable::{self, Unavailable};
 
-/// Linux takes it for this host's port 0, where nobody can listen. No packet of it leaves the host.
-const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-const WHAT: &str = "asking for the cookie of the network namespace";
+/// Linux takes it for port 0 of this host, where no listener can be. No packet leaves the host.
+const PROBE_ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+const OPERATION: &str = "reading the cookie of the network namespace";
 
-/// The cookie of this thread's network namespace. `root` is the cgroup hierarchy's, `ident` the object's map.
+/// The cookie of this thread's network namespace. `root` is the root of the cgroup hierarchy.
+///
+/// # Errors
+/// The kernel refuses the socket or the program.
 pub(crate) fn cookie(
     object: &mut Ebpf,
     ident: &SkStorage<MapData, Plain<Ident>>,
-    root: BorrowedFd<'_>,
+    root: &CgroupDirectory,
 ) -> Result<u64, Unavailable> {
     match sys::netns_cookie() {
         Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-            by_program(object, ident, root)
+            cookie_by_program(object, ident, root)
         }
-        told => told.map_err(|error| unavailable::from_kernel(WHAT, &error)),
+        cookie => cookie.map_err(|error| unavailable::from_kernel(OPERATION, error)),
     }
 }
 
-fn by_program(
+fn cookie_by_program(
     object: &mut Ebpf,
     ident: &SkStorage<MapData, Plain<Ident>>,
-    root: BorrowedFd<'_>,
+    root: &CgroupDirectory,
 ) -> Result<u64, Unavailable> {
-    let program = object
-        .program_mut(programs::NETNS)
-        .ok_or_else(|| object::not_in_object(programs::NETNS))?;
-    let program: &mut CgroupSockAddr = program.try_into().map_err(|error| missing(WHAT, &error))?;
-    program
-        .load()
-        .map_err(|error| object::not_loaded(programs::NETNS, error))?;
+    object::load_program(object, programs::NETNS)?;
+    let program = object::program_mut(object, programs::NETNS)?;
+    let program: &mut CgroupSockAddr = program
+        .try_into()
+        .map_err(|error: ProgramError| unavailable(OPERATION, error))?;
     let link = program
-        .attach(root, CgroupAttachMode::Single)
-        .map_err(|error| missing(WHAT, &error))?;
-    let noted = note().and_then(|socket| ident.get(&socket.as_fd(), 0).map_err(io::Error::other));
+        .attach(&root.file, CgroupAttachMode::Single)
+        .map_err(|error| unavailable(OPERATION, error))?;
+    let recorded =
+        connect_probe().and_then(|socket| ident.get(&socket.as_fd(), 0).map_err(io::Error::other));
     program
         .detach(link)
-        .map_err(|error| missing(WHAT, &error))?;
-    match noted {
-        Ok(Plain(ident)) => Ok(ident.netns),
-        Err(error) => Err(Unavailable::Other {
-            what: WHAT.into(),
-            why: error.to_string(),
-        }),
-    }
+        .map_err(|error| unavailable(OPERATION, error))?;
+    let Plain(ident) = recorded.map_err(|error| unavailable(OPERATION, error))?;
+    Ok(ident.netns)
 }
 
-/// A socket that has dialled; what became of it doesn't matter, and isn't waited for.
-fn note() -> io::Result<Socket> {
+/// A socket that has tried to connect. The outcome doesn't matter and is not awaited.
+fn connect_probe() -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    let _refused = socket.connect(&NOWHERE.into());
+    let _refused = socket.connect(&PROBE_ADDRESS.into());
     Ok(socket)
 }
 
@@ -79,8 +76,8 @@ mod tests {
     use crate::node::cgroup::Cgroups;
 
     #[test]
-    fn the_call_goes_nowhere_and_is_not_waited_for() {
-        let socket = note().unwrap();
+    fn the_probe_connects_to_nothing_and_is_not_awaited() {
+        let socket = connect_probe().unwrap();
         assert!(
             socket.peer_addr().is_err(),
             "connected to {:?}",
@@ -89,19 +86,20 @@ mod tests {
     }
 
     #[test]
-    fn the_program_tells_what_newer_kernels_tell() {
-        let Ok(told) = sys::netns_cookie() else {
+    fn the_program_records_the_cookie_that_newer_kernels_tell() {
+        let Ok(expected) = sys::netns_cookie() else {
             return eprintln!("SKIP: Linux 5.14 is needed");
         };
-        if let Err(missing) = object::embedded() {
-            return eprintln!("SKIP: {missing}");
+        if let Err(reason) = object::check_embedded() {
+            return eprintln!("SKIP: {reason}");
         }
         if !nix::unistd::geteuid().is_root() {
             return eprintln!("SKIP: it needs root");
         }
-        let (root, _) = Cgroups::find().unwrap().open(None).unwrap();
+        let root = Cgroups::find().unwrap().open(None).unwrap();
         let mut object = object::load(None).unwrap();
-        let ident = object::map(&mut object, hublet_ebpf::maps::IDENT).unwrap();
-        assert_eq!(by_program(&mut object, &ident, root.as_fd()).unwrap(), told);
+        let ident = object::take_map(&mut object, hublet_ebpf::maps::IDENT).unwrap();
+        let cookie = cookie_by_program(&mut object, &ident, &root).unwrap();
+        assert_eq!(cookie, expected);
     }
 }

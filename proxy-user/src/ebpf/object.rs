@@ -1,4 +1,4 @@
-//! The BPF object that is embedded in this binary: its maps and programs, loaded into the kernel.
+//! The BPF object that is embedded in this binary, and its maps and programs in the kernel.
 
 use std::io;
 
@@ -10,13 +10,13 @@ use nix::libc;
 
 use super::bpffs::Pins;
 use crate::node::unavailable::{self, Unavailable};
-use crate::text::with_causes;
 
 /// The object that build.rs embedded; empty in a build without the BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hublet.bpf.o"));
 
-/// Is there an object at all?
-pub(crate) fn embedded() -> Result<(), Unavailable> {
+/// # Errors
+/// The binary was built without the BPF object.
+pub(crate) fn check_embedded() -> Result<(), Unavailable> {
     if OBJECT.is_empty() {
         Err(Unavailable::Stub)
     } else {
@@ -24,17 +24,20 @@ pub(crate) fn embedded() -> Result<(), Unavailable> {
     }
 }
 
-/// Makes the maps, or takes over those that a dead daemon left pinned.
+/// Creates the maps, or takes over those that an earlier daemon has pinned.
+///
+/// # Errors
+/// The kernel refuses a map.
 pub(crate) fn load(pins: Option<&Pins>) -> Result<Ebpf, Unavailable> {
     match load_object(OBJECT, pins) {
-        // Same layout, but other sizes than its name says: not ours to keep.
+        // Pins of other sizes under this layout's name are not hublet's.
         Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { .. })) => {
             pins.inspect(|pins| pins.clear());
             load_object(OBJECT, pins)
         }
         loaded => loaded,
     }
-    .map_err(|error| missing("loading the maps", &error))
+    .map_err(|error| unavailable("loading the maps", error))
 }
 
 fn load_object(bytes: &[u8], pins: Option<&Pins>) -> Result<Ebpf, EbpfError> {
@@ -48,68 +51,77 @@ fn load_object(bytes: &[u8], pins: Option<&Pins>) -> Result<Ebpf, EbpfError> {
 }
 
 /// A map of the object, typed.
-pub(crate) fn map<M: TryFrom<Map, Error = MapError>>(
+///
+/// # Errors
+/// The object has no such map, or one of another type.
+pub(crate) fn take_map<M: TryFrom<Map, Error = MapError>>(
     object: &mut Ebpf,
     name: &'static str,
 ) -> Result<M, Unavailable> {
-    let map = object.take_map(name).ok_or_else(|| not_in_object(name))?;
-    M::try_from(map).map_err(|error| missing(name, &error))
+    let map = object
+        .take_map(name)
+        .ok_or_else(|| Unavailable::NotInObject(name.into()))?;
+    M::try_from(map).map_err(|error| unavailable(name, error))
 }
 
-/// Loads one program: the verifier sees it.
-pub(crate) fn verify(object: &mut Ebpf, name: &'static str) -> Result<(), Unavailable> {
-    let result = match object
+/// # Errors
+/// The object has no such program.
+pub(crate) fn program_mut<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut Program, Unavailable> {
+    object
         .program_mut(name)
-        .ok_or_else(|| not_in_object(name))?
-    {
+        .ok_or_else(|| Unavailable::NotInObject(name.into()))
+}
+
+/// Passes a program through the verifier, once.
+///
+/// # Errors
+/// The verifier or the kernel rejects it.
+pub(crate) fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), Unavailable> {
+    let result = match program_mut(object, name)? {
         Program::SockOps(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         Program::Xdp(program) => program.load(),
-        _ => return Err(not_in_object(name)),
+        _ => return Err(Unavailable::NotInObject(name.into())),
     };
     match result {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
-        Err(error) => Err(not_loaded(name, error)),
+        Err(error) => Err(load_error(name, error)),
     }
 }
 
-/// Why a program can't be loaded.
-pub(crate) fn not_loaded(program: &'static str, error: ProgramError) -> Unavailable {
+fn load_error(program: &'static str, error: ProgramError) -> Unavailable {
     match error {
-        // EPERM is for want of privileges; the verifier says EACCES or EINVAL.
+        // EPERM is a lack of privileges; the verifier answers EACCES or EINVAL.
         ProgramError::LoadError {
             io_error,
             verifier_log,
         } if io_error.raw_os_error() != Some(libc::EPERM) => {
             unavailable::from_verifier(program, io_error, verifier_log.to_string())
         }
-        error => missing(&format!("loading {program}"), &error),
+        error => unavailable(format!("loading {program}"), error),
     }
 }
 
-pub(crate) fn not_in_object(name: &str) -> Unavailable {
-    Unavailable::Other {
-        what: name.into(),
-        why: "not in the embedded BPF object, which is of another version".into(),
-    }
-}
-
-/// aya's errors carry the kernel's somewhere below.
-pub(crate) fn missing(what: &str, error: &(dyn std::error::Error + 'static)) -> Unavailable {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        if let Some(io) = error
-            .downcast_ref::<io::Error>()
-            .filter(|io| io.raw_os_error().is_some())
-        {
-            return unavailable::from_kernel(what, io);
+/// The reason for an error of aya, whose chain holds the kernel's error.
+pub(crate) fn unavailable(
+    operation: impl Into<String>,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> Unavailable {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(cause) = source {
+        let io = cause.downcast_ref::<io::Error>();
+        if let Some(errno) = io.and_then(io::Error::raw_os_error) {
+            return unavailable::from_kernel(operation, io::Error::from_raw_os_error(errno));
         }
-        source = error.source();
+        source = cause.source();
     }
-    Unavailable::Other {
-        what: what.into(),
-        why: with_causes(error),
+    Unavailable::Failed {
+        operation: operation.into(),
+        source: Box::new(error),
     }
 }
 
@@ -137,7 +149,7 @@ mod tests {
             .unwrap()
             .try_into()
             .unwrap();
-        let told = not_loaded(programs::CONNECT4, program.load().unwrap_err()).to_string();
+        let told = load_error(programs::CONNECT4, program.load().unwrap_err()).to_string();
         assert!(
             told.contains("hub_connect4") && told.contains("please report"),
             "{told}"

@@ -1,5 +1,4 @@
-//! What is pinned, whoever pinned it: for looking at the programs and for taking them away without the daemon. In: where
-//! bpffs is. Out: tables of what the maps hold; nothing left.
+//! Inspects and removes pins without a running daemon, of this version and of others.
 
 use std::fs;
 use std::io;
@@ -9,22 +8,21 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use hublet_ebpf::{
-    CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision, FlowCounts,
-    FlowKey, IFACE_LOCAL, LAYOUT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID,
-    SERVICE_OWN, SERVICE_PODS, SelectKey, Service, ServiceKey, Stats, VERDICT_EXCEPT,
-    VERDICT_STEER, maps,
+    CONFIG_GUARD, CONFIG_PODS, CONFIG_SELECTED, CONFIG_STEER, Config, Decision, IFACE_LOCAL,
+    LAYOUT, SELECT_CGROUP, SELECT_POD_CGROUP, SELECT_POD_NETNS, SELECT_UID, SERVICE_OWN,
+    SERVICE_PODS, SelectKey, Service, ServiceKey, Stats, VERDICT_EXCEPT, VERDICT_STEER, maps,
 };
 use serde_json::{Value, json};
 
 use super::attach;
-use super::bpffs::{OURS, Pins};
-use super::flows;
-use super::maps::ip;
+use super::bpffs::{DIRECTORY, Pins};
+use super::flows::{self, Flow, FlowTable};
+use super::maps::from_map;
 use super::sys::{self, Plain};
 use crate::node::unavailable::Unavailable;
 use crate::text::with_causes;
 
-/// Maps that [`Pinned::dump`] can show.
+/// The maps that [`Pinned::dump`] can show.
 pub const MAPS: [&str; 7] = [
     maps::CONFIG,
     maps::SERVICES,
@@ -35,7 +33,7 @@ pub const MAPS: [&str; 7] = [
     maps::FLOWS,
 ];
 
-/// Why what is pinned can't be shown or taken away.
+/// Errors of pins.
 #[derive(Debug, thiserror::Error)]
 pub enum PinnedError {
     #[error(
@@ -46,32 +44,32 @@ pub enum PinnedError {
         "what is pinned is of another version's layout ({found}; this is {LAYOUT:016x}): use that version's binary"
     )]
     Layout { found: String },
-    /// Not one that can be shown.
-    #[error("there is no map {name} to show; there are {}", MAPS.join(", "))]
+    #[error("no map {name}; use one of {}", MAPS.join(", "))]
     NoSuchMap { name: String },
-    #[error("{what}: {}; root may (CAP_BPF, CAP_SYS_ADMIN)", with_causes(source))]
-    Map { what: String, source: Box<MapError> },
+    #[error(
+        "{map}: {}; run it as root (CAP_BPF, CAP_SYS_ADMIN)",
+        with_causes(source)
+    )]
+    Map { map: String, source: Box<MapError> },
     #[error("{0}: {1}")]
-    File(PathBuf, io::Error),
-    #[error("{0}")]
-    Busy(String),
+    File(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
 }
 
 /// The pins below a bpffs.
 #[derive(Debug)]
 pub struct Pinned {
-    ours: PathBuf,
+    directory: PathBuf,
     bpffs: PathBuf,
 }
 
 impl Pinned {
-    /// Looks there.
-    ///
     /// # Errors
     /// Nothing is pinned.
     pub fn find(bpffs: &Path) -> Result<Self, PinnedError> {
         let pinned = Self {
-            ours: bpffs.join(OURS),
+            directory: bpffs.join(DIRECTORY),
             bpffs: bpffs.to_path_buf(),
         };
         if pinned.layouts()?.is_empty() {
@@ -80,28 +78,28 @@ impl Pinned {
         Ok(pinned)
     }
 
-    /// Directories of all versions that left something.
+    /// Directories of all versions with pins.
     fn layouts(&self) -> Result<Vec<PathBuf>, PinnedError> {
-        match fs::read_dir(&self.ours) {
+        match fs::read_dir(&self.directory) {
             Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(PinnedError::File(self.ours.clone(), error)),
+            Err(error) => Err(PinnedError::File(self.directory.clone(), error)),
         }
     }
 
-    /// Links of all versions: pin, attach point, program.
+    /// Links of all versions as JSON: pin, hook, program.
     ///
     /// # Errors
     /// A pin can't be opened.
     pub fn links(&self) -> Result<Value, PinnedError> {
         let mut rows = Vec::new();
         for pin in self.link_pins()? {
-            let (hook, program) =
-                attach::link_at(&pin).map_err(|error| PinnedError::File(pin.clone(), error))?;
+            let link = attach::describe_link(&pin)
+                .map_err(|error| PinnedError::File(pin.clone(), error))?;
             rows.push(json!({
                 "name": pin.file_name().map(|name| name.to_string_lossy().into_owned()),
-                "hook": hook,
-                "program": program,
+                "hook": link.hook,
+                "program": link.program,
                 "pin": pin.display().to_string(),
             }));
         }
@@ -123,12 +121,12 @@ impl Pinned {
         Ok(pins)
     }
 
-    /// A map's entries, in words.
+    /// The entries of a map as JSON.
     ///
     /// # Errors
-    /// No such map, another version's layout, or the kernel refuses.
+    /// No such map, the layout of another version, or the kernel refuses.
     pub fn dump(&self, name: &str) -> Result<Value, PinnedError> {
-        let layout = self.ours.join(format!("{LAYOUT:016x}"));
+        let layout = self.directory.join(format!("{LAYOUT:016x}"));
         if !layout.exists() {
             let found = self
                 .layouts()?
@@ -146,17 +144,17 @@ impl Pinned {
             name: name.to_owned(),
         })?;
         let failed = |source| PinnedError::Map {
-            what: name.into(),
+            map: name.into(),
             source: Box::new(source),
         };
         let map = MapData::from_pin(layout.join("maps").join(name))
             .and_then(Map::from_map_data)
             .map_err(failed)?;
-        rows(name, map).map_err(failed)
+        map_rows(name, map).map_err(failed)
     }
 
-    /// Takes the links' pins away, which detaches the programs; a daemon that runs goes on serving those who dial it
-    /// themselves. Gives the pins.
+    /// Removes the pins of the links, which detaches the programs; a running daemon still serves clients that dial it
+    /// directly. Returns the pins.
     ///
     /// # Errors
     /// A pin can't be removed.
@@ -168,62 +166,62 @@ impl Pinned {
         Ok(pins)
     }
 
-    /// Takes everything away that is pinned, when no daemon lives on it.
+    /// Removes all pins.
     ///
     /// # Errors
-    /// A daemon lives on it, or a pin can't be removed.
+    /// A daemon runs, or a pin can't be removed.
     pub fn remove(self) -> Result<(), PinnedError> {
-        let pins = Pins::open(&self.bpffs, None)
-            .map_err(|missing: Unavailable| PinnedError::Busy(missing.to_string()))?;
+        let pins = Pins::open(&self.bpffs, None)?;
         pins.remove_other_layouts();
         pins.remove()
-            .map_err(|error| PinnedError::File(self.ours, error))
+            .map_err(|error| PinnedError::File(self.directory, error))
     }
 }
 
-/// Takes away what an earlier daemon pinned, for one that wants no eBPF; `lock` is that of one whose place it takes.
-/// Nothing is done where nothing is pinned, or where another daemon lives on it.
-pub(crate) fn forget(bpffs: &Path, lock: Option<OwnedFd>) {
+/// Removes the pins of an earlier daemon, for a daemon without eBPF; `lock` is the lock of a daemon that hands over. Does
+/// nothing if another daemon holds the lock.
+pub(crate) fn remove_leftovers(bpffs: &Path, lock: Option<OwnedFd>) {
     if Pinned::find(bpffs).is_err() {
         return;
     }
     let removed = Pins::open(bpffs, lock)
-        .map_err(|missing| missing.to_string())
+        .map_err(PinnedError::from)
         .and_then(|pins| {
             pins.remove_other_layouts();
-            pins.remove().map_err(|error| error.to_string())
+            pins.remove()
+                .map_err(|error| PinnedError::File(bpffs.to_path_buf(), error))
         });
     match removed {
         Ok(()) => tracing::info!(
-            "removed what was pinned in {}: --ebpf=false",
+            "removed the pins of an earlier daemon in {}: --ebpf=false",
             bpffs.display()
         ),
-        Err(why) => tracing::warn!("what is pinned in {} stays: {why}", bpffs.display()),
+        Err(error) => tracing::warn!("the pins in {} stay: {error}", bpffs.display()),
     }
 }
 
-fn rows(name: &str, map: Map) -> Result<Value, MapError> {
+fn map_rows(name: &str, map: Map) -> Result<Value, MapError> {
     Ok(match name {
         maps::CONFIG => {
             let Plain(config) = Array::<_, Plain<Config>>::try_from(map)?.get(&0, 0)?;
             config_row(&config)
         }
-        maps::SERVICES => list(
+        maps::SERVICES => collect_rows(
             &HashMap::<_, Plain<ServiceKey>, Plain<Service>>::try_from(map)?,
             |Plain(key), Plain(to)| service_row(&key, &to),
         )?,
-        maps::SELECT => list(
+        maps::SELECT => collect_rows(
             &HashMap::<_, Plain<SelectKey>, u32>::try_from(map)?,
-            |Plain(key), verdict| json!({"kind": kind(key.kind), "value": key.value, "verdict": self::verdict(verdict)}),
+            |Plain(key), verdict| json!({"kind": selection_kind(key.kind), "value": key.value, "verdict": verdict_name(verdict)}),
         )?,
-        maps::SELECT_CMD => list(
+        maps::SELECT_CMD => collect_rows(
             &HashMap::<_, [u8; 16], u32>::try_from(map)?,
             |name, verdict| {
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-                json!({"command": String::from_utf8_lossy(name), "verdict": self::verdict(verdict)})
+                json!({"command": String::from_utf8_lossy(name), "verdict": verdict_name(verdict)})
             },
         )?,
-        maps::IFACES => list(&HashMap::<_, u32, u32>::try_from(map)?, |index, kind| {
+        maps::IFACES => collect_rows(&HashMap::<_, u32, u32>::try_from(map)?, |index, kind| {
             let name = nix::net::if_::if_indextoname(index)
                 .map(|name| name.to_string_lossy().into_owned());
             json!({"name": name.unwrap_or_default(), "index": index, "kind": if kind == IFACE_LOCAL { "local" } else { "uplink" }})
@@ -240,14 +238,14 @@ fn rows(name: &str, map: Map) -> Result<Value, MapError> {
                 .map(|decision| (decision.name().to_owned(), json!(sum(*decision))))
                 .collect()
         }
-        _ => flows::read(&flows::Table::try_from(map)?)
+        _ => flows::read_flows(&FlowTable::try_from(map)?)
             .iter()
-            .map(|(key, counts)| flow_row(key, counts))
+            .map(flow_row)
             .collect(),
     })
 }
 
-fn list<K: aya::Pod, V: aya::Pod>(
+fn collect_rows<K: aya::Pod, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
     row: impl Fn(K, V) -> Value,
 ) -> Result<Value, MapError> {
@@ -269,7 +267,7 @@ fn config_row(config: &Config) -> Value {
         "netns": config.netns,
         "ownCgroup": config.own_cgroup,
         "bypassMark": config.bypass_mark,
-        "proxy": ip(config.proxy).to_string(),
+        "proxy": from_map(config.proxy).to_string(),
         "ports": config.ports.iter().filter(|port| **port != 0).collect::<Vec<_>>(),
     })
 }
@@ -281,20 +279,20 @@ fn service_row(key: &ServiceKey, to: &Service) -> Value {
         _ => "own",
     };
     json!({
-        "service": SocketAddr::new(ip(key.ip), key.port).to_string(),
-        "to": SocketAddr::new(ip(to.ip), to.port).to_string(),
+        "service": SocketAddr::new(from_map(key.ip), key.port).to_string(),
+        "to": SocketAddr::new(from_map(to.ip), to.port).to_string(),
         "use": use_,
     })
 }
 
-fn flow_row(key: &FlowKey, counts: &FlowCounts) -> Value {
-    let mut row = json!(counts);
-    row["cgroup_id"] = key.cgroup_id.into();
-    row["service"] = SocketAddr::new(ip(key.ip), key.port).to_string().into();
+fn flow_row(flow: &Flow) -> Value {
+    let mut row = json!(flow.counts);
+    row["cgroup_id"] = flow.cgroup_id.into();
+    row["service"] = flow.service.to_string().into();
     row
 }
 
-fn kind(kind: u32) -> &'static str {
+fn selection_kind(kind: u32) -> &'static str {
     match kind {
         SELECT_CGROUP => "cgroup",
         SELECT_UID => "uid",
@@ -304,7 +302,7 @@ fn kind(kind: u32) -> &'static str {
     }
 }
 
-fn verdict(verdict: u32) -> &'static str {
+fn verdict_name(verdict: u32) -> &'static str {
     match verdict {
         VERDICT_STEER => "steer",
         v if v & VERDICT_EXCEPT != 0 => "except",

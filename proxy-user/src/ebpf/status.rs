@@ -4,24 +4,20 @@ use serde::Serialize;
 
 use super::flows::FlowStatus;
 
-/// eBPF state for `hublet status` and metrics.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct EbpfStatus {
-    /// Program name, id, attach point, link pin.
+    /// One entry per link.
     pub programs: Vec<ProgramStatus>,
-    /// Decision name → count.
+    /// Counts by decision.
     pub counters: Vec<(&'static str, u64)>,
-    /// Who dialled what.
     pub flows: Vec<FlowStatus>,
 }
 
-/// One attached program.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProgramStatus {
-    /// Name as bpftool shows it.
+    /// The name that bpftool shows.
     pub name: String,
-    /// Kernel id.
     pub id: u32,
-    /// Where it is attached.
+    /// Hook and pin.
     pub attached: String,
 }

@@ -1,5 +1,5 @@
-//! System calls that aya and nix lack, and the promise that the types shared with the programs are plain bytes. The
-//! only file of this crate with `unsafe`.
+//! System calls that aya and nix lack, and the proof that the types shared with the programs are plain bytes. The only
+//! file of this crate with `unsafe`.
 #![allow(
     unsafe_code,
     reason = "bpf() calls that aya lacks; every block says why it is sound"
@@ -16,7 +16,7 @@ use std::path::Path;
 use hublet_ebpf::Shared;
 use nix::libc;
 
-/// A shared type as aya wants it.
+/// A type shared with the programs, in the form that aya's maps take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(transparent)]
 pub(crate) struct Plain<T>(pub(super) T);
@@ -24,7 +24,7 @@ pub(crate) struct Plain<T>(pub(super) T);
 // SAFETY: `Shared` is sealed in hublet-ebpf and given to `repr(C)` structs without padding only.
 unsafe impl<T: Shared> aya::Pod for Plain<T> {}
 
-/// CLOCK_MONOTONIC, which `bpf_ktime_get_ns` reads too.
+/// CLOCK_MONOTONIC, the clock of `bpf_ktime_get_ns`.
 pub(crate) fn monotonic_ns() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
@@ -42,7 +42,7 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
         .or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).expect("8 fits");
-    // SAFETY: the buffer is as long as said.
+    // SAFETY: `length` is the size of `cookie`.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -64,10 +64,10 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
-/// `struct bpf_link_info`: what all kinds of links have, and the words of ours.
+/// The head of `struct bpf_link_info`, and the first words of its union.
 #[repr(C)]
 #[derive(Default)]
-pub(crate) struct LinkInfo {
+pub(super) struct LinkInfo {
     pub(crate) kind: u32,
     id: u32,
     pub(crate) prog_id: u32,
@@ -76,7 +76,14 @@ pub(crate) struct LinkInfo {
     pub(crate) words: [u32; 4],
 }
 
-/// Of `union bpf_attr`; the kernel writes the count.
+impl LinkInfo {
+    /// For a link of a cgroup.
+    pub(super) fn cgroup_id(&self) -> u64 {
+        u64::from(self.words[1]) << 32 | u64::from(self.words[0])
+    }
+}
+
+/// The `query` member of `union bpf_attr`; the kernel writes the count.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct ProgramQuery {
@@ -103,7 +110,7 @@ pub(crate) fn object_get(path: &Path) -> io::Result<OwnedFd> {
         flags: 0,
     };
     let fd = bpf(BPF_OBJ_GET, &attr)?;
-    // SAFETY: a new descriptor of ours.
+    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) })
 }
 
@@ -149,7 +156,7 @@ pub(crate) fn link_update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result
     .map(drop)
 }
 
-/// The programs attached to a cgroup by one attach type, in the order in which they run.
+/// Ids of the programs attached to a cgroup with one attach type, in the order in which they run.
 pub(crate) fn programs_of(cgroup: BorrowedFd<'_>, kind: u32) -> io::Result<Vec<u32>> {
     const MAX: usize = 64;
     let mut ids = [0u32; MAX];
@@ -168,7 +175,7 @@ pub(crate) fn programs_of(cgroup: BorrowedFd<'_>, kind: u32) -> io::Result<Vec<u
     Ok(ids[..count].to_vec())
 }
 
-/// One bpf() call; `attr` must be what the command takes.
+/// `attr` must be the struct that the command takes.
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
     // SAFETY: called by the functions of this file only, each with the struct of its command; what the structs
     // point to outlives the call.

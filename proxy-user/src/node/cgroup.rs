@@ -1,5 +1,4 @@
-//! The cgroup v2 hierarchy: where it is, and which path a cgroup id has. In: /proc/thread-self/mountinfo. Out: a
-//! directory to attach to, and names for the ids that eBPF attests.
+//! The cgroup v2 hierarchy: its mount point, and the paths of the cgroup ids that eBPF attests.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -9,18 +8,19 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use parking_lot::Mutex;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::unavailable::Unavailable;
 
-/// Id of the true root; a container's own root has another.
+/// Id of the hierarchy's root; the root of a container's cgroup namespace has another.
 pub(crate) const ROOT_ID: u64 = 1;
-/// Names kept; at the limit all are forgotten (a name is found again in microseconds).
-const MAX_NAMES: usize = 1024;
+/// Cached paths. At the limit all are dropped: one is found again in microseconds.
+const MAX_PATHS: usize = 1024;
 /// Directories that one search visits at most.
 const MAX_VISITED: usize = 20_000;
-/// At most one search in this time: an unknown id must not cost a walk for every connection.
+/// Least time between two searches: an unknown id must not cost a walk for every connection.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -28,22 +28,48 @@ pub(crate) struct Cgroups {
     root: PathBuf,
     /// Holds a private mount, which is in no mount table.
     _private: Option<File>,
-    names: Mutex<Names>,
+    paths: Mutex<PathCache>,
 }
 
 #[derive(Debug, Default)]
-struct Names {
+struct PathCache {
     known: HashMap<u64, String>,
-    searched: Option<Instant>,
-    searching: bool,
+    last_search: Option<Instant>,
+    is_searching: bool,
+}
+
+/// An open directory of the hierarchy.
+#[derive(Debug)]
+pub(crate) struct CgroupDirectory {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    /// The cgroup id, which is the inode.
+    pub(crate) id: u64,
+}
+
+impl CgroupDirectory {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if fstatfs(&file)?.filesystem_type() != CGROUP2_SUPER_MAGIC {
+            return Err(io::Error::other("this is not in a cgroup v2 file system"));
+        }
+        Ok(Self {
+            id: file.metadata()?.ino(),
+            path: path.to_path_buf(),
+            file,
+        })
+    }
 }
 
 impl Cgroups {
-    /// Finds the v2 root, or mounts it for this process alone.
+    /// Finds the mounted hierarchy, or mounts it for this process alone.
+    ///
+    /// # Errors
+    /// It is neither mounted nor can it be.
     pub(crate) fn find() -> Result<Self, Unavailable> {
         let mounts =
             fs::read_to_string("/proc/thread-self/mountinfo").map_err(Unavailable::NoCgroup)?;
-        let (root, private) = match root_in(&mounts) {
+        let (root, private) = match mount_point_in(&mounts) {
             Some(root) => (root, None),
             None => {
                 let root = mount_privately().map_err(Unavailable::NoCgroup)?;
@@ -56,38 +82,28 @@ impl Cgroups {
         Ok(Self {
             root,
             _private: private,
-            names: Mutex::default(),
+            paths: Mutex::default(),
         })
     }
 
-    /// The directory to attach to, opened: the root, or the configured one.
-    pub(crate) fn open(&self, configured: Option<&Path>) -> Result<(File, PathBuf), Unavailable> {
+    /// Opens the directory to attach to: the configured one, or the root.
+    ///
+    /// # Errors
+    /// It is not a directory of the hierarchy.
+    pub(crate) fn open(&self, configured: Option<&Path>) -> Result<CgroupDirectory, Unavailable> {
         let path = configured.unwrap_or(&self.root);
-        let open = || {
-            let dir = File::open(path)?;
-            if nix::sys::statfs::fstatfs(&dir)?.filesystem_type()
-                != nix::sys::statfs::CGROUP2_SUPER_MAGIC
-            {
-                return Err(io::Error::other("this is not in a cgroup v2 file system"));
-            }
-            Ok(dir)
-        };
-        match open() {
-            Ok(dir) => Ok((dir, path.to_path_buf())),
-            Err(source) => Err(Unavailable::Cgroup {
-                path: path.to_path_buf(),
-                source,
-            }),
-        }
+        CgroupDirectory::open(path).map_err(|source| Unavailable::Cgroup {
+            path: path.to_path_buf(),
+            source,
+        })
     }
 
-    /// Where the hierarchy is.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// This process's cgroup, if it is its own: no other process is in it, and it isn't the root.
-    pub(crate) fn own(&self) -> Option<u64> {
+    /// The id of this process's cgroup, if it is not the root and no other process is in it.
+    pub(crate) fn exclusive_id(&self) -> Option<u64> {
         let path = self
             .root
             .join(path_of_process("self")?.trim_start_matches('/'));
@@ -96,7 +112,7 @@ impl Cgroups {
         (id != ROOT_ID && processes.trim() == std::process::id().to_string()).then_some(id)
     }
 
-    /// Is this process in `subtree`? The programs see accepted sockets by the cgroup of the *listening* process.
+    /// True if this process is in `subtree`. The programs see accepted sockets in the cgroup of the *listening* process.
     pub(crate) fn is_inside(&self, subtree: &Path) -> bool {
         let Some(own) = path_of_process("self") else {
             return false;
@@ -108,38 +124,38 @@ impl Cgroups {
         }
     }
 
-    /// The path of a cgroup below the root, for the process `pid` that was in it a moment ago. The pid is a hint
-    /// only (it may be reused, or of another pid namespace): a path counts when its inode is the id.
-    pub(crate) fn path(&self, id: u64, pid: u32) -> Option<String> {
-        if let Some(known) = self.names.lock().known.get(&id) {
+    /// The path of a cgroup below the root. `pid` is a process that was in it a moment ago, and a hint only (it may be
+    /// reused, or of another pid namespace): a path counts only if its inode is the id.
+    pub(crate) fn path_of(&self, id: u64, pid: u32) -> Option<String> {
+        if let Some(known) = self.paths.lock().known.get(&id) {
             return Some(known.clone());
         }
         let hinted = path_of_process(&pid.to_string()).filter(|path| self.id_of(path) == Some(id));
-        let found = hinted.or_else(|| self.searched(id))?;
-        let mut names = self.names.lock();
-        if names.known.len() >= MAX_NAMES {
-            names.known.clear();
+        let found = hinted.or_else(|| self.search_limited(id))?;
+        let mut paths = self.paths.lock();
+        if paths.known.len() >= MAX_PATHS {
+            paths.known.clear();
         }
-        names.known.insert(id, found.clone());
+        paths.known.insert(id, found.clone());
         Some(found)
     }
 
-    /// Nobody waits for another one's search: whoever comes while there is one, or just was, goes without.
-    fn searched(&self, id: u64) -> Option<String> {
+    /// `None` also while another thread searches or shortly after a search: no connection waits for one.
+    fn search_limited(&self, id: u64) -> Option<String> {
         {
-            let mut names = self.names.lock();
-            if names.searching
-                || names
-                    .searched
+            let mut paths = self.paths.lock();
+            if paths.is_searching
+                || paths
+                    .last_search
                     .is_some_and(|at| at.elapsed() < SEARCH_INTERVAL)
             {
                 return None;
             }
-            names.searching = true;
+            paths.is_searching = true;
         }
-        let found = search(&self.root, id);
-        let mut names = self.names.lock();
-        (names.searching, names.searched) = (false, Some(Instant::now()));
+        let found = search_by_id(&self.root, id);
+        let mut paths = self.paths.lock();
+        (paths.is_searching, paths.last_search) = (false, Some(Instant::now()));
         found
     }
 
@@ -150,9 +166,9 @@ impl Cgroups {
     }
 }
 
-/// The pod's UID in the name of a pod's cgroup: `podUID`, `kubepods-burstable-podUID.slice` (with `_` for `-`). A static
-/// pod's UID is 32 hexadecimal digits.
-pub(crate) fn pod_of(name: &str) -> Option<String> {
+/// The pod UID in the name of a cgroup: `podUID`, or `kubepods-burstable-podUID.slice` with `_` for `-`. The UID of a static
+/// pod has 32 hexadecimal digits.
+pub(crate) fn pod_uid_in(name: &str) -> Option<String> {
     let (_, uid) = name
         .strip_suffix(".slice")
         .unwrap_or(name)
@@ -161,8 +177,8 @@ pub(crate) fn pod_of(name: &str) -> Option<String> {
     (matches!(uid.len(), 32 | 36) && uid.bytes().all(allowed)).then(|| uid.replace('_', "-"))
 }
 
-/// The container's id in the name of its cgroup: 64 hexadecimal digits, as in `cri-containerd-ID.scope`.
-pub(crate) fn container_of(name: &str) -> Option<String> {
+/// The container id in the name of a cgroup: 64 hexadecimal digits, as in `cri-containerd-ID.scope`.
+pub(crate) fn container_id_in(name: &str) -> Option<String> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
     let id = name.rsplit_once(['-', ':']).map_or(name, |(_, id)| id);
     (id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
@@ -176,18 +192,18 @@ fn path_of_process(pid: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Where cgroup2 is mounted from its root on.
-fn root_in(mountinfo: &str) -> Option<PathBuf> {
+/// The mount point of the hierarchy's root.
+fn mount_point_in(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
-        (root == "/" && kind.starts_with("cgroup2 ")).then(|| PathBuf::from(unescape(point)))
+        (root == "/" && kind.starts_with("cgroup2 ")).then(|| PathBuf::from(unescape_octal(point)))
     })
 }
 
-/// mountinfo writes blanks and backslashes in octal.
-fn unescape(field: &str) -> String {
+/// proc_pid_mountinfo(5) writes blanks and backslashes in octal.
+fn unescape_octal(field: &str) -> String {
     field
         .replace("\\040", " ")
         .replace("\\011", "\t")
@@ -195,8 +211,8 @@ fn unescape(field: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// Mounts the hierarchy nowhere (fsmount(2), Linux 5.2): there is no path that somebody else could have prepared, and
-/// the mount goes with its descriptor.
+/// Mounts the hierarchy without a mount point (fsmount(2), Linux 5.2): no other process can prepare the path, and the mount
+/// ends with its descriptor.
 fn mount_privately() -> io::Result<File> {
     let cgroup2 = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&cgroup2)?;
@@ -211,7 +227,7 @@ fn mount_privately() -> io::Result<File> {
 }
 
 /// Breadth first: pods' cgroups are a few levels down.
-fn search(root: &Path, id: u64) -> Option<String> {
+fn search_by_id(root: &Path, id: u64) -> Option<String> {
     if fs::metadata(root).is_ok_and(|meta| meta.ino() == id) {
         return Some("/".into());
     }
@@ -251,13 +267,59 @@ mod tests {
                       39 31 0:36 /kubepods /mnt/part rw - cgroup2 cgroup2 rw\n\
                       41 31 0:38 / /sys/fs/cgroup/uni\\040fied rw shared:3 - cgroup2 cgroup2 rw\n";
         assert_eq!(
-            root_in(hybrid),
+            mount_point_in(hybrid),
             Some(PathBuf::from("/sys/fs/cgroup/uni fied"))
         );
         assert_eq!(
-            root_in("31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"),
+            mount_point_in("31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"),
             None
         );
+    }
+
+    #[test]
+    fn pods_are_known_by_their_cgroups_names() {
+        let uid = "0a1b2c3d-0000-4000-8000-0123456789ab";
+        let systemd = format!("kubepods-burstable-pod{}.slice", uid.replace('-', "_"));
+        for name in [format!("pod{uid}"), systemd] {
+            assert_eq!(pod_uid_in(&name).as_deref(), Some(uid), "{name}");
+        }
+        let static_pod = "pod0123456789abcdef0123456789abcdef";
+        assert_eq!(pod_uid_in(static_pod).as_deref(), Some(&static_pod[3..]));
+        for name in ["podman.service", "pod-of-whales", "system.slice", "pod"] {
+            assert_eq!(pod_uid_in(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_path_needs_the_right_inode_whatever_the_pid_says() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        let cgroups = Cgroups {
+            root: dir.path().to_path_buf(),
+            _private: None,
+            paths: Mutex::default(),
+        };
+        let id = cgroups.id_of("/a").unwrap();
+        assert_eq!(
+            cgroups.path_of(id, std::process::id()).as_deref(),
+            Some("/a")
+        );
+        assert_eq!(cgroups.path_of(id, 0).as_deref(), Some("/a"), "cached");
+        assert_eq!(cgroups.path_of(u64::MAX, 0), None, "no search so soon");
+    }
+
+    #[test]
+    fn a_directory_outside_of_the_hierarchy_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups {
+            root: dir.path().to_path_buf(),
+            _private: None,
+            paths: Mutex::default(),
+        };
+        let text = cgroups.open(None).unwrap_err().to_string();
+        assert!(text.contains("not in a cgroup v2 file system"), "{text}");
+        let text = cgroups.open(Some(Path::new("/nonexistent"))).unwrap_err();
+        assert!(text.to_string().contains("/nonexistent"), "{text}");
     }
 
     #[test]
@@ -268,13 +330,13 @@ mod tests {
         fs::create_dir(dir.path().join("system.slice")).unwrap();
         let id = fs::metadata(&pod).unwrap().ino();
         assert_eq!(
-            search(dir.path(), id).as_deref(),
+            search_by_id(dir.path(), id).as_deref(),
             Some("/kubepods.slice/pod1/container")
         );
-        assert_eq!(search(dir.path(), u64::MAX), None);
+        assert_eq!(search_by_id(dir.path(), u64::MAX), None);
     }
 
-    /// The mount point was a directory of a predictable name in the temporary directory: a link of that name led the
+    /// A mount point of a predictable name in the temporary directory could be a link of another user's, which led the
     /// mount elsewhere.
     #[test]
     fn the_private_mount_has_no_path() {
@@ -287,14 +349,14 @@ mod tests {
         let there = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
         assert!(there.join("cgroup.procs").exists());
         assert!(
-            root_in(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap())
+            mount_point_in(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap())
                 .is_none_or(|at| at != there)
         );
         let by_path = Cgroups {
             root: there,
             _private: Some(root),
-            names: Mutex::default(),
+            paths: Mutex::default(),
         };
-        assert!(by_path.path(by_path.id_of("/").unwrap(), 0).is_some());
+        assert!(by_path.path_of(by_path.id_of("/").unwrap(), 0).is_some());
     }
 }

@@ -1,24 +1,22 @@
-//! What setup tells of itself: the same in the log, in `hublet status` and in metrics.
+//! The state of a component of the setup; the same in the log, in `hublet status` and in metrics.
 
 use serde::Serialize;
 
 use super::unavailable::Unavailable;
 
-/// A part of the setup and how it stands; the same in the log, `hublet status` and metrics.
 #[derive(Debug, Clone, Serialize)]
 pub struct Component {
     /// `interface`, `steering`, `identity`, `guard`, `getpeername`, `xdp`, `pins`, `bpf-log`.
     pub name: &'static str,
-    /// Working?
     pub on: bool,
-    /// False where a flag switched it off.
+    /// False if a flag switched it off.
     pub wanted: bool,
-    /// What is there (`hub-dummy0 (bridge) 169.254.2.1/32`), or why not and what to do.
+    /// Its state (`hub-dummy0 (bridge) 169.254.2.1/32`), or the reason why it is off.
     pub detail: String,
 }
 
 impl Component {
-    pub(crate) fn of(name: &'static str, result: Result<String, &Unavailable>) -> Self {
+    pub(crate) fn from_result(name: &'static str, result: Result<String, &Unavailable>) -> Self {
         match result {
             Ok(detail) => Self {
                 name,
@@ -26,19 +24,17 @@ impl Component {
                 wanted: true,
                 detail,
             },
-            Err(missing) => {
-                let wanted = !matches!(missing, Unavailable::NotWanted(_));
-                Self {
-                    name,
-                    on: false,
-                    wanted,
-                    detail: missing.to_string(),
-                }
-            }
+            Err(reason) => Self {
+                name,
+                on: false,
+                wanted: !matches!(reason, Unavailable::SwitchedOff(_)),
+                detail: reason.to_string(),
+            },
         }
     }
 
-    pub(crate) fn log() -> Self {
+    /// The debug log of the programs, for which the binary must be built.
+    pub(crate) fn bpf_log() -> Self {
         let on = cfg!(feature = "bpf-log");
         let detail = if on {
             "the programs' debug lines are in the log at debug level"
@@ -51,5 +47,21 @@ impl Component {
             wanted: true,
             detail: detail.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_component_that_a_flag_switches_off_is_not_wanted() {
+        let off = Component::from_result("guard", Err(&Unavailable::SwitchedOff("--guard=false")));
+        assert!(!off.on && !off.wanted);
+        assert_eq!(off.detail, "switched off by --guard=false");
+        let missing = Component::from_result("steering", Err(&Unavailable::Stub));
+        assert!(!missing.on && missing.wanted);
+        let on = Component::from_result("interface", Ok("lo".into()));
+        assert!(on.on && on.wanted && on.detail == "lo");
     }
 }

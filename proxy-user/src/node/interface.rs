@@ -1,8 +1,10 @@
-//! The link-local address and the link that carries it. In: a name and an address. Out: the address on this node,
-//! put back within a second when someone removes it, and taken away by [`Interface::remove`] if it is ours.
+//! The link-local address and the link that carries it: created at start, restored when someone removes it, removed by
+//! [`Interface::remove`] if hublet created it.
 //!
-//! Kinds in order: `dummy`, and where the kernel has none `ifb`, a bridge without ports, an address on `lo`.
+//! Link types in order of preference: `dummy`, then (on kernels without it) `ifb`, a bridge without ports, and an address
+//! on `lo`.
 
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -18,44 +20,77 @@ use netlink_packet_route::link::{
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{
-    Handle, LinkBridge, LinkDummy, LinkGetRequest, LinkIfb, LinkUnspec, MulticastGroup,
+    AddressAddRequest, Handle, LinkBridge, LinkDummy, LinkGetRequest, LinkIfb, LinkUnspec,
+    MulticastGroup,
 };
 use tokio::task::JoinHandle;
 
-use super::error::SetupError;
-use super::link::{self, ALIAS, name_of};
+use super::link::{self, ALIAS};
 use super::unavailable::{self, Unavailable};
 use crate::config::DummyConfig;
 
-/// A pause before the address is put back, so that someone who insists on removing it does not start a race.
-const REPAIR_PAUSE: Duration = Duration::from_millis(200);
-/// Looked at this often without an event too: netlink drops events when its queue is full.
-const RECHECK: Duration = Duration::from_secs(30);
+/// A pause before the address is restored: without it a program that insists on its removal would cause a busy loop.
+const REPAIR_DELAY: Duration = Duration::from_millis(200);
+/// Netlink drops events when its queue is full, so the address is also checked at this interval.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The address on this node.
+/// Errors of the interface.
+#[derive(Debug, thiserror::Error)]
+pub enum InterfaceError {
+    /// The daemon goes on without the interface.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    #[error(
+        "{ip} is on the interface {link}, not on {wanted}: remove it there \
+         (`ip address del {ip} dev {link}`), or name {link} or another address"
+    )]
+    AddressElsewhere {
+        ip: IpAddr,
+        link: String,
+        /// The configured interface.
+        wanted: String,
+    },
+    #[error("{operation}: {source}")]
+    Netlink {
+        operation: String,
+        source: Box<rtnetlink::Error>,
+    },
+    #[error("opening a netlink socket: {0}")]
+    Socket(#[source] io::Error),
+    #[error("a hublet runs with the interface {name}: stop it first")]
+    InUse { name: String },
+    #[error(
+        "the link {name} vanished while it was set up; something else manages it (NetworkManager, \
+         systemd-networkd?): exclude it there"
+    )]
+    LinkGone { name: String },
+}
+
+/// Hublet's address on this node.
 #[derive(Debug)]
 pub(crate) struct Interface {
     node: Node,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<LinkState>>,
     repair: JoinHandle<()>,
     connection: JoinHandle<()>,
-    /// One daemon a network namespace removes the link at its end: the first, while it lives.
+    /// Held by the daemon that removes the link at its end: the first one of the network namespace.
     owner: Option<UnixDatagram>,
 }
 
-/// What there is, and what of it is ours.
+/// The link that carries the address, and which of both hublet created.
 #[derive(Debug, Clone)]
-struct State {
+struct LinkState {
     index: u32,
-    link: String,
+    name: String,
     kind: String,
     made_link: bool,
     made_address: bool,
     repairs: u64,
 }
 
-/// The wish, and the way to the kernel.
+/// The configured interface, and a netlink handle.
 #[derive(Debug, Clone)]
 struct Node {
     handle: Handle,
@@ -63,93 +98,89 @@ struct Node {
     ip: IpAddr,
 }
 
-/// Why there is no address.
-pub(crate) enum Failed {
-    /// A part is off; the daemon goes on.
-    Off(Unavailable),
-    /// The user must decide.
-    Error(SetupError),
-}
-
-impl From<SetupError> for Failed {
-    fn from(error: SetupError) -> Self {
-        Self::Error(error)
-    }
-}
-
 impl Interface {
-    /// Finds or makes it, and keeps it there. Call on a tokio runtime, in the network namespace to serve.
-    pub(crate) async fn ensure(wish: &DummyConfig, owner: Option<OwnedFd>) -> Result<Self, Failed> {
+    /// Finds or creates the interface and keeps it there. Call on a tokio runtime, in the network namespace to serve.
+    /// `owner` is the right to remove it, taken over from another daemon.
+    ///
+    /// # Errors
+    /// The address is on another interface, or netlink refuses.
+    pub(crate) async fn ensure(
+        config: &DummyConfig,
+        owner: Option<OwnedFd>,
+    ) -> Result<Self, InterfaceError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
         ];
         let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|error| {
-                Failed::Off(unavailable::from_kernel("opening a netlink socket", &error))
-            })?;
+            .map_err(|error| unavailable::from_kernel("opening a netlink socket", error))?;
         let connection = tokio::spawn(connection);
         let node = Node {
             handle,
-            name: wish.name.clone(),
-            ip: wish.ip,
+            name: config.name.clone(),
+            ip: config.ip,
         };
-        let state = match node.put().await {
+        let state = match node.ensure_address().await {
             Ok(state) => Arc::new(Mutex::new(state)),
-            Err(failed) => {
+            Err(error) => {
                 connection.abort();
-                return Err(failed);
+                return Err(error);
             }
         };
         let (repairer, shared) = (node.clone(), Arc::clone(&state));
         let repair = tokio::spawn(async move {
             loop {
-                let event = tokio::time::timeout(RECHECK, events.next()).await;
+                let event = tokio::time::timeout(CHECK_INTERVAL, events.next()).await;
                 match event {
                     Ok(None) => return,
-                    Ok(Some((message, _))) if !repairer.is_about_us(&message.payload) => {}
+                    Ok(Some((message, _))) if !repairer.is_own_removal(&message.payload) => {}
                     _ => repairer.repair(&shared).await,
                 }
             }
         });
-        let owner = owner.map(UnixDatagram::from).or_else(|| own(&wish.name));
+        let owner = owner
+            .map(UnixDatagram::from)
+            .or_else(|| claim_ownership(&config.name));
         Ok(Self {
-            owner,
             node,
             state,
             repair,
             connection,
+            owner,
         })
     }
 
-    /// The right to remove it, if it is ours.
+    /// The right to remove the interface, if this daemon has it.
     pub(crate) fn owner(&self) -> Option<BorrowedFd<'_>> {
         self.owner.as_ref().map(AsFd::as_fd)
     }
 
     /// The link that carries the address.
-    pub(crate) fn link(&self) -> String {
-        self.state.lock().link.clone()
+    pub(crate) fn link_name(&self) -> String {
+        self.state.lock().name.clone()
     }
 
     pub(crate) fn describe(&self) -> String {
         let state = self.state.lock();
         let mut text = format!(
             "{} ({}) {}/{}",
-            state.link,
+            state.name,
             state.kind,
             self.node.ip,
-            full(self.node.ip)
+            prefix_length(self.node.ip)
         );
         if state.repairs > 0 {
-            text.push_str(&format!(", put back {} times", state.repairs));
+            text.push_str(&format!(", restored {} times", state.repairs));
         }
         text
     }
 
-    /// Takes away what we made.
-    pub(crate) async fn remove(self) -> Result<(), SetupError> {
+    /// Removes the link or address that hublet created, if this daemon owns it.
+    ///
+    /// # Errors
+    /// Netlink refuses.
+    pub(crate) async fn remove(self) -> Result<(), InterfaceError> {
         self.repair.abort();
         if self.owner.is_none() {
             return Ok(());
@@ -158,7 +189,7 @@ impl Interface {
         let result = if state.made_link {
             self.node.handle.link().del(state.index).execute().await
         } else if state.made_address {
-            let message = self.node.address(state.index);
+            let message = self.node.address_message(state.index);
             self.node.handle.address().del(message).execute().await
         } else {
             Ok(())
@@ -167,7 +198,9 @@ impl Interface {
             Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::EADDRNOTAVAIL)) => {
                 Ok(())
             }
-            result => result.map_err(|error| netlink(format!("removing {}", state.link), error)),
+            result => {
+                result.map_err(|error| netlink_error(format!("removing {}", state.name), error))
+            }
         }
     }
 }
@@ -180,28 +213,12 @@ impl Drop for Interface {
 }
 
 impl Node {
-    /// Makes sure that link and address are there and up.
-    async fn put(&self) -> Result<State, Failed> {
+    /// Makes sure that link and address exist and that the link is up.
+    async fn ensure_address(&self) -> Result<LinkState, InterfaceError> {
         let mut state = match self.find_address().await? {
-            Some(index) => {
-                let link = self
-                    .link(self.handle.link().get().match_index(index))
-                    .await?;
-                let link = link.ok_or_else(|| gone(&self.name))?;
-                if name_of(&link) != self.name && name_of(&link) != "lo" {
-                    return Err(Failed::Error(SetupError::AddressElsewhere {
-                        ip: self.ip,
-                        link: name_of(&link),
-                        wanted: self.name.clone(),
-                    }));
-                }
-                State {
-                    made_address: false,
-                    ..state_of(&link)
-                }
-            }
+            Some(index) => self.existing_address(index).await?,
             None => {
-                let mut state = self.find_or_make_link().await?;
+                let mut state = self.find_or_create_link().await?;
                 self.add_address(state.index).await?;
                 state.made_address = true;
                 state
@@ -211,64 +228,78 @@ impl Node {
         if let Err(error) = self.handle.link().set(up).execute().await
             && !is_denied(&error)
         {
-            return Err(netlink(format!("setting {} up", state.link), error).into());
+            return Err(netlink_error(format!("setting {} up", state.name), error));
         }
-        // Link and address of an earlier life of ours: both go at the end.
+        // An address on a link of an earlier hublet is hublet's, too: both go at the end.
         state.made_address |= state.made_link;
         Ok(state)
     }
 
-    async fn find_or_make_link(&self) -> Result<State, Failed> {
-        let by_name = || self.handle.link().get().match_name(&self.name);
-        if let Some(link) = self.link(by_name()).await? {
-            return Ok(state_of(&link));
+    /// The state of the link that has the address, which must be the configured one or `lo`.
+    async fn existing_address(&self, index: u32) -> Result<LinkState, InterfaceError> {
+        let request = self.handle.link().get().match_index(index);
+        let link = self.find_link(request).await?;
+        let state = link_state(&link.ok_or_else(|| self.link_gone())?);
+        if state.name == self.name || state.name == "lo" {
+            return Ok(state);
         }
-        let kinds = [
-            LinkDummy::new(&self.name).build(),
-            LinkIfb::new(&self.name).build(),
-            LinkBridge::new(&self.name).down().build(), // made up, it has an IPv6 address already
-        ];
-        for message in kinds {
-            match self.handle.link().add(message).execute().await {
-                Ok(()) => {}
-                Err(error) if errno(&error) == Some(Errno::EEXIST) => {} // made by another meanwhile
-                Err(error) if is_denied(&error) => {
-                    return Err(Failed::Off(Unavailable::Privilege {
-                        what: format!("making the link {}", self.name),
-                        needs: unavailable::NEEDS_NET,
-                    }));
-                }
-                Err(error)
-                    if matches!(
-                        errno(&error),
-                        Some(Errno::EOPNOTSUPP | Errno::ENOENT | Errno::ENODEV)
-                    ) =>
-                {
-                    continue;
-                }
-                Err(error) => {
-                    return Err(netlink(format!("making the link {}", self.name), error).into());
-                }
-            }
-            let link = self
-                .link(by_name())
-                .await?
-                .ok_or_else(|| gone(&self.name))?;
-            let index = link.header.index;
-            self.mark_as_ours(index).await;
-            return Ok(State {
-                made_link: true,
-                ..state_of(&link)
-            });
-        }
-        let lo = self
-            .link(self.handle.link().get().match_name("lo"))
-            .await?
-            .ok_or_else(|| gone("lo"))?;
-        Ok(state_of(&lo))
+        Err(InterfaceError::AddressElsewhere {
+            ip: self.ip,
+            link: state.name,
+            wanted: self.name.clone(),
+        })
     }
 
-    /// Alias, and no IPv6 link-local address of its own. Niceties: the address works without.
+    async fn find_or_create_link(&self) -> Result<LinkState, InterfaceError> {
+        if let Some(link) = self.find_link(self.request_by_name()).await? {
+            return Ok(link_state(&link));
+        }
+        let candidates = [
+            LinkDummy::new(&self.name).build(),
+            LinkIfb::new(&self.name).build(),
+            // Down, because a bridge that is created up gets an IPv6 address at once.
+            LinkBridge::new(&self.name).down().build(),
+        ];
+        for candidate in candidates {
+            if let Some(state) = self.create_link(candidate).await? {
+                return Ok(state);
+            }
+        }
+        let lo = self.handle.link().get().match_name("lo");
+        let lo = self.find_link(lo).await?;
+        let lo = lo.ok_or_else(|| InterfaceError::LinkGone { name: "lo".into() })?;
+        Ok(link_state(&lo))
+    }
+
+    /// `None` if the kernel has no links of this type.
+    async fn create_link(
+        &self,
+        candidate: LinkMessage,
+    ) -> Result<Option<LinkState>, InterfaceError> {
+        match self.handle.link().add(candidate).execute().await {
+            Ok(()) => {}
+            Err(error) => match errno(&error) {
+                // Another process was faster.
+                Some(Errno::EEXIST) => {}
+                Some(Errno::EOPNOTSUPP | Errno::ENOENT | Errno::ENODEV) => return Ok(None),
+                _ => {
+                    return Err(change_error(
+                        format!("making the link {}", self.name),
+                        error,
+                    ));
+                }
+            },
+        }
+        let link = self.find_link(self.request_by_name()).await?;
+        let link = link.ok_or_else(|| self.link_gone())?;
+        self.mark_as_ours(link.header.index).await;
+        Ok(Some(LinkState {
+            made_link: true,
+            ..link_state(&link)
+        }))
+    }
+
+    /// Sets the alias, and keeps the kernel from adding an IPv6 link-local address. The address also works without.
     async fn mark_as_ours(&self, index: u32) {
         let alias = LinkUnspec::new_with_index(index).alias(ALIAS).build();
         let no_ipv6 = LinkUnspec::new_with_index(index)
@@ -283,85 +314,96 @@ impl Node {
         }
     }
 
-    async fn add_address(&self, index: u32) -> Result<(), Failed> {
-        let mut request = self.handle.address().add(index, self.ip, full(self.ip));
+    async fn add_address(&self, index: u32) -> Result<(), InterfaceError> {
+        let mut request = self.add_address_request(index);
         request.message_mut().header.scope = AddressScope::Link;
         match request.execute().await {
             Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()),
-            Err(error) if is_denied(&error) => Err(Failed::Off(Unavailable::Privilege {
-                what: format!("adding {} to {}", self.ip, self.name),
-                needs: unavailable::NEEDS_NET,
-            })),
             result => result.map_err(|error| {
-                netlink(format!("adding {} to {}", self.ip, self.name), error).into()
+                change_error(format!("adding {} to {}", self.ip, self.name), error)
             }),
         }
     }
 
-    /// Index of the link that has our address.
-    async fn find_address(&self) -> Result<Option<u32>, SetupError> {
-        // The kernel's dump knows no filter by address.
+    /// Index of the link that has the address.
+    async fn find_address(&self) -> Result<Option<u32>, InterfaceError> {
+        // The kernel can't filter its dump by address.
         let all = self.handle.address().get().execute();
         let mut ours = all
             .try_filter(|message| future::ready(has_address(message, self.ip)))
             .boxed();
         match ours.try_next().await {
             Ok(found) => Ok(found.map(|message| message.header.index)),
-            Err(error) => Err(netlink(format!("looking for {}", self.ip), error)),
+            Err(error) => Err(netlink_error(format!("looking for {}", self.ip), error)),
         }
     }
 
-    async fn link(&self, request: LinkGetRequest) -> Result<Option<LinkMessage>, SetupError> {
+    fn request_by_name(&self) -> LinkGetRequest {
+        self.handle.link().get().match_name(&self.name)
+    }
+
+    async fn find_link(
+        &self,
+        request: LinkGetRequest,
+    ) -> Result<Option<LinkMessage>, InterfaceError> {
         let mut found = request.execute().boxed();
         match found.try_next().await {
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
-            result => result
-                .map_err(|error| netlink(format!("looking for the link {}", self.name), error)),
+            result => result.map_err(|error| {
+                netlink_error(format!("looking for the link {}", self.name), error)
+            }),
         }
     }
 
-    fn address(&self, index: u32) -> AddressMessage {
-        let mut request = self.handle.address().add(index, self.ip, full(self.ip));
-        request.message_mut().clone()
+    fn add_address_request(&self, index: u32) -> AddressAddRequest {
+        let prefix = prefix_length(self.ip);
+        self.handle.address().add(index, self.ip, prefix)
     }
 
-    /// Did our link or our address go?
-    fn is_about_us(
-        &self,
-        payload: &NetlinkPayload<rtnetlink::packet_route::RouteNetlinkMessage>,
-    ) -> bool {
-        use rtnetlink::packet_route::RouteNetlinkMessage::{DelAddress, DelLink};
+    fn address_message(&self, index: u32) -> AddressMessage {
+        self.add_address_request(index).message_mut().clone()
+    }
+
+    /// True if hublet's link or address was removed.
+    fn is_own_removal(&self, payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+        use RouteNetlinkMessage::{DelAddress, DelLink};
         match payload {
             NetlinkPayload::InnerMessage(DelAddress(message)) => has_address(message, self.ip),
-            NetlinkPayload::InnerMessage(DelLink(message)) => name_of(message) == self.name,
+            NetlinkPayload::InnerMessage(DelLink(message)) => link::name_of(message) == self.name,
             _ => false,
         }
     }
 
-    async fn repair(&self, shared: &Mutex<State>) {
+    fn link_gone(&self) -> InterfaceError {
+        InterfaceError::LinkGone {
+            name: self.name.clone(),
+        }
+    }
+
+    /// Restores the address if it is gone.
+    async fn repair(&self, shared: &Mutex<LinkState>) {
         if matches!(self.find_address().await, Ok(Some(_))) {
             return;
         }
-        tokio::time::sleep(REPAIR_PAUSE).await;
-        match self.put().await {
+        tokio::time::sleep(REPAIR_DELAY).await;
+        match self.ensure_address().await {
             Ok(found) => {
                 let mut state = shared.lock();
                 let repairs = state.repairs + 1;
-                *state = State { repairs, ..found };
-                tracing::warn!(ip = %self.ip, link = state.link, "someone removed our address; it is back");
+                *state = LinkState { repairs, ..found };
+                tracing::warn!(ip = %self.ip, link = state.name, "the address was removed by another program; it is restored");
             }
-            Err(Failed::Off(missing)) => tracing::error!("our address is gone: {missing}"),
-            Err(Failed::Error(error)) => tracing::error!("our address is gone: {error}"),
+            Err(error) => tracing::error!("the address is gone and can't be restored: {error}"),
         }
     }
 }
 
-/// Removes the link of this name if a hublet made it, and none lives on it. True when there was one.
+/// Removes the link of this name if a hublet created it. True if there was one.
 ///
 /// # Errors
-/// A daemon lives on it, or the kernel refuses.
-pub(crate) async fn remove_interface(name: &str) -> Result<bool, SetupError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(SetupError::NoNetlink)?;
+/// A running daemon uses it, or the kernel refuses.
+pub(crate) async fn remove_interface(name: &str) -> Result<bool, InterfaceError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(InterfaceError::Socket)?;
     let connection = tokio::spawn(connection);
     let mut found = handle
         .link()
@@ -370,23 +412,26 @@ pub(crate) async fn remove_interface(name: &str) -> Result<bool, SetupError> {
         .execute()
         .boxed();
     let ours = match found.try_next().await {
-        Ok(link) => link.filter(|link| state_of(link).made_link),
+        Ok(link) => link.filter(|link| link_state(link).made_link),
         Err(_) => None, // no such link
     };
     let removed = match ours {
         None => Ok(false),
-        Some(_) if own(name).is_none() => Err(SetupError::InUse { name: name.into() }),
+        Some(_) if claim_ownership(name).is_none() => {
+            Err(InterfaceError::InUse { name: name.into() })
+        }
         Some(link) => match handle.link().del(link.header.index).execute().await {
             Ok(()) => Ok(true),
-            Err(error) => Err(netlink(format!("removing {name}"), error)),
+            Err(error) => Err(netlink_error(format!("removing {name}"), error)),
         },
     };
     connection.abort();
     removed
 }
 
-/// A name among the abstract unix sockets, which belong to the network namespace and go with the process.
-fn own(link: &str) -> Option<UnixDatagram> {
+/// Binds an abstract unix socket, whose name belongs to the network namespace and is released with the process. `None` if
+/// another daemon has it.
+fn claim_ownership(link: &str) -> Option<UnixDatagram> {
     let name = format!("hublet/{link}");
     SocketAddr::from_abstract_name(name)
         .and_then(|name| UnixDatagram::bind_addr(&name))
@@ -398,15 +443,15 @@ fn has_address(message: &AddressMessage, ip: IpAddr) -> bool {
 }
 
 /// Prefix length of a single address.
-fn full(ip: IpAddr) -> u8 {
+fn prefix_length(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 
-fn state_of(link: &LinkMessage) -> State {
-    State {
+fn link_state(link: &LinkMessage) -> LinkState {
+    LinkState {
         index: link.header.index,
-        link: name_of(link),
-        kind: link::kind_of(link),
+        name: link::name_of(link),
+        kind: link::kind_name(link),
         made_link: link::is_ours(link),
         made_address: false,
         repairs: 0,
@@ -424,13 +469,20 @@ fn is_denied(error: &rtnetlink::Error) -> bool {
     matches!(errno(error), Some(Errno::EPERM | Errno::EACCES))
 }
 
-fn netlink(doing: String, source: rtnetlink::Error) -> SetupError {
-    SetupError::Netlink {
-        doing,
+fn netlink_error(operation: String, source: rtnetlink::Error) -> InterfaceError {
+    InterfaceError::Netlink {
+        operation,
         source: Box::new(source),
     }
 }
 
-fn gone(name: &str) -> SetupError {
-    SetupError::LinkGone { name: name.into() }
+/// Lack of privileges makes the interface unavailable; any other refusal of a change is an error.
+fn change_error(operation: String, source: rtnetlink::Error) -> InterfaceError {
+    if is_denied(&source) {
+        return InterfaceError::Unavailable(Unavailable::Privilege {
+            operation,
+            needs: unavailable::NEEDS_NET,
+        });
+    }
+    netlink_error(operation, source)
 }

@@ -1,11 +1,11 @@
-//! What the kernel says of a link. In: a message of rtnetlink's. Out: its name, its kind, whether it is hublet's.
+//! Attributes of a link in a message of rtnetlink.
 
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-/// Written into the link's alias (`ip link` shows it), so that a later daemon knows it may be removed.
+/// Alias of links that hublet creates (`ip link` shows it): a later daemon may remove them.
 pub(crate) const ALIAS: &str = "made by hublet";
 
-/// Did a hublet make it?
+/// True if a hublet created the link.
 pub(crate) fn is_ours(link: &LinkMessage) -> bool {
     link.attributes
         .contains(&LinkAttribute::IfAlias(ALIAS.into()))
@@ -22,7 +22,7 @@ pub(crate) fn name_of(link: &LinkMessage) -> String {
     name.unwrap_or_default()
 }
 
-/// What `ip -d link` calls it; none for a network card.
+/// The type as `ip -d link` shows it; none for a network card.
 pub(crate) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
     let infos = link
         .attributes
@@ -37,12 +37,44 @@ pub(crate) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
     })
 }
 
-/// What kind of link it is, in a word.
-pub(crate) fn kind_of(link: &LinkMessage) -> String {
+/// The type, for people.
+pub(crate) fn kind_name(link: &LinkMessage) -> String {
     match info_kind(link) {
         Some(InfoKind::Other(other)) => other.clone(),
         Some(kind) => kind.to_string(),
         None if name_of(link) == "lo" => "loopback".into(),
         None => "device".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(attributes: Vec<LinkAttribute>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn a_link_is_ours_by_its_alias_only() {
+        let name = LinkAttribute::IfName("hub-dummy0".into());
+        assert!(!is_ours(&link(vec![name.clone()])));
+        let alias = LinkAttribute::IfAlias(ALIAS.into());
+        assert!(is_ours(&link(vec![name, alias])));
+    }
+
+    #[test]
+    fn types_have_names() {
+        let named = |name: &str| LinkAttribute::IfName(name.into());
+        let of_type = |kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+        assert_eq!(kind_name(&link(vec![named("lo")])), "loopback");
+        assert_eq!(kind_name(&link(vec![named("eth0")])), "device");
+        let bridge = link(vec![named("b"), of_type(InfoKind::Bridge)]);
+        assert_eq!(kind_name(&bridge), "bridge");
+        let other = link(vec![of_type(InfoKind::Other("openvswitch".into()))]);
+        assert_eq!(kind_name(&other), "openvswitch");
+        assert_eq!(name_of(&other), "");
     }
 }

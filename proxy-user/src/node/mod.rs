@@ -1,10 +1,11 @@
-//! The node as hublet finds and changes it: the interface that carries its address, the cgroup hierarchy, and why a
-//! component is unavailable.
+//! The node: the interface that carries hublet's address, the cgroup hierarchy, and the reasons why a component is
+//! unavailable.
 
 pub(crate) mod cgroup;
 pub mod component;
 pub mod dir_locks;
-pub mod error;
-pub(crate) mod interface;
-pub(crate) mod link;
-pub(crate) mod unavailable;
+pub mod interface;
+mod link;
+pub mod unavailable;
+
+pub(crate) use link::{info_kind, name_of};

@@ -1,5 +1,5 @@
-//! What can be missing, and the way out. In: an error of the kernel. Out: [`Unavailable`], whose text becomes the
-//! detail of a [`Component`](super::component::Component) that is off. Nothing here stops the daemon.
+//! Reasons why a component is unavailable, each with the way to make it available. The text becomes the detail of a
+//! [`Component`](super::component::Component) that is off; none of them stops the daemon.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,79 +7,90 @@ use std::path::PathBuf;
 use hublet_ebpf::programs;
 use nix::libc;
 
-/// Why a part of the setup is off.
+use crate::text::with_causes;
+
+/// The reason why a component is off.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unavailable {
-    /// Switched off by the user.
+pub enum Unavailable {
     #[error("switched off by {0}")]
-    NotWanted(&'static str),
+    SwitchedOff(&'static str),
     /// Built without the BPF object.
     #[error("this binary was built without the BPF programs; build it with `cargo xtask build`")]
     Stub,
-    /// EPERM or EACCES for want of a capability.
-    #[error("{what} needs privileges that this process lacks: run it as root, or give it {needs}")]
+    /// EPERM or EACCES for lack of a capability.
+    #[error(
+        "{operation} needs privileges that this process lacks: run it as root, or give it {needs}"
+    )]
     Privilege {
-        what: String,
-        /// The capabilities to give.
+        operation: String,
+        /// Capabilities.
         needs: &'static str,
     },
     /// EPERM although the capabilities are there.
     #[error(
-        "{what} is refused although the capabilities are there: the kernel is locked down \
+        "{operation} is refused although the capabilities are there: the kernel is locked down \
          (see /sys/kernel/security/lockdown) or the container's seccomp profile forbids it"
     )]
-    Refused { what: String },
-    /// The kernel has no such thing.
-    #[error("this kernel ({release}) can't do {what}: {needs}")]
+    Refused { operation: String },
+    #[error("this kernel ({release}) does not support {operation}: {needs}")]
     Kernel {
-        what: String,
+        operation: String,
         release: String,
-        /// Version or build option that brings it.
+        /// Version or build option that has it.
         needs: &'static str,
     },
     #[error(
         "no cgroup v2 hierarchy, and mounting one failed ({0}): mount it, or boot with cgroup v2 enabled"
     )]
-    NoCgroup(io::Error),
-    /// `--cgroup` can't be opened.
+    NoCgroup(#[source] io::Error),
     #[error("cgroup {path}: {source}; name a directory of the cgroup v2 hierarchy")]
     Cgroup { path: PathBuf, source: io::Error },
-    /// The verifier said no.
+    /// The verifier rejected a program.
     #[error(
         "the kernel's verifier refuses {program} ({source}); please report this with the log:\n{log}"
     )]
     Verifier {
         program: &'static str,
         source: io::Error,
-        /// Its log, with the source lines.
+        /// The verifier's, with source lines.
         log: String,
     },
-    /// Another daemon is alive.
     #[error(
         "another hublet runs on this node and steers (it holds {pins}): stop it, or give this one its own --bpffs"
     )]
     Busy {
-        /// What it has locked.
+        /// The locked directory.
         pins: PathBuf,
     },
-    /// Anything else, in the words of who failed.
-    #[error("{what}: {why}")]
-    Other { what: String, why: String },
+    #[error("{interface}: no such interface; `ip link` lists those that exist")]
+    NoInterface { interface: String },
+    #[error("{0}: not in the embedded BPF object, which is of another version")]
+    NotInObject(String),
+    #[error("{operation}: {}", with_causes(&**source))]
+    Failed {
+        operation: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
-/// Capabilities for loading and attaching.
+/// A component that is off.
+#[derive(Debug)]
+pub(crate) struct UnavailableComponent {
+    pub(crate) name: &'static str,
+    pub(crate) reason: Unavailable,
+}
+
+/// Capabilities for loading and attaching programs.
 pub(crate) const NEEDS_BPF: &str =
     "CAP_BPF, CAP_NET_ADMIN, and CAP_SYS_ADMIN for the mount of bpffs";
-/// What raises the limit of locked memory.
+/// Raises the limit of locked memory.
 const NEEDS_LIMIT: &str = "CAP_SYS_RESOURCE, or no limit of locked memory (LimitMEMLOCK=infinity), which Linux before 5.11 counts maps against";
 /// Capabilities for the interface.
 pub(crate) const NEEDS_NET: &str = "CAP_NET_ADMIN";
-/// What the guard needs of a kernel.
 const NEEDS_LOOKUP: &str = "sk_lookup tells the interface since Linux 5.17; on older ones name the uplinks (--xdp-uplink), or filter with nft";
-/// What the whole eBPF part needs of a kernel.
 const NEEDS_KERNEL: &str = "Linux 5.8 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_BPF_STREAM_PARSER (sockmap) is needed";
 
-/// Since then maps are counted as the cgroup's memory.
+/// Since this version maps count as the cgroup's memory, no longer as locked memory.
 const OWN_MEMORY_ACCOUNT: (u32, u32) = (5, 11);
 
 const CAP_NET_ADMIN: u32 = 12;
@@ -87,52 +98,55 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_BPF: u32 = 39;
 
-/// Gives an error of a from_kernel(), mount() or socket call its cause.
-pub(crate) fn from_kernel(what: impl Into<String>, error: &io::Error) -> Unavailable {
-    let what = what.into();
+/// The likely cause of an error of a bpf(), mount() or socket call.
+pub(crate) fn from_kernel(operation: impl Into<String>, error: io::Error) -> Unavailable {
+    let operation = operation.into();
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => from_denial(
-            what,
+            operation,
             effective_capabilities(),
-            is_older_than(OWN_MEMORY_ACCOUNT),
+            if is_older_than(OWN_MEMORY_ACCOUNT) {
+                MapMemory::Locked
+            } else {
+                MapMemory::Cgroup
+            },
         ),
         Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::ENODEV) => {
-            kernel_too_old(what)
+            kernel_too_old(operation)
         }
-        Some(libc::EINVAL) if is_older_than((5, 8)) => kernel_too_old(what),
-        _ => Unavailable::Other {
-            what,
-            why: error.to_string(),
+        Some(libc::EINVAL) if is_older_than((5, 8)) => kernel_too_old(operation),
+        _ => Unavailable::Failed {
+            operation,
+            source: error.into(),
         },
     }
 }
 
-/// For want of which capability? A kernel that counts maps as locked memory wants one more, for raising that limit.
-fn from_denial(what: String, held: u64, counts_locked: bool) -> Unavailable {
-    let may = |cap: u32| held & (1 << cap) != 0;
-    if !(may(CAP_BPF) && may(CAP_NET_ADMIN)) && !may(CAP_SYS_ADMIN) {
+/// Names the missing capability. A kernel that counts maps as locked memory needs one more, to raise that limit.
+fn from_denial(operation: String, held: Capabilities, maps: MapMemory) -> Unavailable {
+    let may_load = held.has(CAP_BPF) && held.has(CAP_NET_ADMIN);
+    if !may_load && !held.has(CAP_SYS_ADMIN) {
         Unavailable::Privilege {
-            what,
+            operation,
             needs: NEEDS_BPF,
         }
-    } else if counts_locked && !may(CAP_SYS_RESOURCE) {
+    } else if maps == MapMemory::Locked && !held.has(CAP_SYS_RESOURCE) {
         Unavailable::Privilege {
-            what,
+            operation,
             needs: NEEDS_LIMIT,
         }
     } else {
-        Unavailable::Refused { what }
+        Unavailable::Refused { operation }
     }
 }
 
-/// The verifier refused a program: because the kernel is too old for it, or for a reason that nobody knows yet.
+/// A rejection by the verifier, either because the kernel is too old or for an unknown reason.
 pub(crate) fn from_verifier(program: &'static str, source: io::Error, log: String) -> Unavailable {
     // Before 5.9 there are no such programs (and so no log), before 5.17 their context has no interface.
     if program == programs::LOOKUP && (log.is_empty() || log.contains("invalid bpf_context access"))
     {
-        let what = "the guard".into();
         return Unavailable::Kernel {
-            what,
+            operation: "the guard".into(),
             release: kernel_release(),
             needs: NEEDS_LOOKUP,
         };
@@ -144,9 +158,9 @@ pub(crate) fn from_verifier(program: &'static str, source: io::Error, log: Strin
     }
 }
 
-fn kernel_too_old(what: String) -> Unavailable {
+fn kernel_too_old(operation: String) -> Unavailable {
     Unavailable::Kernel {
-        what,
+        operation,
         release: kernel_release(),
         needs: NEEDS_KERNEL,
     }
@@ -159,7 +173,6 @@ fn kernel_release() -> String {
     )
 }
 
-/// Is the running kernel older than this?
 fn is_older_than(wanted: (u32, u32)) -> bool {
     parse_version(&kernel_release()).is_some_and(|found| found < wanted)
 }
@@ -170,18 +183,35 @@ fn parse_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// The capabilities in force, as bits; none when they can't be read.
-fn effective_capabilities() -> u64 {
+/// Effective capabilities as bits (proc_pid_status(5), `CapEff`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Capabilities(u64);
+
+impl Capabilities {
+    fn has(self, capability: u32) -> bool {
+        self.0 & (1 << capability) != 0
+    }
+}
+
+/// The account that a kernel charges maps to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MapMemory {
+    Locked,
+    Cgroup,
+}
+
+/// None if they can't be read.
+fn effective_capabilities() -> Capabilities {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     parse_capabilities(&status)
 }
 
-fn parse_capabilities(status: &str) -> u64 {
-    status
+fn parse_capabilities(status: &str) -> Capabilities {
+    let bits = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0)
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    Capabilities(bits.unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -200,24 +230,28 @@ mod tests {
     #[test]
     fn capabilities_are_read_as_bits() {
         assert_eq!(
-            parse_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n") & (1 << CAP_BPF),
-            1 << CAP_BPF
+            parse_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"),
+            Capabilities(0x1ff_ffff_ffff)
         );
-        assert_eq!(parse_capabilities("CapEff:\t0000000000000000\n"), 0);
-        assert_eq!(parse_capabilities(""), 0);
+        assert_eq!(
+            parse_capabilities("CapEff:\t0000000000000000\n"),
+            Capabilities(0)
+        );
+        assert_eq!(parse_capabilities(""), Capabilities(0));
     }
 
     #[test]
     fn a_denial_names_the_capability_that_is_missing() {
         let bpf = 1 << CAP_BPF | 1 << CAP_NET_ADMIN;
-        let said = |held, counts_locked| {
-            from_denial("loading the maps".into(), held, counts_locked).to_string()
+        let text = |held, maps| {
+            from_denial("loading the maps".into(), Capabilities(held), maps).to_string()
         };
-        assert!(said(0, false).contains("CAP_BPF"));
-        assert!(said(0, true).contains("CAP_BPF"));
-        assert!(said(bpf, true).contains("LimitMEMLOCK"));
-        assert!(said(bpf | 1 << CAP_SYS_RESOURCE, true).contains("locked down"));
-        assert!(said(bpf, false).contains("locked down"));
+        assert!(text(0, MapMemory::Cgroup).contains("CAP_BPF"));
+        assert!(text(0, MapMemory::Locked).contains("CAP_BPF"));
+        assert!(text(bpf, MapMemory::Locked).contains("LimitMEMLOCK"));
+        let with_resource = bpf | 1 << CAP_SYS_RESOURCE;
+        assert!(text(with_resource, MapMemory::Locked).contains("locked down"));
+        assert!(text(bpf, MapMemory::Cgroup).contains("locked down"));
     }
 
     #[test]
@@ -250,7 +284,7 @@ mod tests {
     fn every_reason_names_a_way_out() {
         let text = from_kernel(
             "loading the programs",
-            &io::Error::from_raw_os_error(libc::ENOSYS),
+            io::Error::from_raw_os_error(libc::ENOSYS),
         )
         .to_string();
         assert!(
@@ -258,7 +292,7 @@ mod tests {
             "{text}"
         );
         let text = Unavailable::Privilege {
-            what: "x".into(),
+            operation: "x".into(),
             needs: NEEDS_NET,
         }
         .to_string();

@@ -1,5 +1,5 @@
-//! Who called, in full. In: what the programs left on an accepted socket. Out: a [`Process`], with what user space can
-//! add while the caller is still there: the cgroup's path, the pod and the container in it, the executable.
+//! The caller of an accepted connection: the kernel's record, completed with the cgroup's path, the pod and container in it,
+//! and the executable.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -16,37 +16,37 @@ use nix::unistd::{SysconfVar, sysconf};
 use parking_lot::Mutex;
 
 use crate::authz::caller::Process;
-use crate::ebpf::maps::ip;
-use crate::node::cgroup::{Cgroups, container_of, pod_of};
+use crate::ebpf::maps::from_map;
+use crate::node::cgroup::{Cgroups, container_id_in, pod_uid_in};
 
-/// Processes whose /proc directory is held open: the same few call again and again.
-const MAX_HELD: usize = 64;
+/// Processes whose /proc directory is held open: most connections come from the same few.
+const MAX_PROCESSES: usize = 64;
 
-/// A look at a process holds this long: its pid can't come round again in less, nor does it matter that it called exec.
-const HOLDS: Duration = Duration::from_millis(100);
+/// How long a cached executable path is trusted: too short for the pid to be reused.
+const EXECUTABLE_TTL: Duration = Duration::from_millis(100);
 
-/// The processes that called last.
+/// The most recent callers.
 #[derive(Debug, Default)]
-pub(super) struct Processes(Mutex<VecDeque<Held>>);
+pub(super) struct ProcessCache(Mutex<VecDeque<CachedProcess>>);
 
 #[derive(Debug)]
-struct Held {
+struct CachedProcess {
     pid: u32,
-    /// Its /proc directory: of this very process, however often its pid is used again.
-    dir: OwnedFd,
+    /// Its /proc directory, which stands for this process even if the pid is reused.
+    directory: OwnedFd,
     executable: String,
-    looked: Instant,
+    checked: Instant,
 }
 
-impl Processes {
-    /// Adds to a record what can be found out at accept.
+impl ProcessCache {
+    /// Completes the kernel's record with what is known of the caller at accept.
     pub(super) fn describe(&self, ident: &Ident, cgroups: &Cgroups) -> Process {
         let name = ident
             .comm
             .split(|byte| *byte == 0)
             .next()
             .unwrap_or_default();
-        let cgroup = cgroups.path(ident.cgroup_id, ident.pid);
+        let cgroup = cgroups.path_of(ident.cgroup_id, ident.pid);
         let (pod_uid, container_id) = cgroup.as_deref().map(pod_and_container).unwrap_or_default();
         Process {
             pid: ident.pid,
@@ -59,83 +59,79 @@ impl Processes {
             netns: ident.netns,
             command: String::from_utf8_lossy(name).into_owned(),
             executable: self.executable(ident),
-            original: Some(SocketAddr::new(ip(ident.orig_ip), ident.orig_port)),
+            original: Some(SocketAddr::new(from_map(ident.orig_ip), ident.orig_port)),
             steered: ident.flags & IDENT_STEERED != 0,
         }
     }
 
-    /// The executable of the process that called.
     fn executable(&self, ident: &Ident) -> Option<String> {
-        let mut held = self.0.lock();
-        let known = held.iter().position(|held| held.pid == ident.pid);
-        if let Some(known) = known
-            .map(|at| &held[at])
-            .filter(|known| known.looked.elapsed() < HOLDS)
+        let mut cache = self.0.lock();
+        let at = cache.iter().position(|process| process.pid == ident.pid);
+        if let Some(process) = at.map(|at| &cache[at])
+            && process.checked.elapsed() < EXECUTABLE_TTL
         {
-            return Some(known.executable.clone());
+            return Some(process.executable.clone());
         }
-        let known = known.and_then(|at| held.remove(at));
-        let looked = known.and_then(Held::again).or_else(|| Held::of(ident))?;
-        let executable = looked.executable.clone();
-        held.push_front(looked);
-        held.truncate(MAX_HELD);
+        let cached = at.and_then(|at| cache.remove(at));
+        let process = cached
+            .and_then(CachedProcess::recheck)
+            .or_else(|| CachedProcess::open(ident))?;
+        let executable = process.executable.clone();
+        cache.push_front(process);
+        cache.truncate(MAX_PROCESSES);
         Some(executable)
     }
 }
 
-impl Held {
-    /// `None`: there is no such process, or it is another one, that started after the call.
-    fn of(ident: &Ident) -> Option<Self> {
+impl CachedProcess {
+    /// `None` if the caller has ended; a process with its pid that started after the call is another one.
+    fn open(ident: &Ident) -> Option<Self> {
+        let path = format!("/proc/{}", ident.pid);
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let dir = open(
-            format!("/proc/{}", ident.pid).as_str(),
-            flags,
-            Mode::empty(),
-        )
-        .ok()?;
-        let executable = link(&dir)?;
-        let called = since_boot(ident.connect_ns)?;
-        (started(&dir)? <= called).then(|| Self {
+        let directory = open(path.as_str(), flags, Mode::empty()).ok()?;
+        let executable = read_executable(&directory)?;
+        let called = ticks_since_boot(ident.connect_ns)?;
+        (read_start_time(&directory)? <= called).then(|| Self {
             pid: ident.pid,
-            dir,
+            directory,
             executable,
-            looked: Instant::now(),
+            checked: Instant::now(),
         })
     }
 
-    /// `None`: it has ended.
-    fn again(self) -> Option<Self> {
-        let executable = link(&self.dir)?;
+    /// `None` if the process has ended.
+    fn recheck(self) -> Option<Self> {
+        let executable = read_executable(&self.directory)?;
         Some(Self {
             executable,
-            looked: Instant::now(),
+            checked: Instant::now(),
             ..self
         })
     }
 }
 
-fn link(dir: &OwnedFd) -> Option<String> {
-    readlinkat(dir, "exe")
+fn read_executable(directory: &OwnedFd) -> Option<String> {
+    readlinkat(directory, "exe")
         .ok()
         .map(|path| path.to_string_lossy().into_owned())
 }
 
-/// When a process started, in clock ticks since the boot (proc_pid_stat(5), field 22).
-fn started(dir: &OwnedFd) -> Option<u64> {
-    let stat = openat(dir, "stat", OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+/// Start time of a process in clock ticks since the boot (proc_pid_stat(5), field 22).
+fn read_start_time(directory: &OwnedFd) -> Option<u64> {
+    let stat = openat(directory, "stat", OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     let mut text = String::new();
     fs::File::from(stat).read_to_string(&mut text).ok()?;
-    start_in(&text)
+    parse_start_time(&text)
 }
 
-/// The name in brackets may hold blanks and brackets.
-fn start_in(stat: &str) -> Option<u64> {
+/// The name in parentheses may contain blanks and parentheses.
+fn parse_start_time(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// A time of CLOCK_MONOTONIC as clock ticks since the boot, rounded up.
-fn since_boot(monotonic_ns: u64) -> Option<u64> {
+/// A time of CLOCK_MONOTONIC in clock ticks since the boot, rounded up.
+fn ticks_since_boot(monotonic_ns: u64) -> Option<u64> {
     let now = |clock| clock_gettime(clock).map(Duration::from);
     let asleep = now(ClockId::CLOCK_BOOTTIME)
         .ok()?
@@ -147,11 +143,13 @@ fn since_boot(monotonic_ns: u64) -> Option<u64> {
         .map(|ticks| ticks + 1)
 }
 
-/// `/kubepods/burstable/podUID/CONTAINER` and systemd's form of it.
+/// From `/kubepods/burstable/podUID/CONTAINER`, or the same in systemd's form.
 fn pod_and_container(cgroup: &str) -> (Option<String>, Option<String>) {
     let mut components = cgroup.split('/');
-    let pod = components.by_ref().find_map(pod_of);
-    let container = pod.as_ref().and_then(|_| components.find_map(container_of));
+    let pod = components.by_ref().find_map(pod_uid_in);
+    let container = pod
+        .as_ref()
+        .and_then(|_| components.find_map(container_id_in));
     (pod, container)
 }
 
@@ -196,14 +194,17 @@ mod tests {
     #[test]
     fn start_times_are_read_past_strange_names() {
         let fields = "S 1 1 1 0 -1 4194560 1 0 0 0 1 1 0 0 20 0 1 0 4711 1 1";
-        assert_eq!(start_in(&format!("12 (a) b) (c) {fields}")), Some(4711));
-        assert_eq!(start_in("12 (a"), None);
+        assert_eq!(
+            parse_start_time(&format!("12 (a) b) (c) {fields}")),
+            Some(4711)
+        );
+        assert_eq!(parse_start_time("12 (a"), None);
     }
 
     #[test]
     fn a_process_that_started_after_the_call_is_another_one() {
         let pid = std::process::id();
-        let processes = Processes::default();
+        let processes = ProcessCache::default();
         let early = Ident {
             pid,
             connect_ns: 1,
@@ -212,7 +213,7 @@ mod tests {
         assert_eq!(
             processes.executable(&early),
             None,
-            "nobody was here at the boot"
+            "it started after this call"
         );
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
             .map(Duration::from)
@@ -226,13 +227,13 @@ mod tests {
         assert_eq!(
             processes.executable(&call).as_deref(),
             Some(own.as_str()),
-            "again, as it was seen"
+            "cached"
         );
-        processes.0.lock()[0].looked -= HOLDS;
+        processes.0.lock()[0].checked -= EXECUTABLE_TTL;
         assert_eq!(
             processes.executable(&call).as_deref(),
             Some(own.as_str()),
-            "again, by the descriptor"
+            "rechecked by the descriptor"
         );
         assert_eq!(processes.0.lock().len(), 1);
     }

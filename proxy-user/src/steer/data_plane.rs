@@ -1,174 +1,182 @@
-//! The eBPF half of the setup. In: the configuration. Out: programs that are attached, told whom to steer, kept true,
-//! and taken away.
+//! The eBPF part of the setup: programs that are attached, configured, kept up to date, and removed at the end.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
-
-use super::attest::Processes;
+use super::attest::ProcessCache;
 use super::selection::Selection;
+use super::task::OwnedTask;
 use super::uplinks::{Guard, UplinkConfig};
 use crate::authz::caller::Process;
 use crate::config::SetupConfig;
-use crate::ebpf::attach::{self, Attach};
+use crate::ebpf::attach::{self, AttachPlan, AttachedProgram, XdpInterface};
 use crate::ebpf::bpffs::Pins;
-use crate::ebpf::maps::{Programs, SelfExemption};
+use crate::ebpf::flows::FlowStatus;
+use crate::ebpf::maps::{MapOrigin, SelfExemption};
+use crate::ebpf::object;
+use crate::ebpf::programs::{Programs, ServicesByFamily};
 use crate::ebpf::status::{EbpfStatus, ProgramStatus};
-use crate::ebpf::{flows, object};
-use crate::node::cgroup::{self, Cgroups};
+use crate::node::cgroup::{CgroupDirectory, Cgroups, ROOT_ID};
 use crate::node::component::Component;
-use crate::node::unavailable::Unavailable;
+use crate::node::unavailable::{self, Unavailable, UnavailableComponent};
 
-/// How long the end waits for tasks that still hold the programs.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-const NOT_THE_ROOT: &str = " (not the root of the hierarchy: processes outside of it are not seen)";
-
-/// Parts that are off, and why.
-type Off = Vec<(&'static str, Unavailable)>;
-
-/// Programs, and what keeps their maps true.
+/// Programs, and the tasks that keep their maps up to date.
 #[derive(Debug)]
-pub(super) struct Steering {
+pub(super) struct DataPlane {
     pub(super) programs: Arc<Programs>,
     pub(super) selection: Arc<Selection>,
     cgroups: Cgroups,
-    processes: Processes,
-    attached: String,
-    /// Is the daemon's own cgroup below the attached one? Otherwise accepted sockets have no identity.
+    processes: ProcessCache,
+    attached_at: PathBuf,
+    attached_at_root: bool,
+    /// False if the daemon's own cgroup is not below the attached one: accepted sockets have no identity then.
     sees_itself: bool,
-    /// Programs of others that see a connect() before ours.
-    before: Vec<String>,
-    guard: Result<Option<Guard>, Unavailable>,
-    /// Anything is to be steered (`--steer`).
-    steers: bool,
-    /// Parts that the user wished for beside the usual ones.
-    wished: Vec<&'static str>,
+    /// Programs of others that see a connect() before hublet's.
+    earlier_programs: Vec<String>,
+    guard: GuardState,
+    /// Any service is to be steered (`--steer`).
+    steering_wanted: bool,
+    /// Optional components that are configured.
+    optional: Vec<&'static str>,
     pins: Result<Pins, Unavailable>,
-    selecting: Task,
+    selecting: OwnedTask,
 }
 
-/// Ends when it is dropped.
 #[derive(Debug)]
-struct Task(JoinHandle<()>);
+enum GuardState {
+    Running(Guard),
+    /// Neither program that it needs is attached.
+    NotAttached,
+    Unavailable(Unavailable),
+}
 
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
+/// The right to remove the pins, and a daemon's that hands it over.
+#[derive(Debug)]
+pub(super) struct PinsLock(pub(super) Option<OwnedFd>);
+
+impl PinsLock {
+    fn origin(&self) -> MapOrigin {
+        match self.0 {
+            Some(_) => MapOrigin::Running,
+            None => MapOrigin::Ended,
+        }
     }
 }
 
-impl Steering {
-    /// `link` carries our address; `lock` is an old daemon's on its pins.
+impl DataPlane {
+    /// `link` carries hublet's address; `lock` is that of a daemon that hands over.
+    ///
+    /// # Errors
+    /// The core programs can't be attached.
     pub(super) async fn prepare(
         config: &SetupConfig,
         mark: u32,
-        (link, lock): (String, Option<OwnedFd>),
+        link: String,
+        lock: PinsLock,
     ) -> Result<Self, Unavailable> {
-        let living = lock.is_some();
+        let origin = lock.origin();
         let cgroups = Cgroups::find()?;
-        let ((root, _), (dir, path)) =
-            (cgroups.open(None)?, cgroups.open(config.cgroup.as_deref())?);
-        let cgroup_id = dir
-            .metadata()
-            .map_err(|source| Unavailable::Cgroup {
-                path: path.clone(),
-                source,
-            })?
-            .ino();
-        object::embedded()?;
-        let pins = match Pins::open(&config.bpffs, lock) {
-            // Its programs are not to be replaced under it.
+        let root = cgroups.open(None)?;
+        let directory = cgroups.open(config.cgroup.as_deref())?;
+        object::check_embedded()?;
+        let pins = match Pins::open(&config.bpffs, lock.0) {
+            // The programs of a running daemon must not be replaced.
             Err(busy @ Unavailable::Busy { .. }) => return Err(busy),
-            pins => pins, // without bpffs the programs go with the process: also fail-open
+            // Without bpffs the programs end with the process, which also fails open.
+            pins => pins,
         };
-        let (xdp, unknown) = interfaces(&config.guard.xdp);
-        let attach = Attach {
-            root: root.as_fd(),
-            cgroup: dir.as_fd(),
-            cgroup_id,
-            cgroup_path: &path,
+        let (xdp, missing) = find_interfaces(&config.guard.xdp);
+        let plan = AttachPlan {
+            root: &root,
+            cgroup: &directory,
             pins: pins.as_ref().ok(),
             getpeername: config.getpeername,
             guard: config.guard.on,
             xdp: &xdp,
         };
-        let own = SelfExemption {
+        let exemption = SelfExemption {
             mark,
-            cgroup: cgroups.own().unwrap_or_default(),
+            cgroup: cgroups.exclusive_id().unwrap_or_default(),
         };
-        let loaded = Programs::load(&attach, &own, living, config.bpf_log);
-        if let (Ok(pins), false) = (&pins, living) {
-            forget_others(pins);
+        let loaded = Programs::load(&plan, &exemption, origin, config.bpf_log);
+        if let (Ok(pins), MapOrigin::Ended) = (&pins, origin) {
+            remove_other_layouts(pins);
         }
-        let (mut programs, pins) = match loaded {
-            Ok(programs) => (programs, pins),
-            Err(missing) => {
-                let _nothing_to_keep = pins.map(Pins::remove);
-                return Err(missing);
+        match loaded {
+            Ok(mut programs) => {
+                programs.mark_unavailable(missing);
+                Self::start(config, Arc::new(programs), link, cgroups, directory, pins).await
             }
-        };
-        programs.mark_unavailable(unknown);
-        let programs = Arc::new(programs);
-        let uplink_config = UplinkConfig {
-            own: link,
+            Err(reason) => {
+                let _nothing_to_keep = pins.map(Pins::remove);
+                Err(reason)
+            }
+        }
+    }
+
+    async fn start(
+        config: &SetupConfig,
+        programs: Arc<Programs>,
+        link: String,
+        cgroups: Cgroups,
+        directory: CgroupDirectory,
+        pins: Result<Pins, Unavailable>,
+    ) -> Result<Self, Unavailable> {
+        let uplinks = UplinkConfig {
+            own_link: link,
             uplinks: [&config.guard.uplinks[..], &config.guard.xdp].concat(),
         };
-        let guard = guard(config, uplink_config, &programs).await;
+        let guard = start_guard(config, uplinks, &programs).await;
         let selection = Selection::new(&config.select, cgroups.root());
         programs
-            .services(&config.steer.addresses.iter().copied().collect())
-            .and_then(|()| programs.select(&selection.entries().0))
-            .map_err(|error| other("telling the programs what and whom to steer", &error))?;
-        let selecting = Task(tokio::spawn(
-            Arc::clone(&selection).keep(Arc::clone(&programs)),
-        ));
-        let narrow = if cgroup_id == cgroup::ROOT_ID {
-            ""
-        } else {
-            NOT_THE_ROOT
-        };
+            .set_services(&config.steer.addresses.iter().copied().collect())
+            .and_then(|()| programs.set_selection(&selection.current().entries))
+            .map_err(|error| unavailable::from_kernel("configuring the programs", error))?;
+        let selecting = OwnedTask::spawn(Arc::clone(&selection).run(Arc::clone(&programs)));
+        let earlier = attach::earlier_programs(directory.file.as_fd(), programs.attached());
         Ok(Self {
-            before: attach::before_ours(dir.as_fd(), programs.loaded()).unwrap_or_default(),
-            sees_itself: config.cgroup.is_none() || cgroups.is_inside(&path),
-            steers: !config.steer.is_empty(),
-            wished: wished(config),
-            processes: Processes::default(),
+            earlier_programs: earlier.unwrap_or_default(),
+            sees_itself: config.cgroup.is_none() || cgroups.is_inside(&directory.path),
+            steering_wanted: !config.steer.is_empty(),
+            optional: optional_components(config),
+            processes: ProcessCache::default(),
             programs,
             selection,
             cgroups,
-            attached: format!("{}{narrow}", path.display()),
+            attached_at_root: directory.id == ROOT_ID,
+            attached_at: directory.path,
             guard,
             pins,
             selecting,
         })
     }
 
-    /// What a daemon of another version pinned goes: it steered until we did.
-    pub(super) fn forget_other_layouts(&self) {
+    /// Removes the pins of another version, which has steered until this one does.
+    pub(super) fn remove_other_layouts(&self) {
         if let Ok(pins) = &self.pins {
-            forget_others(pins);
+            remove_other_layouts(pins);
         }
     }
 
-    /// Tells the programs of the daemon's cgroup, if it has become its own.
-    pub(super) fn look_at_own_cgroup(&self) -> io::Result<()> {
+    /// Exempts the daemon's cgroup if no other process is in it by now.
+    ///
+    /// # Errors
+    /// The kernel refuses the configuration.
+    pub(super) fn exempt_own_cgroup(&self) -> io::Result<()> {
         self.cgroups
-            .own()
-            .map_or(Ok(()), |own| self.programs.own_cgroup(own))
+            .exclusive_id()
+            .map_or(Ok(()), |id| self.programs.exempt_cgroup(id))
     }
 
-    /// For a daemon that takes this one's place.
+    /// For a daemon that takes over.
     pub(super) fn lock(&self) -> Option<BorrowedFd<'_>> {
         self.pins.as_ref().ok().map(Pins::lock)
     }
 
-    /// Who is at the other end of an accepted socket.
+    /// The caller of an accepted connection.
     pub(super) fn identify(&self, accepted: BorrowedFd<'_>) -> Option<Process> {
         let ident = self.programs.identify(accepted)?;
         Some(self.processes.describe(&ident, &self.cgroups))
@@ -180,88 +188,71 @@ impl Steering {
             self.identity_component(),
             self.guard_component(),
         ];
-        for name in &self.wished {
-            let off = self.programs.off().iter().find(|(part, _)| part == name);
-            let hooks = || {
-                let ours = self
-                    .programs
-                    .loaded()
-                    .iter()
-                    .filter(|loaded| loaded.hook.starts_with(name));
-                ours.map(|loaded| loaded.hook.clone())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            components.push(Component::of(
-                name,
-                off.map_or_else(|| Ok(hooks()), |(_, missing)| Err(missing)),
-            ));
-        }
-        components.push(Component::of(
-            "pins",
-            self.pins
-                .as_ref()
-                .map(|pins| pins.layout().display().to_string()),
-        ));
+        components.extend(
+            self.optional
+                .iter()
+                .map(|name| self.optional_component(name)),
+        );
+        let pins = self.pins.as_ref();
+        let layout = pins.map(|pins| pins.layout().display().to_string());
+        components.push(Component::from_result("pins", layout));
         components
     }
 
     fn steering_component(&self) -> Component {
-        let list = |addresses: &[SocketAddr]| {
-            addresses
-                .iter()
-                .map(SocketAddr::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        let (steered, other) = self.programs.steered();
+        let services = self.programs.services();
         let on = self.programs.is_steering();
         let mut detail = if on {
-            format!(
-                "{} from {}, at {}",
-                list(&steered),
-                self.selection.describe(),
-                self.attached
-            )
-        } else if steered.is_empty() && other.is_empty() {
-            match self.steers {
-                true => "no service address is known to steer (--steer)".into(),
-                false => "switched off by --steer=none".into(),
-            }
+            self.steering_detail(&services)
         } else {
-            let all = [&steered[..], &other].concat();
-            format!(
-                "ready for {}; switched off until the listener serves, and while it drains",
-                list(&all)
-            )
+            self.not_steering_detail(&services)
         };
-        if on && !other.is_empty() {
+        if !self.earlier_programs.is_empty() {
             detail.push_str(&format!(
-                "; not {}: of another address family than our own address (--dummy-if-ip)",
-                list(&other)
-            ));
-        }
-        if !self.before.is_empty() {
-            detail.push_str(&format!(
-                "; after {} on the same cgroup: what that rewrites is not steered",
-                self.before.join(", ")
+                "; after {} on the same cgroup: addresses that it rewrites are not steered",
+                self.earlier_programs.join(", ")
             ));
         }
         Component {
             name: "steering",
             on,
-            wanted: self.steers,
+            wanted: self.steering_wanted,
             detail,
         }
     }
 
+    fn steering_detail(&self, services: &ServicesByFamily) -> String {
+        let steered = join(&services.matching);
+        let callers = self.selection.describe();
+        let mut detail = format!("{steered} from {callers}, at {}", self.attachment());
+        if !services.other.is_empty() {
+            detail.push_str(&format!(
+                "; not {}: of another address family than hublet's address (--dummy-if-ip)",
+                join(&services.other)
+            ));
+        }
+        detail
+    }
+
+    fn not_steering_detail(&self, services: &ServicesByFamily) -> String {
+        let all = [&services.matching[..], &services.other].concat();
+        match (all.is_empty(), self.steering_wanted) {
+            (false, _) => format!(
+                "ready for {}; switched off until the listener serves, and while it drains",
+                join(&all)
+            ),
+            (true, true) => "no service address is known to steer (--steer)".into(),
+            (true, false) => "switched off by --steer=none".into(),
+        }
+    }
+
     fn identity_component(&self) -> Component {
+        let attachment = self.attachment();
         let detail = if self.sees_itself {
-            format!("callers are attested at {}", self.attached)
+            format!("callers are attested at {attachment}")
         } else {
             format!(
-                "hublet's own cgroup is not below {}: move it there, or attach at the root",
-                self.attached
+                "hublet's own cgroup is not below {attachment}: move it there, or attach at the root"
             )
         };
         Component {
@@ -272,120 +263,167 @@ impl Steering {
         }
     }
 
+    fn attachment(&self) -> String {
+        let note = if self.attached_at_root {
+            ""
+        } else {
+            " (not the root of the hierarchy: processes outside of it are not seen)"
+        };
+        format!("{}{note}", self.attached_at.display())
+    }
+
     fn guard_component(&self) -> Component {
-        let off = self
-            .programs
-            .off()
-            .iter()
-            .find(|(part, _)| *part == "guard")
-            .map(|(_, missing)| missing);
-        let state = match (&self.guard, off) {
-            (Err(missing), _) | (Ok(_), Some(missing)) => Err(missing),
-            (Ok(_), None) => Ok(
-                "packets of uplinks to our addresses are refused, pods reach the secure port only"
+        let lookup = self.programs.unavailable("guard");
+        let state = match (&self.guard, lookup) {
+            (GuardState::Unavailable(reason), _) => Err(reason),
+            (_, Some(reason)) => Err(reason),
+            (_, None) => Ok(
+                "packets from uplinks to hublet's addresses are refused, pods reach the secure port only"
                     .into(),
             ),
         };
-        let mut part = Component::of("guard", state);
-        if let (Ok(Some(_)), Some(_)) = (&self.guard, off) {
-            part.detail
-                .push_str("; XDP drops packets of uplinks, but pods reach our other ports, too");
+        let mut component = Component::from_result("guard", state);
+        if let (GuardState::Running(_), Some(_)) = (&self.guard, lookup) {
+            component
+                .detail
+                .push_str("; XDP drops packets from uplinks, but pods reach hublet's other ports");
         }
-        part
+        component
+    }
+
+    fn optional_component(&self, name: &'static str) -> Component {
+        let state = match self.programs.unavailable(name) {
+            Some(reason) => Err(reason),
+            None => {
+                let attached = self.programs.attached().iter();
+                let hooks: Vec<_> = attached
+                    .filter(|program| program.hook.starts_with(name))
+                    .map(|program| program.hook.as_str())
+                    .collect();
+                Ok(hooks.join(", "))
+            }
+        };
+        Component::from_result(name, state)
     }
 
     pub(super) fn status(&self) -> EbpfStatus {
-        let program = |program: &attach::Loaded| ProgramStatus {
-            name: program.name.into(),
-            id: program.id,
-            attached: match &program.pin {
-                Some(pin) => format!("{}, link {}", program.hook, pin.display()),
-                None => format!("{}, link not pinned", program.hook),
-            },
-        };
+        let flows = self.programs.flows().into_iter().map(|flow| FlowStatus {
+            cgroup_id: flow.cgroup_id,
+            cgroup: self.cgroups.path_of(flow.cgroup_id, 0),
+            service: flow.service,
+            counts: flow.counts,
+        });
+        let mut flows: Vec<_> = flows.collect();
+        flows.sort_by_key(|flow| (flow.cgroup_id, flow.service));
         EbpfStatus {
-            programs: self.programs.loaded().iter().map(program).collect(),
+            programs: self
+                .programs
+                .attached()
+                .iter()
+                .map(program_status)
+                .collect(),
             counters: self.programs.counters(),
-            flows: flows::describe(self.programs.flows(), &self.cgroups),
+            flows,
         }
     }
 
-    /// Ends the tasks and removes the pins.
+    /// Ends the tasks, closes the maps and removes the pins.
+    ///
+    /// # Errors
+    /// A pin can't be removed.
     pub(super) async fn remove(self) -> io::Result<()> {
-        let Self {
-            programs,
-            guard,
-            selecting,
-            pins,
-            ..
-        } = self;
-        drop((selecting, guard));
-        // The maps live as long as somebody holds them; the tasks let go when they are next polled.
-        let began = Instant::now();
-        while Arc::strong_count(&programs) > 1 && began.elapsed() < PATIENCE {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        self.selecting.stop().await;
+        if let GuardState::Running(guard) = self.guard {
+            guard.stop().await;
         }
-        drop(programs);
-        pins.map_or(Ok(()), Pins::remove)
+        // The tasks were the only other owners: with this the maps are closed.
+        drop(self.programs);
+        self.pins.map_or(Ok(()), Pins::remove)
     }
 }
 
-fn forget_others(pins: &Pins) {
+fn program_status(program: &AttachedProgram) -> ProgramStatus {
+    ProgramStatus {
+        name: program.name.into(),
+        id: program.id,
+        attached: match &program.pin {
+            Some(pin) => format!("{}, link {}", program.hook, pin.display()),
+            None => format!("{}, link not pinned", program.hook),
+        },
+    }
+}
+
+fn remove_other_layouts(pins: &Pins) {
     for old in pins.remove_other_layouts() {
         tracing::info!("removed the pins of another version: {}", old.display());
     }
 }
 
-async fn guard(
+async fn start_guard(
     config: &SetupConfig,
-    uplink_config: UplinkConfig,
+    uplinks: UplinkConfig,
     programs: &Arc<Programs>,
-) -> Result<Option<Guard>, Unavailable> {
+) -> GuardState {
     if !config.guard.on {
-        return Err(Unavailable::NotWanted("--guard=false"));
+        return GuardState::Unavailable(Unavailable::SwitchedOff("--guard=false"));
     }
-    let attached = |part| programs.off().iter().all(|(off, _)| *off != part);
-    if !attached("guard") && (config.guard.xdp.is_empty() || !attached("xdp")) {
-        return Ok(None);
+    let has_lookup = programs.unavailable("guard").is_none();
+    let has_xdp = !config.guard.xdp.is_empty() && programs.unavailable("xdp").is_none();
+    if !has_lookup && !has_xdp {
+        return GuardState::NotAttached;
     }
-    Guard::start(uplink_config, Arc::clone(programs))
-        .await
-        .map(Some)
+    match Guard::start(uplinks, Arc::clone(programs)).await {
+        Ok(guard) => GuardState::Running(guard),
+        Err(reason) => GuardState::Unavailable(reason),
+    }
 }
 
-fn wished(config: &SetupConfig) -> Vec<&'static str> {
-    let wishes = [
-        ("getpeername", config.getpeername),
-        ("xdp", !config.guard.xdp.is_empty()),
-    ];
-    wishes
-        .into_iter()
-        .filter(|(_, wished)| *wished)
-        .map(|(name, _)| name)
-        .collect()
+fn optional_components(config: &SetupConfig) -> Vec<&'static str> {
+    let mut optional = Vec::new();
+    if config.getpeername {
+        optional.push("getpeername");
+    }
+    if !config.guard.xdp.is_empty() {
+        optional.push("xdp");
+    }
+    optional
 }
 
-/// Interfaces by name: those that are there, and what to say of those that aren't.
-fn interfaces(names: &[String]) -> (Vec<(String, u32)>, Off) {
+/// The interfaces that exist, and the reasons for those that don't.
+fn find_interfaces(names: &[String]) -> (Vec<XdpInterface>, Vec<UnavailableComponent>) {
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for name in names {
         match nix::net::if_::if_nametoindex(name.as_str()) {
-            Ok(index) => found.push((name.clone(), index)),
-            Err(_) => missing.push((
-                "xdp",
-                Unavailable::Other {
-                    what: name.clone(),
-                    why: "no such interface; `ip link` lists those that are".into(),
+            Ok(index) => found.push(XdpInterface {
+                name: name.clone(),
+                index,
+            }),
+            Err(_) => missing.push(UnavailableComponent {
+                name: "xdp",
+                reason: Unavailable::NoInterface {
+                    interface: name.clone(),
                 },
-            )),
+            }),
         }
     }
     (found, missing)
 }
 
-fn other(what: &str, error: &io::Error) -> Unavailable {
-    Unavailable::Other {
-        what: what.into(),
-        why: error.to_string(),
+fn join(addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
+    addresses.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_does_not_exist_is_named() {
+        let (found, missing) = find_interfaces(&["lo".into(), "no-such-link".into()]);
+        assert_eq!(found[0].name, "lo");
+        assert_eq!((found.len(), missing.len()), (1, 1));
+        let text = missing[0].reason.to_string();
+        assert!(text.contains("no-such-link: no such interface"), "{text}");
     }
 }

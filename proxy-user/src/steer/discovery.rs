@@ -123,7 +123,7 @@ impl Discovery {
         };
         if let (Some(opt_ins), Some(unread)) = (&mut self.opt_ins, unread) {
             opt_ins.end_read(unread, stored);
-            self.setup.opt_in(opt_ins.uids());
+            self.setup.set_opted_in(opt_ins.uids());
         }
     }
 
@@ -133,7 +133,7 @@ impl Discovery {
                 if let Some(opt_ins) = &mut self.opt_ins
                     && opt_ins.observe(objects)
                 {
-                    self.setup.opt_in(opt_ins.uids());
+                    self.setup.set_opted_in(opt_ins.uids());
                 }
             }
             Notice::Committed(keys) => {
@@ -163,7 +163,7 @@ impl Discovery {
                 info!("the API service is at {service}: connects to it are steered");
             }
         }
-        match self.setup.services(&services) {
+        match self.setup.set_services(&services) {
             Ok(()) => self.steered = services,
             Err(error) => warn!("{error}"),
         }

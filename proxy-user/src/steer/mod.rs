@@ -1,5 +1,5 @@
-//! Stage 0: prepares the node (link, address, eBPF) and undoes it in reverse order at exit. In: [`SetupConfig`].
-//! Out: an address to listen on, callers that are steered to it, and who they are, for [`crate::client`].
+//! Steering: which connects reach hublet, who makes them, and who is kept out. [`Setup`] prepares the node for it and
+//! undoes everything in reverse order.
 //!
 //! ```text
 //! prepare: address → maps and programs, switched off
@@ -10,9 +10,11 @@
 mod attest;
 mod data_plane;
 pub(crate) mod discovery;
+mod error;
 mod pods;
 mod selection;
 mod services;
+mod task;
 mod uplinks;
 
 use std::collections::BTreeSet;
@@ -21,86 +23,79 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use socket2::SockRef;
 
-use self::data_plane::Steering;
+use self::data_plane::{DataPlane, PinsLock};
+pub use self::error::SetupError;
 use crate::authz::caller::Process;
 use crate::config::SetupConfig;
+use crate::ebpf::maps::PodAccess;
 use crate::ebpf::pins;
 use crate::ebpf::status::EbpfStatus;
 use crate::node::component::Component;
-use crate::node::error::SetupError;
-use crate::node::interface::{Failed, Interface};
+use crate::node::interface::{Interface, InterfaceError};
 use crate::node::unavailable::Unavailable;
 
-/// What an old daemon's setup hands over to a new one's, so that nobody else gets it in between.
-#[derive(Debug, Default)]
-pub struct Inherited {
+/// The rights of a daemon to the pins and to the interface's removal, as a hand-over passes them on: owned by the new
+/// daemon, borrowed from the old one.
+#[derive(Debug)]
+pub struct Inheritance<Fd = OwnedFd> {
     /// The lock on the pins.
-    pub pins: Option<OwnedFd>,
-    /// The name that stands for the right to remove the interface.
-    pub interface: Option<OwnedFd>,
+    pub pins: Option<Fd>,
+    /// The socket whose name stands for the right to remove the interface.
+    pub interface: Option<Fd>,
 }
 
-/// The same, in the old daemon's hands.
-#[derive(Debug, Default)]
-pub struct Held<'a> {
-    /// See [`Inherited::pins`].
-    pub pins: Option<BorrowedFd<'a>>,
-    /// See [`Inherited::interface`].
-    pub interface: Option<BorrowedFd<'a>>,
+impl<Fd> Default for Inheritance<Fd> {
+    fn default() -> Self {
+        Self {
+            pins: None,
+            interface: None,
+        }
+    }
 }
 
-/// What setup made, and what it could not make and why. Undone by [`Setup::undo`].
+/// The prepared node. A component that is unavailable keeps its reason.
 #[derive(Debug)]
 pub struct Setup {
-    log_wanted: bool,
+    bpf_log: bool,
     interface: Result<Interface, Unavailable>,
-    steering: Result<Steering, Unavailable>,
+    data_plane: Result<DataPlane, Unavailable>,
 }
 
 impl Setup {
-    /// Makes link and address, loads and attaches the programs (switched off until [`Setup::steer`]). Sockets with
-    /// `mark` (SO_MARK; 0 = none) are never steered: the daemon's own way to the cloud. Never fails for want of
-    /// privileges or kernel features: what is missing is a [`Component`] that is off. Call it in the network namespace
-    /// that is to be steered, on the runtime that is to keep the address there.
+    /// Creates link and address, loads and attaches the programs, switched off until [`Setup::steer`]. Sockets with
+    /// SO_MARK `mark` (0 = none) are never steered: the daemon's connections to the cloud. Missing privileges or kernel
+    /// features are no error: the [`Component`] is off. Call it in the network namespace to steer, on the runtime that is
+    /// to maintain the address.
     ///
     /// # Errors
-    /// The address belongs to another interface, or netlink refuses for a reason other than privileges.
+    /// The address is on another interface, or netlink refuses for a reason other than privileges.
     pub async fn prepare(config: &SetupConfig, mark: u32) -> Result<Self, SetupError> {
-        Self::take_over(config, mark, Inherited::default()).await
+        Self::take_over(config, mark, Inheritance::default()).await
     }
 
-    /// As [`Setup::prepare`], in the place of an old daemon, whose programs steer until ours have replaced them: with
-    /// its pins inherited, what it told its programs stays in force until [`Setup::steer`].
+    /// As [`Setup::prepare`], in place of a daemon whose programs steer until they are replaced: if its pins are
+    /// inherited, its configuration stays in force until [`Setup::steer`].
     ///
     /// # Errors
     /// As [`Setup::prepare`].
     pub async fn take_over(
         config: &SetupConfig,
         mark: u32,
-        from: Inherited,
+        from: Inheritance,
     ) -> Result<Self, SetupError> {
-        let interface = match &config.dummy {
-            None => Err(Unavailable::NotWanted("--enable-dummy-if=false")),
-            Some(wish) => match Interface::ensure(wish, from.interface).await {
-                Ok(interface) => Ok(interface),
-                Err(Failed::Off(missing)) => Err(missing),
-                Err(Failed::Error(error)) => return Err(error),
-            },
-        };
-        let own = interface
-            .as_ref()
-            .map_or_else(|_| String::new(), Interface::link);
-        let steering = match config.ebpf {
-            true => Steering::prepare(config, mark, (own, from.pins)).await,
-            false => {
-                pins::forget(&config.bpffs, from.pins);
-                Err(Unavailable::NotWanted("--ebpf=false"))
-            }
+        let interface = prepare_interface(config, from.interface).await?;
+        let link = interface.as_ref().map(Interface::link_name);
+        let data_plane = if config.ebpf {
+            let lock = PinsLock(from.pins);
+            DataPlane::prepare(config, mark, link.unwrap_or_default(), lock).await
+        } else {
+            pins::remove_leftovers(&config.bpffs, from.pins);
+            Err(Unavailable::SwitchedOff("--ebpf=false"))
         };
         Ok(Self {
-            log_wanted: config.bpf_log,
+            bpf_log: config.bpf_log,
             interface,
-            steering,
+            data_plane,
         })
     }
 
@@ -110,160 +105,139 @@ impl Setup {
     /// # Errors
     /// The kernel refuses the listener.
     pub fn steer(&self, listener: BorrowedFd<'_>) -> Result<(), SetupError> {
-        let Ok(steering) = &self.steering else {
+        let Ok(data_plane) = &self.data_plane else {
             return Ok(());
         };
-        let own = own_address(listener)?;
-        steering
+        let address = own_address(listener)?;
+        data_plane
             .programs
-            .steer(listener, own)
-            .map_err(|source| SetupError::Listener {
-                address: own,
-                source,
-            })?;
-        steering.forget_other_layouts();
+            .steer(listener, address)
+            .map_err(|source| SetupError::Listener { address, source })?;
+        data_plane.remove_other_layouts();
         Ok(())
     }
 
-    /// What a new daemon needs to take this one's place.
-    pub fn hand_over(&self) -> Held<'_> {
-        Held {
-            pins: self.steering.as_ref().ok().and_then(Steering::lock),
+    /// The rights that a new daemon needs to take over.
+    pub fn hand_over(&self) -> Inheritance<BorrowedFd<'_>> {
+        Inheritance {
+            pins: self.data_plane.as_ref().ok().and_then(DataPlane::lock),
             interface: self.interface.as_ref().ok().and_then(Interface::owner),
         }
     }
 
-    /// To be said when the daemon whose place this one took has ended: the cgroup that both were in may be this one's own
-    /// now, and then nothing in it is steered.
+    /// Call when the predecessor has ended: this daemon may be alone in its cgroup by now, and is exempted by it then.
     pub fn predecessor_ended(&self) {
-        if let Ok(steering) = &self.steering
-            && let Err(error) = steering.look_at_own_cgroup()
+        if let Ok(data_plane) = &self.data_plane
+            && let Err(error) = data_plane.exempt_own_cgroup()
         {
-            tracing::warn!(%error, "the programs can't be told of our cgroup; our sockets are still known by their mark");
+            tracing::warn!(%error, "hublet's cgroup can't be exempted from steering; its sockets are by their mark");
         }
     }
 
-    /// Has connections to another listener (the plain ports) attested too. Any time. Pods are kept from it.
+    /// Attests connections to another listener (the plain ports), which pods can't reach. Call at any time.
     ///
     /// # Errors
     /// It is not bound to one address.
     pub fn attest(&self, listener: BorrowedFd<'_>) -> Result<(), SetupError> {
-        let Ok(steering) = &self.steering else {
+        if self.data_plane.is_err() {
             return Ok(());
-        };
-        let own = own_address(listener)?;
-        steering
-            .programs
-            .attest(own, false)
-            .map_err(|source| SetupError::Listener {
-                address: own,
-                source,
-            })
+        }
+        self.defend(own_address(listener)?)
     }
 
-    /// Keeps pods from an address of ours that no listener of [`Setup::attest`] has (the admin port).
+    /// Keeps pods from an address of hublet (the admin port), whose connections are attested.
     ///
     /// # Errors
     /// The kernel refuses the address.
-    pub fn defend(&self, own: SocketAddr) -> Result<(), SetupError> {
-        let Ok(steering) = &self.steering else {
+    pub fn defend(&self, address: SocketAddr) -> Result<(), SetupError> {
+        let Ok(data_plane) = &self.data_plane else {
             return Ok(());
         };
-        steering
+        data_plane
             .programs
-            .attest(own, false)
-            .map_err(|source| SetupError::Listener {
-                address: own,
-                source,
-            })
+            .attest(address, PodAccess::Refused)
+            .map_err(|source| SetupError::Listener { address, source })
     }
 
-    /// Steers what dials these addresses, and nothing else; before, it is what was configured.
+    /// Replaces the services; the configured addresses are the initial ones.
     ///
     /// # Errors
-    /// On too many different ports, or the kernel refuses an address.
-    pub fn services(&self, services: &BTreeSet<SocketAddr>) -> Result<(), SetupError> {
-        let Ok(steering) = &self.steering else {
+    /// Too many different ports, or the kernel refuses an address.
+    pub fn set_services(&self, services: &BTreeSet<SocketAddr>) -> Result<(), SetupError> {
+        let Ok(data_plane) = &self.data_plane else {
             return Ok(());
         };
-        steering
+        data_plane
             .programs
-            .services(services)
+            .set_services(services)
             .map_err(SetupError::Services)
     }
 
-    /// Pods, by UID, that want to be steered; all others are not, but for those that the configuration names.
-    pub fn opt_in(&self, pods: BTreeSet<String>) {
-        if let Ok(steering) = &self.steering {
-            steering.selection.opt_in(pods);
+    /// Replaces the UIDs of pods that opt in; configured pods are steered beside them.
+    pub fn set_opted_in(&self, pods: BTreeSet<String>) {
+        if let Ok(data_plane) = &self.data_plane {
+            data_plane.selection.set_opted_in(pods);
         }
     }
 
-    /// Writes the heartbeat; called by the serving runtime each 500 ms after it has probed itself. Steering ends by
-    /// itself 3 s after the last one.
-    pub fn heartbeat(&self) {
-        if let Ok(steering) = &self.steering
-            && let Err(error) = steering.programs.heartbeat()
+    /// Call from the serving runtime every 500 ms, after it has probed itself. Steering ends 3 s after the last one.
+    pub fn write_heartbeat(&self) {
+        if let Ok(data_plane) = &self.data_plane
+            && let Err(error) = data_plane.programs.write_heartbeat()
         {
-            tracing::error!(%error, "no heartbeat: steering will end by itself");
+            tracing::error!(%error, "the heartbeat can't be written: steering ends by itself");
         }
     }
 
-    /// What the kernel attests of the accepted socket; `None` is "unknown", never a privilege.
+    /// The caller of an accepted connection, as the kernel attests it; an unknown one has no privileges.
     pub fn identify(&self, accepted: BorrowedFd<'_>) -> Option<Process> {
-        self.steering.as_ref().ok()?.identify(accepted)
+        self.data_plane.as_ref().ok()?.identify(accepted)
     }
 
-    /// Cookie of the network namespace that is steered, which is hublet's own: what [`Process::netns`] is for
-    /// processes of the host.
+    /// Cookie of hublet's network namespace, the one that is steered: [`Process::netns`] of the host's processes.
     pub fn netns(&self) -> Option<u64> {
-        self.steering
-            .as_ref()
-            .ok()
-            .map(|steering| steering.programs.netns())
+        let data_plane = self.data_plane.as_ref().ok()?;
+        Some(data_plane.programs.netns())
     }
 
-    /// The components, for log, status and metrics.
+    /// For log, status and metrics.
     pub fn components(&self) -> Vec<Component> {
-        let mut components = vec![Component::of(
-            "interface",
-            self.interface.as_ref().map(Interface::describe),
-        )];
-        match &self.steering {
-            Ok(steering) => components.extend(steering.components()),
-            Err(missing) => {
-                components.extend(
-                    ["steering", "identity", "guard"].map(|name| Component::of(name, Err(missing))),
-                );
+        let interface = self.interface.as_ref().map(Interface::describe);
+        let mut components = vec![Component::from_result("interface", interface)];
+        match &self.data_plane {
+            Ok(data_plane) => components.extend(data_plane.components()),
+            Err(reason) => {
+                let names = ["steering", "identity", "guard"];
+                components.extend(names.map(|name| Component::from_result(name, Err(reason))));
             }
         }
-        if self.log_wanted {
-            components.push(Component::log());
+        if self.bpf_log {
+            components.push(Component::bpf_log());
         }
         components
     }
 
-    /// Programs, counters, audit.
+    /// Programs, counters and flows.
     pub fn ebpf(&self) -> EbpfStatus {
-        self.steering
+        self.data_plane
             .as_ref()
-            .map_or_else(|_| EbpfStatus::default(), Steering::status)
+            .map_or_else(|_| EbpfStatus::default(), DataPlane::status)
     }
 
-    /// Steering off (first thing of a drain).
+    /// Call at the beginning of a drain.
     pub fn stop_steering(&self) {
-        if let Ok(steering) = &self.steering
-            && let Err(error) = steering.programs.stop()
+        if let Ok(data_plane) = &self.data_plane
+            && let Err(error) = data_plane.programs.stop_steering()
         {
-            tracing::error!(%error, "steering could not be switched off; it ends with the listener");
+            tracing::error!(%error, "steering can't be switched off; it ends with the listener");
         }
     }
 
     /// Removes pins, links, address and interface.
     pub async fn undo(self) {
         self.stop_steering();
-        if let Ok(steering) = self.steering
-            && let Err(error) = steering.remove().await
+        if let Ok(data_plane) = self.data_plane
+            && let Err(error) = data_plane.remove().await
         {
             tracing::error!(%error, "pins are left in bpffs; remove its directory `hublet` to detach the programs");
         }
@@ -275,19 +249,59 @@ impl Setup {
     }
 }
 
-/// Where clients reach a listener.
+/// The inner error is a reason to go on without the interface.
+async fn prepare_interface(
+    config: &SetupConfig,
+    owner: Option<OwnedFd>,
+) -> Result<Result<Interface, Unavailable>, InterfaceError> {
+    let Some(dummy) = &config.dummy else {
+        return Ok(Err(Unavailable::SwitchedOff("--enable-dummy-if=false")));
+    };
+    match Interface::ensure(dummy, owner).await {
+        Ok(interface) => Ok(Ok(interface)),
+        Err(InterfaceError::Unavailable(reason)) => Ok(Err(reason)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The address at which clients reach a listener.
 fn own_address(listener: BorrowedFd<'_>) -> Result<SocketAddr, SetupError> {
     let address = SockRef::from(&listener)
         .local_addr()
         .map_err(SetupError::NotASocket)?;
     match address.as_socket() {
         Some(own) if !own.ip().is_unspecified() => Ok(match own {
-            // A scope is no part of the address that clients dial.
+            // The scope is not part of the address that clients dial.
             SocketAddr::V6(own) => SocketAddrV6::new(*own.ip(), own.port(), 0, 0).into(),
             v4 => v4,
         }),
-        other => Err(SetupError::NotOneAddress(
-            other.map_or_else(|| "no IP address".into(), |a| a.to_string()),
-        )),
+        other => Err(SetupError::NotOneAddress(other.map_or_else(
+            || "no IP address".into(),
+            |address| address.to_string(),
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_on_all_addresses_is_refused() {
+        let all = TcpListener::bind("0.0.0.0:0").unwrap();
+        let refused = own_address(all.as_fd()).unwrap_err().to_string();
+        assert!(refused.contains("one address only"), "{refused}");
+        let one = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(own_address(one.as_fd()).unwrap(), one.local_addr().unwrap());
+    }
+
+    #[test]
+    fn a_file_is_no_listener() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let refused = own_address(file.as_fd()).unwrap_err();
+        assert!(matches!(refused, SetupError::NotASocket(_)), "{refused}");
     }
 }

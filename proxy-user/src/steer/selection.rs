@@ -1,5 +1,5 @@
-//! Whose calls are steered. In: the configuration's selections, the pods that opted in, the cgroup tree as it changes.
-//! Out: the entries of the programs' maps, kept true.
+//! The callers that are steered: configured selections and pods that opted in, translated to map entries as cgroups come
+//! and go.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,254 +19,256 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::config::{PodSelector, SelectConfig, Selector};
-use crate::ebpf::maps::{Programs, SelectionEntries};
-use crate::node::cgroup::pod_of;
+use crate::ebpf::maps::SelectionEntries;
+use crate::ebpf::programs::Programs;
+use crate::node::cgroup::pod_uid_in;
 
-/// Looked at this often without an event, too.
-const RECHECK: Duration = Duration::from_secs(30);
-/// Directories of the tree that can hold pods, at most.
+/// The cgroup tree is also read at this interval, in case inotify loses an event.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// Directories that are searched for pods at most.
 const MAX_DIRECTORIES: usize = 64;
-/// Pods that opt in at most: room for other selections stays.
+/// Pods that opt in at most; the rest of the map is for other selections.
 const MAX_PODS: usize = MAX_SELECT / 2;
 
 #[derive(Debug)]
 pub(super) struct Selection {
     config: SelectConfig,
+    /// The root of the cgroup hierarchy.
     root: PathBuf,
-    opted: Mutex<BTreeSet<String>>,
+    opted_in: Mutex<BTreeSet<String>>,
     changed: Notify,
 }
 
+/// The selection as the cgroup tree is now.
+#[derive(Debug, Default)]
+pub(super) struct CurrentSelection {
+    pub(super) entries: SelectionEntries,
+    /// Directories in which selected cgroups may come and go.
+    directories: Vec<PathBuf>,
+}
+
 impl Selection {
-    /// `root` is where cgroup v2 is mounted.
+    /// `root` is the root of the cgroup hierarchy.
     pub(super) fn new(config: &SelectConfig, root: &Path) -> Arc<Self> {
         Arc::new(Self {
             config: config.clone(),
             root: root.to_path_buf(),
-            opted: Mutex::default(),
+            opted_in: Mutex::default(),
             changed: Notify::new(),
         })
     }
 
-    /// These pods (by UID) want to be steered, and no others; those beyond the limit aren't. True when it is news.
-    pub(super) fn opt_in(&self, pods: BTreeSet<String>) -> bool {
-        let pods: BTreeSet<_> = if self.config.pods.contains(&PodSelector::Annotated) {
-            pods.into_iter().take(MAX_PODS).collect()
-        } else {
-            BTreeSet::new()
-        };
-        let mut opted = self.opted.lock();
-        if *opted == pods {
+    /// Replaces the UIDs of the pods that opt in; those beyond the limit are ignored. True if they have changed.
+    pub(super) fn set_opted_in(&self, pods: BTreeSet<String>) -> bool {
+        if !self.config.pods.contains(&PodSelector::Annotated) {
             return false;
         }
-        *opted = pods;
-        drop(opted);
+        let pods: BTreeSet<_> = pods.into_iter().take(MAX_PODS).collect();
+        let mut opted_in = self.opted_in.lock();
+        if *opted_in == pods {
+            return false;
+        }
+        *opted_in = pods;
+        drop(opted_in);
         self.changed.notify_one();
         true
     }
 
+    /// For people.
     pub(super) fn describe(&self) -> String {
-        let host = match (self.config.only.is_empty(), self.config.except.is_empty()) {
-            (true, true) => "this network namespace".to_owned(),
-            (only, except) => {
-                let list = |selectors: &[Selector]| {
-                    selectors
-                        .iter()
-                        .map(describe)
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                };
-                let all = if only {
-                    "all".to_owned()
-                } else {
-                    list(&self.config.only)
-                };
-                let but = if except {
-                    String::new()
-                } else {
-                    format!(" but {}", list(&self.config.except))
-                };
-                format!("this network namespace ({all}{but})")
-            }
-        };
-        match self.opted.lock().len() {
+        let host = self.describe_host();
+        match self.opted_in.lock().len() {
             0 => host,
             1 => format!("{host}, and one pod that opted in"),
             n => format!("{host}, and {n} pods that opted in"),
         }
     }
 
-    /// Keeps the maps true, for ever.
-    pub(super) async fn keep(self: Arc<Self>, programs: Arc<Programs>) {
-        let mut told = None;
-        let mut tree = Tree::watch().inspect_err(|error| {
-            tracing::warn!("changes of the cgroup tree are seen every {RECHECK:?} only: {error}");
+    fn describe_host(&self) -> String {
+        const NETNS: &str = "this network namespace";
+        let SelectConfig { only, except, .. } = &self.config;
+        match (only.is_empty(), except.is_empty()) {
+            (true, true) => NETNS.into(),
+            (true, false) => format!("{NETNS} (all but {})", describe_all(except)),
+            (false, true) => format!("{NETNS} ({})", describe_all(only)),
+            (false, false) => {
+                format!(
+                    "{NETNS} ({} but {})",
+                    describe_all(only),
+                    describe_all(except)
+                )
+            }
+        }
+    }
+
+    /// Keeps the maps up to date until it is dropped.
+    pub(super) async fn run(self: Arc<Self>, programs: Arc<Programs>) {
+        let mut installed = None;
+        let mut watches = DirectoryWatches::new().inspect_err(|error| {
+            tracing::warn!(
+                "changes of the cgroup tree are noticed every {CHECK_INTERVAL:?} only: {error}"
+            );
         });
         loop {
-            let (entries, directories) = self.entries();
-            if let Ok(tree) = &mut tree {
-                tree.follow(&directories);
+            let mut current = self.current();
+            if let Ok(watches) = &mut watches {
+                watches.add(&current.directories);
+                // A cgroup may have appeared before its directory was watched.
+                current = self.current();
             }
-            // Once more: a directory may have come between the look and the watch.
-            let entries = if tree.is_ok() {
-                self.entries().0
-            } else {
-                entries
-            };
-            if told.as_ref() != Some(&entries) {
-                match programs.select(&entries) {
-                    Ok(()) => told = Some(entries),
+            if installed.as_ref() != Some(&current.entries) {
+                match programs.set_selection(&current.entries) {
+                    Ok(()) => installed = Some(current.entries),
                     Err(error) => {
-                        tracing::error!(
-                            "the selection of callers can't be told to the kernel: {error}"
-                        )
+                        tracing::error!("the kernel refuses the selection of callers: {error}");
                     }
                 }
             }
-            let event = async {
-                match &mut tree {
-                    Ok(tree) => tree.changed().await,
-                    Err(_) => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 () = self.changed.notified() => {}
-                () = event => {}
-                () = tokio::time::sleep(RECHECK) => {}
+                () = next_change(&mut watches) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
         }
     }
 
-    /// What the programs are to be told now, and the directories where that could change.
-    pub(super) fn entries(&self) -> (SelectionEntries, Vec<PathBuf>) {
-        let mut entries = SelectionEntries {
-            only: !self.config.only.is_empty(),
-            ..SelectionEntries::default()
-        };
-        let mut directories = Vec::new();
-        for (selectors, verdict) in [
-            (&self.config.only, VERDICT_STEER),
-            (&self.config.except, VERDICT_EXCEPT),
-        ] {
-            for selector in selectors {
-                match selector {
-                    Selector::Cgroup(path) => self.cgroup(
-                        path,
-                        (SELECT_CGROUP, verdict),
-                        &mut entries,
-                        &mut directories,
-                    ),
-                    Selector::Uid(uid) => entries.add(SELECT_UID, (*uid).into(), verdict),
-                    Selector::Command(name) => entries.commands.push((comm(name), verdict)),
-                }
-            }
+    pub(super) fn current(&self) -> CurrentSelection {
+        let mut current = CurrentSelection::default();
+        current.entries.selected_only = !self.config.only.is_empty();
+        for selector in &self.config.only {
+            current.add_selector(&self.root, selector, VERDICT_STEER);
+        }
+        for selector in &self.config.except {
+            current.add_selector(&self.root, selector, VERDICT_EXCEPT);
         }
         for selector in &self.config.pods {
-            match selector {
-                PodSelector::Annotated => {}
-                PodSelector::Cgroup(path) => {
-                    self.cgroup(
-                        path,
-                        (SELECT_POD_CGROUP, VERDICT_STEER),
-                        &mut entries,
-                        &mut directories,
-                    );
-                }
-                PodSelector::Netns(cookie) => entries.add(SELECT_POD_NETNS, *cookie, VERDICT_STEER),
-            }
+            current.add_pod_selector(&self.root, selector);
         }
-        let opted = self.opted.lock().clone();
-        if !opted.is_empty() {
-            let (pods, searched) = pods(&self.root);
-            for (_, id) in pods.iter().filter(|(uid, _)| opted.contains(uid)) {
-                entries.add(SELECT_POD_CGROUP, *id, VERDICT_STEER);
-            }
-            directories.extend(searched);
+        let opted_in = self.opted_in.lock().clone();
+        if !opted_in.is_empty() {
+            current.add_pods(&self.root, &opted_in);
         }
-        entries.pods = entries
-            .keys
-            .iter()
-            .any(|(key, _)| matches!(key.kind, SELECT_POD_CGROUP | SELECT_POD_NETNS));
-        (entries, directories)
+        current
+    }
+}
+
+impl CurrentSelection {
+    fn add_selector(&mut self, root: &Path, selector: &Selector, verdict: u32) {
+        match selector {
+            Selector::Cgroup(path) => self.add_cgroup(root, path, SELECT_CGROUP, verdict),
+            Selector::Uid(uid) => self.entries.add(SELECT_UID, (*uid).into(), verdict),
+            Selector::Command(name) => self.entries.commands.push((truncated_comm(name), verdict)),
+        }
     }
 
-    fn cgroup(
-        &self,
-        path: &Path,
-        (kind, verdict): (u32, u32),
-        entries: &mut SelectionEntries,
-        directories: &mut Vec<PathBuf>,
-    ) {
-        let full = self.root.join(path.strip_prefix("/").unwrap_or(path));
+    fn add_pod_selector(&mut self, root: &Path, selector: &PodSelector) {
+        match selector {
+            PodSelector::Annotated => {}
+            PodSelector::Cgroup(path) => {
+                self.add_cgroup(root, path, SELECT_POD_CGROUP, VERDICT_STEER);
+            }
+            PodSelector::Netns(cookie) => {
+                self.entries.add(SELECT_POD_NETNS, *cookie, VERDICT_STEER);
+            }
+        }
+    }
+
+    fn add_cgroup(&mut self, root: &Path, path: &Path, kind: u32, verdict: u32) {
+        let full = root.join(path.strip_prefix("/").unwrap_or(path));
         if let Ok(meta) = fs::metadata(&full) {
-            entries.add(kind, meta.ino(), verdict);
+            self.entries.add(kind, meta.ino(), verdict);
         }
-        // It comes and goes in the last directory above it that is there.
-        directories.extend(
-            full.ancestors()
-                .skip(1)
-                .find(|above| above.is_dir())
-                .map(Path::to_path_buf),
-        );
+        // It comes and goes in the nearest ancestor that exists.
+        let ancestor = full.ancestors().skip(1).find(|above| above.is_dir());
+        self.directories.extend(ancestor.map(Path::to_path_buf));
+    }
+
+    fn add_pods(&mut self, root: &Path, uids: &BTreeSet<String>) {
+        let found = find_pods(root);
+        for pod in found.pods.iter().filter(|pod| uids.contains(&pod.uid)) {
+            self.entries
+                .add(SELECT_POD_CGROUP, pod.cgroup_id, VERDICT_STEER);
+        }
+        self.directories.extend(found.directories);
     }
 }
 
-fn describe(selector: &Selector) -> String {
-    match selector {
-        Selector::Cgroup(path) => format!("cgroup {}", path.display()),
-        Selector::Uid(uid) => format!("user {uid}"),
-        Selector::Command(name) => format!("command {name}"),
-    }
+fn describe_all(selectors: &[Selector]) -> String {
+    let selectors: Vec<_> = selectors
+        .iter()
+        .map(|selector| match selector {
+            Selector::Cgroup(path) => format!("cgroup {}", path.display()),
+            Selector::Uid(uid) => format!("user {uid}"),
+            Selector::Command(name) => format!("command {name}"),
+        })
+        .collect();
+    selectors.join(", ")
 }
 
-/// As the kernel cuts it.
-fn comm(name: &str) -> [u8; COMM_LEN] {
+/// The name as the kernel truncates it, with a NUL at the end.
+fn truncated_comm(name: &str) -> [u8; COMM_LEN] {
     let mut comm = [0; COMM_LEN];
-    comm.iter_mut()
-        .zip(name.bytes().take(COMM_LEN - 1))
-        .for_each(|(to, from)| *to = from);
+    for (to, from) in comm.iter_mut().zip(name.bytes().take(COMM_LEN - 1)) {
+        *to = from;
+    }
     comm
 }
 
-/// The UIDs of the node's pods with their cgroups' ids, and the directories that hold them. The kubelet's layouts: with cgroupfs
-/// `/kubepods/burstable/podUID`, with systemd `/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID.slice`.
-fn pods(root: &Path) -> (Vec<(String, u64)>, Vec<PathBuf>) {
-    let mut pods = Vec::new();
-    let (mut directories, mut next) = (vec![root.to_path_buf()], 0);
-    while next < directories.len() {
-        for entry in fs::read_dir(&directories[next])
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
+struct PodCgroup {
+    uid: String,
+    cgroup_id: u64,
+}
+
+struct FoundPods {
+    pods: Vec<PodCgroup>,
+    /// The directories that were searched.
+    directories: Vec<PathBuf>,
+}
+
+/// Finds the pods of the node in the kubelet's layouts: `/kubepods/burstable/podUID` with the cgroupfs driver,
+/// `/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID.slice` with systemd's.
+fn find_pods(root: &Path) -> FoundPods {
+    let mut found = FoundPods {
+        pods: Vec::new(),
+        directories: vec![root.to_path_buf()],
+    };
+    let mut next = 0;
+    while next < found.directories.len() {
+        let entries = fs::read_dir(&found.directories[next]);
+        for entry in entries.into_iter().flatten().flatten() {
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
-            if let Some(uid) = pod_of(&name) {
-                pods.extend(entry.metadata().map(|meta| (uid, meta.ino())));
-            } else if ["kube", "burstable", "besteffort"]
-                .iter()
-                .any(|part| name.contains(part))
-                && directories.len() < MAX_DIRECTORIES
-            {
-                directories.push(entry.path());
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if let Some(uid) = pod_uid_in(&name) {
+                let cgroup_id = entry.metadata().map(|meta| meta.ino());
+                found
+                    .pods
+                    .extend(cgroup_id.map(|cgroup_id| PodCgroup { uid, cgroup_id }));
+            } else if may_hold_pods(&name) && found.directories.len() < MAX_DIRECTORIES {
+                found.directories.push(entry.path());
             }
         }
         next += 1;
     }
-    (pods, directories)
+    found
 }
 
-/// Directories that are watched for new and gone ones.
-struct Tree {
+fn may_hold_pods(name: &str) -> bool {
+    ["kube", "burstable", "besteffort"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// Directories that are watched for created and deleted entries.
+struct DirectoryWatches {
     watches: Watches,
     events: EventStream<[u8; 4096]>,
 }
 
-impl Tree {
-    fn watch() -> io::Result<Self> {
+impl DirectoryWatches {
+    fn new() -> io::Result<Self> {
         let inotify = Inotify::init()?;
         Ok(Self {
             watches: inotify.watches(),
@@ -274,20 +276,23 @@ impl Tree {
         })
     }
 
-    /// Watches these directories. Watching one twice is the same watch, and one that goes ends its own.
-    fn follow(&mut self, directories: &[PathBuf]) {
+    /// Adding a directory twice gives the same watch; a watch ends with its directory.
+    fn add(&mut self, directories: &[PathBuf]) {
         let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::ONLYDIR;
         for path in directories {
             let _gone_meanwhile = self.watches.add(path, mask);
         }
     }
+}
 
-    /// Waits for a change.
-    async fn changed(&mut self) {
-        if self.events.next().await.is_none() {
-            std::future::pending::<()>().await;
-        }
+/// Never returns without watches.
+async fn next_change(watches: &mut io::Result<DirectoryWatches>) {
+    if let Ok(watches) = watches
+        && watches.events.next().await.is_some()
+    {
+        return;
     }
+    std::future::pending().await
 }
 
 #[cfg(test)]
@@ -322,7 +327,8 @@ mod tests {
             ],
             pods: vec![PodSelector::Netns(7)],
         };
-        let (entries, directories) = Selection::new(&config, dir.path()).entries();
+        let current = Selection::new(&config, dir.path()).current();
+        let (entries, directories) = (current.entries, current.directories);
         let slice = fs::metadata(dir.path().join("system.slice")).unwrap().ino();
         assert_eq!(
             entries.keys,
@@ -354,11 +360,11 @@ mod tests {
             ]
         );
         assert_eq!(entries.commands, [(*b"a-very-long-exe\0", VERDICT_EXCEPT)]);
-        assert!(entries.only && entries.pods);
+        assert!(entries.selected_only && entries.has_pods());
         assert_eq!(
             directories,
             [dir.path(), dir.path()],
-            "where the cgroups come and go"
+            "the cgroups come and go there"
         );
     }
 
@@ -372,18 +378,15 @@ mod tests {
         fs::create_dir_all(dir.path().join(&b)).unwrap();
         fs::create_dir_all(dir.path().join("system.slice/x.service")).unwrap();
         let selection = annotated(dir.path());
-        assert_eq!(
-            selection.entries().0,
-            SelectionEntries::default(),
-            "nobody asked"
-        );
+        assert_eq!(selection.current().entries, SelectionEntries::default());
         let unknown = "99999999-2222-4333-8444-555555555555";
-        assert!(selection.opt_in(BTreeSet::from([B.to_owned(), unknown.to_owned()])));
+        assert!(selection.set_opted_in(BTreeSet::from([B.to_owned(), unknown.to_owned()])));
         assert!(
-            !selection.opt_in(BTreeSet::from([B.to_owned(), unknown.to_owned()])),
-            "no news"
+            !selection.set_opted_in(BTreeSet::from([B.to_owned(), unknown.to_owned()])),
+            "no change"
         );
-        let (entries, directories) = selection.entries();
+        let current = selection.current();
+        let (entries, directories) = (current.entries, current.directories);
         let id = fs::metadata(dir.path().join(&b)).unwrap().ino();
         assert_eq!(
             entries.keys,
@@ -396,16 +399,73 @@ mod tests {
                 VERDICT_STEER
             )]
         );
-        assert!(entries.pods && !entries.only);
+        assert!(entries.has_pods() && !entries.selected_only);
         assert_eq!(directories.len(), 4, "{directories:?}");
     }
 
     #[test]
-    fn without_the_wish_nobody_opts_in() {
+    fn no_pod_opts_in_unless_annotated_pods_are_steered() {
         let dir = tempfile::tempdir().unwrap();
         let selection = Selection::new(&SelectConfig::default(), dir.path());
-        assert!(!selection.opt_in(BTreeSet::from([
+        assert!(!selection.set_opted_in(BTreeSet::from([
             "11111111-2222-4333-8444-555555555555".to_owned()
         ])));
+    }
+
+    #[test]
+    fn the_number_of_pods_that_opt_in_is_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let selection = annotated(dir.path());
+        let pods = (0..MAX_PODS + 10).map(|n| format!("pod-{n:06}"));
+        assert!(selection.set_opted_in(pods.collect()));
+        assert_eq!(selection.opted_in.lock().len(), MAX_PODS);
+    }
+
+    #[test]
+    fn the_selection_is_described_for_people() {
+        let dir = tempfile::tempdir().unwrap();
+        let describe = |only: &[Selector], except: &[Selector]| {
+            let config = SelectConfig {
+                only: only.to_vec(),
+                except: except.to_vec(),
+                pods: vec![PodSelector::Annotated],
+            };
+            Selection::new(&config, dir.path()).describe()
+        };
+        let kubelet = [Selector::Command("kubelet".into())];
+        let users = [Selector::Uid(7), Selector::Cgroup("/system.slice".into())];
+        assert_eq!(describe(&[], &[]), "this network namespace");
+        assert_eq!(
+            describe(&kubelet, &[]),
+            "this network namespace (command kubelet)"
+        );
+        assert_eq!(
+            describe(&[], &users),
+            "this network namespace (all but user 7, cgroup /system.slice)"
+        );
+        assert_eq!(
+            describe(&kubelet, &users),
+            "this network namespace (command kubelet but user 7, cgroup /system.slice)"
+        );
+        let selection = annotated(dir.path());
+        selection.set_opted_in(BTreeSet::from(["a".to_owned()]));
+        assert!(selection.describe().ends_with("and one pod that opted in"));
+        selection.set_opted_in(BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+        assert!(selection.describe().ends_with("and 2 pods that opted in"));
+    }
+
+    #[test]
+    fn a_cgroup_that_appears_is_selected() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = SelectConfig {
+            pods: vec![PodSelector::Cgroup("/kubepods/late".into())],
+            ..SelectConfig::default()
+        };
+        let selection = Selection::new(&config, dir.path());
+        assert_eq!(selection.current().entries.keys, []);
+        fs::create_dir_all(dir.path().join("kubepods/late")).unwrap();
+        let current = selection.current();
+        assert_eq!(current.entries.keys[0].0.kind, SELECT_POD_CGROUP);
+        assert_eq!(current.directories, [dir.path().join("kubepods")]);
     }
 }

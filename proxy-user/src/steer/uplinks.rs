@@ -1,13 +1,14 @@
-//! Which interfaces lead out of the node. In: the node's links and default routes, as they change. Out: the guard's
-//! map, kept true.
+//! The interfaces that lead out of the node, kept up to date in the guard's map as links and routes change.
 //!
-//! Ours and the loopback are local. A veth's, a bridge's, a netkit's and an Open vSwitch port's packets are pods', as
-//! long as no default route leads there. Everything else (network cards, tunnels to other nodes) is an uplink.
+//! hublet's own link and the loopback are local. Packets from a veth, a bridge, a netkit or an Open vSwitch port are pods',
+//! unless a default route leads there. All other interfaces (network cards, tunnels to other nodes) are uplinks.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{BoxStream, Stream};
 use futures_util::{StreamExt, TryStreamExt};
 use hublet_ebpf::{IFACE_LOCAL, IFACE_UPLINK, MAX_INTERFACES};
 use netlink_packet_route::link::{InfoKind, LinkFlags, LinkMessage};
@@ -15,40 +16,45 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
-use tokio::task::JoinHandle;
 
-use crate::ebpf::maps::Programs;
-use crate::node::link::{info_kind, name_of};
+use super::task::OwnedTask;
+use crate::ebpf::maps::GuardedInterface;
+use crate::ebpf::programs::Programs;
 use crate::node::unavailable::{self, Unavailable};
+use crate::node::{info_kind, name_of};
 
-/// Changes come in bursts; they are looked at together.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Looked at this often without an event too: netlink drops events when its queue is full.
-const RECHECK: Duration = Duration::from_secs(30);
+/// Changes come in bursts, and are handled together after this time.
+const BURST: Duration = Duration::from_millis(50);
+/// Netlink drops events when its queue is full, so the links are also read at this interval.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The kernel's own table of local addresses (rtnetlink(7)).
 const RT_TABLE_LOCAL: u8 = 255;
 
-/// What is not found out but told.
+/// Configured, not discovered.
 #[derive(Debug, Clone)]
 pub(super) struct UplinkConfig {
-    /// The link that carries our address.
-    pub(super) own: String,
-    /// Interfaces that are uplinks whatever they look like.
+    /// The link that carries hublet's address.
+    pub(super) own_link: String,
+    /// Interfaces that are uplinks whatever their type.
     pub(super) uplinks: Vec<String>,
 }
 
-/// Keeps the guard's map true until it is dropped.
+/// Keeps the guard's map up to date until it is stopped or dropped.
 #[derive(Debug)]
 pub(super) struct Guard {
-    tasks: [JoinHandle<()>; 2],
+    connection: OwnedTask,
+    updates: OwnedTask,
 }
 
 impl Guard {
-    /// Looks once, switches the guard on, and goes on looking. Call on a tokio runtime, in the network namespace to
-    /// guard.
+    /// Reads the interfaces, switches the guard on, and follows changes. Call on a tokio runtime, in the network namespace
+    /// to guard.
+    ///
+    /// # Errors
+    /// Netlink or the map is refused.
     pub(super) async fn start(
-        uplink_config: UplinkConfig,
+        config: UplinkConfig,
         programs: Arc<Programs>,
     ) -> Result<Self, Unavailable> {
         let groups = [
@@ -56,128 +62,232 @@ impl Guard {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|error| {
-                unavailable::from_kernel("opening a netlink socket for the guard", &error)
-            })?;
-        let connection = tokio::spawn(connection);
-        let mut told = match look(&handle, &uplink_config).await {
-            Ok(found) => found,
-            Err(error) => {
-                connection.abort();
-                return Err(Unavailable::Other {
-                    what: "looking for uplinks".into(),
-                    why: error.to_string(),
-                });
-            }
-        };
+        let (connection, handle, events) = rtnetlink::new_multicast_connection(&groups)
+            .map_err(|error| unavailable::from_kernel("opening a netlink socket", error))?;
+        let connection = OwnedTask::spawn(connection);
+        let installed =
+            read_interfaces(&handle, &config)
+                .await
+                .map_err(|error| Unavailable::Failed {
+                    operation: "reading the interfaces".into(),
+                    source: Box::new(error),
+                })?;
         programs
-            .guard(&told)
-            .map_err(|error| unavailable::from_kernel("telling the guard the uplinks", &error))?;
-        let keeper = tokio::spawn(async move {
-            loop {
-                match tokio::time::timeout(RECHECK, events.next()).await {
-                    Ok(None) => return,
-                    Ok(Some((message, _))) if !concerns(&message.payload) => continue,
-                    _ => tokio::time::sleep(PAUSE).await,
-                }
-                match look(&handle, &uplink_config).await {
-                    Ok(found) if found == told => {}
-                    Ok(found) => match programs.guard(&found) {
-                        Ok(()) => told = found,
-                        Err(error) => {
-                            tracing::error!("the guard can't be told of new interfaces: {error}")
-                        }
-                    },
-                    Err(error) => {
-                        tracing::error!("the guard can't look for new interfaces: {error}")
-                    }
-                }
-            }
+            .set_guard(&installed)
+            .map_err(|error| unavailable::from_kernel("writing the guard's interfaces", error))?;
+        let changes = events.filter(|(message, _)| {
+            let relevant = may_change_uplinks(&message.payload);
+            async move { relevant }
         });
+        let updater = Updater {
+            handle,
+            config,
+            programs,
+            installed,
+        };
+        let updates = OwnedTask::spawn(updater.run(changes.map(drop).boxed()));
         Ok(Self {
-            tasks: [connection, keeper],
+            connection,
+            updates,
         })
     }
-}
 
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+    pub(super) async fn stop(self) {
+        self.updates.stop().await;
+        self.connection.stop().await;
     }
 }
 
-/// Interfaces and their kinds, for the map. What isn't in it is a pod's.
-async fn look(
-    handle: &Handle,
-    uplink_config: &UplinkConfig,
-) -> Result<Vec<(u32, u32)>, rtnetlink::Error> {
-    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
-    let mut leading = BTreeSet::new();
-    for wanted in [
-        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-    ] {
-        let mut routes = handle.route().get(wanted).execute().boxed();
-        // A kernel without IPv6 has no such routes.
-        while let Ok(Some(route)) = routes.try_next().await {
-            leading.extend(leads_to(&route));
+struct Updater {
+    handle: Handle,
+    config: UplinkConfig,
+    programs: Arc<Programs>,
+    installed: Vec<GuardedInterface>,
+}
+
+impl Updater {
+    async fn run(mut self, mut changes: BoxStream<'static, ()>) {
+        loop {
+            match tokio::time::timeout(CHECK_INTERVAL, changes.next()).await {
+                Ok(None) => return,
+                Ok(Some(())) => tokio::time::sleep(BURST).await,
+                Err(_) => {}
+            }
+            self.update().await;
         }
     }
-    let mut kinds: Vec<_> = links
-        .iter()
-        .filter_map(|link| kind(link, &leading, uplink_config))
-        .collect();
-    kinds.sort_unstable();
-    kinds.truncate(MAX_INTERFACES);
-    Ok(kinds)
+
+    async fn update(&mut self) {
+        match read_interfaces(&self.handle, &self.config).await {
+            Ok(found) if found == self.installed => {}
+            Ok(found) => match self.programs.set_guard(&found) {
+                Ok(()) => self.installed = found,
+                Err(error) => tracing::error!("the guard does not know new interfaces: {error}"),
+            },
+            Err(error) => tracing::error!("the guard can't read the interfaces: {error}"),
+        }
+    }
 }
 
-fn kind(
-    link: &LinkMessage,
-    leading: &BTreeSet<u32>,
-    uplink_config: &UplinkConfig,
-) -> Option<(u32, u32)> {
-    let (index, name) = (link.header.index, name_of(link));
-    if link.header.flags.contains(LinkFlags::Loopback) || name == uplink_config.own {
-        return Some((index, IFACE_LOCAL));
+/// The entries of the map. An interface that is not in it is a pod's.
+async fn read_interfaces(
+    handle: &Handle,
+    config: &UplinkConfig,
+) -> Result<Vec<GuardedInterface>, rtnetlink::Error> {
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
+    let ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let ipv6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    let mut default_routes = BTreeSet::new();
+    collect_default_routes(handle.route().get(ipv4).execute(), &mut default_routes).await;
+    collect_default_routes(handle.route().get(ipv6).execute(), &mut default_routes).await;
+    let mut interfaces: Vec<_> = links
+        .iter()
+        .filter_map(|link| guarded_interface(link, &default_routes, config))
+        .collect();
+    interfaces.sort_unstable();
+    interfaces.truncate(MAX_INTERFACES);
+    Ok(interfaces)
+}
+
+/// Ends at an error: a kernel without IPv6 has no such routes.
+async fn collect_default_routes(
+    routes: impl Stream<Item = Result<RouteMessage, rtnetlink::Error>> + Send,
+    interfaces: &mut BTreeSet<u32>,
+) {
+    let mut routes = std::pin::pin!(routes);
+    while let Ok(Some(route)) = routes.try_next().await {
+        interfaces.extend(default_route_interfaces(&route));
     }
-    let pods = match info_kind(link) {
+}
+
+fn guarded_interface(
+    link: &LinkMessage,
+    default_routes: &BTreeSet<u32>,
+    config: &UplinkConfig,
+) -> Option<GuardedInterface> {
+    let (index, name) = (link.header.index, name_of(link));
+    let is_loopback = link.header.flags.contains(LinkFlags::Loopback);
+    if is_loopback || name == config.own_link {
+        return Some(GuardedInterface {
+            index,
+            kind: IFACE_LOCAL,
+        });
+    }
+    let is_of_pods = match info_kind(link) {
         Some(InfoKind::Veth | InfoKind::Bridge | InfoKind::Netkit) => true,
         Some(InfoKind::Other(kind)) => kind == "openvswitch",
-        Some(InfoKind::Dummy | InfoKind::Ifb) => return None, // nothing comes in by these
+        // No packets arrive on these.
+        Some(InfoKind::Dummy | InfoKind::Ifb) => return None,
         _ => false,
     };
-    let uplink = !pods || leading.contains(&index) || uplink_config.uplinks.contains(&name);
-    uplink.then_some((index, IFACE_UPLINK))
+    let is_uplink =
+        !is_of_pods || default_routes.contains(&index) || config.uplinks.contains(&name);
+    is_uplink.then_some(GuardedInterface {
+        index,
+        kind: IFACE_UPLINK,
+    })
 }
 
-/// Where a default route leads; the tables of policy routing count, the kernel's own does not.
-fn leads_to(route: &RouteMessage) -> Vec<u32> {
+/// The interfaces of a default route; none for other routes. The tables of policy routing count, the kernel's local one
+/// does not.
+fn default_route_interfaces(route: &RouteMessage) -> Vec<u32> {
     if route.header.destination_prefix_length != 0 || route.header.table == RT_TABLE_LOCAL {
         return Vec::new();
     }
-    let mut links = Vec::new();
+    let mut interfaces = Vec::new();
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(index) => links.push(*index),
+            RouteAttribute::Oif(index) => interfaces.push(*index),
             RouteAttribute::MultiPath(hops) => {
-                links.extend(hops.iter().map(|hop| hop.interface_index))
+                interfaces.extend(hops.iter().map(|hop| hop.interface_index));
             }
             _ => {}
         }
     }
-    links
+    interfaces
 }
 
-/// Could this change who is an uplink?
-fn concerns(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+fn may_change_uplinks(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     use RouteNetlinkMessage::{DelLink, DelRoute, NewLink, NewRoute};
     match payload {
         NetlinkPayload::InnerMessage(NewLink(_) | DelLink(_)) => true,
         NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => {
-            !leads_to(route).is_empty()
+            !default_route_interfaces(route).is_empty()
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::{LinkAttribute, LinkInfo};
+    use netlink_packet_route::route::RouteNextHop;
+
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: Option<InfoKind>) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::IfName(name.into())];
+        if let Some(kind) = kind {
+            let info = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+            link.attributes.push(info);
+        }
+        link
+    }
+
+    fn kind_of(link: &LinkMessage) -> Option<u32> {
+        let config = UplinkConfig {
+            own_link: "hub-dummy0".into(),
+            uplinks: vec!["veth-uplink".into()],
+        };
+        guarded_interface(link, &BTreeSet::from([7]), &config).map(|interface| interface.kind)
+    }
+
+    #[test]
+    fn network_cards_and_tunnels_are_uplinks_and_veths_are_pods() {
+        assert_eq!(kind_of(&link(2, "eth0", None)), Some(IFACE_UPLINK));
+        let tunnel = link(3, "vxlan.calico", Some(InfoKind::Vxlan));
+        assert_eq!(kind_of(&tunnel), Some(IFACE_UPLINK));
+        for kind in [InfoKind::Veth, InfoKind::Bridge, InfoKind::Netkit] {
+            assert_eq!(kind_of(&link(4, "cali1", Some(kind))), None);
+        }
+        let ovs = InfoKind::Other("openvswitch".into());
+        assert_eq!(kind_of(&link(5, "ovs-system", Some(ovs))), None);
+    }
+
+    #[test]
+    fn a_default_route_or_the_configuration_makes_an_uplink() {
+        let routed = link(7, "br0", Some(InfoKind::Bridge));
+        assert_eq!(kind_of(&routed), Some(IFACE_UPLINK));
+        let configured = link(8, "veth-uplink", Some(InfoKind::Veth));
+        assert_eq!(kind_of(&configured), Some(IFACE_UPLINK));
+    }
+
+    #[test]
+    fn the_loopback_and_the_own_link_are_local() {
+        let own = link(9, "hub-dummy0", Some(InfoKind::Dummy));
+        assert_eq!(kind_of(&own), Some(IFACE_LOCAL));
+        let mut lo = link(1, "lo", None);
+        lo.header.flags = LinkFlags::Loopback;
+        assert_eq!(kind_of(&lo), Some(IFACE_LOCAL));
+        let other = link(10, "dummy0", Some(InfoKind::Dummy));
+        assert_eq!(kind_of(&other), None);
+    }
+
+    #[test]
+    fn only_default_routes_outside_of_the_local_table_count() {
+        let mut route = RouteMessage::default();
+        route.attributes = vec![RouteAttribute::Oif(3)];
+        assert_eq!(default_route_interfaces(&route), [3]);
+        let mut hop = RouteNextHop::default();
+        hop.interface_index = 4;
+        route.attributes.push(RouteAttribute::MultiPath(vec![hop]));
+        assert_eq!(default_route_interfaces(&route), [3, 4]);
+        route.header.table = RT_TABLE_LOCAL;
+        assert!(default_route_interfaces(&route).is_empty());
+        route.header.table = 254;
+        route.header.destination_prefix_length = 8;
+        assert!(default_route_interfaces(&route).is_empty());
     }
 }

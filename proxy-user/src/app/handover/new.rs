@@ -20,7 +20,7 @@ use crate::steer;
 #[derive(Debug, Default)]
 pub(crate) struct Inheritance {
     listeners: Vec<TcpListener>,
-    pub(crate) setup: steer::Inherited,
+    pub(crate) setup: steer::Inheritance,
     old: Option<OldDaemon>,
 }
 

@@ -120,7 +120,7 @@ impl Successor {
     pub(crate) fn send_items(
         &self,
         listeners: &[(SocketAddr, BorrowedFd<'_>)],
-        setup: &steer::Held<'_>,
+        setup: &steer::Inheritance<BorrowedFd<'_>>,
     ) -> io::Result<()> {
         let listeners = listeners
             .iter()

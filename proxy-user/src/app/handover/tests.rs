@@ -89,7 +89,7 @@ fn another_protocol_is_named() {
 /// Sends one item. Its descriptor also separates the manifest from the next message.
 fn send_lock(successor: &Successor) {
     let lock = tempfile::tempfile().expect("file");
-    let setup = steer::Held {
+    let setup = steer::Inheritance {
         pins: Some(lock.as_fd()),
         interface: None,
     };
@@ -112,7 +112,7 @@ async fn sockets_and_locks_go_to_the_successor() {
     let lock = tempfile::tempfile().expect("file");
     let mut inheritance = exchange(move |stream| {
         let successor = Successor::admit(stream).expect("the same user");
-        let setup = steer::Held {
+        let setup = steer::Inheritance {
             pins: Some(lock.as_fd()),
             interface: None,
         };
