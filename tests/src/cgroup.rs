@@ -48,7 +48,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// As [`Cgroup::join`], for any cgroup's directory.
+/// As [`Cgroup::join_command`], for any cgroup's directory.
 #[must_use]
 pub fn join_command(path: &Path) -> String {
     format!("echo $$ > {}/cgroup.procs", path.display())

@@ -38,7 +38,7 @@ pub struct Options {
     pub steer: String,
     /// Mount a private bpffs and pass it as `--bpffs`.
     pub bpffs: bool,
-    /// Another binary than [`binary`], e.g. an older one.
+    /// Another binary than [`binary_under_test`], e.g. an older one.
     pub binary: Option<PathBuf>,
     /// The cgroup's directory in which it starts; without one it is the test's.
     pub cgroup: Option<PathBuf>,

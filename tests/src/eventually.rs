@@ -13,7 +13,7 @@ pub fn slowness_factor() -> u32 {
         .unwrap_or(1)
 }
 
-/// Asks every 10 ms until there is an answer; fails with `what` after `patience` (see [`slowness`]).
+/// Asks every 10 ms until there is an answer; fails with `what` after `patience` (see [`slowness_factor`]).
 pub fn eventually<T>(
     patience: Duration,
     what: &str,

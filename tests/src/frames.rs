@@ -3,7 +3,7 @@
 //!
 //! Nothing waits for silence: behind each SYN goes a second one, to a closed port that always answers. The other end
 //! takes frames in order (the sender stays on one processor for that), so that a SYN without an answer by then gets
-//! none. Should one come all the same, [`Wire::late`] has it.
+//! none. Should one come all the same, [`Wire::late_replies`] has it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
@@ -69,7 +69,7 @@ const FIRST_PORT: u16 = 20_000;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Wire {
-    /// Opens the link of this name in a network namespace. The thread that calls [`Wire::syn`] stays on one processor
+    /// Opens the link of this name in a network namespace. The thread that calls [`Wire::send_syn`] stays on one processor
     /// from then on.
     pub fn open(netns: &Netns, name: &str, link: Link) -> anyhow::Result<Self> {
         let socket = netns
@@ -104,7 +104,7 @@ impl Wire {
         Ok(probe.told)
     }
 
-    /// Answers to SYNs for which [`Wire::syn`] told [`Reply::Nothing`]: none, or it told too early.
+    /// Answers to SYNs for which [`Wire::send_syn`] told [`Reply::Nothing`]: none, or it told too early.
     pub fn late_replies(&mut self) -> Vec<String> {
         self.receive_frames();
         let late = self

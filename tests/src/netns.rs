@@ -151,7 +151,7 @@ pub struct Veth {
 }
 
 impl Veth {
-    /// The link's name on the side that [`Netns::link`] was called on.
+    /// The link's name on the side that [`Netns::link_to`] was called on.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

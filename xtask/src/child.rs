@@ -47,7 +47,7 @@ impl Child {
         Self::spawn(name, command, log, grace)
     }
 
-    /// As [`Child::start`], but the standard output is ours to read; give it to [`Child::first_line`].
+    /// As [`Child::start`], but the standard output is ours to read; give it to `Child::read_first_line`.
     pub(crate) fn start_piped(
         name: &'static str,
         command: &Command,

@@ -1,5 +1,5 @@
 //! The link-local address and the link that carries it: created at start, restored when someone removes it, removed by
-//! [`Interface::remove`] if hublet created it.
+//! `Interface::remove` if hublet created it.
 //!
 //! Link types in order of preference: `dummy`, then (on kernels without it) `ifb`, a bridge without ports, and an address
 //! on `lo`.

@@ -146,7 +146,7 @@ impl Api {
         self.wait_for_as("application/json", path, patience, enough)
     }
 
-    /// As [`Api::wait`], with an `Accept` of the caller's.
+    /// As [`Api::wait_for`], with an `Accept` of the caller's.
     ///
     /// # Errors
     /// As there.
