@@ -14,7 +14,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::authz::caller::Client;
+use crate::caller::Client;
+
+/// Bytes of an upload that are buffered at most while the server does not take them.
+pub(crate) const MAX_UPLOAD_BUFFER: u32 = 64 << 10;
 
 /// Memory beside a piece's own bytes: its counts, and its place in a queue of the connection's.
 const PIECE: usize = 512;

@@ -18,12 +18,13 @@
 //! | [`steer`] | the policy: which connections are steered, who is attested, what the guard refuses |
 //! | `listen` | sockets, accept, TLS, the table of connections |
 //! | `proxy` | the phases of a request; where its answer comes from; errors as a Kubernetes `Status` |
-//! | [`authz`] | callers, and what the cloud has allowed them |
+//! | `authz` | identities, and what the cloud has allowed them |
 //! | `cloud` | the API servers: health, connection pool, forwarding, upgrades |
 //! | `local` | answers from the store while the cloud is unreachable |
 //! | `cache` | the store: one copy of each object, captured from the cloud's answers |
 //! | `telemetry`, `budget` | metrics, a record for each request; memory for requests in flight |
 //! | `admin`, [`cli`] | health, readiness, metrics and status; the commands |
+//! | [`caller`] | the process, client and port that a connection counts for |
 //! | `clock`, `drain`, [`text`] | wall-clock time for tests to set, the end of tasks, printable text |
 //!
 //! The API's bytes (requests, media types, lists, watches, `Status`) are the crate `hublet_wire`.
@@ -31,9 +32,10 @@
 
 pub(crate) mod admin;
 pub mod app;
-pub mod authz;
+pub(crate) mod authz;
 pub(crate) mod budget;
 pub(crate) mod cache;
+pub mod caller;
 pub(crate) mod certs;
 pub mod cli;
 pub(crate) mod clock;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::handover::Inheritance;
-use crate::authz::caller::Port;
+use crate::caller::Port;
 use crate::config::ListenConfig;
 use crate::listen::{ListenError, Listener, Purpose, bind};
 use crate::steer::Setup;

@@ -28,7 +28,7 @@ use time::OffsetDateTime;
 use tracing::warn;
 
 use crate::admin::{Admin, Condition, State};
-use crate::authz::caller::Port;
+use crate::caller::Port;
 use crate::certs::{Certificates, CertsError};
 use crate::config::Config;
 use crate::drain::Owner;

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::Bound;
 use super::bind::Sockets;
 use crate::VERSION;
-use crate::authz::caller::Port;
+use crate::caller::Port;
 use crate::listen::Listener;
 
 /// Address and protocols, a line for each listener.

@@ -1,6 +1,5 @@
 //! Callers: who they are, and what the cloud has allowed them.
 
-pub mod caller;
 pub(crate) mod decide;
 pub(crate) mod grants;
 pub(crate) mod identity;

@@ -16,7 +16,7 @@ use super::pool::connection::{SendError, set_request_target};
 use super::pool::{ConnectionClass, Lease, Pool, Reuse, StreamPermit};
 use super::stream::{BodyTee, CloudBody, CloudBodyError};
 use super::upload::Upload;
-use crate::authz::caller::Client;
+use crate::caller::Client;
 use crate::text::with_causes;
 use hublet_wire::request::{ApiRequest, RequestInfo};
 

@@ -34,7 +34,7 @@ use self::shared::{Acquired, PendingDial, SharedConnections, StreamKind};
 use super::dial::{Alpn, CloudStream, DIAL_TIMEOUT, DialError, Dialer};
 use super::health::monitor::Link;
 use super::health::probe::{ProbeError, Prober};
-use crate::authz::caller::Client;
+use crate::caller::Client;
 use crate::telemetry::Metrics;
 
 /// HTTP/1.1 connections of credentials that the server has accepted.

@@ -13,7 +13,7 @@ use super::forward::{Cloud, ForwardError, end_to_end_headers};
 use super::pool::{StreamPermit, UpgradeLease};
 use super::stream::{BodyTee, CloudBody};
 use super::upload::{self, TrackedBody, UploadProgress};
-use crate::authz::caller::Client;
+use crate::caller::Client;
 use crate::telemetry::Metrics;
 
 /// The server's response to an upgrade, and its connection.

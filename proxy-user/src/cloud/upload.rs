@@ -19,8 +19,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest time in which the server may take nothing of an upload.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of an upload that are buffered at most while the server does not take them.
-pub(crate) const MAX_BUFFERED: u32 = 64 << 10;
 
 /// A request body sent upstream: streamed from the client, or buffered (none, or a DELETE's options).
 pub(crate) type Upload = Either<TrackedBody<Incoming>, Full<Bytes>>;

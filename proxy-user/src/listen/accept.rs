@@ -14,9 +14,8 @@ use tracing::warn;
 
 use super::stall::StallTimeoutExecutor;
 use super::{ConnectionTable, Counters, connection};
-use crate::authz::caller::Port;
-use crate::budget::Flow;
-use crate::cloud::upload::MAX_BUFFERED;
+use crate::budget::{Flow, MAX_UPLOAD_BUFFER};
+use crate::caller::Port;
 use crate::drain::{DrainWatcher, Shared};
 use crate::proxy::Proxy;
 use crate::steer::Setup;
@@ -36,7 +35,7 @@ const MAX_STREAMS: u32 = 250;
 const REDUCED_MAX_STREAMS: u32 = 8;
 /// Connections of a client above which each is limited to [`REDUCED_MAX_STREAMS`].
 const MANY_CONNECTIONS: usize = 32;
-/// Bytes buffered of all uploads on an HTTP/2 connection; of one, [`MAX_BUFFERED`].
+/// Bytes buffered of all uploads on an HTTP/2 connection; of one, [`MAX_UPLOAD_BUFFER`].
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of a response buffered in its stream, beside the frame that crosses the limit.
 const SEND_BUFFER: usize = 32 * 1024;
@@ -162,7 +161,7 @@ fn http2_builder(
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(max_streams)
-        .initial_stream_window_size(MAX_BUFFERED)
+        .initial_stream_window_size(MAX_UPLOAD_BUFFER)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(BUFFER as u32)

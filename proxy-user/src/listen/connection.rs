@@ -21,7 +21,7 @@ use super::metered::Metered;
 use super::protocol::{FirstBytes, Protocol};
 use super::table::{Activity, Directive, HttpVersion, InFlight, TrackedBody, TrackedIo};
 use super::tls::H2;
-use crate::authz::caller::{Client, Port};
+use crate::caller::{Client, Port};
 use crate::proxy::connection::Connection;
 use crate::telemetry::WarningKind;
 

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::ConnectionTable;
-use crate::authz::caller::Port;
+use crate::caller::Port;
 use crate::telemetry::registry::{
     Instrumented, LabeledValues, Registry, ValueKind, register_counter, register_gauge,
 };

@@ -33,7 +33,7 @@ pub(crate) use socket::{Purpose, bind};
 pub(crate) use table::ConnectionTable;
 pub(crate) use tls::server_config;
 
-use crate::authz::caller::Port;
+use crate::caller::Port;
 
 /// Why a socket can't be had.
 #[derive(Debug, thiserror::Error)]

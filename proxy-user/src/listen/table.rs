@@ -22,8 +22,8 @@ pub(super) use activity::{Activity, Directive};
 pub(super) use tracked::{HttpVersion, InFlight, TrackedBody, TrackedIo};
 
 use super::Counters;
-use crate::authz::caller::Client;
 use crate::budget::Flow;
+use crate::caller::Client;
 use crate::drain::{DrainTrigger, DrainWatcher};
 use slots::{Admission, Slots};
 use sweep::{SweepAction, SweepState};

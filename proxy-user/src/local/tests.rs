@@ -7,9 +7,9 @@ use http_body_util::BodyExt;
 use tokio::sync::watch;
 
 use super::*;
-use crate::authz::caller::Client;
 use crate::budget::Budget;
 use crate::cache::exchange::Exchange;
+use crate::caller::Client;
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use http::HeaderMap;
 use parking_lot::Mutex;
 
-use crate::authz::caller::{Port, Process};
 use crate::authz::identity::{Credential, Token};
 use crate::budget::Flow;
+use crate::caller::{Port, Process};
 use crate::telemetry::Caller;
 
 /// One accepted connection.

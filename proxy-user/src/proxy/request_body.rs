@@ -10,7 +10,8 @@ use hublet_wire::protobuf;
 use hyper::body::{Body, Incoming};
 
 use super::error::ProxyError;
-use crate::cloud::upload::{MAX_BUFFERED, TrackedBody, Upload};
+use crate::budget::MAX_UPLOAD_BUFFER;
+use crate::cloud::upload::{TrackedBody, Upload};
 
 /// Longest body of a DELETE in bytes. `DeleteOptions` have a few hundred at most.
 const MAX_DELETE_OPTIONS: usize = 64 << 10;
@@ -28,7 +29,7 @@ pub(crate) enum DryRun {
 
 /// Most bytes of a request's body that hublet may hold at once.
 pub(crate) fn max_held_bytes(body: &Incoming) -> usize {
-    let limit = u64::from(MAX_BUFFERED);
+    let limit = u64::from(MAX_UPLOAD_BUFFER);
     let held = body
         .size_hint()
         .upper()

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use crate::authz::caller::Client;
 use crate::budget::{Budget, Flow};
 use crate::cache::Cache;
 use crate::cache::not_stored::NotStored;
+use crate::caller::Client;
 use crate::cloud::forward::Cloud;
 use crate::local::Local;
 use crate::telemetry::registry::{

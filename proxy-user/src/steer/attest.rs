@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 use parking_lot::Mutex;
 
-use crate::authz::caller::Process;
+use crate::caller::Process;
 use crate::ebpf::maps::from_map;
 use crate::node::cgroup::{Cgroups, container_id_in, pod_uid_in};
 

@@ -10,7 +10,7 @@ use super::attest::ProcessCache;
 use super::selection::Selection;
 use super::task::OwnedTask;
 use super::uplinks::{Guard, UplinkConfig};
-use crate::authz::caller::Process;
+use crate::caller::Process;
 use crate::config::SetupConfig;
 use crate::ebpf::attach::{self, AttachPlan, AttachedProgram, XdpInterface};
 use crate::ebpf::bpffs::Pins;

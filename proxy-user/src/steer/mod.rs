@@ -25,7 +25,7 @@ use socket2::SockRef;
 
 use self::data_plane::{DataPlane, PinsLock};
 pub use self::error::SetupError;
-use crate::authz::caller::Process;
+use crate::caller::Process;
 use crate::config::SetupConfig;
 use crate::ebpf::maps::PodAccess;
 use crate::ebpf::pins;

@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
 use super::warnings::{Suppressed, WarningKey, WarningKind, WarningLimits};
-use crate::authz::caller::{Port, Process};
+use crate::caller::{Port, Process};
 
 const MAX_CALLERS: usize = 32;
 

@@ -9,7 +9,7 @@ mod requests;
 mod warnings;
 
 #[cfg(test)]
-use crate::authz::caller::Port;
+use crate::caller::Port;
 pub(crate) use callers::Caller;
 pub(crate) use metrics::Metrics;
 pub(crate) use request::{Description, RequestRecord};

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::references::{Import, Reference, References};
 
-/// Re-exports of re-exports that are followed.
+/// Imports and re-exports that are followed from one path.
 const MAX_HOPS: usize = 16;
 
 /// A file of the crate, by the path of its module (`["cache", "store"]`; the root's is empty).
@@ -25,6 +25,8 @@ pub(super) struct Use {
     /// Modules as `cache::store`.
     pub(super) from: String,
     pub(super) to: String,
+    /// Modules of other stages that re-export the item, as the path names them.
+    pub(super) via: Vec<String>,
     pub(super) file: PathBuf,
     pub(super) line: usize,
 }
@@ -75,13 +77,17 @@ impl Modules {
         let mut uses = Vec::new();
         for (path, module) in &self.0 {
             for reference in module.references.used_paths() {
-                let Some(target) = self.resolve_path(path, &reference.path, MAX_HOPS) else {
+                let mut trail = Vec::new();
+                let Some(target) = self.resolve_path(path, &reference.path, &mut trail) else {
                     continue;
                 };
-                if target != *path && seen.insert((path.clone(), target.clone())) {
+                trail.retain(|passed| passed.first() != path.first());
+                let via: Vec<String> = trail.iter().map(|passed| passed.join("::")).collect();
+                if target != *path && seen.insert((path, target.clone(), via.clone())) {
                     uses.push(Use {
                         from: path.join("::"),
                         to: target.join("::"),
+                        via,
                         file: module.file.clone(),
                         line: reference.line,
                     });
@@ -91,25 +97,35 @@ impl Modules {
         uses
     }
 
-    /// The module that defines what `path`, written in module `from`, names; `None` for other crates' items.
-    fn resolve_path(&self, from: &[String], path: &[String], hops: usize) -> Option<Vec<String>> {
-        let hops = hops.checked_sub(1)?;
+    /// The module that defines what `path`, written in module `from`, names; `None` for other crates' items. Modules
+    /// whose imports were followed are added to `trail`.
+    fn resolve_path(
+        &self,
+        from: &[String],
+        path: &[String],
+        trail: &mut Vec<Vec<String>>,
+    ) -> Option<Vec<String>> {
         let (first, rest) = path.split_first()?;
         match first.as_str() {
-            "crate" => self.follow_path(Vec::new(), rest, hops),
-            "self" => self.follow_path(from.to_vec(), rest, hops),
-            "super" => self.resolve_super(from, rest, hops),
-            name if self.defines(from, name) => self.follow_path(from.to_vec(), path, hops),
+            "crate" => self.follow_path(Vec::new(), rest, trail),
+            "self" => self.follow_path(from.to_vec(), rest, trail),
+            "super" => self.resolve_super(from, rest, trail),
+            name if self.defines(from, name) => self.follow_path(from.to_vec(), path, trail),
             _ => None,
         }
     }
 
-    fn resolve_super(&self, from: &[String], rest: &[String], hops: usize) -> Option<Vec<String>> {
+    fn resolve_super(
+        &self,
+        from: &[String],
+        rest: &[String],
+        trail: &mut Vec<Vec<String>>,
+    ) -> Option<Vec<String>> {
         let (_, parent) = from.split_last()?;
         if rest.first().is_some_and(|next| next == "super") {
-            return self.resolve_path(parent, rest, hops);
+            return self.resolve_path(parent, rest, trail);
         }
-        self.follow_path(parent.to_vec(), rest, hops)
+        self.follow_path(parent.to_vec(), rest, trail)
     }
 
     /// Does the module declare or import a module or item of this crate by that name?
@@ -122,18 +138,22 @@ impl Modules {
         &self,
         module: Vec<String>,
         rest: &[String],
-        hops: usize,
+        trail: &mut Vec<Vec<String>>,
     ) -> Option<Vec<String>> {
         let Some((name, rest)) = rest.split_first() else {
             return Some(module);
         };
         if let Some(child) = self.child_module(&module, name) {
-            return self.follow_path(child, rest, hops);
+            return self.follow_path(child, rest, trail);
         }
         if let Some(import) = self.find_import(&module, name) {
             let path = [&import.reference.path, rest].concat();
+            trail.push(module.clone());
+            if trail.len() > MAX_HOPS {
+                return None;
+            }
             // An import of another crate's item (`use hyper::body`) ends here: no use of ours.
-            return self.resolve_path(&module, &path, hops);
+            return self.resolve_path(&module, &path, trail);
         }
         Some(module)
     }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::budget::MAX_UPLOAD_BUFFER;
 use crate::cloud::upload::{self, Upload, UploadProgress};
 
 /// HTTP/2 pings find dead connections.
@@ -175,7 +176,7 @@ fn http2_builder(
         .initial_stream_window_size(windows.stream)
         .initial_connection_window_size(windows.connection)
         .initial_max_send_streams(StreamLimit::UNKNOWN)
-        .max_send_buf_size(upload::MAX_BUFFERED as usize)
+        .max_send_buf_size(MAX_UPLOAD_BUFFER as usize)
         .max_header_list_size(MAX_HEADER_BYTES);
     builder
 }

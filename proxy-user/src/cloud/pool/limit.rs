@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::authz::caller::Client;
+use crate::caller::Client;
 use crate::cloud::dial::DialError;
 
 /// Longest wait for a permit of [`ConnectionLimit`].

@@ -58,7 +58,7 @@ impl StreamPermit {
     #[cfg(test)]
     pub(crate) fn unlimited(connection: &Arc<ConnectionActivity>) -> Self {
         let limit = ConnectionLimit::new(super::UPGRADE_LIMIT);
-        let client = crate::authz::caller::Client::Own;
+        let client = crate::caller::Client::Own;
         Self::http1(connection, limit.try_acquire(client).expect("the first"))
     }
 
@@ -166,7 +166,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::authz::caller::Client;
+    use crate::caller::Client;
     use crate::cloud::pool::limit::LimitConfig;
 
     fn client(last: u8) -> Client {

@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 use super::connection::{FlowWindows, Http2Connection, Http2Sender, RequestSender, StreamLimit};
 use super::limit::{ClientPermit, FairLimit, PermitPool};
 use super::permit::{Lease, OpenStreams};
-use crate::authz::caller::Client;
+use crate::caller::Client;
 use crate::cloud::dial::DialError;
 use crate::cloud::health::activity::ConnectionActivity;
 

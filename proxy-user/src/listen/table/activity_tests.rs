@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 use super::super::tracked::HttpVersion;
 use super::super::{InFlight, TrackedBody, TrackedIo};
 use super::*;
-use crate::authz::caller::Client;
 use crate::budget::Budget;
+use crate::caller::Client;
 use crate::listen::Counters;
 use crate::proxy::body::Body;
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::activity::{Activity, ActivitySnapshot};
 use super::sweep::SweepState;
-use crate::authz::caller::Client;
 use crate::budget::Flow;
+use crate::caller::Client;
 
 /// Slots reserved for [privileged](Client::is_privileged) clients; an eighth of a small limit.
 const RESERVED: usize = 64;

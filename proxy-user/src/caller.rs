@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 
-/// The party that a connection counts for where clients share something. Attested where it can be, so that nobody gets a second
-/// share by another address, and a process of no privilege none by starting another one.
+/// The party that a connection counts for where clients share something. It is attested where possible, so that another
+/// address or, without privileges, another process gives nobody a second share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Client {
     /// This daemon: its own probe.
@@ -23,7 +23,7 @@ pub enum Client {
 }
 
 impl Client {
-    /// Of a caller; `host` is the cookie of the daemon's network namespace.
+    /// `host` is the cookie of the daemon's network namespace.
     pub fn of(process: Option<&Process>, remote: IpAddr, host: Option<u64>) -> Self {
         let Some(process) = process else {
             return Self::Address(network(remote));
@@ -41,7 +41,7 @@ impl Client {
         }
     }
 
-    /// Places are kept for it.
+    /// True if connections and requests are reserved for it.
     pub fn is_privileged(self) -> bool {
         matches!(self, Self::Own | Self::Root(_))
     }
@@ -54,7 +54,7 @@ fn digits(uid: &str) -> u128 {
         .fold(0, |number, digit| number << 4 | u128::from(digit))
 }
 
-/// Whoever has one IPv6 address has its /64.
+/// The /64 of an IPv6 address: a machine chooses its address within it.
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
