@@ -228,7 +228,7 @@ fn an_evicted_collection_is_unknown_and_never_shortened() {
     fill(&store, &names(64), 60 * KIB);
     let none = HashSet::new();
     for n in 0..400 {
-        let changes = [upsert(&format!("q{n:04}"), (7, 1000 + n), 60 * KIB)];
+        let changes = [upsert(&format!("q{n:04}"), (11, 1000 + n), 60 * KIB)];
         budget
             .evict_for(&store, &changes, &none, &mut continuity())
             .unwrap();

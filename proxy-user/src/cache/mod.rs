@@ -31,6 +31,12 @@ mod disk_failure_tests;
 #[cfg(test)]
 mod evict_tests;
 #[cfg(test)]
+mod ingest_tests;
+#[cfg(test)]
+mod power_loss_tests;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

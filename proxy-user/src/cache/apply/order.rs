@@ -26,6 +26,10 @@ impl Batch<'_> {
         if key == KUBE_SYSTEM {
             self.recognise(incoming.uid, observed)?;
         }
+        let stored = self.stored(key)?;
+        if stored.is_none() && self.is_unlisted(key, new.version, observed)? {
+            return Ok(());
+        }
         let gone = self.absent.get(key)?.map(|v| v.value());
         if let Some(gone) = gone {
             if !self.is_back(key, gone, (new.version, observed)) {
@@ -34,7 +38,7 @@ impl Batch<'_> {
             self.absent.remove(key)?;
             self.changed = true;
         }
-        if let Some(old) = self.stored(key)?
+        if let Some(old) = stored
             && !self.replaces(key, &old, (&incoming, observed))?
         {
             return Ok(());
@@ -48,6 +52,28 @@ impl Batch<'_> {
             *self.forms.entry(form).or_default() -= 1;
         }
         Ok(())
+    }
+
+    /// A whole list of this version or a later one lacks the object: an API server that lags shows it as it was before.
+    fn is_unlisted(
+        &self,
+        key: &[u8],
+        version: u64,
+        observed: Observation,
+    ) -> Result<bool, StoreError> {
+        if observed.is_consistent() {
+            return Ok(false);
+        }
+        for scope in keys::collections_around(key) {
+            if let Some(list) = self.collection(scope)?
+                && list.is_whole()
+                && version <= list.version
+                && !observed.overrules(self.continuity.past(list.at))
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// An object that is known to be gone has been made again, or was never gone. `gone`: when that was observed, and the
