@@ -210,6 +210,13 @@ fn check_format(project: &Project) -> Result<()> {
     step::run(
         "format: cargo fmt --check",
         project.cargo().args(["fmt", "--all", "--check"]),
+    )?;
+    step::run(
+        "format of the fuzz targets",
+        project
+            .cargo()
+            .args(["fmt", "--check", "--manifest-path"])
+            .arg(fuzz::manifest(project)),
     )
 }
 
@@ -223,7 +230,14 @@ fn check_lints(project: &Project) -> Result<()> {
         "-D",
         "warnings",
     ]);
-    step::run("lints: cargo clippy", &mut clippy)
+    step::run("lints: cargo clippy", &mut clippy)?;
+    let mut clippy = project.cargo();
+    clippy
+        .args(["clippy", "--locked", "--no-default-features"])
+        .arg("--manifest-path")
+        .arg(fuzz::manifest(project))
+        .args(["--", "-D", "warnings"]);
+    step::run("lints of the fuzz targets", &mut clippy)
 }
 
 fn unit_tests(project: &Project) -> Result<()> {

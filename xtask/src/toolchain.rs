@@ -125,6 +125,11 @@ pub(crate) fn for_node(project: &Project) -> Result<()> {
     install_packages(project, &wanted)
 }
 
+/// The compiler of libFuzzer, which is C++.
+pub(crate) fn for_fuzz(project: &Project) -> Result<()> {
+    install_packages(project, &[("c++", "g++")])
+}
+
 /// The C compiler of what ships, a static daemon: aws-lc and jemalloc are C.
 pub(crate) fn for_static(project: &Project) -> Result<()> {
     if musl_cc().is_some() {

@@ -58,9 +58,9 @@ impl Encoding {
 pub struct Accepts {
     /// Encodings of plain objects in order of preference.
     plain: [Option<Encoding>; 2],
-    /// Some clause asks for a variant of the object (`as`).
+    /// Some clause asks for a variant of the object (`as`, `g`, `v`).
     pub asks_for_variant: bool,
-    /// The encoding of errors, which are negotiated without regard to `as`.
+    /// The encoding of errors, which are negotiated without regard to variants.
     pub errors: Encoding,
 }
 
@@ -85,7 +85,7 @@ impl Accepts {
         for clause in text.split(|byte| *byte == b',') {
             let mut parts = clause.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
             let encoding = parts.next().and_then(Encoding::from_clause);
-            let is_variant = parts.any(|parameter| parameter.starts_with(b"as="));
+            let is_variant = parts.any(is_variant_parameter);
             asks_for_variant |= is_variant;
             let Some(encoding) = encoding else { continue };
             errors = errors.or(Some(encoding));
@@ -151,12 +151,18 @@ fn accept_text(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::ACCEPT)?.to_str().ok()
 }
 
+/// Each of the three makes the API server convert the object, or refuse the clause.
+fn is_variant_parameter(parameter: &[u8]) -> bool {
+    let starts: [&[u8]; 3] = [b"as=", b"g=", b"v="];
+    starts.iter().any(|start| parameter.starts_with(start))
+}
+
 /// A clause's media type, and the sorted parameters that choose a variant of the object.
 fn split_clause(clause: &str) -> (&str, Vec<&str>) {
     let mut parts = clause.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
     let mut variant: Vec<&str> = parts
-        .filter(|p| ["as=", "g=", "v="].iter().any(|start| p.starts_with(start)))
+        .filter(|parameter| is_variant_parameter(parameter.as_bytes()))
         .collect();
     variant.sort_unstable();
     (media, variant)
@@ -225,6 +231,18 @@ mod tests {
         assert_eq!(requested_variants(&headers(both)).len(), 2);
         assert!(requested_variants(&headers("application/json")).is_empty());
         assert!(requested_variants(&headers("")).is_empty());
+    }
+
+    /// Found by fuzzing: the API server refuses these clauses.
+    #[test]
+    fn a_group_or_version_alone_asks_for_no_plain_object() {
+        for parameter in ["g=meta.k8s.io", "v=v1"] {
+            let accept = headers(&format!("application/json;{parameter}"));
+            let accepts = Accepts::from_headers(&accept);
+            assert!(!accepts.takes(Encoding::Json), "{parameter}");
+            assert!(accepts.asks_for_variant, "{parameter}");
+            assert_eq!(clause_rank(&accept, "application/json"), None);
+        }
     }
 
     #[test]
