@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use crate::cache::change::{Change, Evicted, Membership};
-use crate::cache::continuity::{Continuity, resource_of};
-use crate::cache::keys;
+use crate::cache::continuity::Continuity;
+use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Collection, Record, ResponseRecord};
 use crate::cache::store::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS, Store,
@@ -111,9 +111,9 @@ struct Batch<'t> {
     changed: bool,
 }
 
-fn form_key(key: &[u8], record: &Record<'_>) -> Vec<u8> {
+fn form_key(key: ObjectKey<'_>, record: &Record<'_>) -> Vec<u8> {
     [
-        resource_of(key),
+        key.resource(),
         &[0, record.encoding as u8],
         record.api_version.as_bytes(),
     ]
@@ -151,20 +151,20 @@ impl<'t> Batch<'t> {
                 key,
                 record,
                 observed,
-            } => self.upsert(key, record, *observed),
+            } => self.upsert(key.as_key(), record, *observed),
             Change::Delete {
                 key,
                 version,
                 observed,
-            } => self.gone(key, *version, *observed),
-            Change::Invalidate { key, version } => self.forget(key, *version),
+            } => self.gone(key.as_key(), *version, *observed),
+            Change::Invalidate { key, version } => self.forget(key.as_key(), *version),
             Change::ClearAbsence { key } => self.appeared(key),
             Change::ReplaceCollection {
                 collection,
                 record,
                 members,
                 observed,
-            } => self.complete(collection, record, members, *observed),
+            } => self.complete(collection.as_key(), record, members, *observed),
             Change::AdvanceCollection { .. } => self.advance(change),
             Change::PutResponse { key, value } => {
                 let past = self
@@ -214,22 +214,19 @@ impl<'t> Batch<'t> {
 
     fn evict(&mut self, evicted: &Evicted) -> Result<(), StoreError> {
         match evicted {
-            Evicted::Object(key) => self.take(key).map(|_| ()),
+            Evicted::Object(key) => self.take(key.as_key()).map(|_| ()),
             Evicted::Response(key) => {
                 self.documents.remove(key.as_slice())?;
                 Ok(())
             }
-            Evicted::Collection(key) => {
-                self.collections.remove(key.as_slice())?;
-                self.replace_members(key, &[])
-            }
+            Evicted::Collection(key) => self.drop_collection(key.as_key()),
         }
     }
 
     /// Takes an object out; its resourceVersion and when it was stored.
-    fn take(&mut self, key: &[u8]) -> Result<Option<(u64, u64)>, StoreError> {
+    fn take(&mut self, key: ObjectKey<'_>) -> Result<Option<(u64, u64)>, StoreError> {
         self.changed = true;
-        let Some(value) = self.objects.remove(key)? else {
+        let Some(value) = self.objects.remove(key.as_bytes())? else {
             return Ok(None);
         };
         let Some(record) = Record::read(value.value()) else {
@@ -276,16 +273,16 @@ impl<'t> Batch<'t> {
         }
         tenth_to_evict(rows)
             .iter()
-            .try_for_each(|key| self.drop_collection(key))
+            .try_for_each(|key| self.drop_collection(CollectionKey::new(key)))
     }
 
-    fn drop_collection(&mut self, key: &[u8]) -> Result<(), StoreError> {
+    fn drop_collection(&mut self, key: CollectionKey<'_>) -> Result<(), StoreError> {
         self.changed = true;
-        self.collections.remove(key)?;
+        self.collections.remove(key.as_bytes())?;
         self.replace_members(key, &[])
     }
 
-    fn forget(&mut self, key: &[u8], version: u64) -> Result<(), StoreError> {
+    fn forget(&mut self, key: ObjectKey<'_>, version: u64) -> Result<(), StoreError> {
         // A copy of this very version is the change that made it leave: it exists.
         if self
             .stored(key)?
@@ -295,7 +292,7 @@ impl<'t> Batch<'t> {
         }
         self.take(key)?;
         // Lists without selectors that it stood in are incomplete until they come again, or their watches have told of it.
-        for scope in keys::collections_around(key) {
+        for scope in key.collections() {
             if let Some(mut collection) = self.collection(scope)? {
                 // Where its own watch has been there already, it is not as that told.
                 collection.complete &= collection.version < version;
@@ -306,32 +303,36 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn collection(&self, key: &[u8]) -> Result<Option<Collection>, StoreError> {
+    fn collection(&self, key: CollectionKey<'_>) -> Result<Option<Collection>, StoreError> {
         Ok(self
             .collections
-            .get(key)?
+            .get(key.as_bytes())?
             .and_then(|v| serde_json::from_slice(v.value()).ok()))
     }
 
-    fn put_collection(&mut self, key: &[u8], collection: &Collection) -> Result<(), StoreError> {
+    fn put_collection(
+        &mut self,
+        key: CollectionKey<'_>,
+        collection: &Collection,
+    ) -> Result<(), StoreError> {
         self.changed = true;
         let value = serde_json::to_vec(collection).map_err(|_| StoreError::Damaged)?;
-        self.collections.insert(key, value.as_slice())?;
+        self.collections.insert(key.as_bytes(), value.as_slice())?;
         Ok(())
     }
 
     fn replace_members(
         &mut self,
-        collection: &[u8],
-        members: &[Vec<u8>],
+        collection: CollectionKey<'_>,
+        members: &[ObjectKeyBuf],
     ) -> Result<(), StoreError> {
-        let start = [collection, &[0]].concat();
+        let start = collection.member_prefix();
         let end = keys::end_of(&start);
         self.members
             .retain_in(start.as_slice()..end.as_slice(), |_, ()| false)?;
         for member in members {
-            self.members
-                .insert([&start, member.as_slice()].concat().as_slice(), ())?;
+            let row = collection.member_row(member.as_key());
+            self.members.insert(row.as_slice(), ())?;
         }
         Ok(())
     }
@@ -348,6 +349,7 @@ impl<'t> Batch<'t> {
         else {
             return Ok(());
         };
+        let collection = collection.as_key();
         let Some(mut record) = self.collection(collection)? else {
             return Ok(());
         };
@@ -362,7 +364,7 @@ impl<'t> Batch<'t> {
         }
         self.put_collection(collection, &record)?;
         if let Some(Membership { key, joins }) = member {
-            let row = [collection, [0].as_slice(), key].concat();
+            let row = collection.member_row(key.as_key());
             if *joins {
                 self.members.insert(row.as_slice(), ())?;
             } else {

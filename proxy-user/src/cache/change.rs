@@ -1,5 +1,6 @@
 //! Changes to the store, derived from upstream responses.
 
+use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::{Collection, NewRecord};
 use crate::authz::shares::Verdict;
 
@@ -53,20 +54,20 @@ impl Observation {
 pub(crate) enum Change {
     /// The object exists in this version.
     Upsert {
-        key: Vec<u8>,
+        key: ObjectKeyBuf,
         record: NewRecord,
         observed: Observation,
     },
     /// The object does not exist: a 404, a completed DELETE, or a DELETED event.
     Delete {
-        key: Vec<u8>,
+        key: ObjectKeyBuf,
         /// resourceVersion of the deletion, 0 where the response has none.
         version: u64,
         observed: Observation,
     },
     /// The object left a selector that it may still exist outside of, so it becomes unknown.
     Invalidate {
-        key: Vec<u8>,
+        key: ObjectKeyBuf,
         /// resourceVersion of the event.
         version: u64,
     },
@@ -78,15 +79,15 @@ pub(crate) enum Change {
     /// A complete list: what is stored under it and not in `members` did not exist at its
     /// resourceVersion.
     ReplaceCollection {
-        collection: Vec<u8>,
+        collection: CollectionKeyBuf,
         record: Collection,
         /// The keys of its objects.
-        members: Vec<Vec<u8>>,
+        members: Vec<ObjectKeyBuf>,
         observed: Observation,
     },
     /// A watch without a gap reached this resourceVersion.
     AdvanceCollection {
-        collection: Vec<u8>,
+        collection: CollectionKeyBuf,
         /// resourceVersion that the watch started from.
         from: u64,
         version: u64,
@@ -118,7 +119,7 @@ pub(crate) enum Change {
 /// An object that joined or left a collection with selectors.
 #[derive(Debug)]
 pub(crate) struct Membership {
-    pub key: Vec<u8>,
+    pub key: ObjectKeyBuf,
     pub joins: bool,
 }
 
@@ -126,9 +127,9 @@ pub(crate) struct Membership {
 #[derive(Debug)]
 pub(crate) enum Evicted {
     /// An object that no remaining collection contains.
-    Object(Vec<u8>),
+    Object(ObjectKeyBuf),
     /// A collection; its objects stay.
-    Collection(Vec<u8>),
+    Collection(CollectionKeyBuf),
     Response(Vec<u8>),
 }
 
@@ -148,9 +149,10 @@ impl Change {
         64 + match self {
             Self::Upsert { record, .. } => record.value.len(),
             Self::PutResponse { value, .. } => value.len(),
-            Self::ReplaceCollection { members, .. } => {
-                members.iter().map(|member| member.len() + 24).sum()
-            }
+            Self::ReplaceCollection { members, .. } => members
+                .iter()
+                .map(|member| member.as_bytes().len() + 16)
+                .sum(),
             _ => 0,
         }
     }

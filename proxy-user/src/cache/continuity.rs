@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::cache::keys::{ObjectKey, ObjectKeyBuf};
 use crate::cache::record::Record;
 use crate::clock::Clock;
 
@@ -17,7 +18,7 @@ const REPLACEMENTS_OF_A_NEW_CLUSTER: usize = 2;
 /// How often Events are looked through for old ones, in milliseconds.
 const SWEEP_EVERY: u64 = 600_000;
 /// The namespace that every cluster has, and that can't be deleted.
-pub(crate) const KUBE_SYSTEM: &[u8] = b"/namespaces/kube-system";
+pub(crate) const KUBE_SYSTEM: ObjectKey<'static> = ObjectKey::new(b"/namespaces/kube-system");
 
 /// Evidence about the cluster's identity. Lives as long as the writer.
 #[derive(Debug, Clone)]
@@ -27,7 +28,7 @@ pub(crate) struct Continuity {
     /// Copies that an answer has contradicted once, by object or collection.
     contradicted: HashSet<Vec<u8>>,
     /// Objects that were replaced by older ones of another uid, and when those were asked for.
-    replacements: HashMap<Vec<u8>, u64>,
+    replacements: HashMap<ObjectKeyBuf, u64>,
     /// The batch that is being applied begins a new cluster.
     pub(super) cluster_replaced: bool,
     /// When Events were last looked through.
@@ -104,15 +105,15 @@ impl Continuity {
 
     /// An object has been replaced by an older one of another uid, asked for then. The time since when the cluster is
     /// another one, once that is certain.
-    pub(super) fn record_replacement(&mut self, key: &[u8], asked: u64) -> Option<u64> {
+    pub(super) fn record_replacement(&mut self, key: ObjectKey<'_>, asked: u64) -> Option<u64> {
         if self.replacements.len() < MAX_CONTRADICTIONS {
-            self.replacements.insert(key.to_vec(), asked);
+            self.replacements.insert(key.to_buf(), asked);
         }
         (self.replacements.len() >= REPLACEMENTS_OF_A_NEW_CLUSTER).then(|| self.since(asked))
     }
 
     /// The object is the other cluster's.
-    pub(super) fn is_replacement(&self, key: &[u8]) -> bool {
+    pub(super) fn is_replacement(&self, key: &ObjectKeyBuf) -> bool {
         self.replacements.contains_key(key)
     }
 
@@ -141,15 +142,4 @@ pub(super) fn fingerprint(uid: &str) -> u64 {
         .as_ref()
         .first_chunk()
         .map_or(0, |bytes| u64::from_le_bytes(*bytes))
-}
-
-/// `group/resource/` of an object's or collection's key.
-pub(crate) fn resource_of(key: &[u8]) -> &[u8] {
-    let mut slashes = key
-        .iter()
-        .enumerate()
-        .filter(|(_, b)| **b == b'/')
-        .map(|(i, _)| i);
-    let end = slashes.nth(1).map_or(key.len(), |i| i + 1);
-    &key[..end]
 }

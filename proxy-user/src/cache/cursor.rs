@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use redb::ReadOnlyTable;
 
+use crate::cache::keys::CollectionKeyBuf;
 use crate::cache::record::{Collection, Record};
 use crate::cache::store::{Shared, Snapshot, StoreError};
 use hublet_wire::media::Encoding;
@@ -99,13 +100,13 @@ impl Members {
 #[derive(Debug)]
 pub(crate) struct ListSource {
     /// Key of the collection that says that it is whole.
-    pub key: Vec<u8>,
+    pub key: CollectionKeyBuf,
     /// That collection, as the list's head has it.
     pub collection: Collection,
     /// Key of the collection with selectors whose members it has; without selectors all under the prefix.
-    pub selection: Option<Vec<u8>>,
+    pub selection: Option<CollectionKeyBuf>,
     /// The prefix of its objects' keys.
-    pub prefix: Vec<u8>,
+    pub prefix: CollectionKeyBuf,
     /// Encoding of its objects.
     pub encoding: Encoding,
     /// `apiVersion` of its objects.
@@ -117,7 +118,7 @@ impl ListSource {
     /// the list's resourceVersion, and one that is deleted or made be left out: a watch from there tells of each.
     fn stands_in(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
         let was = &self.collection;
-        let now = snapshot.collection(&self.key)?;
+        let now = snapshot.collection(self.key.as_key())?;
         Ok(now.is_some_and(|now| {
             now.is_whole()
                 && now.version >= was.version
@@ -130,8 +131,8 @@ impl ListSource {
     /// Its objects behind `last`, which is empty at the beginning.
     fn walk(&self, snapshot: &Snapshot, last: &[u8]) -> Result<Walk, StoreError> {
         match &self.selection {
-            Some(key) => snapshot.walk_members_behind(key, last),
-            None => snapshot.walk_behind(&self.prefix, last),
+            Some(key) => snapshot.walk_members_behind(key.as_key(), last),
+            None => snapshot.walk_behind(self.prefix.as_bytes(), last),
         }
     }
 }

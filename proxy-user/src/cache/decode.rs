@@ -16,7 +16,7 @@ use hublet_wire::{CodecError, MAX_OBJECT};
 
 use super::change::{Change, Observation};
 use super::exchange::Exchange;
-use super::keys;
+use super::keys::{CollectionKey, ObjectKeyBuf};
 use super::paginate::{ListAssembler, PartialList};
 use super::record::{Collection, NewRecord, TypeHint};
 use super::variants;
@@ -42,19 +42,19 @@ enum BodyState {
     ListStart(Vec<u8>),
     JsonList {
         list: Box<JsonListSplitter>,
-        members: Vec<Vec<u8>>,
+        members: Vec<ObjectKeyBuf>,
     },
     ProtobufList {
         list: ProtobufListSplitter,
-        members: Vec<Vec<u8>>,
+        members: Vec<ObjectKeyBuf>,
     },
     JsonWatch {
         frames: JsonWatchSplitter,
-        initial: Option<Vec<Vec<u8>>>,
+        initial: Option<Vec<ObjectKeyBuf>>,
     },
     ProtobufWatch {
         frames: ProtobufWatchSplitter,
-        initial: Option<Vec<Vec<u8>>>,
+        initial: Option<Vec<ObjectKeyBuf>>,
     },
 }
 
@@ -104,8 +104,9 @@ impl ResponseDecoder {
     }
 
     /// The collection that a watch keeps current, without selectors.
-    pub(super) fn watched_collection(&self) -> Option<&[u8]> {
-        (self.exchange.verb == Verb::Watch).then(|| keys::without_selectors(&self.exchange.key))
+    pub(super) fn watched_collection(&self) -> Option<CollectionKey<'_>> {
+        let collection = self.exchange.requested_collection();
+        (self.exchange.verb == Verb::Watch).then(|| collection.without_selectors())
     }
 
     /// Takes the next bytes of the body.
@@ -260,7 +261,7 @@ fn decode_item(
     exchange: &Exchange,
     head: &ListHead,
     item: &[u8],
-    members: &mut Vec<Vec<u8>>,
+    members: &mut Vec<ObjectKeyBuf>,
     changes: &mut Vec<Change>,
 ) -> Result<(), CodecError> {
     if members.len() >= MAX_MEMBERS {
@@ -303,7 +304,7 @@ fn not_a_list(kind: &str) -> CodecError {
 }
 
 /// A DELETE's answer shows an object that is gone, or held back by finalizers or a grace period.
-fn delete_or_upsert(key: Vec<u8>, record: NewRecord, observed: Observation) -> Change {
+fn delete_or_upsert(key: ObjectKeyBuf, record: NewRecord, observed: Observation) -> Change {
     if record.is_gone {
         Change::Delete {
             key,
@@ -322,7 +323,7 @@ fn delete_or_upsert(key: Vec<u8>, record: NewRecord, observed: Observation) -> C
 fn list_page(
     exchange: Exchange,
     head: ListHead,
-    members: Vec<Vec<u8>>,
+    members: Vec<ObjectKeyBuf>,
     now: u64,
 ) -> Result<PartialList, CodecError> {
     if variants::is_variant(&head.api_version, &head.kind) {
@@ -339,7 +340,7 @@ fn list_page(
         ..Collection::new(version, exchange.answered_at, head.kind, head.api_version)
     };
     Ok(PartialList {
-        collection: exchange.key,
+        collection: exchange.requested_collection().to_buf(),
         record,
         members,
         received_at: now,

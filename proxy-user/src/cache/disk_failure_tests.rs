@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::tests::{Bench, POD, PODS, event, list, pod};
 use super::*;
 use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
+use crate::cache::keys::ObjectKey;
 use crate::cache::open::StoreLocation;
 use crate::cache::store::{Condition, Lookup, Store};
 
@@ -143,7 +144,7 @@ async fn read(bench: &Bench) -> u64 {
     for _ in 0..2 {
         let generation = bench.cache.generation();
         let snapshot = bench.cache.snapshot().await.unwrap();
-        match snapshot.object(b"/pods/d/a", |r| r.version) {
+        match snapshot.object(ObjectKey::new(b"/pods/d/a"), |r| r.version) {
             Ok(Lookup::Found(version)) => return version,
             Ok(other) => panic!("it was stored: {other:?}"),
             Err(error) => assert!(bench.cache.opened_anew(generation).await, "{error}"),

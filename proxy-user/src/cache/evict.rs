@@ -13,7 +13,7 @@ use crate::cache::apply::apply;
 use crate::cache::change::{Change, Evicted};
 use crate::cache::compact::compact;
 use crate::cache::continuity::Continuity;
-use crate::cache::keys;
+use crate::cache::keys::{self, CollectionKey, ObjectKey};
 use crate::cache::record::{Collection, Record, ResponseRecord};
 use crate::cache::store::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS, Snapshot, Store, StoreError};
 
@@ -74,20 +74,20 @@ fn footprint(key: usize, value: usize) -> u64 {
 /// How much an operation may add to the file.
 fn growth(change: &Change) -> u64 {
     match change {
-        Change::Upsert { key, record, .. } => footprint(key.len(), record.value.len()),
+        Change::Upsert { key, record, .. } => footprint(key.as_bytes().len(), record.value.len()),
         Change::PutResponse { key, value } => footprint(key.len(), value.len()),
         Change::ReplaceCollection {
             collection,
             members,
             ..
-        } if members.is_empty() => footprint(collection.len(), 200),
+        } if members.is_empty() => footprint(collection.as_bytes().len(), 200),
         Change::ReplaceCollection {
             collection,
             members,
             ..
-        } if keys::without_selectors(collection).len() < collection.len() => members
+        } if collection.as_key().has_selectors() => members
             .iter()
-            .map(|member| footprint(collection.len() + member.len(), 0))
+            .map(|member| footprint(collection.as_bytes().len() + member.as_bytes().len(), 0))
             .sum(),
         _ => 256,
     }
@@ -201,7 +201,9 @@ impl UsageSurvey {
             let at = collection.map_or(0, |c| c.at).max(self.asked.at(key));
             let fed = self.collections.get(keys::without_selectors(key)) == Some(&u64::MAX);
             if at <= limit && !fed {
-                changes.push(Change::Evict(Evicted::Collection(key.to_vec())));
+                changes.push(Change::Evict(Evicted::Collection(
+                    CollectionKey::new(key).to_buf(),
+                )));
             }
         })?;
         let mut evicted = changes.len() as u64;
@@ -232,7 +234,10 @@ impl UsageSurvey {
         snapshot.each(rows, behind, |key, _, at| {
             let (time, what) = match rows {
                 Rows::Documents => (self.document(key, at), Evicted::Response(key.to_vec())),
-                Rows::Objects => (self.object(key, at), Evicted::Object(key.to_vec())),
+                Rows::Objects => (
+                    self.object(key, at),
+                    Evicted::Object(ObjectKey::new(key).to_buf()),
+                ),
             };
             if time <= limit {
                 changes.push(Change::Evict(what));

@@ -8,6 +8,7 @@ use crate::cache::apply::apply;
 use crate::cache::change::{Change, Evicted, Observation, ObservedBy};
 use crate::cache::continuity::Continuity;
 use crate::cache::evict::{LastRequested, SizeBudget};
+use crate::cache::keys::{CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Collection, NewRecord, ResponseRecord, TypeHint};
 use crate::cache::store::{ListSource, Lookup, Store, StoreError};
 use crate::clock::Clock;
@@ -16,8 +17,8 @@ use hublet_wire::media::Encoding;
 const KIB: usize = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-fn key(name: &str) -> Vec<u8> {
-    format!("/pods/d/{name}").into_bytes()
+fn key(name: &str) -> ObjectKeyBuf {
+    ObjectKeyBuf::join(b"/pods/", "d", name)
 }
 
 fn listed_at(at: u64) -> Observation {
@@ -53,7 +54,7 @@ fn collection(version: u64, at: u64) -> Collection {
 fn complete(version: u64, at: u64, names: &[String]) -> Change {
     let members = names.iter().map(|name| key(name)).collect();
     Change::ReplaceCollection {
-        collection: b"/pods/d/".to_vec(),
+        collection: CollectionKey::new(b"/pods/d/").to_buf(),
         record: collection(version, at),
         members,
         observed: listed_at(at),
@@ -72,10 +73,10 @@ fn names(n: usize) -> Vec<String> {
 
 fn listed(encoding: Encoding) -> ListSource {
     ListSource {
-        key: b"/pods/d/".to_vec(),
+        key: CollectionKey::new(b"/pods/d/").to_buf(),
         collection: collection(10, 0),
         selection: None,
-        prefix: b"/pods/d/".to_vec(),
+        prefix: CollectionKey::new(b"/pods/d/").to_buf(),
         encoding,
         api_version: "v1".into(),
     }
@@ -151,7 +152,9 @@ fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
         matches!(after(&[forget], Encoding::Json), Err(StoreError::Changed)),
         "it may be there still"
     );
-    let evicted = Change::Evict(Evicted::Collection(b"/pods/d/".to_vec()));
+    let evicted = Change::Evict(Evicted::Collection(
+        CollectionKey::new(b"/pods/d/").to_buf(),
+    ));
     assert!(matches!(
         after(&[evicted], Encoding::Json),
         Err(StoreError::Changed)
@@ -174,11 +177,9 @@ fn i14_beyond_the_budget_goes_what_nobody_has_asked_for_longest() {
             record,
             observed,
         } => {
-            let key = String::from_utf8(key)
-                .unwrap()
-                .replace("/pods/d/", resource);
+            let key = String::from_utf8_lossy(key.as_bytes()).replace("/pods/d/", resource);
             Change::Upsert {
-                key: key.into_bytes(),
+                key: ObjectKey::new(key.as_bytes()).to_buf(),
                 record,
                 observed,
             }
@@ -199,21 +200,24 @@ fn i14_beyond_the_budget_goes_what_nobody_has_asked_for_longest() {
             .unwrap();
         apply(&store, &changes, &mut continuity()).unwrap();
         if n == 10 {
-            asked.note(&key("p0003"), 2_000_000);
+            asked.note(key("p0003").as_bytes(), 2_000_000);
         }
     }
     let known = |key: &[u8]| {
         !matches!(
-            store.snapshot().unwrap().object(key, |_| ()),
+            store
+                .snapshot()
+                .unwrap()
+                .object(ObjectKey::new(key), |_| ()),
             Ok(Lookup::Unknown)
         )
     };
     assert!(evicted > 300, "{evicted}");
     assert!(store.size() <= 16 * MIB, "{}", store.size());
-    assert!(known(&key("p0599")), "the newest");
-    assert!(!known(&key("p0004")), "the oldest");
+    assert!(known(key("p0599").as_bytes()), "the newest");
+    assert!(!known(key("p0004").as_bytes()), "the oldest");
     assert!(
-        known(&key("p0003")),
+        known(key("p0003").as_bytes()),
         "old, but a client has asked for it since"
     );
     assert!(known(b"/nodes/n"), "a watch feeds it");
@@ -235,7 +239,12 @@ fn an_evicted_collection_is_unknown_and_never_shortened() {
         apply(&store, &changes, &mut continuity()).unwrap();
     }
     let snapshot = store.snapshot().unwrap();
-    assert_eq!(snapshot.collection(b"/pods/d/").unwrap(), None);
+    assert_eq!(
+        snapshot
+            .collection(CollectionKey::new(b"/pods/d/"))
+            .unwrap(),
+        None
+    );
     assert!(store.size() <= 16 * MIB, "{}", store.size());
 }
 
@@ -262,7 +271,10 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
     budget.tidy(&store, &|| false).unwrap();
     assert!(store.size() < before / 4, "{} of {before}", store.size());
     assert!(
-        matches!(held.object(&key("p0800"), |_| ()), Ok(Lookup::Found(()))),
+        matches!(
+            held.object(key("p0800").as_key(), |_| ()),
+            Ok(Lookup::Found(()))
+        ),
         "an older snapshot"
     );
     let mut rest = 0;
@@ -276,7 +288,7 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
     let found = store
         .snapshot()
         .unwrap()
-        .object(&key("p0000"), |r| r.version)
+        .object(key("p0000").as_key(), |r| r.version)
         .unwrap();
     assert_eq!(
         found,
@@ -333,7 +345,7 @@ fn i14_a_flood_of_selections_evicts_its_own() {
         let selection = format!("/configmaps/d/?l=a{n}&f=");
         let table = document(format!("{selection}\nv1 application/json;as=Table"), n + 1);
         let list = Change::ReplaceCollection {
-            collection: selection.into_bytes(),
+            collection: CollectionKey::new(selection.as_bytes()).to_buf(),
             record: collection(10, n + 1),
             members: Vec::new(),
             observed: listed_at(n + 1),
@@ -344,11 +356,16 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     let snapshot = store.snapshot().unwrap();
     let [_, _, collections, documents] = snapshot.counts().unwrap();
     assert!((7_000..=8_192).contains(&collections) && (1_800..=2_048).contains(&documents));
-    assert!(snapshot.collection(b"/pods/d/").unwrap().is_some());
+    assert!(
+        snapshot
+            .collection(CollectionKey::new(b"/pods/d/"))
+            .unwrap()
+            .is_some()
+    );
     assert_eq!(snapshot.documents("/apis").unwrap(), ["application/json"]);
     assert!(
         snapshot
-            .collection(b"/configmaps/d/?l=a8999&f=")
+            .collection(CollectionKey::new(b"/configmaps/d/?l=a8999&f="))
             .unwrap()
             .is_some(),
         "the newest"
@@ -360,7 +377,7 @@ fn i14_a_flood_of_selections_evicts_its_own() {
 fn i14_a_flood_of_absences_evicts_its_own() {
     let (_dir, store) = open();
     let gone = |key: String, at: u64| Change::Delete {
-        key: key.into_bytes(),
+        key: ObjectKey::new(key.as_bytes()).to_buf(),
         version: 0,
         observed: listed_at(at),
     };
@@ -376,7 +393,12 @@ fn i14_a_flood_of_absences_evicts_its_own() {
     apply(&store, &flood, &mut continuity()).unwrap();
     let snapshot = store.snapshot().unwrap();
     assert!((40_000..=50_000).contains(&snapshot.counts().unwrap()[1]));
-    let known = |key: &str| snapshot.object(key.as_bytes(), |_| ()).unwrap() != Lookup::Unknown;
+    let known = |key: &str| {
+        snapshot
+            .object(ObjectKey::new(key.as_bytes()), |_| ())
+            .unwrap()
+            != Lookup::Unknown
+    };
     assert!(
         known("x.io/handles/mine") && known("/configmaps/d/50000") && !known("/configmaps/d/0")
     );

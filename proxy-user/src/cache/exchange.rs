@@ -5,7 +5,7 @@ use http::{HeaderMap, header};
 
 use crate::authz::identity::Credential;
 use crate::cache::change::{Observation, ObservedBy};
-use crate::cache::keys;
+use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::not_stored::NotStored;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::parse_version;
@@ -250,10 +250,19 @@ impl Exchange {
         }
     }
 
-    pub(super) fn object_key(&self, namespace: &str, name: &str) -> Vec<u8> {
-        let mut out = self.resource.clone();
-        keys::push_object(&mut out, namespace, name);
-        out
+    /// The key of an object of this resource.
+    pub(super) fn object_key(&self, namespace: &str, name: &str) -> ObjectKeyBuf {
+        ObjectKeyBuf::join(&self.resource, namespace, name)
+    }
+
+    /// The object that was requested.
+    pub(super) fn requested_object(&self) -> ObjectKey<'_> {
+        ObjectKey::new(&self.key)
+    }
+
+    /// The collection that was requested.
+    pub(super) fn requested_collection(&self) -> CollectionKey<'_> {
+        CollectionKey::new(&self.key)
     }
 
     /// The response as an observation of one object that was requested alone.
@@ -280,7 +289,7 @@ impl Exchange {
     }
 
     pub(super) fn has_selectors(&self) -> bool {
-        keys::without_selectors(&self.key).len() < self.key.len()
+        self.requested_collection().has_selectors()
     }
 }
 

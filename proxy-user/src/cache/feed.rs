@@ -8,8 +8,10 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::cache::change::Change;
+use crate::cache::keys::ObjectKeyBuf;
 use crate::cache::store::Store;
 
+pub(crate) use crate::cache::keys::ObjectKey;
 pub(crate) use crate::cache::record::Record;
 pub(crate) use crate::cache::store::{Lookup, Snapshot, StoreError};
 
@@ -19,7 +21,7 @@ const CAPACITY: usize = 8;
 /// An object as the cloud has sent it.
 #[derive(Debug)]
 pub(crate) struct ObservedObject {
-    pub(crate) key: Vec<u8>,
+    pub(crate) key: ObjectKeyBuf,
     value: Vec<u8>,
 }
 
@@ -78,7 +80,7 @@ impl Feed {
         let objects: Vec<_> = changes
             .iter()
             .filter_map(|change| match change {
-                Change::Upsert { key, record, .. } if is_wanted(&wanted, key) => {
+                Change::Upsert { key, record, .. } if is_wanted(&wanted, key.as_bytes()) => {
                     Some(ObservedObject {
                         key: key.clone(),
                         value: record.value.clone(),
@@ -125,11 +127,8 @@ fn is_wanted(prefixes: &[&[u8]], key: &[u8]) -> bool {
 /// The object or the listed collection that an operation may have changed.
 fn changed_key(change: &Change) -> Option<&[u8]> {
     match change {
-        Change::Upsert { key, .. }
-        | Change::Delete { key, .. }
-        | Change::ReplaceCollection {
-            collection: key, ..
-        } => Some(key),
+        Change::Upsert { key, .. } | Change::Delete { key, .. } => Some(key.as_bytes()),
+        Change::ReplaceCollection { collection, .. } => Some(collection.as_bytes()),
         _ => None,
     }
 }
@@ -178,7 +177,7 @@ impl FeedReader {
 /// A store and observed objects for the tests of subscribers.
 #[cfg(test)]
 pub(crate) mod testing {
-    use super::{ObservedObject, Store};
+    use super::{ObjectKey, ObservedObject, Store};
     use crate::cache::apply::apply;
     use crate::cache::change::{Change, Observation};
     use crate::cache::continuity::Continuity;
@@ -194,7 +193,7 @@ pub(crate) mod testing {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path(), 1 << 20).expect("store");
         let upsert = |(key, json): &(String, String)| Change::Upsert {
-            key: key.clone().into_bytes(),
+            key: ObjectKey::new(key.as_bytes()).to_buf(),
             record: record(json),
             observed: Observation::watch_event(1),
         };
@@ -205,7 +204,7 @@ pub(crate) mod testing {
 
     pub(crate) fn observed(key: &str, json: &str) -> ObservedObject {
         ObservedObject {
-            key: key.as_bytes().to_vec(),
+            key: ObjectKey::new(key.as_bytes()).to_buf(),
             value: record(json).value,
         }
     }
@@ -228,7 +227,7 @@ mod tests {
         let json =
             br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"5"}}"#;
         Change::Upsert {
-            key: key.as_bytes().to_vec(),
+            key: ObjectKey::new(key.as_bytes()).to_buf(),
             record: NewRecord::json(json, TypeHint::default(), 1).expect("an object"),
             observed: Observation::watch_event(1),
         }
@@ -241,7 +240,7 @@ mod tests {
             upsert("/pods/n/a"),
             upsert("/secrets/n/a"),
             Change::Delete {
-                key: b"/pods/n/b".to_vec(),
+                key: ObjectKey::new(b"/pods/n/b").to_buf(),
                 version: 1,
                 observed: Observation::watch_event(1),
             },
@@ -252,7 +251,7 @@ mod tests {
             panic!("no objects");
         };
         assert_eq!(objects.len(), 1, "{objects:?}");
-        assert_eq!(objects[0].key, b"/pods/n/a");
+        assert_eq!(objects[0].key.as_bytes(), b"/pods/n/a");
         assert_eq!(objects[0].record().expect("a record").kind, "Pod");
         let Some(Notice::Committed(keys)) = subscription.next().await else {
             panic!("no commit");

@@ -15,6 +15,7 @@ use proptest::sample::{Index, select};
 
 use crate::cache::apply::apply;
 use crate::cache::continuity::Continuity;
+use crate::cache::keys::{CollectionKey, ObjectKey};
 use crate::cache::paginate::ListAssembler;
 use crate::cache::store::{Lookup, Store};
 use crate::cache::testing::{MemoryDisk, Response};
@@ -179,7 +180,7 @@ fn stored(store: &Store) -> Model {
     for name in NAMES {
         let key = format!("/pods/d/{name}");
         match snapshot
-            .object(key.as_bytes(), |record| record.version)
+            .object(ObjectKey::new(key.as_bytes()), |record| record.version)
             .unwrap()
         {
             Lookup::Found(version) => model.objects.insert(name, Known::Present(version)),
@@ -187,7 +188,9 @@ fn stored(store: &Store) -> Model {
             Lookup::Unknown => None,
         };
     }
-    let collection = snapshot.collection(b"/pods/d/").unwrap();
+    let collection = snapshot
+        .collection(CollectionKey::new(b"/pods/d/"))
+        .unwrap();
     model.collection = collection.map(|collection| {
         assert!(collection.is_whole(), "{collection:?}");
         collection.version

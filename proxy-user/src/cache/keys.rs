@@ -5,6 +5,120 @@
 
 use hublet_wire::request::ApiRequest;
 
+/// The key of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ObjectKey<'a>(&'a [u8]);
+
+/// An [`ObjectKey`] that owns its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ObjectKeyBuf(Box<[u8]>);
+
+/// The key of a collection: the prefix of its objects' keys, then its selectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct CollectionKey<'a>(&'a [u8]);
+
+/// A [`CollectionKey`] that owns its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct CollectionKeyBuf(Box<[u8]>);
+
+impl<'a> ObjectKey<'a> {
+    /// A key as it stands in a table.
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) const fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(crate) fn to_buf(self) -> ObjectKeyBuf {
+        ObjectKeyBuf(self.0.into())
+    }
+
+    /// `group/resource/`.
+    pub(crate) fn resource(self) -> &'a [u8] {
+        resource_of(self.0)
+    }
+
+    /// The collections without selectors that hold the object: of all namespaces, and of its own.
+    pub(crate) fn collections(self) -> impl Iterator<Item = CollectionKey<'a>> {
+        collections_around(self.0).map(CollectionKey)
+    }
+}
+
+impl ObjectKeyBuf {
+    /// The key of an object of `resource` (`group/resource/`); the namespace is empty in cluster scope.
+    pub(crate) fn join(resource: &[u8], namespace: &str, name: &str) -> Self {
+        let mut key = Vec::with_capacity(resource.len() + namespace.len() + 1 + name.len());
+        key.extend_from_slice(resource);
+        push_object(&mut key, namespace, name);
+        Self(key.into())
+    }
+
+    pub(crate) fn as_key(&self) -> ObjectKey<'_> {
+        ObjectKey(&self.0)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<'a> CollectionKey<'a> {
+    /// A key as it stands in a table.
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) const fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(crate) fn to_buf(self) -> CollectionKeyBuf {
+        CollectionKeyBuf(self.0.into())
+    }
+
+    /// `group/resource/`.
+    pub(crate) fn resource(self) -> &'a [u8] {
+        resource_of(self.0)
+    }
+
+    pub(crate) fn has_selectors(self) -> bool {
+        self.without_selectors() != self
+    }
+
+    /// The prefix of its objects' keys.
+    pub(crate) fn without_selectors(self) -> Self {
+        Self(without_selectors(self.0))
+    }
+
+    /// The prefix of the rows of its members, where it has selectors.
+    pub(crate) fn member_prefix(self) -> Vec<u8> {
+        [self.0, &[0]].concat()
+    }
+
+    /// The row of a member, where it has selectors.
+    pub(crate) fn member_row(self, member: ObjectKey<'_>) -> Vec<u8> {
+        [self.0, &[0], member.0].concat()
+    }
+}
+
+impl CollectionKeyBuf {
+    pub(crate) fn as_key(&self) -> CollectionKey<'_> {
+        CollectionKey(&self.0)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// `group/resource/` of an object's or a collection's key.
+pub(crate) fn resource_of(key: &[u8]) -> &[u8] {
+    let mut slashes = memchr::memchr_iter(b'/', key);
+    &key[..slashes.nth(1).map_or(key.len(), |at| at + 1)]
+}
+
 pub(crate) fn push_resource(out: &mut Vec<u8>, group: &str, resource: &str) {
     out.extend_from_slice(group.as_bytes());
     out.push(b'/');

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::change::{Change, Observation};
 use super::decode::MAX_MEMBERS;
+use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::Collection;
 use super::variants::VariantAssembler;
 
@@ -14,10 +15,10 @@ const MAX_WAITING: usize = 64;
 #[derive(Debug)]
 pub(crate) struct PartialList {
     /// The collection's key.
-    pub collection: Vec<u8>,
+    pub collection: CollectionKeyBuf,
     pub record: Collection,
     /// The keys of its objects so far.
-    pub members: Vec<Vec<u8>>,
+    pub members: Vec<ObjectKeyBuf>,
     /// When the last page came.
     pub received_at: u64,
     /// Of the first page.
@@ -95,12 +96,13 @@ impl PartialList {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::keys::CollectionKey;
 
     fn page(continue_token: &str, next: &str, version: u64) -> PartialList {
         PartialList {
-            collection: b"c".to_vec(),
+            collection: CollectionKey::new(b"c").to_buf(),
             record: Collection::new(version, 0, "L".into(), "v1".into()),
-            members: vec![format!("member of {continue_token:?}").into()],
+            members: vec![ObjectKeyBuf::join(b"/pods/", "", continue_token)],
             received_at: 0,
             observed: Observation::watch_event(0),
             continue_token: continue_token.into(),

@@ -4,6 +4,7 @@ use crate::authz::shares::Verdict;
 use crate::cache::apply::apply;
 use crate::cache::change::{Change, Evicted};
 use crate::cache::continuity::Continuity;
+use crate::cache::keys::ObjectKey;
 use crate::cache::paginate::ListAssembler;
 use crate::cache::store::{Condition, Store};
 use crate::cache::testing::{Dump, MemoryDisk, Response, Survivors, dump};
@@ -51,7 +52,7 @@ fn batches() -> Vec<Vec<Change>> {
         ingest("GET /version", 200, r#"{"minor":"36"}"#, 9_000),
         vec![grant("alice", Verdict::no(10_000)), credential(7, b"")],
         vec![
-            Change::Evict(Evicted::Object(b"/pods/d/large".to_vec())),
+            Change::Evict(Evicted::Object(ObjectKey::new(b"/pods/d/large").to_buf())),
             grant("bob", Verdict::yes(11_000)),
         ],
         ingest(PODS, 200, &list(30, "", &[("e", 25), ("f", 26)]), 12_000),

@@ -11,10 +11,9 @@ use arc_swap::ArcSwapOption;
 use redb::{ReadTransaction, TableDefinition, WriteTransaction};
 
 use crate::cache::backend::FileSystem;
-use crate::cache::continuity::resource_of;
 use crate::cache::cursor::{Members, SnapshotLeases, behind};
 use crate::cache::feed::Feed;
-use crate::cache::keys;
+use crate::cache::keys::{self, CollectionKey, ObjectKey};
 use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
 use crate::cache::record::{Collection, Record, ResponseRecord};
 
@@ -282,9 +281,10 @@ impl Snapshot {
     /// redb's, or a damaged value.
     pub(crate) fn object<T>(
         &self,
-        key: &[u8],
+        key: ObjectKey<'_>,
         read: impl FnOnce(Record<'_>) -> T,
     ) -> Result<Lookup<T>, StoreError> {
+        let key = key.as_bytes();
         if let Some(value) = self.txn.open_table(OBJECTS)?.get(key)? {
             let record = Record::read(value.value()).ok_or(StoreError::Damaged)?;
             return Ok(Lookup::Found(read(record)));
@@ -297,8 +297,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub(crate) fn collection(&self, key: &[u8]) -> Result<Option<Collection>, StoreError> {
-        let value = self.txn.open_table(COLLECTIONS)?.get(key)?;
+    pub(crate) fn collection(
+        &self,
+        key: CollectionKey<'_>,
+    ) -> Result<Option<Collection>, StoreError> {
+        let value = self.txn.open_table(COLLECTIONS)?.get(key.as_bytes())?;
         value
             .map(|v| serde_json::from_slice(v.value()).map_err(|_| StoreError::Damaged))
             .transpose()
@@ -384,17 +387,17 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn members_cursor(&self, collection: &[u8]) -> Result<Walk, StoreError> {
+    pub(crate) fn members_cursor(&self, collection: CollectionKey<'_>) -> Result<Walk, StoreError> {
         self.walk_members_behind(collection, &[])
     }
 
     /// As [`Snapshot::members_cursor`], behind the object `last` where that isn't empty.
     pub(super) fn walk_members_behind(
         &self,
-        collection: &[u8],
+        collection: CollectionKey<'_>,
         last: &[u8],
     ) -> Result<Walk, StoreError> {
-        let start = [collection, &[0]].concat();
+        let start = collection.member_prefix();
         let end = keys::end_of(&start);
         let last = if last.is_empty() {
             Vec::new()
@@ -456,8 +459,8 @@ impl Snapshot {
     /// # Errors
     /// redb's, or a damaged value.
     pub(crate) fn has_lost_since(&self, scope: &[u8], version: u64) -> Result<bool, StoreError> {
-        let own = self.collection(scope)?;
-        let all = self.collection(resource_of(scope))?;
+        let own = self.collection(CollectionKey::new(scope))?;
+        let all = self.collection(CollectionKey::new(keys::resource_of(scope)))?;
         let incomplete = own.as_ref().is_some_and(|own| !own.is_whole());
         Ok(incomplete
             || [own, all]
@@ -470,11 +473,16 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn holds(&self, collection: &[u8], object: &[u8]) -> Result<bool, StoreError> {
-        if keys::without_selectors(collection).len() == collection.len() {
-            return Ok(self.txn.open_table(OBJECTS)?.get(object)?.is_some());
+    pub(crate) fn holds(
+        &self,
+        collection: CollectionKey<'_>,
+        object: ObjectKey<'_>,
+    ) -> Result<bool, StoreError> {
+        if !collection.has_selectors() {
+            let objects = self.txn.open_table(OBJECTS)?;
+            return Ok(objects.get(object.as_bytes())?.is_some());
         }
-        let row = [collection, &[0], object].concat();
+        let row = collection.member_row(object);
         Ok(self.txn.open_table(MEMBERS)?.get(row.as_slice())?.is_some())
     }
 
@@ -500,10 +508,10 @@ impl Snapshot {
     /// redb's.
     pub(crate) fn last_member_deletion_beyond(
         &self,
-        collection: &[u8],
+        collection: CollectionKey<'_>,
         covered: (u64, u64),
     ) -> Result<Option<u64>, StoreError> {
-        let start = [collection, &[0]].concat();
+        let start = collection.member_prefix();
         let end = keys::end_of(&start);
         let (absent, mut last) = (self.txn.open_table(ABSENT)?, None);
         for row in self
@@ -521,8 +529,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn has_all_members(&self, collection: &[u8]) -> Result<bool, StoreError> {
-        let start = [collection, &[0]].concat();
+    pub(crate) fn has_all_members(
+        &self,
+        collection: CollectionKey<'_>,
+    ) -> Result<bool, StoreError> {
+        let start = collection.member_prefix();
         let end = keys::end_of(&start);
         let objects = self.txn.open_table(OBJECTS)?;
         let absent = self.txn.open_table(ABSENT)?;

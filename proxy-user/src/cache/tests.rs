@@ -4,6 +4,7 @@ use http::{HeaderMap, Method, Uri};
 
 use super::*;
 use crate::cache::exchange::Exchange;
+use crate::cache::keys::{CollectionKey, ObjectKey};
 use crate::cache::record::Collection;
 use crate::cache::store::Lookup;
 use hublet_wire::request::RequestInfo;
@@ -68,7 +69,7 @@ impl Bench {
     pub(super) async fn object(&self, key: &str) -> Lookup<String> {
         let snapshot = self.cache.snapshot().await.unwrap();
         snapshot
-            .object(key.as_bytes(), |r| {
+            .object(ObjectKey::new(key.as_bytes()), |r| {
                 String::from_utf8_lossy(r.body).into_owned()
             })
             .unwrap()
@@ -76,7 +77,10 @@ impl Bench {
 
     pub(super) async fn version(&self, key: &str) -> Option<u64> {
         let snapshot = self.cache.snapshot().await.unwrap();
-        match snapshot.object(key.as_bytes(), |r| r.version).unwrap() {
+        match snapshot
+            .object(ObjectKey::new(key.as_bytes()), |r| r.version)
+            .unwrap()
+        {
             Lookup::Found(version) => Some(version),
             _ => None,
         }
@@ -91,7 +95,7 @@ impl Bench {
             .snapshot()
             .await
             .unwrap()
-            .collection(key.as_bytes())
+            .collection(CollectionKey::new(key.as_bytes()))
             .unwrap()
     }
 
@@ -454,7 +458,7 @@ async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
         "closed, whoever still holds it"
     );
     assert!(
-        held.object(b"/pods/d/a", |_| ()).is_err(),
+        held.object(ObjectKey::new(b"/pods/d/a"), |_| ()).is_err(),
         "and its snapshots read nothing of another's"
     );
     assert_eq!(bench.version("/pods/d/a").await, Some(7));

@@ -283,7 +283,7 @@ impl Writer {
             .collect::<Vec<_>>()
         {
             self.changes
-                .append(&mut self.grants.written(author, &key, now));
+                .append(&mut self.grants.written(author, key.as_bytes(), now));
         }
     }
 
@@ -355,7 +355,7 @@ impl Writer {
             .decoders
             .values()
             .filter_map(|open_response| open_response.decoder.watched_collection())
-            .map(<[u8]>::to_vec)
+            .map(|collection| collection.as_bytes().to_vec())
             .collect();
         let evicted =
             self.budget

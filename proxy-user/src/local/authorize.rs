@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::LocalRequest;
 use crate::authz::decide::{Answered, Decision};
 use crate::cache::Cache;
+use crate::cache::keys::ObjectKey;
 use crate::cache::store::{Lookup, Snapshot, StoreError};
 
 /// A read that the caller is not known to be allowed while the cloud is away.
@@ -148,7 +149,7 @@ impl Guarded {
             .cache
             .snapshot()
             .await?
-            .object(question.scope(), |_| ())?
+            .object(ObjectKey::new(question.scope()), |_| ())?
         {
             Lookup::Absent(at) => Ok(Some(at)),
             Lookup::Found(()) | Lookup::Unknown => Ok(None),

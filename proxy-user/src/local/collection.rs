@@ -3,9 +3,8 @@
 use super::Local;
 use super::LocalRequest;
 use super::error::LocalError;
-use crate::cache::continuity::resource_of;
 use crate::cache::exchange::{EVENT_TTL, is_event};
-use crate::cache::keys;
+use crate::cache::keys::{self, CollectionKey, CollectionKeyBuf};
 use crate::cache::record::{Collection, Record};
 use crate::cache::selector::stays;
 use crate::cache::store::{ListCursor, ListSource, Snapshot, StoreError, Walk};
@@ -18,19 +17,19 @@ pub(super) struct CompleteCollection {
     pub(super) snapshot: Snapshot,
     pub(super) collection: Collection,
     /// The collection's key. It may cover all namespaces where the request names one.
-    key: Vec<u8>,
+    key: CollectionKeyBuf,
     /// The key of the members of a selection, if the request has selectors.
-    selection: Option<Vec<u8>>,
+    selection: Option<CollectionKeyBuf>,
     /// The prefix of the keys of the requested objects.
-    prefix: Vec<u8>,
+    prefix: CollectionKeyBuf,
 }
 
 impl CompleteCollection {
     /// A cursor over the objects, in this snapshot.
     pub(super) fn cursor(&self) -> Result<Walk, StoreError> {
         match &self.selection {
-            Some(key) => self.snapshot.members_cursor(key),
-            None => self.snapshot.walk(&self.prefix),
+            Some(key) => self.snapshot.members_cursor(key.as_key()),
+            None => self.snapshot.walk(self.prefix.as_bytes()),
         }
     }
 
@@ -68,8 +67,12 @@ impl CompleteCollection {
     pub(super) fn last_deletion_beyond(&self, client: u64) -> Result<Option<u64>, StoreError> {
         let covered = (self.collection.version.max(client), self.collection.at);
         match &self.selection {
-            Some(key) => self.snapshot.last_member_deletion_beyond(key, covered),
-            None => self.snapshot.last_deletion_beyond(&self.prefix, covered),
+            Some(key) => self
+                .snapshot
+                .last_member_deletion_beyond(key.as_key(), covered),
+            None => self
+                .snapshot
+                .last_deletion_beyond(self.prefix.as_bytes(), covered),
         }
     }
 
@@ -109,7 +112,7 @@ impl CompleteCollection {
     /// Encodings and apiVersions of the stored objects. The whole resource's are counted; only where
     /// these differ, the collection's own are looked up.
     fn forms(&self) -> Result<Vec<(u8, String)>, StoreError> {
-        let forms = self.snapshot.forms(resource_of(&self.prefix))?;
+        let forms = self.snapshot.forms(self.prefix.as_key().resource())?;
         if forms.len() <= 1 {
             return Ok(forms);
         }
@@ -137,14 +140,14 @@ impl Local {
         snapshot: Snapshot,
         request: &LocalRequest<'_>,
     ) -> Result<CompleteCollection, LocalError> {
-        let key = request.scope();
+        let key = CollectionKey::new(request.scope());
         let (collection, key, selection) = if request.request.has_selectors() {
             let collection = if snapshot.has_all_members(key)? {
                 find_complete(&snapshot, key)?
             } else {
                 None
             };
-            (collection, key.to_vec(), Some(key.to_vec()))
+            (collection, key.to_buf(), Some(key.to_buf()))
         } else {
             let (collection, key) = find_covering(&snapshot, request)?;
             (collection, key, None)
@@ -157,7 +160,9 @@ impl Local {
             collection,
             key,
             selection,
-            prefix: keys::without_selectors(request.scope()).to_vec(),
+            prefix: CollectionKey::new(request.scope())
+                .without_selectors()
+                .to_buf(),
         })
     }
 
@@ -167,7 +172,10 @@ impl Local {
     }
 }
 
-fn find_complete(snapshot: &Snapshot, key: &[u8]) -> Result<Option<Collection>, StoreError> {
+fn find_complete(
+    snapshot: &Snapshot,
+    key: CollectionKey<'_>,
+) -> Result<Option<Collection>, StoreError> {
     let collection = snapshot.collection(key)?;
     Ok(collection.filter(Collection::is_whole))
 }
@@ -176,14 +184,15 @@ fn find_complete(snapshot: &Snapshot, key: &[u8]) -> Result<Option<Collection>, 
 fn find_covering(
     snapshot: &Snapshot,
     request: &LocalRequest<'_>,
-) -> Result<(Option<Collection>, Vec<u8>), StoreError> {
-    let key = request.scope();
+) -> Result<(Option<Collection>, CollectionKeyBuf), StoreError> {
+    let key = CollectionKey::new(request.scope());
     let own = find_complete(snapshot, key)?;
     let request = request.request;
     if own.is_some() || request.namespace().is_empty() {
-        return Ok((own, key.to_vec()));
+        return Ok((own, key.to_buf()));
     }
     let mut key = Vec::new();
     keys::push_resource(&mut key, request.group(), request.resource());
-    Ok((find_complete(snapshot, &key)?, key))
+    let key = CollectionKey::new(&key);
+    Ok((find_complete(snapshot, key)?, key.to_buf()))
 }

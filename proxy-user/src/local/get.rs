@@ -7,6 +7,7 @@ use super::authorize::{AbsenceOnly, Allowed, Denied, Permission};
 use super::body::LocalBody;
 use super::error::LocalError;
 use super::{Local, LocalRequest};
+use crate::cache::keys::ObjectKey;
 use crate::cache::record::Record;
 use crate::cache::store::Lookup;
 use hublet_wire::media::Encoding;
@@ -34,7 +35,8 @@ impl Local {
         if let Some(response) = self.stored_variant(&snapshot, &allowed)? {
             return Ok(response);
         }
-        let found = snapshot.object(allowed.scope(), |record| self.extract(&allowed, &record))?;
+        let key = ObjectKey::new(allowed.scope());
+        let found = snapshot.object(key, |record| self.extract(&allowed, &record))?;
         match found {
             Lookup::Found(Extract::Body {
                 encoding,

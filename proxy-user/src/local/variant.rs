@@ -6,9 +6,8 @@ use http::Response;
 use super::body::LocalBody;
 use super::error::LocalError;
 use super::{Local, LocalRequest};
-use crate::cache::continuity::resource_of;
 use crate::cache::exchange::variant_key;
-use crate::cache::keys;
+use crate::cache::keys::{self, CollectionKey, ObjectKeyBuf};
 use crate::cache::store::{Snapshot, StoreError};
 use crate::cache::variants;
 use hublet_wire::json;
@@ -96,7 +95,7 @@ fn shows_missing_object(
 ) -> Result<bool, StoreError> {
     for list in keys::collections_around(scope) {
         let is_newer = snapshot
-            .collection(list)?
+            .collection(CollectionKey::new(list))?
             .is_some_and(|list| list.is_whole() && list.version > variant.version);
         if !is_newer {
             continue;
@@ -105,9 +104,8 @@ fn shows_missing_object(
             return Ok(true);
         };
         for (namespace, name) in objects {
-            let mut key = resource_of(scope).to_vec();
-            keys::push_object(&mut key, &namespace, &name);
-            if !snapshot.holds(list, &key)? {
+            let key = ObjectKeyBuf::join(keys::resource_of(scope), &namespace, &name);
+            if !snapshot.holds(CollectionKey::new(list), key.as_key())? {
                 return Ok(true);
             }
         }

@@ -51,8 +51,8 @@ impl PodOptIns {
     pub(super) fn observe(&mut self, objects: &[ObservedObject]) -> bool {
         let before = self.observed.len();
         for object in objects {
-            let is_pod = object.key.starts_with(PODS);
-            if !is_pod && !object.key.starts_with(NAMESPACES) {
+            let is_pod = object.key.as_bytes().starts_with(PODS);
+            if !is_pod && !object.key.as_bytes().starts_with(NAMESPACES) {
                 continue;
             }
             let Some(record) = object.record().filter(mentions_key) else {

@@ -8,7 +8,7 @@ use hublet_wire::protobuf::{Fields, Unknown, Value};
 use serde::Deserialize;
 
 use super::pods::bytes_fields;
-use crate::cache::feed::{Lookup, Record, Snapshot, StoreError};
+use crate::cache::feed::{Lookup, ObjectKey, Record, Snapshot, StoreError};
 use crate::config::{CloudConfig, Services};
 
 /// The key of the API service, `default/kubernetes`, in the store.
@@ -53,7 +53,9 @@ impl ServicePolicy {
 /// # Errors
 /// The store's.
 pub(super) fn read_api_service(snapshot: &Snapshot) -> Result<Vec<SocketAddr>, StoreError> {
-    let found = snapshot.object(API_SERVICE, |record| service_addresses(&record))?;
+    let found = snapshot.object(ObjectKey::new(API_SERVICE), |record| {
+        service_addresses(&record)
+    })?;
     Ok(match found {
         Lookup::Found(Some(addresses)) => addresses,
         _ => Vec::new(),

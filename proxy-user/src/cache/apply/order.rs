@@ -6,9 +6,9 @@ use redb::ReadableTable;
 
 use super::{Batch, MAX_ABSENT, MAX_COLLECTIONS, form_key};
 use crate::cache::change::{Observation, ObservedBy};
-use crate::cache::continuity::{KUBE_SYSTEM, Stored, fingerprint, resource_of};
+use crate::cache::continuity::{KUBE_SYSTEM, Stored, fingerprint};
 use crate::cache::exchange::{EVENT_TTL, is_event, may_use_other_etcd};
-use crate::cache::keys;
+use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Collection, NewRecord, Record, ResponseRecord};
 use crate::cache::store::{CLUSTER, StoreError};
 use hublet_wire::media::Encoding;
@@ -18,7 +18,7 @@ use super::ReadableTableMetadata;
 impl Batch<'_> {
     pub(super) fn upsert(
         &mut self,
-        key: &[u8],
+        key: ObjectKey<'_>,
         new: &NewRecord,
         observed: Observation,
     ) -> Result<(), StoreError> {
@@ -30,12 +30,12 @@ impl Batch<'_> {
         if stored.is_none() && self.is_unlisted(key, new.version, observed)? {
             return Ok(());
         }
-        let gone = self.absent.get(key)?.map(|v| v.value());
+        let gone = self.absent.get(key.as_bytes())?.map(|v| v.value());
         if let Some(gone) = gone {
             if !self.is_back(key, gone, (new.version, observed)) {
                 return Ok(());
             }
-            self.absent.remove(key)?;
+            self.absent.remove(key.as_bytes())?;
             self.changed = true;
         }
         if let Some(old) = stored
@@ -45,7 +45,7 @@ impl Batch<'_> {
         }
         self.changed = true;
         *self.forms.entry(form_key(key, &incoming)).or_default() += 1;
-        let replaced = self.objects.insert(key, new.value.as_slice())?;
+        let replaced = self.objects.insert(key.as_bytes(), new.value.as_slice())?;
         if let Some(form) =
             replaced.and_then(|v| Record::read(v.value()).map(|r| form_key(key, &r)))
         {
@@ -57,14 +57,14 @@ impl Batch<'_> {
     /// A whole list of this version or a later one lacks the object: an API server that lags shows it as it was before.
     fn is_unlisted(
         &self,
-        key: &[u8],
+        key: ObjectKey<'_>,
         version: u64,
         observed: Observation,
     ) -> Result<bool, StoreError> {
         if observed.is_consistent() {
             return Ok(false);
         }
-        for scope in keys::collections_around(key) {
+        for scope in key.collections() {
             if let Some(list) = self.collection(scope)?
                 && list.is_whole()
                 && version <= list.version
@@ -80,7 +80,7 @@ impl Batch<'_> {
     /// resourceVersion that it is gone since; 0: no more is known than that somebody did not see it.
     fn is_back(
         &mut self,
-        key: &[u8],
+        key: ObjectKey<'_>,
         gone: (u64, u64),
         (version, observed): (u64, Observation),
     ) -> bool {
@@ -89,38 +89,40 @@ impl Batch<'_> {
             return observed.requested_at >= at;
         }
         if version > since_version {
-            self.continuity.clear_contradiction(key);
+            self.continuity.clear_contradiction(key.as_bytes());
             return true;
         }
         observed.overrules(at)
-            && (observed.source == ObservedBy::Read || self.continuity.confirm_contradiction(key))
+            && (observed.source == ObservedBy::Read
+                || self.continuity.confirm_contradiction(key.as_bytes()))
     }
 
     fn replaces(
         &mut self,
-        key: &[u8],
+        key: ObjectKey<'_>,
         old: &Stored,
         (new, observed): (&Record<'_>, Observation),
     ) -> Result<bool, StoreError> {
         if new.version > old.version {
-            self.continuity.clear_contradiction(key);
+            self.continuity.clear_contradiction(key.as_bytes());
             return Ok(true);
         }
         let other = new.uid != old.uid && !new.uid.is_empty() && !old.uid.is_empty();
         if new.version == old.version && !other {
-            self.continuity.clear_contradiction(key);
+            self.continuity.clear_contradiction(key.as_bytes());
             // At one version JSON stays: every client takes it. And an age is not worth a write each time.
             let json = new.encoding == Encoding::Json;
             let fresh = json == old.is_json && new.stored_at < old.at + 10_000;
             return Ok(!(old.is_json && !json || fresh));
         }
         let certain = |continuity: &mut super::Continuity| {
-            (other && observed.source == ObservedBy::Read) || continuity.confirm_contradiction(key)
+            (other && observed.source == ObservedBy::Read)
+                || continuity.confirm_contradiction(key.as_bytes())
         };
         if !observed.overrules(old.at) || !certain(self.continuity) {
             return Ok(false);
         }
-        let tells_of_cluster = other && !may_use_other_etcd(resource_of(key));
+        let tells_of_cluster = other && !may_use_other_etcd(key.resource());
         if tells_of_cluster
             && let Some(since) = self
                 .continuity
@@ -128,7 +130,7 @@ impl Batch<'_> {
         {
             self.begin_anew(since)?;
         }
-        self.rewind(resource_of(key), new.version, observed)?;
+        self.rewind(key.resource(), new.version, observed)?;
         Ok(true)
     }
 
@@ -147,12 +149,12 @@ impl Batch<'_> {
             ahead.extend(
                 collection
                     .filter(|c| c.version > version)
-                    .map(|c| (key.value().to_vec(), c)),
+                    .map(|c| (CollectionKey::new(key.value()).to_buf(), c)),
             );
         }
         for (key, mut collection) in ahead {
             collection.complete = false;
-            self.put_collection(&key, &collection)?;
+            self.put_collection(key.as_key(), &collection)?;
         }
         let continuity = &self.continuity;
         let stays =
@@ -195,15 +197,16 @@ impl Batch<'_> {
         for row in self.objects.iter()? {
             let (key, value) = row?;
             let former = Record::read(value.value()).is_none_or(|r| old(r.stored_at));
-            if former && !continuity.is_replacement(key.value()) {
-                objects.push(key.value().to_vec());
+            let key = ObjectKey::new(key.value()).to_buf();
+            if former && !continuity.is_replacement(&key) {
+                objects.push(key);
             }
         }
         let mut collections = Vec::new();
         for row in self.collections.iter()? {
             let (key, value) = row?;
             if serde_json::from_slice::<Collection>(value.value()).map_or(true, |c| old(c.at)) {
-                collections.push(key.value().to_vec());
+                collections.push(CollectionKey::new(key.value()).to_buf());
             }
         }
         self.absent.retain(|_, (at, _)| !old(at))?;
@@ -212,37 +215,37 @@ impl Batch<'_> {
         self.grants.retain(|_, _| false)?;
         self.credentials.retain(|_, _| false)?;
         for key in objects {
-            self.take(&key)?;
+            self.take(key.as_key())?;
         }
         collections
             .iter()
-            .try_for_each(|key| self.drop_collection(key))
+            .try_for_each(|key| self.drop_collection(key.as_key()))
     }
 
-    pub(super) fn stored(&self, key: &[u8]) -> Result<Option<Stored>, StoreError> {
-        let value = self.objects.get(key)?;
+    pub(super) fn stored(&self, key: ObjectKey<'_>) -> Result<Option<Stored>, StoreError> {
+        let value = self.objects.get(key.as_bytes())?;
         let record = value.as_ref().and_then(|v| Record::read(v.value()));
         Ok(record.map(|r| Stored::of(&r, self.continuity.past(r.stored_at))))
     }
 
     /// Absences end. Lists that are older than one don't hold the object any more, and are incomplete.
-    pub(super) fn appeared(&mut self, key: &[u8]) -> Result<(), StoreError> {
-        let end = if key.ends_with(b"/") {
-            keys::end_of(key)
+    pub(super) fn appeared(&mut self, scope: &[u8]) -> Result<(), StoreError> {
+        let end = if scope.ends_with(b"/") {
+            keys::end_of(scope)
         } else {
-            [key, &[0]].concat()
+            [scope, &[0]].concat()
         };
         let mut ended = Vec::new();
         for row in self
             .absent
-            .extract_from_if(key..end.as_slice(), |_, _| true)?
+            .extract_from_if(scope..end.as_slice(), |_, _| true)?
         {
             let (object, value) = row?;
             ended.push((object.value().to_vec(), value.value().0));
         }
         for (object, at) in ended {
             self.changed = true;
-            for scope in keys::collections_around(&object) {
+            for scope in ObjectKey::new(&object).collections() {
                 if let Some(list) = self
                     .collection(scope)?
                     .filter(|list| list.complete && list.at < at)
@@ -262,7 +265,7 @@ impl Batch<'_> {
 
     pub(super) fn gone(
         &mut self,
-        key: &[u8],
+        key: ObjectKey<'_>,
         version: u64,
         observed: Observation,
     ) -> Result<(), StoreError> {
@@ -278,7 +281,7 @@ impl Batch<'_> {
                 return Ok(());
             }
         }
-        let before = self.absent.get(key)?.map(|v| v.value());
+        let before = self.absent.get(key.as_bytes())?.map(|v| v.value());
         let known = before.map_or(0, |(_, known)| known);
         let since_version = match (version, stored) {
             (0, Some(stored)) if observed.is_consistent() => known.max(stored.version),
@@ -293,7 +296,7 @@ impl Batch<'_> {
         self.take(key)?;
         self.changed = true;
         self.absent
-            .insert(key, (observed.not_after, since_version))?;
+            .insert(key.as_bytes(), (observed.not_after, since_version))?;
         if self.absent.len()? > MAX_ABSENT {
             self.evict_absent()
         } else {
@@ -303,9 +306,9 @@ impl Batch<'_> {
 
     pub(super) fn complete(
         &mut self,
-        collection: &[u8],
+        collection: CollectionKey<'_>,
         new: &Collection,
-        members: &[Vec<u8>],
+        members: &[ObjectKeyBuf],
         observed: Observation,
     ) -> Result<(), StoreError> {
         let old = self.collection(collection)?.filter(Collection::is_whole);
@@ -313,21 +316,21 @@ impl Batch<'_> {
             let at = self.continuity.past(old.at);
             if old.version > new.version {
                 let overrules = observed.is_consistent() && observed.overrules(at);
-                if !overrules || !self.continuity.confirm_contradiction(collection) {
+                if !overrules || !self.continuity.confirm_contradiction(collection.as_bytes()) {
                     return Ok(());
                 }
-                self.rewind(resource_of(collection), new.version, observed)?;
+                self.rewind(collection.resource(), new.version, observed)?;
             } else {
-                self.continuity.clear_contradiction(collection);
+                self.continuity.clear_contradiction(collection.as_bytes());
                 // The same again, whose age is not worth a write each time.
                 if old.version == new.version && new.at < at + 10_000 {
                     return Ok(());
                 }
             }
         }
-        let mut listed: Vec<&[u8]> = members.iter().map(Vec::as_slice).collect();
+        let mut listed: Vec<_> = members.iter().map(ObjectKeyBuf::as_key).collect();
         listed.sort_unstable();
-        let departed = if keys::without_selectors(collection).len() < collection.len() {
+        let departed = if collection.has_selectors() {
             let departed = self.has_other_members(collection, &listed)?;
             self.replace_members(collection, members)?;
             departed
@@ -368,10 +371,11 @@ impl Batch<'_> {
     /// Drops what a whole list does not hold, without calling it absent; whether there was any.
     fn drop_unlisted(
         &mut self,
-        prefix: &[u8],
+        collection: CollectionKey<'_>,
         (version, observed): (u64, Observation),
-        listed: &[&[u8]],
+        listed: &[ObjectKey<'_>],
     ) -> Result<bool, StoreError> {
+        let prefix = collection.as_bytes();
         let end = keys::end_of(prefix);
         let mut missing = Vec::new();
         for row in self.objects.range(prefix..end.as_slice())? {
@@ -382,24 +386,28 @@ impl Batch<'_> {
                     || (observed.is_consistent()
                         && self.continuity.past(r.stored_at) < observed.not_before)
             });
-            if older && listed.binary_search(&key.value()).is_err() {
-                missing.push(key.value().to_vec());
+            let key = ObjectKey::new(key.value());
+            if older && listed.binary_search(&key).is_err() {
+                missing.push(key.to_buf());
             }
         }
         for key in &missing {
-            self.take(key)?;
+            self.take(key.as_key())?;
         }
         Ok(!missing.is_empty())
     }
 
-    fn has_other_members(&self, collection: &[u8], listed: &[&[u8]]) -> Result<bool, StoreError> {
-        let start = [collection, &[0]].concat();
+    fn has_other_members(
+        &self,
+        collection: CollectionKey<'_>,
+        listed: &[ObjectKey<'_>],
+    ) -> Result<bool, StoreError> {
+        let start = collection.member_prefix();
         let end = keys::end_of(&start);
         for row in self.members.range(start.as_slice()..end.as_slice())? {
-            if listed
-                .binary_search(&&row?.0.value()[start.len()..])
-                .is_err()
-            {
+            let row = row?.0;
+            let member = ObjectKey::new(&row.value()[start.len()..]);
+            if listed.binary_search(&member).is_err() {
                 return Ok(true);
             }
         }
@@ -420,11 +428,11 @@ impl Batch<'_> {
                 let at =
                     Record::read(value.value()).map_or(0, |r| self.continuity.past(r.stored_at));
                 if at + EVENT_TTL <= now {
-                    old.push(key.value().to_vec());
+                    old.push(ObjectKey::new(key.value()).to_buf());
                 }
             }
             for key in old {
-                self.take(&key)?;
+                self.take(key.as_key())?;
             }
         }
         Ok(())

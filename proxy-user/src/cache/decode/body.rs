@@ -73,7 +73,7 @@ impl WholeBody<'_> {
         let name = named_in_status(exchange, self.bytes, "NotFound")?;
         if name.is_some_and(|name| name == exchange.name) {
             self.changes.push(Change::Delete {
-                key: exchange.key.clone(),
+                key: exchange.requested_object().to_buf(),
                 version: 0,
                 observed: exchange.observation(),
             });
@@ -104,7 +104,7 @@ impl WholeBody<'_> {
             ..exchange.observation()
         };
         self.changes.push(Change::Delete {
-            key: exchange.key.clone(),
+            key: exchange.requested_object().to_buf(),
             version: 0,
             observed,
         });
@@ -119,7 +119,7 @@ impl WholeBody<'_> {
             Encoding::Protobuf => NewRecord::protobuf(self.bytes, exchange.answered_at)?,
         };
         let key = exchange.object_key(&record.namespace, &record.name);
-        if !exchange.name.is_empty() && key != exchange.key {
+        if !exchange.name.is_empty() && key.as_key() != exchange.requested_object() {
             return Err(CodecError::Json(
                 "the answer is another object than was asked for".into(),
             ));
@@ -127,7 +127,9 @@ impl WholeBody<'_> {
         let observed = exchange.observation();
         self.changes.push(match exchange.verb {
             // A client never reads its own Events again, and the cloud drops them after an hour.
-            Verb::Create if is_event(&key) => Change::ClearAbsence { key },
+            Verb::Create if is_event(key.as_bytes()) => Change::ClearAbsence {
+                key: key.as_bytes().to_vec(),
+            },
             Verb::Delete if exchange.status == 200 => delete_or_upsert(key, record, observed),
             _ => Change::Upsert {
                 key,

@@ -6,6 +6,7 @@ use hublet_wire::{CodecError, json, protobuf};
 use super::MAX_MEMBERS;
 use crate::cache::change::{Change, Membership, Observation};
 use crate::cache::exchange::{Exchange, is_custom_resource};
+use crate::cache::keys::ObjectKeyBuf;
 use crate::cache::record::{Collection, NewRecord, TypeHint};
 use crate::cache::variants;
 
@@ -13,7 +14,7 @@ use crate::cache::variants;
 pub(super) struct EventSink<'a> {
     pub exchange: &'a Exchange,
     /// The keys seen so far, until the bookmark that ends the initial events.
-    pub initial: &'a mut Option<Vec<Vec<u8>>>,
+    pub initial: &'a mut Option<Vec<ObjectKeyBuf>>,
     /// When the chunk arrived.
     pub now: u64,
     pub changes: &'a mut Vec<Change>,
@@ -116,14 +117,14 @@ impl EventSink<'_> {
     }
 
     /// The initial events are a list that has come to its end.
-    fn complete_initial_events(&mut self, version: u64, kind: &str, members: Vec<Vec<u8>>) {
+    fn complete_initial_events(&mut self, version: u64, kind: &str, members: Vec<ObjectKeyBuf>) {
         let api_version = self.exchange.api_version.clone();
         let record = Collection {
             unstructured: is_custom_resource(&self.exchange.resource),
             ..Collection::new(version, self.now, format!("{kind}List"), api_version)
         };
         self.changes.push(Change::ReplaceCollection {
-            collection: self.exchange.key.clone(),
+            collection: self.exchange.requested_collection().to_buf(),
             record,
             members,
             observed: self.initial_observation(),
@@ -142,7 +143,7 @@ impl EventSink<'_> {
         // Initial events are in no order of versions: only the bookmark behind them counts.
         if self.initial.is_none() {
             self.changes.push(Change::AdvanceCollection {
-                collection: self.exchange.key.clone(),
+                collection: self.exchange.requested_collection().to_buf(),
                 from: self.exchange.watch_from,
                 version,
                 at: self.now,
@@ -152,9 +153,9 @@ impl EventSink<'_> {
         }
     }
 
-    fn membership(&self, key: &[u8], joins: bool) -> Option<Membership> {
+    fn membership(&self, key: &ObjectKeyBuf, joins: bool) -> Option<Membership> {
         self.exchange.has_selectors().then(|| Membership {
-            key: key.to_vec(),
+            key: key.clone(),
             joins,
         })
     }
