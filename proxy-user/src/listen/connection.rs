@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
-use super::accept::{Accepted, Acceptor};
+use super::acceptor::{Accepted, Acceptor};
 use super::metered::Metered;
 use super::protocol::{FirstBytes, Protocol};
 use super::table::{Activity, Directive, HttpVersion, InFlight, TrackedBody, TrackedIo};
@@ -198,7 +198,7 @@ fn http1<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let builder = acceptor.http1_for(&connection.flow);
+    let builder = acceptor.http.http1_for(&connection.flow);
     let service = request_service!(acceptor, connection, activity);
     let stream = TrackedIo {
         stream: TokioIo::new(stream),
@@ -223,7 +223,7 @@ fn http2<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let builder = acceptor.http2_for(&connection.flow);
+    let builder = acceptor.http.http2_for(&connection.flow);
     let service = request_service!(acceptor, connection, activity);
     let stream = TrackedIo {
         stream: TokioIo::new(stream),

@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::ConnectionTable;
 use crate::caller::Port;
 use crate::telemetry::registry::{
-    Instrumented, LabeledValues, Registry, ValueKind, register_counter, register_gauge,
+    Instrumented, LabeledValues, Registry, ValueKind, register_counter,
 };
 
 /// Counters of all listeners.
@@ -144,23 +143,6 @@ impl Instrumented for Counters {
             "self_probe_failures",
             "Self-probes without an answer in time",
             self.probes_failed.load(Relaxed),
-        );
-    }
-}
-
-impl Instrumented for ConnectionTable {
-    fn register_metrics(&self, registry: &mut Registry) {
-        register_gauge(
-            registry,
-            "connections_open",
-            "Connections open, the self-probe's included",
-            self.open(),
-        );
-        register_gauge(
-            registry,
-            "connections_limit",
-            "Most connections that may be open (--max-connections)",
-            self.limit(),
         );
     }
 }

@@ -11,6 +11,8 @@
 //! timer, no allocation of its own.
 
 mod accept;
+mod acceptor;
+mod builders;
 mod connection;
 mod counters;
 mod metered;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-pub(crate) use accept::Acceptor;
+pub(crate) use acceptor::Acceptor;
 pub(crate) use counters::Counters;
 pub(crate) use probe::{INTERVAL as PROBE_INTERVAL, probe};
 pub(crate) use socket::{Purpose, bind};
@@ -62,7 +64,7 @@ pub(crate) struct Listener {
 
 /// Accepts on this listener until the table drains. Call on the traffic runtime.
 pub(crate) fn spawn(acceptor: &Arc<Acceptor>, listener: &Listener) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(accept::run(
+    tokio::spawn(accept::accept_until_drain(
         Arc::clone(acceptor),
         Arc::clone(&listener.socket),
         listener.port,

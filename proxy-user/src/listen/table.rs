@@ -6,6 +6,7 @@
 
 mod activity;
 mod slots;
+mod snapshot;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -21,10 +22,11 @@ use tracing::warn;
 pub(super) use activity::{Activity, Directive};
 pub(super) use tracked::{HttpVersion, InFlight, TrackedBody, TrackedIo};
 
-use super::Counters;
+use super::counters::Counters;
 use crate::budget::Flow;
 use crate::caller::Client;
 use crate::drain::{DrainTrigger, DrainWatcher};
+use crate::telemetry::registry::{Instrumented, Registry, register_gauge};
 use slots::{Admission, Slots};
 use sweep::{SweepAction, SweepState};
 
@@ -183,6 +185,23 @@ impl ConnectionTable {
     /// Completes when no listener accepts and no connection is open.
     pub(crate) async fn drained(&self) {
         self.drain.drained().await;
+    }
+}
+
+impl Instrumented for ConnectionTable {
+    fn register_metrics(&self, registry: &mut Registry) {
+        register_gauge(
+            registry,
+            "connections_open",
+            "Connections open, the self-probe's included",
+            self.open(),
+        );
+        register_gauge(
+            registry,
+            "connections_limit",
+            "Most connections that may be open (--max-connections)",
+            self.limit(),
+        );
     }
 }
 

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::connection::Connection;
-use super::upgrade;
+use super::protocol::Protocol;
 use crate::authz::identity::Credential;
 use crate::budget::Flow;
 use crate::local::{LocalRequest, encode_scope};
@@ -43,14 +43,6 @@ pub(crate) enum Standing {
     Unproven,
 }
 
-/// The protocol of a request's connection after its response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    Http,
-    /// SPDY or WebSocket: exec, attach, port-forward, watches by WebSocket.
-    Upgrade,
-}
-
 /// The part of a request that is still to come from its client.
 #[derive(Debug)]
 pub(crate) struct Inbound {
@@ -67,7 +59,7 @@ impl Call {
         standing: impl FnOnce(&Credential) -> Standing,
     ) -> (Self, Inbound) {
         let info = RequestInfo::parse(request.method(), request.uri());
-        let protocol = upgrade::protocol(request.headers(), &info);
+        let protocol = Protocol::of(request.headers(), &info);
         let upgraded = (protocol == Protocol::Upgrade).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let credential = connection.credential(&parts.headers);

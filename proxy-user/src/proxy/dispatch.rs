@@ -11,8 +11,9 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::body::{Admission, Body};
-use super::call::{Call, Inbound, Protocol, Standing};
+use super::call::{Call, Inbound, Standing};
 use super::error::ProxyError;
+use super::protocol::Protocol;
 use super::request_body::{self, DryRun};
 use super::route::Route;
 use super::{Proxy, upgrade};

@@ -3,7 +3,8 @@
 
 use hublet_wire::request::{RequestInfo, Verb};
 
-use super::call::{Caller, Protocol, Standing};
+use super::call::{Caller, Standing};
+use super::protocol::Protocol;
 use crate::cache::exchange::may_be_stored;
 use crate::cloud::health::CloudState;
 use crate::cloud::pool::ConnectionClass;

@@ -10,7 +10,7 @@ use std::task::Poll;
 use futures_util::task::AtomicWaker;
 
 use super::ConnectionTable;
-use super::sweep::WriteProgress;
+use super::snapshot::{ActivitySnapshot, WriteProgress};
 use crate::budget::Flow;
 use crate::drain::DrainWatcher;
 
@@ -21,15 +21,6 @@ pub(crate) enum Directive {
     /// Finish the requests in flight, then close.
     Drain,
     Close,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ActivitySnapshot {
-    /// Requests so far; wraps.
-    pub(super) requests: u32,
-    pub(super) in_flight: u32,
-    /// Bytes came in after the last response, and no request has begun since.
-    pub(super) has_unparsed_bytes: bool,
 }
 
 #[derive(Debug)]

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::activity::{Activity, ActivitySnapshot};
+use super::activity::Activity;
+use super::snapshot::ActivitySnapshot;
 use super::sweep::SweepState;
 use crate::budget::Flow;
 use crate::caller::Client;

@@ -1,6 +1,6 @@
 //! What the sweeps remember of a connection, and when they close it. Pure.
 
-use super::activity::ActivitySnapshot;
+use super::snapshot::{ActivitySnapshot, WriteProgress};
 
 /// Sweeps after which an incomplete request head closes the connection (30 to 45 s).
 const SLOW_HEAD_SWEEPS: u32 = 3;
@@ -16,13 +16,6 @@ pub(super) enum SweepAction {
     CloseIdle,
     /// Its request head does not end, or it was told to drain and did not.
     CloseSlow,
-}
-
-/// Bytes that a client has to read, and a counter that changes whenever it has read some.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct WriteProgress {
-    pub(super) pending: usize,
-    pub(super) written: u32,
 }
 
 /// State of one connection between sweeps.
