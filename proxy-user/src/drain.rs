@@ -1,4 +1,4 @@
-//! Drains: one trigger asks for the end, and is done when the last watcher has been dropped.
+//! Drains: a trigger starts one, which ends when the last watcher has been dropped.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl DrainTrigger {
         DrainWatcher(self.0.subscribe())
     }
 
-    /// Tells all watchers, present and future ones.
+    /// Starts the drain for all watchers, present and future ones.
     pub(crate) fn start(&self) {
         self.0.send_replace(true);
     }

@@ -75,7 +75,7 @@ impl DialError {
         matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
-    /// True for an error that says nothing about the cloud: this node lacks a permit, a file
+    /// True for an error that is no failure of the cloud: this node lacks a permit, a file
     /// descriptor, memory or a port, or the server is there and takes no requests.
     pub(crate) fn is_local(&self) -> bool {
         match self {

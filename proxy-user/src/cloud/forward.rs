@@ -1,5 +1,5 @@
-//! Sends one request to the API server and waits for the head of its response, or for the news that the
-//! cloud is disconnected.
+//! Sends one request to the API server and waits for the head of its response, or until the cloud is found
+//! to be disconnected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ pub(crate) enum ForwardError {
     Dial(#[from] DialError),
     #[error("the cloud is away")]
     Disconnected,
-    /// The server closed the connection, or the stream, and says that it did not process the request.
+    /// The server closed the connection, or the stream, without having processed the request.
     #[error("the cloud did not take the request: {}", with_causes(.0))]
     NotProcessed(#[source] hyper::Error),
     /// The client's upload broke off.
@@ -42,12 +42,12 @@ pub(crate) enum ForwardError {
     Broken(#[source] hyper::Error),
     /// The link was found dead while a request waited for the head of its response.
     #[error(
-        "the cloud's connection broke after the request was sent: no answer before the link was found dead"
+        "the cloud's connection broke after the request was sent: no response before the link was found dead"
     )]
     NoResponse,
     /// The link was found dead behind the head of a response.
     #[error(
-        "the cloud's connection broke after the request was sent: nothing behind the answer's head before the link was found dead"
+        "the cloud's connection broke after the request was sent: nothing behind the response's head before the link was found dead"
     )]
     NoBody,
     #[error("the cloud's connection broke after the request was sent: {0}")]
@@ -232,7 +232,7 @@ impl Cloud {
             };
             match failed.returned.or(copy).filter(|_| retry) {
                 Some(again) => request = again,
-                // Neither says anything about the cloud.
+                // Neither is a failure of the cloud.
                 None if is_upload_error(&failed.error) => {
                     return Err(ForwardError::Upload(failed.error));
                 }
@@ -306,7 +306,7 @@ impl Cloud {
     }
 }
 
-/// The server says that it has not processed the request: with a GOAWAY that excludes it, or with
+/// The server has not processed the request, by its own account: with a GOAWAY that excludes it, or with
 /// `REFUSED_STREAM` (RFC 9113 §8.7).
 pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);

@@ -1,8 +1,8 @@
 //! The reachability of the API server: one state, decided in one task ([`monitor`]) from the signals of
 //! requests and the results of probes.
 //!
-//! A slow request says nothing about the cloud; only silence does, and only in spite of a probe. So a
-//! waiting request asks for a probe early enough for its answer to arrive before the fallback timeout
+//! A slow request is no sign that the cloud is away; only silence is, and only in spite of a probe. So a
+//! waiting request triggers a probe early enough for its answer to arrive before the fallback timeout
 //! (I11). Any byte read from the server meanwhile, on any connection, counts as a sign of life.
 
 pub(crate) mod activity;
@@ -35,7 +35,7 @@ const FALLBACK_ROUND_TRIPS: u32 = 6;
 const MIN_FALLBACK_ROUND_TRIPS: u32 = 2;
 /// Silence of one connection, while others are heard from, before new requests are kept off it.
 const CONNECTION_SILENCE: Duration = Duration::from_secs(2);
-/// Least time between two probes that gateway errors ask for.
+/// Least time between two probes that gateway errors trigger.
 const GATEWAY_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for this process to read what has already arrived.
 const READ_GRACE: Duration = Duration::from_millis(10);
@@ -80,7 +80,7 @@ pub(crate) enum Signal {
     Refused,
     /// It failed otherwise: unreachable, TLS, reset.
     Failed,
-    /// It waits in silence and asks for a probe.
+    /// It waits in silence: a probe is due.
     Waiting,
     /// Its fallback timeout has passed in silence.
     Silent,
@@ -176,7 +176,7 @@ impl Health {
     }
 
     /// Records the head of a response. A 502, 503 or 504 may come from a gateway in front of a dead
-    /// server: it is no sign of life, and asks for a probe.
+    /// server: it is no sign of life, and triggers a probe.
     pub(crate) fn record_response(&self, status: StatusCode, latency: Duration) {
         match status {
             StatusCode::BAD_GATEWAY
@@ -230,7 +230,7 @@ impl Health {
             .max(waited.min(MAX_FALLBACK_TIMEOUT))
     }
 
-    /// Time before the fallback timeout at which to ask for a probe, for its answer to come in time.
+    /// Time before the fallback timeout at which to trigger a probe, for its answer to arrive in time.
     fn probe_lead(&self, timeout: Duration) -> Duration {
         let answer_time = self.activity.round_trip() * 3 / 2;
         answer_time.max(timeout / 2).min(timeout)
@@ -239,24 +239,24 @@ impl Health {
     /// Waits until nothing has been read for a fallback timeout, from now on, in spite of a probe.
     async fn until_silent(&self) {
         let began = Instant::now();
-        let mut probe_asked: Option<Instant> = None;
+        let mut probe_requested: Option<Instant> = None;
         loop {
             let last_read = self.activity.last_read().max(began);
             let timeout = self.fallback_timeout_after(last_read - began);
             let lead = self.probe_lead(timeout);
             let probe_due = last_read + (timeout - lead);
-            match probe_asked {
-                Some(asked) if asked >= last_read => {
-                    sleep_until(asked + lead - READ_GRACE).await;
+            match probe_requested {
+                Some(requested) if requested >= last_read => {
+                    sleep_until(requested + lead - READ_GRACE).await;
                     // This process may have been stopped: let it read what has arrived meanwhile.
                     sleep(READ_GRACE).await;
-                    if self.activity.last_read() <= asked {
+                    if self.activity.last_read() <= requested {
                         return;
                     }
                 }
                 _ if Instant::now() >= probe_due => {
                     self.signal(Signal::Waiting);
-                    probe_asked = Some(Instant::now());
+                    probe_requested = Some(Instant::now());
                 }
                 _ => sleep_until(probe_due).await,
             }

@@ -38,13 +38,13 @@ use crate::caller::Client;
 use crate::telemetry::Metrics;
 
 /// HTTP/1.1 connections of credentials that the server has accepted.
-const PROVEN_LIMIT: LimitConfig = LimitConfig {
+const ACCEPTED_LIMIT: LimitConfig = LimitConfig {
     total: 512,
     per_client: 512,
     reserved: 0,
 };
 /// HTTP/1.1 connections of other credentials.
-const UNPROVEN_LIMIT: LimitConfig = LimitConfig {
+const PENDING_LIMIT: LimitConfig = LimitConfig {
     total: 32,
     per_client: 8,
     reserved: 8,
@@ -90,8 +90,8 @@ pub(crate) struct Pool {
     shared: Arc<SharedConnections>,
     /// The server chose HTTP/1.1 where HTTP/2 was offered.
     http1_only: AtomicBool,
-    proven: ConnectionLimit,
-    unproven: ConnectionLimit,
+    accepted: ConnectionLimit,
+    pending: ConnectionLimit,
     upgrades: ConnectionLimit,
     idle: Arc<IdleConnections>,
     prober: Prober,
@@ -108,8 +108,8 @@ impl Pool {
             dialer,
             shared: Arc::default(),
             http1_only: AtomicBool::new(false),
-            proven: ConnectionLimit::new(PROVEN_LIMIT),
-            unproven: ConnectionLimit::new(UNPROVEN_LIMIT),
+            accepted: ConnectionLimit::new(ACCEPTED_LIMIT),
+            pending: ConnectionLimit::new(PENDING_LIMIT),
             upgrades: ConnectionLimit::new(UPGRADE_LIMIT),
             idle: Arc::default(),
             connection_ended: Arc::default(),
@@ -136,7 +136,7 @@ impl Pool {
             ConnectionClass::Unary => StreamKind::Unary,
             ConnectionClass::Watch => StreamKind::Watch,
             ConnectionClass::Dedicated => {
-                let permit = self.unproven.acquire(client).await?;
+                let permit = self.pending.acquire(client).await?;
                 // Boxed: a handshake's state is large, and every request would hold room for it.
                 return Box::pin(self.acquire_http1(permit, reuse)).await;
             }
@@ -177,7 +177,7 @@ impl Pool {
             freed.as_mut().enable();
             if self.http1_only.load(Ordering::Relaxed) {
                 return self
-                    .acquire_http1(self.proven.try_acquire(client)?, reuse)
+                    .acquire_http1(self.accepted.try_acquire(client)?, reuse)
                     .await;
             }
             match self.shared.try_acquire(kind)? {
@@ -198,7 +198,7 @@ impl Pool {
         if self.http1_only.load(Ordering::Relaxed) {
             drop(dial);
             return self
-                .acquire_http1(self.proven.try_acquire(client)?, reuse)
+                .acquire_http1(self.accepted.try_acquire(client)?, reuse)
                 .await;
         }
         let closing = self.closing.subscribe();
@@ -208,7 +208,7 @@ impl Pool {
         }
         self.http1_only.store(true, Ordering::Relaxed);
         drop(dial);
-        lease_http1(tls, closing, self.proven.try_acquire(client)?).await
+        lease_http1(tls, closing, self.accepted.try_acquire(client)?).await
     }
 
     async fn share(
@@ -265,8 +265,8 @@ impl Pool {
 
     /// Counts a dedicated connection among those of accepted credentials from now on, so that its watch
     /// takes no permit from credentials that are still to be accepted.
-    pub(crate) fn mark_proven(&self, permit: &mut StreamPermit) {
-        permit.move_to(&self.proven);
+    pub(crate) fn mark_accepted(&self, permit: &mut StreamPermit) {
+        permit.move_to(&self.accepted);
     }
 
     /// Dials an HTTP/1.1 connection for one upgrade.

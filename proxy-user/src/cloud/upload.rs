@@ -64,7 +64,7 @@ pub(crate) struct UploadProgress {
 enum UploadState {
     /// The server has room; the client is to send more.
     AwaitingClient,
-    /// The server has asked for nothing since.
+    /// The server has taken nothing since.
     AwaitingServer(Instant),
     Complete,
 }

@@ -26,10 +26,10 @@ use crate::proxy::connection::Connection;
 use crate::telemetry::WarningKind;
 
 /// Longest wait for the first byte of a connection.
-const FIRST_BYTE: Duration = Duration::from_secs(30);
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same during a drain.
-const DRAIN_FIRST_BYTE: Duration = Duration::from_millis(250);
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const DRAIN_FIRST_BYTE_TIMEOUT: Duration = Duration::from_millis(250);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that TLS buffers for a client that does not read: one record's.
 const TLS_BUFFER: usize = 16 << 10;
 /// The same with large buffers: a response of two records is written at once.
@@ -73,8 +73,8 @@ pub(super) async fn serve(acceptor: Arc<Acceptor>, accepted: Accepted) {
     let stream = Metered::new(stream, first_bytes, caller);
     match protocol {
         Protocol::Tls => Box::pin(serve_tls(&acceptor, stream, connection, activity)).await,
-        Protocol::Http2 => http2(&acceptor, stream, connection, activity).await,
-        _ => http1(&acceptor, stream, connection, activity).await,
+        Protocol::Http2 => serve_http2(&acceptor, stream, connection, activity).await,
+        _ => serve_http1(&acceptor, stream, connection, activity).await,
     }
 }
 
@@ -91,17 +91,17 @@ fn admit(acceptor: &Acceptor, accepted: &Accepted) -> Option<(Arc<Activity>, Arc
     ))
 }
 
-/// Detects the protocol. During a drain, connections get [`DRAIN_FIRST_BYTE`] for it.
+/// Detects the protocol. During a drain, connections get [`DRAIN_FIRST_BYTE_TIMEOUT`] for it.
 async fn peek_protocol(
     first_bytes: &mut FirstBytes,
     stream: &TcpStream,
     activity: &Activity,
 ) -> Option<Protocol> {
-    let peek = timeout(FIRST_BYTE, first_bytes.peek_protocol(stream));
+    let peek = timeout(FIRST_BYTE_TIMEOUT, first_bytes.peek_protocol(stream));
     let peeked = match activity.until_directive(Directive::Drain, peek).await {
         Some(peeked) => peeked,
         None => {
-            let peek = timeout(DRAIN_FIRST_BYTE, first_bytes.peek_protocol(stream));
+            let peek = timeout(DRAIN_FIRST_BYTE_TIMEOUT, first_bytes.peek_protocol(stream));
             activity.until_directive(Directive::Close, peek).await?
         }
     };
@@ -123,9 +123,9 @@ async fn serve_tls(
             stream.get_mut().1.set_buffer_limit(Some(LARGE_TLS_BUFFER));
         }
         if stream.get_ref().1.alpn_protocol() == Some(H2) {
-            Either::Left(http2(acceptor, *stream, connection, activity))
+            Either::Left(serve_http2(acceptor, *stream, connection, activity))
         } else {
-            Either::Right(http1(acceptor, *stream, connection, activity))
+            Either::Right(serve_http1(acceptor, *stream, connection, activity))
         }
     };
     serving.await;
@@ -142,14 +142,14 @@ async fn handshake(
     let handshake = acceptor
         .tls
         .accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
-    let handshake = Box::pin(timeout(HANDSHAKE, handshake));
+    let handshake = Box::pin(timeout(HANDSHAKE_TIMEOUT, handshake));
     let failure = match activity
         .until_directive(Directive::Close, handshake)
         .await?
     {
         Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => format!("failed: {error}; does the client trust our CA?"),
-        Err(_) => format!("took longer than {HANDSHAKE:?}"),
+        Err(_) => format!("took longer than {HANDSHAKE_TIMEOUT:?}"),
     };
     acceptor.counters.handshake_error();
     log_handshake(connection, &failure);
@@ -189,7 +189,7 @@ macro_rules! request_service {
     }};
 }
 
-fn http1<T>(
+fn serve_http1<T>(
     acceptor: &Acceptor,
     stream: T,
     connection: Arc<Connection>,
@@ -214,7 +214,7 @@ where
     }
 }
 
-fn http2<T>(
+fn serve_http2<T>(
     acceptor: &Acceptor,
     stream: T,
     connection: Arc<Connection>,
@@ -252,7 +252,7 @@ async fn refuse_plain(mut stream: TcpStream) {
         let mut request = [0; 4096];
         let _ = stream.try_read(&mut request);
     }
-    let _ = timeout(HANDSHAKE, async {
+    let _ = timeout(HANDSHAKE_TIMEOUT, async {
         stream.write_all(PLAIN_ON_SECURE).await?;
         stream.shutdown().await
     })

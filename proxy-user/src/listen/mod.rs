@@ -1,5 +1,4 @@
-//! The sockets that clients reach: bind, accept, tell TLS from plain HTTP, serve HTTP/1.1 and HTTP/2,
-//! drain.
+//! The sockets that clients reach: bind, accept, detect TLS and HTTP version, serve, drain.
 //!
 //! ```text
 //! socket → accept → connection: identify, first byte ─┬→ TLS → ALPN ─┬→ HTTP/1.1 → proxy
@@ -37,18 +36,16 @@ pub(crate) use tls::server_config;
 
 use crate::caller::Port;
 
-/// Why a socket can't be had.
+/// The error of a listener that can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error("can't listen on {address}: {reason}")]
     Bind {
         address: SocketAddr,
-        /// What is in the way, and what to do.
+        /// The obstacle, and the remedy.
         reason: String,
-        /// The error as the kernel gave it.
         source: std::io::Error,
     },
-    /// TLS can't be set up.
     #[error("TLS can't be set up: {0}")]
     Tls(#[from] rustls::Error),
 }
@@ -56,9 +53,8 @@ pub enum ListenError {
 /// A bound socket, not yet accepting.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    /// Which of our ports it is.
     pub port: Port,
-    /// The socket; shared, because eBPF wants its descriptor while it accepts.
+    /// Shared: eBPF needs its descriptor while it accepts.
     pub socket: Arc<TcpListener>,
 }
 

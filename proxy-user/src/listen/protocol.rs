@@ -26,7 +26,7 @@ pub(super) struct FirstBytes {
 }
 
 impl FirstBytes {
-    /// Waits until the first bytes tell the protocol. Cancel safe: may be dropped and called again.
+    /// Waits for the first bytes, which decide on the protocol. Cancel safe: may be dropped and called again.
     pub(super) async fn peek_protocol(&mut self, stream: &TcpStream) -> io::Result<Protocol> {
         if self.len == 0 {
             let mut peeked = [0; 3];

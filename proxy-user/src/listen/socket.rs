@@ -12,17 +12,17 @@ use super::ListenError;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// What a socket is for, and the flags that move it.
+/// The use of a listening socket. It decides which flags move the socket elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Plain HTTP and TLS.
+    /// Plain HTTP, and TLS as well.
     Plain,
     Secure,
     Admin,
 }
 
 impl Purpose {
-    fn flags(self) -> (&'static str, &'static str) {
+    fn flag_names(self) -> (&'static str, &'static str) {
         match self {
             Self::Plain => ("--bind-proxy-address", "--proxy-port"),
             Self::Secure => ("--bind-proxy-address", "--proxy-secure-port"),
@@ -34,16 +34,16 @@ impl Purpose {
 /// Binds and listens, non-blocking.
 ///
 /// # Errors
-/// The address is taken, isn't on this node, or may not be had; the message says what to do.
+/// The address is taken, isn't on this node, or is not permitted; the message says what to do.
 pub(crate) fn bind(address: SocketAddr, purpose: Purpose) -> Result<TcpListener, ListenError> {
-    listening(address).map_err(|source| ListenError::Bind {
+    open_listening(address).map_err(|source| ListenError::Bind {
         address,
-        reason: reason(&source, address, purpose),
+        reason: explain_failure(&source, address, purpose),
         source,
     })
 }
 
-fn listening(address: SocketAddr) -> io::Result<TcpListener> {
+fn open_listening(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -65,8 +65,8 @@ fn listening(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn reason(error: &io::Error, address: SocketAddr, purpose: Purpose) -> String {
-    let (address_flag, port_flag) = purpose.flags();
+fn explain_failure(error: &io::Error, address: SocketAddr, purpose: Purpose) -> String {
+    let (address_flag, port_flag) = purpose.flag_names();
     let port = address.port();
     match error.kind() {
         ErrorKind::AddrInUse => format!(
@@ -82,7 +82,7 @@ fn reason(error: &io::Error, address: SocketAddr, purpose: Purpose) -> String {
             format!("not permitted; run as root, or choose a port above 1023 by {port_flag}")
         }
         _ => format!(
-            "the kernel refuses; choose another address by {address_flag} or port by {port_flag}"
+            "the kernel refused it; choose another address by {address_flag} or port by {port_flag}"
         ),
     }
 }

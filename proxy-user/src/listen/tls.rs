@@ -1,4 +1,4 @@
-//! The TLS side of the listeners: a resolver in, rustls's configuration out.
+//! TLS of the listeners.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use rustls::{CipherSuite, ServerConfig};
 pub(super) const H2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// TLS 1.2 and 1.3, h2 before http/1.1, one stateless ticket: resumption costs the server no memory, and the client
-/// two fifths of its CPU less.
+/// TLS 1.2 and 1.3, h2 before http/1.1, one stateless ticket: resumption costs the server no memory, and saves the client
+/// two fifths of its CPU.
 ///
 /// # Errors
-/// The provider refuses; it never has.
+/// The crypto provider supports neither version, or has no random numbers for the tickets' key.
 pub(crate) fn server_config(
     resolver: Arc<dyn ResolvesServerCert>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut provider = default_provider();
     provider
         .cipher_suites
-        .sort_by_key(|suite| !prefers(suite.suite()));
+        .sort_by_key(|suite| !is_preferred(suite.suite()));
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_no_client_auth()
@@ -34,8 +34,8 @@ pub(crate) fn server_config(
     Ok(Arc::new(config))
 }
 
-/// AES with 128 bits first, as the API server (Go) has it: it is the cheapest for both sides, which are the same machine.
-fn prefers(suite: CipherSuite) -> bool {
+/// AES with 128 bits, as the API server (Go) prefers it: it is the cheapest for both sides, which are the same machine.
+fn is_preferred(suite: CipherSuite) -> bool {
     matches!(
         suite,
         CipherSuite::TLS13_AES_128_GCM_SHA256

@@ -5,18 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
-
-use crate::budget::{Charge, Flow, Waiter};
+use super::admission::Admission;
+use crate::budget::{Flow, Waiter};
 use crate::cache::capture::Capture;
 use crate::cache::store::StoreError;
 use crate::cloud::stream::{BodyTee, CloudBody, CloudBodyError};
 use crate::local::body::LocalBody;
-use crate::telemetry::RequestRecord;
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
 
-/// Why a body broke off; the client sees a cut stream, never a shortened whole.
+/// The error of a body that broke off; the client sees a cut stream, never a shortened whole.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error(transparent)]
@@ -32,45 +30,6 @@ pub(crate) struct Body {
     flow: Option<Arc<Flow>>,
     waiter: Option<Waiter>,
     admission: Option<Admission>,
-}
-
-/// A request's share of what is limited, held until its response, or the connection it became, has ended.
-#[derive(Debug)]
-pub(crate) struct Admission {
-    _in_flight: OwnedSemaphorePermit,
-    charge: Charge,
-    upgrade: Option<OwnedSemaphorePermit>,
-    record: RequestRecord,
-}
-
-impl Admission {
-    pub(crate) fn new(
-        in_flight: OwnedSemaphorePermit,
-        charge: Charge,
-        record: RequestRecord,
-    ) -> Self {
-        Self {
-            _in_flight: in_flight,
-            charge,
-            upgrade: None,
-            record,
-        }
-    }
-
-    /// Recorded when the admission is dropped.
-    pub(crate) fn record(&mut self) -> &mut RequestRecord {
-        &mut self.record
-    }
-
-    /// Charges further bytes, if the client has room for them.
-    pub(crate) fn charge_more(&mut self, bytes: usize) -> bool {
-        self.charge.grow(bytes)
-    }
-
-    /// Holds a permit for an upgraded connection as well.
-    pub(crate) fn hold_upgrade(&mut self, permit: OwnedSemaphorePermit) {
-        self.upgrade = Some(permit);
-    }
 }
 
 enum Kind {
@@ -173,7 +132,7 @@ impl Kind {
 
 fn count_sent(admission: &mut Option<Admission>, data: Option<&Bytes>) {
     if let (Some(admission), Some(data)) = (admission, data) {
-        admission.record.add_sent(data.len());
+        admission.record().add_sent(data.len());
     }
 }
 

@@ -1,4 +1,4 @@
-//! One request in flight: what its client asks for, and who the client is.
+//! One request in flight: its target and its caller.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use super::connection::Connection;
 use super::protocol::Protocol;
 use crate::authz::identity::Credential;
 use crate::budget::Flow;
+use crate::cache::Cache;
 use crate::local::{LocalRequest, encode_scope};
 use crate::telemetry::Description;
 
@@ -33,14 +34,26 @@ pub(crate) struct Call {
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub credential: Credential,
-    pub standing: Standing,
+    pub acceptance: Acceptance,
 }
 
-/// Whether the cloud has accepted a credential before.
+/// The cloud's acceptance of a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    Proven,
-    Unproven,
+pub(crate) enum Acceptance {
+    /// The cloud has accepted it before.
+    Accepted,
+    /// The cloud may reject it.
+    Pending,
+}
+
+impl Acceptance {
+    pub(crate) fn of(credential: &Credential, cache: &Cache) -> Self {
+        if cache.grants.knows(credential, cache.clock.now(), u64::MAX) {
+            Self::Accepted
+        } else {
+            Self::Pending
+        }
+    }
 }
 
 /// The part of a request that is still to come from its client.
@@ -53,10 +66,10 @@ pub(crate) struct Inbound {
 
 impl Call {
     /// Reads the target and the credential of a request.
-    pub(crate) fn receive(
+    pub(crate) fn identify(
         mut request: Request<Incoming>,
         connection: &Connection,
-        standing: impl FnOnce(&Credential) -> Standing,
+        cache: &Cache,
     ) -> (Self, Inbound) {
         let info = RequestInfo::parse(request.method(), request.uri());
         let protocol = Protocol::of(request.headers(), &info);
@@ -67,7 +80,7 @@ impl Call {
             protocol,
             accepts: Accepts::from_headers(&parts.headers),
             caller: Caller {
-                standing: standing(&credential),
+                acceptance: Acceptance::of(&credential, cache),
                 credential,
             },
             key: info.understood().map(encode_scope),

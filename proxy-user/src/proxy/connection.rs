@@ -14,24 +14,23 @@ use crate::telemetry::Caller;
 /// One accepted connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    /// Which socket accepted it.
+    /// The port that accepted it.
     pub port: Port,
     /// The client's address.
     pub remote: SocketAddr,
-    /// TLS, as opposed to plain HTTP.
     pub tls: bool,
-    /// What eBPF attests; `None` is "unknown", never a privilege.
+    /// The process at the other end, as eBPF attests it; an unknown one has no privilege.
     pub process: Option<Process>,
     /// The process's counts; none before its protocol is known.
     pub caller: Option<Arc<Caller>>,
     /// Its bytes under way.
     pub flow: Arc<Flow>,
-    /// The token last seen here and what it stands for: clients send the same one each time.
-    last: Mutex<Option<(Box<[u8]>, Token)>>,
+    /// The last token, raw and digested: clients send the same one each time.
+    last_token: Mutex<Option<(Box<[u8]>, Token)>>,
 }
 
 impl Connection {
-    /// A connection just accepted, which has not said yet whether it speaks TLS.
+    /// A connection just accepted, whose protocol is not known yet.
     pub(crate) fn new(
         port: Port,
         remote: SocketAddr,
@@ -45,14 +44,14 @@ impl Connection {
             process,
             caller: None,
             flow,
-            last: Mutex::new(None),
+            last_token: Mutex::new(None),
         }
     }
 
     /// A request's credential, by its headers.
     pub(crate) fn credential(&self, headers: &HeaderMap) -> Credential {
         Credential::with(headers, |token| {
-            let mut last = self.last.lock();
+            let mut last = self.last_token.lock();
             if let Some((_, known)) = last.as_ref().filter(|(seen, _)| **seen == *token) {
                 return known.clone();
             }

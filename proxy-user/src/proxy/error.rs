@@ -1,4 +1,4 @@
-//! Failures of requests: which side failed, whether the cloud had the request, and the `Status` that the client gets.
+//! Failures of requests: the side that failed, the delivery to the cloud, and the `Status` for the client.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -8,15 +8,15 @@ use hublet_wire::media::Encoding;
 use hublet_wire::request::RequestInfo;
 use hublet_wire::status::Status;
 
+use super::body::Body;
+use super::route::Refusal;
 use crate::cloud::dial::DialError;
 use crate::cloud::forward::{Delivery, ForwardError};
-
 use crate::cloud::upload::STALL_TIMEOUT;
 use crate::local::SOURCE;
 use crate::local::authorize::Denied;
 use crate::local::error::LocalError;
-use crate::proxy::body::Body;
-use crate::proxy::route::Refusal;
+use crate::text::with_causes;
 
 /// A failed request.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub(crate) enum Side {
     Hublet,
 }
 
-/// Whether the cloud may have the request.
+/// Delivery of a request to the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sent {
     No,
@@ -174,7 +174,7 @@ impl ProxyError {
     pub(crate) fn upload_stalled(request: &RequestInfo) -> Self {
         let (verb, seconds) = (request.verb().as_str(), STALL_TIMEOUT.as_secs());
         Self::outcome_unknown(format!(
-            "hublet: the server has taken nothing of this {verb}'s body for {seconds} s: whether it was done isn't known"
+            "hublet: the server has taken nothing of this {verb}'s body for {seconds} s: its outcome is unknown"
         ))
     }
 
@@ -194,7 +194,7 @@ impl ProxyError {
     /// A request that was to be forwarded and got no response.
     pub(crate) fn not_forwarded(request: &RequestInfo, error: ForwardError) -> Self {
         let failed = match &error {
-            // A limit of hublet's own says nothing about the cloud.
+            // A limit of hublet's own is no failure of the cloud.
             ForwardError::Dial(DialError::Busy) => Self::too_many_requests(),
             ForwardError::Upload(_) => Self::bad_request(format!("hublet: {error}")),
             _ => Self::not_delivered(request, &error),
@@ -214,7 +214,7 @@ impl ProxyError {
                 format!("hublet: {error}: nothing was done"),
             ),
             Delivery::Unknown => Self::outcome_unknown(format!(
-                "hublet: the link to the cloud broke before the answer: whether this {} was done isn't known",
+                "hublet: the link to the cloud broke before the response: the outcome of this {} is unknown",
                 verb.as_str()
             )),
         }
@@ -237,7 +237,7 @@ impl ProxyError {
         }
     }
 
-    /// The store's reason, where the cloud was asked as well: the client gets the former, the log both.
+    /// The store's error, caused by one of the cloud: the client gets the former, the log both.
     pub(crate) fn after_forwarding(self, error: ForwardError) -> Self {
         self.caused_by(error)
     }
@@ -246,12 +246,16 @@ impl ProxyError {
         self.kind
     }
 
-    pub(crate) fn side(&self) -> Side {
-        self.kind.side()
-    }
-
-    pub(crate) fn sent(&self) -> Sent {
-        self.sent
+    /// Logs the error with its causes; `describe` names the request.
+    pub(crate) fn log(&self, describe: impl FnOnce() -> String) {
+        tracing::debug!(
+            kind = self.kind.as_str(),
+            side = ?self.kind.side(),
+            sent = ?self.sent,
+            "{}: {}",
+            describe(),
+            with_causes(self)
+        );
     }
 
     /// The response that the client gets.
@@ -329,12 +333,12 @@ mod tests {
         let patch = request("PATCH", "/api/v1/namespaces/a/pods/p");
         let away = ProxyError::not_forwarded(&patch, ForwardError::Disconnected);
         assert_eq!(
-            (away.kind(), away.sent()),
+            (away.kind(), away.sent),
             (ErrorKind::WriteUnavailable, Sent::No)
         );
         let lost = ProxyError::not_forwarded(&patch, ForwardError::NoResponse);
         assert_eq!(
-            (lost.kind(), lost.sent()),
+            (lost.kind(), lost.sent),
             (ErrorKind::OutcomeUnknown, Sent::Perhaps)
         );
         assert_eq!(lost.to_response(Encoding::Json).status(), 504);

@@ -1,4 +1,4 @@
-//! The protocol that a request asks for: HTTP, or a stream that leaves HTTP.
+//! The protocol of a request: HTTP, or a stream that leaves HTTP.
 
 use http::{HeaderMap, HeaderName, header};
 use hublet_wire::request::{RequestInfo, Verb};

@@ -10,7 +10,6 @@ use hublet_wire::protobuf;
 use hyper::body::{Body, Incoming};
 
 use super::error::ProxyError;
-use crate::budget::MAX_UPLOAD_BUFFER;
 use crate::cloud::upload::{TrackedBody, Upload};
 
 /// Longest body of a DELETE in bytes. `DeleteOptions` have a few hundred at most.
@@ -20,21 +19,11 @@ const DELETE_OPTIONS_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_DRAINED: usize = 4 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether a DELETE may be a dry run, whose response reads like a real one's.
+/// The possibility that a DELETE is a dry run, whose response reads like a real one's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DryRun {
     No,
     Perhaps,
-}
-
-/// Most bytes of a request's body that hublet may hold at once.
-pub(crate) fn max_held_bytes(body: &Incoming) -> usize {
-    let limit = u64::from(MAX_UPLOAD_BUFFER);
-    let held = body
-        .size_hint()
-        .upper()
-        .map_or(limit, |left| left.min(limit));
-    usize::try_from(held).unwrap_or(usize::MAX)
 }
 
 /// The body to send, if there is one. It streams, except for a DELETE's options.
@@ -66,14 +55,16 @@ where
         Ok(Ok(options)) => Ok(options.to_bytes()),
         Ok(Err(error)) => Err(bad_delete_options(&error.to_string())),
         Err(_) => Err(bad_delete_options(&format!(
-            "not all of them came within {} s",
+            "they did not arrive within {} s",
             DELETE_OPTIONS_TIMEOUT.as_secs()
         ))),
     }
 }
 
 fn bad_delete_options(problem: &str) -> ProxyError {
-    ProxyError::bad_request(format!("hublet: a DELETE's options: {problem}"))
+    ProxyError::bad_request(format!(
+        "hublet: the options of this DELETE can't be read: {problem}"
+    ))
 }
 
 /// An escape in JSON may hide the name (`dry\u0052un`), so it counts as one.
@@ -98,8 +89,8 @@ fn is_protobuf_dry_run(options: &[u8]) -> bool {
         .any(|(field, _)| field == 5)
 }
 
-/// Drains the body of a read, which has none as a rule. Behind a body that stays away hyper reads nothing more, and so
-/// does not see its client leave.
+/// Drains the body of a read, which has none as a rule. Until a body has ended hyper reads nothing else, and so does not
+/// see its client leave.
 ///
 /// # Errors
 /// The body is too long, too slow, or breaks off.
@@ -108,12 +99,12 @@ pub(crate) async fn drain_read(body: &mut Incoming) -> Result<(), ProxyError> {
         return Ok(());
     }
     Err(ProxyError::bad_request(format!(
-        "hublet: the body of a read did not come within {} s",
+        "hublet: the body of this read is too long, or did not arrive within {} s",
         DRAIN_TIMEOUT.as_secs()
     )))
 }
 
-/// How much of a body was drained.
+/// The part of a body that was drained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Drained {
     Whole,

@@ -1,28 +1,44 @@
-//! Where a request goes: a pure function of the request, its caller, the cloud's state and the policy. Nothing else decides
-//! this.
+//! The route of a request: a pure function of the request, its caller, the cloud's state and the policy. Nothing else
+//! decides which requests are sent to the cloud and which are answered from the store.
 
 use hublet_wire::request::{RequestInfo, Verb};
 
-use super::call::{Caller, Standing};
+use super::call::{Acceptance, Caller};
 use super::protocol::Protocol;
 use crate::cache::exchange::may_be_stored;
 use crate::cloud::health::CloudState;
 use crate::cloud::pool::ConnectionClass;
 use crate::config::WorkingMode;
 
-/// Where a request goes.
+/// The destination of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// To the cloud alone.
-    Cloud(ConnectionClass),
-    /// To the cloud, once a probe has found it: a write that was never sent has a known outcome.
-    CloudAfterProbe(ConnectionClass),
-    /// To the cloud, and to the store where that fails or stays silent for longer than the fallback timeout.
-    CloudThenStore(ConnectionClass),
-    /// To the store, and to the cloud where the store does not know.
-    StoreThenCloud(ConnectionClass),
+    /// To the cloud, with or without the store, on a connection of this class.
+    Forward(Forward, ConnectionClass),
+    /// To the cloud, on a connection that leaves HTTP.
+    Upgrade(SendTime),
+    /// To the store alone.
     Store,
     Refuse(Refusal),
+}
+
+/// The part that the store has in a request that may be sent to the cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forward {
+    /// None: only the cloud can answer.
+    CloudOnly(SendTime),
+    /// It answers where the cloud fails, or stays silent for longer than the fallback timeout.
+    CloudThenStore,
+    /// It answers what it can; the rest is sent to the cloud.
+    StoreThenCloud,
+}
+
+/// The time to send a request that only the cloud can answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SendTime {
+    Now,
+    /// After a probe has found the cloud: a write that was never sent has a known outcome.
+    AfterProbe,
 }
 
 /// The reason for which a request goes nowhere while the cloud is away.
@@ -37,7 +53,7 @@ pub(crate) enum Refusal {
     UpgradeUnavailable,
 }
 
-/// The part of the configuration that decides where requests go.
+/// The part of the configuration that decides on routes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Policy {
     pub working_mode: WorkingMode,
@@ -51,21 +67,25 @@ pub(crate) fn route(
     policy: &Policy,
 ) -> Route {
     let class = connection_class(request, caller);
-    if protocol == Protocol::Upgrade {
-        return when_connected(state, class, Refusal::UpgradeUnavailable);
+    match protocol {
+        Protocol::Upgrade => match send_time(state) {
+            Some(time) => Route::Upgrade(time),
+            None => Route::Refuse(Refusal::UpgradeUnavailable),
+        },
+        Protocol::Http if request.verb().is_read() => route_read(request, class, state, policy),
+        Protocol::Http => match send_time(state) {
+            Some(time) => Route::Forward(Forward::CloudOnly(time), class),
+            None => Route::Refuse(Refusal::WriteUnavailable),
+        },
     }
-    if !request.verb().is_read() {
-        return when_connected(state, class, Refusal::WriteUnavailable);
-    }
-    route_read(request, class, state, policy)
 }
 
-/// A request that only the cloud can answer, and that must not be sent while its outcome might stay unknown.
-fn when_connected(state: CloudState, class: ConnectionClass, refusal: Refusal) -> Route {
+/// The time to send a request whose outcome must not stay unknown; `None` while the cloud is away.
+fn send_time(state: CloudState) -> Option<SendTime> {
     match state {
-        CloudState::Connected => Route::Cloud(class),
-        CloudState::Suspect | CloudState::Silent => Route::CloudAfterProbe(class),
-        CloudState::Disconnected | CloudState::Recovering => Route::Refuse(refusal),
+        CloudState::Connected => Some(SendTime::Now),
+        CloudState::Suspect | CloudState::Silent => Some(SendTime::AfterProbe),
+        CloudState::Disconnected | CloudState::Recovering => None,
     }
 }
 
@@ -75,26 +95,29 @@ fn route_read(
     state: CloudState,
     policy: &Policy,
 ) -> Route {
-    if policy.working_mode == WorkingMode::Cloud {
-        return match state {
-            CloudState::Disconnected | CloudState::Recovering => Route::Refuse(Refusal::NoStore),
-            CloudState::Connected | CloudState::Suspect | CloudState::Silent => Route::Cloud(class),
-        };
-    }
-    let is_stored = is_storable(request);
-    match state {
-        CloudState::Connected | CloudState::Suspect if is_stored => Route::CloudThenStore(class),
-        CloudState::Silent if is_stored => Route::StoreThenCloud(class),
-        CloudState::Connected | CloudState::Suspect | CloudState::Silent => Route::Cloud(class),
-        // Also what is never stored: rights are judged first, so that a refusal tells nothing of the store.
-        CloudState::Disconnected | CloudState::Recovering if request.understood().is_some() => {
-            Route::Store
+    let has_store = policy.working_mode != WorkingMode::Cloud;
+    let is_stored = has_store && is_storable(request);
+    let forward = match state {
+        CloudState::Connected | CloudState::Suspect if is_stored => Forward::CloudThenStore,
+        CloudState::Silent if is_stored => Forward::StoreThenCloud,
+        CloudState::Connected | CloudState::Suspect | CloudState::Silent => {
+            Forward::CloudOnly(SendTime::Now)
         }
-        CloudState::Disconnected | CloudState::Recovering => Route::Refuse(Refusal::NotUnderstood),
-    }
+        CloudState::Disconnected | CloudState::Recovering if !has_store => {
+            return Route::Refuse(Refusal::NoStore);
+        }
+        // Also for what is never stored: rights come first, so that a refusal tells nothing of the store.
+        CloudState::Disconnected | CloudState::Recovering if request.understood().is_some() => {
+            return Route::Store;
+        }
+        CloudState::Disconnected | CloudState::Recovering => {
+            return Route::Refuse(Refusal::NotUnderstood);
+        }
+    };
+    Route::Forward(forward, class)
 }
 
-/// Whether the store may hold the answer. It never holds subresources.
+/// True if the store may hold the answer. It never holds subresources.
 fn is_storable(request: &RequestInfo) -> bool {
     request
         .understood()
@@ -104,10 +127,10 @@ fn is_storable(request: &RequestInfo) -> bool {
 /// The API server answers a rejected credential with GOAWAY, so one that it has not accepted yet stays off the connections
 /// that others share.
 fn connection_class(request: &RequestInfo, caller: &Caller) -> ConnectionClass {
-    match request.verb() {
-        _ if caller.standing == Standing::Unproven => ConnectionClass::Dedicated,
-        Verb::Watch => ConnectionClass::Watch,
-        _ => ConnectionClass::Unary,
+    match (caller.acceptance, request.verb()) {
+        (Acceptance::Pending, _) => ConnectionClass::Dedicated,
+        (Acceptance::Accepted, Verb::Watch) => ConnectionClass::Watch,
+        (Acceptance::Accepted, _) => ConnectionClass::Unary,
     }
 }
 
@@ -123,12 +146,14 @@ mod tests {
     const POD: &str = "/api/v1/namespaces/a/pods/p";
     const LOG: &str = "/api/v1/namespaces/a/pods/p/log";
     const PROXIED: &str = "/api/v1/namespaces/a/services/s/proxy/a%2fb";
+    const CLOUD: Forward = Forward::CloudOnly(SendTime::Now);
+    const AFTER_PROBE: Forward = Forward::CloudOnly(SendTime::AfterProbe);
     const STATES: [CloudState; 5] = [Connected, Suspect, Silent, Disconnected, Recovering];
 
     struct Case {
         method: &'static str,
         path: &'static str,
-        standing: Standing,
+        acceptance: Acceptance,
         protocol: Protocol,
         mode: WorkingMode,
     }
@@ -137,7 +162,7 @@ mod tests {
         Case {
             method,
             path,
-            standing: Standing::Proven,
+            acceptance: Acceptance::Accepted,
             protocol: Protocol::Http,
             mode: WorkingMode::Edge,
         }
@@ -149,7 +174,7 @@ mod tests {
         let request = RequestInfo::parse(&method, &case.path.parse().unwrap());
         let caller = Caller {
             credential: Credential::Anonymous,
-            standing: case.standing,
+            acceptance: case.acceptance,
         };
         let policy = Policy {
             working_mode: case.mode,
@@ -166,9 +191,9 @@ mod tests {
             ("/apis", Unary),
         ] {
             let expected = [
-                Route::CloudThenStore(class),
-                Route::CloudThenStore(class),
-                Route::StoreThenCloud(class),
+                Route::Forward(Forward::CloudThenStore, class),
+                Route::Forward(Forward::CloudThenStore, class),
+                Route::Forward(Forward::StoreThenCloud, class),
                 Route::Store,
                 Route::Store,
             ];
@@ -177,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn a_subresource_is_the_clouds_until_rights_are_to_be_judged() {
-        let cloud = Route::Cloud(Unary);
+    fn a_subresource_is_sent_to_the_cloud_until_that_is_away() {
+        let cloud = Route::Forward(CLOUD, Unary);
         let expected = [cloud, cloud, cloud, Route::Store, Route::Store];
         assert_eq!(routes(&case("GET", LOG)), expected);
     }
@@ -186,7 +211,7 @@ mod tests {
     #[test]
     fn a_read_that_is_not_understood_has_no_answer_in_the_store() {
         let refuse = Route::Refuse(Refusal::NotUnderstood);
-        let cloud = Route::Cloud(Unary);
+        let cloud = Route::Forward(CLOUD, Unary);
         let expected = [cloud, cloud, cloud, refuse, refuse];
         assert_eq!(routes(&case("GET", PROXIED)), expected);
         assert_eq!(routes(&case("GET", "/api/v1/pods?unheard=1")), expected);
@@ -201,9 +226,12 @@ mod tests {
             ("DELETE", POD),
             ("OPTIONS", "/api"),
         ] {
-            let probe = Route::CloudAfterProbe(Unary);
+            let (cloud, probe) = (
+                Route::Forward(CLOUD, Unary),
+                Route::Forward(AFTER_PROBE, Unary),
+            );
             let refuse = Route::Refuse(Refusal::WriteUnavailable);
-            let expected = [Route::Cloud(Unary), probe, probe, refuse, refuse];
+            let expected = [cloud, probe, probe, refuse, refuse];
             assert_eq!(routes(&case(method, path)), expected, "{method} {path}");
         }
     }
@@ -214,19 +242,25 @@ mod tests {
             protocol: Protocol::Upgrade,
             ..case("GET", "/api/v1/pods?watch=true")
         };
-        let probe = Route::CloudAfterProbe(Watch);
+        let (cloud, probe) = (
+            Route::Upgrade(SendTime::Now),
+            Route::Upgrade(SendTime::AfterProbe),
+        );
         let refuse = Route::Refuse(Refusal::UpgradeUnavailable);
-        let expected = [Route::Cloud(Watch), probe, probe, refuse, refuse];
+        let expected = [cloud, probe, probe, refuse, refuse];
         assert_eq!(routes(&upgrade), expected);
     }
 
     #[test]
     fn a_credential_that_the_cloud_has_not_accepted_shares_no_connection() {
         let unproven = Case {
-            standing: Standing::Unproven,
+            acceptance: Acceptance::Pending,
             ..case("GET", POD)
         };
-        assert_eq!(routes(&unproven)[0], Route::CloudThenStore(Dedicated));
+        assert_eq!(
+            routes(&unproven)[0],
+            Route::Forward(Forward::CloudThenStore, Dedicated)
+        );
     }
 
     #[test]
@@ -235,7 +269,10 @@ mod tests {
             mode: WorkingMode::Cloud,
             ..case("GET", POD)
         };
-        let (cloud, refuse) = (Route::Cloud(Unary), Route::Refuse(Refusal::NoStore));
+        let (cloud, refuse) = (
+            Route::Forward(CLOUD, Unary),
+            Route::Refuse(Refusal::NoStore),
+        );
         assert_eq!(routes(&no_store), [cloud, cloud, cloud, refuse, refuse]);
     }
 }

@@ -1,4 +1,4 @@
-//! The stages behind the proxy, and what the whole of them reports.
+//! The stages behind the proxy, and their metrics.
 
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ impl Stages {
         self.budget.flow(client)
     }
 
-    /// What is not ready yet; nothing when all is.
+    /// The part that is not ready yet, for `/readyz`.
     pub(crate) fn waiting_for(&self) -> Option<&'static str> {
         (!self.cloud.health.is_known()).then_some("the first probe of the cloud has not ended")
     }

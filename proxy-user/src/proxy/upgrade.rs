@@ -2,20 +2,68 @@
 
 use std::sync::Arc;
 
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::body::{Admission, Body};
+use super::Proxy;
+use super::admission::Admission;
+use super::answer::Answer;
+use super::body::Body;
 use super::call::{Call, Inbound};
+use super::error::ProxyError;
+use super::route::SendTime;
 use crate::budget::Flow;
 use crate::cloud::forward::{Cloud, ForwardError};
 use crate::cloud::pool::StreamPermit;
-use crate::telemetry::Metrics;
+use crate::local::SOURCE;
+use crate::telemetry::{Metrics, Source};
+
+impl Proxy {
+    /// Upgrades a connection. Its streams take the admission along if the server switches protocols.
+    pub(super) async fn upgrade(
+        &self,
+        time: SendTime,
+        call: &Call,
+        inbound: Inbound,
+        admission: &mut Option<Admission>,
+    ) -> Result<Answer, ProxyError> {
+        let Ok(permit) = Arc::clone(&self.stages.limits.upgrades).try_acquire_owned() else {
+            return Err(ProxyError::too_many_requests());
+        };
+        if !self.may_send(time).await {
+            return Err(ProxyError::not_upgraded(ForwardError::Disconnected));
+        }
+        let stages = &self.stages;
+        let exchange = forward(&stages.cloud, call, inbound, &stages.metrics);
+        let upgraded = stages.cloud.or_disconnected(exchange).await;
+        let (mut response, streams) = upgraded.map_err(ProxyError::not_upgraded)?;
+        if let Some(admission) = admission {
+            admission.hold_upgrade(permit);
+        }
+        if let Some(streams) = streams {
+            let mut admission = admission.take();
+            if let Some(admission) = &mut admission {
+                record_upgrade(admission, call, response.status());
+            }
+            tokio::spawn(streams.join(admission, Arc::clone(&call.flow)));
+        }
+        response
+            .headers_mut()
+            .insert(SOURCE, HeaderValue::from_static("cloud"));
+        Ok(Answer::Cloud(response))
+    }
+}
+
+fn record_upgrade(admission: &mut Admission, call: &Call, status: StatusCode) {
+    let record = admission.record();
+    record.mark_upgraded();
+    record.respond(Source::Cloud, status.as_u16(), || call.description());
+}
 
 /// Both sides of a request that has left HTTP.
-pub(super) struct Streams {
+struct Streams {
     client: OnUpgrade,
     server: OnUpgrade,
     permit: StreamPermit,
@@ -25,7 +73,7 @@ pub(super) struct Streams {
 impl Streams {
     /// Copies both ways until either side ends, the cloud is found to be away, or the client is cut off. Holds the
     /// request's admission as long.
-    pub(super) async fn join(self, admission: Option<Admission>, flow: Arc<Flow>) {
+    async fn join(self, admission: Option<Admission>, flow: Arc<Flow>) {
         if let (Ok(client), Ok(server)) = tokio::join!(self.client, self.server) {
             let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
             tokio::select! {
@@ -42,7 +90,7 @@ impl Streams {
 ///
 /// # Errors
 /// See [`ForwardError`].
-pub(super) async fn forward(
+async fn forward(
     cloud: &Cloud,
     call: &Call,
     inbound: Inbound,

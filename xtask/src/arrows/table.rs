@@ -84,22 +84,6 @@ pub(super) const CIRCLES: &[Circle] = &[
         modules: &["cache::decode", "cache::paginate"],
         reason: "to be separated",
     },
-    Circle {
-        modules: &["listen::accept", "listen::connection"],
-        reason: "to be separated",
-    },
-    Circle {
-        modules: &["listen::counters", "listen::table"],
-        reason: "to be separated",
-    },
-    Circle {
-        modules: &["listen::table::activity", "listen::table::sweep"],
-        reason: "to be separated",
-    },
-    Circle {
-        modules: &["proxy::call", "proxy::upgrade"],
-        reason: "to be separated",
-    },
 ];
 
 /// May `from` use `to` (modules as `cache::store`)?

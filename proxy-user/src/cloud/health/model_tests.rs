@@ -1,8 +1,13 @@
-//! The state's channel under every order in which its tasks can run: no transition is lost, no waiter
-//! is left.
+//! The state's channel under every order in which its tasks can run: no transition is lost, no waiter is left waiting.
 //!
-//! Tasks interleave at their await points only (the channel itself is tokio's), so an exhaustive search
-//! over the order of polls covers all that can happen.
+//! Tasks interleave at their await points only, so a search over all orders of polls covers all that one thread can do. What
+//! happens within a poll, on two threads at once, is the channel's own part: tokio checks that with loom.
+//!
+//! The search was tried with faults made by hand, each of which fails here:
+//!
+//! - [`Health::set_state`] stores a state without waking (`send_if_modified` that returns false): waiters are left.
+//! - A waiter subscribes after its check and an await in between, or awaits `changed` without a check: it is left.
+//! - [`Health::settled`] takes the first change for the last word: a write settles on a state that awaits a probe.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -114,7 +119,7 @@ fn health() -> Arc<Health> {
 async fn go_through(health: Arc<Health>, states: &'static [CloudState]) {
     for state in states {
         yield_now().await;
-        health.state.send_replace(*state);
+        health.set_state(*state);
     }
 }
 

@@ -254,7 +254,7 @@ impl<L: Link> HealthMonitor<L> {
     }
 }
 
-/// Stays in a state after a probe that this node could not send, which says nothing about the cloud.
+/// Stays in a state after a probe that this node could not send, which is no failure of the cloud.
 async fn retry_locally(state: CloudState, error: &ProbeError) -> Transition {
     tracing::warn!(%error, "no probe can be sent");
     sleep(LOCAL_RETRY_PAUSE).await;

@@ -39,7 +39,7 @@ pub(crate) enum ProbeError {
 }
 
 impl ProbeError {
-    /// True for an error that says nothing about the cloud: see [`DialError::is_local`].
+    /// True for an error of this node rather than of the cloud: see [`DialError::is_local`].
     pub(crate) fn is_local(&self) -> bool {
         matches!(self, Self::Dial(error) if error.is_local())
     }
@@ -63,8 +63,8 @@ impl Prober {
         }
     }
 
-    /// Probes on the kept connection; `None` if there is none, or it was closed while idle, which says
-    /// nothing about the cloud.
+    /// Probes on the kept connection; `None` if there is none, or it was closed while idle, which is
+    /// no failure of the cloud.
     pub(crate) async fn probe_kept(&self) -> Option<Result<(), ProbeError>> {
         let kept = self.kept.lock().take()?;
         let result = self.probe_on(kept).await;

@@ -90,7 +90,7 @@ impl CloseSignal {
 pub(crate) struct StreamLimit(AtomicUsize);
 
 impl StreamLimit {
-    /// Also what h2 is told to assume, so that its value changes with the first SETTINGS frame.
+    /// Also the value that h2 is configured to assume, so that its value changes with the first SETTINGS frame.
     const UNKNOWN: usize = usize::MAX - 1;
 
     fn unknown() -> Self {

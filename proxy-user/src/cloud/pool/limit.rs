@@ -47,6 +47,8 @@ pub(super) struct ClientPermit {
 impl HeldPermits {
     fn allows(&self, client: Client, pool: PermitPool) -> bool {
         let privileged = client.is_privileged();
+        // Unlike a connection's slot (`listen/table/slots.rs`), a permit is never taken back for a newcomer. So a client
+        // must leave it some that it may use, and those in reserve don't count as free.
         let reserved = if privileged { 0 } else { pool.reserved };
         let free = pool.total.saturating_sub(self.total + reserved);
         let held = self.by_client.get(&client).copied().unwrap_or_default();

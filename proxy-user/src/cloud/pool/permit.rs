@@ -183,24 +183,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_permit_that_moves_frees_its_old_limit() {
-        let (unproven, proven) = (one(), one());
-        let limit = unproven.acquire(client(1)).await.unwrap();
+        let (pending, accepted) = (one(), one());
+        let limit = pending.acquire(client(1)).await.unwrap();
         let mut permit = StreamPermit::http1(&Arc::default(), limit);
-        assert!(unproven.try_acquire(client(2)).is_err());
-        permit.move_to(&proven);
-        assert!(unproven.try_acquire(client(2)).is_ok());
-        assert!(proven.try_acquire(client(2)).is_err());
+        assert!(pending.try_acquire(client(2)).is_err());
+        permit.move_to(&accepted);
+        assert!(pending.try_acquire(client(2)).is_ok());
+        assert!(accepted.try_acquire(client(2)).is_err());
         drop(permit);
-        assert!(proven.try_acquire(client(2)).is_ok());
+        assert!(accepted.try_acquire(client(2)).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_permit_stays_where_it_is_if_the_other_limit_is_reached() {
-        let (unproven, proven) = (one(), one());
-        let _other = proven.try_acquire(client(2)).unwrap();
-        let limit = unproven.acquire(client(1)).await.unwrap();
+        let (pending, accepted) = (one(), one());
+        let _other = accepted.try_acquire(client(2)).unwrap();
+        let limit = pending.acquire(client(1)).await.unwrap();
         let mut permit = StreamPermit::http1(&Arc::default(), limit);
-        permit.move_to(&proven);
-        assert!(unproven.try_acquire(client(3)).is_err());
+        permit.move_to(&accepted);
+        assert!(pending.try_acquire(client(3)).is_err());
     }
 }

@@ -14,7 +14,7 @@ use super::snapshot::{ActivitySnapshot, WriteProgress};
 use crate::budget::Flow;
 use crate::drain::DrainWatcher;
 
-/// What a connection is to do. Ordered: a stricter directive is never taken back.
+/// An order to a connection, the mildest first. A stricter one is never taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Directive {
     Run,

@@ -103,6 +103,8 @@ impl Slots {
     ) -> Admission {
         let free = (self.limit + self.evicting).saturating_sub(self.open());
         let held = self.count(client);
+        // Unlike a permit of the cloud's connections (`cloud/pool/limit.rs`), a slot is taken from the largest client for
+        // a newcomer. So one client may hold half of all slots, and those in reserve count as free.
         let exceeds_share = !client.is_privileged()
             && held > 0
             && (held >= free || flow.has_too_many_connections());

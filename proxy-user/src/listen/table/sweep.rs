@@ -1,4 +1,4 @@
-//! What the sweeps remember of a connection, and when they close it. Pure.
+//! The state of a connection between sweeps, and the decision to close it. Pure.
 
 use super::snapshot::{ActivitySnapshot, WriteProgress};
 
@@ -14,7 +14,7 @@ const IDLE_SWEEPS: u32 = 20;
 pub(super) enum SweepAction {
     Keep,
     CloseIdle,
-    /// Its request head does not end, or it was told to drain and did not.
+    /// Its request head does not end, or it is still there a sweep after [`Self::CloseIdle`].
     CloseSlow,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct SweepState {
     slow_head_sweeps: u32,
     written: u32,
     stalled_checks: u32,
-    told_to_drain: bool,
+    is_draining: bool,
 }
 
 impl SweepState {
@@ -45,7 +45,7 @@ impl SweepState {
             self.reset_idle();
             return SweepAction::Keep;
         }
-        if self.told_to_drain {
+        if self.is_draining {
             return SweepAction::CloseSlow;
         }
         self.idle_sweeps = if new_requests {
@@ -62,7 +62,7 @@ impl SweepState {
             return SweepAction::CloseSlow;
         }
         if self.idle_sweeps >= idle_limit(now) {
-            self.told_to_drain = true;
+            self.is_draining = true;
             return SweepAction::CloseIdle;
         }
         SweepAction::Keep
@@ -71,7 +71,7 @@ impl SweepState {
     fn reset_idle(&mut self) {
         self.idle_sweeps = 0;
         self.slow_head_sweeps = 0;
-        self.told_to_drain = false;
+        self.is_draining = false;
     }
 }
 

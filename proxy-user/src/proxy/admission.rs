@@ -1,0 +1,94 @@
+//! The admission of a request: its share of what is limited.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Body as _, Incoming};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::Proxy;
+use crate::budget::{Charge, Flow, MAX_UPLOAD_BUFFER};
+use crate::telemetry::RequestRecord;
+
+/// Longest wait of a request whose client has too many bytes in flight.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A request's share of all limits, and its record: held until its response, or the connection it became, has ended.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    _in_flight: OwnedSemaphorePermit,
+    charge: Charge,
+    upgrade: Option<OwnedSemaphorePermit>,
+    record: RequestRecord,
+}
+
+impl Admission {
+    pub(super) fn new(
+        in_flight: OwnedSemaphorePermit,
+        charge: Charge,
+        record: RequestRecord,
+    ) -> Self {
+        Self {
+            _in_flight: in_flight,
+            charge,
+            upgrade: None,
+            record,
+        }
+    }
+
+    /// Recorded when the admission is dropped.
+    pub(super) fn record(&mut self) -> &mut RequestRecord {
+        &mut self.record
+    }
+
+    /// Charges further bytes, if the client has room for them.
+    pub(super) fn charge_more(&mut self, bytes: usize) -> bool {
+        self.charge.grow(bytes)
+    }
+
+    /// Holds a permit for an upgraded connection as well.
+    pub(super) fn hold_upgrade(&mut self, permit: OwnedSemaphorePermit) {
+        self.upgrade = Some(permit);
+    }
+}
+
+impl Proxy {
+    /// Admits a request when its client has room for its bytes, and a place among those in flight is free.
+    ///
+    /// # Errors
+    /// It is not admitted; its record is given back.
+    pub(super) async fn admit(
+        &self,
+        flow: &Arc<Flow>,
+        body: &Incoming,
+        mut record: RequestRecord,
+    ) -> Result<Admission, RequestRecord> {
+        record.set_received(body.size_hint().exact());
+        let bytes = max_held_bytes(body);
+        let mut charge = flow.request(bytes);
+        if charge.is_none()
+            && Box::pin(timeout(ADMISSION_TIMEOUT, flow.room_to_begin())).await == Ok(true)
+        {
+            charge = flow.request(bytes);
+        }
+        let Some(charge) = charge else {
+            return Err(record);
+        };
+        // Only now: a client that waits takes no place from others.
+        match Arc::clone(&self.stages.limits.in_flight).try_acquire_owned() {
+            Ok(permit) => Ok(Admission::new(permit, charge, record)),
+            Err(_) => Err(record),
+        }
+    }
+}
+
+/// Most bytes of a request's body that hublet may hold at once.
+fn max_held_bytes(body: &Incoming) -> usize {
+    let limit = u64::from(MAX_UPLOAD_BUFFER);
+    let held = body
+        .size_hint()
+        .upper()
+        .map_or(limit, |left| left.min(limit));
+    usize::try_from(held).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,182 @@
+//! One request to the cloud, whose response is copied into the store as it passes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::response::Parts as Head;
+use http::{HeaderValue, Response};
+use http_body_util::BodyExt;
+use hublet_wire::request::{ApiRequest, Verb};
+use tokio::time::timeout;
+
+use super::Proxy;
+use super::body::Body;
+use super::call::{Acceptance, Call};
+use super::request_body::DryRun;
+use crate::authz::decide::Answered;
+use crate::cache::capture::Capture;
+use crate::cache::exchange::{Exchange, is_unrecorded_write};
+use crate::cache::not_stored::NotStored;
+use crate::cloud::forward::{ForwardError, SendOptions, end_to_end_headers, is_retryable};
+use crate::cloud::pool::{ConnectionClass, StreamPermit};
+use crate::cloud::stream::CloudBody;
+use crate::cloud::upload::{self, Upload};
+use crate::config::WorkingMode;
+use crate::local::SOURCE;
+
+/// Longest pause of a response that is fetched for the store alone.
+const BACKGROUND_FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Proxy {
+    /// The head of a response, and its body as it comes.
+    pub(super) async fn fetch(
+        &self,
+        call: &Call,
+        class: ConnectionClass,
+        upload: Option<Upload>,
+        dry_run: DryRun,
+    ) -> Result<Response<Body>, ForwardError> {
+        let stages = &self.stages;
+        let asked_at = stages.cache.clock.now();
+        let progress = upload.as_ref().and_then(upload::progress);
+        let options = SendOptions {
+            client: call.flow.client(),
+            class,
+            retryable: is_retryable(&call.request),
+        };
+        let (response, mut permit) = stages.cloud.send(&call.parts, upload, options).await?;
+        let (head, body) = response.into_parts();
+        let status = head.status.as_u16();
+        self.record_decision(call, Answered { status, asked_at });
+        let is_pending = class == ConnectionClass::Dedicated && self.is_pending(call, &mut permit);
+        let is_watch = call.verb() == Verb::Watch && status == 200;
+        let mut body = CloudBody::new(body, permit, Arc::clone(&stages.metrics))
+            .with_tee(self.capture(call, dry_run, &head, asked_at))
+            .with_watch_end(is_watch.then(|| stages.local.draining()))
+            .with_upload(progress);
+        if is_pending && !is_watch {
+            // Frees its connection, of which there are few, whether its client reads or not.
+            body.prefetch().await;
+        }
+        Ok(forwarded_response(&head, Body::cloud(body)))
+    }
+
+    /// A response whose body has begun, so that the store can still answer in its place until then. A watch's head is
+    /// enough: its first event may come tomorrow.
+    pub(super) async fn fetch_first_frame(
+        &self,
+        call: &Call,
+        class: ConnectionClass,
+    ) -> Result<Response<Body>, ForwardError> {
+        let mut response = self.fetch(call, class, None, DryRun::No).await?;
+        if call.verb() != Verb::Watch
+            && let Some(body) = response.body_mut().as_cloud_mut()
+        {
+            self.stages.cloud.first_frame(body).await?;
+        }
+        Ok(response)
+    }
+
+    /// Lets a response into the store whose caller has been answered from there.
+    pub(super) fn drain_into_store(
+        &self,
+        verb: Verb,
+        fetch: impl Future<Output = Result<Response<Body>, ForwardError>> + Send + 'static,
+    ) {
+        if verb == Verb::Watch {
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.stages.limits.background_fetches).try_acquire_owned()
+        else {
+            return;
+        };
+        tokio::spawn(async move {
+            if let Ok(Ok(mut response)) = timeout(BACKGROUND_FETCH_TIMEOUT, fetch).await {
+                while let Ok(Some(Ok(_))) =
+                    timeout(BACKGROUND_FETCH_TIMEOUT, response.body_mut().frame()).await
+                {
+                }
+            }
+            drop(permit);
+        });
+    }
+
+    /// True while the cloud has not accepted the credential. Once it has, the connection counts among those of accepted
+    /// ones.
+    fn is_pending(&self, call: &Call, permit: &mut StreamPermit) -> bool {
+        match Acceptance::of(&call.caller.credential, &self.stages.cache) {
+            Acceptance::Pending => true,
+            Acceptance::Accepted => {
+                self.stages.cloud.pool.mark_accepted(permit);
+                false
+            }
+        }
+    }
+
+    /// Records the cloud's decision on the caller's rights, by the status code of its response.
+    fn record_decision(&self, call: &Call, answered: Answered) {
+        // A backend's 401 is no decision on the token, which the API server does not pass on.
+        if answered.status == 401 && call.request.is_proxied() {
+            return;
+        }
+        match call.local_request() {
+            Some(request) => self.stages.local.judge(&request, answered),
+            None => self
+                .stages
+                .cache
+                .observe_credential(&call.caller.credential, answered.status),
+        }
+    }
+
+    /// Begins to copy a response into the store, or counts why it is not stored.
+    fn capture(&self, call: &Call, dry_run: DryRun, head: &Head, asked_at: u64) -> Option<Capture> {
+        match self.storable_exchange(call, dry_run, head, asked_at) {
+            Ok(exchange) => self.stages.cache.capture(exchange),
+            Err(reason) => {
+                self.stages.cache.not_stored().increment(reason);
+                None
+            }
+        }
+    }
+
+    fn storable_exchange(
+        &self,
+        call: &Call,
+        dry_run: DryRun,
+        head: &Head,
+        asked_at: u64,
+    ) -> Result<Exchange, NotStored> {
+        if self.policy.working_mode == WorkingMode::Cloud {
+            return Err(NotStored::WorkingMode);
+        }
+        let request = call.request.understood().ok_or(NotStored::UnknownRequest)?;
+        if dry_run == DryRun::Perhaps {
+            return Err(NotStored::DryRun);
+        }
+        let status = head.status.as_u16();
+        let exchange = Exchange::of(request, status, &head.headers, asked_at)
+            .inspect_err(|_| self.clear_absence(call, request, status))?;
+        Ok(Exchange {
+            author: call.author(),
+            ..exchange
+        })
+    }
+
+    /// Clears the recorded absence of an object that a write may have created, where the write's response is not stored.
+    fn clear_absence(&self, call: &Call, request: &ApiRequest, status: u16) {
+        if let Some(key) = call.key().filter(|_| is_unrecorded_write(request, status)) {
+            self.stages.cache.appeared(key);
+        }
+    }
+}
+
+/// A response with the cloud's head, but for headers of its connection.
+fn forwarded_response(head: &Head, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = end_to_end_headers(&head.headers);
+    response
+        .headers_mut()
+        .insert(SOURCE, HeaderValue::from_static("cloud"));
+    response
+}
