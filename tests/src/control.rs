@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use http::{Method, Request};
+use http::Request;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -76,41 +76,49 @@ impl Control {
     }
 }
 
+/// A request to the control port.
+struct Order<'a> {
+    method: &'a str,
+    path: &'a str,
+    query: &'a str,
+    body: &'a str,
+}
+
 async fn respond(controls: &Controls, request: Request<Incoming>) -> Answer {
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let query = request.uri().query().unwrap_or_default().to_owned();
-    let body = match Limited::new(request.into_body(), BODY_LIMIT)
-        .collect()
-        .await
-    {
+    let (head, body) = request.into_parts();
+    let body = match Limited::new(body, BODY_LIMIT).collect().await {
         Ok(body) => body.to_bytes(),
         Err(cause) => return text_answer(400, &format!("{cause}\n")),
     };
-    let text = String::from_utf8_lossy(&body);
+    let order = Order {
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        query: head.uri.query().unwrap_or_default(),
+        body: &String::from_utf8_lossy(&body),
+    };
     let done = match &controls.cloud {
-        Some(cloud) => of_cloud(cloud, (&method, &path, &query), &text),
+        Some(cloud) => control_cloud(cloud, &order),
         None => Ok(None),
     };
     let done = match done {
-        Ok(None) => of_fault(&controls.fault, (&method, &path), &text).await,
+        Ok(None) => control_fault(&controls.fault, &order).await,
         done => done,
     };
     match done {
         Ok(Some(answer)) => answer,
-        Ok(None) => text_answer(404, &format!("{method} {path}: no such control\n")),
+        Ok(None) => {
+            let Order { method, path, .. } = order;
+            text_answer(404, &format!("{method} {path}: no such control\n"))
+        }
         Err(cause) => text_answer(400, &format!("{cause:#}\n")),
     }
 }
 
-async fn of_fault(
-    fault: &fault::Handle,
-    (method, path): (&Method, &str),
-    body: &str,
-) -> anyhow::Result<Option<Answer>> {
-    Ok(Some(match (method.as_str(), path) {
+async fn control_fault(fault: &fault::Handle, order: &Order<'_>) -> anyhow::Result<Option<Answer>> {
+    Ok(Some(match (order.method, order.path) {
         ("GET", "/fault") => text_answer(200, &format!("{}\n", fault.fault())),
         ("PUT", "/fault") => {
-            fault.set_async(body.parse()?).await?;
+            fault.set_async(order.body.parse()?).await?;
             text_answer(200, &format!("{}\n", fault.fault()))
         }
         ("GET", "/stats") => json_answer(200, serde_json::to_vec(&fault.stats())?),
@@ -118,46 +126,46 @@ async fn of_fault(
     }))
 }
 
-fn of_cloud(
-    cloud: &cloud::Handle,
-    (method, path, query): (&Method, &str, &str),
-    body: &str,
-) -> anyhow::Result<Option<Answer>> {
-    let ok = || text_answer(200, "ok\n");
-    Ok(Some(match (method.as_str(), path) {
+fn control_cloud(cloud: &cloud::Handle, order: &Order<'_>) -> anyhow::Result<Option<Answer>> {
+    Ok(Some(match (order.method, order.path) {
         ("GET", "/requests") => json_answer(200, serde_json::to_vec(&cloud.record().requests())?),
         ("DELETE", "/requests") => {
             cloud.record().clear();
-            ok()
+            ok_answer()
         }
         ("GET", "/lies") => json_answer(200, serde_json::to_vec(&cloud.lies().rules())?),
         ("POST", "/lies") => {
             let example = r#"{"path":"/api/v1/pods","method":"list","count":1,"lie":{"status":{"code":503}}}"#;
-            let rule = serde_json::from_str(body)
+            let rule = serde_json::from_str(order.body)
                 .with_context(|| format!("a lie looks like {example}"))?;
             cloud.lies().add_rule(rule);
-            ok()
+            ok_answer()
         }
         ("DELETE", "/lies") => {
             cloud.lies().clear();
-            ok()
+            ok_answer()
         }
         ("PUT", "/objects") => {
-            let object: Json =
-                serde_json::from_str(body).context("the body shall be one object, as JSON")?;
+            let object: Json = serde_json::from_str(order.body)
+                .context("the body shall be one object, as JSON")?;
             json_answer(200, serde_json::to_vec(&cloud.put(object)?)?)
         }
         ("DELETE", "/objects") => {
-            let path = query
+            let path = order
+                .query
                 .strip_prefix("path=")
                 .context("say which: /objects?path=/api/v1/nodes/edge-1")?;
             cloud.delete(path)?;
-            ok()
+            ok_answer()
         }
         ("POST", "/compact") => {
             cloud.compact();
-            ok()
+            ok_answer()
         }
         _ => return Ok(None),
     }))
+}
+
+fn ok_answer() -> Answer {
+    text_answer(200, "ok\n")
 }

@@ -151,7 +151,7 @@ impl Wire {
             .transmit(smoltcp::time::Instant::now())
             .context("the link takes no frame")?;
         token.consume(frame_len(&tcp), |buffer| {
-            write_frame(buffer, &self.link, (*from.ip(), *to.ip()), &tcp)
+            write_frame(buffer, &self.link, *from.ip(), *to.ip(), &tcp)
         });
         Ok(index)
     }
@@ -193,12 +193,7 @@ fn frame_len(tcp: &TcpRepr<'_>) -> usize {
     EthernetFrame::<&[u8]>::buffer_len(ip.buffer_len() + tcp.buffer_len())
 }
 
-fn write_frame(
-    buffer: &mut [u8],
-    link: &Link,
-    (from, to): (Ipv4Addr, Ipv4Addr),
-    tcp: &TcpRepr<'_>,
-) {
+fn write_frame(buffer: &mut [u8], link: &Link, from: Ipv4Addr, to: Ipv4Addr, tcp: &TcpRepr<'_>) {
     let checksums = ChecksumCapabilities::default();
     let mut frame = EthernetFrame::new_unchecked(buffer);
     let ethernet = EthernetRepr {
@@ -284,7 +279,7 @@ mod tests {
             payload: &[],
         };
         let mut bytes = vec![0; frame_len(&tcp)];
-        write_frame(&mut bytes, &LINK, (*from.ip(), *to.ip()), &tcp);
+        write_frame(&mut bytes, &LINK, *from.ip(), *to.ip(), &tcp);
         bytes
     }
 

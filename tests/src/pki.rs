@@ -14,6 +14,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 use time::OffsetDateTime;
 
+/// Lifetime of a leaf certificate.
+const YEAR: time::Duration = time::Duration::days(365);
+
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -51,14 +54,7 @@ impl Clone for Identity {
 impl Ca {
     /// Makes an authority with this common name, valid from an hour ago for ten years.
     pub fn new(common_name: &str) -> anyhow::Result<Ca> {
-        let mut params = cert_params(
-            common_name,
-            &[],
-            (
-                now() - time::Duration::HOUR,
-                now() + time::Duration::days(3650),
-            ),
-        );
+        let mut params = cert_params(common_name, &[], 10 * YEAR);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
             KeyUsagePurpose::KeyCertSign,
@@ -88,21 +84,7 @@ impl Ca {
 
     /// A serving certificate for these addresses and names, valid for a year.
     pub fn issue_server_cert(&self, common_name: &str, names: &[&str]) -> anyhow::Result<Identity> {
-        let validity = (
-            now() - time::Duration::HOUR,
-            now() + time::Duration::days(365),
-        );
-        self.issue_server_cert_valid(common_name, names, validity)
-    }
-
-    /// A serving certificate with a validity of the caller's, for tests of expiry.
-    pub fn issue_server_cert_valid(
-        &self,
-        common_name: &str,
-        names: &[&str],
-        validity: (OffsetDateTime, OffsetDateTime),
-    ) -> anyhow::Result<Identity> {
-        let mut params = cert_params(common_name, &[], validity);
+        let mut params = cert_params(common_name, &[], YEAR);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.subject_alt_names = names
             .iter()
@@ -116,11 +98,7 @@ impl Ca {
 
     /// A client certificate: the user is the common name, the groups are the organizations.
     pub fn issue_client_cert(&self, user: &str, groups: &[&str]) -> anyhow::Result<Identity> {
-        let validity = (
-            now() - time::Duration::HOUR,
-            now() + time::Duration::days(365),
-        );
-        let mut params = cert_params(user, groups, validity);
+        let mut params = cert_params(user, groups, YEAR);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign_params(params)
     }
@@ -169,7 +147,7 @@ impl Identity {
 fn cert_params(
     common_name: &str,
     organizations: &[&str],
-    validity: (OffsetDateTime, OffsetDateTime),
+    lifetime: time::Duration,
 ) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -181,7 +159,9 @@ fn cert_params(
     params
         .distinguished_name
         .push(DnType::CommonName, common_name);
-    (params.not_before, params.not_after) = validity;
+    // Clocks of a test's processes may differ by a little.
+    params.not_before = now() - time::Duration::HOUR;
+    params.not_after = now() + lifetime;
     params
 }
 

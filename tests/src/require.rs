@@ -46,18 +46,19 @@ pub fn expected_off() -> Option<Vec<String>> {
 #[track_caller]
 pub fn go() -> bool {
     let built = std::env::var_os("KUBEBUILDER_ASSETS").is_some();
-    let go = || {
-        let version = Command::new("go")
-            .arg("version")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        version.is_ok_and(|status| status.success())
-    };
     skip_unless(
-        built || go(),
+        built || is_go_installed(),
         "it needs the real API server: install Go, or set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd",
     )
+}
+
+fn is_go_installed() -> bool {
+    let version = Command::new("go")
+        .arg("version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    version.is_ok_and(|status| status.success())
 }
 
 /// Says (past the test harness' capture) that the running test is skipped when `met` is false.

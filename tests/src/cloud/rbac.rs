@@ -99,12 +99,10 @@ impl Rule {
     }
 
     fn allows(&self, user: &User, target: &Target) -> bool {
-        let has =
-            |list: &[String], wanted: &str| list.iter().any(|one| one == "*" || one == wanted);
         let subject = self.subject.is_empty()
             || self.subject == user.name
             || user.groups.contains(&self.subject);
-        if !subject || !has(&self.verbs, target.verb) {
+        if !subject || !includes(&self.verbs, target.verb) {
             return false;
         }
         let Some(resource) = &target.resource else {
@@ -113,10 +111,15 @@ impl Rule {
                 None => *path == target.path,
             });
         };
-        has(&self.groups, &resource.group)
-            && has(&self.resources, &full_name(resource))
-            && (self.namespaces.is_empty() || has(&self.namespaces, &resource.namespace))
+        includes(&self.groups, &resource.group)
+            && includes(&self.resources, &full_name(resource))
+            && (self.namespaces.is_empty() || includes(&self.namespaces, &resource.namespace))
     }
+}
+
+/// Whether a rule's list has this word, or `*`.
+fn includes(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|one| one == "*" || one == wanted)
 }
 
 fn full_name(resource: &Resource) -> String {

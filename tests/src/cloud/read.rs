@@ -72,12 +72,10 @@ impl<'a> Collection<'a> {
         &self,
         objects: BTreeMap<Key, Arc<Json>>,
     ) -> Vec<(Key, Arc<Json>)> {
-        let wanted = |key: &Key, object: &Json| {
-            (self.namespace.is_empty() || key.0 == self.namespace) && self.selector.matches(object)
-        };
         objects
             .into_iter()
-            .filter(|(key, object)| wanted(key, object))
+            .filter(|(key, _)| self.namespace.is_empty() || key.0 == self.namespace)
+            .filter(|(_, object)| self.selector.matches(object))
             .collect()
     }
 
@@ -180,17 +178,14 @@ pub(super) fn encode_list(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Ve
     } else {
         String::new()
     };
-    let comma = |before: &str| if before.is_empty() { "" } else { "," };
+    let comma = if remaining.is_empty() { "" } else { "," };
     let (head, tail) = if kind.builtin {
         let next = if next.is_empty() {
             String::new()
         } else {
             format!(",\"continue\":\"{next}\"")
         };
-        let meta = format!(
-            "\"resourceVersion\":\"{version}\"{next}{}{remaining}",
-            comma(&remaining)
-        );
+        let meta = format!("\"resourceVersion\":\"{version}\"{next}{comma}{remaining}");
         let kind = kind.kind;
         (
             format!(
@@ -199,10 +194,8 @@ pub(super) fn encode_list(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Ve
             "]}\n".into(),
         )
     } else {
-        let meta = format!(
-            "\"continue\":\"{next}\",{remaining}{}\"resourceVersion\":\"{version}\"",
-            comma(&remaining)
-        );
+        let meta =
+            format!("\"continue\":\"{next}\",{remaining}{comma}\"resourceVersion\":\"{version}\"");
         let kind = kind.kind;
         (
             format!("{{\"apiVersion\":\"{api}\",\"items\":["),
@@ -274,15 +267,16 @@ impl Next {
     }
 
     fn parse(token: &str) -> Result<(Option<u64>, String), Failure> {
-        let bad = |why: String| {
+        let next = Next::decode(token).map_err(|cause| {
             Failure::bad_request(format!(
-                "invalid continue token: continue key is not valid: {why}"
+                "invalid continue token: continue key is not valid: {cause}"
             ))
-        };
-        let bytes = URL_SAFE_NO_PAD
-            .decode(token.trim_end_matches('='))
-            .map_err(|cause| bad(cause.to_string()))?;
-        let next: Next = serde_json::from_slice(&bytes).map_err(|cause| bad(cause.to_string()))?;
+        })?;
         Ok((u64::try_from(next.rv).ok(), next.start))
+    }
+
+    fn decode(token: &str) -> anyhow::Result<Next> {
+        let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('='))?;
+        Ok(serde_json::from_slice(&bytes)?)
     }
 }

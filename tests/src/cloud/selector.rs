@@ -36,27 +36,42 @@ impl Selector {
     }
 
     pub(super) fn matches(&self, object: &Json) -> bool {
-        let label = |key: &str| match object.get_path(&["metadata", "labels", key]) {
-            Some(Json::String(value)) => Some(value.as_str()),
-            _ => None,
-        };
-        let field = |key: &str| Some(object.text_at(&key.split('.').collect::<Vec<_>>()));
-        self.labels.iter().all(|term| term.accepts(label))
-            && self.fields.iter().all(|term| term.accepts(field))
+        self.labels
+            .iter()
+            .all(|term| term.accepts(label_value(object, term.key())))
+            && self
+                .fields
+                .iter()
+                .all(|term| term.accepts(Some(field_value(object, term.key()))))
     }
 }
 
+fn label_value<'a>(object: &'a Json, key: &str) -> Option<&'a str> {
+    match object.get_path(&["metadata", "labels", key]) {
+        Some(Json::String(value)) => Some(value),
+        _ => None,
+    }
+}
+
+fn field_value<'a>(object: &'a Json, key: &str) -> &'a str {
+    object.text_at(&key.split('.').collect::<Vec<_>>())
+}
+
 impl Term {
-    fn accepts<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
+    fn key(&self) -> &str {
+        let (Term::In(key, _) | Term::NotIn(key, _) | Term::Exists(key) | Term::Absent(key)) = self;
+        key
+    }
+
+    /// Whether an object with this value of the term's key is selected; `None`: it has no such label.
+    fn accepts(&self, value: Option<&str>) -> bool {
         match self {
-            Term::In(key, wanted) => {
-                value(key).is_some_and(|found| wanted.iter().any(|one| one == found))
+            Term::In(_, wanted) => value.is_some_and(|found| wanted.iter().any(|one| one == found)),
+            Term::NotIn(_, wanted) => {
+                value.is_none_or(|found| wanted.iter().all(|one| one != found))
             }
-            Term::NotIn(key, wanted) => {
-                value(key).is_none_or(|found| wanted.iter().all(|one| one != found))
-            }
-            Term::Exists(key) => value(key).is_some(),
-            Term::Absent(key) => value(key).is_none(),
+            Term::Exists(_) => value.is_some(),
+            Term::Absent(_) => value.is_none(),
         }
     }
 }
@@ -122,11 +137,11 @@ fn field_term(kind: &Kind, text: &str) -> Result<Term, Failure> {
     let term = parse_comparison(text).ok_or_else(|| {
         Failure::bad_request(format!("invalid selector: '{text}'; can't understand it"))
     })?;
-    let (Term::In(key, _) | Term::NotIn(key, _) | Term::Exists(key) | Term::Absent(key)) = &term;
-    let known = matches!(key.as_str(), "metadata.name" | "metadata.namespace")
+    let key = term.key();
+    let known = matches!(key, "metadata.name" | "metadata.namespace")
         || match kind.resource {
             "pods" => matches!(
-                key.as_str(),
+                key,
                 "spec.nodeName"
                     | "spec.restartPolicy"
                     | "spec.serviceAccountName"

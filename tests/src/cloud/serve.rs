@@ -204,7 +204,7 @@ async fn respond(
         (None, Err(failure)) => failure.into(),
         (None, Ok(user)) => {
             let truth =
-                true_answer(shared, &user, &target, (&parts.headers, body), lie.as_ref()).await;
+                true_answer(shared, &user, &target, &parts.headers, body, lie.as_ref()).await;
             truth.unwrap_or_else(Into::into)
         }
     };
@@ -259,7 +259,8 @@ async fn true_answer(
     shared: &Arc<Shared>,
     user: &User,
     target: &Target,
-    (headers, body): (&HeaderMap, Incoming),
+    headers: &HeaderMap,
+    body: Incoming,
     lie: Option<&Lie>,
 ) -> Result<Answer, Failure> {
     shared.rbac.authorize(user, target)?;
@@ -329,13 +330,7 @@ async fn true_answer(
 
 /// JSON is all there is here, also for the built-in kinds that the real server has in protobuf and YAML.
 fn check_accept(kind: &Kind, accept: &str) -> Result<(), Failure> {
-    let plain = |clause: &str| {
-        let mut parts = clause.split(';').map(str::trim);
-        let media = parts.next().unwrap_or_default();
-        matches!(media, "" | "*/*" | "application/*" | "application/json")
-            && !parts.any(|part| part.starts_with("as="))
-    };
-    if accept.split(',').any(plain) {
+    if accept.split(',').any(is_plain_json) {
         return Ok(());
     }
     Err(Failure::not_acceptable(if kind.builtin {
@@ -343,6 +338,14 @@ fn check_accept(kind: &Kind, accept: &str) -> Result<(), Failure> {
     } else {
         "application/json, application/yaml"
     }))
+}
+
+/// Whether a clause of `Accept` takes JSON that isn't a Table or the like.
+fn is_plain_json(clause: &str) -> bool {
+    let mut parts = clause.split(';').map(str::trim);
+    let media = parts.next().unwrap_or_default();
+    matches!(media, "" | "*/*" | "application/*" | "application/json")
+        && !parts.any(|part| part.starts_with("as="))
 }
 
 /// The address that clients dial.

@@ -155,16 +155,16 @@ impl Watch {
         }
     }
 
+    fn selects(&self, object: &Json) -> bool {
+        let namespace = object.text_at(&["metadata", "namespace"]);
+        (self.namespace.is_empty() || namespace == self.namespace) && self.selector.matches(object)
+    }
+
     /// An event as this watch sees it: an object that leaves the selection is deleted, one that enters it is added.
     fn push_if_selected(&mut self, event: &Event) {
-        let sees = |object: &Option<Arc<Json>>| {
-            object.clone().filter(|object| {
-                (self.namespace.is_empty()
-                    || object.text_at(&["metadata", "namespace"]) == self.namespace)
-                    && self.selector.matches(object)
-            })
-        };
-        match (sees(&event.before), sees(&event.after)) {
+        let before = event.before.clone().filter(|object| self.selects(object));
+        let after = event.after.clone().filter(|object| self.selects(object));
+        match (before, after) {
             (None, Some(after)) => self.push_event("ADDED", &after),
             (Some(_), Some(after)) => self.push_event("MODIFIED", &after),
             (Some(before), None) => {

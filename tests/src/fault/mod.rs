@@ -67,12 +67,6 @@ impl FromStr for Fault {
         let (word, value) = text
             .split_once('=')
             .map_or((text, None), |(word, value)| (word, Some(value)));
-        let number = || -> anyhow::Result<u64> {
-            let value = value.with_context(|| format!("{word} needs a number: {word}=N"))?;
-            value
-                .parse()
-                .with_context(|| format!("{word}={value}: not a number"))
-        };
         Ok(match (word, value) {
             ("none", None) => Fault::None,
             ("refuse", None) => Fault::Refuse,
@@ -81,16 +75,23 @@ impl FromStr for Fault {
             ("blackhole", Some("up")) => Fault::Blackhole(Some(Direction::Up)),
             ("blackhole", Some("down")) => Fault::Blackhole(Some(Direction::Down)),
             ("no-more", None) => Fault::NoMore,
-            ("forget", _) => Fault::Forget(number()?),
-            ("cut-after", _) => Fault::CutAfter(number()?),
-            ("delay", _) => Fault::Delay(Duration::from_millis(number()?)),
-            ("rate", _) => match number()? {
+            ("forget", _) => Fault::Forget(parse_number(word, value)?),
+            ("cut-after", _) => Fault::CutAfter(parse_number(word, value)?),
+            ("delay", _) => Fault::Delay(Duration::from_millis(parse_number(word, value)?)),
+            ("rate", _) => match parse_number(word, value)? {
                 0 => bail!("rate=0 would be a black hole: say blackhole"),
                 rate => Fault::Rate(rate),
             },
             _ => bail!("unknown fault {text:?}; known: {WORDS}"),
         })
     }
+}
+
+fn parse_number(word: &str, value: Option<&str>) -> anyhow::Result<u64> {
+    let value = value.with_context(|| format!("{word} needs a number: {word}=N"))?;
+    value
+        .parse()
+        .with_context(|| format!("{word}={value}: not a number"))
 }
 
 impl fmt::Display for Fault {
@@ -153,6 +154,31 @@ impl State {
     fn blocks(&self, direction: Direction, connection: u64) -> bool {
         let late = self.no_more.is_some_and(|first| connection >= first);
         self.fault.blocks(direction) || self.forgotten == Some(connection) || late
+    }
+}
+
+/// The fault in force, as one connection experiences it.
+#[derive(Clone, Debug)]
+struct LinkState {
+    /// The connection's number.
+    connection: u64,
+    state: watch::Receiver<State>,
+}
+
+impl LinkState {
+    /// Waits until bytes may pass in this direction.
+    async fn until_open(&mut self, direction: Direction) -> Result<State, watch::error::RecvError> {
+        let connection = self.connection;
+        let state = self
+            .state
+            .wait_for(|state| !state.blocks(direction, connection))
+            .await?;
+        Ok(*state)
+    }
+
+    /// Waits until connections are reset once more than `resets` times.
+    async fn until_reset(&mut self, resets: u64) {
+        let _ = self.state.wait_for(|state| state.resets != resets).await;
     }
 }
 
@@ -273,7 +299,6 @@ impl Handle {
     /// Counters of the proxy.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Counters {
             up,
             down,
@@ -281,10 +306,10 @@ impl Handle {
             open,
         } = &*self.counters;
         Stats {
-            bytes_up: read(up),
-            bytes_down: read(down),
-            connections: read(accepted),
-            open: read(open),
+            bytes_up: up.load(Ordering::Relaxed),
+            bytes_down: down.load(Ordering::Relaxed),
+            connections: accepted.load(Ordering::Relaxed),
+            open: open.load(Ordering::Relaxed),
         }
     }
 }
@@ -356,11 +381,13 @@ impl FaultListener {
             return;
         };
         let (upstream, counters) = (self.upstream, Arc::clone(&self.counters));
-        let state = self.publish.subscribe();
-        let number = counters.accepted.fetch_add(1, Ordering::Relaxed);
+        let link = LinkState {
+            connection: counters.accepted.fetch_add(1, Ordering::Relaxed),
+            state: self.publish.subscribe(),
+        };
         counters.open.fetch_add(1, Ordering::Relaxed);
         self.spawner.spawn(async move {
-            pump::run_connection(client, upstream, (number, state), &counters).await;
+            pump::run_connection(client, upstream, link, &counters).await;
             counters.open.fetch_sub(1, Ordering::Relaxed);
             drop(slot);
         });

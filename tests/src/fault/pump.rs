@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Counters, Direction, Fault, State};
+use super::{Counters, Direction, Fault, LinkState};
 
 /// Bytes in a piece, and pieces under way in one direction.
 const PIECE: usize = 16 * 1024;
@@ -28,46 +28,30 @@ enum End {
 pub(super) async fn run_connection(
     client: TcpStream,
     upstream: SocketAddr,
-    (number, state): (u64, watch::Receiver<State>),
+    link: LinkState,
     counters: &Counters,
 ) {
-    let resets = state.borrow().resets;
-    let mut told = state.clone();
-    let reset = async {
-        told.wait_for(|state| state.resets != resets)
-            .await
-            .map(drop)
-    };
+    let resets = link.state.borrow().resets;
+    let mut resetting = link.clone();
+    let reset = resetting.until_reset(resets);
     tokio::pin!(reset);
-    let mut opening = state.clone();
+    let mut opening = link.clone();
     let connect = async {
-        let _ = opening
-            .wait_for(|state| !state.blocks(Direction::Up, number))
-            .await;
+        let _ = opening.until_open(Direction::Up).await;
         TcpStream::connect(upstream).await
     };
     let cloud = tokio::select! {
-        _ = &mut reset => return reset_sockets(&[&client]),
+        () = &mut reset => return reset_sockets(&[&client]),
         connected = connect => match connected {
             Ok(cloud) => cloud,
             Err(_) => return reset_sockets(&[&client]),
         },
     };
     let _ = (client.set_nodelay(true), cloud.set_nodelay(true));
-    let up = pump_direction(
-        [&client, &cloud],
-        Direction::Up,
-        (number, state.clone()),
-        counters,
-    );
-    let down = pump_direction(
-        [&cloud, &client],
-        Direction::Down,
-        (number, state),
-        counters,
-    );
+    let up = pump_direction([&client, &cloud], Direction::Up, link.clone(), counters);
+    let down = pump_direction([&cloud, &client], Direction::Down, link, counters);
     tokio::select! {
-        _ = &mut reset => reset_sockets(&[&client, &cloud]),
+        () = &mut reset => reset_sockets(&[&client, &cloud]),
         ended = async { tokio::try_join!(up, down) } => match ended {
             Ok(_) => {}
             Err(End::Broken) => reset_sockets(&[&client, &cloud]),
@@ -103,13 +87,13 @@ async fn finish_and_drain(client: &TcpStream) {
 async fn pump_direction(
     [from, to]: [&TcpStream; 2],
     direction: Direction,
-    (number, state): (u64, watch::Receiver<State>),
+    link: LinkState,
     counters: &Counters,
 ) -> Result<(), End> {
     let (pieces, arriving) = mpsc::channel(PIECES);
     tokio::try_join!(
-        read_pieces(from, pieces, direction, (number, state.clone())),
-        write_pieces(to, arriving, direction, (number, state), counters)
+        read_pieces(from, pieces, direction, link.clone()),
+        write_pieces(to, arriving, direction, link, counters)
     )?;
     Ok(())
 }
@@ -118,18 +102,15 @@ async fn read_pieces(
     from: &TcpStream,
     pieces: mpsc::Sender<(Instant, Bytes)>,
     direction: Direction,
-    (number, mut state): (u64, watch::Receiver<State>),
+    mut link: LinkState,
 ) -> Result<(), End> {
     let mut buffer = vec![0; PIECE];
     loop {
-        let fault = state
-            .wait_for(|state| !state.blocks(direction, number))
-            .await
-            .map_err(|_| End::Broken)?
-            .fault;
+        let state = link.until_open(direction).await;
+        let fault = state.map_err(|_| End::Broken)?.fault;
         tokio::select! {
             biased;
-            _ = state.changed() => continue,
+            _ = link.state.changed() => continue,
             ready = from.readable() => ready.map_err(|_| End::Broken)?,
         }
         match from.try_read(&mut buffer) {
@@ -156,7 +137,7 @@ async fn write_pieces(
     to: &TcpStream,
     mut pieces: mpsc::Receiver<(Instant, Bytes)>,
     direction: Direction,
-    (number, mut state): (u64, watch::Receiver<State>),
+    mut link: LinkState,
     counters: &Counters,
 ) -> Result<(), End> {
     let (mut setting, mut budget) = (0, 0);
@@ -171,10 +152,7 @@ async fn write_pieces(
             sleep_until(due).await;
         }
         while !piece.is_empty() {
-            let now = *state
-                .wait_for(|state| !state.blocks(direction, number))
-                .await
-                .map_err(|_| End::Broken)?;
+            let now = link.until_open(direction).await.map_err(|_| End::Broken)?;
             if now.setting != setting {
                 setting = now.setting;
                 budget = if let Fault::CutAfter(bytes) = now.fault {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use http::Request;
+use http::{Request, request};
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client, Options};
@@ -50,19 +50,17 @@ impl Api {
         path: &str,
         body: Option<(&str, &Value)>,
     ) -> Result<Answer> {
-        self.request_as("application/json", (method, path), body)
+        let request = Request::builder().method(method).uri(path);
+        self.send_as("application/json", request, body)
     }
 
-    fn request_as(
+    fn send_as(
         &self,
         accept: &str,
-        (method, path): (&str, &str),
+        request: request::Builder,
         body: Option<(&str, &Value)>,
     ) -> Result<Answer> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("accept", accept);
+        let request = request.header("accept", accept);
         self.client.send(match body {
             None => request.body(Vec::new())?,
             Some((media_type, value)) => request
@@ -159,7 +157,7 @@ impl Api {
     ) -> Result<Value> {
         let mut last = String::new();
         eventually(patience, "the answer is as expected", || {
-            let answer = self.request_as(accept, ("GET", path), None);
+            let answer = self.send_as(accept, Request::get(path), None);
             if let Ok(answer) = &answer {
                 let value = answer.json();
                 if answer.status == 200 && enough(&value) {

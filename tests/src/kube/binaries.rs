@@ -145,18 +145,24 @@ fn build_programs() -> Result<PathBuf> {
 
 /// The program is newer than each of its sources: then Go need not be asked (which costs seconds).
 fn is_newer(program: &Path, source: &Path) -> bool {
-    let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
-    let Ok(built) = modified(program) else {
+    let Some(built) = modification_time(program) else {
         return false;
     };
     // This file too: the flags are in it.
     let flags = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kube/binaries.rs");
-    let files = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let sources = files(source.into())
-        .chain(files(source.join("pod")))
-        .map(|entry| entry.path());
-    let mut sources = sources.filter(|path| path.is_file()).chain([flags]);
-    sources.all(|path| modified(&path).is_ok_and(|changed| changed < built))
+    let mut sources = [source.to_path_buf(), source.join("pod")]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten())
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .chain([flags]);
+    sources.all(|path| modification_time(&path).is_some_and(|changed| changed < built))
+}
+
+fn modification_time(path: &Path) -> Option<std::time::SystemTime> {
+    path.metadata()
+        .and_then(|metadata| metadata.modified())
+        .ok()
 }
 
 fn run_go(source: &Path, folder: &Path) -> Result<()> {

@@ -103,10 +103,11 @@ fn until_discovered(api: &Api, group: &str, version: &str, count: usize) -> Resu
     })?;
     let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
     api.wait_for_as(aggregated, "/apis", PATIENCE, |list| {
-        let of_group = |item: &&Value| item["metadata"]["name"] == group;
-        let item = list["items"]
-            .as_array()
-            .and_then(|items| items.iter().find(of_group));
+        let items = list["items"].as_array();
+        let item = items
+            .into_iter()
+            .flatten()
+            .find(|item| item["metadata"]["name"] == group);
         item.and_then(|item| item["versions"][0]["resources"].as_array())
             .is_some_and(|all| all.len() == count)
     })?;

@@ -66,41 +66,44 @@ impl Ports {
     }
 }
 
+pub(super) fn write_file(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let path = dir.join(name);
+    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+fn write_pair(dir: &Path, name: &str, identity: &Identity) -> Result<()> {
+    write_file(dir, &format!("{name}.crt"), &identity.cert_pem)?;
+    write_file(dir, &format!("{name}.key"), &identity.key_pem)
+}
+
 /// Writes certificates, keys and the audit policy into `dir`.
 pub(super) fn write_files(dir: &Path, authority: &Ca, addresses: &[IpAddr]) -> Result<()> {
-    let write = |name: &str, text: &str| {
-        let path = dir.join(name);
-        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
-    };
-    let pair = |name: &str, identity: &Identity| {
-        write(&format!("{name}.crt"), &identity.cert_pem)?;
-        write(&format!("{name}.key"), &identity.key_pem)
-    };
-    write("ca.crt", authority.pem())?;
-    write("ca.key", &authority.key_pem())?;
+    write_file(dir, "ca.crt", authority.pem())?;
+    write_file(dir, "ca.key", &authority.key_pem())?;
     let further: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let names: Vec<&str> = SERVED
         .into_iter()
         .chain(further.iter().map(String::as_str))
         .collect();
-    pair(
+    write_pair(
+        dir,
         "apiserver",
         &authority.issue_server_cert("kube-apiserver", &names)?,
     )?;
-    pair(
+    write_pair(
+        dir,
         "kubelet-client",
         &authority.issue_client_cert("kube-apiserver-kubelet-client", &["system:masters"])?,
     )?;
     // The key pair that signs service account tokens.
     let key = rcgen::KeyPair::generate()?;
-    write("sa.key", &key.serialize_pem())?;
-    write("sa.pub", &key.public_key_pem())?;
-    write("audit-policy.yaml", AUDIT_POLICY)
+    write_file(dir, "sa.key", &key.serialize_pem())?;
+    write_file(dir, "sa.pub", &key.public_key_pem())?;
+    write_file(dir, "audit-policy.yaml", AUDIT_POLICY)
 }
 
 /// kube-apiserver with its flags.
 pub(super) fn apiserver_command(binaries: &Binaries, dir: &Path, ports: &Ports) -> Command {
-    let file = |name: &str| dir.join(name).display().to_string();
     let mut command = binaries.apiserver_command();
     command.args([
         format!("--etcd-servers={}", ports.etcd_url()),
@@ -108,12 +111,21 @@ pub(super) fn apiserver_command(binaries: &Binaries, dir: &Path, ports: &Ports) 
         "--advertise-address=127.0.0.1".into(),
         "--endpoint-reconciler-type=none".into(), // it refuses a loopback advertise address otherwise
         format!("--secure-port={}", ports.apiserver),
-        format!("--tls-cert-file={}", file("apiserver.crt")),
-        format!("--tls-private-key-file={}", file("apiserver.key")),
-        format!("--client-ca-file={}", file("ca.crt")),
+        format!("--tls-cert-file={}", dir.join("apiserver.crt").display()),
+        format!(
+            "--tls-private-key-file={}",
+            dir.join("apiserver.key").display()
+        ),
+        format!("--client-ca-file={}", dir.join("ca.crt").display()),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
-        format!("--service-account-key-file={}", file("sa.pub")),
-        format!("--service-account-signing-key-file={}", file("sa.key")),
+        format!(
+            "--service-account-key-file={}",
+            dir.join("sa.pub").display()
+        ),
+        format!(
+            "--service-account-signing-key-file={}",
+            dir.join("sa.key").display()
+        ),
         format!("--service-cluster-ip-range={SERVICE_NETWORK}"),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
@@ -122,11 +134,17 @@ pub(super) fn apiserver_command(binaries: &Binaries, dir: &Path, ports: &Ports) 
         "--kubelet-preferred-address-types=InternalIP".into(),
         format!(
             "--kubelet-client-certificate={}",
-            file("kubelet-client.crt")
+            dir.join("kubelet-client.crt").display()
         ),
-        format!("--kubelet-client-key={}", file("kubelet-client.key")),
-        format!("--audit-policy-file={}", file("audit-policy.yaml")),
-        format!("--audit-log-path={}", file("audit.log")),
+        format!(
+            "--kubelet-client-key={}",
+            dir.join("kubelet-client.key").display()
+        ),
+        format!(
+            "--audit-policy-file={}",
+            dir.join("audit-policy.yaml").display()
+        ),
+        format!("--audit-log-path={}", dir.join("audit.log").display()),
         "--profiling=false".into(),
     ]);
     command
@@ -149,17 +167,25 @@ pub(super) fn controller_manager_command(
         &config,
         render_kubeconfig(server, authority.pem(), Credential::Certificate(&identity)),
     )?;
-    let file = |name: &str| dir.join(name).display().to_string();
     command.args([
         format!("--kubeconfig={}", config.display()),
         "--secure-port=0".into(),
         "--leader-elect=false".into(),
         "--use-service-account-credentials".into(),
         format!("--controllers={CONTROLLERS}"),
-        format!("--service-account-private-key-file={}", file("sa.key")),
-        format!("--root-ca-file={}", file("ca.crt")),
-        format!("--cluster-signing-cert-file={}", file("ca.crt")),
-        format!("--cluster-signing-key-file={}", file("ca.key")),
+        format!(
+            "--service-account-private-key-file={}",
+            dir.join("sa.key").display()
+        ),
+        format!("--root-ca-file={}", dir.join("ca.crt").display()),
+        format!(
+            "--cluster-signing-cert-file={}",
+            dir.join("ca.crt").display()
+        ),
+        format!(
+            "--cluster-signing-key-file={}",
+            dir.join("ca.key").display()
+        ),
         "--kube-api-qps=200".into(),
         "--kube-api-burst=400".into(),
     ]);

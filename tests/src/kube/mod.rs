@@ -254,29 +254,20 @@ impl KubeCloud {
 
 /// Puts everything into the fresh cluster: (Calico's token, the administrator's token).
 fn fill_cluster(admin: &Api, node: &str, managed: bool) -> Result<(String, String)> {
-    let calico = || {
-        let api = admin.open_another()?;
-        calico::register_crds(&api)?;
-        calico::install_objects(&api)
-    };
-    let workload = || {
-        let api = admin.open_another()?;
-        workload::add_node(&api, node, managed)?;
-        workload::add_pods(&api, node, managed)
-    };
-    let accounts = || {
-        calico::grant_cni_rights(admin)?;
-        let name = "hublet-tests-admin";
-        calico::create_account(admin, "kube-system", name)?;
-        calico::bind_role(admin, "cluster-admin", name)?;
-        Ok((
-            admin.request_token("kube-system", "calico-cni-plugin")?,
-            admin.request_token("kube-system", name)?,
-        ))
-    };
     std::thread::scope(|scope| {
-        let others = [scope.spawn(calico), scope.spawn(workload)];
-        let tokens = accounts();
+        let others = [
+            scope.spawn(|| {
+                let api = admin.open_another()?;
+                calico::register_crds(&api)?;
+                calico::install_objects(&api)
+            }),
+            scope.spawn(|| {
+                let api = admin.open_another()?;
+                workload::add_node(&api, node, managed)?;
+                workload::add_pods(&api, node, managed)
+            }),
+        ];
+        let tokens = create_accounts(admin);
         for other in others {
             other
                 .join()
@@ -284,6 +275,18 @@ fn fill_cluster(admin: &Api, node: &str, managed: bool) -> Result<(String, Strin
         }
         tokens
     })
+}
+
+/// The tokens of Calico's account and of an administrator.
+fn create_accounts(admin: &Api) -> Result<(String, String)> {
+    calico::grant_cni_rights(admin)?;
+    let name = "hublet-tests-admin";
+    calico::create_account(admin, "kube-system", name)?;
+    calico::bind_role(admin, "cluster-admin", name)?;
+    Ok((
+        admin.request_token("kube-system", "calico-cni-plugin")?,
+        admin.request_token("kube-system", name)?,
+    ))
 }
 
 /// Waits for the component's port to open.

@@ -205,10 +205,8 @@ fn compare_values(path: &str, recorded: &Value, live: &Value, lines: &mut Vec<St
     match (recorded, live) {
         (Value::Object(a), Value::Object(b)) => {
             for name in a.keys().chain(b.keys()).collect::<BTreeSet<_>>() {
-                let value = |object: &serde_json::Map<String, Value>| {
-                    object.get(name).cloned().unwrap_or_default()
-                };
-                compare_values(&format!("{path}.{name}"), &value(a), &value(b), lines);
+                let [a, b] = [a, b].map(|object| object.get(name).unwrap_or(&Value::Null));
+                compare_values(&format!("{path}.{name}"), a, b, lines);
             }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {

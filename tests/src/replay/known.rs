@@ -103,17 +103,16 @@ impl Known {
                 ));
             }
         }
-        let known = |name: &str| {
-            self.answers
-                .get(&format!("{path}/{name}"))
-                .is_some_and(|(status, _)| *status < 300)
-                || read_identities(told)
-                    .iter()
-                    .any(|listed| listed.name == name)
-        };
         stored
             .iter()
-            .find(|item| !known(&item.name))
+            .find(|item| {
+                let newest = self.answers.get(&format!("{path}/{}", item.name));
+                let exists = newest.is_some_and(|(status, _)| *status < 300);
+                let is_listed = read_identities(told)
+                    .iter()
+                    .any(|listed| listed.name == item.name);
+                !exists && !is_listed
+            })
             .map(|item| format!("the cloud never told of {}", item.name))
     }
 }

@@ -22,6 +22,26 @@ pub(super) struct Identity {
     pub(super) version: String,
 }
 
+/// Where name, uid and resourceVersion are in an object: by field number in protobuf, by name in JSON.
+const PROTOBUF_POINTERS: [&str; 3] = ["/1/0/1/0", "/1/0/5/0", "/1/0/6/0"];
+const JSON_POINTERS: [&str; 3] = [
+    "/metadata/name",
+    "/metadata/uid",
+    "/metadata/resourceVersion",
+];
+
+impl Identity {
+    fn at(object: &Value, pointers: [&str; 3]) -> Option<Self> {
+        let [name, uid, version] =
+            pointers.map(|pointer| object.pointer(pointer).and_then(Value::as_str));
+        Some(Self {
+            name: name?.to_owned(),
+            uid: uid?.to_owned(),
+            version: version?.to_owned(),
+        })
+    }
+}
+
 impl IdMap {
     /// Learns from a recorded answer and the live one. Versions of lists don't count: requests never carry them,
     /// and other writers of the cluster move them.
@@ -69,40 +89,23 @@ impl IdMap {
 /// The objects in a body: itself, or the items of a list.
 pub(super) fn read_identities(body: &[u8]) -> Vec<Identity> {
     if let Ok(envelope) = protobuf::decode_envelope(body) {
-        let of = |object: &Value| {
-            let text = |pointer: &str| {
-                object
-                    .pointer(pointer)
-                    .and_then(Value::as_str)
-                    .map(str::to_owned)
-            };
-            Some(Identity {
-                name: text("/1/0/1/0")?,
-                uid: text("/1/0/5/0")?,
-                version: text("/1/0/6/0")?,
-            })
-        };
         if envelope.kind.ends_with("List") {
             return envelope.object["2"]
                 .as_array()
                 .into_iter()
                 .flatten()
-                .filter_map(of)
+                .filter_map(|item| Identity::at(item, PROTOBUF_POINTERS))
                 .collect();
         }
-        return of(&envelope.object).into_iter().collect();
+        let object = Identity::at(&envelope.object, PROTOBUF_POINTERS);
+        return object.into_iter().collect();
     }
-    let of = |object: &Value| {
-        let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
-        Some(Identity {
-            name: text("name")?,
-            uid: text("uid")?,
-            version: text("resourceVersion")?,
-        })
-    };
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     match value["items"].as_array() {
-        Some(items) => items.iter().filter_map(of).collect(),
-        None => of(&value).into_iter().collect(),
+        Some(items) => items
+            .iter()
+            .filter_map(|item| Identity::at(item, JSON_POINTERS))
+            .collect(),
+        None => Identity::at(&value, JSON_POINTERS).into_iter().collect(),
     }
 }

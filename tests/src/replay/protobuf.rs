@@ -29,19 +29,21 @@ pub fn decode_envelope(body: &[u8]) -> Result<Envelope> {
         .strip_prefix(MAGIC)
         .context("no Kubernetes protobuf: it doesn't begin with k8s\\0")?;
     let unknown = read_fields(bytes)?;
-    let of = |number: u32| {
-        unknown.iter().find_map(|(field, wire)| match wire {
-            Wire::Bytes(bytes) if *field == number => Some(*bytes),
-            _ => None,
-        })
-    };
-    let meta = decode_message(of(1).context("an envelope without its type")?)?;
-    let object = decode_message(of(2).context("an envelope without its object")?)?;
-    let text = |field: &str| meta[field][0].as_str().unwrap_or_default().to_owned();
+    let meta = find_bytes(&unknown, 1).context("an envelope without its type")?;
+    let meta = decode_message(meta)?;
+    let object = find_bytes(&unknown, 2).context("an envelope without its object")?;
     Ok(Envelope {
-        api_version: text("1"),
-        kind: text("2"),
-        object,
+        api_version: meta["1"][0].as_str().unwrap_or_default().to_owned(),
+        kind: meta["2"][0].as_str().unwrap_or_default().to_owned(),
+        object: decode_message(object)?,
+    })
+}
+
+/// The first length-delimited field of this number.
+fn find_bytes<'a>(fields: &[(u32, Wire<'a>)], number: u32) -> Option<&'a [u8]> {
+    fields.iter().find_map(|(field, wire)| match wire {
+        Wire::Bytes(bytes) if *field == number => Some(*bytes),
+        _ => None,
     })
 }
 
@@ -69,13 +71,13 @@ fn decode_message(bytes: &[u8]) -> Result<Value> {
 }
 
 fn decode_guessed(bytes: &[u8]) -> Value {
-    let text = || Value::String(String::from_utf8_lossy(bytes).into_owned());
-    let printable = bytes.iter().all(|byte| (b' '..=b'~').contains(byte));
-    if printable {
-        text()
+    let is_printable = bytes.iter().all(|byte| (b' '..=b'~').contains(byte));
+    let message = if is_printable {
+        None
     } else {
-        decode_message(bytes).unwrap_or_else(|_| text())
-    }
+        decode_message(bytes).ok()
+    };
+    message.unwrap_or_else(|| Value::String(String::from_utf8_lossy(bytes).into_owned()))
 }
 
 fn read_fields(mut bytes: &[u8]) -> Result<Vec<(u32, Wire<'_>)>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::request::Builder;
 use http::{Method, Request};
@@ -76,6 +76,13 @@ struct Line {
     response_body: String,
 }
 
+fn read_file(dir: &Path, name: &str) -> Result<Bytes> {
+    let path = dir.join(name);
+    std::fs::read(&path)
+        .map(Bytes::from)
+        .with_context(|| format!("reading {}", path.display()))
+}
+
 impl Recording {
     /// The Calico CNI plugin: `add-first-pod-of-the-node`, `add-second-pod`, `del`.
     ///
@@ -83,13 +90,7 @@ impl Recording {
     /// The files are missing or damaged.
     pub fn load_calico() -> Result<Self> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/calico-cni");
-        let read = |name: &str| {
-            let path = dir.join(name);
-            std::fs::read(&path)
-                .map(Bytes::from)
-                .with_context(|| format!("reading {}", path.display()))
-        };
-        let index = read("index.jsonl")?;
+        let index = read_file(&dir, "index.jsonl")?;
         let exchanges = index
             .split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
@@ -101,14 +102,17 @@ impl Recording {
                     method: line.method.parse()?,
                     uri: line.uri,
                     headers: line.request_headers,
-                    body: line.request_body.as_deref().map(read).transpose()?,
+                    body: line
+                        .request_body
+                        .map(|name| read_file(&dir, &name))
+                        .transpose()?,
                     status: line.status,
                     answer_headers: line
                         .response_headers
                         .into_iter()
                         .map(|(name, value)| (name.to_lowercase(), value))
                         .collect(),
-                    answer: read(&line.response_body)?,
+                    answer: read_file(&dir, &line.response_body)?,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -125,14 +129,9 @@ impl Recording {
     /// # Errors
     /// There is no such sequence.
     pub fn find_sequence(&self, case: &str) -> Result<&[Exchange]> {
-        let of_case = |exchange: &Exchange| exchange.case == case;
-        let Some(first) = self.exchanges.iter().position(of_case) else {
-            bail!("no sequence {case:?} in the recording");
-        };
-        let length = self.exchanges[first..]
-            .iter()
-            .take_while(|exchange| of_case(exchange))
-            .count();
-        Ok(&self.exchanges[first..first + length])
+        self.exchanges
+            .chunk_by(|one, next| one.case == next.case)
+            .find(|sequence| sequence[0].case == case)
+            .with_context(|| format!("no sequence {case:?} in the recording"))
     }
 }

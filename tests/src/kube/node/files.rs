@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::super::flags::write_file;
 use super::{Options, image};
 
 /// Kernel settings that the kubelet wants for the whole machine, so that it finds nothing to do.
@@ -27,39 +28,42 @@ pub(super) fn write_files(dir: &Path, options: &Options, cni: &Path, cgroup: &st
     for folder in ["cni", "manifests", "sysctl", "kubelet"] {
         fs::create_dir_all(dir.join(folder))?;
     }
-    let write = |name: &str, text: &str| {
-        let path = dir.join(name);
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
-    };
-    write("containerd.toml", &containerd_config(dir, cni))?;
-    write("cni/10-ptp.conflist", &cni_config(dir, options).to_string())?;
-    write("kubeconfig", &options.kubeconfig)?;
+    write_file(dir, "containerd.toml", &containerd_config(dir, cni))?;
+    write_file(
+        dir,
+        "cni/10-ptp.conflist",
+        &cni_config(dir, options).to_string(),
+    )?;
+    write_file(dir, "kubeconfig", &options.kubeconfig)?;
     // JSON is YAML, too.
-    write("kubelet.yaml", &kubelet_config(dir, cgroup).to_string())?;
-    write("ca.crt", &options.ca_pem)?;
+    write_file(
+        dir,
+        "kubelet.yaml",
+        &kubelet_config(dir, cgroup).to_string(),
+    )?;
+    write_file(dir, "ca.crt", &options.ca_pem)?;
     for (name, value) in SYSCTLS {
-        write(&format!("sysctl/{}", name.replace('/', ".")), value)?;
+        write_file(dir, &format!("sysctl/{}", name.replace('/', ".")), value)?;
     }
-    write("start.sh", &start_script(dir, options))
+    write_file(dir, "start.sh", &start_script(dir, options))
 }
 
 /// For 1.6 and later. `restrict_oom_score_adj`: machines without CAP_SYS_RESOURCE can't lower it.
 fn containerd_config(dir: &Path, cni: &Path) -> String {
-    let at = |name: &str| format!("{:?}", dir.join(name).display().to_string());
     format!(
-        "version = 2\nroot = {root}\nstate = {state}\n\
+        "version = 2\nroot = {root:?}\nstate = {state:?}\n\
          disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
-         [grpc]\naddress = {socket}\n\
+         [grpc]\naddress = {socket:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
          sandbox_image = \"{image}\"\nrestrict_oom_score_adj = true\n\
-         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"{cni}\"\nconf_dir = {conf}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"{cni}\"\nconf_dir = {conf:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"overlayfs\"\n",
-        root = at("images"),
-        state = at("state"),
-        socket = at("containerd.sock"),
+        root = dir.join("images"),
+        state = dir.join("state"),
+        socket = dir.join("containerd.sock"),
         image = image::NAME,
         cni = cni.display(),
-        conf = at("cni"),
+        conf = dir.join("cni"),
     )
 }
 

@@ -79,19 +79,20 @@ pub struct Call {
 #[must_use]
 #[track_caller]
 pub fn can_run() -> bool {
-    let found = |program: &str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-    };
     let all = ["containerd", "ctr", "runc", "unshare"]
         .into_iter()
-        .all(found)
+        .all(is_installed)
         && cni_folder().is_some();
     require::bpf()
         && require::skip_unless(
             all,
             "a real node needs containerd, runc and containernetworking-plugins (Debian's names)",
         )
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 fn cni_folder() -> Option<&'static Path> {
@@ -226,14 +227,14 @@ impl RealNode {
     /// The ends of the logs.
     #[must_use]
     pub fn log_tails(&self) -> String {
-        let tail = |name: &str| {
-            let text = fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            lines[lines.len().saturating_sub(25)..].join("\n")
-        };
         let names = ["node.log", "containerd.log", "kubelet.log"];
         names
-            .map(|name| format!("the end of {name}:\n{}\n", tail(name)))
+            .map(|name| {
+                let text = fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                let tail = &lines[lines.len().saturating_sub(25)..];
+                format!("the end of {name}:\n{}\n", tail.join("\n"))
+            })
             .concat()
     }
 }
