@@ -266,7 +266,8 @@ shared! {
     }
 
     /// The outcome of its connects; one CPU's share.
-    #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+    #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+    #[cfg_attr(feature = "serde", serde(rename_all = "camelCase"))]
     pub struct FlowCounts {
         /// connect() calls that were steered.
         pub steered: u64,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The party that a connection counts for where clients share something. It is attested where possible, so that another
 /// address or, without privileges, another process gives nobody a second share.
@@ -63,15 +63,25 @@ fn network(ip: IpAddr) -> IpAddr {
 }
 
 /// The listening socket that accepted a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Port {
     Plain,
     Secure,
 }
 
+impl Port {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Secure => "secure",
+        }
+    }
+}
+
 /// The process that called connect(), as the kernel saw it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Process {
     /// Thread group id, in the initial pid namespace.
     pub pid: u32,

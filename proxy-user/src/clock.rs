@@ -4,6 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use time::OffsetDateTime;
+
+/// Converts milliseconds since the epoch, to whole seconds.
+pub(crate) fn to_datetime(millis: u64) -> OffsetDateTime {
+    let seconds = i64::try_from(millis / 1000).unwrap_or_default();
+    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
 /// The system's clock, plus an offset that tests set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Clock {

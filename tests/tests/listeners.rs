@@ -252,6 +252,7 @@ fn health_readiness_metrics_and_status_are_on_10267() {
         "one OpenMetrics text"
     );
     let status = admin.get("/v1/status").expect("status").json();
+    assert_eq!(status["apiVersion"], "hublet/v1");
     assert_eq!(status["node"], "edge-1");
     assert!(
         status["listeners"]

@@ -216,7 +216,7 @@ fn the_own_probe_is_nobodys_call() -> Result<()> {
     let uptime = || {
         site.daemon
             .fetch_status()
-            .is_ok_and(|s| s["uptime_seconds"].as_u64() >= Some(2))
+            .is_ok_and(|s| s["uptimeSeconds"].as_u64() >= Some(2))
     };
     eventually(SOON, "some probes have been made", || {
         uptime().then_some(())

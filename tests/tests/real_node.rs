@@ -235,7 +235,7 @@ impl Caller<'_> {
         let callers = status["callers"].as_array().cloned().unwrap_or_default();
         Ok(callers
             .into_iter()
-            .filter(|caller| caller["process"]["pod_uid"] == *self.uid)
+            .filter(|caller| caller["process"]["podUid"] == *self.uid)
             .collect())
     }
 }
@@ -244,7 +244,7 @@ impl Caller<'_> {
 fn check_attested(caller: &Value, container: &str) -> Result<(i32, u64)> {
     let process = &caller["process"];
     let expected = json!({
-        "container_id": container, "command": "pod", "executable": "/pod", "uid": 0,
+        "containerId": container, "command": "pod", "executable": "/pod", "uid": 0,
         "original": "10.96.0.1:443", "steered": true,
     });
     for (key, value) in expected.as_object().into_iter().flatten() {

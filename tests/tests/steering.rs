@@ -468,7 +468,7 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
         .iter()
         .find(|caller| caller["process"]["pid"] == me)
         .context("the caller")?;
-    for direction in ["bytes_up", "bytes_down"] {
+    for direction in ["bytesUp", "bytesDown"] {
         let [kernel, daemon] =
             [&kernel, daemon].map(|account| account[direction].as_u64().unwrap());
         println!("{direction}: the kernel {kernel}, hublet {daemon}, {CONNECTIONS} ends");
@@ -477,8 +477,8 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
         assert!(daemon > 100_000, "{direction} {daemon}");
     }
     let scrape = site.daemon.scrape_metrics()?;
-    for direction in ["up", "down"] {
-        let all = daemon[format!("bytes_{direction}")].as_f64().unwrap();
+    for (direction, field) in [("up", "bytesUp"), ("down", "bytesDown")] {
+        let all = daemon[field].as_f64().unwrap();
         metric("hublet_client_bytes_total")
             .label("direction", direction)
             .value(all)

@@ -25,20 +25,21 @@ impl Instrumented for EbpfMetrics<'_> {
                 kind: ValueKind::Gauge,
                 values: components
                     .iter()
-                    .map(|component| (Cow::Borrowed(component.name), component.on.into()))
+                    .map(|component| (component.name.clone(), component.on.into()))
                     .collect(),
             },
         );
         let ebpf = self.0.ebpf();
-        let decisions = ebpf.counters.iter();
         registry.register(
             "ebpf_decisions",
             "Decisions of the eBPF programs",
             LabeledValues {
                 label: "decision",
                 kind: ValueKind::Counter,
-                values: decisions
-                    .map(|(decision, count)| ((*decision).into(), *count))
+                values: ebpf
+                    .decisions
+                    .into_iter()
+                    .map(|count| (count.decision, count.count))
                     .collect(),
             },
         );

@@ -4,9 +4,10 @@
 //! In: a bound socket and [`State`], which `app` fills as stages come up. Out: YurtHub's `/v1/healthz` and
 //! `/v1/readyz` (bodies exactly `OK`), `/metrics`, and `/v1/status` for `hublet status`.
 
-mod answer;
 mod ebpf_metrics;
+mod respond;
 mod state;
+pub(crate) mod status;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -105,8 +106,8 @@ async fn accept(listener: tokio::net::TcpListener, state: Arc<State>) {
         let state = Arc::clone(&state);
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let answer = answer::to(&request, &state);
-                async move { Ok::<_, std::convert::Infallible>(answer) }
+                let response = respond::respond(&request, &state);
+                async move { Ok::<_, std::convert::Infallible>(response) }
             });
             let mut http1 = http1::Builder::new();
             http1

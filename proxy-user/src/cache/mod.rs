@@ -19,6 +19,7 @@ mod open;
 pub(crate) mod paginate;
 pub(crate) mod record;
 pub(crate) mod selector;
+pub(crate) mod status;
 pub(crate) mod store;
 pub(crate) mod variants;
 mod write_retry;
@@ -51,7 +52,7 @@ use capture::{Capture, Ingest};
 use change::Change;
 use evict::{LastRequested, SizeBudget};
 use exchange::Exchange;
-use not_stored::{NotStored, NotStoredCounts};
+use not_stored::NotStoredCounts;
 use store::{Condition, Snapshot, Store, StoreError};
 
 /// How long an answer from the store waits for what has been seen but not written yet.
@@ -194,39 +195,6 @@ impl Cache {
     /// Writes what is pending, ends the writer and closes the store, whoever still holds it or a snapshot.
     pub(crate) async fn close(&self) {
         self.ingest.close().await;
-    }
-
-    /// Figures for `hublet status`.
-    pub(crate) fn status(&self) -> serde_json::Value {
-        let counts = self
-            .store
-            .snapshot()
-            .and_then(|s| s.counts())
-            .unwrap_or_default();
-        let (grants, credentials) = self.grants.len();
-        let condition = self.store.condition();
-        let not_stored: serde_json::Map<String, serde_json::Value> = NotStored::ALL
-            .into_iter()
-            .map(|reason| (reason.as_str().into(), self.not_stored().get(reason).into()))
-            .collect();
-        serde_json::json!({
-            "writable": condition == Condition::Writable,
-            "problem": condition.problem(),
-            "bytes": self.store.size(),
-            "maxBytes": self.max_bytes,
-            "objects": counts[0],
-            "absent": counts[1],
-            "collections": counts[2],
-            "documents": counts[3],
-            "grants": grants,
-            "credentials": credentials,
-            "copiesGivenUp": self.ingest.given_up(),
-            "notStored": not_stored,
-            "evicted": self.ingest.evicted(),
-            "writesFailed": self.ingest.failures(),
-            "behind": self.ingest.is_behind(),
-            "openedInSeconds": self.opened_in.as_secs_f64(),
-        })
     }
 
     /// How many responses were not stored, by reason.

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 pub(crate) use owned::hublet_files;
-pub(crate) use serving::Certificates;
+pub(crate) use serving::{CertificateStatus, Certificates};
 pub(crate) use trust::cloud_roots;
 
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tracing::info;
 
@@ -26,6 +27,17 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.current.load_full())
     }
+}
+
+/// The serving certificate in `/v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CertificateStatus {
+    pub(crate) file: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) not_after: OffsetDateTime,
+    /// The development CA that clients must trust; `None` of a certificate from the cluster.
+    pub(crate) development_ca: Option<String>,
 }
 
 /// The serving certificate and its origin.
@@ -120,6 +132,18 @@ impl Certificates {
             self.origin.store(Arc::new(origin));
         }
         Ok(())
+    }
+
+    pub(crate) fn status(&self) -> CertificateStatus {
+        let origin = self.origin.load();
+        CertificateStatus {
+            file: origin.file.display().to_string(),
+            not_after: origin.expires,
+            development_ca: origin
+                .development_ca
+                .as_ref()
+                .map(|file| file.display().to_string()),
+        }
     }
 
     /// File, expiry and the CA to trust, in words.

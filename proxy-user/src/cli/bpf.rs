@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Output;
-use super::status::tables;
+use super::table::{or_dash, print_field_section, print_line_section, print_table, yes_no};
 use crate::ebpf::pins::{MAPS, Pinned, PinnedError};
 use crate::text::printable_json;
 
@@ -82,7 +82,7 @@ pub fn bpf(command: &BpfCommand, out: &mut dyn Write) -> Result<(), BpfError> {
 
 /// Reads the links and every map. Maps of another version can't be decoded: then a note says so.
 fn read_status(pinned: &Pinned) -> Result<Value, PinnedError> {
-    let mut status = serde_json::Map::from_iter([("links".to_owned(), pinned.links()?)]);
+    let mut status = Map::from_iter([("links".to_owned(), pinned.links()?)]);
     for map in MAPS {
         let section = map.trim_start_matches("HUB_").to_lowercase();
         match pinned.dump(map) {
@@ -100,7 +100,69 @@ fn read_status(pinned: &Pinned) -> Result<Value, PinnedError> {
 fn print_value(value: &Value, output: Output, out: &mut dyn Write) -> Result<(), BpfError> {
     match output {
         Output::Json => writeln!(out, "{}", printable_json(&format!("{value:#}")))?,
-        Output::Table => tables(value, out)?,
+        Output::Table => print_sections(value, out)?,
     }
     Ok(())
+}
+
+/// Prints a section for each map: fields of an object, a table of a list of objects.
+fn print_sections(value: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let sections = value.as_object().into_iter().flatten();
+    for (name, value) in sections {
+        match value {
+            Value::Object(fields) => print_field_section(name, &to_fields(fields), out)?,
+            Value::Array(items) => print_items(name, items, out)?,
+            other => print_line_section(name, &[to_cell(other)], out)?,
+        }
+    }
+    Ok(())
+}
+
+fn to_fields(fields: &Map<String, Value>) -> Vec<(&String, String)> {
+    let fields = fields.iter();
+    fields.map(|(name, value)| (name, to_cell(value))).collect()
+}
+
+fn print_items(name: &str, items: &[Value], out: &mut dyn Write) -> io::Result<()> {
+    let rows: Vec<_> = items.iter().filter_map(Value::as_object).collect();
+    if rows.is_empty() {
+        let lines: Vec<_> = items.iter().map(to_cell).collect();
+        return print_line_section(name, &lines, out);
+    }
+    let columns = column_names(&rows);
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            columns
+                .iter()
+                .map(|name| to_cell(row.get(*name).unwrap_or(&Value::Null)))
+                .collect()
+        })
+        .collect();
+    print_table(name, &columns, &cells, out)
+}
+
+/// Columns that come first, in this order.
+const LEADING: [&str; 5] = ["name", "service", "to", "kind", "command"];
+
+/// The rows of one map have the same fields. Buckets are for programs: `-o json` has them.
+fn column_names<'a>(rows: &[&'a Map<String, Value>]) -> Vec<&'a String> {
+    let names = rows.first().into_iter().flat_map(|row| row.keys());
+    let mut names: Vec<_> = names.filter(|name| *name != "latency").collect();
+    names.sort_by_key(|name| {
+        let position = LEADING.iter().position(|leading| leading == name);
+        position.unwrap_or(LEADING.len())
+    });
+    names
+}
+
+fn to_cell(value: &Value) -> String {
+    match value {
+        Value::Null => or_dash::<&str>(None),
+        Value::Bool(value) => yes_no(*value),
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.is_empty() => or_dash::<&str>(None),
+        Value::Array(items) => items.iter().map(to_cell).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
 }

@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod status;
+mod table;
 pub mod uninstall;
 
 use std::ffi::OsString;

@@ -1,20 +1,24 @@
-//! `hublet status`: asks a running daemon's admin listener and shows the answer as tables or as JSON.
+//! `hublet status`: reads `/v1/status` of a running daemon and prints it as tables or as JSON.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
+use super::table::{
+    or_dash, print_field_section, print_fields, print_line_section, print_table, yes_no,
+};
 use super::{Output, StatusArgs};
-use crate::text::{Printable, printable_json};
+use crate::admin::status::{
+    API_VERSION, CallerStatus, CertificateStatus, CloudStatus, Component, ConnectionsStatus,
+    EbpfStatus, FlowStatus, RequestsStatus, Status, StoreStatus, TypeMeta,
+};
+use crate::text::printable_json;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A status is some tens of kilobytes.
-const MAX_ANSWER: u64 = 8 << 20;
+const MAX_RESPONSE: u64 = 8 << 20;
 
-/// Why there is no status to show.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
     #[error(
@@ -23,33 +27,36 @@ pub enum StatusError {
     Connect(SocketAddr, io::Error),
     #[error("what answers on {0} is no hublet: {1}")]
     Answer(SocketAddr, String),
+    #[error(
+        "the hublet on {admin} reports its status as {found}, and this binary reads {API_VERSION} only: use the binary of the running version"
+    )]
+    ApiVersion { admin: SocketAddr, found: String },
     /// The output is closed.
     #[error("can't write: {0}")]
     Write(#[from] io::Error),
 }
 
-/// Asks and prints.
+/// Fetches and prints the status.
 ///
 /// # Errors
-/// Nobody answers, somebody else answers, or `out` is closed.
+/// Nothing answers, another program answers, or `out` is closed.
 pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<(), StatusError> {
-    let body = ask(args.admin)?;
-    let status: Value =
-        serde_json::from_str(&body).map_err(|e| StatusError::Answer(args.admin, e.to_string()))?;
+    let json = fetch_status(args.admin)?;
+    let status = parse_status(args.admin, &json)?;
     match args.output {
-        Output::Json => writeln!(out, "{}", printable_json(&format!("{status:#}")))?,
-        Output::Table => tables(&status, out)?,
+        Output::Json => writeln!(out, "{}", printable_json(json.trim_end()))?,
+        Output::Table => print_status(&status, out)?,
     }
     Ok(())
 }
 
-fn ask(admin: SocketAddr) -> Result<String, StatusError> {
+fn fetch_status(admin: SocketAddr) -> Result<String, StatusError> {
     let answer = (|| {
-        let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.write_all(format!("GET /v1/status HTTP/1.0\r\nHost: {admin}\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
-        stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
+        stream.take(MAX_RESPONSE).read_to_string(&mut answer)?;
         Ok(answer)
     })()
     .map_err(|error| StatusError::Connect(admin, error))?;
@@ -63,211 +70,333 @@ fn ask(admin: SocketAddr) -> Result<String, StatusError> {
     Ok(body.to_owned())
 }
 
-/// Scalars first, then a section for each object or list; rows of a list of objects become a table.
-pub(super) fn tables(status: &Value, out: &mut dyn Write) -> io::Result<()> {
-    let Value::Object(sections) = status else {
-        return writeln!(out, "{}", Printable(status));
+/// Reads the version first: the rest of another version's document may not be readable.
+fn parse_status(admin: SocketAddr, json: &str) -> Result<Status, StatusError> {
+    let malformed = |error: serde_json::Error| StatusError::Answer(admin, error.to_string());
+    let type_meta: TypeMeta = serde_json::from_str(json).map_err(malformed)?;
+    if !type_meta.is_current() {
+        let found = type_meta.api_version.into_owned();
+        return Err(StatusError::ApiVersion { admin, found });
+    }
+    serde_json::from_str(json).map_err(malformed)
+}
+
+fn print_status(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    print_daemon(status, out)?;
+    print_line_section("unready", &status.unready, out)?;
+    print_line_section("warnings", &status.warnings, out)?;
+    print_line_section("listeners", &status.listeners, out)?;
+    print_optional(status.certificate.as_ref(), print_certificate, out)?;
+    print_components(&status.components, out)?;
+    print_optional(status.ebpf.as_ref(), print_ebpf, out)?;
+    print_optional(status.connections.as_ref(), print_connections, out)?;
+    print_optional(status.requests.as_ref(), print_requests, out)?;
+    print_optional(status.cloud.as_ref(), print_cloud, out)?;
+    print_optional(status.store.as_ref(), print_store, out)?;
+    print_callers(&status.callers, out)
+}
+
+fn print_optional<T>(
+    part: Option<&T>,
+    print: fn(&T, &mut dyn Write) -> io::Result<()>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    part.map_or(Ok(()), |part| print(part, out))
+}
+
+fn print_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    let fields = [
+        ("version", status.version.clone()),
+        ("node", status.node.clone()),
+        ("uptime", format!("{} s", status.uptime_seconds)),
+    ];
+    print_fields(&fields, "", out)
+}
+
+fn print_certificate(certificate: &CertificateStatus, out: &mut dyn Write) -> io::Result<()> {
+    let fields = [
+        ("file", certificate.file.clone()),
+        ("valid until", certificate.not_after.date().to_string()),
+        (
+            "development CA",
+            or_dash(certificate.development_ca.as_ref()),
+        ),
+    ];
+    print_field_section("certificate", &fields, out)
+}
+
+fn print_components(components: &[Component], out: &mut dyn Write) -> io::Result<()> {
+    let row = |component: &Component| {
+        vec![
+            component.name.to_string(),
+            yes_no(component.on),
+            component.detail.clone(),
+        ]
     };
-    let scalars: Vec<_> = sections
-        .iter()
-        .filter(|(_, value)| !value.is_object() && !value.is_array())
-        .collect();
-    let width = scalars.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
-    for (key, value) in scalars {
-        writeln!(out, "{:width$}  {}", word(key), cell(value))?;
-    }
-    for (key, value) in sections {
-        section(key, value, out)?;
-    }
-    Ok(())
+    let rows: Vec<_> = components.iter().map(row).collect();
+    print_table("components", &["name", "on", "detail"], &rows, out)
 }
 
-fn section(name: &str, value: &Value, out: &mut dyn Write) -> io::Result<()> {
-    match value {
-        Value::Object(fields) if !fields.is_empty() => {
-            let (flat, nested): (Vec<_>, Vec<_>) = fields
-                .iter()
-                .partition(|(_, v)| !is_table(v) && !v.is_object());
-            if !flat.is_empty() {
-                writeln!(out, "\n{}", word(&name.to_uppercase()))?;
-                let width = flat.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
-                for (key, value) in flat {
-                    writeln!(out, "  {:width$}  {}", word(key), cell(value))?;
-                }
-            }
-            nested
-                .into_iter()
-                .try_for_each(|(key, value)| section(&format!("{name} {key}"), value, out))
-        }
-        Value::Array(rows) if !rows.is_empty() => {
-            writeln!(out, "\n{}", word(&name.to_uppercase()))?;
-            if is_table(value) {
-                table(rows, out)
-            } else {
-                rows.iter()
-                    .try_for_each(|row| writeln!(out, "  {}", cell(row)))
-            }
-        }
-        _ => Ok(()),
-    }
-}
-
-fn is_table(value: &Value) -> bool {
-    value
-        .as_array()
-        .is_some_and(|rows| !rows.is_empty() && rows.iter().all(Value::is_object))
-}
-
-/// Columns that come first, in this order.
-const FIRST: [&str; 15] = [
-    "name",
-    "on",
-    "detail",
-    "pid",
-    "uid",
-    "command",
-    "cgroup",
-    "original",
-    "steered",
-    "address",
-    "port",
-    "id",
-    "connections",
-    "bytes_up",
-    "bytes_down",
-];
-
-/// Columns for programs only: `-o json` has them.
-const HIDDEN: [&str; 7] = [
-    "process",
-    "gid",
-    "cgroup_id",
-    "netns",
-    "last",
-    "latency",
-    "wanted",
-];
-
-/// Rows as a table; an object within a row adds its own columns.
-fn table(rows: &[Value], out: &mut dyn Write) -> io::Result<()> {
-    let rows: Vec<Map<String, Value>> =
-        rows.iter().filter_map(Value::as_object).map(flat).collect();
-    let mut columns: Vec<&str> = Vec::new();
-    for key in rows
-        .iter()
-        .flat_map(|row| row.keys())
-        .filter(|key| !HIDDEN.contains(&key.as_str()))
-    {
-        if !columns.contains(&key.as_str()) {
-            columns.push(key);
-        }
-    }
-    columns.sort_by_key(|column| {
-        FIRST
-            .iter()
-            .position(|first| first == column)
-            .unwrap_or(FIRST.len())
+fn print_ebpf(ebpf: &EbpfStatus, out: &mut dyn Write) -> io::Result<()> {
+    let programs = ebpf.programs.iter().map(|program| {
+        vec![
+            program.name.clone(),
+            program.id.to_string(),
+            program.attached.clone(),
+        ]
     });
-    let line = |row: &Map<String, Value>| {
-        columns
-            .iter()
-            .map(|column| cell(row.get(*column).unwrap_or(&Value::Null)))
-            .collect::<Vec<_>>()
-    };
-    let head = columns
-        .iter()
-        .map(|column| word(&column.to_uppercase()))
+    let programs: Vec<_> = programs.collect();
+    print_table("ebpf programs", &["name", "id", "attached"], &programs, out)?;
+    let decisions = ebpf.decisions.iter();
+    let decisions: Vec<_> = decisions
+        .map(|count| (&*count.decision, count.count.to_string()))
         .collect();
-    let lines: Vec<Vec<String>> = std::iter::once(head).chain(rows.iter().map(line)).collect();
-    let width = |n: usize| {
-        lines
-            .iter()
-            .map(|line| line[n].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    for line in &lines {
-        let cells = line
-            .iter()
-            .zip(&widths)
-            .map(|(value, width)| format!("{value:width$}"));
-        writeln!(out, "  {}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
+    print_field_section("ebpf decisions", &decisions, out)?;
+    print_flows(&ebpf.flows, out)
 }
 
-fn flat(row: &Map<String, Value>) -> Map<String, Value> {
-    let mut flat = row.clone();
-    for inner in row.values().filter_map(Value::as_object) {
-        flat.extend(inner.clone());
-    }
-    flat
+fn print_flows(flows: &[FlowStatus], out: &mut dyn Write) -> io::Result<()> {
+    let columns = [
+        "cgroup",
+        "service",
+        "steered",
+        "direct",
+        "passed through",
+        "established",
+        "closed",
+        "bytes up",
+        "bytes down",
+        "retransmits",
+    ];
+    let rows: Vec<_> = flows.iter().map(flow_row).collect();
+    print_table("ebpf flows", &columns, &rows, out)
 }
 
-/// A word of the daemon's, which may be a caller's: on a terminal it is text and nothing else.
-fn word(text: &str) -> String {
-    Printable(text).to_string()
+fn flow_row(flow: &FlowStatus) -> Vec<String> {
+    let counts = &flow.counts;
+    let passed_through =
+        counts.off + counts.own + counts.not_selected + counts.stale + counts.no_listener;
+    let cgroup = flow.cgroup.clone();
+    let mut row = vec![
+        cgroup.unwrap_or_else(|| flow.cgroup_id.to_string()),
+        flow.service.to_string(),
+    ];
+    let numbers = [
+        counts.steered,
+        counts.direct,
+        passed_through,
+        counts.established,
+        counts.closed,
+        counts.bytes_up,
+        counts.bytes_down,
+        counts.retransmits,
+    ];
+    row.extend(numbers.map(|number| number.to_string()));
+    row
 }
 
-/// One value in words; an address that serde made a pair of is an address again.
-fn cell(value: &Value) -> String {
-    match value {
-        Value::Null => "-".into(),
-        Value::Bool(true) => "yes".into(),
-        Value::Bool(false) => "no".into(),
-        Value::String(text) => word(text),
-        Value::Array(items) => match items.as_slice() {
-            [] => "-".into(),
-            [Value::String(ip), Value::Number(port)] => format!("{}:{port}", word(ip)),
-            items => items.iter().map(cell).collect::<Vec<_>>().join(", "),
-        },
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(k, v)| format!("{}={}", word(k), cell(v)))
-            .collect::<Vec<_>>()
-            .join(" "),
-        Value::Number(number) => number.to_string(),
-    }
+fn print_connections(connections: &ConnectionsStatus, out: &mut dyn Write) -> io::Result<()> {
+    let (accepted, closed) = (&connections.accepted, &connections.closed);
+    let fields = [
+        ("open", connections.open.to_string()),
+        ("limit", connections.limit.to_string()),
+        ("accepted on plain ports", accepted.plain.to_string()),
+        ("accepted on secure ports", accepted.secure.to_string()),
+        ("accept errors", connections.accept_errors.to_string()),
+        ("closed: limit", closed.limit.to_string()),
+        ("closed: TLS handshake", closed.tls_handshake.to_string()),
+        (
+            "closed: HTTP on a TLS port",
+            closed.plain_on_secure.to_string(),
+        ),
+        ("closed: slow head", closed.slow_head.to_string()),
+        ("closed: stalled", closed.stalled.to_string()),
+        ("closed: idle", closed.idle.to_string()),
+        (
+            "self-probe failures",
+            connections.self_probe_failures.to_string(),
+        ),
+    ];
+    print_field_section("connections", &fields, out)
+}
+
+fn print_requests(requests: &RequestsStatus, out: &mut dyn Write) -> io::Result<()> {
+    let fields = [
+        ("in flight", requests.in_flight.to_string()),
+        ("limit", requests.max_in_flight.to_string()),
+        ("open upgrades", requests.open_upgrades.to_string()),
+        ("bytes under way", requests.bytes_under_way.to_string()),
+        ("limit of bytes", requests.max_bytes_under_way.to_string()),
+    ];
+    print_field_section("requests", &fields, out)
+}
+
+fn print_cloud(cloud: &CloudStatus, out: &mut dyn Write) -> io::Result<()> {
+    let fields = [
+        ("state", cloud.state.as_str().to_owned()),
+        ("server", cloud.server.clone()),
+        ("connections", cloud.connections.to_string()),
+        ("latency", format!("{:.3} s", cloud.latency_seconds)),
+        (
+            "fallback timeout",
+            format!("{:.3} s", cloud.fallback_timeout_seconds),
+        ),
+    ];
+    print_field_section("cloud", &fields, out)
+}
+
+fn print_store(store: &StoreStatus, out: &mut dyn Write) -> io::Result<()> {
+    let fields = [
+        ("writable", yes_no(store.writable)),
+        ("problem", or_dash(store.problem.as_ref())),
+        ("bytes", store.bytes.to_string()),
+        ("limit", store.max_bytes.to_string()),
+        ("objects", store.objects.to_string()),
+        ("absent names", store.absent.to_string()),
+        ("collections", store.collections.to_string()),
+        ("documents", store.documents.to_string()),
+        ("grants", store.grants.to_string()),
+        ("credentials", store.credentials.to_string()),
+        ("behind", yes_no(store.behind)),
+        ("evicted", store.evicted.to_string()),
+        ("copies given up", store.copies_given_up.to_string()),
+        ("failed writes", store.writes_failed.to_string()),
+        ("opened in", format!("{:.3} s", store.opened_in_seconds)),
+    ];
+    print_field_section("store", &fields, out)?;
+    let not_stored = store.not_stored.iter().filter(|count| count.count > 0);
+    let not_stored: Vec<_> = not_stored
+        .map(|count| (&*count.reason, count.count.to_string()))
+        .collect();
+    print_field_section("not stored", &not_stored, out)
+}
+
+fn print_callers(callers: &[CallerStatus], out: &mut dyn Write) -> io::Result<()> {
+    let columns = [
+        "pid",
+        "uid",
+        "command",
+        "executable",
+        "cgroup",
+        "pod",
+        "dialled",
+        "address",
+        "port",
+        "connections",
+        "requests",
+        "errors",
+        "bytes up",
+        "bytes down",
+        "last connect",
+    ];
+    let rows: Vec<_> = callers.iter().map(caller_row).collect();
+    print_table("callers", &columns, &rows, out)
+}
+
+fn caller_row(caller: &CallerStatus) -> Vec<String> {
+    let process = caller.process.as_ref();
+    let counts = &caller.counts;
+    vec![
+        or_dash(process.map(|process| process.pid)),
+        or_dash(process.map(|process| process.uid)),
+        or_dash(process.map(|process| &process.command)),
+        or_dash(process.and_then(|process| process.executable.as_ref())),
+        or_dash(process.and_then(|process| process.cgroup.as_ref())),
+        or_dash(process.and_then(|process| process.pod_uid.as_ref())),
+        or_dash(process.and_then(|process| process.original)),
+        caller.address.to_string(),
+        caller.port.as_str().to_owned(),
+        counts.connections.to_string(),
+        counts.requests.to_string(),
+        counts.errors.to_string(),
+        counts.bytes_up.to_string(),
+        counts.bytes_down.to_string(),
+        caller.last_connect_time.to_string(),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::admin::status::tests::sample_status;
+
+    const ADMIN: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10267);
 
     #[test]
-    fn the_table_shows_components_programs_counters_and_callers() {
-        let status = json!({
-            "version": "1.2.3", "node": "edge-1", "unready": [],
-            "components": [{"name": "steering", "on": false, "detail": "no CAP_BPF"}],
-            "ebpf": {"programs": [{"name": "hub_connect4", "id": 7, "attached": "/sys/fs/cgroup"}],
-                "counters": {"steered": 12}},
-            "callers": [
-                {"process": {"pid": 42, "uid": 0, "command": "kubelet", "cgroup": null, "original": "10.96.0.1:443",
-                    "netns": 4026531840_u64}, "address": "169.254.2.1:40000", "last": 1},
-                {"process": null, "address": "10.244.0.7:40001", "last": 2},
-            ],
-        });
+    fn the_table_shows_every_part() {
         let mut out = Vec::new();
-        tables(&status, &mut out).expect("written");
+        print_status(&sample_status(), &mut out).expect("written");
         let text = String::from_utf8(out).expect("UTF-8");
         for line in [
-            "version  1.2.3",
-            "COMPONENTS",
-            "no CAP_BPF",
-            "EBPF PROGRAMS",
-            "hub_connect4",
-            "EBPF COUNTERS",
-            "steered  12",
-            "CALLERS",
-            "PID",
-            "kubelet",
-            "10.96.0.1:443",
+            "version  0.1.0\n",
+            "UNREADY\n  hublet is stopping\n",
+            "LISTENERS\n  169.254.2.1:10268 HTTPS\n",
+            "  valid until     2027-01-02\n",
+            "  steering  no  no CAP_BPF\n",
+            "  hub_connect4  7   cgroup connect4\n",
+            "EBPF DECISIONS\n  not_selected  3\n",
+            "  /kubelet.service  10.96.0.1:443  2",
+            "  closed: TLS handshake       4\n",
+            "  in flight        5\n",
+            "  state             silent\n",
+            "  problem          no space left\n",
+            "NOT STORED\n  too_large  6\n",
+            "  42   0    kubelet  /usr/bin/kubelet",
+            "  -    -    -  ",
+            "2026-11-30 14:35:00",
         ] {
-            assert!(text.contains(line), "{line} in\n{text}");
+            assert!(text.contains(line), "{line:?} in\n{text}");
         }
-        assert!(!text.contains("UNREADY"), "an empty list is no section");
+    }
+
+    #[test]
+    fn a_daemon_that_starts_has_no_empty_sections() {
+        let status = Status {
+            certificate: None,
+            components: Vec::new(),
+            ebpf: None,
+            connections: None,
+            requests: None,
+            cloud: None,
+            store: None,
+            callers: Vec::new(),
+            listeners: Vec::new(),
+            warnings: Vec::new(),
+            ..sample_status()
+        };
+        let mut out = Vec::new();
+        print_status(&status, &mut out).expect("written");
+        let text = String::from_utf8(out).expect("UTF-8");
+        let headings = text
+            .lines()
+            .filter(|line| line.starts_with(char::is_uppercase));
+        assert_eq!(headings.collect::<Vec<_>>(), ["UNREADY"]);
+    }
+
+    #[test]
+    fn another_version_is_named_and_not_read() {
+        let json =
+            r#"{"apiVersion": "hublet/v2", "kind": "HubletStatus", "node": {"name": "edge-1"}}"#;
+        let error = parse_status(ADMIN, json)
+            .expect_err("version 2")
+            .to_string();
+        assert!(
+            error.contains("hublet/v2") && error.contains("hublet/v1 only"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_document_of_another_program_is_no_status() {
+        for json in [
+            "{}",
+            "<html>",
+            r#"{"apiVersion": "hublet/v1", "kind": "HubletStatus"}"#,
+        ] {
+            let error = parse_status(ADMIN, json).expect_err(json);
+            assert!(matches!(error, StatusError::Answer(..)), "{error}");
+        }
     }
 
     #[test]

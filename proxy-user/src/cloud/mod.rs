@@ -6,6 +6,7 @@ pub(crate) mod forward;
 pub(crate) mod health;
 pub(crate) mod pool;
 pub(crate) mod resolve;
+pub(crate) mod status;
 pub(crate) mod stream;
 mod upgrade;
 pub(crate) mod upload;

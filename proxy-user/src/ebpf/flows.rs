@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
 use hublet_ebpf::{FlowCounts, FlowKey};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::maps::from_map;
 use super::sys::Plain;
@@ -22,7 +22,8 @@ pub(crate) struct Flow {
 }
 
 /// An entry of the map with the path of the caller's cgroup.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FlowStatus {
     /// cgroup v2 id.
     pub cgroup_id: u64,

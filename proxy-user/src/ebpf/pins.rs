@@ -287,7 +287,7 @@ fn service_row(key: &ServiceKey, to: &Service) -> Value {
 
 fn flow_row(flow: &Flow) -> Value {
     let mut row = json!(flow.counts);
-    row["cgroup_id"] = flow.cgroup_id.into();
+    row["cgroupId"] = flow.cgroup_id.into();
     row["service"] = flow.service.to_string().into();
     row
 }

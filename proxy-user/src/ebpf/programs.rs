@@ -18,6 +18,7 @@ use super::maps::{
 };
 use super::netns;
 use super::object::{self, take_map, unavailable};
+use super::status::DecisionCount;
 use super::sys::Plain;
 use crate::node::unavailable::{Unavailable, UnavailableComponent};
 
@@ -170,7 +171,7 @@ impl Programs {
     }
 
     /// The number of times that each decision was made; zeroes if the map can't be read.
-    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
+    pub(crate) fn decisions(&self) -> Vec<DecisionCount> {
         let cpus = self.stats.get(&0, 0);
         let sum = |decision: Decision| {
             cpus.as_ref().map_or(0, |cpus| {
@@ -179,7 +180,10 @@ impl Programs {
         };
         Decision::ALL
             .iter()
-            .map(|decision| (decision.name(), sum(*decision)))
+            .map(|decision| DecisionCount {
+                decision: decision.name().into(),
+                count: sum(*decision),
+            })
             .collect()
     }
 

@@ -1,19 +1,31 @@
 //! The state of the eBPF programs, as `hublet status` and metrics show it.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::flows::FlowStatus;
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EbpfStatus {
     /// One entry per link.
     pub programs: Vec<ProgramStatus>,
-    /// Counts by decision.
-    pub counters: Vec<(&'static str, u64)>,
+    /// The counters of `HUB_STATS`, summed over the CPUs.
+    pub decisions: Vec<DecisionCount>,
     pub flows: Vec<FlowStatus>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionCount {
+    /// The counter's name in `HUB_STATS`.
+    pub decision: Cow<'static, str>,
+    pub count: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ProgramStatus {
     /// The name that bpftool shows.
     pub name: String,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use crate::caller::Port;
 use crate::telemetry::registry::{
@@ -26,6 +26,38 @@ pub(crate) struct Counters {
     probes_failed: AtomicU64,
     /// Source address of the self-probe in progress.
     probe: Mutex<Option<SocketAddr>>,
+}
+
+/// Clients' connections in `/v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConnectionsStatus {
+    pub(crate) open: usize,
+    pub(crate) limit: usize,
+    pub(crate) accepted: AcceptedConnections,
+    pub(crate) closed: ClosedConnections,
+    pub(crate) accept_errors: u64,
+    pub(crate) self_probe_failures: u64,
+}
+
+/// Accepted connections, by port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AcceptedConnections {
+    pub(crate) plain: u64,
+    pub(crate) secure: u64,
+}
+
+/// Connections that hublet closed, by cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClosedConnections {
+    pub(crate) limit: u64,
+    pub(crate) tls_handshake: u64,
+    pub(crate) plain_on_secure: u64,
+    pub(crate) slow_head: u64,
+    pub(crate) stalled: u64,
+    pub(crate) idle: u64,
 }
 
 /// A self-probe in progress, until it is dropped.
@@ -81,17 +113,25 @@ impl Counters {
         self.probes_failed.fetch_add(1, Relaxed);
     }
 
-    /// The same for `/v1/status`.
-    pub(crate) fn status(&self, open: usize, limit: usize) -> serde_json::Value {
-        json!({
-            "open": open,
-            "limit": limit,
-            "accepted_plain": self.plain.load(Relaxed),
-            "accepted_secure": self.secure.load(Relaxed),
-            "closed": self.closed().into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect::<serde_json::Map<_, _>>(),
-            "accept_errors": self.accept_errors.load(Relaxed),
-            "self_probe_failures": self.probes_failed.load(Relaxed),
-        })
+    pub(crate) fn status(&self, open: usize, limit: usize) -> ConnectionsStatus {
+        ConnectionsStatus {
+            open,
+            limit,
+            accepted: AcceptedConnections {
+                plain: self.plain.load(Relaxed),
+                secure: self.secure.load(Relaxed),
+            },
+            closed: ClosedConnections {
+                limit: self.over_limit.load(Relaxed),
+                tls_handshake: self.handshake_errors.load(Relaxed),
+                plain_on_secure: self.plain_on_secure.load(Relaxed),
+                slow_head: self.slow.load(Relaxed),
+                stalled: self.stalled.load(Relaxed),
+                idle: self.idle.load(Relaxed),
+            },
+            accept_errors: self.accept_errors.load(Relaxed),
+            self_probe_failures: self.probes_failed.load(Relaxed),
+        }
     }
 
     fn closed(&self) -> [(&'static str, u64); 6] {

@@ -28,7 +28,9 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 pub(crate) use acceptor::Acceptor;
-pub(crate) use counters::Counters;
+#[cfg(test)]
+pub(crate) use counters::{AcceptedConnections, ClosedConnections};
+pub(crate) use counters::{ConnectionsStatus, Counters};
 pub(crate) use probe::{INTERVAL as PROBE_INTERVAL, probe};
 pub(crate) use socket::{Purpose, bind};
 pub(crate) use table::ConnectionTable;

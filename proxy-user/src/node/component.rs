@@ -1,13 +1,16 @@
 //! The state of a component of the setup; the same in the log, in `hublet status` and in metrics.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::unavailable::Unavailable;
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Component {
     /// `interface`, `steering`, `identity`, `guard`, `getpeername`, `xdp`, `pins`, `bpf-log`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     pub on: bool,
     /// False if a flag switched it off.
     pub wanted: bool,
@@ -19,13 +22,13 @@ impl Component {
     pub(crate) fn from_result(name: &'static str, result: Result<String, &Unavailable>) -> Self {
         match result {
             Ok(detail) => Self {
-                name,
+                name: name.into(),
                 on: true,
                 wanted: true,
                 detail,
             },
             Err(reason) => Self {
-                name,
+                name: name.into(),
                 on: false,
                 wanted: !matches!(reason, Unavailable::SwitchedOff(_)),
                 detail: reason.to_string(),
@@ -42,7 +45,7 @@ impl Component {
             "this binary's BPF object has no debug lines; build with the feature `bpf-log`"
         };
         Self {
-            name: "bpf-log",
+            name: "bpf-log".into(),
             on,
             wanted: true,
             detail: detail.into(),

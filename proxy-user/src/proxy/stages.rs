@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::budget::{Budget, Flow};
@@ -40,6 +41,19 @@ pub(crate) struct Limits {
     pub(super) in_flight: Arc<Semaphore>,
     pub(super) upgrades: Arc<Semaphore>,
     pub(super) background_fetches: Arc<Semaphore>,
+}
+
+/// Requests in progress in `/v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RequestsStatus {
+    /// Streams included.
+    pub(crate) in_flight: usize,
+    pub(crate) max_in_flight: usize,
+    pub(crate) open_upgrades: usize,
+    /// Bytes of responses and requests that are held for clients.
+    pub(crate) bytes_under_way: usize,
+    pub(crate) max_bytes_under_way: usize,
 }
 
 impl Limits {
@@ -84,20 +98,15 @@ impl Stages {
         (!self.cloud.health.is_known()).then_some("the first probe of the cloud has not ended")
     }
 
-    /// Cloud state, store figures and the last callers, for `hublet status`.
-    pub(crate) fn status(&self) -> serde_json::Value {
-        let server = self.cloud.pool.dialer().server();
-        serde_json::json!({
-            "cloud": {
-                "state": self.cloud.health.state(),
-                "server": format!("https://{}:{}", server.host, server.port),
-                "connections": self.cloud.pool.open_connections(),
-                "latencySeconds": self.cloud.health.latency().as_secs_f64(),
-                "patienceSeconds": self.cloud.health.fallback_timeout().as_secs_f64(),
-            },
-            "store": self.cache.status(),
-            "callers": self.metrics.callers.status(),
-        })
+    pub(crate) fn status(&self) -> RequestsStatus {
+        let (bytes, max_bytes) = self.budget.figures();
+        RequestsStatus {
+            in_flight: self.limits.requests_in_flight(),
+            max_in_flight: self.limits.max_requests,
+            open_upgrades: self.limits.open_upgrades(),
+            bytes_under_way: bytes,
+            max_bytes_under_way: max_bytes,
+        }
     }
 
     /// Ends all watches, forwarded and held open, so that a drain can finish; clients watch again elsewhere.

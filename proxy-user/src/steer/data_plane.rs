@@ -214,7 +214,7 @@ impl DataPlane {
             ));
         }
         Component {
-            name: "steering",
+            name: "steering".into(),
             on,
             wanted: self.steering_wanted,
             detail,
@@ -256,7 +256,7 @@ impl DataPlane {
             )
         };
         Component {
-            name: "identity",
+            name: "identity".into(),
             on: self.sees_itself,
             wanted: true,
             detail,
@@ -322,7 +322,7 @@ impl DataPlane {
                 .iter()
                 .map(program_status)
                 .collect(),
-            counters: self.programs.counters(),
+            decisions: self.programs.decisions(),
             flows,
         }
     }

@@ -10,10 +10,12 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::warnings::{Suppressed, WarningKey, WarningKind, WarningLimits};
 use crate::caller::{Port, Process};
+use crate::clock::to_datetime;
 
 const MAX_CALLERS: usize = 32;
 
@@ -47,13 +49,13 @@ pub(crate) struct Caller {
 }
 
 /// Counters of a caller at one time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct CallerCounts {
     pub(crate) connections: u64,
     pub(crate) requests: u64,
+    /// Responses with a status of 400 or more.
     pub(crate) errors: u64,
-    /// Milliseconds since the epoch.
-    pub(crate) last_connect: u64,
     pub(crate) bytes_up: u64,
     pub(crate) bytes_down: u64,
 }
@@ -114,9 +116,18 @@ impl Caller {
             connections: self.connections.load(Relaxed),
             requests: self.requests.load(Relaxed),
             errors: self.errors.load(Relaxed),
-            last_connect: self.last_connect.load(Relaxed),
             bytes_up: self.bytes_up.load(Relaxed),
             bytes_down: self.bytes_down.load(Relaxed),
+        }
+    }
+
+    fn status(&self) -> CallerStatus {
+        CallerStatus {
+            process: self.process.clone(),
+            address: self.address,
+            port: self.port,
+            last_connect_time: to_datetime(self.last_connect.load(Relaxed)),
+            counts: self.counts(),
         }
     }
 
@@ -132,13 +143,18 @@ impl Caller {
 }
 
 /// A caller in `/v1/status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct CallerStatus {
-    process: Option<Process>,
-    address: SocketAddr,
-    port: Port,
+    /// Attested by eBPF; `None` where it is not known.
+    pub(crate) process: Option<Process>,
+    /// Of its first connection.
+    pub(crate) address: SocketAddr,
+    pub(crate) port: Port,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) last_connect_time: OffsetDateTime,
     #[serde(flatten)]
-    counts: CallerCounts,
+    pub(crate) counts: CallerCounts,
 }
 
 /// For logs: the address, and the process where it is attested.
@@ -203,13 +219,8 @@ impl Callers {
 
     /// Latest first.
     pub(crate) fn status(&self) -> Vec<CallerStatus> {
-        let status = |caller: &Arc<Caller>| CallerStatus {
-            process: caller.process.clone(),
-            address: caller.address,
-            port: caller.port,
-            counts: caller.counts(),
-        };
-        self.last.lock().iter().map(status).collect()
+        let last = self.last.lock();
+        last.iter().map(|caller| caller.status()).collect()
     }
 
     /// Latest first.
@@ -239,7 +250,7 @@ mod tests {
         assert_eq!(list.len(), 3);
         assert!(Arc::ptr_eq(&list[0], &first));
         assert_eq!(first.counts().connections, 2);
-        assert_eq!(first.counts().last_connect, 4);
+        assert_eq!(first.last_connect.load(Relaxed), 4);
     }
 
     #[test]

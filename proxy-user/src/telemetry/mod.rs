@@ -10,7 +10,9 @@ mod warnings;
 
 #[cfg(test)]
 use crate::caller::Port;
-pub(crate) use callers::Caller;
+#[cfg(test)]
+pub(crate) use callers::CallerCounts;
+pub(crate) use callers::{Caller, CallerStatus};
 pub(crate) use metrics::Metrics;
 pub(crate) use request::{Description, RequestRecord};
 pub(crate) use requests::Source;

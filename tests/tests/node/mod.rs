@@ -169,12 +169,11 @@ pub fn component(setup: &Setup, name: &str) -> Component {
 
 /// How often a decision was taken.
 pub fn counter(setup: &Setup, name: &str) -> u64 {
-    let counters = setup.ebpf().counters;
-    counters
-        .into_iter()
-        .find(|(found, _)| *found == name)
+    let mut decisions = setup.ebpf().decisions.into_iter();
+    decisions
+        .find(|found| found.decision == name)
         .unwrap_or_else(|| panic!("no counter {name}"))
-        .1
+        .count
 }
 
 /// Runs `ip` in this thread's network namespace.

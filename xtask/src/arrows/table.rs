@@ -10,7 +10,7 @@ pub(super) const ROOT: &str = "app";
 /// stage and what it re-exports.
 #[rustfmt::skip]
 pub(super) const STAGES: [Stage; 13] = [
-    stage("cli", &["certs", "ebpf", "node"], "its commands work without a running daemon"),
+    stage("cli", &["admin::status", "certs", "ebpf", "node"], "prints the status document; other commands need no daemon"),
     stage("admin", &["listen", "proxy", "steer", "ebpf", "certs", "telemetry"], "reports the state of every stage"),
     stage("listen", &["proxy", "steer", "telemetry"], "has steer attest who connects, and hands requests to proxy"),
     stage("proxy", &["authz", "cloud", "local", "cache", "telemetry"], "decides where a request is answered"),
