@@ -27,6 +27,11 @@ pub(crate) enum Step {
     Other,
 }
 
+/// JSON's white space, to which no form feed belongs.
+pub(crate) fn is_whitespace(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
 impl Scanner {
     /// The number of brackets that are open.
     pub(crate) fn depth(&self) -> u32 {

@@ -6,7 +6,7 @@
 use crate::media::Encoding;
 use crate::meta::{INITIAL_EVENTS_END, ResourceVersion, TypeMeta};
 use crate::protobuf::{encode_envelope, put_bytes};
-use crate::scan::Scanner;
+use crate::scan::{Scanner, is_whitespace};
 use crate::{CodecError, MAX_OBJECT};
 
 /// Receives each whole frame; of protobuf without its length.
@@ -32,38 +32,42 @@ impl JsonWatchSplitter {
         let mut rest = chunk;
         loop {
             if self.buffer.is_empty() {
-                rest = rest.trim_ascii_start();
+                rest = skip_to_object(rest)?;
             }
-            let Some(&first) = rest.first() else {
+            if rest.is_empty() {
                 return Ok(());
-            };
-            if self.buffer.is_empty() && first != b'{' {
-                return Err(CodecError::Json(
-                    "no object where a watch event begins".into(),
-                ));
             }
-            let Some(end) = self.scanner.find_close(rest, 0)? else {
-                return self.extend(rest);
-            };
-            let (frame, after) = rest.split_at(end);
-            if self.buffer.is_empty() {
-                on_frame(frame)?;
-            } else {
-                self.extend(frame)?;
-                on_frame(&self.buffer)?;
-                self.buffer.clear();
-                self.buffer.shrink_to(KEPT_CAPACITY);
+            let end = self.scanner.find_close(rest, 0)?;
+            let (part, behind) = rest.split_at(end.unwrap_or(rest.len()));
+            if self.buffer.len() + part.len() > MAX_OBJECT {
+                return Err(CodecError::Limit("a watch event is too long"));
             }
-            rest = after;
+            match end {
+                None => self.buffer.extend_from_slice(part),
+                Some(_) if self.buffer.is_empty() => on_frame(part)?,
+                Some(_) => {
+                    self.buffer.extend_from_slice(part);
+                    on_frame(&self.buffer)?;
+                    self.buffer.clear();
+                    self.buffer.shrink_to(KEPT_CAPACITY);
+                }
+            }
+            rest = behind;
         }
     }
+}
 
-    fn extend(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
-        if self.buffer.len() + bytes.len() > MAX_OBJECT {
-            return Err(CodecError::Limit("a watch event is too long"));
-        }
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
+/// Skips the white space before a frame; empty where nothing follows it.
+fn skip_to_object(bytes: &[u8]) -> Result<&[u8], CodecError> {
+    let space = bytes
+        .iter()
+        .take_while(|byte| is_whitespace(**byte))
+        .count();
+    match &bytes[space..] {
+        rest @ ([] | [b'{', ..]) => Ok(rest),
+        _ => Err(CodecError::Json(
+            "no object where a watch event begins".into(),
+        )),
     }
 }
 
