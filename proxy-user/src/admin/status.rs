@@ -110,7 +110,7 @@ impl Status {
         self.connections = Some(handles.counters.status(open, limit));
         self.requests = Some(stages.status());
         self.cloud = Some(stages.cloud.status());
-        self.store = Some(stages.cache.status());
+        self.store = Some(stages.cache.status(stages.authorizer.row_counts()));
         self.callers = stages.metrics.callers.status();
     }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::authz::authorizer::Authorizer;
+use crate::authz::reader::StoreReader;
 use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::cache::store::StoreError;
@@ -36,14 +38,18 @@ pub(super) fn build_proxy(
 ) -> Result<Arc<Proxy>, BuildError> {
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::open(&config.cache, Clock::default())?);
+    let authorizer = Authorizer::load(Arc::clone(&cache), config.local.grant_max_age)?;
+    let authorizer = Arc::new(authorizer);
     let cloud = build_cloud(config, roots, &metrics)?;
     let local = Local::new(
-        Arc::clone(&cache),
+        Arc::clone(&authorizer),
+        StoreReader::new(Arc::clone(&cache)),
         &config.local,
         cloud.health.subscribe_connected(),
     );
     let stages = Stages {
         cache,
+        authorizer,
         cloud,
         local,
         metrics,

@@ -1,18 +1,20 @@
-//! Rights that the cloud has granted to callers, kept in memory and in the store (I7). In: credentials and rights that the cloud
-//! accepted, granted or refused. Out: may this caller read this while the cloud is away? One hash lookup a request.
+//! Rights that the cloud has granted to callers, kept in memory and in the store (I7): one hash lookup a request.
 //!
-//! A row is an account's: that of a token that has proven itself ([`super::judge`] says how), or anonymous callers'. Each
+//! A row belongs to the account of a token that has proven itself ([`super::authorizer`]), or to anonymous callers. Each
 //! account has its share of the tables. Nothing that a client says of itself (User-Agent, an unproven token's claims) counts.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-pub(crate) use crate::authz::identity::{Credential, Identity};
-use crate::authz::identity::{Token, TokenDigest, sha256};
-use crate::authz::shares::{Limits, Shares, Verdict};
+use super::identity::{Credential, Identity, Token, TokenDigest, sha256};
+use super::shares::{Limits, Shares};
 use crate::cache::change::Change;
+use crate::cache::grant_rows::{
+    ClusterGeneration, CredentialKey, CredentialRow, GrantCounts, GrantKey, Verdict,
+};
+use crate::cache::keys::ObjectKey;
 use crate::cache::store::{Snapshot, StoreError};
 use hublet_wire::request::Verb;
 
@@ -28,15 +30,15 @@ pub(crate) const CREDENTIALS: Limits = Limits {
     all: 1_024,
     account: 256,
 };
-/// Most digests of refused tokens kept, in memory only.
-const REFUSED: usize = 1_024;
+/// Most digests of rejected tokens kept, in memory only.
+const MAX_REJECTED: usize = 1_024;
 /// A grant is written again when its time on disk is older than this, in milliseconds.
 const REFRESH: u64 = 3_600_000;
-/// How long somebody who was told 404 may read the object that he then writes, in milliseconds: twice as long as it takes
-/// to note the 404 anew, since rights may change meanwhile.
-const ABSENCE_COUNTS: u64 = 2 * REFRESH;
+/// How long a 404 allows its caller to read the object that it then writes, in milliseconds: twice as long as it takes to
+/// note the 404 anew, since rights may change meanwhile.
+const MAX_AGE_FOR_AUTHOR: u64 = 2 * REFRESH;
 /// A clock that goes back by more than this has been set, in milliseconds.
-const SET_BACK: u64 = 1_000;
+const CLOCK_TOLERANCE: u64 = 1_000;
 
 /// An action that a right allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +49,12 @@ pub(crate) enum Action {
     AbsenceOnly,
 }
 
-/// To do what with what, in whose stead: a SHA-256.
+/// An action on a target, with the impersonation that it is done under: a SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Right([u8; 32]);
 
 impl Right {
-    /// The right of `credential` to do this within a scope (a key of the store).
+    /// The right of `credential` to an action on what is at `scope` (a key of the store).
     pub(crate) fn of(credential: &Credential, action: Action, scope: &[u8]) -> Self {
         let impersonation: &[u8] = match credential {
             Credential::Token {
@@ -67,52 +69,70 @@ impl Right {
         };
         Self(sha256(&[impersonation, &[action], scope]))
     }
+
+    /// The key of this right's row; an unclear credential has anonymous callers' account, and no right in it.
+    pub(super) fn key_for(self, credential: &Credential) -> GrantKey {
+        grant_key(account_of(credential).unwrap_or(Identity::ANONYMOUS), self)
+    }
 }
 
-/// How the cloud stands to a credential.
+/// The cloud's last response to a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CredentialStatus {
     /// No credential, or none that the API server heeds.
     Anonymous,
-    /// It has accepted the token.
     Accepted,
-    /// It has refused the token.
-    Refused,
-    /// It has not said anything, or it isn't clear of what.
+    Rejected,
+    /// None is known, or the credential isn't understood.
     Unknown,
 }
 
 #[derive(Debug)]
 struct GrantTables {
+    /// The cluster that the rows are of.
+    generation: u64,
     /// Tokens that have proven themselves, and when last.
     credentials: Shares<TokenDigest>,
     grants: Shares<Right>,
     anonymous: Shares<Right>,
-    /// The last tokens that were refused, and when; newest at the back.
-    refused: VecDeque<(TokenDigest, u64)>,
+    /// The last tokens that were rejected, and when; newest at the back.
+    rejected: VecDeque<(TokenDigest, u64)>,
 }
 
-impl Default for GrantTables {
-    fn default() -> Self {
+impl GrantTables {
+    fn new(generation: u64) -> Self {
         let anonymous = Limits {
             all: ANONYMOUS_GRANTS,
             account: ANONYMOUS_GRANTS,
         };
         Self {
+            generation,
             credentials: Shares::new(CREDENTIALS),
             grants: Shares::new(GRANTS),
             anonymous: Shares::new(anonymous),
-            refused: VecDeque::new(),
+            rejected: VecDeque::new(),
         }
     }
-}
 
-impl GrantTables {
-    fn refused_at(&self, token: &TokenDigest) -> Option<u64> {
-        self.refused
+    fn rejected_at(&self, token: &TokenDigest) -> Option<u64> {
+        self.rejected
             .iter()
             .find(|(digest, _)| digest == token)
             .map(|(_, at)| *at)
+    }
+
+    fn put_rejected(&mut self, token: TokenDigest, now: u64) {
+        match self
+            .rejected
+            .iter_mut()
+            .find(|(digest, _)| *digest == token)
+        {
+            Some((_, at)) => *at = now,
+            None => self.rejected.push_back((token, now)),
+        }
+        if self.rejected.len() > MAX_REJECTED {
+            self.rejected.pop_front();
+        }
     }
 
     fn grants_of(&mut self, account: Identity) -> &mut Shares<Right> {
@@ -140,14 +160,11 @@ impl GrantTables {
         changes: &mut Vec<Change>,
     ) {
         if let Some((from, right)) = self.grants_of(account).insert(account, right, verdict) {
-            changes.push(Change::Revoke {
-                key: row(from, right),
+            changes.push(Change::DeleteGrant {
+                key: grant_key(from, right),
             });
         }
-        changes.push(Change::Grant {
-            key: row(account, right),
-            at: verdict.stored(),
-        });
+        changes.push(put_grant(account, right, verdict));
     }
 
     fn put_credential(&mut self, token: &Token, verdict: Verdict, changes: &mut Vec<Change>) {
@@ -155,146 +172,166 @@ impl GrantTables {
             .credentials
             .insert(token.account, token.digest, verdict)
         {
-            changes.push(Change::Credential {
-                digest,
-                value: Vec::new(),
+            changes.push(Change::DeleteCredential {
+                key: CredentialKey(digest),
             });
         }
-        changes.push(stored_credential(token.account, token.digest, verdict));
+        changes.push(put_credential(token.account, token.digest, verdict));
     }
 }
 
-fn row(account: Identity, right: Right) -> Vec<u8> {
-    [account.0.as_slice(), &right.0].concat()
+/// Account, then right.
+fn grant_key(account: Identity, right: Right) -> GrantKey {
+    let mut key = [0; 48];
+    let (account_part, right_part) = key.split_at_mut(account.0.len());
+    account_part.copy_from_slice(&account.0);
+    right_part.copy_from_slice(&right.0);
+    GrantKey(key)
 }
 
-/// Account and right, for a table; an unclear credential has anonymous callers' account, and no right in it.
-pub(crate) fn row_of(credential: &Credential, right: Right) -> Vec<u8> {
-    row(account(credential).unwrap_or(Identity::ANONYMOUS), right)
+fn split_grant_key(key: &GrantKey) -> Option<(Identity, Right)> {
+    let (account, right) = key.0.split_first_chunk()?;
+    Some((Identity(*account), Right(right.try_into().ok()?)))
 }
 
-fn stored_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -> Change {
-    Change::Credential {
-        digest,
-        value: [verdict.stored().to_le_bytes().as_slice(), &account.0].concat(),
+fn put_grant(account: Identity, right: Right, verdict: Verdict) -> Change {
+    Change::PutGrant {
+        key: grant_key(account, right),
+        verdict,
+    }
+}
+
+fn put_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -> Change {
+    Change::PutCredential {
+        key: CredentialKey(digest),
+        row: CredentialRow {
+            verdict,
+            account: account.0,
+        },
     }
 }
 
 /// The grants in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Grants {
-    known: RwLock<GrantTables>,
+    tables: RwLock<GrantTables>,
+    cluster: ClusterGeneration,
     /// The latest time that was seen, milliseconds since the epoch.
     latest: AtomicU64,
 }
 
 impl Grants {
-    /// Reads what the store holds; also out comes what is to be written because it was from the future.
+    /// Reads the grants that the store holds, and the changes that its rows need because they are from the future.
     ///
     /// # Errors
     /// redb's.
-    pub(crate) fn load(snapshot: &Snapshot, now: u64) -> Result<(Self, Vec<Change>), StoreError> {
-        let mut known = GrantTables::default();
-        for (key, value) in snapshot.grants()? {
-            let Some((account, right)) = key.split_first_chunk::<16>() else {
-                continue;
-            };
-            if let Ok(right) = right.try_into() {
-                let account = Identity(*account);
-                known
-                    .grants_of(account)
-                    .insert(account, Right(right), Verdict::from_stored(value));
+    pub(crate) fn load(
+        snapshot: &Snapshot,
+        now: u64,
+        cluster: ClusterGeneration,
+    ) -> Result<(Self, Vec<Change>), StoreError> {
+        let mut tables = GrantTables::new(cluster.current());
+        for (key, verdict) in snapshot.grants()? {
+            if let Some((account, right)) = split_grant_key(&key) {
+                tables.grants_of(account).insert(account, right, verdict);
             }
         }
-        for (digest, value) in snapshot.credentials()? {
-            let Some((at, account)) = value.split_first_chunk::<8>() else {
-                continue;
-            };
-            if let (Ok(digest), Ok(account)) = (digest.try_into(), account.try_into()) {
-                let verdict = Verdict::from_stored(u64::from_le_bytes(*at));
-                known.credentials.insert(Identity(account), digest, verdict);
-            }
+        for (CredentialKey(digest), row) in snapshot.credentials()? {
+            let account = Identity(row.account);
+            tables.credentials.insert(account, digest, row.verdict);
         }
         let grants = Self {
-            known: RwLock::new(known),
+            tables: RwLock::new(tables),
+            cluster,
             latest: AtomicU64::new(u64::MAX),
         };
-        let changes = grants.follow(now);
-        Ok((grants, changes))
+        let redated = grants.follow_clock(now);
+        Ok((grants, redated))
     }
 
-    /// The clock says `now`. Where it has been set back, what is from the future counts as of now from here on, so that
-    /// it ages; out comes what is to be written.
-    pub(crate) fn follow(&self, now: u64) -> Vec<Change> {
+    /// Follows a clock that has been set back: rows from the future count as of `now` from here on, so that they age.
+    /// Returns the changes to write.
+    pub(crate) fn follow_clock(&self, now: u64) -> Vec<Change> {
         let latest = self.latest.load(Ordering::Relaxed);
-        if latest <= now.saturating_add(SET_BACK) {
+        if latest <= now.saturating_add(CLOCK_TOLERANCE) {
             if latest < now {
                 self.latest.fetch_max(now, Ordering::Relaxed);
             }
             return Vec::new();
         }
-        let mut known = self.known.write();
+        let mut tables = self.write();
         self.latest.store(now, Ordering::Relaxed);
-        let mut grants = known.grants.not_after(now);
-        grants.append(&mut known.anonymous.not_after(now));
-        let grants = grants.into_iter().map(|(account, right, v)| Change::Grant {
-            key: row(account, right),
-            at: v.stored(),
-        });
-        let credentials = known.credentials.not_after(now).into_iter();
+        let mut grants = tables.grants.redate_future(now);
+        grants.append(&mut tables.anonymous.redate_future(now));
+        let credentials = tables.credentials.redate_future(now).into_iter();
         grants
-            .chain(credentials.map(|(account, digest, v)| stored_credential(account, digest, v)))
+            .into_iter()
+            .map(|(account, right, verdict)| put_grant(account, right, verdict))
+            .chain(credentials.map(|(account, digest, v)| put_credential(account, digest, v)))
             .collect()
     }
 
-    /// The credential has proven itself to the cloud within `max_age` milliseconds: a token that the cloud has accepted.
-    pub(crate) fn knows(&self, credential: &Credential, now: u64, max_age: u64) -> bool {
+    fn read(&self) -> RwLockReadGuard<'_, GrantTables> {
+        let tables = self.tables.read();
+        if tables.generation == self.cluster.current() {
+            return tables;
+        }
+        drop(tables);
+        RwLockWriteGuard::downgrade(self.write())
+    }
+
+    /// Another cluster's grants are dropped before anything of this one's is read or added.
+    fn write(&self) -> RwLockWriteGuard<'_, GrantTables> {
+        let mut tables = self.tables.write();
+        let generation = self.cluster.current();
+        if tables.generation != generation {
+            *tables = GrantTables::new(generation);
+        }
+        tables
+    }
+
+    /// The cloud has accepted the token within `max_age` milliseconds.
+    pub(crate) fn has_accepted(&self, credential: &Credential, now: u64, max_age: u64) -> bool {
         let Credential::Token { token, .. } = credential else {
             return false;
         };
-        let proven = self
-            .known
-            .read()
-            .credentials
-            .get(token.account, &token.digest);
-        proven.is_some_and(|proven| now.saturating_sub(proven.at()) <= max_age)
+        let accepted = self.accepted_at(token);
+        accepted.is_some_and(|verdict| now.saturating_sub(verdict.time()) <= max_age)
     }
 
     /// The token has proven itself so lately that another proof adds nothing.
     pub(crate) fn has_just_accepted(&self, token: &Token, now: u64) -> bool {
-        is_fresh(
-            self.known
-                .read()
-                .credentials
-                .get(token.account, &token.digest),
-            now,
-        )
+        is_fresh(self.accepted_at(token), now)
     }
 
-    /// How the cloud stands to a credential, as far as it has said so within `max_age` milliseconds.
+    fn accepted_at(&self, token: &Token) -> Option<Verdict> {
+        let tables = self.read();
+        tables.credentials.get(token.account, &token.digest)
+    }
+
+    /// The cloud's last response to a credential, if it is not older than `max_age` milliseconds.
     pub(crate) fn credential_status(
         &self,
         credential: &Credential,
         now: u64,
         max_age: u64,
     ) -> CredentialStatus {
-        let Credential::Token { token, .. } = credential else {
-            return match credential {
-                Credential::Unclear => CredentialStatus::Unknown,
-                _ => CredentialStatus::Anonymous,
-            };
+        let token = match credential {
+            Credential::Token { token, .. } => token,
+            Credential::Unclear => return CredentialStatus::Unknown,
+            Credential::Anonymous | Credential::Ignored => return CredentialStatus::Anonymous,
         };
-        let known = self.known.read();
-        match known.credentials.get(token.account, &token.digest) {
-            Some(proven) if now.saturating_sub(proven.at()) <= max_age => {
+        let tables = self.read();
+        match tables.credentials.get(token.account, &token.digest) {
+            Some(accepted) if now.saturating_sub(accepted.time()) <= max_age => {
                 CredentialStatus::Accepted
             }
-            _ if known.refused_at(&token.digest).is_some() => CredentialStatus::Refused,
+            _ if tables.rejected_at(&token.digest).is_some() => CredentialStatus::Rejected,
             _ => CredentialStatus::Unknown,
         }
     }
 
-    /// The cloud's last word on this, if it is not older than `max_age` milliseconds: yes or no.
+    /// Whether the cloud's last response allowed or denied this, if it is not older than `max_age` milliseconds.
     pub(crate) fn verdict(
         &self,
         credential: &Credential,
@@ -302,150 +339,117 @@ impl Grants {
         now: u64,
         max_age: u64,
     ) -> Option<bool> {
-        let verdict = self.known.read().grant(account(credential)?, right)?;
-        (now.saturating_sub(verdict.at()) <= max_age).then(|| verdict.is_yes())
+        let verdict = self.read().grant(account_of(credential)?, right)?;
+        (now.saturating_sub(verdict.time()) <= max_age).then(|| verdict.is_allowed())
     }
 
-    /// The cloud has refused this after that moment, milliseconds since the epoch.
-    pub(crate) fn refused_since(
-        &self,
-        credential: &Credential,
-        right: &Right,
-        moment: u64,
-    ) -> bool {
-        let verdict =
-            account(credential).and_then(|account| self.known.read().grant(account, right));
-        verdict.is_some_and(|verdict| !verdict.is_yes() && verdict.at() > moment)
+    /// The cloud has denied this after `moment`, in milliseconds since the epoch.
+    pub(crate) fn denied_since(&self, credential: &Credential, right: &Right, moment: u64) -> bool {
+        let account = account_of(credential);
+        let verdict = account.and_then(|account| self.read().grant(account, right));
+        verdict.is_some_and(|verdict| !verdict.is_allowed() && verdict.time() > moment)
     }
 
-    /// The cloud has just given this token an answer that it gives nobody else, to a question of `asked_at`; what is to be
-    /// written of it. A slow answer takes no later refusal back.
-    pub(crate) fn accepted(&self, token: &Token, asked_at: u64, now: u64) -> Vec<Change> {
+    /// The cloud has just answered a request of `requested_at` as it answers only callers whose token it accepts. Returns
+    /// the changes to write: none if the token has been rejected since.
+    pub(crate) fn accept(&self, token: &Token, requested_at: u64, now: u64) -> Vec<Change> {
         let mut changes = Vec::new();
-        if !self.has_just_accepted(token, now) {
-            let mut known = self.known.write();
-            if known
-                .refused_at(&token.digest)
-                .is_some_and(|at| asked_at < at && at <= now)
-            {
-                return changes;
-            }
-            known.put_credential(token, Verdict::yes(now), &mut changes);
-            known
-                .refused
-                .retain(|(refused, _)| *refused != token.digest);
+        if self.has_just_accepted(token, now) {
+            return changes;
         }
+        let mut tables = self.write();
+        let rejected_at = tables.rejected_at(&token.digest);
+        if rejected_at.is_some_and(|at| requested_at < at && at <= now) {
+            return changes;
+        }
+        tables.put_credential(token, Verdict::allowed_at(now), &mut changes);
+        tables
+            .rejected
+            .retain(|(digest, _)| *digest != token.digest);
         changes
     }
 
-    /// The cloud has just allowed this to a credential that has proven itself, or to nobody in particular.
-    pub(crate) fn allowed(&self, credential: &Credential, right: Right, now: u64) -> Vec<Change> {
+    /// The cloud has just allowed this to an anonymous caller or to a credential that it has accepted.
+    pub(crate) fn allow(&self, credential: &Credential, right: Right, now: u64) -> Vec<Change> {
         let mut changes = Vec::new();
-        let Some(account) = owner(credential) else {
+        let Some(account) = learning_account_of(credential) else {
             return changes;
         };
-        if !is_fresh(self.known.read().grant(account, &right), now) {
-            self.known
-                .write()
-                .put_grant(account, right, Verdict::yes(now), &mut changes);
+        if !is_fresh(self.read().grant(account, &right), now) {
+            let verdict = Verdict::allowed_at(now);
+            self.write()
+                .put_grant(account, right, verdict, &mut changes);
         }
         changes
     }
 
-    /// The cloud has just shown a caller the object that he wrote. If he had been told 404 before, which the API server
-    /// says to none who may not get it, he may get it.
-    pub(crate) fn written(&self, credential: &Credential, object: &[u8], now: u64) -> Vec<Change> {
-        let absence = Right::of(credential, Action::AbsenceOnly, object);
-        if self.verdict(credential, &absence, now, ABSENCE_COUNTS) != Some(true) {
-            return Vec::new();
-        }
-        self.allowed(
-            credential,
-            Right::of(credential, Action::Read(Verb::Get), object),
-            now,
-        )
-    }
-
-    /// The cloud has just answered 403: none of these holds any more. Only what was allowed before is remembered so.
-    pub(crate) fn forbidden(
+    /// The cloud has just shown a caller the object that it wrote. A caller that was told 404 before may get it, since the
+    /// API server answers 404 only to those who may.
+    pub(crate) fn allow_author(
         &self,
-        credential: &Credential,
-        rights: &[Right],
+        author: &Credential,
+        object: ObjectKey<'_>,
         now: u64,
     ) -> Vec<Change> {
+        let absence = Right::of(author, Action::AbsenceOnly, object.as_bytes());
+        if self.verdict(author, &absence, now, MAX_AGE_FOR_AUTHOR) != Some(true) {
+            return Vec::new();
+        }
+        let get = Right::of(author, Action::Read(Verb::Get), object.as_bytes());
+        self.allow(author, get, now)
+    }
+
+    /// The cloud has just answered 403: none of these rights holds any more. Only those that were allowed before are
+    /// remembered as denied.
+    pub(crate) fn deny(&self, credential: &Credential, rights: &[Right], now: u64) -> Vec<Change> {
         let mut changes = Vec::new();
-        let Some(account) = owner(credential) else {
+        let Some(account) = learning_account_of(credential) else {
             return changes;
         };
-        if rights
-            .iter()
-            .all(|right| self.known.read().grant(account, right).is_none())
-        {
+        let is_known = |right: &Right| self.read().grant(account, right).is_some();
+        if !rights.iter().any(is_known) {
             return changes;
         }
-        let mut known = self.known.write();
+        let mut tables = self.write();
         for right in rights {
-            let Some(before) = known.grant(account, right) else {
+            let Some(before) = tables.grant(account, right) else {
                 continue;
             };
-            let mut written = Vec::new();
-            known.put_grant(account, *right, Verdict::no(now), &mut written);
-            // On disk a no is a no, whenever it was said last: it ages as fast as the yes that it took back.
-            if before.is_yes() {
-                changes.append(&mut written);
+            let mut put = Vec::new();
+            tables.put_grant(account, *right, Verdict::denied_at(now), &mut put);
+            // A denial is written once: on disk it ages as fast as the permission that it took back.
+            if before.is_allowed() {
+                changes.append(&mut put);
             }
         }
         changes
     }
 
     /// The cloud has just answered 401.
-    pub(crate) fn rejected(&self, credential: &Credential, now: u64) -> Vec<Change> {
+    pub(crate) fn reject(&self, credential: &Credential, now: u64) -> Vec<Change> {
         let Credential::Token { token, .. } = credential else {
             return Vec::new();
         };
-        let mut known = self.known.write();
-        let had = known
-            .credentials
-            .remove(token.account, &token.digest)
-            .is_some();
-        match known
-            .refused
-            .iter_mut()
-            .find(|(refused, _)| *refused == token.digest)
-        {
-            Some((_, at)) => *at = now,
-            None => known.refused.push_back((token.digest, now)),
-        }
-        if known.refused.len() > REFUSED {
-            known.refused.pop_front();
-        }
-        if had {
-            vec![Change::Credential {
-                digest: token.digest,
-                value: Vec::new(),
-            }]
-        } else {
-            Vec::new()
-        }
+        let mut tables = self.write();
+        tables.put_rejected(token.digest, now);
+        let accepted = tables.credentials.remove(token.account, &token.digest);
+        let delete = accepted.map(|_| Change::DeleteCredential {
+            key: CredentialKey(token.digest),
+        });
+        Vec::from_iter(delete)
     }
 
-    /// Forgets all: another cluster has taken this one's place.
-    pub(crate) fn forget(&self) {
-        *self.known.write() = GrantTables::default();
-    }
-
-    /// Grants and credentials held.
-    pub(crate) fn len(&self) -> (usize, usize) {
-        let known = self.known.read();
-        (
-            known.grants.rows() + known.anonymous.rows(),
-            known.credentials.rows(),
-        )
+    pub(crate) fn row_counts(&self) -> GrantCounts {
+        let tables = self.read();
+        GrantCounts {
+            grants: tables.grants.rows() + tables.anonymous.rows(),
+            credentials: tables.credentials.rows(),
+        }
     }
 }
 
-/// The account whose rights count for a credential: an ignored one gets what anonymous callers get.
-fn account(credential: &Credential) -> Option<Identity> {
+/// The account whose rights count for a credential; an ignored one has those of anonymous callers.
+fn account_of(credential: &Credential) -> Option<Identity> {
     match credential {
         Credential::Anonymous | Credential::Ignored => Some(Identity::ANONYMOUS),
         Credential::Token { token, .. } => Some(token.account),
@@ -453,18 +457,19 @@ fn account(credential: &Credential) -> Option<Identity> {
     }
 }
 
-/// The account whose rights an answer tells of.
-fn owner(credential: &Credential) -> Option<Identity> {
-    if *credential == Credential::Ignored {
-        None
-    } else {
-        account(credential)
+/// The account whose rights a response tells of: another server may read an ignored credential as somebody's.
+fn learning_account_of(credential: &Credential) -> Option<Identity> {
+    match credential {
+        Credential::Ignored => None,
+        _ => account_of(credential),
     }
 }
 
 fn is_fresh(verdict: Option<Verdict>, now: u64) -> bool {
     verdict.is_some_and(|v| {
-        v.is_yes() && v.at() <= now + SET_BACK && now.saturating_sub(v.at()) < REFRESH
+        v.is_allowed()
+            && v.time() <= now + CLOCK_TOLERANCE
+            && now.saturating_sub(v.time()) < REFRESH
     })
 }
 

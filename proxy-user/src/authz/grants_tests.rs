@@ -4,6 +4,16 @@ use http::{HeaderMap, HeaderValue};
 
 use super::*;
 
+impl Grants {
+    fn empty() -> Self {
+        Self {
+            tables: RwLock::new(GrantTables::new(0)),
+            cluster: ClusterGeneration::default(),
+            latest: AtomicU64::default(),
+        }
+    }
+}
+
 const DAY: u64 = 86_400_000;
 
 fn bearer(token: &str) -> Credential {
@@ -38,37 +48,37 @@ fn allows(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> Op
 }
 
 fn allow(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> usize {
-    let mut changes = grants.accepted(token(credential), now, now);
-    changes.append(&mut grants.allowed(credential, get(credential, scope), now));
+    let mut changes = grants.accept(token(credential), now, now);
+    changes.append(&mut grants.allow(credential, get(credential, scope), now));
     changes.len()
 }
 
 #[test]
 fn i7_a_rotated_token_keeps_its_accounts_grants_once_the_cloud_accepted_it() {
-    let grants = Grants::default();
+    let grants = Grants::empty();
     let (old, new) = (service_account("cni", "1"), service_account("cni", "2"));
     allow(&grants, &old, "a", 0);
-    assert!(grants.knows(&old, DAY, DAY));
+    assert!(grants.has_accepted(&old, DAY, DAY));
     assert_eq!(
         grants.credential_status(&new, 0, DAY),
         CredentialStatus::Unknown,
         "its claims alone prove nothing"
     );
-    grants.accepted(token(&new), 0, 0);
-    assert!(grants.knows(&new, 0, DAY));
+    grants.accept(token(&new), 0, 0);
+    assert!(grants.has_accepted(&new, 0, DAY));
     assert_eq!(allows(&grants, &new, "a", DAY), Some(true));
 }
 
 #[test]
 fn i7_grants_age_and_a_refusal_takes_them_back() {
-    let grants = Grants::default();
+    let grants = Grants::empty();
     let me = bearer("opaque");
     assert_eq!(allow(&grants, &me, "a", 0), 2);
     assert_eq!(allow(&grants, &me, "a", 1), 0, "not written again at once");
     assert_eq!(allows(&grants, &me, "a", DAY + 2), None);
     assert_eq!(
         grants
-            .forbidden(&me, &[get(&me, "a"), get(&me, "never")], 2)
+            .deny(&me, &[get(&me, "a"), get(&me, "never")], 2)
             .len(),
         1
     );
@@ -79,10 +89,10 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
         ),
         (Some(false), None)
     );
-    assert_eq!(grants.rejected(&me, 3).len(), 1);
+    assert_eq!(grants.reject(&me, 3).len(), 1);
     assert_eq!(
         grants.credential_status(&me, 3, DAY),
-        CredentialStatus::Refused
+        CredentialStatus::Rejected
     );
     allow(&grants, &me, "a", 4);
     assert_eq!(
@@ -98,7 +108,7 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
         Credential::Unclear,
     ] {
         assert!(
-            !grants.knows(&nobody, 2, DAY),
+            !grants.has_accepted(&nobody, 2, DAY),
             "{nobody:?} has proven nothing"
         );
     }
@@ -106,41 +116,48 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
 
 #[test]
 fn i14_a_flood_evicts_its_own_and_refused_tokens_are_few() {
-    let grants = Grants::default();
+    let grants = Grants::empty();
     let (cni, flood) = (service_account("cni", "1"), service_account("flood", "1"));
     allow(&grants, &cni, "mine", 0);
     for n in 0..GRANTS.all as u64 + 100 {
         allow(&grants, &flood, &n.to_string(), n + 1);
     }
     for n in 0..CREDENTIALS.all + 100 {
-        grants.accepted(token(&service_account("flood", &n.to_string())), 1, 1);
-        grants.rejected(&bearer(&n.to_string()), 1);
+        grants.accept(token(&service_account("flood", &n.to_string())), 1, 1);
+        grants.reject(&bearer(&n.to_string()), 1);
     }
-    assert_eq!(grants.len(), (GRANTS.account + 1, CREDENTIALS.account + 1));
-    assert!(grants.knows(&cni, DAY, DAY) && allows(&grants, &cni, "mine", DAY) == Some(true));
-    assert_eq!(grants.known.read().refused.len(), REFUSED);
+    let counts = grants.row_counts();
+    assert_eq!(counts.grants, GRANTS.account + 1);
+    assert_eq!(counts.credentials, CREDENTIALS.account + 1);
+    assert!(
+        grants.has_accepted(&cni, DAY, DAY) && allows(&grants, &cni, "mine", DAY) == Some(true)
+    );
+    assert_eq!(grants.read().rejected.len(), MAX_REJECTED);
     for n in 0..2 * ANONYMOUS_GRANTS {
         let right = get(&Credential::Anonymous, &n.to_string());
-        grants.allowed(&Credential::Anonymous, right, 1);
+        grants.allow(&Credential::Anonymous, right, 1);
     }
-    assert_eq!(grants.len().0, GRANTS.account + 1 + ANONYMOUS_GRANTS);
+    assert_eq!(
+        grants.row_counts().grants,
+        GRANTS.account + 1 + ANONYMOUS_GRANTS
+    );
 }
 
 /// Calico asks for a handle (404), writes it, and reads it again offline.
 #[test]
 fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
-    let grants = Grants::default();
+    let grants = Grants::empty();
     let (me, other) = (bearer("me"), bearer("other"));
     for one in [&me, &other] {
-        grants.accepted(token(one), 0, 0);
+        grants.accept(token(one), 0, 0);
     }
     assert!(
-        grants.written(&me, b"a", 0).is_empty(),
+        grants.allow_author(&me, ObjectKey::new(b"a"), 0).is_empty(),
         "a right to write is none to read"
     );
     let absence = Right::of(&me, Action::AbsenceOnly, b"a");
-    grants.allowed(&me, absence, 0);
-    assert_eq!(grants.written(&me, b"a", 1).len(), 1);
+    grants.allow(&me, absence, 0);
+    assert_eq!(grants.allow_author(&me, ObjectKey::new(b"a"), 1).len(), 1);
     assert_eq!(
         (
             allows(&grants, &me, "a", 1),
@@ -148,26 +165,24 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
         ),
         (Some(true), None)
     );
-    assert!(grants.written(&me, b"b", 1).is_empty());
+    assert!(grants.allow_author(&me, ObjectKey::new(b"b"), 1).is_empty());
     let absence = Right::of(&other, Action::AbsenceOnly, b"c");
-    grants.allowed(&other, absence, 0);
+    grants.allow(&other, absence, 0);
     assert!(
-        grants.written(&other, b"c", DAY).is_empty(),
+        grants
+            .allow_author(&other, ObjectKey::new(b"c"), DAY)
+            .is_empty(),
         "rights may have changed since yesterday"
     );
 }
 
 #[test]
 fn i7_an_ignored_credential_uses_what_is_everybodys_and_adds_nothing() {
-    let grants = Grants::default();
+    let grants = Grants::empty();
     let right = get(&Credential::Anonymous, "a");
-    assert!(grants.allowed(&Credential::Ignored, right, 0).is_empty());
-    grants.allowed(&Credential::Anonymous, right, 0);
-    assert!(
-        grants
-            .forbidden(&Credential::Ignored, &[right], 0)
-            .is_empty()
-    );
+    assert!(grants.allow(&Credential::Ignored, right, 0).is_empty());
+    grants.allow(&Credential::Anonymous, right, 0);
+    assert!(grants.deny(&Credential::Ignored, &[right], 0).is_empty());
     assert_eq!(allows(&grants, &Credential::Ignored, "a", 0), Some(true));
     assert_eq!(allows(&grants, &Credential::Unclear, "a", 0), None);
 }
@@ -175,18 +190,20 @@ fn i7_an_ignored_credential_uses_what_is_everybodys_and_adds_nothing() {
 /// A clock that was set back made grants of "the future" that never aged, and were never written again.
 #[test]
 fn i7_a_grant_from_the_future_ages_from_now_on() {
-    let grants = Grants::default();
+    let grants = Grants::empty();
     let me = bearer("opaque");
     allow(&grants, &me, "a", 1_000 * DAY);
-    assert!(grants.follow(1_000 * DAY).is_empty());
+    assert!(grants.follow_clock(1_000 * DAY).is_empty());
     let now = 10 * DAY;
     assert_eq!(
-        grants.follow(now).len(),
+        grants.follow_clock(now).len(),
         2,
         "its credential and the grant are written anew"
     );
-    assert!(grants.follow(now + 1).is_empty());
-    assert!(grants.knows(&me, now + DAY, DAY) && !grants.knows(&me, now + DAY + 1, DAY));
+    assert!(grants.follow_clock(now + 1).is_empty());
+    assert!(
+        grants.has_accepted(&me, now + DAY, DAY) && !grants.has_accepted(&me, now + DAY + 1, DAY)
+    );
     assert_eq!(allows(&grants, &me, "a", now + DAY), Some(true));
     assert_eq!(allows(&grants, &me, "a", now + DAY + 1), None);
     assert_eq!(allow(&grants, &me, "a", now + DAY + 2), 2);
@@ -196,27 +213,39 @@ fn i7_a_grant_from_the_future_ages_from_now_on() {
 /// And each further 403 cost a write.
 #[test]
 fn i7_a_no_is_written_once_and_never_given_up() {
-    let grants = Grants::default();
+    let grants = Grants::empty();
     let me = bearer("opaque");
     allow(&grants, &me, "a", 0);
-    let no = grants.forbidden(&me, &[get(&me, "a")], 1);
+    let no = grants.deny(&me, &[get(&me, "a")], 1);
     assert!(
         no.len() == 1 && no.iter().all(Change::is_revocation),
         "{no:?}"
     );
     assert!(
-        grants.forbidden(&me, &[get(&me, "a")], 2).is_empty(),
+        grants.deny(&me, &[get(&me, "a")], 2).is_empty(),
         "said before"
     );
     assert!(
-        grants.refused_since(&me, &get(&me, "a"), 1),
+        grants.denied_since(&me, &get(&me, "a"), 1),
         "the last time counts all the same"
     );
     assert!(
         !grants
-            .allowed(&me, get(&me, "a"), 3)
+            .allow(&me, get(&me, "a"), 3)
             .iter()
             .any(Change::is_revocation)
     );
-    assert_eq!(grants.forbidden(&me, &[get(&me, "a")], 4).len(), 1);
+    assert_eq!(grants.deny(&me, &[get(&me, "a")], 4).len(), 1);
+}
+
+#[test]
+fn i7_grants_of_a_replaced_cluster_are_void() {
+    let grants = Grants::empty();
+    let me = bearer("opaque");
+    allow(&grants, &me, "a", 0);
+    grants.cluster.advance();
+    assert_eq!(allows(&grants, &me, "a", 1), None);
+    assert_eq!(grants.row_counts().credentials, 0);
+    assert_eq!(allow(&grants, &me, "b", 2), 2, "the new cluster's count");
+    assert_eq!(allows(&grants, &me, "b", 3), Some(true));
 }

@@ -4,47 +4,8 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use crate::authz::identity::Identity;
-
-/// When the cloud said it, in milliseconds since the epoch, and whether it was a yes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Verdict(u64);
-
-impl Verdict {
-    const NO: u64 = 1 << 63;
-
-    pub(crate) fn yes(at: u64) -> Self {
-        Self(at & !Self::NO)
-    }
-
-    pub(crate) fn no(at: u64) -> Self {
-        Self(at | Self::NO)
-    }
-
-    /// As it stands in the store.
-    pub(crate) fn from_stored(value: u64) -> Self {
-        Self(value)
-    }
-
-    pub(crate) fn stored(self) -> u64 {
-        self.0
-    }
-
-    /// When it was said.
-    pub(crate) fn at(self) -> u64 {
-        self.0 & !Self::NO
-    }
-
-    /// The same, said at another time.
-    #[must_use]
-    pub(crate) fn moved(self, at: u64) -> Self {
-        Self(at & !Self::NO | self.0 & Self::NO)
-    }
-
-    pub(crate) fn is_yes(self) -> bool {
-        self.0 & Self::NO == 0
-    }
-}
+use super::identity::Identity;
+use crate::cache::grant_rows::Verdict;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -117,11 +78,11 @@ impl<K: Copy + Eq + Hash> Shares<K> {
     }
 
     /// The rows that were said after `now`, which count as said now: (account, key, verdict).
-    pub(crate) fn not_after(&mut self, now: u64) -> Vec<(Identity, K, Verdict)> {
+    pub(crate) fn redate_future(&mut self, now: u64) -> Vec<(Identity, K, Verdict)> {
         let mut moved = Vec::new();
         for (account, rows) in &mut self.accounts {
-            for (key, verdict) in rows.iter_mut().filter(|(_, verdict)| verdict.at() > now) {
-                *verdict = verdict.moved(now);
+            for (key, verdict) in rows.iter_mut().filter(|(_, verdict)| verdict.time() > now) {
+                *verdict = verdict.with_time(now);
                 moved.push((*account, *key, *verdict));
             }
         }
@@ -139,7 +100,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         if own >= most {
             return account;
         }
-        let oldest = |rows: &HashMap<K, Verdict>| rows.values().map(|v| v.at()).min();
+        let oldest = |rows: &HashMap<K, Verdict>| rows.values().map(|v| v.time()).min();
         let candidates = self.accounts.iter().filter(|(_, rows)| rows.len() == most);
         candidates
             .min_by_key(|(_, rows)| oldest(rows))
@@ -149,7 +110,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
     fn oldest(&self, account: Identity) -> Option<K> {
         let rows = self.accounts.get(&account)?;
         rows.iter()
-            .min_by_key(|(_, verdict)| verdict.at())
+            .min_by_key(|(_, verdict)| verdict.time())
             .map(|(key, _)| *key)
     }
 }
@@ -170,13 +131,13 @@ mod tests {
     #[test]
     fn i14_who_fills_the_table_evicts_his_own_oldest() {
         let mut shares = Shares::new(LIMITS);
-        shares.insert(who(1), 0, Verdict::yes(0));
+        shares.insert(who(1), 0, Verdict::allowed_at(0));
         for n in 0..100u64 {
-            shares.insert(who(2), n, Verdict::yes(n));
+            shares.insert(who(2), n, Verdict::allowed_at(n));
         }
         assert_eq!(
             (shares.rows(), shares.get(who(1), &0)),
-            (7, Some(Verdict::yes(0)))
+            (7, Some(Verdict::allowed_at(0)))
         );
         assert!(shares.get(who(2), &93).is_none() && shares.get(who(2), &94).is_some());
     }
@@ -185,17 +146,17 @@ mod tests {
     fn i14_when_all_of_it_is_taken_whoever_has_most_gives() {
         let mut shares = Shares::new(LIMITS);
         for n in 0..6u64 {
-            shares.insert(who(1), n, Verdict::yes(100 + n));
+            shares.insert(who(1), n, Verdict::allowed_at(100 + n));
         }
         for n in 0..4u64 {
-            shares.insert(who(2), n, Verdict::yes(n));
+            shares.insert(who(2), n, Verdict::allowed_at(n));
         }
         assert_eq!(
-            shares.insert(who(3), 0, Verdict::yes(200)),
+            shares.insert(who(3), 0, Verdict::allowed_at(200)),
             Some((who(1), 0))
         );
         assert_eq!(
-            shares.insert(who(3), 0, Verdict::yes(300)),
+            shares.insert(who(3), 0, Verdict::allowed_at(300)),
             None,
             "it is there already"
         );
@@ -205,9 +166,12 @@ mod tests {
     #[test]
     fn a_row_from_the_future_counts_as_of_now() {
         let mut shares = Shares::new(LIMITS);
-        shares.insert(who(1), 0, Verdict::no(900));
-        shares.insert(who(1), 1, Verdict::yes(100));
-        assert_eq!(shares.not_after(500), [(who(1), 0, Verdict::no(500))]);
-        assert!(shares.not_after(500).is_empty());
+        shares.insert(who(1), 0, Verdict::denied_at(900));
+        shares.insert(who(1), 1, Verdict::allowed_at(100));
+        assert_eq!(
+            shares.redate_future(500),
+            [(who(1), 0, Verdict::denied_at(500))]
+        );
+        assert!(shares.redate_future(500).is_empty());
     }
 }

@@ -141,9 +141,10 @@ impl<'t> Batch<'t> {
         self.changed |= matches!(
             change,
             Change::Invalidate { .. }
-                | Change::Grant { .. }
-                | Change::Revoke { .. }
-                | Change::Credential { .. }
+                | Change::PutGrant { .. }
+                | Change::DeleteGrant { .. }
+                | Change::PutCredential { .. }
+                | Change::DeleteCredential { .. }
                 | Change::Evict(_)
         );
         match change {
@@ -191,21 +192,21 @@ impl<'t> Batch<'t> {
                     Ok(())
                 }
             }
-            Change::Grant { key, at } => {
-                self.grants.insert(key.as_slice(), *at)?;
+            Change::PutGrant { key, verdict } => {
+                self.grants.insert(key.0.as_slice(), verdict.stored())?;
                 Ok(())
             }
-            Change::Revoke { key } => {
-                self.grants.remove(key.as_slice())?;
+            Change::DeleteGrant { key } => {
+                self.grants.remove(key.0.as_slice())?;
                 Ok(())
             }
-            Change::Credential { digest, value } if value.is_empty() => {
-                self.credentials.remove(digest.as_slice())?;
-                Ok(())
-            }
-            Change::Credential { digest, value } => {
+            Change::PutCredential { key, row } => {
                 self.credentials
-                    .insert(digest.as_slice(), value.as_slice())?;
+                    .insert(key.0.as_slice(), row.encode().as_slice())?;
+                Ok(())
+            }
+            Change::DeleteCredential { key } => {
+                self.credentials.remove(key.0.as_slice())?;
                 Ok(())
             }
             Change::Evict(evicted) => self.evict(evicted),

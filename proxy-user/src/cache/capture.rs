@@ -15,10 +15,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
-use crate::authz::grants::Grants;
 use crate::cache::change::Change;
 use crate::cache::evict::SizeBudget;
 use crate::cache::exchange::Exchange;
+use crate::cache::grant_rows::ClusterGeneration;
 use crate::cache::not_stored::{NotStored, NotStoredCounts};
 use crate::cache::store::{Store, StoreError};
 use crate::cache::writer::Writer;
@@ -108,14 +108,14 @@ impl Ingest {
     /// The kernel refuses a thread.
     pub(super) fn start(
         store: Arc<Store>,
-        grants: Arc<Grants>,
         clock: Clock,
+        cluster: ClusterGeneration,
         budget: SizeBudget,
     ) -> Result<Self, StoreError> {
         // Bounded by `queued`: a channel that is bounded itself has memory for all of its messages from the start.
         let (to, from) = channel();
         let counters = Arc::new(Counters::default());
-        let writer = Writer::new(store, grants, Arc::clone(&counters), budget, clock.clone());
+        let writer = Writer::new(store, cluster, Arc::clone(&counters), budget, clock.clone());
         let writer = std::thread::Builder::new()
             .name("hublet-store".into())
             .spawn(move || writer.run(&from))
@@ -328,7 +328,7 @@ mod tests {
     use http::{HeaderMap, Method, Uri};
 
     use super::*;
-    use crate::authz::shares::Verdict;
+    use crate::cache::grant_rows::{GrantKey, Verdict};
     use hublet_wire::request::RequestInfo;
 
     /// While the queue was full neither the end of an answer nor its breaking off was told: the writer kept the copy, and
@@ -369,12 +369,12 @@ mod tests {
         let [ended, broken_off] = copies.map(Option::unwrap);
         ended.end();
         drop(broken_off);
-        let right = |at| Change::Grant {
-            key: b"a".to_vec(),
-            at,
+        let grant = |verdict| Change::PutGrant {
+            key: GrantKey([0; 48]),
+            verdict,
         };
-        ingest.submit(vec![right(Verdict::yes(1).stored())]);
-        ingest.submit(vec![right(Verdict::no(1).stored())]);
+        ingest.submit(vec![grant(Verdict::allowed_at(1))]);
+        ingest.submit(vec![grant(Verdict::denied_at(1))]);
         let told: Vec<Message> = from.try_iter().collect();
         assert!(
             matches!(

@@ -1,8 +1,8 @@
 //! Changes to the store, derived from upstream responses.
 
+use super::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::{Collection, NewRecord};
-use crate::authz::shares::Verdict;
 
 /// The kind of response that an object was seen in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,19 +98,26 @@ pub(crate) enum Change {
         departs: bool,
     },
     /// A non-resource response, or a Table or PartialObjectMetadata variant.
-    PutResponse { key: Vec<u8>, value: Vec<u8> },
-    Grant {
+    PutResponse {
         key: Vec<u8>,
-        /// Time and answer, as [`Verdict::stored`] encodes them.
-        at: u64,
+        value: Vec<u8>,
+    },
+    PutGrant {
+        key: GrantKey,
+        verdict: Verdict,
     },
     /// A grant was evicted.
-    Revoke { key: Vec<u8> },
-    /// The cloud accepted this token, or accepts it no more.
-    Credential {
-        digest: [u8; 32],
-        /// Time, then account; empty where it is accepted no more.
-        value: Vec<u8>,
+    DeleteGrant {
+        key: GrantKey,
+    },
+    /// The cloud accepted this token.
+    PutCredential {
+        key: CredentialKey,
+        row: CredentialRow,
+    },
+    /// The cloud accepts this token no more, or it was evicted.
+    DeleteCredential {
+        key: CredentialKey,
     },
     /// Removed to make room; the row becomes unknown.
     Evict(Evicted),
@@ -137,9 +144,8 @@ impl Change {
     /// Takes a right back. If it were lost, the right would hold again after a restart.
     pub(crate) fn is_revocation(&self) -> bool {
         match self {
-            Self::Revoke { .. } => true,
-            Self::Grant { at, .. } => !Verdict::from_stored(*at).is_yes(),
-            Self::Credential { value, .. } => value.is_empty(),
+            Self::DeleteGrant { .. } | Self::DeleteCredential { .. } => true,
+            Self::PutGrant { verdict, .. } => !verdict.is_allowed(),
             _ => false,
         }
     }

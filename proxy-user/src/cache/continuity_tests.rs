@@ -2,9 +2,9 @@
 //! restored or replaced.
 
 use super::tests::{Bench, GONE, POD, PODS, event, gone, list, pod};
-use crate::authz::grants::{Action, Credential, Right};
+use crate::cache::change::Change;
+use crate::cache::grant_rows::{GrantKey, Verdict};
 use crate::cache::store::Lookup;
-use hublet_wire::request::Verb;
 
 const SECOND: i64 = 1_000;
 const MINUTE: i64 = 60 * SECOND;
@@ -22,7 +22,11 @@ fn namespace(uid: &str, version: u64) -> String {
 }
 
 impl Bench {
-    /// [`Bench::said`], a second after all that was said before.
+    async fn grants(&self) -> usize {
+        self.cache.snapshot().await.unwrap().grants().unwrap().len()
+    }
+
+    /// [`Bench::respond`], a second after all that was said before.
     async fn then(&self, call: &str, status: u16, body: &str) {
         self.cache.clock.advance(SECOND);
         self.respond(call, status, body.as_bytes(), 0).await;
@@ -247,12 +251,12 @@ async fn a_replaced_cluster_is_told_by_its_objects() {
     bench
         .then("GET /api/v1/namespaces/d/pods/x", 404, &gone("x"))
         .await;
-    let right = Right::of(&Credential::Anonymous, Action::Read(Verb::Get), b"key");
-    bench
-        .cache
-        .grants
-        .allowed(&Credential::Anonymous, right, bench.cache.clock.now());
-    assert_eq!(bench.cache.grants.len(), (1, 0));
+    bench.cache.ingest().submit(vec![Change::PutGrant {
+        key: GrantKey([0; 48]),
+        verdict: Verdict::allowed_at(1),
+    }]);
+    let cluster = bench.cache.cluster_generation();
+    assert_eq!(bench.grants().await, 1);
     for _ in 0..3 {
         bench.then(CACHED, 200, &record_replacement("a", 20)).await;
     }
@@ -287,7 +291,8 @@ async fn a_replaced_cluster_is_told_by_its_objects() {
         Lookup::Unknown,
         "nor is it known what the new one lacks"
     );
-    assert_eq!(bench.cache.grants.len(), (0, 0), "nor what it allows");
+    assert_eq!(bench.grants().await, 0, "nor what it allows");
+    assert_eq!(cluster.current(), 1, "grants in memory are void, too");
     bench
         .then(PODS, 200, &list(30, "", &[("a", 20), ("b", 21)]))
         .await;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::tests::{Bench, POD, PODS, event, list, pod};
 use super::*;
 use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
+use crate::cache::grant_rows::GrantCounts;
 use crate::cache::keys::ObjectKey;
 use crate::cache::open::StoreLocation;
 use crate::cache::store::{Condition, Lookup, Store};
@@ -175,7 +176,7 @@ async fn i13_whichever_write_fails_reads_go_on_and_nothing_is_lost() {
         if let Condition::ReadOnly(problem) = bench.cache.store.condition() {
             assert!(problem.contains("disk"), "{problem}");
         }
-        assert_eq!(bench.cache.status().objects, 1);
+        assert_eq!(bench.cache.status(GrantCounts::default()).objects, 1);
         disk.mend();
         writable(&bench.cache).await;
         assert_eq!(
@@ -214,8 +215,8 @@ async fn i13_a_store_that_was_killed_is_served_from_a_disk_that_cant_be_written(
         Condition::ReadOnly(_)
     ));
     assert_eq!(read(&bench).await, 7);
-    assert_eq!(bench.cache.status().collections, 1);
-    assert!(!bench.cache.status().writable);
+    assert_eq!(bench.cache.status(GrantCounts::default()).collections, 1);
+    assert!(!bench.cache.status(GrantCounts::default()).writable);
     bench.respond(POD, 200, pod("a", 11).as_bytes(), 0).await;
     disk.mend();
     writable(&bench.cache).await;

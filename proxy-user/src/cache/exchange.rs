@@ -1,10 +1,12 @@
 //! One question to the cloud and how its answer began: what decides whether and how the answer is stored. In: a request
 //! and the head of its answer. Out: [`Exchange`]. Next: `observe` reads the body.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, header};
 
-use crate::authz::identity::Credential;
 use crate::cache::change::{Observation, ObservedBy};
+use crate::cache::grant_rows::Author;
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::not_stored::NotStored;
 use hublet_wire::media::Encoding;
@@ -56,7 +58,7 @@ pub(crate) struct Exchange {
     /// When its answer began: what it says was so by then.
     pub answered_at: u64,
     /// The caller of a write, which is answered with the object as written.
-    pub author: Option<Credential>,
+    pub author: Option<Arc<dyn Author>>,
 }
 
 /// The most that a watch cache is believed to lag behind etcd, in milliseconds: an API server that lags longer fails its

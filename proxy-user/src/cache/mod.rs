@@ -13,6 +13,7 @@ pub(crate) mod error;
 pub(crate) mod evict;
 pub(crate) mod exchange;
 pub(crate) mod feed;
+pub(crate) mod grant_rows;
 pub(crate) mod keys;
 pub(crate) mod not_stored;
 mod open;
@@ -43,15 +44,13 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
-use crate::authz::grants::Grants;
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 use capture::{Capture, Ingest};
 use change::Change;
 use evict::{LastRequested, SizeBudget};
 use exchange::Exchange;
+use grant_rows::ClusterGeneration;
 use not_stored::NotStoredCounts;
 use store::{Condition, Snapshot, Store, StoreError};
 
@@ -60,7 +59,7 @@ const READ_YOUR_WRITES: Duration = Duration::from_millis(250);
 /// How long a read that the disk failed waits for the store to be opened anew.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// Store, writer and grants.
+/// Store and writer.
 #[derive(Debug)]
 pub(crate) struct Cache {
     store: Arc<Store>,
@@ -69,10 +68,7 @@ pub(crate) struct Cache {
     /// Bytes that the file may have.
     max_bytes: u64,
     asked: Arc<LastRequested>,
-    /// What the cloud has allowed whom.
-    pub grants: Arc<Grants>,
-    /// LockedFile while a right changes, here and on its way to the disk: both see the same order.
-    pub(crate) changing: Mutex<()>,
+    cluster: ClusterGeneration,
     /// The clock that ages are judged by.
     pub clock: Clock,
 }
@@ -97,27 +93,24 @@ impl Cache {
         (clock, began): (Clock, Instant),
     ) -> Result<Self, StoreError> {
         let store = Arc::new(store);
-        let (grants, from_the_future) = Grants::load(&store.snapshot()?, clock.now())?;
-        let grants = Arc::new(grants);
         let asked = Arc::new(LastRequested::default());
         let budget = SizeBudget::new(max_bytes, Arc::clone(&asked));
-        let ingest = Ingest::start(
-            Arc::clone(&store),
-            Arc::clone(&grants),
-            clock.clone(),
-            budget,
-        )?;
-        ingest.submit(from_the_future);
+        let cluster = ClusterGeneration::default();
+        let ingest = Ingest::start(Arc::clone(&store), clock.clone(), cluster.clone(), budget)?;
         Ok(Self {
             store,
             ingest,
             opened_in: began.elapsed(),
             max_bytes,
             asked,
-            grants,
-            changing: Mutex::default(),
+            cluster,
             clock,
         })
+    }
+
+    /// Grants are void once this has changed.
+    pub(crate) fn cluster_generation(&self) -> ClusterGeneration {
+        self.cluster.clone()
     }
 
     /// How often the store has been opened anew since the start.

@@ -1,9 +1,9 @@
 //! A power loss at any sync leaves exactly what had been committed: each batch wholly or not at all, in their order.
 
-use crate::authz::shares::Verdict;
 use crate::cache::apply::apply;
 use crate::cache::change::{Change, Evicted};
 use crate::cache::continuity::Continuity;
+use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use crate::cache::keys::ObjectKey;
 use crate::cache::paginate::ListAssembler;
 use crate::cache::store::{Condition, Store};
@@ -42,7 +42,7 @@ fn batches() -> Vec<Vec<Change>> {
     };
     vec![
         ingest(PODS, 200, &list(10, "", &[("a", 7), ("b", 8)]), 1_000),
-        vec![grant("alice", Verdict::yes(2_000)), credential(7, b"alice")],
+        vec![grant(1, Verdict::allowed_at(2_000)), credential(7)],
         ingest(&watch, 200, &events, 3_000),
         ingest(&selection, 200, &list(14, "", &[("b", 11)]), 4_000),
         ingest("GET /api/v1/namespaces/d/pods/z", 404, &gone("z"), 5_000),
@@ -50,26 +50,35 @@ fn batches() -> Vec<Vec<Change>> {
         ingest("GET /api/v1/namespaces/d/pods/large", 200, &large, 7_000),
         ingest(&second, 200, &list(20, "", &[("e", 16)]), 8_000),
         ingest("GET /version", 200, r#"{"minor":"36"}"#, 9_000),
-        vec![grant("alice", Verdict::no(10_000)), credential(7, b"")],
+        vec![grant(1, Verdict::denied_at(10_000)), delete_credential(7)],
         vec![
             Change::Evict(Evicted::Object(ObjectKey::new(b"/pods/d/large").to_buf())),
-            grant("bob", Verdict::yes(11_000)),
+            grant(2, Verdict::allowed_at(11_000)),
         ],
         ingest(PODS, 200, &list(30, "", &[("e", 25), ("f", 26)]), 12_000),
     ]
 }
 
-fn grant(who: &str, verdict: Verdict) -> Change {
-    Change::Grant {
-        key: who.as_bytes().to_vec(),
-        at: verdict.stored(),
+fn grant(key: u8, verdict: Verdict) -> Change {
+    Change::PutGrant {
+        key: GrantKey([key; 48]),
+        verdict,
     }
 }
 
-fn credential(digest: u8, value: &[u8]) -> Change {
-    Change::Credential {
-        digest: [digest; 32],
-        value: value.to_vec(),
+fn credential(key: u8) -> Change {
+    Change::PutCredential {
+        key: CredentialKey([key; 32]),
+        row: CredentialRow {
+            verdict: Verdict::allowed_at(2_000),
+            account: [1; 16],
+        },
+    }
+}
+
+fn delete_credential(key: u8) -> Change {
+    Change::DeleteCredential {
+        key: CredentialKey([key; 32]),
     }
 }
 

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::Cache;
+use super::grant_rows::GrantCounts;
 use super::not_stored::NotStored;
 use super::store::Condition;
 
@@ -41,10 +42,10 @@ pub(crate) struct NotStoredCount {
 }
 
 impl Cache {
-    pub(crate) fn status(&self) -> StoreStatus {
+    /// `in_memory`: grants are counted where they are used.
+    pub(crate) fn status(&self, in_memory: GrantCounts) -> StoreStatus {
         let counts = self.store.snapshot().and_then(|stored| stored.counts());
         let [objects, absent, collections, documents] = counts.unwrap_or_default();
-        let (grants, credentials) = self.grants.len();
         let condition = self.store.condition();
         StoreStatus {
             writable: condition == Condition::Writable,
@@ -55,8 +56,8 @@ impl Cache {
             absent,
             collections,
             documents,
-            grants,
-            credentials,
+            grants: in_memory.grants,
+            credentials: in_memory.credentials,
             copies_given_up: self.ingest.given_up(),
             not_stored: self.not_stored_counts(),
             evicted: self.ingest.evicted(),

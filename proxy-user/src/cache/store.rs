@@ -47,9 +47,6 @@ pub(crate) const META: TableDefinition<'static, &str, u64> = TableDefinition::ne
 /// In [`META`]: a fingerprint of the uid of the cluster's kube-system namespace.
 pub(crate) const CLUSTER: &str = "cluster";
 
-/// A row of a small table: key and value.
-pub(crate) type Row = (Vec<u8>, Vec<u8>);
-
 /// What the store knows of one object.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lookup<T> {
@@ -549,25 +546,6 @@ impl Snapshot {
             }
         }
         Ok(true)
-    }
-
-    /// Every row of a small table, for what is kept in memory.
-    pub(crate) fn grants(&self) -> Result<Vec<(Vec<u8>, u64)>, StoreError> {
-        let rows = self.txn.open_table(GRANTS)?.range::<&[u8]>(..)?;
-        rows.map(|row| {
-            row.map(|(k, v)| (k.value().to_vec(), v.value()))
-                .map_err(StoreError::from)
-        })
-        .collect()
-    }
-
-    pub(crate) fn credentials(&self) -> Result<Vec<Row>, StoreError> {
-        let rows = self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)?;
-        rows.map(|row| {
-            row.map(|(k, v)| (k.value().to_vec(), v.value().to_vec()))
-                .map_err(StoreError::from)
-        })
-        .collect()
     }
 
     /// Rows of objects, absences, collections and documents, for `hublet status`.

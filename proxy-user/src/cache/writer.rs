@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::authz::grants::Grants;
-use crate::authz::identity::Credential;
 use crate::cache::apply::apply;
 use crate::cache::capture::{CaptureId, Counters, Message};
 use crate::cache::change::Change;
 use crate::cache::continuity::Continuity;
 use crate::cache::decode::ResponseDecoder;
 use crate::cache::evict::SizeBudget;
+use crate::cache::grant_rows::{Author, ClusterGeneration};
 use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::ListAssembler;
 use crate::cache::store::{Condition, Store, StoreError};
@@ -50,7 +49,7 @@ const COMPACT_TIMEOUT: Duration = Duration::from_millis(500);
 struct OpenResponse {
     decoder: ResponseDecoder,
     /// The caller whose write is answered by it.
-    author: Option<Credential>,
+    author: Option<Arc<dyn Author>>,
     /// Bytes, as of the last look.
     held: usize,
     /// When the last bytes came, milliseconds since the epoch.
@@ -61,7 +60,7 @@ struct OpenResponse {
 pub(super) struct Writer {
     store: Arc<Store>,
     counters: Arc<Counters>,
-    grants: Arc<Grants>,
+    cluster: ClusterGeneration,
     decoders: HashMap<CaptureId, OpenResponse>,
     /// The sum of what they hold.
     held: usize,
@@ -88,7 +87,7 @@ static LOGGED: OnceLock<()> = OnceLock::new();
 impl Writer {
     pub(super) fn new(
         store: Arc<Store>,
-        grants: Arc<Grants>,
+        cluster: ClusterGeneration,
         counters: Arc<Counters>,
         budget: SizeBudget,
         clock: Clock,
@@ -99,7 +98,7 @@ impl Writer {
         Self {
             store,
             counters,
-            grants,
+            cluster,
             decoders: HashMap::new(),
             held: 0,
             pages: ListAssembler::default(),
@@ -243,7 +242,7 @@ impl Writer {
                 if let Some(Err(error)) = finished {
                     self.reject(&error);
                 } else if let Some(author) = author {
-                    self.shown_to(&author, before, now);
+                    self.shown_to(&*author, before, now);
                 }
             }
             Message::Abort(id) => {
@@ -269,7 +268,7 @@ impl Writer {
     }
 
     /// The author of a write has been shown the object, which the operations from `from` on store.
-    fn shown_to(&mut self, author: &Credential, from: usize, now: u64) {
+    fn shown_to(&mut self, author: &dyn Author, from: usize, now: u64) {
         let key = |change: &Change| {
             if let Change::Upsert { key, .. } = change {
                 Some(key.clone())
@@ -283,7 +282,7 @@ impl Writer {
             .collect::<Vec<_>>()
         {
             self.changes
-                .append(&mut self.grants.written(author, key.as_bytes(), now));
+                .append(&mut author.observe_object(key.as_key(), now));
         }
     }
 
@@ -333,7 +332,7 @@ impl Writer {
         let written = self.write();
         let anew = written.is_ok() && self.continuity.cluster_replaced;
         if anew {
-            self.grants.forget();
+            self.cluster.advance();
             self.store.feed().publish_reset();
         }
         if written.is_ok() {

@@ -141,7 +141,7 @@ impl Local {
         request: &LocalRequest<'_>,
     ) -> Result<CompleteCollection, LocalError> {
         let key = CollectionKey::new(request.scope());
-        let (collection, key, selection) = if request.request.has_selectors() {
+        let (collection, key, selection) = if request.request().has_selectors() {
             let collection = if snapshot.has_all_members(key)? {
                 find_complete(&snapshot, key)?
             } else {
@@ -168,7 +168,7 @@ impl Local {
 
     /// Events that the API server has deleted by now are no longer known.
     pub(super) fn has_expired(&self, key: &[u8], at: u64) -> bool {
-        is_event(key) && self.cache.now().saturating_sub(at) >= EVENT_TTL
+        is_event(key) && self.store.now().saturating_sub(at) >= EVENT_TTL
     }
 }
 
@@ -187,7 +187,7 @@ fn find_covering(
 ) -> Result<(Option<Collection>, CollectionKeyBuf), StoreError> {
     let key = CollectionKey::new(request.scope());
     let own = find_complete(snapshot, key)?;
-    let request = request.request;
+    let request = request.request();
     if own.is_some() || request.namespace().is_empty() {
         return Ok((own, key.to_buf()));
     }

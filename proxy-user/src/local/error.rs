@@ -1,6 +1,6 @@
 //! Reasons for which a read is not answered from the store.
 
-use super::authorize::Denied;
+use crate::authz::authorizer::Denied;
 use crate::cache::store::StoreError;
 
 /// A read that the store does not answer.

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
-use super::authorize::{AbsenceOnly, Allowed, Denied, Permission};
 use super::body::LocalBody;
 use super::error::LocalError;
 use super::{Local, LocalRequest};
+use crate::authz::authorizer::{AbsenceOnly, Allowed, Denied, Permission};
 use crate::cache::keys::ObjectKey;
 use crate::cache::record::Record;
 use crate::cache::store::Lookup;
@@ -29,9 +29,9 @@ enum Extract {
 impl Local {
     pub(super) async fn get(
         &self,
-        allowed: Allowed<'_>,
+        allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let snapshot = self.cache.snapshot(&allowed).await?;
+        let snapshot = self.store.snapshot(&allowed).await?;
         if let Some(response) = self.stored_variant(&snapshot, &allowed)? {
             return Ok(response);
         }
@@ -66,8 +66,8 @@ impl Local {
 
     fn extract(&self, request: &LocalRequest<'_>, record: &Record<'_>) -> Extract {
         let encoding = record.encoding;
-        let wanted = parse_version(request.request.resource_version()).unwrap_or(0);
-        if record.api_version != request.request.api_version() {
+        let wanted = parse_version(request.request().resource_version()).unwrap_or(0);
+        if record.api_version != request.request().api_version() {
             Extract::OtherVersion(record.api_version.to_owned())
         } else if record.version < wanted || self.has_expired(request.scope(), record.stored_at) {
             Extract::TooOld
@@ -85,16 +85,16 @@ impl Local {
     /// Answers a caller who may only be told that the object does not exist.
     pub(super) async fn get_absence(
         &self,
-        absence: &AbsenceOnly<'_>,
+        absence: &AbsenceOnly<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        if let Some(at) = self.cache.absent_since(absence).await? {
+        if let Some(at) = self.store.absent_since(absence).await? {
             return self.not_found(absence, at);
         }
         // The object exists, or did: this caller may have been allowed it by its own write, which
         // the writer has committed by now.
-        match self.cache.authorize(**absence)? {
+        match self.authorizer.authorize(**absence)? {
             Permission::Read(allowed) => self.get(allowed).await,
-            Permission::AbsenceOnly(_) => Err(Denied::Undecided(absence.not_allowed()).into()),
+            Permission::AbsenceOnly(_) => Err(Denied::undecided(&absence.attributes).into()),
         }
     }
 
@@ -104,7 +104,7 @@ impl Local {
         request: &LocalRequest<'_>,
         at: u64,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let info = request.request;
+        let info = request.request();
         // It may have been created since, and before the version that the client asks for.
         if parse_version(info.resource_version()).is_some_and(|wanted| wanted > 0) {
             return Err(request.not_cached());

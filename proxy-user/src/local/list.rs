@@ -3,22 +3,22 @@
 
 use http::Response;
 
-use super::Local;
-use super::authorize::Allowed;
 use super::body::LocalBody;
 use super::error::LocalError;
 use super::stored_list::StoredList;
+use super::{Local, LocalRequest};
+use crate::authz::authorizer::Allowed;
 use hublet_wire::meta::parse_version;
 
 impl Local {
     pub(super) async fn list(
         &self,
-        allowed: Allowed<'_>,
+        allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let request = allowed.request;
-        let snapshot = self.cache.snapshot(&allowed).await?;
+        let request = allowed.request();
+        let snapshot = self.store.snapshot(&allowed).await?;
         if let Some(response) = self.stored_variant(&snapshot, &allowed)? {
-            self.listed.remember(&allowed, self.cache.now());
+            self.listed.remember(&allowed, self.store.now());
             return Ok(response);
         }
         let found = self.find_collection(snapshot, &allowed)?;
@@ -39,7 +39,7 @@ impl Local {
         }
         let encoding = found.encoding(request, &allowed.accepts)?;
         let list = StoredList::new(&found, found.list_cursor(request, encoding), encoding)?;
-        self.listed.remember(&allowed, self.cache.now());
+        self.listed.remember(&allowed, self.store.now());
         let at = found.collection.at;
         Ok(self.response(encoding.content_type(), at, LocalBody::list(list)))
     }

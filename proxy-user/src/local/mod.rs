@@ -1,7 +1,6 @@
 //! Answers reads from the store while the cloud is unreachable: the bytes that the cloud sent, with
 //! their age, or a [`LocalError`] for what is not known (I2) or not allowed (I7).
 
-pub(crate) mod authorize;
 pub(crate) mod body;
 mod collection;
 pub(crate) mod error;
@@ -22,13 +21,12 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Response, header};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::authz::decide::{Answered, Asked};
-use crate::authz::grants::Credential;
+use crate::authz::attributes::Attributes;
+use crate::authz::authorizer::{Authorizer, Permission};
+use crate::authz::reader::StoreReader;
 use crate::budget::Flow;
-use crate::cache::Cache;
 use crate::cache::keys;
 use crate::config::LocalConfig;
-use authorize::{Guarded, Permission};
 use body::LocalBody;
 use error::LocalError;
 use hublet_wire::media::{Accepts, Encoding};
@@ -39,7 +37,8 @@ pub(crate) const SOURCE: http::HeaderName = http::HeaderName::from_static("x-hub
 
 #[derive(Debug)]
 pub(crate) struct Local {
-    cache: Guarded,
+    authorizer: Arc<Authorizer>,
+    store: StoreReader,
     min_request_timeout: Duration,
     /// True while the cloud is connected.
     connected: tokio::sync::watch::Receiver<bool>,
@@ -50,13 +49,10 @@ pub(crate) struct Local {
 /// A request for an answer from the store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LocalRequest<'a> {
-    pub request: &'a ApiRequest,
+    pub attributes: Attributes<'a>,
     pub headers: &'a HeaderMap,
     /// The parsed `Accept` header.
     pub accepts: Accepts,
-    pub credential: &'a Credential,
-    /// The store's key of the requested objects ([`encode_scope`]); a subresource has its object's.
-    pub scope: &'a [u8],
     /// The client's bytes in flight.
     pub flow: &'a Arc<Flow>,
 }
@@ -69,21 +65,17 @@ pub(crate) fn encode_scope(request: &ApiRequest) -> Vec<u8> {
 }
 
 impl<'a> LocalRequest<'a> {
-    fn scope(&self) -> &'a [u8] {
-        self.scope
+    fn request(&self) -> &'a ApiRequest {
+        self.attributes.request
     }
 
-    /// The fields that decide whether it is allowed.
-    pub(crate) fn asked(&self) -> Asked<'a> {
-        Asked {
-            credential: self.credential,
-            request: self.request,
-            scope: self.scope,
-        }
+    /// The store's key of the requested objects.
+    fn scope(&self) -> &'a [u8] {
+        self.attributes.key
     }
 
     fn describe(&self) -> String {
-        self.request.describe()
+        self.request().describe()
     }
 
     /// The encoding of an answer without stored objects.
@@ -96,16 +88,23 @@ impl<'a> LocalRequest<'a> {
     }
 }
 
+impl<'a> AsRef<Attributes<'a>> for LocalRequest<'a> {
+    fn as_ref(&self) -> &Attributes<'a> {
+        &self.attributes
+    }
+}
+
 impl Local {
     /// `connected` ends held watches when it becomes true.
     pub(crate) fn new(
-        cache: Arc<Cache>,
+        authorizer: Arc<Authorizer>,
+        store: StoreReader,
         config: &LocalConfig,
         connected: tokio::sync::watch::Receiver<bool>,
     ) -> Self {
-        let grant_max_age = u64::try_from(config.grant_max_age.as_millis()).unwrap_or(u64::MAX);
         Self {
-            cache: Guarded::new(cache, grant_max_age),
+            authorizer,
+            store,
             min_request_timeout: config.min_request_timeout,
             connected,
             draining: CancellationToken::new(),
@@ -118,33 +117,36 @@ impl Local {
         &self,
         request: LocalRequest<'_>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let permission = self.cache.authorize(request)?;
+        let permission = self.authorizer.authorize(request)?;
         // The answer is copied out of the store, a whole object or document at once.
         if !request.flow.has_room() {
             Box::pin(request.flow.room()).await;
         }
-        let generation = self.cache.generation();
+        let generation = self.store.generation();
         let mut answer = self.read(&permission).await;
         // After an error of the disk the store is reopened: one more attempt.
         if matches!(answer, Err(LocalError::Store(_)))
-            && Box::pin(self.cache.opened_anew(generation)).await
+            && Box::pin(self.store.opened_anew(generation)).await
         {
             answer = Box::pin(self.read(&permission)).await;
         }
         if answer.is_ok() {
-            self.cache.asked(request.scope());
+            self.store.note_use(request.scope());
         }
         answer
     }
 
-    async fn read(&self, permission: &Permission<'_>) -> Result<Response<LocalBody>, LocalError> {
+    async fn read(
+        &self,
+        permission: &Permission<LocalRequest<'_>>,
+    ) -> Result<Response<LocalBody>, LocalError> {
         let allowed = match permission {
             Permission::Read(allowed) => *allowed,
             Permission::AbsenceOnly(absence) => {
                 return Box::pin(self.get_absence(absence)).await;
             }
         };
-        match allowed.request.verb() {
+        match allowed.request().verb() {
             Verb::Get => self.get(allowed).await,
             Verb::List => Box::pin(self.list(allowed)).await,
             Verb::Watch => Box::pin(self.watch(allowed)).await,
@@ -152,11 +154,6 @@ impl Local {
             // Writes are never routed to the store.
             _ => Err(allowed.not_cached()),
         }
-    }
-
-    /// Learns from the cloud's status code whether the caller is allowed this request.
-    pub(crate) fn judge(&self, request: &LocalRequest<'_>, answered: Answered) {
-        self.cache.judge(request, answered);
     }
 
     /// Ends all held watches, so that a drain can finish.
@@ -188,7 +185,7 @@ impl Local {
     }
 
     fn insert_origin(&self, headers: &mut HeaderMap, at: u64) {
-        let age_seconds = self.cache.now().saturating_sub(at) / 1000;
+        let age_seconds = self.store.now().saturating_sub(at) / 1000;
         headers.insert(SOURCE, HeaderValue::from_static("store"));
         headers.insert(header::AGE, HeaderValue::from(age_seconds));
     }

@@ -3,20 +3,20 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::Local;
-use super::authorize::Allowed;
 use super::body::LocalBody;
 use super::error::LocalError;
+use super::{Local, LocalRequest};
+use crate::authz::authorizer::Allowed;
 use crate::cache::exchange::nonresource_key;
 use hublet_wire::media::clause_rank;
 
 impl Local {
     pub(super) async fn nonresource(
         &self,
-        allowed: Allowed<'_>,
+        allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let path = nonresource_key(allowed.request);
-        let snapshot = self.cache.snapshot(&allowed).await?;
+        let path = nonresource_key(allowed.request());
+        let snapshot = self.store.snapshot(&allowed).await?;
         let stored_types = snapshot.documents(&path)?;
         let content_type =
             best_type(&stored_types, allowed.headers).ok_or_else(|| allowed.not_cached())?;

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use super::authorize::Allowed;
 use super::collection::CompleteCollection;
 use super::error::LocalError;
 use super::{Local, LocalRequest};
+use crate::authz::authorizer::Allowed;
+use crate::cache::grant_rows::GrantKey;
 use crate::cache::record::Record;
 use crate::cache::store::StoreError;
 use crate::caller::Client;
@@ -38,14 +39,14 @@ pub(super) struct ListTimes(Mutex<HashMap<ListKey, u64>>);
 struct ListKey {
     client: Client,
     /// Account and collection.
-    listing: Vec<u8>,
+    list: GrantKey,
 }
 
 impl ListKey {
     fn of(request: &LocalRequest<'_>) -> Self {
         Self {
             client: request.flow.client(),
-            listing: request.asked().listing(),
+            list: request.attributes.list_key(),
         }
     }
 }
@@ -148,7 +149,7 @@ impl Local {
     /// Resumes a watch of a client that has seen version `from`.
     pub(super) fn resume(
         &self,
-        allowed: &Allowed<'_>,
+        allowed: &Allowed<LocalRequest<'_>>,
         found: Option<&CompleteCollection>,
         from: u64,
     ) -> Result<Resume, LocalError> {
@@ -180,7 +181,7 @@ impl Local {
             ))),
             Some(changes) if changes.changed.is_empty() => Ok(unchanged),
             Some(changes) => Ok(Resume::Events {
-                encoding: found.encoding(allowed.request, &allowed.accepts)?,
+                encoding: found.encoding(allowed.request(), &allowed.accepts)?,
                 events: changes.into_events(),
             }),
         }
@@ -189,7 +190,7 @@ impl Local {
     /// All changes since `from`; `None` if they are too many, or can't all be sent as events.
     fn known_changes(
         &self,
-        allowed: &Allowed<'_>,
+        allowed: &Allowed<LocalRequest<'_>>,
         found: &CompleteCollection,
         from: u64,
     ) -> Result<Option<Changes>, StoreError> {
@@ -202,12 +203,16 @@ impl Local {
     }
 
     /// True if an object has changed in a collection that is not completely known.
-    fn has_changed_since(&self, allowed: &Allowed<'_>, from: u64) -> Result<bool, StoreError> {
+    fn has_changed_since(
+        &self,
+        allowed: &Allowed<LocalRequest<'_>>,
+        from: u64,
+    ) -> Result<bool, StoreError> {
         // Objects that have left a selection aren't known.
-        if allowed.request.has_selectors() || allowed.request.verb() != Verb::Watch {
+        if allowed.request().has_selectors() || allowed.request().verb() != Verb::Watch {
             return Ok(false);
         }
-        let snapshot = self.cache.stored(allowed)?;
+        let snapshot = self.store.stored(allowed)?;
         let scope = allowed.scope();
         let deletion = snapshot.last_deletion_beyond(scope, (from, u64::MAX))?;
         Ok(deletion.is_some() || snapshot.has_changed_since(scope, from, u64::MAX)?)

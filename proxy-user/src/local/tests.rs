@@ -7,7 +7,10 @@ use http_body_util::BodyExt;
 use tokio::sync::watch;
 
 use super::*;
+use crate::authz::authorizer::ObservedResponse;
+use crate::authz::identity::Credential;
 use crate::budget::Budget;
+use crate::cache::Cache;
 use crate::cache::exchange::Exchange;
 use crate::caller::Client;
 use crate::clock::Clock;
@@ -21,6 +24,7 @@ const LIST_JSON: &str = r#"{"kind":"PodList","apiVersion":"v1","metadata":{"reso
 
 struct Bench {
     cache: Arc<Cache>,
+    authorizer: Arc<Authorizer>,
     local: Local,
     connected: watch::Sender<bool>,
     clock: Clock,
@@ -44,12 +48,20 @@ impl Bench {
             grant_max_age: Duration::from_secs(7 * 86_400),
             min_request_timeout: Duration::from_secs(1800),
         };
-        let local = Local::new(Arc::clone(&cache), &config, connected.subscribe());
+        let authorizer = Authorizer::load(Arc::clone(&cache), config.grant_max_age);
+        let authorizer = Arc::new(authorizer.expect("grants"));
+        let local = Local::new(
+            Arc::clone(&authorizer),
+            StoreReader::new(Arc::clone(&cache)),
+            &config,
+            connected.subscribe(),
+        );
         let client = Client::of(None, [127, 0, 0, 1].into(), None);
         let mut headers = HeaderMap::new();
         headers.insert("authorization", HeaderValue::from_static("Bearer me"));
         Self {
             cache,
+            authorizer,
             local,
             connected,
             clock,
@@ -70,11 +82,13 @@ impl Bench {
         let request = info.understood().expect("a known request");
         let scope = encode_scope(request);
         then(LocalRequest {
-            request,
+            attributes: Attributes {
+                credential: &self.credential,
+                request,
+                key: &scope,
+            },
             headers,
             accepts: Accepts::from_headers(headers),
-            credential: &self.credential,
-            scope: &scope,
             flow: &self.flow,
         })
     }
@@ -83,10 +97,15 @@ impl Bench {
     async fn respond(&self, uri: &str, status: u16, body: &str) {
         let mut headers = HeaderMap::new();
         headers.insert("content-type", HeaderValue::from_static("application/json"));
-        let asked_at = self.clock.now();
+        let requested_at = self.clock.now();
         let exchange = self.with_request(uri, &HeaderMap::new(), |request| {
-            self.local.judge(&request, Answered { status, asked_at });
-            Exchange::of(request.request, status, &headers, asked_at)
+            let response = ObservedResponse {
+                status,
+                requested_at,
+            };
+            self.authorizer
+                .observe_response(&request.attributes, response);
+            Exchange::of(request.request(), status, &headers, requested_at)
         });
         if let Ok(exchange) = exchange
             && let Some(mut capture) = self.cache.capture(exchange)
@@ -108,11 +127,13 @@ impl Bench {
         let request = info.understood().expect("a known request");
         let scope = encode_scope(request);
         let request = LocalRequest {
-            request,
+            attributes: Attributes {
+                credential: &self.credential,
+                request,
+                key: &scope,
+            },
             headers,
             accepts: Accepts::from_headers(headers),
-            credential: &self.credential,
-            scope: &scope,
             flow: &self.flow,
         };
         self.local.answer(request).await

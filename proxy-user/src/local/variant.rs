@@ -28,17 +28,17 @@ impl Local {
         snapshot: &Snapshot,
         request: &LocalRequest<'_>,
     ) -> Result<Option<Response<LocalBody>>, LocalError> {
-        let options = request.request.options();
+        let options = request.request().options();
         if !request.accepts.asks_for_variant
             || options.include_object
-            || !request.request.continue_token().is_empty()
+            || !request.request().continue_token().is_empty()
         {
             return Ok(None);
         }
         let Some(variant) = find_variant(snapshot, request)? else {
             return Ok(None);
         };
-        let wanted = parse_version(request.request.resource_version()).unwrap_or(0);
+        let wanted = parse_version(request.request().resource_version()).unwrap_or(0);
         if variant.version < wanted
             || (options.exact && variant.version != wanted)
             || !self.is_current(snapshot, request, &variant)?
@@ -70,7 +70,7 @@ fn find_variant(
     snapshot: &Snapshot,
     request: &LocalRequest<'_>,
 ) -> Result<Option<Variant>, StoreError> {
-    let api_version = request.request.api_version();
+    let api_version = request.request().api_version();
     for form in requested_variants(request.headers) {
         let key = variant_key(request.scope(), &api_version, &form);
         let stored = snapshot.document(&key, |document| {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use http::{Response, header};
 
-use super::Local;
-use super::authorize::Allowed;
 use super::body::LocalBody;
 use super::collection::CompleteCollection;
 use super::error::LocalError;
 use super::held_watch::{Bookmarks, HeldWatch, InitialEvents, Schedule};
 use super::resume::{Resume, expired_event};
+use super::{Local, LocalRequest};
+use crate::authz::authorizer::Allowed;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{ResourceVersion, parse_version};
 
@@ -30,10 +30,10 @@ struct Beginning {
 impl Local {
     pub(super) async fn watch(
         &self,
-        allowed: Allowed<'_>,
+        allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let options = allowed.request.options();
-        let snapshot = self.cache.snapshot(&allowed).await?;
+        let options = allowed.request().options();
+        let snapshot = self.store.snapshot(&allowed).await?;
         let found = match self.find_collection(snapshot, &allowed) {
             Ok(found) => Some(found),
             Err(LocalError::NotCached(_)) => None,
@@ -41,7 +41,7 @@ impl Local {
         };
         let listed_at = found.as_ref().map(|found| found.collection.at);
         // `sendInitialEvents` asks for the whole collection, whatever the resourceVersion.
-        let from = parse_version(allowed.request.resource_version())
+        let from = parse_version(allowed.request().resource_version())
             .filter(|_| !options.send_initial_events);
         let beginning = match (from, &found) {
             (Some(from), found) => match self.resume(&allowed, found.as_ref(), from)? {
@@ -80,15 +80,15 @@ impl Local {
 
     fn begin_with_all(
         &self,
-        allowed: &Allowed<'_>,
+        allowed: &Allowed<LocalRequest<'_>>,
         found: &CompleteCollection,
     ) -> Result<Beginning, LocalError> {
-        if found.may_have_lost_members(allowed.request)? {
+        if found.may_have_lost_members(allowed.request())? {
             return Err(allowed.not_cached());
         }
-        let encoding = found.encoding(allowed.request, &allowed.accepts)?;
-        self.listed.remember(allowed, self.cache.now());
-        let cursor = found.list_cursor(allowed.request, encoding);
+        let encoding = found.encoding(allowed.request(), &allowed.accepts)?;
+        self.listed.remember(allowed, self.store.now());
+        let cursor = found.list_cursor(allowed.request(), encoding);
         Ok(Beginning {
             encoding,
             events: InitialEvents::Collection(Box::new(cursor)),

@@ -11,9 +11,10 @@ use hyper::upgrade::OnUpgrade;
 
 use super::connection::Connection;
 use super::protocol::Protocol;
+use crate::authz::attributes::Attributes;
+use crate::authz::authorizer::Authorizer;
 use crate::authz::identity::Credential;
 use crate::budget::Flow;
-use crate::cache::Cache;
 use crate::local::{LocalRequest, encode_scope};
 use crate::telemetry::Description;
 
@@ -47,8 +48,8 @@ pub(crate) enum Acceptance {
 }
 
 impl Acceptance {
-    pub(crate) fn of(credential: &Credential, cache: &Cache) -> Self {
-        if cache.grants.knows(credential, cache.clock.now(), u64::MAX) {
+    pub(crate) fn of(credential: &Credential, authorizer: &Authorizer) -> Self {
+        if authorizer.has_accepted(credential) {
             Self::Accepted
         } else {
             Self::Pending
@@ -69,7 +70,7 @@ impl Call {
     pub(crate) fn identify(
         mut request: Request<Incoming>,
         connection: &Connection,
-        cache: &Cache,
+        authorizer: &Authorizer,
     ) -> (Self, Inbound) {
         let info = RequestInfo::parse(request.method(), request.uri());
         let protocol = Protocol::of(request.headers(), &info);
@@ -80,7 +81,7 @@ impl Call {
             protocol,
             accepts: Accepts::from_headers(&parts.headers),
             caller: Caller {
-                acceptance: Acceptance::of(&credential, cache),
+                acceptance: Acceptance::of(&credential, authorizer),
                 credential,
             },
             key: info.understood().map(encode_scope),
@@ -110,19 +111,26 @@ impl Call {
     /// The request to the store, where it is understood.
     pub(crate) fn local_request(&self) -> Option<LocalRequest<'_>> {
         Some(LocalRequest {
-            request: self.request.understood()?,
+            attributes: self.attributes()?,
             headers: &self.parts.headers,
             accepts: self.accepts,
-            credential: &self.caller.credential,
-            scope: self.key()?,
             flow: &self.flow,
         })
     }
 
+    /// The attributes that authorisation depends on, where the request is understood.
+    pub(crate) fn attributes(&self) -> Option<Attributes<'_>> {
+        Some(Attributes {
+            credential: &self.caller.credential,
+            request: self.request.understood()?,
+            key: self.key()?,
+        })
+    }
+
     /// The credential that wrote the object of a response, which is thereby allowed to read it.
-    pub(crate) fn author(&self) -> Option<Credential> {
+    pub(crate) fn author(&self) -> Option<&Credential> {
         let writes = matches!(self.verb(), Verb::Create | Verb::Update | Verb::Patch);
         let request = self.request.understood()?;
-        (writes && request.subresource().is_empty()).then(|| self.caller.credential.clone())
+        (writes && request.subresource().is_empty()).then_some(&self.caller.credential)
     }
 }

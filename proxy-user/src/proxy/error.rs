@@ -10,11 +10,11 @@ use hublet_wire::status::Status;
 
 use super::body::Body;
 use super::route::Refusal;
+use crate::authz::authorizer::Denied;
 use crate::cloud::dial::DialError;
 use crate::cloud::forward::{Delivery, ForwardError};
 use crate::cloud::upload::STALL_TIMEOUT;
 use crate::local::SOURCE;
-use crate::local::authorize::Denied;
 use crate::local::error::LocalError;
 use crate::text::with_causes;
 

@@ -13,7 +13,7 @@ use super::Proxy;
 use super::body::Body;
 use super::call::{Acceptance, Call};
 use super::request_body::DryRun;
-use crate::authz::decide::Answered;
+use crate::authz::authorizer::ObservedResponse;
 use crate::cache::capture::Capture;
 use crate::cache::exchange::{Exchange, is_unrecorded_write};
 use crate::cache::not_stored::NotStored;
@@ -47,7 +47,11 @@ impl Proxy {
         let (response, mut permit) = stages.cloud.send(&call.parts, upload, options).await?;
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
-        self.record_decision(call, Answered { status, asked_at });
+        let observed = ObservedResponse {
+            status,
+            requested_at: asked_at,
+        };
+        self.record_decision(call, observed);
         let is_pending = class == ConnectionClass::Dedicated && self.is_pending(call, &mut permit);
         let is_watch = call.verb() == Verb::Watch && status == 200;
         let mut body = CloudBody::new(body, permit, Arc::clone(&stages.metrics))
@@ -104,7 +108,7 @@ impl Proxy {
     /// True while the cloud has not accepted the credential. Once it has, the connection counts among those of accepted
     /// ones.
     fn is_pending(&self, call: &Call, permit: &mut StreamPermit) -> bool {
-        match Acceptance::of(&call.caller.credential, &self.stages.cache) {
+        match Acceptance::of(&call.caller.credential, &self.stages.authorizer) {
             Acceptance::Pending => true,
             Acceptance::Accepted => {
                 self.stages.cloud.pool.mark_accepted(permit);
@@ -114,17 +118,15 @@ impl Proxy {
     }
 
     /// Records the cloud's decision on the caller's rights, by the status code of its response.
-    fn record_decision(&self, call: &Call, answered: Answered) {
+    fn record_decision(&self, call: &Call, response: ObservedResponse) {
         // A backend's 401 is no decision on the token, which the API server does not pass on.
-        if answered.status == 401 && call.request.is_proxied() {
+        if response.status == 401 && call.request.is_proxied() {
             return;
         }
-        match call.local_request() {
-            Some(request) => self.stages.local.judge(&request, answered),
-            None => self
-                .stages
-                .cache
-                .observe_credential(&call.caller.credential, answered.status),
+        let authorizer = &self.stages.authorizer;
+        match call.attributes() {
+            Some(attributes) => authorizer.observe_response(&attributes, response),
+            None => authorizer.observe_status(&call.caller.credential, response.status),
         }
     }
 
@@ -157,7 +159,9 @@ impl Proxy {
         let exchange = Exchange::of(request, status, &head.headers, asked_at)
             .inspect_err(|_| self.clear_absence(call, request, status))?;
         Ok(Exchange {
-            author: call.author(),
+            author: call
+                .author()
+                .map(|author| self.stages.authorizer.author(author)),
             ..exchange
         })
     }

@@ -73,7 +73,7 @@ impl Proxy {
                 Ok(admission) => Some(admission),
                 Err(record) => return reject(&request, flow, record),
             };
-            let (call, inbound) = Call::identify(request, &connection, &self.stages.cache);
+            let (call, inbound) = Call::identify(request, &connection, &self.stages.authorizer);
             let call = Arc::new(call);
             let route = self.route(&call);
             let answer = self.dispatch(route, &call, inbound, &mut admission).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use crate::authz::authorizer::Authorizer;
 use crate::budget::{Budget, Flow};
 use crate::cache::Cache;
 use crate::cache::not_stored::NotStored;
@@ -27,6 +28,7 @@ const MAX_BACKGROUND_FETCHES: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Stages {
     pub cache: Arc<Cache>,
+    pub authorizer: Arc<Authorizer>,
     pub cloud: Cloud,
     pub local: Local,
     pub metrics: Arc<Metrics>,

@@ -4,14 +4,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use hublet_wire::request::RequestInfo;
 
 use super::*;
+use crate::cache::keys;
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 
-const WEEK: u64 = 7 * 86_400_000;
+const WEEK: Duration = Duration::from_secs(7 * 86_400);
 const SECRET: &str = "/api/v1/namespaces/d/secrets/s";
 
 struct Bench {
-    cache: Cache,
+    cache: Arc<Cache>,
+    authorizer: Authorizer,
     config: CacheConfig,
     clock: Clock,
     _dir: tempfile::TempDir,
@@ -26,15 +28,17 @@ impl Bench {
             max_bytes: 512 << 20,
         };
         let clock = Clock::default();
+        let cache = Arc::new(Cache::open(&config, clock.clone()).unwrap());
         Self {
-            cache: Cache::open(&config, clock.clone()).unwrap(),
+            authorizer: Authorizer::load(Arc::clone(&cache), WEEK).unwrap(),
+            cache,
             config,
             clock,
             _dir: dir,
         }
     }
 
-    fn asked<T>(headers: &str, path: &str, then: impl FnOnce(&Asked<'_>) -> T) -> T {
+    fn with_attributes<T>(headers: &str, path: &str, then: impl FnOnce(&Attributes<'_>) -> T) -> T {
         let mut map = HeaderMap::new();
         for line in headers.split('\n').filter(|line| !line.is_empty()) {
             let (name, value) = line.split_once(": ").unwrap();
@@ -47,27 +51,34 @@ impl Bench {
         let (method, uri): (Method, Uri) = (method.parse().unwrap(), path.parse().unwrap());
         let (credential, info) = (Credential::of(&map), RequestInfo::parse(&method, &uri));
         let request = info.understood().unwrap();
-        let mut scope = Vec::new();
-        keys::push_scope(&mut scope, request);
-        then(&Asked {
+        let mut key = Vec::new();
+        keys::push_scope(&mut key, request);
+        then(&Attributes {
             credential: &credential,
             request,
-            scope: &scope,
+            key: &key,
         })
     }
 
-    fn judge(&self, headers: &str, path: &str, status: u16) {
-        Self::asked(headers, path, |asked| {
-            let answered = Answered {
-                status,
-                asked_at: self.cache.clock.now(),
-            };
-            self.cache.judge(asked, answered, WEEK);
+    /// The cloud answers at once.
+    fn observe(&self, headers: &str, path: &str, status: u16) {
+        self.observe_late(headers, path, status, self.clock.now());
+    }
+
+    fn observe_late(&self, headers: &str, path: &str, status: u16, requested_at: u64) {
+        let response = ObservedResponse {
+            status,
+            requested_at,
+        };
+        Self::with_attributes(headers, path, |attributes| {
+            self.authorizer.observe_response(attributes, response);
         });
     }
 
     fn decide(&self, headers: &str, path: &str) -> Decision {
-        Self::asked(headers, path, |asked| self.cache.decide(asked, WEEK))
+        Self::with_attributes(headers, path, |attributes| {
+            self.authorizer.decide(attributes)
+        })
     }
 }
 
@@ -84,62 +95,66 @@ async fn i7_only_an_answer_that_nobody_gets_without_it_proves_a_token() {
         "/openid/v1/jwks",
         "/.well-known/x",
     ] {
-        bench.judge(ME, open, 200);
-        assert_eq!(bench.decide(ME, open), Decision::UnknownCaller, "{open}");
+        bench.observe(ME, open, 200);
+        assert_eq!(
+            bench.decide(ME, open),
+            Decision::UnknownCredential,
+            "{open}"
+        );
     }
-    bench.judge(
+    bench.observe(
         ME,
         "/api/v1/namespaces/kube-public/configmaps/cluster-info",
         200,
     );
-    bench.judge("", "/apis", 200);
-    bench.judge(ME, "/apis", 200);
-    bench.judge(ME, SECRET, 404);
-    bench.judge(ME, SECRET, 403);
+    bench.observe("", "/apis", 200);
+    bench.observe(ME, "/apis", 200);
+    bench.observe(ME, SECRET, 404);
+    bench.observe(ME, SECRET, 403);
     assert_eq!(
         bench.decide(ME, SECRET),
-        Decision::UnknownCaller,
+        Decision::UnknownCredential,
         "anonymous callers get the same"
     );
-    bench.judge(ME, "/api", 200);
-    assert_eq!(bench.decide(ME, SECRET), Decision::Unknown);
+    bench.observe(ME, "/api", 200);
+    assert_eq!(bench.decide(ME, SECRET), Decision::NoOpinion);
     assert_eq!(bench.decide(ME, "/api"), Decision::Read);
-    bench.judge(
+    bench.observe(
         "Authorization: Bearer writer",
         "PUT /api/v1/namespaces/d/pods/p",
         200,
     );
     assert_eq!(
         bench.decide("Authorization: Bearer writer", SECRET),
-        Decision::Unknown,
+        Decision::NoOpinion,
         "a write proves it, too"
     );
-    bench.judge(ME, SECRET, 401);
+    bench.observe(ME, SECRET, 401);
     assert_eq!(bench.decide(ME, "/api"), Decision::Unauthorized);
 }
 
 #[tokio::test]
 async fn i7_a_404_is_this_absence_and_a_subresource_is_nothing() {
     let bench = Bench::new();
-    bench.judge(ME, "/api", 200);
-    bench.judge(ME, SECRET, 404);
+    bench.observe(ME, "/api", 200);
+    bench.observe(ME, SECRET, 404);
     assert_eq!(bench.decide(ME, SECRET), Decision::AbsenceOnly);
     assert_eq!(
         bench.decide(ME, "/api/v1/namespaces/d/secrets/other"),
-        Decision::Unknown
+        Decision::NoOpinion
     );
-    bench.judge(ME, SECRET, 403);
-    assert_eq!(bench.decide(ME, SECRET), Decision::Unknown, "taken back");
+    bench.observe(ME, SECRET, 403);
+    assert_eq!(bench.decide(ME, SECRET), Decision::NoOpinion, "taken back");
     let status = format!("{SECRET}/status");
     for code in [404, 200] {
-        bench.judge(ME, &status, code);
-        assert_eq!(bench.decide(ME, &status), Decision::Unknown);
-        assert_eq!(bench.decide(ME, SECRET), Decision::Unknown);
+        bench.observe(ME, &status, code);
+        assert_eq!(bench.decide(ME, &status), Decision::NoOpinion);
+        assert_eq!(bench.decide(ME, SECRET), Decision::NoOpinion);
     }
-    bench.judge(ME, "/apis/x.io/v1/things", 404);
+    bench.observe(ME, "/apis/x.io/v1/things", 404);
     assert_eq!(
         bench.decide(ME, "/apis/x.io/v1/things"),
-        Decision::Unknown,
+        Decision::NoOpinion,
         "a list is no object"
     );
 }
@@ -152,17 +167,17 @@ async fn i7_a_refusal_of_a_part_takes_the_whole() {
         "/api/v1/namespaces/d/pods",
         "/api/v1/pods?labelSelector=a",
     );
-    bench.judge(ME, all, 200);
+    bench.observe(ME, all, 200);
     for path in [all, here, selected] {
         assert_eq!(bench.decide(ME, path), Decision::Read, "{path}");
     }
     assert_eq!(
         bench.decide(ME, "/api/v1/pods?watch=true"),
-        Decision::Unknown,
+        Decision::NoOpinion,
         "another verb"
     );
-    bench.judge(ME, "/api/v1/pods?watch=true", 200);
-    bench.judge(ME, here, 403);
+    bench.observe(ME, "/api/v1/pods?watch=true", 200);
+    bench.observe(ME, here, 403);
     for path in [all, here, selected, "/api/v1/pods?watch=true"] {
         assert_ne!(bench.decide(ME, path), Decision::Read, "{path}");
     }
@@ -178,18 +193,14 @@ async fn i7_a_refusal_of_a_part_takes_the_whole() {
 #[tokio::test]
 async fn i7_a_slow_answer_takes_no_later_refusal_back() {
     let bench = Bench::new();
-    bench.judge(ME, SECRET, 200);
-    let asked_at = bench.cache.clock.now();
-    bench.cache.clock.advance(1_000);
-    bench.judge(ME, SECRET, 403);
-    let slow = Answered {
-        status: 200,
-        asked_at,
-    };
-    Bench::asked(ME, SECRET, |asked| bench.cache.judge(asked, slow, WEEK));
+    bench.observe(ME, SECRET, 200);
+    let requested_at = bench.clock.now();
+    bench.clock.advance(1_000);
+    bench.observe(ME, SECRET, 403);
+    bench.observe_late(ME, SECRET, 200, requested_at);
     assert_eq!(bench.decide(ME, SECRET), Decision::Forbidden);
-    bench.cache.clock.advance(1_000);
-    bench.judge(ME, SECRET, 200);
+    bench.clock.advance(1_000);
+    bench.observe(ME, SECRET, 200);
     assert_eq!(
         bench.decide(ME, SECRET),
         Decision::Read,
@@ -201,7 +212,7 @@ async fn i7_a_slow_answer_takes_no_later_refusal_back() {
 #[tokio::test]
 async fn i7_an_unchanged_document_is_allowed() {
     let bench = Bench::new();
-    bench.judge(ME, "/openapi/v2", 304);
+    bench.observe(ME, "/openapi/v2", 304);
     assert_eq!(bench.decide(ME, "/openapi/v2"), Decision::Read);
 }
 
@@ -210,13 +221,13 @@ async fn i7_an_unproven_token_takes_nothing_from_whom_it_names() {
     let bench = Bench::new();
     let claims = "eyJpc3MiOiJrIiwic3ViIjoic3lzdGVtOnNlcnZpY2VhY2NvdW50OmQ6Y25pIn0";
     let (real, forged) = (format!("h.{claims}.1"), format!("h.{claims}.2"));
-    bench.judge(&format!("Authorization: Bearer {real}"), SECRET, 200);
+    bench.observe(&format!("Authorization: Bearer {real}"), SECRET, 200);
     for forged in [
         format!("Authorization: Bearer {forged}"),
         format!("Authorization: {forged}"),
     ] {
-        bench.judge(&forged, SECRET, 403);
-        bench.judge(&forged, "/version", 200);
+        bench.observe(&forged, SECRET, 403);
+        bench.observe(&forged, "/version", 200);
         assert_ne!(bench.decide(&forged, SECRET), Decision::Read, "{forged}");
     }
     assert_eq!(
@@ -232,11 +243,11 @@ async fn i7_alices_grants_are_hers_whoever_stands_in_for_her() {
         format!("{ME}\nImpersonate-User: alice"),
         format!("{ME}\nImpersonate-User: bob"),
     );
-    bench.judge(&alice, SECRET, 200);
-    bench.judge(&bob, SECRET, 403);
+    bench.observe(&alice, SECRET, 200);
+    bench.observe(&bob, SECRET, 403);
     assert_eq!(bench.decide(&alice, SECRET), Decision::Read);
     for other in [bob, ME.into(), format!("{alice}\nImpersonate-Group: g")] {
-        assert_eq!(bench.decide(&other, SECRET), Decision::Unknown, "{other}");
+        assert_eq!(bench.decide(&other, SECRET), Decision::NoOpinion, "{other}");
     }
 }
 
@@ -244,7 +255,7 @@ async fn i7_alices_grants_are_hers_whoever_stands_in_for_her() {
 #[tokio::test]
 async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_back() {
     let mut bench = Bench::new();
-    bench.judge(ME, SECRET, 200);
+    bench.observe(ME, SECRET, 200);
     bench.cache.close().await;
     let reopen = |bench: &mut Bench| {
         let elsewhere = tempfile::tempdir().unwrap();
@@ -252,8 +263,11 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
             dir: elsewhere.path().to_owned(),
             ..bench.config.clone()
         };
-        bench.cache = Cache::open(&config, Clock::default()).unwrap();
-        bench.cache = Cache::open(&bench.config, bench.clock.clone()).unwrap();
+        // Both hold the former store until they are replaced.
+        bench.cache = Arc::new(Cache::open(&config, Clock::default()).unwrap());
+        bench.authorizer = Authorizer::load(Arc::clone(&bench.cache), WEEK).unwrap();
+        bench.cache = Arc::new(Cache::open(&bench.config, bench.clock.clone()).unwrap());
+        bench.authorizer = Authorizer::load(Arc::clone(&bench.cache), WEEK).unwrap();
     };
     let month = 30 * 86_400_000;
     bench.clock.advance(-month);
@@ -261,10 +275,12 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
     assert_eq!(bench.decide(ME, SECRET), Decision::Read);
     bench.cache.close().await;
     reopen(&mut bench);
-    bench.clock.advance(i64::try_from(WEEK).unwrap() + 60_000);
+    bench
+        .clock
+        .advance(i64::try_from(WEEK.as_millis()).unwrap() + 60_000);
     assert_eq!(
         bench.decide(ME, SECRET),
-        Decision::UnknownCaller,
+        Decision::UnknownCredential,
         "a week after the start"
     );
 }
@@ -274,28 +290,21 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
 #[tokio::test]
 async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
     let bench = Bench::new();
-    let slow = |path: &str, status: u16, asked_at: u64| {
-        Bench::asked(ME, path, |asked| {
-            bench
-                .cache
-                .judge(asked, Answered { status, asked_at }, WEEK)
-        });
-    };
-    bench.judge(ME, "/api", 200);
-    bench.judge(ME, SECRET, 200);
-    bench.judge(ME, "/api/v1/namespaces/d/secrets/gone", 404);
-    let asked_at = bench.cache.clock.now();
+    bench.observe(ME, "/api", 200);
+    bench.observe(ME, SECRET, 200);
+    bench.observe(ME, "/api/v1/namespaces/d/secrets/gone", 404);
+    let requested_at = bench.clock.now();
     bench.clock.advance(1_000);
-    bench.judge(ME, "/api/v1/namespaces/d/secrets/gone", 403);
-    slow("/api/v1/namespaces/d/secrets/gone", 404, asked_at);
+    bench.observe(ME, "/api/v1/namespaces/d/secrets/gone", 403);
+    bench.observe_late(ME, "/api/v1/namespaces/d/secrets/gone", 404, requested_at);
     assert_eq!(
         bench.decide(ME, "/api/v1/namespaces/d/secrets/gone"),
-        Decision::Unknown
+        Decision::NoOpinion
     );
-    bench.judge(ME, "/api", 401);
+    bench.observe(ME, "/api", 401);
     bench.clock.advance(1_000);
-    slow("PUT /api/v1/namespaces/d/pods/p", 200, asked_at);
+    bench.observe_late(ME, "PUT /api/v1/namespaces/d/pods/p", 200, requested_at);
     assert_eq!(bench.decide(ME, SECRET), Decision::Unauthorized);
-    bench.judge(ME, "/api", 200);
+    bench.observe(ME, "/api", 200);
     assert_eq!(bench.decide(ME, SECRET), Decision::Read, "it is good again");
 }

@@ -1,0 +1,326 @@
+//! Decides what a caller may read from the store, by what the cloud has been seen to allow it (I7).
+//!
+//! The status codes of the cloud's responses are observed: 2xx allows, 403 takes back, 401 rejects the credential. A token
+//! counts as accepted only by a response that anonymous callers don't get: 2xx to anything but what is public by default,
+//! or what anonymous callers have been seen to get. A 404 is remembered as this very absence, and as nothing else.
+//!
+//! [`Allowed`] and [`AbsenceOnly`] are the proofs of a decision. Their fields are private to this module, so that nothing
+//! else can make one, and [`StoreReader`](super::reader::StoreReader) reads nothing without one.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::attributes::Attributes;
+use super::grants::{CredentialStatus, Grants, Right};
+use super::identity::Credential;
+use crate::cache::Cache;
+use crate::cache::change::Change;
+use crate::cache::grant_rows::{Author, GrantCounts};
+use crate::cache::keys::ObjectKey;
+use crate::cache::store::StoreError;
+
+/// The cloud's response, as far as it tells of rights.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ObservedResponse {
+    pub status: u16,
+    /// When the request was sent, milliseconds since the epoch.
+    pub requested_at: u64,
+}
+
+/// The part of the store that is open to a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    /// The object, list or document.
+    Read,
+    /// That it does not exist, if that was the cloud's last response to this caller.
+    AbsenceOnly,
+    /// The cloud has denied this, or has never allowed it to anonymous callers.
+    Forbidden,
+    /// The cloud has rejected the credential.
+    Unauthorized,
+    /// The cloud has never accepted the credential.
+    UnknownCredential,
+    /// The cloud has neither allowed nor denied this.
+    NoOpinion,
+}
+
+/// A read that the caller is not known to be allowed while the cloud is away.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Denied {
+    /// The cloud has rejected the credential (401).
+    #[error("Unauthorized")]
+    Unauthorized,
+    /// The cloud has not been seen to accept the credential, nor to reject it.
+    #[error("hublet: the cloud is away, and has not been seen to accept this credential")]
+    UnknownCredential,
+    /// Subresources (logs, scale) are never stored.
+    #[error("hublet: {0} can't be had while the cloud is away")]
+    CloudOnly(String),
+    /// The cloud has neither allowed this to the caller nor denied it.
+    #[error("hublet: {0}")]
+    Undecided(String),
+    /// The cloud has denied this to the caller, or has never allowed it to anonymous callers (403).
+    #[error("{object} is forbidden: {reason}")]
+    Forbidden {
+        /// The object or collection that was requested.
+        object: String,
+        reason: String,
+    },
+}
+
+impl Denied {
+    /// No permission is known that would allow this.
+    pub(crate) fn undecided(attributes: &Attributes<'_>) -> Self {
+        Self::Undecided(not_seen_to_allow(attributes))
+    }
+}
+
+/// Proof that the caller of a request may have its target.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Allowed<R>(R);
+
+/// Proof that the caller of a request may be told that its target does not exist, and nothing else of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AbsenceOnly<R>(R);
+
+impl<R> Deref for Allowed<R> {
+    type Target = R;
+
+    fn deref(&self) -> &R {
+        &self.0
+    }
+}
+
+impl<R> Deref for AbsenceOnly<R> {
+    type Target = R;
+
+    fn deref(&self) -> &R {
+        &self.0
+    }
+}
+
+/// The part of the store that a request may be answered with.
+#[derive(Debug)]
+pub(crate) enum Permission<R> {
+    Read(Allowed<R>),
+    AbsenceOnly(AbsenceOnly<R>),
+}
+
+/// Learns rights from the cloud's responses, keeps them in the store, and decides by them.
+#[derive(Debug)]
+pub(crate) struct Authorizer {
+    cache: Arc<Cache>,
+    grants: Arc<Grants>,
+    /// Held while a right changes, here and on its way to the disk, so that both see the same order.
+    changing: Mutex<()>,
+    /// How long an observed right or credential counts, in milliseconds.
+    max_age: u64,
+}
+
+impl Authorizer {
+    /// Loads the grants that the store holds. `max_age`: how long an observed right counts.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub(crate) fn load(cache: Arc<Cache>, max_age: Duration) -> Result<Self, StoreError> {
+        let cluster = cache.cluster_generation();
+        let (grants, redated) = Grants::load(&cache.stored()?, cache.clock.now(), cluster)?;
+        cache.ingest().submit(redated);
+        Ok(Self {
+            cache,
+            grants: Arc::new(grants),
+            changing: Mutex::default(),
+            max_age: u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Learns from a response of the cloud what its caller is allowed.
+    pub(crate) fn observe_response(&self, attributes: &Attributes<'_>, response: ObservedResponse) {
+        let now = self.cache.clock.now();
+        let _changing = self.changing.lock();
+        // By itself: a denial is submitted however full the queue is, these changes are not.
+        self.submit(self.grants.follow_clock(now));
+        let mut changes = self.observe_credential_of(attributes, response, now);
+        changes.append(&mut self.observe_right(attributes, response, now));
+        self.submit(changes);
+    }
+
+    /// As [`Self::observe_response`], for a request that isn't understood: it tells only that a credential is rejected.
+    pub(crate) fn observe_status(&self, credential: &Credential, status: u16) {
+        if status == 401 {
+            let _changing = self.changing.lock();
+            self.submit(self.grants.reject(credential, self.cache.clock.now()));
+        }
+    }
+
+    /// Decides by rights alone, before the store is read, so that a denial tells nothing of what this node holds.
+    ///
+    /// # Errors
+    /// The cloud has not been seen to allow this, whatever the store holds.
+    pub(crate) fn authorize<'a, R: AsRef<Attributes<'a>>>(
+        &self,
+        request: R,
+    ) -> Result<Permission<R>, Denied> {
+        let attributes = request.as_ref();
+        match self.decide(attributes) {
+            Decision::Read => Ok(Permission::Read(Allowed(request))),
+            Decision::AbsenceOnly => Ok(Permission::AbsenceOnly(AbsenceOnly(request))),
+            Decision::Unauthorized => Err(Denied::Unauthorized),
+            Decision::UnknownCredential => Err(Denied::UnknownCredential),
+            Decision::NoOpinion if attributes.request.subresource().is_empty() => {
+                Err(Denied::undecided(attributes))
+            }
+            Decision::NoOpinion => Err(Denied::CloudOnly(attributes.request.describe())),
+            Decision::Forbidden => Err(Denied::Forbidden {
+                object: attributes.request.describe(),
+                reason: not_seen_to_allow(attributes),
+            }),
+        }
+    }
+
+    /// The cloud has accepted this credential, however long ago.
+    pub(crate) fn has_accepted(&self, credential: &Credential) -> bool {
+        let now = self.cache.clock.now();
+        self.grants.has_accepted(credential, now, u64::MAX)
+    }
+
+    /// The author of a write, which may thereby read what it has written.
+    pub(crate) fn author(&self, credential: &Credential) -> Arc<dyn Author> {
+        Arc::new(GrantedAuthor {
+            grants: Arc::clone(&self.grants),
+            credential: credential.clone(),
+        })
+    }
+
+    pub(crate) fn row_counts(&self) -> GrantCounts {
+        self.grants.row_counts()
+    }
+
+    fn submit(&self, changes: Vec<Change>) {
+        self.cache.ingest().submit(changes);
+    }
+
+    /// A token proves itself by a success that anonymous callers don't get.
+    fn observe_credential_of(
+        &self,
+        attributes: &Attributes<'_>,
+        response: ObservedResponse,
+        now: u64,
+    ) -> Vec<Change> {
+        match attributes.credential {
+            Credential::Token { token, .. }
+                if is_success(response.status)
+                    && !self.grants.has_just_accepted(token, now)
+                    && !self.is_public(attributes, now) =>
+            {
+                self.grants.accept(token, response.requested_at, now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn observe_right(
+        &self,
+        attributes: &Attributes<'_>,
+        response: ObservedResponse,
+        now: u64,
+    ) -> Vec<Change> {
+        let (grants, credential) = (&self.grants, attributes.credential);
+        if response.status == 401 {
+            return grants.reject(credential, now);
+        }
+        // The claims of a token that hasn't proven itself may name anybody.
+        let is_proven = grants.has_accepted(credential, now, self.max_age);
+        if !is_proven && *credential != Credential::Anonymous {
+            return Vec::new();
+        }
+        // A slow response to an earlier request doesn't take a later denial back.
+        let is_current =
+            |right: &Right| !grants.denied_since(credential, right, response.requested_at);
+        match (response.status, attributes.right()) {
+            (403, Some(_)) => grants.deny(credential, &attributes.revoked_rights(), now),
+            (404, _) if is_proven => match attributes.absence_right() {
+                Some(absence) if is_current(&absence) => grants.allow(credential, absence, now),
+                _ => Vec::new(),
+            },
+            (status, Some(right)) if is_success(status) && is_current(&right) => {
+                grants.allow(credential, right, now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Anonymous callers may have the target, as far as is known.
+    fn is_public(&self, attributes: &Attributes<'_>, now: u64) -> bool {
+        let right = attributes.anonymous_right();
+        attributes.is_public_by_default()
+            || self
+                .grants
+                .verdict(&Credential::Anonymous, &right, now, u64::MAX)
+                == Some(true)
+    }
+
+    fn decide(&self, attributes: &Attributes<'_>) -> Decision {
+        let (grants, now) = (&self.grants, self.cache.clock.now());
+        self.submit(grants.follow_clock(now));
+        let credential = attributes.credential;
+        let credential_status = grants.credential_status(credential, now, self.max_age);
+        match credential_status {
+            CredentialStatus::Rejected => return Decision::Unauthorized,
+            CredentialStatus::Unknown => return Decision::UnknownCredential,
+            CredentialStatus::Anonymous | CredentialStatus::Accepted => {}
+        }
+        let Some(right) = attributes.right() else {
+            return Decision::NoOpinion;
+        };
+        let verdict = |right: &Right| grants.verdict(credential, right, now, self.max_age);
+        let allows = |right: &Right| verdict(right) == Some(true);
+        if allows(&right) || attributes.covering_rights().iter().any(allows) {
+            return Decision::Read;
+        }
+        if attributes
+            .absence_right()
+            .is_some_and(|right| allows(&right))
+        {
+            return Decision::AbsenceOnly;
+        }
+        match (credential_status, verdict(&right)) {
+            (CredentialStatus::Anonymous, _) if attributes.request.is_resource() => {
+                Decision::Forbidden
+            }
+            (_, Some(false)) => Decision::Forbidden,
+            _ => Decision::NoOpinion,
+        }
+    }
+}
+
+/// The caller of a write, by its credential.
+#[derive(Debug)]
+struct GrantedAuthor {
+    grants: Arc<Grants>,
+    credential: Credential,
+}
+
+impl Author for GrantedAuthor {
+    fn observe_object(&self, object: ObjectKey<'_>, now: u64) -> Vec<Change> {
+        self.grants.allow_author(&self.credential, object, now)
+    }
+}
+
+/// A 304 is sent to no one who may not have the document.
+fn is_success(status: u16) -> bool {
+    matches!(status, 200..=299 | 304)
+}
+
+fn not_seen_to_allow(attributes: &Attributes<'_>) -> String {
+    let verb = attributes.request.verb().as_str();
+    let target = attributes.request.describe();
+    format!("the cloud is away, and has not been seen to allow this caller to {verb} {target}")
+}
+
+#[cfg(test)]
+#[path = "authorizer_tests.rs"]
+mod tests;

@@ -1,0 +1,73 @@
+//! The store, as its clients' requests may read it: every read takes the proof of a decision.
+
+use std::sync::Arc;
+
+use super::attributes::Attributes;
+use super::authorizer::{AbsenceOnly, Allowed};
+use crate::cache::Cache;
+use crate::cache::keys::ObjectKey;
+use crate::cache::store::{Lookup, Snapshot, StoreError};
+
+/// The only way from a client's request to the stored objects.
+#[derive(Debug)]
+pub(crate) struct StoreReader {
+    cache: Arc<Cache>,
+}
+
+impl StoreReader {
+    pub(crate) fn new(cache: Arc<Cache>) -> Self {
+        Self { cache }
+    }
+
+    /// Milliseconds since the epoch.
+    pub(crate) fn now(&self) -> u64 {
+        self.cache.clock.now()
+    }
+
+    /// How often the store has been opened anew since the start.
+    pub(crate) fn generation(&self) -> u64 {
+        self.cache.generation()
+    }
+
+    /// Waits, for a moment, until a store that has failed is opened anew; false where that is not the reason of an error.
+    pub(crate) async fn opened_anew(&self, since: u64) -> bool {
+        self.cache.opened_anew(since).await
+    }
+
+    /// Notes that a client has been answered with what is stored at this key, for the order of eviction.
+    pub(crate) fn note_use(&self, key: &[u8]) {
+        self.cache.asked(key);
+    }
+
+    /// A snapshot that holds what has been seen so far.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) async fn snapshot<R>(&self, _: &Allowed<R>) -> Result<Snapshot, StoreError> {
+        self.cache.snapshot().await
+    }
+
+    /// A snapshot of what is on disk.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn stored<R>(&self, _: &Allowed<R>) -> Result<Snapshot, StoreError> {
+        self.cache.stored()
+    }
+
+    /// The time of the cloud's 404, if nothing has been seen of the object since.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) async fn absent_since<'a, R: AsRef<Attributes<'a>>>(
+        &self,
+        request: &AbsenceOnly<R>,
+    ) -> Result<Option<u64>, StoreError> {
+        let snapshot = self.cache.snapshot().await?;
+        let key = ObjectKey::new((**request).as_ref().key);
+        match snapshot.object(key, |_| ())? {
+            Lookup::Absent(at) => Ok(Some(at)),
+            Lookup::Found(()) | Lookup::Unknown => Ok(None),
+        }
+    }
+}
