@@ -123,7 +123,7 @@ fn choose_target(ctx: &SockAddrContext, ip: Address) -> Option<&'static Service>
     }
 }
 
-/// 127/8 or ::1.
+/// True for 127/8 and ::1.
 #[inline(always)]
 fn is_loopback(ip: &Address) -> bool {
     let words = address_words(ip);

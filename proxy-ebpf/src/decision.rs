@@ -35,7 +35,7 @@ macro_rules! decisions {
                 match decision { $(Decision::$name => self.$field,)* }
             }
         }
-        /// For [`crate::LAYOUT`].
+        /// The decisions' part of [`crate::LAYOUT`].
         pub(crate) const TEXT: &str = concat!($(stringify!($slot), stringify!($field), ";",)*);
     };
 }

@@ -102,7 +102,6 @@ pub mod maps {
     pub const FLOWS: &str = "HUB_FLOWS";
     /// Hash ifindex → kind of interface.
     pub const IFACES: &str = "HUB_IFACES";
-    /// All of them.
     pub const ALL: [&str; 10] = [
         CONFIG, SERVICES, LISTEN, IDENT, JOIN, STATS, SELECT, SELECT_CMD, FLOWS, IFACES,
     ];
@@ -110,7 +109,7 @@ pub mod maps {
 
 /// Names of the programs.
 pub mod programs {
-    /// `cgroup/connect4`.
+    /// `cgroup/connect4`: steers and attests connects of IPv4 sockets.
     pub const CONNECT4: &str = "hub_connect4";
     /// `cgroup/connect6`: clients whose IPv6 socket dials an IPv4-mapped address.
     pub const CONNECT6: &str = "hub_connect6";
@@ -126,7 +125,6 @@ pub mod programs {
     pub const XDP: &str = "hub_xdp";
     /// `cgroup/connect4`: tells the daemon its network namespace's cookie, where the kernel doesn't (before 5.14).
     pub const NETNS: &str = "hub_netns";
-    /// All of them.
     pub const ALL: [&str; 8] = [
         CONNECT4, CONNECT6, SOCKOPS, GETPEER4, GETPEER6, LOOKUP, XDP, NETNS,
     ];
@@ -191,13 +189,11 @@ shared! {
 
     /// The address of a service or of an own listener.
     pub struct ServiceKey {
-        /// Address.
         pub ip: Address,
-        /// Port.
         pub port: u16,
-        /// [`PROTO_TCP`].
+        /// Protocol number: [`PROTO_TCP`].
         pub proto: u8,
-        /// Always 0.
+        /// Always 0: fills the struct, which has no padding.
         pub zero: u8,
     }
 
@@ -209,15 +205,15 @@ shared! {
         pub port: u16,
         /// Slot of `HUB_LISTEN` that must hold a listener.
         pub slot: u16,
-        /// [`SERVICE_STEER`] or [`SERVICE_OWN`].
+        /// [`SERVICE_STEER`] or [`SERVICE_OWN`], the latter perhaps with [`SERVICE_PODS`].
         pub flags: u32,
     }
 
     /// The caller of a connect(), as the kernel attests it.
     pub struct Ident {
-        /// cgroup v2 id.
+        /// cgroup v2 id: the inode of the directory.
         pub cgroup_id: u64,
-        /// Network namespace cookie.
+        /// Cookie of the network namespace (`SO_NETNS_COOKIE`).
         pub netns: u64,
         /// Cookie of the client's socket (`ss -e` shows it).
         pub cookie: u64,
@@ -237,9 +233,9 @@ shared! {
         pub orig_port: u16,
         /// [`IDENT_DIRECT`] and the others.
         pub flags: u16,
-        /// Always 0.
+        /// Always 0: fills the struct, which has no padding.
         pub zero: u32,
-        /// The task's name.
+        /// The task's name (`comm`).
         pub comm: [u8; COMM_LEN],
     }
 
@@ -249,19 +245,19 @@ shared! {
         pub value: u64,
         /// [`SELECT_CGROUP`] and the others.
         pub kind: u32,
-        /// Always 0.
+        /// Always 0: fills the struct, which has no padding.
         pub zero: u32,
     }
 
     /// A caller and the address that it dialled.
     pub struct FlowKey {
-        /// cgroup v2 id.
+        /// cgroup v2 id: the inode of the directory.
         pub cgroup_id: u64,
         /// The address that was dialled.
         pub ip: Address,
         /// The port that was dialled.
         pub port: u16,
-        /// Always 0.
+        /// Always 0: fills the struct, which has no padding.
         pub zero: [u8; 6],
     }
 
@@ -283,7 +279,6 @@ shared! {
         pub stale: u64,
         /// connect() calls that passed through because the daemon is dead (no listener).
         pub no_listener: u64,
-        /// Connections established.
         pub established: u64,
         /// Connections closed, whose bytes are counted.
         pub closed: u64,
@@ -291,7 +286,7 @@ shared! {
         pub bytes_up: u64,
         /// Payload bytes received (one more for a close by the peer's FIN).
         pub bytes_down: u64,
-        /// Segments sent again.
+        /// Segments that were retransmitted.
         pub retransmits: u64,
         /// Time from connect() to established, in all, in µs.
         pub latency_us: u64,
@@ -302,13 +297,9 @@ shared! {
     /// One connection, named alike by both of its ends: the addresses and both initial sequence numbers. The
     /// latter are 64 bits that nobody else knows, so a namespace with the same addresses can't claim a record.
     pub struct JoinKey {
-        /// Client's address.
         pub client_ip: Address,
-        /// Server's address.
         pub server_ip: Address,
-        /// Client's port.
         pub client_port: u16,
-        /// Server's port.
         pub server_port: u16,
         /// The client's next sequence number when established.
         pub client_seq: u32,
@@ -318,7 +309,7 @@ shared! {
 }
 
 impl Address {
-    /// An IPv4 address.
+    /// IPv4-mapped, as all IPv4 addresses in the maps.
     pub const fn v4(ip: [u8; 4]) -> Self {
         Self {
             prefix: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff],
@@ -382,7 +373,7 @@ pub const LAYOUT: u64 = {
     hash
 };
 
-/// FNV-1a.
+/// FNV-1a with 64 bits.
 const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
     let mut i = 0;
     while i < bytes.len() {

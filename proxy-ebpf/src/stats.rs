@@ -7,7 +7,6 @@ use hublet_ebpf::{Decision, Stats};
 #[btf_map]
 static HUB_STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();
 
-/// Counts a decision.
 #[inline(always)]
 pub(crate) fn count(decision: Decision) {
     if let Some(stats) = HUB_STATS.get_ptr_mut(0) {
