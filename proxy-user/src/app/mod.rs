@@ -10,11 +10,11 @@
 
 mod bind;
 mod build;
+mod certificates;
 mod handover;
 mod limits;
 mod self_probe;
 mod shutdown;
-mod start;
 mod startup_log;
 mod stop;
 mod tasks;
@@ -28,6 +28,7 @@ use time::OffsetDateTime;
 use tracing::warn;
 
 use crate::admin::{Admin, Condition, State};
+use crate::cache::store::StoreError;
 use crate::caller::Port;
 use crate::certs::{Certificates, CertsError};
 use crate::config::Config;
@@ -39,7 +40,6 @@ use crate::steer::discovery::{Discovery, FEED_PREFIXES};
 use crate::steer::{Setup, SetupError};
 
 use bind::Sockets;
-use build::BuildError;
 use handover::{HandoverListener, Inheritance, Successor};
 use self_probe::SelfProbe;
 use tasks::Tasks;
@@ -57,7 +57,11 @@ pub enum AppError {
     #[error(transparent)]
     Setup(#[from] SetupError),
     #[error(transparent)]
-    Build(#[from] BuildError),
+    Store(#[from] StoreError),
+    #[error("invalid --server-addr: the host {host:?} is neither a DNS name nor an IP address")]
+    Host { host: String },
+    #[error("--server-addr is required: give the API server's URL, https://HOST:PORT")]
+    NoServer,
     #[error(transparent)]
     Handover(#[from] HandoverError),
     #[error("{0}: {1}")]
