@@ -12,7 +12,7 @@ use super::value::positive_duration;
 /// SO_MARK of hublet's own connections ("hubl"), which the eBPF programs never steer.
 pub const UPSTREAM_MARK: u32 = 0x6875_626c;
 
-/// `--lb-mode`.
+/// The order in which servers are used (`--lb-mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LbMode {
@@ -24,9 +24,8 @@ pub enum LbMode {
 /// The API servers and their health checks.
 #[derive(Debug, Clone, Serialize)]
 pub struct CloudConfig {
-    /// `--server-addr`, in order.
+    /// `--server-addr`, in the order given.
     pub servers: Vec<Server>,
-    /// `--lb-mode`.
     pub lb_mode: LbMode,
     /// `--heartbeat-interval-seconds`: probe interval while connected.
     #[serde(with = "super::seconds")]
@@ -42,23 +41,33 @@ pub struct CloudConfig {
 }
 
 pub(super) fn check(flags: &YurthubFlags) -> Result<CloudConfig, ConfigError> {
-    if flags.heartbeat_healthy_threshold == 0 {
+    let threshold = flags.heartbeat_healthy_threshold;
+    if threshold == 0 {
+        let reason = "must be at least 1";
         return Err(ConfigError::invalid(
             "heartbeat-healthy-threshold",
-            0,
-            "must be at least 1",
+            threshold,
+            reason,
         ));
     }
-    let interval = Duration::from_secs(flags.heartbeat_interval_seconds.into());
-    let timeout = Duration::from_secs(flags.heartbeat_timeout_seconds.into());
     Ok(CloudConfig {
         servers: parse_servers(&flags.server_addr)?,
         lb_mode: check_lb_mode(&flags.lb_mode)?,
-        probe_interval: positive_duration("heartbeat-interval-seconds", interval)?,
-        probe_timeout: positive_duration("heartbeat-timeout-seconds", timeout)?,
-        healthy_threshold: flags.heartbeat_healthy_threshold,
+        probe_interval: positive_seconds(
+            "heartbeat-interval-seconds",
+            flags.heartbeat_interval_seconds,
+        )?,
+        probe_timeout: positive_seconds(
+            "heartbeat-timeout-seconds",
+            flags.heartbeat_timeout_seconds,
+        )?,
+        healthy_threshold: threshold,
         mark: UPSTREAM_MARK,
     })
+}
+
+fn positive_seconds(flag: &'static str, seconds: u32) -> Result<Duration, ConfigError> {
+    positive_duration(flag, Duration::from_secs(seconds.into()))
 }
 
 fn check_lb_mode(mode: &str) -> Result<LbMode, ConfigError> {

@@ -7,14 +7,13 @@ use std::fmt::Display;
 pub enum ConfigError {
     #[error("--{flag} is required: {fix}")]
     Missing {
-        /// Name without dashes.
+        /// The flag's name without dashes.
         flag: &'static str,
         /// The setting to give, with an example.
         fix: String,
     },
     #[error("invalid --{flag}={value:?}: {reason}")]
     Value {
-        /// Name without dashes.
         flag: &'static str,
         value: String,
         /// The rule that is broken, and a value that obeys it.

@@ -59,15 +59,7 @@ impl Ports {
             ),
             ("serve-port", port("serve-port", flags.serve_port)?),
         ];
-        for (i, (second, value)) in ports.iter().enumerate() {
-            if let Some((first, _)) = ports[..i].iter().find(|(_, port)| port == value) {
-                return Err(ConfigError::SamePort {
-                    first,
-                    second,
-                    value: *value,
-                });
-            }
-        }
+        refuse_same_ports(&ports)?;
         let [(_, plain), (_, secure), (_, admin)] = ports;
         Ok(Self {
             plain,
@@ -77,10 +69,43 @@ impl Ports {
     }
 }
 
-/// Every listener's address.
+fn refuse_same_ports(ports: &[(&'static str, u16)]) -> Result<(), ConfigError> {
+    for (at, (second, value)) in ports.iter().enumerate() {
+        if let Some((first, _)) = ports[..at].iter().find(|(_, port)| port == value) {
+            return Err(ConfigError::SamePort {
+                first,
+                second,
+                value: *value,
+            });
+        }
+    }
+    Ok(())
+}
+
 pub(super) struct Listeners {
     pub(super) admin: SocketAddr,
     pub(super) clients: ListenConfig,
+}
+
+impl Listeners {
+    /// `--bind-address` and `--bind-proxy-address`.
+    pub(super) fn addresses(&self) -> [IpAddr; 2] {
+        [self.admin.ip(), self.clients.plain[0].ip()]
+    }
+
+    /// Warns of addresses that other machines may reach.
+    pub(super) fn warn_if_exposed(&self) -> Vec<String> {
+        let flags = ["bind-address", "bind-proxy-address"];
+        let listeners = flags.into_iter().zip(self.addresses());
+        listeners
+            .filter(|(_, ip)| !stays_on_node(*ip))
+            .map(|(flag, ip)| {
+                format!(
+                    "--{flag}={ip} is reachable from outside this node: use 127.0.0.1 unless a firewall protects it"
+                )
+            })
+            .collect()
+    }
 }
 
 pub(super) fn check(
@@ -91,13 +116,8 @@ pub(super) fn check(
     let host = listen_address("bind-proxy-address", &flags.bind_proxy_address)?;
     let ports = Ports::check(flags)?;
     let admin = listen_address("bind-address", &flags.bind_address)?;
-    let mut plain = vec![SocketAddr::new(host, ports.plain)];
-    // A listener on the unspecified address already serves the dummy one.
-    if let Some(dummy) = dummy.filter(|dummy| dummy.ip != host && !host.is_unspecified()) {
-        plain.push(SocketAddr::new(dummy.ip, ports.plain));
-    }
     let clients = ListenConfig {
-        plain,
+        plain: plain_addresses(host, dummy, ports.plain),
         secure: SocketAddr::new(dummy.map_or(host, |dummy| dummy.ip), ports.secure),
         max_connections: positive_count("max-connections", own.max_connections)?,
         max_requests: positive_count("max-requests", own.max_requests)?,
@@ -112,6 +132,14 @@ pub(super) fn check(
     })
 }
 
+/// The host's own address first.
+fn plain_addresses(host: IpAddr, dummy: Option<&DummyConfig>, port: u16) -> Vec<SocketAddr> {
+    // A listener on the unspecified address already serves the dummy one.
+    let dummy = dummy.filter(|dummy| dummy.ip != host && !host.is_unspecified());
+    let ips = [host].into_iter().chain(dummy.map(|dummy| dummy.ip));
+    ips.map(|ip| SocketAddr::new(ip, port)).collect()
+}
+
 fn check_reader_timeout(timeout: Duration) -> Result<Duration, ConfigError> {
     if timeout < MIN_READER_TIMEOUT {
         return Err(ConfigError::invalid(
@@ -123,13 +151,6 @@ fn check_reader_timeout(timeout: Duration) -> Result<Duration, ConfigError> {
     Ok(timeout)
 }
 
-/// Warns of an address that other machines may reach.
-pub(super) fn warn_if_exposed(flag: &str, ip: IpAddr) -> Option<String> {
-    let stays_on_node =
-        ip.is_loopback() || matches!(ip, IpAddr::V4(address) if address.is_link_local());
-    (!stays_on_node).then(|| {
-        format!(
-            "--{flag}={ip} is reachable from outside this node: use 127.0.0.1 unless a firewall protects it"
-        )
-    })
+fn stays_on_node(ip: IpAddr) -> bool {
+    ip.is_loopback() || matches!(ip, IpAddr::V4(address) if address.is_link_local())
 }

@@ -10,9 +10,9 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 const NODE_NAME: &str = "node-name";
 
 /// Kubernetes' limit for a DNS subdomain (RFC 1123).
-const MAX_NODE_NAME: usize = 253;
+const MAX_DNS_SUBDOMAIN: usize = 253;
 
-/// `--working-mode`.
+/// Where hublet runs (`--working-mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkingMode {
@@ -36,28 +36,17 @@ pub(super) fn node_name(
     flag: Option<&str>,
     environment: Environment<'_>,
 ) -> Result<String, ConfigError> {
-    let from_environment = || environment(NODE_NAME_VARIABLE).filter(|name| !name.is_empty());
+    let from_environment = environment(NODE_NAME_VARIABLE).filter(|name| !name.is_empty());
     let name = match flag {
-        None | Some("") => from_environment().ok_or_else(|| {
-            ConfigError::missing(
-                NODE_NAME,
-                "name this node, as in --node-name=edge-1, or set NODE_NAME",
-            )
-        })?,
+        None | Some("") => from_environment.ok_or_else(missing_node_name)?,
         // The kubelet expands $(NODE_NAME) only when the container's env has it; systemd and
         // shells never do.
-        Some(literal @ ("$(NODE_NAME)" | "${NODE_NAME}" | "$NODE_NAME")) => from_environment()
-            .ok_or_else(|| {
-                ConfigError::invalid(
-                    NODE_NAME,
-                    literal,
-                    "not expanded, and the environment has no NODE_NAME: in a pod, set env NODE_NAME \
-                     from spec.nodeName; elsewhere write the name itself",
-                )
-            })?,
+        Some(literal @ ("$(NODE_NAME)" | "${NODE_NAME}" | "$NODE_NAME")) => {
+            from_environment.ok_or_else(|| unexpanded_node_name(literal))?
+        }
         Some(name) => name.to_owned(),
     };
-    if name.len() > MAX_NODE_NAME || !name.split('.').all(is_dns_label) {
+    if !is_dns_subdomain(&name) {
         return Err(ConfigError::invalid(
             NODE_NAME,
             name,
@@ -69,10 +58,33 @@ pub(super) fn node_name(
 
 const NODE_NAME_VARIABLE: &str = "NODE_NAME";
 
+fn missing_node_name() -> ConfigError {
+    ConfigError::missing(
+        NODE_NAME,
+        "name this node, as in --node-name=edge-1, or set NODE_NAME",
+    )
+}
+
+fn unexpanded_node_name(literal: &str) -> ConfigError {
+    ConfigError::invalid(
+        NODE_NAME,
+        literal,
+        "not expanded, and the environment has no NODE_NAME: in a pod, set env NODE_NAME \
+         from spec.nodeName; elsewhere write the name itself",
+    )
+}
+
+fn is_dns_subdomain(name: &str) -> bool {
+    name.len() <= MAX_DNS_SUBDOMAIN && name.split('.').all(is_dns_label)
+}
+
 fn is_dns_label(label: &str) -> bool {
-    let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !label.is_empty()
-        && label.bytes().all(is_allowed)
+        && label.bytes().all(is_dns_byte)
         && !label.starts_with('-')
         && !label.ends_with('-')
+}
+
+fn is_dns_byte(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
 }

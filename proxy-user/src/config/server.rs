@@ -31,18 +31,10 @@ impl fmt::Display for Server {
 /// The API servers, in order.
 pub(super) fn parse_servers(urls: &[String]) -> Result<Vec<Server>, ConfigError> {
     let mut servers = Vec::new();
-    for url in urls.iter().map(|url| url.trim()) {
-        if url.is_empty() {
-            continue;
-        }
-        let server = parse_server(url).map_err(|reason| ConfigError::invalid(FLAG, url, reason))?;
-        if servers.contains(&server) {
-            return Err(ConfigError::invalid(
-                FLAG,
-                url,
-                "the same server is given twice",
-            ));
-        }
+    let urls_given = urls.iter().map(|url| url.trim());
+    for url in urls_given.filter(|url| !url.is_empty()) {
+        let server = parse_new_server(url, &servers)
+            .map_err(|reason| ConfigError::invalid(FLAG, url, reason))?;
         servers.push(server);
     }
     match servers.len() {
@@ -59,15 +51,27 @@ pub(super) fn parse_servers(urls: &[String]) -> Result<Vec<Server>, ConfigError>
     }
 }
 
-fn parse_server(url: &str) -> Result<Server, String> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err(format!("the scheme is missing; use https://{url}"));
-    };
-    if !scheme.eq_ignore_ascii_case("https") {
-        return Err(format!(
-            "hublet connects to the API server with TLS only; use https://{rest}"
-        ));
+fn parse_new_server(url: &str, known: &[Server]) -> Result<Server, String> {
+    let server = parse_server(url)?;
+    if known.contains(&server) {
+        return Err("the same server is given twice".into());
     }
+    Ok(server)
+}
+
+/// The part behind `https://`.
+fn strip_scheme(url: &str) -> Result<&str, String> {
+    match url.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => Ok(rest),
+        Some((_, rest)) => Err(format!(
+            "hublet connects to the API server with TLS only; use https://{rest}"
+        )),
+        None => Err(format!("the scheme is missing; use https://{url}")),
+    }
+}
+
+fn parse_server(url: &str) -> Result<Server, String> {
+    let rest = strip_scheme(url)?;
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#', '@']) {
         return Err("only a host and a port are allowed; use https://HOST:PORT".into());

@@ -13,7 +13,6 @@ use super::value::interface_name;
 const DEFAULT_DUMMY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
 const DEFAULT_DUMMY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
 
-/// Interface and eBPF.
 #[derive(Debug, Clone, Serialize)]
 pub struct SetupConfig {
     /// `--ebpf`: load and attach eBPF programs.
@@ -49,7 +48,7 @@ pub struct SelectConfig {
 /// The guard in front of hublet's addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GuardConfig {
-    /// `--guard`.
+    /// `--guard`: keep packets from uplinks and pods away.
     pub on: bool,
     /// `--uplink`: uplinks beside those that are discovered.
     pub uplinks: Vec<String>,
@@ -72,36 +71,45 @@ impl Default for GuardConfig {
 pub struct DummyConfig {
     /// `--dummy-if-name`, at most 15 characters.
     pub name: String,
-    /// `--dummy-if-ip`.
+    /// `--dummy-if-ip`: the address that clients dial.
     pub ip: IpAddr,
 }
 
 pub(super) fn check(flags: &YurthubFlags, own: &OwnFlags) -> Result<SetupConfig, ConfigError> {
-    for name in &own.uplink {
-        interface_name("uplink", name)?;
-    }
-    for name in &own.xdp_uplink {
-        interface_name("xdp-uplink", name)?;
-    }
     Ok(SetupConfig {
         ebpf: own.ebpf,
         dummy: check_dummy(flags)?,
         steer: parse_services(&own.steer)?,
-        select: SelectConfig {
-            only: parse_selectors("steer-only", &own.steer_only)?,
-            except: parse_selectors("steer-except", &own.steer_except)?,
-            pods: parse_selectors("steer-pods", &own.steer_pods)?,
-        },
-        guard: GuardConfig {
-            on: own.guard,
-            uplinks: own.uplink.clone(),
-            xdp: own.xdp_uplink.clone(),
-        },
+        select: check_selection(own)?,
+        guard: check_guard(own)?,
         getpeername: own.steer_getpeername,
         cgroup: own.cgroup.clone(),
         bpffs: own.bpffs.clone(),
         bpf_log: own.bpf_log,
     })
+}
+
+fn check_selection(own: &OwnFlags) -> Result<SelectConfig, ConfigError> {
+    Ok(SelectConfig {
+        only: parse_selectors("steer-only", &own.steer_only)?,
+        except: parse_selectors("steer-except", &own.steer_except)?,
+        pods: parse_selectors("steer-pods", &own.steer_pods)?,
+    })
+}
+
+fn check_guard(own: &OwnFlags) -> Result<GuardConfig, ConfigError> {
+    Ok(GuardConfig {
+        on: own.guard,
+        uplinks: check_interfaces("uplink", &own.uplink)?,
+        xdp: check_interfaces("xdp-uplink", &own.xdp_uplink)?,
+    })
+}
+
+fn check_interfaces(flag: &'static str, names: &[String]) -> Result<Vec<String>, ConfigError> {
+    for name in names {
+        interface_name(flag, name)?;
+    }
+    Ok(names.to_vec())
 }
 
 /// Warns of flags that have no effect without eBPF.
@@ -129,10 +137,9 @@ fn check_dummy(flags: &YurthubFlags) -> Result<Option<DummyConfig>, ConfigError>
     }
     let name = &flags.dummy_if_name;
     interface_name("dummy-if-name", name)?;
-    let ip = match (&flags.dummy_if_ip, flags.node_ip) {
-        (Some(text), _) => check_dummy_ip(text)?,
-        (None, Some(IpAddr::V6(_))) => DEFAULT_DUMMY_V6.into(),
-        (None, _) => DEFAULT_DUMMY_V4.into(),
+    let ip = match &flags.dummy_if_ip {
+        Some(text) => check_dummy_ip(text)?,
+        None => default_dummy_ip(flags.node_ip),
     };
     Ok(Some(DummyConfig {
         name: name.clone(),
@@ -140,19 +147,34 @@ fn check_dummy(flags: &YurthubFlags) -> Result<Option<DummyConfig>, ConfigError>
     }))
 }
 
+/// Of the node's address family.
+fn default_dummy_ip(node_ip: Option<IpAddr>) -> IpAddr {
+    match node_ip {
+        Some(IpAddr::V6(_)) => DEFAULT_DUMMY_V6.into(),
+        _ => DEFAULT_DUMMY_V4.into(),
+    }
+}
+
 fn check_dummy_ip(text: &str) -> Result<IpAddr, ConfigError> {
-    let reason = match text.parse::<IpAddr>() {
-        Err(_) => "must be an IP address, such as 169.254.2.1",
-        Ok(IpAddr::V4(ip)) => match ip.octets() {
-            // The ranges that YurtHub refuses, and addresses that no host can have.
-            [169, 254, 31, _] => "169.254.31.0/24 is reserved; use 169.254.2.1",
-            [169, 254, 1, 1] => "it is the gateway that Calico gives its pods; use 169.254.2.1",
-            [169, 254, 0, 0] | [169, 254, 255, 255] => "not a host address; use 169.254.2.1",
-            [169, 254, ..] => return Ok(ip.into()),
-            _ => "outside 169.254.0.0/16, so other nodes might use it; use 169.254.2.1",
-        },
-        Ok(IpAddr::V6(ip)) if ip.is_unique_local() => return Ok(ip.into()),
-        Ok(IpAddr::V6(_)) => "outside fc00::/7, so other nodes might use it; use fd00::2:1",
-    };
-    Err(ConfigError::invalid("dummy-if-ip", text, reason))
+    parse_dummy_ip(text).map_err(|reason| ConfigError::invalid("dummy-if-ip", text, reason))
+}
+
+fn parse_dummy_ip(text: &str) -> Result<IpAddr, &'static str> {
+    match text.parse() {
+        Ok(IpAddr::V4(ip)) => check_dummy_v4(ip).map(|()| ip.into()),
+        Ok(IpAddr::V6(ip)) if ip.is_unique_local() => Ok(ip.into()),
+        Ok(IpAddr::V6(_)) => Err("outside fc00::/7, so other nodes might use it; use fd00::2:1"),
+        Err(_) => Err("must be an IP address, such as 169.254.2.1"),
+    }
+}
+
+fn check_dummy_v4(ip: Ipv4Addr) -> Result<(), &'static str> {
+    match ip.octets() {
+        // The ranges that YurtHub refuses, and addresses that no host can have.
+        [169, 254, 31, _] => Err("169.254.31.0/24 is reserved; use 169.254.2.1"),
+        [169, 254, 1, 1] => Err("it is the gateway that Calico gives its pods; use 169.254.2.1"),
+        [169, 254, 0, 0] | [169, 254, 255, 255] => Err("not a host address; use 169.254.2.1"),
+        [169, 254, ..] => Ok(()),
+        _ => Err("outside 169.254.0.0/16, so other nodes might use it; use 169.254.2.1"),
+    }
 }

@@ -25,7 +25,21 @@ pub struct Services {
 }
 
 impl Services {
-    /// True of `--steer=none`.
+    fn add(&mut self, text: &str) -> Result<(), &'static str> {
+        match text {
+            "kubernetes" => self.kubernetes = true,
+            "cloud" => self.cloud = true,
+            _ => self.add_address(parse_service_address(text)?),
+        }
+        Ok(())
+    }
+
+    fn add_address(&mut self, address: SocketAddr) {
+        if !self.addresses.contains(&address) {
+            self.addresses.push(address);
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -63,16 +77,8 @@ impl FromStr for Selector {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("cgroup", path)) => parse_cgroup(path).map(Self::Cgroup),
-            Some(("uid", uid)) => uid
-                .parse()
-                .map(Self::Uid)
-                .map_err(|_| "the user must be a number, as in uid:0".into()),
-            Some(("command", name)) if !name.is_empty() && !name.contains(['/', '\0']) => {
-                Ok(Self::Command(name.to_owned()))
-            }
-            Some(("command", _)) => {
-                Err("use an executable's file name, as in command:kubelet".into())
-            }
+            Some(("uid", uid)) => parse_uid(uid).map(Self::Uid),
+            Some(("command", name)) => parse_command(name).map(Self::Command),
             _ => Err("use cgroup:PATH, uid:NUMBER or command:NAME".into()),
         }
     }
@@ -85,20 +91,32 @@ impl FromStr for PodSelector {
         match text.split_once(':') {
             None if text == "annotated" => Ok(Self::Annotated),
             Some(("cgroup", path)) => parse_cgroup(path).map(Self::Cgroup),
-            Some(("netns", cookie)) => cookie
-                .parse()
-                .map(Self::Netns)
-                .map_err(|_| "the cookie must be a number, as in netns:4026".into()),
+            Some(("netns", cookie)) => parse_cookie(cookie).map(Self::Netns),
             _ => Err("use annotated, cgroup:PATH, netns:COOKIE or none".into()),
         }
     }
 }
 
+fn parse_uid(uid: &str) -> Result<u32, String> {
+    uid.parse()
+        .map_err(|_| "the user must be a number, as in uid:0".into())
+}
+
+fn parse_command(name: &str) -> Result<String, String> {
+    if name.is_empty() || name.contains(['/', '\0']) {
+        return Err("use an executable's file name, as in command:kubelet".into());
+    }
+    Ok(name.to_owned())
+}
+
+fn parse_cookie(cookie: &str) -> Result<u64, String> {
+    cookie
+        .parse()
+        .map_err(|_| "the cookie must be a number, as in netns:4026".into())
+}
+
 fn parse_cgroup(path: &str) -> Result<PathBuf, String> {
-    let is_below_root = path.starts_with('/')
-        && !path.trim_matches('/').is_empty()
-        && path.split('/').all(|component| component != "..");
-    if !is_below_root {
+    if !is_below_root(path) {
         return Err(
             "the path must be below the root of cgroup v2, as in cgroup:/system.slice".into(),
         );
@@ -106,22 +124,19 @@ fn parse_cgroup(path: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(path))
 }
 
-/// Parses `--steer`.
+fn is_below_root(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.trim_matches('/').is_empty()
+        && path.split('/').all(|component| component != "..")
+}
+
 pub(super) fn parse_services(texts: &[String]) -> Result<Services, ConfigError> {
     const FLAG: &str = "steer";
     let mut services = Services::default();
     for text in list_or_none(FLAG, texts)? {
-        match text {
-            "kubernetes" => services.kubernetes = true,
-            "cloud" => services.cloud = true,
-            _ => {
-                let address = parse_service_address(text)
-                    .map_err(|reason| ConfigError::invalid(FLAG, text, reason))?;
-                if !services.addresses.contains(&address) {
-                    services.addresses.push(address);
-                }
-            }
-        }
+        services
+            .add(text)
+            .map_err(|reason| ConfigError::invalid(FLAG, text, reason))?;
     }
     if services.addresses.len() > MAX_SERVICES {
         let reason = format!("at most {MAX_SERVICES} addresses are supported");
@@ -150,31 +165,34 @@ pub(super) fn parse_selectors<S: FromStr<Err = String>>(
         let reason = format!("at most {MAX_SELECTORS} selections are supported");
         return Err(ConfigError::invalid(flag, texts.join(","), reason));
     }
-    texts
-        .into_iter()
-        .map(|text| {
-            text.parse()
-                .map_err(|reason: String| ConfigError::invalid(flag, text, reason))
-        })
-        .collect()
+    let selectors = texts.into_iter().map(|text| parse_selector(flag, text));
+    selectors.collect()
+}
+
+fn parse_selector<S: FromStr<Err = String>>(
+    flag: &'static str,
+    text: &str,
+) -> Result<S, ConfigError> {
+    text.parse()
+        .map_err(|reason: String| ConfigError::invalid(flag, text, reason))
 }
 
 /// The non-empty values; an empty list for the value `none`.
 fn list_or_none<'a>(flag: &'static str, texts: &'a [String]) -> Result<Vec<&'a str>, ConfigError> {
-    let values: Vec<&str> = texts
-        .iter()
-        .map(|text| text.trim())
-        .filter(|text| !text.is_empty())
-        .collect();
-    match values.as_slice() {
-        ["none"] => Ok(Vec::new()),
-        values_with_none if values_with_none.contains(&"none") => Err(ConfigError::invalid(
-            flag,
-            values.join(","),
-            "none can't be combined with other values",
-        )),
-        _ => Ok(values),
+    let values = non_empty(texts);
+    if values == ["none"] {
+        return Ok(Vec::new());
     }
+    if values.contains(&"none") {
+        let reason = "none can't be combined with other values";
+        return Err(ConfigError::invalid(flag, values.join(","), reason));
+    }
+    Ok(values)
+}
+
+fn non_empty(texts: &[String]) -> Vec<&str> {
+    let values = texts.iter().map(|text| text.trim());
+    values.filter(|value| !value.is_empty()).collect()
 }
 
 #[cfg(test)]

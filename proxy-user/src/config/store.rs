@@ -24,7 +24,6 @@ const STORE_SIZE: SizeLimits = SizeLimits {
     max_text: "the file system's size",
 };
 
-/// The store.
 #[derive(Debug, Clone, Serialize)]
 pub struct CacheConfig {
     /// `--disk-cache-path`: the directory of `hublet.redb`.

@@ -1,5 +1,6 @@
 //! Checks that several flags share.
 
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -7,6 +8,9 @@ use super::ConfigError;
 
 /// Catches typing errors; no sensible setting is near it.
 const MAX_COUNT: usize = 1 << 20;
+
+/// IFNAMSIZ without the final zero.
+const MAX_INTERFACE_NAME: usize = 15;
 
 pub(super) fn positive_duration(
     flag: &'static str,
@@ -19,15 +23,21 @@ pub(super) fn positive_duration(
 }
 
 pub(super) fn positive_count(flag: &'static str, count: usize) -> Result<usize, ConfigError> {
-    match count {
-        0 => Err(ConfigError::invalid(flag, count, "must be at least 1")),
-        count if count > MAX_COUNT => Err(ConfigError::invalid(
-            flag,
-            count,
-            format!("must be at most {MAX_COUNT}"),
-        )),
-        count => Ok(count),
+    if count == 0 {
+        return Err(below(flag, count, 1));
     }
+    if count > MAX_COUNT {
+        return Err(above(flag, count, MAX_COUNT));
+    }
+    Ok(count)
+}
+
+fn above(flag: &'static str, value: usize, max: impl Display) -> ConfigError {
+    ConfigError::invalid(flag, value, format!("must be at most {max}"))
+}
+
+fn below(flag: &'static str, value: usize, min: impl Display) -> ConfigError {
+    ConfigError::invalid(flag, value, format!("must be at least {min}"))
 }
 
 /// A size in bytes and the range that it must lie in, as the flag's text would say it.
@@ -41,12 +51,10 @@ pub(super) struct SizeLimits {
 impl SizeLimits {
     pub(super) fn check(&self, flag: &'static str, bytes: usize) -> Result<usize, ConfigError> {
         if bytes < self.min {
-            let reason = format!("must be at least {}", self.min_text);
-            return Err(ConfigError::invalid(flag, bytes, reason));
+            return Err(below(flag, bytes, self.min_text));
         }
         if bytes > self.max {
-            let reason = format!("must be at most {}", self.max_text);
-            return Err(ConfigError::invalid(flag, bytes, reason));
+            return Err(above(flag, bytes, self.max_text));
         }
         Ok(bytes)
     }
@@ -76,18 +84,19 @@ pub(super) fn listen_address(flag: &'static str, text: &str) -> Result<IpAddr, C
 
 /// The rules of Linux's `dev_valid_name`.
 pub(super) fn interface_name(flag: &'static str, name: &str) -> Result<(), ConfigError> {
-    const MAX_LEN: usize = 15;
-    let is_allowed = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
-    if name.len() > MAX_LEN {
-        let reason = format!("an interface name has at most {MAX_LEN} characters");
-        return Err(ConfigError::invalid(flag, name, reason));
-    }
-    if name.is_empty() || name == "." || name == ".." || !name.bytes().all(is_allowed) {
-        return Err(ConfigError::invalid(
-            flag,
-            name,
-            "must be an interface name, such as hub-dummy0",
-        ));
-    }
-    Ok(())
+    let reason = if name.len() > MAX_INTERFACE_NAME {
+        "an interface name has at most 15 characters"
+    } else if !is_interface_name(name) {
+        "must be an interface name, such as hub-dummy0"
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::invalid(flag, name, reason))
+}
+
+fn is_interface_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
 }
