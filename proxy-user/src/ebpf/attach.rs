@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -59,6 +59,20 @@ const GETPEERNAME: [CgroupHook; 2] = [
     },
 ];
 
+impl CgroupHook {
+    fn attachment<'a>(&self, directory: &'a CgroupDirectory) -> Attachment<'a> {
+        Attachment {
+            program: self.program,
+            hook: format!("{} {}", self.name, directory.path.display()),
+            pin: self.program.to_owned(),
+            target: Target::Cgroup {
+                directory,
+                attach_type: self.attach_type,
+            },
+        }
+    }
+}
+
 /// A network interface for XDP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct XdpInterface {
@@ -100,6 +114,13 @@ pub(crate) struct Attached {
     pub(crate) unavailable: Vec<UnavailableComponent>,
 }
 
+impl Attached {
+    fn pins(&self) -> Vec<&Path> {
+        let pins = self.programs.iter();
+        pins.filter_map(|program| program.pin.as_deref()).collect()
+    }
+}
+
 /// One link to make.
 struct Attachment<'a> {
     program: &'static str,
@@ -137,6 +158,27 @@ impl Target<'_> {
     }
 }
 
+impl Attachment<'_> {
+    fn attach(&self, program: &mut Program) -> Result<FdLink, Unavailable> {
+        attach_one(program, self.target).map_err(|error| self.failed("attaching", error))
+    }
+
+    /// The kernel's id of the loaded program.
+    fn program_id(&self, program: &Program) -> Result<u32, Unavailable> {
+        let info = program.info();
+        info.map(|info| info.id())
+            .map_err(|error| self.failed("attaching", error))
+    }
+
+    fn failed(
+        &self,
+        verb: &str,
+        error: impl std::error::Error + Send + Sync + 'static,
+    ) -> Unavailable {
+        unavailable(format!("{verb} {}", self.program), error)
+    }
+}
+
 /// A link that is to be made or that was taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PinnedLink {
@@ -155,38 +197,29 @@ pub(crate) fn attach(object: &mut Ebpf, plan: &AttachPlan<'_>) -> Result<Attache
         plan.pins.inspect(|pins| pins.clear());
         return Err(reason);
     }
-    let netns = File::open("/proc/thread-self/ns/net");
-    for (name, attachments) in optional_attachments(plan, netns.as_ref().ok()) {
-        if let Err(reason) = attach_all(object, plan.pins, attachments, &mut attached) {
-            attached
-                .unavailable
-                .push(UnavailableComponent { name, reason });
-        }
-    }
+    attach_optional(object, plan, &mut attached);
     if let Some(pins) = plan.pins {
-        let pinned = attached.programs.iter();
-        let keep: Vec<_> = pinned
-            .filter_map(|program| program.pin.as_deref())
-            .collect();
-        pins.keep_links(&keep);
+        pins.keep_links(&attached.pins());
     }
     Ok(attached)
+}
+
+fn attach_optional(object: &mut Ebpf, plan: &AttachPlan<'_>, attached: &mut Attached) {
+    let netns = File::open("/proc/thread-self/ns/net");
+    for (name, attachments) in optional_attachments(plan, netns.as_ref().ok()) {
+        if let Err(reason) = attach_all(object, plan.pins, attachments, attached) {
+            let missing = UnavailableComponent { name, reason };
+            attached.unavailable.push(missing);
+        }
+    }
 }
 
 fn cgroup_attachments<'a>(
     hooks: &[CgroupHook],
     directory: &'a CgroupDirectory,
 ) -> Vec<Attachment<'a>> {
-    let attachment = |hook: &CgroupHook| Attachment {
-        program: hook.program,
-        hook: format!("{} {}", hook.name, directory.path.display()),
-        pin: hook.program.to_owned(),
-        target: Target::Cgroup {
-            directory,
-            attach_type: hook.attach_type,
-        },
-    };
-    hooks.iter().map(attachment).collect()
+    let attachments = hooks.iter().map(|hook| hook.attachment(directory));
+    attachments.collect()
 }
 
 /// The optional components by name.
@@ -242,28 +275,33 @@ fn attach_all(
         object::load_program(object, attachment.program)?;
     }
     for attachment in attachments {
-        let program = object::program_mut(object, attachment.program)?;
-        let operation = || format!("attaching {}", attachment.program);
-        let info = program.info();
-        let id = info.map_err(|error| unavailable(operation(), error))?.id();
-        let pin = match pins {
-            Some(pins) => Some(attach_pinned(program, id, &attachment, pins)?),
-            None => {
-                let link = attach_one(program, attachment.target);
-                attached
-                    .links
-                    .push(link.map_err(|error| unavailable(operation(), error))?);
-                None
-            }
-        };
-        attached.programs.push(AttachedProgram {
-            name: attachment.program,
-            id,
-            hook: attachment.hook,
-            pin,
-        });
+        let program = attach_program(object, pins, attachment, &mut attached.links)?;
+        attached.programs.push(program);
     }
     Ok(())
+}
+
+fn attach_program(
+    object: &mut Ebpf,
+    pins: Option<&Pins>,
+    attachment: Attachment<'_>,
+    links: &mut Vec<FdLink>,
+) -> Result<AttachedProgram, Unavailable> {
+    let program = object::program_mut(object, attachment.program)?;
+    let id = attachment.program_id(program)?;
+    let pin = match pins {
+        Some(pins) => Some(attach_pinned(program, id, &attachment, pins)?),
+        None => {
+            links.push(attachment.attach(program)?);
+            None
+        }
+    };
+    Ok(AttachedProgram {
+        name: attachment.program,
+        id,
+        hook: attachment.hook,
+        pin,
+    })
 }
 
 /// Takes over the pinned link, or makes and pins a new one. Returns the pin.
@@ -273,17 +311,16 @@ fn attach_pinned(
     attachment: &Attachment<'_>,
     pins: &Pins,
 ) -> Result<PathBuf, Unavailable> {
-    let pinning = || format!("pinning {}", attachment.program);
     let path = pins.link(&attachment.pin);
     let link = pin_program(program, &pins.program(attachment.program))
         .and_then(|()| replace_program(program, id, &path, attachment.target))
-        .map_err(|error| unavailable::from_kernel(pinning(), error))?;
+        .map_err(|error| {
+            unavailable::from_kernel(format!("pinning {}", attachment.program), error)
+        })?;
     if link == PinnedLink::Missing {
-        let attaching = || format!("attaching {}", attachment.program);
-        attach_one(program, attachment.target)
-            .map_err(|error| unavailable(attaching(), error))?
-            .pin(&path)
-            .map_err(|error| unavailable(pinning(), error))?;
+        let link = attachment.attach(program)?;
+        link.pin(&path)
+            .map_err(|error| attachment.failed("pinning", error))?;
     }
     Ok(path)
 }
@@ -328,12 +365,8 @@ fn replace_program(
     path: &Path,
     target: Target<'_>,
 ) -> io::Result<PinnedLink> {
-    let link = match object_get(path) {
-        Ok(link) => link,
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-            return Ok(PinnedLink::Missing);
-        }
-        Err(error) => return Err(error),
+    let Some(link) = open_pin(path)? else {
+        return Ok(PinnedLink::Missing);
     };
     if target.matches(&link_info(&link)?) {
         let program = program.fd().map_err(io::Error::other)?;
@@ -345,6 +378,13 @@ fn replace_program(
     }
     fs::remove_file(path)?;
     Ok(PinnedLink::Missing)
+}
+
+fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match object_get(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// Names of the programs on this cgroup that see the connect() of an IPv4 socket before hublet's, which doesn't see the
@@ -376,17 +416,20 @@ pub(crate) struct LinkDescription {
 /// The pin can't be opened.
 pub(crate) fn describe_link(pin: &Path) -> io::Result<LinkDescription> {
     let info = link_info(&object_get(pin)?)?;
+    Ok(LinkDescription {
+        hook: describe_hook(&info),
+        program: program_name(info.prog_id),
+    })
+}
+
+fn describe_hook(info: &LinkInfo) -> String {
     // `enum bpf_link_type`
-    let hook = match (info.kind, info.words) {
+    match (info.kind, info.words) {
         (3, _) => format!("cgroup {}", info.cgroup_id()),
         (5, [inode, ..]) => format!("network namespace {inode}"),
         (6, [index, ..]) => format!("xdp on interface {index}"),
         (kind, _) => format!("link of kind {kind}"),
-    };
-    Ok(LinkDescription {
-        hook,
-        program: program_name(info.prog_id),
-    })
+    }
 }
 
 fn program_name(id: u32) -> String {

@@ -17,6 +17,9 @@ use crate::node::unavailable::{self, Unavailable};
 /// hublet's directory in bpffs.
 pub(crate) const DIRECTORY: &str = "hublet";
 
+/// Files that the kernel puts into the first mount of bpffs.
+const KERNEL_ITERATORS: [&str; 2] = ["maps.debug", "progs.debug"];
+
 /// hublet's directory in bpffs, locked: one daemon at a time owns the pins.
 #[derive(Debug)]
 pub(crate) struct Pins {
@@ -32,19 +35,15 @@ impl Pins {
     /// # Errors
     /// Another daemon holds the lock, or the kernel refuses.
     pub(crate) fn open(bpffs: &Path, inherited: Option<OwnedFd>) -> Result<Self, Unavailable> {
-        let mounted = mount_if_needed(bpffs).map_err(|error| {
-            unavailable::from_kernel(format!("mounting bpffs at {}", bpffs.display()), error)
-        })?;
+        let mounted =
+            mount_if_needed(bpffs).map_err(|error| refused("mounting bpffs at", bpffs, error))?;
         let pins = Self {
             bpffs: bpffs.to_path_buf(),
             mounted,
             lock: lock_directory(&bpffs.join(DIRECTORY), inherited)?,
         };
         for kind in ["maps", "links", "progs"] {
-            let dir = pins.layout().join(kind);
-            fs::create_dir_all(&dir).map_err(|error| {
-                unavailable::from_kernel(format!("creating {}", dir.display()), error)
-            })?;
+            create_directory(&pins.layout().join(kind))?;
         }
         Ok(pins)
     }
@@ -73,21 +72,15 @@ impl Pins {
     /// Removes the pins of this layout, which detaches the programs; the directories stay.
     pub(crate) fn clear(&self) {
         for kind in ["links", "progs", "maps"] {
-            let Ok(entries) = fs::read_dir(self.layout().join(kind)) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let _gone = fs::remove_file(entry.path());
+            for pin in paths_in(&self.layout().join(kind)) {
+                let _gone = fs::remove_file(pin);
             }
         }
     }
 
     /// Removes the pins of all other links: hooks that an earlier daemon used and this one doesn't.
     pub(crate) fn keep_links(&self, keep: &[&Path]) {
-        let Ok(entries) = fs::read_dir(self.layout().join("links")) else {
-            return;
-        };
-        for path in entries.flatten().map(|entry| entry.path()) {
+        for path in paths_in(&self.layout().join("links")) {
             if !keep.contains(&path.as_path()) {
                 let _detached = fs::remove_file(path);
             }
@@ -96,16 +89,9 @@ impl Pins {
 
     /// Removes the pins of other versions, whose programs would steer a second time. Returns their directories.
     pub(crate) fn remove_other_layouts(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.directory()) else {
-            return Vec::new();
-        };
-        let keep = self.layout();
-        let others = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| *path != keep);
-        others
-            .filter(|path| fs::remove_dir_all(path).is_ok())
+        let own = self.layout();
+        paths_in(&self.directory())
+            .filter(|path| *path != own && fs::remove_dir_all(path).is_ok())
             .collect()
     }
 
@@ -124,11 +110,7 @@ impl Pins {
             lock,
         } = self;
         drop(lock); // the open directory keeps the mount busy
-        if mounted
-            && fs::read_dir(&bpffs)?
-                .flatten()
-                .all(|entry| is_kernel_iterator(&entry))
-        {
+        if mounted && is_empty(&bpffs)? {
             let _someone_looks_at_it = umount(&bpffs);
         }
         Ok(())
@@ -141,31 +123,49 @@ impl Pins {
 
 /// The lock ends with the process: the pins of a killed daemon can be taken over, those of a running one can't.
 fn lock_directory(dir: &Path, inherited: Option<OwnedFd>) -> Result<Flock<File>, Unavailable> {
-    fs::create_dir_all(dir)
-        .map_err(|error| unavailable::from_kernel(format!("creating {}", dir.display()), error))?;
+    create_directory(dir)?;
     // An inherited descriptor holds the lock already; locking it again changes nothing.
     let file = inherited
         .map_or_else(|| File::open(dir), |lock| Ok(File::from(lock)))
-        .map_err(|error| unavailable::from_kernel(format!("opening {}", dir.display()), error))?;
+        .map_err(|error| refused("opening", dir, error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => Unavailable::Busy {
             pins: dir.to_path_buf(),
         },
-        errno => unavailable::from_kernel(format!("locking {}", dir.display()), errno.into()),
+        errno => refused("locking", dir, errno.into()),
     })
 }
 
-/// The first mount of bpffs contains the kernel's own iterators.
-fn is_kernel_iterator(entry: &fs::DirEntry) -> bool {
-    ["maps.debug", "progs.debug"]
-        .iter()
-        .any(|name| entry.file_name() == *name)
+fn create_directory(dir: &Path) -> Result<(), Unavailable> {
+    fs::create_dir_all(dir).map_err(|error| refused("creating", dir, error))
+}
+
+fn refused(operation: &str, path: &Path, error: io::Error) -> Unavailable {
+    unavailable::from_kernel(format!("{operation} {}", path.display()), error)
+}
+
+/// The entries of a directory; none if it can't be read.
+pub(super) fn paths_in(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    entries.flatten().map(|entry| entry.path())
+}
+
+/// True if a mount of bpffs holds nothing, or only the kernel's own iterators, as the first mount does.
+fn is_empty(bpffs: &Path) -> io::Result<bool> {
+    let mut entries = fs::read_dir(bpffs)?.flatten();
+    Ok(entries.all(|entry| {
+        KERNEL_ITERATORS
+            .iter()
+            .any(|name| entry.file_name() == *name)
+    }))
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// True if it was mounted here.
 fn mount_if_needed(bpffs: &Path) -> io::Result<bool> {
-    let is_bpffs =
-        |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
     if is_bpffs(bpffs) {
         return Ok(false);
     }

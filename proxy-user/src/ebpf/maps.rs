@@ -92,8 +92,8 @@ impl SelectionEntries {
 
     /// True if some pods are selected.
     pub(crate) fn has_pods(&self) -> bool {
-        let is_of_pods = |kind| matches!(kind, SELECT_POD_CGROUP | SELECT_POD_NETNS);
-        self.keys.iter().any(|(key, _)| is_of_pods(key.kind))
+        let mut keys = self.keys.iter();
+        keys.any(|(key, _)| matches!(key.kind, SELECT_POD_CGROUP | SELECT_POD_NETNS))
     }
 
     fn flags(&self) -> u32 {
@@ -191,14 +191,18 @@ impl Control {
             ..theirs
         };
         self.inherited_ports = theirs.ports.into_iter().filter(|port| *port != 0).collect();
+        self.read_installed()?;
+        self.config_map.set(0, &Plain(self.config), 0)
+    }
+
+    fn read_installed(&mut self) -> Result<(), MapError> {
         for entry in self.service_map.iter() {
             let (Plain(key), Plain(service)) = entry?;
             if service.flags & SERVICE_OWN == 0 {
-                self.installed
-                    .insert(SocketAddr::new(from_map(key.ip), key.port));
+                self.installed.insert(service_address(&key));
             }
         }
-        self.config_map.set(0, &Plain(self.config), 0)
+        Ok(())
     }
 
     pub(super) fn netns(&self) -> u64 {
@@ -243,13 +247,15 @@ impl Control {
     pub(super) fn stop_steering(&mut self) -> io::Result<()> {
         self.target = None;
         self.set_flags(CONFIG_STEER, 0)?;
-        match self.listener_map.clear_index(&LISTENER_SLOT.into()) {
-            Ok(()) => Ok(()),
-            Err(error) => match io_error(error) {
-                // The slot was empty.
-                error if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-                error => Err(error),
-            },
+        self.empty_listener_slot()
+    }
+
+    fn empty_listener_slot(&mut self) -> io::Result<()> {
+        let slot = u32::from(LISTENER_SLOT);
+        match self.listener_map.clear_index(&slot).map_err(io_error) {
+            // It was empty.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            emptied => emptied,
         }
     }
 
@@ -265,40 +271,49 @@ impl Control {
     /// meanwhile.
     fn install_services(&mut self, target: SocketAddr) -> io::Result<()> {
         self.update_ports()?;
-        let fitting: BTreeSet<_> = self
-            .services
-            .iter()
-            .filter(|service| service.is_ipv4() == target.is_ipv4())
-            .filter(|service| !self.listeners.contains_key(service))
-            .copied()
-            .collect();
+        let fitting = self.services_for(target);
         for service in &fitting {
             self.set_service(*service, service_at(target, SERVICE_STEER))?;
         }
-        for gone in self.installed.difference(&fitting) {
-            if !self.listeners.contains_key(gone) {
-                let _was_not_there = self.service_map.remove(&Plain(service_key(*gone)));
-            }
-        }
+        self.remove_services_except(&fitting);
         let steer = if fitting.is_empty() { 0 } else { CONFIG_STEER };
         self.installed = fitting;
         self.set_flags(CONFIG_STEER, steer)
     }
 
+    /// The services of the listener's address family that are no listeners themselves.
+    fn services_for(&self, target: SocketAddr) -> BTreeSet<SocketAddr> {
+        let services = self.services.iter().copied();
+        services
+            .filter(|service| service.is_ipv4() == target.is_ipv4())
+            .filter(|service| !self.listeners.contains_key(service))
+            .collect()
+    }
+
+    fn remove_services_except(&mut self, keep: &BTreeSet<SocketAddr>) {
+        for gone in self.installed.difference(keep) {
+            if !self.listeners.contains_key(gone) {
+                let _was_not_there = self.service_map.remove(&Plain(service_key(*gone)));
+            }
+        }
+    }
+
     /// Announces the ports before any service is on them: the programs ignore all others.
     fn update_ports(&mut self) -> io::Result<()> {
-        let listeners = self.listeners.keys();
-        let used: BTreeSet<u16> = listeners
-            .chain(&self.services)
-            .map(SocketAddr::port)
-            .chain(self.inherited_ports.iter().copied())
-            .collect();
-        let ports = port_array(&used)?;
+        let ports = port_array(&self.used_ports())?;
         if ports == self.config.ports {
             return Ok(());
         }
         self.config.ports = ports;
         self.flush_config()
+    }
+
+    fn used_ports(&self) -> BTreeSet<u16> {
+        let addresses = self.listeners.keys().chain(&self.services);
+        addresses
+            .map(SocketAddr::port)
+            .chain(self.inherited_ports.iter().copied())
+            .collect()
     }
 
     pub(super) fn set_selection(&mut self, entries: &SelectionEntries) -> io::Result<()> {
@@ -391,6 +406,10 @@ fn service_key(at: SocketAddr) -> ServiceKey {
         proto: PROTO_TCP,
         zero: 0,
     }
+}
+
+pub(super) fn service_address(key: &ServiceKey) -> SocketAddr {
+    SocketAddr::new(from_map(key.ip), key.port)
 }
 
 fn service_at(target: SocketAddr, flags: u32) -> Service {

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 
 use aya::Ebpf;
 use aya::maps::{MapData, SkStorage};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError};
 use hublet_ebpf::{Ident, programs};
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -47,18 +47,21 @@ fn cookie_by_program(
 ) -> Result<u64, Unavailable> {
     object::load_program(object, programs::NETNS)?;
     let program = object::program_mut(object, programs::NETNS)?;
-    let program: &mut CgroupSockAddr = program
-        .try_into()
-        .map_err(|error: ProgramError| unavailable(OPERATION, error))?;
-    let link = program
-        .attach(&root.file, CgroupAttachMode::Single)
-        .map_err(|error| unavailable(OPERATION, error))?;
-    let recorded =
-        connect_probe().and_then(|socket| ident.get(&socket.as_fd(), 0).map_err(io::Error::other));
-    program
-        .detach(link)
-        .map_err(|error| unavailable(OPERATION, error))?;
-    let Plain(ident) = recorded.map_err(|error| unavailable(OPERATION, error))?;
+    let recorded = record_cookie(program, ident, root);
+    recorded.map_err(|error| unavailable(OPERATION, error))
+}
+
+/// Attaches the program while a socket connects.
+fn record_cookie(
+    program: &mut Program,
+    ident: &SkStorage<MapData, Plain<Ident>>,
+    root: &CgroupDirectory,
+) -> Result<u64, ProgramError> {
+    let program: &mut CgroupSockAddr = program.try_into()?;
+    let link = program.attach(&root.file, CgroupAttachMode::Single)?;
+    let socket = connect_probe();
+    program.detach(link)?;
+    let Plain(ident) = ident.get(&socket?.as_fd(), 0)?;
     Ok(ident.netns)
 }
 

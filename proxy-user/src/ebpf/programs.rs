@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use aya::maps::{MapData, PerCpuArray, SkStorage};
+use aya::maps::{MapData, PerCpuArray, PerCpuValues, SkStorage};
 use aya::programs::links::FdLink;
 use hublet_ebpf::{Decision, Ident, Stats, maps};
 use parking_lot::Mutex;
@@ -172,19 +172,13 @@ impl Programs {
 
     /// The number of times that each decision was made; zeroes if the map can't be read.
     pub(crate) fn decisions(&self) -> Vec<DecisionCount> {
-        let cpus = self.stats.get(&0, 0);
-        let sum = |decision: Decision| {
-            cpus.as_ref().map_or(0, |cpus| {
-                cpus.iter().map(|Plain(stats)| stats.of(decision)).sum()
-            })
-        };
-        Decision::ALL
-            .iter()
-            .map(|decision| DecisionCount {
-                decision: decision.name().into(),
-                count: sum(*decision),
-            })
-            .collect()
+        let cpus = self.stats.get(&0, 0).ok();
+        let cpus = cpus.as_ref();
+        let counts = Decision::ALL.iter().map(|decision| DecisionCount {
+            decision: decision.name().into(),
+            count: cpus.map_or(0, |cpus| sum_cpus(cpus, *decision)),
+        });
+        counts.collect()
     }
 
     pub(crate) fn flows(&self) -> Vec<Flow> {
@@ -212,6 +206,10 @@ impl Programs {
             .find(|unavailable| unavailable.name == component)
             .map(|unavailable| &unavailable.reason)
     }
+}
+
+pub(super) fn sum_cpus(cpus: &PerCpuValues<Plain<Stats>>, decision: Decision) -> u64 {
+    cpus.iter().map(|Plain(stats)| stats.of(decision)).sum()
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
