@@ -47,14 +47,7 @@ impl Authority {
             Ok(authority) => return Ok(authority),
             Err(reason) => reason,
         };
-        for file in [&crt, &key].into_iter().filter(|file| file.exists()) {
-            let aside = files::set_aside(file, now)?;
-            tracing::warn!(
-                "development CA {}: {reason}; set aside as {}",
-                file.display(),
-                aside.display()
-            );
-        }
+        set_aside(&[&crt, &key], &reason, now)?;
         tracing::warn!(
             "creating a new development CA: give clients the new {}",
             crt.display()
@@ -92,11 +85,7 @@ impl Authority {
         let certificate = CertificateDer::from_pem_slice(crt_pem.as_bytes())
             .map_err(|error| format!("the certificate is damaged ({error})"))?;
         let info = CertificateInfo::from_chain(std::slice::from_ref(&certificate))?;
-        let pair =
-            KeyPair::from_pem(key_pem).map_err(|error| format!("the key is damaged ({error})"))?;
-        if info.public_key != pair.subject_public_key_info() {
-            return Err("the key doesn't belong to the certificate".into());
-        }
+        let pair = parse_key(key_pem, &info)?;
         if info.not_after <= now {
             return Err(format!("it expired on {}", info.not_after.date()));
         }
@@ -104,7 +93,7 @@ impl Authority {
     }
 
     fn create(crt: PathBuf, key: &Path, now: OffsetDateTime) -> Result<Self, CertsError> {
-        let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let pair = generate_key()?;
         let params = ca_params(now);
         let certificate = params.self_signed(&pair)?;
         // In any order: one of the files without the other is set aside at the next start.
@@ -123,7 +112,7 @@ impl Authority {
         subject: &Subject,
         now: OffsetDateTime,
     ) -> Result<String, CertsError> {
-        let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let pair = generate_key()?;
         let certificate = leaf_params(subject, now)?.signed_by(&pair, &self.issuer)?;
         Ok(format!("{}{}", certificate.pem(), pair.serialize_pem()))
     }
@@ -138,18 +127,37 @@ impl Authority {
     }
 }
 
+fn generate_key() -> Result<KeyPair, rcgen::Error> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+}
+
+fn parse_key(pem: &str, certificate: &CertificateInfo) -> Result<KeyPair, String> {
+    let pair = KeyPair::from_pem(pem).map_err(|error| format!("the key is damaged ({error})"))?;
+    if certificate.public_key != pair.subject_public_key_info() {
+        return Err("the key doesn't belong to the certificate".into());
+    }
+    Ok(pair)
+}
+
+fn set_aside(files: &[&Path], reason: &str, now: OffsetDateTime) -> Result<(), CertsError> {
+    for file in files.iter().filter(|file| file.exists()) {
+        let aside = files::set_aside(file, now)?;
+        tracing::warn!(
+            "development CA {}: {reason}; set aside as {}",
+            file.display(),
+            aside.display()
+        );
+    }
+    Ok(())
+}
+
 fn read_if_present(path: &Path) -> Result<Option<String>, CertsError> {
     match files::read_text(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // Text that isn't UTF-8 is damaged, which the parser reports.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(String::new())),
-        Err(source) => Err(CertsError::Read {
-            purpose: "development CA",
-            path: path.to_owned(),
-            source,
-            fix: "run as the user who created it, or choose another --root-dir",
-        }),
+        Err(source) => Err(CertsError::other_user("development CA", path, source)),
     }
 }
 
@@ -167,9 +175,12 @@ fn ca_params(now: OffsetDateTime) -> CertificateParams {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     // A node that starts in 1970 must find its CA valid.
     params.not_before = OffsetDateTime::UNIX_EPOCH;
-    let earliest = OffsetDateTime::from_unix_timestamp(EARLIEST).unwrap_or(now);
-    params.not_after = now.max(earliest) + CA_LIFETIME;
+    params.not_after = plausible_time(now) + CA_LIFETIME;
     params
+}
+
+fn plausible_time(now: OffsetDateTime) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(EARLIEST).map_or(now, |earliest| now.max(earliest))
 }
 
 fn leaf_params(subject: &Subject, now: OffsetDateTime) -> Result<CertificateParams, rcgen::Error> {

@@ -42,18 +42,20 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CertsError> {
 fn replace_file(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let new = with_suffix(path, ".new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    // A leftover of an earlier attempt keeps the mode that it has.
-    file.set_permissions(Permissions::from_mode(0o600))?;
+    let mut file = create_private_file(&new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, path)?;
     File::open(directory)?.sync_all()
+}
+
+fn create_private_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(true).mode(0o600);
+    let file = options.open(path)?;
+    // A leftover of an earlier attempt keeps the mode that it has.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 /// Removes the permissions of group and others, if a key file has any.
@@ -69,14 +71,18 @@ pub(super) fn restrict_to_owner(path: &Path) {
 
 /// Renames an unusable file, so that it can still be examined.
 pub(super) fn set_aside(path: &Path, now: OffsetDateTime) -> Result<PathBuf, CertsError> {
-    let suffix = format!(".unusable-{}", compact_timestamp(now));
-    let aside = std::iter::once(suffix.clone())
-        .chain((1_u32..).map(|n| format!("{suffix}-{n}")))
-        .map(|suffix| with_suffix(path, &suffix))
-        .find(|name| !name.exists())
-        .expect("a directory holds fewer than 2^32 files");
+    let aside = unused_name(path, &format!(".unusable-{}", compact_timestamp(now)));
     fs::rename(path, &aside).map_err(CertsError::write(&aside))?;
     Ok(aside)
+}
+
+/// The file's name with this suffix, numbered if there is such a file.
+fn unused_name(path: &Path, suffix: &str) -> PathBuf {
+    let numbered = (1_u32..).map(|n| with_suffix(path, &format!("{suffix}-{n}")));
+    std::iter::once(with_suffix(path, suffix))
+        .chain(numbered)
+        .find(|name| !name.exists())
+        .expect("a directory holds fewer than 2^32 files")
 }
 
 /// ISO 8601's basic format, without fractions: `20260921T120000Z`.

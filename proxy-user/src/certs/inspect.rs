@@ -1,9 +1,12 @@
 //! Parsing certificates: subject and validity, the key that belongs to one, and its issuer.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -18,12 +21,7 @@ use super::{ORGANIZATION, Subject};
 /// # Errors
 /// The reason continues a sentence that begins with the file's name.
 pub(super) fn parse_certified_key(pem: &str) -> Result<CertifiedKey, String> {
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("holds a damaged certificate ({error})"))?;
-    if chain.is_empty() {
-        return Err("holds no certificate".into());
-    }
+    let chain = parse_chain(pem)?;
     let key = PrivateKeyDer::from_pem_slice(pem.as_bytes())
         .map_err(|error| format!("holds no key ({error})"))?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -33,6 +31,19 @@ pub(super) fn parse_certified_key(pem: &str) -> Result<CertifiedKey, String> {
         }
         other => format!("holds an unusable certificate or key ({other})"),
     })
+}
+
+fn parse_chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes());
+    let chain: Vec<_> = chain.collect::<Result<_, _>>().map_err(damaged)?;
+    if chain.is_empty() {
+        return Err("holds no certificate".into());
+    }
+    Ok(chain)
+}
+
+fn damaged(error: impl Display) -> String {
+    format!("holds a damaged certificate ({error})")
 }
 
 /// The fields of a certificate that decide whether it is kept.
@@ -52,29 +63,29 @@ impl CertificateInfo {
     /// Parses the first certificate of a chain.
     pub(super) fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, String> {
         let der = chain.first().ok_or("holds no certificate")?;
-        let (_, certificate) = X509Certificate::from_der(der)
-            .map_err(|error| format!("holds a damaged certificate ({error})"))?;
+        let (_, certificate) = X509Certificate::from_der(der).map_err(damaged)?;
         let subject = certificate.subject();
         let validity = certificate.validity();
+        let common_name = subject.iter_common_name().next().map(attribute_text);
         let mut info = Self {
             organizations: subject.iter_organization().map(attribute_text).collect(),
-            common_name: subject
-                .iter_common_name()
-                .next()
-                .map(attribute_text)
-                .unwrap_or_default(),
+            common_name: common_name.unwrap_or_default(),
             dns: BTreeSet::new(),
             ips: BTreeSet::new(),
             not_before: validity.not_before.to_datetime(),
             not_after: validity.not_after.to_datetime(),
             public_key: certificate.public_key().raw.to_vec(),
         };
+        info.add_alternative_names(&certificate);
+        Ok(info)
+    }
+
+    fn add_alternative_names(&mut self, certificate: &X509Certificate<'_>) {
         if let Ok(Some(names)) = certificate.subject_alternative_name() {
             for name in &names.value.general_names {
-                info.add_alternative_name(name);
+                self.add_alternative_name(name);
             }
         }
-        Ok(info)
     }
 
     fn add_alternative_name(&mut self, name: &GeneralName<'_>) {
@@ -133,23 +144,24 @@ pub(super) fn is_signed_by(
     ca: &CertificateDer<'_>,
     now: OffsetDateTime,
 ) -> bool {
-    let Ok(seconds) = u64::try_from(now.unix_timestamp()) else {
-        return false;
-    };
-    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-    let algorithms =
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
-    let Ok(parsed) = ParsedCertificate::try_from(certificate) else {
-        return false;
-    };
+    verify_signature(certificate, ca, now).is_some()
+}
+
+fn verify_signature(
+    certificate: &CertificateDer<'_>,
+    ca: &CertificateDer<'_>,
+    now: OffsetDateTime,
+) -> Option<()> {
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
     let mut roots = RootCertStore::empty();
-    roots.add(ca.clone().into_owned()).is_ok()
-        && rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &roots,
-            &[],
-            now,
-            algorithms.all,
-        )
-        .is_ok()
+    roots.add(ca.clone().into_owned()).ok()?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let algorithms = provider.signature_verification_algorithms.all;
+    let now = unix_time(now)?;
+    verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], now, algorithms).ok()
+}
+
+fn unix_time(time: OffsetDateTime) -> Option<UnixTime> {
+    let seconds = u64::try_from(time.unix_timestamp()).ok()?;
+    Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
 }

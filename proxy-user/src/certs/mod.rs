@@ -56,6 +56,16 @@ impl CertsError {
         }
     }
 
+    /// A file that another user's daemon has created.
+    fn other_user(purpose: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Read {
+            purpose,
+            path: path.to_owned(),
+            source,
+            fix: "run as the user who created it, or choose another --root-dir",
+        }
+    }
+
     fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         |source| Self::Write { path, source }

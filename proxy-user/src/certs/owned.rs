@@ -13,16 +13,13 @@ use super::select::CURRENT;
 /// hublet's own files in the PKI directory: the development CA, the certificates that it signed,
 /// and files that were set aside. A certificate from the cluster isn't among them.
 pub(crate) fn hublet_files(pki: &Path) -> Vec<PathBuf> {
-    let current = pki.join(CURRENT);
-    std::fs::read_dir(pki)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            has_own_name(path) || (*path == current && is_signed_by_development_ca(path, pki))
-        })
-        .collect()
+    let entries = std::fs::read_dir(pki).into_iter().flatten().flatten();
+    let files = entries.map(|entry| entry.path());
+    files.filter(|file| is_own(file, pki)).collect()
+}
+
+fn is_own(file: &Path, pki: &Path) -> bool {
+    has_own_name(file) || (*file == pki.join(CURRENT) && is_signed_by_development_ca(file, pki))
 }
 
 fn has_own_name(path: &Path) -> bool {
@@ -31,17 +28,19 @@ fn has_own_name(path: &Path) -> bool {
 }
 
 fn is_signed_by_development_ca(file: &Path, pki: &Path) -> bool {
-    let load_ca = || {
-        let pem = read_text(&pki.join("dev-ca.crt")).ok()?;
-        CertificateDer::from_pem_slice(pem.as_bytes()).ok()
-    };
-    let load_leaf = || {
-        let key = parse_certified_key(&read_text(file).ok()?).ok()?;
-        key.cert.first().cloned()
-    };
-    load_ca()
-        .zip(load_leaf())
+    let ca = load_ca(pki);
+    ca.zip(load_leaf(file))
         .is_some_and(|(ca, leaf)| is_signed_by(&leaf, &ca, OffsetDateTime::now_utc()))
+}
+
+fn load_ca(pki: &Path) -> Option<CertificateDer<'static>> {
+    let pem = read_text(&pki.join("dev-ca.crt")).ok()?;
+    CertificateDer::from_pem_slice(pem.as_bytes()).ok()
+}
+
+fn load_leaf(file: &Path) -> Option<CertificateDer<'static>> {
+    let key = parse_certified_key(&read_text(file).ok()?).ok()?;
+    key.cert.first().cloned()
 }
 
 #[cfg(test)]

@@ -67,15 +67,17 @@ impl Selection<'_> {
     /// The cluster's certificate, or the reason why it is unusable.
     fn load_cluster_certificate(&self, file: &Path) -> Result<Selected, String> {
         let pem = files::read_text(file).map_err(|error| format!("can't be read ({error})"))?;
-        let key = parse_certified_key(&pem)?;
-        let info = CertificateInfo::from_chain(&key.cert)?;
+        let loaded = LoadedCertificate::parse(&pem)?;
+        let info = &loaded.info;
         if !info.is_valid(self.now) {
-            return Err(format!(
-                "is only valid from {} to {}",
-                info.not_before.date(),
-                info.not_after.date()
-            ));
+            let (from, to) = (info.not_before.date(), info.not_after.date());
+            return Err(format!("is only valid from {from} to {to}"));
         }
+        self.warn_of_missing_names(file, info);
+        Ok(loaded.select(file, None))
+    }
+
+    fn warn_of_missing_names(&self, file: &Path, info: &CertificateInfo) {
         let missing = info.missing_names(self.subject);
         if !missing.is_empty() {
             warn!(
@@ -84,33 +86,16 @@ impl Selection<'_> {
                 missing.join(", ")
             );
         }
-        let origin = Origin {
-            file: file.to_owned(),
-            development_ca: None,
-            expires: info.not_after,
-        };
-        Ok(Selected {
-            key: Arc::new(key),
-            origin,
-        })
     }
 
     /// The development certificate in this file, renewed where necessary.
     fn development_certificate(&self, file: &Path) -> Result<Selected, CertsError> {
         let authority = Authority::open(self.pki, self.now)?;
-        let (key, info) = match self.load_current(file, &authority)? {
+        let loaded = match self.load_current(file, &authority)? {
             Some(current) => current,
             None => self.issue_into(file, &authority)?,
         };
-        let origin = Origin {
-            file: file.to_owned(),
-            development_ca: Some(authority.path().to_owned()),
-            expires: info.not_after,
-        };
-        Ok(Selected {
-            key: Arc::new(key),
-            origin,
-        })
+        Ok(loaded.select(file, Some(authority.path())))
     }
 
     /// The existing certificate, if it is still good; otherwise the way is free for a new one.
@@ -118,33 +103,36 @@ impl Selection<'_> {
         &self,
         file: &Path,
         authority: &Authority,
-    ) -> Result<Option<(CertifiedKey, CertificateInfo)>, CertsError> {
-        match load_existing(file)? {
-            Existing::Absent => Ok(None),
+    ) -> Result<Option<LoadedCertificate>, CertsError> {
+        let loaded = match load_existing(file)? {
+            Existing::Absent => return Ok(None),
             Existing::Unusable(reason) => {
-                let aside = files::set_aside(file, self.now)?;
-                warn!(
-                    "{PURPOSE} {} {reason}: set aside as {} and replaced",
-                    file.display(),
-                    aside.display()
-                );
-                Ok(None)
+                self.set_aside(file, &reason)?;
+                return Ok(None);
             }
-            Existing::Certificate(key, info) => {
-                if let Some(reason) = self.renewal_reason(&key, &info, authority) {
-                    info!("renewing {PURPOSE} {}: {reason}", file.display());
-                    return Ok(None);
-                }
-                files::restrict_to_owner(file);
-                Ok(Some((*key, info)))
-            }
+            Existing::Certificate(loaded) => *loaded,
+        };
+        if let Some(reason) = self.renewal_reason(&loaded, authority) {
+            info!("renewing {PURPOSE} {}: {reason}", file.display());
+            return Ok(None);
         }
+        files::restrict_to_owner(file);
+        Ok(Some(loaded))
+    }
+
+    fn set_aside(&self, file: &Path, reason: &str) -> Result<(), CertsError> {
+        let aside = files::set_aside(file, self.now)?;
+        warn!(
+            "{PURPOSE} {} {reason}: set aside as {} and replaced",
+            file.display(),
+            aside.display()
+        );
+        Ok(())
     }
 
     fn renewal_reason(
         &self,
-        key: &CertifiedKey,
-        info: &CertificateInfo,
+        LoadedCertificate { key, info }: &LoadedCertificate,
         authority: &Authority,
     ) -> Option<&'static str> {
         let is_own = key
@@ -168,10 +156,10 @@ impl Selection<'_> {
         &self,
         file: &Path,
         authority: &Authority,
-    ) -> Result<(CertifiedKey, CertificateInfo), CertsError> {
+    ) -> Result<LoadedCertificate, CertsError> {
         let pem = authority.issue(self.subject, self.now)?;
         files::write_private(file, &pem)?;
-        parse_with_info(&pem).map_err(|reason| CertsError::content(PURPOSE, file, reason))
+        LoadedCertificate::parse(&pem).map_err(|reason| CertsError::content(PURPOSE, file, reason))
     }
 }
 
@@ -180,7 +168,32 @@ enum Existing {
     Absent,
     /// The reason continues a sentence that begins with the file's name.
     Unusable(String),
-    Certificate(Box<CertifiedKey>, CertificateInfo),
+    Certificate(Box<LoadedCertificate>),
+}
+
+/// A certificate with its key, and the fields that decide whether it is kept.
+struct LoadedCertificate {
+    key: CertifiedKey,
+    info: CertificateInfo,
+}
+
+impl LoadedCertificate {
+    fn parse(pem: &str) -> Result<Self, String> {
+        let key = parse_certified_key(pem)?;
+        let info = CertificateInfo::from_chain(&key.cert)?;
+        Ok(Self { key, info })
+    }
+
+    fn select(self, file: &Path, development_ca: Option<&Path>) -> Selected {
+        Selected {
+            key: Arc::new(self.key),
+            origin: Origin {
+                file: file.to_owned(),
+                development_ca: development_ca.map(Path::to_owned),
+                expires: self.info.not_after,
+            },
+        }
+    }
 }
 
 fn load_existing(file: &Path) -> Result<Existing, CertsError> {
@@ -189,23 +202,12 @@ fn load_existing(file: &Path) -> Result<Existing, CertsError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::Absent),
         // Another user's file must not be set aside.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(CertsError::Read {
-                purpose: PURPOSE,
-                path: file.to_owned(),
-                source: error,
-                fix: "run as the user who created it, or choose another --root-dir",
-            });
+            return Err(CertsError::other_user(PURPOSE, file, error));
         }
         Err(error) => return Ok(Existing::Unusable(format!("can't be read ({error})"))),
     };
-    Ok(match parse_with_info(&pem) {
-        Ok((key, info)) => Existing::Certificate(Box::new(key), info),
+    Ok(match LoadedCertificate::parse(&pem) {
+        Ok(loaded) => Existing::Certificate(Box::new(loaded)),
         Err(reason) => Existing::Unusable(reason),
     })
-}
-
-fn parse_with_info(pem: &str) -> Result<(CertifiedKey, CertificateInfo), String> {
-    let key = parse_certified_key(pem)?;
-    let info = CertificateInfo::from_chain(&key.cert)?;
-    Ok((key, info))
 }

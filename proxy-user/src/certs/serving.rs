@@ -109,9 +109,13 @@ impl Certificates {
             subject.ips.push(ip);
             self.reselect(&subject, now)?;
         }
+        Ok(self.names(ip))
+    }
+
+    fn names(&self, ip: IpAddr) -> bool {
         let current = self.resolver.current.load();
         let info = CertificateInfo::from_chain(&current.cert);
-        Ok(info.is_ok_and(|info| info.ips.contains(&ip)))
+        info.is_ok_and(|info| info.ips.contains(&ip))
     }
 
     fn reselect(&self, subject: &Subject, now: OffsetDateTime) -> Result<(), CertsError> {
@@ -121,15 +125,9 @@ impl Certificates {
             subject,
             now,
         };
-        let Selected { key, origin } = selection.select_certificate()?;
-        if key.cert != self.resolver.current.load().cert {
-            info!(
-                "serving certificate replaced by {}, valid until {}",
-                origin.file.display(),
-                origin.expires.date()
-            );
-            self.resolver.current.store(key);
-            self.origin.store(Arc::new(origin));
+        let selected = selection.select_certificate()?;
+        if selected.key.cert != self.resolver.current.load().cert {
+            self.replace(selected);
         }
         Ok(())
     }
@@ -144,6 +142,16 @@ impl Certificates {
                 .as_ref()
                 .map(|file| file.display().to_string()),
         }
+    }
+
+    fn replace(&self, Selected { key, origin }: Selected) {
+        info!(
+            "serving certificate replaced by {}, valid until {}",
+            origin.file.display(),
+            origin.expires.date()
+        );
+        self.resolver.current.store(key);
+        self.origin.store(Arc::new(origin));
     }
 
     /// File, expiry and the CA to trust, in words.

@@ -20,6 +20,9 @@ const CLUSTER_CA: &str = "/etc/kubernetes/pki/ca.crt";
 
 const BOOTSTRAP_FILE: &str = "bootstrap file";
 
+const NO_CA: &str = "has no CA, by which hublet verifies the cloud: add certificate-authority-data or \
+                     certificate-authority";
+
 /// The part of `k8s.io/client-go/tools/clientcmd/api/v1.Config` that names the CA.
 #[derive(Deserialize)]
 struct Kubeconfig {
@@ -78,18 +81,13 @@ fn load_kubeconfig_roots(path: &Path) -> Result<RootCertStore, CertsError> {
         source,
         fix: "set --bootstrap-file to a readable kubeconfig with certificate-authority-data",
     })?;
-    let cluster =
-        parse_cluster(&text).map_err(|reason| CertsError::content(BOOTSTRAP_FILE, path, reason))?;
-    let data = cluster
-        .certificate_authority_data
-        .filter(|data| !data.trim().is_empty());
-    let file = cluster
-        .certificate_authority
-        .filter(|file| !file.as_os_str().is_empty());
-    match (data, file) {
-        (Some(data), _) => parse_base64_roots(&data).map_err(|reason| {
-            let reason = format!("has certificate-authority-data that {reason}");
-            CertsError::content(BOOTSTRAP_FILE, path, reason)
+    let cluster = parse_cluster(&text).map_err(|reason| bad_kubeconfig(path, reason))?;
+    match (cluster.ca_data(), cluster.ca_file()) {
+        (Some(data), _) => parse_base64_roots(data).map_err(|reason| {
+            bad_kubeconfig(
+                path,
+                format!("has certificate-authority-data that {reason}"),
+            )
         }),
         // Relative to the kubeconfig, as in client-go.
         (None, Some(file)) => load_pem_roots(&PemFile {
@@ -97,12 +95,23 @@ fn load_kubeconfig_roots(path: &Path) -> Result<RootCertStore, CertsError> {
             path: &path.parent().unwrap_or(Path::new("")).join(file),
             fix: "correct certificate-authority in the bootstrap file",
         }),
-        (None, None) => Err(CertsError::content(
-            BOOTSTRAP_FILE,
-            path,
-            "has no CA, by which hublet verifies the cloud: add certificate-authority-data or \
-             certificate-authority",
-        )),
+        (None, None) => Err(bad_kubeconfig(path, NO_CA)),
+    }
+}
+
+fn bad_kubeconfig(path: &Path, reason: impl Into<String>) -> CertsError {
+    CertsError::content(BOOTSTRAP_FILE, path, reason)
+}
+
+impl Cluster {
+    fn ca_data(&self) -> Option<&str> {
+        let data = self.certificate_authority_data.as_deref();
+        data.filter(|data| !data.trim().is_empty())
+    }
+
+    fn ca_file(&self) -> Option<&Path> {
+        let file = self.certificate_authority.as_deref();
+        file.filter(|file| !file.as_os_str().is_empty())
     }
 }
 
@@ -121,18 +130,22 @@ fn parse_cluster(text: &str) -> Result<Cluster, String> {
 
 /// The current context's cluster, otherwise the first one.
 fn select_cluster(kubeconfig: Kubeconfig) -> Option<Cluster> {
-    let current = kubeconfig.current_context.unwrap_or_default();
-    let cluster = kubeconfig
-        .contexts
-        .into_iter()
-        .find(|context| context.name == current)
-        .map(|context| context.context.cluster);
-    let mut clusters = kubeconfig.clusters;
-    let position = clusters
-        .iter()
-        .position(|named| Some(&named.name) == cluster.as_ref())
-        .unwrap_or(0);
-    (position < clusters.len()).then(|| clusters.swap_remove(position).cluster)
+    let current = kubeconfig.current_cluster();
+    let mut clusters = kubeconfig.clusters.iter();
+    let position = clusters.position(|named| Some(named.name.as_str()) == current);
+    let mut clusters = kubeconfig.clusters.into_iter();
+    clusters
+        .nth(position.unwrap_or(0))
+        .map(|named| named.cluster)
+}
+
+impl Kubeconfig {
+    /// The name of the current context's cluster.
+    fn current_cluster(&self) -> Option<&str> {
+        let current = self.current_context.as_deref().unwrap_or_default();
+        let context = self.contexts.iter().find(|named| named.name == current)?;
+        Some(&context.context.cluster)
+    }
 }
 
 /// A file of CA certificates.
@@ -165,9 +178,8 @@ fn parse_pem_roots(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|error| format!("holds damaged PEM ({error})"))?;
-        roots
-            .add(certificate)
-            .map_err(|error| format!("holds an unusable certificate ({error})"))?;
+        let added = roots.add(certificate);
+        added.map_err(|error| format!("holds an unusable certificate ({error})"))?;
     }
     if roots.is_empty() {
         return Err("holds no certificate: expected PEM with -----BEGIN CERTIFICATE-----".into());

@@ -1,7 +1,7 @@
 //! The cgroup v2 hierarchy: its mount point, and the paths of the cgroup ids that eBPF attests.
 
-use std::collections::HashMap;
-use std::fs::{self, File};
+use std::collections::{HashMap, VecDeque};
+use std::fs::{self, DirEntry, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
@@ -38,6 +38,30 @@ struct PathCache {
     is_searching: bool,
 }
 
+impl PathCache {
+    fn insert(&mut self, id: u64, path: String) {
+        if self.known.len() >= MAX_PATHS {
+            self.known.clear();
+        }
+        self.known.insert(id, path);
+    }
+
+    /// `None` while a search runs, and shortly after one.
+    fn begin_search(&mut self) -> Option<()> {
+        let last = self.last_search;
+        if self.is_searching || last.is_some_and(|at| at.elapsed() < SEARCH_INTERVAL) {
+            return None;
+        }
+        self.is_searching = true;
+        Some(())
+    }
+
+    fn end_search(&mut self) {
+        self.is_searching = false;
+        self.last_search = Some(Instant::now());
+    }
+}
+
 /// An open directory of the hierarchy.
 #[derive(Debug)]
 pub(crate) struct CgroupDirectory {
@@ -69,21 +93,22 @@ impl Cgroups {
     pub(crate) fn find() -> Result<Self, Unavailable> {
         let mounts =
             fs::read_to_string("/proc/thread-self/mountinfo").map_err(Unavailable::NoCgroup)?;
-        let (root, private) = match mount_point_in(&mounts) {
-            Some(root) => (root, None),
+        match mount_point_in(&mounts) {
+            Some(root) => Ok(Self::new(root, None)),
             None => {
-                let root = mount_privately().map_err(Unavailable::NoCgroup)?;
-                (
-                    PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
-                    Some(root),
-                )
+                let mount = mount_privately().map_err(Unavailable::NoCgroup)?;
+                let root = format!("/proc/self/fd/{}", mount.as_raw_fd());
+                Ok(Self::new(root.into(), Some(mount)))
             }
-        };
-        Ok(Self {
+        }
+    }
+
+    fn new(root: PathBuf, private: Option<File>) -> Self {
+        Self {
             root,
             _private: private,
             paths: Mutex::default(),
-        })
+        }
     }
 
     /// Opens the directory to attach to: the configured one, or the root.
@@ -104,9 +129,7 @@ impl Cgroups {
 
     /// The id of this process's cgroup, if it is not the root and no other process is in it.
     pub(crate) fn exclusive_id(&self) -> Option<u64> {
-        let path = self
-            .root
-            .join(path_of_process("self")?.trim_start_matches('/'));
+        let path = self.directory(&path_of_process("self")?);
         let id = fs::metadata(&path).ok()?.ino();
         let processes = fs::read_to_string(path.join("cgroup.procs")).ok()?;
         (id != ROOT_ID && processes.trim() == std::process::id().to_string()).then_some(id)
@@ -117,7 +140,7 @@ impl Cgroups {
         let Some(own) = path_of_process("self") else {
             return false;
         };
-        let own = self.root.join(own.trim_start_matches('/'));
+        let own = self.directory(&own);
         match (own.canonicalize(), subtree.canonicalize()) {
             (Ok(own), Ok(subtree)) => own.starts_with(subtree),
             _ => false,
@@ -132,37 +155,26 @@ impl Cgroups {
         }
         let hinted = path_of_process(&pid.to_string()).filter(|path| self.id_of(path) == Some(id));
         let found = hinted.or_else(|| self.search_limited(id))?;
-        let mut paths = self.paths.lock();
-        if paths.known.len() >= MAX_PATHS {
-            paths.known.clear();
-        }
-        paths.known.insert(id, found.clone());
+        self.paths.lock().insert(id, found.clone());
         Some(found)
     }
 
     /// `None` also while another thread searches or shortly after a search: no connection waits for one.
     fn search_limited(&self, id: u64) -> Option<String> {
-        {
-            let mut paths = self.paths.lock();
-            if paths.is_searching
-                || paths
-                    .last_search
-                    .is_some_and(|at| at.elapsed() < SEARCH_INTERVAL)
-            {
-                return None;
-            }
-            paths.is_searching = true;
-        }
+        self.paths.lock().begin_search()?;
         let found = search_by_id(&self.root, id);
-        let mut paths = self.paths.lock();
-        (paths.is_searching, paths.last_search) = (false, Some(Instant::now()));
+        self.paths.lock().end_search();
         found
     }
 
     fn id_of(&self, path: &str) -> Option<u64> {
-        fs::metadata(self.root.join(path.trim_start_matches('/')))
-            .ok()
-            .map(|meta| meta.ino())
+        let directory = fs::metadata(self.directory(path));
+        directory.ok().map(|meta| meta.ino())
+    }
+
+    /// The directory of a cgroup's path below the root.
+    fn directory(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
     }
 }
 
@@ -173,8 +185,13 @@ pub(crate) fn pod_uid_in(name: &str) -> Option<String> {
         .strip_suffix(".slice")
         .unwrap_or(name)
         .rsplit_once("pod")?;
-    let allowed = |b: u8| b.is_ascii_hexdigit() || matches!(b, b'-' | b'_');
-    (matches!(uid.len(), 32 | 36) && uid.bytes().all(allowed)).then(|| uid.replace('_', "-"))
+    is_uid(uid).then(|| uid.replace('_', "-"))
+}
+
+fn is_uid(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    matches!(text.len(), 32 | 36)
+        && bytes.all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'-' | b'_'))
 }
 
 /// The container id in the name of a cgroup: 64 hexadecimal digits, as in `cri-containerd-ID.scope`.
@@ -194,12 +211,15 @@ fn path_of_process(pid: &str) -> Option<String> {
 
 /// The mount point of the hierarchy's root.
 fn mount_point_in(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (mount, kind) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        (root == "/" && kind.starts_with("cgroup2 ")).then(|| PathBuf::from(unescape_octal(point)))
-    })
+    mountinfo.lines().find_map(mount_point_of)
+}
+
+/// Of a line of mountinfo; `None` for other file systems, and for a part of the hierarchy.
+fn mount_point_of(line: &str) -> Option<PathBuf> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(3);
+    let (root, point) = (fields.next()?, fields.next()?);
+    (root == "/" && kind.starts_with("cgroup2 ")).then(|| unescape_octal(point).into())
 }
 
 /// proc_pid_mountinfo(5) writes blanks and backslashes in octal.
@@ -231,16 +251,10 @@ fn search_by_id(root: &Path, id: u64) -> Option<String> {
     if fs::metadata(root).is_ok_and(|meta| meta.ino() == id) {
         return Some("/".into());
     }
-    let mut queue = std::collections::VecDeque::from([root.to_path_buf()]);
+    let mut queue = VecDeque::from([root.to_path_buf()]);
     let mut visited = 0;
     while let Some(dir) = queue.pop_front() {
-        let Ok(entries) = fs::read_dir(&dir) else {
-            continue;
-        };
-        for entry in entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        {
+        for entry in directories_in(&dir) {
             let path = entry.path();
             if entry.ino() == id {
                 let below = path.strip_prefix(root).ok()?;
@@ -254,6 +268,11 @@ fn search_by_id(root: &Path, id: u64) -> Option<String> {
         }
     }
     None
+}
+
+fn directories_in(dir: &Path) -> impl Iterator<Item = DirEntry> + use<> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 #[cfg(test)]

@@ -21,18 +21,22 @@ pub struct Component {
 impl Component {
     pub(crate) fn from_result(name: &'static str, result: Result<String, &Unavailable>) -> Self {
         match result {
-            Ok(detail) => Self {
-                name: name.into(),
-                on: true,
-                wanted: true,
-                detail,
-            },
+            Ok(detail) => Self::on(name, detail),
             Err(reason) => Self {
                 name: name.into(),
                 on: false,
                 wanted: !matches!(reason, Unavailable::SwitchedOff(_)),
                 detail: reason.to_string(),
             },
+        }
+    }
+
+    fn on(name: &'static str, detail: String) -> Self {
+        Self {
+            name: name.into(),
+            on: true,
+            wanted: true,
+            detail,
         }
     }
 

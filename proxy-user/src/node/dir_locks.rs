@@ -86,16 +86,31 @@ fn find_lock_holder(path: &Path) -> Option<u32> {
 /// Finds a file's lock in /proc/locks. proc_locks(5): the fields are
 /// `1: FLOCK ADVISORY READ PID MAJOR:MINOR:INODE 0 EOF`.
 fn parse_lock_holder(locks: &str, inode: u64) -> Option<u32> {
-    locks.lines().find_map(|line| {
+    let locks = locks.lines().filter_map(FileLock::parse);
+    locks
+        .filter(|lock| lock.inode == inode)
+        .find_map(|lock| lock.pid)
+}
+
+/// A line of /proc/locks.
+struct FileLock {
+    inode: u64,
+    pid: Option<u32>,
+}
+
+impl FileLock {
+    /// `None` for locks of other kinds.
+    fn parse(line: &str) -> Option<Self> {
         let fields: Vec<_> = line.split_ascii_whitespace().collect();
         let ["FLOCK", _, _, pid, file, ..] = fields.get(1..)? else {
             return None;
         };
-        let (_, locked) = file.rsplit_once(':')?;
-        (locked.parse() == Ok(inode))
-            .then(|| pid.parse().ok())
-            .flatten()
-    })
+        let (_, inode) = file.rsplit_once(':')?;
+        Some(Self {
+            inode: inode.parse().ok()?,
+            pid: pid.parse().ok(),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, future};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
@@ -26,6 +27,7 @@ use rtnetlink::{
     MulticastGroup,
 };
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use super::link::{self, ALIAS};
 use super::unavailable::{self, Unavailable};
@@ -35,6 +37,13 @@ use crate::config::DummyConfig;
 const REPAIR_DELAY: Duration = Duration::from_millis(200);
 /// Netlink drops events when its queue is full, so the address is also checked at this interval.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Events of links and addresses.
+const GROUPS: [MulticastGroup; 3] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+];
 
 /// Errors of the interface.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +58,6 @@ pub enum InterfaceError {
     AddressElsewhere {
         ip: IpAddr,
         link: String,
-        /// The configured interface.
         wanted: String,
     },
     #[error("{operation}: {source}")]
@@ -108,12 +116,7 @@ impl Interface {
         config: &DummyConfig,
         owner: Option<OwnedFd>,
     ) -> Result<Self, InterfaceError> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-        ];
-        let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&groups)
+        let (connection, handle, events) = rtnetlink::new_multicast_connection(&GROUPS)
             .map_err(|error| unavailable::from_kernel("opening a netlink socket", error))?;
         let connection = tokio::spawn(connection);
         let node = Node {
@@ -128,17 +131,8 @@ impl Interface {
                 return Err(error);
             }
         };
-        let (repairer, shared) = (node.clone(), Arc::clone(&state));
-        let repair = tokio::spawn(async move {
-            loop {
-                let event = tokio::time::timeout(CHECK_INTERVAL, events.next()).await;
-                match event {
-                    Ok(None) => return,
-                    Ok(Some((message, _))) if !repairer.is_own_removal(&message.payload) => {}
-                    _ => repairer.repair(&shared).await,
-                }
-            }
-        });
+        let messages = events.map(|(message, _)| message.payload).boxed();
+        let repair = tokio::spawn(node.clone().keep_address(Arc::clone(&state), messages));
         let owner = owner
             .map(UnixDatagram::from)
             .or_else(|| claim_ownership(&config.name));
@@ -186,15 +180,8 @@ impl Interface {
             return Ok(());
         }
         let state = self.state.lock().clone();
-        let result = if state.made_link {
-            self.node.handle.link().del(state.index).execute().await
-        } else if state.made_address {
-            let message = self.node.address_message(state.index);
-            self.node.handle.address().del(message).execute().await
-        } else {
-            Ok(())
-        };
-        match result {
+        match self.node.remove_made(&state).await {
+            // It is gone already.
             Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::EADDRNOTAVAIL)) => {
                 Ok(())
             }
@@ -213,6 +200,32 @@ impl Drop for Interface {
 }
 
 impl Node {
+    /// Restores the address whenever it is removed.
+    async fn keep_address(
+        self,
+        state: Arc<Mutex<LinkState>>,
+        mut messages: BoxStream<'static, NetlinkPayload<RouteNetlinkMessage>>,
+    ) {
+        loop {
+            match timeout(CHECK_INTERVAL, messages.next()).await {
+                Ok(None) => return,
+                Ok(Some(message)) if !self.is_own_removal(&message) => {}
+                _ => self.repair(&state).await,
+            }
+        }
+    }
+
+    async fn remove_made(&self, state: &LinkState) -> Result<(), rtnetlink::Error> {
+        if state.made_link {
+            self.handle.link().del(state.index).execute().await
+        } else if state.made_address {
+            let message = self.address_message(state.index);
+            self.handle.address().del(message).execute().await
+        } else {
+            Ok(())
+        }
+    }
+
     /// Makes sure that link and address exist and that the link is up.
     async fn ensure_address(&self) -> Result<LinkState, InterfaceError> {
         let mut state = match self.find_address().await? {
@@ -224,15 +237,20 @@ impl Node {
                 state
             }
         };
-        let up = LinkUnspec::new_with_index(state.index).up().build();
-        if let Err(error) = self.handle.link().set(up).execute().await
-            && !is_denied(&error)
-        {
-            return Err(netlink_error(format!("setting {} up", state.name), error));
-        }
+        self.set_up(&state).await?;
         // An address on a link of an earlier hublet is hublet's, too: both go at the end.
         state.made_address |= state.made_link;
         Ok(state)
+    }
+
+    async fn set_up(&self, state: &LinkState) -> Result<(), InterfaceError> {
+        let up = LinkUnspec::new_with_index(state.index).up().build();
+        match self.handle.link().set(up).execute().await {
+            Err(error) if !is_denied(&error) => {
+                Err(netlink_error(format!("setting {} up", state.name), error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The state of the link that has the address, which must be the configured one or `lo`.
@@ -254,17 +272,25 @@ impl Node {
         if let Some(link) = self.find_link(self.request_by_name()).await? {
             return Ok(link_state(&link));
         }
-        let candidates = [
-            LinkDummy::new(&self.name).build(),
-            LinkIfb::new(&self.name).build(),
-            // Down, because a bridge that is created up gets an IPv6 address at once.
-            LinkBridge::new(&self.name).down().build(),
-        ];
-        for candidate in candidates {
+        for candidate in self.candidates() {
             if let Some(state) = self.create_link(candidate).await? {
                 return Ok(state);
             }
         }
+        self.loopback().await
+    }
+
+    /// Links to create, in order of preference.
+    fn candidates(&self) -> [LinkMessage; 3] {
+        [
+            LinkDummy::new(&self.name).build(),
+            LinkIfb::new(&self.name).build(),
+            // Down, because a bridge that is created up gets an IPv6 address at once.
+            LinkBridge::new(&self.name).down().build(),
+        ]
+    }
+
+    async fn loopback(&self) -> Result<LinkState, InterfaceError> {
         let lo = self.handle.link().get().match_name("lo");
         let lo = self.find_link(lo).await?;
         let lo = lo.ok_or_else(|| InterfaceError::LinkGone { name: "lo".into() })?;
@@ -276,9 +302,8 @@ impl Node {
         &self,
         candidate: LinkMessage,
     ) -> Result<Option<LinkState>, InterfaceError> {
-        match self.handle.link().add(candidate).execute().await {
-            Ok(()) => {}
-            Err(error) => match errno(&error) {
+        if let Err(error) = self.handle.link().add(candidate).execute().await {
+            match errno(&error) {
                 // Another process was faster.
                 Some(Errno::EEXIST) => {}
                 Some(Errno::EOPNOTSUPP | Errno::ENOENT | Errno::ENODEV) => return Ok(None),
@@ -288,7 +313,7 @@ impl Node {
                         error,
                     ));
                 }
-            },
+            }
         }
         let link = self.find_link(self.request_by_name()).await?;
         let link = link.ok_or_else(|| self.link_gone())?;
@@ -303,9 +328,7 @@ impl Node {
     async fn mark_as_ours(&self, index: u32) {
         let alias = LinkUnspec::new_with_index(index).alias(ALIAS).build();
         let no_ipv6 = LinkUnspec::new_with_index(index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
-                vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
-            )]))
+            .append_extra_attribute(no_link_local_address())
             .build();
         for message in [alias, no_ipv6] {
             if let Err(error) = self.handle.link().set(message).execute().await {
@@ -385,13 +408,13 @@ impl Node {
         if matches!(self.find_address().await, Ok(Some(_))) {
             return;
         }
-        tokio::time::sleep(REPAIR_DELAY).await;
+        sleep(REPAIR_DELAY).await;
         match self.ensure_address().await {
             Ok(found) => {
+                tracing::warn!(ip = %self.ip, link = found.name, "the address was removed by another program; it is restored");
                 let mut state = shared.lock();
                 let repairs = state.repairs + 1;
                 *state = LinkState { repairs, ..found };
-                tracing::warn!(ip = %self.ip, link = state.name, "the address was removed by another program; it is restored");
             }
             Err(error) => tracing::error!("the address is gone and can't be restored: {error}"),
         }
@@ -405,28 +428,24 @@ impl Node {
 pub(crate) async fn remove_interface(name: &str) -> Result<bool, InterfaceError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(InterfaceError::Socket)?;
     let connection = tokio::spawn(connection);
-    let mut found = handle
-        .link()
-        .get()
-        .match_name(name.to_owned())
-        .execute()
-        .boxed();
-    let ours = match found.try_next().await {
-        Ok(link) => link.filter(|link| link_state(link).made_link),
-        Err(_) => None, // no such link
-    };
-    let removed = match ours {
-        None => Ok(false),
-        Some(_) if claim_ownership(name).is_none() => {
-            Err(InterfaceError::InUse { name: name.into() })
-        }
-        Some(link) => match handle.link().del(link.header.index).execute().await {
-            Ok(()) => Ok(true),
-            Err(error) => Err(netlink_error(format!("removing {name}"), error)),
-        },
-    };
+    let removed = remove_own_link(&handle, name).await;
     connection.abort();
     removed
+}
+
+async fn remove_own_link(handle: &Handle, name: &str) -> Result<bool, InterfaceError> {
+    let request = handle.link().get().match_name(name.to_owned());
+    let link = request.execute().boxed().try_next().await;
+    // An error means that there is no such link.
+    let Some(link) = link.ok().flatten().filter(link::is_ours) else {
+        return Ok(false);
+    };
+    if claim_ownership(name).is_none() {
+        return Err(InterfaceError::InUse { name: name.into() });
+    }
+    let removed = handle.link().del(link.header.index).execute().await;
+    removed.map_err(|error| netlink_error(format!("removing {name}"), error))?;
+    Ok(true)
 }
 
 /// Binds an abstract unix socket, whose name belongs to the network namespace and is released with the process. `None` if
@@ -436,6 +455,11 @@ fn claim_ownership(link: &str) -> Option<UnixDatagram> {
     SocketAddr::from_abstract_name(name)
         .and_then(|name| UnixDatagram::bind_addr(&name))
         .ok()
+}
+
+fn no_link_local_address() -> LinkAttribute {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])])
 }
 
 fn has_address(message: &AddressMessage, ip: IpAddr) -> bool {

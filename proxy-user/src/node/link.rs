@@ -12,29 +12,29 @@ pub(crate) fn is_ours(link: &LinkMessage) -> bool {
 }
 
 pub(crate) fn name_of(link: &LinkMessage) -> String {
-    let name = link
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
-        });
+    let mut attributes = link.attributes.iter();
+    let name = attributes.find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
     name.unwrap_or_default()
 }
 
 /// The type as `ip -d link` shows it; none for a network card.
 pub(crate) fn info_kind(link: &LinkMessage) -> Option<&InfoKind> {
-    let infos = link
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => Some(infos),
-            _ => None,
-        });
-    infos.into_iter().flatten().find_map(|info| match info {
+    link_infos(link).iter().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,
     })
+}
+
+fn link_infos(link: &LinkMessage) -> &[LinkInfo] {
+    let mut attributes = link.attributes.iter();
+    let infos = attributes.find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos.as_slice()),
+        _ => None,
+    });
+    infos.unwrap_or_default()
 }
 
 /// The type, for people.

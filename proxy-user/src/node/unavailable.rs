@@ -23,7 +23,6 @@ pub enum Unavailable {
     )]
     Privilege {
         operation: String,
-        /// Capabilities.
         needs: &'static str,
     },
     /// EPERM although the capabilities are there.
@@ -58,10 +57,7 @@ pub enum Unavailable {
     #[error(
         "another hublet runs on this node and steers (it holds {pins}): stop it, or give this one its own --bpffs"
     )]
-    Busy {
-        /// The locked directory.
-        pins: PathBuf,
-    },
+    Busy { pins: PathBuf },
     #[error("{interface}: no such interface; `ip link` lists those that exist")]
     NoInterface { interface: String },
     #[error("{0}: not in the embedded BPF object, which is of another version")]
@@ -91,7 +87,12 @@ const NEEDS_LOOKUP: &str = "sk_lookup tells the interface since Linux 5.17; on o
 const NEEDS_KERNEL: &str = "Linux 5.8 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_BPF_STREAM_PARSER (sockmap) is needed";
 
 /// Since this version maps count as the cgroup's memory, no longer as locked memory.
-const OWN_MEMORY_ACCOUNT: (u32, u32) = (5, 11);
+const OWN_MEMORY_ACCOUNT: KernelVersion = KernelVersion {
+    major: 5,
+    minor: 11,
+};
+/// The oldest kernel that has everything which the core needs.
+const OLDEST: KernelVersion = KernelVersion { major: 5, minor: 8 };
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -102,19 +103,13 @@ const CAP_BPF: u32 = 39;
 pub(crate) fn from_kernel(operation: impl Into<String>, error: io::Error) -> Unavailable {
     let operation = operation.into();
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => from_denial(
-            operation,
-            effective_capabilities(),
-            if is_older_than(OWN_MEMORY_ACCOUNT) {
-                MapMemory::Locked
-            } else {
-                MapMemory::Cgroup
-            },
-        ),
+        Some(libc::EPERM | libc::EACCES) => {
+            from_denial(operation, effective_capabilities(), MapMemory::of_kernel())
+        }
         Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOPROTOOPT | libc::ENODEV) => {
             kernel_too_old(operation)
         }
-        Some(libc::EINVAL) if is_older_than((5, 8)) => kernel_too_old(operation),
+        Some(libc::EINVAL) if is_older_than(OLDEST) => kernel_too_old(operation),
         _ => Unavailable::Failed {
             operation,
             source: error.into(),
@@ -173,14 +168,25 @@ fn kernel_release() -> String {
     )
 }
 
-fn is_older_than(wanted: (u32, u32)) -> bool {
-    parse_version(&kernel_release()).is_some_and(|found| found < wanted)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct KernelVersion {
+    major: u32,
+    minor: u32,
 }
 
-/// `6.1.190-amd64` → (6, 1).
-fn parse_version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(['.', '-', '+']).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+impl KernelVersion {
+    /// Of a release such as `6.1.190-amd64`.
+    fn parse(release: &str) -> Option<Self> {
+        let mut numbers = release.split(['.', '-', '+']).map(str::parse);
+        Some(Self {
+            major: numbers.next()?.ok()?,
+            minor: numbers.next()?.ok()?,
+        })
+    }
+}
+
+fn is_older_than(wanted: KernelVersion) -> bool {
+    KernelVersion::parse(&kernel_release()).is_some_and(|found| found < wanted)
 }
 
 /// Effective capabilities as bits (proc_pid_status(5), `CapEff`).
@@ -198,6 +204,16 @@ impl Capabilities {
 enum MapMemory {
     Locked,
     Cgroup,
+}
+
+impl MapMemory {
+    fn of_kernel() -> Self {
+        if is_older_than(OWN_MEMORY_ACCOUNT) {
+            Self::Locked
+        } else {
+            Self::Cgroup
+        }
+    }
 }
 
 /// None if they can't be read.
@@ -220,11 +236,16 @@ mod tests {
 
     #[test]
     fn versions_compare_as_numbers() {
-        assert_eq!(parse_version("6.18.44-fc-v595"), Some((6, 18)));
-        assert_eq!(parse_version("5.4.0-150-generic"), Some((5, 4)));
-        assert_eq!(parse_version("6.1-rc3"), Some((6, 1)));
-        assert!(parse_version("5.10.0").unwrap() < parse_version("5.14").unwrap());
-        assert_eq!(parse_version("strange"), None);
+        for (release, major, minor) in [
+            ("6.18.44-fc-v595", 6, 18),
+            ("5.4.0-150-generic", 5, 4),
+            ("6.1-rc3", 6, 1),
+        ] {
+            let version = KernelVersion { major, minor };
+            assert_eq!(KernelVersion::parse(release), Some(version));
+        }
+        assert!(KernelVersion::parse("5.10.0").unwrap() < KernelVersion::parse("5.14").unwrap());
+        assert_eq!(KernelVersion::parse("strange"), None);
     }
 
     #[test]
