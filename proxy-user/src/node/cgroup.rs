@@ -270,7 +270,7 @@ fn search_by_id(root: &Path, id: u64) -> Option<String> {
     None
 }
 
-fn directories_in(dir: &Path) -> impl Iterator<Item = DirEntry> + use<> {
+pub(crate) fn directories_in(dir: &Path) -> impl Iterator<Item = DirEntry> + use<> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }

@@ -41,11 +41,6 @@ struct CachedProcess {
 impl ProcessCache {
     /// Completes the kernel's record with what is known of the caller at accept.
     pub(super) fn describe(&self, ident: &Ident, cgroups: &Cgroups) -> Process {
-        let name = ident
-            .comm
-            .split(|byte| *byte == 0)
-            .next()
-            .unwrap_or_default();
         let cgroup = cgroups.path_of(ident.cgroup_id, ident.pid);
         let (pod_uid, container_id) = cgroup.as_deref().map(pod_and_container).unwrap_or_default();
         Process {
@@ -57,7 +52,7 @@ impl ProcessCache {
             pod_uid,
             container_id,
             netns: ident.netns,
-            command: String::from_utf8_lossy(name).into_owned(),
+            command: command_of(ident),
             executable: self.executable(ident),
             original: Some(SocketAddr::new(from_map(ident.orig_ip), ident.orig_port)),
             steered: ident.flags & IDENT_STEERED != 0,
@@ -68,7 +63,7 @@ impl ProcessCache {
         let mut cache = self.0.lock();
         let at = cache.iter().position(|process| process.pid == ident.pid);
         if let Some(process) = at.map(|at| &cache[at])
-            && process.checked.elapsed() < EXECUTABLE_TTL
+            && process.is_fresh()
         {
             return Some(process.executable.clone());
         }
@@ -81,6 +76,11 @@ impl ProcessCache {
         cache.truncate(MAX_PROCESSES);
         Some(executable)
     }
+}
+
+fn command_of(ident: &Ident) -> String {
+    let name = ident.comm.split(|byte| *byte == 0).next();
+    String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
 }
 
 impl CachedProcess {
@@ -97,6 +97,10 @@ impl CachedProcess {
             executable,
             checked: Instant::now(),
         })
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.checked.elapsed() < EXECUTABLE_TTL
     }
 
     /// `None` if the process has ended.
@@ -132,15 +136,20 @@ fn parse_start_time(stat: &str) -> Option<u64> {
 
 /// A time of CLOCK_MONOTONIC in clock ticks since the boot, rounded up.
 fn ticks_since_boot(monotonic_ns: u64) -> Option<u64> {
-    let now = |clock| clock_gettime(clock).map(Duration::from);
-    let asleep = now(ClockId::CLOCK_BOOTTIME)
-        .ok()?
-        .saturating_sub(now(ClockId::CLOCK_MONOTONIC).ok()?);
-    let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
-    let ns = (Duration::from_nanos(monotonic_ns) + asleep).as_nanos();
-    u64::try_from(ns * u128::from(ticks) / 1_000_000_000)
-        .ok()
-        .map(|ticks| ticks + 1)
+    let ticks_per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+    let since_boot = Duration::from_nanos(monotonic_ns) + time_asleep()?;
+    let ticks = since_boot.as_nanos() * u128::from(ticks_per_second) / 1_000_000_000;
+    u64::try_from(ticks).ok().map(|ticks| ticks + 1)
+}
+
+/// The time since the boot that CLOCK_MONOTONIC doesn't count.
+fn time_asleep() -> Option<Duration> {
+    let since_boot = clock_now(ClockId::CLOCK_BOOTTIME)?;
+    Some(since_boot.saturating_sub(clock_now(ClockId::CLOCK_MONOTONIC)?))
+}
+
+fn clock_now(clock: ClockId) -> Option<Duration> {
+    clock_gettime(clock).map(Duration::from).ok()
 }
 
 /// From `/kubepods/burstable/podUID/CONTAINER`, or the same in systemd's form.

@@ -3,8 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use nix::net::if_::if_nametoindex;
 
 use super::attest::ProcessCache;
 use super::selection::Selection;
@@ -14,7 +16,7 @@ use crate::caller::Process;
 use crate::config::SetupConfig;
 use crate::ebpf::attach::{self, AttachPlan, AttachedProgram, XdpInterface};
 use crate::ebpf::bpffs::Pins;
-use crate::ebpf::flows::FlowStatus;
+use crate::ebpf::flows::{Flow, FlowStatus};
 use crate::ebpf::maps::{MapOrigin, SelfExemption};
 use crate::ebpf::object;
 use crate::ebpf::programs::{Programs, ServicesByFamily};
@@ -58,6 +60,17 @@ enum GuardState {
 pub(super) struct PinsLock(pub(super) Option<OwnedFd>);
 
 impl PinsLock {
+    /// The inner error is a reason to go on without pins: the programs end with the process, which also fails open.
+    ///
+    /// # Errors
+    /// Another daemon runs; its programs must not be replaced.
+    fn open_pins(self, bpffs: &Path) -> Result<Result<Pins, Unavailable>, Unavailable> {
+        match Pins::open(bpffs, self.0) {
+            Err(busy @ Unavailable::Busy { .. }) => Err(busy),
+            pins => Ok(pins),
+        }
+    }
+
     fn origin(&self) -> MapOrigin {
         match self.0 {
             Some(_) => MapOrigin::Running,
@@ -82,12 +95,7 @@ impl DataPlane {
         let root = cgroups.open(None)?;
         let directory = cgroups.open(config.cgroup.as_deref())?;
         object::check_embedded()?;
-        let pins = match Pins::open(&config.bpffs, lock.0) {
-            // The programs of a running daemon must not be replaced.
-            Err(busy @ Unavailable::Busy { .. }) => return Err(busy),
-            // Without bpffs the programs end with the process, which also fails open.
-            pins => pins,
-        };
+        let pins = lock.open_pins(&config.bpffs)?;
         let (xdp, missing) = find_interfaces(&config.guard.xdp);
         let plan = AttachPlan {
             root: &root,
@@ -131,9 +139,7 @@ impl DataPlane {
         };
         let guard = start_guard(config, uplinks, &programs).await;
         let selection = Selection::new(&config.select, cgroups.root());
-        programs
-            .set_services(&config.steer.addresses.iter().copied().collect())
-            .and_then(|()| programs.set_selection(&selection.current().entries))
+        configure(&programs, config, &selection)
             .map_err(|error| unavailable::from_kernel("configuring the programs", error))?;
         let selecting = OwnedTask::spawn(Arc::clone(&selection).run(Arc::clone(&programs)));
         let earlier = attach::earlier_programs(directory.file.as_fd(), programs.attached());
@@ -183,42 +189,48 @@ impl DataPlane {
     }
 
     pub(super) fn components(&self) -> Vec<Component> {
-        let mut components = vec![
+        let core = [
             self.steering_component(),
             self.identity_component(),
             self.guard_component(),
         ];
-        components.extend(
-            self.optional
-                .iter()
-                .map(|name| self.optional_component(name)),
-        );
+        let optional = self.optional.iter();
+        core.into_iter()
+            .chain(optional.map(|name| self.optional_component(name)))
+            .chain([self.pins_component()])
+            .collect()
+    }
+
+    fn pins_component(&self) -> Component {
         let pins = self.pins.as_ref();
         let layout = pins.map(|pins| pins.layout().display().to_string());
-        components.push(Component::from_result("pins", layout));
-        components
+        Component::from_result("pins", layout)
     }
 
     fn steering_component(&self) -> Component {
         let services = self.programs.services();
         let on = self.programs.is_steering();
-        let mut detail = if on {
+        let detail = if on {
             self.steering_detail(&services)
         } else {
             self.not_steering_detail(&services)
         };
-        if !self.earlier_programs.is_empty() {
-            detail.push_str(&format!(
-                "; after {} on the same cgroup: addresses that it rewrites are not steered",
-                self.earlier_programs.join(", ")
-            ));
-        }
         Component {
             name: "steering".into(),
             on,
             wanted: self.steering_wanted,
-            detail,
+            detail: detail + &self.earlier_programs_note(),
         }
+    }
+
+    fn earlier_programs_note(&self) -> String {
+        if self.earlier_programs.is_empty() {
+            return String::new();
+        }
+        format!(
+            "; after {} on the same cgroup: addresses that it rewrites are not steered",
+            self.earlier_programs.join(", ")
+        )
     }
 
     fn steering_detail(&self, services: &ServicesByFamily) -> String {
@@ -294,36 +306,42 @@ impl DataPlane {
     fn optional_component(&self, name: &'static str) -> Component {
         let state = match self.programs.unavailable(name) {
             Some(reason) => Err(reason),
-            None => {
-                let attached = self.programs.attached().iter();
-                let hooks: Vec<_> = attached
-                    .filter(|program| program.hook.starts_with(name))
-                    .map(|program| program.hook.as_str())
-                    .collect();
-                Ok(hooks.join(", "))
-            }
+            None => Ok(self.hooks_of(name)),
         };
         Component::from_result(name, state)
     }
 
+    fn hooks_of(&self, component: &str) -> String {
+        let attached = self.programs.attached().iter();
+        let hooks: Vec<_> = attached
+            .filter(|program| program.hook.starts_with(component))
+            .map(|program| program.hook.as_str())
+            .collect();
+        hooks.join(", ")
+    }
+
     pub(super) fn status(&self) -> EbpfStatus {
-        let flows = self.programs.flows().into_iter().map(|flow| FlowStatus {
+        let programs = self.programs.attached().iter();
+        EbpfStatus {
+            programs: programs.map(program_status).collect(),
+            decisions: self.programs.decisions(),
+            flows: self.flows(),
+        }
+    }
+
+    fn flows(&self) -> Vec<FlowStatus> {
+        let flows = self.programs.flows().into_iter();
+        let mut flows: Vec<_> = flows.map(|flow| self.flow_status(flow)).collect();
+        flows.sort_by_key(|flow| (flow.cgroup_id, flow.service));
+        flows
+    }
+
+    fn flow_status(&self, flow: Flow) -> FlowStatus {
+        FlowStatus {
             cgroup_id: flow.cgroup_id,
             cgroup: self.cgroups.path_of(flow.cgroup_id, 0),
             service: flow.service,
             counts: flow.counts,
-        });
-        let mut flows: Vec<_> = flows.collect();
-        flows.sort_by_key(|flow| (flow.cgroup_id, flow.service));
-        EbpfStatus {
-            programs: self
-                .programs
-                .attached()
-                .iter()
-                .map(program_status)
-                .collect(),
-            decisions: self.programs.decisions(),
-            flows,
         }
     }
 
@@ -340,6 +358,11 @@ impl DataPlane {
         drop(self.programs);
         self.pins.map_or(Ok(()), Pins::remove)
     }
+}
+
+fn configure(programs: &Programs, config: &SetupConfig, selection: &Selection) -> io::Result<()> {
+    programs.set_services(&config.steer.addresses.iter().copied().collect())?;
+    programs.set_selection(&selection.current().entries)
 }
 
 fn program_status(program: &AttachedProgram) -> ProgramStatus {
@@ -367,15 +390,18 @@ async fn start_guard(
     if !config.guard.on {
         return GuardState::Unavailable(Unavailable::SwitchedOff("--guard=false"));
     }
-    let has_lookup = programs.unavailable("guard").is_none();
-    let has_xdp = !config.guard.xdp.is_empty() && programs.unavailable("xdp").is_none();
-    if !has_lookup && !has_xdp {
+    if !has_guard_program(config, programs) {
         return GuardState::NotAttached;
     }
     match Guard::start(uplinks, Arc::clone(programs)).await {
         Ok(guard) => GuardState::Running(guard),
         Err(reason) => GuardState::Unavailable(reason),
     }
+}
+
+fn has_guard_program(config: &SetupConfig, programs: &Programs) -> bool {
+    let has_xdp = !config.guard.xdp.is_empty() && programs.unavailable("xdp").is_none();
+    has_xdp || programs.unavailable("guard").is_none()
 }
 
 fn optional_components(config: &SetupConfig) -> Vec<&'static str> {
@@ -393,20 +419,24 @@ fn optional_components(config: &SetupConfig) -> Vec<&'static str> {
 fn find_interfaces(names: &[String]) -> (Vec<XdpInterface>, Vec<UnavailableComponent>) {
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for name in names {
-        match nix::net::if_::if_nametoindex(name.as_str()) {
+        match if_nametoindex(name.as_str()) {
             Ok(index) => found.push(XdpInterface {
                 name: name.clone(),
                 index,
             }),
-            Err(_) => missing.push(UnavailableComponent {
-                name: "xdp",
-                reason: Unavailable::NoInterface {
-                    interface: name.clone(),
-                },
-            }),
+            Err(_) => missing.push(missing_interface(name)),
         }
     }
     (found, missing)
+}
+
+fn missing_interface(name: &str) -> UnavailableComponent {
+    UnavailableComponent {
+        name: "xdp",
+        reason: Unavailable::NoInterface {
+            interface: name.to_owned(),
+        },
+    }
 }
 
 fn join(addresses: &[SocketAddr]) -> String {

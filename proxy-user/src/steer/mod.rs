@@ -109,10 +109,8 @@ impl Setup {
             return Ok(());
         };
         let address = own_address(listener)?;
-        data_plane
-            .programs
-            .steer(listener, address)
-            .map_err(|source| SetupError::Listener { address, source })?;
+        let steering = data_plane.programs.steer(listener, address);
+        steering.map_err(|source| SetupError::Listener { address, source })?;
         data_plane.remove_other_layouts();
         Ok(())
     }
@@ -203,18 +201,22 @@ impl Setup {
     /// For log, status and metrics.
     pub fn components(&self) -> Vec<Component> {
         let interface = self.interface.as_ref().map(Interface::describe);
-        let mut components = vec![Component::from_result("interface", interface)];
+        let interface = Component::from_result("interface", interface);
+        let log = self.bpf_log.then(Component::bpf_log);
+        [interface]
+            .into_iter()
+            .chain(self.ebpf_components())
+            .chain(log)
+            .collect()
+    }
+
+    fn ebpf_components(&self) -> Vec<Component> {
         match &self.data_plane {
-            Ok(data_plane) => components.extend(data_plane.components()),
-            Err(reason) => {
-                let names = ["steering", "identity", "guard"];
-                components.extend(names.map(|name| Component::from_result(name, Err(reason))));
-            }
+            Ok(data_plane) => data_plane.components(),
+            Err(reason) => ["steering", "identity", "guard"]
+                .map(|name| Component::from_result(name, Err(reason)))
+                .into(),
         }
-        if self.bpf_log {
-            components.push(Component::bpf_log());
-        }
-        components
     }
 
     /// Programs, counters and flows.
@@ -269,16 +271,19 @@ fn own_address(listener: BorrowedFd<'_>) -> Result<SocketAddr, SetupError> {
     let address = SockRef::from(&listener)
         .local_addr()
         .map_err(SetupError::NotASocket)?;
-    match address.as_socket() {
-        Some(own) if !own.ip().is_unspecified() => Ok(match own {
-            // The scope is not part of the address that clients dial.
-            SocketAddr::V6(own) => SocketAddrV6::new(*own.ip(), own.port(), 0, 0).into(),
-            v4 => v4,
-        }),
-        other => Err(SetupError::NotOneAddress(other.map_or_else(
-            || "no IP address".into(),
-            |address| address.to_string(),
-        ))),
+    let own = address.as_socket();
+    let own = own.ok_or_else(|| SetupError::NotOneAddress("no IP address".into()))?;
+    if own.ip().is_unspecified() {
+        return Err(SetupError::NotOneAddress(own.to_string()));
+    }
+    Ok(without_scope(own))
+}
+
+/// The scope is not part of the address that clients dial.
+fn without_scope(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) => SocketAddrV6::new(*v6.ip(), v6.port(), 0, 0).into(),
+        v4 => v4,
     }
 }
 

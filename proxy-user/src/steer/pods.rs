@@ -105,33 +105,55 @@ impl PodOptIns {
 /// The store's.
 pub(super) fn read_opt_ins(snapshot: &Snapshot) -> Result<StoredOptIns, StoreError> {
     let mut stored = StoredOptIns::default();
-    let mut namespaces = BTreeSet::new();
-    let mut walk = snapshot.walk(NAMESPACES)?;
-    let read = |record: Record<'_>| mentions_key(&record).then(|| OptIn::of(&record)).flatten();
-    while let Some(found) = walk.next(read)? {
-        stored.key_seen |= found.is_some();
-        namespaces.extend(
-            found
-                .filter(|namespace| namespace.steer == Some(true))
-                .map(|namespace| namespace.name),
-        );
-    }
-    let mut walk = snapshot.walk(PODS)?;
-    // A pod that doesn't carry the key is parsed only for its namespace's sake.
-    let read = |record: Record<'_>| {
-        let mentions = mentions_key(&record);
-        let parsed = (mentions || !namespaces.is_empty()).then(|| OptIn::of(&record));
-        (mentions, parsed.flatten())
-    };
-    while let Some((mentions, found)) = walk.next(read)? {
-        stored.key_seen |= mentions;
-        stored.pods.extend(
-            found
-                .filter(|pod| pod.is_steered(&namespaces))
-                .map(|pod| pod.uid),
-        );
-    }
+    let namespaces = stored.read_namespaces(snapshot)?;
+    stored.read_pods(snapshot, &namespaces)?;
     Ok(stored)
+}
+
+impl StoredOptIns {
+    /// The names of the namespaces whose pods are steered.
+    fn read_namespaces(&mut self, snapshot: &Snapshot) -> Result<BTreeSet<String>, StoreError> {
+        let mut names = BTreeSet::new();
+        let mut walk = snapshot.walk(NAMESPACES)?;
+        while let Some(found) = walk.next(|record| OptIn::of_mentioning(&record))? {
+            self.key_seen |= found.is_some();
+            let steered = found.filter(|namespace| namespace.steer == Some(true));
+            names.extend(steered.map(|namespace| namespace.name));
+        }
+        Ok(names)
+    }
+
+    fn read_pods(
+        &mut self,
+        snapshot: &Snapshot,
+        namespaces: &BTreeSet<String>,
+    ) -> Result<(), StoreError> {
+        let mut walk = snapshot.walk(PODS)?;
+        while let Some(pod) = walk.next(|record| StoredPod::read(&record, namespaces))? {
+            self.key_seen |= pod.mentions_key;
+            self.pods.extend(pod.steered);
+        }
+        Ok(())
+    }
+}
+
+struct StoredPod {
+    mentions_key: bool,
+    /// Its UID, if it is steered.
+    steered: Option<String>,
+}
+
+impl StoredPod {
+    /// A pod that doesn't carry the key is parsed only for its namespace's sake.
+    fn read(record: &Record<'_>, namespaces: &BTreeSet<String>) -> Self {
+        let mentions_key = mentions_key(record);
+        let parsed = (mentions_key || !namespaces.is_empty()).then(|| OptIn::of(record));
+        let steered = parsed.flatten().filter(|pod| pod.is_steered(namespaces));
+        Self {
+            mentions_key,
+            steered: steered.map(|pod| pod.uid),
+        }
+    }
 }
 
 fn mentions_key(record: &Record<'_>) -> bool {
@@ -185,6 +207,11 @@ impl OptIn {
             Encoding::Json => Self::of_json(record.body),
             Encoding::Protobuf => Self::of_protobuf(record.body),
         }
+    }
+
+    /// `None` also for an object that doesn't mention the key, which is not parsed.
+    fn of_mentioning(record: &Record<'_>) -> Option<Self> {
+        mentions_key(record).then(|| Self::of(record)).flatten()
     }
 
     fn of_json(body: &[u8]) -> Option<Self> {

@@ -2,7 +2,7 @@
 //! and go.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use crate::config::{PodSelector, SelectConfig, Selector};
 use crate::ebpf::maps::SelectionEntries;
 use crate::ebpf::programs::Programs;
-use crate::node::cgroup::pod_uid_in;
+use crate::node::cgroup::{directories_in, pod_uid_in};
 
 /// The cgroup tree is also read at this interval, in case inotify loses an event.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
@@ -60,18 +60,17 @@ impl Selection {
 
     /// Replaces the UIDs of the pods that opt in; those beyond the limit are ignored. True if they have changed.
     pub(super) fn set_opted_in(&self, pods: BTreeSet<String>) -> bool {
-        if !self.config.pods.contains(&PodSelector::Annotated) {
-            return false;
-        }
         let pods: BTreeSet<_> = pods.into_iter().take(MAX_PODS).collect();
-        let mut opted_in = self.opted_in.lock();
-        if *opted_in == pods {
-            return false;
+        let changed = self.selects_annotated() && *self.opted_in.lock() != pods;
+        if changed {
+            *self.opted_in.lock() = pods;
+            self.changed.notify_one();
         }
-        *opted_in = pods;
-        drop(opted_in);
-        self.changed.notify_one();
-        true
+        changed
+    }
+
+    fn selects_annotated(&self) -> bool {
+        self.config.pods.contains(&PodSelector::Annotated)
     }
 
     /// For people.
@@ -116,13 +115,8 @@ impl Selection {
                 // A cgroup may have appeared before its directory was watched.
                 current = self.current();
             }
-            if installed.as_ref() != Some(&current.entries) {
-                match programs.set_selection(&current.entries) {
-                    Ok(()) => installed = Some(current.entries),
-                    Err(error) => {
-                        tracing::error!("the kernel refuses the selection of callers: {error}");
-                    }
-                }
+            if installed.as_ref() != Some(&current.entries) && install(&programs, &current) {
+                installed = Some(current.entries);
             }
             tokio::select! {
                 () = self.changed.notified() => {}
@@ -193,16 +187,26 @@ impl CurrentSelection {
     }
 }
 
+/// False if the kernel refuses.
+fn install(programs: &Programs, current: &CurrentSelection) -> bool {
+    let set = programs.set_selection(&current.entries);
+    set.inspect_err(|error| {
+        tracing::error!("the kernel refuses the selection of callers: {error}");
+    })
+    .is_ok()
+}
+
 fn describe_all(selectors: &[Selector]) -> String {
-    let selectors: Vec<_> = selectors
-        .iter()
-        .map(|selector| match selector {
-            Selector::Cgroup(path) => format!("cgroup {}", path.display()),
-            Selector::Uid(uid) => format!("user {uid}"),
-            Selector::Command(name) => format!("command {name}"),
-        })
-        .collect();
+    let selectors: Vec<_> = selectors.iter().map(describe_selector).collect();
     selectors.join(", ")
+}
+
+fn describe_selector(selector: &Selector) -> String {
+    match selector {
+        Selector::Cgroup(path) => format!("cgroup {}", path.display()),
+        Selector::Uid(uid) => format!("user {uid}"),
+        Selector::Command(name) => format!("command {name}"),
+    }
 }
 
 /// The name as the kernel truncates it, with a NUL at the end.
@@ -221,8 +225,23 @@ struct PodCgroup {
 
 struct FoundPods {
     pods: Vec<PodCgroup>,
-    /// The directories that were searched.
+    /// The directories that were searched, and those that are still to be.
     directories: Vec<PathBuf>,
+}
+
+impl FoundPods {
+    /// Adds a pod's cgroup, or a directory that may hold some.
+    fn add(&mut self, entry: &DirEntry) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if let Some(uid) = pod_uid_in(&name) {
+            let cgroup_id = entry.metadata().map(|meta| meta.ino());
+            self.pods
+                .extend(cgroup_id.map(|cgroup_id| PodCgroup { uid, cgroup_id }));
+        } else if may_hold_pods(&name) && self.directories.len() < MAX_DIRECTORIES {
+            self.directories.push(entry.path());
+        }
+    }
 }
 
 /// Finds the pods of the node in the kubelet's layouts: `/kubepods/burstable/podUID` with the cgroupfs driver,
@@ -234,21 +253,8 @@ fn find_pods(root: &Path) -> FoundPods {
     };
     let mut next = 0;
     while next < found.directories.len() {
-        let entries = fs::read_dir(&found.directories[next]);
-        for entry in entries.into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if let Some(uid) = pod_uid_in(&name) {
-                let cgroup_id = entry.metadata().map(|meta| meta.ino());
-                found
-                    .pods
-                    .extend(cgroup_id.map(|cgroup_id| PodCgroup { uid, cgroup_id }));
-            } else if may_hold_pods(&name) && found.directories.len() < MAX_DIRECTORIES {
-                found.directories.push(entry.path());
-            }
+        for entry in directories_in(&found.directories[next]) {
+            found.add(&entry);
         }
         next += 1;
     }

@@ -98,15 +98,19 @@ mod fields {
 fn service_addresses(record: &Record<'_>) -> Option<Vec<SocketAddr>> {
     let spec = match record.encoding {
         Encoding::Json => serde_json::from_slice::<Service>(record.body).ok()?.spec,
-        Encoding::Protobuf => {
-            let raw = Unknown::parse(record.body).ok()?.raw;
-            ServiceSpec::of_protobuf(bytes_fields(raw, fields::SERVICE_SPEC).next()?)
-        }
+        Encoding::Protobuf => ServiceSpec::of_service(record.body)?,
     };
     Some(spec.addresses())
 }
 
 impl ServiceSpec {
+    /// Of a Service in protobuf.
+    fn of_service(body: &[u8]) -> Option<Self> {
+        let raw = Unknown::parse(body).ok()?.raw;
+        let spec = bytes_fields(raw, fields::SERVICE_SPEC).next()?;
+        Some(Self::of_protobuf(spec))
+    }
+
     fn of_protobuf(spec: &[u8]) -> Self {
         Self {
             cluster_ip: bytes_fields(spec, fields::SPEC_CLUSTER_IP)

@@ -31,6 +31,13 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// The kernel's own table of local addresses (rtnetlink(7)).
 const RT_TABLE_LOCAL: u8 = 255;
 
+/// Events of links and routes.
+const GROUPS: [MulticastGroup; 3] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
+
 /// Configured, not discovered.
 #[derive(Debug, Clone)]
 pub(super) struct UplinkConfig {
@@ -38,6 +45,12 @@ pub(super) struct UplinkConfig {
     pub(super) own_link: String,
     /// Interfaces that are uplinks whatever their type.
     pub(super) uplinks: Vec<String>,
+}
+
+impl UplinkConfig {
+    fn names(&self, interface: &str) -> bool {
+        self.uplinks.iter().any(|uplink| uplink == interface)
+    }
 }
 
 /// Keeps the guard's map up to date until it is stopped or dropped.
@@ -57,21 +70,12 @@ impl Guard {
         config: UplinkConfig,
         programs: Arc<Programs>,
     ) -> Result<Self, Unavailable> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ];
-        let (connection, handle, events) = rtnetlink::new_multicast_connection(&groups)
+        let (connection, handle, events) = rtnetlink::new_multicast_connection(&GROUPS)
             .map_err(|error| unavailable::from_kernel("opening a netlink socket", error))?;
         let connection = OwnedTask::spawn(connection);
-        let installed =
-            read_interfaces(&handle, &config)
-                .await
-                .map_err(|error| Unavailable::Failed {
-                    operation: "reading the interfaces".into(),
-                    source: Box::new(error),
-                })?;
+        let installed = read_interfaces(&handle, &config)
+            .await
+            .map_err(interfaces_unreadable)?;
         programs
             .set_guard(&installed)
             .map_err(|error| unavailable::from_kernel("writing the guard's interfaces", error))?;
@@ -95,6 +99,13 @@ impl Guard {
     pub(super) async fn stop(self) {
         self.updates.stop().await;
         self.connection.stop().await;
+    }
+}
+
+fn interfaces_unreadable(error: rtnetlink::Error) -> Unavailable {
+    Unavailable::Failed {
+        operation: "reading the interfaces".into(),
+        source: Box::new(error),
     }
 }
 
@@ -135,11 +146,7 @@ async fn read_interfaces(
     config: &UplinkConfig,
 ) -> Result<Vec<GuardedInterface>, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
-    let ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let ipv6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    let mut default_routes = BTreeSet::new();
-    collect_default_routes(handle.route().get(ipv4).execute(), &mut default_routes).await;
-    collect_default_routes(handle.route().get(ipv6).execute(), &mut default_routes).await;
+    let default_routes = read_default_routes(handle).await;
     let mut interfaces: Vec<_> = links
         .iter()
         .filter_map(|link| guarded_interface(link, &default_routes, config))
@@ -147,6 +154,16 @@ async fn read_interfaces(
     interfaces.sort_unstable();
     interfaces.truncate(MAX_INTERFACES);
     Ok(interfaces)
+}
+
+/// The interfaces of all default routes.
+async fn read_default_routes(handle: &Handle) -> BTreeSet<u32> {
+    let ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let ipv6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    let mut interfaces = BTreeSet::new();
+    collect_default_routes(handle.route().get(ipv4).execute(), &mut interfaces).await;
+    collect_default_routes(handle.route().get(ipv6).execute(), &mut interfaces).await;
+    interfaces
 }
 
 /// Ends at an error: a kernel without IPv6 has no such routes.
@@ -167,25 +184,29 @@ fn guarded_interface(
 ) -> Option<GuardedInterface> {
     let (index, name) = (link.header.index, name_of(link));
     let is_loopback = link.header.flags.contains(LinkFlags::Loopback);
-    if is_loopback || name == config.own_link {
-        return Some(GuardedInterface {
-            index,
-            kind: IFACE_LOCAL,
-        });
-    }
-    let is_of_pods = match info_kind(link) {
+    let kind = if is_loopback || name == config.own_link {
+        IFACE_LOCAL
+    } else if receives_nothing(link) {
+        return None;
+    } else if !is_of_pods(link) || default_routes.contains(&index) || config.names(&name) {
+        IFACE_UPLINK
+    } else {
+        return None;
+    };
+    Some(GuardedInterface { index, kind })
+}
+
+/// No packets arrive on these.
+fn receives_nothing(link: &LinkMessage) -> bool {
+    matches!(info_kind(link), Some(InfoKind::Dummy | InfoKind::Ifb))
+}
+
+fn is_of_pods(link: &LinkMessage) -> bool {
+    match info_kind(link) {
         Some(InfoKind::Veth | InfoKind::Bridge | InfoKind::Netkit) => true,
         Some(InfoKind::Other(kind)) => kind == "openvswitch",
-        // No packets arrive on these.
-        Some(InfoKind::Dummy | InfoKind::Ifb) => return None,
         _ => false,
-    };
-    let is_uplink =
-        !is_of_pods || default_routes.contains(&index) || config.uplinks.contains(&name);
-    is_uplink.then_some(GuardedInterface {
-        index,
-        kind: IFACE_UPLINK,
-    })
+    }
 }
 
 /// The interfaces of a default route; none for other routes. The tables of policy routing count, the kernel's local one
@@ -194,17 +215,16 @@ fn default_route_interfaces(route: &RouteMessage) -> Vec<u32> {
     if route.header.destination_prefix_length != 0 || route.header.table == RT_TABLE_LOCAL {
         return Vec::new();
     }
-    let mut interfaces = Vec::new();
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => interfaces.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                interfaces.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            _ => {}
-        }
+    let attributes = route.attributes.iter();
+    attributes.flat_map(interfaces_of).collect()
+}
+
+fn interfaces_of(attribute: &RouteAttribute) -> Vec<u32> {
+    match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
     }
-    interfaces
 }
 
 fn may_change_uplinks(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
