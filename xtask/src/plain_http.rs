@@ -1,36 +1,56 @@
-//! One request over plain HTTP on loopback (readiness, control ports). A response is at most 1 MiB.
+//! One request over plain HTTP on loopback (readiness, control ports).
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use ureq::Agent;
 
-const LIMIT: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_RESPONSE: u64 = 1 << 20;
 
-/// Asks `method` of `path` and reads until the peer closes.
-pub(crate) fn send_request(address: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)
-        .with_context(|| format!("nothing answers on {address}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n"
-    )?;
-    let mut answer = Vec::new();
-    stream
-        .take(LIMIT)
-        .read_to_end(&mut answer)
-        .with_context(|| format!("{address} does not answer {path}"))?;
-    let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text
-        .split_once("\r\n\r\n")
-        .context("the answer is no HTTP")?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|code| code.parse().ok())
-        .context("the answer has no status")?;
-    Ok((status, body.to_owned()))
+/// The status code and body of the response to `GET path`.
+pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let config = Agent::config_builder()
+        .timeout_global(Some(TIMEOUT))
+        .proxy(None)
+        .max_redirects(0)
+        .http_status_as_error(false);
+    let agent: Agent = config.build().into();
+    let mut response = agent
+        .get(format!("http://{address}{path}"))
+        .call()
+        .with_context(|| format!("no HTTP server answers on {address}; is it running?"))?;
+    let body = response.body_mut().with_config().limit(MAX_RESPONSE);
+    let text = body
+        .read_to_string()
+        .with_context(|| format!("the response of {address} to {path} broke off"))?;
+    Ok((response.status().as_u16(), text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_response_is_read_and_a_closed_port_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 512]).unwrap();
+            let answer = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 5\r\n\r\nearly";
+            stream.write_all(answer).unwrap();
+        });
+        assert_eq!(
+            get(address, "/v1/readyz").unwrap(),
+            (500, "early".to_owned())
+        );
+        server.join().unwrap();
+        let error = format!("{:#}", get(address, "/v1/readyz").unwrap_err());
+        assert!(error.contains(&address.to_string()), "{error}");
+    }
 }

@@ -1,8 +1,11 @@
 //! `hublet status`: reads `/v1/status` of a running daemon and prints it as tables or as JSON.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
+
+use http::StatusCode;
+use ureq::Agent;
 
 use super::table::{
     or_dash, print_field_section, print_fields, print_line_section, print_table, yes_no,
@@ -51,23 +54,27 @@ pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<(), StatusError>
 }
 
 fn fetch_status(admin: SocketAddr) -> Result<String, StatusError> {
-    let answer = (|| {
-        let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.write_all(format!("GET /v1/status HTTP/1.0\r\nHost: {admin}\r\n\r\n").as_bytes())?;
-        let mut answer = String::new();
-        stream.take(MAX_RESPONSE).read_to_string(&mut answer)?;
-        Ok(answer)
-    })()
-    .map_err(|error| StatusError::Connect(admin, error))?;
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .ok_or_else(|| StatusError::Answer(admin, "it doesn't speak HTTP".into()))?;
-    let line = head.lines().next().unwrap_or_default();
-    if line.split(' ').nth(1) != Some("200") {
-        return Err(StatusError::Answer(admin, format!("it says {line:?}")));
+    let not_answered = |error: ureq::Error| StatusError::Connect(admin, error.into_io());
+    let mut response = http_agent()
+        .get(format!("http://{admin}/v1/status"))
+        .call()
+        .map_err(not_answered)?;
+    if response.status() != StatusCode::OK {
+        let problem = format!("it says {}", response.status());
+        return Err(StatusError::Answer(admin, problem));
     }
-    Ok(body.to_owned())
+    let body = response.body_mut().with_config().limit(MAX_RESPONSE);
+    body.read_to_string().map_err(not_answered)
+}
+
+/// Asks the address itself, whatever proxy the environment names.
+fn http_agent() -> Agent {
+    let config = Agent::config_builder()
+        .timeout_global(Some(TIMEOUT))
+        .proxy(None)
+        .max_redirects(0)
+        .http_status_as_error(false);
+    config.build().into()
 }
 
 /// Reads the version first: the rest of another version's document may not be readable.
@@ -317,6 +324,8 @@ fn caller_row(caller: &CallerStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
     use crate::admin::status::tests::sample_status;
 
@@ -399,35 +408,49 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nobody_and_somebody_else_are_told_apart() {
+    /// Answers one connection with `answer`.
+    fn serve_once(answer: &'static [u8]) -> (SocketAddr, std::thread::JoinHandle<()>) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-        let admin = listener.local_addr().expect("address");
+        let admin = listener.local_addr().expect("an address");
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accepted");
+            let _ = stream.read(&mut [0; 512]);
+            stream.write_all(answer).expect("written");
+        });
+        (admin, server)
+    }
+
+    fn failure(admin: SocketAddr) -> String {
         let args = StatusArgs {
             output: Output::Json,
             admin,
         };
-        let other = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("accepted");
-            let _ = stream.read(&mut [0; 512]);
-            stream
-                .write_all(b"HTTP/1.1 404 Not Found\r\n\r\n")
-                .expect("written");
-        });
-        let error = status(&args, &mut Vec::new())
-            .expect_err("a stranger")
-            .to_string();
+        let error = status(&args, &mut Vec::new()).expect_err("no hublet");
+        error.to_string()
+    }
+
+    #[test]
+    fn a_closed_port_and_another_server_are_told_apart() {
+        let (admin, server) = serve_once(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
+        let error = failure(admin);
         assert!(
             error.contains("no hublet") && error.contains("404"),
             "{error}"
         );
-        other.join().expect("joined");
-        let error = status(&args, &mut Vec::new())
-            .expect_err("closed")
-            .to_string();
+        server.join().expect("joined");
+        let error = failure(admin);
+        assert!(error.contains("is it running"), "{error}");
         assert!(
             error.contains("--admin") && error.contains(&admin.to_string()),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_server_without_http_is_no_hublet() {
+        let (admin, server) = serve_once(b"SSH-2.0-OpenSSH_9.2\r\n");
+        let error = failure(admin);
+        assert!(error.contains("no hublet"), "{error}");
+        server.join().expect("joined");
     }
 }

@@ -72,7 +72,7 @@ impl Daemon<'_> {
         let pause = Pause::new();
         let mut last = String::new();
         while Instant::now() < deadline {
-            match plain_http::send_request(ADMIN, "GET", "/v1/readyz") {
+            match plain_http::get(ADMIN, "/v1/readyz") {
                 Ok((200, body)) if body == "OK" => {
                     let server = self.server(&child);
                     return Ok((child, server));

@@ -119,7 +119,7 @@ fn start_hublet(project: &Project, flags: &Flags) -> Result<Child> {
 
 /// A hublet that someone else started would answer our readiness check and hide that ours failed.
 fn port_is_free(admin: SocketAddr) -> Result<()> {
-    if plain_http::send_request(admin, "GET", "/v1/healthz").is_ok() {
+    if plain_http::get(admin, "/v1/healthz").is_ok() {
         bail!(
             "a hublet (or YurtHub) already answers on {admin}: end it first, or add `-- --serve-port=PORT`"
         );
@@ -136,7 +136,7 @@ fn wait_ready(
     let deadline = Instant::now() + READY;
     let mut last = String::from("no answer yet");
     while Instant::now() < deadline {
-        match plain_http::send_request(admin, "GET", "/v1/readyz") {
+        match plain_http::get(admin, "/v1/readyz") {
             Ok((200, body)) if body == "OK" => return Ok(()),
             Ok((status, body)) => last = format!("{status} {}", body.trim()),
             Err(error) => last = format!("{error:#}"),
