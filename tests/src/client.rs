@@ -35,7 +35,7 @@ pub struct Options {
     /// The network namespace it dials from.
     pub netns: Option<Netns>,
     /// Limit for a response's head, and again for its whole body.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// One connection for all requests, or (`false`) a fresh one each.
     pub keep: bool,
 }
@@ -51,7 +51,7 @@ impl Options {
             identity: None,
             alpn: vec!["h2", "http/1.1"],
             netns: None,
-            patience: Duration::from_secs(10) * slowness_factor(),
+            timeout: Duration::from_secs(10) * slowness_factor(),
             keep: false,
         }
     }
@@ -226,10 +226,10 @@ impl Inner {
         );
         let (response, subject) = self.await_head(request).await?;
         let (head, body) = response.into_parts();
-        let patience = self.options.patience;
-        let body = tokio::time::timeout(patience, body.collect())
+        let timeout = self.options.timeout;
+        let body = tokio::time::timeout(timeout, body.collect())
             .await
-            .with_context(|| format!("{line}: the body did not end within {patience:?}"))?
+            .with_context(|| format!("{line}: the body did not end within {timeout:?}"))?
             .with_context(|| format!("{line}: the body broke off"))?
             .to_bytes();
         let (status, protocol) = (head.status.as_u16(), head.version);
@@ -248,10 +248,10 @@ impl Inner {
         request: Request<Vec<u8>>,
     ) -> anyhow::Result<(Response<Incoming>, String)> {
         let line = format!("{} {}{}", request.method(), self.options.url, request.uri());
-        let patience = self.options.patience;
-        tokio::time::timeout(patience, self.send_on_connection(request))
+        let timeout = self.options.timeout;
+        tokio::time::timeout(timeout, self.send_on_connection(request))
             .await
-            .with_context(|| format!("{line}: no answer within {patience:?}"))?
+            .with_context(|| format!("{line}: no answer within {timeout:?}"))?
             .with_context(|| line)
     }
 
@@ -386,27 +386,27 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The next piece; `None` at a clean end, an error when nothing comes within `patience` or the body breaks off.
-    pub fn next_piece(&mut self, patience: Duration) -> anyhow::Result<Option<Bytes>> {
+    /// The next piece; `None` at a clean end, an error when nothing comes within `timeout` or the body breaks off.
+    pub fn next_piece(&mut self, timeout: Duration) -> anyhow::Result<Option<Bytes>> {
         if !self.buffer.is_empty() {
             return Ok(Some(self.buffer.split().freeze()));
         }
-        self.read_frame(patience)
+        self.read_frame(timeout)
     }
 
-    fn read_frame(&mut self, patience: Duration) -> anyhow::Result<Option<Bytes>> {
+    fn read_frame(&mut self, timeout: Duration) -> anyhow::Result<Option<Bytes>> {
         let Some(mut body) = self.body.take() else {
             return Ok(None);
         };
         let (body, frame) = self.worker.spawner().block_on(async move {
-            let frame = tokio::time::timeout(patience, body.frame()).await;
+            let frame = tokio::time::timeout(timeout, body.frame()).await;
             (body, frame)
         });
         let frame = match frame {
             Ok(frame) => frame,
             Err(_) => {
                 self.body = Some(body);
-                bail!("the stream was silent for {patience:?}");
+                bail!("the stream was silent for {timeout:?}");
             }
         };
         let Some(frame) = frame.transpose().context("the stream broke off")? else {
@@ -417,7 +417,7 @@ impl Stream {
     }
 
     /// The next line, parsed as JSON: a watch's event. `None` at a clean end.
-    pub fn next_event(&mut self, patience: Duration) -> anyhow::Result<Option<Value>> {
+    pub fn next_event(&mut self, timeout: Duration) -> anyhow::Result<Option<Value>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);
@@ -425,7 +425,7 @@ impl Stream {
                     .map(Some)
                     .map_err(|cause| anyhow!("no JSON: {cause}"));
             }
-            match self.read_frame(patience)? {
+            match self.read_frame(timeout)? {
                 Some(piece) => self.buffer.extend_from_slice(&piece),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => bail!("the stream ended within a line: {:?}", self.buffer),

@@ -1,6 +1,6 @@
 //! The control port: HTTP on loopback for scripts and for tests in other processes.
 //!
-//! `PUT /fault`, `GET /fault`, `GET /stats`; for the scriptable cloud also `GET|DELETE /requests`, `GET|POST|DELETE /lies`,
+//! `PUT /fault`, `GET /fault`, `GET /stats`; for the scriptable cloud also `GET|DELETE /requests`, `GET|POST|DELETE /server-faults`,
 //! `PUT|DELETE /objects`, `POST /compact`. Answers are JSON or one line of text.
 use std::net::SocketAddr;
 
@@ -133,16 +133,18 @@ fn control_cloud(cloud: &cloud::Handle, order: &Order<'_>) -> anyhow::Result<Opt
             cloud.record().clear();
             ok_answer()
         }
-        ("GET", "/lies") => json_answer(200, serde_json::to_vec(&cloud.lies().rules())?),
-        ("POST", "/lies") => {
-            let example = r#"{"path":"/api/v1/pods","method":"list","count":1,"lie":{"status":{"code":503}}}"#;
+        ("GET", "/server-faults") => {
+            json_answer(200, serde_json::to_vec(&cloud.server_faults().rules())?)
+        }
+        ("POST", "/server-faults") => {
+            let example = r#"{"path":"/api/v1/pods","method":"list","count":1,"fault":{"status":{"code":503}}}"#;
             let rule = serde_json::from_str(order.body)
-                .with_context(|| format!("a lie looks like {example}"))?;
-            cloud.lies().add_rule(rule);
+                .with_context(|| format!("a server fault looks like {example}"))?;
+            cloud.server_faults().add_rule(rule);
             ok_answer()
         }
-        ("DELETE", "/lies") => {
-            cloud.lies().clear();
+        ("DELETE", "/server-faults") => {
+            cloud.server_faults().clear();
             ok_answer()
         }
         ("PUT", "/objects") => {

@@ -210,7 +210,7 @@ impl Daemon {
     pub fn wait_ready(&mut self) -> anyhow::Result<Duration> {
         let start = Instant::now();
         let mut admin = self.admin_options();
-        admin.patience = Duration::from_secs(1);
+        admin.timeout = Duration::from_secs(1);
         let admin = Client::new(admin)?;
         let ready = eventually(READY, "hublet is ready", || {
             if let Ok(Some(status)) = self.child.as_mut()?.try_wait() {

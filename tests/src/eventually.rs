@@ -13,21 +13,21 @@ pub fn slowness_factor() -> u32 {
         .unwrap_or(1)
 }
 
-/// Asks every 10 ms until there is an answer; fails with `what` after `patience` (see [`slowness_factor`]).
+/// Asks every 10 ms until there is an answer; fails with `what` after `timeout` (see [`slowness_factor`]).
 pub fn eventually<T>(
-    patience: Duration,
+    timeout: Duration,
     what: &str,
     mut ask: impl FnMut() -> Option<T>,
 ) -> anyhow::Result<T> {
-    let patience = patience * slowness_factor();
-    let deadline = Instant::now() + patience;
+    let timeout = timeout * slowness_factor();
+    let deadline = Instant::now() + timeout;
     loop {
         if let Some(answer) = ask() {
             return Ok(answer);
         }
         if Instant::now() >= deadline {
             crate::keep::hold_failed_test();
-            bail!("not within {patience:?}: {what}");
+            bail!("not within {timeout:?}: {what}");
         }
         std::thread::park_timeout(Duration::from_millis(10));
     }

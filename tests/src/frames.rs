@@ -59,14 +59,14 @@ struct Probe {
     from: SocketAddrV4,
     to: SocketAddrV4,
     number: TcpSeqNumber,
-    heard: Reply,
-    told: Reply,
+    seen: Reply,
+    reported: Reply,
 }
 
 /// Source ports, from here on.
 const FIRST_PORT: u16 = 20_000;
 /// The other end answers within microseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Wire {
     /// Opens the link of this name in a network namespace. The thread that calls [`Wire::send_syn`] stays on one processor
@@ -87,8 +87,8 @@ impl Wire {
         stay_on_this_processor()?;
         let probe = self.send_probe(from, to)?;
         let fence = self.send_probe(self.link.ip, self.link.closed)?;
-        let deadline = Instant::now() + PATIENCE * slowness_factor();
-        while self.probes[fence].heard == Reply::Nothing {
+        let deadline = Instant::now() + TIMEOUT * slowness_factor();
+        while self.probes[fence].seen == Reply::Nothing {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 bail!("{} doesn't refuse a SYN: is the link up?", self.link.closed);
@@ -96,12 +96,12 @@ impl Wire {
             wait(self.socket.as_raw_fd(), Some(left.into())).context("waiting for a frame")?;
             self.receive_frames();
         }
-        if self.probes[fence].heard == Reply::SynAck {
+        if self.probes[fence].seen == Reply::SynAck {
             bail!("somebody listens on {}", self.link.closed);
         }
         let probe = &mut self.probes[probe];
-        probe.told = probe.heard;
-        Ok(probe.told)
+        probe.reported = probe.seen;
+        Ok(probe.reported)
     }
 
     /// Answers to SYNs for which [`Wire::send_syn`] told [`Reply::Nothing`]: none, or it told too early.
@@ -110,10 +110,10 @@ impl Wire {
         let late = self
             .probes
             .iter()
-            .filter(|probe| probe.told == Reply::Nothing);
+            .filter(|probe| probe.reported == Reply::Nothing);
         let late =
-            late.filter(|probe| probe.heard != Reply::Nothing && probe.to != self.link.closed);
-        late.map(|probe| format!("{} → {}: {:?}", probe.from, probe.to, probe.heard))
+            late.filter(|probe| probe.seen != Reply::Nothing && probe.to != self.link.closed);
+        late.map(|probe| format!("{} → {}: {:?}", probe.from, probe.to, probe.seen))
             .collect()
     }
 
@@ -129,8 +129,8 @@ impl Wire {
             from,
             to,
             number,
-            heard: Reply::Nothing,
-            told: Reply::Nothing,
+            seen: Reply::Nothing,
+            reported: Reply::Nothing,
         });
         let tcp = TcpRepr {
             src_port: from.port(),
@@ -224,8 +224,8 @@ fn match_reply(probes: &mut [Probe], bytes: &[u8]) -> Option<()> {
     if !segment.ack() || segment.ack_number() != probe.number + 1 {
         return None;
     }
-    if probe.heard == Reply::Nothing {
-        probe.heard = match (segment.rst(), segment.syn()) {
+    if probe.seen == Reply::Nothing {
+        probe.seen = match (segment.rst(), segment.syn()) {
             (true, _) => Reply::Reset,
             (false, true) => Reply::SynAck,
             (false, false) => return None,
@@ -253,8 +253,8 @@ mod tests {
             from,
             to: HOST,
             number,
-            heard: Reply::Nothing,
-            told: Reply::Nothing,
+            seen: Reply::Nothing,
+            reported: Reply::Nothing,
         }
     }
 
@@ -297,17 +297,17 @@ mod tests {
         ] {
             match_reply(&mut probes, &other);
         }
-        assert_eq!([probes[0].heard, probes[1].heard], [Reply::Nothing; 2]);
+        assert_eq!([probes[0].seen, probes[1].seen], [Reply::Nothing; 2]);
         match_reply(&mut probes, &answer(HOST, first, TcpControl::Syn, acked));
         match_reply(
             &mut probes,
             &answer(HOST, second, TcpControl::Rst, acked_second),
         );
         assert_eq!(
-            [probes[0].heard, probes[1].heard],
+            [probes[0].seen, probes[1].seen],
             [Reply::SynAck, Reply::Reset]
         );
         match_reply(&mut probes, &answer(HOST, first, TcpControl::Rst, acked));
-        assert_eq!(probes[0].heard, Reply::SynAck, "the first answer counts");
+        assert_eq!(probes[0].seen, Reply::SynAck, "the first answer counts");
     }
 }

@@ -1,5 +1,8 @@
-//! Promise: offline, a caller gets what the cloud has allowed this very caller, and nothing that anybody made hublet believe.
-//! Each test tells of a way in which that was not so; the four that let Secrets out run against the real API server.
+//! Promise (I7): while the cloud is away, a caller gets exactly what the API server has allowed this caller before, and
+//! no caller can make hublet believe anything about its rights.
+//!
+//! Each test describes a way in which that was not so. The four that disclosed Secrets run against the real API server,
+//! since the rule depends on its behaviour: which headers it reads as a token, and which answers need one.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::time::Duration;
@@ -9,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Request;
 use hublet_tests::client::{Answer, Client, Options};
-use hublet_tests::cloud::{Lie, LieRule, Rule, User};
+use hublet_tests::cloud::{Rule, ServerFault, ServerFaultRule, User};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
 use hublet_tests::kube::edge::{Edge, check_stored};
@@ -54,9 +57,9 @@ fn check_withheld(answer: &Answer, what: &str) {
 /// A service account of `default` with these rights there; out comes its token.
 fn account(edge: &Edge, name: &str, rules: &Value) -> Result<String> {
     let admin = edge.cloud.admin();
-    let patience = Duration::from_secs(30);
+    let timeout = Duration::from_secs(30);
     let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
-    admin.create_when_possible(&format!("{NAMESPACE}/serviceaccounts"), &object, patience)?;
+    admin.create_when_possible(&format!("{NAMESPACE}/serviceaccounts"), &object, timeout)?;
     let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": "default"});
     allow(edge, name, rules, &subject)?;
     admin.request_token("default", name)
@@ -541,14 +544,14 @@ fn a_401_from_behind_a_proxy_takes_no_token_back() -> Result<()> {
     held(&site, &["held"])?;
     let (admin, path) = (site.admin_client()?, format!("{SECRETS}/held"));
     let backend = format!("{NAMESPACE}/services/dashboard:80/proxy");
-    let login = Lie::Exactly {
+    let login = ServerFault::Exactly {
         code: 401,
         content_type: "text/plain".into(),
         body: b"log in".to_vec(),
     };
     site.cloud
-        .lies()
-        .add_rule(LieRule::new("", &backend, login));
+        .server_faults()
+        .add_rule(ServerFaultRule::new("", &backend, login));
     assert_eq!(admin.get(&path)?.status, 200);
     for page in ["", "/", "/login?next=%2F", "/a%2Fb"] {
         let answer = admin.get(&format!("{backend}{page}"))?;

@@ -1,8 +1,9 @@
-//! Promise: the Calico CNI plugin gets through hublet exactly what the API server answers it, and after the link is
-//! cut every read that it made before is answered as the cloud would have, while nothing is pretended.
+//! Promise: the Calico CNI plugin gets the API server's exact answers through hublet (I3). After the link is cut, every
+//! read that it made before is answered as the API server would have answered (I2, I11), and no write is acknowledged.
 //!
-//! Its real requests (`tests/data/calico-cni`: the first ADD of a node, a second ADD, the first pod's DEL) are played
-//! with their headers against the real API server.
+//! The plugin's recorded requests (`tests/data/calico-cni`: a node's first ADD, a second ADD, a DEL) are replayed with
+//! their headers against the real API server. A pod can't start or stop if one of them fails, and the plugin doesn't
+//! retry a 404.
 
 use std::time::Duration;
 
@@ -57,13 +58,13 @@ fn online_calico_gets_what_the_api_server_answers_i3() -> Result<()> {
         );
         play_all(&mut replay)?;
         // It was the cloud that answered: each request of the recording is in the API server's own log, once.
-        let asked = edge.cloud.audit_events()?;
+        let audited = edge.cloud.audit_events()?;
         for exchange in Recording::load_calico()?
             .all()
             .iter()
             .filter(|exchange| !exchange.is_read())
         {
-            let of_calico = asked.iter().filter(|event| {
+            let of_calico = audited.iter().filter(|event| {
                 event["requestURI"] == exchange.uri.as_str()
                     && event["user"]["username"]
                         == "system:serviceaccount:kube-system:calico-cni-plugin"

@@ -1,5 +1,7 @@
-//! The scriptable cloud answers as the real API server does (texts and orders below are copied from recorded
-//! kube-apiserver 1.34.4 traffic), keeps its users apart, and says what it was asked.
+//! Promise: the scriptable cloud answers as the real API server does, keeps its users apart, and records its requests.
+//!
+//! Other suites rely on it, so an inaccurate answer here would hide a bug of hublet there. Texts and field orders below
+//! are copied from recorded traffic of kube-apiserver 1.34.4.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 use std::time::Duration;
 

@@ -1,5 +1,8 @@
 //! Promise (I15): `kill -9` at any instant loses nothing that was stored, and the next start serves within a second.
-//! A hundred times, while lists and writes stream into the store.
+//!
+//! The daemon is killed a hundred times while lists and writes stream into the store. A killed process is the common
+//! crash on a node (out of memory, upgrades); losing power at each single write of the disk is tested in memory, in
+//! `cache/power_loss_tests.rs`.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,5 @@
-//! The daemon's life on a node of its own: ready, serving, killed, started again over the same disk, ended. What it
-//! serves in detail is other suites' affair.
+//! Promise: the daemon becomes ready, serves, survives `kill -9` with its store, and ends on SIGTERM with code 0; if it
+//! can't start, its log has the reason. This is the smallest test of a whole node; other suites test what it serves.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::time::Duration;

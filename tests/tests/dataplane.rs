@@ -1,5 +1,8 @@
-//! Promise: exactly those are steered that should be, and everybody is known for who they are (I6). Selections, pods,
-//! flow counts, other programs beside ours: on the real kernel, in namespaces of the test. Who is kept out: `guard`.
+//! Promise: hublet steers the selected callers and no others, and identifies each of them (I6): selections, pods, flow
+//! counts, and other programs on the same cgroup, on the real kernel in network namespaces of the test.
+//!
+//! Steering too much sends the cloud's own traffic in circles; steering too little leaves a client without its store.
+//! The suite `guard` tests who is refused.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(
     clippy::print_stdout,

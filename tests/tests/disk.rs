@@ -1,9 +1,9 @@
-//! Promise: the disk is the least of a node's worries. Full, read-only or lost in the midst of a write, it costs nothing
-//! of what is stored: reads go on from it, what the cloud says is forwarded all the while, and the store is written again
-//! by itself as soon as the disk takes something. A small budget holds, and slow readers don't make the file grow.
+//! Promise (I13): a full, read-only or failing disk costs nothing that is stored. Reads are still answered from the
+//! store, requests are still forwarded, and the store is written again as soon as the disk accepts writes. A small
+//! `--cache-max-bytes` is kept (I14), and slow readers don't make the file grow.
 //!
-//! Before, one write that a full disk refused made every read from the store fail (500) until a restart, which set the
-//! good store aside, and a start over a read-only disk failed.
+//! Before, one write that a full disk refused made every read from the store fail with 500 until a restart. The restart
+//! set the good store aside, and a start on a read-only disk failed.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::fs;

@@ -1,9 +1,9 @@
-//! Promise: the documents keep up with the code. Every path, item, flag, metric, program and map that they name exists, every
-//! link leads somewhere, `tests/README.md` lists every suite, and `docs/invariants.md` names tests that exist and misses none
-//! that carries an invariant's number.
+//! Promise: the documents keep up with the code. Every path, item, flag, metric, program and map that they name exists,
+//! every link leads somewhere, `tests/README.md` lists every suite, and `docs/invariants.md` names tests that exist and
+//! misses none that carries an invariant's number.
 //!
-//! Before, a checklist named a flag that hublet has never had, and the guide to debugging promised a log line that is never
-//! written: renames in the code left the documents behind, and only readers noticed.
+//! Before, a checklist named a flag that hublet has never had, and the guide to debugging promised a log line that is
+//! never written: renames in the code left the documents behind, and only readers noticed.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 #[path = "docs/document.rs"]

@@ -1,5 +1,9 @@
-//! Promise: host processes that dial the API service reach hublet, which knows who they are; and whatever happens
-//! to hublet, their next connect goes where they asked for (I6, I12). On the real kernel, in namespaces of the test.
+//! Promise: host processes that dial the API service reach hublet, which identifies them (I6). Whatever happens to
+//! hublet, their next connect reaches the address that they dialled (I12). On the real kernel, in network namespaces of
+//! the test.
+//!
+//! A program that stays attached after its daemon has died could cut the node off from its API server, so each way to
+//! die has a test: `kill -9`, a hang, a closed listener, missing privileges.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
@@ -299,7 +303,7 @@ fn only_the_configured_cgroup_is_steered() {
         .block_on(Setup::prepare(&config, MARK))
         .expect("setup");
     if setup.ebpf().programs.is_empty() {
-        let _said: Option<()> = skip(&component(&setup, "identity").detail);
+        let _skipped: Option<()> = skip(&component(&setup, "identity").detail);
         return;
     }
     let identity = component(&setup, "identity");

@@ -1,4 +1,6 @@
-//! The fault proxy does to a link what it is told, to connections old and new, and nothing else.
+//! Promise: the fault proxy applies the configured fault to old and new connections, and nothing else. Suites about
+//! outages rely on it: a link that is cut only for new connections, or resets where it should be silent, would make
+//! them pass without testing anything.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -231,11 +233,11 @@ fn a_node_reaches_its_cloud_over_a_cable_that_can_be_pulled() {
         ..Default::default()
     };
     let cloud = Cloud::start(options).unwrap();
-    let patience = Duration::from_secs(1);
+    let timeout = Duration::from_secs(1);
     let options = Options::new(&cloud.url(), cloud.ca.pem(), None);
     let client = Client::new(Options {
         netns: Some(node.clone()),
-        patience,
+        timeout,
         ..options
     })
     .unwrap();
@@ -251,7 +253,7 @@ fn a_node_reaches_its_cloud_over_a_cable_that_can_be_pulled() {
     cable.set_up(true).unwrap();
     eventually(SOON, "the link is up again", || client.get("/readyz").ok()).unwrap();
     let outside = Client::new(Options {
-        patience,
+        timeout,
         ..Options::new(&cloud.url(), cloud.ca.pem(), None)
     })
     .unwrap();
@@ -296,7 +298,7 @@ fn hublet_cloud_writes_its_folder_says_so_and_ends_with_its_starter() {
             Some(&file("token")),
         );
         let client = Client::new(Options {
-            patience: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
             ..options
         })
         .unwrap();

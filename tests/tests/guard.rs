@@ -1,5 +1,9 @@
-//! Promise: who has no business with our addresses doesn't reach them, whatever a packet says of its origin (I10). SYNs
-//! are put on a pod's link as no stack would send them; the same ones without the guard show what it is there for.
+//! Promise (I10): packets from outside the node, and from pods on ports that are not for them, don't reach hublet's
+//! addresses, whatever source address they have. SYNs that no TCP stack would send are put on a pod's link; the same
+//! SYNs without the guard show what it refuses.
+//!
+//! Linux accepts a packet for a local address, 169.254.2.1 included, on every interface: without a guard a neighbour on
+//! the network reaches it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
@@ -170,15 +174,15 @@ impl Stage {
     }
 
     /// Sends every row in every place; gives what came of it otherwise than told.
-    fn deviations(&mut self, told: impl Fn(&Row, usize) -> Reply) -> Vec<String> {
+    fn deviations(&mut self, expected: impl Fn(&Row, usize) -> Reply) -> Vec<String> {
         let mut deviations = Vec::new();
         for (index, place) in PLACES.iter().enumerate() {
             self.enter(*place);
             for row in &ROWS {
-                let (seen, told) = (self.syn(row.from, row.to), told(row, index));
-                if seen != told {
+                let (seen, expected) = (self.syn(row.from, row.to), expected(row, index));
+                if seen != expected {
                     deviations.push(format!(
-                        "{} → {}, {}: {seen:?}, not {told:?}",
+                        "{} → {}, {}: {seen:?}, not {expected:?}",
                         row.from, row.to, place.name
                     ));
                 }
@@ -318,7 +322,7 @@ fn xdp_drops_on_the_uplinks_that_are_named() {
     let guard = component(&setup, "guard");
     assert!(
         guard.on || guard.detail.contains("XDP drops"),
-        "half a guard is told as such: {guard:?}"
+        "half a guard is reported as such: {guard:?}"
     );
     pod.dial(OWN).expect_err("dropped before anything answers");
     let elsewhere = listen(SocketAddrV4::new(pod::NODE, 8080));

@@ -1,5 +1,8 @@
-//! Promise: an upgrade loses no connection attempt (I12): a new hublet takes the old one's sockets, store, programs and
-//! interface, under load, with the cloud away; and if it dies on the way, the old one is back.
+//! Promise (I12): an upgrade loses no connection attempt. A new hublet takes over the old one's sockets, store,
+//! programs and interface, under load and while the cloud is away; if it fails on the way, the old one serves again.
+//!
+//! Before, an old daemon kept its store open for requests that a dead link would never answer, so the new one gave up;
+//! and an old one whose successor hung ended, so that nobody served.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::io::{IoSliceMut, Write};

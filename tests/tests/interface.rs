@@ -1,5 +1,8 @@
-//! Promise: hublet's address is on the node, on a link of its own where the kernel has one, and comes back within a
-//! second when someone removes it; hublet takes away what it made and nothing else.
+//! Promise: hublet's address is on the node, on a link of its own if the kernel supports one, and comes back within a
+//! second if somebody removes it. hublet removes what it created and nothing else.
+//!
+//! Clients are configured with this address: if it is gone, they have no API server, and an interface that belongs to
+//! somebody else must survive `hublet uninstall`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;

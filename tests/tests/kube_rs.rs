@@ -1,5 +1,8 @@
-//! Promise: a program on kube-rs lists, gets and watches through hublet, and goes on when the link is cut: its watch
-//! stays open without an error, and after the mend it sees what has changed in the cloud meanwhile.
+//! Promise (I5): a program that uses kube-rs lists, gets and watches through hublet, and continues when the link is
+//! cut: its watch stays open without an error, and after the link is restored it sees the changes of the meantime.
+//!
+//! kube-rs represents clients that hold a watch for hours. Before, a cut link left them with a watch that delivered
+//! nothing and never ended.
 
 use std::future::Future;
 use std::time::Duration;

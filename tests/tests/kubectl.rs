@@ -1,5 +1,8 @@
-//! Promise: kubectl works through hublet as it does past it, and after the link is cut it goes on reading and
-//! watching what it has read before, while its writes are refused in its own words.
+//! Promise: kubectl gets the same output through hublet as directly from the API server. After the link is cut, it
+//! reads and watches what it has read before, and prints a clear error for each write (I1).
+//!
+//! kubectl asks for Tables, with 500 rows a page, and reads discovery first: three things that the store has to have
+//! for it to work at all.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};

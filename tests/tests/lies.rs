@@ -1,9 +1,10 @@
-//! The scriptable cloud lies exactly as told, so often as told, and tells the truth to everyone else.
+//! Promise: the scriptable cloud fails exactly as a test or the control port tells it to, as often as it is told to,
+//! and answers all other requests correctly. Suites about failures of the API server rely on it.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 use std::time::Duration;
 
 use hublet_tests::client::{Client, Options};
-use hublet_tests::cloud::{self, Cloud, Lie, LieRule};
+use hublet_tests::cloud::{self, Cloud, ServerFault, ServerFaultRule};
 use hublet_tests::control::{Control, Controls};
 use hublet_tests::fault::FaultProxy;
 use serde_json::{Value, json};
@@ -15,30 +16,30 @@ const NODE: &str = "/api/v1/nodes/edge-1";
 fn start(alpn: &'static str) -> (Cloud, Client) {
     let cloud = Cloud::start(cloud::Options::default()).unwrap();
     let options = Options::new(&cloud.url(), cloud.ca.pem(), Some(&cloud.admin_token));
-    let patience = Duration::from_millis(500);
+    let timeout = Duration::from_millis(500);
     let client = Client::new(Options {
         alpn: vec![alpn],
-        patience,
+        timeout,
         ..options
     })
     .unwrap();
     (cloud, client)
 }
 
-fn tell(cloud: &Cloud, method: &str, lie: Lie) {
+fn fail_once(cloud: &Cloud, method: &str, fault: ServerFault) {
     cloud
-        .lies()
-        .add_rule(LieRule::new(method, "/api/v1/", lie).times(1));
+        .server_faults()
+        .add_rule(ServerFaultRule::new(method, "/api/v1/", fault).times(1));
 }
 
 #[test]
 fn errors_come_with_a_status_a_count_and_retry_after() {
     let (cloud, client) = start("h2");
-    cloud.lies().add_rule(
-        LieRule::new(
+    cloud.server_faults().add_rule(
+        ServerFaultRule::new(
             "GET",
             NODES,
-            Lie::Status {
+            ServerFault::Status {
                 code: 429,
                 retry_after: 7,
             },
@@ -48,7 +49,7 @@ fn errors_come_with_a_status_a_count_and_retry_after() {
     assert_eq!(
         client.get("/version").unwrap().status,
         200,
-        "another path hears the truth"
+        "another path is answered correctly"
     );
     for _ in 0..2 {
         let answer = client.get(NODE).unwrap();
@@ -56,11 +57,15 @@ fn errors_come_with_a_status_a_count_and_retry_after() {
         assert_eq!(answer.json()["details"]["retryAfterSeconds"], 7);
         assert_eq!(answer.json()["reason"], "TooManyRequests");
     }
-    assert_eq!(client.get(NODE).unwrap().status, 200, "the lie is used up");
-    tell(
+    assert_eq!(
+        client.get(NODE).unwrap().status,
+        200,
+        "the fault was for two requests"
+    );
+    fail_once(
         &cloud,
         "list",
-        Lie::Status {
+        ServerFault::Status {
             code: 500,
             retry_after: 0,
         },
@@ -68,7 +73,7 @@ fn errors_come_with_a_status_a_count_and_retry_after() {
     assert_eq!(
         client.get(NODE).unwrap().status,
         200,
-        "a lie to lists is none to gets"
+        "a fault of lists is none of gets"
     );
     let answer = client.get(NODES).unwrap();
     assert_eq!((answer.status, answer.header("retry-after")), (500, ""));
@@ -78,31 +83,31 @@ fn errors_come_with_a_status_a_count_and_retry_after() {
 fn bodies_can_be_poisoned_in_sound_http() {
     for alpn in ["h2", "http/1.1"] {
         let (cloud, client) = start(alpn);
-        let truth = client.get(NODE).unwrap();
-        tell(&cloud, "", Lie::Truncate(100));
-        assert_eq!(client.get(NODE).unwrap().body, truth.body[..100]);
-        tell(&cloud, "", Lie::Garbage);
+        let correct = client.get(NODE).unwrap();
+        fail_once(&cloud, "", ServerFault::Truncate(100));
+        assert_eq!(client.get(NODE).unwrap().body, correct.body[..100]);
+        fail_once(&cloud, "", ServerFault::Garbage);
         let garbage = client.get(NODE).unwrap();
         assert_eq!(
             (garbage.header("content-type"), garbage.json()),
             ("application/json", Value::Null)
         );
-        tell(&cloud, "", Lie::ContentType("text/html".into()));
+        fail_once(&cloud, "", ServerFault::ContentType("text/html".into()));
         let odd = client.get(NODE).unwrap();
         assert_eq!(
             (odd.header("content-type"), &odd.body),
-            ("text/html", &truth.body)
+            ("text/html", &correct.body)
         );
-        tell(&cloud, "", Lie::HugeHeader(8_000));
+        fail_once(&cloud, "", ServerFault::HugeHeader(8_000));
         assert_eq!(client.get(NODE).unwrap().header("x-huge").len(), 8_000);
-        assert_eq!(client.get(NODE).unwrap().body, truth.body);
+        assert_eq!(client.get(NODE).unwrap().body, correct.body);
     }
 }
 
 #[test]
 fn an_endless_body_never_ends() {
     let (cloud, client) = start("http/1.1");
-    tell(&cloud, "list", Lie::Endless);
+    fail_once(&cloud, "list", ServerFault::Endless);
     let mut stream = client.watch(NODES).unwrap();
     let mut bytes = 0;
     while bytes < 20 << 20 {
@@ -114,7 +119,7 @@ fn an_endless_body_never_ends() {
 fn lists_and_watches_break_off_in_the_middle() {
     for alpn in ["h2", "http/1.1"] {
         let (cloud, client) = start(alpn);
-        tell(&cloud, "list", Lie::CutFrame(0));
+        fail_once(&cloud, "list", ServerFault::CutFrame(0));
         let mut list = client.watch("/api/v1/pods").unwrap();
         let first = list.next_piece(SOON).unwrap().unwrap();
         assert!(first.starts_with(br#"{"kind":"PodList""#));
@@ -124,7 +129,7 @@ fn lists_and_watches_break_off_in_the_middle() {
                 .to_string()
                 .contains("broke off")
         );
-        tell(&cloud, "watch", Lie::CutFrame(2));
+        fail_once(&cloud, "watch", ServerFault::CutFrame(2));
         let mut watch = client.watch("/api/v1/pods?watch=true").unwrap();
         assert_eq!(watch.next_event(SOON).unwrap().unwrap()["type"], "ADDED");
         assert_eq!(watch.next_event(SOON).unwrap().unwrap()["type"], "ADDED");
@@ -135,7 +140,7 @@ fn lists_and_watches_break_off_in_the_middle() {
                 .to_string()
                 .contains("broke off")
         );
-        tell(&cloud, "get", Lie::CutAfter(10));
+        fail_once(&cloud, "get", ServerFault::CutAfter(10));
         assert!(format!("{:#}", client.get(NODE).unwrap_err()).contains("broke off"));
     }
 }
@@ -143,27 +148,27 @@ fn lists_and_watches_break_off_in_the_middle() {
 #[test]
 fn answers_can_be_late_or_never_come() {
     let (cloud, client) = start("h2");
-    tell(&cloud, "", Lie::Delay(200));
+    fail_once(&cloud, "", ServerFault::Delay(200));
     let late = client.get(NODE).unwrap();
     assert!(late.status == 200 && late.took >= Duration::from_millis(200));
-    tell(&cloud, "", Lie::Hang);
+    fail_once(&cloud, "", ServerFault::Hang);
     assert!(format!("{:#}", client.get(NODE).unwrap_err()).contains("no answer within"));
 }
 
 #[test]
-fn old_tales_and_empty_lists() {
+fn objects_can_be_stale_and_lists_empty() {
     let (cloud, client) = start("h2");
     let before = cloud.get(NODE).unwrap().unwrap();
     let mut node = before.clone();
     node["metadata"]["labels"]["changed"] = json!("yes");
     cloud.put(node).unwrap();
-    tell(&cloud, "get", Lie::Stale);
+    fail_once(&cloud, "get", ServerFault::Stale);
     assert_eq!(client.get(NODE).unwrap().json(), before);
     assert_eq!(
         client.get(NODE).unwrap().json()["metadata"]["labels"]["changed"],
         "yes"
     );
-    tell(&cloud, "list", Lie::EmptyList);
+    fail_once(&cloud, "list", ServerFault::EmptyList);
     let list = client.get(NODES).unwrap().json();
     assert_eq!(
         (&list["kind"], &list["items"]),
@@ -179,7 +184,7 @@ fn old_tales_and_empty_lists() {
 }
 
 #[test]
-fn the_control_port_makes_it_lie_and_tells_what_it_was_asked() {
+fn the_control_port_sets_faults_and_lists_requests() {
     let (cloud, client) = start("h2");
     let fault = FaultProxy::start("127.0.0.1:0".parse().unwrap(), cloud.address, None).unwrap();
     let controls = Controls {
@@ -193,15 +198,20 @@ fn the_control_port_makes_it_lie_and_tells_what_it_was_asked() {
         None,
     ))
     .unwrap();
-    let lie =
-        json!({"path": NODES, "method": "list", "count": 1, "lie": {"status": {"code": 503}}});
-    assert_eq!(port.send_json("POST", "/lies", &lie).unwrap().status, 200);
+    let rule =
+        json!({"path": NODES, "method": "list", "count": 1, "fault": {"status": {"code": 503}}});
+    assert_eq!(
+        port.send_json("POST", "/server-faults", &rule)
+            .unwrap()
+            .status,
+        200
+    );
     assert_eq!(client.get(NODES).unwrap().status, 503);
     let wrong = port
-        .send_json("POST", "/lies", &json!({"lie": "whatever"}))
+        .send_json("POST", "/server-faults", &json!({"fault": "whatever"}))
         .unwrap();
     assert!(
-        wrong.status == 400 && wrong.text().contains("a lie looks like"),
+        wrong.status == 400 && wrong.text().contains("a server fault looks like"),
         "{}",
         wrong.text()
     );

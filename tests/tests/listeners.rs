@@ -1,12 +1,15 @@
-//! Promise: YurtHub's addresses answer as YurtHub's clients expect: plain HTTP and TLS on 10261, TLS with HTTP/2 and
-//! HTTP/1.1 on 10268, the certificate's subject and names, and `OK` on 10267. Each test is a node of its own.
+//! Promise: YurtHub's addresses answer as its clients expect: plain HTTP and TLS on 10261, TLS with HTTP/2 and HTTP/1.1
+//! on 10268, the certificate's subject and names, and `OK` on 10267; and no client can occupy them. Each test has a
+//! node of its own.
+//!
+//! Before, one client could take every connection, and a client that didn't read kept its response in memory for ever.
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hublet_tests::client::{Client, Options as ClientOptions};
-use hublet_tests::cloud::{Lie, LieRule};
+use hublet_tests::cloud::{ServerFault, ServerFaultRule};
 use hublet_tests::daemon::{ADMIN, Daemon, Options, SECURE};
 use hublet_tests::eventually::eventually;
 use hublet_tests::metrics::metric;
@@ -472,9 +475,11 @@ fn a_reader_without_progress_is_cut_and_a_slow_one_is_not() {
     let Some(site) = Site::start("node", with).expect("a node") else {
         return;
     };
-    site.cloud
-        .lies()
-        .add_rule(LieRule::new("GET", "/version", Lie::Long(16 << 20)));
+    site.cloud.server_faults().add_rule(ServerFaultRule::new(
+        "GET",
+        "/version",
+        ServerFault::Long(16 << 20),
+    ));
     let ask = || {
         site.netns.run(|| {
             let mut stream = TcpStream::connect("127.0.0.1:10261").expect("connected");

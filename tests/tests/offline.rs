@@ -1,6 +1,8 @@
-//! Promise: what a first user sees by hand. Online the cloud answers; cut the link, and the same call is answered from
-//! the store, at once and with its age, to whom the cloud had allowed it; nothing is pretended; mend it, and the cloud
-//! answers again within five seconds.
+//! Promise: what the README shows. Online, the cloud answers. After the link is cut, the same call is answered at once
+//! from the store, with its age, for callers that the cloud has allowed it (I2, I4, I5, I11); a write is refused (I1).
+//! After the link is restored, the cloud answers again within five seconds.
+//!
+//! Also here: every metric is documented, and the modes without a store.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::time::{Duration, Instant};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use http::Request;
 use hublet_tests::client::{Answer, Client};
-use hublet_tests::cloud::{Lie, LieRule};
+use hublet_tests::cloud::{ServerFault, ServerFaultRule};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
 use hublet_tests::metrics::metric;
@@ -133,15 +135,15 @@ fn i11_a_link_that_dies_within_an_answer_costs_its_caller_nothing() -> Result<()
             "{online:?}"
         );
         site.cloud
-            .lies()
-            .add_rule(LieRule::new("GET", path, Lie::Stall).times(1));
+            .server_faults()
+            .add_rule(ServerFaultRule::new("GET", path, ServerFault::Stall).times(1));
         let stored = std::thread::scope(|scope| {
             let asked = scope.spawn(|| client.get(path));
             // The head is out, and what follows it never comes.
             eventually(
                 Duration::from_secs(5),
                 "the cloud has taken the call",
-                || site.cloud.lies().rules().is_empty().then_some(()),
+                || site.cloud.server_faults().rules().is_empty().then_some(()),
             )?;
             site.fault.set(Fault::Blackhole(None))?;
             asked.join().expect("the client doesn't panic")
@@ -279,11 +281,11 @@ fn what_the_cloud_answers_badly_is_passed_on_and_not_stored() -> Result<()> {
     };
     let admin = site.admin_client()?;
     let good = admin.get(INFORMATION)?;
-    site.cloud.lies().add_rule(
-        LieRule::new(
+    site.cloud.server_faults().add_rule(
+        ServerFaultRule::new(
             "GET",
             INFORMATION,
-            Lie::Status {
+            ServerFault::Status {
                 code: 500,
                 retry_after: 0,
             },

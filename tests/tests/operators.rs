@@ -1,5 +1,9 @@
-//! Promise: what an operator sees and does is safe and plain: no caller writes on the terminal, nothing is taken away under
-//! a living daemon, what is wrong is said once and where it is looked for, and what was switched off is no warning.
+//! Promise: operators can trust what they see and type. No caller's name controls the terminal, `hublet uninstall`
+//! removes nothing that a running daemon uses, a fault is reported once and in the expected place, and a disabled
+//! component is no warning (I8).
+//!
+//! Before, process names with escape sequences reached the terminal, SIGHUP killed the daemon without a drain, and
+//! `uninstall` removed the certificates of a daemon that had no pins.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::os::unix::fs::PermissionsExt;
@@ -129,17 +133,17 @@ fn uninstall_takes_nothing_from_a_living_daemon() -> Result<()> {
         hublet(&elsewhere, &arguments)
     };
     let refused = uninstall()?;
-    let said = text(&refused.stderr);
+    let message = text(&refused.stderr);
     assert_eq!(
         refused.status.code(),
         Some(1),
-        "{said}{}",
+        "{message}{}",
         text(&refused.stdout)
     );
     let pid = format!("process {}", site.daemon.pid().unwrap());
     assert!(
-        said.contains(&pid) && said.contains("SIGTERM"),
-        "whom to stop, and how: {said}"
+        message.contains(&pid) && message.contains("SIGTERM"),
+        "whom to stop, and how: {message}"
     );
     assert!(root.join("pki/dev-ca.crt").exists() && root.join("cache/hublet.redb").exists());
 
@@ -163,13 +167,13 @@ fn signals_that_mean_reload_elsewhere_end_nothing() -> Result<()> {
     let pid = Pid::from_raw(site.daemon.pid().unwrap().cast_signed());
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
         kill(pid, signal)?;
-        let told = || {
+        let is_logged = || {
             site.daemon
                 .read_log()
                 .contains(&format!("{signal} is ignored"))
                 .then_some(())
         };
-        eventually(SOON, "it is logged and ignored", told)?;
+        eventually(SOON, "it is logged and ignored", is_logged)?;
     }
     assert_eq!(site.admin_client()?.get("/version")?.status, 200);
     assert!(site.daemon.stop()?.success(), "SIGTERM still drains");

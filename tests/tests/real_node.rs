@@ -1,7 +1,8 @@
-//! Promise: on a real node (kubelet, containerd, runc, CNI) a pod that opted in dials `https://10.96.0.1` with its own
-//! token as it always did, and hublet serves it and knows it by pod UID and container id, before and after the link is
-//! cut. The pod beside it, which did not opt in, goes to the cloud itself.
+//! Promise: on a real node (kubelet, containerd, runc, CNI plugins), a pod that opted in dials `https://10.96.0.1` with
+//! its own token, as any pod does, and hublet serves it and identifies it by pod UID and container id, before and after
+//! the link is cut. The pod next to it, which did not opt in, reaches the cloud itself.
 //!
+//! Cgroup paths and veths are made by programs that hublet doesn't control; the other suites only imitate them.
 //! ```text
 //! namespace "cloud"                                   namespace "node"
 //! kube-apiserver 127.0.0.1:PORT                       hublet 169.254.2.1, kubelet, containerd
@@ -68,7 +69,7 @@ impl Field {
         };
         let Some(programs) = binaries.folder() else {
             let reason = "it needs the kubelet that is built with Go: unset KUBEBUILDER_ASSETS";
-            let _said = hublet_tests::require::skip_unless(false, reason);
+            let _skipped = hublet_tests::require::skip_unless(false, reason);
             return Ok(None);
         };
         let (there, here) = (Netns::new("cloud")?, Netns::new("node")?);
@@ -198,9 +199,9 @@ impl Caller<'_> {
     }
 
     /// Waits until its last calls were all so.
-    fn until(&self, what: &str, patience: Duration, so: impl Fn(&Call) -> bool) -> Result<()> {
+    fn until(&self, what: &str, timeout: Duration, so: impl Fn(&Call) -> bool) -> Result<()> {
         let before = self.calls().len();
-        let done = eventually(patience, what, || {
+        let done = eventually(timeout, what, || {
             let calls = self.calls();
             let last = calls.get(before.max(calls.len().saturating_sub(SEVERAL))..)?;
             (last.len() == SEVERAL && last.iter().all(&so)).then_some(())

@@ -1,6 +1,8 @@
-//! Promise: however a request is spelled, hublet reads it as the API server does, or passes it on and forgets it. A list
-//! filtered by an unusual spelling was kept as the whole collection, a path with an escaped slash as a document, an
-//! escaped dry run as a write; a watch in other words was taken for a list; who could list one Secret read them all.
+//! Promise: hublet reads each spelling of a request as the API server does, or forwards it and stores nothing.
+//!
+//! Before, a list filtered by an unusual spelling was stored as the whole collection, a path with an escaped slash as a
+//! document, an escaped dry run as a write, and a watch in another form as a list. A caller that could list one Secret
+//! read them all.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::time::Duration;

@@ -1,5 +1,8 @@
-//! Promise: hublet starts with the command lines that nodes already have, and whatever is wrong is said at once, with
-//! the way out, in exit code 2 (wrong usage) or 1 (anything else).
+//! Promise: hublet starts with the command lines that nodes have already. A wrong setting is reported at once, with the
+//! remedy, and with exit code 2 for wrong usage or 1 for anything else.
+//!
+//! A supervisor restarts a daemon that fails: an error that appears late, or without a remedy, repeats in the log for
+//! ever.
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
@@ -30,7 +33,7 @@ fn hublet(arguments: &[&str]) -> Command {
     command
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -111,7 +114,7 @@ impl Place {
 
 fn config(command: &mut Command) -> Value {
     let output = command.output().expect("ran");
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     serde_json::from_slice(&output.stdout).expect("JSON on standard output, and nothing else")
 }
 
@@ -150,7 +153,11 @@ fn the_seed_command_line_is_accepted_as_it_stands() {
 fn a_node_name_that_nobody_expanded_is_refused() {
     let output = hublet(&seed()).output().expect("ran");
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("spec.nodeName"), "{}", said(&output));
+    assert!(
+        output_text(&output).contains("spec.nodeName"),
+        "{}",
+        output_text(&output)
+    );
 }
 
 #[test]
@@ -191,8 +198,17 @@ fn wrong_usage_is_exit_code_2_and_names_the_way_out() {
         let output = hublet(&[&good[..], &[wrong]].concat())
             .output()
             .expect("ran");
-        assert_eq!(output.status.code(), Some(2), "{wrong}: {}", said(&output));
-        assert!(said(&output).contains(says), "{wrong}: {}", said(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{wrong}: {}",
+            output_text(&output)
+        );
+        assert!(
+            output_text(&output).contains(says),
+            "{wrong}: {}",
+            output_text(&output)
+        );
         assert!(
             output.stdout.is_empty(),
             "{wrong}: errors belong on standard error"
@@ -220,8 +236,8 @@ fn help_and_version_are_answers() {
     ] {
         assert!(text.contains(part), "{part} in\n{text}");
     }
-    for asked in [&["version"][..], &["--version"]] {
-        let version = hublet(asked).output().expect("ran");
+    for arguments in [&["version"][..], &["--version"]] {
+        let version = hublet(arguments).output().expect("ran");
         assert!(
             version.status.success() && version.stdout.starts_with(b"hublet "),
             "{version:?}"
@@ -240,9 +256,10 @@ fn status_without_a_daemon_is_exit_code_1() {
         .expect("ran");
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains(&free.to_string()) && said(&output).contains("--admin"),
+        output_text(&output).contains(&free.to_string())
+            && output_text(&output).contains("--admin"),
         "{}",
-        said(&output)
+        output_text(&output)
     );
 }
 
@@ -366,8 +383,13 @@ fn each_flag_without_effect_is_one_warning() {
         "--log_dir=/var/log",
     ];
     let output = hublet(&[&good[..], &dead].concat()).output().expect("ran");
-    assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(said(&output).lines().count(), 4, "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_eq!(
+        output_text(&output).lines().count(),
+        4,
+        "{}",
+        output_text(&output)
+    );
     for flag in [
         "--max-requests-in-flight=250",
         "--enable-iptables=true",
@@ -375,10 +397,10 @@ fn each_flag_without_effect_is_one_warning() {
         "--log-dir=",
     ] {
         assert_eq!(
-            said(&output).matches(flag).count(),
+            output_text(&output).matches(flag).count(),
             1,
             "{flag}: {}",
-            said(&output)
+            output_text(&output)
         );
     }
 }

@@ -1,5 +1,8 @@
-//! Promise: a client that knows nothing of hublet dials the API service address and is served by it; when hublet dies,
-//! the next connect goes to the real address; when it is back, it serves again.
+//! Promise (I12): a client that knows nothing of hublet dials the API service's address and is served by hublet. When
+//! hublet dies or hangs, the next connect reaches the real address; when hublet is back, it serves again.
+//!
+//! Each way in which a daemon can stop serving without dying (no CPU, a deadlock, no descriptors) has a test, since a
+//! program that still steers to it would cut the node off.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 #![allow(
     clippy::print_stdout,
@@ -57,10 +60,10 @@ impl Steered {
         let by = |ca: &str, token: &str| -> Result<Client> {
             let options = client::Options::new(SERVICE, ca, Some(token));
             // A hung daemon's backlog takes connections that nobody answers.
-            let patience = Duration::from_secs(1);
+            let timeout = Duration::from_secs(1);
             Client::new(client::Options {
                 netns: Some(site.netns.clone()),
-                patience,
+                timeout,
                 ..options
             })
         };
@@ -423,7 +426,7 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
     };
     let token = site.cloud.admin_token.clone();
     let large = serde_json::json!({"metadata": {"generateName": "large-"}, "data": {"text": "x".repeat(200_000)}});
-    let asked = [
+    let calls = [
         ("GET /version", String::new(), 200),
         ("GET /api/v1/nodes", String::new(), 200),
         (
@@ -439,7 +442,7 @@ fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
     ];
     for number in 0..CONNECTIONS {
         let mut connection = Plainly::dial(&site)?;
-        let (request, body, expected) = &asked[usize::try_from(number)? % asked.len()];
+        let (request, body, expected) = &calls[usize::try_from(number)? % calls.len()];
         connection.say(&token, request, body.as_bytes())?;
         assert_eq!(connection.status()?, *expected, "{request}");
         connection.end()?;

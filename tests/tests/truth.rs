@@ -1,6 +1,9 @@
-//! Promise: offline a node says what the cloud said last, and no more. API servers that lag, a cluster that was restored
-//! or replaced, answers in another form than was asked for, events that are short-lived: none of them makes the store
-//! say what isn't so, or keep silent about what it knows.
+//! Promise (I2, I4, I5): offline, a node reports what the API server sent last, and nothing else. API servers that lag,
+//! a cluster that was restored or replaced, answers in another form than requested, and short-lived events don't make
+//! the store serve wrong data, or hide what it has.
+//!
+//! Each test describes what went wrong: an object that existed was 404, a deleted one came back, or a Pod of another
+//! node was listed as this node's.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::time::Duration;
@@ -8,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use http::Request;
 use hublet_tests::client::{Answer, Client, Stream};
-use hublet_tests::cloud::{Lie, LieRule};
+use hublet_tests::cloud::{ServerFault, ServerFaultRule};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
 use hublet_tests::site::Site;
@@ -35,14 +38,14 @@ fn answer_once(site: &Site, path: &str, code: u16, body: &Value) {
 }
 
 fn answer_in(site: &Site, path: &str, (code, content_type): (u16, &str), body: Vec<u8>) {
-    let lie = Lie::Exactly {
+    let fault = ServerFault::Exactly {
         code,
         content_type: content_type.to_owned(),
         body,
     };
     site.cloud
-        .lies()
-        .add_rule(LieRule::new("GET", path, lie).times(1));
+        .server_faults()
+        .add_rule(ServerFaultRule::new("GET", path, fault).times(1));
 }
 
 fn get_as(client: &Client, accept: &str, path: &str) -> Result<Answer> {
@@ -115,12 +118,14 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
         made["metadata"]["resourceVersion"] = json!("900000");
         made["metadata"]["uid"] = json!(name);
         let body = serde_json::to_vec(&made)?;
-        let lie = Lie::Exactly {
+        let fault = ServerFault::Exactly {
             code: 201,
             content_type: "application/json".into(),
             body: body.clone(),
         };
-        site.cloud.lies().add_rule(LieRule::new(method, &path, lie));
+        site.cloud
+            .server_faults()
+            .add_rule(ServerFaultRule::new(method, &path, fault));
         let request = Request::builder()
             .method(method)
             .uri(format!("{path}?fieldManager=a"));
@@ -596,15 +601,15 @@ fn i2_an_empty_list_is_of_the_version_in_which_it_was_asked_for() -> Result<()> 
         return Ok(());
     };
     let admin = site.admin_client()?;
-    let (asked, other) = ("/apis/x.io/v1/things", "/apis/x.io/v2/things");
+    let (path, other) = ("/apis/x.io/v1/things", "/apis/x.io/v2/things");
     let empty = json!({
         "apiVersion": "x.io/v1", "items": [], "kind": "ThingList",
         "metadata": {"continue": "", "resourceVersion": "50"},
     });
-    answer_once(&site, asked, 200, &empty);
-    assert_eq!(admin.get(asked)?.status, 200);
+    answer_once(&site, path, 200, &empty);
+    assert_eq!(admin.get(path)?.status, 200);
     site.cut_link()?;
-    let stored = admin.get(asked)?;
+    let stored = admin.get(path)?;
     assert_eq!(
         (stored.status, source(&stored)),
         (200, "store"),

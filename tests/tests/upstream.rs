@@ -1,6 +1,9 @@
-//! Promise: the connections to the cloud are shared without anybody paying for a neighbour: what one client sends, or
-//! fails to read, or is refused, changes nothing for the others; a write is sent once; and when the cloud is found away,
-//! whatever still hangs in the dead link ends at once.
+//! Promise: clients share the connections to the cloud without affecting each other: what one client sends, doesn't
+//! read or is refused changes nothing for the others. A write is sent once. When the cloud is found to be away,
+//! everything that hangs in the dead link ends at once (I17).
+//!
+//! Before, eight clients that didn't read stopped the watches of all others, a rejected token ended the requests of
+//! others by GOAWAY, and a request that hung made its connection unusable for ever.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 use std::io::{Read as _, Write as _};
@@ -13,7 +16,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use http::Request;
 use hublet_tests::client::{Answer, Client};
-use hublet_tests::cloud::{self, Cloud, Lie, LieRule};
+use hublet_tests::cloud::{self, Cloud, ServerFault, ServerFaultRule};
 use hublet_tests::daemon::{self, Daemon};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
@@ -130,8 +133,8 @@ fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()
             until_state(&site, "connected")?;
             let path = uri.split('?').next().unwrap();
             site.cloud
-                .lies()
-                .add_rule(LieRule::new(method, path, Lie::Break).times(1));
+                .server_faults()
+                .add_rule(ServerFaultRule::new(method, path, ServerFault::Break).times(1));
             let answer = ask(&admin, method, uri);
             assert_eq!(
                 taken(&site, method, uri),
@@ -144,8 +147,8 @@ fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()
         until_state(&site, "connected")?;
         let before = taken(&site, "GET", NODE);
         site.cloud
-            .lies()
-            .add_rule(LieRule::new("GET", NODE, Lie::Break).times(1));
+            .server_faults()
+            .add_rule(ServerFaultRule::new("GET", NODE, ServerFault::Break).times(1));
         let answer = admin.get(NODE)?;
         assert_eq!(
             (answer.status, answer.header("x-hublet-source")),
@@ -169,13 +172,13 @@ fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
     let map = format!("{MAPS}/m");
     assert_eq!(admin.get(&map)?.status, 200);
     site.cloud
-        .lies()
-        .add_rule(LieRule::new("DELETE", MAPS, Lie::Refuse).times(1));
+        .server_faults()
+        .add_rule(ServerFaultRule::new("DELETE", MAPS, ServerFault::Refuse).times(1));
     assert_eq!(ask(&admin, "DELETE", &map).status, 200);
     assert_eq!(site.cloud.get(&map)?, None, "it was done");
     site.cloud
-        .lies()
-        .add_rule(LieRule::new("DELETE", MAPS, Lie::Refuse).times(9));
+        .server_faults()
+        .add_rule(ServerFaultRule::new("DELETE", MAPS, ServerFault::Refuse).times(9));
     let answer = ask(&admin, "DELETE", &map);
     assert_eq!(answer.status, 503, "certainly not done: {answer:?}");
     Ok(())
@@ -241,11 +244,11 @@ fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
         "Content-Length: 5\r\n\r\nhello",
     )?;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let asked = site
+    let requested = site
         .cloud
         .record()
         .wait_for(SOON, |request| request.path == NODE)?;
-    assert_eq!(asked.length, "");
+    assert_eq!(requested.length, "");
     // A backend may read what comes with a GET (a search does).
     let search = "/api/v1/namespaces/default/services/shop:80/proxy/find";
     say(
@@ -253,11 +256,11 @@ fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
         &format!("GET {search}"),
         "Content-Length: 5\r\n\r\nhello",
     )?;
-    let asked = site
+    let requested = site
         .cloud
         .record()
         .wait_for(SOON, |request| request.path == search)?;
-    assert_eq!(asked.length, "5");
+    assert_eq!(requested.length, "5");
     Ok(())
 }
 
@@ -294,10 +297,10 @@ fn an_upload_ends_with_its_answer() -> Result<()> {
     };
     let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cloud.lies().add_rule(LieRule::new(
+    site.cloud.server_faults().add_rule(ServerFaultRule::new(
         "POST",
         ORDER.split('?').next().unwrap(),
-        Lie::StallUnread,
+        ServerFault::StallUnread,
     ));
     for _ in 0..2 {
         let mut uploads = Vec::new();
@@ -330,12 +333,14 @@ fn an_answer_that_stands_still_beside_its_upload_does_not_outlive_its_client() -
     };
     assert_eq!(site.admin_client()?.get(NODE)?.status, 200);
     let order = ORDER.split('?').next().unwrap();
+    site.cloud.server_faults().add_rule(ServerFaultRule::new(
+        "POST",
+        order,
+        ServerFault::StallUnread,
+    ));
     site.cloud
-        .lies()
-        .add_rule(LieRule::new("POST", order, Lie::StallUnread));
-    site.cloud
-        .lies()
-        .add_rule(LieRule::new("PUT", order, Lie::Hang));
+        .server_faults()
+        .add_rule(ServerFaultRule::new("PUT", order, ServerFault::Hang));
     let length = 1 << 20;
     let body = "a".repeat(length);
     let answer = say(
@@ -378,19 +383,19 @@ fn who_waits_for_anothers_dial_waits_no_longer_than_for_its_own() -> Result<()> 
         return Ok(());
     };
     let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
-    options.patience = Duration::from_secs(40);
+    options.timeout = Duration::from_secs(40);
     assert_eq!(Client::new(options.clone())?.get(NODE)?.status, 200);
     until_state(&site, "connected")?;
     site.fault.set(Fault::NoMore)?;
     let start = Instant::now();
     std::thread::scope(|scope| {
-        let asked: Vec<_> = (0..4)
+        let requested: Vec<_> = (0..4)
             .map(|_| {
                 let options = options.clone();
                 scope.spawn(move || Client::new(options)?.get(NODE))
             })
             .collect();
-        for one in asked {
+        for one in requested {
             let answer = one.join().expect("no panic")?;
             assert_eq!(
                 (answer.status, answer.header("x-hublet-source")),
@@ -447,19 +452,19 @@ fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
     until_state(&site, "connected")?;
     let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
     options.alpn = vec!["http/1.1"];
-    options.patience = Duration::from_secs(20);
+    options.timeout = Duration::from_secs(20);
     let exec = Client::new(options)?;
-    site.cloud.lies().add_rule(LieRule::new(
+    site.cloud.server_faults().add_rule(ServerFaultRule::new(
         "POST",
         "/api/v1/namespaces/default/pods",
-        Lie::Hang,
+        ServerFault::Hang,
     ));
     let request = Request::post("/api/v1/namespaces/default/pods/p/exec?command=ls")
         .header("connection", "Upgrade")
         .header("upgrade", "SPDY/3.1");
     let request = request.body(Vec::new())?;
     std::thread::scope(|scope| {
-        let asked = scope.spawn(|| exec.send(request));
+        let requested = scope.spawn(|| exec.send(request));
         eventually(SOON, "the cloud has the upgrade", || {
             site.cloud
                 .record()
@@ -470,7 +475,7 @@ fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
         let _stored = admin.get(NODE)?;
         until_state(&site, "disconnected")?;
         let verdict = Instant::now();
-        let answer = asked.join().expect("no panic")?;
+        let answer = requested.join().expect("no panic")?;
         assert_eq!(answer.status, 504, "{answer:?}");
         assert!(
             verdict.elapsed() < Duration::from_secs(1),
@@ -499,8 +504,8 @@ fn readers_that_are_stuck_silence_nobody_else() -> Result<()> {
         return Ok(());
     };
     site.cloud
-        .lies()
-        .add_rule(LieRule::new("list", MAPS, Lie::Endless));
+        .server_faults()
+        .add_rule(ServerFaultRule::new("list", MAPS, ServerFault::Endless));
     let admin = site.admin_client()?;
     let version = admin.get(NODES)?.json()["metadata"]["resourceVersion"]
         .as_str()
@@ -616,13 +621,13 @@ fn requests_that_the_server_sits_on_leave_the_connections_to_others() -> Result<
     };
     let admin = site.admin_client()?;
     assert_eq!(admin.get(NODE)?.status, 200);
-    site.cloud.lies().add_rule(LieRule::new(
+    site.cloud.server_faults().add_rule(ServerFaultRule::new(
         "GET",
         ORDER.split('?').next().unwrap(),
-        Lie::Hang,
+        ServerFault::Hang,
     ));
     let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
-    options.patience = Duration::from_secs(60);
+    options.timeout = Duration::from_secs(60);
     std::thread::scope(|scope| {
         for _ in 0..ROUNDS {
             let waiting = Client::new(options.clone())?;
@@ -667,8 +672,8 @@ fn connections_to_an_http1_server_are_dialled_at_once_and_used_again() -> Result
     let start = Instant::now();
     std::thread::scope(|scope| {
         let ask = || ask(&admin, "DELETE", &format!("{MAPS}/none"));
-        let asked: Vec<_> = (0..24).map(|_| scope.spawn(ask)).collect();
-        for one in asked {
+        let requested: Vec<_> = (0..24).map(|_| scope.spawn(ask)).collect();
+        for one in requested {
             assert_eq!(one.join().unwrap().status, 404);
         }
     });

@@ -15,7 +15,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Cloud {
-    /// The scriptable cloud: small, in this process; its control port also makes it lie.
+    /// The scriptable cloud: small, in this process; its control port also makes it fail.
     Scripted(Where),
     /// The real kube-apiserver with etcd and controller manager; built with Go at the first start (5 minutes).
     Kube(Where),

@@ -1,15 +1,15 @@
-//! The scriptable cloud: a small TLS server that answers a node's clients as the API server does, lies on command,
+//! The scriptable cloud: a small TLS server that answers a node's clients as the API server does, fails on command,
 //! and tells what it was asked.
 //!
 //! It speaks JSON only (a client that accepts nothing else gets 406) and stops where the API server's semantics get deep:
 //! see `write` and `read` for the limits.
 //!
-//! Phases of a request: `serve` (record, lie, authenticate, authorize) → `discovery` | `read` | `watch` | `write` → `answer`.
+//! Phases of a request: `serve` (record, fail, authenticate, authorize) → `discovery` | `read` | `watch` | `write` → `answer`.
 mod answer;
 mod discovery;
+mod faults;
 pub mod json;
 pub mod kinds;
-mod lies;
 mod rbac;
 mod read;
 mod record;
@@ -32,7 +32,7 @@ use serde_json::Value;
 use tokio_rustls::TlsAcceptor;
 
 pub(crate) use answer::{Answer, json_answer, text_answer};
-pub use lies::{Lie, Lies, Rule as LieRule};
+pub use faults::{Rule as ServerFaultRule, ServerFault, ServerFaults};
 pub use rbac::{Rbac, Rule, User};
 pub use record::{Record, Request};
 pub use status::Failure;
@@ -91,7 +91,7 @@ impl Default for Options {
 struct Shared {
     store: Store,
     rbac: Rbac,
-    lies: Lies,
+    server_faults: ServerFaults,
     record: Record,
     options: Options,
     spawner: Spawner,
@@ -154,7 +154,7 @@ impl Cloud {
         let shared = Arc::new(Shared {
             store: Store::new(options.clock_skew),
             rbac: Rbac::default(),
-            lies: Lies::default(),
+            server_faults: ServerFaults::default(),
             record: Record::default(),
             spawner: worker.spawner().clone(),
             flow_schema: crate::pki::random_uuid(),
@@ -225,8 +225,8 @@ impl Handle {
 
     /// The rules for false answers.
     #[must_use]
-    pub fn lies(&self) -> &Lies {
-        &self.shared.lies
+    pub fn server_faults(&self) -> &ServerFaults {
+        &self.shared.server_faults
     }
 
     /// The requests received so far.

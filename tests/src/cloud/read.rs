@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::answer::{Answer, json_answer};
+use super::faults::ServerFault;
 use super::json::Json;
 use super::kinds::Kind;
-use super::lies::Lie;
 use super::request::{Resource, Target};
 use super::selector::Selector;
 use super::status::Failure;
 use super::store::{Key, Store};
 
 /// The real server waits this long for a version that it has not seen.
-const VERSION_PATIENCE: Duration = Duration::from_secs(3);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A collection's request, parsed.
 pub(super) struct Collection<'a> {
@@ -88,7 +88,7 @@ impl<'a> Collection<'a> {
         }
     }
 
-    pub(super) async fn list(&self, lie: Option<&Lie>) -> Result<Answer, Failure> {
+    pub(super) async fn list(&self, fault: Option<&ServerFault>) -> Result<Answer, Failure> {
         let version = self.version()?;
         await_version(self.store, version.unwrap_or(0)).await?;
         let next = self.target.parameter("continue");
@@ -125,7 +125,7 @@ impl<'a> Collection<'a> {
                 );
             }
         }
-        if matches!(lie, Some(Lie::EmptyList)) {
+        if matches!(fault, Some(ServerFault::EmptyList)) {
             (found, page.next, page.remaining) = (Vec::new(), String::new(), 0);
         }
         let objects: Vec<Arc<Json>> = found.into_iter().map(|(_, object)| object).collect();
@@ -209,13 +209,13 @@ pub(super) fn get_object(
     store: &Store,
     kind: &'static Kind,
     key: &Key,
-    lie: Option<&Lie>,
+    fault: Option<&ServerFault>,
 ) -> Result<Answer, Failure> {
     let object = store
         .get(kind, key)
         .ok_or_else(|| Failure::not_found(kind, &key.1))?;
-    let object = match lie {
-        Some(Lie::Stale) => store.previous_version(kind, key).unwrap_or(object),
+    let object = match fault {
+        Some(ServerFault::Stale) => store.previous_version(kind, key).unwrap_or(object),
         _ => object,
     };
     Ok(object_answer(200, &object))
@@ -231,7 +231,7 @@ pub(super) fn object_answer(code: u16, object: &Json) -> Answer {
 pub(super) async fn await_version(store: &Store, wanted: u64) -> Result<(), Failure> {
     let mut changes = store.subscribe();
     let arrived = timeout(
-        VERSION_PATIENCE,
+        VERSION_TIMEOUT,
         changes.wait_for(|version| *version >= wanted),
     )
     .await;

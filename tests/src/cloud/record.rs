@@ -72,13 +72,13 @@ impl Record {
         self.log.lock().clear();
     }
 
-    /// Blocks until a request matches that has come since the last [`Record::clear`], or fails after `patience`.
+    /// Blocks until a request matches that has come since the last [`Record::clear`], or fails after `timeout`.
     pub fn wait_for(
         &self,
-        patience: Duration,
+        timeout: Duration,
         matches: impl Fn(&Request) -> bool,
     ) -> anyhow::Result<Request> {
-        let deadline = std::time::Instant::now() + patience;
+        let deadline = std::time::Instant::now() + timeout;
         let mut log = self.log.lock();
         loop {
             if let Some(request) = log.iter().find(|request| matches(request)) {
@@ -91,7 +91,7 @@ impl Record {
                     .take(10)
                     .map(Request::request_line)
                     .collect();
-                bail!("no such request within {patience:?}; the last ones: {seen:?}");
+                bail!("no such request within {timeout:?}; the last ones: {seen:?}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Connections, and the phases of a request: record, lie, authenticate, authorize, answer with the real server's headers.
+//! Connections, and the phases of a request: record, fail, authenticate, authorize, answer with the real server's headers.
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
 use super::answer::{self, Answer, set_header, stream_body, text_answer};
+use super::faults::ServerFault;
 use super::kinds::{self, Kind};
-use super::lies::Lie;
 use super::rbac::User;
 use super::read::{self, Collection};
 use super::record::Request;
@@ -190,36 +190,38 @@ async fn respond(
         accept: header_values(&parts.headers, &ACCEPT),
         connection: caller.number,
     });
-    let lie = shared
-        .lies
+    let fault = shared
+        .server_faults
         .take_match(&target.path, parts.method.as_str(), target.verb);
-    let instead = match &lie {
-        Some(Lie::Refuse) => return Err(h2::Reason::REFUSED_STREAM.into()),
-        Some(Lie::StallUnread) => return Ok(text_answer(200, "").map(|_| pending_body(body))),
-        Some(lie) => lie.replacement_answer().await,
+    let instead = match &fault {
+        Some(ServerFault::Refuse) => return Err(h2::Reason::REFUSED_STREAM.into()),
+        Some(ServerFault::StallUnread) => {
+            return Ok(text_answer(200, "").map(|_| pending_body(body)));
+        }
+        Some(fault) => fault.replacement_answer().await,
         None => None,
     };
     let mut answer = match (instead, user) {
         (Some(answer), _) => answer,
         (None, Err(failure)) => failure.into(),
         (None, Ok(user)) => {
-            let truth =
-                true_answer(shared, &user, &target, &parts.headers, body, lie.as_ref()).await;
-            truth.unwrap_or_else(Into::into)
+            let regular =
+                regular_answer(shared, &user, &target, &parts.headers, body, fault.as_ref()).await;
+            regular.unwrap_or_else(Into::into)
         }
     };
     add_common_headers(shared, &mut answer);
-    Ok(match lie {
-        Some(Lie::Break) => {
+    Ok(match fault {
+        Some(ServerFault::Break) => {
             caller.broken.notify_one();
             std::future::pending().await
         }
-        Some(Lie::Close) => {
+        Some(ServerFault::Close) => {
             caller.leaving.notify_one();
             set_header(&mut answer, "connection", "close");
             answer
         }
-        Some(lie) => lie.falsify(answer),
+        Some(fault) => fault.apply(answer),
         None => answer,
     })
 }
@@ -255,13 +257,13 @@ fn add_common_headers(shared: &Shared, answer: &mut Answer) {
     }
 }
 
-async fn true_answer(
+async fn regular_answer(
     shared: &Arc<Shared>,
     user: &User,
     target: &Target,
     headers: &HeaderMap,
     body: Incoming,
-    lie: Option<&Lie>,
+    fault: Option<&ServerFault>,
 ) -> Result<Answer, Failure> {
     shared.rbac.authorize(user, target)?;
     let store = &shared.store;
@@ -294,9 +296,9 @@ async fn true_answer(
         return match target.verb {
             "get" => {
                 read::await_version(store, collection.version()?.unwrap_or(0)).await?;
-                read::get_object(store, kind, &key, lie)
+                read::get_object(store, kind, &key, fault)
             }
-            "list" => collection.list(lie).await,
+            "list" => collection.list(fault).await,
             "watch" => watch::start_watch(shared, &collection),
             _ => write::delete_collection(&collection),
         };

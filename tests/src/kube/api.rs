@@ -25,7 +25,7 @@ impl Api {
     pub fn new(mut options: Options) -> Result<Self> {
         options.keep = true;
         // The first requests of a fresh API server take long on a busy machine.
-        options.patience = Duration::from_secs(30);
+        options.timeout = Duration::from_secs(30);
         Ok(Self {
             client: Client::new(options.clone())?,
             options,
@@ -115,10 +115,10 @@ impl Api {
         &self,
         path: &str,
         object: &Value,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Value> {
         let mut last = String::new();
-        eventually(patience, "what the object needs is there", || {
+        eventually(timeout, "what the object needs is there", || {
             let answer = self.request("POST", path, Some(("application/json", object)));
             match answer {
                 Ok(answer) if matches!(answer.status, 403 | 404) => {
@@ -138,10 +138,10 @@ impl Api {
     pub fn wait_for(
         &self,
         path: &str,
-        patience: Duration,
+        timeout: Duration,
         enough: impl Fn(&Value) -> bool,
     ) -> Result<Value> {
-        self.wait_for_as("application/json", path, patience, enough)
+        self.wait_for_as("application/json", path, timeout, enough)
     }
 
     /// As [`Api::wait_for`], with an `Accept` of the caller's.
@@ -152,11 +152,11 @@ impl Api {
         &self,
         accept: &str,
         path: &str,
-        patience: Duration,
+        timeout: Duration,
         enough: impl Fn(&Value) -> bool,
     ) -> Result<Value> {
         let mut last = String::new();
-        eventually(patience, "the answer is as expected", || {
+        eventually(timeout, "the answer is as expected", || {
             let answer = self.send_as(accept, Request::get(path), None);
             if let Ok(answer) = &answer {
                 let value = answer.json();

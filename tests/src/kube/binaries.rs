@@ -191,12 +191,12 @@ fn run_go(source: &Path, folder: &Path) -> Result<()> {
         .context("running go")?;
     // `-v` prints a line for each module fetched and each package compiled.
     let mut last = Vec::new();
-    let (mut lines, mut said) = (0_u32, Instant::now());
+    let (mut lines, mut printed_at) = (0_u32, Instant::now());
     for line in BufReader::new(child.stderr.take().expect("stderr is piped")).lines() {
         let line = line?;
         lines += 1;
-        if said.elapsed() > Duration::from_secs(10) {
-            said = Instant::now();
+        if printed_at.elapsed() > Duration::from_secs(10) {
+            printed_at = Instant::now();
             print_progress(format_args!(
                 "  {:>4} s, {lines} steps: {line}",
                 started.elapsed().as_secs()

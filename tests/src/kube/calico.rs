@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::api::Api;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One of Calico's resources: plural, kind, namespaced, with a status subresource.
 struct Resource(&'static str, &'static str, bool, bool);
@@ -87,7 +87,7 @@ pub fn register_crds(api: &Api) -> Result<()> {
     for Resource(plural, ..) in &RESOURCES {
         api.wait_for(
             &format!("/apis/crd.projectcalico.org/v1/{plural}"),
-            PATIENCE,
+            TIMEOUT,
             |_| true,
         )?;
     }
@@ -96,13 +96,13 @@ pub fn register_crds(api: &Api) -> Result<()> {
 
 /// Both forms of discovery show the group with so many resources; each is brought up to date by itself.
 fn until_discovered(api: &Api, group: &str, version: &str, count: usize) -> Result<()> {
-    api.wait_for(&format!("/apis/{group}/{version}"), PATIENCE, |list| {
+    api.wait_for(&format!("/apis/{group}/{version}"), TIMEOUT, |list| {
         list["resources"]
             .as_array()
             .is_some_and(|all| count_whole(all) == count)
     })?;
     let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    api.wait_for_as(aggregated, "/apis", PATIENCE, |list| {
+    api.wait_for_as(aggregated, "/apis", TIMEOUT, |list| {
         let items = list["items"].as_array();
         let item = items
             .into_iter()
@@ -182,7 +182,7 @@ pub(super) fn create_account(api: &Api, namespace: &str, name: &str) -> Result<V
     api.create_when_possible(
         &format!("/api/v1/namespaces/{namespace}/serviceaccounts"),
         &object,
-        PATIENCE,
+        TIMEOUT,
     )
 }
 
@@ -229,6 +229,6 @@ pub(super) fn apply_object(api: &Api, path: &str, mut object: Value) -> Result<(
     object["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] =
         json!(applied);
     let path = format!("{path}?fieldManager=kubectl-client-side-apply");
-    api.create_when_possible(&path, &object, PATIENCE)?;
+    api.create_when_possible(&path, &object, TIMEOUT)?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::api::Api;
 use super::calico::{apply_object, create_account};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The pods that exist from the start, in namespace `default`, on the node.
 pub const PODS: [&str; 2] = ["pod-a", "pod-b"];
@@ -31,7 +31,7 @@ pub fn add_node(api: &Api, name: &str, managed: bool) -> Result<()> {
         let patch = json!({"metadata": {"annotations": {ttl: "0"}}});
         api.merge_patch(&format!("{path}?fieldManager=kcm"), &patch)?;
     }
-    api.wait_for(&path, PATIENCE, |node| {
+    api.wait_for(&path, TIMEOUT, |node| {
         node["metadata"]["annotations"][ttl] == "0"
     })?;
     Ok(())
@@ -47,7 +47,7 @@ pub fn add_pods(api: &Api, node: &str, managed: bool) -> Result<()> {
     }
     for name in PODS {
         let path = "/api/v1/namespaces/default/pods?fieldManager=kubectl-run";
-        api.create_when_possible(path, &pod_manifest(name, node), PATIENCE)?;
+        api.create_when_possible(path, &pod_manifest(name, node), TIMEOUT)?;
     }
     Ok(())
 }

@@ -24,11 +24,11 @@ impl Known {
     /// Takes note of an exchange and its live answer.
     pub fn record(&mut self, exchange: &Exchange, answer: &Answer) {
         let path = exchange.uri.trim_end_matches("/status").to_owned();
-        let told = (answer.status, answer.body.clone());
+        let newest = (answer.status, answer.body.clone());
         match exchange.method {
             Method::GET => {
                 self.reads.insert(exchange.uri.clone(), exchange.clone());
-                self.answers.insert(path, told);
+                self.answers.insert(path, newest);
             }
             _ if !(200..300).contains(&answer.status) => {}
             Method::DELETE => {
@@ -38,11 +38,11 @@ impl Known {
             Method::POST => {
                 for identity in read_identities(&answer.body) {
                     self.answers
-                        .insert(format!("{path}/{}", identity.name), (200, told.1.clone()));
+                        .insert(format!("{path}/{}", identity.name), (200, newest.1.clone()));
                 }
             }
             _ => {
-                self.answers.insert(path, told);
+                self.answers.insert(path, newest);
             }
         }
     }
@@ -55,12 +55,12 @@ impl Known {
     /// The difference between an answer from the store to this read and the cloud's newest one, if there is one.
     pub fn find_contradiction(&self, read: &Exchange, answer: &Answer) -> Option<String> {
         let Some((status, body)) = self.answers.get(&read.uri) else {
-            return Some("the cloud was never asked".into());
+            return Some("the cloud never got this request".into());
         };
         if answer.status != *status {
             let text = String::from_utf8_lossy(&answer.body);
             return Some(format!(
-                "the cloud said {status}, the store {}: {text}",
+                "the cloud answered {status}, the store {}: {text}",
                 answer.status
             ));
         }
@@ -81,11 +81,16 @@ impl Known {
         })
     }
 
-    /// A list holds what the cloud listed, each item as it was told last, and nothing that the cloud never told of.
-    fn list_contradiction(&self, read: &Exchange, told: &[u8], answer: &[u8]) -> Option<String> {
+    /// A list holds what the cloud listed, each item as it was sent last, and nothing that the cloud never sent.
+    fn list_contradiction(
+        &self,
+        read: &Exchange,
+        listed_body: &[u8],
+        answer: &[u8],
+    ) -> Option<String> {
         let path = read.uri.split('?').next().unwrap_or_default();
         let stored = read_identities(answer);
-        for listed in read_identities(told) {
+        for listed in read_identities(listed_body) {
             let newest = self.answers.get(&format!("{path}/{}", listed.name));
             if newest.is_some_and(|(status, _)| *status == 404) {
                 continue;
@@ -108,12 +113,12 @@ impl Known {
             .find(|item| {
                 let newest = self.answers.get(&format!("{path}/{}", item.name));
                 let exists = newest.is_some_and(|(status, _)| *status < 300);
-                let is_listed = read_identities(told)
+                let is_listed = read_identities(listed_body)
                     .iter()
                     .any(|listed| listed.name == item.name);
                 !exists && !is_listed
             })
-            .map(|item| format!("the cloud never told of {}", item.name))
+            .map(|item| format!("the cloud never sent {}", item.name))
     }
 }
 

@@ -73,9 +73,9 @@ impl IdMap {
             let Some(recorded) = value.pointer(pointer).and_then(Value::as_str) else {
                 continue;
             };
-            let live = learnt.get(recorded).with_context(|| {
-                format!("no answer before this request has told of {field} {recorded}")
-            })?;
+            let live = learnt
+                .get(recorded)
+                .with_context(|| format!("no answer before this request has {field} {recorded}"))?;
             // In place, so that everything else is sent byte for byte.
             text = text.replace(
                 &format!("\"{field}\":\"{recorded}\""),

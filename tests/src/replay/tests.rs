@@ -175,27 +175,35 @@ fn the_last_word_of_the_cloud_is_known() {
         let uri = exchange(id).uri;
         known.reads().find(|read| read.uri == uri).unwrap().clone()
     };
-    let said = |id: u32, of: u32| {
+    let contradiction = |id: u32, of: u32| {
         let of = exchange(of);
         known.find_contradiction(&read(id), &answer(&of, of.answer.clone()))
     };
     // A pod is what its last PATCH returned, not what was read before it.
-    assert_eq!(said(49, 50), None);
-    assert!(said(49, 49).unwrap().contains("not the newest copy"));
+    assert_eq!(contradiction(49, 50), None);
+    assert!(
+        contradiction(49, 49)
+            .unwrap()
+            .contains("not the newest copy")
+    );
     // pod-b's handle was absent, then created (201; a read of it is 200); pod-a's was there, then deleted.
     let created = exchange(43);
     let mut read_again = answer(&created, created.answer.clone());
     read_again.status = 200;
     assert_eq!(known.find_contradiction(&read(42), &read_again), None);
-    assert!(said(42, 42).unwrap().contains("the cloud said"));
+    assert!(
+        contradiction(42, 42)
+            .unwrap()
+            .contains("the cloud contradiction")
+    );
     let gone = exchange(22);
     assert_eq!(
         known.find_contradiction(&read(53), &answer(&gone, gone.answer.clone())),
         None
     );
-    assert!(said(53, 59).unwrap().contains("404"));
+    assert!(contradiction(53, 59).unwrap().contains("404"));
     // A list may hold what was created since; it may not lack what it held, or invent.
-    assert_eq!(said(39, 39), None);
+    assert_eq!(contradiction(39, 39), None);
     let empty = exchange(14);
     assert!(
         known

@@ -82,12 +82,12 @@ impl Target {
             .stdout(Stdio::piped());
         let mut running = Running(netns.run(|| command.spawn())?);
         let mut out = running.0.stdout.take().context("its output")?;
-        let (mut said, mut buffer) = (String::new(), [0; 256]);
-        while !said.contains("\non\n") {
+        let (mut output, mut buffer) = (String::new(), [0; 256]);
+        while !output.contains("\non\n") {
             let read = out.read(&mut buffer)?;
-            said.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            output.push_str(&String::from_utf8_lossy(&buffer[..read]));
             if read == 0 {
-                bail!("the attack ended: {said}");
+                bail!("the attack ended: {output}");
             }
         }
         Ok(running)

@@ -193,9 +193,9 @@ pub fn ip(arguments: &str) -> String {
 /// hublet's listener. Who accepts in vain fails after a minute instead of waiting for ever.
 pub fn listen(at: SocketAddrV4) -> TcpListener {
     let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("bind {at}: {error}"));
-    let patience = Duration::from_secs(60) * slowness_factor();
+    let timeout = Duration::from_secs(60) * slowness_factor();
     SockRef::from(&listener)
-        .set_read_timeout(Some(patience))
+        .set_read_timeout(Some(timeout))
         .expect("SO_RCVTIMEO");
     listener
 }

@@ -50,9 +50,9 @@ impl Pod {
     }
 
     pub fn dial(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
-        let patience = Duration::from_millis(800) * slowness_factor();
+        let timeout = Duration::from_millis(800) * slowness_factor();
         self.netns
-            .run(|| TcpStream::connect_timeout(&to.into(), patience))
+            .run(|| TcpStream::connect_timeout(&to.into(), timeout))
     }
 
     /// Its network namespace's cookie, as the kernel attests it.

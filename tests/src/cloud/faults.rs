@@ -1,5 +1,5 @@
-//! False answers on command: rules from a test or the control port choose requests and the way in which their answers are
-//! wrong.
+//! Faults of the API server on command: rules from a test or the control port choose the requests, and how their answers
+//! fail. Faults of the link are in [`crate::fault`].
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::answer::{Answer, Body, BodyError, full_body, stream_body};
 use super::status::Failure;
 
-/// A rule: these requests, so many times, get this.
+/// Requests, how many of them, and the fault that they meet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Paths that start so.
+    /// Prefix of the path.
     #[serde(default)]
     pub path: String,
     /// HTTP method or Kubernetes verb (`GET`, `list`, `watch` …); empty: all.
@@ -25,22 +25,22 @@ pub struct Rule {
     /// Number of requests; absent: every one until the rules are cleared.
     #[serde(default)]
     pub count: Option<u32>,
-    pub lie: Lie,
+    pub fault: ServerFault,
 }
 
 impl Rule {
     /// For every request of this method or verb under this path.
     #[must_use]
-    pub fn new(method: &str, path: &str, lie: Lie) -> Rule {
+    pub fn new(method: &str, path: &str, fault: ServerFault) -> Rule {
         Rule {
             path: path.to_owned(),
             method: method.to_owned(),
             count: None,
-            lie,
+            fault,
         }
     }
 
-    /// Only so many times.
+    /// Limits the rule to this number of requests.
     #[must_use]
     pub fn times(self, count: u32) -> Rule {
         Rule {
@@ -50,9 +50,10 @@ impl Rule {
     }
 }
 
+/// A failure of the API server, in place of its regular answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Lie {
+pub enum ServerFault {
     /// This code with a `Status` body, and a `Retry-After`.
     Status {
         code: u16,
@@ -60,41 +61,41 @@ pub enum Lie {
         #[serde(default)]
         retry_after: u32,
     },
-    /// The true answer, so many milliseconds late.
+    /// The regular answer, this many milliseconds late.
     Delay(u64),
     /// No answer, ever; the connection stays open.
     Hang,
     /// Nothing is done, and HTTP/2 says so: `REFUSED_STREAM`.
     Refuse,
-    /// The request is carried out; then the connection breaks without a word.
+    /// The request is carried out; then the connection breaks before the answer.
     Break,
-    /// The true answer; then the connection is closed in good order (`GOAWAY`, `Connection: close`).
+    /// The regular answer; then the connection is closed in good order (`GOAWAY`, `Connection: close`).
     Close,
-    /// The true answer's head, then nothing, ever.
+    /// The regular answer's head, then nothing, ever.
     Stall,
     /// A head, then nothing, ever; nor is anything taken of the request's body.
     StallUnread,
-    /// The true answer's first bytes, then a proper end: broken JSON in sound HTTP.
+    /// The regular answer's first bytes, then a proper end: broken JSON in valid HTTP.
     Truncate(usize),
-    /// The true answer's first bytes, then the stream is torn down.
+    /// The regular answer's first bytes, then the stream is reset.
     CutAfter(usize),
-    /// So many whole events (of a list: 0), half of the next one, then the stream is torn down.
+    /// This many whole events (of a list: 0), half of the next one, then the stream is reset.
     CutFrame(usize),
-    /// Bytes that are no JSON.
+    /// Bytes that are not JSON.
     Garbage,
-    /// The true body under another content type.
+    /// The regular body with another content type.
     ContentType(String),
     /// A body that never ends.
     Endless,
-    /// A sound JSON document of so many bytes.
+    /// A valid JSON document of this many bytes.
     Long(usize),
-    /// A header of so many bytes.
+    /// A header of this many bytes.
     HugeHeader(usize),
     /// A GET gets the object as it was before its last change.
     Stale,
     /// A LIST gets no items.
     EmptyList,
-    /// Exactly this, whatever the truth is.
+    /// Exactly this answer.
     Exactly {
         code: u16,
         /// `Content-Type`.
@@ -105,9 +106,9 @@ pub enum Lie {
 
 /// The rules in force.
 #[derive(Debug, Default)]
-pub struct Lies(Mutex<Vec<Rule>>);
+pub struct ServerFaults(Mutex<Vec<Rule>>);
 
-impl Lies {
+impl ServerFaults {
     /// Adds a rule; older ones go first.
     pub fn add_rule(&self, rule: Rule) {
         self.0.lock().push(rule);
@@ -124,7 +125,7 @@ impl Lies {
         self.0.lock().clone()
     }
 
-    pub(super) fn take_match(&self, path: &str, method: &str, verb: &str) -> Option<Lie> {
+    pub(super) fn take_match(&self, path: &str, method: &str, verb: &str) -> Option<ServerFault> {
         let mut rules = self.0.lock();
         let index = rules.iter().position(|rule| {
             let named = [method, verb]
@@ -132,25 +133,25 @@ impl Lies {
                 .any(|name| rule.method.eq_ignore_ascii_case(name));
             path.starts_with(&rule.path) && (rule.method.is_empty() || named)
         })?;
-        let lie = rules[index].lie.clone();
+        let fault = rules[index].fault.clone();
         if let Some(count) = &mut rules[index].count {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 rules.remove(index);
             }
         }
-        Some(lie)
+        Some(fault)
     }
 }
 
-impl Lie {
-    /// The lie that stands in for an answer, after the wait that it brings.
+impl ServerFault {
+    /// The answer that replaces the regular one, after the fault's delay.
     pub(super) async fn replacement_answer(&self) -> Option<Answer> {
         match *self {
-            Lie::Status { code, retry_after } => {
+            ServerFault::Status { code, retry_after } => {
                 Some(status_failure(code).retry_after(retry_after).into())
             }
-            Lie::Exactly {
+            ServerFault::Exactly {
                 code,
                 ref content_type,
                 ref body,
@@ -161,48 +162,48 @@ impl Lie {
                 }
                 Some(answer)
             }
-            Lie::Delay(milliseconds) => {
+            ServerFault::Delay(milliseconds) => {
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;
                 None
             }
-            Lie::Hang => std::future::pending().await,
+            ServerFault::Hang => std::future::pending().await,
             _ => None,
         }
     }
 
-    /// The true answer, falsified.
-    pub(super) fn falsify(&self, mut answer: Answer) -> Answer {
+    /// The regular answer, with the fault.
+    pub(super) fn apply(&self, mut answer: Answer) -> Answer {
         if matches!(
             self,
-            Lie::Stall
-                | Lie::Truncate(_)
-                | Lie::CutAfter(_)
-                | Lie::CutFrame(_)
-                | Lie::Garbage
-                | Lie::Endless
-                | Lie::Long(_)
+            ServerFault::Stall
+                | ServerFault::Truncate(_)
+                | ServerFault::CutAfter(_)
+                | ServerFault::CutFrame(_)
+                | ServerFault::Garbage
+                | ServerFault::Endless
+                | ServerFault::Long(_)
         ) {
             answer.headers_mut().remove(CONTENT_LENGTH);
         }
         match self {
-            Lie::Stall => answer.map(|_| stream_body(stream::pending())),
-            Lie::Truncate(bytes) => answer.map(|body| limit_body(body, *bytes, false)),
-            Lie::CutAfter(bytes) => answer.map(|body| limit_body(body, *bytes, true)),
-            Lie::CutFrame(frames) => answer.map(|body| cut_frame(body, *frames)),
-            Lie::Garbage => {
+            ServerFault::Stall => answer.map(|_| stream_body(stream::pending())),
+            ServerFault::Truncate(bytes) => answer.map(|body| limit_body(body, *bytes, false)),
+            ServerFault::CutAfter(bytes) => answer.map(|body| limit_body(body, *bytes, true)),
+            ServerFault::CutFrame(frames) => answer.map(|body| cut_frame(body, *frames)),
+            ServerFault::Garbage => {
                 answer.map(|_| full_body(b"\xff\x00<html>not what you asked for".repeat(40)))
             }
-            Lie::Endless => answer.map(|_| endless_body()),
-            Lie::Long(bytes) => {
+            ServerFault::Endless => answer.map(|_| endless_body()),
+            ServerFault::Long(bytes) => {
                 answer.map(|_| full_body(format!("\"{}\"", "a".repeat(*bytes)).into_bytes()))
             }
-            Lie::ContentType(name) => {
+            ServerFault::ContentType(name) => {
                 if let Ok(value) = HeaderValue::from_str(name) {
                     answer.headers_mut().insert(CONTENT_TYPE, value);
                 }
                 answer
             }
-            Lie::HugeHeader(bytes) => {
+            ServerFault::HugeHeader(bytes) => {
                 if let Ok(value) = HeaderValue::from_str(&"x".repeat(*bytes)) {
                     answer
                         .headers_mut()
