@@ -160,7 +160,28 @@ impl Daemon {
             .create(true)
             .append(true)
             .open(self.folder.path().join("log"))?;
-        let mut command = command_in_cgroup(&binary, self.options.cgroup.as_deref());
+        let mut command = self.command(&binary);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let child = match &self.options.netns {
+            // A child belongs to the namespace of the thread that starts it.
+            Some(netns) => netns.run(|| command.spawn()),
+            None => command.spawn(),
+        };
+        let child = child.with_context(|| format!("start {}", binary.display()))?;
+        crate::keep::add_hint(format!(
+            "hublet: pid {}, log {}",
+            child.id(),
+            self.folder.path().join("log").display()
+        ));
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// The daemon's command line.
+    fn command(&self, binary: &Path) -> Command {
         let Options {
             node_name,
             server,
@@ -168,6 +189,7 @@ impl Daemon {
             flags,
             ..
         } = &self.options;
+        let mut command = command_in_cgroup(binary, self.options.cgroup.as_deref());
         command
             .arg(format!("--node-name={node_name}"))
             .arg(format!("--server-addr={server}"))
@@ -187,23 +209,8 @@ impl Daemon {
                     .as_ref()
                     .map(|bpffs| format!("--bpffs={}", bpffs.0.display())),
             )
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let child = match &self.options.netns {
-            // A child belongs to the namespace of the thread that starts it.
-            Some(netns) => netns.run(|| command.spawn()),
-            None => command.spawn(),
-        };
-        let child = child.with_context(|| format!("start {}", binary.display()))?;
-        crate::keep::add_hint(format!(
-            "hublet: pid {}, log {}",
-            child.id(),
-            self.folder.path().join("log").display()
-        ));
-        self.child = Some(child);
-        Ok(())
+            .args(flags);
+        command
     }
 
     /// Waits until `/v1/readyz` says `OK`; says how long that took.

@@ -102,6 +102,15 @@ pub struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A runtime for the calling thread, which enters the namespace for good.
+fn build_runtime(netns: Option<&Netns>) -> anyhow::Result<tokio::runtime::Runtime> {
+    if let Some(netns) = netns {
+        netns.enter()?;
+    }
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    Ok(builder.enable_all().build()?)
+}
+
 impl Worker {
     /// Starts the thread in `netns` (or where the caller is). Its sockets belong to that namespace.
     pub fn start(name: &str, netns: Option<&Netns>) -> anyhow::Result<Worker> {
@@ -110,26 +119,14 @@ impl Worker {
         let netns = netns.cloned();
         let thread = std::thread::Builder::new()
             .name(name.chars().take(15).collect())
-            .spawn(move || {
-                let built = (|| {
-                    if let Some(netns) = netns {
-                        netns.enter()?;
-                    }
-                    anyhow::Ok(
-                        tokio::runtime::Builder::new_current_thread()
-                            .enable_all()
-                            .build()?,
-                    )
-                })();
-                match built {
-                    Ok(runtime) => {
-                        let _ = ready.send(Ok(runtime.handle().clone()));
-                        let _ = runtime.block_on(stopped);
-                        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-                    }
-                    Err(cause) => {
-                        let _ = ready.send(Err(cause));
-                    }
+            .spawn(move || match build_runtime(netns.as_ref()) {
+                Ok(runtime) => {
+                    let _ = ready.send(Ok(runtime.handle().clone()));
+                    let _ = runtime.block_on(stopped);
+                    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+                }
+                Err(cause) => {
+                    let _ = ready.send(Err(cause));
                 }
             })?;
         let handle = started

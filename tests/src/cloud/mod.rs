@@ -21,7 +21,7 @@ mod store;
 mod watch;
 mod write;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,6 +119,23 @@ pub struct Cloud {
     worker: Worker,
 }
 
+/// An authority, and a serving certificate for the address, the usual names and these.
+fn create_identity(address: IpAddr, names: &[String]) -> anyhow::Result<(Arc<Ca>, Identity)> {
+    let ca = Ca::new("scriptable cloud")?;
+    let address = address.to_string();
+    let mut all = vec![
+        "127.0.0.1",
+        "localhost",
+        "kubernetes.default.svc",
+        "10.96.0.1",
+        &address,
+    ];
+    all.extend(names.iter().map(String::as_str));
+    all.dedup();
+    let identity = ca.issue_server_cert("kube-apiserver", &all)?;
+    Ok((Arc::new(ca), identity))
+}
+
 impl Cloud {
     pub fn start(options: Options) -> anyhow::Result<Cloud> {
         let worker = Worker::start("cloud", options.netns.as_ref())?;
@@ -128,21 +145,7 @@ impl Cloud {
             .block_on(async move { serve::bind_listener(listen).await })?;
         let (ca, identity) = match options.identity.clone() {
             Some(own) => own,
-            None => {
-                let ca = Ca::new("scriptable cloud")?;
-                let ip = address.ip().to_string();
-                let mut names = vec![
-                    "127.0.0.1",
-                    "localhost",
-                    "kubernetes.default.svc",
-                    "10.96.0.1",
-                    &ip,
-                ];
-                names.extend(options.names.iter().map(String::as_str));
-                names.dedup();
-                let identity = ca.issue_server_cert("kube-apiserver", &names)?;
-                (Arc::new(ca), identity)
-            }
+            None => create_identity(address.ip(), &options.names)?,
         };
         let mut tls = ca.tls_server(&identity)?;
         tls.alpn_protocols = options
@@ -165,11 +168,7 @@ impl Cloud {
             shared: Arc::clone(&shared),
         };
         if shared.options.seeded {
-            for line in SEED.lines() {
-                handle.put(
-                    serde_json::from_str::<Json>(line).context("the seed is one object a line")?,
-                )?;
-            }
+            handle.put_seed()?;
         }
         let calico_token = shared
             .rbac
@@ -244,6 +243,15 @@ impl Handle {
     /// Forgets the past: watches and pages from before get 410.
     pub fn compact(&self) {
         self.shared.store.compact();
+    }
+
+    fn put_seed(&self) -> anyhow::Result<()> {
+        for line in SEED.lines() {
+            let object: Json =
+                serde_json::from_str(line).context("the seed is one object a line")?;
+            self.put(object)?;
+        }
+        Ok(())
     }
 
     /// Creates an object, or puts it in the place of the one with its name; `apiVersion` and `kind` say what it is.

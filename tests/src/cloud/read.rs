@@ -88,6 +88,18 @@ impl<'a> Collection<'a> {
         }
     }
 
+    /// Cuts a list off after `limit` objects, and notes where the next page begins.
+    fn end_page(&self, page: &mut Page, found: &mut Vec<(Key, Arc<Json>)>, limit: usize) {
+        if self.selector.is_empty() {
+            page.remaining = found.len() - limit;
+        }
+        found.truncate(limit);
+        if let Some((key, _)) = found.last() {
+            let start = format!("{}\0", self.page_position(key));
+            page.next = Next::encode_token(page.version.cast_signed(), &start);
+        }
+    }
+
     pub(super) async fn list(&self, fault: Option<&ServerFault>) -> Result<Answer, Failure> {
         let version = self.version()?;
         await_version(self.store, version.unwrap_or(0)).await?;
@@ -114,16 +126,7 @@ impl<'a> Collection<'a> {
         let mut page = Page::all_at(version);
         // From "any version" the real server answers with everything, whatever the limit.
         if limit > 0 && found.len() > limit && self.target.parameter("resourceVersion") != "0" {
-            if self.selector.is_empty() {
-                page.remaining = found.len() - limit;
-            }
-            found.truncate(limit);
-            if let Some((key, _)) = found.last() {
-                page.next = Next::encode_token(
-                    version.cast_signed(),
-                    &format!("{}\0", self.page_position(key)),
-                );
-            }
+            self.end_page(&mut page, &mut found, limit);
         }
         if matches!(fault, Some(ServerFault::EmptyList)) {
             (found, page.next, page.remaining) = (Vec::new(), String::new(), 0);

@@ -25,7 +25,7 @@ use super::kinds::{self, Kind};
 use super::rbac::User;
 use super::read::{self, Collection};
 use super::record::Request;
-use super::request::Target;
+use super::request::{Resource, Target};
 use super::status::Failure;
 use super::write::{self, Write};
 use super::{discovery, watch};
@@ -84,16 +84,7 @@ async fn serve_connection(
     let stream = tls.accept(stream).await?;
     let session = stream.get_ref().1;
     let h2 = session.alpn_protocol() == Some(b"h2");
-    let certificate = session
-        .peer_certificates()
-        .and_then(|certs| certs.first())
-        .and_then(|cert| {
-            let (user, groups) = pki::parse_names(cert).ok()?;
-            Some(User::new(
-                &user,
-                &groups.iter().map(String::as_str).collect::<Vec<_>>(),
-            ))
-        });
+    let certificate = certificate_user(session);
     let (broken, leaving) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let caller = Arc::new(Caller {
         certificate,
@@ -144,6 +135,14 @@ async fn serve_connection(
     Ok(())
 }
 
+/// The user of the client's certificate.
+fn certificate_user(session: &rustls::ServerConnection) -> Option<User> {
+    let certificate = session.peer_certificates()?.first()?;
+    let (user, groups) = pki::parse_names(certificate).ok()?;
+    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+    Some(User::new(&user, &groups))
+}
+
 struct Caller {
     certificate: Option<User>,
     number: u64,
@@ -176,20 +175,8 @@ async fn respond(
     let user = shared
         .rbac
         .authenticate(credential, caller.certificate.as_ref());
-    shared.record.add(Request {
-        method: parts.method.to_string(),
-        path: parts.uri.path().to_owned(),
-        query: parts.uri.query().unwrap_or_default().to_owned(),
-        user: user
-            .as_ref()
-            .map(|user| user.name.clone())
-            .unwrap_or_default(),
-        user_agent: header_values(&parts.headers, &USER_AGENT),
-        length: header_values(&parts.headers, &CONTENT_LENGTH),
-        protocol: format!("{:?}", parts.version),
-        accept: header_values(&parts.headers, &ACCEPT),
-        connection: caller.number,
-    });
+    let name = user.as_ref().map_or("", |user| user.name.as_str());
+    shared.record.add(describe_request(&parts, name, caller));
     let fault = shared
         .server_faults
         .take_match(&target.path, parts.method.as_str(), target.verb);
@@ -211,7 +198,26 @@ async fn respond(
         }
     };
     add_common_headers(shared, &mut answer);
-    Ok(match fault {
+    Ok(finish(answer, fault, caller).await)
+}
+
+fn describe_request(parts: &http::request::Parts, user: &str, caller: &Caller) -> Request {
+    Request {
+        method: parts.method.to_string(),
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        user: user.to_owned(),
+        user_agent: header_values(&parts.headers, &USER_AGENT),
+        length: header_values(&parts.headers, &CONTENT_LENGTH),
+        protocol: format!("{:?}", parts.version),
+        accept: header_values(&parts.headers, &ACCEPT),
+        connection: caller.number,
+    }
+}
+
+/// Applies a fault to a complete answer, or to its connection.
+async fn finish(mut answer: Answer, fault: Option<ServerFault>, caller: &Caller) -> Answer {
+    match fault {
         Some(ServerFault::Break) => {
             caller.broken.notify_one();
             std::future::pending().await
@@ -223,7 +229,7 @@ async fn respond(
         }
         Some(fault) => fault.apply(answer),
         None => answer,
-    })
+    }
 }
 
 /// An answer that never goes on, and takes nothing of its request.
@@ -266,60 +272,29 @@ async fn regular_answer(
     fault: Option<&ServerFault>,
 ) -> Result<Answer, Failure> {
     shared.rbac.authorize(user, target)?;
-    let store = &shared.store;
-    let accept = header_values(headers, &ACCEPT);
     let Some(resource) = &target.resource else {
-        let found = discovery::find_document(
-            &target.path,
-            &accept,
-            &header_values(headers, &IF_NONE_MATCH),
-        );
-        return Ok(found.unwrap_or_else(|| text_answer(404, "404 page not found\n")));
+        return Ok(answer_document(target, headers));
     };
     let Some(kind) = kinds::find(&resource.group, &resource.version, &resource.resource) else {
-        let group = kinds::KINDS
-            .iter()
-            .any(|kind| kind.group == resource.group && kind.version == resource.version);
-        return if group {
-            Err(Failure::unknown_resource())
-        } else {
-            Ok(text_answer(404, "404 page not found\n"))
-        };
+        return answer_unknown_kind(resource);
     };
     if !(resource.subresource.is_empty() || (kind.status && resource.subresource == "status")) {
         return Err(Failure::unknown_resource());
     }
-    check_accept(kind, &accept)?;
-    let key = write::object_key(kind, &resource.namespace, &resource.name);
+    check_accept(kind, &header_values(headers, &ACCEPT))?;
     if matches!(target.verb, "get" | "list" | "watch" | "deletecollection") {
-        let collection = Collection::parse(store, kind, resource, target)?;
-        return match target.verb {
-            "get" => {
-                read::await_version(store, collection.version()?.unwrap_or(0)).await?;
-                read::get_object(store, kind, &key, fault)
-            }
-            "list" => collection.list(fault).await,
-            "watch" => watch::start_watch(shared, &collection),
-            _ => write::delete_collection(&collection),
-        };
+        let collection = Collection::parse(&shared.store, kind, resource, target)?;
+        return answer_collection(shared, &collection, resource, fault).await;
     }
-    let body = Limited::new(body, BODY_LIMIT)
-        .collect()
-        .await
-        .map_err(|_| {
-            let message = format!("Request entity too large: limit is {BODY_LIMIT}");
-            Failure::new(413, "RequestEntityTooLarge", message)
-        })?;
-    let body: Bytes = body.to_bytes();
     let content_type = header_values(headers, &CONTENT_TYPE);
     let content_type = content_type.split(';').next().unwrap_or_default().trim();
     let write = Write {
-        store,
+        store: &shared.store,
         kind,
         resource,
         target,
         content_type,
-        body: &body,
+        body: &read_body(body).await?,
     };
     match target.verb {
         "create" if resource.name.is_empty() => write.create(),
@@ -327,6 +302,56 @@ async fn regular_answer(
         "patch" if !resource.name.is_empty() => write.patch(),
         "delete" => write.delete(),
         _ => Err(Failure::method_not_allowed()),
+    }
+}
+
+/// Discovery, `/version` and other paths that are no resources.
+fn answer_document(target: &Target, headers: &HeaderMap) -> Answer {
+    let accept = header_values(headers, &ACCEPT);
+    let etag = header_values(headers, &IF_NONE_MATCH);
+    discovery::find_document(&target.path, &accept, &etag)
+        .unwrap_or_else(|| text_answer(404, "404 page not found\n"))
+}
+
+/// A `Status` where the group version is served, else text, as the real server does.
+fn answer_unknown_kind(resource: &Resource) -> Result<Answer, Failure> {
+    let is_group_served = kinds::KINDS
+        .iter()
+        .any(|kind| kind.group == resource.group && kind.version == resource.version);
+    if is_group_served {
+        Err(Failure::unknown_resource())
+    } else {
+        Ok(text_answer(404, "404 page not found\n"))
+    }
+}
+
+/// Reads, and the deletion of a collection.
+async fn answer_collection(
+    shared: &Arc<Shared>,
+    collection: &Collection<'_>,
+    resource: &Resource,
+    fault: Option<&ServerFault>,
+) -> Result<Answer, Failure> {
+    let (store, kind) = (&shared.store, collection.kind);
+    match collection.target.verb {
+        "get" => {
+            read::await_version(store, collection.version()?.unwrap_or(0)).await?;
+            let key = write::object_key(kind, &resource.namespace, &resource.name);
+            read::get_object(store, kind, &key, fault)
+        }
+        "list" => collection.list(fault).await,
+        "watch" => watch::start_watch(shared, collection),
+        _ => write::delete_collection(collection),
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, Failure> {
+    match Limited::new(body, BODY_LIMIT).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(_) => {
+            let message = format!("Request entity too large: limit is {BODY_LIMIT}");
+            Err(Failure::new(413, "RequestEntityTooLarge", message))
+        }
     }
 }
 

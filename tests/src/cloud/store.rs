@@ -39,6 +39,18 @@ struct State {
     log: VecDeque<Event>,
 }
 
+impl State {
+    /// Appends to the log, and forgets the oldest event beyond its limit.
+    fn record(&mut self, event: Event) {
+        self.log.push_back(event);
+        if self.log.len() > LOG_LIMIT
+            && let Some(oldest) = self.log.pop_front()
+        {
+            self.compacted = oldest.version;
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Store {
     state: Mutex<State>,
@@ -203,18 +215,13 @@ impl Store {
                 .ok_or_else(|| Failure::not_found(kind, &key.1))?;
             (None, gone)
         };
-        state.log.push_back(Event {
+        state.record(Event {
             version,
             kind,
             key: key.clone(),
             after,
             before,
         });
-        if state.log.len() > LOG_LIMIT
-            && let Some(oldest) = state.log.pop_front()
-        {
-            state.compacted = oldest.version;
-        }
         drop(state);
         self.changed.send_replace(version);
         Ok(result)

@@ -66,13 +66,7 @@ pub(super) fn start_watch(
         over: false,
     };
     if initial == "true" || (initial.is_empty() && version == 0) {
-        let Ok((version, objects)) = shared.store.list_at(watch.kind, None) else {
-            unreachable!("the present is never compacted")
-        };
-        watch.version = version;
-        for (_, object) in collection.select_objects(objects) {
-            watch.push_event("ADDED", &object);
-        }
+        watch.push_initial_events(collection);
         if initial == "true" && watch.bookmarks {
             watch.push_bookmark(true);
         }
@@ -87,6 +81,16 @@ pub(super) fn start_watch(
 }
 
 impl Watch {
+    fn push_initial_events(&mut self, collection: &Collection<'_>) {
+        let Ok((version, objects)) = collection.store.list_at(self.kind, None) else {
+            unreachable!("the present is never compacted")
+        };
+        self.version = version;
+        for (_, object) in collection.select_objects(objects) {
+            self.push_event("ADDED", &object);
+        }
+    }
+
     fn push_event(&mut self, kind: &str, object: &Json) {
         let mut bytes = format!("{{\"type\":\"{kind}\",\"object\":").into_bytes();
         bytes.extend(object.to_bytes());

@@ -165,20 +165,12 @@ fn modification_time(path: &Path) -> Option<std::time::SystemTime> {
         .ok()
 }
 
-fn run_go(source: &Path, folder: &Path) -> Result<()> {
-    let started = Instant::now();
-    print_progress(format_args!(
-        "building the real kube-apiserver (tests/kube): about 5 minutes the first time"
-    ));
-    let mut child = Command::new("go")
-        .args([
-            "build",
-            "-v",
-            "-trimpath",
-            "-buildvcs=false",
-            LINK_FLAGS,
-            "-o",
-        ])
+/// `-v` prints a line for each module fetched and each package compiled.
+fn go_command(source: &Path, folder: &Path) -> Command {
+    let mut command = Command::new("go");
+    command
+        .args(["build", "-v", "-trimpath", "-buildvcs=false", LINK_FLAGS])
+        .arg("-o")
         .arg(folder)
         .args([".", "./pod"])
         // Static: `pod` is alone in its image.
@@ -186,10 +178,16 @@ fn run_go(source: &Path, folder: &Path) -> Result<()> {
         .current_dir(source)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("running go")?;
-    // `-v` prints a line for each module fetched and each package compiled.
+        .stderr(Stdio::piped());
+    command
+}
+
+fn run_go(source: &Path, folder: &Path) -> Result<()> {
+    let started = Instant::now();
+    print_progress(format_args!(
+        "building the real kube-apiserver (tests/kube): about 5 minutes the first time"
+    ));
+    let mut child = go_command(source, folder).spawn().context("running go")?;
     let mut last = Vec::new();
     let (mut lines, mut printed_at) = (0_u32, Instant::now());
     for line in BufReader::new(child.stderr.take().expect("stderr is piped")).lines() {
