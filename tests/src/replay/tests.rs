@@ -194,7 +194,7 @@ fn the_last_word_of_the_cloud_is_known() {
     assert!(
         contradiction(42, 42)
             .unwrap()
-            .contains("the cloud contradiction")
+            .contains("the cloud answered")
     );
     let gone = exchange(22);
     assert_eq!(
