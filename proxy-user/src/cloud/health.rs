@@ -131,6 +131,20 @@ impl Health {
         }
     }
 
+    /// A state that no monitor decides on, for tests of requests.
+    #[cfg(test)]
+    pub(crate) fn in_state(state: CloudState) -> Arc<Self> {
+        let (signals, _) = mpsc::channel(MAX_SIGNALS);
+        let health = Self::new(signals, Arc::default());
+        health.set_state(state);
+        Arc::new(health)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn enter(&self, state: CloudState) {
+        self.set_state(state);
+    }
+
     pub(crate) fn state(&self) -> CloudState {
         *self.state.borrow()
     }

@@ -261,7 +261,92 @@ async fn refuse_plain(mut stream: TcpStream) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+    use tokio::time::{Instant, sleep};
+
     use super::*;
+    use crate::budget::Budget;
+    use crate::listen::{ConnectionTable, Counters};
+
+    /// An accepted connection in the table, whose client has sent nothing.
+    struct Bench {
+        table: Arc<ConnectionTable>,
+        activity: Arc<Activity>,
+        stream: TcpStream,
+        client: TcpStream,
+    }
+
+    impl Bench {
+        async fn connect() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+            let address = listener.local_addr().expect("address");
+            let client = TcpStream::connect(address).await.expect("connected");
+            let (stream, _) = listener.accept().await.expect("accepted");
+            let table = ConnectionTable::new(4, Duration::from_secs(30));
+            let flow = Budget::new(1 << 20).flow(Client::Pod(1));
+            let activity = table.acquire(Client::Pod(1), &flow, &Counters::default());
+            Self {
+                table,
+                activity: activity.expect("a slot"),
+                stream,
+                client,
+            }
+        }
+
+        /// The protocol, and the time until it was known or the wait ended.
+        async fn peek(&self) -> (Option<Protocol>, Duration) {
+            let began = Instant::now();
+            let mut first_bytes = FirstBytes::default();
+            let protocol = peek_protocol(&mut first_bytes, &self.stream, &self.activity).await;
+            (protocol, began.elapsed())
+        }
+
+        async fn peek_while(
+            &self,
+            event: impl Future<Output = ()>,
+        ) -> (Option<Protocol>, Duration) {
+            tokio::join!(self.peek(), event).0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_sends_nothing_is_given_up_after_the_timeout() {
+        let bench = Bench::connect().await;
+        assert_eq!(bench.peek().await, (None, FIRST_BYTE_TIMEOUT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_leaves_a_silent_client_little_time() {
+        let bench = Bench::connect().await;
+        let drain = async {
+            sleep(Duration::from_secs(1)).await;
+            bench.table.drain();
+        };
+        let expected = Duration::from_secs(1) + DRAIN_FIRST_BYTE_TIMEOUT;
+        assert_eq!(bench.peek_while(drain).await, (None, expected));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_closed_at_once_with_all_others() {
+        let bench = Bench::connect().await;
+        let close = async {
+            sleep(Duration::from_secs(1)).await;
+            bench.table.close_all();
+        };
+        assert_eq!(
+            bench.peek_while(close).await,
+            (None, Duration::from_secs(1))
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_arrived_before_the_drain_is_served() {
+        let mut bench = Bench::connect().await;
+        bench.client.write_all(b"GET / ").await.expect("written");
+        bench.table.drain();
+        bench.stream.readable().await.expect("readable");
+        assert_eq!(bench.peek().await, (Some(Protocol::Http1), Duration::ZERO));
+    }
 
     fn size_of_future<A, B, F>(_: fn(A, B) -> F) -> usize {
         size_of::<F>()

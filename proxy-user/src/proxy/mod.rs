@@ -22,6 +22,8 @@ mod protocol;
 mod request_body;
 mod route;
 pub(crate) mod stages;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 
 use std::sync::Arc;

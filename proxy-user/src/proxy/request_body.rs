@@ -94,7 +94,10 @@ fn is_protobuf_dry_run(options: &[u8]) -> bool {
 ///
 /// # Errors
 /// The body is too long, too slow, or breaks off.
-pub(crate) async fn drain_read(body: &mut Incoming) -> Result<(), ProxyError> {
+pub(crate) async fn drain_read<B>(body: &mut B) -> Result<(), ProxyError>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
     if body.is_end_stream() || Box::pin(drain(body)).await == Drained::Whole {
         return Ok(());
     }
@@ -113,13 +116,19 @@ pub(crate) enum Drained {
 
 /// Drains a body that is not needed. Responding before its end would reset the HTTP/2 stream, and curl reports that as a
 /// failure of the connection.
-pub(crate) async fn drain(body: &mut Incoming) -> Drained {
+pub(crate) async fn drain<B>(body: &mut B) -> Drained
+where
+    B: Body<Data = Bytes> + Unpin,
+{
     tokio::time::timeout(DRAIN_TIMEOUT, drain_frames(body))
         .await
         .unwrap_or(Drained::Part)
 }
 
-async fn drain_frames(body: &mut Incoming) -> Drained {
+async fn drain_frames<B>(body: &mut B) -> Drained
+where
+    B: Body<Data = Bytes> + Unpin,
+{
     let mut bytes = 0;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
@@ -135,18 +144,65 @@ async fn drain_frames(body: &mut Incoming) -> Drained {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{StreamExt, stream};
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use tokio::time::Instant;
+
     use super::*;
+
+    type Chunk = Result<Frame<Bytes>, std::io::Error>;
+
+    fn chunk(bytes: impl Into<Bytes>) -> Chunk {
+        Ok(Frame::data(bytes.into()))
+    }
+
+    /// A body of these chunks, which never ends.
+    fn endless(chunks: Vec<Chunk>) -> impl Body<Data = Bytes, Error = std::io::Error> + Unpin {
+        StreamBody::new(stream::iter(chunks).chain(stream::pending()))
+    }
 
     /// A DELETE whose options never came waited for ever, and held its place among the requests.
     #[tokio::test(start_paused = true)]
     async fn options_that_do_not_come_are_not_waited_for() {
-        let silent =
-            futures_util::stream::pending::<Result<hyper::body::Frame<Bytes>, std::io::Error>>();
-        let read = read_delete_options(http_body_util::StreamBody::new(silent));
-        let refused = tokio::time::timeout(Duration::from_secs(60), read)
-            .await
-            .expect("an end");
-        assert!(refused.unwrap_err().to_string().contains("within"));
+        let began = Instant::now();
+        let refused = read_delete_options(endless(vec![chunk("{")])).await;
+        assert_eq!(began.elapsed(), DELETE_OPTIONS_TIMEOUT);
+        assert!(refused.unwrap_err().to_string().contains("within 5 s"));
+    }
+
+    #[tokio::test]
+    async fn options_are_read_whole_up_to_a_length() {
+        let options = Full::new(Bytes::from(vec![b' '; MAX_DELETE_OPTIONS]));
+        let read = read_delete_options(options).await.unwrap();
+        assert_eq!(read.len(), MAX_DELETE_OPTIONS);
+        let too_long = Full::new(Bytes::from(vec![b' '; MAX_DELETE_OPTIONS + 1]));
+        assert!(read_delete_options(too_long).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_drained_for_a_second_and_to_a_length() {
+        let megabyte = || chunk(vec![0; 1 << 20]);
+        let mut ends = StreamBody::new(stream::iter([megabyte(), megabyte()]));
+        assert_eq!(drain(&mut ends).await, Drained::Whole);
+        let failure = Err(std::io::Error::other("gone"));
+        let mut breaks = StreamBody::new(stream::iter([megabyte(), failure]));
+        assert_eq!(drain(&mut breaks).await, Drained::Part);
+        let began = Instant::now();
+        let mut too_long = endless((0..5).map(|_| megabyte()).collect());
+        assert_eq!(drain(&mut too_long).await, Drained::Part);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let mut silent = endless(vec![megabyte()]);
+        assert_eq!(drain(&mut silent).await, Drained::Part);
+        assert_eq!(began.elapsed(), DRAIN_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_whose_body_does_not_end_is_refused() {
+        let mut body = Full::new(Bytes::from_static(b"{}"));
+        assert!(drain_read(&mut body).await.is_ok());
+        let refused = drain_read(&mut endless(vec![chunk("{}")])).await;
+        assert!(refused.unwrap_err().to_string().contains("within 1 s"));
     }
 
     /// An escaped `dryRun` was taken for a real DELETE, and the object was "not found" offline.

@@ -192,3 +192,56 @@ async fn a_drain_ends_with_the_last_connection() {
     drop(open);
     waiting.await.expect("emptied");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_makes_no_request_drains_then_closes() {
+    let rig = Rig::new(4);
+    let connection = rig.acquire(POD).expect("slot");
+    let sweeps = tokio::spawn(Arc::clone(&rig.table).run_sweeps(Arc::default()));
+    for (seconds, expected) in [
+        (29, Directive::Run),
+        (2, Directive::Drain),
+        (13, Directive::Drain),
+        (2, Directive::Close),
+    ] {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        assert_eq!(connection.directive(), expected, "{seconds} s later");
+    }
+    sweeps.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_closed_a_check_after_the_reader_timeout() {
+    let rig = Rig::new(4);
+    let flow = rig.budget.flow(POD);
+    let connection = rig.table.acquire(POD, &flow, &rig.counters).expect("slot");
+    let _unread = flow.count(bytes::Bytes::from_static(b"unread"));
+    let checks = tokio::spawn(Arc::clone(&rig.table).run_stall_checks(Arc::default()));
+    tokio::time::sleep(READER_TIMEOUT - Duration::from_secs(1)).await;
+    assert_eq!(connection.directive(), Directive::Run);
+    tokio::time::sleep(READER_TIMEOUT / PROGRESS_CHECKS + Duration::from_secs(2)).await;
+    assert_eq!(connection.directive(), Directive::Close);
+    checks.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_a_connection_that_is_not_in_the_table_yet() {
+    let rig = Rig::new(2);
+    let arriving = rig.table.drain_watcher();
+    rig.table.drain();
+    let minute = Duration::from_secs(60);
+    assert!(
+        tokio::time::timeout(minute, rig.table.drained())
+            .await
+            .is_err()
+    );
+    let connection = rig.acquire(POD).expect("slot");
+    drop(arriving);
+    assert!(
+        tokio::time::timeout(minute, rig.table.drained())
+            .await
+            .is_err()
+    );
+    drop(connection);
+    rig.table.drained().await;
+}
