@@ -60,8 +60,9 @@ impl Attributes<'_> {
         let covering = self.covering_scopes();
         let mut rights = Vec::from_iter(self.absence_right());
         for key in covering.iter().map(Vec::as_slice).chain([self.key]) {
-            let to = |verb: &Verb| Right::of(self.credential, Action::Read(*verb), key);
-            rights.extend(verbs.iter().map(to));
+            for verb in verbs {
+                rights.push(Right::of(self.credential, Action::Read(*verb), key));
+            }
         }
         rights
     }

@@ -26,7 +26,7 @@ use crate::cache::store::StoreError;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ObservedResponse {
     pub status: u16,
-    /// When the request was sent, milliseconds since the epoch.
+    /// The time at which the request was sent, in milliseconds since the epoch.
     pub requested_at: u64,
 }
 
@@ -116,12 +116,12 @@ pub(crate) struct Authorizer {
     grants: Arc<Grants>,
     /// Held while a right changes, here and on its way to the disk, so that both see the same order.
     changing: Mutex<()>,
-    /// How long an observed right or credential counts, in milliseconds.
+    /// The age up to which an observed right or credential counts, in milliseconds.
     max_age: u64,
 }
 
 impl Authorizer {
-    /// Loads the grants that the store holds. `max_age`: how long an observed right counts.
+    /// Loads the grants that the store holds. An observed right counts up to `max_age`.
     ///
     /// # Errors
     /// The store can't be read.
@@ -237,16 +237,15 @@ impl Authorizer {
         if !is_proven && *credential != Credential::Anonymous {
             return Vec::new();
         }
+        let allowed = match (response.status, attributes.right()) {
+            (403, Some(_)) => return grants.deny(credential, &attributes.revoked_rights(), now),
+            (404, _) if is_proven => attributes.absence_right(),
+            (status, right) if is_success(status) => right,
+            _ => None,
+        };
         // A slow response to an earlier request doesn't take a later denial back.
-        let is_current =
-            |right: &Right| !grants.denied_since(credential, right, response.requested_at);
-        match (response.status, attributes.right()) {
-            (403, Some(_)) => grants.deny(credential, &attributes.revoked_rights(), now),
-            (404, _) if is_proven => match attributes.absence_right() {
-                Some(absence) if is_current(&absence) => grants.allow(credential, absence, now),
-                _ => Vec::new(),
-            },
-            (status, Some(right)) if is_success(status) && is_current(&right) => {
+        match allowed {
+            Some(right) if !grants.denied_since(credential, &right, response.requested_at) => {
                 grants.allow(credential, right, now)
             }
             _ => Vec::new(),
@@ -276,24 +275,27 @@ impl Authorizer {
         let Some(right) = attributes.right() else {
             return Decision::NoOpinion;
         };
-        let verdict = |right: &Right| grants.verdict(credential, right, now, self.max_age);
-        let allows = |right: &Right| verdict(right) == Some(true);
-        if allows(&right) || attributes.covering_rights().iter().any(allows) {
+        let verdict = grants.verdict(credential, &right, now, self.max_age);
+        if verdict == Some(true) || self.allows_any(credential, &attributes.covering_rights(), now)
+        {
             return Decision::Read;
         }
-        if attributes
-            .absence_right()
-            .is_some_and(|right| allows(&right))
-        {
+        if self.allows_any(credential, attributes.absence_right().as_slice(), now) {
             return Decision::AbsenceOnly;
         }
-        match (credential_status, verdict(&right)) {
+        match (credential_status, verdict) {
             (CredentialStatus::Anonymous, _) if attributes.request.is_resource() => {
                 Decision::Forbidden
             }
             (_, Some(false)) => Decision::Forbidden,
             _ => Decision::NoOpinion,
         }
+    }
+
+    fn allows_any(&self, credential: &Credential, rights: &[Right], now: u64) -> bool {
+        rights
+            .iter()
+            .any(|right| self.grants.verdict(credential, right, now, self.max_age) == Some(true))
     }
 }
 

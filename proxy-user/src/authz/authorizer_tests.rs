@@ -49,7 +49,10 @@ impl Bench {
         }
         let (method, path) = path.split_once(' ').unwrap_or(("GET", path));
         let (method, uri): (Method, Uri) = (method.parse().unwrap(), path.parse().unwrap());
-        let (credential, info) = (Credential::of(&map), RequestInfo::parse(&method, &uri));
+        let (credential, info) = (
+            Credential::from_headers(&map),
+            RequestInfo::parse(&method, &uri),
+        );
         let request = info.understood().unwrap();
         let mut key = Vec::new();
         keys::push_scope(&mut key, request);
@@ -58,6 +61,23 @@ impl Bench {
             request,
             key: &key,
         })
+    }
+
+    /// Starts again with the same store, which has been closed.
+    fn reopen(&mut self) {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let config = CacheConfig {
+            dir: elsewhere.path().to_owned(),
+            ..self.config.clone()
+        };
+        // Cache and authorizer both hold the former store until they are replaced.
+        self.load(&config, Clock::default());
+        self.load(&self.config.clone(), self.clock.clone());
+    }
+
+    fn load(&mut self, config: &CacheConfig, clock: Clock) {
+        self.cache = Arc::new(Cache::open(config, clock).unwrap());
+        self.authorizer = Authorizer::load(Arc::clone(&self.cache), WEEK).unwrap();
     }
 
     /// The cloud answers at once.
@@ -257,24 +277,12 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
     let mut bench = Bench::new();
     bench.observe(ME, SECRET, 200);
     bench.cache.close().await;
-    let reopen = |bench: &mut Bench| {
-        let elsewhere = tempfile::tempdir().unwrap();
-        let config = CacheConfig {
-            dir: elsewhere.path().to_owned(),
-            ..bench.config.clone()
-        };
-        // Both hold the former store until they are replaced.
-        bench.cache = Arc::new(Cache::open(&config, Clock::default()).unwrap());
-        bench.authorizer = Authorizer::load(Arc::clone(&bench.cache), WEEK).unwrap();
-        bench.cache = Arc::new(Cache::open(&bench.config, bench.clock.clone()).unwrap());
-        bench.authorizer = Authorizer::load(Arc::clone(&bench.cache), WEEK).unwrap();
-    };
     let month = 30 * 86_400_000;
     bench.clock.advance(-month);
-    reopen(&mut bench);
+    bench.reopen();
     assert_eq!(bench.decide(ME, SECRET), Decision::Read);
     bench.cache.close().await;
-    reopen(&mut bench);
+    bench.reopen();
     bench
         .clock
         .advance(i64::try_from(WEEK.as_millis()).unwrap() + 60_000);
@@ -307,4 +315,87 @@ async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
     assert_eq!(bench.decide(ME, SECRET), Decision::Unauthorized);
     bench.observe(ME, "/api", 200);
     assert_eq!(bench.decide(ME, SECRET), Decision::Read, "it is good again");
+}
+
+/// Who may list everywhere may list here; but a watch here, or one object of the list, is another right.
+#[tokio::test]
+async fn i7_a_grant_in_a_wider_scope_is_for_its_verb_alone() {
+    let (all, here, selected) = (
+        "/api/v1/pods",
+        "/api/v1/namespaces/d/pods",
+        "/api/v1/namespaces/d/pods?labelSelector=a",
+    );
+    let watch = |path: &str| {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        format!("{path}{separator}watch=true")
+    };
+    let bench = Bench::new();
+    bench.observe(ME, all, 200);
+    assert_eq!(bench.decide(ME, here), Decision::Read);
+    for other in [watch(here), watch(selected), format!("{here}/p")] {
+        assert_eq!(bench.decide(ME, &other), Decision::NoOpinion, "{other}");
+    }
+    let bench = Bench::new();
+    bench.observe(ME, &watch(all), 200);
+    assert_eq!(bench.decide(ME, &watch(selected)), Decision::Read);
+    for other in [here, selected] {
+        assert_eq!(bench.decide(ME, other), Decision::NoOpinion, "{other}");
+    }
+    assert_eq!(
+        bench.decide(ME, "/api/v1/secrets?watch=true"),
+        Decision::NoOpinion,
+        "another resource"
+    );
+}
+
+#[tokio::test]
+async fn i7_a_403_takes_back_the_right_of_every_verb_for_good() {
+    let paths = [
+        SECRET,
+        "/api/v1/namespaces/d/secrets",
+        "/api/v1/secrets?watch=true",
+        "/openapi/v2",
+    ];
+    let mut bench = Bench::new();
+    for path in paths {
+        bench.observe(ME, path, 200);
+        assert_eq!(bench.decide(ME, path), Decision::Read, "{path}");
+        bench.observe(ME, path, 403);
+        assert_eq!(bench.decide(ME, path), Decision::Forbidden, "{path}");
+    }
+    bench.cache.close().await;
+    bench.reopen();
+    for path in paths {
+        assert_eq!(bench.decide(ME, path), Decision::Forbidden, "{path}");
+    }
+}
+
+/// The proof is made of the request that was decided on, so that no other can be read with it.
+#[tokio::test]
+async fn i7_the_proof_holds_the_request_that_was_decided_on() {
+    struct Request<'a>(Attributes<'a>);
+
+    impl<'a> AsRef<Attributes<'a>> for Request<'a> {
+        fn as_ref(&self) -> &Attributes<'a> {
+            &self.0
+        }
+    }
+
+    let bench = Bench::new();
+    bench.observe(ME, "/api", 200);
+    bench.observe(ME, SECRET, 404);
+    Bench::with_attributes(ME, "/api", |attributes| {
+        match bench.authorizer.authorize(Request(*attributes)) {
+            Ok(Permission::Read(allowed)) => assert_eq!(allowed.0.0.key, b"/api"),
+            _ => panic!("allowed"),
+        }
+    });
+    Bench::with_attributes(ME, SECRET, |attributes| {
+        let permission = bench.authorizer.authorize(Request(*attributes));
+        assert!(matches!(permission, Ok(Permission::AbsenceOnly(_))));
+    });
+    let denied = Bench::with_attributes(ME, "/api/v1/pods", |attributes| {
+        bench.authorizer.authorize(Request(*attributes)).err()
+    });
+    assert!(matches!(denied, Some(Denied::Undecided(_))), "{denied:?}");
 }

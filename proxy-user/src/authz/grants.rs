@@ -34,8 +34,8 @@ pub(crate) const CREDENTIALS: Limits = Limits {
 const MAX_REJECTED: usize = 1_024;
 /// A grant is written again when its time on disk is older than this, in milliseconds.
 const REFRESH: u64 = 3_600_000;
-/// How long a 404 allows its caller to read the object that it then writes, in milliseconds: twice as long as it takes to
-/// note the 404 anew, since rights may change meanwhile.
+/// Age, in milliseconds, up to which a 404 allows its caller to read the object that it then writes: twice as long as it
+/// takes to note the 404 anew, since rights may change meanwhile.
 const MAX_AGE_FOR_AUTHOR: u64 = 2 * REFRESH;
 /// A clock that goes back by more than this has been set, in milliseconds.
 const CLOCK_TOLERANCE: u64 = 1_000;
@@ -152,6 +152,12 @@ impl GrantTables {
         shares.get(account, right)
     }
 
+    fn has_any(&self, account: Identity, rights: &[Right]) -> bool {
+        rights
+            .iter()
+            .any(|right| self.grant(account, right).is_some())
+    }
+
     fn put_grant(
         &mut self,
         account: Identity,
@@ -180,7 +186,7 @@ impl GrantTables {
     }
 }
 
-/// Account, then right.
+/// Joins an account and a right of it.
 fn grant_key(account: Identity, right: Right) -> GrantKey {
     let mut key = [0; 48];
     let (account_part, right_part) = key.split_at_mut(account.0.len());
@@ -331,7 +337,8 @@ impl Grants {
         }
     }
 
-    /// Whether the cloud's last response allowed or denied this, if it is not older than `max_age` milliseconds.
+    /// True if the cloud's last response allowed this, false if it denied it, if that is not older than `max_age`
+    /// milliseconds.
     pub(crate) fn verdict(
         &self,
         credential: &Credential,
@@ -406,8 +413,7 @@ impl Grants {
         let Some(account) = learning_account_of(credential) else {
             return changes;
         };
-        let is_known = |right: &Right| self.read().grant(account, right).is_some();
-        if !rights.iter().any(is_known) {
+        if !self.read().has_any(account, rights) {
             return changes;
         }
         let mut tables = self.write();
@@ -442,8 +448,8 @@ impl Grants {
     pub(crate) fn row_counts(&self) -> GrantCounts {
         let tables = self.read();
         GrantCounts {
-            grants: tables.grants.rows() + tables.anonymous.rows(),
-            credentials: tables.credentials.rows(),
+            grants: tables.grants.row_count() + tables.anonymous.row_count(),
+            credentials: tables.credentials.row_count(),
         }
     }
 }

@@ -22,7 +22,7 @@ fn bearer(token: &str) -> Credential {
         "authorization",
         HeaderValue::from_str(&format!("Bearer {token}")).unwrap(),
     );
-    Credential::of(&headers)
+    Credential::from_headers(&headers)
 }
 
 fn token(credential: &Credential) -> &Token {

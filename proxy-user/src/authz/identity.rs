@@ -1,8 +1,8 @@
-//! A request's credential, read as the API server reads it. In: the headers that go to the cloud. Out: [`Credential`]; pure.
+//! A request's credential, read from its headers as the API server reads it; pure.
 //!
 //! Sources: `k8s.io/apiserver/pkg/authentication/request/{bearertoken/bearertoken.go,websocket/protocol.go}` and
 //! `pkg/endpoints/filters/impersonation.go`. A well-formed bearer token is authenticated or answered 401 there, on every
-//! path; any other `Authorization` is passed over, and the request is anonymous. So the two must never be mixed up here.
+//! path; any other `Authorization` is ignored, and the request is anonymous. So the two must never be mixed up here.
 
 use std::collections::BTreeMap;
 
@@ -44,25 +44,24 @@ impl std::fmt::Display for Identity {
 /// SHA-256 of a bearer token.
 pub(crate) type TokenDigest = [u8; 32];
 
-/// A bearer token, as its digest; who it stands for counts only once the cloud has accepted it.
+/// A bearer token, as its digest. Its claims count only once the cloud has accepted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Token {
-    /// Of the token.
     pub digest: TokenDigest,
-    /// Of the account that its claims name, or of the token itself.
+    /// The account that its claims name, or one of its own.
     pub account: Identity,
 }
 
 /// The credential that a request carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Credential {
-    /// Nothing: `system:anonymous` to the cloud.
+    /// No credential: `system:anonymous` to the cloud.
     Anonymous,
-    /// An `Authorization` that the API server passes over (another scheme, no scheme, two blanks): anonymous there, and
-    /// here. Since another server might take it for something, nothing that it obtains is anonymous callers' as well.
+    /// An `Authorization` that the API server ignores (another scheme, no scheme, two blanks): anonymous there, and here.
+    /// Since another server might accept it, no right is learnt for anonymous callers from its responses.
     Ignored,
     /// Not wholly understood: several `Authorization`s, a proxy's identity headers, a token in a WebSocket subprotocol,
-    /// headers that `Connection` takes away, impersonation without a token. It is nobody's here.
+    /// headers that `Connection` removes, impersonation without a token. It has no rights here.
     Unclear,
     Token {
         token: Token,
@@ -83,7 +82,7 @@ pub(crate) enum RawCredential<'a> {
 
 impl<'a> RawCredential<'a> {
     /// Reads a request's headers, in one pass: they are read for every request.
-    pub(crate) fn of(headers: &'a HeaderMap) -> Self {
+    pub(crate) fn from_headers(headers: &'a HeaderMap) -> Self {
         let (mut first, mut several, mut impersonates, mut unclear) = (None, false, false, false);
         for (name, value) in headers {
             let value = value.as_bytes();
@@ -91,8 +90,8 @@ impl<'a> RawCredential<'a> {
                 "authorization" if first.is_none() => first = Some(value),
                 "authorization" => several = true,
                 // A header that `Connection` names does not reach the cloud.
-                "connection" => unclear |= tokens(value).any(names_a_credential),
-                "sec-websocket-protocol" => unclear |= tokens(value).any(carries_a_token),
+                "connection" => unclear |= list_items(value).any(names_a_credential),
+                "sec-websocket-protocol" => unclear |= list_items(value).any(carries_a_token),
                 name if is_impersonation(name) => impersonates = true,
                 name => unclear |= is_of_a_proxy(name),
             }
@@ -100,8 +99,8 @@ impl<'a> RawCredential<'a> {
         if unclear || first.is_some_and(|value: &[u8]| !value.is_ascii()) {
             return Self::Unclear;
         }
-        match (first, first.and_then(bearer)) {
-            // The API server reads the first one; whatever stands before it may read another.
+        match (first, first.and_then(bearer_token)) {
+            // The API server reads the first one; a proxy in front of it may read another.
             (_, Some(token)) if !several => Self::Bearer(token, impersonates),
             (_, Some(_)) => Self::Unclear,
             _ if impersonates => Self::Unclear,
@@ -120,32 +119,33 @@ impl Credential {
         }
     }
 
-    /// Of a request's headers.
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
-        Self::with(headers, Token::of)
+    pub(crate) fn from_headers(headers: &HeaderMap) -> Self {
+        Self::from_headers_with(headers, Token::digest)
     }
 
-    /// As [`Credential::of`], where the caller may have digested the token before.
-    pub(crate) fn with(headers: &HeaderMap, digested: impl FnOnce(&[u8]) -> Token) -> Self {
-        match RawCredential::of(headers) {
+    /// As [`Self::from_headers`], for a caller that may have digested the token before.
+    pub(crate) fn from_headers_with(
+        headers: &HeaderMap,
+        digest: impl FnOnce(&[u8]) -> Token,
+    ) -> Self {
+        match RawCredential::from_headers(headers) {
             RawCredential::Nothing => Self::Anonymous,
             RawCredential::Ignored => Self::Ignored,
             RawCredential::Unclear => Self::Unclear,
             RawCredential::Bearer(token, impersonates) => Self::Token {
-                token: digested(token),
-                impersonation: impersonates.then(|| impersonation(headers)),
+                token: digest(token),
+                impersonation: impersonates.then(|| impersonation_digest(headers)),
             },
         }
     }
 }
 
 impl Token {
-    /// Digests a token.
-    pub(crate) fn of(token: &[u8]) -> Self {
+    pub(crate) fn digest(token: &[u8]) -> Self {
         let digest = sha256(&[token]);
-        let account = match subject(token) {
-            Some(subject) => identity(&[b"jwt", &subject]),
-            None => identity(&[b"token", &digest]),
+        let account = match subject_of(token) {
+            Some(subject) => identity_of(&[b"jwt", &subject]),
+            None => identity_of(&[b"token", &digest]),
         };
         Self { digest, account }
     }
@@ -164,14 +164,14 @@ pub(super) fn sha256(parts: &[&[u8]]) -> [u8; 32] {
         .unwrap_or([0; 32])
 }
 
-fn identity(parts: &[&[u8]]) -> Identity {
+fn identity_of(parts: &[&[u8]]) -> Identity {
     let mut short = [0; 16];
     short.copy_from_slice(&sha256(parts)[..16]);
     Identity(short)
 }
 
-/// The token of an `Authorization` value, as `bearertoken.go` takes it; `None` where it passes the header over.
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+/// The token of an `Authorization` value, as `bearertoken.go` reads it; `None` where it ignores the header.
+fn bearer_token(value: &[u8]) -> Option<&[u8]> {
     let mut parts = value.trim_ascii().splitn(3, |byte| *byte == b' ');
     let (scheme, token) = (parts.next()?, parts.next()?);
     (scheme.eq_ignore_ascii_case(b"bearer") && !token.is_empty()).then_some(token)
@@ -181,7 +181,7 @@ fn is_impersonation(name: &str) -> bool {
     name.starts_with("impersonate-")
 }
 
-/// The headers by which an authenticating proxy tells the API server who is asking, in their usual names.
+/// The headers by which an authenticating proxy names the caller to the API server, in their usual names.
 fn is_of_a_proxy(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("x-remote-") else {
         return false;
@@ -189,8 +189,8 @@ fn is_of_a_proxy(name: &str) -> bool {
     matches!(rest, "user" | "group" | "uid") || rest.starts_with("extra-")
 }
 
-/// The tokens of a header that is a list of them.
-fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The items of a header that is a comma-separated list.
+fn list_items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
@@ -209,7 +209,7 @@ fn begins_with(text: &[u8], prefix: &str) -> bool {
 }
 
 /// Digest of the `Impersonate-*` headers, by name; a name's values in their order.
-fn impersonation(headers: &HeaderMap) -> [u8; 32] {
+fn impersonation_digest(headers: &HeaderMap) -> [u8; 32] {
     let mut named: Vec<(&str, &[u8])> = headers
         .iter()
         .filter(|(name, _)| is_impersonation(name.as_str()))
@@ -225,20 +225,14 @@ fn impersonation(headers: &HeaderMap) -> [u8; 32] {
 
 /// The account that a JWT names, unverified: issuer and subject of a service account. Two tokens of another user may differ in
 /// groups or scopes, so there every claim counts but those of the token itself.
-fn subject(token: &[u8]) -> Option<Vec<u8>> {
+fn subject_of(token: &[u8]) -> Option<Vec<u8>> {
     let parts: Vec<&[u8]> = token.split(|byte| *byte == b'.').collect();
     let [_, payload, _] = parts[..] else {
         return None;
     };
     let mut claims: BTreeMap<String, Value> =
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-    let text = |name: &str| {
-        claims
-            .get(name)
-            .and_then(Value::as_str)
-            .filter(|text| !text.is_empty())
-    };
-    let (issuer, subject) = (text("iss")?, text("sub")?);
+    let (issuer, subject) = (text_claim(&claims, "iss")?, text_claim(&claims, "sub")?);
     if subject.starts_with(SERVICE_ACCOUNT) {
         return serde_json::to_vec(&(issuer, subject)).ok();
     }
@@ -246,6 +240,11 @@ fn subject(token: &[u8]) -> Option<Vec<u8>> {
         claims.remove(name);
     }
     serde_json::to_vec(&claims).ok()
+}
+
+fn text_claim<'a>(claims: &'a BTreeMap<String, Value>, name: &str) -> Option<&'a str> {
+    let text = claims.get(name)?.as_str()?;
+    (!text.is_empty()).then_some(text)
 }
 
 #[cfg(test)]
@@ -266,7 +265,7 @@ mod tests {
     fn presented(value: &str) -> String {
         format!(
             "{:?}",
-            RawCredential::of(&headers(&[("authorization", value)]))
+            RawCredential::from_headers(&headers(&[("authorization", value)]))
         )
     }
 
@@ -300,7 +299,10 @@ mod tests {
             "Unclear",
             "Go trims more blanks than ASCII's"
         );
-        assert_eq!(RawCredential::of(&HeaderMap::new()), RawCredential::Nothing);
+        assert_eq!(
+            RawCredential::from_headers(&HeaderMap::new()),
+            RawCredential::Nothing
+        );
     }
 
     #[test]
@@ -324,14 +326,14 @@ mod tests {
             ],
         ] {
             assert_eq!(
-                Credential::of(&headers(&unclear)),
+                Credential::from_headers(&headers(&unclear)),
                 Credential::Unclear,
                 "{unclear:?}"
             );
         }
         let odd_first = [("authorization", "Basic dDpr"), bearer];
         assert_eq!(
-            Credential::of(&headers(&odd_first)),
+            Credential::from_headers(&headers(&odd_first)),
             Credential::Ignored,
             "the first one counts"
         );
@@ -341,7 +343,7 @@ mod tests {
     fn i7_whom_a_caller_stands_in_for_belongs_to_the_identity() {
         let of = |pairs: &[(&'static str, &str)]| {
             let all = [&[("authorization", "Bearer t")], pairs].concat();
-            Credential::of(&headers(&all))
+            Credential::from_headers(&headers(&all))
         };
         let personas = [
             of(&[]),
@@ -371,7 +373,7 @@ mod tests {
     }
 
     fn jwt(claims: &str) -> Token {
-        Token::of(format!("h.{}.s", URL_SAFE_NO_PAD.encode(claims)).as_bytes())
+        Token::digest(format!("h.{}.s", URL_SAFE_NO_PAD.encode(claims)).as_bytes())
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl StoreReader {
         self.cache.clock.now()
     }
 
-    /// How often the store has been opened anew since the start.
+    /// The number of times that the store has been opened anew since the start.
     pub(crate) fn generation(&self) -> u64 {
         self.cache.generation()
     }

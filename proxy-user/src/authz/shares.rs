@@ -1,5 +1,4 @@
-//! A bounded table in which each account has its share: who fills it evicts his own. In: rows of accounts. Out: the rows
-//! that had to go for them.
+//! A bounded table in which each account has its share: an account that fills it evicts its own rows.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,9 +8,9 @@ use crate::cache::grant_rows::Verdict;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// In all.
+    /// Most rows of all accounts together.
     pub all: usize,
-    /// Of one account.
+    /// Most rows of one account.
     pub account: usize,
 }
 
@@ -31,7 +30,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         }
     }
 
-    pub(crate) fn rows(&self) -> usize {
+    pub(crate) fn row_count(&self) -> usize {
         self.len
     }
 
@@ -39,7 +38,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         self.accounts.get(&account)?.get(key).copied()
     }
 
-    /// Puts a row in; out comes the row that went for it.
+    /// Puts a row in, and returns the row that was evicted for it.
     pub(crate) fn insert(
         &mut self,
         account: Identity,
@@ -50,10 +49,10 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         let evicted = match rows.map_or((false, 0), |rows| (rows.contains_key(&key), rows.len())) {
             (true, _) => None,
             (false, own) if own >= self.limits.account => Some(account),
-            (false, own) if self.len >= self.limits.all => Some(self.largest(account, own)),
+            (false, own) if self.len >= self.limits.all => Some(self.largest_account(account, own)),
             _ => None,
         };
-        let evicted = evicted.and_then(|from| Some((from, self.oldest(from)?)));
+        let evicted = evicted.and_then(|from| Some((from, self.oldest_key(from)?)));
         if let Some((from, key)) = &evicted {
             self.remove(*from, key);
         }
@@ -66,7 +65,6 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         evicted
     }
 
-    /// Takes a row out.
     pub(crate) fn remove(&mut self, account: Identity, key: &K) -> Option<Verdict> {
         let rows = self.accounts.get_mut(&account)?;
         let removed = rows.remove(key)?;
@@ -77,7 +75,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         Some(removed)
     }
 
-    /// The rows that were said after `now`, which count as said now: (account, key, verdict).
+    /// Sets the time of rows from the future to `now`, and returns them.
     pub(crate) fn redate_future(&mut self, now: u64) -> Vec<(Identity, K, Verdict)> {
         let mut moved = Vec::new();
         for (account, rows) in &mut self.accounts {
@@ -89,8 +87,8 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         moved
     }
 
-    /// The account with most rows; of several such that of the oldest row. `own` is what the one who adds has.
-    fn largest(&self, account: Identity, own: usize) -> Identity {
+    /// The account with most rows; of several, the one with the oldest row. `account`, which adds a row, has `own`.
+    fn largest_account(&self, account: Identity, own: usize) -> Identity {
         let most = self
             .accounts
             .values()
@@ -100,14 +98,13 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         if own >= most {
             return account;
         }
-        let oldest = |rows: &HashMap<K, Verdict>| rows.values().map(|v| v.time()).min();
         let candidates = self.accounts.iter().filter(|(_, rows)| rows.len() == most);
         candidates
-            .min_by_key(|(_, rows)| oldest(rows))
+            .min_by_key(|(_, rows)| rows.values().map(|verdict| verdict.time()).min())
             .map_or(account, |(identity, _)| *identity)
     }
 
-    fn oldest(&self, account: Identity) -> Option<K> {
+    fn oldest_key(&self, account: Identity) -> Option<K> {
         let rows = self.accounts.get(&account)?;
         rows.iter()
             .min_by_key(|(_, verdict)| verdict.time())
@@ -136,7 +133,7 @@ mod tests {
             shares.insert(who(2), n, Verdict::allowed_at(n));
         }
         assert_eq!(
-            (shares.rows(), shares.get(who(1), &0)),
+            (shares.row_count(), shares.get(who(1), &0)),
             (7, Some(Verdict::allowed_at(0)))
         );
         assert!(shares.get(who(2), &93).is_none() && shares.get(who(2), &94).is_some());
@@ -160,7 +157,7 @@ mod tests {
             None,
             "it is there already"
         );
-        assert_eq!(shares.rows(), LIMITS.all);
+        assert_eq!(shares.row_count(), LIMITS.all);
     }
 
     #[test]

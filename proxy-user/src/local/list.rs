@@ -8,7 +8,11 @@ use super::error::LocalError;
 use super::stored_list::StoredList;
 use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
+use crate::cache::record::Collection;
 use hublet_wire::meta::parse_version;
+use hublet_wire::request::ApiRequest;
+
+const CONTINUE_EXPIRED: &str = "hublet: the cloud is unreachable and the rest of this list can't be continued: list again from the start";
 
 impl Local {
     pub(super) async fn list(
@@ -26,15 +30,9 @@ impl Local {
             return Err(allowed.not_cached());
         }
         if !request.continue_token().is_empty() {
-            return Err(LocalError::Expired(
-                "hublet: the cloud is unreachable and the rest of this list can't be continued: list again from the \
-                 start"
-                    .into(),
-            ));
+            return Err(LocalError::Expired(CONTINUE_EXPIRED.into()));
         }
-        let version = found.collection.version;
-        let wanted = parse_version(request.resource_version()).unwrap_or(0);
-        if version < wanted || (request.options().exact && version != wanted) {
+        if !has_requested_version(&found.collection, request) {
             return Err(allowed.not_cached());
         }
         let encoding = found.encoding(request, &allowed.accepts)?;
@@ -42,5 +40,15 @@ impl Local {
         self.listed.remember(&allowed, self.store.now());
         let at = found.collection.at;
         Ok(self.response(encoding.content_type(), at, LocalBody::list(list)))
+    }
+}
+
+/// True if the list is as new as the request's `resourceVersion` asks, or exactly that old with `resourceVersionMatch=Exact`.
+fn has_requested_version(collection: &Collection, request: &ApiRequest) -> bool {
+    let requested = parse_version(request.resource_version()).unwrap_or(0);
+    if request.options().exact {
+        collection.version == requested
+    } else {
+        collection.version >= requested
     }
 }

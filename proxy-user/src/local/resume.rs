@@ -7,10 +7,11 @@ use parking_lot::Mutex;
 
 use super::collection::CompleteCollection;
 use super::error::LocalError;
+use super::held_watch::InitialEvents;
 use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
 use crate::cache::grant_rows::GrantKey;
-use crate::cache::record::Record;
+use crate::cache::record::{Collection, Record};
 use crate::cache::store::StoreError;
 use crate::caller::Client;
 use hublet_wire::media::Encoding;
@@ -67,13 +68,23 @@ impl ListTimes {
     }
 }
 
-/// The beginning of a watch that resumes.
-#[derive(Debug)]
-pub(super) enum Resume {
-    /// Encoded; empty if nothing has changed.
-    Events { encoding: Encoding, events: Vec<u8> },
-    /// The message of the 410.
+/// The beginning of a watch.
+pub(super) enum Beginning {
+    Events {
+        encoding: Encoding,
+        events: InitialEvents,
+    },
+    /// The client must list again: the message of the 410.
     Expired(String),
+}
+
+impl Beginning {
+    fn unchanged(request: &LocalRequest<'_>) -> Self {
+        Self::Events {
+            encoding: request.preferred_encoding(),
+            events: InitialEvents::Changes(Vec::new()),
+        }
+    }
 }
 
 /// A change since the client's resourceVersion.
@@ -86,9 +97,9 @@ struct Changed {
 
 #[derive(Debug)]
 struct Changes {
-    /// The client's resourceVersion.
+    /// The resourceVersion that the client has.
     from: u64,
-    /// The collection's.
+    /// The resourceVersion up to which the collection is complete.
     covered: u64,
     changed: Vec<Changed>,
     bytes: usize,
@@ -152,37 +163,28 @@ impl Local {
         allowed: &Allowed<LocalRequest<'_>>,
         found: Option<&CompleteCollection>,
         from: u64,
-    ) -> Result<Resume, LocalError> {
-        let unchanged = Resume::Events {
-            encoding: allowed.preferred_encoding(),
-            events: Vec::new(),
-        };
+    ) -> Result<Beginning, LocalError> {
         let Some(found) = found else {
             return Ok(if self.has_changed_since(allowed, from)? {
-                Resume::Expired(format!("too old resource version: {from}"))
+                Beginning::Expired(format!("too old resource version: {from}"))
             } else {
-                unchanged
+                Beginning::unchanged(allowed)
             });
         };
-        let collection = &found.collection;
-        let known_from = collection
-            .followed_from
-            .unwrap_or(collection.version)
-            .max(collection.departed);
-        let changes = if from < known_from {
+        let changes = if from < changes_known_from(&found.collection) {
             None
         } else {
             self.known_changes(allowed, found, from)?
         };
         match changes {
-            None => Ok(Resume::Expired(format!(
+            None => Ok(Beginning::Expired(format!(
                 "too old resource version: {from} ({})",
-                collection.version
+                found.collection.version
             ))),
-            Some(changes) if changes.changed.is_empty() => Ok(unchanged),
-            Some(changes) => Ok(Resume::Events {
+            Some(changes) if changes.changed.is_empty() => Ok(Beginning::unchanged(allowed)),
+            Some(changes) => Ok(Beginning::Events {
                 encoding: found.encoding(allowed.request(), &allowed.accepts)?,
-                events: changes.into_events(),
+                events: InitialEvents::Changes(changes.into_events()),
             }),
         }
     }
@@ -217,6 +219,14 @@ impl Local {
         let deletion = snapshot.last_deletion_beyond(scope, (from, u64::MAX))?;
         Ok(deletion.is_some() || snapshot.has_changed_since(scope, from, u64::MAX)?)
     }
+}
+
+/// The version from which on every change of the collection can be sent as an event.
+fn changes_known_from(collection: &Collection) -> u64 {
+    let followed_from = collection.followed_from;
+    followed_from
+        .unwrap_or(collection.version)
+        .max(collection.departed)
 }
 
 /// The event that ends a watch whose resourceVersion is too old.

@@ -1,5 +1,10 @@
 //! Reads from a real store: the answer, its age, and the reason where there is none.
 
+mod gets;
+mod lists;
+mod variants;
+mod watches;
+
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -7,20 +12,32 @@ use http_body_util::BodyExt;
 use tokio::sync::watch;
 
 use super::*;
-use crate::authz::authorizer::ObservedResponse;
+use crate::authz::authorizer::{Denied, ObservedResponse};
 use crate::authz::identity::Credential;
 use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::cache::exchange::Exchange;
+use crate::cache::not_stored::NotStored;
 use crate::caller::Client;
 use crate::clock::Clock;
 use crate::config::CacheConfig;
+use hublet_wire::request::RequestInfo;
 
 const PODS: &str = "/api/v1/namespaces/d/pods";
 const POD: &str = "/api/v1/namespaces/d/pods/p";
 const POD_JSON: &str = r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"p","namespace":"d","uid":"u","resourceVersion":"5"}}"#;
+const POD_KEY: &[u8] = b"/pods/d/p";
 const NOT_FOUND_JSON: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"p\" not found","reason":"NotFound","details":{"name":"p","kind":"pods"},"code":404}"#;
 const LIST_JSON: &str = r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"7"},"items":[{"metadata":{"name":"p","namespace":"d","uid":"u","resourceVersion":"5"}}]}"#;
+
+const TABLE_JSON: &str = r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"7"},"columnDefinitions":[],"rows":[{"cells":["p"],"object":{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":"p","namespace":"d","uid":"u","resourceVersion":"5"}}}]}"#;
+
+fn table_headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let table = HeaderValue::from_static("application/json;as=Table;v=v1;g=meta.k8s.io");
+    headers.insert(header::ACCEPT, table);
+    headers
+}
 
 struct Bench {
     cache: Arc<Cache>,
@@ -66,7 +83,7 @@ impl Bench {
             connected,
             clock,
             flow: Budget::new(64 << 20).flow(client),
-            credential: Credential::of(&headers),
+            credential: Credential::from_headers(&headers),
             _directory: directory,
         }
     }
@@ -77,8 +94,10 @@ impl Bench {
         headers: &HeaderMap,
         then: impl FnOnce(LocalRequest<'_>) -> T,
     ) -> T {
-        let uri: Uri = uri.parse().expect("URI");
-        let info = hublet_wire::request::RequestInfo::parse(&Method::GET, &uri);
+        let (method, uri) = uri.split_once(' ').unwrap_or(("GET", uri));
+        let (method, uri): (Method, Uri) =
+            (method.parse().expect("method"), uri.parse().expect("URI"));
+        let info = RequestInfo::parse(&method, &uri);
         let request = info.understood().expect("a known request");
         let scope = encode_scope(request);
         then(LocalRequest {
@@ -93,7 +112,7 @@ impl Bench {
         })
     }
 
-    /// The cloud answers a request of this caller.
+    /// The cloud answers a request of this caller: a path, or a method and a path.
     async fn respond(&self, uri: &str, status: u16, body: &str) {
         let mut headers = HeaderMap::new();
         headers.insert("content-type", HeaderValue::from_static("application/json"));
@@ -105,7 +124,12 @@ impl Bench {
             };
             self.authorizer
                 .observe_response(&request.attributes, response);
-            Exchange::of(request.request(), status, &headers, requested_at)
+            let is_write = !request.request().verb().is_read();
+            let exchange = Exchange::of(request.request(), status, &headers, requested_at)?;
+            Ok::<_, NotStored>(Exchange {
+                author: is_write.then(|| self.authorizer.author(&self.credential)),
+                ..exchange
+            })
         });
         if let Ok(exchange) = exchange
             && let Some(mut capture) = self.cache.capture(exchange)
@@ -123,7 +147,7 @@ impl Bench {
         headers: &HeaderMap,
     ) -> Result<Response<LocalBody>, LocalError> {
         let uri: Uri = uri.parse().expect("URI");
-        let info = hublet_wire::request::RequestInfo::parse(&Method::GET, &uri);
+        let info = RequestInfo::parse(&Method::GET, &uri);
         let request = info.understood().expect("a known request");
         let scope = encode_scope(request);
         let request = LocalRequest {

@@ -9,73 +9,53 @@ use super::body::LocalBody;
 use super::collection::CompleteCollection;
 use super::error::LocalError;
 use super::held_watch::{Bookmarks, HeldWatch, InitialEvents, Schedule};
-use super::resume::{Resume, expired_event};
+use super::resume::{Beginning, expired_event};
 use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{ResourceVersion, parse_version};
+use hublet_wire::request::{ApiRequest, Options};
 
-/// When the cloud has returned, all watches end within this time.
+/// All watches end within this time after the cloud's return.
 const RETURN_SPREAD: Duration = Duration::from_secs(1);
 
-/// Maximum of `timeoutSeconds`.
-const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
-
-/// The beginning of a watch.
-struct Beginning {
-    encoding: Encoding,
-    events: InitialEvents,
-}
+/// Longest watch that a client's `timeoutSeconds` obtains.
+pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 impl Local {
     pub(super) async fn watch(
         &self,
         allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let options = allowed.request().options();
         let snapshot = self.store.snapshot(&allowed).await?;
         let found = match self.find_collection(snapshot, &allowed) {
             Ok(found) => Some(found),
             Err(LocalError::NotCached(_)) => None,
             Err(error) => return Err(error),
         };
-        let listed_at = found.as_ref().map(|found| found.collection.at);
-        // `sendInitialEvents` asks for the whole collection, whatever the resourceVersion.
-        let from = parse_version(allowed.request().resource_version())
-            .filter(|_| !options.send_initial_events);
+        let from = resume_version(allowed.request());
         let beginning = match (from, &found) {
-            (Some(from), found) => match self.resume(&allowed, found.as_ref(), from)? {
-                Resume::Events { encoding, events } => Beginning {
-                    encoding,
-                    events: InitialEvents::Changes(events),
-                },
-                Resume::Expired(message) => {
-                    let encoding = allowed.preferred_encoding();
-                    let body = LocalBody::whole(expired_event(&message, encoding));
-                    return Ok(self.watch_response(encoding, listed_at, body));
-                }
-            },
+            (Some(from), found) => self.resume(&allowed, found.as_ref(), from)?,
             (None, Some(found)) => self.begin_with_all(&allowed, found)?,
             (None, None) => return Err(allowed.not_cached()),
         };
-
-        let bookmarks = found
-            .filter(|_| options.bookmarks || options.send_initial_events)
-            .map(|found| bookmarks_of(&found, beginning.encoding, from));
-        let Schedule { next_bookmark, end } =
-            Schedule::starting_now(self.watch_timeout(options.timeout_seconds));
-        let watch = HeldWatch {
-            initial: beginning.events,
-            marks_initial_end: options.send_initial_events,
-            bookmarks,
-            next_bookmark,
-            end,
-            connected: self.connected.clone(),
-            return_delay: RETURN_SPREAD.mul_f64(random_fraction()),
-            draining: self.draining.clone(),
+        let listed_at = found.as_ref().map(|found| found.collection.at);
+        let (encoding, body) = match beginning {
+            Beginning::Events { encoding, events } => {
+                let options = allowed.request().options();
+                let bookmarks = found
+                    .filter(|_| options.bookmarks || options.send_initial_events)
+                    .map(|found| bookmarks_of(&found, encoding, from));
+                let watch = self.held_watch(options, events, bookmarks);
+                (encoding, LocalBody::watch(watch.into_stream()))
+            }
+            Beginning::Expired(message) => {
+                let encoding = allowed.preferred_encoding();
+                let event = expired_event(&message, encoding);
+                (encoding, LocalBody::whole(event))
+            }
         };
-        let body = LocalBody::watch(watch.into_stream());
-        Ok(self.watch_response(beginning.encoding, listed_at, body))
+        Ok(self.watch_response(encoding, listed_at, body))
     }
 
     fn begin_with_all(
@@ -89,10 +69,30 @@ impl Local {
         let encoding = found.encoding(allowed.request(), &allowed.accepts)?;
         self.listed.remember(allowed, self.store.now());
         let cursor = found.list_cursor(allowed.request(), encoding);
-        Ok(Beginning {
+        Ok(Beginning::Events {
             encoding,
             events: InitialEvents::Collection(Box::new(cursor)),
         })
+    }
+
+    fn held_watch(
+        &self,
+        options: &Options,
+        events: InitialEvents,
+        bookmarks: Option<Bookmarks>,
+    ) -> HeldWatch {
+        let timeout = self.watch_timeout(options.timeout_seconds);
+        let Schedule { next_bookmark, end } = Schedule::starting_now(timeout);
+        HeldWatch {
+            initial: events,
+            marks_initial_end: options.send_initial_events,
+            bookmarks,
+            next_bookmark,
+            end,
+            connected: self.connected.clone(),
+            return_delay: RETURN_SPREAD.mul_f64(random_fraction()),
+            draining: self.draining.clone(),
+        }
     }
 
     /// The age is that of the list which the watch is based on; there may be none.
@@ -110,12 +110,17 @@ impl Local {
         response
     }
 
-    fn watch_timeout(&self, requested: Option<u64>) -> Duration {
+    pub(super) fn watch_timeout(&self, requested: Option<u64>) -> Duration {
         match requested {
             Some(seconds) if seconds > 0 => Duration::from_secs(seconds).min(MAX_TIMEOUT),
             _ => self.min_request_timeout.mul_f64(1.0 + random_fraction()),
         }
     }
+}
+
+/// The version that a watch resumes at. `sendInitialEvents` asks for the whole collection, whatever the resourceVersion.
+fn resume_version(request: &ApiRequest) -> Option<u64> {
+    parse_version(request.resource_version()).filter(|_| !request.options().send_initial_events)
 }
 
 /// `from` is the version that the client resumes at, which may be newer than the collection's.

@@ -83,7 +83,9 @@ pub(super) fn reject(
     let status = response.status().as_u16();
     record.respond(Source::Hublet, status, || Description {
         resource: request.uri().path().to_owned(),
-        account: Credential::of(request.headers()).account().to_string(),
+        account: Credential::from_headers(request.headers())
+            .account()
+            .to_string(),
     });
     response
 }

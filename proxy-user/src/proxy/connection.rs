@@ -50,12 +50,12 @@ impl Connection {
 
     /// A request's credential, by its headers.
     pub(crate) fn credential(&self, headers: &HeaderMap) -> Credential {
-        Credential::with(headers, |token| {
+        Credential::from_headers_with(headers, |token| {
             let mut last = self.last_token.lock();
             if let Some((_, known)) = last.as_ref().filter(|(seen, _)| **seen == *token) {
                 return known.clone();
             }
-            let digested = Token::of(token);
+            let digested = Token::digest(token);
             *last = Some((token.into(), digested.clone()));
             digested
         })
