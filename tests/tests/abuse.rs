@@ -95,7 +95,7 @@ fn attacker() {
 }
 
 #[test]
-fn nobody_takes_anything_from_a_client_that_behaves() {
+fn a_well_behaved_client_notices_no_attack() {
     let (mut table, mut wrong) = (head(), Vec::new());
     for (streams, rows) in [(250, rows()), (FEW_STREAMS, few_streams())] {
         let Some(mut node) = Node::start(streams).unwrap() else {

@@ -238,7 +238,7 @@ fn check_the_api_server(edge: &Edge) -> Result<()> {
 /// Of two `fieldSelector`s the API server takes the first and hublet took the last: who may list one Secret by its name
 /// was taken for one who may list them all, and read them all.
 #[test]
-fn who_may_list_one_secret_does_not_get_all() -> Result<()> {
+fn a_right_to_list_one_secret_gives_no_other() -> Result<()> {
     Edge::run(|edge| {
         let reader = with_secrets(edge)?;
         let rules = json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["one"], "verbs": ["list"]}]);
@@ -278,7 +278,7 @@ fn who_may_list_one_secret_does_not_get_all() -> Result<()> {
 /// Any 404 counted as a yes, and a `status` was answered with the object: who may get `secrets/status`, which does not
 /// even exist, read the Secret.
 #[test]
-fn a_404_opens_nothing_and_a_subresource_is_not_its_object() -> Result<()> {
+fn a_404_grants_nothing_and_a_subresource_is_not_its_object() -> Result<()> {
     Edge::run(|edge| {
         let reader = with_secrets(edge)?;
         let token = account(edge, "statuses", &may(&["get"], "*/status"))?;
@@ -328,7 +328,7 @@ fn a_404_opens_nothing_and_a_subresource_is_not_its_object() -> Result<()> {
 /// `Impersonate-*` headers were no part of the grant: what a gateway may read as alice, it read as bob and as itself, and
 /// bob's 403 took what alice was allowed.
 #[test]
-fn who_stands_in_for_alice_lends_it_to_nobody() -> Result<()> {
+fn rights_of_an_impersonated_user_stay_with_the_impersonation() -> Result<()> {
     Edge::run(|edge| {
         let reader = with_secrets(edge)?;
         let rules = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
@@ -398,7 +398,7 @@ fn grants(site: &Site) -> Result<(u64, u64)> {
 /// Junk values of `Authorization` pushed the CNI plugin's token out of the table, and random paths by an account
 /// without rights its grants: the next cut told it 401 and 403. (The tables' own tests fill them to the brim.)
 #[test]
-fn a_flood_takes_nothing_that_others_were_allowed() -> Result<()> {
+fn a_flood_of_tokens_evicts_no_grants_of_others() -> Result<()> {
     let Some(site) = Site::start("flood", |_| {})? else {
         return Ok(());
     };
@@ -450,7 +450,7 @@ fn a_flood_takes_nothing_that_others_were_allowed() -> Result<()> {
 
 /// 503 for what the store doesn't hold and 403 for what it does told anybody which Secrets this node has.
 #[test]
-fn a_refusal_tells_nothing_of_what_is_stored() -> Result<()> {
+fn a_refusal_reveals_nothing_of_the_store() -> Result<()> {
     let Some(site) = Site::start("withheld", |_| {})? else {
         return Ok(());
     };
@@ -501,7 +501,7 @@ fn a_refusal_tells_nothing_of_what_is_stored() -> Result<()> {
 /// A good token whose first request died with the link was told 401, which makes clients throw it away: the cloud has
 /// refused nothing. 401 is for what it did refuse.
 #[test]
-fn a_token_that_the_cloud_has_not_judged_is_unknown_and_not_refused() -> Result<()> {
+fn a_token_without_a_response_is_unknown_not_refused() -> Result<()> {
     let Some(site) = Site::start("unknown", |_| {})? else {
         return Ok(());
     };
@@ -537,7 +537,7 @@ fn a_token_that_the_cloud_has_not_judged_is_unknown_and_not_refused() -> Result<
 /// A backend that asks for a login of its own, behind the API server's proxy, was taken for the cloud that refuses the token:
 /// whoever had looked at a dashboard had 401 offline for all that he may read.
 #[test]
-fn a_401_from_behind_a_proxy_takes_no_token_back() -> Result<()> {
+fn a_401_of_a_proxied_backend_revokes_no_token() -> Result<()> {
     let Some(site) = Site::start("backend", |_| {})? else {
         return Ok(());
     };
@@ -613,7 +613,7 @@ fn a_revoked_grant_is_gone_and_others_survive_a_restart() -> Result<()> {
 
 /// `kubectl logs` was told that the pod is not in the store, which it may well be, and refusals did not say whose they are.
 #[test]
-fn a_refusal_says_whose_it_is_and_what_can_not_be_had() -> Result<()> {
+fn a_refusal_names_its_source_and_the_object() -> Result<()> {
     let Some(site) = Site::start("logs", |_| {})? else {
         return Ok(());
     };

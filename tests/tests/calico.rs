@@ -39,7 +39,7 @@ fn play_all(replay: &mut Replay) -> Result<()> {
 
 /// The yardstick itself: if this fails, the recording and the API server no longer agree, whatever hublet does.
 #[test]
-fn the_recording_holds_against_the_api_server_itself() -> Result<()> {
+fn the_recording_matches_the_api_server() -> Result<()> {
     let Some(binaries) = find_or_skip()? else {
         return Ok(());
     };
@@ -91,12 +91,12 @@ fn verb(method: &str) -> &'static str {
 }
 
 #[test]
-fn after_a_refused_link_calico_reads_what_the_cloud_said_last_i2() -> Result<()> {
+fn after_a_refused_link_calico_reads_the_clouds_last_answers_i2() -> Result<()> {
     reads_survive(Fault::Refuse)
 }
 
 #[test]
-fn in_a_black_hole_calico_reads_what_the_cloud_said_last_i11() -> Result<()> {
+fn in_a_black_hole_calico_reads_the_clouds_last_answers_i11() -> Result<()> {
     reads_survive(Fault::Blackhole(None))
 }
 

@@ -177,7 +177,7 @@ const REFUSALS: &[(&str, &str, &str, u16, &str)] = &[
 ];
 
 #[test]
-fn refusals_are_the_real_servers_words() {
+fn refusals_have_the_real_servers_messages() {
     let cloud = cloud();
     let admin = admin(&cloud);
     for (method, path, body, code, expected) in REFUSALS {
@@ -502,7 +502,7 @@ fn a_watch_from_a_forgotten_version_is_one_error_event() {
 }
 
 #[test]
-fn everyone_gets_what_they_may_and_no_more() {
+fn users_get_what_their_rules_allow_and_no_more() {
     let cloud = cloud();
     let cluster = format!("{CALICO}/clusterinformations/default");
     let code = |token: Option<&str>, path: &str| client(&cloud, token).get(path).unwrap().status;
@@ -642,7 +642,7 @@ fn only_protobuf_is_refused_and_protobuf_or_json_gets_json() {
 }
 
 #[test]
-fn it_speaks_both_protocols_and_records_who_asked_what() {
+fn it_speaks_both_protocols_and_records_requests() {
     let cloud = cloud();
     for alpn in ["h2", "http/1.1"] {
         let options = Options::new(&cloud.url(), cloud.ca.pem(), Some(&cloud.calico_token));

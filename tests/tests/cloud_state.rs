@@ -59,7 +59,7 @@ fn client(site: &Site, timeout: Duration) -> Result<Client> {
 /// One slow answer made everybody's reads come from the store: a slow request was taken for a slow cloud. On a way of
 /// 80 ms, beside four clients whose requests take seconds, every read of a changing object is answered by the cloud.
 #[test]
-fn i11_slow_requests_turn_nobodys_reads_to_the_store() -> Result<()> {
+fn i11_slow_requests_turn_no_reads_of_others_to_the_store() -> Result<()> {
     let Some(site) = Site::start("slow", |_| {})? else {
         return Ok(());
     };
@@ -139,7 +139,7 @@ fn i11_a_slow_answer_is_waited_for() -> Result<()> {
 /// The probe needed one of the 32 places that requests without a credential have: with all of them taken, the cloud was
 /// said to be away, every stream was cut, and writes were refused.
 #[test]
-fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
+fn a_lack_of_connections_is_no_outage() -> Result<()> {
     let Some(site) = Site::start("places", |_| {})? else {
         return Ok(());
     };
@@ -161,7 +161,7 @@ fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
     let nobody = Client::new(nobody)?;
     std::thread::scope(|scope| {
         for _ in 0..40 {
-            // Ends with its own patience.
+            // Ends at its own timeout.
             scope.spawn(|| nobody.get("/version").is_ok());
         }
         let asked = || {
@@ -188,7 +188,7 @@ fn a_want_of_places_is_not_taken_for_the_clouds_absence() -> Result<()> {
 
 /// A write into a black hole waited for the connection's pings, 25 s, for its 504.
 #[test]
-fn i2_a_write_into_silence_is_answered_with_the_verdict() -> Result<()> {
+fn i2_a_write_into_silence_is_answered_when_the_probe_decides() -> Result<()> {
     let Some(site) = Site::start("silence", |_| {})? else {
         return Ok(());
     };
@@ -215,7 +215,7 @@ fn i2_a_write_into_silence_is_answered_with_the_verdict() -> Result<()> {
 /// A write on a way whose connections the server had closed in good order, and that is dead now, waited ten seconds for
 /// a connection before its 503.
 #[test]
-fn i2_a_write_that_finds_no_connection_is_refused_with_the_verdict() -> Result<()> {
+fn i2_a_write_without_a_connection_is_refused_when_the_probe_decides() -> Result<()> {
     let Some(site) = Site::start("closed", |_| {})? else {
         return Ok(());
     };
@@ -242,7 +242,7 @@ fn i2_a_write_that_finds_no_connection_is_refused_with_the_verdict() -> Result<(
 /// A shared connection that the server had closed in good order stayed counted as open, and no probe was sent: with the
 /// cloud gone and nobody asking, the state was `connected` for ever.
 #[test]
-fn a_node_where_nobody_asks_learns_that_the_cloud_is_gone_and_back() -> Result<()> {
+fn an_idle_node_notices_outage_and_recovery() -> Result<()> {
     let interval = Duration::from_secs(1);
     let flag = format!("--heartbeat-interval-seconds={}", interval.as_secs());
     let Some(site) = Site::start("idle", |options| options.flags.push(flag))? else {
@@ -282,7 +282,7 @@ fn a_node_where_nobody_asks_learns_that_the_cloud_is_gone_and_back() -> Result<(
 /// One check that failed (a key management service's) made an idle node's cloud "away", so that its writes were refused,
 /// the lease's among them, while the API server would have taken them.
 #[test]
-fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
+fn a_failing_check_that_leaves_requests_served_is_no_outage() -> Result<()> {
     let flag = "--heartbeat-interval-seconds=1".to_owned();
     let Some(site) = Site::start("checks", |options| options.flags.push(flag))? else {
         return Ok(());
@@ -326,7 +326,7 @@ fn a_failing_check_that_leaves_requests_served_is_no_absence() -> Result<()> {
 /// A dead API server behind a gateway that lives counted as there for as long as anybody asked: each 503 of the gateway,
 /// while a probe was under way, was taken for an answer of the cloud, and the readers went without the store.
 #[test]
-fn a_dead_server_behind_a_gateway_that_lives_is_away() -> Result<()> {
+fn a_dead_server_behind_a_live_gateway_is_an_outage() -> Result<()> {
     let flag = "--heartbeat-interval-seconds=1".to_owned();
     let Some(site) = Site::start("gateway", |options| options.flags.push(flag))? else {
         return Ok(());
@@ -401,7 +401,7 @@ fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
 /// One connection of several is dead (the server behind it is gone, and the load balancer says nothing), while the cloud
 /// answers on others. Whoever waits on it goes on waiting, and nobody else is sent there.
 #[test]
-fn a_connection_that_died_alone_is_left() -> Result<()> {
+fn a_single_dead_connection_is_no_longer_used() -> Result<()> {
     let Some(site) = Site::start("alone", |_| {})? else {
         return Ok(());
     };
@@ -413,7 +413,7 @@ fn a_connection_that_died_alone_is_left() -> Result<()> {
         .wait_for(PROBE, |request| request.path == NODE)?;
     site.fault.set(Fault::Forget(asked.connection))?;
     std::thread::scope(|scope| {
-        // Ends with its own patience.
+        // Ends at its own timeout.
         scope.spawn(|| admin.get(NODE).is_ok());
         eventually(PROBE * 2, "another connection is taken", || {
             let mut options = site
@@ -432,7 +432,7 @@ fn a_connection_that_died_alone_is_left() -> Result<()> {
 /// A way of 1.3 s there and back (the proxy delays each direction by 650 ms): a probe on a new connection takes two round
 /// trips, which was more than a probe's two seconds, so that the state went between disconnected and recovering for ever.
 #[test]
-fn a_long_way_is_connected_and_stays_so() -> Result<()> {
+fn a_long_round_trip_stays_connected() -> Result<()> {
     if !require::root() {
         return Ok(());
     }

@@ -65,7 +65,7 @@ fn it_serves_the_cloud_then_its_store_and_survives_kill_9() {
 }
 
 #[test]
-fn one_that_cannot_start_says_why_in_its_log() {
+fn a_daemon_that_cannot_start_logs_the_reason() {
     if !require::root() {
         return;
     }

@@ -262,7 +262,7 @@ fn ipv6_services_are_steered_to_an_ipv6_address() {
 }
 
 #[test]
-fn getpeername_tells_steered_clients_what_they_dialled() {
+fn getpeername_shows_steered_clients_the_address_they_dialled() {
     let Some(node) = Node::new() else { return };
     let Some((setup, listener)) = steering(&node, |config| config.getpeername = true) else {
         return;
@@ -483,7 +483,7 @@ fn beside_another_program_the_order_decides_and_nothing_breaks() {
 }
 
 #[test]
-fn half_of_the_programs_harm_nobody() {
+fn detached_programs_leave_callers_unknown_and_connects_alone() {
     let Some(node) = Node::new() else { return };
     let Some((setup, listener)) = steering(&node, |_| {}) else {
         return;
@@ -571,7 +571,7 @@ fn without_bpftool_the_pins_are_shown_and_detached() {
 }
 
 #[test]
-fn uninstall_leaves_nothing_and_spares_the_living() {
+fn uninstall_removes_everything_unless_a_daemon_runs() {
     let Some(node) = Node::new() else { return };
     let before = (ip("-brief link"), ip("-brief address"));
     let Some(setup) = node.prepare() else { return };

@@ -230,7 +230,7 @@ fn allocated(dir: &Path) -> u64 {
 }
 
 #[test]
-fn i14_a_budget_holds_and_what_was_asked_for_last_stays() -> Result<()> {
+fn i14_the_budget_holds_and_recently_requested_objects_stay() -> Result<()> {
     let Some(site) = Site::start("budget", |options| {
         options.flags.push("--cache-max-bytes=64Mi".into())
     })?

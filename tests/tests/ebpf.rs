@@ -83,7 +83,7 @@ fn a_client_without_a_route_is_steered_and_attested() {
 }
 
 #[test]
-fn another_user_is_seen_as_such() {
+fn another_user_is_attested_with_its_uid() {
     let Some(node) = Node::new() else { return };
     let Some((setup, listener)) = steering(&node) else {
         return;
@@ -261,7 +261,7 @@ fn hublets_own_sockets_are_never_steered() {
 }
 
 #[test]
-fn other_network_namespaces_go_their_own_way() {
+fn other_network_namespaces_are_not_steered() {
     let Some(node) = Node::new() else { return };
     let Some((setup, _listener)) = steering(&node) else {
         return;
@@ -386,7 +386,7 @@ fn i15_kill_9_passes_through_and_the_next_daemon_takes_over() {
 }
 
 #[test]
-fn a_second_daemon_does_the_first_no_harm() {
+fn a_second_daemon_does_not_disturb_the_first() {
     let Some(node) = Node::new() else { return };
     let Some((first, listener)) = steering(&node) else {
         return;
@@ -461,7 +461,7 @@ fn undo_leaves_nothing() {
 }
 
 #[test]
-fn undo_leaves_what_others_have_in_bpffs() {
+fn undo_keeps_other_files_in_bpffs() {
     let Some(node) = Node::new() else { return };
     let bpffs = node.bpffs();
     fs::create_dir(&bpffs).unwrap();
@@ -481,7 +481,7 @@ fn undo_leaves_what_others_have_in_bpffs() {
 }
 
 #[test]
-fn without_privileges_it_says_what_is_off() {
+fn without_privileges_the_log_names_what_is_off() {
     let Some(node) = Node::new() else { return };
     ip("address add 169.254.2.1/32 dev lo scope link");
     let output = Role::Unprivileged

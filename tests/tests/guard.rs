@@ -219,7 +219,7 @@ fn without_the_guard_crafted_syns_are_answered() {
 }
 
 #[test]
-fn i10_crafted_syns_come_no_further_than_the_guard() {
+fn i10_the_guard_refuses_crafted_syns() {
     let Some(mut stage) = Stage::new(|_| {}) else {
         return;
     };
@@ -245,7 +245,7 @@ fn i10_crafted_syns_come_no_further_than_the_guard() {
 }
 
 #[test]
-fn i10_xdp_leaves_no_answer_at_all() {
+fn i10_xdp_drops_crafted_syns_without_an_answer() {
     let Some(mut stage) = Stage::new(|config| config.guard.xdp = vec![pod::LINK.into()]) else {
         return;
     };
@@ -272,7 +272,7 @@ fn guarded(setup: &Setup) -> bool {
 }
 
 #[test]
-fn i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside() {
+fn i10_the_guard_admits_pods_to_the_secure_port_only() {
     let Some(node) = Node::new() else { return };
     let pod = Pod::new();
     let Some((setup, _secure)) = steering(&node, |_| {}) else {
@@ -312,7 +312,7 @@ fn i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside() {
 }
 
 #[test]
-fn xdp_drops_on_the_uplinks_that_are_named() {
+fn xdp_drops_on_the_named_uplinks() {
     let Some(node) = Node::new() else { return };
     let pod = Pod::new();
     let change = |config: &mut SetupConfig| config.guard.xdp = vec![pod::LINK.into()];

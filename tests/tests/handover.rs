@@ -225,7 +225,7 @@ fn i12_an_upgrade_loses_nothing_right_after_the_link_has_died() -> Result<()> {
 
 /// The same, while one waits for what only the cloud knows: the others don't wait for it.
 #[test]
-fn i12_an_upgrade_on_a_dead_link_does_not_wait_for_what_only_the_cloud_knows() -> Result<()> {
+fn i12_an_upgrade_on_a_dead_link_does_not_wait_for_the_cloud() -> Result<()> {
     upgrades_as_the_link_dies(|site| {
         let log = by_service(site)?;
         drop(std::thread::spawn(move || {
@@ -259,7 +259,7 @@ fn upgrades_as_the_link_dies(ask: impl Fn(&Site) -> Result<()>) -> Result<()> {
 }
 
 #[test]
-fn a_successor_in_the_same_cgroup_has_it_for_itself_once_the_old_one_is_gone() -> Result<()> {
+fn a_successor_gets_the_cgroup_to_itself_when_the_old_daemon_ends() -> Result<()> {
     if !require::bpf() {
         return Ok(());
     }
@@ -392,7 +392,7 @@ fn a_successor_that_hangs_is_ended_and_the_old_one_comes_back() -> Result<()> {
 }
 
 #[test]
-fn nobody_else_may_ask() -> Result<()> {
+fn an_invalid_hand_over_request_is_rejected() -> Result<()> {
     let Some(site) = site()? else { return Ok(()) };
     let socket = site.daemon.root_dir().join("handover.sock");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket)?.permissions());
@@ -412,7 +412,7 @@ fn nobody_else_may_ask() -> Result<()> {
 }
 
 #[test]
-fn without_an_old_one_take_over_is_an_ordinary_start() -> Result<()> {
+fn without_a_running_daemon_take_over_is_an_ordinary_start() -> Result<()> {
     let Some(mut site) = site()? else {
         return Ok(());
     };

@@ -87,7 +87,7 @@ fn what_a_killed_daemon_left_is_used_and_removed() {
 }
 
 #[test]
-fn a_link_of_the_users_is_kept() {
+fn a_link_that_the_user_created_is_kept() {
     let Some(node) = Node::new() else { return };
     ip("link add hub-dummy0 type bridge");
     let setup = prepare(&node).expect("setup");
@@ -105,7 +105,7 @@ fn a_link_of_the_users_is_kept() {
 }
 
 #[test]
-fn an_address_elsewhere_is_an_error_that_says_where() {
+fn an_address_on_another_link_is_an_error_that_names_it() {
     let Some(node) = Node::new() else { return };
     ip("link add other0 type bridge");
     ip("address add 169.254.2.1/32 dev other0");
@@ -159,7 +159,7 @@ fn removed_link_or_address_is_back_within_a_second() {
 }
 
 #[test]
-fn switched_off_is_said() {
+fn a_disabled_interface_is_reported() {
     let Some(node) = Node::new() else { return };
     let mut config = config(&node);
     config.dummy = None;

@@ -190,7 +190,7 @@ fn on_an_edge(test: impl FnOnce(&Edge) -> Result<()>) -> Result<()> {
 }
 
 #[test]
-fn what_kubectl_reads_is_the_same_past_through_and_after_the_cut() -> Result<()> {
+fn kubectl_prints_the_same_directly_through_hublet_and_after_the_cut() -> Result<()> {
     on_an_edge(|edge| {
         let objects = [
             "get pods --all-namespaces",
@@ -262,7 +262,7 @@ fn kubectl_watches_online_and_after_the_cut_i5() -> Result<()> {
 }
 
 #[test]
-fn after_the_cut_kubectl_is_told_that_nothing_was_written_i1() -> Result<()> {
+fn after_the_cut_kubectl_reports_that_nothing_was_written_i1() -> Result<()> {
     on_an_edge(|edge| {
         let kubectl = Kubectl::through_hublet(edge)?;
         kubectl.json("get node edge-1")?;

@@ -80,7 +80,7 @@ fn errors_come_with_a_status_a_count_and_retry_after() {
 }
 
 #[test]
-fn bodies_can_be_poisoned_in_sound_http() {
+fn bodies_can_be_malformed_in_valid_http() {
     for alpn in ["h2", "http/1.1"] {
         let (cloud, client) = start(alpn);
         let correct = client.get(NODE).unwrap();

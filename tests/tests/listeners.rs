@@ -311,7 +311,7 @@ fn status_shows_the_callers_as_a_table_and_as_json() {
 /// One client could take every connection: others were closed at accept, the self-probe among them, for as long as it
 /// liked.
 #[test]
-fn at_the_connection_limit_an_idle_one_of_the_greediest_goes_and_not_the_newcomer() {
+fn at_the_limit_the_client_with_most_connections_loses_an_idle_one() {
     let Some((netns, daemon)) = node(&["--max-connections=64"]) else {
         return;
     };
@@ -352,7 +352,7 @@ fn at_the_connection_limit_an_idle_one_of_the_greediest_goes_and_not_the_newcome
 
 /// Connections that asked for nothing took the memory of others' requests: who had sixteen connections met 429.
 #[test]
-fn idle_connections_of_one_leave_memory_for_the_requests_of_others() {
+fn idle_connections_of_one_client_leave_memory_to_others() {
     let Some((netns, _daemon)) = node(&["--ebpf=false", "--max-bytes-under-way=4Mi"]) else {
         return;
     };
@@ -390,7 +390,7 @@ fn idle_connections_of_one_leave_memory_for_the_requests_of_others() {
 
 /// A connection that had said `P` only was looked at every 5 ms: it could still have become HTTP/2's preface.
 #[test]
-fn a_connection_that_said_p_costs_nothing() {
+fn a_connection_with_an_undecided_protocol_costs_no_cpu() {
     let Some((netns, daemon)) = node(&[]) else {
         return;
     };
@@ -440,7 +440,7 @@ fn a_connection_that_said_p_costs_nothing() {
 /// `Connection: Upgrade` with any `Upgrade` left the way of requests: not counted, never stored, never answered from the
 /// store, and a connection to the cloud each.
 #[test]
-fn an_upgrade_that_the_api_server_ignores_is_a_request_like_others() {
+fn an_upgrade_that_the_api_server_ignores_is_an_ordinary_request() {
     let Some(site) = Site::start("node", |options| options.bpffs = true).expect("a node") else {
         return;
     };
@@ -467,7 +467,7 @@ fn an_upgrade_that_the_api_server_ignores_is_a_request_like_others() {
 
 /// Whoever asked and did not read kept its answer in hublet's memory for ever.
 #[test]
-fn a_reader_without_progress_is_cut_and_a_slow_one_is_not() {
+fn a_stalled_reader_is_disconnected_and_a_slow_one_is_not() {
     let with = |options: &mut Options| {
         options.bpffs = true;
         options.flags.push("--reader-timeout=2s".into());

@@ -112,7 +112,7 @@ fn walk(fault: Fault, first: Duration) -> Result<()> {
 }
 
 #[test]
-fn i11_a_refused_link_is_known_at_once() -> Result<()> {
+fn i11_a_refused_link_is_noticed_at_once() -> Result<()> {
     walk(Fault::Refuse, Duration::from_millis(500))
 }
 
@@ -168,7 +168,7 @@ fn i11_a_link_that_dies_within_an_answer_costs_its_caller_nothing() -> Result<()
 }
 
 #[test]
-fn i5_a_watch_stays_open_over_the_cut_and_sees_what_came_after_the_mend() -> Result<()> {
+fn i5_a_watch_stays_open_over_the_cut_and_sees_later_changes() -> Result<()> {
     let Some(site) = Site::start("watch", |_| {})? else {
         return Ok(());
     };
@@ -275,7 +275,7 @@ fn i2_lists_pages_and_initial_events_are_whole_or_unknown() -> Result<()> {
 }
 
 #[test]
-fn what_the_cloud_answers_badly_is_passed_on_and_not_stored() -> Result<()> {
+fn a_malformed_answer_is_passed_on_and_not_stored() -> Result<()> {
     let Some(site) = Site::start("lies", |_| {})? else {
         return Ok(());
     };
@@ -347,7 +347,7 @@ fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> 
 }
 
 #[test]
-fn i1_a_refused_write_is_heard_by_http2_clients() -> Result<()> {
+fn i1_http2_clients_get_the_answer_to_a_refused_write() -> Result<()> {
     let Some(site) = Site::start("refused", |_| {})? else {
         return Ok(());
     };
@@ -392,7 +392,7 @@ fn i1_a_refused_write_is_heard_by_http2_clients() -> Result<()> {
 /// A client keeps the resourceVersion of a list that the store gave it, and goes on from there once the cloud is back.
 /// The version is the cloud's own: the watch delivers exactly what has changed since, or 410 after a compaction.
 #[test]
-fn i4_a_version_from_the_store_is_good_for_the_cloud() -> Result<()> {
+fn i4_a_version_from_the_store_is_valid_at_the_cloud() -> Result<()> {
     let Some(site) = Site::start("versions", |_| {})? else {
         return Ok(());
     };

@@ -61,7 +61,7 @@ fn steered() -> Result<Option<Site>> {
 /// A process names itself and its executable: with escape sequences, and with line breaks and what looks like another
 /// row of the table. They reached the terminal through `hublet status`, and the log.
 #[test]
-fn a_callers_name_is_text_on_a_terminal_and_in_the_log() -> Result<()> {
+fn a_callers_name_is_escaped_on_the_terminal_and_in_the_log() -> Result<()> {
     let Some(site) = steered()? else {
         return Ok(());
     };
@@ -113,7 +113,7 @@ fn a_callers_name_is_text_on_a_terminal_and_in_the_log() -> Result<()> {
 
 /// A daemon without pins (no bpffs, no privileges) was not noticed: its CA, certificate and store went from under it.
 #[test]
-fn uninstall_takes_nothing_from_a_living_daemon() -> Result<()> {
+fn uninstall_removes_nothing_of_a_running_daemon() -> Result<()> {
     let site = Site::start("operators", |options| {
         options.flags.push("--bpffs=/proc/none".into())
     })?;
@@ -160,7 +160,7 @@ fn uninstall_takes_nothing_from_a_living_daemon() -> Result<()> {
 
 /// Terminals that close and logrotate send SIGHUP: it ended the daemon without a drain, and left pins and interface.
 #[test]
-fn signals_that_mean_reload_elsewhere_end_nothing() -> Result<()> {
+fn reload_signals_do_not_end_the_daemon() -> Result<()> {
     let Some(mut site) = Site::start("operators", |_| {})? else {
         return Ok(());
     };
@@ -183,7 +183,7 @@ fn signals_that_mean_reload_elsewhere_end_nothing() -> Result<()> {
 
 /// A second API server was taken without a word, and never asked.
 #[test]
-fn a_server_that_is_not_used_is_told_of() -> Result<()> {
+fn an_unused_server_is_reported() -> Result<()> {
     const SECOND: &str = "192.0.2.7:6443";
     let second = format!("--server-addr=https://{SECOND}");
     let site = Site::start("operators", |options| options.flags.push(second.clone()))?;
@@ -213,7 +213,7 @@ fn a_server_that_is_not_used_is_told_of() -> Result<()> {
 
 /// The probe of the secure port is plain HTTP: it counted as two clients' errors a second.
 #[test]
-fn the_own_probe_is_nobodys_call() -> Result<()> {
+fn the_self_probe_is_not_counted_as_a_call() -> Result<()> {
     let Some(site) = Site::start("operators", |_| {})? else {
         return Ok(());
     };
@@ -248,7 +248,7 @@ fn the_own_probe_is_nobodys_call() -> Result<()> {
 
 /// Failed handshakes were for the debug level only; at the default one nobody knew why a client did not get through.
 #[test]
-fn a_failed_handshake_is_warned_of_and_a_flood_of_them_once() -> Result<()> {
+fn a_flood_of_failed_handshakes_gives_one_warning() -> Result<()> {
     let Some(site) = Site::start("operators", |_| {})? else {
         return Ok(());
     };
@@ -283,7 +283,7 @@ fn a_failed_handshake_is_warned_of_and_a_flood_of_them_once() -> Result<()> {
 
 /// `hublet status | head` ended in an error message.
 #[test]
-fn an_output_that_nobody_reads_is_a_quiet_end() -> Result<()> {
+fn a_closed_pipe_ends_status_without_an_error() -> Result<()> {
     let Some(site) = Site::start("operators", |_| {})? else {
         return Ok(());
     };
@@ -320,7 +320,7 @@ fn an_output_that_nobody_reads_is_a_quiet_end() -> Result<()> {
 
 /// Nothing turned eBPF off as a whole, and what a flag had switched off was a warning.
 #[test]
-fn ebpf_can_be_switched_off_as_a_whole_and_that_is_no_warning() -> Result<()> {
+fn ebpf_can_be_disabled_without_a_warning() -> Result<()> {
     let Some(mut site) = steered()? else {
         return Ok(());
     };

@@ -264,7 +264,7 @@ fn only(mut attested: Vec<Value>) -> Result<Value> {
 }
 
 #[test]
-fn a_pod_that_opted_in_is_served_and_known_and_its_neighbour_is_left_alone() -> Result<()> {
+fn a_pod_that_opts_in_is_served_and_attested_and_its_neighbour_is_not() -> Result<()> {
     let Some(field) = Field::start()? else {
         return Ok(());
     };

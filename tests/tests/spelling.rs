@@ -114,7 +114,7 @@ fn a_filtered_list_is_never_kept_as_the_whole_collection() -> Result<()> {
 }
 
 #[test]
-fn a_watch_in_other_words_is_a_watch() -> Result<()> {
+fn every_form_of_a_watch_is_a_watch() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
         return Ok(());
     };
@@ -147,7 +147,7 @@ fn prove(client: &Client) -> Result<()> {
 }
 
 #[test]
-fn an_escaped_slash_keeps_no_secret_as_a_document() -> Result<()> {
+fn an_escaped_slash_stores_no_secret_as_a_document() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
         return Ok(());
     };
@@ -209,7 +209,7 @@ fn an_escaped_dry_run_deletes_nothing() -> Result<()> {
 
 /// Each query was a document of its own: a hundred of OpenAPI's are 400 MiB.
 #[test]
-fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
+fn a_parameter_that_the_server_ignores_stores_no_document() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
         return Ok(());
     };
@@ -246,7 +246,7 @@ fn a_parameter_that_the_server_ignores_makes_no_document() -> Result<()> {
 
 /// A pod that got its node leaves the watch of those without one, and was taken for deleted: offline it was "not found".
 #[test]
-fn a_pod_that_got_its_node_is_not_gone() -> Result<()> {
+fn a_pod_that_was_bound_to_a_node_is_not_absent() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
         return Ok(());
     };
@@ -311,7 +311,7 @@ fn clerk(edge: &Edge) -> Result<String> {
 /// The real API server takes the first of two field selectors, and hublet took the last: who may list one Secret was
 /// taken for one who may list them all.
 #[test]
-fn with_the_real_server_one_secret_stays_one() -> Result<()> {
+fn with_the_real_server_a_right_to_one_secret_stays_one() -> Result<()> {
     Edge::run(|edge| {
         for name in ["s1", "s2"] {
             post(edge, SECRETS, &secret(name))?;

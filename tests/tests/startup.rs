@@ -150,7 +150,7 @@ fn the_seed_command_line_is_accepted_as_it_stands() {
 }
 
 #[test]
-fn a_node_name_that_nobody_expanded_is_refused() {
+fn an_unexpanded_node_name_is_refused() {
     let output = hublet(&seed()).output().expect("ran");
     assert_eq!(output.status.code(), Some(2));
     assert!(
@@ -161,7 +161,7 @@ fn a_node_name_that_nobody_expanded_is_refused() {
 }
 
 #[test]
-fn wrong_usage_is_exit_code_2_and_names_the_way_out() {
+fn wrong_usage_is_exit_code_2_and_names_the_remedy() {
     let good = [
         "--node-name=a",
         "--server-addr=https://a:1",
@@ -264,7 +264,7 @@ fn status_without_a_daemon_is_exit_code_1() {
 }
 
 #[test]
-fn a_bootstrap_file_that_is_of_no_use_is_named() {
+fn an_unusable_bootstrap_file_is_named() {
     let place = Place::new();
     place.write("no.yaml", "{]");
     place.write(

@@ -108,7 +108,7 @@ impl Steered {
 const STALE: Duration = Duration::from_secs(6);
 
 #[test]
-fn i12_a_daemon_that_hangs_is_passed_by_and_found_again() -> Result<()> {
+fn i12_a_hanging_daemon_is_bypassed_until_it_recovers() -> Result<()> {
     let Some(node) = Steered::start()? else {
         return Ok(());
     };
@@ -157,7 +157,7 @@ impl Drop for Standing {
 }
 
 #[test]
-fn i12_a_daemon_whose_traffic_is_deadlocked_is_passed_by_and_found_again() -> Result<()> {
+fn i12_a_deadlocked_daemon_is_bypassed_until_it_recovers() -> Result<()> {
     let Some(node) = Steered::start()? else {
         return Ok(());
     };
@@ -176,7 +176,7 @@ fn i12_a_daemon_whose_traffic_is_deadlocked_is_passed_by_and_found_again() -> Re
 }
 
 #[test]
-fn i12_a_daemon_out_of_descriptors_is_passed_by_and_found_again() -> Result<()> {
+fn i12_a_daemon_out_of_descriptors_is_bypassed_until_it_recovers() -> Result<()> {
     let Some(node) = Steered::start()? else {
         return Ok(());
     };
@@ -192,7 +192,7 @@ fn i12_a_daemon_out_of_descriptors_is_passed_by_and_found_again() -> Result<()> 
 }
 
 #[test]
-fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
+fn i12_a_dead_daemon_is_bypassed_until_the_next_one_starts() -> Result<()> {
     let Some(mut node) = Steered::start()? else {
         return Ok(());
     };
@@ -236,7 +236,7 @@ fn i12_steered_while_alive_past_it_when_dead_and_steered_again() -> Result<()> {
 }
 
 #[test]
-fn what_is_off_is_told_with_its_reason_in_log_status_and_metrics() -> Result<()> {
+fn log_status_and_metrics_name_each_component_that_is_off() -> Result<()> {
     let Some(node) = Steered::start()? else {
         return Ok(());
     };
@@ -412,7 +412,7 @@ fn a_client_that_dials_by_multipath_tcp_is_served() -> Result<()> {
 }
 
 #[test]
-fn the_daemons_account_and_the_kernels_agree_to_the_byte() -> Result<()> {
+fn the_daemon_and_the_kernel_count_the_same_bytes() -> Result<()> {
     const CONNECTIONS: u64 = 12;
     if !require::bpf() {
         return Ok(());

@@ -105,7 +105,7 @@ fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
 /// Server-side apply that made an object, and a PUT, are answered with 201: that was not stored, and offline the object was
 /// still "not found", as before it was made.
 #[test]
-fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
+fn objects_created_by_patch_or_put_are_stored() -> Result<()> {
     let Some(site) = Site::start("made", |_| {})? else {
         return Ok(());
     };
@@ -155,7 +155,7 @@ fn what_a_patch_or_put_has_made_is_there() -> Result<()> {
 
 /// A write whose answer is in a form that isn't kept left the 404 from before it.
 #[test]
-fn i2_what_a_write_has_made_is_not_absent_in_whatever_form_it_is_answered() -> Result<()> {
+fn i2_a_created_object_is_not_absent_whatever_the_form_of_the_answer() -> Result<()> {
     let Some(site) = Site::start("pretty", |_| {})? else {
         return Ok(());
     };
@@ -183,7 +183,7 @@ fn i2_what_a_write_has_made_is_not_absent_in_whatever_form_it_is_answered() -> R
 /// A caller who was told that the object he would make exists already was told offline that there is none: the 404 from before
 /// somebody else made it stayed.
 #[test]
-fn i2_what_exists_already_is_not_absent() -> Result<()> {
+fn i2_an_object_that_exists_already_is_not_absent() -> Result<()> {
     let Some(site) = Site::start("already", |_| {})? else {
         return Ok(());
     };
@@ -210,7 +210,7 @@ fn i2_what_exists_already_is_not_absent() -> Result<()> {
 
 /// A caller who was told 404 when he would change an object was given its old copy offline.
 #[test]
-fn what_a_write_did_not_find_is_gone() -> Result<()> {
+fn an_object_that_a_write_did_not_find_is_gone() -> Result<()> {
     let Some(site) = Site::start("gone", |_| {})? else {
         return Ok(());
     };
@@ -249,7 +249,7 @@ fn what_a_write_did_not_find_is_gone() -> Result<()> {
 
 /// A caller who asked for an object as of a resourceVersion, or later, was told 404 from before that.
 #[test]
-fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {
+fn i2_an_absence_is_no_newer_than_its_404() -> Result<()> {
     let Some(site) = Site::start("since", |_| {})? else {
         return Ok(());
     };
@@ -288,7 +288,7 @@ fn i2_an_absence_is_no_newer_than_when_it_was_said() -> Result<()> {
 }
 
 #[test]
-fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
+fn a_lagging_api_server_restores_no_old_objects() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
@@ -320,7 +320,7 @@ fn a_lagging_api_server_does_not_bring_back_what_is_past() -> Result<()> {
 /// The cluster was replaced by another one at the same address: its objects have other uids and lower resourceVersions.
 /// They were served again and again while the cloud was there, and never taken.
 #[test]
-fn a_replaced_cluster_is_followed() -> Result<()> {
+fn the_state_of_a_replaced_cluster_is_adopted() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
@@ -384,7 +384,7 @@ fn another_kube_system_is_another_cluster() -> Result<()> {
 
 /// After etcd was restored from a backup the resourceVersions of lists are lower than before.
 #[test]
-fn a_restored_cluster_is_followed() -> Result<()> {
+fn the_state_of_a_restored_cluster_is_adopted() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
@@ -443,7 +443,7 @@ fn see(watch: &mut Stream, events: usize) -> Result<()> {
 
 /// Offline, from an older resourceVersion, a watcher heard nothing of what the store knew to have changed since.
 #[test]
-fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
+fn i5_a_watch_from_an_older_version_gets_the_known_changes() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
@@ -500,7 +500,7 @@ fn i5_a_watch_from_an_older_version_is_told_what_is_known() -> Result<()> {
 /// A change beyond the list's own resourceVersion can't be told as an event (the client would go on from there and
 /// miss what others did before), so that the client lists again, once.
 #[test]
-fn i5_a_change_beyond_the_list_is_told_by_listing_again_once() -> Result<()> {
+fn i5_a_change_beyond_the_list_needs_one_new_list() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
@@ -539,7 +539,7 @@ fn i5_a_change_beyond_the_list_is_told_by_listing_again_once() -> Result<()> {
 }
 
 #[test]
-fn i5_what_left_a_selection_is_told() -> Result<()> {
+fn i5_a_watch_reports_objects_that_left_its_selection() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };
@@ -596,7 +596,7 @@ fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
 
 /// The empty list of one version was served for another, which the API server may not have at all.
 #[test]
-fn i2_an_empty_list_is_of_the_version_in_which_it_was_asked_for() -> Result<()> {
+fn i2_an_empty_list_belongs_to_the_requested_api_version() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
         return Ok(());
     };

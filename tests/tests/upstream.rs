@@ -50,7 +50,7 @@ fn until_state(site: &Site, wanted: &str) -> Result<()> {
 /// Watches outlived the link: aborting a connection's task left hyper's own one behind, which went on until a ping
 /// failed (23 s), or for minutes over HTTP/1.1, which has none.
 #[test]
-fn a_watch_ends_with_the_verdict_that_the_cloud_is_away() -> Result<()> {
+fn a_watch_ends_when_the_cloud_is_found_away() -> Result<()> {
     for alpn in [vec!["h2", "http/1.1"], vec!["http/1.1"]] {
         let cloud = cloud::Options {
             alpn: alpn.clone(),
@@ -110,7 +110,7 @@ fn taken(site: &Site, method: &str, uri: &str) -> usize {
 
 /// Whatever had no body was sent once more when its connection broke, although the server had done it.
 #[test]
-fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()> {
+fn a_request_that_the_server_may_have_done_is_sent_once() -> Result<()> {
     for alpn in protocols() {
         let cloud = cloud::Options {
             alpn: alpn.clone(),
@@ -162,7 +162,7 @@ fn what_the_server_may_have_done_is_sent_once_and_its_caller_told() -> Result<()
 
 /// A request that the server refuses before it has looked at it (RFC 9113 §8.7) is safe to send again, whatever it is.
 #[test]
-fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
+fn a_request_that_the_server_refused_unprocessed_is_sent_again() -> Result<()> {
     let Some(site) = Site::start("refused", |_| {})? else {
         return Ok(());
     };
@@ -187,7 +187,7 @@ fn what_the_server_has_refused_unseen_is_sent_again() -> Result<()> {
 /// A caller that went away within its upload, or broke it off, was evidence against the cloud: others' writes waited for
 /// its probe each time.
 #[test]
-fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
+fn an_aborted_upload_is_no_evidence_against_the_cloud() -> Result<()> {
     for alpn in protocols() {
         let cloud = cloud::Options {
             alpn: alpn.clone(),
@@ -230,7 +230,7 @@ fn an_upload_that_breaks_off_says_nothing_of_the_cloud() -> Result<()> {
 /// The length of a read's body went to the cloud without the body, and so the next request on the connection, whoever's,
 /// was taken for it.
 #[test]
-fn a_length_goes_with_its_body_or_not_at_all() -> Result<()> {
+fn a_content_length_is_forwarded_only_with_its_body() -> Result<()> {
     let cloud = cloud::Options {
         alpn: vec!["http/1.1"],
         ..Default::default()
@@ -327,7 +327,7 @@ fn an_upload_ends_with_its_answer() -> Result<()> {
 /// Behind a body that the server does not take nobody sees the caller of HTTP/1.1 leave: its answer, which never ended,
 /// held its place for ever.
 #[test]
-fn an_answer_that_stands_still_beside_its_upload_does_not_outlive_its_client() -> Result<()> {
+fn a_stalled_answer_beside_an_upload_does_not_outlive_its_client() -> Result<()> {
     let Some(site) = Site::start("still", |_| {})? else {
         return Ok(());
     };
@@ -378,7 +378,7 @@ fn say(site: &Site, line: &str, rest: &str) -> Result<String> {
 /// Where new connections fail and the probe's goes on (a table of connections that is full), each that waited dialled in
 /// its turn: the last of 17 requests heard nothing for 170 s, reads that the store could answer among them.
 #[test]
-fn who_waits_for_anothers_dial_waits_no_longer_than_for_its_own() -> Result<()> {
+fn waiting_for_anothers_dial_takes_no_longer_than_dialling() -> Result<()> {
     let Some(site) = Site::start("dial", |_| {})? else {
         return Ok(());
     };
@@ -415,7 +415,7 @@ fn who_waits_for_anothers_dial_waits_no_longer_than_for_its_own() -> Result<()> 
 
 /// An answer to an upgrade said nowhere that it was the cloud's, or what a server had said of itself.
 #[test]
-fn an_upgrade_that_is_refused_says_by_whom() -> Result<()> {
+fn a_refused_upgrade_names_its_source() -> Result<()> {
     let Some(site) = Site::start("refusing", |_| {})? else {
         return Ok(());
     };
@@ -441,9 +441,9 @@ fn an_upgrade_that_is_refused_says_by_whom() -> Result<()> {
     Ok(())
 }
 
-/// A stalled upgrade hung for as long as its client had patience, and any number of them took a connection each.
+/// A stalled upgrade hung until its client gave up, and any number of them took a connection each.
 #[test]
-fn an_upgrade_that_is_not_answered_ends_with_the_verdict() -> Result<()> {
+fn an_unanswered_upgrade_ends_when_the_cloud_is_found_away() -> Result<()> {
     let Some(site) = Site::start("upgrade", |_| {})? else {
         return Ok(());
     };
@@ -499,7 +499,7 @@ fn stands_still(bytes: impl Fn() -> u64) -> Result<()> {
 /// Eight clients that asked for a long list and did not read it took the whole flow-control window of the connection
 /// that all shared: watches of others fell silent.
 #[test]
-fn readers_that_are_stuck_silence_nobody_else() -> Result<()> {
+fn stalled_readers_stop_no_streams_of_others() -> Result<()> {
     let Some(site) = Site::start("stuck", |_| {})? else {
         return Ok(());
     };
@@ -614,7 +614,7 @@ fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<(
 /// A connection on which a request waited while others were heard took no more requests, for ever: 64 requests that the
 /// server sat on (a log without lines, a service that answers late) took all connections, and everybody met 429.
 #[test]
-fn requests_that_the_server_sits_on_leave_the_connections_to_others() -> Result<()> {
+fn requests_that_hang_at_the_server_leave_connections_to_others() -> Result<()> {
     const ROUNDS: usize = 12;
     let Some(site) = Site::start("sits", |_| {})? else {
         return Ok(());
@@ -744,7 +744,7 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
 /// Four addresses that read nothing of eight short answers each held all connections for credentials that have not
 /// proven themselves: a new token met 503 after 5 s, until they were cut after 30 s.
 #[test]
-fn answers_that_nobody_reads_leave_the_connections_to_new_tokens() -> Result<()> {
+fn unread_answers_leave_connections_to_new_tokens() -> Result<()> {
     let Some(site) = Site::start("apart", |_| {})? else {
         return Ok(());
     };
@@ -802,7 +802,7 @@ async fn ask_and_read_nothing(
 /// The API server answers a token that it refuses with GOAWAY (`UnauthenticatedHTTP2DOSMitigation`), on the connection
 /// that all shared: with four such clients a fifth of others' writes ended in 504, and good tokens met 401.
 #[test]
-fn junk_tokens_hurt_nobody_else() -> Result<()> {
+fn invalid_tokens_do_not_affect_others() -> Result<()> {
     Edge::run(|edge| {
         let client = |token: &str| {
             let mut options = edge.daemon.client_options(Some(token))?;

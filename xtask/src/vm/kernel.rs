@@ -25,8 +25,8 @@ const LINKS: [&str; 3] = ["dummy", "ifb", "bridge"];
 
 /// The tests that need the guard; that it is off is another one's business.
 const GUARD: [&str; 2] = [
-    "i10_crafted_syns_come_no_further_than_the_guard",
-    "i10_the_guard_lets_pods_to_the_secure_port_and_nobody_in_from_outside",
+    "i10_the_guard_refuses_crafted_syns",
+    "i10_the_guard_admits_pods_to_the_secure_port_only",
 ];
 
 /// A kernel.
