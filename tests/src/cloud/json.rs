@@ -124,6 +124,27 @@ impl Json {
         }
     }
 
+    /// Puts the keys in the order of `model`; those that it lacks come last.
+    pub fn order_like(&mut self, model: &Json) {
+        match (self, model) {
+            (Json::Object(entries), Json::Object(known)) => {
+                let place = |name: &str| known.iter().position(|(key, _)| key == name);
+                entries.sort_by_key(|(name, _)| place(name).unwrap_or(known.len()));
+                for (name, value) in entries {
+                    if let Some(at) = place(name) {
+                        value.order_like(&known[at].1);
+                    }
+                }
+            }
+            (Json::Array(items), Json::Array(known)) => {
+                for (item, model) in items.iter_mut().zip(known) {
+                    item.order_like(model);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// The order in which the API server writes this object.
     #[must_use]
     pub fn into_server_order(mut self, builtin: bool) -> Json {

@@ -10,6 +10,7 @@ mod discovery;
 mod faults;
 pub mod json;
 pub mod kinds;
+mod patch;
 mod rbac;
 mod read;
 mod record;

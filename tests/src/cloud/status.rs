@@ -202,6 +202,10 @@ impl Failure {
         Failure::new(415, "UnsupportedMediaType", format!("{known}: {types}"))
     }
 
+    pub(super) fn unprocessable_patch(message: impl Into<String>) -> Failure {
+        Failure::new(422, "Invalid", message)
+    }
+
     pub(super) fn not_acceptable(types: &str) -> Failure {
         Failure::new(
             406,

@@ -1,10 +1,11 @@
 //! POST, PUT, PATCH and DELETE, with the real server's conflicts.
 //!
 //! Limits: no admission, defaulting, validation or managedFields; a strategic merge patch is a merge patch that also merges
-//! `conditions` by type; JSON patch and server-side apply get 415.
+//! `conditions` by type; server-side apply gets 415.
 use super::answer::{Answer, json_answer};
 use super::json::Json;
 use super::kinds::{self, Kind};
+use super::patch::PatchKind;
 use super::read::{Collection, Page, encode_list, object_answer};
 use super::request::{Resource, Target};
 use super::status::{Failure, deleted_status};
@@ -127,22 +128,8 @@ impl Write<'_> {
     }
 
     pub(super) fn patch(&self) -> Result<Answer, Failure> {
-        let strategic = match self.content_type {
-            "application/merge-patch+json" => false,
-            "application/strategic-merge-patch+json" if self.kind.builtin => true,
-            _ if self.kind.builtin => {
-                let types = "application/merge-patch+json, application/strategic-merge-patch+json";
-                return Err(Failure::unsupported_media(types));
-            }
-            _ => return Err(Failure::unsupported_media("application/merge-patch+json")),
-        };
-        let patch: Json = serde_json::from_slice(self.body)
-            .map_err(|cause| Failure::bad_request(format!("error decoding patch: {cause}")))?;
-        self.replace_object(|present| {
-            let mut object = present.clone();
-            merge(&mut object, patch, strategic);
-            Ok(object)
-        })
+        let patch = PatchKind::from_content_type(self.content_type, self.kind)?;
+        self.replace_object(|present| patch.apply(present, self.body))
     }
 
     /// Puts another object in the place of the present one, if versions and UIDs agree.
@@ -333,48 +320,4 @@ fn count_finalizers(object: &Json) -> usize {
         Some(Json::Array(items)) => items.len(),
         _ => 0,
     }
-}
-
-/// RFC 7386, and of strategic merge what a node's clients use: directives are dropped, conditions merge by type.
-fn merge(object: &mut Json, patch: Json, strategic: bool) {
-    let Json::Object(changes) = patch else {
-        *object = patch;
-        return;
-    };
-    object.make_path(&[]);
-    if !matches!(object, Json::Object(_)) {
-        *object = Json::empty_object();
-    }
-    for (name, value) in changes {
-        let key = [name.as_str()];
-        match value {
-            _ if strategic && name.starts_with('$') => {}
-            Json::Null => drop(object.remove(&key)),
-            Json::Object(_) => merge(object.make_path(&key), value, strategic),
-            Json::Array(items) if strategic => {
-                let present = match object.get_path(&key) {
-                    Some(Json::Array(present)) if name == "conditions" => present.clone(),
-                    _ => Vec::new(),
-                };
-                object.set(&key, merge_items(present, items));
-            }
-            value => object.set(&key, value),
-        }
-    }
-}
-
-/// Items over `present` ones of the same type; elements that are directives are dropped.
-fn merge_items(mut present: Vec<Json>, items: Vec<Json>) -> Json {
-    let known = present.len();
-    for item in items {
-        let same = present[..known]
-            .iter_mut()
-            .find(|one| one.text_at(&["type"]) == item.text_at(&["type"]));
-        match same {
-            Some(same) => merge(same, item, true),
-            None if item.entries().iter().any(|(name, _)| name.starts_with('$')) => {}
-            None => present.push(item),
-        }
-    }
-    Json::Array(present)
 }
