@@ -4,6 +4,7 @@
 //! Addresses are an [`Address`], whose last four bytes are the IPv4 address of an IPv4 one, and ports are in host
 //! order, so that `bpftool map dump` reads well. No struct has padding: what user space writes is exactly what a
 //! program compares.
+#![forbid(unsafe_code)]
 #![no_std]
 
 mod decision;

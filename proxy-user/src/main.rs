@@ -1,4 +1,5 @@
 //! Arguments, logging, runtimes and exit codes.
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 use std::fmt::{Debug, Display};

@@ -20,6 +20,8 @@
 //! | to assert on metrics | [`metrics`] |
 //! | to wait for something | [`eventually`] |
 //! | root, BPF or Go | [`require`] |
+#![forbid(unsafe_code)]
+
 pub mod cgroup;
 pub mod client;
 pub mod cloud;

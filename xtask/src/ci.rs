@@ -72,7 +72,6 @@ const KERNELS: Step = Step {
     run: vm::step,
 };
 
-/// Steps of `check`.
 const CHECK: [Step; 4] = [FORMAT, ARROWS, LINTS, UNIT];
 /// Steps of `ci`; the unit tests are among `tests`.
 const CI: [Step; 9] = [
@@ -87,7 +86,6 @@ const CI: [Step; 9] = [
     KERNELS,
 ];
 
-/// Arguments of `ci`.
 #[derive(Debug, Args)]
 pub(crate) struct CiArguments {
     /// Runs this step alone; several by repeating it.
@@ -104,7 +102,6 @@ pub(crate) struct CiArguments {
     output: OutputFormat,
 }
 
-/// Arguments of `check`.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArguments {
     /// Format of the steps' times at the end.
@@ -132,8 +129,8 @@ impl CiArguments {
             .iter()
             .map(|name| index_of(name))
             .collect::<Result<_>>()?;
-        let is_wanted = |at: usize| at >= from && (only.is_empty() || only.contains(&at));
-        let wanted = CI.iter().enumerate().filter(|(at, _)| is_wanted(*at));
+        let steps = CI.iter().enumerate().skip(from);
+        let wanted = steps.filter(|(at, _)| only.is_empty() || only.contains(at));
         Ok(wanted.map(|(_, step)| *step).collect())
     }
 }

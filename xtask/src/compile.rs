@@ -45,7 +45,7 @@ pub(crate) struct Profile {
     pub(crate) test: bool,
 }
 
-/// `cargo build --unit-graph`.
+/// The output of `cargo build --unit-graph`.
 #[derive(Debug, Deserialize)]
 struct UnitGraph {
     units: Vec<serde::de::IgnoredAny>,

@@ -1,5 +1,6 @@
 //! `cargo xtask`: one module a verb. Exit codes: 2 for usage, 3 when this machine lacks a program that the verb needs, 1
 //! for any other failure.
+#![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what a verb reports is its product")]
 
 mod arrows;

@@ -1,6 +1,7 @@
 //! `hublet-load`: sends one request many times to one server and measures latency. It prints a JSON line when it is ready
 //! and one with the result; between the two it waits for a line on its standard input, so that the caller can read the
 //! server's CPU time around the sample.
+#![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
     reason = "the lines on standard output are the interface"

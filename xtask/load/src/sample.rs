@@ -20,14 +20,12 @@ const WARM_UP: usize = 20;
 const RETRY: Duration = Duration::from_micros(500);
 const FIRST_LIMIT: Duration = Duration::from_secs(30);
 
-/// A result.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Sample {
     /// Requests answered between go and the end.
     pub(crate) requests: usize,
     /// From go to the end.
     pub(crate) seconds: f64,
-    /// Bytes of bodies.
     pub(crate) bytes: u64,
     /// Latency of the whole exchange, microseconds.
     pub(crate) p50: f64,

@@ -19,7 +19,6 @@ use crate::step;
 use circles::Graph;
 use modules::{Modules, Use};
 
-/// Arguments of `arrows`.
 #[derive(Debug, Args)]
 pub(crate) struct ArrowsArguments {
     /// Format of the findings.
@@ -200,30 +199,27 @@ fn is_allowed(found: &Use) -> bool {
 
 /// Arrows of the table that no file uses.
 fn stale_arrows(uses: &[Use]) -> Vec<String> {
-    let is_used = |stage: &str, target: &str| {
-        let from_stage = uses
-            .iter()
-            .filter(|found| table::stage_of(&found.from) == stage);
-        from_stage
-            .into_iter()
-            .flat_map(|found| found.via.iter().chain([&found.to]))
-            .any(|to| table::is_within(to, target))
-    };
     let rows = table::STAGES
         .iter()
         .flat_map(|row| row.may_use.iter().map(|target| (row.name, *target)));
-    rows.filter(|(stage, target)| !is_used(stage, target))
+    rows.filter(|(stage, target)| !is_used(uses, stage, target))
         .map(|(stage, target)| format!("table.rs: {stage} may use {target}, which nothing does"))
         .collect()
 }
 
+fn is_used(uses: &[Use], stage: &str, target: &str) -> bool {
+    uses.iter()
+        .filter(|found| table::stage_of(&found.from) == stage)
+        .flat_map(|found| found.via.iter().chain([&found.to]))
+        .any(|to| table::is_within(to, target))
+}
+
 /// Exceptions that no file needs.
 fn stale_exceptions(uses: &[Use]) -> Vec<String> {
-    let is_needed = |row: &&table::Exception| {
-        uses.iter()
-            .any(|found| table::is_exception(row, &found.from, &found.to))
-    };
-    let stale = table::EXCEPTIONS.iter().filter(|row| !is_needed(row));
+    let stale = table::EXCEPTIONS.iter().filter(|row| {
+        let mut uses = uses.iter();
+        !uses.any(|found| table::is_exception(row, &found.from, &found.to))
+    });
     stale
         .map(|row| {
             format!(
@@ -237,12 +233,10 @@ fn stale_exceptions(uses: &[Use]) -> Vec<String> {
 /// Circles of the table that are none.
 fn stale_circles(uses: &[Use]) -> Vec<String> {
     let found = circles_of(uses);
-    let is_there = |row: &&table::Circle| {
-        found
-            .iter()
-            .any(|circle| circle.iter().all(|module| row.modules.contains(module)))
-    };
-    let gone = table::CIRCLES.iter().filter(|row| !is_there(row));
+    let gone = table::CIRCLES.iter().filter(|row| {
+        let mut found = found.iter();
+        !found.any(|circle| circle.iter().all(|module| row.modules.contains(module)))
+    });
     gone.map(|row| {
         format!(
             "table.rs: {} ({}) is no circle",
@@ -270,26 +264,32 @@ fn unexplained_circles(uses: &[Use]) -> Vec<Circle> {
             .iter()
             .any(|allowed| circle.iter().all(|module| allowed.modules.contains(module)))
     });
-    let circle = |modules: Vec<&str>| Circle {
-        uses: uses
-            .iter()
-            .filter(|found| {
-                !is_family(found)
-                    && modules.contains(&found.from.as_str())
-                    && modules.contains(&found.to.as_str())
-            })
-            .map(Arrow::new)
-            .collect(),
-        modules: modules.into_iter().map(str::to_owned).collect(),
-    };
-    unexplained.map(circle).collect()
+    unexplained
+        .map(|modules| Circle::new(&modules, uses))
+        .collect()
+}
+
+impl Circle {
+    fn new(modules: &[&str], uses: &[Use]) -> Self {
+        let within = uses.iter().filter(|found| {
+            !is_family(found)
+                && modules.contains(&found.from.as_str())
+                && modules.contains(&found.to.as_str())
+        });
+        Self {
+            uses: within.map(Arrow::new).collect(),
+            modules: modules.iter().map(|&module| module.to_owned()).collect(),
+        }
+    }
 }
 
 /// Is one of the two the other's ancestor?
 fn is_family(found: &Use) -> bool {
-    let within =
-        |inner: &str, outer: &str| outer.is_empty() || inner.starts_with(&format!("{outer}::"));
-    within(&found.from, &found.to) || within(&found.to, &found.from)
+    is_below(&found.from, &found.to) || is_below(&found.to, &found.from)
+}
+
+fn is_below(inner: &str, outer: &str) -> bool {
+    outer.is_empty() || inner.starts_with(&format!("{outer}::"))
 }
 
 /// hublet-wire is bytes in, bytes out: no crate of ours, no runtime.

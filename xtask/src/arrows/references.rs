@@ -158,17 +158,23 @@ fn is_separator(tokens: &[TokenTree], at: usize) -> bool {
 }
 
 fn follows_separator(tokens: &[TokenTree], at: usize) -> bool {
+    if at > 1 && is_separator(tokens, at - 2) {
+        return true;
+    }
     // `$crate::x` is the path of a macro's user; `.name` is a field or a method.
-    let before = |char: char| at > 0 && is_punct(&tokens[at - 1], char);
-    (at > 1 && is_separator(tokens, at - 2)) || before('.') || before('\'')
+    at > 0
+        && ['.', '\'']
+            .iter()
+            .any(|char| is_punct(&tokens[at - 1], *char))
 }
 
 /// `pub use` and `pub(crate) use`.
 fn is_public(tokens: &[TokenTree], at: usize) -> bool {
-    let before = |back: usize| at.checked_sub(back).map(|at| &tokens[at]);
-    let is_pub =
-        |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Ident(word)) if word == "pub");
-    is_pub(before(1)) || (matches!(before(1), Some(TokenTree::Group(_))) && is_pub(before(2)))
+    match &tokens[..at] {
+        [.., TokenTree::Ident(word)] => word == "pub",
+        [.., TokenTree::Ident(word), TokenTree::Group(_)] => word == "pub",
+        _ => false,
+    }
 }
 
 /// `#[cfg(test)]`, alone or within `all(…)`, and `#[test]`.
@@ -191,11 +197,10 @@ fn is_test(attribute: &Group) -> bool {
 fn end_of_item(tokens: &[TokenTree], at: usize) -> usize {
     // A `use` has braces before its `;`.
     let is_use = matches!(tokens.get(at), Some(TokenTree::Ident(word)) if word == "use");
-    let ends = |token: &TokenTree| match token {
+    let length = tokens[at..].iter().position(|token| match token {
         TokenTree::Group(group) => !is_use && group.delimiter() == Delimiter::Brace,
         token => is_punct(token, ';'),
-    };
-    let length = tokens[at..].iter().position(ends);
+    });
     length.map_or(tokens.len(), |length| at + length + 1)
 }
 

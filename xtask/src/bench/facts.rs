@@ -1,6 +1,7 @@
 //! Machine and versions, without which a figure means nothing.
 
 use std::fs;
+use std::process::Command;
 
 use serde::Serialize;
 
@@ -25,23 +26,20 @@ pub(super) struct Facts {
     pub(super) drift: f64,
 }
 
+/// Of a command's output; empty if it fails.
+fn first_line(command: &mut Command) -> String {
+    let printed = step::read_output(command).unwrap_or_default();
+    printed.lines().next().unwrap_or_default().trim().to_owned()
+}
+
 impl Facts {
     pub(super) fn gather(project: &Project, rounds: usize, daemon: &'static str) -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo
             .lines()
             .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-        let said = |command: &mut std::process::Command| {
-            step::read_output(command)
-                .unwrap_or_default()
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
-        let dirty = !said(project.command("git").args(["status", "--porcelain"])).is_empty();
-        let commit = said(
+        let dirty = !first_line(project.command("git").args(["status", "--porcelain"])).is_empty();
+        let commit = first_line(
             project
                 .command("git")
                 .args(["rev-parse", "--short", "HEAD"]),
@@ -54,8 +52,8 @@ impl Facts {
                 .trim()
                 .to_owned(),
             // It prints its version to the standard error.
-            nginx: said(project.command("sh").args(["-c", "nginx -v 2>&1"])),
-            rustc: said(project.command("rustc").arg("--version")),
+            nginx: first_line(project.command("sh").args(["-c", "nginx -v 2>&1"])),
+            rustc: first_line(project.command("rustc").arg("--version")),
             commit: if dirty {
                 format!("{commit} with changes")
             } else {
@@ -68,7 +66,6 @@ impl Facts {
         }
     }
 
-    /// One line each.
     pub(super) fn text_lines(&self) -> Vec<String> {
         let Self {
             cpu,

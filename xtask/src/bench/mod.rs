@@ -27,7 +27,6 @@ use phases::Bench;
 use place::Sandbox;
 use report::Report;
 
-/// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArguments {
     /// Tests to run, by name or by how their names begin (`kept16`); all without one.

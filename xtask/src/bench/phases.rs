@@ -152,7 +152,7 @@ impl<'a> Bench<'a> {
         for path in [objects::SMALL, objects::LARGE, objects::LIST] {
             bodies.push((path, self.first_body(hublet, path)?));
         }
-        self.open_watches(hublet, (1, 1, false))
+        self.open_watches(hublet, 1, 1, false)
             .map(drop)
             .context("a watch while the cloud answers")?;
         Ok(bodies)
@@ -244,7 +244,6 @@ impl<'a> Bench<'a> {
         daemon::stop_cleanly(child)
     }
 
-    /// Measures steering.
     fn measure_steering(
         &self,
         report: &mut Report,
@@ -457,14 +456,13 @@ impl<'a> Bench<'a> {
             );
         }
         if self.extent.includes(plan::WATCHES) {
-            for shape in WATCHES {
-                let (connections, streams, h2) = shape;
+            for (connections, streams, h2) in WATCHES {
                 step::announce(format_args!(
                     "memory with {} idle watches on {connections} connections",
                     connections * streams
                 ));
                 let (child, hublet) = daemon.start_ready()?;
-                let held = self.open_watches(&hublet, shape)?;
+                let held = self.open_watches(&hublet, connections, streams, h2)?;
                 pause.wait(SETTLE);
                 let metric = if h2 {
                     "RSS MiB, h2 20×50"
@@ -488,7 +486,9 @@ impl<'a> Bench<'a> {
     fn open_watches(
         &self,
         hublet: &Server,
-        (connections, streams, h2): (usize, usize, bool),
+        connections: usize,
+        streams: usize,
+        h2: bool,
     ) -> Result<Running> {
         let load = Load {
             mode: "hold",

@@ -32,13 +32,32 @@ pub(super) struct Test {
 
 /// The bars of this first form. First the ratios that the stored GETs must keep to, then what hublet alone must.
 pub(super) const BARS: &[Wanted] = &[
-    ("fresh-1k-h1", CPU, Some("nginx"), 0.65),
-    ("kept16-1k-h1", CPU, Some("nginx"), 0.95),
-    ("kept16-20k-h1", CPU, Some("nginx"), 0.80),
-    (LIST_OFFLINE, FIRST_BYTE, None, 2.0),
-    (LIST_OFFLINE, PEAK, None, 24.0),
-    (IDLE, RSS, None, 14.0),
+    ratio("fresh-1k-h1", CPU, 0.65),
+    ratio("kept16-1k-h1", CPU, 0.95),
+    ratio("kept16-20k-h1", CPU, 0.80),
+    limit(LIST_OFFLINE, FIRST_BYTE, 2.0),
+    limit(LIST_OFFLINE, PEAK, 24.0),
+    limit(IDLE, RSS, 14.0),
 ];
+
+/// hublet's value by nginx's.
+pub(super) const fn ratio(test: &'static str, metric: &'static str, at_most: f64) -> Wanted {
+    Wanted {
+        test,
+        metric,
+        by: Some("nginx"),
+        at_most,
+    }
+}
+
+pub(super) const fn limit(test: &'static str, metric: &'static str, at_most: f64) -> Wanted {
+    Wanted {
+        test,
+        metric,
+        by: None,
+        at_most,
+    }
+}
 
 /// Stored GETs: `MODE-SIZE-PROTOCOL`.
 pub(super) fn stored_tests(quick: bool) -> Vec<Test> {
@@ -121,7 +140,7 @@ mod tests {
     #[test]
     fn every_bar_belongs_to_a_test_that_exists() {
         let names = test_names();
-        for (test, ..) in BARS {
+        for Wanted { test, .. } in BARS {
             assert!(names.iter().any(|name| name == test), "{test}");
         }
     }

@@ -43,8 +43,14 @@ pub(super) struct Bar {
     met: bool,
 }
 
-/// A bar to be looked up in the rows or ratios: test, metric, `nginx` for a ratio, limit.
-pub(super) type Wanted = (&'static str, &'static str, Option<&'static str>, f64);
+/// A bar to be looked up in the rows or ratios.
+pub(super) struct Wanted {
+    pub(super) test: &'static str,
+    pub(super) metric: &'static str,
+    /// `nginx` for a ratio.
+    pub(super) by: Option<&'static str>,
+    pub(super) at_most: f64,
+}
 
 /// All of a run.
 #[derive(Debug, Serialize)]
@@ -136,28 +142,40 @@ impl Report {
             .collect();
     }
 
-    fn check_bar(&self, (test, metric, by, at_most): &Wanted) -> Option<Bar> {
+    fn check_bar(&self, wanted: &Wanted) -> Option<Bar> {
+        let Wanted {
+            test,
+            metric,
+            by,
+            at_most,
+        } = *wanted;
         let (what, measured) = match by {
-            Some(by) => {
-                let ratio = self
-                    .ratios
-                    .iter()
-                    .find(|r| (r.test.as_str(), r.metric, r.by) == (*test, *metric, *by))?;
-                (format!("{test} {metric}, by {by}"), ratio.range.median)
-            }
-            None => {
-                let row = self.rows.iter().find(|row| {
-                    (row.test.as_str(), row.server, row.metric) == (*test, "hublet", *metric)
-                })?;
-                (format!("{test} {metric}"), row.range.median)
-            }
+            Some(by) => (
+                format!("{test} {metric}, by {by}"),
+                self.ratio(test, metric, by)?,
+            ),
+            None => (format!("{test} {metric}"), self.own_value(test, metric)?),
         };
         Some(Bar {
             what,
             measured,
-            at_most: *at_most,
-            met: measured <= *at_most,
+            at_most,
+            met: measured <= at_most,
         })
+    }
+
+    fn ratio(&self, test: &str, metric: &str, by: &str) -> Option<f64> {
+        let mut ratios = self.ratios.iter();
+        let found =
+            ratios.find(|row| (row.test.as_str(), row.metric, row.by) == (test, metric, by));
+        Some(found?.range.median)
+    }
+
+    /// hublet's own.
+    fn own_value(&self, test: &str, metric: &str) -> Option<f64> {
+        let mut rows = self.rows.iter().filter(|row| row.server == "hublet");
+        let found = rows.find(|row| (row.test.as_str(), row.metric) == (test, metric));
+        Some(found?.range.median)
     }
 
     /// The report as text.
@@ -224,23 +242,25 @@ fn format_number(value: f64) -> String {
 fn range_of(values: &[f64]) -> Range {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
-    let middle = sorted.len() / 2;
-    let even = sorted.len().is_multiple_of(2) && !sorted.is_empty();
-    let median = if even {
-        f64::midpoint(at(middle - 1), at(middle))
-    } else {
-        at(middle)
-    };
     Range {
-        median,
-        min: at(0),
-        max: at(sorted.len().saturating_sub(1)),
+        median: median_of(&sorted),
+        min: sorted.first().copied().unwrap_or(f64::NAN),
+        max: sorted.last().copied().unwrap_or(f64::NAN),
+    }
+}
+
+fn median_of(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        count if count.is_multiple_of(2) => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        _ => sorted[middle],
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::{limit, ratio};
     use super::*;
 
     fn report() -> Report {
@@ -259,8 +279,8 @@ mod tests {
             report.add_value("fresh", "nginx", "cpu µs", theirs);
         }
         report.summarize(&[
-            ("fresh", "cpu µs", Some("nginx"), 0.65),
-            ("fresh", "cpu µs", None, 11.0),
+            ratio("fresh", "cpu µs", 0.65),
+            limit("fresh", "cpu µs", 11.0),
         ]);
         // 0.5, 0.75, 0.2: not 12 / 40.
         assert_eq!(
@@ -285,7 +305,7 @@ mod tests {
     #[test]
     fn a_bar_without_figures_is_not_called_met() {
         let mut report = report();
-        report.summarize(&[("fresh", "cpu µs", Some("nginx"), 0.65)]);
+        report.summarize(&[ratio("fresh", "cpu µs", 0.65)]);
         assert!(report.bars.is_empty());
     }
 

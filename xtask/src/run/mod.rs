@@ -23,7 +23,6 @@ const READY: Duration = Duration::from_secs(30);
 /// Timeout of hublet's end: it drains and undoes its setup.
 const DRAIN: Duration = Duration::from_secs(45);
 
-/// Arguments of `run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArguments {
     /// The cloud to start: a small scriptable one, or the real kube-apiserver (needs Go or KUBEBUILDER_ASSETS).

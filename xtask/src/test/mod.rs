@@ -3,7 +3,6 @@
 pub(crate) mod outcome;
 pub(crate) mod suite;
 
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -20,7 +19,6 @@ use suite::{Limit, Mode, Suite};
 /// Tells the harness to wait where a test failed.
 const KEEP: &str = "HUBLET_TEST_KEEP";
 
-/// Arguments of `test`.
 #[derive(Debug, Args)]
 pub(crate) struct TestArguments {
     /// Suites or packages to run (as `--list` prints them); all without one.
@@ -80,18 +78,22 @@ pub(crate) fn run(project: &Project, arguments: &TestArguments) -> Result<()> {
     if arguments.list {
         return print_list(&suites, arguments.output);
     }
-    let environment = |command: &mut Command| {
-        command.env("HUBLET_BIN", project.built_program("debug", "hublet"));
-        command.env(build::OBJECT, &object);
-        if arguments.keep {
-            command.env(KEEP, "1");
-        }
-    };
     let mut ran = Vec::new();
     for suite in &suites {
         step::announce(format_args!("suite {}", suite.name));
         let begin = Instant::now();
-        let outcome = suite.run(project, arguments.mode(), &environment, &interrupt)?;
+        let outcome = suite.run(
+            project,
+            arguments.mode(),
+            &|command| {
+                command.env("HUBLET_BIN", project.built_program("debug", "hublet"));
+                command.env(build::OBJECT, &object);
+                if arguments.keep {
+                    command.env(KEEP, "1");
+                }
+            },
+            &interrupt,
+        )?;
         ran.push(SuiteRun {
             name: suite.name.clone(),
             seconds: begin.elapsed().as_secs_f64(),
@@ -129,9 +131,10 @@ fn choose_suites(all: Vec<Suite>, names: &[String]) -> Result<Vec<Suite>> {
         );
         return Err(Usage(text).into());
     }
+    let all = all.into_iter();
     let wanted =
-        |suite: &Suite| names.is_empty() || names.iter().any(|name| suite.answers_to(name));
-    Ok(all.into_iter().filter(wanted).collect())
+        all.filter(|suite| names.is_empty() || names.iter().any(|name| suite.answers_to(name)));
+    Ok(wanted.collect())
 }
 
 fn print_table(ran: &[SuiteRun]) {
@@ -173,12 +176,14 @@ fn print_table(ran: &[SuiteRun]) {
 
 /// Passed, failed and skipped tests of all suites.
 fn totals(ran: &[SuiteRun]) -> [usize; 3] {
-    let sum = |count: fn(&Outcome) -> usize| ran.iter().map(|ran| count(&ran.outcome)).sum();
-    [
-        sum(|outcome| outcome.passed),
-        sum(|outcome| outcome.failed),
-        sum(|outcome| outcome.skipped.len()),
-    ]
+    let outcomes = ran.iter().map(|ran| &ran.outcome);
+    outcomes.fold([0; 3], |[passed, failed, skipped], outcome| {
+        [
+            passed + outcome.passed,
+            failed + outcome.failed,
+            skipped + outcome.skipped.len(),
+        ]
+    })
 }
 
 fn into_result(ran: &[SuiteRun]) -> Result<()> {

@@ -100,26 +100,24 @@ impl Outcome {
     }
 
     fn read_conclusion(&mut self, rest: &str) {
-        let count = |what: &str| -> usize {
-            rest.split("; ")
-                .filter_map(|part| {
-                    part.trim_start_matches("ok. ")
-                        .trim_start_matches("FAILED. ")
-                        .strip_suffix(what)
-                })
-                .find_map(|number| number.trim().parse().ok())
-                .unwrap_or(0)
-        };
         let said_skip = self
             .skipped
             .iter()
             .filter(|skip| !skip.ends_with(IGNORED))
             .count();
-        self.passed += count("passed").saturating_sub(said_skip);
-        self.failed += count("failed");
+        self.passed += count_of("passed", rest).saturating_sub(said_skip);
+        self.failed += count_of("failed", rest);
         self.section = None;
         self.quiet = false;
         self.concluded = true;
+    }
+
+    /// The text that a failed test has printed.
+    pub(crate) fn printed_by(&self, test: &str) -> String {
+        let found = self.printed.iter().find(|(name, _)| name == test);
+        found
+            .map(|(_, text)| text.trim().to_owned())
+            .unwrap_or_default()
     }
 
     /// The program has ended; without libtest's conclusion, or with a bad status, that is a failure by itself.
@@ -129,6 +127,16 @@ impl Outcome {
             self.failures.push(format!("the test program {how}"));
         }
     }
+}
+
+/// The number before a word in libtest's conclusion: `ok. 3 passed; 0 failed; …`.
+fn count_of(word: &str, conclusion: &str) -> usize {
+    let parts = conclusion.split("; ").filter_map(|part| {
+        let part = part.trim_start_matches("ok. ");
+        part.trim_start_matches("FAILED. ").strip_suffix(word)
+    });
+    let mut numbers = parts.filter_map(|number| number.trim().parse().ok());
+    numbers.next().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -32,7 +32,6 @@ const LEFT_OVER: Duration = Duration::from_secs(2);
 /// Time limit of a suite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
-    /// [`LIMIT`].
     Suite,
     /// A test may wait to be looked at.
     None,

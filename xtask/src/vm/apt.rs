@@ -115,16 +115,20 @@ impl<'a> Apt<'a> {
         .map_err(|error| MissingPrograms(format!("{error:#}")).into())
     }
 
+    fn read_dependencies(&self, package: &str) -> Result<String> {
+        step::read_output(self.command("apt-cache").args(["depends", package]))
+    }
+
     /// The package itself, or the kernel that it depends on when it stands for the newest one (`linux-image-amd64`).
     pub(super) fn resolve_kernel(&self, wanted: &str) -> Result<String> {
-        let depends = || step::read_output(self.command("apt-cache").args(["depends", wanted]));
-        let printed = match depends() {
+        let printed = match self.read_dependencies(wanted) {
             Ok(printed) => printed,
             Err(_) => {
                 self.update_lists()?;
                 let hint =
                     format!("apt knows no package {wanted} (or give a path: --kernel=./{wanted})");
-                depends().map_err(|error| MissingPrograms(format!("{hint}: {error:#}")))?
+                self.read_dependencies(wanted)
+                    .map_err(|error| MissingPrograms(format!("{hint}: {error:#}")))?
             }
         };
         let depends = printed
@@ -187,25 +191,24 @@ impl<'a> Apt<'a> {
         Ok(tree)
     }
 
+    fn archive_name(&self, package: &str) -> Result<String> {
+        // Run elsewhere, because apt prints nothing where the file is already.
+        let arguments = ["download", "--print-uris", package];
+        let printed = step::read_output(self.command("apt-get").args(arguments))?;
+        printed
+            .split_whitespace()
+            .nth(1)
+            .map(str::to_owned)
+            .context("apt has no file for it")
+    }
+
     /// The package's file; apt checks its sum against the signed lists.
     fn download_archive(&self, package: &str) -> Result<PathBuf> {
         let mut apt = self.command("apt-get");
         apt.args(["-q", "download", package]).current_dir(&self.dir);
         let what = format!("fetching {package}");
-        let name = || {
-            // Asked elsewhere, for where the file is already apt prints nothing.
-            let printed = step::read_output(self.command("apt-get").args([
-                "download",
-                "--print-uris",
-                package,
-            ]))?;
-            printed
-                .split_whitespace()
-                .nth(1)
-                .map(str::to_owned)
-                .context("apt has no file for it")
-        };
-        let archive = self.dir.join(name().with_context(|| what.clone())?);
+        let name = self.archive_name(package).with_context(|| what.clone())?;
+        let archive = self.dir.join(name);
         if archive.is_file() {
             return Ok(archive);
         }
@@ -214,7 +217,7 @@ impl<'a> Apt<'a> {
             self.update_lists()?;
             step::run(&what, &mut apt).map_err(|error| MissingPrograms(format!("{error:#}")))?;
         }
-        Ok(self.dir.join(name()?))
+        Ok(self.dir.join(self.archive_name(package)?))
     }
 
     /// All of them into one new tree, which is there whole or not at all.
@@ -247,13 +250,14 @@ fn own_state(project: &Project, name: &str) -> Result<(PathBuf, Vec<String>)> {
         fs::create_dir_all(state.join(folder))?;
     }
     fs::write(state.join("state/status"), "")?;
-    let at = |what: &str, path: &str| format!("{what}={}", state.join(path).display());
-    let options = vec![
-        "APT::Sandbox::User=root".to_owned(),
-        at("Dir::State", "state"),
-        at("Dir::State::status", "state/status"),
-        at("Dir::Cache", "cache"),
-    ];
+    let mut options = vec!["APT::Sandbox::User=root".to_owned()];
+    for (option, path) in [
+        ("Dir::State", "state"),
+        ("Dir::State::status", "state/status"),
+        ("Dir::Cache", "cache"),
+    ] {
+        options.push(format!("{option}={}", state.join(path).display()));
+    }
     Ok((state, options))
 }
 
@@ -265,11 +269,10 @@ fn of_architecture(mut options: Vec<String>, architecture: &str) -> Vec<String> 
 
 /// Debian's archive among the addresses that this machine's apt knows; its public name where there is none.
 fn debian_mirror(known: &str) -> &str {
-    let archive = |address: &&str| address.trim_end_matches('/').ends_with("/debian");
     known
         .lines()
         .map(str::trim)
-        .find(archive)
+        .find(|address| address.trim_end_matches('/').ends_with("/debian"))
         .unwrap_or("http://deb.debian.org/debian/")
 }
 

@@ -168,10 +168,10 @@ pub(super) fn check_programs(needed: &[&str]) -> Result<()> {
 }
 
 fn require_program(program: &str) -> Result<PathBuf> {
-    let lacks = || {
-        MissingPrograms(format!(
+    find_program(program).ok_or_else(|| {
+        let missing = MissingPrograms(format!(
             "{program} is not installed here, and the machine is made with it (docs/vm.md)"
-        ))
-    };
-    find_program(program).ok_or_else(|| lacks().into())
+        ));
+        missing.into()
+    })
 }

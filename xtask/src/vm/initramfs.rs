@@ -160,12 +160,11 @@ fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
         bail!("{} lacks a library: {}", program.display(), missing.trim());
     }
     // `libc.so.6 => /lib/…/libc.so.6 (0x…)`, or the loader's path alone.
-    let path = |line: &str| {
-        line.split_whitespace()
-            .find(|word| word.starts_with('/'))
-            .map(PathBuf::from)
-    };
-    Ok(printed.lines().filter_map(path).collect())
+    let paths = printed.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        words.find(|word| word.starts_with('/')).map(PathBuf::from)
+    });
+    Ok(paths.collect())
 }
 
 /// Says how large a file became.

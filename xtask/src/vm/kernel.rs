@@ -29,7 +29,6 @@ const GUARD: [&str; 2] = [
     "i10_the_guard_admits_pods_to_the_secure_port_only",
 ];
 
-/// A kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
     /// As reports name it, and as its folder in `target/vm/` is called.
@@ -222,11 +221,7 @@ pub(super) fn parse_package(wanted: &str) -> Result<(Option<&str>, &str)> {
     let (release, package) = wanted
         .split_once(':')
         .map_or((None, wanted), |(a, b)| (Some(a), b));
-    let is_name = |name: &str| {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
-        name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed)
-    };
-    if release.is_none_or(is_name) && is_name(package) {
+    if release.is_none_or(is_debian_name) && is_debian_name(package) {
         Ok((release, package))
     } else {
         Err(Usage(format!(
@@ -234,6 +229,14 @@ pub(super) fn parse_package(wanted: &str) -> Result<(Option<&str>, &str)> {
         ))
         .into())
     }
+}
+
+/// A name of Debian's: letters and digits, then also `+`, `-` and `.`.
+fn is_debian_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
 }
 
 /// `6.1.0-56-amd64` is (6, 1).

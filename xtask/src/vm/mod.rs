@@ -26,7 +26,7 @@ use apt::Apt;
 use contents::{Contents, Programs};
 use kernel::Kernel;
 use qemu::{Board, End, Machine};
-use report::Run;
+use report::{Run, TestCounts};
 
 /// Suites about the kernel, and the daemon as a whole. Those that need Go, recordings or much time stay out.
 const SUITES: [&str; 10] = [
@@ -44,7 +44,6 @@ const SUITES: [&str; 10] = [
 /// The first of them show that the object and the daemon work on another architecture.
 const SMOKE: usize = 4;
 
-/// Arguments of `vm`.
 #[derive(Debug, Args)]
 pub(crate) struct VmArguments {
     /// Suites to run (as `cargo xtask test --list` prints them); the usual ones without one.
@@ -125,13 +124,7 @@ pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
     let limit = Duration::from_secs(60 * u64::from(arguments.limit));
     let mut runs = Vec::new();
     for kernel in &kernels {
-        let run = boot_kernel(
-            project,
-            (arch.board(), kernel),
-            &contents,
-            limit,
-            &interrupt,
-        )?;
+        let run = boot_kernel(project, arch.board(), kernel, &contents, limit, &interrupt)?;
         if arguments.output == OutputFormat::Text {
             println!("{}", run.text());
         }
@@ -144,16 +137,9 @@ pub(crate) fn run(project: &Project, arguments: &VmArguments) -> Result<()> {
 }
 
 fn print_outcome(runs: &[Run], output: OutputFormat) -> Result<()> {
-    let count = |of: fn((usize, usize, usize)) -> usize| -> usize {
-        runs.iter().map(|run| of(run.test_counts())).sum()
-    };
     if output == OutputFormat::Text {
-        println!(
-            "\n{} passed, {} failed, {} skipped",
-            count(|c| c.0),
-            count(|c| c.1),
-            count(|c| c.2)
-        );
+        let counts: TestCounts = runs.iter().map(Run::test_counts).sum();
+        println!("\n{counts}");
     }
     let bad: Vec<&str> = runs
         .iter()
@@ -236,12 +222,14 @@ impl Arch {
         } else {
             &arguments.kernels
         };
-        let find = |wanted: &String| -> Result<Kernel> {
-            let fetch = |package: &str| self.fetch_package(project, package);
-            let kernel = Kernel::find(wanted, arguments.modules.as_deref(), fetch)?;
-            Ok(kernel.with_options(&arguments.without, &arguments.append))
-        };
-        wanted.iter().map(find).collect()
+        let mut kernels = Vec::new();
+        for wanted in wanted {
+            let kernel = Kernel::find(wanted, arguments.modules.as_deref(), |package| {
+                self.fetch_package(project, package)
+            })?;
+            kernels.push(kernel.with_options(&arguments.without, &arguments.append));
+        }
+        Ok(kernels)
     }
 
     /// The daemon as it is shipped, and the suites: here as `cargo xtask test` builds them.
@@ -297,7 +285,8 @@ fn choose_suites(all: &[Suite], names: &[String]) -> Result<Vec<Suite>> {
 
 fn boot_kernel(
     project: &Project,
-    (board, kernel): (&Board, &Kernel),
+    board: &Board,
+    kernel: &Kernel,
     contents: &Contents,
     limit: Duration,
     interrupt: &Interrupt,

@@ -11,10 +11,8 @@ use crate::test::outcome::Outcome;
 /// Prefix of `init.sh`'s own lines.
 const MARK: &str = "hublet-vm: ";
 
-/// One kernel's run.
 #[derive(Debug, Serialize)]
 pub(super) struct Run {
-    /// The kernel.
     pub(super) kernel: String,
     /// From QEMU's start to process 1.
     pub(super) boot_seconds: Option<f64>,
@@ -35,7 +33,6 @@ pub(super) struct Run {
     current: Option<(String, Instant, Outcome)>,
 }
 
-/// One suite's.
 #[derive(Debug, Serialize)]
 struct Ran {
     name: String,
@@ -47,11 +44,49 @@ struct Ran {
     failures: Vec<Failure>,
 }
 
-/// One test's.
 #[derive(Debug, Serialize)]
 struct Failure {
     test: String,
     printed: String,
+}
+
+/// Tests of suites, by their end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct TestCounts {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl std::iter::Sum for TestCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, count| Self {
+            passed: sum.passed + count.passed,
+            failed: sum.failed + count.failed,
+            skipped: sum.skipped + count.skipped,
+        })
+    }
+}
+
+impl std::fmt::Display for TestCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+impl Ran {
+    fn test_counts(&self) -> TestCounts {
+        TestCounts {
+            passed: self.passed,
+            failed: self.failed,
+            skipped: self.skipped.len(),
+        }
+    }
 }
 
 impl Run {
@@ -113,15 +148,9 @@ impl Run {
             return;
         };
         outcome.program_ended(how, success);
-        let printed = |test: &String| {
-            let found = outcome.printed.iter().find(|(name, _)| name == test);
-            found
-                .map(|(_, text)| text.trim().to_owned())
-                .unwrap_or_default()
-        };
         let failures = outcome.failures.iter().map(|test| Failure {
             test: test.clone(),
-            printed: printed(test),
+            printed: outcome.printed_by(test),
         });
         self.suites.push(Ran {
             name,
@@ -163,22 +192,18 @@ impl Run {
     }
 
     /// Tests that passed, failed, were skipped.
-    pub(super) fn test_counts(&self) -> (usize, usize, usize) {
-        self.suites
-            .iter()
-            .fold((0, 0, 0), |(passed, failed, skipped), suite| {
-                (
-                    passed + suite.passed,
-                    failed + suite.failed,
-                    skipped + suite.skipped.len(),
-                )
-            })
+    pub(super) fn test_counts(&self) -> TestCounts {
+        let suites = self.suites.iter();
+        suites.map(Ran::test_counts).sum()
     }
 
     /// `strict`, as in CI, takes no skipped test.
     pub(super) fn is_good(&self, strict: bool) -> bool {
-        let (passed, failed, skipped) = self.test_counts();
-        self.problems.is_empty() && failed == 0 && passed > 0 && !(strict && skipped > 0)
+        let counts = self.test_counts();
+        self.problems.is_empty()
+            && counts.failed == 0
+            && counts.passed > 0
+            && !(strict && counts.skipped > 0)
     }
 
     /// The report as text.
@@ -271,7 +296,10 @@ mod tests {
         let mut run = hear(GOOD);
         run.machine_ended(None, &expected());
         assert!(run.is_good(true), "{}", run.text());
-        assert_eq!(run.test_counts(), (1, 0, 0));
+        assert_eq!(
+            run.test_counts().to_string(),
+            "1 passed, 0 failed, 0 skipped"
+        );
         assert!(run.boot_seconds.is_some());
     }
 
@@ -295,7 +323,10 @@ mod tests {
     fn a_machine_that_dies_within_a_suite_fails_it() {
         let mut run = hear("hublet-vm: fact link dummy\nhublet-vm: begin tests::a\ntest b ... ok");
         run.machine_ended(Some("Kernel panic".into()), &expected());
-        assert_eq!(run.test_counts(), (0, 1, 0));
+        assert_eq!(
+            run.test_counts().to_string(),
+            "0 passed, 1 failed, 0 skipped"
+        );
         assert_eq!(run.problems, ["Kernel panic in suite tests::a"]);
     }
 
