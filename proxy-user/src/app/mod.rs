@@ -18,6 +18,8 @@ mod shutdown;
 mod startup_log;
 mod stop;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::TcpListener;

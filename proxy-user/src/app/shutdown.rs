@@ -80,3 +80,36 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+impl Shutdown {
+    /// Is requested by a message in place of a signal.
+    pub(super) fn on_messages() -> (mpsc::Sender<()>, Self) {
+        let (sender, receiver) = mpsc::channel(2);
+        (sender, Self(receiver))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::sys::signal::{Signal, raise};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn the_first_signal_is_graceful_and_the_second_immediate() {
+        let mut shutdown = Shutdown::on_signals().expect("handlers");
+        raise(Signal::SIGHUP).expect("raised");
+        let ignored = timeout(Duration::from_millis(50), shutdown.graceful()).await;
+        assert!(ignored.is_err(), "SIGHUP ends nothing");
+        raise(Signal::SIGTERM).expect("raised");
+        timeout(MINUTE, shutdown.graceful()).await.expect("SIGTERM");
+        raise(Signal::SIGINT).expect("raised");
+        timeout(MINUTE, shutdown.immediate()).await.expect("SIGINT");
+    }
+}

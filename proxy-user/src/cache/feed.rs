@@ -177,7 +177,9 @@ impl FeedReader {
 /// A store and observed objects for the tests of subscribers.
 #[cfg(test)]
 pub(crate) mod testing {
-    use super::{ObjectKey, ObservedObject, Store};
+    use std::sync::Arc;
+
+    use super::{Feed, ObjectKey, ObservedObject, Store, Subscription};
     use crate::cache::apply::apply;
     use crate::cache::change::{Change, Observation};
     use crate::cache::continuity::Continuity;
@@ -200,6 +202,13 @@ pub(crate) mod testing {
         let changes: Vec<_> = objects.iter().map(upsert).collect();
         apply(&store, &changes, &mut Continuity::new(Clock::default())).expect("applied");
         (dir, store)
+    }
+
+    pub(crate) fn subscribe(
+        store: &Arc<Store>,
+        prefixes: &'static [&'static [u8]],
+    ) -> Subscription {
+        Feed::subscribe(store, prefixes)
     }
 
     pub(crate) fn observed(key: &str, json: &str) -> ObservedObject {

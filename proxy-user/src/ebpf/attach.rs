@@ -440,3 +440,83 @@ fn program_name(id: u32) -> String {
         .and_then(|program| program.name_as_str().map(str::to_owned))
         .unwrap_or_else(|| format!("program {id}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> CgroupDirectory {
+        CgroupDirectory {
+            file: File::open("/").unwrap(),
+            path: "/sys/fs/cgroup".into(),
+            id: 1 << 32 | 7,
+        }
+    }
+
+    fn link(kind: u32, words: [u32; 4]) -> LinkInfo {
+        let mut info = LinkInfo::default();
+        (info.kind, info.words) = (kind, words);
+        info
+    }
+
+    #[test]
+    fn a_pinned_link_is_taken_over_only_at_the_same_hook() {
+        let directory = directory();
+        let attachment = CONNECT4.attachment(&directory);
+        let connect4 = CONNECT4.attach_type;
+        assert!(attachment.target.matches(&link(3, [7, 1, connect4, 0])));
+        assert!(!attachment.target.matches(&link(3, [8, 1, connect4, 0])));
+        assert!(!attachment.target.matches(&link(3, [7, 1, connect4 + 1, 0])));
+        let interface = Target::Interface { index: 3 };
+        assert!(interface.matches(&link(6, [3, 0, 0, 0])));
+        assert!(!interface.matches(&link(6, [4, 0, 0, 0])));
+    }
+
+    #[test]
+    fn identity_is_attached_before_anything_is_steered() {
+        let directory = directory();
+        let attachments = cgroup_attachments(&CORE, &directory);
+        let programs: Vec<_> = attachments.iter().map(|one| one.program).collect();
+        assert_eq!(
+            programs,
+            [programs::SOCKOPS, programs::CONNECT4, programs::CONNECT6]
+        );
+        assert_eq!(attachments[1].hook, "connect4 /sys/fs/cgroup");
+    }
+
+    #[test]
+    fn optional_components_are_those_of_the_plan() {
+        let directory = directory();
+        let eth0 = XdpInterface {
+            name: "eth0".into(),
+            index: 2,
+        };
+        let mut plan = AttachPlan {
+            root: &directory,
+            cgroup: &directory,
+            pins: None,
+            getpeername: false,
+            guard: false,
+            xdp: &[],
+        };
+        assert!(optional_attachments(&plan, Some(&directory.file)).is_empty());
+        (plan.getpeername, plan.guard, plan.xdp) = (true, true, std::slice::from_ref(&eth0));
+        let optional = optional_attachments(&plan, Some(&directory.file));
+        let names: Vec<_> = optional.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["getpeername", "guard", "xdp"]);
+        assert_eq!(optional[2].1[0].pin, "hub_xdp-2");
+        let without_netns = optional_attachments(&plan, None);
+        assert_eq!(without_netns.len(), 2, "no guard without a namespace");
+    }
+
+    #[test]
+    fn links_are_described_by_their_kind() {
+        assert_eq!(describe_hook(&link(3, [7, 0, 10, 0])), "cgroup 7");
+        assert_eq!(
+            describe_hook(&link(5, [4026, 0, 0, 0])),
+            "network namespace 4026"
+        );
+        assert_eq!(describe_hook(&link(6, [2, 0, 0, 0])), "xdp on interface 2");
+        assert_eq!(describe_hook(&link(9, [0; 4])), "link of kind 9");
+    }
+}

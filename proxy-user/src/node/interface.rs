@@ -510,3 +510,78 @@ fn change_error(operation: String, source: rtnetlink::Error) -> InterfaceError {
     }
     netlink_error(operation, source)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroI32;
+
+    use rtnetlink::packet_core::ErrorMessage;
+
+    use super::*;
+
+    fn refusal(errno: Errno) -> rtnetlink::Error {
+        let mut message = ErrorMessage::default();
+        message.code = NonZeroI32::new(-(errno as i32));
+        rtnetlink::Error::NetlinkError(message)
+    }
+
+    fn link(attributes: Vec<LinkAttribute>) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.attributes = attributes;
+        link
+    }
+
+    #[test]
+    fn a_lack_of_privileges_makes_the_interface_unavailable() {
+        for errno in [Errno::EPERM, Errno::EACCES] {
+            let error = change_error("adding".into(), refusal(errno));
+            assert!(matches!(error, InterfaceError::Unavailable(_)), "{error}");
+        }
+        let error = change_error("adding".into(), refusal(Errno::EBUSY));
+        assert!(matches!(error, InterfaceError::Netlink { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_alias_tells_hublets_links_from_others() {
+        let name = LinkAttribute::IfName("hub-dummy0".into());
+        let own = link(vec![name.clone(), LinkAttribute::IfAlias(ALIAS.into())]);
+        assert!(link_state(&own).made_link);
+        let foreign = link_state(&link(vec![name]));
+        assert!(!foreign.made_link && !foreign.made_address);
+        assert_eq!(foreign.name, "hub-dummy0");
+    }
+
+    #[test]
+    fn one_daemon_owns_a_link() {
+        let name = format!("test-{}", std::process::id());
+        let owner = claim_ownership(&name).expect("it is free");
+        assert!(claim_ownership(&name).is_none());
+        drop(owner);
+        assert!(claim_ownership(&name).is_some());
+    }
+
+    #[tokio::test]
+    async fn the_removal_of_link_or_address_is_noticed() {
+        let Ok((_connection, handle, _)) = rtnetlink::new_connection() else {
+            return eprintln!("SKIP: no netlink socket");
+        };
+        let node = Node {
+            handle,
+            name: "hub-dummy0".into(),
+            ip: [169, 254, 2, 1].into(),
+        };
+        let removed = |name: &str| {
+            let message = link(vec![LinkAttribute::IfName(name.into())]);
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message))
+        };
+        assert!(node.is_own_removal(&removed("hub-dummy0")));
+        assert!(!node.is_own_removal(&removed("eth0")));
+        let gone = |ip: [u8; 4]| {
+            let mut message = AddressMessage::default();
+            message.attributes = vec![AddressAttribute::Address(ip.into())];
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(message))
+        };
+        assert!(node.is_own_removal(&gone([169, 254, 2, 1])));
+        assert!(!node.is_own_removal(&gone([169, 254, 2, 2])));
+    }
+}

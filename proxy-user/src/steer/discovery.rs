@@ -201,3 +201,121 @@ fn read_store(
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::cache::feed::testing::{store_with, subscribe};
+    use crate::config::{GuardConfig, LbMode, SelectConfig, Services};
+    use crate::drain::Owner;
+
+    const NAMED: &str = "10.0.0.1:6443";
+
+    /// A discovery over a store with the API service, and the addresses that it has covered.
+    struct Fixture {
+        discovery: Discovery,
+        covered: Arc<Mutex<Vec<IpAddr>>>,
+        _setup: Owner<Setup>,
+        _dir: tempfile::TempDir,
+    }
+
+    fn setup_config(bpffs: &std::path::Path) -> SetupConfig {
+        SetupConfig {
+            ebpf: false,
+            dummy: None,
+            steer: Services {
+                addresses: vec![NAMED.parse().expect("an address")],
+                kubernetes: true,
+                cloud: false,
+            },
+            select: SelectConfig {
+                pods: vec![PodSelector::Annotated],
+                ..SelectConfig::default()
+            },
+            guard: GuardConfig::default(),
+            getpeername: false,
+            cgroup: None,
+            bpffs: bpffs.to_path_buf(),
+            bpf_log: false,
+        }
+    }
+
+    fn cloud_config() -> CloudConfig {
+        CloudConfig {
+            servers: Vec::new(),
+            lb_mode: LbMode::Rr,
+            probe_interval: Duration::from_secs(10),
+            probe_timeout: Duration::from_secs(2),
+            healthy_threshold: 1,
+            mark: 0,
+        }
+    }
+
+    async fn fixture() -> Fixture {
+        let service = r#"{"kind":"Service","apiVersion":"v1","metadata":{"name":"kubernetes","namespace":"default",
+            "uid":"u","resourceVersion":"1"},"spec":{"clusterIP":"10.96.0.1","ports":[{"port":443}]}}"#;
+        let (dir, store) = store_with(&[("/services/default/kubernetes".into(), service.into())]);
+        let config = setup_config(dir.path());
+        let setup = Owner::new(Setup::prepare(&config, 0).await.expect("prepared"));
+        let covered = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&covered);
+        let discovery = Discovery::new(
+            setup.share(),
+            &config,
+            &cloud_config(),
+            subscribe(&Arc::new(store), FEED_PREFIXES),
+            Box::new(move |ip| {
+                log.lock().push(ip);
+                Ok(true)
+            }),
+        );
+        Fixture {
+            discovery,
+            covered,
+            _setup: setup,
+            _dir: dir,
+        }
+    }
+
+    fn committed(key: &[u8]) -> Notice {
+        Notice::Committed(vec![key.to_vec()].into())
+    }
+
+    #[tokio::test]
+    async fn each_service_is_covered_once() {
+        let mut fixture = fixture().await;
+        fixture.discovery.read().await;
+        let steered = BTreeSet::from([NAMED, "10.96.0.1:443"].map(|a| a.parse().expect("address")));
+        assert_eq!(fixture.discovery.steered, steered);
+        fixture.discovery.read().await;
+        let covered = fixture.covered.lock();
+        let ips: BTreeSet<_> = steered.iter().map(SocketAddr::ip).collect();
+        assert_eq!(covered.len(), 2);
+        assert_eq!(covered.iter().copied().collect::<BTreeSet<_>>(), ips);
+    }
+
+    #[tokio::test]
+    async fn only_a_change_that_matters_causes_a_read() {
+        let mut fixture = fixture().await;
+        let discovery = &mut fixture.discovery;
+        discovery.read().await;
+        assert!(!discovery.read_due);
+        discovery.handle_notice(&committed(b"/services/default/other"));
+        assert!(!discovery.read_due);
+        discovery.handle_notice(&committed(API_SERVICE));
+        assert!(discovery.read_due && discovery.read_pods == ReadPods::No);
+    }
+
+    #[tokio::test]
+    async fn a_reset_makes_everything_be_read() {
+        let mut fixture = fixture().await;
+        let discovery = &mut fixture.discovery;
+        discovery.read().await;
+        discovery.handle_notice(&Notice::Reset);
+        assert!(discovery.read_due && discovery.read_pods == ReadPods::Yes);
+    }
+}
