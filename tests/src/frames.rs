@@ -104,7 +104,7 @@ impl Wire {
         Ok(probe.reported)
     }
 
-    /// Answers to SYNs for which [`Wire::send_syn`] told [`Reply::Nothing`]: none, or it told too early.
+    /// Answers to SYNs for which [`Wire::send_syn`] returned [`Reply::Nothing`]: none, unless it returned too early.
     pub fn late_replies(&mut self) -> Vec<String> {
         self.receive_frames();
         let late = self

@@ -20,8 +20,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts all of it; `with` changes how the daemon runs. `None`: the machine can't, which has been said (in CI that
-    /// fails).
+    /// Starts all of it; `with` changes how the daemon runs. `None`: this machine can't run it, and the reason was printed (in CI
+    /// this fails).
     ///
     /// # Errors
     /// A part doesn't start; the message holds the end of its log.

@@ -374,7 +374,7 @@ fn bounded_snapshots(site: &Site, before: Before) -> Result<String> {
     small_store(site, before)
 }
 
-/// The store is told to take what the disk has no room for; what it had is served on.
+/// Fills the store beyond the disk's space; stored objects are still served.
 fn known_to_be_full(site: &Site, _: Before) -> Result<String> {
     let full = || {
         fill(site, &"y".repeat(16 << 10))

@@ -118,9 +118,9 @@ fn cut(edge: &Edge, reader: &Client) -> Result<()> {
     check_stored(&stored)
 }
 
-/// Without the scheme, or with two blanks behind it, a token is no token to the API server, which answers `/version` to
-/// anybody. hublet took that for the acceptance of whatever the header said, and a forged token, sent once so and then as
-/// it should be, read its account's Secrets.
+/// Without the scheme, or after two blanks, the API server reads no token, and it answers `/version` to anybody.
+/// Before, hublet took such a response as the acceptance of any header value: a forged token that was sent once in
+/// this form, and then correctly, read its account's Secrets.
 #[test]
 fn a_forged_token_reads_nothing() -> Result<()> {
     Edge::run(|edge| {
@@ -235,8 +235,8 @@ fn check_the_api_server(edge: &Edge) -> Result<()> {
     Ok(())
 }
 
-/// Of two `fieldSelector`s the API server takes the first and hublet took the last: who may list one Secret by its name
-/// was taken for one who may list them all, and read them all.
+/// Of two `fieldSelector`s the API server uses the first, hublet used the last. Before, a caller that may list one
+/// Secret by its name was therefore taken for one that may list all, and read them all.
 #[test]
 fn a_right_to_list_one_secret_gives_no_other() -> Result<()> {
     Edge::run(|edge| {
@@ -275,8 +275,8 @@ fn a_right_to_list_one_secret_gives_no_other() -> Result<()> {
     })
 }
 
-/// Any 404 counted as a yes, and a `status` was answered with the object: who may get `secrets/status`, which does not
-/// even exist, read the Secret.
+/// Before, any 404 counted as a grant, and `status` was answered with the object: a caller with a right to
+/// `secrets/status`, which doesn't even exist, read the Secret.
 #[test]
 fn a_404_grants_nothing_and_a_subresource_is_not_its_object() -> Result<()> {
     Edge::run(|edge| {
@@ -325,8 +325,8 @@ fn a_404_grants_nothing_and_a_subresource_is_not_its_object() -> Result<()> {
     })
 }
 
-/// `Impersonate-*` headers were no part of the grant: what a gateway may read as alice, it read as bob and as itself, and
-/// bob's 403 took what alice was allowed.
+/// Before, `Impersonate-*` headers were no part of a grant: a gateway that may read as alice could read as bob and
+/// as itself, and a 403 for bob revoked alice's grants.
 #[test]
 fn rights_of_an_impersonated_user_stay_with_the_impersonation() -> Result<()> {
     Edge::run(|edge| {
@@ -395,8 +395,9 @@ fn grants(site: &Site) -> Result<(u64, u64)> {
     Ok((count("grants")?, count("credentials")?))
 }
 
-/// Junk values of `Authorization` pushed the CNI plugin's token out of the table, and random paths by an account
-/// without rights its grants: the next cut told it 401 and 403. (The tables' own tests fill them to the brim.)
+/// Before, invalid values of `Authorization` evicted the CNI plugin's token from the table, and random paths of an
+/// account without rights evicted its grants: after the next cut the plugin got 401 and 403. (The tables' unit
+/// tests fill them completely.)
 #[test]
 fn a_flood_of_tokens_evicts_no_grants_of_others() -> Result<()> {
     let Some(site) = Site::start("flood", |_| {})? else {
@@ -448,7 +449,8 @@ fn a_flood_of_tokens_evicts_no_grants_of_others() -> Result<()> {
     Ok(())
 }
 
-/// 503 for what the store doesn't hold and 403 for what it does told anybody which Secrets this node has.
+/// Before, 503 for objects that the store lacks and 403 for those that it has showed everybody which Secrets this
+/// node has.
 #[test]
 fn a_refusal_reveals_nothing_of_the_store() -> Result<()> {
     let Some(site) = Site::start("withheld", |_| {})? else {
@@ -498,8 +500,8 @@ fn a_refusal_reveals_nothing_of_the_store() -> Result<()> {
     Ok(())
 }
 
-/// A good token whose first request died with the link was told 401, which makes clients throw it away: the cloud has
-/// refused nothing. 401 is for what it did refuse.
+/// Before, a valid token whose first request was lost with the link got 401, which makes clients discard it,
+/// although the cloud had refused nothing. 401 is for tokens that the cloud has refused.
 #[test]
 fn a_token_without_a_response_is_unknown_not_refused() -> Result<()> {
     let Some(site) = Site::start("unknown", |_| {})? else {
@@ -534,8 +536,8 @@ fn a_token_without_a_response_is_unknown_not_refused() -> Result<()> {
     Ok(())
 }
 
-/// A backend that asks for a login of its own, behind the API server's proxy, was taken for the cloud that refuses the token:
-/// whoever had looked at a dashboard had 401 offline for all that he may read.
+/// Before, the 401 of a backend behind the API server's proxy that has its own login counted as the API server's: a
+/// caller that had opened a dashboard got 401 offline for everything.
 #[test]
 fn a_401_of_a_proxied_backend_revokes_no_token() -> Result<()> {
     let Some(site) = Site::start("backend", |_| {})? else {
@@ -571,8 +573,8 @@ fn a_401_of_a_proxied_backend_revokes_no_token() -> Result<()> {
     Ok(())
 }
 
-/// A grant that the cloud took back stays taken, over a restart, too; and who is refused a part of a list was not left the
-/// whole.
+/// A grant that the cloud has revoked stays revoked after a restart; and a caller that is refused a part of a list
+/// doesn't keep the right to the whole list.
 #[test]
 fn a_revoked_grant_is_gone_and_others_survive_a_restart() -> Result<()> {
     let Some(mut site) = Site::start("revoked", |_| {})? else {
@@ -611,7 +613,8 @@ fn a_revoked_grant_is_gone_and_others_survive_a_restart() -> Result<()> {
     Ok(())
 }
 
-/// `kubectl logs` was told that the pod is not in the store, which it may well be, and refusals did not say whose they are.
+/// Before, `kubectl logs` reported that the pod is not in the store, which may be wrong, and refusals did not name
+/// hublet as their source.
 #[test]
 fn a_refusal_names_its_source_and_the_object() -> Result<()> {
     let Some(site) = Site::start("logs", |_| {})? else {

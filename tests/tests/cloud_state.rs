@@ -56,8 +56,9 @@ fn client(site: &Site, timeout: Duration) -> Result<Client> {
     Client::new(options)
 }
 
-/// One slow answer made everybody's reads come from the store: a slow request was taken for a slow cloud. On a way of
-/// 80 ms, beside four clients whose requests take seconds, every read of a changing object is answered by the cloud.
+/// Before, a slow response counted as a slow cloud, and one of them turned everybody's reads to the store. Now,
+/// with a round trip of 80 ms and four clients whose requests take seconds, every read of a changing object is
+/// answered by the cloud.
 #[test]
 fn i11_slow_requests_turn_no_reads_of_others_to_the_store() -> Result<()> {
     let Some(site) = Site::start("slow", |_| {})? else {
@@ -116,8 +117,8 @@ fn i11_slow_requests_turn_no_reads_of_others_to_the_store() -> Result<()> {
     })
 }
 
-/// A read that took longer than a quarter of a second was answered from the store, though the cloud was about to answer
-/// it. With nobody else about, a probe's answer is the sign of life.
+/// Before, a read that took longer than 250 ms was answered from the store, even if the cloud was about to answer.
+/// If no other client receives data, the response to a probe is the sign of life.
 #[test]
 fn i11_a_slow_answer_is_waited_for() -> Result<()> {
     let Some(site) = Site::start("waited", |_| {})? else {
@@ -136,8 +137,8 @@ fn i11_a_slow_answer_is_waited_for() -> Result<()> {
     Ok(())
 }
 
-/// The probe needed one of the 32 places that requests without a credential have: with all of them taken, the cloud was
-/// said to be away, every stream was cut, and writes were refused.
+/// Before, the probe needed one of the 32 connections for unproven credentials: when all of them were in use, the
+/// cloud counted as away, every stream was ended, and writes were refused.
 #[test]
 fn a_lack_of_connections_is_no_outage() -> Result<()> {
     let Some(site) = Site::start("places", |_| {})? else {
@@ -186,7 +187,7 @@ fn a_lack_of_connections_is_no_outage() -> Result<()> {
     })
 }
 
-/// A write into a black hole waited for the connection's pings, 25 s, for its 504.
+/// Before, a write into a black hole got its 504 only when the connection's pings failed, after 25 s.
 #[test]
 fn i2_a_write_into_silence_is_answered_when_the_probe_decides() -> Result<()> {
     let Some(site) = Site::start("silence", |_| {})? else {
@@ -212,8 +213,8 @@ fn i2_a_write_into_silence_is_answered_when_the_probe_decides() -> Result<()> {
     Ok(())
 }
 
-/// A write on a way whose connections the server had closed in good order, and that is dead now, waited ten seconds for
-/// a connection before its 503.
+/// Before, if the server had closed its connections in good order and the link then died, a write waited ten
+/// seconds for a connection before its 503.
 #[test]
 fn i2_a_write_without_a_connection_is_refused_when_the_probe_decides() -> Result<()> {
     let Some(site) = Site::start("closed", |_| {})? else {
@@ -239,8 +240,8 @@ fn i2_a_write_without_a_connection_is_refused_when_the_probe_decides() -> Result
     Ok(())
 }
 
-/// A shared connection that the server had closed in good order stayed counted as open, and no probe was sent: with the
-/// cloud gone and nobody asking, the state was `connected` for ever.
+/// Before, a shared connection that the server had closed in good order was still counted as open, so no probe was
+/// sent: if the cloud then went away and no requests came, the state stayed `connected` for ever.
 #[test]
 fn an_idle_node_notices_outage_and_recovery() -> Result<()> {
     let interval = Duration::from_secs(1);
@@ -279,8 +280,8 @@ fn an_idle_node_notices_outage_and_recovery() -> Result<()> {
     until(&site.daemon, "connected", Duration::from_secs(5))
 }
 
-/// One check that failed (a key management service's) made an idle node's cloud "away", so that its writes were refused,
-/// the lease's among them, while the API server would have taken them.
+/// Before, one failing check of the API server (of a key management service) made the cloud of an idle node "away":
+/// its writes were refused, lease renewals among them, although the API server would have accepted them.
 #[test]
 fn a_failing_check_that_leaves_requests_served_is_no_outage() -> Result<()> {
     let flag = "--heartbeat-interval-seconds=1".to_owned();
@@ -323,8 +324,8 @@ fn a_failing_check_that_leaves_requests_served_is_no_outage() -> Result<()> {
     until(&site.daemon, "connected", Duration::from_secs(8))
 }
 
-/// A dead API server behind a gateway that lives counted as there for as long as anybody asked: each 503 of the gateway,
-/// while a probe was under way, was taken for an answer of the cloud, and the readers went without the store.
+/// Before, a dead API server behind a live gateway counted as connected as long as requests came: each 503 of the
+/// gateway during a probe was taken for a response of the cloud, and reads were not answered from the store.
 #[test]
 fn a_dead_server_behind_a_live_gateway_is_an_outage() -> Result<()> {
     let flag = "--heartbeat-interval-seconds=1".to_owned();
@@ -366,8 +367,8 @@ fn a_dead_server_behind_a_live_gateway_is_an_outage() -> Result<()> {
     until(&site.daemon, "connected", Duration::from_secs(8))
 }
 
-/// With nothing but watches open, and nobody asking, a black hole was noticed by the connection's pings after 23 s, and
-/// over HTTP/1.1, which has none, never. A watch ends within a second of the verdict.
+/// Before, if only watches were open and no requests came, a black hole was noticed by the connection's pings after
+/// 23 s, or over HTTP/1.1, which has no pings, never. Now a watch ends within a second of the failed probe.
 #[test]
 fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
     let interval = Duration::from_secs(3);
@@ -398,8 +399,8 @@ fn i5_idle_watches_end_soon_after_the_link_has_died() -> Result<()> {
     Ok(())
 }
 
-/// One connection of several is dead (the server behind it is gone, and the load balancer says nothing), while the cloud
-/// answers on others. Whoever waits on it goes on waiting, and nobody else is sent there.
+/// One of several connections is dead (its server is gone, and the load balancer reports nothing), while the cloud
+/// answers on the others. A request that waits on it goes on waiting; new requests use other connections.
 #[test]
 fn a_single_dead_connection_is_no_longer_used() -> Result<()> {
     let Some(site) = Site::start("alone", |_| {})? else {
@@ -429,8 +430,8 @@ fn a_single_dead_connection_is_no_longer_used() -> Result<()> {
     Ok(())
 }
 
-/// A way of 1.3 s there and back (the proxy delays each direction by 650 ms): a probe on a new connection takes two round
-/// trips, which was more than a probe's two seconds, so that the state went between disconnected and recovering for ever.
+/// The proxy delays each direction by 650 ms. Before, a probe on a new connection took two such round trips, more
+/// than its limit of two seconds, so that the state alternated between disconnected and recovering for ever.
 #[test]
 fn a_long_round_trip_stays_connected() -> Result<()> {
     if !require::root() {

@@ -173,7 +173,7 @@ impl Stage {
         }
     }
 
-    /// Sends every row in every place; gives what came of it otherwise than told.
+    /// Sends every row in every place; returns the outcomes that differ from the expected ones.
     fn deviations(&mut self, expected: impl Fn(&Row, usize) -> Reply) -> Vec<String> {
         let mut deviations = Vec::new();
         for (index, place) in PLACES.iter().enumerate() {

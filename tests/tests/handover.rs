@@ -75,7 +75,7 @@ struct Met {
     slowest: Duration,
 }
 
-/// Calls until it is told to stop.
+/// Calls until it is stopped.
 fn call(client: &Client, served: &AtomicU32, stop: &AtomicBool) -> Met {
     let mut met = Met::default();
     while !stop.load(Relaxed) {
@@ -216,14 +216,15 @@ fn daemons(site: &Site) -> Result<Vec<u32>> {
         .collect())
 }
 
-/// The link dies without a word, and a moment later the upgrade begins: answers are under way that will never come. The
-/// old daemon kept its store open for their sake, so that the new one found it in use and gave up.
+/// The link becomes a black hole, and a moment later the upgrade begins, while responses are outstanding that will
+/// never come. Before, the old daemon kept its store open for them, so that the new one found it in use and gave
+/// up.
 #[test]
 fn i12_an_upgrade_loses_nothing_right_after_the_link_has_died() -> Result<()> {
     upgrades_as_the_link_dies(|_| Ok(()))
 }
 
-/// The same, while one waits for what only the cloud knows: the others don't wait for it.
+/// As above, while one client waits for a response that only the cloud has: the other clients don't wait for it.
 #[test]
 fn i12_an_upgrade_on_a_dead_link_does_not_wait_for_the_cloud() -> Result<()> {
     upgrades_as_the_link_dies(|site| {
@@ -313,7 +314,7 @@ fn a_successor_that_dies_brings_the_old_one_back() -> Result<()> {
 
 const DOOR: &str = "HUBLET_TEST_DOOR";
 
-/// Takes the sockets and hangs: the whole of the process that the next test starts.
+/// Takes the sockets and hangs: the process that the next test starts.
 #[test]
 #[ignore = "the successor's process"]
 fn hanging_successor() -> Result<()> {
@@ -344,7 +345,8 @@ fn start_successor(site: &Site) -> Result<Child> {
     Ok(successor)
 }
 
-/// The old one started itself anew, and cut all that it was answering, though nobody had its place.
+/// Before, the old daemon restarted itself and ended all its responses, although no successor had taken its
+/// sockets.
 #[test]
 fn a_successor_that_has_gone_before_it_takes_anything_changes_nothing() -> Result<()> {
     let Some(site) = site()? else { return Ok(()) };
@@ -370,7 +372,8 @@ fn a_successor_that_has_gone_before_it_takes_anything_changes_nothing() -> Resul
     Ok(())
 }
 
-/// The old one gave up after 20 s, could not listen on the sockets that the new one held, and ended: none was left.
+/// Before, the old daemon gave up after 20 s, could not listen on the sockets that the new one held, and ended: no
+/// daemon was left.
 #[test]
 fn a_successor_that_hangs_is_ended_and_the_old_one_comes_back() -> Result<()> {
     let Some(site) = site()? else { return Ok(()) };

@@ -50,7 +50,7 @@ fn client(netns: &Netns, url: &str, ca_pem: &str, alpn: &[&'static str]) -> Clie
     .expect("a client")
 }
 
-/// Bytes said on a fresh TCP connection, and all that comes back until it is closed.
+/// Sends bytes on a new TCP connection, and returns everything that comes back until it is closed.
 fn exchange(netns: &Netns, address: &str, bytes: &[u8]) -> Vec<u8> {
     netns.run(|| {
         let mut stream = TcpStream::connect(address).expect("connected");
@@ -308,8 +308,8 @@ fn status_shows_the_callers_as_a_table_and_as_json() {
     assert_eq!(json["node"], "edge-1");
 }
 
-/// One client could take every connection: others were closed at accept, the self-probe among them, for as long as it
-/// liked.
+/// Before, one client could occupy every connection for as long as it liked: others were closed at accept, the
+/// self-probe among them.
 #[test]
 fn at_the_limit_the_client_with_most_connections_loses_an_idle_one() {
     let Some((netns, daemon)) = node(&["--max-connections=64"]) else {
@@ -350,7 +350,7 @@ fn at_the_limit_the_client_with_most_connections_loses_an_idle_one() {
     );
 }
 
-/// Connections that asked for nothing took the memory of others' requests: who had sixteen connections met 429.
+/// Before, idle connections were charged like requests: a client with sixteen of them got 429.
 #[test]
 fn idle_connections_of_one_client_leave_memory_to_others() {
     let Some((netns, _daemon)) = node(&["--ebpf=false", "--max-bytes-under-way=4Mi"]) else {
@@ -388,7 +388,7 @@ fn idle_connections_of_one_client_leave_memory_to_others() {
     }
 }
 
-/// A connection that had said `P` only was looked at every 5 ms: it could still have become HTTP/2's preface.
+/// Before, a connection that had sent only `P`, which may become HTTP/2's preface, was polled every 5 ms.
 #[test]
 fn a_connection_with_an_undecided_protocol_costs_no_cpu() {
     let Some((netns, daemon)) = node(&[]) else {
@@ -437,8 +437,8 @@ fn a_connection_with_an_undecided_protocol_costs_no_cpu() {
     assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
 }
 
-/// `Connection: Upgrade` with any `Upgrade` left the way of requests: not counted, never stored, never answered from the
-/// store, and a connection to the cloud each.
+/// Before, any `Connection: Upgrade` made a request an upgrade: it was not counted, never stored, never answered
+/// from the store, and each took a connection to the cloud.
 #[test]
 fn an_upgrade_that_the_api_server_ignores_is_an_ordinary_request() {
     let Some(site) = Site::start("node", |options| options.bpffs = true).expect("a node") else {
@@ -465,7 +465,7 @@ fn an_upgrade_that_the_api_server_ignores_is_an_ordinary_request() {
     );
 }
 
-/// Whoever asked and did not read kept its answer in hublet's memory for ever.
+/// Before, the response of a client that didn't read stayed in hublet's memory for ever.
 #[test]
 fn a_stalled_reader_is_disconnected_and_a_slow_one_is_not() {
     let with = |options: &mut Options| {

@@ -58,8 +58,8 @@ fn steered() -> Result<Option<Site>> {
     })
 }
 
-/// A process names itself and its executable: with escape sequences, and with line breaks and what looks like another
-/// row of the table. They reached the terminal through `hublet status`, and the log.
+/// A process chooses its name and that of its executable: here with escape sequences, and with line breaks followed
+/// by an imitated row of the table. Before, they reached the terminal through `hublet status`, and the log.
 #[test]
 fn a_callers_name_is_escaped_on_the_terminal_and_in_the_log() -> Result<()> {
     let Some(site) = steered()? else {
@@ -111,7 +111,8 @@ fn a_callers_name_is_escaped_on_the_terminal_and_in_the_log() -> Result<()> {
     Ok(())
 }
 
-/// A daemon without pins (no bpffs, no privileges) was not noticed: its CA, certificate and store went from under it.
+/// Before, a daemon without pins (no bpffs, no privileges) was not noticed: `uninstall` removed its CA, certificate
+/// and store.
 #[test]
 fn uninstall_removes_nothing_of_a_running_daemon() -> Result<()> {
     let site = Site::start("operators", |options| {
@@ -158,7 +159,8 @@ fn uninstall_removes_nothing_of_a_running_daemon() -> Result<()> {
     Ok(())
 }
 
-/// Terminals that close and logrotate send SIGHUP: it ended the daemon without a drain, and left pins and interface.
+/// A closing terminal and logrotate send SIGHUP. Before, it ended the daemon without a drain, and pins and
+/// interface were left behind.
 #[test]
 fn reload_signals_do_not_end_the_daemon() -> Result<()> {
     let Some(mut site) = Site::start("operators", |_| {})? else {
@@ -181,7 +183,7 @@ fn reload_signals_do_not_end_the_daemon() -> Result<()> {
     Ok(())
 }
 
-/// A second API server was taken without a word, and never asked.
+/// Before, a second API server was accepted without a warning, and never used.
 #[test]
 fn an_unused_server_is_reported() -> Result<()> {
     const SECOND: &str = "192.0.2.7:6443";
@@ -211,7 +213,7 @@ fn an_unused_server_is_reported() -> Result<()> {
     Ok(())
 }
 
-/// The probe of the secure port is plain HTTP: it counted as two clients' errors a second.
+/// Before, the plain HTTP probe of the secure port counted as two errors of clients each second.
 #[test]
 fn the_self_probe_is_not_counted_as_a_call() -> Result<()> {
     let Some(site) = Site::start("operators", |_| {})? else {
@@ -246,7 +248,8 @@ fn the_self_probe_is_not_counted_as_a_call() -> Result<()> {
     Ok(())
 }
 
-/// Failed handshakes were for the debug level only; at the default one nobody knew why a client did not get through.
+/// Before, failed handshakes were logged at debug level only: at the default level nothing showed why a client
+/// could not connect.
 #[test]
 fn a_flood_of_failed_handshakes_gives_one_warning() -> Result<()> {
     let Some(site) = Site::start("operators", |_| {})? else {
@@ -281,7 +284,7 @@ fn a_flood_of_failed_handshakes_gives_one_warning() -> Result<()> {
     Ok(())
 }
 
-/// `hublet status | head` ended in an error message.
+/// Before, `hublet status | head` ended with an error message.
 #[test]
 fn a_closed_pipe_ends_status_without_an_error() -> Result<()> {
     let Some(site) = Site::start("operators", |_| {})? else {
@@ -318,7 +321,7 @@ fn a_closed_pipe_ends_status_without_an_error() -> Result<()> {
     Ok(())
 }
 
-/// Nothing turned eBPF off as a whole, and what a flag had switched off was a warning.
+/// Before, no flag disabled eBPF as a whole, and a component that a flag had disabled was reported as a warning.
 #[test]
 fn ebpf_can_be_disabled_without_a_warning() -> Result<()> {
     let Some(mut site) = steered()? else {
@@ -366,8 +369,8 @@ fn ebpf_can_be_disabled_without_a_warning() -> Result<()> {
     Ok(())
 }
 
-/// At the highest log level, with a caller that is allowed, one that is refused and one that is unknown: neither the log,
-/// metrics nor status contain a token, and the store's files are readable by root only.
+/// At the highest log level, with an allowed, a refused and an unknown caller, neither the log, metrics nor status
+/// contain a token, and only root can read the store's files.
 #[test]
 fn i8_no_token_is_shown_and_the_store_is_for_root_only() -> Result<()> {
     let Some(site) = Site::start("secrets", |options| options.flags.push("--v=5".into()))? else {

@@ -207,7 +207,7 @@ fn an_escaped_dry_run_deletes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Each query was a document of its own: a hundred of OpenAPI's are 400 MiB.
+/// Before, each query was stored as a document of its own: a hundred OpenAPI documents are 400 MiB.
 #[test]
 fn a_parameter_that_the_server_ignores_stores_no_document() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
@@ -244,7 +244,8 @@ fn a_parameter_that_the_server_ignores_stores_no_document() -> Result<()> {
     Ok(())
 }
 
-/// A pod that got its node leaves the watch of those without one, and was taken for deleted: offline it was "not found".
+/// Before, a pod that was bound to a node, and so left the watch of pods without one, counted as deleted: offline
+/// it was "not found".
 #[test]
 fn a_pod_that_was_bound_to_a_node_is_not_absent() -> Result<()> {
     let Some(site) = Site::start("spelling", |_| {})? else {
@@ -308,8 +309,8 @@ fn clerk(edge: &Edge) -> Result<String> {
     Ok(token["status"]["token"].as_str().unwrap().to_owned())
 }
 
-/// The real API server takes the first of two field selectors, and hublet took the last: who may list one Secret was
-/// taken for one who may list them all.
+/// The real API server uses the first of two field selectors. Before, hublet used the last: a caller that may list
+/// one Secret was taken for one that may list all.
 #[test]
 fn with_the_real_server_a_right_to_one_secret_stays_one() -> Result<()> {
     Edge::run(|edge| {

@@ -77,8 +77,8 @@ fn version(answer: &Value) -> String {
         .to_owned()
 }
 
-/// A GET from the watch cache of an API server that lags was answered with 404: no later answer of the same
-/// resourceVersion counted, and offline the node was "not found".
+/// Before, when a lagging API server answered a GET from its watch cache with 404, later responses with the same
+/// resourceVersion were ignored, and offline the node was "not found".
 #[test]
 fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -102,8 +102,8 @@ fn a_404_from_a_lagging_api_server_gives_way_to_later_answers() -> Result<()> {
     Ok(())
 }
 
-/// Server-side apply that made an object, and a PUT, are answered with 201: that was not stored, and offline the object was
-/// still "not found", as before it was made.
+/// Before, the 201 for an object created by server-side apply or PUT was not stored, and offline the object was
+/// still "not found", as before its creation.
 #[test]
 fn objects_created_by_patch_or_put_are_stored() -> Result<()> {
     let Some(site) = Site::start("made", |_| {})? else {
@@ -153,7 +153,7 @@ fn objects_created_by_patch_or_put_are_stored() -> Result<()> {
     Ok(())
 }
 
-/// A write whose answer is in a form that isn't kept left the 404 from before it.
+/// Before, a write whose response is in a form that isn't stored left an earlier 404 in place.
 #[test]
 fn i2_a_created_object_is_not_absent_whatever_the_form_of_the_answer() -> Result<()> {
     let Some(site) = Site::start("pretty", |_| {})? else {
@@ -180,8 +180,8 @@ fn i2_a_created_object_is_not_absent_whatever_the_form_of_the_answer() -> Result
     Ok(())
 }
 
-/// A caller who was told that the object he would make exists already was told offline that there is none: the 404 from before
-/// somebody else made it stayed.
+/// Before, a client that got 409 for creating an object that exists already got 404 for it offline: the 404 from
+/// before somebody else created it was still in place.
 #[test]
 fn i2_an_object_that_exists_already_is_not_absent() -> Result<()> {
     let Some(site) = Site::start("already", |_| {})? else {
@@ -208,7 +208,7 @@ fn i2_an_object_that_exists_already_is_not_absent() -> Result<()> {
     Ok(())
 }
 
-/// A caller who was told 404 when he would change an object was given its old copy offline.
+/// Before, a client that got 404 for changing an object got its old copy offline.
 #[test]
 fn an_object_that_a_write_did_not_find_is_gone() -> Result<()> {
     let Some(site) = Site::start("gone", |_| {})? else {
@@ -247,7 +247,7 @@ fn an_object_that_a_write_did_not_find_is_gone() -> Result<()> {
     Ok(())
 }
 
-/// A caller who asked for an object as of a resourceVersion, or later, was told 404 from before that.
+/// Before, a client that requested an object at a resourceVersion, or later, got a 404 from before that version.
 #[test]
 fn i2_an_absence_is_no_newer_than_its_404() -> Result<()> {
     let Some(site) = Site::start("since", |_| {})? else {
@@ -317,8 +317,8 @@ fn a_lagging_api_server_restores_no_old_objects() -> Result<()> {
     Ok(())
 }
 
-/// The cluster was replaced by another one at the same address: its objects have other uids and lower resourceVersions.
-/// They were served again and again while the cloud was there, and never taken.
+/// The cluster is replaced by another one at the same address, whose objects have other uids and lower
+/// resourceVersions. Before, they were taken for old copies: forwarded while the cloud answered, but never stored.
 #[test]
 fn the_state_of_a_replaced_cluster_is_adopted() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -351,8 +351,7 @@ fn the_state_of_a_replaced_cluster_is_adopted() -> Result<()> {
     Ok(())
 }
 
-/// The uid of kube-system tells one cluster from another: of the former one nothing is served, and nobody is allowed
-/// anything by it.
+/// The uid of kube-system identifies a cluster: of the former one no object is served, and no grant counts.
 #[test]
 fn another_kube_system_is_another_cluster() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -382,7 +381,7 @@ fn another_kube_system_is_another_cluster() -> Result<()> {
     Ok(())
 }
 
-/// After etcd was restored from a backup the resourceVersions of lists are lower than before.
+/// After etcd was restored from a backup, the resourceVersions of lists are lower than before.
 #[test]
 fn the_state_of_a_restored_cluster_is_adopted() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -441,7 +440,8 @@ fn see(watch: &mut Stream, events: usize) -> Result<()> {
     Ok(())
 }
 
-/// Offline, from an older resourceVersion, a watcher heard nothing of what the store knew to have changed since.
+/// Before, an offline watch from an older resourceVersion received none of the changes that the store had since
+/// then.
 #[test]
 fn i5_a_watch_from_an_older_version_gets_the_known_changes() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -497,8 +497,8 @@ fn i5_a_watch_from_an_older_version_gets_the_known_changes() -> Result<()> {
     Ok(())
 }
 
-/// A change beyond the list's own resourceVersion can't be told as an event (the client would go on from there and
-/// miss what others did before), so that the client lists again, once.
+/// A change beyond the list's own resourceVersion can't be sent as an event: the client would continue from there
+/// and miss changes of others before it. Therefore the client has to list again, once.
 #[test]
 fn i5_a_change_beyond_the_list_needs_one_new_list() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -564,7 +564,8 @@ fn i5_a_watch_reports_objects_that_left_its_selection() -> Result<()> {
     Ok(())
 }
 
-/// An object that left the selection, as another client's answer showed, was still listed by it.
+/// Before, a list with selectors still had an object that no longer matched, although a response to another client
+/// had shown the change.
 #[test]
 fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -594,7 +595,7 @@ fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
     Ok(())
 }
 
-/// The empty list of one version was served for another, which the API server may not have at all.
+/// Before, the empty list of one API version was served for another, which the API server may not have at all.
 #[test]
 fn i2_an_empty_list_belongs_to_the_requested_api_version() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -624,7 +625,7 @@ fn i2_an_empty_list_belongs_to_the_requested_api_version() -> Result<()> {
     Ok(())
 }
 
-/// A watch of such a selection heard nothing, as if nothing had changed.
+/// Before, a watch of such a selection received nothing, as if nothing had changed.
 #[test]
 fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -651,8 +652,8 @@ fn i5_a_watch_of_a_selection_whose_member_has_changed_since_ends() -> Result<()>
     Ok(())
 }
 
-/// A pod never changes its node, but another one of its name may run elsewhere (a StatefulSet's): it was listed as this
-/// node's, whose kubelet would have started it a second time.
+/// A pod never changes its node, but another pod of the same name may run elsewhere (of a StatefulSet). Before, it
+/// was listed as this node's, and the kubelet would have started it a second time.
 #[test]
 fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -702,7 +703,7 @@ fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
     Ok(())
 }
 
-/// Offline watches said that what they begin with was said just now.
+/// Before, offline watches reported an `Age` of zero for their initial events.
 #[test]
 fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -722,8 +723,8 @@ fn an_offline_watch_is_as_old_as_its_list() -> Result<()> {
     Ok(())
 }
 
-/// `kubectl get` asks for a Table, else for the objects themselves: a server that answers with those was not believed,
-/// so that offline there was neither.
+/// `kubectl get` accepts a Table or plain objects. Before, the response of a server that sends plain objects was
+/// stored as neither, so that `kubectl get` failed offline.
 #[test]
 fn a_plain_list_in_the_place_of_a_table_is_stored() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -750,7 +751,7 @@ fn a_plain_list_in_the_place_of_a_table_is_stored() -> Result<()> {
     Ok(())
 }
 
-/// `kubectl get` asks for 500 objects at a time: a Table that came in pages was not stored.
+/// `kubectl get` requests 500 objects at a time. Before, a Table in several pages was not stored.
 #[test]
 fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -811,8 +812,8 @@ fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
     Ok(())
 }
 
-/// A list lacked an object that was known, so that it went from the store without being called absent: a Table from before
-/// went on to show it.
+/// Before, when a newer list lacked a stored object, the object was removed without being recorded as absent, and
+/// an older Table still showed it.
 #[test]
 fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -858,8 +859,8 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
     Ok(())
 }
 
-/// An object that only the Table had shown was missing from a later list: nothing was seen to go, and the Table went on to
-/// show it.
+/// Before, when a newer list lacked an object that only a Table had shown, nothing was removed from the store, and
+/// the Table still showed it.
 #[test]
 fn a_table_gives_way_to_a_later_list_that_lacks_one_of_its_rows() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -926,8 +927,9 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// A watch for metadata in protobuf whose collection is empty holds no object that tells its form, only a bookmark: it
-/// was stored as the collection itself, and a plain list answered as `PartialObjectMetadataList`.
+/// A metadata-only watch in protobuf of an empty collection has no object that shows its form, only a bookmark.
+/// Before, it was stored as the collection itself, and a plain list was answered with a
+/// `PartialObjectMetadataList`.
 #[test]
 fn metadata_alone_is_not_the_collection() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {
@@ -987,7 +989,8 @@ fn metadata_alone_is_not_the_collection() -> Result<()> {
     Ok(())
 }
 
-/// The cloud drops an Event after an hour; what a node's own components post was kept for ever.
+/// The API server drops an Event after an hour. Before, Events that the node's own components create were stored
+/// for ever.
 #[test]
 fn events_that_a_node_posts_are_not_kept() -> Result<()> {
     let Some(site) = Site::start("truth", |_| {})? else {

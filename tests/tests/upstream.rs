@@ -47,8 +47,8 @@ fn until_state(site: &Site, wanted: &str) -> Result<()> {
     eventually(SOON, wanted, || (state(site) == wanted).then_some(()))
 }
 
-/// Watches outlived the link: aborting a connection's task left hyper's own one behind, which went on until a ping
-/// failed (23 s), or for minutes over HTTP/1.1, which has none.
+/// Before, watches outlived the link: aborting a connection's task left hyper's own task running, which ended only
+/// when a ping failed (23 s), or after minutes over HTTP/1.1, which has no pings.
 #[test]
 fn a_watch_ends_when_the_cloud_is_found_away() -> Result<()> {
     for alpn in [vec!["h2", "http/1.1"], vec!["http/1.1"]] {
@@ -108,7 +108,8 @@ fn taken(site: &Site, method: &str, uri: &str) -> usize {
         .count_matching(|request| request.method == method && request.path == path)
 }
 
-/// Whatever had no body was sent once more when its connection broke, although the server had done it.
+/// Before, every request without a body was sent again when its connection broke, even if the server had carried it
+/// out.
 #[test]
 fn a_request_that_the_server_may_have_done_is_sent_once() -> Result<()> {
     for alpn in protocols() {
@@ -160,7 +161,8 @@ fn a_request_that_the_server_may_have_done_is_sent_once() -> Result<()> {
     Ok(())
 }
 
-/// A request that the server refuses before it has looked at it (RFC 9113 §8.7) is safe to send again, whatever it is.
+/// A request that the server refuses before it processes it (RFC 9113 §8.7) can be sent again safely, whatever its
+/// method.
 #[test]
 fn a_request_that_the_server_refused_unprocessed_is_sent_again() -> Result<()> {
     let Some(site) = Site::start("refused", |_| {})? else {
@@ -184,8 +186,8 @@ fn a_request_that_the_server_refused_unprocessed_is_sent_again() -> Result<()> {
     Ok(())
 }
 
-/// A caller that went away within its upload, or broke it off, was evidence against the cloud: others' writes waited for
-/// its probe each time.
+/// Before, a client that left or aborted its upload counted as a failure of the cloud: each time, the writes of
+/// others waited for a probe.
 #[test]
 fn an_aborted_upload_is_no_evidence_against_the_cloud() -> Result<()> {
     for alpn in protocols() {
@@ -227,8 +229,8 @@ fn an_aborted_upload_is_no_evidence_against_the_cloud() -> Result<()> {
     Ok(())
 }
 
-/// The length of a read's body went to the cloud without the body, and so the next request on the connection, whoever's,
-/// was taken for it.
+/// Before, the Content-Length of a read's body was forwarded without the body, so the server took the next request
+/// on the connection, of any client, for that body.
 #[test]
 fn a_content_length_is_forwarded_only_with_its_body() -> Result<()> {
     let cloud = cloud::Options {
@@ -264,8 +266,8 @@ fn a_content_length_is_forwarded_only_with_its_body() -> Result<()> {
     Ok(())
 }
 
-/// A client that announced a body of a read, and left before it had sent it, was not seen to leave: its watch stayed open
-/// for ever, here and in the cloud.
+/// Before, a client that announced the body of a read and left without sending it was not seen to leave: its watch
+/// stayed open for ever, in hublet and at the cloud.
 #[test]
 fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
     let Some(site) = Site::start("body", |_| {})? else {
@@ -284,8 +286,9 @@ fn a_read_whose_body_does_not_come_does_not_outlive_its_client() -> Result<()> {
     })
 }
 
-/// An answer whose caller left it ended, and the upload that the server did not take stayed on the connection that all
-/// share, and was counted no more: behind as many as the server allows, everybody's requests waited for ever.
+/// Before, when a client left, its response ended, but the upload that the server did not read stayed on the shared
+/// connection without being counted: with as many of them as the server allows streams, all requests waited for
+/// ever.
 #[test]
 fn an_upload_ends_with_its_answer() -> Result<()> {
     let cloud = cloud::Options {
@@ -324,8 +327,8 @@ fn an_upload_ends_with_its_answer() -> Result<()> {
     Ok(())
 }
 
-/// Behind a body that the server does not take nobody sees the caller of HTTP/1.1 leave: its answer, which never ended,
-/// held its place for ever.
+/// Before, an HTTP/1.1 client that left during an upload which the server did not read was not seen to leave: its
+/// endless response was never released.
 #[test]
 fn a_stalled_answer_beside_an_upload_does_not_outlive_its_client() -> Result<()> {
     let Some(site) = Site::start("still", |_| {})? else {
@@ -375,8 +378,8 @@ fn say(site: &Site, line: &str, rest: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
 }
 
-/// Where new connections fail and the probe's goes on (a table of connections that is full), each that waited dialled in
-/// its turn: the last of 17 requests heard nothing for 170 s, reads that the store could answer among them.
+/// Before, if new connections failed while the probe's connection worked (a full connection table), waiting
+/// requests dialled one after the other: the last of 17 got no response for 170 s, even if the store had one.
 #[test]
 fn waiting_for_anothers_dial_takes_no_longer_than_dialling() -> Result<()> {
     let Some(site) = Site::start("dial", |_| {})? else {
@@ -413,7 +416,7 @@ fn waiting_for_anothers_dial_takes_no_longer_than_dialling() -> Result<()> {
     Ok(())
 }
 
-/// An answer to an upgrade said nowhere that it was the cloud's, or what a server had said of itself.
+/// Before, the response to an upgrade had no `X-Hublet-Source`, or kept the one that the server had sent.
 #[test]
 fn a_refused_upgrade_names_its_source() -> Result<()> {
     let Some(site) = Site::start("refusing", |_| {})? else {
@@ -441,7 +444,7 @@ fn a_refused_upgrade_names_its_source() -> Result<()> {
     Ok(())
 }
 
-/// A stalled upgrade hung until its client gave up, and any number of them took a connection each.
+/// Before, a stalled upgrade hung until its client gave up, and each of them occupied a connection to the cloud.
 #[test]
 fn an_unanswered_upgrade_ends_when_the_cloud_is_found_away() -> Result<()> {
     let Some(site) = Site::start("upgrade", |_| {})? else {
@@ -496,8 +499,8 @@ fn stands_still(bytes: impl Fn() -> u64) -> Result<()> {
     })
 }
 
-/// Eight clients that asked for a long list and did not read it took the whole flow-control window of the connection
-/// that all shared: watches of others fell silent.
+/// Before, eight clients that requested a long list and did not read it filled the flow-control window of the
+/// shared connection: the watches of others received nothing.
 #[test]
 fn stalled_readers_stop_no_streams_of_others() -> Result<()> {
     let Some(site) = Site::start("stuck", |_| {})? else {
@@ -544,7 +547,8 @@ fn stalled_readers_stop_no_streams_of_others() -> Result<()> {
     Ok(())
 }
 
-/// Requests beyond the streams that a server allows waited in hyper's queue, behind watches that never end.
+/// Before, requests beyond the number of streams that a server allows waited in hyper's queue, behind watches that
+/// never end.
 #[test]
 fn a_server_that_allows_few_streams_gets_more_connections() -> Result<()> {
     let cloud = cloud::Options {
@@ -581,7 +585,8 @@ fn a_server_that_allows_few_streams_gets_more_connections() -> Result<()> {
     Ok(())
 }
 
-/// Of a server that allowed no streams each request took up to three more connections, until all 64 stood open.
+/// Before, each request to a server that allowed no streams dialled up to three more connections, until all 64 were
+/// open.
 #[test]
 fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<()> {
     let cloud = cloud::Options {
@@ -611,8 +616,9 @@ fn a_server_that_allows_no_streams_is_not_dialled_for_each_request() -> Result<(
     Ok(())
 }
 
-/// A connection on which a request waited while others were heard took no more requests, for ever: 64 requests that the
-/// server sat on (a log without lines, a service that answers late) took all connections, and everybody met 429.
+/// Before, a connection on which a request waited while others received data took no more requests, for ever: 64
+/// requests that hung at the server (a log without lines, a slow service) occupied all connections, and everybody
+/// else got 429.
 #[test]
 fn requests_that_hang_at_the_server_leave_connections_to_others() -> Result<()> {
     const ROUNDS: usize = 12;
@@ -648,7 +654,8 @@ fn requests_that_hang_at_the_server_leave_connections_to_others() -> Result<()> 
     })
 }
 
-/// Connections to a server without HTTP/2 were dialled one after the other, each behind the handshake of the one before.
+/// Before, connections to a server without HTTP/2 were dialled one after the other, each after the handshake of the
+/// one before.
 #[test]
 fn connections_to_an_http1_server_are_dialled_at_once_and_used_again() -> Result<()> {
     let cloud = cloud::Options {
@@ -686,7 +693,7 @@ fn connections_to_an_http1_server_are_dialled_at_once_and_used_again() -> Result
     Ok(())
 }
 
-/// Of a name with several addresses the first one alone was ever waited for.
+/// Before, of a name with several addresses only the first was tried.
 #[test]
 fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
     if !require::root() {
@@ -741,8 +748,8 @@ fn a_name_whose_first_address_is_dead_is_reached_by_the_second() -> Result<()> {
     Ok(())
 }
 
-/// Four addresses that read nothing of eight short answers each held all connections for credentials that have not
-/// proven themselves: a new token met 503 after 5 s, until they were cut after 30 s.
+/// Before, four source addresses with eight short unread responses each occupied all connections for unproven
+/// credentials: a new token got 503 after 5 s, until they were disconnected after 30 s.
 #[test]
 fn unread_answers_leave_connections_to_new_tokens() -> Result<()> {
     let Some(site) = Site::start("apart", |_| {})? else {
@@ -799,8 +806,9 @@ async fn ask_and_read_nothing(
     Ok((sender, answers))
 }
 
-/// The API server answers a token that it refuses with GOAWAY (`UnauthenticatedHTTP2DOSMitigation`), on the connection
-/// that all shared: with four such clients a fifth of others' writes ended in 504, and good tokens met 401.
+/// The API server answers a rejected token with GOAWAY (`UnauthenticatedHTTP2DOSMitigation`). Before, that ended
+/// the shared connection: with four such clients a fifth of the writes of others ended in 504, and valid tokens got
+/// 401.
 #[test]
 fn invalid_tokens_do_not_affect_others() -> Result<()> {
     Edge::run(|edge| {

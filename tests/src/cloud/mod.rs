@@ -1,5 +1,5 @@
 //! The scriptable cloud: a small TLS server that answers a node's clients as the API server does, fails on command,
-//! and tells what it was asked.
+//! and records its requests.
 //!
 //! It speaks JSON only (a client that accepts nothing else gets 406) and stops where the API server's semantics get deep:
 //! see `write` and `read` for the limits.

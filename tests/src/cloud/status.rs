@@ -28,7 +28,7 @@ pub struct Details {
     uid: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     causes: Vec<Cause>,
-    /// Also said as a `Retry-After` header.
+    /// Also sent as a `Retry-After` header.
     #[serde(rename = "retryAfterSeconds", skip_serializing_if = "is_zero")]
     pub retry_after: u32,
 }

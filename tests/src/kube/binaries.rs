@@ -143,7 +143,7 @@ fn build_programs() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The program is newer than each of its sources: then Go need not be asked (which costs seconds).
+/// Whether the program is newer than each of its sources: running Go to find out would cost seconds.
 fn is_newer(program: &Path, source: &Path) -> bool {
     let Some(built) = modification_time(program) else {
         return false;

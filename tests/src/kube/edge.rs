@@ -34,7 +34,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Starts all of it. `None`: the machine can't, which has been said (in CI that fails).
+    /// Starts all of it. `None`: this machine can't run it, and the reason was printed (in CI this fails).
     ///
     /// # Errors
     /// A part doesn't start; the message holds the end of its log.

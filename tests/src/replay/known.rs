@@ -11,7 +11,7 @@ use super::protobuf;
 use super::recording::Exchange;
 use crate::client::Answer;
 
-/// For each read made, the newest truth: its own answer, or that of a later write of the same object.
+/// The newest state that the cloud has sent for each read: its own answer, or that of a later write of the object.
 #[derive(Debug, Default)]
 pub struct Known {
     /// By path without query: objects' last states, lists' last answers are by path with query.

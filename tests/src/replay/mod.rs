@@ -21,7 +21,7 @@ use self::learn::IdMap;
 pub use self::recording::{Exchange, Recording};
 use crate::client::{Answer, Client, Options};
 
-/// One client that replays: it has a token, connects anew for each recorded process, and remembers what it was told.
+/// One client that replays: it has a token, opens a connection for each recorded process, and remembers the live uids and versions.
 #[derive(Debug)]
 pub struct Replay {
     options: Options,
@@ -51,7 +51,7 @@ impl Replay {
     /// Plays the exchanges in order; all differences from the recording.
     ///
     /// # Errors
-    /// No connection, no answer, or a request that carries a version which no answer before it has told.
+    /// No connection, no answer, or a request with a version that no earlier answer had.
     pub fn play(&mut self, exchanges: &[Exchange]) -> Result<Vec<Difference>> {
         let mut differences = Vec::new();
         for exchange in exchanges {

@@ -164,7 +164,7 @@ fn protobuf_bodies_are_read_without_a_schema() {
     }
 }
 
-/// What a store must answer after the cut, told from the recording itself.
+/// The answers that a store must give after the cut, taken from the recording itself.
 #[test]
 fn the_last_word_of_the_cloud_is_known() {
     let mut known = Known::default();
