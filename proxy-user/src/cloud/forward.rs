@@ -123,6 +123,16 @@ pub(crate) struct SendOptions {
     pub retryable: bool,
 }
 
+impl SendOptions {
+    /// True if a request may be sent again after this many attempts.
+    fn allows_retry(self, delivery: Delivery, attempts: u32) -> bool {
+        match delivery {
+            Delivery::NotSent | Delivery::NotProcessed => attempts < MAX_ATTEMPTS,
+            Delivery::Unknown => self.retryable && attempts < MAX_ATTEMPTS_PROCESSED,
+        }
+    }
+}
+
 /// Subresources whose reads may have side effects: a proxied backend's, or those of a started program.
 const UNSAFE_SUBRESOURCES: [&str; 4] = ["proxy", "exec", "attach", "portforward"];
 
@@ -223,21 +233,24 @@ impl Cloud {
                 }
                 Err(failed) => *failed,
             };
-            let processed = failed.returned.is_none() && !is_unprocessed(&failed.error);
-            sent.store(processed, Ordering::Relaxed);
-            let retry = if processed {
-                options.retryable && attempt < MAX_ATTEMPTS_PROCESSED
-            } else {
-                attempt < MAX_ATTEMPTS
-            };
+            let delivery = delivery_of(&failed);
+            sent.store(delivery == Delivery::Unknown, Ordering::Relaxed);
+            let retry = options.allows_retry(delivery, attempt);
             match failed.returned.or(copy).filter(|_| retry) {
                 Some(again) => request = again,
-                // Neither is a failure of the cloud.
-                None if is_upload_error(&failed.error) => {
-                    return Err(ForwardError::Upload(failed.error));
-                }
-                None if !processed => return Err(ForwardError::NotProcessed(failed.error)),
-                None => return Err(self.broken(failed.error)),
+                None => return Err(self.give_up(failed.error, delivery)),
+            }
+        }
+    }
+
+    fn give_up(&self, error: hyper::Error, delivery: Delivery) -> ForwardError {
+        match delivery {
+            // Neither of the first two is a failure of the cloud.
+            _ if is_upload_error(&error) => ForwardError::Upload(error),
+            Delivery::NotSent | Delivery::NotProcessed => ForwardError::NotProcessed(error),
+            Delivery::Unknown => {
+                self.health.signal(Signal::Failed);
+                ForwardError::Broken(error)
             }
         }
     }
@@ -254,11 +267,6 @@ impl Cloud {
             .acquire(options.client, options.class, reuse)
             .await
             .inspect_err(|error| self.signal_dial_error(error))
-    }
-
-    fn broken(&self, error: hyper::Error) -> ForwardError {
-        self.health.signal(Signal::Failed);
-        ForwardError::Broken(error)
     }
 
     fn upstream_request(&self, parts: &Parts, body: Option<Upload>) -> Request<Upload> {
@@ -303,6 +311,14 @@ impl Cloud {
         } else {
             Signal::Failed
         });
+    }
+}
+
+fn delivery_of(failed: &SendError) -> Delivery {
+    if failed.returned.is_some() || is_unprocessed(&failed.error) {
+        Delivery::NotProcessed
+    } else {
+        Delivery::Unknown
     }
 }
 
@@ -380,6 +396,24 @@ mod tests {
             let (method, uri) = (method.parse().unwrap(), uri.parse().unwrap());
             let request = RequestInfo::parse(&method, &uri);
             assert_eq!(is_retryable(&request), expected, "{method} {uri}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_may_have_been_processed_is_sent_again_once_and_only_if_retryable() {
+        let options = |retryable| SendOptions {
+            client: Client::Own,
+            class: ConnectionClass::Unary,
+            retryable,
+        };
+        for (retryable, delivery, expected) in [
+            (false, Delivery::NotProcessed, [true, true, false]),
+            (true, Delivery::NotProcessed, [true, true, false]),
+            (false, Delivery::Unknown, [false, false, false]),
+            (true, Delivery::Unknown, [true, false, false]),
+        ] {
+            let allowed = [1, 2, 3].map(|n| options(retryable).allows_retry(delivery, n));
+            assert_eq!(allowed, expected, "{retryable} {delivery:?}");
         }
     }
 

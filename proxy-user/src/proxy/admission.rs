@@ -65,14 +65,7 @@ impl Proxy {
         mut record: RequestRecord,
     ) -> Result<Admission, RequestRecord> {
         record.set_received(body.size_hint().exact());
-        let bytes = max_held_bytes(body);
-        let mut charge = flow.request(bytes);
-        if charge.is_none()
-            && Box::pin(timeout(ADMISSION_TIMEOUT, flow.room_to_begin())).await == Ok(true)
-        {
-            charge = flow.request(bytes);
-        }
-        let Some(charge) = charge else {
+        let Some(charge) = charge(flow, max_held_bytes(body)).await else {
             return Err(record);
         };
         // Only now: a client that waits takes no place from others.
@@ -83,12 +76,19 @@ impl Proxy {
     }
 }
 
+/// Charges a request, once its client has room.
+async fn charge(flow: &Arc<Flow>, bytes: usize) -> Option<Charge> {
+    if let Some(charge) = flow.request(bytes) {
+        return Some(charge);
+    }
+    match Box::pin(timeout(ADMISSION_TIMEOUT, flow.room_to_begin())).await {
+        Ok(true) => flow.request(bytes),
+        _ => None,
+    }
+}
+
 /// Most bytes of a request's body that hublet may hold at once.
 fn max_held_bytes(body: &Incoming) -> usize {
-    let limit = u64::from(MAX_UPLOAD_BUFFER);
-    let held = body
-        .size_hint()
-        .upper()
-        .map_or(limit, |left| left.min(limit));
-    usize::try_from(held).unwrap_or(usize::MAX)
+    let announced = body.size_hint().upper().unwrap_or(u64::MAX);
+    announced.min(MAX_UPLOAD_BUFFER.into()) as usize
 }

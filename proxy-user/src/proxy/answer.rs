@@ -45,15 +45,11 @@ pub(super) fn respond(
     answer: Result<Answer, ProxyError>,
     mut admission: Option<Admission>,
 ) -> Response<Body> {
-    let (mut response, source, reason) = match answer {
-        Ok(Answer::Cloud(response)) => (response, Source::Cloud, None),
-        Ok(Answer::Store(response, reason)) => (response, Source::Store, Some(reason.as_str())),
-        Err(error) => {
-            error.log(|| call.request.describe());
-            let response = error.to_response(call.accepts.errors);
-            (response, Source::Hublet, Some(error.kind().as_str()))
-        }
-    };
+    let Outcome {
+        mut response,
+        source,
+        reason,
+    } = Outcome::of(call, answer);
     // An upgraded connection has taken the admission along, and noted its response.
     if let Some(admission) = &mut admission {
         let record = admission.record();
@@ -69,6 +65,37 @@ pub(super) fn respond(
     response
 }
 
+/// A response, and what its record tells of it.
+struct Outcome {
+    response: Response<Body>,
+    source: Source,
+    reason: Option<&'static str>,
+}
+
+impl Outcome {
+    fn of(call: &Call, answer: Result<Answer, ProxyError>) -> Self {
+        match answer {
+            Ok(Answer::Cloud(response)) => Self::new(response, Source::Cloud, None),
+            Ok(Answer::Store(response, reason)) => {
+                Self::new(response, Source::Store, Some(reason.as_str()))
+            }
+            Err(error) => {
+                error.log(|| call.request.describe());
+                let response = error.to_response(call.accepts.errors);
+                Self::new(response, Source::Hublet, Some(error.kind().as_str()))
+            }
+        }
+    }
+
+    fn new(response: Response<Body>, source: Source, reason: Option<&'static str>) -> Self {
+        Self {
+            response,
+            source,
+            reason,
+        }
+    }
+}
+
 /// The response to a request that is not admitted.
 pub(super) fn reject(
     request: &Request<Incoming>,
@@ -81,11 +108,15 @@ pub(super) fn reject(
     response.body_mut().count_as_refusal(flow);
     record.set_reason(error.kind().as_str());
     let status = response.status().as_u16();
-    record.respond(Source::Hublet, status, || Description {
+    record.respond(Source::Hublet, status, || describe(request));
+    response
+}
+
+fn describe(request: &Request<Incoming>) -> Description {
+    Description {
         resource: request.uri().path().to_owned(),
         account: Credential::from_headers(request.headers())
             .account()
             .to_string(),
-    });
-    response
+    }
 }

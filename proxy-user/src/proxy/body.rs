@@ -24,6 +24,8 @@ pub(crate) enum BodyError {
     Store(#[from] StoreError),
 }
 
+type FrameResult = Result<Frame<Bytes>, BodyError>;
+
 /// A response body. Its bytes are counted for its client from the moment they are made.
 pub(crate) struct Body {
     kind: Kind,
@@ -108,18 +110,35 @@ impl Body {
     }
 
     pub(crate) fn as_cloud_mut(&mut self) -> Option<&mut CloudBody<Capture>> {
-        match &mut self.kind {
-            Kind::Cloud(body) => Some(body),
-            Kind::Full(_) | Kind::Local(_) => None,
+        let Kind::Cloud(body) = &mut self.kind else {
+            return None;
+        };
+        Some(body)
+    }
+
+    /// The next frame, once the client has room for it.
+    fn poll_streamed(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
+        if let Some(flow) = &self.flow {
+            ready!(flow.poll_room(cx, &mut self.waiter));
+        }
+        let frame = ready!(self.kind.poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            count_sent(&mut self.admission, frame.data_ref());
+        }
+        Poll::Ready(frame.map(|frame| frame.map(|frame| self.count_held(frame))))
+    }
+
+    /// Counts a frame until it has been written.
+    fn count_held(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match &self.flow {
+            Some(flow) => frame.map_data(|bytes| flow.count(bytes)),
+            None => frame,
         }
     }
 }
 
 impl Kind {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
         match self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Local(body) => Pin::new(body.as_mut())
@@ -150,17 +169,7 @@ impl http_body::Body for Body {
             count_sent(&mut this.admission, bytes.as_ref());
             return Poll::Ready(bytes.map(|b| Ok(Frame::data(b))));
         }
-        if let Some(flow) = &this.flow {
-            ready!(flow.poll_room(cx, &mut this.waiter));
-        }
-        let frame = ready!(this.kind.poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
-            count_sent(&mut this.admission, frame.data_ref());
-        }
-        let Some(flow) = &this.flow else {
-            return Poll::Ready(frame);
-        };
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| flow.count(bytes)))))
+        this.poll_streamed(cx)
     }
 
     fn is_end_stream(&self) -> bool {

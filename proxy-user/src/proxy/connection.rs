@@ -25,8 +25,14 @@ pub(crate) struct Connection {
     pub caller: Option<Arc<Caller>>,
     /// Its bytes under way.
     pub flow: Arc<Flow>,
-    /// The last token, raw and digested: clients send the same one each time.
-    last_token: Mutex<Option<(Box<[u8]>, Token)>>,
+    /// Clients send the same one each time.
+    last_token: Mutex<Option<DigestedToken>>,
+}
+
+#[derive(Debug)]
+struct DigestedToken {
+    raw: Box<[u8]>,
+    token: Token,
 }
 
 impl Connection {
@@ -50,14 +56,19 @@ impl Connection {
 
     /// A request's credential, by its headers.
     pub(crate) fn credential(&self, headers: &HeaderMap) -> Credential {
-        Credential::from_headers_with(headers, |token| {
-            let mut last = self.last_token.lock();
-            if let Some((_, known)) = last.as_ref().filter(|(seen, _)| **seen == *token) {
-                return known.clone();
-            }
-            let digested = Token::digest(token);
-            *last = Some((token.into(), digested.clone()));
-            digested
-        })
+        Credential::from_headers_with(headers, |token| self.digest_token(token))
+    }
+
+    fn digest_token(&self, raw: &[u8]) -> Token {
+        let mut last = self.last_token.lock();
+        if let Some(known) = last.as_ref().filter(|last| *last.raw == *raw) {
+            return known.token.clone();
+        }
+        let token = Token::digest(raw);
+        *last = Some(DigestedToken {
+            raw: raw.into(),
+            token: token.clone(),
+        });
+        token
     }
 }

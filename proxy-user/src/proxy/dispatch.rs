@@ -59,12 +59,12 @@ impl Proxy {
         mut body: Incoming,
     ) -> Result<Answer, ProxyError> {
         match forward {
-            Forward::CloudOnly(time) => {
-                if !self.may_send(time).await {
-                    request_body::drain(&mut body).await;
-                    return Err(ProxyError::write_unavailable(&call.request));
-                }
+            Forward::CloudOnly(time) if self.may_send(time).await => {
                 self.send(call, class, body).await.map(Answer::Cloud)
+            }
+            Forward::CloudOnly(_) => {
+                request_body::drain(&mut body).await;
+                Err(ProxyError::write_unavailable(&call.request))
             }
             Forward::CloudThenStore => {
                 request_body::drain_read(&mut body).await?;
@@ -163,14 +163,16 @@ impl Proxy {
 
 /// Charges the bytes of a response that hublet may hold while its client does not read.
 fn charge_unread(call: &Call, admission: &mut Option<Admission>) -> Result<(), ProxyError> {
-    let bytes = match call.verb() {
+    let bytes = max_unread_bytes(call.verb());
+    match admission.as_mut().map(|held| held.charge_more(bytes)) {
+        Some(true) => Ok(()),
+        _ => Err(ProxyError::too_many_requests()),
+    }
+}
+
+fn max_unread_bytes(verb: Verb) -> usize {
+    match verb {
         Verb::Watch => UNREAD_WATCH,
         _ => UNREAD_RESPONSE,
-    };
-    let is_charged = admission
-        .as_mut()
-        .is_some_and(|admission| admission.charge_more(bytes));
-    is_charged
-        .then_some(())
-        .ok_or_else(ProxyError::too_many_requests)
+    }
 }

@@ -294,15 +294,20 @@ impl<'a> From<&'a ProxyError> for Status<'a> {
 
 impl From<LocalError> for ProxyError {
     fn from(error: LocalError) -> Self {
-        let kind = match &error {
-            LocalError::Denied(Denied::Unauthorized) => ErrorKind::Unauthorized,
-            LocalError::Denied(Denied::Forbidden { .. }) => ErrorKind::Forbidden,
-            LocalError::Denied(_) | LocalError::NotCached(_) => ErrorKind::NotCached,
-            LocalError::NotAcceptable(_) => ErrorKind::NotAcceptable,
-            LocalError::Expired(_) => ErrorKind::Expired,
-            LocalError::Store(_) => ErrorKind::StoreFailed,
-        };
-        Self::new(kind, error.to_string()).caused_by(error)
+        Self::new(ErrorKind::from(&error), error.to_string()).caused_by(error)
+    }
+}
+
+impl From<&LocalError> for ErrorKind {
+    fn from(error: &LocalError) -> Self {
+        match error {
+            LocalError::Denied(Denied::Unauthorized) => Self::Unauthorized,
+            LocalError::Denied(Denied::Forbidden { .. }) => Self::Forbidden,
+            LocalError::Denied(_) | LocalError::NotCached(_) => Self::NotCached,
+            LocalError::NotAcceptable(_) => Self::NotAcceptable,
+            LocalError::Expired(_) => Self::Expired,
+            LocalError::Store(_) => Self::StoreFailed,
+        }
     }
 }
 

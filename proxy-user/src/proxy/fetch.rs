@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::response::Parts as Head;
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use hublet_wire::request::{ApiRequest, Verb};
 use tokio::time::timeout;
@@ -37,25 +37,20 @@ impl Proxy {
         dry_run: DryRun,
     ) -> Result<Response<Body>, ForwardError> {
         let stages = &self.stages;
-        let asked_at = stages.cache.clock.now();
+        let requested_at = stages.cache.clock.now();
         let progress = upload.as_ref().and_then(upload::progress);
-        let options = SendOptions {
-            client: call.flow.client(),
-            class,
-            retryable: is_retryable(&call.request),
-        };
+        let options = send_options(call, class);
         let (response, mut permit) = stages.cloud.send(&call.parts, upload, options).await?;
         let (head, body) = response.into_parts();
-        let status = head.status.as_u16();
         let observed = ObservedResponse {
-            status,
-            requested_at: asked_at,
+            status: head.status.as_u16(),
+            requested_at,
         };
         self.record_decision(call, observed);
         let is_pending = class == ConnectionClass::Dedicated && self.is_pending(call, &mut permit);
-        let is_watch = call.verb() == Verb::Watch && status == 200;
+        let is_watch = call.verb() == Verb::Watch && head.status == StatusCode::OK;
         let mut body = CloudBody::new(body, permit, Arc::clone(&stages.metrics))
-            .with_tee(self.capture(call, dry_run, &head, asked_at))
+            .with_tee(self.capture(call, dry_run, &head, requested_at))
             .with_watch_end(is_watch.then(|| stages.local.draining()))
             .with_upload(progress);
         if is_pending && !is_watch {
@@ -95,11 +90,8 @@ impl Proxy {
             return;
         };
         tokio::spawn(async move {
-            if let Ok(Ok(mut response)) = timeout(BACKGROUND_FETCH_TIMEOUT, fetch).await {
-                while let Ok(Some(Ok(_))) =
-                    timeout(BACKGROUND_FETCH_TIMEOUT, response.body_mut().frame()).await
-                {
-                }
+            if let Ok(Ok(response)) = timeout(BACKGROUND_FETCH_TIMEOUT, fetch).await {
+                drain_response(response.into_body()).await;
             }
             drop(permit);
         });
@@ -131,8 +123,14 @@ impl Proxy {
     }
 
     /// Begins to copy a response into the store, or counts why it is not stored.
-    fn capture(&self, call: &Call, dry_run: DryRun, head: &Head, asked_at: u64) -> Option<Capture> {
-        match self.storable_exchange(call, dry_run, head, asked_at) {
+    fn capture(
+        &self,
+        call: &Call,
+        dry_run: DryRun,
+        head: &Head,
+        requested_at: u64,
+    ) -> Option<Capture> {
+        match self.storable_exchange(call, dry_run, head, requested_at) {
             Ok(exchange) => self.stages.cache.capture(exchange),
             Err(reason) => {
                 self.stages.cache.not_stored().increment(reason);
@@ -146,7 +144,7 @@ impl Proxy {
         call: &Call,
         dry_run: DryRun,
         head: &Head,
-        asked_at: u64,
+        requested_at: u64,
     ) -> Result<Exchange, NotStored> {
         if self.policy.working_mode == WorkingMode::Cloud {
             return Err(NotStored::WorkingMode);
@@ -156,7 +154,7 @@ impl Proxy {
             return Err(NotStored::DryRun);
         }
         let status = head.status.as_u16();
-        let exchange = Exchange::of(request, status, &head.headers, asked_at)
+        let exchange = Exchange::of(request, status, &head.headers, requested_at)
             .inspect_err(|_| self.clear_absence(call, request, status))?;
         Ok(Exchange {
             author: call
@@ -172,6 +170,18 @@ impl Proxy {
             self.stages.cache.appeared(key);
         }
     }
+}
+
+fn send_options(call: &Call, class: ConnectionClass) -> SendOptions {
+    SendOptions {
+        client: call.flow.client(),
+        class,
+        retryable: is_retryable(&call.request),
+    }
+}
+
+async fn drain_response(mut body: Body) {
+    while let Ok(Some(Ok(_))) = timeout(BACKGROUND_FETCH_TIMEOUT, body.frame()).await {}
 }
 
 /// A response with the cloud's head, but for headers of its connection.

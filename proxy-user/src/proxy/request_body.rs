@@ -14,6 +14,8 @@ use crate::cloud::upload::{TrackedBody, Upload};
 
 /// Longest body of a DELETE in bytes. `DeleteOptions` have a few hundred at most.
 const MAX_DELETE_OPTIONS: usize = 64 << 10;
+/// `DeleteOptions.dryRun` in protobuf.
+const DRY_RUN_FIELD: u64 = 5;
 const DELETE_OPTIONS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most bytes of a body that are drained.
 const MAX_DRAINED: usize = 4 << 20;
@@ -41,7 +43,7 @@ pub(crate) async fn for_cloud(
         return Ok((Some(Either::Left(TrackedBody::new(body))), DryRun::No));
     }
     let options = read_delete_options(body).await?;
-    let dry_run = dry_run(&options);
+    let dry_run = DryRun::of(&options);
     Ok((Some(Either::Right(Full::new(options))), dry_run))
 }
 
@@ -67,26 +69,27 @@ fn bad_delete_options(problem: &str) -> ProxyError {
     ))
 }
 
-/// An escape in JSON may hide the name (`dry\u0052un`), so it counts as one.
-fn dry_run(options: &[u8]) -> DryRun {
-    let is_possible = memchr::memchr(b'\\', options).is_some()
-        || memchr::memmem::find(options, b"dryRun").is_some()
-        || is_protobuf_dry_run(options);
-    if is_possible {
-        DryRun::Perhaps
-    } else {
-        DryRun::No
+impl DryRun {
+    fn of(options: &[u8]) -> Self {
+        if is_json_dry_run(options) || is_protobuf_dry_run(options) {
+            Self::Perhaps
+        } else {
+            Self::No
+        }
     }
 }
 
-/// `DeleteOptions` in protobuf with `dryRun` (field 5).
+/// An escape may hide the name (`dry\u0052un`), so it counts as one.
+fn is_json_dry_run(options: &[u8]) -> bool {
+    memchr::memchr(b'\\', options).is_some() || memchr::memmem::find(options, b"dryRun").is_some()
+}
+
 fn is_protobuf_dry_run(options: &[u8]) -> bool {
-    let Ok(unknown) = protobuf::Unknown::parse(options) else {
-        return false;
-    };
-    protobuf::Fields::new(unknown.raw)
-        .flatten()
-        .any(|(field, _)| field == 5)
+    protobuf::Unknown::parse(options).is_ok_and(|unknown| {
+        protobuf::Fields::new(unknown.raw)
+            .flatten()
+            .any(|(field, _)| field == DRY_RUN_FIELD)
+    })
 }
 
 /// Drains the body of a read, which has none as a rule. Until a body has ended hyper reads nothing else, and so does not
@@ -222,7 +225,7 @@ mod tests {
                 DryRun::No,
             ),
         ] {
-            assert_eq!(dry_run(options.as_bytes()), expected, "{options}");
+            assert_eq!(DryRun::of(options.as_bytes()), expected, "{options}");
         }
     }
 }

@@ -68,15 +68,23 @@ pub(crate) fn route(
 ) -> Route {
     let class = connection_class(request, caller);
     match protocol {
-        Protocol::Upgrade => match send_time(state) {
-            Some(time) => Route::Upgrade(time),
-            None => Route::Refuse(Refusal::UpgradeUnavailable),
-        },
+        Protocol::Upgrade => route_upgrade(state),
         Protocol::Http if request.verb().is_read() => route_read(request, class, state, policy),
-        Protocol::Http => match send_time(state) {
-            Some(time) => Route::Forward(Forward::CloudOnly(time), class),
-            None => Route::Refuse(Refusal::WriteUnavailable),
-        },
+        Protocol::Http => route_write(class, state),
+    }
+}
+
+fn route_upgrade(state: CloudState) -> Route {
+    match send_time(state) {
+        Some(time) => Route::Upgrade(time),
+        None => Route::Refuse(Refusal::UpgradeUnavailable),
+    }
+}
+
+fn route_write(class: ConnectionClass, state: CloudState) -> Route {
+    match send_time(state) {
+        Some(time) => Route::Forward(Forward::CloudOnly(time), class),
+        None => Route::Refuse(Refusal::WriteUnavailable),
     }
 }
 

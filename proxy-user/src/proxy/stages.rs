@@ -183,6 +183,10 @@ fn register_store(cache: &Cache, registry: &mut Registry) {
         let value = usize::try_from(value).unwrap_or(usize::MAX);
         register_gauge(registry, name, help, value);
     }
+    register_not_stored(cache, registry);
+}
+
+fn register_not_stored(cache: &Cache, registry: &mut Registry) {
     let counts = cache.not_stored();
     registry.register(
         "not_stored",

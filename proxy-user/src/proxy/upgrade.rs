@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -29,9 +29,9 @@ impl Proxy {
         inbound: Inbound,
         admission: &mut Option<Admission>,
     ) -> Result<Answer, ProxyError> {
-        let Ok(permit) = Arc::clone(&self.stages.limits.upgrades).try_acquire_owned() else {
-            return Err(ProxyError::too_many_requests());
-        };
+        let permit = Arc::clone(&self.stages.limits.upgrades)
+            .try_acquire_owned()
+            .map_err(|_| ProxyError::too_many_requests())?;
         if !self.may_send(time).await {
             return Err(ProxyError::not_upgraded(ForwardError::Disconnected));
         }
@@ -43,23 +43,13 @@ impl Proxy {
             admission.hold_upgrade(permit);
         }
         if let Some(streams) = streams {
-            let mut admission = admission.take();
-            if let Some(admission) = &mut admission {
-                record_upgrade(admission, call, response.status());
-            }
-            tokio::spawn(streams.join(admission, Arc::clone(&call.flow)));
+            streams.spawn(call, response.status(), admission.take());
         }
         response
             .headers_mut()
             .insert(SOURCE, HeaderValue::from_static("cloud"));
         Ok(Answer::Cloud(response))
     }
-}
-
-fn record_upgrade(admission: &mut Admission, call: &Call, status: StatusCode) {
-    let record = admission.record();
-    record.mark_upgraded();
-    record.respond(Source::Cloud, status.as_u16(), || call.description());
 }
 
 /// Both sides of a request that has left HTTP.
@@ -71,6 +61,15 @@ struct Streams {
 }
 
 impl Streams {
+    /// Notes the response, and joins both sides in a task of their own.
+    fn spawn(self, call: &Call, status: StatusCode, mut admission: Option<Admission>) {
+        if let Some(record) = admission.as_mut().map(Admission::record) {
+            record.mark_upgraded();
+            record.respond(Source::Cloud, status.as_u16(), || call.description());
+        }
+        tokio::spawn(self.join(admission, Arc::clone(&call.flow)));
+    }
+
     /// Copies both ways until either side ends, the cloud is found to be away, or the client is cut off. Holds the
     /// request's admission as long.
     async fn join(self, admission: Option<Admission>, flow: Arc<Flow>) {
@@ -104,9 +103,7 @@ async fn forward(
     let Some(client) = inbound.upgraded.filter(|_| is_switched) else {
         return Ok((upstream.into_response(metrics).map(Body::cloud), None));
     };
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = upstream.response.headers().clone();
+    let response = switched_response(upstream.response.headers());
     let streams = Streams {
         client,
         server: hyper::upgrade::on(&mut upstream.response),
@@ -114,4 +111,11 @@ async fn forward(
         closing: upstream.closing,
     };
     Ok((response, Some(streams)))
+}
+
+fn switched_response(headers: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = headers.clone();
+    response
 }
