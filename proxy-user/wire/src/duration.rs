@@ -91,4 +91,11 @@ mod tests {
                 .contains("century")
         );
     }
+
+    #[test]
+    fn a_century_is_the_longest_duration() {
+        let century = Duration::from_secs(100 * 365 * 24 * 3600);
+        assert_eq!(parse("876000h"), Ok(century));
+        assert!(parse("876001h").is_err());
+    }
 }

@@ -265,4 +265,65 @@ mod tests {
         let head = parse_head(event).unwrap();
         assert_eq!(head.status, StatusHead::default(), "the last value counts");
     }
+
+    #[test]
+    fn one_annotation_alone_ends_the_initial_events() {
+        let ends = |annotations: &str| {
+            let object = format!(r#"{{"metadata":{{"annotations":{annotations}}}}}"#);
+            parse_head(object.as_bytes()).map(|head| head.meta.initial_events_end)
+        };
+        assert_eq!(ends(r#"{"k8s.io/initial-events-end":"true"}"#), Ok(true));
+        let among = r#"{"a":"true","k8s.io/initial-events-end":"true","b":"false"}"#;
+        assert_eq!(ends(among), Ok(true));
+        assert_eq!(ends(r#"{"k8s.io/initial-events-end":"false"}"#), Ok(false));
+        assert_eq!(ends(r#"{"a":"true"}"#), Ok(false));
+        assert_eq!(ends("null"), Ok(false));
+        let error = ends(r#""text""#).unwrap_err().to_string();
+        assert!(error.contains("expected annotations"), "{error}");
+    }
+
+    #[test]
+    fn fields_of_other_types_read_as_absent() {
+        for value in [
+            "7",
+            "-7",
+            "1.5",
+            "true",
+            "null",
+            "[]",
+            "[1]",
+            "{}",
+            r#"{"a":1}"#,
+        ] {
+            let object = format!(r#"{{"kind":{value},"metadata":{{"name":{value}}}}}"#);
+            assert_eq!(
+                parse_head(object.as_bytes()),
+                Ok(Head::default()),
+                "{value}"
+            );
+        }
+        let escaped = parse_head(br#"{"kind":"P\u006fd"}"#).unwrap();
+        assert_eq!(escaped.kind, "Pod");
+    }
+
+    #[test]
+    fn an_object_that_is_deleted_says_so() {
+        let pod = br#"{"metadata":{"deletionTimestamp":"2026-11-22T16:51:54Z",
+            "deletionGracePeriodSeconds":30,"finalizers":[],"continue":"c"}}"#;
+        let meta = parse_head(pod).unwrap().meta;
+        assert_eq!((meta.deleting, meta.grace_seconds), (true, 30));
+        assert_eq!((meta.finalizers, &*meta.continue_token), (false, "c"));
+        let null = br#"{"metadata":{"deletionTimestamp":null,"deletionGracePeriodSeconds":null}}"#;
+        assert_eq!(parse_head(null).unwrap().meta, Meta::default());
+    }
+
+    #[test]
+    fn a_watch_event_needs_an_object() {
+        let event = br#"{"type":"ADDED","object":{"kind":"Pod"}}"#;
+        let (kind, object) = parse_watch_event(event).unwrap();
+        assert_eq!((&*kind, object), ("ADDED", &br#"{"kind":"Pod"}"#[..]));
+        for bad in [&br#"{"type":"ADDED"}"#[..], b"[]", b"\xff", b"{"] {
+            assert!(parse_watch_event(bad).is_err());
+        }
+    }
 }

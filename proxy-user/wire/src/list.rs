@@ -164,4 +164,20 @@ mod tests {
             assert_eq!(out.len(), protobuf_item_len(len), "{len}");
         }
     }
+
+    #[test]
+    fn a_protobuf_envelope_reads_back() {
+        let head = head("c", false);
+        let mut items = Vec::new();
+        push_protobuf_item(&mut items, b"\x0a\x03\x0a\x01a");
+        let envelope = head.encode_protobuf(items.len());
+        let body = [envelope.head, items, envelope.tail].concat();
+        let (mut splitter, mut objects) = (ProtobufListSplitter::default(), Vec::new());
+        let pushed = splitter.push(&body, &mut |_, object| {
+            objects.push(object.to_vec());
+            Ok(())
+        });
+        assert_eq!((pushed, splitter.finish()), (Ok(()), Ok(head)));
+        assert_eq!(objects, [b"\x0a\x03\x0a\x01a"]);
+    }
 }

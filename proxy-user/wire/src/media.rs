@@ -262,4 +262,56 @@ mod tests {
             None
         );
     }
+
+    #[test]
+    fn content_types_name_their_encoding() {
+        use Encoding::{Json, Protobuf};
+        for encoding in [Json, Protobuf] {
+            for text in [encoding.content_type(), encoding.watch_content_type()] {
+                assert_eq!(Encoding::from_content_type(text), Some(encoding), "{text}");
+            }
+        }
+        assert_eq!(
+            Encoding::from_content_type("application/json ; charset=utf-8"),
+            Some(Json)
+        );
+        assert_eq!(Encoding::from_content_type("text/plain"), None);
+        assert_eq!(
+            Protobuf.watch_content_type(),
+            "application/vnd.kubernetes.protobuf;stream=watch"
+        );
+    }
+
+    #[test]
+    fn the_preferred_encoding_is_the_first_that_is_available() {
+        let text =
+            "application/yaml,application/vnd.kubernetes.protobuf,application/*,application/json";
+        let accepts = Accepts::from_headers(&headers(text));
+        assert_eq!(accepts.preferred(|_| true), Some(Encoding::Protobuf));
+        let json = accepts.preferred(|encoding| encoding == Encoding::Json);
+        assert_eq!(json, Some(Encoding::Json));
+        assert_eq!(accepts.preferred(|_| false), None);
+        assert!(!accepts.asks_for_variant);
+    }
+
+    #[test]
+    fn plain_text_satisfies_any_clause_and_other_types_their_own() {
+        let json = headers("application/json");
+        assert_eq!(clause_rank(&json, "text/plain; charset=utf-8"), Some(0));
+        assert_eq!(clause_rank(&json, "application/yaml"), None);
+        let any = headers("application/cbor,application/*");
+        assert_eq!(clause_rank(&any, "application/json"), Some(1));
+        let table = headers("application/json;as=Table");
+        assert_eq!(clause_rank(&table, "application/json"), None);
+    }
+
+    #[test]
+    fn an_accept_header_that_is_no_text_means_json() {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            header::ACCEPT,
+            http::HeaderValue::from_bytes(b"\xff").unwrap(),
+        );
+        assert_eq!(Accepts::from_headers(&headers), Accepts::JSON);
+    }
 }

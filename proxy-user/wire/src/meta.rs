@@ -206,4 +206,21 @@ mod tests {
         assert_eq!(early - Duration::from_secs(9), Timestamp::EPOCH);
         assert_eq!(Timestamp::MAX + Duration::MAX, Timestamp::MAX);
     }
+
+    #[test]
+    fn metadata_gives_its_version_as_a_number() {
+        let meta = |text: &str| Meta {
+            resource_version: text.to_owned().into(),
+            ..Meta::default()
+        };
+        assert_eq!(meta("42").version(), Some(42));
+        assert_eq!(meta("0").version(), None);
+        assert_eq!(parse_version("7"), Some(7));
+        assert_eq!(Timestamp::from_millis(7).as_millis(), 7);
+        let age = Age::from(Duration::from_millis(2_900));
+        assert_eq!(
+            (age.as_secs(), age.as_duration()),
+            (2, Duration::from_millis(2_900))
+        );
+    }
 }

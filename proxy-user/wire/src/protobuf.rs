@@ -386,4 +386,116 @@ mod tests {
         message.push(0x0a);
         assert_eq!(find_bytes(&message, 2), None, "malformed");
     }
+
+    fn message(fields: &[(u64, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (number, bytes) in fields {
+            put_bytes(&mut out, *number, bytes);
+        }
+        out
+    }
+
+    #[test]
+    fn metadata_says_whether_the_object_is_deleted() {
+        let mut meta = message(&[(9, b""), (14, b"f")]);
+        put_varint_field(&mut meta, 10, 30);
+        let raw = message(&[(1, &meta)]);
+        let meta = parse_object_meta(&raw).unwrap();
+        assert!(meta.deleting && meta.finalizers && !meta.initial_events_end);
+        assert_eq!(meta.grace_seconds, 30);
+    }
+
+    #[test]
+    fn one_annotation_alone_ends_the_initial_events() {
+        let ends = |key: &str, value: &[u8]| {
+            let entry = message(&[(1, key.as_bytes()), (2, value)]);
+            let meta = message(&[(12, &entry), (12, &message(&[(1, b"a"), (2, b"true")]))]);
+            parse_object_meta(&message(&[(1, &meta)]))
+                .unwrap()
+                .initial_events_end
+        };
+        assert!(ends(INITIAL_EVENTS_END, b"true"));
+        assert!(!ends(INITIAL_EVENTS_END, b"false"));
+        assert!(!ends("k8s.io/other", b"true"));
+    }
+
+    #[test]
+    fn a_list_meta_holds_version_and_token() {
+        let bytes = message(&[(1, b"link"), (2, b"77"), (3, b"next")]);
+        let meta = parse_list_meta(&bytes).unwrap();
+        assert_eq!((meta.resource_version, meta.continue_token), ("77", "next"));
+        assert!(parse_list_meta(&message(&[(2, b"\xff")])).is_err());
+    }
+
+    #[test]
+    fn a_status_holds_reason_name_and_resource() {
+        let details = message(&[(1, b"a"), (2, b"apps"), (3, b"deployments")]);
+        let raw = message(&[
+            (2, b"Failure"),
+            (3, b"words"),
+            (4, b"NotFound"),
+            (5, &details),
+        ]);
+        let status = parse_status(&raw).unwrap();
+        assert_eq!((&*status.status, &*status.reason), ("Failure", "NotFound"));
+        assert_eq!((&*status.name, &*status.resource), ("a", "deployments"));
+        assert!(parse_status(&message(&[(5, b"\x0a")])).is_err());
+    }
+
+    #[test]
+    fn a_watch_event_holds_type_and_object() {
+        let object = message(&[(1, b"body"), (2, b"other")]);
+        let frame = message(&[(1, b"ADDED"), (2, &object), (3, b"later")]);
+        assert_eq!(parse_watch_event(&frame), Ok(("ADDED", &b"body"[..])));
+        assert!(parse_watch_event(&message(&[(1, b"ADDED")])).is_err());
+        assert!(
+            parse_watch_event(&message(&[(1, b"ADDED"), (2, &message(&[(2, b"x")]))])).is_err()
+        );
+    }
+
+    #[test]
+    fn an_encoded_object_is_refused_and_unknown_fields_are_skipped() {
+        let plain = message(&[(2, b"raw"), (3, b""), (4, b""), (5, b"later")]);
+        let body = [&MAGIC[..], &plain].concat();
+        assert_eq!(Unknown::parse(&body).unwrap().raw, b"raw");
+        for number in [3, 4] {
+            let odd = message(&[(2, b"raw"), (number, b"gzip")]);
+            assert!(
+                Unknown::parse(&[&MAGIC[..], &odd].concat()).is_err(),
+                "{number}"
+            );
+        }
+        assert!(Unknown::parse(&[&MAGIC[..], &message(&[(3, b"")])].concat()).is_err());
+        assert!(Unknown::parse(&plain).is_err(), "no magic");
+    }
+
+    #[test]
+    fn fields_of_every_wire_type_are_skipped_by_their_length() {
+        let mut bytes = vec![1 << 3 | 1, 1, 2, 3, 4, 5, 6, 7, 8, 2 << 3 | 5, 1, 2, 3, 4];
+        put_varint_field(&mut bytes, 3, 300);
+        put_bytes(&mut bytes, 4, b"text");
+        let fields: Result<Vec<_>, _> = Fields::new(&bytes).collect();
+        let expected = vec![
+            (1, Value::Fixed),
+            (2, Value::Fixed),
+            (3, Value::Varint(300)),
+            (4, Value::Bytes(b"text")),
+        ];
+        assert_eq!(fields, Ok(expected));
+        for cut in [1, 8, 10, 13, 15] {
+            assert!(
+                Fields::new(&bytes[..cut]).any(|field| field.is_err()),
+                "{cut}"
+            );
+        }
+        assert!(
+            Fields::new(&[1 << 3 | 3]).any(|field| field.is_err()),
+            "a group"
+        );
+        assert_eq!(
+            Fields::new(&[0xff, 0xff]).count(),
+            1,
+            "an error ends the fields"
+        );
+    }
 }

@@ -332,3 +332,109 @@ fn spellings_are_read_as_go_and_the_api_server_read_them_or_not_at_all() {
         table.lines().count()
     );
 }
+
+#[test]
+fn verbs_that_may_be_sent_twice_are_reads() {
+    use Verb::{
+        Create, Delete, DeleteCollection, Get, List, NonResource, Other, Patch, Update, Watch,
+    };
+    for verb in [Get, List, Watch, NonResource] {
+        assert!(verb.is_read(), "{verb:?}");
+    }
+    for verb in [Create, Update, Patch, Delete, DeleteCollection, Other] {
+        assert!(!verb.is_read(), "{verb:?}");
+    }
+    assert_eq!(
+        [Get, NonResource, Update, DeleteCollection, Other].map(Verb::as_str),
+        ["get", "get", "update", "deletecollection", "other"]
+    );
+}
+
+#[test]
+fn paths_and_descriptions_are_given_of_opaque_requests_too() {
+    let table = [
+        ("GET /version?timeout=1s", "/version", "/version"),
+        ("GET /v%65rsion?x=1", "/v%65rsion", "/v%65rsion"),
+        ("GET /api/v1/nodes", "/api/v1/nodes", "nodes"),
+        (
+            "GET /apis/apps/v1/namespaces/d/deployments/a/status",
+            "/apis/apps/v1/namespaces/d/deployments/a/status",
+            "the status of deployments.apps \"a\" in namespace \"d\"",
+        ),
+    ];
+    for (call, path, words) in table {
+        read(call, |info| {
+            assert_eq!((info.path(), &*info.describe()), (path, words));
+        });
+    }
+}
+
+#[test]
+fn requests_that_a_proxy_of_the_api_server_passes_on_are_told_apart() {
+    for (call, is_proxied) in [
+        ("GET /api/v1/namespaces/d/services/s/proxy/", true),
+        ("GET /api/v1/nodes/n/proxy", true),
+        ("GET /api/v1/nodes/n/pr%6Fxy/metrics", true),
+        ("GET /api/v1/namespaces/d/services/proxy-a", false),
+        ("GET /api/v1/pods?x=/proxy/", false),
+    ] {
+        read(call, |info| {
+            assert_eq!(info.is_proxied(), is_proxied, "{call}")
+        });
+    }
+}
+
+#[test]
+fn an_understood_request_gives_its_parts() {
+    read(
+        "GET /apis/apps/v1/deployments?labelSelector=a%3Db&pretty=true",
+        |info| {
+            let request = info.understood().unwrap();
+            assert_eq!(
+                (&*request.api_version(), request.has_selectors()),
+                ("apps/v1", true)
+            );
+            assert!(request.options().pretty && !request.options().include_object);
+        },
+    );
+    read(
+        "GET /api/v1/pods?fieldSelector=a%3Db&includeObject=None",
+        |info| {
+            let request = info.understood().unwrap();
+            assert_eq!(
+                (&*request.api_version(), request.has_selectors()),
+                ("v1", true)
+            );
+            assert!(request.options().include_object && !request.options().pretty);
+        },
+    );
+    read("GET /api/v1/pods", |info| {
+        assert!(!info.understood().unwrap().has_selectors());
+    });
+}
+
+/// Go's own limits aren't reached by the recorded readings.
+#[test]
+fn a_query_has_limits() {
+    let is_understood = |query: &str| {
+        let uri: Uri = format!("/api/v1/pods?{query}").parse().unwrap();
+        RequestInfo::parse(&Method::GET, &uri)
+            .understood()
+            .is_some()
+    };
+    assert!(is_understood(&format!("{}limit=1", "&".repeat(63))));
+    assert!(!is_understood(&format!("{}limit=1", "&".repeat(64))));
+    assert!(is_understood(&format!("limit={}", "9".repeat(18))));
+    assert!(!is_understood(&format!("limit={}", "9".repeat(19))));
+    for odd in [
+        "limit=",
+        "limit=-1",
+        "limit=1x",
+        "timeout=5",
+        "labelSelector=a%26b",
+        "pretty=%00",
+    ] {
+        assert!(!is_understood(odd), "{odd}");
+    }
+    assert!(is_understood("timeout=&pretty="));
+}
