@@ -117,7 +117,7 @@ impl Continuity {
         self.replacements.contains_key(key)
     }
 
-    /// When the first record_replacement was asked for, or this one.
+    /// When the first replacement was requested, or this one if that was earlier.
     pub(super) fn since(&self, asked: u64) -> u64 {
         self.replacements.values().copied().fold(asked, u64::min)
     }

@@ -380,7 +380,7 @@ impl Batch<'_> {
         let mut missing = Vec::new();
         for row in self.objects.range(prefix..end.as_slice())? {
             let (key, value) = row?;
-            // GrantTables before a fresh list was asked for, and not in it: gone, whatever its version.
+            // Stored before a fresh list was requested, and not in it: gone, whatever its version.
             let older = Record::read(value.value()).is_none_or(|r| {
                 r.version <= version
                     || (observed.is_consistent()
