@@ -18,16 +18,18 @@ use super::grants::{CredentialStatus, Grants, Right};
 use super::identity::Credential;
 use crate::cache::Cache;
 use crate::cache::change::Change;
-use crate::cache::grant_rows::{Author, GrantCounts};
+use crate::cache::exchange::Author;
+use crate::cache::grant_rows::GrantCounts;
 use crate::cache::keys::ObjectKey;
 use crate::cache::store::StoreError;
+use hublet_wire::meta::Timestamp;
 
 /// The cloud's response, as far as it tells of rights.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ObservedResponse {
     pub status: u16,
-    /// The time at which the request was sent, in milliseconds since the epoch.
-    pub requested_at: u64,
+    /// The time at which the request was sent.
+    pub requested_at: Timestamp,
 }
 
 /// The part of the store that is open to a caller.
@@ -116,8 +118,8 @@ pub(crate) struct Authorizer {
     grants: Arc<Grants>,
     /// Held while a right changes, here and on its way to the disk, so that both see the same order.
     changing: Mutex<()>,
-    /// The age up to which an observed right or credential counts, in milliseconds.
-    max_age: u64,
+    /// The age up to which an observed right or credential counts.
+    max_age: Duration,
 }
 
 impl Authorizer {
@@ -127,19 +129,20 @@ impl Authorizer {
     /// The store can't be read.
     pub(crate) fn load(cache: Arc<Cache>, max_age: Duration) -> Result<Self, StoreError> {
         let cluster = cache.cluster_generation();
-        let (grants, redated) = Grants::load(&cache.stored()?, cache.clock.now(), cluster)?;
+        let now = Timestamp::from_millis(cache.clock.now());
+        let (grants, redated) = Grants::load(&cache.stored()?, now, cluster)?;
         cache.ingest().submit(redated);
         Ok(Self {
             cache,
             grants: Arc::new(grants),
             changing: Mutex::default(),
-            max_age: u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX),
+            max_age,
         })
     }
 
     /// Learns from a response of the cloud what its caller is allowed.
     pub(crate) fn observe_response(&self, attributes: &Attributes<'_>, response: ObservedResponse) {
-        let now = self.cache.clock.now();
+        let now = self.now();
         let _changing = self.changing.lock();
         // By itself: a denial is submitted however full the queue is, these changes are not.
         self.submit(self.grants.follow_clock(now));
@@ -152,7 +155,7 @@ impl Authorizer {
     pub(crate) fn observe_status(&self, credential: &Credential, status: u16) {
         if status == 401 {
             let _changing = self.changing.lock();
-            self.submit(self.grants.reject(credential, self.cache.clock.now()));
+            self.submit(self.grants.reject(credential, self.now()));
         }
     }
 
@@ -183,8 +186,8 @@ impl Authorizer {
 
     /// The cloud has accepted this credential, however long ago.
     pub(crate) fn has_accepted(&self, credential: &Credential) -> bool {
-        let now = self.cache.clock.now();
-        self.grants.has_accepted(credential, now, u64::MAX)
+        let now = self.now();
+        self.grants.has_accepted(credential, now, Duration::MAX)
     }
 
     /// The author of a write, which may thereby read what it has written.
@@ -199,6 +202,10 @@ impl Authorizer {
         self.grants.row_counts()
     }
 
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.cache.clock.now())
+    }
+
     fn submit(&self, changes: Vec<Change>) {
         self.cache.ingest().submit(changes);
     }
@@ -208,7 +215,7 @@ impl Authorizer {
         &self,
         attributes: &Attributes<'_>,
         response: ObservedResponse,
-        now: u64,
+        now: Timestamp,
     ) -> Vec<Change> {
         match attributes.credential {
             Credential::Token { token, .. }
@@ -226,7 +233,7 @@ impl Authorizer {
         &self,
         attributes: &Attributes<'_>,
         response: ObservedResponse,
-        now: u64,
+        now: Timestamp,
     ) -> Vec<Change> {
         let (grants, credential) = (&self.grants, attributes.credential);
         if response.status == 401 {
@@ -253,17 +260,17 @@ impl Authorizer {
     }
 
     /// Anonymous callers may have the target, as far as is known.
-    fn is_public(&self, attributes: &Attributes<'_>, now: u64) -> bool {
+    fn is_public(&self, attributes: &Attributes<'_>, now: Timestamp) -> bool {
         let right = attributes.anonymous_right();
         attributes.is_public_by_default()
             || self
                 .grants
-                .verdict(&Credential::Anonymous, &right, now, u64::MAX)
+                .verdict(&Credential::Anonymous, &right, now, Duration::MAX)
                 == Some(true)
     }
 
     fn decide(&self, attributes: &Attributes<'_>) -> Decision {
-        let (grants, now) = (&self.grants, self.cache.clock.now());
+        let (grants, now) = (&self.grants, self.now());
         self.submit(grants.follow_clock(now));
         let credential = attributes.credential;
         let credential_status = grants.credential_status(credential, now, self.max_age);
@@ -292,7 +299,7 @@ impl Authorizer {
         }
     }
 
-    fn allows_any(&self, credential: &Credential, rights: &[Right], now: u64) -> bool {
+    fn allows_any(&self, credential: &Credential, rights: &[Right], now: Timestamp) -> bool {
         rights
             .iter()
             .any(|right| self.grants.verdict(credential, right, now, self.max_age) == Some(true))
@@ -307,7 +314,7 @@ struct GrantedAuthor {
 }
 
 impl Author for GrantedAuthor {
-    fn observe_object(&self, object: ObjectKey<'_>, now: u64) -> Vec<Change> {
+    fn observe_object(&self, object: ObjectKey<'_>, now: Timestamp) -> Vec<Change> {
         self.grants.allow_author(&self.credential, object, now)
     }
 }

@@ -82,10 +82,10 @@ impl Bench {
 
     /// The cloud answers at once.
     fn observe(&self, headers: &str, path: &str, status: u16) {
-        self.observe_late(headers, path, status, self.clock.now());
+        self.observe_late(headers, path, status, self.authorizer.now());
     }
 
-    fn observe_late(&self, headers: &str, path: &str, status: u16, requested_at: u64) {
+    fn observe_late(&self, headers: &str, path: &str, status: u16, requested_at: Timestamp) {
         let response = ObservedResponse {
             status,
             requested_at,
@@ -214,7 +214,7 @@ async fn i7_a_refusal_of_a_part_takes_the_whole() {
 async fn i7_a_slow_answer_takes_no_later_refusal_back() {
     let bench = Bench::new();
     bench.observe(ME, SECRET, 200);
-    let requested_at = bench.clock.now();
+    let requested_at = bench.authorizer.now();
     bench.clock.advance(1_000);
     bench.observe(ME, SECRET, 403);
     bench.observe_late(ME, SECRET, 200, requested_at);
@@ -301,7 +301,7 @@ async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
     bench.observe(ME, "/api", 200);
     bench.observe(ME, SECRET, 200);
     bench.observe(ME, "/api/v1/namespaces/d/secrets/gone", 404);
-    let requested_at = bench.clock.now();
+    let requested_at = bench.authorizer.now();
     bench.clock.advance(1_000);
     bench.observe(ME, "/api/v1/namespaces/d/secrets/gone", 403);
     bench.observe_late(ME, "/api/v1/namespaces/d/secrets/gone", 404, requested_at);

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -16,6 +17,7 @@ use crate::cache::grant_rows::{
 };
 use crate::cache::keys::ObjectKey;
 use crate::cache::store::{Snapshot, StoreError};
+use hublet_wire::meta::Timestamp;
 use hublet_wire::request::Verb;
 
 /// Most grants kept, in all and of one account.
@@ -32,13 +34,13 @@ pub(crate) const CREDENTIALS: Limits = Limits {
 };
 /// Most digests of rejected tokens kept, in memory only.
 const MAX_REJECTED: usize = 1_024;
-/// A grant is written again when its time on disk is older than this, in milliseconds.
-const REFRESH: u64 = 3_600_000;
-/// Age, in milliseconds, up to which a 404 allows its caller to read the object that it then writes: twice as long as it
+/// A grant is written again when its time on disk is older than this.
+const REFRESH: Duration = Duration::from_secs(3600);
+/// The age up to which a 404 allows its caller to read the object that it then writes: twice as long as it
 /// takes to note the 404 anew, since rights may change meanwhile.
-const MAX_AGE_FOR_AUTHOR: u64 = 2 * REFRESH;
-/// A clock that goes back by more than this has been set, in milliseconds.
-const CLOCK_TOLERANCE: u64 = 1_000;
+const MAX_AGE_FOR_AUTHOR: Duration = Duration::from_secs(2 * 3600);
+/// A clock that goes back by more than this has been set.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 
 /// An action that a right allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +98,7 @@ struct GrantTables {
     grants: Shares<Right>,
     anonymous: Shares<Right>,
     /// The last tokens that were rejected, and when; newest at the back.
-    rejected: VecDeque<(TokenDigest, u64)>,
+    rejected: VecDeque<(TokenDigest, Timestamp)>,
 }
 
 impl GrantTables {
@@ -114,14 +116,14 @@ impl GrantTables {
         }
     }
 
-    fn rejected_at(&self, token: &TokenDigest) -> Option<u64> {
+    fn rejected_at(&self, token: &TokenDigest) -> Option<Timestamp> {
         self.rejected
             .iter()
             .find(|(digest, _)| digest == token)
             .map(|(_, at)| *at)
     }
 
-    fn put_rejected(&mut self, token: TokenDigest, now: u64) {
+    fn put_rejected(&mut self, token: TokenDigest, now: Timestamp) {
         match self
             .rejected
             .iter_mut()
@@ -233,7 +235,7 @@ impl Grants {
     /// redb's.
     pub(crate) fn load(
         snapshot: &Snapshot,
-        now: u64,
+        now: Timestamp,
         cluster: ClusterGeneration,
     ) -> Result<(Self, Vec<Change>), StoreError> {
         let mut tables = GrantTables::new(cluster.current());
@@ -257,16 +259,16 @@ impl Grants {
 
     /// Follows a clock that has been set back: rows from the future count as of `now` from here on, so that they age.
     /// Returns the changes to write.
-    pub(crate) fn follow_clock(&self, now: u64) -> Vec<Change> {
-        let latest = self.latest.load(Ordering::Relaxed);
-        if latest <= now.saturating_add(CLOCK_TOLERANCE) {
+    pub(crate) fn follow_clock(&self, now: Timestamp) -> Vec<Change> {
+        let latest = Timestamp::from_millis(self.latest.load(Ordering::Relaxed));
+        if latest <= now + CLOCK_TOLERANCE {
             if latest < now {
-                self.latest.fetch_max(now, Ordering::Relaxed);
+                self.latest.fetch_max(now.as_millis(), Ordering::Relaxed);
             }
             return Vec::new();
         }
         let mut tables = self.write();
-        self.latest.store(now, Ordering::Relaxed);
+        self.latest.store(now.as_millis(), Ordering::Relaxed);
         let mut grants = tables.grants.redate_future(now);
         grants.append(&mut tables.anonymous.redate_future(now));
         let credentials = tables.credentials.redate_future(now).into_iter();
@@ -296,17 +298,22 @@ impl Grants {
         tables
     }
 
-    /// The cloud has accepted the token within `max_age` milliseconds.
-    pub(crate) fn has_accepted(&self, credential: &Credential, now: u64, max_age: u64) -> bool {
+    /// The cloud has accepted the token within `max_age`.
+    pub(crate) fn has_accepted(
+        &self,
+        credential: &Credential,
+        now: Timestamp,
+        max_age: Duration,
+    ) -> bool {
         let Credential::Token { token, .. } = credential else {
             return false;
         };
         let accepted = self.accepted_at(token);
-        accepted.is_some_and(|verdict| now.saturating_sub(verdict.time()) <= max_age)
+        accepted.is_some_and(|verdict| now - verdict.time() <= max_age)
     }
 
     /// The token has proven itself so lately that another proof adds nothing.
-    pub(crate) fn has_just_accepted(&self, token: &Token, now: u64) -> bool {
+    pub(crate) fn has_just_accepted(&self, token: &Token, now: Timestamp) -> bool {
         is_fresh(self.accepted_at(token), now)
     }
 
@@ -315,12 +322,12 @@ impl Grants {
         tables.credentials.get(token.account, &token.digest)
     }
 
-    /// The cloud's last response to a credential, if it is not older than `max_age` milliseconds.
+    /// The cloud's last response to a credential, if it is not older than `max_age`.
     pub(crate) fn credential_status(
         &self,
         credential: &Credential,
-        now: u64,
-        max_age: u64,
+        now: Timestamp,
+        max_age: Duration,
     ) -> CredentialStatus {
         let token = match credential {
             Credential::Token { token, .. } => token,
@@ -329,29 +336,31 @@ impl Grants {
         };
         let tables = self.read();
         match tables.credentials.get(token.account, &token.digest) {
-            Some(accepted) if now.saturating_sub(accepted.time()) <= max_age => {
-                CredentialStatus::Accepted
-            }
+            Some(accepted) if now - accepted.time() <= max_age => CredentialStatus::Accepted,
             _ if tables.rejected_at(&token.digest).is_some() => CredentialStatus::Rejected,
             _ => CredentialStatus::Unknown,
         }
     }
 
-    /// True if the cloud's last response allowed this, false if it denied it, if that is not older than `max_age`
-    /// milliseconds.
+    /// True if the cloud's last response allowed this, false if it denied it, if that is not older than `max_age`.
     pub(crate) fn verdict(
         &self,
         credential: &Credential,
         right: &Right,
-        now: u64,
-        max_age: u64,
+        now: Timestamp,
+        max_age: Duration,
     ) -> Option<bool> {
         let verdict = self.read().grant(account_of(credential)?, right)?;
-        (now.saturating_sub(verdict.time()) <= max_age).then(|| verdict.is_allowed())
+        (now - verdict.time() <= max_age).then(|| verdict.is_allowed())
     }
 
-    /// The cloud has denied this after `moment`, in milliseconds since the epoch.
-    pub(crate) fn denied_since(&self, credential: &Credential, right: &Right, moment: u64) -> bool {
+    /// The cloud has denied this after `moment`.
+    pub(crate) fn denied_since(
+        &self,
+        credential: &Credential,
+        right: &Right,
+        moment: Timestamp,
+    ) -> bool {
         let account = account_of(credential);
         let verdict = account.and_then(|account| self.read().grant(account, right));
         verdict.is_some_and(|verdict| !verdict.is_allowed() && verdict.time() > moment)
@@ -359,7 +368,12 @@ impl Grants {
 
     /// The cloud has just answered a request of `requested_at` as it answers only callers whose token it accepts. Returns
     /// the changes to write: none if the token has been rejected since.
-    pub(crate) fn accept(&self, token: &Token, requested_at: u64, now: u64) -> Vec<Change> {
+    pub(crate) fn accept(
+        &self,
+        token: &Token,
+        requested_at: Timestamp,
+        now: Timestamp,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         if self.has_just_accepted(token, now) {
             return changes;
@@ -377,7 +391,12 @@ impl Grants {
     }
 
     /// The cloud has just allowed this to an anonymous caller or to a credential that it has accepted.
-    pub(crate) fn allow(&self, credential: &Credential, right: Right, now: u64) -> Vec<Change> {
+    pub(crate) fn allow(
+        &self,
+        credential: &Credential,
+        right: Right,
+        now: Timestamp,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         let Some(account) = learning_account_of(credential) else {
             return changes;
@@ -396,7 +415,7 @@ impl Grants {
         &self,
         author: &Credential,
         object: ObjectKey<'_>,
-        now: u64,
+        now: Timestamp,
     ) -> Vec<Change> {
         let absence = Right::of(author, Action::AbsenceOnly, object.as_bytes());
         if self.verdict(author, &absence, now, MAX_AGE_FOR_AUTHOR) != Some(true) {
@@ -408,7 +427,12 @@ impl Grants {
 
     /// The cloud has just answered 403: none of these rights holds any more. Only those that were allowed before are
     /// remembered as denied.
-    pub(crate) fn deny(&self, credential: &Credential, rights: &[Right], now: u64) -> Vec<Change> {
+    pub(crate) fn deny(
+        &self,
+        credential: &Credential,
+        rights: &[Right],
+        now: Timestamp,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         let Some(account) = learning_account_of(credential) else {
             return changes;
@@ -432,7 +456,7 @@ impl Grants {
     }
 
     /// The cloud has just answered 401.
-    pub(crate) fn reject(&self, credential: &Credential, now: u64) -> Vec<Change> {
+    pub(crate) fn reject(&self, credential: &Credential, now: Timestamp) -> Vec<Change> {
         let Credential::Token { token, .. } = credential else {
             return Vec::new();
         };
@@ -471,11 +495,10 @@ fn learning_account_of(credential: &Credential) -> Option<Identity> {
     }
 }
 
-fn is_fresh(verdict: Option<Verdict>, now: u64) -> bool {
-    verdict.is_some_and(|v| {
-        v.is_allowed()
-            && v.time() <= now + CLOCK_TOLERANCE
-            && now.saturating_sub(v.time()) < REFRESH
+fn is_fresh(verdict: Option<Verdict>, now: Timestamp) -> bool {
+    verdict.is_some_and(|verdict| {
+        let time = verdict.time();
+        verdict.is_allowed() && time <= now + CLOCK_TOLERANCE && now - time < REFRESH
     })
 }
 

@@ -15,6 +15,11 @@ impl Grants {
 }
 
 const DAY: u64 = 86_400_000;
+const ONE_DAY: Duration = Duration::from_millis(DAY);
+
+fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
 
 fn bearer(token: &str) -> Credential {
     let mut headers = HeaderMap::new();
@@ -44,12 +49,12 @@ fn get(credential: &Credential, scope: &str) -> Right {
 }
 
 fn allows(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> Option<bool> {
-    grants.verdict(credential, &get(credential, scope), now, DAY)
+    grants.verdict(credential, &get(credential, scope), at(now), ONE_DAY)
 }
 
 fn allow(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> usize {
-    let mut changes = grants.accept(token(credential), now, now);
-    changes.append(&mut grants.allow(credential, get(credential, scope), now));
+    let mut changes = grants.accept(token(credential), at(now), at(now));
+    changes.append(&mut grants.allow(credential, get(credential, scope), at(now)));
     changes.len()
 }
 
@@ -58,14 +63,14 @@ fn i7_a_rotated_token_keeps_its_accounts_grants_once_the_cloud_accepted_it() {
     let grants = Grants::empty();
     let (old, new) = (service_account("cni", "1"), service_account("cni", "2"));
     allow(&grants, &old, "a", 0);
-    assert!(grants.has_accepted(&old, DAY, DAY));
+    assert!(grants.has_accepted(&old, at(DAY), ONE_DAY));
     assert_eq!(
-        grants.credential_status(&new, 0, DAY),
+        grants.credential_status(&new, at(0), ONE_DAY),
         CredentialStatus::Unknown,
         "its claims alone prove nothing"
     );
-    grants.accept(token(&new), 0, 0);
-    assert!(grants.has_accepted(&new, 0, DAY));
+    grants.accept(token(&new), at(0), at(0));
+    assert!(grants.has_accepted(&new, at(0), ONE_DAY));
     assert_eq!(allows(&grants, &new, "a", DAY), Some(true));
 }
 
@@ -78,7 +83,7 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
     assert_eq!(allows(&grants, &me, "a", DAY + 2), None);
     assert_eq!(
         grants
-            .deny(&me, &[get(&me, "a"), get(&me, "never")], 2)
+            .deny(&me, &[get(&me, "a"), get(&me, "never")], at(2))
             .len(),
         1
     );
@@ -89,15 +94,15 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
         ),
         (Some(false), None)
     );
-    assert_eq!(grants.reject(&me, 3).len(), 1);
+    assert_eq!(grants.reject(&me, at(3)).len(), 1);
     assert_eq!(
-        grants.credential_status(&me, 3, DAY),
+        grants.credential_status(&me, at(3), ONE_DAY),
         CredentialStatus::Rejected
     );
     allow(&grants, &me, "a", 4);
     assert_eq!(
         (
-            grants.credential_status(&me, 5, DAY),
+            grants.credential_status(&me, at(5), ONE_DAY),
             allows(&grants, &me, "a", 5)
         ),
         (CredentialStatus::Accepted, Some(true))
@@ -108,7 +113,7 @@ fn i7_grants_age_and_a_refusal_takes_them_back() {
         Credential::Unclear,
     ] {
         assert!(
-            !grants.has_accepted(&nobody, 2, DAY),
+            !grants.has_accepted(&nobody, at(2), ONE_DAY),
             "{nobody:?} has proven nothing"
         );
     }
@@ -123,19 +128,24 @@ fn i14_a_flood_evicts_its_own_and_refused_tokens_are_few() {
         allow(&grants, &flood, &n.to_string(), n + 1);
     }
     for n in 0..CREDENTIALS.all + 100 {
-        grants.accept(token(&service_account("flood", &n.to_string())), 1, 1);
-        grants.reject(&bearer(&n.to_string()), 1);
+        grants.accept(
+            token(&service_account("flood", &n.to_string())),
+            at(1),
+            at(1),
+        );
+        grants.reject(&bearer(&n.to_string()), at(1));
     }
     let counts = grants.row_counts();
     assert_eq!(counts.grants, GRANTS.account + 1);
     assert_eq!(counts.credentials, CREDENTIALS.account + 1);
     assert!(
-        grants.has_accepted(&cni, DAY, DAY) && allows(&grants, &cni, "mine", DAY) == Some(true)
+        grants.has_accepted(&cni, at(DAY), ONE_DAY)
+            && allows(&grants, &cni, "mine", DAY) == Some(true)
     );
     assert_eq!(grants.read().rejected.len(), MAX_REJECTED);
     for n in 0..2 * ANONYMOUS_GRANTS {
         let right = get(&Credential::Anonymous, &n.to_string());
-        grants.allow(&Credential::Anonymous, right, 1);
+        grants.allow(&Credential::Anonymous, right, at(1));
     }
     assert_eq!(
         grants.row_counts().grants,
@@ -149,15 +159,20 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
     let grants = Grants::empty();
     let (me, other) = (bearer("me"), bearer("other"));
     for one in [&me, &other] {
-        grants.accept(token(one), 0, 0);
+        grants.accept(token(one), at(0), at(0));
     }
     assert!(
-        grants.allow_author(&me, ObjectKey::new(b"a"), 0).is_empty(),
+        grants
+            .allow_author(&me, ObjectKey::new(b"a"), at(0))
+            .is_empty(),
         "a right to write is none to read"
     );
     let absence = Right::of(&me, Action::AbsenceOnly, b"a");
-    grants.allow(&me, absence, 0);
-    assert_eq!(grants.allow_author(&me, ObjectKey::new(b"a"), 1).len(), 1);
+    grants.allow(&me, absence, at(0));
+    assert_eq!(
+        grants.allow_author(&me, ObjectKey::new(b"a"), at(1)).len(),
+        1
+    );
     assert_eq!(
         (
             allows(&grants, &me, "a", 1),
@@ -165,12 +180,16 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
         ),
         (Some(true), None)
     );
-    assert!(grants.allow_author(&me, ObjectKey::new(b"b"), 1).is_empty());
-    let absence = Right::of(&other, Action::AbsenceOnly, b"c");
-    grants.allow(&other, absence, 0);
     assert!(
         grants
-            .allow_author(&other, ObjectKey::new(b"c"), DAY)
+            .allow_author(&me, ObjectKey::new(b"b"), at(1))
+            .is_empty()
+    );
+    let absence = Right::of(&other, Action::AbsenceOnly, b"c");
+    grants.allow(&other, absence, at(0));
+    assert!(
+        grants
+            .allow_author(&other, ObjectKey::new(b"c"), at(DAY))
             .is_empty(),
         "rights may have changed since yesterday"
     );
@@ -180,9 +199,13 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
 fn i7_an_ignored_credential_uses_what_is_everybodys_and_adds_nothing() {
     let grants = Grants::empty();
     let right = get(&Credential::Anonymous, "a");
-    assert!(grants.allow(&Credential::Ignored, right, 0).is_empty());
-    grants.allow(&Credential::Anonymous, right, 0);
-    assert!(grants.deny(&Credential::Ignored, &[right], 0).is_empty());
+    assert!(grants.allow(&Credential::Ignored, right, at(0)).is_empty());
+    grants.allow(&Credential::Anonymous, right, at(0));
+    assert!(
+        grants
+            .deny(&Credential::Ignored, &[right], at(0))
+            .is_empty()
+    );
     assert_eq!(allows(&grants, &Credential::Ignored, "a", 0), Some(true));
     assert_eq!(allows(&grants, &Credential::Unclear, "a", 0), None);
 }
@@ -193,16 +216,17 @@ fn i7_a_grant_from_the_future_ages_from_now_on() {
     let grants = Grants::empty();
     let me = bearer("opaque");
     allow(&grants, &me, "a", 1_000 * DAY);
-    assert!(grants.follow_clock(1_000 * DAY).is_empty());
+    assert!(grants.follow_clock(at(1_000 * DAY)).is_empty());
     let now = 10 * DAY;
     assert_eq!(
-        grants.follow_clock(now).len(),
+        grants.follow_clock(at(now)).len(),
         2,
         "its credential and the grant are written anew"
     );
-    assert!(grants.follow_clock(now + 1).is_empty());
+    assert!(grants.follow_clock(at(now + 1)).is_empty());
     assert!(
-        grants.has_accepted(&me, now + DAY, DAY) && !grants.has_accepted(&me, now + DAY + 1, DAY)
+        grants.has_accepted(&me, at(now + DAY), ONE_DAY)
+            && !grants.has_accepted(&me, at(now + DAY + 1), ONE_DAY)
     );
     assert_eq!(allows(&grants, &me, "a", now + DAY), Some(true));
     assert_eq!(allows(&grants, &me, "a", now + DAY + 1), None);
@@ -216,26 +240,26 @@ fn i7_a_no_is_written_once_and_never_given_up() {
     let grants = Grants::empty();
     let me = bearer("opaque");
     allow(&grants, &me, "a", 0);
-    let no = grants.deny(&me, &[get(&me, "a")], 1);
+    let no = grants.deny(&me, &[get(&me, "a")], at(1));
     assert!(
         no.len() == 1 && no.iter().all(Change::is_revocation),
         "{no:?}"
     );
     assert!(
-        grants.deny(&me, &[get(&me, "a")], 2).is_empty(),
+        grants.deny(&me, &[get(&me, "a")], at(2)).is_empty(),
         "said before"
     );
     assert!(
-        grants.denied_since(&me, &get(&me, "a"), 1),
+        grants.denied_since(&me, &get(&me, "a"), at(1)),
         "the last time counts all the same"
     );
     assert!(
         !grants
-            .allow(&me, get(&me, "a"), 3)
+            .allow(&me, get(&me, "a"), at(3))
             .iter()
             .any(Change::is_revocation)
     );
-    assert_eq!(grants.deny(&me, &[get(&me, "a")], 4).len(), 1);
+    assert_eq!(grants.deny(&me, &[get(&me, "a")], at(4)).len(), 1);
 }
 
 #[test]

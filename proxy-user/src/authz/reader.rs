@@ -7,6 +7,7 @@ use super::authorizer::{AbsenceOnly, Allowed};
 use crate::cache::Cache;
 use crate::cache::keys::ObjectKey;
 use crate::cache::store::{Lookup, Snapshot, StoreError};
+use hublet_wire::meta::Timestamp;
 
 /// The only way from a client's request to the stored objects.
 #[derive(Debug)]
@@ -19,9 +20,8 @@ impl StoreReader {
         Self { cache }
     }
 
-    /// Milliseconds since the epoch.
-    pub(crate) fn now(&self) -> u64 {
-        self.cache.clock.now()
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.cache.clock.now())
     }
 
     /// The number of times that the store has been opened anew since the start.
@@ -62,11 +62,11 @@ impl StoreReader {
     pub(crate) async fn absent_since<'a, R: AsRef<Attributes<'a>>>(
         &self,
         request: &AbsenceOnly<R>,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<Timestamp>, StoreError> {
         let snapshot = self.cache.snapshot().await?;
         let key = ObjectKey::new((**request).as_ref().key);
         match snapshot.object(key, |_| ())? {
-            Lookup::Absent(at) => Ok(Some(at)),
+            Lookup::Absent(at) => Ok(Some(Timestamp::from_millis(at))),
             Lookup::Found(()) | Lookup::Unknown => Ok(None),
         }
     }

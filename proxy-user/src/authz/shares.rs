@@ -5,6 +5,7 @@ use std::hash::Hash;
 
 use super::identity::Identity;
 use crate::cache::grant_rows::Verdict;
+use hublet_wire::meta::Timestamp;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -76,7 +77,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
     }
 
     /// Sets the time of rows from the future to `now`, and returns them.
-    pub(crate) fn redate_future(&mut self, now: u64) -> Vec<(Identity, K, Verdict)> {
+    pub(crate) fn redate_future(&mut self, now: Timestamp) -> Vec<(Identity, K, Verdict)> {
         let mut moved = Vec::new();
         for (account, rows) in &mut self.accounts {
             for (key, verdict) in rows.iter_mut().filter(|(_, verdict)| verdict.time() > now) {
@@ -121,6 +122,14 @@ mod tests {
         account: 6,
     };
 
+    fn allowed(millis: u64) -> Verdict {
+        Verdict::allowed_at(Timestamp::from_millis(millis))
+    }
+
+    fn denied(millis: u64) -> Verdict {
+        Verdict::denied_at(Timestamp::from_millis(millis))
+    }
+
     fn who(n: u8) -> Identity {
         Identity([n; 16])
     }
@@ -128,13 +137,13 @@ mod tests {
     #[test]
     fn i14_who_fills_the_table_evicts_his_own_oldest() {
         let mut shares = Shares::new(LIMITS);
-        shares.insert(who(1), 0, Verdict::allowed_at(0));
+        shares.insert(who(1), 0, allowed(0));
         for n in 0..100u64 {
-            shares.insert(who(2), n, Verdict::allowed_at(n));
+            shares.insert(who(2), n, allowed(n));
         }
         assert_eq!(
             (shares.row_count(), shares.get(who(1), &0)),
-            (7, Some(Verdict::allowed_at(0)))
+            (7, Some(allowed(0)))
         );
         assert!(shares.get(who(2), &93).is_none() && shares.get(who(2), &94).is_some());
     }
@@ -143,17 +152,14 @@ mod tests {
     fn i14_when_all_of_it_is_taken_whoever_has_most_gives() {
         let mut shares = Shares::new(LIMITS);
         for n in 0..6u64 {
-            shares.insert(who(1), n, Verdict::allowed_at(100 + n));
+            shares.insert(who(1), n, allowed(100 + n));
         }
         for n in 0..4u64 {
-            shares.insert(who(2), n, Verdict::allowed_at(n));
+            shares.insert(who(2), n, allowed(n));
         }
+        assert_eq!(shares.insert(who(3), 0, allowed(200)), Some((who(1), 0)));
         assert_eq!(
-            shares.insert(who(3), 0, Verdict::allowed_at(200)),
-            Some((who(1), 0))
-        );
-        assert_eq!(
-            shares.insert(who(3), 0, Verdict::allowed_at(300)),
+            shares.insert(who(3), 0, allowed(300)),
             None,
             "it is there already"
         );
@@ -163,12 +169,12 @@ mod tests {
     #[test]
     fn a_row_from_the_future_counts_as_of_now() {
         let mut shares = Shares::new(LIMITS);
-        shares.insert(who(1), 0, Verdict::denied_at(900));
-        shares.insert(who(1), 1, Verdict::allowed_at(100));
+        shares.insert(who(1), 0, denied(900));
+        shares.insert(who(1), 1, allowed(100));
         assert_eq!(
-            shares.redate_future(500),
-            [(who(1), 0, Verdict::denied_at(500))]
+            shares.redate_future(Timestamp::from_millis(500)),
+            [(who(1), 0, denied(500))]
         );
-        assert!(shares.redate_future(500).is_empty());
+        assert!(shares.redate_future(Timestamp::from_millis(500)).is_empty());
     }
 }

@@ -329,6 +329,7 @@ mod tests {
 
     use super::*;
     use crate::cache::grant_rows::{GrantKey, Verdict};
+    use hublet_wire::meta::Timestamp;
     use hublet_wire::request::RequestInfo;
 
     /// While the queue was full neither the end of an answer nor its breaking off was told: the writer kept the copy, and
@@ -373,8 +374,8 @@ mod tests {
             key: GrantKey([0; 48]),
             verdict,
         };
-        ingest.submit(vec![grant(Verdict::allowed_at(1))]);
-        ingest.submit(vec![grant(Verdict::denied_at(1))]);
+        ingest.submit(vec![grant(Verdict::allowed_at(Timestamp::from_millis(1)))]);
+        ingest.submit(vec![grant(Verdict::denied_at(Timestamp::from_millis(1)))]);
         let told: Vec<Message> = from.try_iter().collect();
         assert!(
             matches!(

@@ -5,6 +5,7 @@ use super::tests::{Bench, GONE, POD, PODS, event, gone, list, pod};
 use crate::cache::change::Change;
 use crate::cache::grant_rows::{GrantKey, Verdict};
 use crate::cache::store::Lookup;
+use hublet_wire::meta::Timestamp;
 
 const SECOND: i64 = 1_000;
 const MINUTE: i64 = 60 * SECOND;
@@ -253,7 +254,7 @@ async fn a_replaced_cluster_is_told_by_its_objects() {
         .await;
     bench.cache.ingest().submit(vec![Change::PutGrant {
         key: GrantKey([0; 48]),
-        verdict: Verdict::allowed_at(1),
+        verdict: Verdict::allowed_at(Timestamp::from_millis(1)),
     }]);
     let cluster = bench.cache.cluster_generation();
     assert_eq!(bench.grants().await, 1);

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use http::{HeaderMap, header};
 
-use crate::cache::change::{Observation, ObservedBy};
-use crate::cache::grant_rows::Author;
+use crate::cache::change::{Change, Observation, ObservedBy};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::not_stored::NotStored;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::parse_version;
+use hublet_wire::meta::{Timestamp, parse_version};
 use hublet_wire::request::{ApiRequest, Verb};
 
 /// What was asked and how the answer began.
@@ -59,6 +58,12 @@ pub(crate) struct Exchange {
     pub answered_at: u64,
     /// The caller of a write, which is answered with the object as written.
     pub author: Option<Arc<dyn Author>>,
+}
+
+/// The caller of a write, who is shown the object that it wrote.
+pub(crate) trait Author: std::fmt::Debug + Send + Sync {
+    /// The changes to grants that follow from having been shown the object.
+    fn observe_object(&self, object: ObjectKey<'_>, now: Timestamp) -> Vec<Change>;
 }
 
 /// The most that a watch cache is believed to lag behind etcd, in milliseconds: an API server that lags longer fails its

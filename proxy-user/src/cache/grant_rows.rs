@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::change::Change;
-use super::keys::ObjectKey;
-use super::store::{CREDENTIALS, GRANTS, Snapshot, StoreError};
+use hublet_wire::meta::Timestamp;
 
 /// The key of a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +30,7 @@ impl CredentialRow {
         .concat()
     }
 
-    fn decode(value: &[u8]) -> Option<Self> {
+    pub(super) fn decode(value: &[u8]) -> Option<Self> {
         let (at, account) = value.split_first_chunk::<8>()?;
         Some(Self {
             verdict: Verdict::from_stored(u64::from_le_bytes(*at)),
@@ -41,7 +39,7 @@ impl CredentialRow {
     }
 }
 
-/// The time at which the cloud last allowed or denied something, in milliseconds since the epoch.
+/// The time at which the cloud last allowed or denied something, and which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Verdict(u64);
 
@@ -49,12 +47,12 @@ impl Verdict {
     /// The bit of a denial.
     const DENIED: u64 = 1 << 63;
 
-    pub(crate) fn allowed_at(time: u64) -> Self {
-        Self(time & !Self::DENIED)
+    pub(crate) fn allowed_at(time: Timestamp) -> Self {
+        Self(time.as_millis() & !Self::DENIED)
     }
 
-    pub(crate) fn denied_at(time: u64) -> Self {
-        Self(time | Self::DENIED)
+    pub(crate) fn denied_at(time: Timestamp) -> Self {
+        Self(time.as_millis() | Self::DENIED)
     }
 
     pub(super) fn from_stored(value: u64) -> Self {
@@ -65,14 +63,14 @@ impl Verdict {
         self.0
     }
 
-    pub(crate) fn time(self) -> u64 {
-        self.0 & !Self::DENIED
+    pub(crate) fn time(self) -> Timestamp {
+        Timestamp::from_millis(self.0 & !Self::DENIED)
     }
 
     /// The same verdict, of another time.
     #[must_use]
-    pub(crate) fn with_time(self, time: u64) -> Self {
-        Self(time & !Self::DENIED | self.0 & Self::DENIED)
+    pub(crate) fn with_time(self, time: Timestamp) -> Self {
+        Self(time.as_millis() & !Self::DENIED | self.0 & Self::DENIED)
     }
 
     pub(crate) fn is_allowed(self) -> bool {
@@ -85,12 +83,6 @@ impl Verdict {
 pub(crate) struct GrantCounts {
     pub grants: usize,
     pub credentials: usize,
-}
-
-/// The caller of a write, who is shown the object that it wrote.
-pub(crate) trait Author: std::fmt::Debug + Send + Sync {
-    /// The changes to grants that follow from having been shown the object.
-    fn observe_object(&self, object: ObjectKey<'_>, now: u64) -> Vec<Change>;
 }
 
 /// Counts the clusters that the store has held; grants of a former one are void.
@@ -108,49 +100,25 @@ impl ClusterGeneration {
     }
 }
 
-impl Snapshot {
-    /// All grants, which are few.
-    pub(crate) fn grants(&self) -> Result<Vec<(GrantKey, Verdict)>, StoreError> {
-        let mut grants = Vec::new();
-        for row in self.txn.open_table(GRANTS)?.range::<&[u8]>(..)? {
-            let (key, value) = row?;
-            if let Ok(key) = key.value().try_into() {
-                grants.push((GrantKey(key), Verdict::from_stored(value.value())));
-            }
-        }
-        Ok(grants)
-    }
-
-    /// All credentials, which are few.
-    pub(crate) fn credentials(&self) -> Result<Vec<(CredentialKey, CredentialRow)>, StoreError> {
-        let mut credentials = Vec::new();
-        for row in self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)? {
-            let (key, value) = row?;
-            let decoded = CredentialRow::decode(value.value());
-            if let (Ok(key), Some(credential)) = (key.value().try_into(), decoded) {
-                credentials.push((CredentialKey(key), credential));
-            }
-        }
-        Ok(credentials)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_verdict_keeps_its_answer_when_its_time_is_moved() {
-        let denied = Verdict::denied_at(900).with_time(500);
-        assert_eq!((denied, denied.time()), (Verdict::denied_at(500), 500));
-        assert!(!denied.is_allowed() && Verdict::allowed_at(900).with_time(1).is_allowed());
+        let [earlier, later] = [500, 900].map(Timestamp::from_millis);
+        let denied = Verdict::denied_at(later).with_time(earlier);
+        assert_eq!(denied, Verdict::denied_at(earlier));
+        assert_eq!(denied.time(), earlier);
+        assert!(!denied.is_allowed());
+        assert!(Verdict::allowed_at(later).with_time(earlier).is_allowed());
         assert_eq!(Verdict::from_stored(denied.stored()), denied);
     }
 
     #[test]
     fn a_credential_is_decoded_as_it_was_encoded() {
         let row = CredentialRow {
-            verdict: Verdict::allowed_at(7),
+            verdict: Verdict::allowed_at(Timestamp::from_millis(7)),
             account: [3; 16],
         };
         assert_eq!(CredentialRow::decode(&row.encode()), Some(row));

@@ -11,6 +11,7 @@ use crate::cache::testing::{Dump, MemoryDisk, Response, Survivors, dump};
 use crate::cache::tests::{PODS, event, gone, list, pod};
 use crate::clock::Clock;
 use hublet_wire::media::Encoding;
+use hublet_wire::meta::Timestamp;
 
 /// How often a part of the unsynced writes is drawn for each sync.
 const DRAWS: u64 = 4;
@@ -42,7 +43,10 @@ fn batches() -> Vec<Vec<Change>> {
     };
     vec![
         ingest(PODS, 200, &list(10, "", &[("a", 7), ("b", 8)]), 1_000),
-        vec![grant(1, Verdict::allowed_at(2_000)), credential(7)],
+        vec![
+            grant(1, Verdict::allowed_at(Timestamp::from_millis(2_000))),
+            credential(7),
+        ],
         ingest(&watch, 200, &events, 3_000),
         ingest(&selection, 200, &list(14, "", &[("b", 11)]), 4_000),
         ingest("GET /api/v1/namespaces/d/pods/z", 404, &gone("z"), 5_000),
@@ -50,10 +54,13 @@ fn batches() -> Vec<Vec<Change>> {
         ingest("GET /api/v1/namespaces/d/pods/large", 200, &large, 7_000),
         ingest(&second, 200, &list(20, "", &[("e", 16)]), 8_000),
         ingest("GET /version", 200, r#"{"minor":"36"}"#, 9_000),
-        vec![grant(1, Verdict::denied_at(10_000)), delete_credential(7)],
+        vec![
+            grant(1, Verdict::denied_at(Timestamp::from_millis(10_000))),
+            delete_credential(7),
+        ],
         vec![
             Change::Evict(Evicted::Object(ObjectKey::new(b"/pods/d/large").to_buf())),
-            grant(2, Verdict::allowed_at(11_000)),
+            grant(2, Verdict::allowed_at(Timestamp::from_millis(11_000))),
         ],
         ingest(PODS, 200, &list(30, "", &[("e", 25), ("f", 26)]), 12_000),
     ]
@@ -70,7 +77,7 @@ fn credential(key: u8) -> Change {
     Change::PutCredential {
         key: CredentialKey([key; 32]),
         row: CredentialRow {
-            verdict: Verdict::allowed_at(2_000),
+            verdict: Verdict::allowed_at(Timestamp::from_millis(2_000)),
             account: [1; 16],
         },
     }

@@ -13,6 +13,7 @@ use redb::{ReadTransaction, TableDefinition, WriteTransaction};
 use crate::cache::backend::FileSystem;
 use crate::cache::cursor::{Members, SnapshotLeases, behind};
 use crate::cache::feed::Feed;
+use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use crate::cache::keys::{self, CollectionKey, ObjectKey};
 use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
 use crate::cache::record::{Collection, Record, ResponseRecord};
@@ -546,6 +547,31 @@ impl Snapshot {
             }
         }
         Ok(true)
+    }
+
+    /// All grants, which are few.
+    pub(crate) fn grants(&self) -> Result<Vec<(GrantKey, Verdict)>, StoreError> {
+        let mut grants = Vec::new();
+        for row in self.txn.open_table(GRANTS)?.range::<&[u8]>(..)? {
+            let (key, value) = row?;
+            if let Ok(key) = key.value().try_into() {
+                grants.push((GrantKey(key), Verdict::from_stored(value.value())));
+            }
+        }
+        Ok(grants)
+    }
+
+    /// All credentials, which are few.
+    pub(crate) fn credentials(&self) -> Result<Vec<(CredentialKey, CredentialRow)>, StoreError> {
+        let mut credentials = Vec::new();
+        for row in self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)? {
+            let (key, value) = row?;
+            let decoded = CredentialRow::decode(value.value());
+            if let (Ok(key), Some(credential)) = (key.value().try_into(), decoded) {
+                credentials.push((CredentialKey(key), credential));
+            }
+        }
+        Ok(credentials)
     }
 
     /// Rows of objects, absences, collections and documents, for `hublet status`.

@@ -15,13 +15,15 @@ use crate::cache::change::Change;
 use crate::cache::continuity::Continuity;
 use crate::cache::decode::ResponseDecoder;
 use crate::cache::evict::SizeBudget;
-use crate::cache::grant_rows::{Author, ClusterGeneration};
+use crate::cache::exchange::Author;
+use crate::cache::grant_rows::ClusterGeneration;
 use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::ListAssembler;
 use crate::cache::store::{Condition, Store, StoreError};
 use crate::cache::write_retry::WriteOutage;
 use crate::clock::Clock;
 use hublet_wire::CodecError;
+use hublet_wire::meta::Timestamp;
 
 /// Bytes that the writer keeps of answers that have not ended; beyond it the copy that has waited longest for its next
 /// bytes is given up. Twice the longest document.
@@ -282,7 +284,7 @@ impl Writer {
             .collect::<Vec<_>>()
         {
             self.changes
-                .append(&mut author.observe_object(key.as_key(), now));
+                .append(&mut author.observe_object(key.as_key(), Timestamp::from_millis(now)));
         }
     }
 

@@ -1,14 +1,16 @@
 //! Complete collections in the store: those that may answer a list or a watch (I2).
 
-use super::Local;
-use super::LocalRequest;
+use std::time::Duration;
+
 use super::error::LocalError;
+use super::{Local, LocalRequest};
 use crate::cache::exchange::{EVENT_TTL, is_event};
 use crate::cache::keys::{self, CollectionKey, CollectionKeyBuf};
 use crate::cache::record::{Collection, Record};
 use crate::cache::selector::stays;
 use crate::cache::store::{ListCursor, ListSource, Snapshot, StoreError, Walk};
 use hublet_wire::media::{Accepts, Encoding};
+use hublet_wire::meta::Timestamp;
 use hublet_wire::request::ApiRequest;
 
 /// A complete collection that covers a request.
@@ -25,6 +27,11 @@ pub(super) struct CompleteCollection {
 }
 
 impl CompleteCollection {
+    /// The time at which the cloud listed it, or a watch last carried it on.
+    pub(super) fn listed_at(&self) -> Timestamp {
+        Timestamp::from_millis(self.collection.at)
+    }
+
     /// A cursor over the objects, in this snapshot.
     pub(super) fn cursor(&self) -> Result<Walk, StoreError> {
         match &self.selection {
@@ -64,16 +71,17 @@ impl CompleteCollection {
 
     /// The time of the last deletion that is newer than the collection's resourceVersion and than
     /// the client's.
-    pub(super) fn last_deletion_beyond(&self, client: u64) -> Result<Option<u64>, StoreError> {
+    pub(super) fn last_deletion_beyond(
+        &self,
+        client: u64,
+    ) -> Result<Option<Timestamp>, StoreError> {
         let covered = (self.collection.version.max(client), self.collection.at);
-        match &self.selection {
-            Some(key) => self
-                .snapshot
-                .last_member_deletion_beyond(key.as_key(), covered),
-            None => self
-                .snapshot
-                .last_deletion_beyond(self.prefix.as_bytes(), covered),
-        }
+        let snapshot = &self.snapshot;
+        let last = match &self.selection {
+            Some(key) => snapshot.last_member_deletion_beyond(key.as_key(), covered)?,
+            None => snapshot.last_deletion_beyond(self.prefix.as_bytes(), covered)?,
+        };
+        Ok(last.map(Timestamp::from_millis))
     }
 
     /// The encoding of the answer: one that the client accepts and that every object is stored in.
@@ -153,7 +161,10 @@ impl Local {
             (collection, key, None)
         };
         let collection = collection
-            .filter(|collection| !self.has_expired(request.scope(), collection.at))
+            .filter(|collection| {
+                let listed_at = Timestamp::from_millis(collection.at);
+                !self.has_expired(request.scope(), listed_at)
+            })
             .ok_or_else(|| request.not_cached())?;
         Ok(CompleteCollection {
             snapshot,
@@ -167,8 +178,8 @@ impl Local {
     }
 
     /// Events that the API server has deleted by now are no longer known.
-    pub(super) fn has_expired(&self, key: &[u8], at: u64) -> bool {
-        is_event(key) && self.store.now().saturating_sub(at) >= EVENT_TTL
+    pub(super) fn has_expired(&self, key: &[u8], at: Timestamp) -> bool {
+        is_event(key) && self.store.now() - at >= Duration::from_millis(EVENT_TTL)
     }
 }
 

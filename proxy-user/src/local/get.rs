@@ -11,14 +11,14 @@ use crate::cache::keys::ObjectKey;
 use crate::cache::record::Record;
 use crate::cache::store::Lookup;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::parse_version;
+use hublet_wire::meta::{Timestamp, parse_version};
 use hublet_wire::status::{Status, StatusDetails};
 
 /// The part of a record that answers a request, copied out of the store's page.
 enum Extract {
     Body {
         encoding: Encoding,
-        stored_at: u64,
+        stored_at: Timestamp,
         bytes: Bytes,
     },
     OtherVersion(String),
@@ -59,22 +59,23 @@ impl Local {
                     stored.content_type()
                 )))
             }
-            Lookup::Absent(at) => self.not_found(&allowed, at),
+            Lookup::Absent(at) => self.not_found(&allowed, Timestamp::from_millis(at)),
             Lookup::Found(Extract::TooOld) | Lookup::Unknown => Err(allowed.not_cached()),
         }
     }
 
     fn extract(&self, request: &LocalRequest<'_>, record: &Record<'_>) -> Extract {
         let encoding = record.encoding;
+        let stored_at = Timestamp::from_millis(record.stored_at);
         let wanted = parse_version(request.request().resource_version()).unwrap_or(0);
         if record.api_version != request.request().api_version() {
             Extract::OtherVersion(record.api_version.to_owned())
-        } else if record.version < wanted || self.has_expired(request.scope(), record.stored_at) {
+        } else if record.version < wanted || self.has_expired(request.scope(), stored_at) {
             Extract::TooOld
         } else if request.accepts.takes(encoding) {
             Extract::Body {
                 encoding,
-                stored_at: record.stored_at,
+                stored_at,
                 bytes: Bytes::copy_from_slice(record.body),
             }
         } else {
@@ -102,7 +103,7 @@ impl Local {
     fn not_found(
         &self,
         request: &LocalRequest<'_>,
-        at: u64,
+        at: Timestamp,
     ) -> Result<Response<LocalBody>, LocalError> {
         let info = request.request();
         // It may have been created since, and before the version that the client asks for.

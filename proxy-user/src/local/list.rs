@@ -38,7 +38,7 @@ impl Local {
         let encoding = found.encoding(request, &allowed.accepts)?;
         let list = StoredList::new(&found, found.list_cursor(request, encoding), encoding)?;
         self.listed.remember(&allowed, self.store.now());
-        let at = found.collection.at;
+        let at = found.listed_at();
         Ok(self.response(encoding.content_type(), at, LocalBody::list(list)))
     }
 }

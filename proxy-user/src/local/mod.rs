@@ -30,6 +30,7 @@ use crate::config::LocalConfig;
 use body::LocalBody;
 use error::LocalError;
 use hublet_wire::media::{Accepts, Encoding};
+use hublet_wire::meta::Timestamp;
 use hublet_wire::request::{ApiRequest, Verb};
 
 /// The header with an answer's origin: `cloud`, `store`, or `hublet` for its own errors.
@@ -170,7 +171,7 @@ impl Local {
     fn response(
         &self,
         content_type: &'static str,
-        at: u64,
+        at: Timestamp,
         body: LocalBody,
     ) -> Response<LocalBody> {
         let mut response = Response::new(body);
@@ -184,9 +185,9 @@ impl Local {
         response
     }
 
-    fn insert_origin(&self, headers: &mut HeaderMap, at: u64) {
-        let age_seconds = self.store.now().saturating_sub(at) / 1000;
+    fn insert_origin(&self, headers: &mut HeaderMap, at: Timestamp) {
+        let age = at.age_at(self.store.now());
         headers.insert(SOURCE, HeaderValue::from_static("store"));
-        headers.insert(header::AGE, HeaderValue::from(age_seconds));
+        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
     }
 }

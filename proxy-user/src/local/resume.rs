@@ -15,6 +15,7 @@ use crate::cache::record::{Collection, Record};
 use crate::cache::store::StoreError;
 use crate::caller::Client;
 use hublet_wire::media::Encoding;
+use hublet_wire::meta::Timestamp;
 use hublet_wire::request::Verb;
 use hublet_wire::status::Status;
 use hublet_wire::watch::{EventType, push_frame};
@@ -26,14 +27,14 @@ const MAX_CHANGED_BYTES: usize = 1 << 20;
 /// Beyond it all times are forgotten.
 const MAX_LIST_TIMES: usize = 4_096;
 
-/// The time at which each caller was last given a whole collection, in milliseconds since the epoch.
+/// The time at which each caller was last given a whole collection.
 ///
 /// A change beyond a collection's resourceVersion (an object that was read or written since, a 404)
 /// can't be sent as an event: the client would resume from its resourceVersion and miss others'
 /// changes before it. So the client has to list again, once: the list contains those changes, at the
 /// collection's own resourceVersion.
 #[derive(Debug, Default)]
-pub(super) struct ListTimes(Mutex<HashMap<ListKey, u64>>);
+pub(super) struct ListTimes(Mutex<HashMap<ListKey, Timestamp>>);
 
 /// Two clients may share an account, and only one of them have listed.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -53,7 +54,7 @@ impl ListKey {
 }
 
 impl ListTimes {
-    pub(super) fn remember(&self, request: &LocalRequest<'_>, now: u64) {
+    pub(super) fn remember(&self, request: &LocalRequest<'_>, now: Timestamp) {
         let mut times = self.0.lock();
         if times.len() >= MAX_LIST_TIMES {
             times.clear();
@@ -61,10 +62,10 @@ impl ListTimes {
         times.insert(ListKey::of(request), now);
     }
 
-    /// Zero if it never was.
-    fn last(&self, request: &LocalRequest<'_>) -> u64 {
+    /// The epoch if it never was.
+    fn last(&self, request: &LocalRequest<'_>) -> Timestamp {
         let key = ListKey::of(request);
-        self.0.lock().get(&key).copied().unwrap_or(0)
+        self.0.lock().get(&key).copied().unwrap_or_default()
     }
 }
 
@@ -104,7 +105,7 @@ struct Changes {
     changed: Vec<Changed>,
     bytes: usize,
     /// The time of the last change beyond the collection's resourceVersion.
-    last_beyond: Option<u64>,
+    last_beyond: Option<Timestamp>,
 }
 
 impl Changes {
@@ -123,7 +124,9 @@ impl Changes {
             return;
         }
         if record.version > self.covered {
-            self.last_beyond = self.last_beyond.max(Some(record.stored_at));
+            self.last_beyond = self
+                .last_beyond
+                .max(Some(Timestamp::from_millis(record.stored_at)));
             return;
         }
         self.bytes += record.body.len();

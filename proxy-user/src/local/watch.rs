@@ -13,7 +13,7 @@ use super::resume::{Beginning, expired_event};
 use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{ResourceVersion, parse_version};
+use hublet_wire::meta::{ResourceVersion, Timestamp, parse_version};
 use hublet_wire::request::{ApiRequest, Options};
 
 /// All watches end within this time after the cloud's return.
@@ -39,7 +39,7 @@ impl Local {
             (None, Some(found)) => self.begin_with_all(&allowed, found)?,
             (None, None) => return Err(allowed.not_cached()),
         };
-        let listed_at = found.as_ref().map(|found| found.collection.at);
+        let listed_at = found.as_ref().map(CompleteCollection::listed_at);
         let (encoding, body) = match beginning {
             Beginning::Events { encoding, events } => {
                 let options = allowed.request().options();
@@ -99,11 +99,11 @@ impl Local {
     fn watch_response(
         &self,
         encoding: Encoding,
-        listed_at: Option<u64>,
+        listed_at: Option<Timestamp>,
         body: LocalBody,
     ) -> Response<LocalBody> {
         let content_type = encoding.watch_content_type();
-        let mut response = self.response(content_type, listed_at.unwrap_or(0), body);
+        let mut response = self.response(content_type, listed_at.unwrap_or_default(), body);
         if listed_at.is_none() {
             response.headers_mut().remove(header::AGE);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::response::Parts as Head;
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
+use hublet_wire::meta::Timestamp;
 use hublet_wire::request::{ApiRequest, Verb};
 use tokio::time::timeout;
 
@@ -44,7 +45,7 @@ impl Proxy {
         let (head, body) = response.into_parts();
         let observed = ObservedResponse {
             status: head.status.as_u16(),
-            requested_at,
+            requested_at: Timestamp::from_millis(requested_at),
         };
         self.record_decision(call, observed);
         let is_pending = class == ConnectionClass::Dedicated && self.is_pending(call, &mut permit);

@@ -70,10 +70,8 @@ pub(super) const CIRCLES: &[Circle] = &[
     },
     Circle {
         modules: &[
-            "cache::change",
             "cache::cursor",
             "cache::feed",
-            "cache::grant_rows",
             "cache::open",
             "cache::store",
         ],
