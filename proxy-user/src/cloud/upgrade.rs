@@ -14,7 +14,7 @@ use super::pool::{StreamPermit, UpgradeLease};
 use super::stream::{BodyTee, CloudBody};
 use super::upload::{self, TrackedBody, UploadProgress};
 use crate::caller::Client;
-use crate::telemetry::Metrics;
+use crate::telemetry::{CountedBody, Metrics};
 
 /// The server's response to an upgrade, and its connection.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Cloud {
         &self,
         client: Client,
         parts: &Parts,
-        body: Incoming,
+        body: CountedBody<Incoming>,
     ) -> Result<UpgradeResponse, ForwardError> {
         // Boxed: a handshake's state is large.
         let lease = Box::pin(self.pool.acquire_upgrade(client)).await?;

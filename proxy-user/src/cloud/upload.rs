@@ -17,11 +17,13 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::CountedBody;
+
 /// Longest time in which the server may take nothing of an upload.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A request body sent upstream: streamed from the client, or buffered (none, or a DELETE's options).
-pub(crate) type Upload = Either<TrackedBody<Incoming>, Full<Bytes>>;
+pub(crate) type Upload = Either<TrackedBody<CountedBody<Incoming>>, Full<Bytes>>;
 
 thread_local! {
     /// The upload whose body was polled last on this thread.

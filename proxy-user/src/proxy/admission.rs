@@ -62,9 +62,8 @@ impl Proxy {
         &self,
         flow: &Arc<Flow>,
         body: &Incoming,
-        mut record: RequestRecord,
+        record: RequestRecord,
     ) -> Result<Admission, RequestRecord> {
-        record.set_received(body.size_hint().exact());
         let Some(charge) = charge(flow, max_held_bytes(body)).await else {
             return Err(record);
         };

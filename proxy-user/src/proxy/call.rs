@@ -16,7 +16,7 @@ use crate::authz::authorizer::Authorizer;
 use crate::authz::identity::Credential;
 use crate::budget::Flow;
 use crate::local::{LocalRequest, encode_scope};
-use crate::telemetry::Description;
+use crate::telemetry::{CountedBody, Description, RequestRecord};
 
 /// A request whose caller and target are known. Shared with a fetch that outlasts its response.
 #[derive(Debug)]
@@ -60,17 +60,18 @@ impl Acceptance {
 /// The part of a request that is still to come from its client.
 #[derive(Debug)]
 pub(crate) struct Inbound {
-    pub body: Incoming,
+    pub body: CountedBody<Incoming>,
     /// The client's connection, once it has left HTTP.
     pub upgraded: Option<OnUpgrade>,
 }
 
 impl Call {
-    /// Reads the target and the credential of a request.
+    /// Reads the target and the credential of a request, whose body is counted for its record.
     pub(crate) fn identify(
         mut request: Request<Incoming>,
         connection: &Connection,
         authorizer: &Authorizer,
+        record: &mut RequestRecord,
     ) -> (Self, Inbound) {
         let info = RequestInfo::parse(request.method(), request.uri());
         let protocol = Protocol::of(request.headers(), &info);
@@ -89,6 +90,7 @@ impl Call {
             parts,
             flow: Arc::clone(&connection.flow),
         };
+        let body = record.count_body(body);
         (call, Inbound { body, upgraded })
     }
 

@@ -17,6 +17,7 @@ use super::route::{Forward, Route, SendTime};
 use crate::cloud::health::CloudState;
 use crate::cloud::pool::ConnectionClass;
 use crate::cloud::upload;
+use crate::telemetry::CountedBody;
 
 /// Bytes that a forwarded request holds besides its own while nobody reads its response: a window of most connections to
 /// the cloud, as much that was read ahead, and both streams. Of a watch half a window, since few are stuck at their fullest.
@@ -56,7 +57,7 @@ impl Proxy {
         forward: Forward,
         class: ConnectionClass,
         call: &Arc<Call>,
-        mut body: Incoming,
+        mut body: CountedBody<Incoming>,
     ) -> Result<Answer, ProxyError> {
         match forward {
             Forward::CloudOnly(time) if self.may_send(time).await => {
@@ -99,7 +100,7 @@ impl Proxy {
         &self,
         call: &Call,
         class: ConnectionClass,
-        body: Incoming,
+        body: CountedBody<Incoming>,
     ) -> Result<Response<Body>, ProxyError> {
         let (upload, dry_run) = request_body::for_cloud(&call.parts.method, body).await?;
         let progress = upload.as_ref().and_then(upload::progress);

@@ -72,11 +72,12 @@ impl Proxy {
             let flow = &connection.flow;
             let record = RequestRecord::begin(&self.stages.metrics, connection.caller.as_ref());
             let mut admission = match self.admit(flow, request.body(), record).await {
-                Ok(admission) => Some(admission),
+                Ok(admission) => admission,
                 Err(record) => return reject(&request, flow, record),
             };
-            let (call, inbound) = Call::identify(request, &connection, &self.stages.authorizer);
-            let call = Arc::new(call);
+            let (authorizer, record) = (&self.stages.authorizer, admission.record());
+            let (call, inbound) = Call::identify(request, &connection, authorizer, record);
+            let (call, mut admission) = (Arc::new(call), Some(admission));
             let route = self.route(&call);
             let answer = self.dispatch(route, &call, inbound, &mut admission).await;
             respond(&call, answer, admission)

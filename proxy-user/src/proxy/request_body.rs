@@ -11,6 +11,7 @@ use hyper::body::{Body, Incoming};
 
 use super::error::ProxyError;
 use crate::cloud::upload::{TrackedBody, Upload};
+use crate::telemetry::CountedBody;
 
 /// Longest body of a DELETE in bytes. `DeleteOptions` have a few hundred at most.
 const MAX_DELETE_OPTIONS: usize = 64 << 10;
@@ -34,7 +35,7 @@ pub(crate) enum DryRun {
 /// The options are too long, too slow, or break off.
 pub(crate) async fn for_cloud(
     method: &Method,
-    body: Incoming,
+    body: CountedBody<Incoming>,
 ) -> Result<(Option<Upload>, DryRun), ProxyError> {
     if body.is_end_stream() {
         return Ok((None, DryRun::No));

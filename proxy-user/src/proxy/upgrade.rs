@@ -18,7 +18,7 @@ use crate::budget::Flow;
 use crate::cloud::forward::{Cloud, ForwardError};
 use crate::cloud::pool::StreamPermit;
 use crate::local::SOURCE;
-use crate::telemetry::{Metrics, Source};
+use crate::telemetry::{CountedStream, Metrics, Source};
 
 impl Proxy {
     /// Upgrades a connection. Its streams take the admission along if the server switches protocols.
@@ -72,13 +72,17 @@ impl Streams {
 
     /// Copies both ways until either side ends, the cloud is found to be away, or the client is cut off. Holds the
     /// request's admission as long.
-    async fn join(self, admission: Option<Admission>, flow: Arc<Flow>) {
+    async fn join(self, mut admission: Option<Admission>, flow: Arc<Flow>) {
         if let (Ok(client), Ok(server)) = tokio::join!(self.client, self.server) {
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            let mut client = CountedStream::new(TokioIo::new(client));
+            let mut server = TokioIo::new(server);
             tokio::select! {
                 _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
                 () = self.closing => {}
                 () = flow.was_cut() => {}
+            }
+            if let Some(admission) = &mut admission {
+                admission.record().add_stream(&client);
             }
         }
         drop((admission, self.permit));

@@ -1,6 +1,7 @@
 //! Telemetry: the metrics of the process, the record of each request, and the last callers.
 
 mod callers;
+mod counted;
 mod histogram;
 mod metrics;
 pub(crate) mod registry;
@@ -13,6 +14,7 @@ use crate::caller::Port;
 #[cfg(test)]
 pub(crate) use callers::CallerCounts;
 pub(crate) use callers::{Caller, CallerStatus};
+pub(crate) use counted::{CountedBody, CountedStream};
 pub(crate) use metrics::Metrics;
 pub(crate) use request::{Description, RequestRecord};
 pub(crate) use requests::Source;

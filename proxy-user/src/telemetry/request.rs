@@ -3,11 +3,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use http_body::Body;
 use hublet_wire::request::Verb;
 use tracing::{Level, debug, enabled, warn};
 
+use super::counted::{CountedBody, CountedStream, ReceivedBytes};
 use super::requests::{FinishedRequest, Lifetime, RequestMetrics, Source, verb_label};
 use super::warnings::{Suppressed, WarningKind};
 use super::{Caller, Metrics};
@@ -29,8 +32,11 @@ pub(crate) struct RequestRecord {
     warning: Option<Suppressed>,
     /// Present only where a line will be logged.
     description: Option<Box<Description>>,
-    /// Bytes of the request's body, as its client announced them.
-    received: Option<u64>,
+    /// Bytes of the request's body so far; `None` where it has none.
+    body: Option<ReceivedBytes>,
+    /// Bytes from the client after the connection left HTTP.
+    streamed: u64,
+    /// Bytes of the response's body, or of the upgraded connection, to the client.
     sent: u64,
 }
 
@@ -56,7 +62,8 @@ impl RequestRecord {
             reason: None,
             warning: None,
             description: None,
-            received: None,
+            body: None,
+            streamed: 0,
             sent: 0,
         }
     }
@@ -99,9 +106,23 @@ impl RequestRecord {
         }
     }
 
-    /// Bytes of the request's body; `None` where its client did not announce them.
-    pub(crate) fn set_received(&mut self, bytes: Option<u64>) {
-        self.received = bytes;
+    /// Counts the bytes of the request's body as they arrive.
+    pub(crate) fn count_body<B: Body>(&mut self, body: B) -> CountedBody<B> {
+        if !body.is_end_stream() {
+            self.body = Some(ReceivedBytes::default());
+        }
+        CountedBody::new(body, self.body.clone())
+    }
+
+    /// Counts the bytes of an upgraded connection, when it has ended.
+    pub(crate) fn add_stream<S>(&mut self, client: &CountedStream<S>) {
+        self.streamed += client.received();
+        self.sent += client.sent();
+    }
+
+    fn received(&self) -> u64 {
+        let body = self.body.as_ref().map_or(0, |bytes| bytes.load(Relaxed));
+        body + self.streamed
     }
 
     /// Counts bytes of the response's body.
@@ -166,15 +187,25 @@ impl fmt::Display for LogLine<'_> {
         if let Some(reason) = record.reason {
             write!(f, " reason={reason}")?;
         }
-        write!(f, " duration={:?} sent={}", self.duration, record.sent)?;
-        record
-            .received
-            .map_or(Ok(()), |bytes| write!(f, " received={bytes}"))
+        write!(
+            f,
+            " duration={:?} received={} sent={}",
+            self.duration,
+            record.received(),
+            record.sent
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::super::Port;
     use super::super::registry::encode_metrics;
     use super::*;
@@ -244,7 +275,6 @@ mod tests {
         let caller = caller(&metrics);
         let mut record = RequestRecord::begin(&metrics, Some(&caller));
         record.set_verb(Verb::Create);
-        record.set_received(Some(12));
         record.add_sent(34);
         record.set_reason("WriteUnavailable");
         record.respond(Source::Hublet, 503, description);
@@ -256,7 +286,38 @@ mod tests {
         assert_eq!(
             line.to_string(),
             "caller=10.0.0.1 account=sha256:0011 verb=create resource=/api/v1/pods source=hublet \
-             code=503 reason=WriteUnavailable duration=5ms sent=34 received=12"
+             code=503 reason=WriteUnavailable duration=5ms received=0 sent=34"
         );
+    }
+
+    /// A chunked upload has no announced length, and a client may announce more than it sends.
+    #[tokio::test]
+    async fn the_bytes_that_arrive_are_counted_whatever_was_announced() {
+        let metrics = Metrics::default();
+        let mut record = RequestRecord::begin(&metrics, None);
+        let frames = ["four", "seven!!"]
+            .map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from_static(text.as_bytes()))));
+        let chunked = StreamBody::new(futures_util::stream::iter(frames));
+        let mut body = record.count_body(chunked);
+        assert_eq!(record.received(), 0);
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(record.received(), 4);
+        body.collect().await.unwrap();
+        assert_eq!(record.received(), 11);
+    }
+
+    #[tokio::test]
+    async fn an_upgraded_connection_adds_its_bytes() {
+        let metrics = Metrics::default();
+        let mut record = RequestRecord::begin(&metrics, None);
+        record.count_body(http_body_util::Empty::<Bytes>::new());
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut client = CountedStream::new(near);
+        far.write_all(b"stdin").await.unwrap();
+        client.read_exact(&mut [0; 5]).await.unwrap();
+        client.write_all(b"out").await.unwrap();
+        record.add_stream(&client);
+        assert_eq!((record.received(), record.sent), (5, 3));
+        assert!(record.body.is_none(), "nothing is allocated for no body");
     }
 }
