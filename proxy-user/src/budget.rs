@@ -1,9 +1,10 @@
-//! One budget for the bytes that are under way to and from clients, fair between them. In: a connection's [`Client`].
-//! Out: its [`Flow`], which lets a body make its next bytes while its client has room, and counts them until they have
-//! left this process.
+//! One budget for the memory of all connections, requests and response chunks, shared fairly between clients.
 //!
-//! A client has room while its own bytes are fewer than those that nobody uses: one alone gets half of the budget, two
-//! a third each, and a newcomer always finds some. Who floods waits for itself.
+//! [`Budget::open_flow`] makes the [`Flow`] of a connection. A body produces its next chunk while its client has
+//! capacity, and the chunk is charged until it has left this process.
+//!
+//! A client has capacity while it uses less than what is free: one client alone gets half of the budget, two get a third
+//! each, and a new client always gets some. A client that floods waits for itself.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
@@ -19,62 +20,77 @@ use crate::caller::Client;
 /// Bytes of an upload that are buffered at most while the server does not take them.
 pub(crate) const MAX_UPLOAD_BUFFER: u32 = 64 << 10;
 
-/// Memory beside a piece's own bytes: its counts, and its place in a queue of the connection's.
-const PIECE: usize = 512;
+/// Memory of a chunk besides its bytes: its charge, and its place in a queue of the connection.
+const CHUNK_OVERHEAD: usize = 512;
 /// A request's memory while it is answered: its head, its task, its stream.
-const REQUEST: usize = 8 << 10;
+const REQUEST_BYTES: usize = 8 << 10;
 /// A connection's memory: its task, TLS, HTTP's buffers.
-const CONNECTION: usize = 16 << 10;
+const CONNECTION_BYTES: usize = 16 << 10;
 /// Memory that large buffers add to a connection.
-const LARGE: usize = 16 << 10;
-/// A client may always have this much, a few connections and requests on them, even when the budget is full.
-const LEAST: usize = 256 << 10;
-/// Connections of a client from which on each gets small buffers.
-const MANY: usize = 256;
-/// Requests of a client that wait for room at most, and refusals that have not been read: they count nowhere else.
-const WAITING: usize = 64;
-/// Clients without bytes that are remembered at most, before they are looked for and forgotten.
-const FORGOTTEN: usize = 1024;
+const LARGE_BUFFER_BYTES: usize = 16 << 10;
+/// Memory that a client may always use, for a few connections and requests, even if the budget is exhausted.
+const MIN_SHARE: usize = 256 << 10;
+/// Connections of one client above which each gets small buffers.
+const MANY_CONNECTIONS: usize = 256;
+/// Most requests of a client that wait for capacity, and most of its unread refusals: no other limit holds for them.
+const MAX_WAITING: usize = 64;
+/// Entries of clients at which those without connections are removed.
+const SHARES_BEFORE_CLEANUP: usize = 1024;
 
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: usize,
     used: AtomicUsize,
     shares: Mutex<HashMap<Client, Weak<Share>>>,
-    /// Those whose bodies wait for room (that have wakers), and how many they are. Locked before a share's wakers, so that
-    /// both change together.
+    /// Clients with waiters. Locked before the waiters of a share, so that both change together.
     waiting: Mutex<Vec<Arc<Share>>>,
-    waiters: AtomicUsize,
-    next: AtomicUsize,
+    /// The length of `waiting`, to be read without the lock.
+    waiting_clients: AtomicUsize,
+    next_waiter: AtomicUsize,
 }
 
-/// One client's part of it.
+/// Bytes in use, and the most that may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) bytes: usize,
+    pub(crate) limit: usize,
+}
+
+/// The memory that one client uses.
 #[derive(Debug, Default)]
 struct Share {
     connections: AtomicUsize,
     used: AtomicUsize,
-    /// The part of it that is on its way to the client.
-    owed: AtomicUsize,
-    /// Requests that wait for room.
-    waiting: AtomicUsize,
-    /// Refusals that have not been read.
-    refused: AtomicUsize,
+    /// The part of it that is chunks on their way to the client.
+    pending: AtomicUsize,
+    waiting_requests: AtomicUsize,
+    unread_refusals: AtomicUsize,
     wakers: Mutex<HashMap<usize, Waker>>,
 }
 
-/// One connection's bytes: its client's share, and whether they move.
+/// The flow control of one connection: its client's share, and the progress of its writes.
 #[derive(Debug)]
 pub(crate) struct Flow {
     client: Client,
     budget: Arc<Budget>,
     share: Arc<Share>,
-    owed: AtomicUsize,
-    moved: AtomicU32,
-    cut: AtomicBool,
-    told: Notify,
+    pending: AtomicUsize,
+    /// Chunks that have been sent or dropped; wraps around.
+    written: AtomicU32,
+    is_cut_off: AtomicBool,
+    cut_off: Notify,
 }
 
-/// Somebody who waits for room; dropping it ends the wait.
+/// The progress of a connection's writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WriteProgress {
+    /// Bytes on their way to the client.
+    pub(crate) pending: usize,
+    /// Changes whenever a chunk has been sent.
+    pub(crate) written: u32,
+}
+
+/// A body that waits for capacity; dropping it ends the wait.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     budget: Arc<Budget>,
@@ -83,8 +99,8 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    fn of(flow: &Flow) -> Self {
-        let id = flow.budget.next.fetch_add(1, SeqCst);
+    fn new(flow: &Flow) -> Self {
+        let id = flow.budget.next_waiter.fetch_add(1, SeqCst);
         Self {
             budget: Arc::clone(&flow.budget),
             share: Arc::clone(&flow.share),
@@ -95,159 +111,171 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        // A waker's drop may run others' code, and so comes behind the locks.
-        let _waker = self.budget.forget(self);
+        // Dropping a waker may run other code, so it happens without the locks.
+        let _waker = self.budget.remove_waiter(self);
     }
 }
 
-/// One of those of a client that are counted there, until this is dropped.
-struct Counted(Arc<Share>, fn(&Share) -> &AtomicUsize);
+/// One of at most [`MAX_WAITING`] waiting requests or unread refusals of a client.
+struct WaitSlot {
+    share: Arc<Share>,
+    counter: fn(&Share) -> &AtomicUsize,
+}
 
-impl Counted {
-    /// None where they are many.
-    fn one(share: &Arc<Share>, there: fn(&Share) -> &AtomicUsize) -> Option<Self> {
-        let before = there(share).fetch_add(1, SeqCst);
-        let counted = Self(Arc::clone(share), there);
-        (before < WAITING).then_some(counted)
+impl WaitSlot {
+    fn acquire(share: &Arc<Share>, counter: fn(&Share) -> &AtomicUsize) -> Option<Self> {
+        let before = counter(share).fetch_add(1, SeqCst);
+        let slot = Self {
+            share: Arc::clone(share),
+            counter,
+        };
+        (before < MAX_WAITING).then_some(slot)
     }
 }
 
-impl Drop for Counted {
+impl Drop for WaitSlot {
     fn drop(&mut self) {
-        (self.1)(&self.0).fetch_sub(1, SeqCst);
+        (self.counter)(&self.share).fetch_sub(1, SeqCst);
     }
 }
 
-/// A refusal's body, until the last reference to it is gone.
-struct Refused(
-    Bytes,
-    #[expect(dead_code, reason = "its drop counts")] Counted,
-);
+/// The body of a refusal, until the last reference to it is gone.
+struct RefusalBody {
+    bytes: Bytes,
+    _slot: WaitSlot,
+}
 
-impl AsRef<[u8]> for Refused {
+impl AsRef<[u8]> for RefusalBody {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
-/// Bytes that are counted until this is dropped.
+/// Bytes that are charged to a client until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Charge {
     flow: Arc<Flow>,
     bytes: usize,
-    /// On their way to the client, as opposed to memory that a request takes.
-    owed: bool,
+    kind: ChargeKind,
 }
 
-/// A piece of a body that is counted until the last reference to it is gone.
-struct Piece {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ChargeKind {
+    /// Memory of a connection or a request.
+    Memory,
+    /// On their way to the client.
+    Chunk,
+}
+
+/// A chunk of a body that is charged until the last reference to it is gone.
+struct Chunk {
     bytes: Bytes,
     _charge: Charge,
 }
 
-impl AsRef<[u8]> for Piece {
+impl AsRef<[u8]> for Chunk {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 impl Budget {
-    /// Of this many bytes.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
             used: AtomicUsize::new(0),
             shares: Mutex::default(),
             waiting: Mutex::default(),
-            waiters: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            waiting_clients: AtomicUsize::new(0),
+            next_waiter: AtomicUsize::new(0),
         })
     }
 
-    /// Bytes under way, and the most that there may be.
-    pub(crate) fn figures(&self) -> (usize, usize) {
-        (self.used.load(SeqCst), self.limit)
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            bytes: self.used.load(SeqCst),
+            limit: self.limit,
+        }
     }
 
     /// The flow of a new connection.
-    pub(crate) fn flow(self: &Arc<Self>, client: Client) -> Arc<Flow> {
+    pub(crate) fn open_flow(self: &Arc<Self>, client: Client) -> Arc<Flow> {
         let mut shares = self.shares.lock();
         let known = shares.get(&client).and_then(Weak::upgrade);
         let share = known.unwrap_or_else(|| {
-            if shares.len() >= FORGOTTEN {
+            if shares.len() >= SHARES_BEFORE_CLEANUP {
                 shares.retain(|_, share| share.strong_count() > 0);
             }
             let share = Arc::new(Share::default());
             shares.insert(client, Arc::downgrade(&share));
             share
         });
-        self.used.fetch_add(CONNECTION, SeqCst);
-        share.used.fetch_add(CONNECTION, SeqCst);
+        self.used.fetch_add(CONNECTION_BYTES, SeqCst);
+        share.used.fetch_add(CONNECTION_BYTES, SeqCst);
         share.connections.fetch_add(1, SeqCst);
         Arc::new(Flow {
             client,
             budget: Arc::clone(self),
             share,
-            owed: AtomicUsize::new(0),
-            moved: AtomicU32::new(0),
-            cut: AtomicBool::new(false),
-            told: Notify::new(),
+            pending: AtomicUsize::new(0),
+            written: AtomicU32::new(0),
+            is_cut_off: AtomicBool::new(false),
+            cut_off: Notify::new(),
         })
     }
 
-    /// Less than its fair part, or nothing to read: whoever has read all always gets on.
-    fn has_room(&self, share: &Share) -> bool {
-        share.owed.load(SeqCst) == 0 || self.fits(share)
+    /// The client uses less than its fair share, or has read everything: such a client always proceeds.
+    fn has_capacity(&self, share: &Share) -> bool {
+        share.pending.load(SeqCst) == 0 || self.is_below_fair_share(share)
     }
 
-    /// Less than its fair part.
-    fn fits(&self, share: &Share) -> bool {
+    fn is_below_fair_share(&self, share: &Share) -> bool {
         share.used.load(SeqCst) + self.used.load(SeqCst) < self.limit
     }
 
-    /// Room for a good while, so that those who wait aren't woken for every piece.
-    fn has_ample_room(&self, share: &Share) -> bool {
-        share.owed.load(SeqCst) == 0
+    /// Capacity for many chunks, so that waiters aren't woken for each.
+    fn has_ample_capacity(&self, share: &Share) -> bool {
+        share.pending.load(SeqCst) == 0
             || 2 * share.used.load(SeqCst) + self.used.load(SeqCst) < self.limit
     }
 
-    fn released(&self) {
-        if self.waiters.load(SeqCst) == 0 {
+    fn wake_waiters(&self) {
+        if self.waiting_clients.load(SeqCst) == 0 {
             return;
         }
         let mut wakers = Vec::new();
         let mut waiting = self.waiting.lock();
         waiting.retain(|share| {
-            let ready = self.has_ample_room(share);
+            let ready = self.has_ample_capacity(share);
             if ready {
                 wakers.extend(share.wakers.lock().drain());
             }
             !ready
         });
-        self.waiters.store(waiting.len(), SeqCst);
+        self.waiting_clients.store(waiting.len(), SeqCst);
         drop(waiting);
         wakers.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
-    /// Somebody waits: what was to be woken for it before, if anything.
-    fn wait(&self, waiter: &Waiter, waker: Waker) -> Option<Waker> {
+    /// Returns the waiter's previous waker.
+    fn add_waiter(&self, waiter: &Waiter, waker: Waker) -> Option<Waker> {
         let mut waiting = self.waiting.lock();
         let mut wakers = waiter.share.wakers.lock();
         if wakers.is_empty() {
             waiting.push(Arc::clone(&waiter.share));
-            self.waiters.store(waiting.len(), SeqCst);
+            self.waiting_clients.store(waiting.len(), SeqCst);
         }
         wakers.insert(waiter.id, waker)
     }
 
-    /// Somebody waits no more; the share goes with its last one.
-    fn forget(&self, waiter: &Waiter) -> Option<Waker> {
+    /// Returns the waiter's waker. A share leaves with its last waiter.
+    fn remove_waiter(&self, waiter: &Waiter) -> Option<Waker> {
         let mut waiting = self.waiting.lock();
         let mut wakers = waiter.share.wakers.lock();
         let waker = wakers.remove(&waiter.id)?;
         if wakers.is_empty() {
             waiting.retain(|share| !Arc::ptr_eq(share, &waiter.share));
-            self.waiters.store(waiting.len(), SeqCst);
+            self.waiting_clients.store(waiting.len(), SeqCst);
         }
         Some(waker)
     }
@@ -259,125 +287,127 @@ impl Flow {
         self.client
     }
 
-    /// Its client has room for more.
-    pub(crate) fn has_room(&self) -> bool {
-        self.budget.has_room(&self.share)
+    /// The connection's client may produce its next chunk.
+    pub(crate) fn has_capacity(&self) -> bool {
+        self.budget.has_capacity(&self.share)
     }
 
-    /// Ready while its client has room; else what is left in `waiter` is woken when there is some.
-    pub(crate) fn poll_room(
+    /// Ready while the client has capacity. Otherwise `waiter` is filled in, and the task is woken when it has.
+    pub(crate) fn poll_capacity(
         self: &Arc<Self>,
         cx: &Context<'_>,
         waiter: &mut Option<Waiter>,
     ) -> Poll<()> {
-        if self.has_room() {
+        if self.has_capacity() {
             *waiter = None;
             return Poll::Ready(());
         }
-        let waiter = waiter.get_or_insert_with(|| Waiter::of(self));
-        drop(self.budget.wait(waiter, cx.waker().clone()));
-        // Room may have been given back before this waiter was listed.
-        if self.budget.has_ample_room(&self.share) {
-            self.budget.released();
+        let waiter = waiter.get_or_insert_with(|| Waiter::new(self));
+        drop(self.budget.add_waiter(waiter, cx.waker().clone()));
+        // Bytes may have been released before this waiter was added.
+        if self.budget.has_ample_capacity(&self.share) {
+            self.budget.wake_waiters();
         }
         Poll::Pending
     }
 
-    /// Waits until its client has room.
-    pub(crate) async fn room(self: &Arc<Self>) {
+    pub(crate) async fn wait_for_capacity(self: &Arc<Self>) {
         let mut waiter = None;
-        std::future::poll_fn(|cx| self.poll_room(cx, &mut waiter)).await;
+        std::future::poll_fn(|cx| self.poll_capacity(cx, &mut waiter)).await;
     }
 
-    /// The same, before a request begins; false at once where enough others of its client wait.
-    pub(crate) async fn room_to_begin(self: &Arc<Self>) -> bool {
-        let Some(_counted) = Counted::one(&self.share, |share| &share.waiting) else {
+    /// Waits for capacity before a request is admitted; false at once if too many requests of the client wait.
+    pub(crate) async fn wait_for_admission(self: &Arc<Self>) -> bool {
+        let slot = WaitSlot::acquire(&self.share, |share| &share.waiting_requests);
+        if slot.is_none() {
             return false;
-        };
-        self.room().await;
+        }
+        self.wait_for_capacity().await;
         true
     }
 
-    /// A refusal's body; none where enough others of its client have not been read, since a stream that can't end takes
-    /// memory.
-    pub(crate) fn refuse(&self, bytes: Bytes) -> Bytes {
-        match Counted::one(&self.share, |share| &share.refused) {
-            Some(counted) => Bytes::from_owner(Refused(bytes, counted)),
+    /// The body of a refusal; empty if too many of the client's are unread, since a stream that can't end takes memory.
+    pub(crate) fn limit_refusal(&self, bytes: Bytes) -> Bytes {
+        match WaitSlot::acquire(&self.share, |share| &share.unread_refusals) {
+            Some(slot) => Bytes::from_owner(RefusalBody { bytes, _slot: slot }),
             None => Bytes::new(),
         }
     }
 
-    /// A request begins, which holds so many bytes beside its own; `None` where its client has too many.
-    pub(crate) fn request(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
-        self.takes_requests()
-            .then(|| self.charge(REQUEST + bytes, false))
+    /// Charges a request and `bytes` more that it holds; `None` if its client uses too much.
+    pub(crate) fn charge_request(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+        self.may_charge_request()
+            .then(|| self.charge(REQUEST_BYTES + bytes, ChargeKind::Memory))
     }
 
-    fn takes_requests(&self) -> bool {
-        self.share.used.load(SeqCst) <= LEAST || self.budget.fits(&self.share)
+    fn may_charge_request(&self) -> bool {
+        self.share.used.load(SeqCst) <= MIN_SHARE || self.budget.is_below_fair_share(&self.share)
     }
 
-    /// Large buffers for this connection; `None` where its client has many connections, or little room.
-    pub(crate) fn large_buffers(self: &Arc<Self>) -> Option<Charge> {
-        (!self.is_one_of_many() && self.budget.fits(&self.share)).then(|| self.charge(LARGE, false))
+    /// Charges large buffers of this connection; `None` if its client has many connections, or little capacity.
+    pub(crate) fn charge_large_buffers(self: &Arc<Self>) -> Option<Charge> {
+        let may_charge = !self.is_one_of_many() && self.budget.is_below_fair_share(&self.share);
+        may_charge.then(|| self.charge(LARGE_BUFFER_BYTES, ChargeKind::Memory))
     }
 
-    /// Its client has so many connections that each must do with little.
+    /// The client has so many connections that each gets small buffers.
     pub(crate) fn is_one_of_many(&self) -> bool {
-        self.connections() > MANY
+        self.connections() > MANY_CONNECTIONS
     }
 
-    /// Its client's connections alone are more than its fair part.
+    /// The client's connections alone exceed its fair share.
     pub(crate) fn has_too_many_connections(&self) -> bool {
-        let taken = self.connections() * CONNECTION;
-        taken > LEAST && taken + self.budget.used.load(SeqCst) >= self.budget.limit
+        let taken = self.connections() * CONNECTION_BYTES;
+        taken > MIN_SHARE && taken + self.budget.used.load(SeqCst) >= self.budget.limit
     }
 
-    /// Connections that its client has.
+    /// Open connections of the client.
     pub(crate) fn connections(&self) -> usize {
         self.share.connections.load(SeqCst)
     }
 
-    /// Counts a piece of a body until it has been written, or dropped with its connection.
-    pub(crate) fn count(self: &Arc<Self>, bytes: Bytes) -> Bytes {
-        let charge = self.charge(bytes.len() + PIECE, true);
-        Bytes::from_owner(Piece {
+    /// Charges a chunk of a body until it has been written, or dropped with its connection.
+    pub(crate) fn charge_chunk(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        let charge = self.charge(bytes.len() + CHUNK_OVERHEAD, ChargeKind::Chunk);
+        Bytes::from_owner(Chunk {
             bytes,
             _charge: charge,
         })
     }
 
-    /// Bytes that the client has to read, and a number that changes whenever it has read some.
-    pub(crate) fn progress(&self) -> (usize, u32) {
-        (self.owed.load(SeqCst), self.moved.load(SeqCst))
-    }
-
-    /// The connection is to end now.
-    pub(crate) fn cut(&self) {
-        self.cut.store(true, SeqCst);
-        self.told.notify_waiters();
-    }
-
-    /// Done when the connection is to end, for who moves its bytes once it has left HTTP.
-    pub(crate) async fn was_cut(&self) {
-        let mut told = std::pin::pin!(self.told.notified());
-        told.as_mut().enable();
-        if !self.cut.load(SeqCst) {
-            told.await;
+    pub(crate) fn write_progress(&self) -> WriteProgress {
+        WriteProgress {
+            pending: self.pending.load(SeqCst),
+            written: self.written.load(SeqCst),
         }
     }
 
-    fn charge(self: &Arc<Self>, bytes: usize, owed: bool) -> Charge {
+    /// Ends the connection, also once it has left HTTP.
+    pub(crate) fn cut_off(&self) {
+        self.is_cut_off.store(true, SeqCst);
+        self.cut_off.notify_waiters();
+    }
+
+    /// Waits until the connection is to end: for streams that have left HTTP.
+    pub(crate) async fn until_cut_off(&self) {
+        let mut notified = std::pin::pin!(self.cut_off.notified());
+        notified.as_mut().enable();
+        if !self.is_cut_off.load(SeqCst) {
+            notified.await;
+        }
+    }
+
+    fn charge(self: &Arc<Self>, bytes: usize, kind: ChargeKind) -> Charge {
         self.budget.used.fetch_add(bytes, SeqCst);
         self.share.used.fetch_add(bytes, SeqCst);
-        if owed {
-            self.owed.fetch_add(bytes, SeqCst);
-            self.share.owed.fetch_add(bytes, SeqCst);
+        if kind == ChargeKind::Chunk {
+            self.pending.fetch_add(bytes, SeqCst);
+            self.share.pending.fetch_add(bytes, SeqCst);
         }
         Charge {
             flow: Arc::clone(self),
             bytes,
-            owed,
+            kind,
         }
     }
 }
@@ -385,16 +415,16 @@ impl Flow {
 impl Drop for Flow {
     fn drop(&mut self) {
         self.share.connections.fetch_sub(1, SeqCst);
-        self.share.used.fetch_sub(CONNECTION, SeqCst);
-        self.budget.used.fetch_sub(CONNECTION, SeqCst);
-        self.budget.released();
+        self.share.used.fetch_sub(CONNECTION_BYTES, SeqCst);
+        self.budget.used.fetch_sub(CONNECTION_BYTES, SeqCst);
+        self.budget.wake_waiters();
     }
 }
 
 impl Charge {
-    /// Counts so many bytes more, of a request; false where its client has too many already.
-    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
-        let fits = self.flow.takes_requests();
+    /// Charges further bytes of a request; false if its client uses too much.
+    pub(crate) fn try_grow(&mut self, bytes: usize) -> bool {
+        let fits = self.flow.may_charge_request();
         if fits {
             self.flow.budget.used.fetch_add(bytes, SeqCst);
             self.flow.share.used.fetch_add(bytes, SeqCst);
@@ -406,15 +436,15 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let Self { flow, bytes, owed } = self;
-        if *owed {
-            flow.owed.fetch_sub(*bytes, SeqCst);
-            flow.share.owed.fetch_sub(*bytes, SeqCst);
-            flow.moved.fetch_add(1, SeqCst);
+        let Self { flow, bytes, kind } = self;
+        if *kind == ChargeKind::Chunk {
+            flow.pending.fetch_sub(*bytes, SeqCst);
+            flow.share.pending.fetch_sub(*bytes, SeqCst);
+            flow.written.fetch_add(1, SeqCst);
         }
         flow.share.used.fetch_sub(*bytes, SeqCst);
         flow.budget.used.fetch_sub(*bytes, SeqCst);
-        flow.budget.released();
+        flow.budget.wake_waiters();
     }
 }
 
@@ -430,11 +460,11 @@ mod tests {
         Client::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)))
     }
 
-    /// Counts pieces of a KiB until there is no room; how many they are.
+    /// Charges chunks of a KiB until there is no capacity, and returns their number.
     fn fill(flow: &Arc<Flow>, held: &mut Vec<Bytes>) -> usize {
         let before = held.len();
-        while flow.has_room() {
-            held.push(flow.count(Bytes::from(vec![0; 1024 - PIECE])));
+        while flow.has_capacity() {
+            held.push(flow.charge_chunk(Bytes::from(vec![0; 1024 - CHUNK_OVERHEAD])));
         }
         held.len() - before
     }
@@ -442,69 +472,78 @@ mod tests {
     #[test]
     fn one_client_gets_half_and_a_newcomer_finds_room() {
         let budget = Budget::new(900 << 10);
-        let (first, second) = (budget.flow(client(1)), budget.flow(client(2)));
+        let (first, second) = (budget.open_flow(client(1)), budget.open_flow(client(2)));
         let mut held = Vec::new();
         // Two connections take 32 KiB: x + (x + 32) = 900 with the first one's own 16.
         assert_eq!(fill(&first, &mut held), 426);
         assert_eq!(fill(&second, &mut held), 213, "half of what is left");
         assert!(
-            !budget.flow(client(1)).has_room(),
+            !budget.open_flow(client(1)).has_capacity(),
             "another connection of the first has no share of its own"
         );
-        assert!(budget.flow(client(3)).has_room());
-        assert_eq!(first.progress(), (426 << 10, 0));
+        assert!(budget.open_flow(client(3)).has_capacity());
+        assert_eq!(first.write_progress().pending, 426 << 10);
         held.clear();
-        assert_eq!(budget.figures(), (2 * CONNECTION, 900 << 10));
-        assert_eq!(first.progress(), (0, 426));
+        let (bytes, limit) = (2 * CONNECTION_BYTES, 900 << 10);
+        assert_eq!(budget.usage(), Usage { bytes, limit });
+        let (pending, written) = (0, 426);
+        assert_eq!(first.write_progress(), WriteProgress { pending, written });
         drop((first, second));
-        assert_eq!(budget.figures().0, 0);
+        assert_eq!(budget.usage().bytes, 0);
     }
 
     #[test]
     fn whoever_has_read_all_gets_on_however_full_it_is() {
         let budget = Budget::new(1 << 10);
-        let flows: Vec<_> = (0..50).map(|n| budget.flow(client(n))).collect();
+        let flows: Vec<_> = (0..50).map(|n| budget.open_flow(client(n))).collect();
         let held: Vec<_> = flows
             .iter()
-            .map(|flow| flow.count(Bytes::from(vec![0; 1 << 20])))
+            .map(|flow| flow.charge_chunk(Bytes::from(vec![0; 1 << 20])))
             .collect();
         assert!(
             flows
                 .iter()
-                .all(|flow| !flow.has_room() && flow.request(0).is_none())
+                .all(|flow| !flow.has_capacity() && flow.charge_request(0).is_none())
         );
-        let newcomer = budget.flow(client(51));
-        assert!(newcomer.has_room() && newcomer.request(0).is_some());
+        let newcomer = budget.open_flow(client(51));
+        assert!(newcomer.has_capacity() && newcomer.charge_request(0).is_some());
         drop(held);
-        assert!(flows[0].has_room());
+        assert!(flows[0].has_capacity());
     }
 
     #[test]
     fn large_buffers_are_counted_and_for_few_connections_with_room() {
         let budget = Budget::new(64 << 20);
-        let flows: Vec<_> = (0..MANY).map(|_| budget.flow(client(1))).collect();
-        let large = flows[0].large_buffers();
+        let flows: Vec<_> = (0..MANY_CONNECTIONS)
+            .map(|_| budget.open_flow(client(1)))
+            .collect();
+        let large = flows[0].charge_large_buffers();
         assert!(large.is_some());
-        assert_eq!(budget.figures().0, MANY * CONNECTION + LARGE);
-        let one_more = budget.flow(client(1));
-        assert!(one_more.large_buffers().is_none() && flows[1].large_buffers().is_none());
+        assert_eq!(
+            budget.usage().bytes,
+            MANY_CONNECTIONS * CONNECTION_BYTES + LARGE_BUFFER_BYTES
+        );
+        let one_more = budget.open_flow(client(1));
+        assert!(
+            one_more.charge_large_buffers().is_none() && flows[1].charge_large_buffers().is_none()
+        );
         drop((large, one_more));
-        assert_eq!(budget.figures().0, MANY * CONNECTION);
-        let _held = flows[0].count(Bytes::from(vec![0; 40 << 20]));
-        assert!(flows[0].large_buffers().is_none(), "no room");
-        assert!(budget.flow(client(2)).large_buffers().is_some());
+        assert_eq!(budget.usage().bytes, MANY_CONNECTIONS * CONNECTION_BYTES);
+        let _held = flows[0].charge_chunk(Bytes::from(vec![0; 40 << 20]));
+        assert!(flows[0].charge_large_buffers().is_none(), "no room");
+        assert!(budget.open_flow(client(2)).charge_large_buffers().is_some());
     }
 
     #[tokio::test]
     async fn who_waits_is_woken_when_there_is_room_again() {
         let budget = Budget::new(100 << 10);
-        let flow = budget.flow(client(1));
+        let flow = budget.open_flow(client(1));
         let mut held = Vec::new();
         fill(&flow, &mut held);
         let waiting: Vec<_> = (0..100)
             .map(|_| {
                 let flow = Arc::clone(&flow);
-                tokio::spawn(async move { flow.room().await })
+                tokio::spawn(async move { flow.wait_for_capacity().await })
             })
             .collect();
         tokio::task::yield_now().await;
@@ -516,27 +555,27 @@ mod tests {
             waiting.await.expect("woken");
         }
         assert_eq!(flow.share.wakers.lock().len(), 0);
-        assert_eq!(budget.waiters.load(SeqCst), 0);
+        assert_eq!(budget.waiting_clients.load(SeqCst), 0);
     }
 
     /// All requests of a client without room waited, and held all places among the requests meanwhile: others met 429.
     #[tokio::test]
     async fn few_requests_of_a_client_wait_for_room() {
         let budget = Budget::new(100 << 10);
-        let flow = budget.flow(client(1));
+        let flow = budget.open_flow(client(1));
         let mut held = Vec::new();
         fill(&flow, &mut held);
-        let mut waiting: Vec<_> = (0..WAITING)
-            .map(|_| Box::pin(flow.room_to_begin()))
+        let mut waiting: Vec<_> = (0..MAX_WAITING)
+            .map(|_| Box::pin(flow.wait_for_admission()))
             .collect();
         assert!(
             waiting
                 .iter_mut()
                 .all(|waits| waits.now_or_never().is_none())
         );
-        assert_eq!(flow.room_to_begin().now_or_never(), Some(false));
+        assert_eq!(flow.wait_for_admission().now_or_never(), Some(false));
         waiting.pop();
-        assert_eq!(flow.room_to_begin().now_or_never(), None);
+        assert_eq!(flow.wait_for_admission().now_or_never(), None);
         held.clear();
         assert_eq!(waiting.remove(0).now_or_never(), Some(true));
     }
@@ -544,27 +583,27 @@ mod tests {
     /// Fifty thousand refusals to streams without windows took 250 MiB.
     #[tokio::test]
     async fn few_unread_refusals_of_a_client_have_a_body() {
-        let flow = Budget::new(100 << 10).flow(client(1));
+        let flow = Budget::new(100 << 10).open_flow(client(1));
         let refusals: Vec<_> = (0..100)
-            .map(|_| flow.refuse(Bytes::from_static(b"no")))
+            .map(|_| flow.limit_refusal(Bytes::from_static(b"no")))
             .collect();
         assert_eq!(
             refusals.iter().filter(|body| !body.is_empty()).count(),
-            WAITING
+            MAX_WAITING
         );
         drop(refusals);
-        assert!(!flow.refuse(Bytes::from_static(b"no")).is_empty());
+        assert!(!flow.limit_refusal(Bytes::from_static(b"no")).is_empty());
     }
 
     /// Waits that were given up left their client's share behind, once each.
     #[tokio::test]
     async fn a_wait_that_is_given_up_leaves_nothing() {
         let budget = Budget::new(100 << 10);
-        let flow = budget.flow(client(1));
+        let flow = budget.open_flow(client(1));
         let mut held = Vec::new();
         fill(&flow, &mut held);
         let polled = |waiter: &mut Option<Waiter>| {
-            flow.poll_room(&Context::from_waker(Waker::noop()), waiter)
+            flow.poll_capacity(&Context::from_waker(Waker::noop()), waiter)
                 .is_pending()
         };
         let mut lasting = None;
@@ -573,7 +612,10 @@ mod tests {
             assert!(polled(&mut waiter) && polled(&mut waiter));
         }
         assert_eq!(
-            (budget.waiting.lock().len(), budget.waiters.load(SeqCst)),
+            (
+                budget.waiting.lock().len(),
+                budget.waiting_clients.load(SeqCst)
+            ),
             (0, 0)
         );
         assert!(polled(&mut lasting));
@@ -581,13 +623,19 @@ mod tests {
         assert!(polled(&mut waiter));
         drop(waiter);
         assert_eq!(
-            (budget.waiting.lock().len(), budget.waiters.load(SeqCst)),
+            (
+                budget.waiting.lock().len(),
+                budget.waiting_clients.load(SeqCst)
+            ),
             (1, 1),
             "one still waits"
         );
         held.clear();
         assert_eq!(
-            (budget.waiting.lock().len(), budget.waiters.load(SeqCst)),
+            (
+                budget.waiting.lock().len(),
+                budget.waiting_clients.load(SeqCst)
+            ),
             (0, 0)
         );
         assert!(!polled(&mut lasting) && lasting.is_none());

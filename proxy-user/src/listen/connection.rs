@@ -115,7 +115,7 @@ async fn serve_tls(
     activity: Arc<Activity>,
 ) {
     let handshake = handshake(acceptor, stream, &connection, &activity).await;
-    let large_buffers = connection.flow.large_buffers();
+    let large_buffers = connection.flow.charge_large_buffers();
     // Scope the TLS stream so that it is not part of this future across the await.
     let serving = {
         let Some(mut stream) = handshake else { return };
@@ -283,7 +283,7 @@ mod tests {
             let client = TcpStream::connect(address).await.expect("connected");
             let (stream, _) = listener.accept().await.expect("accepted");
             let table = ConnectionTable::new(4, Duration::from_secs(30));
-            let flow = Budget::new(1 << 20).flow(Client::Pod(1));
+            let flow = Budget::new(1 << 20).open_flow(Client::Pod(1));
             let activity = table.acquire(Client::Pod(1), &flow, &Counters::default());
             Self {
                 table,

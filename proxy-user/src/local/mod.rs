@@ -120,8 +120,8 @@ impl Local {
     ) -> Result<Response<LocalBody>, LocalError> {
         let permission = self.authorizer.authorize(request)?;
         // The answer is copied out of the store, a whole object or document at once.
-        if !request.flow.has_room() {
-            Box::pin(request.flow.room()).await;
+        if !request.flow.has_capacity() {
+            Box::pin(request.flow.wait_for_capacity()).await;
         }
         let generation = self.store.generation();
         let mut answer = self.read(&permission).await;

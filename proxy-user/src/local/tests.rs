@@ -82,7 +82,7 @@ impl Bench {
             local,
             connected,
             clock,
-            flow: Budget::new(64 << 20).flow(client),
+            flow: Budget::new(64 << 20).open_flow(client),
             credential: Credential::from_headers(&headers),
             _directory: directory,
         }

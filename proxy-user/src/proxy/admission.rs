@@ -44,7 +44,7 @@ impl Admission {
 
     /// Charges further bytes, if the client has room for them.
     pub(super) fn charge_more(&mut self, bytes: usize) -> bool {
-        self.charge.grow(bytes)
+        self.charge.try_grow(bytes)
     }
 
     /// Holds a permit for an upgraded connection as well.
@@ -77,11 +77,11 @@ impl Proxy {
 
 /// Charges a request, once its client has room.
 async fn charge(flow: &Arc<Flow>, bytes: usize) -> Option<Charge> {
-    if let Some(charge) = flow.request(bytes) {
+    if let Some(charge) = flow.charge_request(bytes) {
         return Some(charge);
     }
-    match Box::pin(timeout(ADMISSION_TIMEOUT, flow.room_to_begin())).await {
-        Ok(true) => flow.request(bytes),
+    match Box::pin(timeout(ADMISSION_TIMEOUT, flow.wait_for_admission())).await {
+        Ok(true) => flow.charge_request(bytes),
         _ => None,
     }
 }

@@ -92,15 +92,15 @@ impl Body {
     pub(crate) fn hold(&mut self, admission: Option<Admission>, flow: &Arc<Flow>) {
         self.admission = admission;
         if let Kind::Full(Some(bytes)) = &mut self.kind {
-            *bytes = flow.count(std::mem::take(bytes));
+            *bytes = flow.charge_chunk(std::mem::take(bytes));
         }
         self.flow = Some(Arc::clone(flow));
     }
 
-    /// Counts the body of a request that was not admitted: see [`Flow::refuse`].
+    /// Counts the body of a request that was not admitted: see [`Flow::limit_refusal`].
     pub(crate) fn count_as_refusal(&mut self, flow: &Flow) {
         if let Kind::Full(Some(bytes)) = &mut self.kind {
-            *bytes = flow.refuse(std::mem::take(bytes));
+            *bytes = flow.limit_refusal(std::mem::take(bytes));
         }
     }
 
@@ -119,7 +119,7 @@ impl Body {
     /// The next frame, once the client has room for it.
     fn poll_streamed(&mut self, cx: &mut Context<'_>) -> Poll<Option<FrameResult>> {
         if let Some(flow) = &self.flow {
-            ready!(flow.poll_room(cx, &mut self.waiter));
+            ready!(flow.poll_capacity(cx, &mut self.waiter));
         }
         let frame = ready!(self.kind.poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
@@ -131,7 +131,7 @@ impl Body {
     /// Counts a frame until it has been written.
     fn count_held(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
         match &self.flow {
-            Some(flow) => frame.map_data(|bytes| flow.count(bytes)),
+            Some(flow) => frame.map_data(|bytes| flow.charge_chunk(bytes)),
             None => frame,
         }
     }

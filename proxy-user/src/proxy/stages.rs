@@ -92,7 +92,7 @@ impl Stages {
 
     /// The flow of a new connection's bytes.
     pub(crate) fn open_flow(&self, client: Client) -> Arc<Flow> {
-        self.budget.flow(client)
+        self.budget.open_flow(client)
     }
 
     /// The part that is not ready yet, for `/readyz`.
@@ -101,13 +101,13 @@ impl Stages {
     }
 
     pub(crate) fn status(&self) -> RequestsStatus {
-        let (bytes, max_bytes) = self.budget.figures();
+        let memory = self.budget.usage();
         RequestsStatus {
             in_flight: self.limits.requests_in_flight(),
             max_in_flight: self.limits.max_requests,
             open_upgrades: self.limits.open_upgrades(),
-            bytes_under_way: bytes,
-            max_bytes_under_way: max_bytes,
+            bytes_under_way: memory.bytes,
+            max_bytes_under_way: memory.limit,
         }
     }
 
@@ -126,7 +126,7 @@ impl Stages {
 impl Instrumented for Stages {
     fn register_metrics(&self, registry: &mut Registry) {
         self.metrics.register_metrics(registry);
-        let (bytes, max_bytes) = self.budget.figures();
+        let memory = self.budget.usage();
         for (name, help, value) in [
             (
                 "requests_in_flight",
@@ -141,12 +141,12 @@ impl Instrumented for Stages {
             (
                 "bytes_under_way",
                 "Bytes of responses and requests that are held for clients now",
-                bytes,
+                memory.bytes,
             ),
             (
                 "bytes_under_way_limit",
                 "Most bytes that may be held for clients (--max-bytes-under-way)",
-                max_bytes,
+                memory.limit,
             ),
         ] {
             register_gauge(registry, name, help, value);

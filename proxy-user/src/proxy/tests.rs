@@ -252,7 +252,7 @@ async fn a_request_without_a_place_is_refused_and_may_come_back() {
 #[tokio::test(start_paused = true)]
 async fn a_client_with_too_many_bytes_waits_before_it_is_refused() {
     let mut bench = Bench::start(CloudState::Disconnected).await;
-    let held = bench.flow.count(Bytes::from(vec![0; BUDGET]));
+    let held = bench.flow.charge_chunk(Bytes::from(vec![0; BUDGET]));
     let began = Instant::now();
     let reply = bench.send(Request::get(POD), "").await;
     reply.expect(429, "TooManyRequests", "");

@@ -79,7 +79,7 @@ impl Streams {
             tokio::select! {
                 _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
                 () = self.closing => {}
-                () = flow.was_cut() => {}
+                () = flow.until_cut_off() => {}
             }
             if let Some(admission) = &mut admission {
                 admission.record().add_stream(&client);

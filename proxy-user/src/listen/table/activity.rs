@@ -10,8 +10,8 @@ use std::task::Poll;
 use futures_util::task::AtomicWaker;
 
 use super::ConnectionTable;
-use super::snapshot::{ActivitySnapshot, WriteProgress};
-use crate::budget::Flow;
+use super::snapshot::ActivitySnapshot;
+use crate::budget::{Flow, WriteProgress};
 use crate::drain::DrainWatcher;
 
 /// An order to a connection, the mildest first. A stricter one is never taken back.
@@ -67,8 +67,7 @@ impl Activity {
     }
 
     pub(super) fn write_progress(&self) -> WriteProgress {
-        let (pending, written) = self.flow.progress();
-        WriteProgress { pending, written }
+        self.flow.write_progress()
     }
 
     pub(super) fn begin_request(&self) {
@@ -99,7 +98,7 @@ impl Activity {
             self.waker.wake();
         }
         if directive == Directive::Close {
-            self.flow.cut();
+            self.flow.cut_off();
         }
     }
 

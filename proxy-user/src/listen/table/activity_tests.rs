@@ -34,7 +34,7 @@ impl Rig {
     fn new() -> Self {
         let table = ConnectionTable::new(4, Duration::from_secs(30));
         let (client, counters) = (Client::Pod(1), Counters::default());
-        let flow = Budget::new(1 << 20).flow(client);
+        let flow = Budget::new(1 << 20).open_flow(client);
         let activity = table.acquire(client, &flow, &counters).expect("a slot");
         let (client, server) = tokio::io::duplex(4096);
         let (answers, receiver) = mpsc::channel(4);

@@ -9,10 +9,3 @@ pub(super) struct ActivitySnapshot {
     /// Bytes came in after the last response, and no request has begun since.
     pub(super) has_unparsed_bytes: bool,
 }
-
-/// Bytes that a client has to read, and a counter that changes whenever it has read some.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct WriteProgress {
-    pub(super) pending: usize,
-    pub(super) written: u32,
-}

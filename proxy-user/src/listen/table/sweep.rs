@@ -1,6 +1,7 @@
 //! The state of a connection between sweeps, and the decision to close it. Pure.
 
-use super::snapshot::{ActivitySnapshot, WriteProgress};
+use super::snapshot::ActivitySnapshot;
+use crate::budget::WriteProgress;
 
 /// Sweeps after which an incomplete request head closes the connection (30 to 45 s).
 const SLOW_HEAD_SWEEPS: u32 = 3;

@@ -24,7 +24,7 @@ impl Rig {
 
     fn acquire(&self, client: Client) -> Option<Arc<Activity>> {
         self.table
-            .acquire(client, &self.budget.flow(client), &self.counters)
+            .acquire(client, &self.budget.open_flow(client), &self.counters)
     }
 
     fn acquire_all(&self, client: Client, count: usize) -> Vec<Arc<Activity>> {
@@ -134,17 +134,17 @@ fn slots_are_released() {
 #[test]
 fn a_client_that_reads_nothing_is_closed_and_a_slow_one_is_not() {
     let rig = Rig::new(4);
-    let flow = rig.budget.flow(POD);
+    let flow = rig.budget.open_flow(POD);
     let connection = rig.table.acquire(POD, &flow, &rig.counters).expect("slot");
     let mut held = Vec::new();
     for _ in 0..20 {
-        held.push(flow.count(bytes::Bytes::from_static(b"slow")));
+        held.push(flow.charge_chunk(bytes::Bytes::from_static(b"slow")));
         for _ in 0..PROGRESS_CHECKS {
             rig.table.close_stalled(&rig.counters);
         }
         assert_eq!(connection.directive(), Directive::Run);
         held.remove(0);
-        held.push(flow.count(bytes::Bytes::from_static(b"more")));
+        held.push(flow.charge_chunk(bytes::Bytes::from_static(b"more")));
     }
     for _ in 0..PROGRESS_CHECKS + 2 {
         rig.table.close_stalled(&rig.counters);
@@ -157,11 +157,11 @@ fn a_client_that_reads_nothing_is_closed_and_a_slow_one_is_not() {
 #[tokio::test]
 async fn an_upgraded_connection_is_told_to_close() {
     let rig = Rig::new(2);
-    let flow = rig.budget.flow(POD);
+    let flow = rig.budget.open_flow(POD);
     let connection = rig.table.acquire(POD, &flow, &rig.counters).expect("slot");
     let told = tokio::spawn({
         let flow = Arc::clone(&flow);
-        async move { flow.was_cut().await }
+        async move { flow.until_cut_off().await }
     });
     tokio::task::yield_now().await;
     connection.set_directive(Directive::Drain);
@@ -169,7 +169,7 @@ async fn an_upgraded_connection_is_told_to_close() {
     assert!(!told.is_finished());
     connection.set_directive(Directive::Close);
     told.await.expect("told");
-    flow.was_cut().await;
+    flow.until_cut_off().await;
 }
 
 #[tokio::test]
@@ -213,9 +213,9 @@ async fn a_connection_that_makes_no_request_drains_then_closes() {
 #[tokio::test(start_paused = true)]
 async fn a_client_is_closed_a_check_after_the_reader_timeout() {
     let rig = Rig::new(4);
-    let flow = rig.budget.flow(POD);
+    let flow = rig.budget.open_flow(POD);
     let connection = rig.table.acquire(POD, &flow, &rig.counters).expect("slot");
-    let _unread = flow.count(bytes::Bytes::from_static(b"unread"));
+    let _unread = flow.charge_chunk(bytes::Bytes::from_static(b"unread"));
     let checks = tokio::spawn(Arc::clone(&rig.table).run_stall_checks(Arc::default()));
     tokio::time::sleep(READER_TIMEOUT - Duration::from_secs(1)).await;
     assert_eq!(connection.directive(), Directive::Run);
