@@ -53,7 +53,7 @@ impl SelfProbe {
                     was_healthy = true;
                 }
                 Err(error) => {
-                    self.counters.probe_failed();
+                    self.counters.count_probe_failure();
                     if was_healthy {
                         warn!(
                             "{} does not answer its own probe: {error}; new connections of host processes go to the \

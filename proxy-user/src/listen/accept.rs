@@ -38,7 +38,7 @@ pub(super) async fn accept_until_drain(
             }
             Err(error) => error,
         };
-        acceptor.counters.accept_error();
+        acceptor.counters.count_accept_error();
         if is_of_one_connection(&error) {
             continue;
         }
@@ -56,7 +56,7 @@ pub(super) async fn accept_until_drain(
 
 fn spawn_connection(acceptor: &Arc<Acceptor>, accepted: Accepted) {
     if !acceptor.counters.is_probe(accepted.remote) {
-        acceptor.counters.accepted(accepted.port);
+        acceptor.counters.count_accepted(accepted.port);
     }
     tokio::spawn(connection::serve(Arc::clone(acceptor), accepted));
 }

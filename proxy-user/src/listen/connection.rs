@@ -60,7 +60,7 @@ pub(super) async fn serve(acceptor: Arc<Acceptor>, accepted: Accepted) {
     // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
     if port == Port::Secure && !tls {
         if !acceptor.counters.is_probe(remote) {
-            acceptor.counters.plain_on_secure();
+            acceptor.counters.count_plain_on_secure();
         }
         return refuse_plain(stream).await;
     }
@@ -151,7 +151,7 @@ async fn handshake(
         Ok(Err(error)) => format!("failed: {error}; does the client trust our CA?"),
         Err(_) => format!("took longer than {HANDSHAKE_TIMEOUT:?}"),
     };
-    acceptor.counters.handshake_error();
+    acceptor.counters.count_handshake_error();
     log_handshake(connection, &failure);
     None
 }

@@ -70,46 +70,55 @@ impl Drop for Probing<'_> {
 }
 
 impl Counters {
-    pub(super) fn accepted(&self, port: Port) {
+    pub(super) fn count_accepted(&self, port: Port) {
         let slot = match port {
             Port::Plain => &self.plain,
             Port::Secure => &self.secure,
         };
         slot.fetch_add(1, Relaxed);
     }
+
     /// Returns the number of connections closed at the limit so far.
-    pub(super) fn over_limit(&self) -> u64 {
+    pub(super) fn count_over_limit(&self) -> u64 {
         self.over_limit.fetch_add(1, Relaxed) + 1
     }
-    pub(super) fn accept_error(&self) {
+
+    pub(super) fn count_accept_error(&self) {
         self.accept_errors.fetch_add(1, Relaxed);
     }
-    pub(super) fn handshake_error(&self) {
+
+    pub(super) fn count_handshake_error(&self) {
         self.handshake_errors.fetch_add(1, Relaxed);
     }
-    pub(super) fn plain_on_secure(&self) {
+
+    pub(super) fn count_plain_on_secure(&self) {
         self.plain_on_secure.fetch_add(1, Relaxed);
     }
-    pub(super) fn slow(&self) {
+
+    pub(super) fn count_slow_head(&self) {
         self.slow.fetch_add(1, Relaxed);
     }
-    pub(super) fn stalled(&self) {
+
+    pub(super) fn count_stalled(&self) {
         self.stalled.fetch_add(1, Relaxed);
     }
-    pub(super) fn idle(&self) {
+
+    pub(super) fn count_idle(&self) {
         self.idle.fetch_add(1, Relaxed);
     }
-    /// Notes the source address of a self-probe.
-    pub(super) fn probing(&self, from: SocketAddr) -> Probing<'_> {
+
+    /// Begins a self-probe from this source address.
+    pub(super) fn begin_probe(&self, from: SocketAddr) -> Probing<'_> {
         *self.probe.lock() = Some(from);
         Probing(self)
     }
-    /// The self-probe is neither a caller nor a client's mistake.
+
+    /// True for the self-probe's connection, which counts neither as a client's nor as one's mistake.
     pub(super) fn is_probe(&self, from: SocketAddr) -> bool {
         *self.probe.lock() == Some(from)
     }
-    /// A self-probe went unanswered.
-    pub(crate) fn probe_failed(&self) {
+
+    pub(crate) fn count_probe_failure(&self) {
         self.probes_failed.fetch_add(1, Relaxed);
     }
 

@@ -35,7 +35,7 @@ async fn send_probe(secure: SocketAddr, counters: &Counters) -> io::Result<()> {
     };
     // Bound to the address that the kernel would choose, so that the listener can recognise it at accept.
     socket.bind(SocketAddr::new(secure.ip(), 0))?;
-    let _probing = counters.probing(socket.local_addr()?);
+    let _probing = counters.begin_probe(socket.local_addr()?);
     let mut stream = socket.connect(secure).await?;
     // A reset instead of TIME_WAIT: two probes a second would keep 120 of them.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;

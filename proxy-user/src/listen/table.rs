@@ -82,7 +82,7 @@ impl ConnectionTable {
     }
 
     fn count_over_limit(&self, counters: &Counters) {
-        if counters.over_limit().is_power_of_two() {
+        if counters.count_over_limit().is_power_of_two() {
             warn!(
                 "all {} of --max-connections are open, or one client's connections take more than \
                  its share of --max-bytes-under-way: closing connections of the client with the most",
@@ -120,7 +120,7 @@ impl ConnectionTable {
         self.for_each(|state, activity| {
             // One check more than fit in the timeout: the first may come right after the bytes.
             if state.stalled_checks(activity.write_progress()) > PROGRESS_CHECKS {
-                counters.stalled();
+                counters.count_stalled();
                 activity.set_directive(Directive::Close);
             }
         });
@@ -139,11 +139,11 @@ impl ConnectionTable {
         self.for_each(|state, activity| match state.sweep(activity.snapshot()) {
             SweepAction::Keep => {}
             SweepAction::CloseIdle => {
-                counters.idle();
+                counters.count_idle();
                 activity.set_directive(Directive::Drain);
             }
             SweepAction::CloseSlow => {
-                counters.slow();
+                counters.count_slow_head();
                 activity.set_directive(Directive::Close);
             }
         });
