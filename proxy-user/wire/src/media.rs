@@ -215,9 +215,14 @@ mod tests {
                 plain,
                 "{accept}"
             );
+            assert!(
+                plain.iter().all(|encoding| got.takes(*encoding)),
+                "{accept}"
+            );
             assert_eq!(got.errors, errors, "{accept}");
         }
-        assert!(!Accepts::from_headers(&headers("application/cbor")).takes(Json));
+        let cbor = Accepts::from_headers(&headers("application/cbor"));
+        assert!(!cbor.takes(Json) && !cbor.takes(Protobuf));
     }
 
     #[test]

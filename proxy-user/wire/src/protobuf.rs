@@ -344,6 +344,7 @@ mod tests {
             (&*meta.name, &*meta.namespace, &*meta.resource_version),
             ("pod-a", "default", "42")
         );
+        assert_eq!(meta.uid, "u");
     }
 
     #[test]
