@@ -4,14 +4,11 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::thread::Thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 
@@ -19,7 +16,9 @@ use crate::cache::change::Change;
 use crate::cache::evict::SizeBudget;
 use crate::cache::exchange::Exchange;
 use crate::cache::grant_rows::ClusterGeneration;
+use crate::cache::message::{CaptureId, Counters, Message};
 use crate::cache::not_stored::{NotStored, NotStoredCounts};
+use crate::cache::queue::{self, Limits, Urgency};
 use crate::cache::store::{Store, StoreError};
 use crate::cache::writer::Writer;
 use crate::clock::Clock;
@@ -34,69 +33,11 @@ const MAX_MESSAGES: usize = 4 * QUEUE_KIB;
 /// How long a stream waits for room before its copy is given up. The client's own bytes go on then.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One copied response, for as long as the process lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct CaptureId(u64);
-
-/// A message to the writer.
-#[derive(Debug)]
-pub(super) enum Message {
-    Begin {
-        id: CaptureId,
-        exchange: Box<Exchange>,
-    },
-    Data {
-        id: CaptureId,
-        bytes: Bytes,
-        /// Room in the queue.
-        permit: OwnedSemaphorePermit,
-        /// Ordering against 404s uses this time, so the delayed writer must not take it.
-        received_at: u64,
-    },
-    End {
-        id: CaptureId,
-        received_at: u64,
-    },
-    Abort(CaptureId),
-    Changes(Vec<Change>),
-    /// A read found that the disk has failed.
-    DiskFailed,
-    Flush(oneshot::Sender<()>),
-    Close(oneshot::Sender<()>),
-}
-
-/// Shared with the writer.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    /// Messages on their way to the writer.
-    pub(super) queued: AtomicUsize,
-    pub(super) sent: AtomicU64,
-    pub(super) done: AtomicU64,
-    pub(super) given_up: AtomicU64,
-    pub(super) not_stored: NotStoredCounts,
-    pub(super) failures: AtomicU64,
-    pub(super) commits: AtomicU64,
-    pub(super) evicted: AtomicU64,
-    pub(super) next: AtomicU64,
-    /// The disk takes nothing, and no more is kept for it.
-    pub(super) full: AtomicBool,
-}
-
-impl Counters {
-    /// Counts copies that end before their responses do.
-    pub(super) fn give_up(&self, reason: NotStored, copies: u64) {
-        self.given_up.fetch_add(copies, Ordering::Relaxed);
-        self.not_stored.add(reason, copies);
-    }
-}
-
 /// The way to the writer thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Ingest {
-    to: Sender<Message>,
-    /// Its thread, to be woken when it lingers for more messages and there is no time for that.
-    writer: Thread,
-    room: Arc<tokio::sync::Semaphore>,
+    queue: queue::Sender<Message>,
+    next_capture: Arc<AtomicU64>,
     counters: Arc<Counters>,
     clock: Clock,
 }
@@ -112,57 +53,42 @@ impl Ingest {
         cluster: ClusterGeneration,
         budget: SizeBudget,
     ) -> Result<Self, StoreError> {
-        // Bounded by `queued`: a channel that is bounded itself has memory for all of its messages from the start.
-        let (to, from) = channel();
+        let (sender, receiver) = queue::channel(Limits {
+            messages: MAX_MESSAGES,
+            room: QUEUE_KIB,
+            batch: BATCH_KIB,
+        });
         let counters = Arc::new(Counters::default());
         let writer = Writer::new(store, cluster, Arc::clone(&counters), budget, clock.clone());
-        let writer = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("hublet-store".into())
-            .spawn(move || writer.run(&from))
+            .spawn(move || writer.run(&receiver))
             .map_err(redb::Error::Io)?;
-        let writer = writer.thread().clone();
         Ok(Self {
-            to,
-            writer,
-            room: Arc::new(tokio::sync::Semaphore::new(QUEUE_KIB)),
+            queue: sender,
+            next_capture: Arc::default(),
             counters,
             clock,
         })
     }
 
-    fn send(&self, message: Message) -> bool {
-        self.counters.sent.fetch_add(1, Ordering::Relaxed);
-        let fits = self.counters.queued.fetch_add(1, Ordering::Relaxed) < MAX_MESSAGES;
-        if fits && self.to.send(message).is_ok() {
-            return true;
-        }
-        self.counters.queued.fetch_sub(1, Ordering::Relaxed);
-        self.counters.sent.fetch_sub(1, Ordering::Relaxed);
-        false
-    }
-
     /// Tells what must be known however full the queue is: the end of a copy, which the writer would keep for ever, and a
     /// right that was taken back. There are at most as many of these as copies and rights.
     fn send_always(&self, message: Message) {
-        self.counters.sent.fetch_add(1, Ordering::Relaxed);
-        self.counters.queued.fetch_add(1, Ordering::Relaxed);
-        if self.to.send(message).is_err() {
-            // There is no writer any more, and nothing to wait for.
-            self.counters.sent.fetch_sub(1, Ordering::Relaxed);
-        }
+        // Once the queue is closed there is no copy and no right any more.
+        self.queue.send_always(message);
     }
 
     /// Begins to copy an answer; `None` when the writer is too far behind.
     pub(crate) fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
         exchange.answered_at = self.clock.now();
         let verb = exchange.verb;
-        let id = CaptureId(self.counters.next.fetch_add(1, Ordering::Relaxed));
-        if self.counters.full.load(Ordering::Relaxed)
-            || !self.send(Message::Begin {
-                id,
-                exchange: Box::new(exchange),
-            })
-        {
+        let id = CaptureId(self.next_capture.fetch_add(1, Ordering::Relaxed));
+        let begin = Message::Begin {
+            id,
+            exchange: Box::new(exchange),
+        };
+        if self.counters.full.load(Ordering::Relaxed) || !self.queue.send(begin, Urgency::Lingers) {
             self.counters.give_up(NotStored::QueueFull, 1);
             return None;
         }
@@ -170,7 +96,7 @@ impl Ingest {
             id,
             verb,
             ingest: self.clone(),
-            room: PollSemaphore::new(Arc::clone(&self.room)),
+            room: self.queue.room(),
             waiting: None,
             open: true,
         })
@@ -184,15 +110,14 @@ impl Ingest {
         // An eviction travels with the right that it makes room for, and may be lost with it.
         if changes.iter().all(Change::is_revocation) {
             self.send_always(Message::Changes(changes));
-        } else if !self.send(Message::Changes(changes)) {
+        } else if !self.queue.send(Message::Changes(changes), Urgency::Lingers) {
             self.counters.give_up(NotStored::QueueFull, 1);
         }
     }
 
     /// A read found that the disk has failed: the store is to be opened anew.
     pub(super) fn report_disk_failure(&self) {
-        self.send(Message::DiskFailed);
-        self.writer.unpark();
+        self.queue.send(Message::DiskFailed, Urgency::Writes);
     }
 
     /// Objects, collections and documents that went to make room, since the start.
@@ -202,27 +127,17 @@ impl Ingest {
 
     /// Something has been seen that is not in the store yet.
     pub(crate) fn is_behind(&self) -> bool {
-        self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire)
+        self.queue.is_behind()
     }
 
     /// Waits until all that has been sent is in the store.
     pub(crate) async fn flush(&self) {
-        let (done, wait) = oneshot::channel();
-        if self.send(Message::Flush(done)) {
-            self.writer.unpark();
-            let _ = wait.await;
-        }
+        self.queue.flush().await;
     }
 
-    /// As [`Ingest::flush`], and ends the thread and closes the store. There is always room for it: an end that found
-    /// none would leave the store open.
+    /// As [`Ingest::flush`], and ends the thread and closes the store.
     pub(crate) async fn close(&self) {
-        let (done, wait) = oneshot::channel();
-        self.counters.queued.fetch_add(1, Ordering::Relaxed);
-        if self.to.send(Message::Close(done)).is_ok() {
-            self.writer.unpark();
-            let _ = wait.await;
-        }
+        self.queue.close().await;
     }
 
     /// How many responses were not stored, by reason.
@@ -266,7 +181,8 @@ impl Capture {
             return Poll::Ready(());
         }
         let kib = u32::try_from(frame.len().div_ceil(1024).min(QUEUE_KIB)).unwrap_or(1);
-        match self.room.poll_acquire_many(cx, kib) {
+        let queue = &self.ingest.queue;
+        match queue.poll_reserve(&mut self.room, kib, cx) {
             Poll::Ready(Some(permit)) => {
                 self.waiting = None;
                 let data = Message::Data {
@@ -275,15 +191,12 @@ impl Capture {
                     permit,
                     received_at: self.ingest.clock.now(),
                 };
-                if !self.ingest.send(data) {
+                if !queue.send(data, queue.urgency()) {
                     self.give_up();
-                } else if self.ingest.room.available_permits() < QUEUE_KIB - BATCH_KIB {
-                    self.ingest.writer.unpark();
                 }
             }
             Poll::Ready(None) => self.give_up(),
             Poll::Pending => {
-                self.ingest.writer.unpark();
                 let sleep = self
                     .waiting
                     .get_or_insert_with(|| Box::pin(tokio::time::sleep(QUEUE_TIMEOUT)));
@@ -329,6 +242,7 @@ mod tests {
 
     use super::*;
     use crate::cache::grant_rows::{GrantKey, Verdict};
+    use crate::cache::queue::Received;
     use hublet_wire::meta::Timestamp;
     use hublet_wire::request::RequestInfo;
 
@@ -336,17 +250,16 @@ mod tests {
     /// what a watch had fed was never evicted.
     #[test]
     fn an_end_and_a_refusal_are_told_however_full_the_queue_is() {
-        let (to, from) = channel();
-        let (room, clock) = (
-            Arc::new(tokio::sync::Semaphore::new(QUEUE_KIB)),
-            Clock::default(),
-        );
+        let (sender, receiver) = queue::channel(Limits {
+            messages: 2,
+            room: QUEUE_KIB,
+            batch: BATCH_KIB,
+        });
         let ingest = Ingest {
-            to,
-            writer: std::thread::current(),
-            room,
+            queue: sender,
+            next_capture: Arc::default(),
             counters: Arc::default(),
-            clock,
+            clock: Clock::default(),
         };
         let (uri, mut headers) = (
             Uri::from_static("/api/v1/namespaces/d/pods/a"),
@@ -362,10 +275,6 @@ mod tests {
             ingest.capture(exchange.clone()),
             ingest.capture(exchange.clone()),
         ];
-        ingest
-            .counters
-            .queued
-            .store(MAX_MESSAGES, Ordering::Relaxed);
         assert!(ingest.capture(exchange).is_none());
         let [ended, broken_off] = copies.map(Option::unwrap);
         ended.end();
@@ -376,7 +285,13 @@ mod tests {
         };
         ingest.submit(vec![grant(Verdict::allowed_at(Timestamp::from_millis(1)))]);
         ingest.submit(vec![grant(Verdict::denied_at(Timestamp::from_millis(1)))]);
-        let told: Vec<Message> = from.try_iter().collect();
+        drop(ingest);
+        let told: Vec<Message> = std::iter::from_fn(|| receiver.recv(None).ok())
+            .map(|received| match received {
+                Received::Message(message) => message,
+                other => panic!("{other:?}"),
+            })
+            .collect();
         assert!(
             matches!(
                 told[..],

@@ -15,13 +15,16 @@ pub(crate) mod exchange;
 pub(crate) mod feed;
 pub(crate) mod grant_rows;
 pub(crate) mod keys;
+mod message;
 pub(crate) mod not_stored;
 mod open;
 pub(crate) mod paginate;
+mod queue;
 pub(crate) mod record;
 pub(crate) mod selector;
 pub(crate) mod status;
 pub(crate) mod store;
+mod sync;
 pub(crate) mod variants;
 mod write_retry;
 mod writer;
@@ -36,6 +39,8 @@ mod evict_tests;
 mod ingest_tests;
 #[cfg(test)]
 mod power_loss_tests;
+#[cfg(test)]
+mod queue_model_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -1,24 +1,25 @@
-//! The store's one writer. In: the messages of `ingest`. Out: batches for `apply`, each of all that has come meanwhile in
+//! The store's one writer. In: the messages of its queue. Out: batches for `apply`, each of all that has come meanwhile in
 //! one commit; and what a failing disk asks for: the store opened anew, and operations kept until it takes them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::cache::apply::apply;
-use crate::cache::capture::{CaptureId, Counters, Message};
 use crate::cache::change::Change;
 use crate::cache::continuity::Continuity;
 use crate::cache::decode::ResponseDecoder;
 use crate::cache::evict::SizeBudget;
-use crate::cache::exchange::Author;
+use crate::cache::exchange::{Author, Exchange};
 use crate::cache::grant_rows::ClusterGeneration;
+use crate::cache::message::{CaptureId, Counters, Message};
 use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::ListAssembler;
+use crate::cache::queue::{Received, Receiver};
 use crate::cache::store::{Condition, Store, StoreError};
 use crate::cache::write_retry::WriteOutage;
 use crate::clock::Clock;
@@ -71,6 +72,7 @@ pub(super) struct Writer {
     changes: Vec<Change>,
     bytes: usize,
     waiting: Vec<oneshot::Sender<()>>,
+    is_closing: bool,
     last_error: Option<Instant>,
     budget: SizeBudget,
     outage: Option<WriteOutage>,
@@ -108,6 +110,7 @@ impl Writer {
             changes: Vec::new(),
             bytes: 0,
             waiting: Vec::new(),
+            is_closing: false,
             last_error: None,
             budget,
             outage,
@@ -117,77 +120,59 @@ impl Writer {
     }
 
     /// Until it is told to close, or nobody is left who could tell it anything.
-    pub(super) fn run(mut self, from: &Receiver<Message>) {
-        let mut open = true;
-        while open {
-            let mut taken = 0;
-            match self.first(from) {
-                Ok(message) => {
-                    taken = 1;
-                    open = self.take(message);
-                }
-                Err(RecvTimeoutError::Timeout) => {}
+    pub(super) fn run(mut self, queue: &Receiver<Message>) {
+        loop {
+            let taken = match queue.recv(self.next_due()) {
+                Ok(first) => self.take_batch(first, queue),
+                Err(RecvTimeoutError::Timeout) => 0,
                 Err(RecvTimeoutError::Disconnected) => return,
-            }
-            let until = Instant::now() + BATCH_DELAY;
-            while taken > 0
-                && open
-                && self.waiting.is_empty()
-                && self.changes.len() < MAX_BATCH_CHANGES
-                && self.bytes < MAX_BATCH_BYTES
-            {
-                match from.try_recv() {
-                    Ok(message) => {
-                        taken += 1;
-                        open = self.take(message);
-                    }
-                    Err(TryRecvError::Disconnected) => open = false,
-                    Err(TryRecvError::Empty) => {
-                        let left = until.saturating_duration_since(Instant::now());
-                        if left.is_zero() {
-                            break;
-                        }
-                        // Not woken for each message, but for those that can't wait (see `Ingest`).
-                        std::thread::park_timeout(left);
-                    }
-                }
-            }
-            self.commit(open);
-            self.counters.done.fetch_add(taken, Ordering::Release);
+            };
+            self.commit();
+            queue.finish(taken);
             let waiting = std::mem::take(&mut self.waiting);
-            if open {
-                waiting.into_iter().for_each(answer);
-                self.tidy();
-            } else {
+            if self.is_closing {
                 // A successor that waited for this may open the file at once, though readers still hold the store.
                 self.store.close();
                 return waiting.into_iter().for_each(answer);
             }
+            waiting.into_iter().for_each(answer);
+            self.tidy(queue);
         }
     }
 
-    /// The next message, or the time to try the disk again or to look at the file.
-    fn first(&self, from: &Receiver<Message>) -> Result<Message, RecvTimeoutError> {
-        let tries = self.outage.as_ref().map(|outage| outage.next);
-        match tries.or(self.tidy_at) {
-            Some(at) => from.recv_timeout(at.saturating_duration_since(Instant::now())),
-            None => from.recv().map_err(|_| RecvTimeoutError::Disconnected),
+    /// Takes messages until a batch is full, has waited long enough, or somebody waits for it; how many.
+    fn take_batch(&mut self, first: Received<Message>, queue: &Receiver<Message>) -> usize {
+        let deadline = Instant::now() + BATCH_DELAY;
+        let (mut taken, mut next) = (0, Some(first));
+        while let Some(received) = next {
+            taken += 1;
+            self.take(received);
+            let is_full = self.changes.len() >= MAX_BATCH_CHANGES || self.bytes >= MAX_BATCH_BYTES;
+            if is_full || !self.waiting.is_empty() {
+                break;
+            }
+            next = queue.linger(deadline);
         }
+        taken
+    }
+
+    /// The time to try the disk again, or to look at the file.
+    fn next_due(&self) -> Option<Instant> {
+        let retry = self.outage.as_ref().map(|outage| outage.next);
+        retry.or(self.tidy_at)
     }
 
     /// Makes the file small again where most of it is free, and nothing waits to be written.
-    fn tidy(&mut self) {
-        let behind = || {
-            self.counters.sent.load(Ordering::Acquire) != self.counters.done.load(Ordering::Acquire)
-        };
-        if self.outage.is_some() || self.tidy_at.is_none_or(|at| at > Instant::now()) || behind() {
+    fn tidy(&mut self, queue: &Receiver<Message>) {
+        let is_due = self.tidy_at.is_some_and(|at| at <= Instant::now());
+        if self.outage.is_some() || !is_due || queue.is_behind() {
             return;
         }
         self.tidy_at = None;
         self.store.end_old_snapshots(MAX_SNAPSHOT_AGE);
         let began = Instant::now();
         if let Err(error) = self.budget.tidy(&self.store, &|| {
-            behind() && began.elapsed() > COMPACT_TIMEOUT
+            queue.is_behind() && began.elapsed() > COMPACT_TIMEOUT
         }) {
             tracing::warn!(%error, "the store's file can't be made small");
             if self.store.has_failed() {
@@ -196,77 +181,83 @@ impl Writer {
         }
     }
 
-    /// Takes a message in; false at the end.
-    fn take(&mut self, message: Message) -> bool {
-        self.counters.queued.fetch_sub(1, Ordering::Relaxed);
-        let before = self.changes.len();
-        match message {
-            Message::Begin { id, mut exchange } => {
-                let (at, author) = (exchange.sent_at, exchange.author.take());
-                let decoder = ResponseDecoder::new(*exchange);
-                self.decoders.insert(
-                    id,
-                    OpenResponse {
-                        decoder,
-                        author,
-                        held: 0,
-                        at,
-                    },
-                );
+    fn take(&mut self, received: Received<Message>) {
+        match received {
+            Received::Message(message) => {
+                let before = self.changes.len();
+                self.take_message(message);
+                let added = self.changes[before..].iter().map(Change::size);
+                self.bytes += added.sum::<usize>();
             }
+            Received::Flush(done) => self.waiting.push(done),
+            Received::Close(done) => {
+                self.waiting.push(done);
+                self.is_closing = true;
+            }
+        }
+    }
+
+    fn take_message(&mut self, message: Message) {
+        match message {
+            Message::Begin { id, exchange } => self.begin_response(id, *exchange),
             Message::Data {
                 id,
                 bytes,
                 permit,
-                received_at: now,
+                received_at,
             } => {
-                let pushed = self.decoders.get_mut(&id).map(|open_response| {
-                    open_response.at = now;
-                    open_response.decoder.push(&bytes, now, &mut self.changes)
-                });
-                if let Some(Err(error)) = pushed {
-                    self.forget(id);
-                    self.reject(&error);
-                }
-                self.hold(id);
+                self.push_data(id, &bytes, received_at);
                 drop(permit);
             }
-            Message::End {
-                id,
-                received_at: now,
-            } => {
-                let author = self
-                    .decoders
-                    .get_mut(&id)
-                    .and_then(|open_response| open_response.author.take());
-                let ended = self.forget(id);
-                let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.changes));
-                if let Some(Err(error)) = finished {
-                    self.reject(&error);
-                } else if let Some(author) = author {
-                    self.shown_to(&*author, before, now);
-                }
-            }
-            Message::Abort(id) => {
-                self.forget(id);
-            }
+            Message::End { id, received_at } => self.end_response(id, received_at),
+            Message::Abort(id) => drop(self.forget(id)),
             Message::Changes(mut changes) => self.changes.append(&mut changes),
-            Message::DiskFailed => {
-                if self.store.has_failed() {
-                    self.fall_back("reading from the disk failed");
-                }
+            Message::DiskFailed if self.store.has_failed() => {
+                self.fall_back("reading from the disk failed");
             }
-            Message::Flush(done) => self.waiting.push(done),
-            Message::Close(done) => {
-                self.waiting.push(done);
-                return false;
-            }
+            Message::DiskFailed => {}
         }
-        self.bytes += self.changes[before..]
-            .iter()
-            .map(Change::size)
-            .sum::<usize>();
-        true
+    }
+
+    fn begin_response(&mut self, id: CaptureId, mut exchange: Exchange) {
+        let (at, author) = (exchange.sent_at, exchange.author.take());
+        let decoder = ResponseDecoder::new(exchange);
+        self.decoders.insert(
+            id,
+            OpenResponse {
+                decoder,
+                author,
+                held: 0,
+                at,
+            },
+        );
+    }
+
+    fn push_data(&mut self, id: CaptureId, bytes: &[u8], now: u64) {
+        let pushed = self.decoders.get_mut(&id).map(|open_response| {
+            open_response.at = now;
+            open_response.decoder.push(bytes, now, &mut self.changes)
+        });
+        if let Some(Err(error)) = pushed {
+            self.forget(id);
+            self.reject(&error);
+        }
+        self.hold(id);
+    }
+
+    fn end_response(&mut self, id: CaptureId, now: u64) {
+        let before = self.changes.len();
+        let author = self
+            .decoders
+            .get_mut(&id)
+            .and_then(|open_response| open_response.author.take());
+        let ended = self.forget(id);
+        let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.changes));
+        if let Some(Err(error)) = finished {
+            self.reject(&error);
+        } else if let Some(author) = author {
+            self.shown_to(&*author, before, now);
+        }
     }
 
     /// The author of a write has been shown the object, which the operations from `from` on store.
@@ -323,10 +314,10 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, open: bool) {
+    fn commit(&mut self) {
         let now = Instant::now();
         match &self.outage {
-            Some(outage) if open && outage.next > now => return self.keep(),
+            Some(outage) if !self.is_closing && outage.next > now => return self.keep(),
             None if self.changes.is_empty() => return,
             _ => {}
         }

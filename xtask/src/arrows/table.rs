@@ -65,10 +65,6 @@ pub(super) struct Circle {
 
 pub(super) const CIRCLES: &[Circle] = &[
     Circle {
-        modules: &["cache::capture", "cache::writer"],
-        reason: "two ends of one queue; to be separated",
-    },
-    Circle {
         modules: &[
             "cache::cursor",
             "cache::feed",
