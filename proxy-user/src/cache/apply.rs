@@ -11,9 +11,9 @@ use crate::cache::change::{Change, Evicted, Membership};
 use crate::cache::continuity::Continuity;
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Collection, Record, ResponseRecord};
-use crate::cache::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS, Store,
-    StoreError,
+use crate::cache::store::{Store, StoreError};
+use crate::cache::tables::{
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS,
 };
 
 /// Most absences remembered; beyond it a tenth goes.

@@ -7,9 +7,9 @@ use std::fs::File;
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
 
 use crate::cache::open::StoreLocation;
-use crate::cache::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS, Store,
-    StoreError,
+use crate::cache::store::{Store, StoreError};
+use crate::cache::tables::{
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS,
 };
 
 /// Copies the store into a new file; false where `busy` has ended it. A kill leaves the old file or the new one.

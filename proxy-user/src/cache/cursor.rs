@@ -1,100 +1,19 @@
-//! Walks over stored objects in key order. In: a snapshot. Out: one object after the other.
-//!
-//! A snapshot keeps every page that it can see, so that a client that reads slowly would make the file grow for as long
-//! as it likes. What is sent to clients ([`ListCursor`]) therefore lends its snapshot: the writer ends those that are old,
-//! and the walk goes on behind its last key in a new one.
+//! Walks over lists that are sent to clients. A client that reads slowly would hold a snapshot, and make the file grow, for
+//! as long as it likes: the writer ends a walk's snapshot when it is old, and the walk goes on behind its last key in a
+//! new one.
 
-use std::ops::Bound;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use redb::ReadOnlyTable;
 
+use crate::cache::error::StoreError;
 use crate::cache::keys::CollectionKeyBuf;
+use crate::cache::leases::Lease;
 use crate::cache::record::{Collection, Record};
-use crate::cache::store::{Shared, Snapshot, StoreError};
+use crate::cache::snapshot::{Shared, Snapshot};
+use crate::cache::walk::Walk;
 use hublet_wire::media::Encoding;
-
-/// A walk within one snapshot.
-pub(crate) enum Walk {
-    /// Everything under a prefix.
-    Range(Box<redb::OwnedRange<&'static [u8], &'static [u8]>>),
-    /// The members of a collection with selectors.
-    Members(Box<Members>),
-}
-
-/// The rows of a collection with selectors, and the objects that they name.
-pub(crate) struct Members {
-    pub(super) rows: redb::OwnedRange<&'static [u8], ()>,
-    /// Where the object's key begins in a member's.
-    pub(super) skip: usize,
-    pub(super) objects: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    /// An object that is known to be gone.
-    pub(super) absent: ReadOnlyTable<&'static [u8], (u64, u64)>,
-}
-
-impl std::fmt::Debug for Walk {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Walk")
-    }
-}
-
-impl Walk {
-    /// Hands the next object to `read`; `None` at the end.
-    ///
-    /// # Errors
-    /// redb's, or a damaged value.
-    pub(crate) fn next<T>(
-        &mut self,
-        read: impl FnOnce(Record<'_>) -> T,
-    ) -> Result<Option<T>, StoreError> {
-        self.next_at(|_, record| read(record))
-    }
-
-    /// As [`Walk::next`], with the object's key.
-    fn next_at<T>(
-        &mut self,
-        read: impl FnOnce(&[u8], Record<'_>) -> T,
-    ) -> Result<Option<T>, StoreError> {
-        match self {
-            Self::Range(range) => {
-                let Some(row) = range.next() else {
-                    return Ok(None);
-                };
-                let (key, value) = row?;
-                Record::read(value.value())
-                    .map(|r| Some(read(key.value(), r)))
-                    .ok_or(StoreError::Damaged)
-            }
-            Self::Members(members) => members.next_at(read),
-        }
-    }
-}
-
-impl Members {
-    fn next_at<T>(
-        &mut self,
-        read: impl FnOnce(&[u8], Record<'_>) -> T,
-    ) -> Result<Option<T>, StoreError> {
-        loop {
-            let Some(row) = self.rows.next() else {
-                return Ok(None);
-            };
-            let (row, ()) = row.map(|(row, _)| (row, ()))?;
-            let key = &row.value()[self.skip..];
-            if let Some(value) = self.objects.get(key)? {
-                return Record::read(value.value())
-                    .map(|r| Some(read(key, r)))
-                    .ok_or(StoreError::Damaged);
-            }
-            // A member that is gone since is left out; of one that is merely unknown nothing can be observed.
-            if self.absent.get(key)?.is_none() {
-                return Err(StoreError::Changed);
-            }
-        }
-    }
-}
 
 /// A list's source, and the state that must hold as long as it is sent.
 #[derive(Debug)]
@@ -144,13 +63,15 @@ pub(crate) struct ListCursor {
     listed: ListSource,
     /// Key of the last object that was read.
     last: Vec<u8>,
-    lease: Arc<Lease>,
+    lease: Arc<WalkLease>,
 }
 
-type Lease = Mutex<Option<LockedFile>>;
+/// The walk and its snapshot, while the writer lets it have one.
+#[derive(Debug, Default)]
+struct WalkLease(Mutex<Option<LeasedWalk>>);
 
 #[derive(Debug)]
-struct LockedFile {
+struct LeasedWalk {
     walk: Walk,
     since: Instant,
     generation: u64,
@@ -160,8 +81,8 @@ struct LockedFile {
 
 impl ListCursor {
     pub(super) fn new(shared: Arc<Shared>, listed: ListSource) -> Self {
-        let lease = Arc::new(Mutex::new(None));
-        shared.leases.0.lock().push(Arc::downgrade(&lease));
+        let lease = Arc::new(WalkLease::default());
+        shared.leases.add(&lease);
         Self {
             shared,
             listed,
@@ -179,7 +100,7 @@ impl ListCursor {
         read: impl FnOnce(Record<'_>) -> T,
     ) -> Result<Option<T>, StoreError> {
         let lease = Arc::clone(&self.lease);
-        let mut lease = lease.lock();
+        let mut lease = lease.0.lock();
         let mut read = Some(read);
         loop {
             let mut held = match lease.take() {
@@ -199,14 +120,14 @@ impl ListCursor {
         }
     }
 
-    fn begin(&self) -> Result<LockedFile, StoreError> {
+    fn begin(&self) -> Result<LeasedWalk, StoreError> {
         let generation = self.shared.generation();
         let snapshot = self.shared.snapshot()?;
         if !self.listed.stands_in(&snapshot)? {
             return Err(StoreError::Changed);
         }
         let walk = self.listed.walk(&snapshot, &self.last)?;
-        Ok(LockedFile {
+        Ok(LeasedWalk {
             walk,
             since: Instant::now(),
             generation,
@@ -234,40 +155,22 @@ impl ListCursor {
     }
 }
 
-/// The walks that may have a snapshot; as many as there are requests at the most.
-#[derive(Debug, Default)]
-pub(super) struct SnapshotLeases(Mutex<Vec<Weak<Lease>>>);
-
-impl SnapshotLeases {
-    /// Ends the snapshots of those that have had theirs for longer than `age`.
-    pub(super) fn end_older_than(&self, age: Duration) {
-        self.0.lock().retain(|lease| {
-            let Some(lease) = lease.upgrade() else {
-                return false;
-            };
-            // One that can't be had is being read from just now.
-            if let Some(mut held) = lease.try_lock()
-                && held
-                    .as_ref()
-                    .is_some_and(|held| held.since.elapsed() >= age)
-            {
-                *held = None;
-            }
-            true
-        });
+impl Lease for WalkLease {
+    fn end_older_than(&self, age: Duration) {
+        // One that can't be locked is being read from just now.
+        if let Some(mut leased) = self.0.try_lock()
+            && leased
+                .as_ref()
+                .is_some_and(|leased| leased.since.elapsed() >= age)
+        {
+            *leased = None;
+        }
     }
 }
 
-/// The range of keys behind `last` under `prefix`; from its beginning where `last` is empty.
-pub(super) fn behind<'a>(
-    prefix: &'a [u8],
-    last: &'a [u8],
-    end: &'a [u8],
-) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
-    let start = if last.is_empty() {
-        Bound::Included(prefix)
-    } else {
-        Bound::Excluded(last)
-    };
-    (start, Bound::Excluded(end))
+impl Snapshot {
+    /// A walk over a list that outlives this snapshot.
+    pub(crate) fn list_cursor(&self, listed: ListSource) -> ListCursor {
+        ListCursor::new(Arc::clone(&self.shared), listed)
+    }
 }

@@ -17,7 +17,7 @@ use hublet_wire::{CodecError, MAX_OBJECT};
 use super::change::{Change, Observation};
 use super::exchange::Exchange;
 use super::keys::{CollectionKey, ObjectKeyBuf};
-use super::paginate::{ListAssembler, PartialList};
+use super::paginate::{ListAssembler, MAX_MEMBERS, PartialList};
 use super::record::{Collection, NewRecord, TypeHint};
 use super::variants;
 use body::WholeBody;
@@ -31,8 +31,6 @@ const GUNZIP_BYTES: usize = 48 << 10;
 const MEMBER_BYTES: usize = 128;
 /// Compressed bytes that are unpacked at once: a bomb then meets the limits of what it unpacks to.
 const GUNZIP_STEP: usize = 4 << 10;
-/// Most members of a list.
-pub(crate) const MAX_MEMBERS: usize = 250_000;
 
 #[derive(Debug)]
 enum BodyState {

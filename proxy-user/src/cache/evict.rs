@@ -15,7 +15,8 @@ use crate::cache::compact::compact;
 use crate::cache::continuity::Continuity;
 use crate::cache::keys::{self, CollectionKey, ObjectKey};
 use crate::cache::record::{Collection, Record, ResponseRecord};
-use crate::cache::store::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS, Snapshot, Store, StoreError};
+use crate::cache::store::{Snapshot, Store, StoreError};
+use crate::cache::tables::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS};
 
 /// Most questions whose time is kept; beyond it the older half goes, and the cloud's last answer counts.
 const MAX_ASKED: usize = 8_192;

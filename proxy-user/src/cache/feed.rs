@@ -3,135 +3,15 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::cache::change::Change;
-use crate::cache::keys::ObjectKeyBuf;
 use crate::cache::store::Store;
 
 pub(crate) use crate::cache::keys::ObjectKey;
+pub(crate) use crate::cache::notices::{Notice, ObservedObject};
 pub(crate) use crate::cache::record::Record;
 pub(crate) use crate::cache::store::{Lookup, Snapshot, StoreError};
-
-/// Notices that a subscriber may be behind. A batch of the writer makes two; its objects are 1 MiB at most.
-const CAPACITY: usize = 8;
-
-/// An object as the cloud has sent it.
-#[derive(Debug)]
-pub(crate) struct ObservedObject {
-    pub(crate) key: ObjectKeyBuf,
-    value: Vec<u8>,
-}
-
-impl ObservedObject {
-    pub(crate) fn record(&self) -> Option<Record<'_>> {
-        Record::read(&self.value)
-    }
-}
-
-/// A change of the store.
-#[derive(Debug, Clone)]
-pub(crate) enum Notice {
-    /// Objects that are about to be written; the store may hold later versions of them.
-    Observed(Arc<[ObservedObject]>),
-    /// Keys of objects and of listed collections; their changes are on disk.
-    Committed(Arc<[Vec<u8>]>),
-    /// Anything may have changed: the store was emptied, or the subscriber has lagged.
-    Reset,
-}
-
-/// The writer's end.
-#[derive(Debug)]
-pub(crate) struct Feed {
-    notices: broadcast::Sender<Notice>,
-    /// Prefixes of the keys that subscribers want; changes of all others cost the writer a comparison.
-    prefixes: Mutex<Vec<&'static [u8]>>,
-}
-
-impl Default for Feed {
-    fn default() -> Self {
-        Self {
-            notices: broadcast::Sender::new(CAPACITY),
-            prefixes: Mutex::default(),
-        }
-    }
-}
-
-impl Feed {
-    /// Subscribes to changes of keys with one of `prefixes`. Notices also hold keys that other
-    /// subscribers want.
-    pub(super) fn subscribe(
-        store: &Arc<Store>,
-        prefixes: &'static [&'static [u8]],
-    ) -> Subscription {
-        let feed = store.feed();
-        feed.prefixes.lock().extend_from_slice(prefixes);
-        Subscription {
-            store: Arc::clone(store),
-            notices: feed.notices.subscribe(),
-        }
-    }
-
-    /// Call before `changes` are written.
-    pub(super) fn publish_observed(&self, changes: &[Change]) {
-        let wanted = self.prefixes.lock();
-        let objects: Vec<_> = changes
-            .iter()
-            .filter_map(|change| match change {
-                Change::Upsert { key, record, .. } if is_wanted(&wanted, key.as_bytes()) => {
-                    Some(ObservedObject {
-                        key: key.clone(),
-                        value: record.value.clone(),
-                    })
-                }
-                _ => None,
-            })
-            .collect();
-        drop(wanted);
-        if !objects.is_empty() {
-            self.send(Notice::Observed(objects.into()));
-        }
-    }
-
-    /// Call after `changes` have been written.
-    pub(super) fn publish_committed(&self, changes: &[Change]) {
-        let wanted = self.prefixes.lock();
-        let keys: Vec<_> = changes
-            .iter()
-            .filter_map(changed_key)
-            .filter(|key| is_wanted(&wanted, key))
-            .map(<[u8]>::to_vec)
-            .collect();
-        drop(wanted);
-        if !keys.is_empty() {
-            self.send(Notice::Committed(keys.into()));
-        }
-    }
-
-    /// Call after the store was emptied.
-    pub(super) fn publish_reset(&self) {
-        self.send(Notice::Reset);
-    }
-
-    fn send(&self, notice: Notice) {
-        let _nobody_listens = self.notices.send(notice);
-    }
-}
-
-fn is_wanted(prefixes: &[&[u8]], key: &[u8]) -> bool {
-    prefixes.iter().any(|prefix| key.starts_with(prefix))
-}
-
-/// The object or the listed collection that an operation may have changed.
-fn changed_key(change: &Change) -> Option<&[u8]> {
-    match change {
-        Change::Upsert { key, .. } | Change::Delete { key, .. } => Some(key.as_bytes()),
-        Change::ReplaceCollection { collection, .. } => Some(collection.as_bytes()),
-        _ => None,
-    }
-}
 
 /// A subscriber's end.
 #[derive(Debug)]
@@ -141,6 +21,14 @@ pub(crate) struct Subscription {
 }
 
 impl Subscription {
+    /// Subscribes to changes of keys with one of `prefixes`. Notices also hold keys that others want.
+    pub(super) fn new(store: &Arc<Store>, prefixes: &'static [&'static [u8]]) -> Self {
+        Self {
+            store: Arc::clone(store),
+            notices: store.feed().listen(prefixes),
+        }
+    }
+
     /// The next notice; `None` once the writer has ended. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<Notice> {
         match self.notices.recv().await {
@@ -179,7 +67,7 @@ impl FeedReader {
 pub(crate) mod testing {
     use std::sync::Arc;
 
-    use super::{Feed, ObjectKey, ObservedObject, Store, Subscription};
+    use super::{ObjectKey, ObservedObject, Store, Subscription};
     use crate::cache::apply::apply;
     use crate::cache::change::{Change, Observation};
     use crate::cache::continuity::Continuity;
@@ -208,7 +96,7 @@ pub(crate) mod testing {
         store: &Arc<Store>,
         prefixes: &'static [&'static [u8]],
     ) -> Subscription {
-        Feed::subscribe(store, prefixes)
+        Subscription::new(store, prefixes)
     }
 
     pub(crate) fn observed(key: &str, json: &str) -> ObservedObject {
@@ -222,13 +110,14 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::change::Observation;
+    use crate::cache::change::{Change, Observation};
+    use crate::cache::notices::CAPACITY;
     use crate::cache::record::{NewRecord, TypeHint};
 
     fn subscribed() -> (tempfile::TempDir, Arc<Store>, Subscription) {
         let (dir, store) = testing::store_with(&[]);
         let store = Arc::new(store);
-        let subscription = Feed::subscribe(&store, &[b"/pods/", b"/namespaces/"]);
+        let subscription = Subscription::new(&store, &[b"/pods/", b"/namespaces/"]);
         (dir, store, subscription)
     }
 

@@ -15,17 +15,22 @@ pub(crate) mod exchange;
 pub(crate) mod feed;
 pub(crate) mod grant_rows;
 pub(crate) mod keys;
+mod leases;
 mod message;
 pub(crate) mod not_stored;
+mod notices;
 mod open;
 pub(crate) mod paginate;
 mod queue;
 pub(crate) mod record;
 pub(crate) mod selector;
+pub(crate) mod snapshot;
 pub(crate) mod status;
 pub(crate) mod store;
 mod sync;
+mod tables;
 pub(crate) mod variants;
+mod walk;
 mod write_retry;
 mod writer;
 
@@ -202,7 +207,7 @@ impl Cache {
 
     /// Subscribes to changes of keys with one of `prefixes`.
     pub(crate) fn subscribe(&self, prefixes: &'static [&'static [u8]]) -> feed::Subscription {
-        feed::Feed::subscribe(&self.store, prefixes)
+        feed::Subscription::new(&self.store, prefixes)
     }
 
     /// The writer's counters: copies given up, batches that failed, objects' bytes waiting.

@@ -11,10 +11,11 @@ use redb::{
 };
 
 use crate::cache::backend::{Access, Backend, FileOpener, StorageFile};
+use crate::cache::error::StoreError;
 use crate::cache::record::FORMAT;
-use crate::cache::store::{
+use crate::cache::tables::{
     ABSENT, BytesTable, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META,
-    OBJECTS, StoreError,
+    OBJECTS,
 };
 
 /// Beginning of the names of everything of the store.

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use super::change::{Change, Observation};
-use super::decode::MAX_MEMBERS;
 use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::Collection;
 use super::variants::VariantAssembler;
 
+/// Most members of a list.
+pub(super) const MAX_MEMBERS: usize = 250_000;
 /// Most lists that wait for their next page; the one that has waited longest is dropped for another.
 const MAX_WAITING: usize = 64;
 

@@ -17,8 +17,9 @@ use crate::cache::decode::ResponseDecoder;
 use crate::cache::exchange::Exchange;
 use crate::cache::open::StoreLocation;
 use crate::cache::paginate::ListAssembler;
-use crate::cache::store::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS, Store,
+use crate::cache::store::Store;
+use crate::cache::tables::{
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS,
 };
 
 /// A response of the API server.

@@ -63,21 +63,7 @@ pub(super) struct Circle {
     pub(super) reason: &'static str,
 }
 
-pub(super) const CIRCLES: &[Circle] = &[
-    Circle {
-        modules: &[
-            "cache::cursor",
-            "cache::feed",
-            "cache::open",
-            "cache::store",
-        ],
-        reason: "the store opens, walks and feeds itself",
-    },
-    Circle {
-        modules: &["cache::decode", "cache::paginate"],
-        reason: "to be separated",
-    },
-];
+pub(super) const CIRCLES: &[Circle] = &[];
 
 /// May `from` use `to` (modules as `cache::store`)?
 pub(super) fn allows(from: &str, to: &str) -> bool {

@@ -10,7 +10,8 @@ use crate::cache::continuity::{KUBE_SYSTEM, Stored, fingerprint};
 use crate::cache::exchange::{EVENT_TTL, is_event, may_use_other_etcd};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Collection, NewRecord, Record, ResponseRecord};
-use crate::cache::store::{CLUSTER, StoreError};
+use crate::cache::store::StoreError;
+use crate::cache::tables::CLUSTER;
 use hublet_wire::media::Encoding;
 
 use super::ReadableTableMetadata;

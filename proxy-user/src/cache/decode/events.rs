@@ -3,10 +3,10 @@
 use hublet_wire::media::Encoding;
 use hublet_wire::{CodecError, json, protobuf};
 
-use super::MAX_MEMBERS;
 use crate::cache::change::{Change, Membership, Observation};
 use crate::cache::exchange::{Exchange, is_custom_resource};
 use crate::cache::keys::ObjectKeyBuf;
+use crate::cache::paginate::MAX_MEMBERS;
 use crate::cache::record::{Collection, NewRecord, TypeHint};
 use crate::cache::variants;
 

@@ -1,0 +1,379 @@
+//! Reads of the store. In: keys. Out: copies of what is stored, or walks to stream from. They run on redb's snapshots and
+//! never wait for the writer.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use redb::ReadTransaction;
+
+use crate::cache::error::StoreError;
+use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
+use crate::cache::keys::{self, CollectionKey, ObjectKey};
+use crate::cache::leases::Leases;
+use crate::cache::open::OpenDatabase;
+use crate::cache::record::{Collection, Record, ResponseRecord};
+use crate::cache::tables::{
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, OBJECTS,
+};
+use crate::cache::walk::{Members, Walk, behind};
+
+/// What the store knows of one object.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Lookup<T> {
+    Found(T),
+    /// The cloud said that it isn't, at this time.
+    Absent(u64),
+    Unknown,
+}
+
+/// Snapshots that readers hold.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// `None` once it is closed.
+    pub(super) opened: ArcSwapOption<OpenDatabase>,
+    /// How often it has been opened.
+    pub(super) generation: tokio::sync::watch::Sender<u64>,
+    /// Walks that hold a snapshot.
+    pub(super) leases: Leases,
+}
+
+impl Shared {
+    pub(super) fn snapshot(self: &Arc<Self>) -> Result<Snapshot, StoreError> {
+        let opened = self.opened.load_full().ok_or(StoreError::Closed)?;
+        Ok(Snapshot {
+            txn: opened.begin_read()?,
+            _opened: opened,
+            shared: Arc::clone(self),
+        })
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
+}
+
+/// One consistent view of the store.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(super) txn: ReadTransaction,
+    /// Open as long as it is read.
+    _opened: Arc<OpenDatabase>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Snapshot {
+    /// One object; `read` copies out of the page what it needs.
+    ///
+    /// # Errors
+    /// redb's, or a damaged value.
+    pub(crate) fn object<T>(
+        &self,
+        key: ObjectKey<'_>,
+        read: impl FnOnce(Record<'_>) -> T,
+    ) -> Result<Lookup<T>, StoreError> {
+        let key = key.as_bytes();
+        if let Some(value) = self.txn.open_table(OBJECTS)?.get(key)? {
+            let record = Record::read(value.value()).ok_or(StoreError::Damaged)?;
+            return Ok(Lookup::Found(read(record)));
+        }
+        let absent = self.txn.open_table(ABSENT)?.get(key)?.map(|v| v.value().0);
+        Ok(absent.map_or(Lookup::Unknown, Lookup::Absent))
+    }
+
+    /// What is known of a collection.
+    ///
+    /// # Errors
+    /// redb's, or a damaged value.
+    pub(crate) fn collection(
+        &self,
+        key: CollectionKey<'_>,
+    ) -> Result<Option<Collection>, StoreError> {
+        let value = self.txn.open_table(COLLECTIONS)?.get(key.as_bytes())?;
+        value
+            .map(|v| serde_json::from_slice(v.value()).map_err(|_| StoreError::Damaged))
+            .transpose()
+    }
+
+    /// The forms (encoding byte, apiVersion) in which objects of a resource (`group/resource/`) are stored.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn forms(&self, resource: &[u8]) -> Result<Vec<(u8, String)>, StoreError> {
+        let start = [resource, &[0]].concat();
+        let end = keys::end_of(&start);
+        let mut forms = Vec::new();
+        for row in self
+            .txn
+            .open_table(ENCODINGS)?
+            .range(start.as_slice()..end.as_slice())?
+        {
+            let (key, count) = row?;
+            let form = &key.value()[start.len()..];
+            if let (true, Some((encoding, version))) = (count.value() > 0, form.split_first()) {
+                forms.push((*encoding, String::from_utf8_lossy(version).into_owned()));
+            }
+        }
+        Ok(forms)
+    }
+
+    /// The documents stored under a path and query: content type and key.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn documents(&self, path: &str) -> Result<Vec<String>, StoreError> {
+        let start = format!("{path}\n").into_bytes();
+        let end = keys::end_of(&start);
+        let mut types = Vec::new();
+        for row in self
+            .txn
+            .open_table(DOCUMENTS)?
+            .range(start.as_slice()..end.as_slice())?
+        {
+            types.push(String::from_utf8_lossy(&row?.0.value()[start.len()..]).into_owned());
+        }
+        Ok(types)
+    }
+
+    /// One document.
+    ///
+    /// # Errors
+    /// redb's, or a damaged value.
+    pub(crate) fn document<T>(
+        &self,
+        key: &[u8],
+        read: impl FnOnce(ResponseRecord<'_>) -> T,
+    ) -> Result<Option<T>, StoreError> {
+        let value = self.txn.open_table(DOCUMENTS)?.get(key)?;
+        value
+            .map(|v| {
+                ResponseRecord::read(v.value())
+                    .map(read)
+                    .ok_or(StoreError::Damaged)
+            })
+            .transpose()
+    }
+
+    /// All objects under a prefix, in order.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn walk(&self, prefix: &[u8]) -> Result<Walk, StoreError> {
+        self.walk_behind(prefix, &[])
+    }
+
+    /// As [`Snapshot::walk`], behind the key `last` where that isn't empty.
+    pub(super) fn walk_behind(&self, prefix: &[u8], last: &[u8]) -> Result<Walk, StoreError> {
+        let end = keys::end_of(prefix);
+        let objects = self.txn.open_table(OBJECTS)?;
+        Ok(Walk::Range(Box::new(
+            objects.range_owned::<&[u8]>(behind(prefix, last, &end))?,
+        )))
+    }
+
+    /// The members of a collection with selectors, in order.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn members_cursor(&self, collection: CollectionKey<'_>) -> Result<Walk, StoreError> {
+        self.walk_members_behind(collection, &[])
+    }
+
+    /// As [`Snapshot::members_cursor`], behind the object `last` where that isn't empty.
+    pub(super) fn walk_members_behind(
+        &self,
+        collection: CollectionKey<'_>,
+        last: &[u8],
+    ) -> Result<Walk, StoreError> {
+        let start = collection.member_prefix();
+        let end = keys::end_of(&start);
+        let last = if last.is_empty() {
+            Vec::new()
+        } else {
+            [&start, last].concat()
+        };
+        Ok(Walk::Members(Box::new(Members {
+            rows: self
+                .txn
+                .open_table(MEMBERS)?
+                .range_owned::<&[u8]>(behind(&start, &last, &end))?,
+            skip: start.len(),
+            objects: self.txn.open_table(OBJECTS)?,
+            absent: self.txn.open_table(ABSENT)?,
+        })))
+    }
+
+    /// An object, or something under a collection without selectors, is newer than this resourceVersion, or was found gone
+    /// after this time.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn has_changed_since(
+        &self,
+        prefix: &[u8],
+        version: u64,
+        at: u64,
+    ) -> Result<bool, StoreError> {
+        let end = if prefix.ends_with(b"/") {
+            keys::end_of(prefix)
+        } else {
+            [prefix, &[0]].concat()
+        };
+        for row in self
+            .txn
+            .open_table(OBJECTS)?
+            .range(prefix..end.as_slice())?
+        {
+            if Record::read(row?.1.value()).is_none_or(|r| r.version > version) {
+                return Ok(true);
+            }
+        }
+        for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
+            if row?.1.value().0 > at {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Something under a collection without selectors has gone since this resourceVersion without being called absent:
+    /// a later list lacked it, or it left a selection.
+    ///
+    /// # Errors
+    /// redb's, or a damaged value.
+    pub(crate) fn has_lost_since(&self, scope: &[u8], version: u64) -> Result<bool, StoreError> {
+        let own = self.collection(CollectionKey::new(scope))?;
+        let all = self.collection(CollectionKey::new(keys::resource_of(scope)))?;
+        let incomplete = own.as_ref().is_some_and(|own| !own.is_whole());
+        Ok(incomplete
+            || [own, all]
+                .into_iter()
+                .flatten()
+                .any(|list| list.unnamed > version))
+    }
+
+    /// A whole collection, with or without selectors, has this object in it.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn holds(
+        &self,
+        collection: CollectionKey<'_>,
+        object: ObjectKey<'_>,
+    ) -> Result<bool, StoreError> {
+        if !collection.has_selectors() {
+            let objects = self.txn.open_table(OBJECTS)?;
+            return Ok(objects.get(object.as_bytes())?.is_some());
+        }
+        let row = collection.member_row(object);
+        Ok(self.txn.open_table(MEMBERS)?.get(row.as_slice())?.is_some())
+    }
+
+    /// When an object under a prefix was last found gone, beyond what `covered` (resourceVersion, time) covers.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn last_deletion_beyond(
+        &self,
+        prefix: &[u8],
+        covered: (u64, u64),
+    ) -> Result<Option<u64>, StoreError> {
+        let (end, mut last) = (keys::end_of(prefix), None);
+        for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
+            last = last.max(beyond(row?.1.value(), covered));
+        }
+        Ok(last)
+    }
+
+    /// As [`Snapshot::last_deletion_beyond`], of the members of a collection with selectors.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn last_member_deletion_beyond(
+        &self,
+        collection: CollectionKey<'_>,
+        covered: (u64, u64),
+    ) -> Result<Option<u64>, StoreError> {
+        let start = collection.member_prefix();
+        let end = keys::end_of(&start);
+        let (absent, mut last) = (self.txn.open_table(ABSENT)?, None);
+        for row in self
+            .txn
+            .open_table(MEMBERS)?
+            .range(start.as_slice()..end.as_slice())?
+        {
+            let gone = absent.get(&row?.0.value()[start.len()..])?;
+            last = last.max(gone.and_then(|gone| beyond(gone.value(), covered)));
+        }
+        Ok(last)
+    }
+
+    /// Each member of a collection with selectors is stored, or known to be gone.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn has_all_members(
+        &self,
+        collection: CollectionKey<'_>,
+    ) -> Result<bool, StoreError> {
+        let start = collection.member_prefix();
+        let end = keys::end_of(&start);
+        let objects = self.txn.open_table(OBJECTS)?;
+        let absent = self.txn.open_table(ABSENT)?;
+        for row in self
+            .txn
+            .open_table(MEMBERS)?
+            .range(start.as_slice()..end.as_slice())?
+        {
+            let (row, ()) = row.map(|(k, _)| (k, ()))?;
+            let key = &row.value()[start.len()..];
+            if objects.get(key)?.is_none() && absent.get(key)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// All grants, which are few.
+    pub(crate) fn grants(&self) -> Result<Vec<(GrantKey, Verdict)>, StoreError> {
+        let mut grants = Vec::new();
+        for row in self.txn.open_table(GRANTS)?.range::<&[u8]>(..)? {
+            let (key, value) = row?;
+            if let Ok(key) = key.value().try_into() {
+                grants.push((GrantKey(key), Verdict::from_stored(value.value())));
+            }
+        }
+        Ok(grants)
+    }
+
+    /// All credentials, which are few.
+    pub(crate) fn credentials(&self) -> Result<Vec<(CredentialKey, CredentialRow)>, StoreError> {
+        let mut credentials = Vec::new();
+        for row in self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)? {
+            let (key, value) = row?;
+            let decoded = CredentialRow::decode(value.value());
+            if let (Ok(key), Some(credential)) = (key.value().try_into(), decoded) {
+                credentials.push((CredentialKey(key), credential));
+            }
+        }
+        Ok(credentials)
+    }
+
+    /// Rows of objects, absences, collections and documents, for `hublet status`.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn counts(&self) -> Result<[u64; 4], StoreError> {
+        use redb::ReadableTableMetadata;
+        Ok([
+            self.txn.open_table(OBJECTS)?.len()?,
+            self.txn.open_table(ABSENT)?.len()?,
+            self.txn.open_table(COLLECTIONS)?.len()?,
+            self.txn.open_table(DOCUMENTS)?.len()?,
+        ])
+    }
+}
+
+/// When something was found gone (time, resourceVersion), where that is beyond what is covered (resourceVersion, time).
+fn beyond((at, since): (u64, u64), (version, until): (u64, u64)) -> Option<u64> {
+    (at > until || since > version).then_some(at)
+}
