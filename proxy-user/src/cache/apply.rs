@@ -23,7 +23,7 @@ const MAX_DOCUMENTS: u64 = 2_048;
 /// Most collections kept; beyond it a tenth goes, and their members.
 const MAX_COLLECTIONS: u64 = 8_192;
 
-/// What one batch does to the count of objects by form.
+/// One batch's changes to the counts of objects by form.
 type EncodingDeltas = HashMap<Vec<u8>, i64>;
 
 /// Applies a batch in one transaction, on disk when this returns; false where nothing of it was new.

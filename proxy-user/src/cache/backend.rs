@@ -89,7 +89,7 @@ impl StorageFile for File {
     }
 }
 
-/// How a file is opened.
+/// The access to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// To read and write; made where it isn't there.
@@ -97,7 +97,7 @@ pub(super) enum Access {
     Read,
 }
 
-/// Where files come from; tests have one whose files fail.
+/// Opens files; tests have one whose files fail.
 pub(super) trait FileOpener: Debug + Send + Sync {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>>;
 }

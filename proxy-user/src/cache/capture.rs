@@ -30,7 +30,7 @@ const QUEUE_KIB: usize = 8 << 10;
 const BATCH_KIB: usize = 1 << 10;
 /// Messages that wait, but for ends; room for one of each KiB above, and as many beginnings.
 const MAX_MESSAGES: usize = 4 * QUEUE_KIB;
-/// How long a stream waits for room before its copy is given up. The client's own bytes go on then.
+/// Longest wait of a stream for room, after which its copy is given up. The client's own bytes go on then.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The way to the writer thread.
@@ -140,7 +140,7 @@ impl Ingest {
         self.queue.close().await;
     }
 
-    /// How many responses were not stored, by reason.
+    /// Responses that were not stored, by reason.
     pub(crate) fn not_stored(&self) -> &NotStoredCounts {
         &self.counters.not_stored
     }

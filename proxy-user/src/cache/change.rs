@@ -13,15 +13,15 @@ pub(crate) enum ObservedBy {
     Watch,
 }
 
-/// When the state that a response shows was current, in milliseconds since the epoch.
+/// The times at which the state that a response shows was current, in milliseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Observation {
-    /// When the request was sent; for a watch event, when it arrived.
+    /// Time of the request; of a watch event, that of its arrival.
     pub requested_at: u64,
     /// The state is no older than this, so it replaces what was stored earlier even against the
     /// resourceVersions. 0 where resourceVersions alone order it.
     pub not_before: u64,
-    /// When the response began; the state is no newer than this.
+    /// Time of the response's head; the state is no newer than this.
     pub not_after: u64,
     pub source: ObservedBy,
 }

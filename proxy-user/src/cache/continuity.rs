@@ -15,7 +15,7 @@ use crate::clock::Clock;
 const MAX_CONTRADICTIONS: usize = 1_024;
 /// So many objects with another uid and a lower resourceVersion make another cluster.
 const REPLACEMENTS_OF_A_NEW_CLUSTER: usize = 2;
-/// How often Events are looked through for old ones, in milliseconds.
+/// Time between searches for old Events, in milliseconds.
 const SWEEP_EVERY: u64 = 600_000;
 /// The namespace that every cluster has, and that can't be deleted.
 pub(crate) const KUBE_SYSTEM: ObjectKey<'static> = ObjectKey::new(b"/namespaces/kube-system");
@@ -31,7 +31,7 @@ pub(crate) struct Continuity {
     replacements: HashMap<ObjectKeyBuf, u64>,
     /// The batch that is being applied begins a new cluster.
     pub(super) cluster_replaced: bool,
-    /// When Events were last looked through.
+    /// Time of the last search for old Events.
     swept: u64,
 }
 
@@ -117,7 +117,7 @@ impl Continuity {
         self.replacements.contains_key(key)
     }
 
-    /// When the first replacement was requested, or this one if that was earlier.
+    /// The time of the first replacement's request, or of this one if that was earlier.
     pub(super) fn since(&self, asked: u64) -> u64 {
         self.replacements.values().copied().fold(asked, u64::min)
     }

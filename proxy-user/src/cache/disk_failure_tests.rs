@@ -102,7 +102,7 @@ impl FailingDisk {
     fn open_in(&self, dir: &Path) -> Cache {
         let store =
             Store::open_at(StoreLocation::new(dir, 1 << 20, Arc::new(self.clone()))).unwrap();
-        Cache::over(store, 512 << 20, (Clock::default(), Instant::now())).unwrap()
+        Cache::over(store, 512 << 20, Clock::default(), Instant::now()).unwrap()
     }
 
     fn bench(&self, dir: &Path) -> Bench {

@@ -1,8 +1,8 @@
-//! Why the store fails, and what that says: its disk, or what it holds. In: redb's errors. Out: [`StoreError`].
+//! Errors of the store, told apart by their cause: its disk, or what it holds. In: redb's errors. Out: [`StoreError`].
 
 use std::path::PathBuf;
 
-/// Why the store could not be opened or read.
+/// The store could not be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory, or the file in it.

@@ -26,10 +26,10 @@ const MAX_TIMES: usize = 32_768;
 const STEP: usize = 2_048;
 /// A file below this is never made smaller, in bytes.
 const SMALL: u64 = 16 << 20;
-/// How long after a failure to make the file small that is tried again.
+/// Time between a failure to make the file small and the next try.
 const RETRY: Duration = Duration::from_secs(600);
 
-/// When clients last asked the store for what, in milliseconds since the epoch: online each question goes to the cloud,
+/// Times of clients' last reads of the store, in milliseconds since the epoch: online each question goes to the cloud,
 /// and its answer has its time in the store.
 #[derive(Debug, Default)]
 pub(crate) struct LastRequested(Mutex<HashMap<Vec<u8>, u64>>);
@@ -72,7 +72,7 @@ fn footprint(key: usize, value: usize) -> u64 {
     }
 }
 
-/// How much an operation may add to the file.
+/// Bytes that a change may add to the file.
 fn growth(change: &Change) -> u64 {
     match change {
         Change::Upsert { key, record, .. } => footprint(key.as_bytes().len(), record.value.len()),
@@ -99,7 +99,7 @@ struct UsageSurvey {
     asked: Arc<LastRequested>,
     /// Collections without their selectors: when the last of them was asked for; `u64::MAX` where a watch feeds it.
     collections: HashMap<Vec<u8>, u64>,
-    /// When last asked for (shifted) → bytes.
+    /// Time of the last read (shifted) → bytes.
     times: BTreeMap<u64, u64>,
     shift: u32,
     live: u64,
@@ -212,7 +212,7 @@ impl UsageSurvey {
         for rows in [Rows::Documents, Rows::Objects] {
             let mut behind = Vec::new();
             loop {
-                let (changes, last) = self.due(&store.snapshot()?, rows, (limit, &behind))?;
+                let (changes, last) = self.due(&store.snapshot()?, rows, limit, &behind)?;
                 if changes.is_empty() {
                     break;
                 }
@@ -229,7 +229,8 @@ impl UsageSurvey {
         &self,
         snapshot: &Snapshot,
         rows: Rows,
-        (limit, behind): (u64, &[u8]),
+        limit: u64,
+        behind: &[u8],
     ) -> Result<(Vec<Change>, Vec<u8>), StoreError> {
         let (mut changes, mut last) = (Vec::new(), Vec::new());
         snapshot.each(rows, behind, |key, _, at| {
@@ -317,7 +318,7 @@ pub(super) struct SizeBudget {
     stayed: u64,
     /// The file's size when it was last made small.
     compacted: u64,
-    /// When that last failed.
+    /// Time of its last failure.
     failed: Option<Instant>,
 }
 

@@ -12,7 +12,7 @@ use hublet_wire::media::Encoding;
 use hublet_wire::meta::{Timestamp, parse_version};
 use hublet_wire::request::{ApiRequest, Verb};
 
-/// What was asked and how the answer began.
+/// A request, and the head of its response.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchange {
     /// The verb.
@@ -52,9 +52,9 @@ pub(crate) struct Exchange {
     pub consistent: bool,
     /// As it was at a resourceVersion from before the question: a further page, or `resourceVersionMatch=Exact`.
     pub historical: bool,
-    /// When the question was asked, milliseconds since the epoch.
+    /// Time of the request, milliseconds since the epoch.
     pub sent_at: u64,
-    /// When its answer began: what it says was so by then.
+    /// Time of the response's head: what it says was so by then.
     pub answered_at: u64,
     /// The caller of a write, which is answered with the object as written.
     pub author: Option<Arc<dyn Author>>,
@@ -195,7 +195,7 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> &str {
 }
 
 impl Exchange {
-    /// What to store of a response, decided by its request and its head.
+    /// Decides by a response's request and head what is stored of it.
     ///
     /// # Errors
     /// Nothing: the reason.

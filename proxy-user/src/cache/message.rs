@@ -1,4 +1,4 @@
-//! What the writer is told, and what both ends of its queue count.
+//! Messages to the writer, and the counters of both ends of its queue.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

@@ -64,9 +64,9 @@ use grant_rows::ClusterGeneration;
 use not_stored::NotStoredCounts;
 use store::{Condition, Snapshot, Store, StoreError};
 
-/// How long an answer from the store waits for what has been seen but not written yet.
+/// Longest wait of a read for responses that are captured and not yet written.
 const READ_YOUR_WRITES: Duration = Duration::from_millis(250);
-/// How long a read that the disk failed waits for the store to be opened anew.
+/// Longest wait of a read that the disk failed for the store to be opened anew.
 const REOPEN: Duration = Duration::from_secs(1);
 
 /// Store and writer.
@@ -93,14 +93,16 @@ impl Cache {
         Self::over(
             Store::open(&config.dir, config.page_cache)?,
             config.max_bytes,
-            (clock, began),
+            clock,
+            began,
         )
     }
 
     fn over(
         store: Store,
         max_bytes: u64,
-        (clock, began): (Clock, Instant),
+        clock: Clock,
+        began: Instant,
     ) -> Result<Self, StoreError> {
         let store = Arc::new(store);
         let asked = Arc::new(LastRequested::default());
@@ -123,7 +125,7 @@ impl Cache {
         self.cluster.clone()
     }
 
-    /// How often the store has been opened anew since the start.
+    /// Counts the store's openings since the start.
     pub(crate) fn generation(&self) -> u64 {
         self.store.generation()
     }
@@ -200,7 +202,7 @@ impl Cache {
         self.ingest.close().await;
     }
 
-    /// How many responses were not stored, by reason.
+    /// Responses that were not stored, by reason.
     pub(crate) fn not_stored(&self) -> &NotStoredCounts {
         self.ingest.not_stored()
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hublet_wire::CodecError;
 
-/// Why a response, or part of it, did not reach the store. The client's copy is never affected.
+/// The reason that a response, or part of it, did not reach the store. The client's copy is never affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(crate) enum NotStored {

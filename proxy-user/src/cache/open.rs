@@ -1,4 +1,4 @@
-//! How the store is opened. In: its directory. Out: a database that is written; else one that is only read, or an empty
+//! Opens the store. In: its directory. Out: a database that is written; else one that is only read, or an empty
 //! one, and why. A store is set aside only where what it holds is wrong: an error of the disk says nothing about that.
 
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub(crate) enum Condition {
 }
 
 impl Condition {
-    /// Why it isn't written.
+    /// The reason that it isn't written.
     pub(crate) fn problem(&self) -> Option<&str> {
         match self {
             Self::Writable => None,
@@ -95,7 +95,7 @@ impl OpenDatabase {
     }
 }
 
-/// Where the store is.
+/// The place of the store.
 #[derive(Debug, Clone)]
 pub(super) struct StoreLocation {
     pub(super) path: PathBuf,

@@ -20,7 +20,7 @@ pub(crate) struct PartialList {
     pub record: Collection,
     /// The keys of its objects so far.
     pub members: Vec<ObjectKeyBuf>,
-    /// When the last page came.
+    /// Time of the last page.
     pub received_at: u64,
     /// Of the first page.
     pub observed: Observation,

@@ -1,4 +1,4 @@
-//! What stands in the store under an object's key, a collection's and a document's: byte-exact in
+//! The values in the store of an object, a collection and a document: byte-exact in
 //! `docs/cache-format.md`. In: fields. Out: bytes, and back.
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub(crate) struct Record<'a> {
     pub encoding: Encoding,
     /// resourceVersion.
     pub version: u64,
-    /// When the cloud said so, milliseconds since the epoch.
+    /// Time of the cloud's response, milliseconds since the epoch.
     pub stored_at: u64,
     /// `apiVersion`.
     pub api_version: &'a str,
@@ -279,12 +279,21 @@ struct Body<'a> {
     at: u64,
 }
 
-/// What is known of a list as a whole.
+/// An object that is known to be gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Absence {
+    /// Milliseconds since the epoch at which that was observed.
+    pub at: u64,
+    /// resourceVersion of the deletion; 0 where it merely wasn't found.
+    pub version: u64,
+}
+
+/// The state of a list as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Collection {
     /// The list's resourceVersion, moved on by watches.
     pub version: u64,
-    /// When the cloud last said so, milliseconds since the epoch.
+    /// Time of the cloud's last response, milliseconds since the epoch.
     pub at: u64,
     /// The list's `kind`.
     pub kind: String,
@@ -336,7 +345,7 @@ impl Collection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ResponseRecord<'a> {
-    /// When the cloud said so, milliseconds since the epoch.
+    /// Time of the cloud's response, milliseconds since the epoch.
     pub at: u64,
     /// `Content-Type`.
     pub content_type: &'a str,

@@ -11,13 +11,13 @@ use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use crate::cache::keys::{self, CollectionKey, ObjectKey};
 use crate::cache::leases::Leases;
 use crate::cache::open::OpenDatabase;
-use crate::cache::record::{Collection, Record, ResponseRecord};
+use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::tables::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, OBJECTS,
 };
 use crate::cache::walk::{Members, Walk, behind};
 
-/// What the store knows of one object.
+/// The store's knowledge of one object.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lookup<T> {
     Found(T),
@@ -26,12 +26,21 @@ pub(crate) enum Lookup<T> {
     Unknown,
 }
 
+/// The deletions that a reader knows of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Covered {
+    /// Up to this resourceVersion,
+    pub version: u64,
+    /// and this time, in milliseconds since the epoch.
+    pub until: u64,
+}
+
 /// Snapshots that readers hold.
 #[derive(Debug)]
 pub(super) struct Shared {
     /// `None` once it is closed.
     pub(super) opened: ArcSwapOption<OpenDatabase>,
-    /// How often it has been opened.
+    /// Counts the openings.
     pub(super) generation: tokio::sync::watch::Sender<u64>,
     /// Walks that hold a snapshot.
     pub(super) leases: Leases,
@@ -80,7 +89,7 @@ impl Snapshot {
         Ok(absent.map_or(Lookup::Unknown, Lookup::Absent))
     }
 
-    /// What is known of a collection.
+    /// The state of a collection, where it is known.
     ///
     /// # Errors
     /// redb's, or a damaged value.
@@ -268,18 +277,19 @@ impl Snapshot {
         Ok(self.txn.open_table(MEMBERS)?.get(row.as_slice())?.is_some())
     }
 
-    /// When an object under a prefix was last found gone, beyond what `covered` (resourceVersion, time) covers.
+    /// The time at which an object under a prefix was last found gone, beyond what is covered.
     ///
     /// # Errors
     /// redb's.
     pub(crate) fn last_deletion_beyond(
         &self,
         prefix: &[u8],
-        covered: (u64, u64),
+        covered: Covered,
     ) -> Result<Option<u64>, StoreError> {
         let (end, mut last) = (keys::end_of(prefix), None);
         for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
-            last = last.max(beyond(row?.1.value(), covered));
+            let (at, version) = row?.1.value();
+            last = last.max(covered.beyond(Absence { at, version }));
         }
         Ok(last)
     }
@@ -291,7 +301,7 @@ impl Snapshot {
     pub(crate) fn last_member_deletion_beyond(
         &self,
         collection: CollectionKey<'_>,
-        covered: (u64, u64),
+        covered: Covered,
     ) -> Result<Option<u64>, StoreError> {
         let start = collection.member_prefix();
         let end = keys::end_of(&start);
@@ -301,8 +311,11 @@ impl Snapshot {
             .open_table(MEMBERS)?
             .range(start.as_slice()..end.as_slice())?
         {
-            let gone = absent.get(&row?.0.value()[start.len()..])?;
-            last = last.max(gone.and_then(|gone| beyond(gone.value(), covered)));
+            let Some(gone) = absent.get(&row?.0.value()[start.len()..])? else {
+                continue;
+            };
+            let (at, version) = gone.value();
+            last = last.max(covered.beyond(Absence { at, version }));
         }
         Ok(last)
     }
@@ -373,7 +386,9 @@ impl Snapshot {
     }
 }
 
-/// When something was found gone (time, resourceVersion), where that is beyond what is covered (resourceVersion, time).
-fn beyond((at, since): (u64, u64), (version, until): (u64, u64)) -> Option<u64> {
-    (at > until || since > version).then_some(at)
+impl Covered {
+    /// The time of an absence that is not covered.
+    fn beyond(self, absence: Absence) -> Option<u64> {
+        (absence.at > self.until || absence.version > self.version).then_some(absence.at)
+    }
 }

@@ -16,7 +16,7 @@ use crate::cache::snapshot::Shared;
 pub(crate) use crate::cache::cursor::{ListCursor, ListSource};
 pub(crate) use crate::cache::error::StoreError;
 pub(crate) use crate::cache::open::Condition;
-pub(crate) use crate::cache::snapshot::{Lookup, Snapshot};
+pub(crate) use crate::cache::snapshot::{Covered, Lookup, Snapshot};
 pub(crate) use crate::cache::walk::Walk;
 
 #[derive(Debug)]

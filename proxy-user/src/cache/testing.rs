@@ -30,7 +30,7 @@ pub(super) struct Response<'a> {
     pub status: u16,
     pub encoding: Encoding,
     pub body: &'a [u8],
-    /// When the request was sent, and everything of the response came.
+    /// Time of the request, and of everything in the response.
     pub at: u64,
 }
 
@@ -114,7 +114,7 @@ struct Disk {
     is_off: bool,
 }
 
-/// What reaches the medium of the writes that no sync has ended.
+/// The part of the unsynced writes that reaches the medium.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Survivors {
     Nothing,

@@ -129,7 +129,7 @@ pub(crate) struct PageHead<'a> {
     pub api_version: &'a str,
     /// `metadata.resourceVersion`.
     pub version: &'a str,
-    /// When the page was requested.
+    /// Time of the page's request.
     pub sent_at: u64,
     /// The token that it was requested with; empty for the first page.
     pub continue_token: &'a str,
@@ -141,7 +141,7 @@ pub(crate) struct PageHead<'a> {
 pub(crate) struct AssembledVariant {
     /// Its key in the store.
     pub key: Vec<u8>,
-    /// When its first page was requested.
+    /// Time of its first page's request.
     pub sent_at: u64,
     /// The body, as the API server writes it without pages.
     pub body: Vec<u8>,

@@ -18,7 +18,7 @@ pub(crate) enum Walk {
 /// The rows of a collection with selectors, and the objects that they name.
 pub(crate) struct Members {
     pub(super) rows: redb::OwnedRange<&'static [u8], ()>,
-    /// Where the object's key begins in a member's.
+    /// Offset of the object's key in a member's.
     pub(super) skip: usize,
     pub(super) objects: ReadOnlyTable<&'static [u8], &'static [u8]>,
     /// An object that is known to be gone.

@@ -10,7 +10,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 pub(super) struct WriteOutage {
     since: Instant,
     wait: Duration,
-    /// When it is tried again.
+    /// Time of the next try.
     pub(super) next: Instant,
 }
 
@@ -30,7 +30,7 @@ impl WriteOutage {
         self.next = now + self.wait;
     }
 
-    /// How long it has lasted.
+    /// Time since its begin.
     pub(super) fn lasts(&self, now: Instant) -> Duration {
         now.duration_since(self.since)
     }

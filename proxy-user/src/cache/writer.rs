@@ -29,7 +29,7 @@ use hublet_wire::meta::Timestamp;
 /// Bytes that the writer keeps of answers that have not ended; beyond it the copy that has waited longest for its next
 /// bytes is given up. Twice the longest document.
 const MAX_DECODING_BYTES: usize = 16 << 20;
-/// How long the first event of a batch waits for more, to spare flash; a reader that asks ends the wait.
+/// Longest wait of a batch's first event for more, to spare flash; a read that flushes ends it.
 const BATCH_DELAY: Duration = Duration::from_millis(50);
 /// Most changes in a batch.
 const MAX_BATCH_CHANGES: usize = 512;
@@ -41,9 +41,9 @@ const MAX_UNWRITTEN_CHANGES: usize = 8_192;
 const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 /// Most operations that take something back, beside those: none of them is given up otherwise.
 const MAX_UNWRITTEN_REVOCATIONS: usize = 32_768;
-/// How long a client's walk may hold its snapshot, whose pages can't be used again.
+/// Longest time that a client's walk holds its snapshot, whose pages can't be used again.
 const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(2);
-/// How long after a batch it is seen whether the file is mostly empty.
+/// Time between a batch and the check whether the file is mostly empty.
 const COMPACT_DELAY: Duration = Duration::from_secs(5);
 /// Longest that answers wait for the writer while it makes the file small.
 const COMPACT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -55,7 +55,7 @@ struct OpenResponse {
     author: Option<Arc<dyn Author>>,
     /// Bytes, as of the last look.
     held: usize,
-    /// When the last bytes came, milliseconds since the epoch.
+    /// Time of the last bytes, milliseconds since the epoch.
     at: u64,
 }
 

@@ -8,7 +8,7 @@ use crate::cache::exchange::{EVENT_TTL, is_event};
 use crate::cache::keys::{self, CollectionKey, CollectionKeyBuf};
 use crate::cache::record::{Collection, Record};
 use crate::cache::selector::stays;
-use crate::cache::store::{ListCursor, ListSource, Snapshot, StoreError, Walk};
+use crate::cache::store::{Covered, ListCursor, ListSource, Snapshot, StoreError, Walk};
 use hublet_wire::media::{Accepts, Encoding};
 use hublet_wire::meta::Timestamp;
 use hublet_wire::request::ApiRequest;
@@ -75,7 +75,10 @@ impl CompleteCollection {
         &self,
         client: u64,
     ) -> Result<Option<Timestamp>, StoreError> {
-        let covered = (self.collection.version.max(client), self.collection.at);
+        let covered = Covered {
+            version: self.collection.version.max(client),
+            until: self.collection.at,
+        };
         let snapshot = &self.snapshot;
         let last = match &self.selection {
             Some(key) => snapshot.last_member_deletion_beyond(key.as_key(), covered)?,

@@ -12,7 +12,7 @@ use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
 use crate::cache::grant_rows::GrantKey;
 use crate::cache::record::{Collection, Record};
-use crate::cache::store::StoreError;
+use crate::cache::store::{Covered, StoreError};
 use crate::caller::Client;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::Timestamp;
@@ -219,7 +219,11 @@ impl Local {
         }
         let snapshot = self.store.stored(allowed)?;
         let scope = allowed.scope();
-        let deletion = snapshot.last_deletion_beyond(scope, (from, u64::MAX))?;
+        let covered = Covered {
+            version: from,
+            until: u64::MAX,
+        };
+        let deletion = snapshot.last_deletion_beyond(scope, covered)?;
         Ok(deletion.is_some() || snapshot.has_changed_since(scope, from, u64::MAX)?)
     }
 }

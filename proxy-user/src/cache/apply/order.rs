@@ -1,4 +1,4 @@
-//! Which copy replaces which. Within one etcd resourceVersions order everything; where an answer that was certainly given later
+//! The order of copies. Within one etcd resourceVersions order everything; where an answer that was certainly given later
 //! contradicts them, the cluster is another one, or its etcd was restored from a backup, and the later answer counts
 //! (`continuity`).
 
@@ -9,7 +9,7 @@ use crate::cache::change::{Observation, ObservedBy};
 use crate::cache::continuity::{KUBE_SYSTEM, Stored, fingerprint};
 use crate::cache::exchange::{EVENT_TTL, is_event, may_use_other_etcd};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
-use crate::cache::record::{Collection, NewRecord, Record, ResponseRecord};
+use crate::cache::record::{Absence, Collection, NewRecord, Record, ResponseRecord};
 use crate::cache::store::StoreError;
 use crate::cache::tables::CLUSTER;
 use hublet_wire::media::Encoding;
@@ -33,14 +33,15 @@ impl Batch<'_> {
         }
         let gone = self.absent.get(key.as_bytes())?.map(|v| v.value());
         if let Some(gone) = gone {
-            if !self.is_back(key, gone, (new.version, observed)) {
+            let (at, version) = gone;
+            if !self.is_back(key, Absence { at, version }, new.version, observed) {
                 return Ok(());
             }
             self.absent.remove(key.as_bytes())?;
             self.changed = true;
         }
         if let Some(old) = stored
-            && !self.replaces(key, &old, (&incoming, observed))?
+            && !self.replaces(key, &old, &incoming, observed)?
         {
             return Ok(());
         }
@@ -77,15 +78,15 @@ impl Batch<'_> {
         Ok(false)
     }
 
-    /// An object that is known to be gone has been made again, or was never gone. `gone`: when that was observed, and the
-    /// resourceVersion that it is gone since; 0: no more is known than that somebody did not see it.
+    /// An object that is known to be gone has been made again, or was never gone.
     fn is_back(
         &mut self,
         key: ObjectKey<'_>,
-        gone: (u64, u64),
-        (version, observed): (u64, Observation),
+        gone: Absence,
+        version: u64,
+        observed: Observation,
     ) -> bool {
-        let (at, since_version) = (self.continuity.past(gone.0), gone.1);
+        let (at, since_version) = (self.continuity.past(gone.at), gone.version);
         if since_version == 0 {
             return observed.requested_at >= at;
         }
@@ -102,7 +103,8 @@ impl Batch<'_> {
         &mut self,
         key: ObjectKey<'_>,
         old: &Stored,
-        (new, observed): (&Record<'_>, Observation),
+        new: &Record<'_>,
+        observed: Observation,
     ) -> Result<bool, StoreError> {
         if new.version > old.version {
             self.continuity.clear_contradiction(key.as_bytes());
@@ -336,7 +338,7 @@ impl Batch<'_> {
             self.replace_members(collection, members)?;
             departed
         } else {
-            self.drop_unlisted(collection, (new.version, observed), &listed)?
+            self.drop_unlisted(collection, new.version, observed, &listed)?
         };
         let follows = old.filter(|old| old.version <= new.version);
         let followed_from = follows
@@ -373,7 +375,8 @@ impl Batch<'_> {
     fn drop_unlisted(
         &mut self,
         collection: CollectionKey<'_>,
-        (version, observed): (u64, Observation),
+        version: u64,
+        observed: Observation,
         listed: &[ObjectKey<'_>],
     ) -> Result<bool, StoreError> {
         let prefix = collection.as_bytes();

@@ -15,7 +15,7 @@ pub(super) struct EventSink<'a> {
     pub exchange: &'a Exchange,
     /// The keys seen so far, until the bookmark that ends the initial events.
     pub initial: &'a mut Option<Vec<ObjectKeyBuf>>,
-    /// When the chunk arrived.
+    /// Time of the chunk's arrival.
     pub now: u64,
     pub changes: &'a mut Vec<Change>,
 }
