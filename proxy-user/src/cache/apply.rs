@@ -39,13 +39,13 @@ pub(crate) fn apply(
     let mut txn = store.begin_write()?;
     // A kill at any instant must not cost the next start a scan of the whole file.
     txn.set_quick_repair(true);
-    let mut batch = Batch::open(&txn, continuity)?;
+    let mut batch = Batch::open_tables(&txn, continuity)?;
     for change in changes {
-        batch.one(change)?;
+        batch.apply_change(change)?;
     }
     batch.sweep_events()?;
     // What is asked again and again mostly says nothing new: that must not cost a flush.
-    let changed = batch.finish(&txn)?;
+    let changed = batch.write_encoding_counts(&txn)?;
     if changed {
         txn.commit()?;
         continuity.committed();
@@ -121,7 +121,10 @@ fn form_key(key: ObjectKey<'_>, record: &Record<'_>) -> Vec<u8> {
 }
 
 impl<'t> Batch<'t> {
-    fn open(txn: &'t WriteTransaction, continuity: &'t mut Continuity) -> Result<Self, StoreError> {
+    fn open_tables(
+        txn: &'t WriteTransaction,
+        continuity: &'t mut Continuity,
+    ) -> Result<Self, StoreError> {
         Ok(Self {
             objects: txn.open_table(OBJECTS)?,
             absent: txn.open_table(ABSENT)?,
@@ -137,7 +140,7 @@ impl<'t> Batch<'t> {
         })
     }
 
-    fn one(&mut self, change: &Change) -> Result<(), StoreError> {
+    fn apply_change(&mut self, change: &Change) -> Result<(), StoreError> {
         self.changed |= matches!(
             change,
             Change::Invalidate { .. }
@@ -152,46 +155,22 @@ impl<'t> Batch<'t> {
                 key,
                 record,
                 observed,
-            } => self.upsert(key.as_key(), record, *observed),
+            } => self.upsert_object(key.as_key(), record, *observed),
             Change::Delete {
                 key,
                 version,
                 observed,
-            } => self.gone(key.as_key(), *version, *observed),
-            Change::Invalidate { key, version } => self.forget(key.as_key(), *version),
-            Change::ClearAbsence { key } => self.appeared(key),
+            } => self.record_absence(key.as_key(), *version, *observed),
+            Change::Invalidate { key, version } => self.invalidate_object(key.as_key(), *version),
+            Change::ClearAbsence { key } => self.end_absences(key),
             Change::ReplaceCollection {
                 collection,
                 record,
                 members,
                 observed,
-            } => self.complete(collection.as_key(), record, members, *observed),
-            Change::AdvanceCollection { .. } => self.advance(change),
-            Change::PutResponse { key, value } => {
-                let past = self
-                    .continuity
-                    .past(ResponseRecord::read(value).map_or(0, |d| d.at));
-                let fresh = |old: ResponseRecord<'_>, new: ResponseRecord<'_>| {
-                    let at = self.continuity.past(old.at);
-                    // An answer that was asked for earlier and came later is the older one.
-                    past < at || (old.body == new.body && new.at < at + 60_000)
-                };
-                let old = self.documents.get(key.as_slice())?;
-                if old.is_some_and(|old| {
-                    ResponseRecord::read(old.value())
-                        .zip(ResponseRecord::read(value))
-                        .is_some_and(|(old, new)| fresh(old, new))
-                }) {
-                    return Ok(());
-                }
-                self.changed = true;
-                self.documents.insert(key.as_slice(), value.as_slice())?;
-                if self.documents.len()? > MAX_DOCUMENTS {
-                    self.evict_documents()
-                } else {
-                    Ok(())
-                }
-            }
+            } => self.replace_collection(collection.as_key(), record, members, *observed),
+            Change::AdvanceCollection { .. } => self.advance_collection(change),
+            Change::PutResponse { key, value } => self.put_response(key, value),
             Change::PutGrant { key, verdict } => {
                 self.grants.insert(key.0.as_slice(), verdict.stored())?;
                 Ok(())
@@ -209,13 +188,37 @@ impl<'t> Batch<'t> {
                 self.credentials.remove(key.0.as_slice())?;
                 Ok(())
             }
-            Change::Evict(evicted) => self.evict(evicted),
+            Change::Evict(evicted) => self.apply_eviction(evicted),
         }
     }
 
-    fn evict(&mut self, evicted: &Evicted) -> Result<(), StoreError> {
+    /// Stores a response whose body is new, or whose age is worth a write.
+    fn put_response(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let incoming = ResponseRecord::read(value);
+        if let (Some(old), Some(new)) = (self.documents.get(key)?, incoming)
+            && ResponseRecord::read(old.value()).is_some_and(|old| self.is_known(&old, &new))
+        {
+            return Ok(());
+        }
+        self.changed = true;
+        self.documents.insert(key, value)?;
+        if self.documents.len()? > MAX_DOCUMENTS {
+            self.evict_documents()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A response that was requested earlier and came later is the older one; the same body again is new after a minute.
+    fn is_known(&self, old: &ResponseRecord<'_>, new: &ResponseRecord<'_>) -> bool {
+        let stored_at = self.continuity.past(old.at);
+        let is_older = self.continuity.past(new.at) < stored_at;
+        is_older || (old.body == new.body && new.at < stored_at + 60_000)
+    }
+
+    fn apply_eviction(&mut self, evicted: &Evicted) -> Result<(), StoreError> {
         match evicted {
-            Evicted::Object(key) => self.take(key.as_key()).map(|_| ()),
+            Evicted::Object(key) => self.remove_object(key.as_key()).map(|_| ()),
             Evicted::Response(key) => {
                 self.documents.remove(key.as_slice())?;
                 Ok(())
@@ -225,7 +228,7 @@ impl<'t> Batch<'t> {
     }
 
     /// Takes an object out; its resourceVersion and when it was stored.
-    fn take(&mut self, key: ObjectKey<'_>) -> Result<Option<(u64, u64)>, StoreError> {
+    fn remove_object(&mut self, key: ObjectKey<'_>) -> Result<Option<(u64, u64)>, StoreError> {
         self.changed = true;
         let Some(value) = self.objects.remove(key.as_bytes())? else {
             return Ok(None);
@@ -283,18 +286,18 @@ impl<'t> Batch<'t> {
         self.replace_members(key, &[])
     }
 
-    fn forget(&mut self, key: ObjectKey<'_>, version: u64) -> Result<(), StoreError> {
+    fn invalidate_object(&mut self, key: ObjectKey<'_>, version: u64) -> Result<(), StoreError> {
         // A copy of this very version is the change that made it leave: it exists.
         if self
-            .stored(key)?
+            .read_stored(key)?
             .is_none_or(|stored| stored.version >= version)
         {
             return Ok(());
         }
-        self.take(key)?;
+        self.remove_object(key)?;
         // Lists without selectors that it stood in are incomplete until they come again, or their watches have told of it.
         for scope in key.collections() {
-            if let Some(mut collection) = self.collection(scope)? {
+            if let Some(mut collection) = self.read_collection(scope)? {
                 // Where its own watch has been there already, it is not as that told.
                 collection.complete &= collection.version < version;
                 collection.unclear = collection.unclear.max(version);
@@ -304,7 +307,7 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn collection(&self, key: CollectionKey<'_>) -> Result<Option<Collection>, StoreError> {
+    fn read_collection(&self, key: CollectionKey<'_>) -> Result<Option<Collection>, StoreError> {
         Ok(self
             .collections
             .get(key.as_bytes())?
@@ -338,7 +341,7 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn advance(&mut self, change: &Change) -> Result<(), StoreError> {
+    fn advance_collection(&mut self, change: &Change) -> Result<(), StoreError> {
         let Change::AdvanceCollection {
             collection,
             from,
@@ -351,7 +354,7 @@ impl<'t> Batch<'t> {
             return Ok(());
         };
         let collection = collection.as_key();
-        let Some(mut record) = self.collection(collection)? else {
+        let Some(mut record) = self.read_collection(collection)? else {
             return Ok(());
         };
         // A watch that started behind what the list knows leaves a gap: the list stays where it is.
@@ -376,7 +379,7 @@ impl<'t> Batch<'t> {
     }
 
     /// Writes the counts by form; whether there is anything to commit.
-    fn finish(self, txn: &WriteTransaction) -> Result<bool, StoreError> {
+    fn write_encoding_counts(self, txn: &WriteTransaction) -> Result<bool, StoreError> {
         let mut forms = txn.open_table(ENCODINGS)?;
         for (key, delta) in self.forms.iter().filter(|(_, delta)| **delta != 0) {
             let count = forms

@@ -202,7 +202,7 @@ impl Backend {
         self.failed.load(Ordering::Acquire)
     }
 
-    fn file(&self) -> io::Result<&Arc<dyn StorageFile>> {
+    fn open_file(&self) -> io::Result<&Arc<dyn StorageFile>> {
         self.file
             .as_ref()
             .ok_or_else(|| refused("there is no file"))
@@ -231,7 +231,7 @@ impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
         match &self.overlay {
             Some(overlay) => Ok(overlay.lock().len),
-            None => self.record_failure(self.file()?.len()),
+            None => self.record_failure(self.open_file()?.len()),
         }
     }
 
@@ -240,7 +240,7 @@ impl StorageBackend for Backend {
         self.record_failure(match &self.overlay {
             _ if *gate == Gate::Cut => Err(refused("the store has been opened anew")),
             Some(overlay) => overlay.lock().read(self.file.as_deref(), offset, out),
-            None => self.file()?.read(offset, out),
+            None => self.open_file()?.read(offset, out),
         })
     }
 
@@ -250,7 +250,7 @@ impl StorageBackend for Backend {
                 overlay.lock().set_len(len);
                 Ok(())
             }
-            None => self.file()?.set_len(len),
+            None => self.open_file()?.set_len(len),
         })
     }
 
@@ -259,7 +259,7 @@ impl StorageBackend for Backend {
             if self.overlay.is_some() {
                 Ok(())
             } else {
-                self.file()?.sync()
+                self.open_file()?.sync()
             }
         })
     }
@@ -267,7 +267,7 @@ impl StorageBackend for Backend {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.write_with(|| match &self.overlay {
             Some(overlay) => overlay.lock().write(self.file.as_deref(), offset, data),
-            None => self.file()?.write(offset, data),
+            None => self.open_file()?.write(offset, data),
         })
     }
 }

@@ -105,9 +105,9 @@ impl ListCursor {
         loop {
             let mut held = match lease.take() {
                 Some(held) => held,
-                None => self.begin()?,
+                None => self.lease_snapshot()?,
             };
-            match self.step(&mut held.walk, &mut read) {
+            match self.read_next(&mut held.walk, &mut read) {
                 // The store has been opened anew: it goes on there.
                 Err(error) if error.is_failure() && held.generation != self.shared.generation() => {
                 }
@@ -120,7 +120,7 @@ impl ListCursor {
         }
     }
 
-    fn begin(&self) -> Result<LeasedWalk, StoreError> {
+    fn lease_snapshot(&self) -> Result<LeasedWalk, StoreError> {
         let generation = self.shared.generation();
         let snapshot = self.shared.snapshot()?;
         if !self.listed.stands_in(&snapshot)? {
@@ -135,7 +135,7 @@ impl ListCursor {
         })
     }
 
-    fn step<T>(
+    fn read_next<T>(
         &mut self,
         walk: &mut Walk,
         read: &mut Option<impl FnOnce(Record<'_>) -> T>,

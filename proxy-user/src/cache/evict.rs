@@ -129,19 +129,19 @@ impl UsageSurvey {
             shift: 0,
             live: 0,
         };
-        snapshot.each(Rows::Objects, &[], |key, len, at| {
-            survey.count(survey.object(key, at), footprint(key.len(), len));
+        snapshot.for_each_row(Rows::Objects, &[], |key, len, at| {
+            survey.count_bytes(survey.object_usage(key, at), footprint(key.len(), len));
             true
         })?;
-        snapshot.each(Rows::Documents, &[], |key, len, at| {
-            survey.count(survey.document(key, at), footprint(key.len(), len));
+        snapshot.for_each_row(Rows::Documents, &[], |key, len, at| {
+            survey.count_bytes(survey.document_usage(key, at), footprint(key.len(), len));
             true
         })?;
         survey.live += snapshot.bytes_of_members()?;
         Ok(survey)
     }
 
-    fn count(&mut self, time: u64, bytes: u64) {
+    fn count_bytes(&mut self, time: u64, bytes: u64) {
         self.live += bytes;
         *self.times.entry(time >> self.shift).or_default() += bytes;
         while self.times.len() > MAX_TIMES {
@@ -154,7 +154,7 @@ impl UsageSurvey {
     }
 
     /// An object is as new as the collections that it stands in, so that it never goes before them.
-    fn object(&self, key: &[u8], stored_at: u64) -> u64 {
+    fn object_usage(&self, key: &[u8], stored_at: u64) -> u64 {
         let mut time = stored_at.max(self.asked.at(key));
         let slashes = key
             .iter()
@@ -167,7 +167,7 @@ impl UsageSurvey {
         time
     }
 
-    fn document(&self, key: &[u8], at: u64) -> u64 {
+    fn document_usage(&self, key: &[u8], at: u64) -> u64 {
         let cut = |mark: u8| {
             key.iter()
                 .position(|b| *b == mark)
@@ -178,7 +178,7 @@ impl UsageSurvey {
     }
 
     /// The time up to which all must go to free so many bytes, and how many that frees; fed collections stay.
-    fn limit(&self, bytes: u64) -> Option<(u64, u64)> {
+    fn usage_limit(&self, bytes: u64) -> Option<(u64, u64)> {
         let (mut freed, mut limit) = (0, None);
         for (time, some) in self.times.range(..u64::MAX >> self.shift) {
             if freed >= bytes {
@@ -212,7 +212,7 @@ impl UsageSurvey {
         for rows in [Rows::Documents, Rows::Objects] {
             let mut behind = Vec::new();
             loop {
-                let (changes, last) = self.due(&store.snapshot()?, rows, limit, &behind)?;
+                let (changes, last) = self.find_due(&store.snapshot()?, rows, limit, &behind)?;
                 if changes.is_empty() {
                     break;
                 }
@@ -225,7 +225,7 @@ impl UsageSurvey {
     }
 
     /// Some of what goes, behind a key; and the last key that was looked at.
-    fn due(
+    fn find_due(
         &self,
         snapshot: &Snapshot,
         rows: Rows,
@@ -233,11 +233,14 @@ impl UsageSurvey {
         behind: &[u8],
     ) -> Result<(Vec<Change>, Vec<u8>), StoreError> {
         let (mut changes, mut last) = (Vec::new(), Vec::new());
-        snapshot.each(rows, behind, |key, _, at| {
+        snapshot.for_each_row(rows, behind, |key, _, at| {
             let (time, what) = match rows {
-                Rows::Documents => (self.document(key, at), Evicted::Response(key.to_vec())),
+                Rows::Documents => (
+                    self.document_usage(key, at),
+                    Evicted::Response(key.to_vec()),
+                ),
                 Rows::Objects => (
-                    self.object(key, at),
+                    self.object_usage(key, at),
                     Evicted::Object(ObjectKey::new(key).to_buf()),
                 ),
             };
@@ -272,7 +275,7 @@ impl Snapshot {
     }
 
     /// Hands the key, the length of the value and its time of each row behind a key to `look`, until that says false.
-    fn each(
+    fn for_each_row(
         &self,
         rows: Rows,
         behind: &[u8],
@@ -356,13 +359,13 @@ impl SizeBudget {
         if small || self.live.is_some_and(|live| live <= enough) {
             return Ok(0);
         }
-        let survey = self.count(store, fed)?;
+        let survey = self.count_bytes(store, fed)?;
         let live = survey.live + growth;
         self.live = Some(live);
         if live <= full {
             return Ok(0);
         }
-        let due = survey.limit(live - self.limit / 8 * 5);
+        let due = survey.usage_limit(live - self.limit / 8 * 5);
         let (evicted, freed) = match due {
             Some((limit, freed)) => (survey.evict(store, limit, continuity)?, freed),
             None => (0, 0),
@@ -381,7 +384,11 @@ impl SizeBudget {
         }
     }
 
-    fn count(&mut self, store: &Store, fed: &HashSet<Vec<u8>>) -> Result<UsageSurvey, StoreError> {
+    fn count_bytes(
+        &mut self,
+        store: &Store,
+        fed: &HashSet<Vec<u8>>,
+    ) -> Result<UsageSurvey, StoreError> {
         self.written = 0;
         UsageSurvey::of(&store.snapshot()?, Arc::new(self.asked.copy()), fed)
     }
@@ -400,7 +407,7 @@ impl SizeBudget {
             return Ok(());
         }
         if self.live.is_none() || self.written > size / 4 {
-            self.live = Some(self.count(store, &HashSet::new())?.live);
+            self.live = Some(self.count_bytes(store, &HashSet::new())?.live);
         }
         let live = self.live.unwrap_or(size);
         if size <= live * 2 + SMALL || size <= self.compacted / 2 * 3 {

@@ -77,7 +77,7 @@ impl Feed {
             .collect();
         drop(wanted);
         if !objects.is_empty() {
-            self.send(Notice::Observed(objects.into()));
+            self.send_notice(Notice::Observed(objects.into()));
         }
     }
 
@@ -92,16 +92,16 @@ impl Feed {
             .collect();
         drop(wanted);
         if !keys.is_empty() {
-            self.send(Notice::Committed(keys.into()));
+            self.send_notice(Notice::Committed(keys.into()));
         }
     }
 
     /// Call after the store was emptied.
     pub(super) fn publish_reset(&self) {
-        self.send(Notice::Reset);
+        self.send_notice(Notice::Reset);
     }
 
-    fn send(&self, notice: Notice) {
+    fn send_notice(&self, notice: Notice) {
         let _nobody_listens = self.notices.send(notice);
     }
 }

@@ -42,16 +42,16 @@ impl ListAssembler {
     pub(crate) fn add_page(&mut self, mut page: PartialList) -> Option<PartialList> {
         if !page.continue_token.is_empty() {
             let before = self.lists.remove(&page.continue_token)?;
-            page = before.join(page)?;
+            page = before.append_page(page)?;
         }
         if page.next.is_empty() {
             return Some(page);
         }
-        self.keep(page);
+        self.keep_waiting(page);
         None
     }
 
-    fn keep(&mut self, page: PartialList) {
+    fn keep_waiting(&mut self, page: PartialList) {
         if self.lists.len() >= MAX_WAITING {
             let oldest = self.lists.iter().min_by_key(|(_, page)| page.received_at);
             if let Some(token) = oldest.map(|(token, _)| token.clone()) {
@@ -64,7 +64,7 @@ impl ListAssembler {
 
 impl PartialList {
     /// Appends the next page; `None` where it is of another snapshot, or the list becomes too long.
-    fn join(mut self, next: Self) -> Option<Self> {
+    fn append_page(mut self, next: Self) -> Option<Self> {
         let same_snapshot =
             self.collection == next.collection && self.record.version == next.record.version;
         if !same_snapshot || self.members.len() + next.members.len() > MAX_MEMBERS {

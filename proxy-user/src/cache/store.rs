@@ -81,7 +81,7 @@ impl Store {
     /// It still can't be written; it goes on as it was.
     pub(super) fn reopen(&self) -> Result<(), StoreError> {
         self.place.has_room()?;
-        self.replace(|held| self.place.writable(held))
+        self.replace_database(|held| self.place.writable(held))
     }
 
     /// The disk has failed since it was opened.
@@ -98,7 +98,7 @@ impl Store {
     /// # Errors
     /// Another process has taken it.
     pub(super) fn fall_back(&self, problem: &str) -> Result<(), StoreError> {
-        self.replace(|held| self.place.read_only(held, problem))
+        self.replace_database(|held| self.place.read_only(held, problem))
     }
 
     /// Sets a damaged store aside and begins an empty one. For the writer.
@@ -110,11 +110,11 @@ impl Store {
         self.place
             .set_aside(error)
             .map_err(|source| StoreError::Directory { path, source })?;
-        self.replace(|_| self.place.writable(None))
+        self.replace_database(|_| self.place.writable(None))
     }
 
     /// Puts another database in place of this one, which is cut off first: two must not use one file.
-    fn replace(
+    fn replace_database(
         &self,
         open: impl FnOnce(Option<&LockedFile>) -> Result<OpenDatabase, StoreError>,
     ) -> Result<(), StoreError> {
@@ -128,16 +128,16 @@ impl Store {
                     .problem()
                     .map_or_else(|| error.to_string(), str::to_owned);
                 let again = self.place.read_only(old.file.as_ref(), &problem)?;
-                self.put(again);
+                self.publish_database(again);
                 return Err(error);
             }
         };
-        self.put(opened);
+        self.publish_database(opened);
         Ok(())
     }
 
     /// Another database takes this one's place.
-    fn put(&self, opened: OpenDatabase) {
+    fn publish_database(&self, opened: OpenDatabase) {
         self.shared.opened.store(Some(Arc::new(opened)));
         self.shared
             .generation
@@ -181,7 +181,7 @@ impl Store {
         if let Some(old) = &*self.shared.opened.load() {
             old.backend.seal();
         }
-        self.put(opened);
+        self.publish_database(opened);
         self.end_old_snapshots(std::time::Duration::ZERO);
     }
 

@@ -188,11 +188,11 @@ impl VariantAssembler {
                 body,
             }));
         }
-        self.keep(head.next, whole);
+        self.keep_waiting(head.next, whole);
         Ok(None)
     }
 
-    fn keep(&mut self, next: &str, whole: Waiting) {
+    fn keep_waiting(&mut self, next: &str, whole: Waiting) {
         if whole.rows.len() > MAX_BYTES {
             return;
         }

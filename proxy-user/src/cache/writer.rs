@@ -81,7 +81,7 @@ pub(super) struct Writer {
     tidy_at: Option<Instant>,
 }
 
-fn answer(waiting: oneshot::Sender<()>) {
+fn notify_waiter(waiting: oneshot::Sender<()>) {
     let _ = waiting.send(());
 }
 
@@ -127,16 +127,16 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => 0,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            self.commit();
+            self.commit_batch();
             queue.finish(taken);
             let waiting = std::mem::take(&mut self.waiting);
             if self.is_closing {
                 // A successor that waited for this may open the file at once, though readers still hold the store.
                 self.store.close();
-                return waiting.into_iter().for_each(answer);
+                return waiting.into_iter().for_each(notify_waiter);
             }
-            waiting.into_iter().for_each(answer);
-            self.tidy(queue);
+            waiting.into_iter().for_each(notify_waiter);
+            self.compact_store(queue);
         }
     }
 
@@ -146,7 +146,7 @@ impl Writer {
         let (mut taken, mut next) = (0, Some(first));
         while let Some(received) = next {
             taken += 1;
-            self.take(received);
+            self.take_received(received);
             let is_full = self.changes.len() >= MAX_BATCH_CHANGES || self.bytes >= MAX_BATCH_BYTES;
             if is_full || !self.waiting.is_empty() {
                 break;
@@ -163,7 +163,7 @@ impl Writer {
     }
 
     /// Makes the file small again where most of it is free, and nothing waits to be written.
-    fn tidy(&mut self, queue: &Receiver<Message>) {
+    fn compact_store(&mut self, queue: &Receiver<Message>) {
         let is_due = self.tidy_at.is_some_and(|at| at <= Instant::now());
         if self.outage.is_some() || !is_due || queue.is_behind() {
             return;
@@ -181,7 +181,7 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, received: Received<Message>) {
+    fn take_received(&mut self, received: Received<Message>) {
         match received {
             Received::Message(message) => {
                 let before = self.changes.len();
@@ -210,7 +210,7 @@ impl Writer {
                 drop(permit);
             }
             Message::End { id, received_at } => self.end_response(id, received_at),
-            Message::Abort(id) => drop(self.forget(id)),
+            Message::Abort(id) => drop(self.end_copy(id)),
             Message::Changes(mut changes) => self.changes.append(&mut changes),
             Message::DiskFailed if self.store.has_failed() => {
                 self.fall_back("reading from the disk failed");
@@ -239,10 +239,10 @@ impl Writer {
             open_response.decoder.push(bytes, now, &mut self.changes)
         });
         if let Some(Err(error)) = pushed {
-            self.forget(id);
-            self.reject(&error);
+            self.end_copy(id);
+            self.count_malformed(&error);
         }
-        self.hold(id);
+        self.limit_copies(id);
     }
 
     fn end_response(&mut self, id: CaptureId, now: u64) {
@@ -251,10 +251,10 @@ impl Writer {
             .decoders
             .get_mut(&id)
             .and_then(|open_response| open_response.author.take());
-        let ended = self.forget(id);
+        let ended = self.end_copy(id);
         let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.changes));
         if let Some(Err(error)) = finished {
-            self.reject(&error);
+            self.count_malformed(&error);
         } else if let Some(author) = author {
             self.shown_to(&*author, before, now);
         }
@@ -279,12 +279,12 @@ impl Writer {
         }
     }
 
-    fn reject(&self, error: &CodecError) {
+    fn count_malformed(&self, error: &CodecError) {
         self.counters.not_stored.increment(NotStored::from(error));
         log_malformed(error);
     }
 
-    fn forget(&mut self, id: CaptureId) -> Option<ResponseDecoder> {
+    fn end_copy(&mut self, id: CaptureId) -> Option<ResponseDecoder> {
         let open_response = self.decoders.remove(&id)?;
         self.held -= open_response.held;
         Some(open_response.decoder)
@@ -292,7 +292,7 @@ impl Writer {
 
     /// Looks at what a copy holds now, and gives others up while all hold too much: a client that never reads its answer
     /// to the end keeps none of ours.
-    fn hold(&mut self, id: CaptureId) {
+    fn limit_copies(&mut self, id: CaptureId) {
         if let Some(open_response) = self.decoders.get_mut(&id) {
             let held = open_response.decoder.buffered_bytes();
             self.held = self.held - open_response.held + held;
@@ -309,20 +309,20 @@ impl Writer {
             else {
                 return;
             };
-            self.forget(longest);
+            self.end_copy(longest);
             self.counters.give_up(NotStored::QueueFull, 1);
         }
     }
 
-    fn commit(&mut self) {
+    fn commit_batch(&mut self) {
         let now = Instant::now();
         match &self.outage {
-            Some(outage) if !self.is_closing && outage.next > now => return self.keep(),
+            Some(outage) if !self.is_closing && outage.next > now => return self.keep_unwritten(),
             None if self.changes.is_empty() => return,
             _ => {}
         }
         self.store.feed().publish_observed(&self.changes);
-        let written = self.write();
+        let written = self.write_batch();
         let anew = written.is_ok() && self.continuity.cluster_replaced;
         if anew {
             self.cluster.advance();
@@ -332,13 +332,13 @@ impl Writer {
             self.store.feed().publish_committed(&self.changes);
         }
         match written {
-            Ok(changed) => self.written(changed),
+            Ok(changed) => self.finish_batch(changed),
             Err(error) => self.not_written(&error),
         }
     }
 
     /// Writes what is pending; first opens a store that could not be written, sets a damaged one aside.
-    fn write(&mut self) -> Result<bool, StoreError> {
+    fn write_batch(&mut self) -> Result<bool, StoreError> {
         if self.outage.is_some() {
             self.store.reopen()?;
         }
@@ -373,7 +373,7 @@ impl Writer {
         }
     }
 
-    fn written(&mut self, changed: bool) {
+    fn finish_batch(&mut self, changed: bool) {
         if changed {
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
             self.tidy_at
@@ -384,7 +384,7 @@ impl Writer {
             tracing::info!(seconds, "the store can be written again");
             self.counters.full.store(false, Ordering::Relaxed);
         }
-        self.clear();
+        self.clear_batch();
     }
 
     fn not_written(&mut self, error: &StoreError) {
@@ -401,7 +401,7 @@ impl Writer {
             if self.kept.0 == 0 {
                 self.kept = (self.changes.len(), self.bytes);
             }
-            self.keep();
+            self.keep_unwritten();
         } else {
             // It is the batch that can't be written: another try would end so, too.
             self.give_up();
@@ -426,7 +426,7 @@ impl Writer {
 
     /// Keeps what the disk doesn't take, as much as is allowed, without a gap: what is written of it later is what the
     /// cloud has observed up to then. Behind it there is a gap, which nothing that runs now may go over.
-    fn keep(&mut self) {
+    fn keep_unwritten(&mut self) {
         if self.changes.len() <= MAX_UNWRITTEN_CHANGES.max(self.kept.0)
             && self.bytes <= MAX_UNWRITTEN_BYTES.max(self.kept.1)
         {
@@ -453,7 +453,7 @@ impl Writer {
         self.pages = ListAssembler::default();
     }
 
-    fn clear(&mut self) {
+    fn clear_batch(&mut self) {
         self.changes.clear();
         self.changes.shrink_to(MAX_BATCH_CHANGES);
         (self.bytes, self.kept) = (0, (0, 0));

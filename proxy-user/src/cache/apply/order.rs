@@ -17,7 +17,7 @@ use hublet_wire::media::Encoding;
 use super::ReadableTableMetadata;
 
 impl Batch<'_> {
-    pub(super) fn upsert(
+    pub(super) fn upsert_object(
         &mut self,
         key: ObjectKey<'_>,
         new: &NewRecord,
@@ -25,9 +25,9 @@ impl Batch<'_> {
     ) -> Result<(), StoreError> {
         let incoming = Record::read(&new.value).ok_or(StoreError::Damaged)?;
         if key == KUBE_SYSTEM {
-            self.recognise(incoming.uid, observed)?;
+            self.check_cluster(incoming.uid, observed)?;
         }
-        let stored = self.stored(key)?;
+        let stored = self.read_stored(key)?;
         if stored.is_none() && self.is_unlisted(key, new.version, observed)? {
             return Ok(());
         }
@@ -41,7 +41,7 @@ impl Batch<'_> {
             self.changed = true;
         }
         if let Some(old) = stored
-            && !self.replaces(key, &old, &incoming, observed)?
+            && !self.is_replacement(key, &old, &incoming, observed)?
         {
             return Ok(());
         }
@@ -67,7 +67,7 @@ impl Batch<'_> {
             return Ok(false);
         }
         for scope in key.collections() {
-            if let Some(list) = self.collection(scope)?
+            if let Some(list) = self.read_collection(scope)?
                 && list.is_whole()
                 && version <= list.version
                 && !observed.overrules(self.continuity.past(list.at))
@@ -99,7 +99,7 @@ impl Batch<'_> {
                 || self.continuity.confirm_contradiction(key.as_bytes()))
     }
 
-    fn replaces(
+    fn is_replacement(
         &mut self,
         key: ObjectKey<'_>,
         old: &Stored,
@@ -133,12 +133,12 @@ impl Batch<'_> {
         {
             self.begin_anew(since)?;
         }
-        self.rewind(key.resource(), new.version, observed)?;
+        self.rewind_resource(key.resource(), new.version, observed)?;
         Ok(true)
     }
 
     /// The etcd of this resource has gone back: what is stored of it as a whole may be of a past that never was.
-    fn rewind(
+    fn rewind_resource(
         &mut self,
         resource: &[u8],
         version: u64,
@@ -169,8 +169,8 @@ impl Batch<'_> {
     }
 
     /// The kube-system namespace has been seen: a cluster has the same one as long as it lives.
-    fn recognise(&mut self, uid: &str, observed: Observation) -> Result<(), StoreError> {
-        let stored = self.stored(KUBE_SYSTEM)?;
+    fn check_cluster(&mut self, uid: &str, observed: Observation) -> Result<(), StoreError> {
+        let stored = self.read_stored(KUBE_SYSTEM)?;
         let marked = self.meta.get(CLUSTER)?.map(|v| v.value());
         let known = marked.or_else(|| stored.as_ref().map(|s| fingerprint(&s.uid)));
         let seen = fingerprint(uid);
@@ -218,21 +218,21 @@ impl Batch<'_> {
         self.grants.retain(|_, _| false)?;
         self.credentials.retain(|_, _| false)?;
         for key in objects {
-            self.take(key.as_key())?;
+            self.remove_object(key.as_key())?;
         }
         collections
             .iter()
             .try_for_each(|key| self.drop_collection(key.as_key()))
     }
 
-    pub(super) fn stored(&self, key: ObjectKey<'_>) -> Result<Option<Stored>, StoreError> {
+    pub(super) fn read_stored(&self, key: ObjectKey<'_>) -> Result<Option<Stored>, StoreError> {
         let value = self.objects.get(key.as_bytes())?;
         let record = value.as_ref().and_then(|v| Record::read(v.value()));
         Ok(record.map(|r| Stored::of(&r, self.continuity.past(r.stored_at))))
     }
 
     /// Absences end. Lists that are older than one don't hold the object any more, and are incomplete.
-    pub(super) fn appeared(&mut self, scope: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn end_absences(&mut self, scope: &[u8]) -> Result<(), StoreError> {
         let end = if scope.ends_with(b"/") {
             keys::end_of(scope)
         } else {
@@ -250,7 +250,7 @@ impl Batch<'_> {
             self.changed = true;
             for scope in ObjectKey::new(&object).collections() {
                 if let Some(list) = self
-                    .collection(scope)?
+                    .read_collection(scope)?
                     .filter(|list| list.complete && list.at < at)
                 {
                     self.put_collection(
@@ -266,13 +266,13 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(super) fn gone(
+    pub(super) fn record_absence(
         &mut self,
         key: ObjectKey<'_>,
         version: u64,
         observed: Observation,
     ) -> Result<(), StoreError> {
-        let stored = self.stored(key)?;
+        let stored = self.read_stored(key)?;
         if let Some(stored) = &stored {
             // Seen again since: a later version, or (where the deletion has none) after the question was asked.
             let later = stored.version > version && stored.at >= observed.not_before;
@@ -296,7 +296,7 @@ impl Batch<'_> {
         if age.is_some_and(|fresh| observed.not_after < fresh) && since_version <= known {
             return Ok(());
         }
-        self.take(key)?;
+        self.remove_object(key)?;
         self.changed = true;
         self.absent
             .insert(key.as_bytes(), (observed.not_after, since_version))?;
@@ -307,14 +307,16 @@ impl Batch<'_> {
         }
     }
 
-    pub(super) fn complete(
+    pub(super) fn replace_collection(
         &mut self,
         collection: CollectionKey<'_>,
         new: &Collection,
         members: &[ObjectKeyBuf],
         observed: Observation,
     ) -> Result<(), StoreError> {
-        let old = self.collection(collection)?.filter(Collection::is_whole);
+        let old = self
+            .read_collection(collection)?
+            .filter(Collection::is_whole);
         if let Some(old) = &old {
             let at = self.continuity.past(old.at);
             if old.version > new.version {
@@ -322,7 +324,7 @@ impl Batch<'_> {
                 if !overrules || !self.continuity.confirm_contradiction(collection.as_bytes()) {
                     return Ok(());
                 }
-                self.rewind(collection.resource(), new.version, observed)?;
+                self.rewind_resource(collection.resource(), new.version, observed)?;
             } else {
                 self.continuity.clear_contradiction(collection.as_bytes());
                 // The same again, whose age is not worth a write each time.
@@ -396,7 +398,7 @@ impl Batch<'_> {
             }
         }
         for key in &missing {
-            self.take(key.as_key())?;
+            self.remove_object(key.as_key())?;
         }
         Ok(!missing.is_empty())
     }
@@ -436,7 +438,7 @@ impl Batch<'_> {
                 }
             }
             for key in old {
-                self.take(key.as_key())?;
+                self.remove_object(key.as_key())?;
             }
         }
         Ok(())
