@@ -23,11 +23,11 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub(crate) use state::{Condition, Handles, State};
 
-/// Connections at once: probes, a scraper, an operator.
-const CONNECTIONS: usize = 64;
+/// Most open connections: probes, a scraper, an operator.
+const MAX_CONNECTIONS: usize = 64;
 
 /// Longest wait for a request's head, and for a next request.
-const HEAD: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The running admin thread.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Admin {
             .spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = accept(listener, state) => {}
+                        () = accept_connections(listener, state) => {}
                         _ = stopped => {}
                     }
                 });
@@ -93,14 +93,14 @@ impl Admin {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, state: Arc<State>) {
-    let seats = Arc::new(Semaphore::new(CONNECTIONS));
+async fn accept_connections(listener: tokio::net::TcpListener, state: Arc<State>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
             continue;
         };
         let state = Arc::clone(&state);
@@ -112,11 +112,11 @@ async fn accept(listener: tokio::net::TcpListener, state: Arc<State>) {
             let mut http1 = http1::Builder::new();
             http1
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
+                .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(16 * 1024);
             // Errors here are clients that went away.
             let _ = http1.serve_connection(TokioIo::new(stream), service).await;
-            drop(seat);
+            drop(permit);
         });
     }
 }

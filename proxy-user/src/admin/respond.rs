@@ -38,7 +38,7 @@ impl Endpoint {
     fn respond(self, state: &State) -> TextResponse {
         match self {
             Self::Health => respond_ok(TEXT, "OK".to_owned()),
-            Self::Readiness => respond_readiness(&state.unready()),
+            Self::Readiness => respond_readiness(&state.unready_reasons()),
             Self::Status => respond_status(state),
             Self::Metrics => respond_ok(OPENMETRICS, encode_all_metrics(state)),
         }
@@ -160,9 +160,9 @@ mod tests {
         let (status, _, body) = send(Method::GET, "/v1/readyz", &state);
         assert_eq!(status, 500);
         assert!(body.contains("the store isn't open yet"), "{body}");
-        state.mark(super::super::Condition::Store);
-        state.mark(super::super::Condition::Listeners);
-        state.probed();
+        state.set_met(super::super::Condition::Store);
+        state.set_met(super::super::Condition::Listeners);
+        state.record_probe();
         let (status, _, body) = send(Method::GET, "/v1/readyz", &state);
         assert_eq!((status, body.as_str()), (200, "OK"));
     }

@@ -1,4 +1,4 @@
-//! What the admin listener knows: which stages are up, and whom to ask for figures.
+//! The readiness of the daemon, and the stages that the admin listener reports on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -19,7 +19,7 @@ use crate::telemetry::registry::{Instrumented, Registry, Unit, register_gauge};
 /// A self-probe older than this means that traffic isn't served: three of them are missing.
 const PROBE_AGE: Duration = Duration::from_secs(3);
 
-/// Something that must be so before the node's clients are sent here.
+/// A condition for sending the node's clients here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Condition {
     /// Every listener is bound and accepting.
@@ -29,17 +29,12 @@ pub(crate) enum Condition {
 }
 
 pub(crate) struct Handles {
-    /// Requests, store, cloud.
     pub proxy: Arc<Proxy>,
-    /// Interface and eBPF.
     pub setup: Shared<Setup>,
-    /// Serving certificate.
     pub certificates: Arc<Certificates>,
-    /// Open connections.
     pub table: Arc<ConnectionTable>,
-    /// Listener counters.
     pub counters: Arc<Counters>,
-    /// Where clients are served, in words.
+    /// Address and protocols of each listener.
     pub listeners: Vec<String>,
     /// Warnings about the configuration.
     pub warnings: Vec<String>,
@@ -80,32 +75,31 @@ impl State {
         })
     }
 
-    /// A condition is met from now on.
-    pub(crate) fn mark(&self, condition: Condition) {
+    pub(crate) fn set_met(&self, condition: Condition) {
         match condition {
             Condition::Listeners => self.listeners.store(true, Relaxed),
             Condition::Store => self.store.store(true, Relaxed),
         }
     }
 
-    /// The traffic runtime has answered its own probe just now.
-    pub(crate) fn probed(&self) {
+    /// The traffic runtime has answered the self-probe.
+    pub(crate) fn record_probe(&self) {
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         self.probed.store(millis + 1, Relaxed);
     }
 
-    /// No new clients, please.
-    pub(crate) fn draining(&self) {
+    /// The daemon is not ready any more.
+    pub(crate) fn start_draining(&self) {
         self.draining.store(true, Relaxed);
     }
 
-    /// The stages are up: figures can be had from them.
-    pub(crate) fn attach(&self, handles: Handles) {
+    /// The stages are up, and report from now on.
+    pub(crate) fn attach_stages(&self, handles: Handles) {
         *self.handles.lock() = Some(Arc::new(handles));
     }
 
-    /// Forgets the stages, which are about to go.
-    pub(crate) fn detach(&self) {
+    /// Drops the references to the stages, so that they can end.
+    pub(crate) fn detach_stages(&self) {
         *self.handles.lock() = None;
     }
 
@@ -121,8 +115,8 @@ impl State {
         self.started.elapsed()
     }
 
-    /// Why clients shouldn't be sent here; empty = ready.
-    pub(crate) fn unready(&self) -> Vec<String> {
+    /// The reasons why no clients should be sent here; empty = ready.
+    pub(crate) fn unready_reasons(&self) -> Vec<String> {
         self.unready_at(self.started.elapsed())
     }
 
@@ -165,7 +159,7 @@ impl Instrumented for State {
             registry,
             "ready",
             "1 when /v1/readyz says OK",
-            self.unready().is_empty().into(),
+            self.unready_reasons().is_empty().into(),
         );
         registry.register_with_unit(
             "uptime",
@@ -188,15 +182,20 @@ mod tests {
     #[test]
     fn readiness_names_what_is_missing_and_notices_a_hung_runtime() {
         let state = State::new("edge-1".into());
-        assert_eq!(state.unready().len(), 3, "{:?}", state.unready());
-        state.mark(Condition::Store);
-        state.mark(Condition::Listeners);
-        assert!(state.unready()[0].contains("own probe yet"));
-        state.probed();
-        assert_eq!(state.unready(), Vec::<String>::new());
+        assert_eq!(
+            state.unready_reasons().len(),
+            3,
+            "{:?}",
+            state.unready_reasons()
+        );
+        state.set_met(Condition::Store);
+        state.set_met(Condition::Listeners);
+        assert!(state.unready_reasons()[0].contains("own probe yet"));
+        state.record_probe();
+        assert_eq!(state.unready_reasons(), Vec::<String>::new());
         let hung = state.unready_at(state.uptime() + Duration::from_secs(7));
         assert!(hung.len() == 1 && hung[0].contains("7 s ago"), "{hung:?}");
-        state.draining();
-        assert!(state.unready()[0].contains("stopping"));
+        state.start_draining();
+        assert!(state.unready_reasons()[0].contains("stopping"));
     }
 }

@@ -85,7 +85,7 @@ impl Status {
             version: VERSION.to_owned(),
             node: state.node().to_owned(),
             uptime_seconds: state.uptime().as_secs(),
-            unready: state.unready(),
+            unready: state.unready_reasons(),
             warnings: Vec::new(),
             listeners: Vec::new(),
             certificate: None,

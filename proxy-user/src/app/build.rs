@@ -75,7 +75,7 @@ impl Bound {
                 return Err(error);
             }
         };
-        state.mark(Condition::Store);
+        state.set_met(Condition::Store);
 
         let setup = Owner::new(setup);
         let table = ConnectionTable::new(
@@ -90,7 +90,7 @@ impl Bound {
             Arc::clone(&table),
             Arc::clone(&counters),
         );
-        state.attach(Handles {
+        state.attach_stages(Handles {
             proxy: Arc::clone(&proxy),
             setup: setup.share(),
             certificates: Arc::clone(&certificates),

@@ -154,7 +154,7 @@ impl Bound {
             "stall check",
             Arc::clone(table).run_stall_checks(Arc::clone(counters)),
         );
-        self.state.mark(Condition::Listeners);
+        self.state.set_met(Condition::Listeners);
     }
 
     fn start_steering(&self) {

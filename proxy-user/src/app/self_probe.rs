@@ -31,7 +31,7 @@ impl SelfProbe {
             );
             return false;
         }
-        self.state.probed();
+        self.state.record_probe();
         true
     }
 
@@ -46,7 +46,7 @@ impl SelfProbe {
             match listen::probe(self.address, &self.counters).await {
                 Ok(()) => {
                     self.setup.write_heartbeat();
-                    self.state.probed();
+                    self.state.record_probe();
                     if !was_healthy {
                         info!("{} answers its own probe again", self.address);
                     }

@@ -37,7 +37,7 @@ pub(super) async fn shut_down(bound: Bound, mut shutdown: Shutdown) {
 /// Stops accepting, ends streams, waits for the other answers, and closes the store. `cut_off` ends
 /// the wait.
 async fn drain_connections(bound: &Bound, limit: Duration, cut_off: impl Future<Output = ()>) {
-    bound.state.draining();
+    bound.state.start_draining();
     bound.table.drain();
     bound.proxy.stages().end_streams();
     tokio::select! {
@@ -64,7 +64,7 @@ async fn undo_setup(bound: Bound) {
         sockets,
         ..
     } = bound;
-    state.detach();
+    state.detach_stages();
     drop((acceptor, sockets));
     tasks.end().await;
     match setup.reclaim(CLOSE_TIMEOUT).await {
@@ -110,7 +110,7 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         admin_socket,
         ..
     } = bound;
-    state.detach();
+    state.detach_stages();
     drop((acceptor, sockets, admin_socket));
     tasks.end().await;
     admin.stop();

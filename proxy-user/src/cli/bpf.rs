@@ -166,3 +166,78 @@ fn to_cell(value: &Value) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(value: &Value) -> String {
+        let mut out = Vec::new();
+        print_value(value, Output::Table, &mut out).expect("written");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_map_of_entries_is_a_table_whose_leading_columns_come_first() {
+        let text = printed(&json!({"services": [
+            {"use": "steered", "to": "169.254.2.1:10268", "service": "10.96.0.1:443"},
+            {"use": "own", "to": "127.0.0.1:10261", "service": "127.0.0.1:10261"},
+        ]}));
+        assert_eq!(
+            text,
+            "\nSERVICES\n  SERVICE          TO                 USE\n  \
+             10.96.0.1:443    169.254.2.1:10268  steered\n  \
+             127.0.0.1:10261  127.0.0.1:10261    own\n"
+        );
+    }
+
+    #[test]
+    fn a_single_entry_is_a_list_of_fields() {
+        let config = json!({"steering": true, "guard": false, "heartbeatAgeMs": null, "ports": [443, 10268]});
+        let text = printed(&json!({ "config": config }));
+        for line in [
+            "CONFIG\n",
+            "guard           no\n",
+            "heartbeatAgeMs  -\n",
+            "ports           443, 10268\n",
+            "steering        yes\n",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn pins_and_notes_are_lines_and_an_empty_map_is_left_out() {
+        let text =
+            printed(&json!({"detached": ["/a", "/b"], "flows": [], "note": "another layout"}));
+        assert_eq!(text, "\nDETACHED\n  /a\n  /b\n\nNOTE\n  another layout\n");
+    }
+
+    #[test]
+    fn buckets_are_in_json_only() {
+        let rows =
+            json!({"flows": [{"service": "10.96.0.1:443", "latency": [0, 1], "steered": 1}]});
+        assert!(!printed(&rows).contains("LATENCY"));
+        let mut out = Vec::new();
+        print_value(&rows, Output::Json, &mut out).expect("written");
+        assert_eq!(serde_json::from_slice::<Value>(&out).expect("JSON"), rows);
+    }
+
+    #[test]
+    fn without_pins_the_error_names_the_directory() {
+        let bpffs = tempfile::tempdir().expect("a directory");
+        let args = BpfArgs {
+            bpffs: bpffs.path().to_path_buf(),
+            output: Output::Table,
+        };
+        for command in [BpfCommand::Status(args.clone()), BpfCommand::Detach(args)] {
+            let error = bpf(&command, &mut Vec::new())
+                .expect_err("no pins")
+                .to_string();
+            assert!(
+                error.contains(&bpffs.path().display().to_string()),
+                "{error}"
+            );
+        }
+    }
+}
