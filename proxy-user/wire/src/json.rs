@@ -108,7 +108,7 @@ impl<'de> Deserialize<'de> for Lenient<'de> {
 
 /// Implements `Deserialize` from a map's keys. Other keys are skipped, an array is refused.
 macro_rules! from_map {
-    ($type:ident, $what:literal, |$out:ident, $map:ident| { $($key:literal => $read:expr,)* }) => {
+    ($type:ident, $what:literal, |$out:ident, $map:ident| { $($key:literal $(if $guard:expr)? => $read:expr,)* }) => {
         impl<'de> Deserialize<'de> for $type<'de> {
             fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
                 struct Keys;
@@ -121,7 +121,7 @@ macro_rules! from_map {
                         let mut $out = $type::default();
                         while let Some(key) = $map.next_key::<Lenient<'de>>()? {
                             match key.0.as_ref() {
-                                $($key => $read,)*
+                                $($key $(if $guard)? => $read,)*
                                 _ => {
                                     $map.next_value::<IgnoredAny>()?;
                                 }
@@ -134,6 +134,10 @@ macro_rules! from_map {
             }
         }
     };
+}
+
+fn twice<E: serde::de::Error>(key: &str) -> E {
+    E::custom(format_args!("{key} twice"))
 }
 
 #[derive(Default)]
@@ -163,6 +167,8 @@ from_map!(Details, "details", |out, map| {
 from_map!(Head, "an object", |out, map| {
     "apiVersion" => out.api_version = map.next_value::<Lenient<'de>>()?.0,
     "kind" => out.kind = map.next_value::<Lenient<'de>>()?.0,
+    // The second one would hide the token of the first, and a part of a list would pass for the whole.
+    "metadata" if out.meta != Meta::default() => return Err(twice("metadata")),
     "metadata" => out.meta = map.next_value()?,
     "status" => out.status.status = map.next_value::<Lenient<'de>>()?.0,
     "reason" => out.status.reason = map.next_value::<Lenient<'de>>()?.0,
@@ -179,7 +185,8 @@ from_map!(Meta, "metadata", |out, map| {
     "namespace" => out.namespace = map.next_value::<Lenient<'de>>()?.0,
     "uid" => out.uid = map.next_value::<Lenient<'de>>()?.0,
     "resourceVersion" => out.resource_version = map.next_value::<Lenient<'de>>()?.0,
-    "continue" => out.continue_token = map.next_value::<Lenient<'de>>()?.0,
+    "continue" if !out.continue_token.is_empty() => return Err(twice("continue")),
+    "continue" => out.continue_token = map.next_value::<Option<Cow<'de, str>>>()?.unwrap_or_default(),
     "deletionTimestamp" => out.deleting = !map.next_value::<Lenient<'de>>()?.0.is_empty(),
     "deletionGracePeriodSeconds" => out.grace_seconds = map.next_value::<Option<u64>>()?.unwrap_or(0),
     "finalizers" => out.finalizers = map.next_value::<Option<Vec<IgnoredAny>>>()?.is_some_and(|f| !f.is_empty()),

@@ -15,6 +15,7 @@ pub struct ProtobufListSplitter {
     /// Bytes of the list's own message that are still to come; `None` before its length is known.
     left: Option<u64>,
     head: ListHead,
+    seen_metadata: bool,
     /// The bytes behind the list, [`protobuf::TAIL`] once all are there.
     tail: Vec<u8>,
 }
@@ -96,7 +97,10 @@ impl ProtobufListSplitter {
             return Ok(None);
         };
         match field.number {
+            // Its fields would have to be merged with those of the first.
+            1 if self.seen_metadata => return Err(CodecError::Protobuf("metadata twice")),
             1 => {
+                self.seen_metadata = true;
                 let meta = protobuf::parse_list_meta(field.value)?;
                 meta.resource_version
                     .clone_into(&mut self.head.resource_version);
@@ -213,6 +217,22 @@ mod tests {
             },
             &raw,
         )
+    }
+
+    /// The second one hid the token of the first, and a page was taken for the whole list.
+    #[test]
+    fn a_list_with_metadata_twice_is_refused() {
+        let (mut raw, mut page) = (Vec::new(), Vec::new());
+        protobuf::put_bytes(&mut page, 3, b"t");
+        protobuf::put_bytes(&mut raw, 1, &page);
+        protobuf::put_bytes(&mut raw, 1, b"");
+        let list = TypeMeta {
+            api_version: "v1",
+            kind: "PodList",
+        };
+        let body = protobuf::encode_envelope(list, &raw);
+        let refused = Err(CodecError::Protobuf("metadata twice"));
+        assert_eq!(split_protobuf(&body, body.len()), refused);
     }
 
     fn split_protobuf(body: &[u8], chunk: usize) -> Result<(ListHead, Vec<String>), CodecError> {
