@@ -55,20 +55,12 @@ impl Sockets {
             return Ok(());
         };
         let secure = Some(config.secure).filter(|secure| secure.ip() == dummy);
-        if let Some(secure) = secure
-            && !has_interface(setup)
-            && !is_local(dummy)
-        {
-            let host = SocketAddr::new(config.plain[0].ip(), secure.port());
-            warn!(
-                "{secure} can't be served without its interface: TLS is served on {host} instead"
-            );
+        if secure.is_some() && !has_interface(setup) && !is_local(dummy) {
+            let host = host_address(config);
             return self.add(host, Port::Secure, inheritance);
         }
-        for address in &config.plain {
-            if address.ip() == dummy {
-                self.add(*address, Port::Plain, inheritance)?;
-            }
+        for address in config.plain.iter().filter(|plain| plain.ip() == dummy) {
+            self.add(*address, Port::Plain, inheritance)?;
         }
         match secure {
             Some(secure) => self.add(secure, Port::Secure, inheritance),
@@ -82,21 +74,9 @@ impl Sockets {
         port: Port,
         inheritance: &mut Inheritance,
     ) -> Result<(), ListenError> {
-        let purpose = match port {
-            Port::Plain => Purpose::Plain,
-            Port::Secure => Purpose::Secure,
-        };
-        let socket = inherit_or_bind(address, purpose, inheritance)?;
-        let socket =
-            tokio::net::TcpListener::from_std(socket).map_err(|source| ListenError::Bind {
-                address,
-                reason: source.to_string(),
-                source,
-            })?;
-        let listener = Listener {
-            port,
-            socket: Arc::new(socket),
-        };
+        let socket = inherit_or_bind(address, purpose_of(port), inheritance)?;
+        let socket = Arc::new(into_async(socket, address)?);
+        let listener = Listener { port, socket };
         match port {
             Port::Secure => self.listeners.push(listener),
             Port::Plain => self.listeners.insert(0, listener),
@@ -137,6 +117,32 @@ pub(super) fn inherit_or_bind(
         Some(socket) => Ok(socket),
         None => bind(address, purpose),
     }
+}
+
+fn purpose_of(port: Port) -> Purpose {
+    match port {
+        Port::Plain => Purpose::Plain,
+        Port::Secure => Purpose::Secure,
+    }
+}
+
+fn into_async(
+    socket: TcpListener,
+    address: SocketAddr,
+) -> Result<tokio::net::TcpListener, ListenError> {
+    tokio::net::TcpListener::from_std(socket).map_err(|source| ListenError::Bind {
+        address,
+        reason: source.to_string(),
+        source,
+    })
+}
+
+/// The secure port on the host's address, which stands in for the interface's.
+fn host_address(config: &ListenConfig) -> SocketAddr {
+    let secure = config.secure;
+    let host = SocketAddr::new(config.plain[0].ip(), secure.port());
+    warn!("{secure} can't be served without its interface: TLS is served on {host} instead");
+    host
 }
 
 fn has_interface(setup: &Setup) -> bool {

@@ -21,7 +21,7 @@ use crate::cloud::dial::Dialer;
 use crate::cloud::forward::Cloud;
 use crate::cloud::health::Health;
 use crate::cloud::pool::Pool;
-use crate::config::{Checked, Config};
+use crate::config::{Checked, CloudConfig, Config, ListenConfig};
 use crate::drain::Owner;
 use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError, Purpose};
 use crate::local::Local;
@@ -43,15 +43,10 @@ impl Bound {
         } = checked;
         let roots = cloud_roots(&config.certs)?;
         add_node_address(&mut config);
-        // A successor fails, if it does, while the old daemon still runs.
-        let early_certificates = match config.take_over {
-            true => Some(certificates::open(&config)?),
-            false => None,
-        };
-        let mut inheritance = match config.take_over {
-            true => Inheritance::request(&config.certs.root_dir)?,
-            false => Inheritance::default(),
-        };
+        let Predecessor {
+            mut inheritance,
+            early_certificates,
+        } = Predecessor::take_over(&config)?;
 
         let state = State::new(config.node_name.clone());
         let admin_socket = inherit_or_bind(config.admin, Purpose::Admin, &mut inheritance)?;
@@ -78,10 +73,7 @@ impl Bound {
         state.set_met(Condition::Store);
 
         let setup = Owner::new(setup);
-        let table = ConnectionTable::new(
-            limits::max_connections(config.listen.max_connections),
-            config.listen.reader_timeout,
-        );
+        let table = build_table(&config.listen);
         let counters = Arc::new(Counters::default());
         let acceptor = Acceptor::new(
             Arc::clone(&proxy),
@@ -117,6 +109,29 @@ impl Bound {
             admin_socket,
             inheritance,
             tasks: Tasks::default(),
+        })
+    }
+}
+
+/// A daemon that hands over, or nothing.
+struct Predecessor {
+    inheritance: Inheritance,
+    /// Opened before the old daemon gives its place up: a start that fails, fails while that one runs.
+    early_certificates: Option<Arc<Certificates>>,
+}
+
+impl Predecessor {
+    fn take_over(config: &Config) -> Result<Self, AppError> {
+        if !config.take_over {
+            return Ok(Self {
+                inheritance: Inheritance::default(),
+                early_certificates: None,
+            });
+        }
+        let certificates = certificates::open(config)?;
+        Ok(Self {
+            inheritance: Inheritance::request(&config.certs.root_dir)?,
+            early_certificates: Some(certificates),
         })
     }
 }
@@ -174,15 +189,24 @@ fn build_proxy(config: &Config, roots: &Arc<RootCertStore>) -> Result<Arc<Proxy>
     Ok(Arc::new(Proxy::new(stages, policy)))
 }
 
+fn build_dialer(config: &CloudConfig, roots: &Arc<RootCertStore>) -> Result<Dialer, AppError> {
+    let server = config.servers.first().ok_or(AppError::NoServer)?;
+    Dialer::new(server, roots, config.mark).map_err(|_| AppError::Host {
+        host: server.host.clone(),
+    })
+}
+
+fn build_table(config: &ListenConfig) -> Arc<ConnectionTable> {
+    let limit = limits::max_connections(config.max_connections);
+    ConnectionTable::new(limit, config.reader_timeout)
+}
+
 fn build_cloud(
     config: &Config,
     roots: &Arc<RootCertStore>,
     metrics: &Arc<Metrics>,
 ) -> Result<Cloud, AppError> {
-    let server = config.cloud.servers.first().ok_or(AppError::NoServer)?;
-    let dialer = Dialer::new(server, roots, config.cloud.mark).map_err(|_| AppError::Host {
-        host: server.host.clone(),
-    })?;
+    let dialer = build_dialer(&config.cloud, roots)?;
     let pool = Arc::new(Pool::new(dialer, Arc::clone(metrics)));
     let health = Health::start(
         &config.cloud,

@@ -46,14 +46,18 @@ pub(super) fn add_node_address(config: &mut Config) {
 /// nothing. DNS names aren't resolved: that could hold up the start.
 fn source_address(host: &str, port: u16) -> Option<IpAddr> {
     let server: IpAddr = host.parse().ok()?;
-    let unspecified: IpAddr = match server {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((unspecified, 0)).ok()?;
+    let socket = UdpSocket::bind((unspecified(server), 0)).ok()?;
     socket.connect((server, port)).ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_unspecified()).then_some(ip)
+}
+
+/// Of the same address family.
+fn unspecified(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 #[cfg(test)]

@@ -102,12 +102,7 @@ impl Bound {
         self.start_listeners();
         let mut discovery = self.discovery();
         discovery.read().await;
-        let probe = SelfProbe {
-            address: self.sockets.secure_address(),
-            setup: self.setup.share(),
-            state: Arc::clone(&self.state),
-            counters: Arc::clone(&self.counters),
-        };
+        let probe = self.self_probe();
         if probe.run_once().await {
             self.start_steering();
         }
@@ -129,6 +124,15 @@ impl Bound {
         }
     }
 
+    fn self_probe(&self) -> SelfProbe {
+        SelfProbe {
+            address: self.sockets.secure_address(),
+            setup: self.setup.share(),
+            state: Arc::clone(&self.state),
+            counters: Arc::clone(&self.counters),
+        }
+    }
+
     fn discovery(&self) -> Discovery {
         let certificates = Arc::clone(&self.certificates);
         Discovery::new(
@@ -145,19 +149,33 @@ impl Bound {
             let accepting = listen::spawn(&self.acceptor, listener);
             self.tasks.add("listener", accepting);
         }
-        let (table, counters) = (&self.table, &self.counters);
-        self.tasks.spawn(
-            "connection sweep",
-            Arc::clone(table).run_sweeps(Arc::clone(counters)),
-        );
-        self.tasks.spawn(
-            "stall check",
-            Arc::clone(table).run_stall_checks(Arc::clone(counters)),
-        );
+        self.spawn_table_tasks();
         self.state.set_met(Condition::Listeners);
     }
 
+    fn spawn_table_tasks(&mut self) {
+        let sweeps = Arc::clone(&self.table).run_sweeps(Arc::clone(&self.counters));
+        self.tasks.spawn("connection sweep", sweeps);
+        let checks = Arc::clone(&self.table).run_stall_checks(Arc::clone(&self.counters));
+        self.tasks.spawn("stall check", checks);
+    }
+
     fn start_steering(&self) {
+        self.attest_plain_listeners();
+        if let Err(error) = self.setup.defend(self.admin.address()) {
+            warn!("the admin port isn't closed to pods: {error}");
+        }
+        if !self.sockets.is_secure_on_interface() {
+            self.warn_of_missing_interface();
+            return;
+        }
+        if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {
+            warn!("steering stays off: {error}");
+        }
+        self.setup.write_heartbeat();
+    }
+
+    fn attest_plain_listeners(&self) {
         for listener in self.sockets.listeners() {
             if listener.port == Port::Plain
                 && let Err(error) = self.setup.attest(listener.socket.as_fd())
@@ -165,22 +183,15 @@ impl Bound {
                 warn!("callers aren't attested: {error}");
             }
         }
-        if let Err(error) = self.setup.defend(self.admin.address()) {
-            warn!("the admin port isn't closed to pods: {error}");
+    }
+
+    fn warn_of_missing_interface(&self) {
+        if self.config.setup.ebpf && !self.config.setup.steer.is_empty() {
+            warn!(
+                "steering stays off: it needs the interface, and TLS is on {}",
+                self.sockets.secure_address()
+            );
         }
-        if !self.sockets.is_secure_on_interface() {
-            if self.config.setup.ebpf && !self.config.setup.steer.is_empty() {
-                warn!(
-                    "steering stays off: it needs the interface, and TLS is on {}",
-                    self.sockets.secure_address()
-                );
-            }
-            return;
-        }
-        if let Err(error) = self.setup.steer(self.sockets.secure().socket.as_fd()) {
-            warn!("steering stays off: {error}");
-        }
-        self.setup.write_heartbeat();
     }
 
     /// Lets the daemon whose place this one took exit.

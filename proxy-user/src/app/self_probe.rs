@@ -1,5 +1,6 @@
 //! The self-probe: steering is on while the secure listener answers it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -43,27 +44,28 @@ impl SelfProbe {
         let mut was_healthy = true;
         loop {
             ticks.tick().await;
-            match listen::probe(self.address, &self.counters).await {
-                Ok(()) => {
-                    self.setup.write_heartbeat();
-                    self.state.record_probe();
-                    if !was_healthy {
-                        info!("{} answers its own probe again", self.address);
-                    }
-                    was_healthy = true;
-                }
-                Err(error) => {
-                    self.counters.count_probe_failure();
-                    if was_healthy {
-                        warn!(
-                            "{} does not answer its own probe: {error}; new connections of host processes go to the \
-                             API server directly",
-                            self.address
-                        );
-                    }
-                    was_healthy = false;
-                }
+            let probed = listen::probe(self.address, &self.counters).await;
+            if probed.is_ok() != was_healthy {
+                self.log_change(probed.as_ref().err());
             }
+            was_healthy = probed.is_ok();
+            if was_healthy {
+                self.setup.write_heartbeat();
+                self.state.record_probe();
+            } else {
+                self.counters.count_probe_failure();
+            }
+        }
+    }
+
+    fn log_change(&self, error: Option<&io::Error>) {
+        match error {
+            None => info!("{} answers its own probe again", self.address),
+            Some(error) => warn!(
+                "{} does not answer its own probe: {error}; new connections of host processes go to the \
+                 API server directly",
+                self.address
+            ),
         }
     }
 }

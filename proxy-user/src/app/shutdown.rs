@@ -19,18 +19,10 @@ impl Shutdown {
     /// # Errors
     /// The signal handlers can't be installed.
     pub fn on_signals() -> Result<Self, AppError> {
-        let mut signals =
+        let signals =
             Signals::install().map_err(|error| AppError::System("can't handle signals", error))?;
         let (sender, receiver) = mpsc::channel(2);
-        tokio::spawn(async move {
-            loop {
-                let name = signals.next_termination().await;
-                info!("received {name}");
-                if sender.send(()).await.is_err() {
-                    return;
-                }
-            }
-        });
+        tokio::spawn(signals.forward(sender));
         Ok(Self(receiver))
     }
 
@@ -64,6 +56,16 @@ impl Signals {
         })
     }
 
+    async fn forward(mut self, to: mpsc::Sender<()>) {
+        loop {
+            let name = self.next_termination().await;
+            info!("received {name}");
+            if to.send(()).await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn next_termination(&mut self) -> &'static str {
         loop {
             let ignored = tokio::select! {
@@ -73,12 +75,16 @@ impl Signals {
                 _ = self.user1.recv() => "SIGUSR1",
                 _ = self.user2.recv() => "SIGUSR2",
             };
-            warn!(
-                "{ignored} is ignored: hublet does not reload its configuration; restart it, or start another with \
-                 --take-over"
-            );
+            warn_ignored(ignored);
         }
     }
+}
+
+fn warn_ignored(signal: &str) {
+    warn!(
+        "{signal} is ignored: hublet does not reload its configuration; restart it, or start another with \
+         --take-over"
+    );
 }
 
 #[cfg(test)]

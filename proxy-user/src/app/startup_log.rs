@@ -9,6 +9,7 @@ use super::bind::Sockets;
 use crate::VERSION;
 use crate::caller::Port;
 use crate::listen::Listener;
+use crate::node::component::Component;
 
 /// Address and protocols, a line for each listener.
 pub(super) fn describe_listeners(sockets: &Sockets, admin: SocketAddr) -> Vec<String> {
@@ -37,21 +38,22 @@ pub(super) fn log_components(bound: &Bound) {
     for listener in describe_listeners(&bound.sockets, bound.admin.address()) {
         info!("on   listener: {listener}");
     }
-    for component in bound.setup.components() {
-        if component.on {
-            info!("on   {}: {}", component.name, component.detail);
-        } else if component.wanted {
-            // The verifier's log has many lines.
-            for line in component.detail.lines() {
-                warn!("off  {}: {line}", component.name);
-            }
-        } else {
-            info!("off  {}: {}", component.name, component.detail);
-        }
-    }
+    bound.setup.components().iter().for_each(log_component);
     info!("on   certificate: {}", bound.certificates.describe());
     if let Some(server) = bound.config.cloud.servers.first() {
         info!("on   cloud: {server}");
     }
     info!("on   store: {}", bound.config.cache.dir.display());
+}
+
+fn log_component(component: &Component) {
+    let Component { name, detail, .. } = component;
+    if component.on {
+        info!("on   {name}: {detail}");
+    } else if component.wanted {
+        // The verifier's log has many lines.
+        detail.lines().for_each(|line| warn!("off  {name}: {line}"));
+    } else {
+        info!("off  {name}: {detail}");
+    }
 }

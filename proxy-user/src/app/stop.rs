@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::handover::Successor;
+use super::handover::{PeerProcess, Successor};
 use super::{Bound, Shutdown};
 
 /// Time for closed connections to be gone, and then for the last user of the setup.
@@ -40,6 +40,14 @@ async fn drain_connections(bound: &Bound, limit: Duration, cut_off: impl Future<
     bound.state.start_draining();
     bound.table.drain();
     bound.proxy.stages().end_streams();
+    wait_for_answers(bound, limit, cut_off).await;
+    bound.table.close_all();
+    let _ = timeout(CLOSE_TIMEOUT, bound.table.drained()).await;
+    bound.tasks.abort_all();
+    bound.proxy.stages().close().await;
+}
+
+async fn wait_for_answers(bound: &Bound, limit: Duration, cut_off: impl Future<Output = ()>) {
     tokio::select! {
         drained = timeout(limit, bound.table.drained()) => {
             if drained.is_err() {
@@ -48,10 +56,6 @@ async fn drain_connections(bound: &Bound, limit: Duration, cut_off: impl Future<
         }
         () = cut_off => warn!("second signal: closing {} connections", bound.table.open()),
     }
-    bound.table.close_all();
-    let _ = timeout(CLOSE_TIMEOUT, bound.table.drained()).await;
-    bound.tasks.abort_all();
-    bound.proxy.stages().close().await;
 }
 
 async fn undo_setup(bound: Bound) {
@@ -132,14 +136,19 @@ async fn wait_for_successor(successor: Successor) -> bool {
         return true;
     };
     warn!("the new hublet did not start serving ({error}): starting again");
-    // While a hung one has the sockets, no other process can listen there.
-    if error.kind() == io::ErrorKind::TimedOut
-        && let Some(process) = process
+    if error.kind() == io::ErrorKind::TimedOut {
+        kill_hanging(process).await;
+    }
+    false
+}
+
+/// While a hanging one has the sockets, no other process can listen there.
+async fn kill_hanging(process: Option<PeerProcess>) {
+    if let Some(process) = process
         && let Err(error) = process.kill().await
     {
         warn!("the new hublet hangs and can't be killed: {error}");
     }
-    false
 }
 
 /// Re-executes the binary with its original arguments. The sockets are close-on-exec, so callers

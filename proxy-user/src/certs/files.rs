@@ -54,19 +54,26 @@ fn create_private_file(path: &Path) -> io::Result<File> {
     options.create(true).write(true).truncate(true).mode(0o600);
     let file = options.open(path)?;
     // A leftover of an earlier attempt keeps the mode that it has.
-    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.set_permissions(owner_only())?;
     Ok(file)
 }
 
 /// Removes the permissions of group and others, if a key file has any.
 pub(super) fn restrict_to_owner(path: &Path) {
-    let is_open = fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o077 != 0);
-    if is_open && fs::set_permissions(path, Permissions::from_mode(0o600)).is_ok() {
+    if is_open_to_others(path) && fs::set_permissions(path, owner_only()).is_ok() {
         tracing::warn!(
             "{} was readable by other users: changed to mode 0600",
             path.display()
         );
     }
+}
+
+fn is_open_to_others(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o077 != 0)
+}
+
+fn owner_only() -> Permissions {
+    Permissions::from_mode(0o600)
 }
 
 /// Renames an unusable file, so that it can still be examined.

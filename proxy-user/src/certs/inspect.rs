@@ -131,11 +131,9 @@ fn attribute_text(attribute: &AttributeTypeAndValue<'_>) -> String {
 }
 
 fn ip_from_octets(octets: &[u8]) -> Option<IpAddr> {
-    match octets.len() {
-        4 => <[u8; 4]>::try_from(octets).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(octets).ok().map(IpAddr::from),
-        _ => None,
-    }
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
+        .ok()
 }
 
 /// True if this CA signed the certificate and both are valid now.

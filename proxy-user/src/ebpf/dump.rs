@@ -110,9 +110,13 @@ fn heartbeat_age_ms(config: &Config) -> Option<u64> {
 fn service_row(key: &ServiceKey, to: &Service) -> Value {
     json!({
         "service": service_address(key).to_string(),
-        "to": SocketAddr::new(from_map(to.ip), to.port).to_string(),
+        "to": target_address(to).to_string(),
         "use": service_use(to.flags),
     })
+}
+
+fn target_address(to: &Service) -> SocketAddr {
+    SocketAddr::new(from_map(to.ip), to.port)
 }
 
 fn interface_row(index: u32, kind: u32) -> Value {

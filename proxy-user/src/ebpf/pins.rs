@@ -50,6 +50,13 @@ pub enum PinnedError {
     Unavailable(#[from] Unavailable),
 }
 
+impl PinnedError {
+    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        |source| Self::File(path, source)
+    }
+}
+
 /// The pins below a bpffs.
 #[derive(Debug)]
 pub struct Pinned {
@@ -87,7 +94,7 @@ impl Pinned {
     pub fn links(&self) -> Result<Value, PinnedError> {
         let mut rows = Vec::new();
         for pin in self.link_pins()? {
-            rows.push(link_row(&pin).map_err(|error| PinnedError::File(pin, error))?);
+            rows.push(link_row(&pin).map_err(PinnedError::file(&pin))?);
         }
         Ok(Value::Array(rows))
     }
@@ -137,7 +144,7 @@ impl Pinned {
     pub fn detach(&self) -> Result<Vec<PathBuf>, PinnedError> {
         let pins = self.link_pins()?;
         for pin in &pins {
-            fs::remove_file(pin).map_err(|error| PinnedError::File(pin.clone(), error))?;
+            fs::remove_file(pin).map_err(PinnedError::file(pin))?;
         }
         Ok(pins)
     }
@@ -169,8 +176,8 @@ pub(crate) fn remove_leftovers(bpffs: &Path, lock: Option<OwnedFd>) {
 fn remove_all(bpffs: &Path, lock: Option<OwnedFd>) -> Result<(), PinnedError> {
     let pins = Pins::open(bpffs, lock)?;
     pins.remove_other_layouts();
-    pins.remove()
-        .map_err(|error| PinnedError::File(bpffs.join(DIRECTORY), error))
+    let directory = bpffs.join(DIRECTORY);
+    pins.remove().map_err(PinnedError::file(&directory))
 }
 
 fn link_row(pin: &Path) -> io::Result<Value> {

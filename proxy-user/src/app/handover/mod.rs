@@ -70,15 +70,7 @@ impl Message {
     /// Waits for this message, at most as long as the stream's read timeout.
     fn expect(self, from: &UnixStream) -> io::Result<()> {
         let mut byte = [0];
-        (&mut &*from)
-            .read_exact(&mut byte)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no message within {} s", PEER_TIMEOUT.as_secs()),
-                ),
-                _ => error,
-            })?;
+        (&mut &*from).read_exact(&mut byte).map_err(read_error)?;
         if byte[0] == self as u8 {
             Ok(())
         } else {
@@ -87,6 +79,16 @@ impl Message {
                 format!("expected {self:?}, got byte {:#04x}", byte[0]),
             ))
         }
+    }
+}
+
+fn read_error(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no message within {} s", PEER_TIMEOUT.as_secs()),
+        ),
+        _ => error,
     }
 }
 

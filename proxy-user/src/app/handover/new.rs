@@ -45,17 +45,21 @@ impl Inheritance {
         Message::Request.send(&stream)?;
         let (manifest, descriptors) = receive_manifest(&stream)?;
         let mut inheritance = Self::default();
-        for (item, descriptor) in manifest.items.into_iter().zip(descriptors) {
-            match item {
-                Item::Listener(_) => inheritance.listeners.push(descriptor.into()),
-                Item::Pins => inheritance.setup.pins = Some(descriptor),
-                Item::Interface => inheritance.setup.interface = Some(descriptor),
-            }
+        for (item, descriptor) in manifest.items.iter().zip(descriptors) {
+            inheritance.add(item, descriptor);
         }
         let process = PeerProcess::of_stream(&stream);
         Message::StoreClosed.expect(&stream)?;
         inheritance.old = Some(OldDaemon { stream, process });
         Ok(inheritance)
+    }
+
+    fn add(&mut self, item: &Item, descriptor: OwnedFd) {
+        match item {
+            Item::Listener(_) => self.listeners.push(descriptor.into()),
+            Item::Pins => self.setup.pins = Some(descriptor),
+            Item::Interface => self.setup.interface = Some(descriptor),
+        }
     }
 
     pub(crate) fn take_listener(&mut self, address: SocketAddr) -> Option<TcpListener> {
@@ -92,14 +96,7 @@ fn receive_manifest(from: &UnixStream) -> Result<(Manifest, Vec<OwnedFd>), Hando
         let closed = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
         return Err(closed.into());
     }
-    let descriptors: Vec<OwnedFd> = control
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-            _ => None,
-        })
-        .flatten()
-        .collect();
+    let descriptors = take_descriptors(&mut control);
     let manifest = Manifest::parse(&bytes[..received.bytes])?;
     if manifest.items.len() != descriptors.len() {
         return Err(HandoverError::Descriptors {
@@ -108,4 +105,12 @@ fn receive_manifest(from: &UnixStream) -> Result<(Manifest, Vec<OwnedFd>), Hando
         });
     }
     Ok((manifest, descriptors))
+}
+
+fn take_descriptors(control: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    rights.flatten().collect()
 }

@@ -94,16 +94,21 @@ fn accept_successors(listener: &UnixListener, successors: &mpsc::Sender<Successo
     }
 }
 
+fn check_user(peer: &UnixStream) -> io::Result<()> {
+    let user = rustix::net::sockopt::socket_peercred(peer)?.uid;
+    if user.is_root() || user == rustix::process::geteuid() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!("user {} is neither root nor hublet's", user.as_raw()),
+    ))
+}
+
 impl Successor {
     /// Admits root and the daemon's own user, once they have sent a request.
     pub(super) fn admit(stream: UnixStream) -> io::Result<Self> {
-        let peer = rustix::net::sockopt::socket_peercred(&stream)?;
-        if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!("user {} is neither root nor hublet's", peer.uid.as_raw()),
-            ));
-        }
+        check_user(&stream)?;
         stream.set_read_timeout(Some(PEER_TIMEOUT))?;
         Message::Request.expect(&stream)?;
         Ok(Self(stream))
@@ -136,18 +141,7 @@ impl Successor {
             protocol: PROTOCOL,
             items,
         })?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ITEMS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            return Err(io::Error::other("too many descriptors for one message"));
-        }
-        sendmsg(
-            &self.0,
-            &[IoSlice::new(&manifest)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )?;
-        Ok(())
+        send_descriptors(&self.0, &manifest, &descriptors)
     }
 
     /// Reports that the store is closed, and waits until the successor serves. Blocks.
@@ -155,4 +149,19 @@ impl Successor {
         Message::StoreClosed.send(&self.0)?;
         Message::Serving.expect(&self.0)
     }
+}
+
+fn send_descriptors(
+    to: &UnixStream,
+    manifest: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ITEMS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let manifest = [IoSlice::new(manifest)];
+    sendmsg(to, &manifest, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
