@@ -4,7 +4,7 @@
 //! capacity, and the chunk is charged until it has left this process.
 //!
 //! A client has capacity while it uses less than what is free: one client alone gets half of the budget, two get a third
-//! each, and a new client always gets some. A client that floods waits for itself.
+//! each, and a new client always gets some. A client that uses too much waits until its own memory is freed.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
@@ -580,7 +580,7 @@ mod tests {
         assert_eq!(waiting.remove(0).now_or_never(), Some(true));
     }
 
-    /// Fifty thousand refusals to streams without windows took 250 MiB.
+    /// The bodies of fifty thousand refusals, on streams whose flow-control window was closed, used 250 MiB.
     #[tokio::test]
     async fn few_unread_refusals_of_a_client_have_a_body() {
         let flow = Budget::new(100 << 10).open_flow(client(1));
@@ -595,7 +595,7 @@ mod tests {
         assert!(!flow.limit_refusal(Bytes::from_static(b"no")).is_empty());
     }
 
-    /// Waits that were given up left their client's share behind, once each.
+    /// Each cancelled wait leaked its client's share.
     #[tokio::test]
     async fn a_wait_that_is_given_up_leaves_nothing() {
         let budget = Budget::new(100 << 10);

@@ -185,7 +185,7 @@ fn fail(error: &dyn Error) -> ExitCode {
 
 fn print_error(text: &dyn Display) {
     for line in text.to_string().lines() {
-        // Without standard error nobody could be told.
+        // If standard error can't be written, there is nowhere to report that.
         let _ = writeln!(io::stderr(), "hublet: {}", Printable(line));
     }
 }

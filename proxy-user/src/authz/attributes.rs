@@ -30,14 +30,14 @@ pub(crate) struct Attributes<'a> {
 }
 
 impl Attributes<'_> {
-    /// The right to have the target. `None` for a write or a subresource: a response to it tells of no right, nor is it
+    /// The right to read the target. `None` for a write or a subresource: its response proves no right, and it is never
     /// answered from the store.
     pub(super) fn right(&self) -> Option<Right> {
         let is_stored_read = self.request.verb().is_read() && self.request.subresource().is_empty();
         is_stored_read.then(|| self.right_within(self.key))
     }
 
-    /// The right to be told that the object does not exist.
+    /// The right to get a 404 for the object, if it does not exist.
     pub(super) fn absence_right(&self) -> Option<Right> {
         let is_get = self.request.verb() == Verb::Get && self.request.subresource().is_empty();
         is_get.then(|| Right::of(self.credential, Action::AbsenceOnly, self.key))
@@ -49,8 +49,8 @@ impl Attributes<'_> {
         scopes.iter().map(|key| self.right_within(key)).collect()
     }
 
-    /// The rights that a 403 takes back: those to the target and to whatever includes it. A caller who may not list gets
-    /// the same objects by no watch either.
+    /// The rights that a 403 revokes: those to the target and to every scope that includes it. A caller who may not list may
+    /// not watch the same objects either.
     pub(super) fn revoked_rights(&self) -> Vec<Right> {
         let verb = self.request.verb();
         let verbs = match verb {
@@ -79,7 +79,7 @@ impl Attributes<'_> {
         Right::of(&Credential::Anonymous, action, self.key)
     }
 
-    /// True for a target that every API server shows to anonymous callers unless it is told otherwise.
+    /// True for a target that an API server shows to anonymous callers unless it is configured otherwise.
     pub(super) fn is_public_by_default(&self) -> bool {
         let request = self.request;
         let path = request.path().trim_start_matches('/');

@@ -24,7 +24,7 @@ use crate::cache::keys::ObjectKey;
 use crate::cache::store::StoreError;
 use hublet_wire::meta::Timestamp;
 
-/// The cloud's response, as far as it tells of rights.
+/// The parts of an API server's response that prove or revoke rights.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ObservedResponse {
     pub status: u16,
@@ -84,7 +84,7 @@ impl Denied {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Allowed<R>(R);
 
-/// Proof that the caller of a request may be told that its target does not exist, and nothing else of it.
+/// Proof that the caller of a request may get a 404 for its target if that does not exist, and nothing else.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AbsenceOnly<R>(R);
 
@@ -151,7 +151,7 @@ impl Authorizer {
         self.submit(changes);
     }
 
-    /// As [`Self::observe_response`], for a request that isn't understood: it tells only that a credential is rejected.
+    /// As [`Self::observe_response`], for a request that isn't understood: of its response only a 401 counts.
     pub(crate) fn observe_status(&self, credential: &Credential, status: u16) {
         if status == 401 {
             let _changing = self.changing.lock();
@@ -159,7 +159,7 @@ impl Authorizer {
         }
     }
 
-    /// Decides by rights alone, before the store is read, so that a denial tells nothing of what this node holds.
+    /// Decides by rights alone, before the store is read, so that a denial does not reveal what this node has stored.
     ///
     /// # Errors
     /// The cloud has not been seen to allow this, whatever the store holds.

@@ -209,7 +209,7 @@ async fn i7_a_refusal_of_a_part_takes_the_whole() {
     );
 }
 
-/// An answer that was on its way for long was asked for when the caller still had the right.
+/// A slow response belongs to a request from before the caller lost the right.
 #[tokio::test]
 async fn i7_a_slow_answer_takes_no_later_refusal_back() {
     let bench = Bench::new();
@@ -228,7 +228,7 @@ async fn i7_a_slow_answer_takes_no_later_refusal_back() {
     );
 }
 
-/// A client that has the document only asks whether it has changed.
+/// A client that has the document requests it with `If-None-Match`, and gets 304.
 #[tokio::test]
 async fn i7_an_unchanged_document_is_allowed() {
     let bench = Bench::new();
@@ -293,8 +293,8 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
     );
 }
 
-/// A slow answer to a question from before the token was revoked (a write whose body came late) proved it again, and took
-/// a refusal to be told of an absence back.
+/// A slow response to a request from before the token was revoked (a write whose body came late) proved the token again,
+/// and undid the denial of a 404.
 #[tokio::test]
 async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
     let bench = Bench::new();

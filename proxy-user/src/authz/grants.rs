@@ -39,7 +39,7 @@ const REFRESH: Duration = Duration::from_secs(3600);
 /// The age up to which a 404 allows its caller to read the object that it then writes: twice as long as it
 /// takes to note the 404 anew, since rights may change meanwhile.
 const MAX_AGE_FOR_AUTHOR: Duration = Duration::from_secs(2 * 3600);
-/// A clock that goes back by more than this has been set.
+/// A clock that goes back by more than this has been set back on purpose.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 
 /// An action that a right allows.
@@ -47,7 +47,7 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 pub(crate) enum Action {
     /// Read, by this verb.
     Read(Verb),
-    /// Be told that an object does not exist, as the cloud has told it.
+    /// Get the 404 of an object that does not exist, as the API server answered it before.
     AbsenceOnly,
 }
 
@@ -409,8 +409,8 @@ impl Grants {
         changes
     }
 
-    /// The cloud has just shown a caller the object that it wrote. A caller that was told 404 before may get it, since the
-    /// API server answers 404 only to those who may.
+    /// The API server has just returned to a caller the object that it wrote. A caller that got a 404 before may get the
+    /// object, since the API server answers 404 only to callers that may read it.
     pub(crate) fn allow_author(
         &self,
         author: &Credential,
@@ -447,7 +447,7 @@ impl Grants {
             };
             let mut put = Vec::new();
             tables.put_grant(account, *right, Verdict::denied_at(now), &mut put);
-            // A denial is written once: on disk it ages as fast as the permission that it took back.
+            // A denial is written once: on disk it expires at the same time as the permission that it revoked.
             if before.is_allowed() {
                 changes.append(&mut put);
             }

@@ -153,7 +153,7 @@ fn i14_a_flood_evicts_its_own_and_refused_tokens_are_few() {
     );
 }
 
-/// Calico asks for a handle (404), writes it, and reads it again offline.
+/// Calico gets a 404 for a handle, creates it, and reads it again offline.
 #[test]
 fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
     let grants = Grants::empty();
@@ -233,7 +233,8 @@ fn i7_a_grant_from_the_future_ages_from_now_on() {
     assert_eq!(allow(&grants, &me, "a", now + DAY + 2), 2);
 }
 
-/// A right that was taken back while the disk took nothing was given up, so that it was there again after the next start.
+/// The revocation of a right while the disk accepted no writes was dropped, so that the right held again after the next
+/// start.
 /// And each further 403 cost a write.
 #[test]
 fn i7_a_no_is_written_once_and_never_given_up() {

@@ -29,7 +29,7 @@ impl StoreReader {
         self.cache.generation()
     }
 
-    /// Waits, for a moment, until a store that has failed is opened anew; false where that is not the reason of an error.
+    /// Waits, for a moment, until a store that has failed is reopened; false if the read failed for another reason.
     pub(crate) async fn opened_anew(&self, since: u64) -> bool {
         self.cache.opened_anew(since).await
     }

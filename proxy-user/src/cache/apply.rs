@@ -1,5 +1,5 @@
-//! Brings what was observed into the store, in resourceVersion order. In: [`Change`]s, a batch to a transaction. Out: the
-//! tables of `store`. Runs on the writer thread only. What replaces what: `order`.
+//! Applies changes to the store, in resourceVersion order. In: [`Change`]s, one transaction for each batch. Out: the tables
+//! of `store`. Runs on the writer thread only. `order` decides which copy of an object replaces which.
 
 mod order;
 
@@ -16,17 +16,17 @@ use crate::cache::tables::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS,
 };
 
-/// Most absences remembered; beyond it a tenth goes.
+/// Most absences stored; beyond it a tenth is evicted.
 const MAX_ABSENT: u64 = 50_000;
-/// Most documents kept; beyond it a tenth goes.
+/// Most documents stored; beyond it a tenth is evicted.
 const MAX_DOCUMENTS: u64 = 2_048;
-/// Most collections kept; beyond it a tenth goes, and their members.
+/// Most collections stored; beyond it a tenth is evicted, with their members.
 const MAX_COLLECTIONS: u64 = 8_192;
 
-/// One batch's changes to the counts of objects by form.
+/// One batch's changes to the counts of objects by encoding and apiVersion.
 type EncodingDeltas = HashMap<Vec<u8>, i64>;
 
-/// Applies a batch in one transaction, on disk when this returns; false where nothing of it was new.
+/// Applies a batch in one transaction, which is on disk when this returns; false if nothing of it was new.
 ///
 /// # Errors
 /// redb's: nothing of the batch is stored then.
@@ -37,14 +37,14 @@ pub(crate) fn apply(
 ) -> Result<bool, StoreError> {
     continuity.begin();
     let mut txn = store.begin_write()?;
-    // A kill at any instant must not cost the next start a scan of the whole file.
+    // After a kill at any instant, the next start must not need to scan the whole file.
     txn.set_quick_repair(true);
     let mut batch = Batch::open_tables(&txn, continuity)?;
     for change in changes {
         batch.apply_change(change)?;
     }
     batch.sweep_events()?;
-    // What is asked again and again mostly says nothing new: that must not cost a flush.
+    // Responses to repeated requests mostly hold nothing new: they must not cost a flush to disk.
     let changed = batch.write_encoding_counts(&txn)?;
     if changed {
         txn.commit()?;
@@ -55,8 +55,9 @@ pub(crate) fn apply(
     Ok(changed)
 }
 
-/// A tenth of the rows (key, time), to make room: the oldest of those by which a share is larger than others are. All that was
-/// asked of one collection, by names or selectors, is one share, so that who floods the table evicts their own.
+/// The keys of a tenth of the rows (key, time), to be evicted. Rows of one collection, by name or by selector, form a share.
+/// The oldest rows of the largest shares are evicted, so that many requests for one collection evict rows of that collection
+/// and not of others.
 fn tenth_to_evict(rows: Vec<(Vec<u8>, u64)>) -> Vec<Vec<u8>> {
     let tenth = (rows.len() / 10).max(1);
     let mut shares: HashMap<Vec<u8>, Vec<(u64, Vec<u8>)>> = HashMap::new();
@@ -107,7 +108,7 @@ struct Batch<'t> {
     meta: Table<'t, &'static str, u64>,
     continuity: &'t mut Continuity,
     forms: EncodingDeltas,
-    /// Something is to be committed.
+    /// True if there is something to commit.
     changed: bool,
 }
 
@@ -192,7 +193,7 @@ impl<'t> Batch<'t> {
         }
     }
 
-    /// Stores a response whose body is new, or whose age is worth a write.
+    /// Stores a response, unless it is older than the stored one or the same within a minute.
     fn put_response(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let incoming = ResponseRecord::read(value);
         if let (Some(old), Some(new)) = (self.documents.get(key)?, incoming)
@@ -209,7 +210,8 @@ impl<'t> Batch<'t> {
         }
     }
 
-    /// A response that was requested earlier and came later is the older one; the same body again is new after a minute.
+    /// True if `new` was requested before `old`, even if it arrived later, or has the same body and is less than a minute
+    /// newer.
     fn is_known(&self, old: &ResponseRecord<'_>, new: &ResponseRecord<'_>) -> bool {
         let stored_at = self.continuity.past(old.at);
         let is_older = self.continuity.past(new.at) < stored_at;
@@ -227,7 +229,7 @@ impl<'t> Batch<'t> {
         }
     }
 
-    /// Takes an object out; its resourceVersion and when it was stored.
+    /// Removes an object; returns its resourceVersion and the time at which it was stored.
     fn remove_object(&mut self, key: ObjectKey<'_>) -> Result<Option<(u64, u64)>, StoreError> {
         self.changed = true;
         let Some(value) = self.objects.remove(key.as_bytes())? else {
@@ -287,7 +289,7 @@ impl<'t> Batch<'t> {
     }
 
     fn invalidate_object(&mut self, key: ObjectKey<'_>, version: u64) -> Result<(), StoreError> {
-        // A copy of this very version is the change that made it leave: it exists.
+        // A stored copy of this version or a later one shows the object after it left the selection: it exists.
         if self
             .read_stored(key)?
             .is_none_or(|stored| stored.version >= version)
@@ -295,10 +297,10 @@ impl<'t> Batch<'t> {
             return Ok(());
         }
         self.remove_object(key)?;
-        // Lists without selectors that it stood in are incomplete until they come again, or their watches have told of it.
+        // Lists without selectors that contained it are incomplete until they are listed again or their watches report it.
         for scope in key.collections() {
             if let Some(mut collection) = self.read_collection(scope)? {
-                // Where its own watch has been there already, it is not as that told.
+                // A list whose watch had already passed this version lacks an object that the watch reported.
                 collection.complete &= collection.version < version;
                 collection.unclear = collection.unclear.max(version);
                 self.put_collection(scope, &collection)?;
@@ -357,7 +359,7 @@ impl<'t> Batch<'t> {
         let Some(mut record) = self.read_collection(collection)? else {
             return Ok(());
         };
-        // A watch that started behind what the list knows leaves a gap: the list stays where it is.
+        // A watch that started after the list's resourceVersion leaves a gap: the list isn't advanced.
         if record.version < *from || record.version > *version {
             return Ok(());
         }
@@ -378,7 +380,7 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    /// Writes the counts by form; whether there is anything to commit.
+    /// Writes the counts by encoding and apiVersion; true if there is anything to commit.
     fn write_encoding_counts(self, txn: &WriteTransaction) -> Result<bool, StoreError> {
         let mut forms = txn.open_table(ENCODINGS)?;
         for (key, delta) in self.forms.iter().filter(|(_, delta)| **delta != 0) {

@@ -148,7 +148,7 @@ pub(super) struct Backend {
     file: Option<Arc<dyn StorageFile>>,
     overlay: Option<Arc<Mutex<Overlay>>>,
     gate: Arc<RwLock<Gate>>,
-    /// Something failed: redb refuses everything from there on.
+    /// True once an operation failed: redb refuses everything from there on.
     failed: Arc<AtomicBool>,
 }
 
@@ -197,7 +197,7 @@ impl Backend {
         *self.gate.write() = Gate::Cut;
     }
 
-    /// The database over it is of no more use.
+    /// True if the database over it can't be used any more.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }

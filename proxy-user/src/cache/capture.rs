@@ -1,5 +1,5 @@
-//! From the response path to the store, without making the client wait for the disk. In: [`Capture`]s that copy
-//! answers' frames. Out: messages to the one writer thread (`writer.rs`).
+//! Copies responses to the store without making the client wait for the disk. In: the frames of a response, through a
+//! [`Capture`]. Out: messages to the one writer thread (`writer.rs`).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,16 +24,16 @@ use crate::cache::writer::Writer;
 use crate::clock::Clock;
 use hublet_wire::request::Verb;
 
-/// Bytes of answers that wait for the writer, in KiB; beyond it a stream waits for room.
+/// Most bytes of responses that wait for the writer, in KiB; beyond it a stream waits for room.
 const QUEUE_KIB: usize = 8 << 10;
-/// The same from which on the writer lingers no longer: a batch.
+/// The number of KiB at which the writer stops waiting for more: a full batch.
 const BATCH_KIB: usize = 1 << 10;
-/// Messages that wait, but for ends; room for one of each KiB above, and as many beginnings.
+/// Most messages that wait, not counting ends: one for each KiB above, and as many beginnings.
 const MAX_MESSAGES: usize = 4 * QUEUE_KIB;
-/// Longest wait of a stream for room, after which its copy is given up. The client's own bytes go on then.
+/// Longest wait of a stream for room, after which its capture is aborted. The client's own bytes are sent on then.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The way to the writer thread.
+/// The sending end of the writer's queue, and its counters.
 #[derive(Debug, Clone)]
 pub(crate) struct Ingest {
     queue: queue::Sender<Message>,
@@ -72,14 +72,14 @@ impl Ingest {
         })
     }
 
-    /// Tells what must be known however full the queue is: the end of a copy, which the writer would keep for ever, and a
-    /// right that was taken back. There are at most as many of these as copies and rights.
+    /// Sends a message that must not be lost, however full the queue is: the end of a capture, which the writer would
+    /// otherwise keep for ever, or the revocation of a right. There are at most as many of these as captures and rights.
     fn send_always(&self, message: Message) {
-        // Once the queue is closed there is no copy and no right any more.
+        // Once the queue is closed, no capture is open and no grant is used any more.
         self.queue.send_always(message);
     }
 
-    /// Begins to copy an answer; `None` when the writer is too far behind.
+    /// Begins to copy a response; `None` if the writer is too far behind.
     pub(crate) fn capture(&self, mut exchange: Exchange) -> Option<Capture> {
         exchange.answered_at = self.clock.now();
         let verb = exchange.verb;
@@ -102,7 +102,7 @@ impl Ingest {
         })
     }
 
-    /// Hands over operations that come from no body.
+    /// Queues changes that do not come from a response body.
     pub(crate) fn submit(&self, changes: Vec<Change>) {
         if changes.is_empty() {
             return;
@@ -115,17 +115,17 @@ impl Ingest {
         }
     }
 
-    /// A read found that the disk has failed: the store is to be opened anew.
+    /// Reports that a read failed because of the disk, so that the writer reopens the store.
     pub(super) fn report_disk_failure(&self) {
         self.queue.send(Message::DiskFailed, Urgency::Writes);
     }
 
-    /// Objects, collections and documents that went to make room, since the start.
+    /// Objects, collections and documents evicted since the start.
     pub(crate) fn evicted(&self) -> u64 {
         self.counters.evicted.load(Ordering::Relaxed)
     }
 
-    /// Something has been seen that is not in the store yet.
+    /// True if something captured is not in the store yet.
     pub(crate) fn is_behind(&self) -> bool {
         self.queue.is_behind()
     }
@@ -145,7 +145,7 @@ impl Ingest {
         &self.counters.not_stored
     }
 
-    /// Copies given up since the start.
+    /// Captures aborted since the start.
     pub(crate) fn given_up(&self) -> u64 {
         self.counters.given_up.load(Ordering::Relaxed)
     }
@@ -162,7 +162,7 @@ impl Ingest {
     }
 }
 
-/// Copies one answer's body.
+/// Copies one response's body.
 #[derive(Debug)]
 pub(crate) struct Capture {
     id: CaptureId,
@@ -174,8 +174,8 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// Copies a frame. Pending while the writer has no room, for a stated time; then the copy is given up and the
-    /// answer goes on without it.
+    /// Copies a frame. Pending while the writer has no room, up to [`QUEUE_TIMEOUT`]; then the capture is aborted and the
+    /// response goes on without it.
     pub(crate) fn poll_push(&mut self, cx: &mut Context<'_>, frame: &Bytes) -> Poll<()> {
         if !self.open || frame.is_empty() {
             return Poll::Ready(());
@@ -213,7 +213,7 @@ impl Capture {
         self.ingest.send_always(Message::Abort(self.id));
     }
 
-    /// The body has ended well.
+    /// Ends the capture of a body that is complete.
     pub(crate) fn end(mut self) {
         if std::mem::take(&mut self.open) {
             self.ingest.send_always(Message::End {
@@ -227,7 +227,7 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         if self.open {
-            // What a watch has sent is stored, wherever its client ends it.
+            // The events of a watch are stored as they arrive, so a watch that the client ends loses nothing.
             if self.verb != Verb::Watch {
                 self.ingest.not_stored().increment(NotStored::Interrupted);
             }
@@ -246,8 +246,8 @@ mod tests {
     use hublet_wire::meta::Timestamp;
     use hublet_wire::request::RequestInfo;
 
-    /// While the queue was full neither the end of an answer nor its breaking off was told: the writer kept the copy, and
-    /// what a watch had fed was never evicted.
+    /// While the queue was full neither the end of a response nor its interruption reached the writer, which kept the
+    /// capture for ever: collections that a watch had kept current were never evicted.
     #[test]
     fn an_end_and_a_refusal_are_told_however_full_the_queue_is() {
         let (sender, receiver) = queue::channel(Limits {

@@ -37,8 +37,8 @@ impl Observation {
         }
     }
 
-    /// Counts more than what was stored at this time, whatever the resourceVersions say. Within one
-    /// millisecond the request is taken to be the later one.
+    /// True if the response is certainly later than what was stored at this time, and so replaces it even against the
+    /// resourceVersions. Within one millisecond the request is assumed to be the later one.
     pub(crate) fn overrules(&self, stored_at: u64) -> bool {
         self.not_before > 0 && self.not_before >= stored_at
     }

@@ -1,5 +1,5 @@
-//! Makes the file small again. In: a store whose file is mostly empty: redb uses free pages again, but gives none back.
-//! Out: the same store in a new file, which takes the old one's place by a rename. Reads go on meanwhile; runs on the
+//! Compacts the file. In: a store whose file is mostly free: redb reuses free pages, but never returns them to the file
+//! system. Out: the same store in a new file, which replaces the old one by a rename. Reads go on meanwhile; runs on the
 //! writer thread while nothing waits for it.
 
 use std::fs::File;
@@ -12,10 +12,10 @@ use crate::cache::tables::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS,
 };
 
-/// Copies the store into a new file; false where `busy` has ended it. A kill leaves the old file or the new one.
+/// Copies the store into a new file; false if `busy` ended it. A kill leaves either the old file or the new one.
 ///
 /// # Errors
-/// The disk's; the old file stays then.
+/// The disk's; the old file stays in use then.
 pub(super) fn compact(store: &Store, busy: &dyn Fn() -> bool) -> Result<bool, StoreError> {
     let place = StoreLocation {
         path: store.place().beside("new"),
@@ -57,7 +57,7 @@ fn copy(store: &Store, place: &StoreLocation, busy: &dyn Fn() -> bool) -> Result
     Ok(true)
 }
 
-/// Copies every table; false where `busy` has ended it.
+/// Copies every table; false if `busy` ended it.
 fn copy_tables(
     from: &ReadTransaction,
     to: &WriteTransaction,

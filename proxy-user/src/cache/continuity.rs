@@ -1,9 +1,10 @@
-//! Is the cloud still the cluster that it was? In: answers that contradict what is stored. Out: what to make of them.
+//! Detects that the cluster was replaced, or its etcd restored from a backup. In: responses that contradict what is stored.
+//! Out: whether the contradiction is confirmed, and since when another cluster has answered.
 //!
-//! A read without a resourceVersion is answered by etcd itself and is the newest there is (a quorum read). In one etcd
-//! it can never show less than an answer that came before it was asked; where it does, the cluster was replaced or its
-//! etcd restored from a backup, and what is stored is of another past. An answer from an API server's watch cache may
-//! merely lag. See [`crate::cache::change::Observation`].
+//! A read without a resourceVersion is a quorum read of etcd and shows the newest state. Within one etcd it can never show
+//! an older state than a response that arrived before the request was sent. If it does, the cluster was replaced or its etcd
+//! restored from a backup, and what is stored is no longer valid. A response from an API server's watch cache may merely
+//! lag. See [`crate::cache::change::Observation`].
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,9 +12,9 @@ use crate::cache::keys::{ObjectKey, ObjectKeyBuf};
 use crate::cache::record::Record;
 use crate::clock::Clock;
 
-/// Most contradictions remembered; beyond it all are forgotten, and have to be seen twice again.
+/// Most contradictions remembered; beyond it all are forgotten, and each must be seen twice again.
 const MAX_CONTRADICTIONS: usize = 1_024;
-/// So many objects with another uid and a lower resourceVersion make another cluster.
+/// Number of objects with another uid and a lower resourceVersion that prove another cluster.
 const REPLACEMENTS_OF_A_NEW_CLUSTER: usize = 2;
 /// Time between searches for old Events, in milliseconds.
 const SWEEP_EVERY: u64 = 600_000;
@@ -25,17 +26,17 @@ pub(crate) const KUBE_SYSTEM: ObjectKey<'static> = ObjectKey::new(b"/namespaces/
 pub(crate) struct Continuity {
     clock: Clock,
     now: u64,
-    /// Copies that an answer has contradicted once, by object or collection.
+    /// Keys of objects and collections whose stored copy a response has contradicted once.
     contradicted: HashSet<Vec<u8>>,
-    /// Objects that were replaced by older ones of another uid, and when those were asked for.
+    /// Objects that were replaced by one of another uid and a lower resourceVersion → the time of that request.
     replacements: HashMap<ObjectKeyBuf, u64>,
-    /// The batch that is being applied begins a new cluster.
+    /// True if the batch that is being applied belongs to a new cluster.
     pub(super) cluster_replaced: bool,
     /// Time of the last search for old Events.
     swept: u64,
 }
 
-/// A stored object, as far as another copy is compared with it.
+/// The fields of a stored object that another copy is compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stored {
     pub(super) version: u64,
@@ -45,7 +46,7 @@ pub(super) struct Stored {
 }
 
 impl Continuity {
-    /// Nothing is known yet.
+    /// Without any evidence yet.
     pub(crate) fn new(clock: Clock) -> Self {
         let now = clock.now();
         let (contradicted, replacements) = (HashSet::new(), HashMap::new());
@@ -63,7 +64,7 @@ impl Continuity {
         (self.now, self.cluster_replaced) = (self.clock.now(), false);
     }
 
-    /// The batch is on disk.
+    /// Called when the batch is on disk.
     pub(super) fn committed(&mut self) {
         if self.cluster_replaced {
             self.contradicted.clear();
@@ -71,13 +72,13 @@ impl Continuity {
         }
     }
 
-    /// A stored time, to compare with others; 0 where it is in the future: the clock has been set back since, and when
-    /// it really was isn't known.
+    /// A stored time to compare with others; 0 if it is in the future: the clock has been set back since, and the real time
+    /// is unknown.
     pub(super) fn past(&self, time: u64) -> u64 {
         if time > self.now { 0 } else { time }
     }
 
-    /// Now, where it is time to look for what is too old.
+    /// The current time, if a search for old Events is due.
     pub(super) fn sweep(&mut self) -> Option<u64> {
         if self.swept <= self.now && self.now < self.swept + SWEEP_EVERY {
             return None;
@@ -86,7 +87,7 @@ impl Continuity {
         Some(self.now)
     }
 
-    /// An answer contradicts what is stored under this key. True from the second one on.
+    /// Notes that a response contradicts what is stored at this key; true if one did before, which confirms it.
     pub(super) fn confirm_contradiction(&mut self, key: &[u8]) -> bool {
         if self.contradicted.remove(key) {
             return true;
@@ -98,13 +99,13 @@ impl Continuity {
         false
     }
 
-    /// An answer clear_contradiction with what is stored.
+    /// Notes that a response agrees with what is stored at this key.
     pub(super) fn clear_contradiction(&mut self, key: &[u8]) {
         self.contradicted.remove(key);
     }
 
-    /// An object has been replaced by an older one of another uid, asked for then. The time since when the cluster is
-    /// another one, once that is certain.
+    /// Notes that an object was replaced by one of another uid and a lower resourceVersion. Returns the time since when
+    /// another cluster has answered, once there is proof.
     pub(super) fn record_replacement(&mut self, key: ObjectKey<'_>, asked: u64) -> Option<u64> {
         if self.replacements.len() < MAX_CONTRADICTIONS {
             self.replacements.insert(key.to_buf(), asked);
@@ -112,7 +113,7 @@ impl Continuity {
         (self.replacements.len() >= REPLACEMENTS_OF_A_NEW_CLUSTER).then(|| self.since(asked))
     }
 
-    /// The object is the other cluster's.
+    /// True if the object was stored from the new cluster.
     pub(super) fn is_replacement(&self, key: &ObjectKeyBuf) -> bool {
         self.replacements.contains_key(key)
     }
@@ -135,7 +136,7 @@ impl Stored {
     }
 }
 
-/// A number that stands for a cluster.
+/// A number that identifies a cluster by the uid of its kube-system namespace.
 pub(super) fn fingerprint(uid: &str) -> u64 {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, uid.as_bytes());
     digest

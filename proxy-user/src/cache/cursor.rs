@@ -18,7 +18,7 @@ use hublet_wire::media::Encoding;
 /// A list's source, and the state that must hold as long as it is sent.
 #[derive(Debug)]
 pub(crate) struct ListSource {
-    /// Key of the collection that says that it is whole.
+    /// Key of the collection by which the list is known to be complete.
     pub key: CollectionKeyBuf,
     /// That collection, as the list's head has it.
     pub collection: Collection,
@@ -33,8 +33,9 @@ pub(crate) struct ListSource {
 }
 
 impl ListSource {
-    /// The collection is still whole and no older, in the same form. An item that changes meanwhile may be sent newer than
-    /// the list's resourceVersion, and one that is deleted or made be left out: a watch from there tells of each.
+    /// True if the collection is still complete, no older, and in the same encoding. An item that changes meanwhile may be
+    /// sent in a version newer than the list's resourceVersion, and one that is deleted or created may be left out: a watch
+    /// from that resourceVersion reports each of them.
     fn stands_in(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
         let was = &self.collection;
         let now = snapshot.collection(self.key.as_key())?;
@@ -66,7 +67,7 @@ pub(crate) struct ListCursor {
     lease: Arc<WalkLease>,
 }
 
-/// The walk and its snapshot, while the writer lets it have one.
+/// The walk and its snapshot, until the writer ends it.
 #[derive(Debug, Default)]
 struct WalkLease(Mutex<Option<LeasedWalk>>);
 
@@ -108,7 +109,7 @@ impl ListCursor {
                 None => self.lease_snapshot()?,
             };
             match self.read_next(&mut held.walk, &mut read) {
-                // The store has been opened anew: it goes on there.
+                // The store has been reopened: the walk continues there.
                 Err(error) if error.is_failure() && held.generation != self.shared.generation() => {
                 }
                 Ok(Some(value)) => {
@@ -157,7 +158,7 @@ impl ListCursor {
 
 impl Lease for WalkLease {
     fn end_older_than(&self, age: Duration) {
-        // One that can't be locked is being read from just now.
+        // A walk that can't be locked is being read at this moment.
         if let Some(mut leased) = self.0.try_lock()
             && leased
                 .as_ref()

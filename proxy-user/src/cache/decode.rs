@@ -185,7 +185,7 @@ impl ResponseDecoder {
     /// The body has ended well.
     ///
     /// # Errors
-    /// It is incomplete after all, or isn't what was asked for.
+    /// It is incomplete, or isn't what was requested.
     pub(crate) fn finish(
         self,
         now: u64,

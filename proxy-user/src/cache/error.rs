@@ -1,4 +1,4 @@
-//! Errors of the store, told apart by their cause: its disk, or what it holds. In: redb's errors. Out: [`StoreError`].
+//! Errors of the store, classified by cause: the disk, or the contents of the file. In: redb's errors. Out: [`StoreError`].
 
 use std::path::PathBuf;
 
@@ -24,14 +24,14 @@ pub enum StoreError {
     Format(u64),
     #[error("the store failed: {0}; is the disk full or failing?")]
     Redb(Box<redb::Error>),
-    /// A value that isn't ours.
+    /// A value that can't be parsed.
     #[error("a stored value is damaged; it will be replaced by what the cloud says next")]
     Damaged,
     #[error(
         "what watches feed alone needs more than --cache-max-bytes ({0} bytes): it is not kept; allow the store more"
     )]
     Full(u64),
-    /// The list on its way to a client can't be ended as it was begun.
+    /// A list that is being sent to a client changed, so that it can't be completed consistently.
     #[error("the list changed while it was sent: list again")]
     Changed,
 }
@@ -43,8 +43,8 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 }
 
 impl StoreError {
-    /// The file's contents are wrong. Nothing else sets a store aside: a full, failing or read-only disk, a want of
-    /// descriptors or rights say nothing about it.
+    /// True if the file's contents are damaged. Only then is a store renamed and replaced: a full, failing or read-only disk,
+    /// or a lack of descriptors or permissions, does not mean that.
     pub(super) fn is_corruption(&self) -> bool {
         use redb::Error;
         let Self::Redb(error) = self else {
@@ -54,7 +54,8 @@ impl StoreError {
             Error::Corrupted(_) | Error::UpgradeRequired(_) => true,
             Error::TableTypeMismatch { .. } | Error::TypeDefinitionChanged { .. } => true,
             Error::TableIsMultimap(_) | Error::TableIsNotMultimap(_) => true,
-            // redb's word for a file that isn't its own, and for one that ends too early; the kernel's has a number.
+            // redb returns these for a file of another format and for one that ends too early; errors of the kernel have an
+            // errno.
             Error::Io(error) => {
                 use std::io::ErrorKind::{InvalidData, UnexpectedEof};
                 error.raw_os_error().is_none()
@@ -64,7 +65,7 @@ impl StoreError {
         }
     }
 
-    /// The database is of no more use until it is opened anew: the disk failed, or that has been done meanwhile.
+    /// True if the database is unusable until it is reopened: the disk failed, or it was reopened meanwhile.
     pub(super) fn is_failure(&self) -> bool {
         use redb::Error;
         let Self::Redb(error) = self else {

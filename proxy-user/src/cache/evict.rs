@@ -1,5 +1,5 @@
-//! The store's byte budget. In: what is stored, when clients last asked for it, which collections a watch feeds. Out:
-//! what goes, what nobody has asked for longest first. Runs on the writer thread, before a batch is written.
+//! The store's size limit. In: what is stored, when clients last requested it, and which collections a watch keeps current.
+//! Out: the rows to evict, least recently requested first. Runs on the writer thread, before a batch is written.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
@@ -18,24 +18,25 @@ use crate::cache::record::{Collection, Record, ResponseRecord};
 use crate::cache::store::{Snapshot, Store, StoreError};
 use crate::cache::tables::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS};
 
-/// Most questions whose time is kept; beyond it the older half goes, and the cloud's last answer counts.
+/// Most keys whose last request is remembered; beyond it the older half is forgotten, for which the time of the API
+/// server's last response counts.
 const MAX_ASKED: usize = 8_192;
-/// Most different times of a survey; beyond it neighbours count as one.
+/// Most distinct times of a survey; beyond it neighbours are merged.
 const MAX_TIMES: usize = 32_768;
-/// Things evicted in one transaction.
+/// Most rows evicted in one transaction.
 const STEP: usize = 2_048;
-/// A file below this is never made smaller, in bytes.
+/// A file smaller than this is never compacted, in bytes.
 const SMALL: u64 = 16 << 20;
-/// Time between a failure to make the file small and the next try.
+/// Time between a failed compaction and the next one.
 const RETRY: Duration = Duration::from_secs(600);
 
-/// Times of clients' last reads of the store, in milliseconds since the epoch: online each question goes to the cloud,
-/// and its answer has its time in the store.
+/// Times of the last requests that were answered from the store, in milliseconds since the epoch. Requests while the cloud
+/// is connected need none: they are forwarded, and each response is stored with its time.
 #[derive(Debug, Default)]
 pub(crate) struct LastRequested(Mutex<HashMap<Vec<u8>, u64>>);
 
 impl LastRequested {
-    /// A client has asked for this object, collection or document, and got it.
+    /// Notes that a request for this object, collection or document was answered from the store.
     pub(crate) fn note(&self, scope: &[u8], now: u64) {
         let mut asked = self.0.lock();
         if let Some(at) = asked.get_mut(scope) {
@@ -51,7 +52,7 @@ impl LastRequested {
         asked.insert(scope.to_vec(), now);
     }
 
-    /// As it is now: a survey must not see an answer given meanwhile, which would keep a collection and not its objects.
+    /// A copy for a survey, which must not see requests made meanwhile: they could keep a collection and not its objects.
     fn copy(&self) -> Self {
         Self(Mutex::new(self.0.lock().clone()))
     }
@@ -61,8 +62,8 @@ impl LastRequested {
     }
 }
 
-/// Bytes that a row takes in the file: redb gives what is longer than a page a power of two of its own, and its other
-/// pages are two thirds full.
+/// Approximate bytes of a row in the file: redb rounds rows longer than a page up to a power of two, and fills its other
+/// pages to two thirds.
 fn footprint(key: usize, value: usize) -> u64 {
     let len = (key + value + 32) as u64;
     if len > 2048 {
@@ -94,12 +95,12 @@ fn growth(change: &Change) -> u64 {
     }
 }
 
-/// Stored rows by when they were last asked for.
+/// Stored bytes by the time of their last request.
 struct UsageSurvey {
     asked: Arc<LastRequested>,
-    /// Collections without their selectors: when the last of them was asked for; `u64::MAX` where a watch feeds it.
+    /// Collection without selectors → its last request, with any selectors; `u64::MAX` if a watch keeps it current.
     collections: HashMap<Vec<u8>, u64>,
-    /// Time of the last read (shifted) → bytes.
+    /// Time of the last request (shifted) → bytes.
     times: BTreeMap<u64, u64>,
     shift: u32,
     live: u64,
@@ -153,7 +154,7 @@ impl UsageSurvey {
         }
     }
 
-    /// An object is as new as the collections that it stands in, so that it never goes before them.
+    /// The last request of an object or of a collection that contains it: no object is evicted before its collections.
     fn object_usage(&self, key: &[u8], stored_at: u64) -> u64 {
         let mut time = stored_at.max(self.asked.at(key));
         let slashes = key
@@ -177,7 +178,8 @@ impl UsageSurvey {
             .max(self.asked.at(cut(b'?')))
     }
 
-    /// The time up to which all must go to free so many bytes, and how many that frees; fed collections stay.
+    /// The time up to which rows must be evicted to free `bytes`, and the bytes that this frees. Collections that a watch
+    /// keeps current are never evicted.
     fn usage_limit(&self, bytes: u64) -> Option<(u64, u64)> {
         let (mut freed, mut limit) = (0, None);
         for (time, some) in self.times.range(..u64::MAX >> self.shift) {
@@ -190,7 +192,7 @@ impl UsageSurvey {
         limit
     }
 
-    /// Evicts all that was last asked for at `limit` or before; how many things that were.
+    /// Evicts the rows whose last request was at `limit` or before; returns how many.
     fn evict(
         &self,
         store: &Store,
@@ -224,7 +226,7 @@ impl UsageSurvey {
         Ok(evicted)
     }
 
-    /// Some of what goes, behind a key; and the last key that was looked at.
+    /// Up to [`STEP`] rows to evict after the key `behind`, and the last key that was examined.
     fn find_due(
         &self,
         snapshot: &Snapshot,
@@ -255,7 +257,7 @@ impl UsageSurvey {
     }
 }
 
-/// The tables that hold most.
+/// The tables whose rows take the most space.
 #[derive(Debug, Clone, Copy)]
 enum Rows {
     Objects,
@@ -274,7 +276,8 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Hands the key, the length of the value and its time of each row behind a key to `look`, until that says false.
+    /// Calls `look` with the key, the length of the value and the time of each row after the key `behind`, until it returns
+    /// false.
     fn for_each_row(
         &self,
         rows: Rows,
@@ -313,15 +316,15 @@ impl Snapshot {
 pub(super) struct SizeBudget {
     limit: u64,
     asked: Arc<LastRequested>,
-    /// Bytes that the file needs at the most, once they were counted.
+    /// Upper bound of the bytes in use, once they were counted.
     live: Option<u64>,
     /// Bytes written since they were counted.
     written: u64,
-    /// Bytes that stayed when the store was last looked through for what may go.
+    /// Bytes that remained after the last eviction.
     stayed: u64,
-    /// The file's size when it was last made small.
+    /// The file's size after the last compaction.
     compacted: u64,
-    /// Time of its last failure.
+    /// Time of the last failed compaction.
     failed: Option<Instant>,
 }
 
@@ -338,10 +341,10 @@ impl SizeBudget {
         }
     }
 
-    /// Makes room for a batch where the file comes near the limit; how many things have gone for it.
+    /// Evicts rows to make room for a batch, if the file is near its limit; returns how many.
     ///
     /// # Errors
-    /// redb's; or what watches feed alone is over the limit.
+    /// redb's; or the collections that watches keep current exceed the limit by themselves.
     pub(super) fn evict_for(
         &mut self,
         store: &Store,
@@ -354,7 +357,7 @@ impl SizeBudget {
         self.live = self.live.map(|live| live + growth);
         let full = self.limit / 4 * 3;
         let small = store.size() + growth <= self.limit / 8 * 7;
-        // Where nothing could go, each look costs as much as the store is large: not before there is more to look at.
+        // A survey reads the whole store: after one that could not free enough, wait until the store has grown.
         let enough = full.max(self.stayed + self.limit / 16).min(self.limit);
         if small || self.live.is_some_and(|live| live <= enough) {
             return Ok(0);
@@ -393,7 +396,7 @@ impl SizeBudget {
         UsageSurvey::of(&store.snapshot()?, Arc::new(self.asked.copy()), fed)
     }
 
-    /// Makes the file small again where most of it is free; for a moment in which nothing is to be written.
+    /// Compacts the file if most of it is free. To be called while nothing waits to be written.
     ///
     /// # Errors
     /// redb's.

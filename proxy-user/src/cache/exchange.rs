@@ -1,5 +1,5 @@
-//! One question to the cloud and how its answer began: what decides whether and how the answer is stored. In: a request
-//! and the head of its answer. Out: [`Exchange`]. Next: `observe` reads the body.
+//! A request to the API server and the head of its response, which decide whether and how the response is stored. In: a
+//! request, a status code and headers. Out: an [`Exchange`], by which `decode` reads the body, or why it isn't stored.
 
 use std::sync::Arc;
 
@@ -27,13 +27,13 @@ pub(crate) struct Exchange {
     pub plural: String,
     /// The object's name, empty for a collection.
     pub name: String,
-    /// Selectors whose result can't lose a member but by its deletion.
+    /// True for selectors whose result loses a member only when that is deleted.
     pub stable_selector: bool,
     /// resourceVersion that a watch started from.
     pub watch_from: u64,
-    /// A watch that begins with what is there.
+    /// A watch with `sendInitialEvents`, which begins with the objects that exist.
     pub initial_events: bool,
-    /// The page asked for.
+    /// The `continue` token of the request; empty for the first page.
     pub continue_token: String,
     /// HTTP status.
     pub status: u16,
@@ -45,32 +45,33 @@ pub(crate) struct Exchange {
     pub content_type: String,
     /// `ETag`, empty when none.
     pub etag: String,
-    /// A Table in this answer is one as everybody asks for it: its rows say no more and no less.
+    /// True if a Table in the response has the default rows: the request has no `includeObject`.
     pub is_full_table: bool,
-    /// Answered from etcd itself, not from the API server's watch cache, which may lag: a read without a
+    /// The response reflects etcd itself and not the API server's watch cache, which may lag: a read without a
     /// `resourceVersion`, or a write (KEP-2340, "consistent reads").
     pub consistent: bool,
-    /// As it was at a resourceVersion from before the question: a further page, or `resourceVersionMatch=Exact`.
+    /// The response shows the state at a resourceVersion from before the request: a further page, or
+    /// `resourceVersionMatch=Exact`.
     pub historical: bool,
     /// Time of the request, milliseconds since the epoch.
     pub sent_at: u64,
-    /// Time of the response's head: what it says was so by then.
+    /// Time of the response's head; the state that it shows is no newer.
     pub answered_at: u64,
-    /// The caller of a write, which is answered with the object as written.
+    /// The caller of a write; its response shows the object as written.
     pub author: Option<Arc<dyn Author>>,
 }
 
-/// The caller of a write, who is shown the object that it wrote.
+/// The caller of a write; its response shows the object that it wrote.
 pub(crate) trait Author: std::fmt::Debug + Send + Sync {
-    /// The changes to grants that follow from having been shown the object.
+    /// The changes to grants that follow from the response having shown the object to this caller.
     fn observe_object(&self, object: ObjectKey<'_>, now: Timestamp) -> Vec<Change>;
 }
 
-/// The most that a watch cache is believed to lag behind etcd, in milliseconds: an API server that lags longer fails its
+/// The longest that a watch cache is assumed to lag behind etcd, in milliseconds: an API server that lags longer fails its
 /// own readiness check.
 const MAX_WATCH_CACHE_LAG: u64 = 60_000;
 
-/// Resources that are questions or orders rather than things: nothing of them is stored.
+/// True for resources that are remote procedure calls rather than objects (reviews, bindings): they are never stored.
 fn is_rpc(group: &str, plural: &str) -> bool {
     match group {
         "authentication.k8s.io" | "authorization.k8s.io" => plural.ends_with("reviews"),
@@ -82,23 +83,25 @@ fn is_rpc(group: &str, plural: &str) -> bool {
 /// Longest that the API server keeps an Event (`--event-ttl`), in milliseconds.
 pub(crate) const EVENT_TTL: u64 = 3_600_000;
 
-/// Objects of this `group/resource/` may live in another etcd than the cluster's, or in a server's memory, and begin anew
-/// alone: aggregated APIs, which look like custom resources, and Events and SnapshotLeases (`--etcd-servers-overrides`).
+/// True if objects of this `group/resource/` may be stored in another etcd than the cluster's, or in a server's memory, so
+/// that their resourceVersions can restart while the others' go on: aggregated APIs, which look like custom resources,
+/// Events, and `coordination.k8s.io` (`--etcd-servers-overrides`).
 pub(crate) fn may_use_other_etcd(resource: &[u8]) -> bool {
     is_custom_resource(resource)
         || is_event(resource)
         || resource.starts_with(b"coordination.k8s.io/")
 }
 
-/// `resource` (`group/resource/`, or a key that begins so) is of Events, which the API server drops after
-/// [`EVENT_TTL`] whether anybody watches or not.
+/// True if `resource` (`group/resource/`, or a key that begins with it) is of Events, which the API server deletes after
+/// [`EVENT_TTL`].
 pub(crate) fn is_event(resource: &[u8]) -> bool {
     [b"/events/".as_slice(), b"events.k8s.io/events/"]
         .iter()
         .any(|events| resource.starts_with(events))
 }
 
-/// Documents that say how the server is at this moment are not remembered.
+/// True for non-resource paths whose responses are stored. Those that report the server's momentary state, such as
+/// `/healthz`, are not.
 fn is_document(path: &str) -> bool {
     let first = path
         .trim_start_matches('/')
@@ -111,7 +114,7 @@ fn is_document(path: &str) -> bool {
     )
 }
 
-/// Path of a document, and the hash that it was asked for by.
+/// The key of a document: its path, and the `hash` parameter of the request, if it has one.
 pub(crate) fn nonresource_key(request: &ApiRequest) -> String {
     let hash = request.hash();
     if hash.is_empty() {
@@ -121,7 +124,7 @@ pub(crate) fn nonresource_key(request: &ApiRequest) -> String {
     }
 }
 
-/// The store may know the answer; of logs and other subresources it never does.
+/// True if the response to such a request may be in the store; logs and other subresources never are.
 pub(crate) fn may_be_stored(request: &ApiRequest) -> bool {
     if request.is_resource() {
         matches!(request.subresource(), "" | "status")
@@ -130,8 +133,8 @@ pub(crate) fn may_be_stored(request: &ApiRequest) -> bool {
     }
 }
 
-/// Selectors whose result can't lose a member but by its deletion: a name never changes, nor does the node of a pod
-/// that has one. Of other resources (custom ones, with `selectableFields`) `spec.nodeName` may change.
+/// True for selectors whose result loses a member only when that is deleted: a name never changes, nor does the node of a
+/// scheduled pod. The `spec.nodeName` of other resources (custom ones, with `selectableFields`) may change.
 pub(crate) fn is_stable_selector(request: &ApiRequest) -> bool {
     let fields = request.field_selector();
     let Some((field, value)) = fields.split_once('=') else {
@@ -143,7 +146,8 @@ pub(crate) fn is_stable_selector(request: &ApiRequest) -> bool {
     fixed && !value.is_empty() && !value.contains(',') && request.label_selector().is_empty()
 }
 
-/// A write was done whose answer is in a form that isn't stored.
+/// True for a successful write of an object. Where its response could not be captured, the store must forget what the
+/// write may have changed.
 pub(crate) fn is_unrecorded_write(request: &ApiRequest, status: u16) -> bool {
     let writes = matches!(request.verb(), Verb::Create | Verb::Update | Verb::Patch);
     let stored = request.is_resource()
@@ -152,7 +156,7 @@ pub(crate) fn is_unrecorded_write(request: &ApiRequest, status: u16) -> bool {
     writes && stored && !request.options().dry_run && matches!(status, 200..=299)
 }
 
-/// The encoding of a response that may be stored, as far as request and headers tell.
+/// The encoding of a response that may be stored, or the reason why it isn't, from the request and the headers alone.
 fn reject_unstorable(request: &ApiRequest, headers: &HeaderMap) -> Result<Encoding, NotStored> {
     let encoding = Encoding::from_content_type(text(headers, header::CONTENT_TYPE));
     let options = request.options();
@@ -195,10 +199,10 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> &str {
 }
 
 impl Exchange {
-    /// Decides by a response's request and head what is stored of it.
+    /// Decides from a request and the head of its response whether and how the response is stored.
     ///
     /// # Errors
-    /// Nothing: the reason.
+    /// The reason why nothing of it is stored.
     pub(crate) fn of(
         request: &ApiRequest,
         status: u16,
@@ -242,15 +246,15 @@ impl Exchange {
         Ok(exchange)
     }
 
-    /// The status code, for this verb, comes with a body that tells of an object.
+    /// True if the body of a response with this verb and status code can be stored, or shows whether an object exists.
     fn is_storable(&self) -> bool {
         match self.verb {
             Verb::NonResource => self.status == 200,
             Verb::Get => matches!(self.status, 200 | 404),
             Verb::List | Verb::Watch | Verb::DeleteCollection => self.status == 200,
-            // 201 where it made the object: server-side apply, and kinds that a PUT may make.
+            // 201 if it created the object: server-side apply, and kinds that a PUT may create.
             Verb::Patch | Verb::Update => matches!(self.status, 200 | 201 | 404),
-            // 409: it is there already.
+            // 409: the object exists already.
             Verb::Create => matches!(self.status, 200..=202 | 409),
             Verb::Delete => matches!(self.status, 200 | 202 | 404),
             Verb::Other => false,
@@ -272,7 +276,7 @@ impl Exchange {
         CollectionKey::new(&self.key)
     }
 
-    /// The response as an observation of one object that was requested alone.
+    /// The times of an object that the request names, as this response shows it.
     pub(super) fn observation(&self) -> Observation {
         let not_before = match (self.historical, self.consistent) {
             (true, _) => 0,
@@ -287,7 +291,7 @@ impl Exchange {
         }
     }
 
-    /// The response as an observation of one of many objects.
+    /// The times of an object in a list, as this response shows it.
     pub(super) fn list_observation(&self) -> Observation {
         Observation {
             source: ObservedBy::List,
@@ -300,7 +304,8 @@ impl Exchange {
     }
 }
 
-/// The key of a variant of what is at `scope`; a Table has other columns in another API version.
+/// The key of a variant (Table, PartialObjectMetadata) of what is stored at `scope`. The API version is part of it, since
+/// a Table's columns depend on it.
 pub(crate) fn variant_key(scope: &[u8], api_version: &str, media_type: &str) -> Vec<u8> {
     [
         scope,

@@ -1,5 +1,5 @@
-//! The store's changes, broadcast to readers inside the daemon. Bounded: a subscriber that lags is told to read a
-//! snapshot instead.
+//! The store's changes, broadcast to readers inside the daemon. Bounded: a subscriber that lags gets
+//! [`Notice::Reset`] and reads a snapshot instead.
 
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ pub(crate) struct FeedReader {
 }
 
 impl FeedReader {
-    /// A snapshot with everything of which a [`Notice::Committed`] has told.
+    /// A snapshot that includes every change announced by a [`Notice::Committed`].
     ///
     /// # Errors
     /// The store is closed, or the disk fails.

@@ -1,5 +1,5 @@
-//! Keys of the store: what a thing is, never who asked. In: a request or an object's metadata. Out: bytes that sort as
-//! etcd's keys do, so that a range is a list in the API server's order.
+//! Keys of the store. A key identifies an object, collection or document; the caller is never part of it. In: a request or
+//! an object's metadata. Out: bytes that sort as etcd's keys do, so that a range is a list in the API server's order.
 //!
 //! `group/resource/namespace/name`, or `group/resource/name` in cluster scope; no segment can hold a slash.
 
@@ -22,7 +22,7 @@ pub(crate) struct CollectionKey<'a>(&'a [u8]);
 pub(crate) struct CollectionKeyBuf(Box<[u8]>);
 
 impl<'a> ObjectKey<'a> {
-    /// A key as it stands in a table.
+    /// A key as it is stored in a table.
     pub(crate) const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
@@ -65,7 +65,7 @@ impl ObjectKeyBuf {
 }
 
 impl<'a> CollectionKey<'a> {
-    /// A key as it stands in a table.
+    /// A key as it is stored in a table.
     pub(crate) const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
@@ -135,7 +135,7 @@ pub(crate) fn push_object(out: &mut Vec<u8>, namespace: &str, name: &str) {
     out.extend_from_slice(name.as_bytes());
 }
 
-/// Appends the key of what a request is about: an object, a collection (with its selectors), or a document's path.
+/// Appends the key of a request's target: an object, a collection (with its selectors), or a document's path.
 pub(crate) fn push_scope(out: &mut Vec<u8>, request: &ApiRequest) {
     if !request.is_resource() {
         out.extend_from_slice(request.path().as_bytes());
@@ -166,8 +166,8 @@ pub(crate) fn without_selectors(collection: &[u8]) -> &[u8] {
         .map_or(collection, |at| &collection[..at])
 }
 
-/// The collections that an object or a collection lies in, itself included: with its selectors, without, and of all
-/// namespaces.
+/// The collections that contain an object or a collection: that of all namespaces, that of its namespace, and (for a
+/// collection with selectors) the collection itself.
 pub(crate) fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
     let path = without_selectors(scope);
     let slashes = path

@@ -46,7 +46,7 @@ pub(super) struct Counters {
     pub(super) failures: AtomicU64,
     pub(super) commits: AtomicU64,
     pub(super) evicted: AtomicU64,
-    /// The disk takes nothing, and no more is kept for it.
+    /// The disk accepts no writes, and the limit of changes kept for it is reached.
     pub(super) full: AtomicBool,
 }
 

@@ -1,5 +1,5 @@
-//! The only door to stored objects: one copy of each, the newest, whoever asked for it. In: what the cloud answered
-//! ([`Cache::capture`]) and allowed. Out: snapshots to answer from.
+//! The store and its writer. One copy of each object is kept, the newest, whichever client requested it. In: responses of
+//! the API server ([`Cache::capture`]) and changes to grants. Out: snapshots to answer requests from.
 
 pub(crate) mod apply;
 mod backend;
@@ -66,7 +66,7 @@ use store::{Condition, Snapshot, Store, StoreError};
 
 /// Longest wait of a read for responses that are captured and not yet written.
 const READ_YOUR_WRITES: Duration = Duration::from_millis(250);
-/// Longest wait of a read that the disk failed for the store to be opened anew.
+/// Longest wait, after a read failed because of the disk, for the store to be reopened.
 const REOPEN: Duration = Duration::from_secs(1);
 
 /// Store and writer.
@@ -75,11 +75,11 @@ pub(crate) struct Cache {
     store: Arc<Store>,
     ingest: Ingest,
     opened_in: Duration,
-    /// Bytes that the file may have.
+    /// Size limit of the file, in bytes.
     max_bytes: u64,
     asked: Arc<LastRequested>,
     cluster: ClusterGeneration,
-    /// The clock that ages are judged by.
+    /// The clock that ages are computed from.
     pub clock: Clock,
 }
 
@@ -120,18 +120,18 @@ impl Cache {
         })
     }
 
-    /// Grants are void once this has changed.
+    /// The generation of the cluster; grants of an earlier generation are void.
     pub(crate) fn cluster_generation(&self) -> ClusterGeneration {
         self.cluster.clone()
     }
 
-    /// Counts the store's openings since the start.
+    /// The number of times that the store has been reopened since the start.
     pub(crate) fn generation(&self) -> u64 {
         self.store.generation()
     }
 
-    /// A read has failed. Where that was the disk: waits, for a moment, until the store is opened anew (it has been
-    /// `since` times before the read); then the same read is worth another try.
+    /// Called after a read has failed. If the cause was the disk, waits up to [`REOPEN`] until the store is reopened; true
+    /// if it was, so that the read can be repeated. `since` is the generation before the read.
     pub(crate) async fn opened_anew(&self, since: u64) -> bool {
         if self.store.generation() == since {
             if !self.store.has_failed() {
@@ -145,34 +145,34 @@ impl Cache {
             .is_ok_and(|r| r.is_ok())
     }
 
-    /// A client has asked the store for this, and got it.
+    /// Notes that a client's request was answered from the store, for the order of eviction.
     pub(crate) fn asked(&self, scope: &[u8]) {
         self.asked.note(scope, self.clock.now());
     }
 
-    /// The store can be written.
+    /// True if the store can be written.
     pub(crate) fn is_writable(&self) -> bool {
         self.store.condition() == Condition::Writable
     }
 
-    /// Bytes that the store has on disk.
+    /// Size of the store on disk, in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.store.size()
     }
 
-    /// A snapshot that holds what has been seen so far: waits for the writer only where it is behind.
+    /// A snapshot that includes all responses captured so far. Waits for the writer only if it is behind.
     ///
     /// # Errors
     /// redb's.
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         if self.ingest.is_behind() {
-            // A writer that can't keep up (a failing disk) must not make readers hang: they get what is there.
+            // A writer that can't keep up (a failing disk) must not make readers hang: then they read what is stored.
             let _ = Box::pin(tokio::time::timeout(READ_YOUR_WRITES, self.ingest.flush())).await;
         }
         self.store.snapshot()
     }
 
-    /// A snapshot of what is on disk; what was just seen may be missing.
+    /// A snapshot of what is on disk; the latest captured responses may be missing.
     ///
     /// # Errors
     /// redb's.
@@ -180,24 +180,24 @@ impl Cache {
         self.store.snapshot()
     }
 
-    /// Begins to copy an answer of the cloud into the store.
+    /// Begins to copy a response of the API server into the store.
     pub(crate) fn capture(&self, exchange: Exchange) -> Option<Capture> {
         self.ingest.capture(exchange)
     }
 
-    /// An object, or one of a collection, may be there by now, whatever was said before.
+    /// Forgets that an object, or objects of a collection, did not exist: a write may have created them since.
     pub(crate) fn appeared(&self, key: &[u8]) {
         self.ingest
             .submit(vec![Change::ClearAbsence { key: key.to_vec() }]);
     }
 
-    /// Waits until all that was seen is on disk.
+    /// Waits until everything captured is on disk.
     #[cfg(test)]
     pub(crate) async fn settle(&self) {
         self.ingest.flush().await;
     }
 
-    /// Writes what is pending, ends the writer and closes the store, whoever still holds it or a snapshot.
+    /// Writes what is pending, ends the writer and closes the store, even if somebody still holds it or a snapshot.
     pub(crate) async fn close(&self) {
         self.ingest.close().await;
     }
@@ -212,7 +212,7 @@ impl Cache {
         feed::Subscription::new(&self.store, prefixes)
     }
 
-    /// The writer's counters: copies given up, batches that failed, objects' bytes waiting.
+    /// The writer's counters: captures aborted, batches failed, objects evicted.
     pub(crate) fn ingest(&self) -> &Ingest {
         &self.ingest
     }

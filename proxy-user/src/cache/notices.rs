@@ -1,4 +1,5 @@
-//! Notices of the writer about the store's changes. Bounded: whoever lags is told to read a snapshot instead.
+//! Notices of the store's changes, sent by the writer. Bounded: a subscriber that lags gets [`Notice::Reset`] and reads a
+//! snapshot instead.
 
 use std::sync::Arc;
 
@@ -9,10 +10,10 @@ use crate::cache::change::Change;
 use crate::cache::keys::ObjectKeyBuf;
 use crate::cache::record::Record;
 
-/// Notices that a subscriber may be behind. A batch of the writer makes two; its objects are 1 MiB at most.
+/// Most notices that a subscriber may lag behind. A batch of the writer sends two; its objects are 1 MiB at most.
 pub(super) const CAPACITY: usize = 8;
 
-/// An object as the cloud has sent it.
+/// An object as the API server sent it.
 #[derive(Debug)]
 pub(crate) struct ObservedObject {
     pub(crate) key: ObjectKeyBuf,

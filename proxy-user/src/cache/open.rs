@@ -1,5 +1,5 @@
-//! Opens the store. In: its directory. Out: a database that is written; else one that is only read, or an empty
-//! one, and why. A store is set aside only where what it holds is wrong: an error of the disk says nothing about that.
+//! Opens the store. In: its directory. Out: a writable database, or a read-only or empty one and the reason. A store is
+//! renamed and replaced only if its contents are damaged, never because of a disk error.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,9 +28,9 @@ const SPACE_NEEDED: usize = 1 << 20;
 pub(crate) enum Condition {
     /// It is read and written.
     Writable,
-    /// It is served as it was when it was last written, and why.
+    /// It is served as it was last written, for this reason.
     ReadOnly(String),
-    /// It can't even be read: nothing is known, and why.
+    /// It can't be read either, for this reason: an empty store is served.
     Unreadable(String),
 }
 
@@ -49,7 +49,7 @@ pub(super) type LockedFile = (Arc<dyn StorageFile>, Access);
 
 #[derive(Debug)]
 pub(super) struct OpenDatabase {
-    /// `None` once it is closed, whoever still holds it.
+    /// `None` once it is closed, even if somebody still holds this.
     db: RwLock<Option<Database>>,
     pub(super) backend: Backend,
     pub(super) file: Option<LockedFile>,
@@ -120,10 +120,10 @@ impl StoreLocation {
         self.path.with_extension(format!("redb.{extension}"))
     }
 
-    /// The disk takes some more: a store that is opened to be written, and can't be, costs its readers a moment.
+    /// Checks that the disk has room, since a failed attempt to reopen the store for writing interrupts its readers.
     ///
     /// # Errors
-    /// It doesn't.
+    /// It has none.
     pub(super) fn has_room(&self) -> Result<(), StoreError> {
         let path = self.beside("room");
         let written = self.opener.open(&path, Access::Write).and_then(|file| {
@@ -134,7 +134,7 @@ impl StoreLocation {
         });
         let _ = std::fs::remove_file(&path);
         match written {
-            // A directory that only others may write says nothing of the file.
+            // A directory without write permission does not mean that the file can't be written.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
             written => written.map_err(|source| StoreError::Directory {
                 path: self.path.clone(),
@@ -187,7 +187,7 @@ impl StoreLocation {
         let db = opened.inspect_err(|_| {
             backend.cut();
             if fresh {
-                // A new file that a full disk cut short is no store.
+                // A new file that a full disk left incomplete is not a store.
                 let _ = file.set_len(0);
             }
         })?;
@@ -297,7 +297,7 @@ impl StoreLocation {
             .create_with_backend(backend.clone())?)
     }
 
-    /// Renames the file to a free name that tells when.
+    /// Renames the file to an unused name that holds the time.
     pub(super) fn set_aside(&self, error: &StoreError) -> std::io::Result<()> {
         let seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -372,7 +372,7 @@ fn prepare(db: &Database) -> Result<(), StoreError> {
     txn.open_table(MEMBERS)?;
     txn.open_table(ENCODINGS)?;
     txn.open_table(GRANTS)?;
-    // Earlier versions believed callers too easily: their rights are dropped.
+    // Earlier versions granted rights on weaker evidence: those rights are dropped.
     txn.delete_table(TableDefinition::<&[u8], u64>::new("grants"))?;
     txn.delete_table(BytesTable::new("credentials"))?;
     txn.commit()?;

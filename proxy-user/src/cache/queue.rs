@@ -1,5 +1,5 @@
 //! The queue to the store's one writer: first in, first out, of bounded length. The writer lingers for more messages before
-//! it writes; whoever can't wait for that ends it. A close is the last message: what is accepted is also received.
+//! it writes; an urgent message ends that wait. A close is the last message: what is accepted is also received.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::RecvTimeoutError;
@@ -139,14 +139,14 @@ impl<T> Queue<T> {
 impl<T> State<T> {
     fn accepts(&self, message: &Received<T>, max_messages: usize) -> bool {
         match message {
-            // Whoever closes it, too, waits for the first one's end.
+            // A second close waits for the end of the first one.
             Received::Close(_) => self.receiver != Activity::Gone,
             _ => !self.is_closed && self.waiting.len() < max_messages,
         }
     }
 }
 
-/// The end of those who send. The receiver is told when the last one is dropped.
+/// The sending end. When the last one is dropped, the receiver is woken.
 #[derive(Debug)]
 pub(super) struct Sender<T>(Arc<SenderEnd<T>>);
 
@@ -254,7 +254,7 @@ impl<T> Sender<T> {
     }
 }
 
-/// The end of the one who receives.
+/// The receiving end.
 #[derive(Debug)]
 pub(super) struct Receiver<T>(Arc<Queue<T>>);
 

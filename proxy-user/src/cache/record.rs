@@ -9,7 +9,7 @@ use hublet_wire::media::Encoding;
 use hublet_wire::meta::{Meta, TypeMeta};
 use hublet_wire::{CodecError, json, protobuf};
 
-/// Format of everything in this module; another number in the store sets it aside.
+/// Version of the format of everything in this module. A store with another number is renamed and an empty one begun.
 pub(crate) const FORMAT: u8 = 1;
 
 const HEADER: usize = 32;
@@ -21,7 +21,7 @@ pub(crate) struct Record<'a> {
     pub encoding: Encoding,
     /// resourceVersion.
     pub version: u64,
-    /// Time of the cloud's response, milliseconds since the epoch.
+    /// Time of the API server's response, milliseconds since the epoch.
     pub stored_at: u64,
     /// `apiVersion`.
     pub api_version: &'a str,
@@ -29,13 +29,13 @@ pub(crate) struct Record<'a> {
     pub kind: &'a str,
     /// `metadata.uid`.
     pub uid: &'a str,
-    /// The answer to a GET: JSON with its newline, or the whole protobuf body.
+    /// The response body of a GET: JSON with its newline, or the whole protobuf body.
     pub body: &'a [u8],
     item: (usize, usize),
 }
 
 impl<'a> Record<'a> {
-    /// Reads a stored value; `None` where it isn't one of ours (a damaged page that redb did not notice).
+    /// Parses a stored value; `None` if it is malformed (a damaged page that redb did not notice).
     pub(crate) fn read(value: &'a [u8]) -> Option<Self> {
         let header = value.first_chunk::<HEADER>()?;
         if header[0] != FORMAT {
@@ -72,7 +72,7 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// A record of nothing but its body.
+    /// A record with a body and no metadata.
     #[cfg(test)]
     pub(crate) fn bare(encoding: Encoding, body: &'a [u8]) -> Self {
         Self {
@@ -116,7 +116,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// An object on its way into the store.
+/// An object to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewRecord {
     /// Namespace.
@@ -125,9 +125,9 @@ pub(crate) struct NewRecord {
     pub name: String,
     /// resourceVersion.
     pub version: u64,
-    /// Deleted for good, as far as a DELETE's answer shows: nothing holds it back.
+    /// In the response to a DELETE: the object no longer exists, since no finalizer or grace period delays its removal.
     pub is_gone: bool,
-    /// The annotation that ends initial events.
+    /// It has the annotation that marks the end of initial events.
     pub initial_events_end: bool,
     /// The value for the store.
     pub value: Vec<u8>,
@@ -143,7 +143,7 @@ pub(crate) struct TypeHint<'a> {
 }
 
 impl NewRecord {
-    /// An object in JSON, as a GET answers it or as an item of a list.
+    /// An object in JSON: the response body of a GET, or an item of a list.
     ///
     /// # Errors
     /// Not an object with a name and a numeric resourceVersion.
@@ -274,26 +274,26 @@ impl NewRecord {
 
 struct Body<'a> {
     bytes: &'a [u8],
-    /// Offset and length of the object without type (and without newline).
+    /// Offset and length of the object without its type and newline.
     item: (usize, usize),
     at: u64,
 }
 
-/// An object that is known to be gone.
+/// An object that does not exist: the API server answered 404, or reported its deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Absence {
-    /// Milliseconds since the epoch at which that was observed.
+    /// Time of that response or event, milliseconds since the epoch.
     pub at: u64,
-    /// resourceVersion of the deletion; 0 where it merely wasn't found.
+    /// resourceVersion of the deletion; 0 for a 404, which has none.
     pub version: u64,
 }
 
 /// The state of a list as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Collection {
-    /// The list's resourceVersion, moved on by watches.
+    /// The list's resourceVersion, advanced by watches.
     pub version: u64,
-    /// Time of the cloud's last response, milliseconds since the epoch.
+    /// Time of the API server's last response, milliseconds since the epoch.
     pub at: u64,
     /// The list's `kind`.
     pub kind: String,
@@ -301,25 +301,25 @@ pub(crate) struct Collection {
     pub api_version: String,
     /// Keys sorted, items before metadata, items carry their type (custom resources).
     pub unstructured: bool,
-    /// Some pages only, or a member is no longer known: not to be served.
+    /// False if pages are missing or a member became unknown: the list isn't served then.
     pub complete: bool,
-    /// All that changed since this resourceVersion is known; `None`: since `version`.
+    /// All changes since this resourceVersion were seen by a watch; `None`: none before `version`.
     #[serde(default)]
     pub followed_from: Option<u64>,
-    /// resourceVersion of the last deletion or departure that is known since then.
+    /// resourceVersion of the last deletion, or departure from the selection, since then.
     #[serde(default)]
     pub departed: u64,
-    /// resourceVersion of the last list that lacked something known: it went without being called absent.
+    /// resourceVersion of the last list that lacked a stored object: that was removed without a deletion having been seen.
     #[serde(default)]
     pub unnamed: u64,
-    /// resourceVersion at which something left a selection: until the collection's own watch has come so far it isn't known
-    /// whether that is still here.
+    /// resourceVersion at which an object left a selection. Until the collection's own watch has reached it, it is unknown
+    /// whether that object still exists.
     #[serde(default)]
     pub unclear: u64,
 }
 
 impl Collection {
-    /// A list as it has just come, or its resourceVersion has been reached.
+    /// The state of a complete list that was just received.
     pub(crate) fn new(version: u64, at: u64, kind: String, api_version: String) -> Self {
         let unstructured = false;
         Self {
@@ -336,8 +336,8 @@ impl Collection {
         }
     }
 
-    /// It can be served: whole, and of the objects themselves. (Until 0.1 the empty list of their metadata was stored in
-    /// its place.)
+    /// True if the list can be served: it is complete, and one of objects. (Versions before 0.1 stored an empty
+    /// PartialObjectMetadataList in its place.)
     pub(crate) fn is_whole(&self) -> bool {
         self.complete && self.unclear <= self.version && !variants::is_variant("", &self.kind)
     }
@@ -345,7 +345,7 @@ impl Collection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ResponseRecord<'a> {
-    /// Time of the cloud's response, milliseconds since the epoch.
+    /// Time of the API server's response, milliseconds since the epoch.
     pub at: u64,
     /// `Content-Type`.
     pub content_type: &'a str,

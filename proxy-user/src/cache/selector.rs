@@ -1,5 +1,5 @@
-//! Members of a selection that have changed since it was listed. In: what was selected by, and an object as it is now.
-//! Out: does it still stand in the selection, as far as that can be told here?
+//! Objects that have changed since a list with selectors was stored. In: the request with its selectors, and the object as
+//! stored now. Out: whether it certainly still matches them.
 
 use serde::Deserialize;
 
@@ -9,8 +9,8 @@ use hublet_wire::media::Encoding;
 use hublet_wire::protobuf::{Fields, Unknown, Value};
 use hublet_wire::request::ApiRequest;
 
-/// The object is certainly in the selection still: it was selected by what never changes. A pod keeps its node, but
-/// another pod of its name (a StatefulSet's) may have another one.
+/// True if the object certainly still matches the request's selectors, because the selected field never changes. A pod keeps
+/// its node, but a later pod of the same name (a StatefulSet's) may run on another one.
 pub(crate) fn stays(request: &ApiRequest, record: &Record<'_>) -> bool {
     if !is_stable_selector(request) {
         return false;
@@ -32,7 +32,7 @@ struct Spec {
     node_name: String,
 }
 
-/// `spec.nodeName` of a pod; `None` where it has none, or can't be read.
+/// `spec.nodeName` of a pod; `None` if it has none or can't be parsed.
 fn node_of(record: &Record<'_>) -> Option<String> {
     match record.encoding {
         Encoding::Json => Some(

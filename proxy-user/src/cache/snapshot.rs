@@ -17,21 +17,21 @@ use crate::cache::tables::{
 };
 use crate::cache::walk::{Members, Walk, behind};
 
-/// The store's knowledge of one object.
+/// The result of looking an object up.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lookup<T> {
     Found(T),
-    /// The cloud said that it isn't, at this time.
+    /// The API server answered 404, or reported the deletion, at this time.
     Absent(u64),
     Unknown,
 }
 
-/// The deletions that a reader knows of.
+/// The deletions that a reader has already seen: those up to a resourceVersion and a time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Covered {
-    /// Up to this resourceVersion,
+    /// The resourceVersion.
     pub version: u64,
-    /// and this time, in milliseconds since the epoch.
+    /// The time, in milliseconds since the epoch.
     pub until: u64,
 }
 
@@ -89,7 +89,7 @@ impl Snapshot {
         Ok(absent.map_or(Lookup::Unknown, Lookup::Absent))
     }
 
-    /// The state of a collection, where it is known.
+    /// The state of a collection, if it is stored.
     ///
     /// # Errors
     /// redb's, or a damaged value.
@@ -211,8 +211,8 @@ impl Snapshot {
         })))
     }
 
-    /// An object, or something under a collection without selectors, is newer than this resourceVersion, or was found gone
-    /// after this time.
+    /// True if the object at `prefix`, or one of the collection without selectors, is newer than `version` or was found
+    /// absent after `at`.
     ///
     /// # Errors
     /// redb's.
@@ -244,8 +244,8 @@ impl Snapshot {
         Ok(false)
     }
 
-    /// Something under a collection without selectors has gone since this resourceVersion without being called absent:
-    /// a later list lacked it, or it left a selection.
+    /// True if an object of a collection without selectors was removed after `version` without an absence being stored: a
+    /// later list lacked it, or it left a selection.
     ///
     /// # Errors
     /// redb's, or a damaged value.
@@ -260,7 +260,7 @@ impl Snapshot {
                 .any(|list| list.unnamed > version))
     }
 
-    /// A whole collection, with or without selectors, has this object in it.
+    /// True if a complete collection, with or without selectors, contains the object.
     ///
     /// # Errors
     /// redb's.
@@ -277,7 +277,7 @@ impl Snapshot {
         Ok(self.txn.open_table(MEMBERS)?.get(row.as_slice())?.is_some())
     }
 
-    /// The time at which an object under a prefix was last found gone, beyond what is covered.
+    /// The time of the last absence under a prefix that isn't covered.
     ///
     /// # Errors
     /// redb's.
@@ -320,7 +320,7 @@ impl Snapshot {
         Ok(last)
     }
 
-    /// Each member of a collection with selectors is stored, or known to be gone.
+    /// True if each member of a collection with selectors is stored, or stored as absent.
     ///
     /// # Errors
     /// redb's.

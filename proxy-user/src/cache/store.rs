@@ -1,5 +1,5 @@
-//! The store's file, open. Reads: `snapshot`; writes: `apply`, on the one writer thread. After an error of the disk the
-//! writer opens the store anew ([`Store::reopen`], [`Store::fall_back`]); what reads then begins again in a new snapshot.
+//! The store's open file. `snapshot` reads it; `apply` writes it, on the writer thread only. After a disk error the writer
+//! reopens the store ([`Store::reopen`], [`Store::fall_back`]), and readers begin again in a new snapshot.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens `dir/hublet.redb`, making it where it isn't there. A store that can't be read, or of another format, is set
-    /// aside beside it (its path is in the log) and an empty one is begun. Where the disk can't be written, it is served
-    /// as it is; where it can't be read, an empty one is: [`Store::condition`] says so.
+    /// Opens `dir/hublet.redb`, creating it if it is missing. A damaged store, or one of another format, is renamed (the
+    /// log has its new path) and replaced by an empty one. If the disk can't be written, the store is served read-only; if
+    /// it can't be read either, an empty one is served. [`Store::condition`] reports which.
     ///
     /// # Errors
     /// Another process has the store.
@@ -37,7 +37,7 @@ impl Store {
         Self::open_at(StoreLocation::new(dir, page_cache, Arc::new(FileSystem)))
     }
 
-    /// As [`Store::open`], at a place of the caller's.
+    /// As [`Store::open`], at a location that the caller chose.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -55,13 +55,13 @@ impl Store {
         })
     }
 
-    /// Begins to write, for the writer.
+    /// Begins a write transaction. For the writer.
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
         let opened = self.shared.opened.load();
         opened.as_ref().ok_or(StoreError::Closed)?.begin_write()
     }
 
-    /// The access that it allows now.
+    /// The access that the store allows now.
     pub(crate) fn condition(&self) -> Condition {
         let opened = self.shared.opened.load();
         let closed = || Condition::Unreadable(StoreError::Closed.to_string());
@@ -70,21 +70,21 @@ impl Store {
             .map_or_else(closed, |opened| opened.condition.clone())
     }
 
-    /// Tells how often the store has been opened: when that changes, what failed may go well.
+    /// The generation of the store, which grows each time it is reopened: a read that failed before may succeed then.
     pub(super) fn generations(&self) -> tokio::sync::watch::Receiver<u64> {
         self.shared.generation.subscribe()
     }
 
-    /// Opens it anew to be written. For the writer.
+    /// Reopens the store for writing. For the writer.
     ///
     /// # Errors
-    /// It still can't be written; it goes on as it was.
+    /// It still can't be written; its condition does not change.
     pub(super) fn reopen(&self) -> Result<(), StoreError> {
         self.place.has_room()?;
         self.replace_database(|held| self.place.writable(held))
     }
 
-    /// The disk has failed since it was opened.
+    /// True if a read or write of the disk has failed since the store was opened.
     pub(super) fn has_failed(&self) -> bool {
         self.shared
             .opened
@@ -93,18 +93,18 @@ impl Store {
             .is_some_and(|opened| opened.backend.has_failed())
     }
 
-    /// After an error of the disk: serves what was written last. For the writer.
+    /// After a disk error: reopens the store read-only, with what was written last. For the writer.
     ///
     /// # Errors
-    /// Another process has taken it.
+    /// Another process has opened it.
     pub(super) fn fall_back(&self, problem: &str) -> Result<(), StoreError> {
         self.replace_database(|held| self.place.read_only(held, problem))
     }
 
-    /// Sets a damaged store aside and begins an empty one. For the writer.
+    /// Renames a damaged store and creates an empty one. For the writer.
     ///
     /// # Errors
-    /// It can't be moved, or the new one can't be made.
+    /// It can't be renamed, or the new one can't be created.
     pub(super) fn begin_anew(&self, error: &StoreError) -> Result<(), StoreError> {
         let path = self.place.path.clone();
         self.place
@@ -113,7 +113,7 @@ impl Store {
         self.replace_database(|_| self.place.writable(None))
     }
 
-    /// Puts another database in place of this one, which is cut off first: two must not use one file.
+    /// Replaces the open database. The old one is cut off from the file first, since two databases must not use one file.
     fn replace_database(
         &self,
         open: impl FnOnce(Option<&LockedFile>) -> Result<OpenDatabase, StoreError>,
@@ -136,7 +136,7 @@ impl Store {
         Ok(())
     }
 
-    /// Another database takes this one's place.
+    /// Makes `opened` the database that new snapshots read.
     fn publish_database(&self, opened: OpenDatabase) {
         self.shared.opened.store(Some(Arc::new(opened)));
         self.shared
@@ -144,8 +144,8 @@ impl Store {
             .send_modify(|generation| *generation += 1);
     }
 
-    /// Closes the file: from here on another process may open it. Snapshots that are still held read nothing more. Not
-    /// to be called while a write is under way, which would keep the file open until its end.
+    /// Closes the file, so that another process may open it. Reads in snapshots that are still held fail from here on. Must
+    /// not be called during a write transaction, which would keep the file open until it ends.
     pub(super) fn close(&self) {
         let Some(opened) = self.shared.opened.swap(None) else {
             return;
@@ -158,7 +158,7 @@ impl Store {
         }
     }
 
-    /// Bytes on disk: what is allocated to the file, which has holes.
+    /// Size on disk in bytes: only allocated blocks, since the file is sparse.
     pub(crate) fn size(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(&self.place.path).map_or(0, |m| m.blocks() * 512)
@@ -176,7 +176,7 @@ impl Store {
         self.shared.generation()
     }
 
-    /// Another file has taken the place of this one's: what is read of it goes on.
+    /// Switches to `opened`, whose file has replaced this one's (compaction). Reads of the old file go on, but can't write.
     pub(super) fn superseded_by(&self, opened: OpenDatabase) {
         if let Some(old) = &*self.shared.opened.load() {
             old.backend.seal();
@@ -193,7 +193,7 @@ impl Store {
         self.shared.snapshot()
     }
 
-    /// Ends the snapshots of walks that have had theirs for longer than this; they go on in new ones.
+    /// Ends the snapshots that walks have held for longer than `age`; those walks continue in new snapshots.
     pub(super) fn end_old_snapshots(&self, age: std::time::Duration) {
         self.shared.leases.end_older_than(age);
     }

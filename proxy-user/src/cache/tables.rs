@@ -7,7 +7,7 @@ pub(super) type BytesTable = TableDefinition<'static, &'static [u8], &'static [u
 
 /// Object key → [`super::record::Record`].
 pub(super) const OBJECTS: BytesTable = TableDefinition::new("objects");
-/// Object key → (when the cloud observed 404 or the deletion was seen, resourceVersion of the deletion or 0).
+/// Object key → (time of the 404 or of the deletion event, resourceVersion of the deletion or 0).
 pub(super) const ABSENT: TableDefinition<'static, &[u8], (u64, u64)> =
     TableDefinition::new("absent");
 /// Collection key → [`super::record::Collection`] in JSON.
@@ -18,11 +18,11 @@ pub(super) const MEMBERS: TableDefinition<'static, &[u8], ()> = TableDefinition:
 pub(super) const ENCODINGS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("forms");
 /// Path and query + newline + content type → [`super::record::ResponseRecord`].
 pub(super) const DOCUMENTS: BytesTable = TableDefinition::new("documents");
-/// Account, right → the cloud's last word on it.
+/// Account and right → [`super::grant_rows::Verdict`]: the time of the last response that allowed or denied it.
 pub(super) const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("allowed");
-/// SHA-256 of a bearer token → when it last proved itself, then the account.
+/// SHA-256 of a bearer token → the time at which the API server last accepted it, then the account.
 pub(super) const CREDENTIALS: BytesTable = TableDefinition::new("accepted");
-/// Schema version and such.
+/// Format version and [`CLUSTER`].
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
 /// In [`META`]: a fingerprint of the uid of the cluster's kube-system namespace.

@@ -1,6 +1,6 @@
-//! Objects in another form than their own: Tables (`kubectl get`) and PartialObjectMetadata. In: answers, told by what
-//! they say of themselves and not by what was asked for. Out: whole documents; a Table that came in pages is put
-//! together, once all of them are here (I2).
+//! Variants of objects: Tables (`kubectl get`) and PartialObjectMetadata. In: response bodies, recognized by their own
+//! `apiVersion` and `kind`, not by the request. Out: whole documents; a Table in several pages is assembled once all of them
+//! have arrived (I2).
 
 use std::collections::HashMap;
 
@@ -9,14 +9,14 @@ use serde_json::value::RawValue;
 
 use hublet_wire::CodecError;
 
-/// Bytes of a body that tell its kind at the most: kind and apiVersion stand in front of everything else.
+/// Most bytes of a body that are searched for its kind and apiVersion, which precede everything else.
 const BEGINNING: usize = 512;
-/// Most documents that wait for their next page; at the limit the one that has waited longest is given up.
+/// Most incomplete documents; beyond it the one that has waited longest for its next page is dropped.
 const MAX_WAITING: usize = 16;
-/// Most bytes of a document in pages, and of all that wait together.
+/// Most bytes of one incomplete document, and of all of them together.
 pub(crate) const MAX_BYTES: usize = 8 << 20;
 
-/// Another form of objects, by `apiVersion` (empty where it isn't known) and `kind`.
+/// True for the `apiVersion` (empty if unknown) and `kind` of a variant.
 pub(crate) fn is_variant(api_version: &str, kind: &str) -> bool {
     api_version.starts_with("meta.k8s.io/")
         || matches!(
@@ -25,7 +25,7 @@ pub(crate) fn is_variant(api_version: &str, kind: &str) -> bool {
         )
 }
 
-/// A JSON body that begins so is another form; `None` where more of it is needed to tell.
+/// True if a JSON body with this beginning is a variant; `None` if that can't be decided yet.
 pub(crate) fn is_variant_json(beginning: &[u8]) -> Option<bool> {
     let find = |what: &str| memchr::memmem::find(beginning, what.as_bytes());
     let end = [r#""metadata""#, r#""items""#, r#""rows""#]
@@ -38,7 +38,7 @@ pub(crate) fn is_variant_json(beginning: &[u8]) -> Option<bool> {
     Some(find(r#""meta.k8s.io/"#).is_some_and(|at| end.is_none_or(|end| at < end)))
 }
 
-/// The media type of a variant, as [`hublet_wire::media::requested_variants`] has it; `None` of objects themselves.
+/// The media type of a variant, as in [`hublet_wire::media::requested_variants`]; `None` for any other kind.
 pub(crate) fn media_type(api_version: &str, kind: &str) -> Option<String> {
     let version = api_version.strip_prefix("meta.k8s.io/")?;
     Some(format!(
@@ -46,7 +46,7 @@ pub(crate) fn media_type(api_version: &str, kind: &str) -> Option<String> {
     ))
 }
 
-/// A page as far as it is taken apart.
+/// The parts of a page that are assembled.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PartialList<'a> {
@@ -58,7 +58,7 @@ struct PartialList<'a> {
     items: Option<&'a RawValue>,
 }
 
-/// Namespace and name of each object that a Table or its like shows; `None` where one of them isn't told.
+/// Namespace and name of each object in a variant; `None` if one of them is missing.
 pub(crate) fn object_names(body: &[u8]) -> Option<Vec<(String, String)>> {
     let shown: Shown = serde_json::from_slice(body).ok()?;
     let rows = shown
@@ -80,7 +80,7 @@ pub(crate) fn object_names(body: &[u8]) -> Option<Vec<(String, String)>> {
     )
 }
 
-/// As much of a Table, a list of metadata, or the metadata of one object, as names the objects.
+/// The fields of a variant that hold the names of its objects.
 #[derive(Deserialize)]
 struct Shown {
     metadata: Option<Name>,
@@ -106,19 +106,19 @@ struct Name {
     name: String,
 }
 
-/// A document of which the last pages have not come.
+/// A document whose last pages have not arrived.
 #[derive(Debug)]
 struct Waiting {
     key: Vec<u8>,
     version: String,
     sent_at: u64,
     received_at: u64,
-    /// All in front of the rows.
+    /// The body up to the rows.
     head: String,
     rows: Vec<u8>,
 }
 
-/// A page's description of itself.
+/// A page's metadata.
 #[derive(Debug)]
 pub(crate) struct PageHead<'a> {
     /// The document's key in the store.
@@ -147,15 +147,15 @@ pub(crate) struct AssembledVariant {
     pub body: Vec<u8>,
 }
 
-/// The documents that wait, by the token of their next page.
+/// Incomplete documents, by the `continue` token of their next page.
 #[derive(Debug, Default)]
 pub(crate) struct VariantAssembler(HashMap<String, Waiting>);
 
 impl VariantAssembler {
-    /// Takes a page; the whole document where it was the last one and all before it are here.
+    /// Adds a page; returns the whole document if this was its last page and all others have arrived.
     ///
     /// # Errors
-    /// Its rows or items are no list.
+    /// Its rows or items are not a list.
     pub(crate) fn add_page(
         &mut self,
         head: &PageHead<'_>,

@@ -21,7 +21,7 @@ pub(crate) struct Members {
     /// Offset of the object's key in a member's.
     pub(super) skip: usize,
     pub(super) objects: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    /// An object that is known to be gone.
+    /// Objects that are stored as absent.
     pub(super) absent: ReadOnlyTable<&'static [u8], (u64, u64)>,
 }
 
@@ -79,7 +79,7 @@ impl Members {
                     .map(|r| Some(read(key, r)))
                     .ok_or(StoreError::Damaged);
             }
-            // A member that is gone since is left out; of one that is merely unknown nothing can be observed.
+            // A member that was deleted since is left out; if one is unknown, the list can't be completed.
             if self.absent.get(key)?.is_none() {
                 return Err(StoreError::Changed);
             }

@@ -1,11 +1,11 @@
-//! The time in which the disk takes nothing. In: failures. Out: when to try again, and how long it has been so.
+//! The time in which the disk accepts no writes. In: failures. Out: the time of the next retry, and how long this has lasted.
 
 use std::time::{Duration, Instant};
 
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The disk takes nothing at present.
+/// A time in which the disk accepts no writes.
 #[derive(Debug)]
 pub(super) struct WriteOutage {
     since: Instant,

@@ -1,5 +1,5 @@
-//! The store's one writer. In: the messages of its queue. Out: batches for `apply`, each of all that has come meanwhile in
-//! one commit; and what a failing disk asks for: the store opened anew, and operations kept until it takes them.
+//! The store's one writer. In: the messages of its queue. Out: batches for `apply`, each one commit of everything received
+//! meanwhile. While the disk fails, it reopens the store and keeps changes until they can be written.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -26,8 +26,8 @@ use crate::clock::Clock;
 use hublet_wire::CodecError;
 use hublet_wire::meta::Timestamp;
 
-/// Bytes that the writer keeps of answers that have not ended; beyond it the copy that has waited longest for its next
-/// bytes is given up. Twice the longest document.
+/// Most bytes that the writer keeps of responses that have not ended; beyond it the capture that has waited longest for its
+/// next bytes is aborted. Twice the longest document.
 const MAX_DECODING_BYTES: usize = 16 << 20;
 /// Longest wait of a batch's first event for more, to spare flash; a read that flushes ends it.
 const BATCH_DELAY: Duration = Duration::from_millis(50);
@@ -39,21 +39,21 @@ const MAX_BATCH_BYTES: usize = 1 << 20;
 const MAX_UNWRITTEN_CHANGES: usize = 8_192;
 /// Most bytes of those.
 const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
-/// Most operations that take something back, beside those: none of them is given up otherwise.
+/// Most revocations that wait in addition to those; below this limit none is dropped.
 const MAX_UNWRITTEN_REVOCATIONS: usize = 32_768;
-/// Longest time that a client's walk holds its snapshot, whose pages can't be used again.
+/// Longest time that a client's walk holds its snapshot, whose pages can't be reused meanwhile.
 const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(2);
 /// Time between a batch and the check whether the file is mostly empty.
 const COMPACT_DELAY: Duration = Duration::from_secs(5);
-/// Longest that answers wait for the writer while it makes the file small.
+/// Longest that responses wait for the writer during a compaction.
 const COMPACT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// An answer that is being read.
+/// A response whose body is being decoded.
 struct OpenResponse {
     decoder: ResponseDecoder,
-    /// The caller whose write is answered by it.
+    /// The caller of the write that this is the response to.
     author: Option<Arc<dyn Author>>,
-    /// Bytes, as of the last look.
+    /// Buffered bytes, when last counted.
     held: usize,
     /// Time of the last bytes, milliseconds since the epoch.
     at: u64,
@@ -85,7 +85,7 @@ fn notify_waiter(waiting: oneshot::Sender<()>) {
     let _ = waiting.send(());
 }
 
-/// Set once a malformed answer has been logged, so that a poisoned cloud can't fill the log.
+/// Set once a malformed response has been logged, so that a misbehaving server can't fill the log.
 static LOGGED: OnceLock<()> = OnceLock::new();
 
 impl Writer {
@@ -96,7 +96,7 @@ impl Writer {
         budget: SizeBudget,
         clock: Clock,
     ) -> Self {
-        // A store that can't be written at the start is tried again as one that fails later.
+        // A store that can't be written at the start is retried like one that fails later.
         let outage =
             (store.condition() != Condition::Writable).then(|| WriteOutage::begin(Instant::now()));
         Self {
@@ -119,7 +119,7 @@ impl Writer {
         }
     }
 
-    /// Until it is told to close, or nobody is left who could tell it anything.
+    /// Runs until a close is received or the last sender is dropped.
     pub(super) fn run(mut self, queue: &Receiver<Message>) {
         loop {
             let taken = match queue.recv(self.next_due()) {
@@ -140,7 +140,7 @@ impl Writer {
         }
     }
 
-    /// Takes messages until a batch is full, has waited long enough, or somebody waits for it; how many.
+    /// Takes messages until a batch is full, its delay is over, or an urgent message came; returns how many.
     fn take_batch(&mut self, first: Received<Message>, queue: &Receiver<Message>) -> usize {
         let deadline = Instant::now() + BATCH_DELAY;
         let (mut taken, mut next) = (0, Some(first));
@@ -156,13 +156,13 @@ impl Writer {
         taken
     }
 
-    /// The time to try the disk again, or to look at the file.
+    /// The time of the next retry of the disk, or of the next compaction check.
     fn next_due(&self) -> Option<Instant> {
         let retry = self.outage.as_ref().map(|outage| outage.next);
         retry.or(self.tidy_at)
     }
 
-    /// Makes the file small again where most of it is free, and nothing waits to be written.
+    /// Compacts the file if most of it is free and nothing waits to be written.
     fn compact_store(&mut self, queue: &Receiver<Message>) {
         let is_due = self.tidy_at.is_some_and(|at| at <= Instant::now());
         if self.outage.is_some() || !is_due || queue.is_behind() {
@@ -260,7 +260,7 @@ impl Writer {
         }
     }
 
-    /// The author of a write has been shown the object, which the operations from `from` on store.
+    /// Adds the author's grants to the objects that the response to its write has shown: those of the changes from `from` on.
     fn shown_to(&mut self, author: &dyn Author, from: usize, now: u64) {
         let key = |change: &Change| {
             if let Change::Upsert { key, .. } = change {
@@ -290,8 +290,8 @@ impl Writer {
         Some(open_response.decoder)
     }
 
-    /// Looks at what a copy holds now, and gives others up while all hold too much: a client that never reads its answer
-    /// to the end keeps none of ours.
+    /// Recounts the bytes that a capture holds, and aborts the ones that have waited longest while all together hold too
+    /// much: a client that never reads its response to the end must not block the captures of others.
     fn limit_copies(&mut self, id: CaptureId) {
         if let Some(open_response) = self.decoders.get_mut(&id) {
             let held = open_response.decoder.buffered_bytes();
@@ -337,7 +337,7 @@ impl Writer {
         }
     }
 
-    /// Writes what is pending; first opens a store that could not be written, sets a damaged one aside.
+    /// Writes what is pending. First reopens a store that could not be written, or replaces a damaged one.
     fn write_batch(&mut self) -> Result<bool, StoreError> {
         if self.outage.is_some() {
             self.store.reopen()?;
@@ -353,7 +353,7 @@ impl Writer {
             self.budget
                 .evict_for(&self.store, &self.changes, &fed, &mut self.continuity)?;
         self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
-        // A batch that is applied again must not count as seen twice.
+        // A batch that is applied again must not confirm its own contradictions.
         let before = self.continuity.clone();
         let applied = apply(&self.store, &self.changes, &mut self.continuity);
         if applied.is_err() {
@@ -403,14 +403,14 @@ impl Writer {
             }
             self.keep_unwritten();
         } else {
-            // It is the batch that can't be written: another try would end so, too.
+            // The batch itself can't be written: a retry would fail the same way.
             self.give_up();
             self.changes.retain(Change::is_revocation);
             self.bytes = self.changes.iter().map(Change::size).sum();
         }
     }
 
-    /// Serves what was written last, until the disk takes something again.
+    /// Serves what was written last, until the disk accepts writes again.
     fn fall_back(&mut self, problem: &str) {
         let now = Instant::now();
         match &mut self.outage {
@@ -424,8 +424,8 @@ impl Writer {
         }
     }
 
-    /// Keeps what the disk doesn't take, as much as is allowed, without a gap: what is written of it later is what the
-    /// cloud has observed up to then. Behind it there is a gap, which nothing that runs now may go over.
+    /// Keeps changes that can't be written, up to a limit and without a gap, so that writing them later gives a state that
+    /// existed. Changes beyond the limit are dropped; all captures that are open then are aborted, since they span the gap.
     fn keep_unwritten(&mut self) {
         if self.changes.len() <= MAX_UNWRITTEN_CHANGES.max(self.kept.0)
             && self.bytes <= MAX_UNWRITTEN_BYTES.max(self.kept.1)
@@ -443,8 +443,8 @@ impl Writer {
         self.counters.full.store(true, Ordering::Relaxed);
     }
 
-    /// Gives up all copies under way: a step of a watch or a page may be among what was lost, and none of them can count as
-    /// complete any more.
+    /// Aborts all open captures: an event of a watch or a page of a list may have been lost, so none of them can be complete
+    /// any more.
     fn give_up(&mut self) {
         self.counters
             .give_up(NotStored::StoreFailed, 1 + self.decoders.len() as u64);

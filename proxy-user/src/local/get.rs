@@ -83,7 +83,7 @@ impl Local {
         }
     }
 
-    /// Answers a caller who may only be told that the object does not exist.
+    /// Answers a caller who may only get a 404 for the object.
     pub(super) async fn get_absence(
         &self,
         absence: &AbsenceOnly<LocalRequest<'_>>,
@@ -99,14 +99,14 @@ impl Local {
         }
     }
 
-    /// Repeats the cloud's 404 of that time.
+    /// Repeats the 404 that the API server answered at that time.
     fn not_found(
         &self,
         request: &LocalRequest<'_>,
         at: Timestamp,
     ) -> Result<Response<LocalBody>, LocalError> {
         let info = request.request();
-        // It may have been created since, and before the version that the client asks for.
+        // It may have been created since, at or before the resourceVersion that the client requested.
         if parse_version(info.resource_version()).is_some_and(|wanted| wanted > 0) {
             return Err(request.not_cached());
         }

@@ -43,7 +43,7 @@ impl Local {
     }
 }
 
-/// True if the list is as new as the request's `resourceVersion` asks, or exactly that old with `resourceVersionMatch=Exact`.
+/// True if the list is as new as the request's `resourceVersion`, or has exactly that one with `resourceVersionMatch=Exact`.
 fn has_requested_version(collection: &Collection, request: &ApiRequest) -> bool {
     let requested = parse_version(request.resource_version()).unwrap_or(0);
     if request.options().exact {

@@ -54,7 +54,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Message {
-    /// new → old: asks for its place.
+    /// new → old: requests to replace the old daemon.
     Request = b'?',
     /// old → new: the store is closed.
     StoreClosed = b'c',

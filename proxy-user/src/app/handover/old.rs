@@ -20,7 +20,7 @@ use crate::steer;
 /// Without a free descriptor accept() fails at once, and again.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
-/// A new daemon that has asked for this one's place.
+/// The connection of a new daemon that has requested to replace this one.
 #[derive(Debug)]
 pub(crate) struct Successor(pub(super) UnixStream);
 

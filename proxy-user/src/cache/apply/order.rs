@@ -1,5 +1,5 @@
-//! The order of copies. Within one etcd resourceVersions order everything; where an answer that was certainly given later
-//! contradicts them, the cluster is another one, or its etcd was restored from a backup, and the later answer counts
+//! The order of copies of an object. Within one etcd resourceVersions order everything. If a response that is certainly
+//! later contradicts them, the cluster was replaced or its etcd restored from a backup, and the later response counts
 //! (`continuity`).
 
 use redb::ReadableTable;
@@ -56,7 +56,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// A whole list of this version or a later one lacks the object: an API server that lags shows it as it was before.
+    /// True if a complete list of this version or a later one lacks the object: the response is from an API server that lags.
     fn is_unlisted(
         &self,
         key: ObjectKey<'_>,
@@ -78,7 +78,7 @@ impl Batch<'_> {
         Ok(false)
     }
 
-    /// An object that is known to be gone has been made again, or was never gone.
+    /// True if an object that was stored as absent exists: it was created again, or was never deleted.
     fn is_back(
         &mut self,
         key: ObjectKey<'_>,
@@ -113,7 +113,7 @@ impl Batch<'_> {
         let other = new.uid != old.uid && !new.uid.is_empty() && !old.uid.is_empty();
         if new.version == old.version && !other {
             self.continuity.clear_contradiction(key.as_bytes());
-            // At one version JSON stays: every client takes it. And an age is not worth a write each time.
+            // Of one version the JSON copy is kept, since every client accepts JSON. A newer time alone isn't worth a write.
             let json = new.encoding == Encoding::Json;
             let fresh = json == old.is_json && new.stored_at < old.at + 10_000;
             return Ok(!(old.is_json && !json || fresh));
@@ -137,7 +137,7 @@ impl Batch<'_> {
         Ok(true)
     }
 
-    /// The etcd of this resource has gone back: what is stored of it as a whole may be of a past that never was.
+    /// The etcd of this resource was restored from a backup: stored lists may show a state that the restore has undone.
     fn rewind_resource(
         &mut self,
         resource: &[u8],
@@ -168,7 +168,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// The kube-system namespace has been seen: a cluster has the same one as long as it lives.
+    /// Compares the uid of the kube-system namespace, which never changes in a cluster, with the stored one.
     fn check_cluster(&mut self, uid: &str, observed: Observation) -> Result<(), StoreError> {
         let stored = self.read_stored(KUBE_SYSTEM)?;
         let marked = self.meta.get(CLUSTER)?.map(|v| v.value());
@@ -188,7 +188,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Another cluster answers since that time: nothing that was known before counts any more.
+    /// Another cluster has answered since that time: empties the store of everything older.
     fn begin_anew(&mut self, since: u64) -> Result<(), StoreError> {
         tracing::warn!(
             "another cluster answers in the place of the one that was stored: the store begins anew"
@@ -231,7 +231,7 @@ impl Batch<'_> {
         Ok(record.map(|r| Stored::of(&r, self.continuity.past(r.stored_at))))
     }
 
-    /// Absences end. Lists that are older than one don't hold the object any more, and are incomplete.
+    /// Removes absences. Lists that are older than a removed absence may lack the object, and are incomplete.
     pub(super) fn end_absences(&mut self, scope: &[u8]) -> Result<(), StoreError> {
         let end = if scope.ends_with(b"/") {
             keys::end_of(scope)
@@ -274,7 +274,7 @@ impl Batch<'_> {
     ) -> Result<(), StoreError> {
         let stored = self.read_stored(key)?;
         if let Some(stored) = &stored {
-            // Seen again since: a later version, or (where the deletion has none) after the question was asked.
+            // Seen again since: in a later version or, for a 404, which has none, after the request was sent.
             let later = stored.version > version && stored.at >= observed.not_before;
             if if version > 0 {
                 later
@@ -288,7 +288,7 @@ impl Batch<'_> {
         let known = before.map_or(0, |(_, known)| known);
         let since_version = match (version, stored) {
             (0, Some(stored)) if observed.is_consistent() => known.max(stored.version),
-            // A watch cache that lags may not have seen it yet: that says nothing of any version.
+            // A 404 from a watch cache may only mean that the cache lags: it doesn't show which versions are deleted.
             (0, _) => known,
             (version, _) => version.max(known),
         };
@@ -327,7 +327,7 @@ impl Batch<'_> {
                 self.rewind_resource(collection.resource(), new.version, observed)?;
             } else {
                 self.continuity.clear_contradiction(collection.as_bytes());
-                // The same again, whose age is not worth a write each time.
+                // The same list again: a newer time alone isn't worth a write.
                 if old.version == new.version && new.at < at + 10_000 {
                     return Ok(());
                 }
@@ -373,7 +373,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Drops what a whole list does not hold, without calling it absent; whether there was any.
+    /// Removes the stored objects that a complete list lacks, without storing absences for them; true if there were any.
     fn drop_unlisted(
         &mut self,
         collection: CollectionKey<'_>,
@@ -386,7 +386,7 @@ impl Batch<'_> {
         let mut missing = Vec::new();
         for row in self.objects.range(prefix..end.as_slice())? {
             let (key, value) = row?;
-            // Stored before a fresh list was requested, and not in it: gone, whatever its version.
+            // Stored before a consistent list was requested, and not in it: deleted, whatever its version.
             let older = Record::read(value.value()).is_none_or(|r| {
                 r.version <= version
                     || (observed.is_consistent()
@@ -420,7 +420,7 @@ impl Batch<'_> {
         Ok(false)
     }
 
-    /// Drops Events that the cloud has dropped, too, now and then.
+    /// Removes, from time to time, Events that the API server has dropped as well.
     pub(super) fn sweep_events(&mut self) -> Result<(), StoreError> {
         let Some(now) = self.continuity.sweep() else {
             return Ok(());

@@ -96,7 +96,7 @@ impl WholeBody<'_> {
         if exchange.status != 200 {
             return;
         }
-        // Whatever was seen of the object between request and response is gone with it.
+        // Any state of the object seen between request and response is deleted, too.
         let observed = Observation {
             requested_at: exchange.answered_at,
             not_before: exchange.answered_at,

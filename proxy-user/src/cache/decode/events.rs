@@ -1,4 +1,4 @@
-//! Watch events: each frame tells of one object and moves its collection on.
+//! Watch events: each frame reports a change of one object and advances its collection.
 
 use hublet_wire::media::Encoding;
 use hublet_wire::{CodecError, json, protobuf};
@@ -116,7 +116,7 @@ impl EventSink<'_> {
         Ok(())
     }
 
-    /// The initial events are a list that has come to its end.
+    /// Stores the initial events, which are complete now, as a list.
     fn complete_initial_events(&mut self, version: u64, kind: &str, members: Vec<ObjectKeyBuf>) {
         let api_version = self.exchange.api_version.clone();
         let record = Collection {
