@@ -487,7 +487,7 @@ fn account_of(credential: &Credential) -> Option<Identity> {
     }
 }
 
-/// The account whose rights a response tells of: another server may read an ignored credential as somebody's.
+/// The account whose rights a response proves: another server may read an ignored credential as somebody's.
 fn learning_account_of(credential: &Credential) -> Option<Identity> {
     match credential {
         Credential::Ignored => None,

@@ -36,7 +36,7 @@ impl StoreReader {
 
     /// Notes that a client has been answered with what is stored at this key, for the order of eviction.
     pub(crate) fn note_use(&self, key: &[u8]) {
-        self.cache.asked(key);
+        self.cache.note_request(key);
     }
 
     /// A snapshot that holds what has been seen so far.

@@ -27,7 +27,7 @@ impl Bench {
         self.cache.snapshot().await.unwrap().grants().unwrap().len()
     }
 
-    /// [`Bench::respond`], a second after all that was said before.
+    /// [`Bench::respond`], a second after all earlier responses.
     async fn then(&self, call: &str, status: u16, body: &str) {
         self.cache.clock.advance(SECOND);
         self.respond(call, status, body.as_bytes(), 0).await;
@@ -169,7 +169,7 @@ async fn of_one_object_a_lower_version_counts_once_it_is_certain() {
     );
 }
 
-/// The further pages of a list, and a list at an exact resourceVersion, tell how it was before they were asked for.
+/// The further pages of a list, and a list at an exact resourceVersion, show a state from before their request.
 #[tokio::test]
 async fn lists_of_the_past_overrule_nothing() {
     let bench = Bench::new();

@@ -38,18 +38,18 @@ pub(crate) struct LastRequested(Mutex<HashMap<Vec<u8>, u64>>);
 impl LastRequested {
     /// Notes that a request for this object, collection or document was answered from the store.
     pub(crate) fn note(&self, scope: &[u8], now: u64) {
-        let mut asked = self.0.lock();
-        if let Some(at) = asked.get_mut(scope) {
+        let mut last_requested = self.0.lock();
+        if let Some(at) = last_requested.get_mut(scope) {
             *at = now;
             return;
         }
-        if asked.len() >= MAX_ASKED {
-            let mut times: Vec<u64> = asked.values().copied().collect();
+        if last_requested.len() >= MAX_ASKED {
+            let mut times: Vec<u64> = last_requested.values().copied().collect();
             let (_, median, _) = times.select_nth_unstable(MAX_ASKED / 2);
             let median = *median;
-            asked.retain(|_, at| *at > median);
+            last_requested.retain(|_, at| *at > median);
         }
-        asked.insert(scope.to_vec(), now);
+        last_requested.insert(scope.to_vec(), now);
     }
 
     /// A copy for a survey, which must not see requests made meanwhile: they could keep a collection and not its objects.
@@ -97,7 +97,7 @@ fn growth(change: &Change) -> u64 {
 
 /// Stored bytes by the time of their last request.
 struct UsageSurvey {
-    asked: Arc<LastRequested>,
+    last_requested: Arc<LastRequested>,
     /// Collection without selectors → its last request, with any selectors; `u64::MAX` if a watch keeps it current.
     collections: HashMap<Vec<u8>, u64>,
     /// Time of the last request (shifted) → bytes.
@@ -109,14 +109,14 @@ struct UsageSurvey {
 impl UsageSurvey {
     fn of(
         snapshot: &Snapshot,
-        asked: Arc<LastRequested>,
+        last_requested: Arc<LastRequested>,
         fed: &HashSet<Vec<u8>>,
     ) -> Result<Self, StoreError> {
         let mut collections: HashMap<Vec<u8>, u64> = HashMap::new();
         snapshot.for_each_collection(|key, collection| {
             let at = collection
                 .map_or(0, |c: Collection| c.at)
-                .max(asked.at(key));
+                .max(last_requested.at(key));
             let last = collections
                 .entry(keys::without_selectors(key).to_vec())
                 .or_default();
@@ -124,7 +124,7 @@ impl UsageSurvey {
         })?;
         collections.extend(fed.iter().map(|key| (key.clone(), u64::MAX)));
         let mut survey = Self {
-            asked,
+            last_requested,
             collections,
             times: BTreeMap::new(),
             shift: 0,
@@ -156,7 +156,7 @@ impl UsageSurvey {
 
     /// The last request of an object or of a collection that contains it: no object is evicted before its collections.
     fn object_usage(&self, key: &[u8], stored_at: u64) -> u64 {
-        let mut time = stored_at.max(self.asked.at(key));
+        let mut time = stored_at.max(self.last_requested.at(key));
         let slashes = key
             .iter()
             .enumerate()
@@ -174,8 +174,8 @@ impl UsageSurvey {
                 .position(|b| *b == mark)
                 .map_or(key, |end| &key[..end])
         };
-        at.max(self.asked.at(cut(b'\n')))
-            .max(self.asked.at(cut(b'?')))
+        at.max(self.last_requested.at(cut(b'\n')))
+            .max(self.last_requested.at(cut(b'?')))
     }
 
     /// The time up to which rows must be evicted to free `bytes`, and the bytes that this frees. Collections that a watch
@@ -201,7 +201,9 @@ impl UsageSurvey {
     ) -> Result<u64, StoreError> {
         let mut changes = Vec::new();
         store.snapshot()?.for_each_collection(|key, collection| {
-            let at = collection.map_or(0, |c| c.at).max(self.asked.at(key));
+            let at = collection
+                .map_or(0, |c| c.at)
+                .max(self.last_requested.at(key));
             let fed = self.collections.get(keys::without_selectors(key)) == Some(&u64::MAX);
             if at <= limit && !fed {
                 changes.push(Change::Evict(Evicted::Collection(
@@ -315,7 +317,7 @@ impl Snapshot {
 #[derive(Debug)]
 pub(super) struct SizeBudget {
     limit: u64,
-    asked: Arc<LastRequested>,
+    last_requested: Arc<LastRequested>,
     /// Upper bound of the bytes in use, once they were counted.
     live: Option<u64>,
     /// Bytes written since they were counted.
@@ -329,10 +331,10 @@ pub(super) struct SizeBudget {
 }
 
 impl SizeBudget {
-    pub(super) fn new(limit: u64, asked: Arc<LastRequested>) -> Self {
+    pub(super) fn new(limit: u64, last_requested: Arc<LastRequested>) -> Self {
         Self {
             limit,
-            asked,
+            last_requested,
             live: None,
             written: 0,
             stayed: 0,
@@ -393,7 +395,11 @@ impl SizeBudget {
         fed: &HashSet<Vec<u8>>,
     ) -> Result<UsageSurvey, StoreError> {
         self.written = 0;
-        UsageSurvey::of(&store.snapshot()?, Arc::new(self.asked.copy()), fed)
+        UsageSurvey::of(
+            &store.snapshot()?,
+            Arc::new(self.last_requested.copy()),
+            fed,
+        )
     }
 
     /// Compacts the file if most of it is free. To be called while nothing waits to be written.

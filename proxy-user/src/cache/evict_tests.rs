@@ -1,4 +1,4 @@
-//! The store's file stays within its budget, whatever is asked and however slowly clients read, and becomes small again.
+//! The store's file stays within its limit, whatever is requested and however slowly clients read, and is compacted.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -372,7 +372,7 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     );
 }
 
-/// So did 404s to ever new names: a CNI plugin that may create what it was told is not there asks again offline.
+/// So did 404s for ever new names: a CNI plugin that creates an object after a 404 reads it again offline.
 #[test]
 fn i14_a_flood_of_absences_evicts_its_own() {
     let (_dir, store) = open();

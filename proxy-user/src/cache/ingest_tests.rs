@@ -129,7 +129,7 @@ struct Model {
 
 impl Model {
     fn set(&mut self, name: &'static str, version: u64) {
-        // Of what a newer list lacked, an older event says nothing.
+        // An event that is older than a list does not bring back an object that the list lacks.
         let is_old = match self.objects.get(name) {
             Some(Known::Present(known)) => version <= *known,
             Some(Known::Gone(since)) => version <= *since.max(&self.collection.unwrap_or(0)),

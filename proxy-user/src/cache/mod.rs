@@ -77,7 +77,7 @@ pub(crate) struct Cache {
     opened_in: Duration,
     /// Size limit of the file, in bytes.
     max_bytes: u64,
-    asked: Arc<LastRequested>,
+    last_requested: Arc<LastRequested>,
     cluster: ClusterGeneration,
     /// The clock that ages are computed from.
     pub clock: Clock,
@@ -105,8 +105,8 @@ impl Cache {
         began: Instant,
     ) -> Result<Self, StoreError> {
         let store = Arc::new(store);
-        let asked = Arc::new(LastRequested::default());
-        let budget = SizeBudget::new(max_bytes, Arc::clone(&asked));
+        let last_requested = Arc::new(LastRequested::default());
+        let budget = SizeBudget::new(max_bytes, Arc::clone(&last_requested));
         let cluster = ClusterGeneration::default();
         let ingest = Ingest::start(Arc::clone(&store), clock.clone(), cluster.clone(), budget)?;
         Ok(Self {
@@ -114,7 +114,7 @@ impl Cache {
             ingest,
             opened_in: began.elapsed(),
             max_bytes,
-            asked,
+            last_requested,
             cluster,
             clock,
         })
@@ -146,8 +146,8 @@ impl Cache {
     }
 
     /// Notes that a client's request was answered from the store, for the order of eviction.
-    pub(crate) fn asked(&self, scope: &[u8]) {
-        self.asked.note(scope, self.clock.now());
+    pub(crate) fn note_request(&self, scope: &[u8]) {
+        self.last_requested.note(scope, self.clock.now());
     }
 
     /// True if the store can be written.

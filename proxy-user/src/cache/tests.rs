@@ -28,7 +28,7 @@ impl Bench {
         }
     }
 
-    /// One exchange with the cloud: `METHOD uri`, the status, the body (cut into small chunks), asked this long ago.
+    /// One exchange with the cloud: `METHOD uri`, the status, the body (cut into small chunks), requested this long ago.
     pub(super) async fn respond(&self, call: &str, status: u16, body: &[u8], ago: u64) {
         let protobuf = body.starts_with(b"k8s\0");
         let kind = if protobuf {
@@ -549,8 +549,8 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
     }
 }
 
-/// Of an object that left a selection, the selection's watch told before that of the whole collection did, which was then
-/// no longer whole, whatever its own watch told.
+/// When an object left a selection and the selection's watch reported it first, the whole collection became incomplete, and
+/// stayed so even after its own watch had reported the change.
 #[tokio::test]
 async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_selection() {
     let bench = Bench::new();
@@ -580,7 +580,7 @@ async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_sel
     assert_eq!(bench.version("/pods/d/a").await, Some(12));
 }
 
-/// A document that had been asked for earlier, and was slow to come, took the place of a newer one.
+/// A document that was requested earlier, and arrived late, replaced a newer one.
 #[tokio::test]
 async fn a_document_that_was_asked_for_earlier_is_the_older_one() {
     let bench = Bench::new();

@@ -188,7 +188,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Another cluster has answered since that time: empties the store of everything older.
+    /// Another cluster has answered since that time: removes everything older, and all grants and credentials.
     fn begin_anew(&mut self, since: u64) -> Result<(), StoreError> {
         tracing::warn!(
             "another cluster answers in the place of the one that was stored: the store begins anew"
