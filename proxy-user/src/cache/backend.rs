@@ -1,7 +1,7 @@
 //! The file beneath redb. In: redb's reads and writes. Out: the same on a file; or on a file that must not be written,
 //! with what redb writes kept in memory above it.
 //!
-//! redb refuses everything after one failed read or write. The store is then opened anew over the same file, so that a
+//! redb refuses everything after one failed read or write. The store is then reopened over the same file, so that a
 //! [`Backend`] can be cut off: two databases over one file must never both use it.
 
 use std::collections::BTreeMap;
@@ -136,7 +136,7 @@ impl FileOpener for FileSystem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gate {
     Open,
-    /// Another file has taken this one's place: its snapshots may still be read.
+    /// Another file has replaced this one, whose snapshots may still be read.
     Sealed,
     /// Another database uses the file.
     Cut,
@@ -322,7 +322,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// A block to write in, with what stands there already.
+    /// A block to write to, filled with its present contents.
     fn block(
         &mut self,
         file: Option<&dyn StorageFile>,

@@ -110,12 +110,12 @@ pub(crate) enum Change {
     DeleteGrant {
         key: GrantKey,
     },
-    /// The cloud accepted this token.
+    /// The API server accepted this token.
     PutCredential {
         key: CredentialKey,
         row: CredentialRow,
     },
-    /// The cloud accepts this token no more, or it was evicted.
+    /// The API server rejected this token, or it was evicted.
     DeleteCredential {
         key: CredentialKey,
     },

@@ -34,8 +34,8 @@ impl Bench {
     }
 }
 
-/// A 404 from a watch cache that lags was kept with the resourceVersion of the copy that it took the place of, so that
-/// no later answer of the same resourceVersion counted.
+/// A 404 from a watch cache that lags was stored with the resourceVersion of the copy that it replaced, so that no later
+/// response of the same resourceVersion counted.
 #[tokio::test]
 async fn a_404_from_a_lagging_server_gives_way_to_later_answers() {
     for later in [CACHED, POD] {
@@ -451,8 +451,8 @@ async fn a_table_in_pages_is_stored_once_it_is_whole_and_a_plain_list_instead_of
     assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 13);
 }
 
-/// The event by which an object left a selection took the copy of the same version away that a watch of everything had
-/// just shown, and the whole list with it.
+/// The event by which an object left a selection removed the copy of the same version that a watch without selectors had
+/// just stored, and made the whole list incomplete.
 #[tokio::test]
 async fn leaving_a_selection_takes_no_copy_of_the_same_version_away() {
     let bench = Bench::new();

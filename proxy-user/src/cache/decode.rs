@@ -301,7 +301,7 @@ fn not_a_list(kind: &str) -> CodecError {
     CodecError::Json(format!("{kind:?} is no list of objects"))
 }
 
-/// A DELETE's answer shows an object that is gone, or held back by finalizers or a grace period.
+/// The response to a DELETE shows an object that is deleted, or that finalizers or a grace period still keep.
 fn delete_or_upsert(key: ObjectKeyBuf, record: NewRecord, observed: Observation) -> Change {
     if record.is_gone {
         Change::Delete {

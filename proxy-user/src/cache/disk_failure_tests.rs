@@ -1,5 +1,5 @@
-//! A disk that fills up, fails or can't be written never costs what is stored: it is served as it was, what the cloud
-//! says meanwhile is kept up to a limit and written later, and only damage sets a store aside.
+//! A disk that fills up, fails or can't be written never loses what is stored: that is served read-only, changes are kept
+//! up to a limit and written later, and only a damaged store is renamed and replaced.
 
 use std::io;
 use std::path::Path;
@@ -257,7 +257,7 @@ async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
     assert_eq!(asides(dir.path()), 0);
 }
 
-/// An operation that is given up leaves a gap that no watch and no list may go over.
+/// A change that is dropped leaves a gap: no watch that spans it advances its collection, and no list that spans it counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i2_what_the_disk_did_not_take_is_a_gap_that_nothing_goes_over() {
     let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());

@@ -316,8 +316,8 @@ fn a_store_that_nothing_can_go_from_is_not_looked_through_for_every_batch() {
     assert!((0..32).any(|_| write(&none) > 0), "but once there is more");
 }
 
-/// Lists and Tables by ever new selectors, of an account that may list one thing only, pushed out what all others had
-/// asked for before.
+/// Lists and Tables with ever new selectors, from an account that may list one collection only, evicted what all others had
+/// requested before.
 #[test]
 fn i14_a_flood_of_selections_evicts_its_own() {
     let (_dir, store) = open();
@@ -372,7 +372,8 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     );
 }
 
-/// So did 404s for ever new names: a CNI plugin that creates an object after a 404 reads it again offline.
+/// 404s for ever new names evicted those of other resources, which a CNI plugin needs: it creates an object after a 404, and
+/// requests it again offline.
 #[test]
 fn i14_a_flood_of_absences_evicts_its_own() {
     let (_dir, store) = open();

@@ -94,7 +94,7 @@ impl ClusterGeneration {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Another cluster has taken this one's place.
+    /// Called when another cluster has replaced this one.
     pub(crate) fn advance(&self) {
         self.0.fetch_add(1, Ordering::Release);
     }

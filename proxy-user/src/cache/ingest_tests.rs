@@ -112,7 +112,7 @@ impl History {
     }
 }
 
-/// An object that is known, or known to be gone, since this version.
+/// An object that exists, or was deleted, at this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Known {
     Present(u64),

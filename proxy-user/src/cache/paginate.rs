@@ -1,4 +1,4 @@
-//! Joins the pages of a list, which counts only once all of them have come (I2).
+//! Joins the pages of a list, which is stored only once all of them have arrived (I2).
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ pub(super) const MAX_MEMBERS: usize = 250_000;
 /// Most lists that wait for their next page; the one that has waited longest is dropped for another.
 const MAX_WAITING: usize = 64;
 
-/// One page of a list, or the pages that have come so far.
+/// One page of a list, or the pages that have arrived so far.
 #[derive(Debug)]
 pub(crate) struct PartialList {
     /// The collection's key.

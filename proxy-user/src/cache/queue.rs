@@ -33,7 +33,7 @@ pub(super) enum Received<T> {
     Message(T),
     /// To be answered once everything before it is written.
     Flush(oneshot::Sender<()>),
-    /// As a flush, and nothing comes behind it.
+    /// As a flush, and the last message.
     Close(oneshot::Sender<()>),
 }
 
@@ -59,7 +59,7 @@ enum Activity {
 struct State<T> {
     waiting: VecDeque<Received<T>>,
     receiver: Activity,
-    /// Something came that can't wait.
+    /// An urgent message has arrived.
     is_urgent: bool,
     /// A close has been accepted, or there is no receiver.
     is_closed: bool,
@@ -119,7 +119,7 @@ impl<T> Queue<T> {
         self.room.available_permits() < self.limits.room - self.limits.batch
     }
 
-    /// Wakes the receiver where it waits for what has just come.
+    /// Wakes the receiver if it waits for the message that has just arrived.
     fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
         let is_awaited = match state.receiver {
             Activity::Idle => true,
@@ -262,7 +262,7 @@ impl<T> Receiver<T> {
     /// The next message, with which a batch begins.
     ///
     /// # Errors
-    /// None came until `deadline`, or there is nobody left who could send one.
+    /// None arrived until `deadline`, or every sender was dropped.
     pub(super) fn recv(&self, deadline: Option<Instant>) -> Result<Received<T>, RecvTimeoutError> {
         let mut state = self.0.lock();
         state.is_urgent = false;

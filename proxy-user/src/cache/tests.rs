@@ -1,4 +1,4 @@
-//! The store's promises, over a real redb file: what the cloud observed last is what is read, in whatever order it came.
+//! The store's guarantees, with a real redb file: reads return the newest state, in whatever order the responses arrived.
 
 use http::{HeaderMap, Method, Uri};
 

@@ -59,7 +59,7 @@ struct OpenResponse {
     at: u64,
 }
 
-/// Applies what comes in to the store. Lives on one thread.
+/// Decodes captured responses and applies their changes to the store. Lives on one thread.
 pub(super) struct Writer {
     store: Arc<Store>,
     counters: Arc<Counters>,
