@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hublet_wire::meta::Timestamp;
 use time::OffsetDateTime;
 
-/// Converts milliseconds since the epoch, to whole seconds.
-pub(crate) fn to_datetime(millis: u64) -> OffsetDateTime {
-    let seconds = i64::try_from(millis / 1000).unwrap_or_default();
+/// Converts a time, to whole seconds.
+pub(crate) fn to_datetime(time: Timestamp) -> OffsetDateTime {
+    let seconds = i64::try_from(time.as_millis() / 1000).unwrap_or_default();
     OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
@@ -19,13 +20,12 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// Milliseconds since the epoch.
-    pub(crate) fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> Timestamp {
         let real = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| d.as_millis());
         let real = u64::try_from(real).unwrap_or(u64::MAX);
-        real.saturating_add_signed(self.offset.load(Ordering::Relaxed))
+        Timestamp::from_millis(real.saturating_add_signed(self.offset.load(Ordering::Relaxed)))
     }
 
     #[cfg(test)]

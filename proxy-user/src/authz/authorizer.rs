@@ -129,7 +129,7 @@ impl Authorizer {
     /// The store can't be read.
     pub(crate) fn load(cache: Arc<Cache>, max_age: Duration) -> Result<Self, StoreError> {
         let cluster = cache.cluster_generation();
-        let now = Timestamp::from_millis(cache.clock.now());
+        let now = cache.clock.now();
         let (grants, redated) = Grants::load(&cache.stored()?, now, cluster)?;
         cache.ingest().submit(redated);
         Ok(Self {
@@ -203,7 +203,7 @@ impl Authorizer {
     }
 
     fn now(&self) -> Timestamp {
-        Timestamp::from_millis(self.cache.clock.now())
+        self.cache.clock.now()
     }
 
     fn submit(&self, changes: Vec<Change>) {

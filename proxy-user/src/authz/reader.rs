@@ -21,7 +21,7 @@ impl StoreReader {
     }
 
     pub(crate) fn now(&self) -> Timestamp {
-        Timestamp::from_millis(self.cache.clock.now())
+        self.cache.clock.now()
     }
 
     /// The number of times that the store has been opened anew since the start.
@@ -66,7 +66,7 @@ impl StoreReader {
         let snapshot = self.cache.snapshot().await?;
         let key = ObjectKey::new((**request).as_ref().key);
         match snapshot.object(key, |_| ())? {
-            Lookup::Absent(at) => Ok(Some(Timestamp::from_millis(at))),
+            Lookup::Absent(at) => Ok(Some(at)),
             Lookup::Found(()) | Lookup::Unknown => Ok(None),
         }
     }

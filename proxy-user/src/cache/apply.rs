@@ -4,13 +4,15 @@
 mod order;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
+use hublet_wire::meta::Timestamp;
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use crate::cache::change::{Change, Evicted, Membership};
 use crate::cache::continuity::Continuity;
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
-use crate::cache::record::{Collection, Record, ResponseRecord};
+use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::store::{Store, StoreError};
 use crate::cache::tables::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS,
@@ -58,9 +60,9 @@ pub(crate) fn apply(
 /// The keys of a tenth of the rows (key, time), to be evicted. Rows of one collection, by name or by selector, form a share.
 /// The oldest rows of the largest shares are evicted, so that many requests for one collection evict rows of that collection
 /// and not of others.
-fn tenth_to_evict(rows: Vec<(Vec<u8>, u64)>) -> Vec<Vec<u8>> {
+fn tenth_to_evict(rows: Vec<(Vec<u8>, Timestamp)>) -> Vec<Vec<u8>> {
     let tenth = (rows.len() / 10).max(1);
-    let mut shares: HashMap<Vec<u8>, Vec<(u64, Vec<u8>)>> = HashMap::new();
+    let mut shares: HashMap<Vec<u8>, Vec<(Timestamp, Vec<u8>)>> = HashMap::new();
     for (key, at) in rows {
         let selection = key.iter().position(|b| matches!(b, b'?' | b'\n'));
         let end = selection
@@ -215,7 +217,7 @@ impl<'t> Batch<'t> {
     fn is_known(&self, old: &ResponseRecord<'_>, new: &ResponseRecord<'_>) -> bool {
         let stored_at = self.continuity.past(old.at);
         let is_older = self.continuity.past(new.at) < stored_at;
-        is_older || (old.body == new.body && new.at < stored_at + 60_000)
+        is_older || (old.body == new.body && new.at < stored_at + Duration::from_secs(60))
     }
 
     fn apply_eviction(&mut self, evicted: &Evicted) -> Result<(), StoreError> {
@@ -230,7 +232,10 @@ impl<'t> Batch<'t> {
     }
 
     /// Removes an object; returns its resourceVersion and the time at which it was stored.
-    fn remove_object(&mut self, key: ObjectKey<'_>) -> Result<Option<(u64, u64)>, StoreError> {
+    fn remove_object(
+        &mut self,
+        key: ObjectKey<'_>,
+    ) -> Result<Option<(u64, Timestamp)>, StoreError> {
         self.changed = true;
         let Some(value) = self.objects.remove(key.as_bytes())? else {
             return Ok(None);
@@ -246,7 +251,8 @@ impl<'t> Batch<'t> {
         let mut rows = Vec::new();
         for row in self.absent.iter()? {
             let (key, value) = row?;
-            rows.push((key.value().to_vec(), self.continuity.past(value.value().0)));
+            let absence = Absence::from_row(value.value());
+            rows.push((key.value().to_vec(), self.continuity.past(absence.at)));
         }
         for key in tenth_to_evict(rows) {
             self.absent.remove(key.as_slice())?;
@@ -258,7 +264,8 @@ impl<'t> Batch<'t> {
         let mut rows = Vec::new();
         for row in self.documents.iter()? {
             let (key, value) = row?;
-            let at = ResponseRecord::read(value.value()).map_or(0, |d| self.continuity.past(d.at));
+            let at = ResponseRecord::read(value.value())
+                .map_or(Timestamp::EPOCH, |d| self.continuity.past(d.at));
             rows.push((key.value().to_vec(), at));
         }
         for key in tenth_to_evict(rows) {
@@ -274,7 +281,7 @@ impl<'t> Batch<'t> {
             let collection = serde_json::from_slice::<Collection>(value.value());
             rows.push((
                 key.value().to_vec(),
-                collection.map_or(0, |c| self.continuity.past(c.at)),
+                collection.map_or(Timestamp::EPOCH, |c| self.continuity.past(c.at)),
             ));
         }
         tenth_to_evict(rows)

@@ -270,7 +270,8 @@ mod tests {
             http::HeaderValue::from_static("application/json"),
         );
         let info = RequestInfo::parse(&Method::GET, &uri);
-        let exchange = Exchange::of(info.understood().unwrap(), 200, &headers, 0).unwrap();
+        let exchange =
+            Exchange::of(info.understood().unwrap(), 200, &headers, Timestamp::EPOCH).unwrap();
         let copies = [
             ingest.capture(exchange.clone()),
             ingest.capture(exchange.clone()),

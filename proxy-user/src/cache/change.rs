@@ -3,6 +3,7 @@
 use super::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::{Collection, NewRecord};
+use hublet_wire::meta::Timestamp;
 
 /// The kind of response that an object was seen in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,25 +14,25 @@ pub(crate) enum ObservedBy {
     Watch,
 }
 
-/// The times at which the state that a response shows was current, in milliseconds since the epoch.
+/// The times at which the state that a response shows was current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Observation {
     /// Time of the request; of a watch event, that of its arrival.
-    pub requested_at: u64,
+    pub requested_at: Timestamp,
     /// The state is no older than this, so it replaces what was stored earlier even against the
-    /// resourceVersions. 0 where resourceVersions alone order it.
-    pub not_before: u64,
+    /// resourceVersions. The epoch where resourceVersions alone order it.
+    pub not_before: Timestamp,
     /// Time of the response's head; the state is no newer than this.
-    pub not_after: u64,
+    pub not_after: Timestamp,
     pub source: ObservedBy,
 }
 
 impl Observation {
     /// A watch event that arrived at this time. A watch may lag, so it has no lower bound.
-    pub(crate) fn watch_event(now: u64) -> Self {
+    pub(crate) fn watch_event(now: Timestamp) -> Self {
         Self {
             requested_at: now,
-            not_before: 0,
+            not_before: Timestamp::EPOCH,
             not_after: now,
             source: ObservedBy::Watch,
         }
@@ -39,8 +40,8 @@ impl Observation {
 
     /// True if the response is certainly later than what was stored at this time, and so replaces it even against the
     /// resourceVersions. Within one millisecond the request is assumed to be the later one.
-    pub(crate) fn overrules(&self, stored_at: u64) -> bool {
-        self.not_before > 0 && self.not_before >= stored_at
+    pub(crate) fn overrules(&self, stored_at: Timestamp) -> bool {
+        self.not_before > Timestamp::EPOCH && self.not_before >= stored_at
     }
 
     /// Answered by etcd, not by a watch cache that may lag.
@@ -91,7 +92,7 @@ pub(crate) enum Change {
         /// resourceVersion that the watch started from.
         from: u64,
         version: u64,
-        at: u64,
+        at: Timestamp,
         /// The object that joined or left a collection with selectors.
         member: Option<Membership>,
         /// An object was deleted, or left the selection.

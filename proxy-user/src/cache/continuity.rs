@@ -7,6 +7,9 @@
 //! lag. See [`crate::cache::change::Observation`].
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use hublet_wire::meta::Timestamp;
 
 use crate::cache::keys::{ObjectKey, ObjectKeyBuf};
 use crate::cache::record::Record;
@@ -16,8 +19,8 @@ use crate::clock::Clock;
 const MAX_CONTRADICTIONS: usize = 1_024;
 /// Number of objects with another uid and a lower resourceVersion that prove another cluster.
 const REPLACEMENTS_OF_A_NEW_CLUSTER: usize = 2;
-/// Time between searches for old Events, in milliseconds.
-const SWEEP_EVERY: u64 = 600_000;
+/// Time between searches for old Events.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// The namespace that every cluster has, and that can't be deleted.
 pub(crate) const KUBE_SYSTEM: ObjectKey<'static> = ObjectKey::new(b"/namespaces/kube-system");
 
@@ -25,15 +28,15 @@ pub(crate) const KUBE_SYSTEM: ObjectKey<'static> = ObjectKey::new(b"/namespaces/
 #[derive(Debug, Clone)]
 pub(crate) struct Continuity {
     clock: Clock,
-    now: u64,
+    now: Timestamp,
     /// Keys of objects and collections whose stored copy a response has contradicted once.
     contradicted: HashSet<Vec<u8>>,
     /// Objects that were replaced by one of another uid and a lower resourceVersion → the time of that request.
-    replacements: HashMap<ObjectKeyBuf, u64>,
+    replacements: HashMap<ObjectKeyBuf, Timestamp>,
     /// True if the batch that is being applied belongs to a new cluster.
     pub(super) cluster_replaced: bool,
     /// Time of the last search for old Events.
-    swept: u64,
+    swept: Timestamp,
 }
 
 /// The fields of a stored object that another copy is compared with.
@@ -41,7 +44,7 @@ pub(crate) struct Continuity {
 pub(super) struct Stored {
     pub(super) version: u64,
     pub(super) uid: String,
-    pub(super) at: u64,
+    pub(super) at: Timestamp,
     pub(super) is_json: bool,
 }
 
@@ -56,7 +59,7 @@ impl Continuity {
             contradicted,
             replacements,
             cluster_replaced: false,
-            swept: 0,
+            swept: Timestamp::EPOCH,
         }
     }
 
@@ -72,14 +75,18 @@ impl Continuity {
         }
     }
 
-    /// A stored time to compare with others; 0 if it is in the future: the clock has been set back since, and the real time
-    /// is unknown.
-    pub(super) fn past(&self, time: u64) -> u64 {
-        if time > self.now { 0 } else { time }
+    /// A stored time to compare with others; the epoch if it is in the future: the clock has been set back since, and the
+    /// real time is unknown.
+    pub(super) fn past(&self, time: Timestamp) -> Timestamp {
+        if time > self.now {
+            Timestamp::EPOCH
+        } else {
+            time
+        }
     }
 
     /// The current time, if a search for old Events is due.
-    pub(super) fn sweep(&mut self) -> Option<u64> {
+    pub(super) fn sweep(&mut self) -> Option<Timestamp> {
         if self.swept <= self.now && self.now < self.swept + SWEEP_EVERY {
             return None;
         }
@@ -106,7 +113,11 @@ impl Continuity {
 
     /// Notes that an object was replaced by one of another uid and a lower resourceVersion. Returns the time since when
     /// another cluster has answered, once there is proof.
-    pub(super) fn record_replacement(&mut self, key: ObjectKey<'_>, asked: u64) -> Option<u64> {
+    pub(super) fn record_replacement(
+        &mut self,
+        key: ObjectKey<'_>,
+        asked: Timestamp,
+    ) -> Option<Timestamp> {
         if self.replacements.len() < MAX_CONTRADICTIONS {
             self.replacements.insert(key.to_buf(), asked);
         }
@@ -119,13 +130,16 @@ impl Continuity {
     }
 
     /// The time of the first replacement's request, or of this one if that was earlier.
-    pub(super) fn since(&self, asked: u64) -> u64 {
-        self.replacements.values().copied().fold(asked, u64::min)
+    pub(super) fn since(&self, asked: Timestamp) -> Timestamp {
+        self.replacements
+            .values()
+            .copied()
+            .fold(asked, Timestamp::min)
     }
 }
 
 impl Stored {
-    pub(super) fn of(record: &Record<'_>, at: u64) -> Self {
+    pub(super) fn of(record: &Record<'_>, at: Timestamp) -> Self {
         let is_json = record.encoding == hublet_wire::media::Encoding::Json;
         Self {
             version: record.version,

@@ -9,7 +9,7 @@ use std::io::Write;
 use flate2::write::MultiGzDecoder;
 use hublet_wire::list::{JsonListSplitter, ListHead, ProtobufListSplitter};
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::parse_version;
+use hublet_wire::meta::{Timestamp, parse_version};
 use hublet_wire::request::Verb;
 use hublet_wire::watch::{JsonWatchSplitter, ProtobufWatchSplitter};
 use hublet_wire::{CodecError, MAX_OBJECT};
@@ -114,7 +114,7 @@ impl ResponseDecoder {
     pub(crate) fn push(
         &mut self,
         chunk: &[u8],
-        now: u64,
+        now: Timestamp,
         changes: &mut Vec<Change>,
     ) -> Result<(), CodecError> {
         let Some(mut gunzip) = self.gunzip.take() else {
@@ -136,7 +136,7 @@ impl ResponseDecoder {
     fn push_plain(
         &mut self,
         chunk: &[u8],
-        now: u64,
+        now: Timestamp,
         changes: &mut Vec<Change>,
     ) -> Result<(), CodecError> {
         let exchange = &self.exchange;
@@ -188,7 +188,7 @@ impl ResponseDecoder {
     /// It is incomplete, or isn't what was requested.
     pub(crate) fn finish(
         self,
-        now: u64,
+        now: Timestamp,
         lists: &mut ListAssembler,
         changes: &mut Vec<Change>,
     ) -> Result<(), CodecError> {
@@ -322,7 +322,7 @@ fn list_page(
     exchange: Exchange,
     head: ListHead,
     members: Vec<ObjectKeyBuf>,
-    now: u64,
+    now: Timestamp,
 ) -> Result<PartialList, CodecError> {
     if variants::is_variant(&head.api_version, &head.kind) {
         return Err(CodecError::Variant(head.kind));

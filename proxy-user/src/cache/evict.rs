@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hublet_wire::meta::Timestamp;
 use parking_lot::Mutex;
 use redb::ReadableTable;
 
@@ -30,21 +31,21 @@ const SMALL: u64 = 16 << 20;
 /// Time between a failed compaction and the next one.
 const RETRY: Duration = Duration::from_secs(600);
 
-/// Times of the last requests that were answered from the store, in milliseconds since the epoch. Requests while the cloud
+/// Times of the last requests that were answered from the store. Requests while the cloud
 /// is connected need none: they are forwarded, and each response is stored with its time.
 #[derive(Debug, Default)]
-pub(crate) struct LastRequested(Mutex<HashMap<Vec<u8>, u64>>);
+pub(crate) struct LastRequested(Mutex<HashMap<Vec<u8>, Timestamp>>);
 
 impl LastRequested {
     /// Notes that a request for this object, collection or document was answered from the store.
-    pub(crate) fn note(&self, scope: &[u8], now: u64) {
+    pub(crate) fn note(&self, scope: &[u8], now: Timestamp) {
         let mut last_requested = self.0.lock();
         if let Some(at) = last_requested.get_mut(scope) {
             *at = now;
             return;
         }
         if last_requested.len() >= MAX_ASKED {
-            let mut times: Vec<u64> = last_requested.values().copied().collect();
+            let mut times: Vec<Timestamp> = last_requested.values().copied().collect();
             let (_, median, _) = times.select_nth_unstable(MAX_ASKED / 2);
             let median = *median;
             last_requested.retain(|_, at| *at > median);
@@ -57,8 +58,8 @@ impl LastRequested {
         Self(Mutex::new(self.0.lock().clone()))
     }
 
-    fn at(&self, scope: &[u8]) -> u64 {
-        self.0.lock().get(scope).copied().unwrap_or(0)
+    fn at(&self, scope: &[u8]) -> Timestamp {
+        self.0.lock().get(scope).copied().unwrap_or_default()
     }
 }
 
@@ -98,8 +99,8 @@ fn growth(change: &Change) -> u64 {
 /// Stored bytes by the time of their last request.
 struct UsageSurvey {
     last_requested: Arc<LastRequested>,
-    /// Collection without selectors → its last request, with any selectors; `u64::MAX` if a watch keeps it current.
-    collections: HashMap<Vec<u8>, u64>,
+    /// Collection without selectors → its last request, with any selectors; `Timestamp::MAX` if a watch keeps it current.
+    collections: HashMap<Vec<u8>, Timestamp>,
     /// Time of the last request (shifted) → bytes.
     times: BTreeMap<u64, u64>,
     shift: u32,
@@ -112,17 +113,17 @@ impl UsageSurvey {
         last_requested: Arc<LastRequested>,
         fed: &HashSet<Vec<u8>>,
     ) -> Result<Self, StoreError> {
-        let mut collections: HashMap<Vec<u8>, u64> = HashMap::new();
+        let mut collections: HashMap<Vec<u8>, Timestamp> = HashMap::new();
         snapshot.for_each_collection(|key, collection| {
             let at = collection
-                .map_or(0, |c: Collection| c.at)
+                .map_or(Timestamp::EPOCH, |c: Collection| c.at)
                 .max(last_requested.at(key));
             let last = collections
                 .entry(keys::without_selectors(key).to_vec())
                 .or_default();
             *last = at.max(*last);
         })?;
-        collections.extend(fed.iter().map(|key| (key.clone(), u64::MAX)));
+        collections.extend(fed.iter().map(|key| (key.clone(), Timestamp::MAX)));
         let mut survey = Self {
             last_requested,
             collections,
@@ -142,9 +143,12 @@ impl UsageSurvey {
         Ok(survey)
     }
 
-    fn count_bytes(&mut self, time: u64, bytes: u64) {
+    fn count_bytes(&mut self, time: Timestamp, bytes: u64) {
         self.live += bytes;
-        *self.times.entry(time >> self.shift).or_default() += bytes;
+        *self
+            .times
+            .entry(time.as_millis() >> self.shift)
+            .or_default() += bytes;
         while self.times.len() > MAX_TIMES {
             self.shift += 1;
             let finer = std::mem::take(&mut self.times);
@@ -155,7 +159,7 @@ impl UsageSurvey {
     }
 
     /// The last request of an object or of a collection that contains it: no object is evicted before its collections.
-    fn object_usage(&self, key: &[u8], stored_at: u64) -> u64 {
+    fn object_usage(&self, key: &[u8], stored_at: Timestamp) -> Timestamp {
         let mut time = stored_at.max(self.last_requested.at(key));
         let slashes = key
             .iter()
@@ -163,12 +167,13 @@ impl UsageSurvey {
             .filter(|(_, b)| **b == b'/')
             .map(|(at, _)| at + 1);
         for end in slashes.skip(1).take(2) {
-            time = time.max(self.collections.get(&key[..end]).copied().unwrap_or(0));
+            let collection = self.collections.get(&key[..end]).copied();
+            time = time.max(collection.unwrap_or_default());
         }
         time
     }
 
-    fn document_usage(&self, key: &[u8], at: u64) -> u64 {
+    fn document_usage(&self, key: &[u8], at: Timestamp) -> Timestamp {
         let cut = |mark: u8| {
             key.iter()
                 .position(|b| *b == mark)
@@ -180,14 +185,15 @@ impl UsageSurvey {
 
     /// The time up to which rows must be evicted to free `bytes`, and the bytes that this frees. Collections that a watch
     /// keeps current are never evicted.
-    fn usage_limit(&self, bytes: u64) -> Option<(u64, u64)> {
+    fn usage_limit(&self, bytes: u64) -> Option<(Timestamp, u64)> {
         let (mut freed, mut limit) = (0, None);
         for (time, some) in self.times.range(..u64::MAX >> self.shift) {
             if freed >= bytes {
                 break;
             }
             freed += some;
-            limit = Some((((time + 1) << self.shift) - 1, freed));
+            let last = ((time + 1) << self.shift) - 1;
+            limit = Some((Timestamp::from_millis(last), freed));
         }
         limit
     }
@@ -196,15 +202,15 @@ impl UsageSurvey {
     fn evict(
         &self,
         store: &Store,
-        limit: u64,
+        limit: Timestamp,
         continuity: &mut Continuity,
     ) -> Result<u64, StoreError> {
         let mut changes = Vec::new();
         store.snapshot()?.for_each_collection(|key, collection| {
             let at = collection
-                .map_or(0, |c| c.at)
+                .map_or(Timestamp::EPOCH, |c| c.at)
                 .max(self.last_requested.at(key));
-            let fed = self.collections.get(keys::without_selectors(key)) == Some(&u64::MAX);
+            let fed = self.collections.get(keys::without_selectors(key)) == Some(&Timestamp::MAX);
             if at <= limit && !fed {
                 changes.push(Change::Evict(Evicted::Collection(
                     CollectionKey::new(key).to_buf(),
@@ -233,7 +239,7 @@ impl UsageSurvey {
         &self,
         snapshot: &Snapshot,
         rows: Rows,
-        limit: u64,
+        limit: Timestamp,
         behind: &[u8],
     ) -> Result<(Vec<Change>, Vec<u8>), StoreError> {
         let (mut changes, mut last) = (Vec::new(), Vec::new());
@@ -284,7 +290,7 @@ impl Snapshot {
         &self,
         rows: Rows,
         behind: &[u8],
-        mut look: impl FnMut(&[u8], usize, u64) -> bool,
+        mut look: impl FnMut(&[u8], usize, Timestamp) -> bool,
     ) -> Result<(), StoreError> {
         let table = match rows {
             Rows::Objects => self.txn.open_table(OBJECTS)?,
@@ -293,12 +299,10 @@ impl Snapshot {
         for row in table.range::<&[u8]>((Bound::Excluded(behind), Bound::Unbounded))? {
             let (key, value) = row?;
             let at = match rows {
-                Rows::Objects => Record::read(value.value()).map_or(0, |record| record.stored_at),
-                Rows::Documents => {
-                    ResponseRecord::read(value.value()).map_or(0, |document| document.at)
-                }
+                Rows::Objects => Record::read(value.value()).map(|record| record.stored_at),
+                Rows::Documents => ResponseRecord::read(value.value()).map(|document| document.at),
             };
-            if !look(key.value(), value.value().len(), at) {
+            if !look(key.value(), value.value().len(), at.unwrap_or_default()) {
                 break;
             }
         }
@@ -380,7 +384,7 @@ impl SizeBudget {
         tracing::info!(
             evicted,
             freed,
-            "the store is full: what nobody has asked for longest has gone"
+            "the store is full: what nobody has last_requested for longest has gone"
         );
         if self.stayed > self.limit {
             Err(StoreError::Full(self.limit))

@@ -13,6 +13,7 @@ use crate::cache::record::{Collection, NewRecord, ResponseRecord, TypeHint};
 use crate::cache::store::{ListSource, Lookup, Store, StoreError};
 use crate::clock::Clock;
 use hublet_wire::media::Encoding;
+use hublet_wire::meta::Timestamp;
 
 const KIB: usize = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -22,9 +23,10 @@ fn key(name: &str) -> ObjectKeyBuf {
 }
 
 fn listed_at(at: u64) -> Observation {
+    let at = Timestamp::from_millis(at);
     Observation {
         requested_at: at,
-        not_before: 0,
+        not_before: Timestamp::EPOCH,
         not_after: at,
         source: ObservedBy::List,
     }
@@ -39,7 +41,12 @@ fn upsert(name: &str, (version, at): (u64, u64), len: usize) -> Change {
     let json = format!(
         r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"d","uid":"u","resourceVersion":"{version}"}},"spec":"{filler}"}}"#
     );
-    let record = NewRecord::json(json.as_bytes(), TypeHint::default(), at).unwrap();
+    let record = NewRecord::json(
+        json.as_bytes(),
+        TypeHint::default(),
+        Timestamp::from_millis(at),
+    )
+    .unwrap();
     Change::Upsert {
         key: key(name),
         record,
@@ -48,7 +55,12 @@ fn upsert(name: &str, (version, at): (u64, u64), len: usize) -> Change {
 }
 
 fn collection(version: u64, at: u64) -> Collection {
-    Collection::new(version, at, "PodList".to_owned(), "v1".to_owned())
+    Collection::new(
+        version,
+        Timestamp::from_millis(at),
+        "PodList".to_owned(),
+        "v1".to_owned(),
+    )
 }
 
 fn complete(version: u64, at: u64, names: &[String]) -> Change {
@@ -200,7 +212,7 @@ fn i14_beyond_the_budget_goes_what_nobody_has_asked_for_longest() {
             .unwrap();
         apply(&store, &changes, &mut continuity()).unwrap();
         if n == 10 {
-            asked.note(key("p0003").as_bytes(), 2_000_000);
+            asked.note(key("p0003").as_bytes(), Timestamp::from_millis(2_000_000));
         }
     }
     let known = |key: &[u8]| {
@@ -324,7 +336,7 @@ fn i14_a_flood_of_selections_evicts_its_own() {
     fill(&store, &names(2), KIB);
     let document = |key: String, at: u64| {
         let value = ResponseRecord {
-            at,
+            at: Timestamp::from_millis(at),
             content_type: "application/json",
             etag: "",
             body: b"{}",

@@ -2,6 +2,7 @@
 //! request, a status code and headers. Out: an [`Exchange`], by which `decode` reads the body, or why it isn't stored.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, header};
 
@@ -53,10 +54,10 @@ pub(crate) struct Exchange {
     /// The response shows the state at a resourceVersion from before the request: a further page, or
     /// `resourceVersionMatch=Exact`.
     pub historical: bool,
-    /// Time of the request, milliseconds since the epoch.
-    pub sent_at: u64,
+    /// Time of the request.
+    pub sent_at: Timestamp,
     /// Time of the response's head; the state that it shows is no newer.
-    pub answered_at: u64,
+    pub answered_at: Timestamp,
     /// The caller of a write; its response shows the object as written.
     pub author: Option<Arc<dyn Author>>,
 }
@@ -67,9 +68,9 @@ pub(crate) trait Author: std::fmt::Debug + Send + Sync {
     fn observe_object(&self, object: ObjectKey<'_>, now: Timestamp) -> Vec<Change>;
 }
 
-/// The longest that a watch cache is assumed to lag behind etcd, in milliseconds: an API server that lags longer fails its
+/// The longest that a watch cache is assumed to lag behind etcd: an API server that lags longer fails its
 /// own readiness check.
-const MAX_WATCH_CACHE_LAG: u64 = 60_000;
+const MAX_WATCH_CACHE_LAG: Duration = Duration::from_secs(60);
 
 /// True for resources that are remote procedure calls rather than objects (reviews, bindings): they are never stored.
 fn is_rpc(group: &str, plural: &str) -> bool {
@@ -80,8 +81,8 @@ fn is_rpc(group: &str, plural: &str) -> bool {
     }
 }
 
-/// Longest that the API server keeps an Event (`--event-ttl`), in milliseconds.
-pub(crate) const EVENT_TTL: u64 = 3_600_000;
+/// Longest that the API server keeps an Event (`--event-ttl`).
+pub(crate) const EVENT_TTL: Duration = Duration::from_secs(3600);
 
 /// True if objects of this `group/resource/` may be stored in another etcd than the cluster's, or in a server's memory, so
 /// that their resourceVersions can restart while the others' go on: aggregated APIs, which look like custom resources,
@@ -207,7 +208,7 @@ impl Exchange {
         request: &ApiRequest,
         status: u16,
         headers: &HeaderMap,
-        sent_at: u64,
+        sent_at: Timestamp,
     ) -> Result<Self, NotStored> {
         let encoding = reject_unstorable(request, headers)?;
         let options = request.options();
@@ -279,9 +280,9 @@ impl Exchange {
     /// The times of an object that the request names, as this response shows it.
     pub(super) fn observation(&self) -> Observation {
         let not_before = match (self.historical, self.consistent) {
-            (true, _) => 0,
+            (true, _) => Timestamp::EPOCH,
             (false, true) => self.sent_at,
-            (false, false) => self.sent_at.saturating_sub(MAX_WATCH_CACHE_LAG),
+            (false, false) => self.sent_at - MAX_WATCH_CACHE_LAG,
         };
         Observation {
             requested_at: self.sent_at,

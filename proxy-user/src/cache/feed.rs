@@ -73,9 +73,12 @@ pub(crate) mod testing {
     use crate::cache::continuity::Continuity;
     use crate::cache::record::{NewRecord, TypeHint};
     use crate::clock::Clock;
+    use hublet_wire::meta::Timestamp;
+
+    pub(super) const AT: Timestamp = Timestamp::from_millis(1);
 
     fn record(json: &str) -> NewRecord {
-        NewRecord::json(json.as_bytes(), TypeHint::default(), 1).expect("an object")
+        NewRecord::json(json.as_bytes(), TypeHint::default(), AT).expect("an object")
     }
 
     /// `objects`: keys and JSON.
@@ -85,7 +88,7 @@ pub(crate) mod testing {
         let upsert = |(key, json): &(String, String)| Change::Upsert {
             key: ObjectKey::new(key.as_bytes()).to_buf(),
             record: record(json),
-            observed: Observation::watch_event(1),
+            observed: Observation::watch_event(AT),
         };
         let changes: Vec<_> = objects.iter().map(upsert).collect();
         apply(&store, &changes, &mut Continuity::new(Clock::default())).expect("applied");
@@ -126,8 +129,8 @@ mod tests {
             br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"5"}}"#;
         Change::Upsert {
             key: ObjectKey::new(key.as_bytes()).to_buf(),
-            record: NewRecord::json(json, TypeHint::default(), 1).expect("an object"),
-            observed: Observation::watch_event(1),
+            record: NewRecord::json(json, TypeHint::default(), testing::AT).expect("an object"),
+            observed: Observation::watch_event(testing::AT),
         }
     }
 
@@ -140,7 +143,7 @@ mod tests {
             Change::Delete {
                 key: ObjectKey::new(b"/pods/n/b").to_buf(),
                 version: 1,
-                observed: Observation::watch_event(1),
+                observed: Observation::watch_event(testing::AT),
             },
         ];
         store.feed().publish_observed(&changes);

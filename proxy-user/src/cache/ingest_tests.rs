@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use hublet_wire::list::{ListHead, push_protobuf_item};
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{ResourceVersion, TypeMeta};
+use hublet_wire::meta::{ResourceVersion, Timestamp, TypeMeta};
 use hublet_wire::protobuf::{encode_envelope, put_bytes};
 use hublet_wire::watch::{Bookmark, BookmarkPlace, EventType, push_frame};
 use proptest::collection::vec;
@@ -30,8 +31,8 @@ const POD: TypeMeta<'static> = TypeMeta {
 /// Version of the cluster before its history, and of nothing in it.
 const FIRST: u64 = 10;
 /// When the first response comes, and how long after it the next.
-const START: u64 = 1_000_000;
-const PACE: u64 = 1_000;
+const START: Timestamp = Timestamp::from_millis(1_000_000);
+const PACE: Duration = Duration::from_secs(1);
 
 /// A write to an object of the cluster, which makes the next version.
 #[derive(Debug, Clone, Copy)]
@@ -289,7 +290,7 @@ struct Comparison {
     lists: ListAssembler,
     /// The same, for bodies that come in one chunk.
     unchunked: ListAssembler,
-    now: u64,
+    now: Timestamp,
     /// How many writes the cluster has seen.
     writes: usize,
 }
@@ -310,7 +311,7 @@ impl Comparison {
 
     fn fetch(&mut self, step: &Step) {
         self.writes = self.writes.max(step.now.index(self.history.0.len() + 1));
-        self.now += PACE;
+        self.now = self.now + PACE;
         match step.fetch {
             Fetch::List => self.list("", self.writes, step),
             Fetch::StaleList(at) => {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use hublet_wire::meta::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::cache::change::Change;
@@ -26,11 +27,11 @@ pub(super) enum Message {
         /// Room in the queue.
         permit: OwnedSemaphorePermit,
         /// Ordering against 404s uses this time, so the delayed writer must not take it.
-        received_at: u64,
+        received_at: Timestamp,
     },
     End {
         id: CaptureId,
-        received_at: u64,
+        received_at: Timestamp,
     },
     Abort(CaptureId),
     Changes(Vec<Change>),

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use hublet_wire::meta::Timestamp;
+
 use super::change::{Change, Observation};
 use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::Collection;
@@ -21,7 +23,7 @@ pub(crate) struct PartialList {
     /// The keys of its objects so far.
     pub members: Vec<ObjectKeyBuf>,
     /// Time of the last page.
-    pub received_at: u64,
+    pub received_at: Timestamp,
     /// Of the first page.
     pub observed: Observation,
     /// The token that the page was requested with; empty for the first.
@@ -102,10 +104,10 @@ mod tests {
     fn page(continue_token: &str, next: &str, version: u64) -> PartialList {
         PartialList {
             collection: CollectionKey::new(b"c").to_buf(),
-            record: Collection::new(version, 0, "L".into(), "v1".into()),
+            record: Collection::new(version, Timestamp::EPOCH, "L".into(), "v1".into()),
             members: vec![ObjectKeyBuf::join(b"/pods/", "", continue_token)],
-            received_at: 0,
-            observed: Observation::watch_event(0),
+            received_at: Timestamp::EPOCH,
+            observed: Observation::watch_event(Timestamp::EPOCH),
             continue_token: continue_token.into(),
             next: next.into(),
         }

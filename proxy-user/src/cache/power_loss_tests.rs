@@ -37,7 +37,7 @@ fn batches() -> Vec<Vec<Change>> {
             status,
             encoding: Encoding::Json,
             body: body.as_bytes(),
-            at,
+            at: Timestamp::from_millis(at),
         };
         response.decode(lists, &[])
     };

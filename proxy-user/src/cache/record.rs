@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::variants;
 use hublet_wire::list::{protobuf_item_len, push_protobuf_item};
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{Meta, TypeMeta};
+use hublet_wire::meta::{Meta, Timestamp, TypeMeta};
 use hublet_wire::{CodecError, json, protobuf};
 
 /// Version of the format of everything in this module. A store with another number is renamed and an empty one begun.
@@ -21,8 +21,8 @@ pub(crate) struct Record<'a> {
     pub encoding: Encoding,
     /// resourceVersion.
     pub version: u64,
-    /// Time of the API server's response, milliseconds since the epoch.
-    pub stored_at: u64,
+    /// Time of the API server's response.
+    pub stored_at: Timestamp,
     /// `apiVersion`.
     pub api_version: &'a str,
     /// `kind`.
@@ -63,7 +63,7 @@ impl<'a> Record<'a> {
         (item.0.checked_add(item.1)? <= rest.len()).then_some(Self {
             encoding,
             version: number(8),
-            stored_at: number(16),
+            stored_at: Timestamp::from_millis(number(16)),
             api_version,
             kind,
             uid,
@@ -78,7 +78,7 @@ impl<'a> Record<'a> {
         Self {
             encoding,
             version: 1,
-            stored_at: 0,
+            stored_at: Timestamp::EPOCH,
             api_version: "",
             kind: "",
             uid: "",
@@ -147,7 +147,11 @@ impl NewRecord {
     ///
     /// # Errors
     /// Not an object with a name and a numeric resourceVersion.
-    pub(crate) fn json(bytes: &[u8], hint: TypeHint<'_>, at: u64) -> Result<Self, CodecError> {
+    pub(crate) fn json(
+        bytes: &[u8],
+        hint: TypeHint<'_>,
+        at: Timestamp,
+    ) -> Result<Self, CodecError> {
         let bytes = bytes.trim_ascii();
         let head = json::parse_head(bytes)?;
         let bare = head.kind.is_empty();
@@ -187,7 +191,7 @@ impl NewRecord {
     ///
     /// # Errors
     /// As [`NewRecord::json`].
-    pub(crate) fn protobuf(bytes: &[u8], at: u64) -> Result<Self, CodecError> {
+    pub(crate) fn protobuf(bytes: &[u8], at: Timestamp) -> Result<Self, CodecError> {
         let unknown = protobuf::Unknown::parse(bytes)?;
         let meta = protobuf::parse_object_meta(unknown.raw)?;
         let hint = TypeHint {
@@ -206,7 +210,7 @@ impl NewRecord {
     pub(crate) fn protobuf_item(
         raw: &[u8],
         hint: TypeHint<'_>,
-        at: u64,
+        at: Timestamp,
     ) -> Result<Self, CodecError> {
         Self::protobuf(
             &protobuf::encode_envelope(
@@ -254,7 +258,7 @@ impl NewRecord {
         ];
         value.extend_from_slice(&[FORMAT, encoding as u8, 0, lens[0], lens[1], lens[2], 0, 0]);
         value.extend_from_slice(&version.to_le_bytes());
-        value.extend_from_slice(&body.at.to_le_bytes());
+        value.extend_from_slice(&body.at.as_millis().to_le_bytes());
         value.extend_from_slice(&long(body.item.0)?.to_le_bytes());
         value.extend_from_slice(&long(body.item.1)?.to_le_bytes());
         for text in [kind.api_version, kind.kind, &meta.uid] {
@@ -276,16 +280,29 @@ struct Body<'a> {
     bytes: &'a [u8],
     /// Offset and length of the object without its type and newline.
     item: (usize, usize),
-    at: u64,
+    at: Timestamp,
 }
 
 /// An object that does not exist: the API server answered 404, or reported its deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Absence {
-    /// Time of that response or event, milliseconds since the epoch.
-    pub at: u64,
+    /// Time of that response or event.
+    pub at: Timestamp,
     /// resourceVersion of the deletion; 0 for a 404, which has none.
     pub version: u64,
+}
+
+impl Absence {
+    /// Reads a row of the table of absences.
+    pub(crate) const fn from_row((at, version): (u64, u64)) -> Self {
+        let at = Timestamp::from_millis(at);
+        Self { at, version }
+    }
+
+    /// The row for the table of absences.
+    pub(crate) const fn to_row(self) -> (u64, u64) {
+        (self.at.as_millis(), self.version)
+    }
 }
 
 /// The state of a list as a whole.
@@ -293,8 +310,8 @@ pub(crate) struct Absence {
 pub(crate) struct Collection {
     /// The list's resourceVersion, advanced by watches.
     pub version: u64,
-    /// Time of the API server's last response, milliseconds since the epoch.
-    pub at: u64,
+    /// Time of the API server's last response.
+    pub at: Timestamp,
     /// The list's `kind`.
     pub kind: String,
     /// The list's `apiVersion`.
@@ -320,7 +337,7 @@ pub(crate) struct Collection {
 
 impl Collection {
     /// The state of a complete list that was just received.
-    pub(crate) fn new(version: u64, at: u64, kind: String, api_version: String) -> Self {
+    pub(crate) fn new(version: u64, at: Timestamp, kind: String, api_version: String) -> Self {
         let unstructured = false;
         Self {
             version,
@@ -345,8 +362,8 @@ impl Collection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ResponseRecord<'a> {
-    /// Time of the API server's response, milliseconds since the epoch.
-    pub at: u64,
+    /// Time of the API server's response.
+    pub at: Timestamp,
     /// `Content-Type`.
     pub content_type: &'a str,
     /// `ETag`, empty when none.
@@ -360,7 +377,7 @@ impl<'a> ResponseRecord<'a> {
     pub(crate) fn write(&self) -> Vec<u8> {
         let mut value =
             Vec::with_capacity(16 + self.content_type.len() + self.etag.len() + self.body.len());
-        value.extend_from_slice(&self.at.to_le_bytes());
+        value.extend_from_slice(&self.at.as_millis().to_le_bytes());
         for text in [self.content_type, self.etag] {
             let len = u16::try_from(text.len()).unwrap_or(0);
             value.extend_from_slice(&len.to_le_bytes());
@@ -381,7 +398,7 @@ impl<'a> ResponseRecord<'a> {
         };
         let (content_type, etag) = (text()?, text()?);
         Some(Self {
-            at: u64::from_le_bytes(*at),
+            at: Timestamp::from_millis(u64::from_le_bytes(*at)),
             content_type,
             etag,
             body: rest,
@@ -393,6 +410,7 @@ impl<'a> ResponseRecord<'a> {
 mod tests {
     use super::*;
 
+    const AT: Timestamp = Timestamp::from_millis(5);
     const HINT: TypeHint<'_> = TypeHint {
         api_version: "v1",
         kind: "Pod",
@@ -401,16 +419,16 @@ mod tests {
     #[test]
     fn a_built_in_item_becomes_the_answer_to_a_get_and_back() {
         let item = br#"{"metadata":{"name":"a","namespace":"d","uid":"u","resourceVersion":"7"},"spec":{}}"#;
-        let new = NewRecord::json(item, HINT, 5).unwrap();
+        let new = NewRecord::json(item, HINT, AT).unwrap();
         let record = Record::read(&new.value).unwrap();
         let whole = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"d","uid":"u","resourceVersion":"7"},"spec":{}}"#;
         assert_eq!(record.body.trim_ascii_end(), whole);
-        assert_eq!((record.version, record.stored_at, record.uid), (7, 5, "u"));
+        assert_eq!((record.version, record.stored_at, record.uid), (7, AT, "u"));
         let mut out = Vec::new();
         record.push_item(&mut out, false);
         assert_eq!(out, item);
         // And the same from a GET.
-        let got = NewRecord::json(&[&whole[..], b"\n"].concat(), TypeHint::default(), 5).unwrap();
+        let got = NewRecord::json(&[&whole[..], b"\n"].concat(), TypeHint::default(), AT).unwrap();
         assert_eq!(got, new);
     }
 
@@ -418,7 +436,7 @@ mod tests {
     fn a_custom_resource_stays_as_it_came() {
         let cr =
             br#"{"apiVersion":"x/v1","kind":"Y","metadata":{"name":"a","resourceVersion":"7"}}"#;
-        let new = NewRecord::json(cr, HINT, 5).unwrap();
+        let new = NewRecord::json(cr, HINT, AT).unwrap();
         let record = Record::read(&new.value).unwrap();
         assert_eq!((record.api_version, record.kind), ("x/v1", "Y"));
         let mut out = Vec::new();
@@ -431,7 +449,7 @@ mod tests {
     fn protobuf_items_are_wrapped_and_unwrapped() {
         let mut raw = Vec::new();
         protobuf::put_bytes(&mut raw, 1, b"\x0a\x01a\x32\x017");
-        let new = NewRecord::protobuf_item(&raw, HINT, 5).unwrap();
+        let new = NewRecord::protobuf_item(&raw, HINT, AT).unwrap();
         assert_eq!((&*new.name, new.version), ("a", 7));
         let record = Record::read(&new.value).unwrap();
         let (mut out, mut expected) = (Vec::new(), Vec::new());
@@ -448,7 +466,7 @@ mod tests {
             r#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":"a","resourceVersion":"7"}}"#,
             r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a"}}"#,
         ] {
-            assert!(NewRecord::json(bad.as_bytes(), HINT, 0).is_err(), "{bad}");
+            assert!(NewRecord::json(bad.as_bytes(), HINT, AT).is_err(), "{bad}");
         }
         for cut in 0..HEADER {
             assert!(Record::read(&[FORMAT; HEADER][..cut]).is_none());
@@ -458,7 +476,7 @@ mod tests {
     #[test]
     fn documents_read_back() {
         let doc = ResponseRecord {
-            at: 3,
+            at: AT,
             content_type: "application/json",
             etag: "\"e\"",
             body: b"{}",

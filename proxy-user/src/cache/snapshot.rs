@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use hublet_wire::meta::Timestamp;
 use redb::ReadTransaction;
 
 use crate::cache::error::StoreError;
@@ -22,7 +23,7 @@ use crate::cache::walk::{Members, Walk, behind};
 pub(crate) enum Lookup<T> {
     Found(T),
     /// The API server answered 404, or reported the deletion, at this time.
-    Absent(u64),
+    Absent(Timestamp),
     Unknown,
 }
 
@@ -31,8 +32,8 @@ pub(crate) enum Lookup<T> {
 pub(crate) struct Covered {
     /// The resourceVersion.
     pub version: u64,
-    /// The time, in milliseconds since the epoch.
-    pub until: u64,
+    /// The time.
+    pub until: Timestamp,
 }
 
 /// Snapshots that readers hold.
@@ -85,7 +86,11 @@ impl Snapshot {
             let record = Record::read(value.value()).ok_or(StoreError::Damaged)?;
             return Ok(Lookup::Found(read(record)));
         }
-        let absent = self.txn.open_table(ABSENT)?.get(key)?.map(|v| v.value().0);
+        let absent = self
+            .txn
+            .open_table(ABSENT)?
+            .get(key)?
+            .map(|v| Absence::from_row(v.value()).at);
         Ok(absent.map_or(Lookup::Unknown, Lookup::Absent))
     }
 
@@ -220,7 +225,7 @@ impl Snapshot {
         &self,
         prefix: &[u8],
         version: u64,
-        at: u64,
+        at: Timestamp,
     ) -> Result<bool, StoreError> {
         let end = if prefix.ends_with(b"/") {
             keys::end_of(prefix)
@@ -237,7 +242,7 @@ impl Snapshot {
             }
         }
         for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
-            if row?.1.value().0 > at {
+            if Absence::from_row(row?.1.value()).at > at {
                 return Ok(true);
             }
         }
@@ -285,11 +290,11 @@ impl Snapshot {
         &self,
         prefix: &[u8],
         covered: Covered,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<Timestamp>, StoreError> {
         let (end, mut last) = (keys::end_of(prefix), None);
         for row in self.txn.open_table(ABSENT)?.range(prefix..end.as_slice())? {
-            let (at, version) = row?.1.value();
-            last = last.max(covered.beyond(Absence { at, version }));
+            let absence = Absence::from_row(row?.1.value());
+            last = last.max(covered.beyond(absence));
         }
         Ok(last)
     }
@@ -302,7 +307,7 @@ impl Snapshot {
         &self,
         collection: CollectionKey<'_>,
         covered: Covered,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<Timestamp>, StoreError> {
         let start = collection.member_prefix();
         let end = keys::end_of(&start);
         let (absent, mut last) = (self.txn.open_table(ABSENT)?, None);
@@ -314,8 +319,7 @@ impl Snapshot {
             let Some(gone) = absent.get(&row?.0.value()[start.len()..])? else {
                 continue;
             };
-            let (at, version) = gone.value();
-            last = last.max(covered.beyond(Absence { at, version }));
+            last = last.max(covered.beyond(Absence::from_row(gone.value())));
         }
         Ok(last)
     }
@@ -388,7 +392,7 @@ impl Snapshot {
 
 impl Covered {
     /// The time of an absence that is not covered.
-    fn beyond(self, absence: Absence) -> Option<u64> {
+    fn beyond(self, absence: Absence) -> Option<Timestamp> {
         (absence.at > self.until || absence.version > self.version).then_some(absence.at)
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, Uri};
 use hublet_wire::media::Encoding;
+use hublet_wire::meta::Timestamp;
 use hublet_wire::request::{RequestInfo, Verb};
 use parking_lot::Mutex;
 use redb::{Key, ReadTransaction, TableDefinition, Value};
@@ -31,7 +32,7 @@ pub(super) struct Response<'a> {
     pub encoding: Encoding,
     pub body: &'a [u8],
     /// Time of the request, and of everything in the response.
-    pub at: u64,
+    pub at: Timestamp,
 }
 
 impl Response<'_> {

@@ -54,7 +54,7 @@ impl Bench {
         }
         let info = RequestInfo::parse(&method, &uri);
         let request = info.understood().unwrap();
-        let asked = self.cache.clock.now() - ago;
+        let asked = self.cache.clock.now() - Duration::from_millis(ago);
         if let Ok(exchange) = Exchange::of(request, status, &headers, asked) {
             let mut capture = self.cache.capture(exchange).unwrap();
             for chunk in body.chunks(100) {

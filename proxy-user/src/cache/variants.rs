@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use hublet_wire::CodecError;
+use hublet_wire::meta::Timestamp;
 
 /// Most bytes of a body that are searched for its kind and apiVersion, which precede everything else.
 const BEGINNING: usize = 512;
@@ -111,8 +112,8 @@ struct Name {
 struct Waiting {
     key: Vec<u8>,
     version: String,
-    sent_at: u64,
-    received_at: u64,
+    sent_at: Timestamp,
+    received_at: Timestamp,
     /// The body up to the rows.
     head: String,
     rows: Vec<u8>,
@@ -130,7 +131,7 @@ pub(crate) struct PageHead<'a> {
     /// `metadata.resourceVersion`.
     pub version: &'a str,
     /// Time of the page's request.
-    pub sent_at: u64,
+    pub sent_at: Timestamp,
     /// The token that it was requested with; empty for the first page.
     pub continue_token: &'a str,
     /// The token of the next page; empty behind the last.
@@ -142,7 +143,7 @@ pub(crate) struct AssembledVariant {
     /// Its key in the store.
     pub key: Vec<u8>,
     /// Time of its first page's request.
-    pub sent_at: u64,
+    pub sent_at: Timestamp,
     /// The body, as the API server writes it without pages.
     pub body: Vec<u8>,
 }
@@ -266,7 +267,7 @@ mod tests {
             kind: "Table",
             api_version: "meta.k8s.io/v1",
             version,
-            sent_at: 5,
+            sent_at: Timestamp::from_millis(5),
             continue_token,
             next,
         }

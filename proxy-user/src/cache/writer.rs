@@ -55,8 +55,8 @@ struct OpenResponse {
     author: Option<Arc<dyn Author>>,
     /// Buffered bytes, when last counted.
     held: usize,
-    /// Time of the last bytes, milliseconds since the epoch.
-    at: u64,
+    /// Time of the last bytes.
+    at: Timestamp,
 }
 
 /// Decodes captured responses and applies their changes to the store. Lives on one thread.
@@ -233,7 +233,7 @@ impl Writer {
         );
     }
 
-    fn push_data(&mut self, id: CaptureId, bytes: &[u8], now: u64) {
+    fn push_data(&mut self, id: CaptureId, bytes: &[u8], now: Timestamp) {
         let pushed = self.decoders.get_mut(&id).map(|open_response| {
             open_response.at = now;
             open_response.decoder.push(bytes, now, &mut self.changes)
@@ -245,7 +245,7 @@ impl Writer {
         self.limit_copies(id);
     }
 
-    fn end_response(&mut self, id: CaptureId, now: u64) {
+    fn end_response(&mut self, id: CaptureId, now: Timestamp) {
         let before = self.changes.len();
         let author = self
             .decoders
@@ -261,7 +261,7 @@ impl Writer {
     }
 
     /// Adds the author's grants to the objects that the response to its write has shown: those of the changes from `from` on.
-    fn shown_to(&mut self, author: &dyn Author, from: usize, now: u64) {
+    fn shown_to(&mut self, author: &dyn Author, from: usize, now: Timestamp) {
         let key = |change: &Change| {
             if let Change::Upsert { key, .. } = change {
                 Some(key.clone())
@@ -275,7 +275,7 @@ impl Writer {
             .collect::<Vec<_>>()
         {
             self.changes
-                .append(&mut author.observe_object(key.as_key(), Timestamp::from_millis(now)));
+                .append(&mut author.observe_object(key.as_key(), now));
         }
     }
 

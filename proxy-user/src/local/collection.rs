@@ -1,7 +1,5 @@
 //! Complete collections in the store: those that may answer a list or a watch (I2).
 
-use std::time::Duration;
-
 use super::error::LocalError;
 use super::{Local, LocalRequest};
 use crate::cache::exchange::{EVENT_TTL, is_event};
@@ -29,7 +27,7 @@ pub(super) struct CompleteCollection {
 impl CompleteCollection {
     /// The time at which the cloud listed it, or a watch last carried it on.
     pub(super) fn listed_at(&self) -> Timestamp {
-        Timestamp::from_millis(self.collection.at)
+        self.collection.at
     }
 
     /// A cursor over the objects, in this snapshot.
@@ -80,11 +78,10 @@ impl CompleteCollection {
             until: self.collection.at,
         };
         let snapshot = &self.snapshot;
-        let last = match &self.selection {
-            Some(key) => snapshot.last_member_deletion_beyond(key.as_key(), covered)?,
-            None => snapshot.last_deletion_beyond(self.prefix.as_bytes(), covered)?,
-        };
-        Ok(last.map(Timestamp::from_millis))
+        match &self.selection {
+            Some(key) => snapshot.last_member_deletion_beyond(key.as_key(), covered),
+            None => snapshot.last_deletion_beyond(self.prefix.as_bytes(), covered),
+        }
     }
 
     /// The encoding of the answer: one that the client accepts and that every object is stored in.
@@ -164,10 +161,7 @@ impl Local {
             (collection, key, None)
         };
         let collection = collection
-            .filter(|collection| {
-                let listed_at = Timestamp::from_millis(collection.at);
-                !self.has_expired(request.scope(), listed_at)
-            })
+            .filter(|collection| !self.has_expired(request.scope(), collection.at))
             .ok_or_else(|| request.not_cached())?;
         Ok(CompleteCollection {
             snapshot,
@@ -182,7 +176,7 @@ impl Local {
 
     /// Events that the API server has deleted by now are no longer known.
     pub(super) fn has_expired(&self, key: &[u8], at: Timestamp) -> bool {
-        is_event(key) && self.store.now() - at >= Duration::from_millis(EVENT_TTL)
+        is_event(key) && self.store.now() - at >= EVENT_TTL
     }
 }
 

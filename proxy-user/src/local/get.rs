@@ -59,14 +59,14 @@ impl Local {
                     stored.content_type()
                 )))
             }
-            Lookup::Absent(at) => self.not_found(&allowed, Timestamp::from_millis(at)),
+            Lookup::Absent(at) => self.not_found(&allowed, at),
             Lookup::Found(Extract::TooOld) | Lookup::Unknown => Err(allowed.not_cached()),
         }
     }
 
     fn extract(&self, request: &LocalRequest<'_>, record: &Record<'_>) -> Extract {
         let encoding = record.encoding;
-        let stored_at = Timestamp::from_millis(record.stored_at);
+        let stored_at = record.stored_at;
         let wanted = parse_version(request.request().resource_version()).unwrap_or(0);
         if record.api_version != request.request().api_version() {
             Extract::OtherVersion(record.api_version.to_owned())

@@ -9,7 +9,6 @@ use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
 use crate::cache::exchange::nonresource_key;
 use hublet_wire::media::clause_rank;
-use hublet_wire::meta::Timestamp;
 
 impl Local {
     pub(super) async fn nonresource(
@@ -24,11 +23,7 @@ impl Local {
         let key = format!("{path}\n{content_type}");
         let document = snapshot.document(key.as_bytes(), |document| {
             let body = Bytes::copy_from_slice(document.body);
-            (
-                Timestamp::from_millis(document.at),
-                document.etag.to_owned(),
-                body,
-            )
+            (document.at, document.etag.to_owned(), body)
         })?;
         let (at, etag, body) = document.ok_or_else(|| allowed.not_cached())?;
 

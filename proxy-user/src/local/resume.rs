@@ -124,9 +124,7 @@ impl Changes {
             return;
         }
         if record.version > self.covered {
-            self.last_beyond = self
-                .last_beyond
-                .max(Some(Timestamp::from_millis(record.stored_at)));
+            self.last_beyond = self.last_beyond.max(Some(record.stored_at));
             return;
         }
         self.bytes += record.body.len();
@@ -221,10 +219,10 @@ impl Local {
         let scope = allowed.scope();
         let covered = Covered {
             version: from,
-            until: u64::MAX,
+            until: Timestamp::MAX,
         };
         let deletion = snapshot.last_deletion_beyond(scope, covered)?;
-        Ok(deletion.is_some() || snapshot.has_changed_since(scope, from, u64::MAX)?)
+        Ok(deletion.is_some() || snapshot.has_changed_since(scope, from, Timestamp::MAX)?)
     }
 }
 

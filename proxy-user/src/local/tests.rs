@@ -120,7 +120,7 @@ impl Bench {
         let exchange = self.with_request(uri, &HeaderMap::new(), |request| {
             let response = ObservedResponse {
                 status,
-                requested_at: Timestamp::from_millis(requested_at),
+                requested_at,
             };
             self.authorizer
                 .observe_response(&request.attributes, response);

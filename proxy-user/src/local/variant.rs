@@ -60,7 +60,7 @@ impl Local {
     ) -> Result<bool, StoreError> {
         let scope = keys::without_selectors(request.scope());
         Ok(!self.has_expired(scope, variant.at)
-            && !snapshot.has_changed_since(scope, variant.version, variant.at.as_millis())?
+            && !snapshot.has_changed_since(scope, variant.version, variant.at)?
             && !snapshot.has_lost_since(scope, variant.version)?
             && !shows_missing_object(snapshot, request.scope(), variant)?)
     }
@@ -74,10 +74,7 @@ fn find_variant(
     for form in requested_variants(request.headers) {
         let key = variant_key(request.scope(), &api_version, &form);
         let stored = snapshot.document(&key, |document| {
-            (
-                Timestamp::from_millis(document.at),
-                Bytes::copy_from_slice(document.body),
-            )
+            (document.at, Bytes::copy_from_slice(document.body))
         })?;
         if let Some((at, body)) = stored {
             let version = json::parse_head(&body)

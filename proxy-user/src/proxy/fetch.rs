@@ -45,7 +45,7 @@ impl Proxy {
         let (head, body) = response.into_parts();
         let observed = ObservedResponse {
             status: head.status.as_u16(),
-            requested_at: Timestamp::from_millis(requested_at),
+            requested_at,
         };
         self.record_decision(call, observed);
         let is_pending = class == ConnectionClass::Dedicated && self.is_pending(call, &mut permit);
@@ -129,7 +129,7 @@ impl Proxy {
         call: &Call,
         dry_run: DryRun,
         head: &Head,
-        requested_at: u64,
+        requested_at: Timestamp,
     ) -> Option<Capture> {
         match self.storable_exchange(call, dry_run, head, requested_at) {
             Ok(exchange) => self.stages.cache.capture(exchange),
@@ -145,7 +145,7 @@ impl Proxy {
         call: &Call,
         dry_run: DryRun,
         head: &Head,
-        requested_at: u64,
+        requested_at: Timestamp,
     ) -> Result<Exchange, NotStored> {
         if self.policy.working_mode == WorkingMode::Cloud {
             return Err(NotStored::WorkingMode);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use hublet_wire::meta::Timestamp;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,7 @@ pub(crate) struct Caller {
     /// Responses with a status of 400 or more.
     errors: AtomicU64,
     /// Milliseconds since the epoch.
+    /// [`Timestamp`] in milliseconds.
     last_connect: AtomicU64,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
@@ -126,7 +128,7 @@ impl Caller {
             process: self.process.clone(),
             address: self.address,
             port: self.port,
-            last_connect_time: to_datetime(self.last_connect.load(Relaxed)),
+            last_connect_time: to_datetime(Timestamp::from_millis(self.last_connect.load(Relaxed))),
             counts: self.counts(),
         }
     }
@@ -180,13 +182,13 @@ impl Callers {
         }
     }
 
-    /// Remembers the caller of a connection. `now` is in milliseconds since the epoch.
+    /// Remembers the caller of a connection.
     pub(crate) fn accepted(
         &self,
         process: Option<&Process>,
         address: SocketAddr,
         port: Port,
-        now: u64,
+        now: Timestamp,
     ) -> Arc<Caller> {
         let mut last = self.last.lock();
         let known = last
@@ -195,7 +197,7 @@ impl Callers {
             .and_then(|index| last.remove(index));
         let caller = known.unwrap_or_else(|| Arc::new(self.create(process, address, port)));
         caller.connections.fetch_add(1, Relaxed);
-        caller.last_connect.store(now, Relaxed);
+        caller.last_connect.store(now.as_millis(), Relaxed);
         last.push_front(Arc::clone(&caller));
         last.truncate(MAX_CALLERS);
         caller
@@ -241,10 +243,10 @@ mod tests {
     #[test]
     fn connections_of_one_address_are_one_caller_and_the_latest_is_first() {
         let callers = Callers::default();
-        let first = callers.accepted(None, address(1), Port::Plain, 1);
-        callers.accepted(None, address(2), Port::Plain, 2);
-        callers.accepted(None, address(1), Port::Secure, 3);
-        let again = callers.accepted(None, address(1), Port::Plain, 4);
+        let first = callers.accepted(None, address(1), Port::Plain, Timestamp::from_millis(1));
+        callers.accepted(None, address(2), Port::Plain, Timestamp::from_millis(2));
+        callers.accepted(None, address(1), Port::Secure, Timestamp::from_millis(3));
+        let again = callers.accepted(None, address(1), Port::Plain, Timestamp::from_millis(4));
         assert!(Arc::ptr_eq(&first, &again));
         let list = callers.list();
         assert_eq!(list.len(), 3);
@@ -256,9 +258,9 @@ mod tests {
     #[test]
     fn callers_are_bounded_and_bytes_of_forgotten_ones_still_count() {
         let callers = Callers::default();
-        let first = callers.accepted(None, address(0), Port::Plain, 0);
+        let first = callers.accepted(None, address(0), Port::Plain, Timestamp::EPOCH);
         for last in 1..=u8::MAX {
-            callers.accepted(None, address(last), Port::Plain, 0);
+            callers.accepted(None, address(last), Port::Plain, Timestamp::EPOCH);
         }
         assert_eq!(callers.list().len(), MAX_CALLERS);
         first.add_received(7);
@@ -269,7 +271,7 @@ mod tests {
 
     #[test]
     fn responses_of_400_and_more_are_errors() {
-        let caller = Callers::default().accepted(None, address(1), Port::Plain, 0);
+        let caller = Callers::default().accepted(None, address(1), Port::Plain, Timestamp::EPOCH);
         for status in [200, 304, 404, 503] {
             caller.add_request(status);
         }
@@ -279,8 +281,8 @@ mod tests {
     #[test]
     fn a_caller_is_warned_of_once_whatever_its_port() {
         let callers = Callers::default();
-        let plain = callers.accepted(None, address(1), Port::Plain, 0);
-        let secure = callers.accepted(None, address(1), Port::Secure, 0);
+        let plain = callers.accepted(None, address(1), Port::Plain, Timestamp::EPOCH);
+        let secure = callers.accepted(None, address(1), Port::Secure, Timestamp::EPOCH);
         let first = plain.admit_warning(WarningKind::Forbidden);
         assert_eq!(first, Some(Suppressed(0)));
         assert_eq!(secure.admit_warning(WarningKind::Forbidden), None);

@@ -209,6 +209,7 @@ mod tests {
     use super::super::Port;
     use super::super::registry::encode_metrics;
     use super::*;
+    use hublet_wire::meta::Timestamp;
 
     fn description() -> Description {
         Description {
@@ -219,7 +220,9 @@ mod tests {
 
     fn caller(metrics: &Metrics) -> Arc<Caller> {
         let address = ([10, 0, 0, 1], 40_000).into();
-        metrics.callers.accepted(None, address, Port::Secure, 0)
+        metrics
+            .callers
+            .accepted(None, address, Port::Secure, Timestamp::EPOCH)
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! later contradicts them, the cluster was replaced or its etcd restored from a backup, and the later response counts
 //! (`continuity`).
 
+use std::time::Duration;
+
 use redb::ReadableTable;
 
 use super::{Batch, MAX_ABSENT, MAX_COLLECTIONS, form_key};
@@ -13,8 +15,12 @@ use crate::cache::record::{Absence, Collection, NewRecord, Record, ResponseRecor
 use crate::cache::store::StoreError;
 use crate::cache::tables::CLUSTER;
 use hublet_wire::media::Encoding;
+use hublet_wire::meta::Timestamp;
 
 use super::ReadableTableMetadata;
+
+/// An unchanged answer is written again once the stored one is this old: its age alone is not worth a write each time.
+const MIN_REWRITE_AGE: Duration = Duration::from_secs(10);
 
 impl Batch<'_> {
     pub(super) fn upsert_object(
@@ -31,10 +37,9 @@ impl Batch<'_> {
         if stored.is_none() && self.is_unlisted(key, new.version, observed)? {
             return Ok(());
         }
-        let gone = self.absent.get(key.as_bytes())?.map(|v| v.value());
+        let gone = self.read_absence(key)?;
         if let Some(gone) = gone {
-            let (at, version) = gone;
-            if !self.is_back(key, Absence { at, version }, new.version, observed) {
+            if !self.is_back(key, gone, new.version, observed) {
                 return Ok(());
             }
             self.absent.remove(key.as_bytes())?;
@@ -115,7 +120,7 @@ impl Batch<'_> {
             self.continuity.clear_contradiction(key.as_bytes());
             // Of one version the JSON copy is kept, since every client accepts JSON. A newer time alone isn't worth a write.
             let json = new.encoding == Encoding::Json;
-            let fresh = json == old.is_json && new.stored_at < old.at + 10_000;
+            let fresh = json == old.is_json && new.stored_at < old.at + MIN_REWRITE_AGE;
             return Ok(!(old.is_json && !json || fresh));
         }
         let certain = |continuity: &mut super::Continuity| {
@@ -160,10 +165,12 @@ impl Batch<'_> {
             self.put_collection(key.as_key(), &collection)?;
         }
         let continuity = &self.continuity;
-        let stays =
-            |at: u64, since: u64| since <= version || continuity.past(at) >= observed.requested_at;
-        self.absent
-            .retain_in(resource..end.as_slice(), |_, (at, since)| stays(at, since))?;
+        let stays = |gone: Absence| {
+            gone.version <= version || continuity.past(gone.at) >= observed.requested_at
+        };
+        self.absent.retain_in(resource..end.as_slice(), |_, row| {
+            stays(Absence::from_row(row))
+        })?;
         self.changed = true;
         Ok(())
     }
@@ -189,13 +196,13 @@ impl Batch<'_> {
     }
 
     /// Another cluster has answered since that time: removes everything older, and all grants and credentials.
-    fn begin_anew(&mut self, since: u64) -> Result<(), StoreError> {
+    fn begin_anew(&mut self, since: Timestamp) -> Result<(), StoreError> {
         tracing::warn!(
             "another cluster answers in the place of the one that was stored: the store begins anew"
         );
         (self.changed, self.continuity.cluster_replaced) = (true, true);
         let continuity = &self.continuity;
-        let old = |at: u64| continuity.past(at) <= since;
+        let old = |at: Timestamp| continuity.past(at) <= since;
         let mut objects = Vec::new();
         for row in self.objects.iter()? {
             let (key, value) = row?;
@@ -212,7 +219,8 @@ impl Batch<'_> {
                 collections.push(CollectionKey::new(key.value()).to_buf());
             }
         }
-        self.absent.retain(|_, (at, _)| !old(at))?;
+        self.absent
+            .retain(|_, row| !old(Absence::from_row(row).at))?;
         self.documents
             .retain(|_, value| ResponseRecord::read(value).is_some_and(|d| !old(d.at)))?;
         self.grants.retain(|_, _| false)?;
@@ -231,6 +239,11 @@ impl Batch<'_> {
         Ok(record.map(|r| Stored::of(&r, self.continuity.past(r.stored_at))))
     }
 
+    fn read_absence(&self, key: ObjectKey<'_>) -> Result<Option<Absence>, StoreError> {
+        let row = self.absent.get(key.as_bytes())?;
+        Ok(row.map(|row| Absence::from_row(row.value())))
+    }
+
     /// Removes absences. Lists that are older than a removed absence may lack the object, and are incomplete.
     pub(super) fn end_absences(&mut self, scope: &[u8]) -> Result<(), StoreError> {
         let end = if scope.ends_with(b"/") {
@@ -244,7 +257,7 @@ impl Batch<'_> {
             .extract_from_if(scope..end.as_slice(), |_, _| true)?
         {
             let (object, value) = row?;
-            ended.push((object.value().to_vec(), value.value().0));
+            ended.push((object.value().to_vec(), Absence::from_row(value.value()).at));
         }
         for (object, at) in ended {
             self.changed = true;
@@ -284,22 +297,25 @@ impl Batch<'_> {
                 return Ok(());
             }
         }
-        let before = self.absent.get(key.as_bytes())?.map(|v| v.value());
-        let known = before.map_or(0, |(_, known)| known);
+        let before = self.read_absence(key)?;
+        let known = before.map_or(0, |before| before.version);
         let since_version = match (version, stored) {
             (0, Some(stored)) if observed.is_consistent() => known.max(stored.version),
             // A 404 from a watch cache may only mean that the cache lags: it doesn't show which versions are deleted.
             (0, _) => known,
             (version, _) => version.max(known),
         };
-        let age = before.map(|(at, _)| self.continuity.past(at) + 10_000);
+        let age = before.map(|before| self.continuity.past(before.at) + MIN_REWRITE_AGE);
         if age.is_some_and(|fresh| observed.not_after < fresh) && since_version <= known {
             return Ok(());
         }
         self.remove_object(key)?;
         self.changed = true;
-        self.absent
-            .insert(key.as_bytes(), (observed.not_after, since_version))?;
+        let absence = Absence {
+            at: observed.not_after,
+            version: since_version,
+        };
+        self.absent.insert(key.as_bytes(), absence.to_row())?;
         if self.absent.len()? > MAX_ABSENT {
             self.evict_absent()
         } else {
@@ -328,7 +344,7 @@ impl Batch<'_> {
             } else {
                 self.continuity.clear_contradiction(collection.as_bytes());
                 // The same list again: a newer time alone isn't worth a write.
-                if old.version == new.version && new.at < at + 10_000 {
+                if old.version == new.version && new.at < at + MIN_REWRITE_AGE {
                     return Ok(());
                 }
             }
@@ -431,8 +447,8 @@ impl Batch<'_> {
             let mut old = Vec::new();
             for row in self.objects.range(events..end.as_slice())? {
                 let (key, value) = row?;
-                let at =
-                    Record::read(value.value()).map_or(0, |r| self.continuity.past(r.stored_at));
+                let at = Record::read(value.value())
+                    .map_or(Timestamp::EPOCH, |r| self.continuity.past(r.stored_at));
                 if at + EVENT_TTL <= now {
                     old.push(ObjectKey::new(key.value()).to_buf());
                 }

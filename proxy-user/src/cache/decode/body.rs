@@ -1,6 +1,7 @@
 //! Bodies that are held whole: an object, a `Status`, a non-resource response, or a variant.
 
 use hublet_wire::media::Encoding;
+use hublet_wire::meta::Timestamp;
 use hublet_wire::request::Verb;
 use hublet_wire::{CodecError, json, protobuf};
 
@@ -167,7 +168,7 @@ impl WholeBody<'_> {
         Ok(())
     }
 
-    fn put_variant(&mut self, at: u64, key: Vec<u8>, body: &[u8]) {
+    fn put_variant(&mut self, at: Timestamp, key: Vec<u8>, body: &[u8]) {
         let response = ResponseRecord {
             at,
             content_type: "application/json",

@@ -1,6 +1,7 @@
 //! Watch events: each frame reports a change of one object and advances its collection.
 
 use hublet_wire::media::Encoding;
+use hublet_wire::meta::Timestamp;
 use hublet_wire::{CodecError, json, protobuf};
 
 use crate::cache::change::{Change, Membership, Observation};
@@ -16,7 +17,7 @@ pub(super) struct EventSink<'a> {
     /// The keys seen so far, until the bookmark that ends the initial events.
     pub initial: &'a mut Option<Vec<ObjectKeyBuf>>,
     /// Time of the chunk's arrival.
-    pub now: u64,
+    pub now: Timestamp,
     pub changes: &'a mut Vec<Change>,
 }
 
