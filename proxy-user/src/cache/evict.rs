@@ -31,8 +31,8 @@ const SMALL: u64 = 16 << 20;
 /// Time between a failed compaction and the next one.
 const RETRY: Duration = Duration::from_secs(600);
 
-/// Times of the last requests that were answered from the store. Requests while the cloud
-/// is connected need none: they are forwarded, and each response is stored with its time.
+/// Times of the last requests that were answered from the store. Requests while the cloud is connected need none: they
+/// are forwarded, and each response is stored with its time.
 #[derive(Debug, Default)]
 pub(crate) struct LastRequested(Mutex<HashMap<Vec<u8>, Timestamp>>);
 
@@ -384,7 +384,7 @@ impl SizeBudget {
         tracing::info!(
             evicted,
             freed,
-            "the store is full: what nobody has last_requested for longest has gone"
+            "the store is full: what nobody has asked for longest has gone"
         );
         if self.stayed > self.limit {
             Err(StoreError::Full(self.limit))
