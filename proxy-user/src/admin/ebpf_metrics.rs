@@ -83,7 +83,7 @@ fn register_flows(flows: &[FlowStatus], registry: &mut Registry) {
     );
 }
 
-fn sum(flows: &[FlowStatus], field: fn(&FlowCounts) -> u64) -> u64 {
+fn sum(flows: &[FlowStatus], field: impl Fn(&FlowCounts) -> u64) -> u64 {
     flows.iter().map(|flow| field(&flow.counts)).sum()
 }
 
@@ -108,16 +108,25 @@ fn connects(flows: &[FlowStatus]) -> Vec<(Cow<'static, str>, u64)> {
 /// The programs' buckets: powers of two, the first below 16 µs.
 fn connect_latency(flows: &[FlowStatus]) -> HistogramValues {
     let buckets = FlowCounts::default().latency.len();
-    let count = |bucket: usize| flows.iter().map(|flow| flow.counts.latency[bucket]).sum();
-    let bound = |bucket: usize| match bucket + 1 {
-        last if last == buckets => f64::INFINITY,
-        _ => f64::from(1_u32 << (bucket + 4)) / 1e6,
-    };
     HistogramValues {
         sum_seconds: sum(flows, |counts| counts.latency_us) as f64 / 1e6,
         buckets: (0..buckets)
-            .map(|bucket| (bound(bucket), count(bucket)))
+            .map(|bucket| {
+                (
+                    upper_bound(bucket, buckets),
+                    sum(flows, |counts| counts.latency[bucket]),
+                )
+            })
             .collect(),
+    }
+}
+
+/// Seconds.
+fn upper_bound(bucket: usize, buckets: usize) -> f64 {
+    if bucket + 1 == buckets {
+        f64::INFINITY
+    } else {
+        f64::from(1_u32 << (bucket + 4)) / 1e6
     }
 }
 

@@ -133,15 +133,16 @@ fn print_certificate(certificate: &CertificateStatus, out: &mut dyn Write) -> io
 }
 
 fn print_components(components: &[Component], out: &mut dyn Write) -> io::Result<()> {
-    let row = |component: &Component| {
-        vec![
-            component.name.to_string(),
-            yes_no(component.on),
-            component.detail.clone(),
-        ]
-    };
-    let rows: Vec<_> = components.iter().map(row).collect();
+    let rows: Vec<_> = components.iter().map(component_row).collect();
     print_table("components", &["name", "on", "detail"], &rows, out)
+}
+
+fn component_row(component: &Component) -> Vec<String> {
+    vec![
+        component.name.to_string(),
+        yes_no(component.on),
+        component.detail.clone(),
+    ]
 }
 
 fn print_ebpf(ebpf: &EbpfStatus, out: &mut dyn Write) -> io::Result<()> {

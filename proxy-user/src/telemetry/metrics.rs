@@ -35,17 +35,18 @@ pub(crate) struct Metrics {
     pub callers: Callers,
 }
 
+fn counter_of(client_bytes: &Family<DirectionLabels, Counter>, direction: &'static str) -> Counter {
+    client_bytes
+        .get_or_create(&DirectionLabels { direction })
+        .clone()
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let client_bytes = Family::<DirectionLabels, Counter>::default();
-        let direction = |direction| {
-            client_bytes
-                .get_or_create(&DirectionLabels { direction })
-                .clone()
-        };
         let callers = Callers::new(ClientBytes {
-            up: direction("up"),
-            down: direction("down"),
+            up: counter_of(&client_bytes, "up"),
+            down: counter_of(&client_bytes, "down"),
         });
         Self {
             requests: Arc::default(),

@@ -55,6 +55,13 @@ struct Window {
     suppressed: u64,
 }
 
+impl Window {
+    fn is_over(&self, now: Instant) -> bool {
+        self.began
+            .is_none_or(|began| now.saturating_duration_since(began) >= WINDOW)
+    }
+}
+
 impl WarningLimits {
     /// Admits a warning, or counts it as suppressed.
     pub(super) fn admit(
@@ -64,8 +71,7 @@ impl WarningLimits {
         now: Instant,
     ) -> Option<Suppressed> {
         let mut window = self.0[kind as usize].lock();
-        let is_over = |began| now.saturating_duration_since(began) >= WINDOW;
-        if window.began.is_none_or(is_over) {
+        if window.is_over(now) {
             window.began = Some(now);
             window.callers.clear();
         }

@@ -37,14 +37,17 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+fn is_part_of_number(c: char) -> bool {
+    c.is_ascii_digit() || c == '.'
+}
+
 /// The sum of one or more numbers with units.
 fn parse_seconds(text: &str) -> Option<f64> {
-    let is_number = |c: char| c.is_ascii_digit() || c == '.';
     let mut rest = text;
     let mut seconds = 0.0;
     loop {
-        let (number, after) = rest.split_at(rest.find(|c| !is_number(c))?);
-        let (unit, next) = after.split_at(after.find(is_number).unwrap_or(after.len()));
+        let (number, after) = rest.split_at(rest.find(|c| !is_part_of_number(c))?);
+        let (unit, next) = after.split_at(after.find(is_part_of_number).unwrap_or(after.len()));
         let (_, scale) = UNITS.iter().find(|(name, _)| *name == unit)?;
         seconds += number.parse::<f64>().ok()? * scale;
         if next.is_empty() {

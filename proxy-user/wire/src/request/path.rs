@@ -285,12 +285,15 @@ fn decode_segment(raw: &str, start: usize, text: &mut Text<'_>) -> Option<Part> 
         return None;
     }
     let decoded = percent_decode_str(raw).decode_utf8().ok()?;
-    // A slash would be another path to the API server, and these others another key here.
-    let odd = |c: char| c.is_control() || matches!(c, '/' | '\\' | '%' | '?' | '#');
-    if decoded.contains(odd) || matches!(decoded.as_ref(), "." | "..") {
+    if decoded.contains(is_ambiguous) || matches!(decoded.as_ref(), "." | "..") {
         return None;
     }
     Some(text.push_decoded(&decoded))
+}
+
+/// A decoded slash is another path to the API server, and the others are another key of the store.
+fn is_ambiguous(c: char) -> bool {
+    c.is_control() || matches!(c, '/' | '\\' | '%' | '?' | '#')
 }
 
 /// Each `%` has its two digits. Go refuses any other; the `percent_encoding` crate keeps it.
