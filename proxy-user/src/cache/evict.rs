@@ -384,7 +384,7 @@ impl SizeBudget {
         tracing::info!(
             evicted,
             freed,
-            "the store is full: what nobody has asked for longest has gone"
+            "the store is full: the least recently requested entries were removed"
         );
         if self.stayed > self.limit {
             Err(StoreError::Full(self.limit))
