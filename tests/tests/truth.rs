@@ -180,6 +180,51 @@ fn i2_a_created_object_is_not_absent_whatever_the_form_of_the_answer() -> Result
     Ok(())
 }
 
+/// Before, an earlier 404 stayed in place where the write's response could not be read: with a parameter that hublet does
+/// not understand, with a body that broke off, or without any response.
+#[test]
+fn i2_a_perhaps_created_object_is_not_absent() -> Result<()> {
+    let Some(site) = Site::start("perhaps", |_| {})? else {
+        return Ok(());
+    };
+    let admin = site.admin_client()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    let writes = [
+        ("odd", "?fieldManager=a&fieldManager=b", None),
+        ("short", "", Some(ServerFault::Truncate(20))),
+        ("cut", "", Some(ServerFault::CutAfter(20))),
+        ("lost", "", Some(ServerFault::Break)),
+    ];
+    let maps = |namespace: &str| format!("/api/v1/namespaces/{namespace}/configmaps");
+    for (name, query, fault) in writes.clone() {
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        site.cloud.put(namespace)?;
+        assert_eq!(admin.get(&format!("{}/{name}", maps(name)))?.status, 404);
+        if let Some(fault) = fault {
+            let rule = ServerFaultRule::new("POST", &maps(name), fault);
+            site.cloud.server_faults().add_rule(rule.times(1));
+        }
+        let mut object = map(name, &json!({}), "1");
+        object["metadata"]["namespace"] = json!(name);
+        let created = admin.send_json("POST", &format!("{}{query}", maps(name)), &object);
+        // The others' responses are incomplete or missing.
+        if name == "odd" {
+            assert_eq!(created?.status, 201);
+        }
+    }
+    site.cut_link()?;
+    for (name, ..) in writes {
+        let unknown = admin.get(&format!("{}/{name}", maps(name)))?;
+        assert_eq!(
+            (unknown.status, source(&unknown)),
+            (503, "hublet"),
+            "{name}: {unknown:?}"
+        );
+    }
+    Ok(())
+}
+
 /// Before, a client that got 409 for creating an object that exists already got 404 for it offline: the 404 from
 /// before somebody else created it was still in place.
 #[test]

@@ -91,6 +91,11 @@ impl ResponseDecoder {
         }
     }
 
+    /// See [`Exchange::possible_creation`].
+    pub(super) fn possible_creation(&self) -> Option<Change> {
+        self.exchange.possible_creation()
+    }
+
     /// Bytes of memory that it keeps until the body has ended.
     pub(crate) fn buffered_bytes(&self) -> usize {
         let gunzip = if self.gunzip.is_some() {
@@ -270,7 +275,7 @@ fn decode_item(
         Encoding::Json => NewRecord::json(item, hint, exchange.answered_at)?,
         Encoding::Protobuf => NewRecord::protobuf_item(item, hint, exchange.answered_at)?,
     };
-    let key = exchange.object_key(&record.namespace, &record.name);
+    let key = exchange.member_key(&record)?;
     if exchange.verb == Verb::DeleteCollection {
         changes.push(delete_or_upsert(key, record, exchange.observation()));
         return Ok(());

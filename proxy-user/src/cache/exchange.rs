@@ -9,6 +9,8 @@ use http::{HeaderMap, header};
 use crate::cache::change::{Change, Observation, ObservedBy};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::not_stored::NotStored;
+use crate::cache::record::NewRecord;
+use hublet_wire::CodecError;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{Timestamp, parse_version};
 use hublet_wire::request::{ApiRequest, Verb};
@@ -147,14 +149,14 @@ pub(crate) fn is_stable_selector(request: &ApiRequest) -> bool {
     fixed && !value.is_empty() && !value.contains(',') && request.label_selector().is_empty()
 }
 
-/// True for a successful write of an object. Where its response could not be captured, the store must forget what the
-/// write may have changed.
-pub(crate) fn is_unrecorded_write(request: &ApiRequest, status: u16) -> bool {
+/// True for a write that may create an object. Where its response can't be stored, the object is no longer known to be
+/// absent.
+pub(crate) fn may_create(request: &ApiRequest) -> bool {
     let writes = matches!(request.verb(), Verb::Create | Verb::Update | Verb::Patch);
     let stored = request.is_resource()
         && request.subresource().is_empty()
         && !is_rpc(request.group(), request.resource());
-    writes && stored && !request.options().dry_run && matches!(status, 200..=299)
+    writes && stored && !request.options().dry_run
 }
 
 /// The encoding of a response that may be stored, or the reason why it isn't, from the request and the headers alone.
@@ -247,6 +249,16 @@ impl Exchange {
         Ok(exchange)
     }
 
+    /// For a successful write: the change that clears the absence of what it may have created, if its response turns out
+    /// to be unreadable.
+    pub(super) fn possible_creation(&self) -> Option<Change> {
+        let writes = matches!(self.verb, Verb::Create | Verb::Update | Verb::Patch);
+        let is_success = matches!(self.status, 200..=299);
+        (writes && is_success).then(|| Change::ClearAbsence {
+            key: self.key.clone(),
+        })
+    }
+
     /// True if the body of a response with this verb and status code can be stored, or shows whether an object exists.
     fn is_storable(&self) -> bool {
         match self.verb {
@@ -265,6 +277,20 @@ impl Exchange {
     /// The key of an object of this resource.
     pub(super) fn object_key(&self, namespace: &str, name: &str) -> ObjectKeyBuf {
         ObjectKeyBuf::join(&self.resource, namespace, name)
+    }
+
+    /// The key of an object of the requested collection.
+    ///
+    /// # Errors
+    /// It is of another namespace: the collection would be stored as whole, and lack it.
+    pub(super) fn member_key(&self, record: &NewRecord) -> Result<ObjectKeyBuf, CodecError> {
+        let key = self.object_key(&record.namespace, &record.name);
+        let prefix = self.requested_collection().without_selectors();
+        if key.as_bytes().starts_with(prefix.as_bytes()) {
+            Ok(key)
+        } else {
+            Err(CodecError::Json("an item of another namespace".into()))
+        }
     }
 
     /// The object that was requested.

@@ -210,7 +210,7 @@ impl Writer {
                 drop(permit);
             }
             Message::End { id, received_at } => self.end_response(id, received_at),
-            Message::Abort(id) => drop(self.end_copy(id)),
+            Message::Abort(id) => self.abandon(id),
             Message::Changes(mut changes) => self.changes.append(&mut changes),
             Message::DiskFailed if self.store.has_failed() => {
                 self.fall_back("reading from the disk failed");
@@ -239,7 +239,7 @@ impl Writer {
             open_response.decoder.push(bytes, now, &mut self.changes)
         });
         if let Some(Err(error)) = pushed {
-            self.end_copy(id);
+            self.abandon(id);
             self.count_malformed(&error);
         }
         self.limit_copies(id);
@@ -252,8 +252,10 @@ impl Writer {
             .get_mut(&id)
             .and_then(|open_response| open_response.author.take());
         let ended = self.end_copy(id);
+        let creation = ended.as_ref().and_then(ResponseDecoder::possible_creation);
         let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.changes));
         if let Some(Err(error)) = finished {
+            self.changes.extend(creation);
             self.count_malformed(&error);
         } else if let Some(author) = author {
             self.shown_to(&*author, before, now);
@@ -290,6 +292,13 @@ impl Writer {
         Some(open_response.decoder)
     }
 
+    /// Aborts a capture. An object that the write may have created is then no longer known to be absent.
+    fn abandon(&mut self, id: CaptureId) {
+        let decoder = self.end_copy(id);
+        self.changes
+            .extend(decoder.and_then(|decoder| decoder.possible_creation()));
+    }
+
     /// Recounts the bytes that a capture holds, and aborts the ones that have waited longest while all together hold too
     /// much: a client that never reads its response to the end must not block the captures of others.
     fn limit_copies(&mut self, id: CaptureId) {
@@ -309,7 +318,7 @@ impl Writer {
             else {
                 return;
             };
-            self.end_copy(longest);
+            self.abandon(longest);
             self.counters.give_up(NotStored::QueueFull, 1);
         }
     }

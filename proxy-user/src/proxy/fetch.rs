@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::response::Parts as Head;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hublet_wire::meta::Timestamp;
-use hublet_wire::request::{ApiRequest, Verb};
+use hublet_wire::request::{RequestInfo, Verb};
 use tokio::time::timeout;
 
 use super::Proxy;
@@ -16,14 +16,16 @@ use super::call::{Acceptance, Call};
 use super::request_body::DryRun;
 use crate::authz::authorizer::ObservedResponse;
 use crate::cache::capture::Capture;
-use crate::cache::exchange::{Exchange, is_unrecorded_write};
+use crate::cache::exchange::{Exchange, may_create};
 use crate::cache::not_stored::NotStored;
-use crate::cloud::forward::{ForwardError, SendOptions, end_to_end_headers, is_retryable};
+use crate::cloud::forward::{
+    Delivery, ForwardError, SendOptions, end_to_end_headers, is_retryable,
+};
 use crate::cloud::pool::{ConnectionClass, StreamPermit};
 use crate::cloud::stream::CloudBody;
 use crate::cloud::upload::{self, Upload};
 use crate::config::WorkingMode;
-use crate::local::SOURCE;
+use crate::local::{SOURCE, encode_scope};
 
 /// Longest pause of a response that is fetched for the store alone.
 const BACKGROUND_FETCH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,7 +43,12 @@ impl Proxy {
         let requested_at = stages.cache.clock.now();
         let progress = upload.as_ref().and_then(upload::progress);
         let options = send_options(call, class);
-        let (response, mut permit) = stages.cloud.send(&call.parts, upload, options).await?;
+        let sent = stages.cloud.send(&call.parts, upload, options).await;
+        let (response, mut permit) = sent.inspect_err(|error| {
+            if error.delivery() == Delivery::Unknown {
+                self.clear_absence(call);
+            }
+        })?;
         let (head, body) = response.into_parts();
         let observed = ObservedResponse {
             status: head.status.as_u16(),
@@ -134,6 +141,10 @@ impl Proxy {
         match self.storable_exchange(call, dry_run, head, requested_at) {
             Ok(exchange) => self.stages.cache.capture(exchange),
             Err(reason) => {
+                // A server that fails may have done what it was asked for.
+                if head.status.is_success() || head.status.is_server_error() {
+                    self.clear_absence(call);
+                }
                 self.stages.cache.not_stored().increment(reason);
                 None
             }
@@ -154,9 +165,7 @@ impl Proxy {
         if dry_run == DryRun::Perhaps {
             return Err(NotStored::DryRun);
         }
-        let status = head.status.as_u16();
-        let exchange = Exchange::of(request, status, &head.headers, requested_at)
-            .inspect_err(|_| self.clear_absence(call, request, status))?;
+        let exchange = Exchange::of(request, head.status.as_u16(), &head.headers, requested_at)?;
         Ok(Exchange {
             author: call
                 .author()
@@ -165,10 +174,20 @@ impl Proxy {
         })
     }
 
-    /// Clears the recorded absence of an object that a write may have created, where the write's response is not stored.
-    fn clear_absence(&self, call: &Call, request: &ApiRequest, status: u16) {
-        if let Some(key) = call.key().filter(|_| is_unrecorded_write(request, status)) {
-            self.stages.cache.appeared(key);
+    /// Clears the recorded absence of an object that a write may have created, where its response is not stored.
+    fn clear_absence(&self, call: &Call) {
+        if call.verb().is_read() {
+            return;
+        }
+        // Of parameters that are not understood none decides which object is written.
+        let path = call.request.path().parse::<Uri>();
+        let request = path.map(|path| RequestInfo::parse(&call.parts.method, &path));
+        let named = call
+            .request
+            .understood()
+            .or(request.as_ref().ok().and_then(RequestInfo::understood));
+        if let Some(request) = named.filter(|request| may_create(request)) {
+            self.stages.cache.appeared(&encode_scope(request));
         }
     }
 }
