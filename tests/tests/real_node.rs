@@ -325,7 +325,7 @@ fn run(field: &Field) -> Result<()> {
         restarted = steered.attested().ok()?;
         (restarted.len() == 2).then_some(())
     })?;
-    let id = restarted[0]["process"]["container_id"]
+    let id = restarted[0]["process"]["containerId"]
         .as_str()
         .context("no container id")?;
     ensure!(
