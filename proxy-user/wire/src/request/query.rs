@@ -156,12 +156,16 @@ impl Reader<'_, '_> {
     fn read_pairs(&mut self, raw: &str, target: &Target) -> Option<()> {
         let mut start = self.text.raw().len() - raw.len();
         for (n, pair) in raw.split('&').enumerate() {
+            // Empty ones count too, or the limit would depend on the pairs' order.
+            if n >= MAX_PAIRS {
+                return None;
+            }
             let end = start + pair.len();
             if !pair.is_empty() {
                 let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
                 let parameter = Parameter::from_name(&decode(name)?)?;
                 let is_known = parameter.is_read_for(self.verb, target);
-                if n >= MAX_PAIRS || !is_known || !self.seen.insert(parameter) {
+                if !is_known || !self.seen.insert(parameter) {
                     return None;
                 }
                 let value = Value {

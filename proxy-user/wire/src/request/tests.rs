@@ -424,6 +424,8 @@ fn a_query_has_limits() {
     };
     assert!(is_understood(&format!("{}limit=1", "&".repeat(63))));
     assert!(!is_understood(&format!("{}limit=1", "&".repeat(64))));
+    assert!(is_understood(&format!("limit=1{}", "&".repeat(63))));
+    assert!(!is_understood(&format!("limit=1{}", "&".repeat(64))));
     assert!(is_understood(&format!("limit={}", "9".repeat(18))));
     assert!(!is_understood(&format!("limit={}", "9".repeat(19))));
     for odd in [
