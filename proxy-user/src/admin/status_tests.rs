@@ -1,3 +1,5 @@
+//! The status document's fields, pinned by a golden file, and its version.
+
 use hublet_ebpf::FlowCounts;
 use serde_json::Value;
 use time::OffsetDateTime;

@@ -317,7 +317,7 @@ async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
     assert_eq!(bench.decide(ME, SECRET), Decision::Read, "it is good again");
 }
 
-/// Who may list everywhere may list here; but a watch here, or one object of the list, is another right.
+/// A list grant for all namespaces covers a list in one; a watch or a get is another right.
 #[tokio::test]
 async fn i7_a_grant_in_a_wider_scope_is_for_its_verb_alone() {
     let (all, here, selected) = (

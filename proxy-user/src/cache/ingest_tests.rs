@@ -174,7 +174,7 @@ impl Model {
     }
 }
 
-/// What is stored of each object, and the version of the collection.
+/// The stored version of each object, and of the collection.
 fn stored(store: &Store) -> Model {
     let snapshot = store.snapshot().unwrap();
     let mut model = Model::default();
@@ -411,7 +411,7 @@ impl Comparison {
         self.check_whole(&stored);
     }
 
-    /// What a whole collection has and lacks is what the cluster had and lacked at its version, or has changed later.
+    /// A whole collection equals the cluster's at its version, but for objects that changed later.
     fn check_whole(&self, stored: &Model) {
         let Some(version) = stored.collection else {
             return;

@@ -1,3 +1,5 @@
+//! Pods that opt in or out, as the store's feed reports them.
+
 use std::sync::Arc;
 
 use hublet_wire::meta::TypeMeta;

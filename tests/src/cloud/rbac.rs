@@ -117,7 +117,7 @@ impl Rule {
     }
 }
 
-/// Whether a rule's list has this word, or `*`.
+/// True if a rule's list has this word, or `*`.
 fn includes(list: &[String], wanted: &str) -> bool {
     list.iter().any(|one| one == "*" || one == wanted)
 }

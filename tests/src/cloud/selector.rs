@@ -63,7 +63,7 @@ impl Term {
         key
     }
 
-    /// Whether an object with this value of the term's key is selected; `None`: it has no such label.
+    /// True if an object with this value of the term's key is selected; `None`: it has no such label.
     fn accepts(&self, value: Option<&str>) -> bool {
         match self {
             Term::In(_, wanted) => value.is_some_and(|found| wanted.iter().any(|one| one == found)),

@@ -367,7 +367,7 @@ fn check_accept(kind: &Kind, accept: &str) -> Result<(), Failure> {
     }))
 }
 
-/// Whether a clause of `Accept` takes JSON that isn't a Table or the like.
+/// True if a clause of `Accept` takes JSON that isn't a Table or the like.
 fn is_plain_json(clause: &str) -> bool {
     let mut parts = clause.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();

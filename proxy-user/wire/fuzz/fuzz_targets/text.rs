@@ -28,7 +28,7 @@ fn check_accept(accept: &str, content_type: &str) {
     for encoding in [Encoding::Json, Encoding::Protobuf] {
         let preferred = accepts.preferred(|available| available == encoding);
         assert_eq!(preferred.is_some(), accepts.takes(encoding), "{accept}");
-        // What is accepted has a clause that a document of that type satisfies.
+        // An accepted type has a clause that a document of that type satisfies.
         let rank = clause_rank(&headers, encoding.content_type());
         assert!(rank.is_some() || !accepts.takes(encoding), "{accept}");
     }

@@ -1,4 +1,4 @@
-//! What the fuzz targets share: the ways to cut a stream, whose result must not depend on them.
+//! Shared by the fuzz targets: ways to cut a stream, whose result must not depend on them.
 #![forbid(unsafe_code)]
 
 use hublet_wire::CodecError;
