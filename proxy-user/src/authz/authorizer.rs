@@ -241,11 +241,16 @@ impl Authorizer {
         }
         // The claims of a token that hasn't proven itself may name anybody.
         let is_proven = grants.has_accepted(credential, now, self.max_age);
-        if !is_proven && *credential != Credential::Anonymous {
-            return Vec::new();
-        }
+        let is_known = is_proven || *credential == Credential::Anonymous;
         let allowed = match (response.status, attributes.right()) {
-            (403, Some(_)) => return grants.deny(credential, &attributes.revoked_rights(), now),
+            (403, Some(_)) if is_known => {
+                return grants.deny(credential, &attributes.revoked_rights(), now);
+            }
+            (403, Some(_)) => {
+                grants.deny_unproven(credential, &attributes.revoked_rights(), now);
+                return Vec::new();
+            }
+            _ if !is_known => return Vec::new(),
             (404, _) if is_proven => attributes.absence_right(),
             (status, right) if is_success(status) => right,
             _ => None,

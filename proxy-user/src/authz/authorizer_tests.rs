@@ -228,6 +228,40 @@ async fn i7_a_slow_answer_takes_no_later_refusal_back() {
     );
 }
 
+/// Only rights that had been known were remembered as denied, so that the slow 200 granted what the newer 403 had refused.
+#[tokio::test]
+async fn i7_a_slow_answer_grants_nothing_that_was_refused_since() {
+    let unproven = "Authorization: Bearer unproven";
+    let list = "/api/v1/namespaces/d/secrets";
+    for (caller, path) in [(ME, SECRET), (ME, list), (unproven, SECRET)] {
+        let bench = Bench::new();
+        bench.observe(ME, "/api", 200);
+        let requested_at = bench.authorizer.now();
+        bench.clock.advance(1_000);
+        bench.observe(caller, path, 403);
+        bench.observe_late(caller, path, 200, requested_at);
+        assert_eq!(
+            bench.decide(caller, path),
+            Decision::NoOpinion,
+            "{caller} {path}"
+        );
+        bench.clock.advance(1_000);
+        bench.observe(caller, path, 200);
+        assert_eq!(bench.decide(caller, path), Decision::Read, "asked anew");
+    }
+    let bench = Bench::new();
+    bench.observe(ME, "/api", 200);
+    let requested_at = bench.authorizer.now();
+    bench.clock.advance(1_000);
+    bench.observe(ME, list, 403);
+    bench.observe_late(ME, "/api/v1/secrets", 200, requested_at);
+    assert_eq!(
+        bench.decide(ME, list),
+        Decision::NoOpinion,
+        "a wider list would cover the refused one"
+    );
+}
+
 /// A client that has the document requests it with `If-None-Match`, and gets 304.
 #[tokio::test]
 async fn i7_an_unchanged_document_is_allowed() {

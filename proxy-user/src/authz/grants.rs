@@ -32,6 +32,11 @@ pub(crate) const CREDENTIALS: Limits = Limits {
     all: 1_024,
     account: 256,
 };
+/// Most denials of unknown rights kept, in all and of one account, in memory only.
+const DENIALS: Limits = Limits {
+    all: 1_024,
+    account: 128,
+};
 /// Most digests of rejected tokens kept, in memory only.
 const MAX_REJECTED: usize = 1_024;
 /// A grant is written again when its time on disk is older than this.
@@ -56,6 +61,9 @@ pub(crate) enum Action {
 pub(crate) struct Right([u8; 32]);
 
 impl Right {
+    /// Stands for every right of an account; no SHA-256 is zero.
+    const EVERY: Self = Self([0; 32]);
+
     /// The right of `credential` to an action on what is at `scope` (a key of the store).
     pub(crate) fn of(credential: &Credential, action: Action, scope: &[u8]) -> Self {
         let impersonation: &[u8] = match credential {
@@ -97,6 +105,8 @@ struct GrantTables {
     credentials: Shares<TokenDigest>,
     grants: Shares<Right>,
     anonymous: Shares<Right>,
+    /// The last denials of rights that have no row in the tables above.
+    denials: Shares<Right>,
     /// The last tokens that were rejected, and when; newest at the back.
     rejected: VecDeque<(TokenDigest, Timestamp)>,
 }
@@ -112,6 +122,7 @@ impl GrantTables {
             credentials: Shares::new(CREDENTIALS),
             grants: Shares::new(GRANTS),
             anonymous: Shares::new(anonymous),
+            denials: Shares::new(DENIALS),
             rejected: VecDeque::new(),
         }
     }
@@ -154,10 +165,20 @@ impl GrantTables {
         shares.get(account, right)
     }
 
-    fn has_any(&self, account: Identity, rights: &[Right]) -> bool {
-        rights
-            .iter()
-            .any(|right| self.grant(account, right).is_some())
+    /// Notes the denial of a right that has no row. Where an older one is evicted for it, every right of that one's
+    /// account counts as denied now.
+    fn put_denial(&mut self, account: Identity, right: Right, now: Timestamp) {
+        let denied = Verdict::denied_at(now);
+        if let Some((from, _)) = self.denials.insert(account, right, denied) {
+            self.denials.insert(from, Right::EVERY, denied);
+        }
+    }
+
+    /// The time of the last denial of a right that had no row.
+    fn denial(&self, account: Identity, right: &Right) -> Option<Timestamp> {
+        let of_this = self.denials.get(account, right);
+        let of_every = self.denials.get(account, &Right::EVERY);
+        of_this.into_iter().chain(of_every).map(Verdict::time).max()
     }
 
     fn put_grant(
@@ -272,6 +293,7 @@ impl Grants {
         let mut grants = tables.grants.redate_future(now);
         grants.append(&mut tables.anonymous.redate_future(now));
         let credentials = tables.credentials.redate_future(now).into_iter();
+        tables.denials.redate_future(now);
         grants
             .into_iter()
             .map(|(account, right, verdict)| put_grant(account, right, verdict))
@@ -354,16 +376,25 @@ impl Grants {
         (now - verdict.time() <= max_age).then(|| verdict.is_allowed())
     }
 
-    /// The cloud has denied this after `moment`.
+    /// The cloud has denied this after `moment`, to the account or to this token.
     pub(crate) fn denied_since(
         &self,
         credential: &Credential,
         right: &Right,
         moment: Timestamp,
     ) -> bool {
-        let account = account_of(credential);
-        let verdict = account.and_then(|account| self.read().grant(account, right));
-        verdict.is_some_and(|verdict| !verdict.is_allowed() && verdict.time() > moment)
+        let Some(account) = account_of(credential) else {
+            return false;
+        };
+        let tables = self.read();
+        if let Some(verdict) = tables.grant(account, right) {
+            return !verdict.is_allowed() && verdict.time() > moment;
+        }
+        let accounts = [Some(account), unproven_account_of(credential)];
+        let denials = accounts.iter().flatten();
+        denials
+            .filter_map(|account| tables.denial(*account, right))
+            .any(|at| at > moment)
     }
 
     /// The cloud has just answered a request of `requested_at` as it answers only callers whose token it accepts. Returns
@@ -425,8 +456,8 @@ impl Grants {
         self.allow(author, get, now)
     }
 
-    /// The cloud has just answered 403: none of these rights holds any more. Only those that were allowed before are
-    /// remembered as denied.
+    /// The cloud has just answered 403: none of these rights holds any more. Returns the changes to write; the denial of
+    /// a right that was not known is kept in memory, against slow responses to earlier requests.
     pub(crate) fn deny(
         &self,
         credential: &Credential,
@@ -437,12 +468,10 @@ impl Grants {
         let Some(account) = learning_account_of(credential) else {
             return changes;
         };
-        if !self.read().has_any(account, rights) {
-            return changes;
-        }
         let mut tables = self.write();
         for right in rights {
             let Some(before) = tables.grant(account, right) else {
+                tables.put_denial(account, *right, now);
                 continue;
             };
             let mut put = Vec::new();
@@ -453,6 +482,17 @@ impl Grants {
             }
         }
         changes
+    }
+
+    /// The cloud has just answered 403 to a token that has not proven itself. Its claims may name anybody, so this
+    /// revokes nothing; it counts against slow responses to the same token, which may prove it.
+    pub(crate) fn deny_unproven(&self, credential: &Credential, rights: &[Right], now: Timestamp) {
+        if let Some(account) = unproven_account_of(credential) {
+            let mut tables = self.write();
+            for right in rights {
+                tables.put_denial(account, *right, now);
+            }
+        }
     }
 
     /// The cloud has just answered 401.
@@ -493,6 +533,14 @@ fn learning_account_of(credential: &Credential) -> Option<Identity> {
         Credential::Ignored => None,
         _ => account_of(credential),
     }
+}
+
+/// The account of a token by itself, whatever its claims name.
+fn unproven_account_of(credential: &Credential) -> Option<Identity> {
+    let Credential::Token { token, .. } = credential else {
+        return None;
+    };
+    token.digest.first_chunk().copied().map(Identity)
 }
 
 fn is_fresh(verdict: Option<Verdict>, now: Timestamp) -> bool {

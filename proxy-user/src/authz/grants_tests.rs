@@ -263,6 +263,29 @@ fn i7_a_no_is_written_once_and_never_given_up() {
     assert_eq!(grants.deny(&me, &[get(&me, "a")], at(4)).len(), 1);
 }
 
+/// Whoever is denied more than is kept has every right count as denied since, and no one else has.
+#[test]
+fn i14_a_flood_of_denials_grants_nothing_and_evicts_its_own() {
+    let grants = Grants::empty();
+    let (me, flood) = (bearer("me"), bearer("flood"));
+    for one in [&me, &flood] {
+        grants.accept(token(one), at(0), at(0));
+    }
+    grants.deny(&me, &[get(&me, "a")], at(1));
+    for n in 1..=2 * DENIALS.all as u64 {
+        grants.deny(&flood, &[get(&flood, &n.to_string())], at(n));
+    }
+    assert_eq!(grants.read().denials.row_count(), DENIALS.account + 1);
+    let denied = |who, scope, moment| grants.denied_since(who, &get(who, scope), at(moment));
+    assert!(denied(&flood, "1", 0) && denied(&me, "a", 0));
+    assert!(!denied(&me, "a", 1) && !denied(&me, "b", 0));
+    for n in 0..2 * DENIALS.all {
+        let other = bearer(&n.to_string());
+        grants.deny_unproven(&other, &[get(&other, "a")], at(1));
+    }
+    assert_eq!(grants.read().denials.row_count(), DENIALS.all);
+}
+
 #[test]
 fn i7_grants_of_a_replaced_cluster_are_void() {
     let grants = Grants::empty();
