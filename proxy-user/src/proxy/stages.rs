@@ -13,7 +13,7 @@ use crate::caller::Client;
 use crate::cloud::forward::Cloud;
 use crate::local::Local;
 use crate::telemetry::registry::{
-    Instrumented, LabeledValues, Registry, ValueKind, register_gauge,
+    Instrumented, LabeledValues, Registry, ValueKind, register_counter, register_gauge,
 };
 use crate::telemetry::{Caller, Metrics};
 
@@ -156,32 +156,33 @@ impl Instrumented for Stages {
 }
 
 fn register_store(cache: &Cache, registry: &mut Registry) {
+    register_gauge(
+        registry,
+        "store_writable",
+        "1 while the store can be written",
+        cache.is_writable().into(),
+    );
+    let bytes = usize::try_from(cache.size()).unwrap_or(usize::MAX);
+    register_gauge(registry, "store_bytes", "Bytes of the store on disk", bytes);
     let ingest = cache.ingest();
     for (name, help, value) in [
         (
             "store_copies_given_up",
-            "Copies of responses given up since the start: the writer was behind",
+            "Copies of responses given up: the writer was behind",
             ingest.given_up(),
         ),
         (
             "store_failures",
-            "Batches that could not be written since the start",
+            "Batches that could not be written",
             ingest.failures(),
         ),
         (
-            "store_writable",
-            "1 while the store can be written",
-            cache.is_writable().into(),
-        ),
-        ("store_bytes", "Bytes of the store on disk", cache.size()),
-        (
             "store_evicted",
-            "Objects, collections and documents evicted since the start",
+            "Objects, collections and documents evicted to make room",
             ingest.evicted(),
         ),
     ] {
-        let value = usize::try_from(value).unwrap_or(usize::MAX);
-        register_gauge(registry, name, help, value);
+        register_counter(registry, name, help, value);
     }
     register_not_stored(cache, registry);
 }
