@@ -258,9 +258,9 @@ fn health_readiness_metrics_and_status_are_on_10267() {
     assert_eq!(status["apiVersion"], "hublet/v1");
     assert_eq!(status["node"], "edge-1");
     assert!(
-        status["listeners"]
-            .as_array()
-            .is_some_and(|listeners| listeners.len() == 4),
+        status["listeners"].as_array().is_some_and(|listeners| {
+            listeners.len() == 4 && listeners.iter().all(|one| one["state"] == "accepting")
+        }),
         "{status}"
     );
     assert_eq!(

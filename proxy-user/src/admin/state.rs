@@ -11,7 +11,7 @@ use prometheus_client::metrics::info::Info;
 use crate::VERSION;
 use crate::certs::Certificates;
 use crate::drain::Shared;
-use crate::listen::{ConnectionTable, Counters};
+use crate::listen::{ConnectionTable, Counters, ListenerState, ListenerStatus, Purpose};
 use crate::proxy::Proxy;
 use crate::steer::Setup;
 use crate::telemetry::registry::{Instrumented, Registry, Unit, register_gauge};
@@ -34,8 +34,8 @@ pub(crate) struct Handles {
     pub certificates: Arc<Certificates>,
     pub table: Arc<ConnectionTable>,
     pub counters: Arc<Counters>,
-    /// Address and protocols of each listener.
-    pub listeners: Vec<String>,
+    /// As they were before the start of accepting.
+    pub listeners: Vec<ListenerStatus>,
     /// Warnings about the configuration.
     pub warnings: Vec<String>,
 }
@@ -105,6 +105,19 @@ impl State {
 
     pub(super) fn handles(&self) -> Option<Arc<Handles>> {
         self.handles.lock().clone()
+    }
+
+    /// The state that a listener of this purpose is in now.
+    pub(super) fn listener_state(&self, purpose: Purpose) -> ListenerState {
+        if purpose == Purpose::Admin {
+            ListenerState::Accepting
+        } else if self.draining.load(Relaxed) {
+            ListenerState::Draining
+        } else if self.listeners.load(Relaxed) {
+            ListenerState::Accepting
+        } else {
+            ListenerState::Bound
+        }
     }
 
     pub(super) fn node(&self) -> &str {
@@ -197,5 +210,27 @@ mod tests {
         assert!(hung.len() == 1 && hung[0].contains("7 s ago"), "{hung:?}");
         state.start_draining();
         assert!(state.unready_reasons()[0].contains("stopping"));
+    }
+
+    #[test]
+    fn the_admin_listener_accepts_before_and_after_those_of_clients() {
+        let state = State::new("edge-1".into());
+        for expected in [
+            ListenerState::Bound,
+            ListenerState::Accepting,
+            ListenerState::Draining,
+        ] {
+            match expected {
+                ListenerState::Bound => {}
+                ListenerState::Accepting => state.set_met(Condition::Listeners),
+                ListenerState::Draining => state.start_draining(),
+            }
+            assert_eq!(state.listener_state(Purpose::Plain), expected);
+            assert_eq!(state.listener_state(Purpose::Secure), expected);
+            assert_eq!(
+                state.listener_state(Purpose::Admin),
+                ListenerState::Accepting
+            );
+        }
     }
 }

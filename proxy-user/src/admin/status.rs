@@ -14,7 +14,7 @@ pub(crate) use crate::certs::CertificateStatus;
 pub(crate) use crate::cloud::status::CloudStatus;
 pub(crate) use crate::ebpf::flows::FlowStatus;
 pub(crate) use crate::ebpf::status::EbpfStatus;
-pub(crate) use crate::listen::ConnectionsStatus;
+pub(crate) use crate::listen::{ConnectionsStatus, ListenerStatus};
 pub(crate) use crate::node::component::Component;
 pub(crate) use crate::proxy::stages::RequestsStatus;
 pub(crate) use crate::telemetry::CallerStatus;
@@ -56,8 +56,7 @@ pub(crate) struct Status {
     pub(crate) unready: Vec<String>,
     /// Warnings about the configuration.
     pub(crate) warnings: Vec<String>,
-    /// Address and protocols of each listener.
-    pub(crate) listeners: Vec<String>,
+    pub(crate) listeners: Vec<ListenerStatus>,
     pub(crate) certificate: Option<CertificateStatus>,
     /// Components of the node's setup.
     pub(crate) components: Vec<Component>,
@@ -75,6 +74,9 @@ impl Status {
         let mut status = Self::without_stages(state);
         if let Some(handles) = state.handles() {
             status.add_stages(&handles);
+        }
+        for listener in &mut status.listeners {
+            listener.state = state.listener_state(listener.purpose);
         }
         status
     }

@@ -9,7 +9,7 @@ use crate::cache::status::NotStoredCount;
 use crate::caller::{Port, Process};
 use crate::cloud::health::CloudState;
 use crate::ebpf::status::{DecisionCount, ProgramStatus};
-use crate::listen::{AcceptedConnections, ClosedConnections};
+use crate::listen::{AcceptedConnections, ClosedConnections, ListenerState, Purpose};
 use crate::telemetry::CallerCounts;
 
 const GOLDEN: &str = include_str!("status.golden.json");
@@ -24,7 +24,12 @@ pub(crate) fn sample_status() -> Status {
         uptime_seconds: 61,
         unready: vec!["hublet is stopping".to_owned()],
         warnings: vec!["--foo has no effect".to_owned()],
-        listeners: vec!["169.254.2.1:10268 HTTPS".to_owned()],
+        listeners: vec![ListenerStatus {
+            purpose: Purpose::Secure,
+            address: ([127, 0, 0, 1], 10268).into(),
+            state: ListenerState::Accepting,
+            reason: Some("no interface".to_owned()),
+        }],
         certificate: Some(CertificateStatus {
             file: "/var/lib/yurthub/pki/serving.crt".to_owned(),
             not_after: at(1_798_848_000),

@@ -9,7 +9,7 @@ use tracing::warn;
 use super::handover::Inheritance;
 use crate::caller::Port;
 use crate::config::ListenConfig;
-use crate::listen::{ListenError, Listener, Purpose, bind};
+use crate::listen::{ListenError, Listener, ListenerState, ListenerStatus, Purpose, bind};
 use crate::steer::Setup;
 
 /// The bound sockets; the secure one is the last.
@@ -18,6 +18,8 @@ pub(super) struct Sockets {
     listeners: Vec<Listener>,
     /// The dummy interface's address.
     dummy: Option<IpAddr>,
+    /// The reason why the secure socket isn't on its configured address.
+    secure_moved: Option<String>,
 }
 
 impl Sockets {
@@ -30,6 +32,7 @@ impl Sockets {
         let mut sockets = Self {
             listeners: Vec::new(),
             dummy,
+            secure_moved: None,
         };
         for address in &config.plain {
             if Some(address.ip()) != dummy {
@@ -56,8 +59,7 @@ impl Sockets {
         };
         let secure = Some(config.secure).filter(|secure| secure.ip() == dummy);
         if secure.is_some() && !has_interface(setup) && !is_local(dummy) {
-            let host = host_address(config);
-            return self.add(host, Port::Secure, inheritance);
+            return self.add_on_host(config, inheritance);
         }
         for address in config.plain.iter().filter(|plain| plain.ip() == dummy) {
             self.add(*address, Port::Plain, inheritance)?;
@@ -66,6 +68,20 @@ impl Sockets {
             Some(secure) => self.add(secure, Port::Secure, inheritance),
             None => Ok(()),
         }
+    }
+
+    /// Adds the secure port on the host's address, instead of the interface's.
+    fn add_on_host(
+        &mut self,
+        config: &ListenConfig,
+        inheritance: &mut Inheritance,
+    ) -> Result<(), ListenError> {
+        let secure = config.secure;
+        let host = SocketAddr::new(config.plain[0].ip(), secure.port());
+        let reason = format!("{secure} can't be served without its interface");
+        warn!("{reason}: TLS is served on {host} instead");
+        self.secure_moved = Some(reason);
+        self.add(host, Port::Secure, inheritance)
     }
 
     fn add(
@@ -86,6 +102,31 @@ impl Sockets {
 
     pub(super) fn listeners(&self) -> &[Listener] {
         &self.listeners
+    }
+
+    /// The sockets of clients, and the admin server's, as they are before the start of accepting.
+    pub(super) fn statuses(&self, admin: SocketAddr) -> Vec<ListenerStatus> {
+        let clients = self.listeners.iter().filter_map(|listener| {
+            let address = listener.socket.local_addr().ok()?;
+            Some(self.status_of(listener.port, address))
+        });
+        let admin = ListenerStatus {
+            purpose: Purpose::Admin,
+            address: admin,
+            state: ListenerState::Accepting,
+            reason: None,
+        };
+        clients.chain([admin]).collect()
+    }
+
+    fn status_of(&self, port: Port, address: SocketAddr) -> ListenerStatus {
+        let moved = self.secure_moved.clone();
+        ListenerStatus {
+            purpose: purpose_of(port),
+            address,
+            state: ListenerState::Bound,
+            reason: moved.filter(|_| port == Port::Secure),
+        }
     }
 
     pub(super) fn secure(&self) -> &Listener {
@@ -137,14 +178,6 @@ fn into_async(
     })
 }
 
-/// The secure port on the host's address, which stands in for the interface's.
-fn host_address(config: &ListenConfig) -> SocketAddr {
-    let secure = config.secure;
-    let host = SocketAddr::new(config.plain[0].ip(), secure.port());
-    warn!("{secure} can't be served without its interface: TLS is served on {host} instead");
-    host
-}
-
 fn has_interface(setup: &Setup) -> bool {
     setup
         .components()
@@ -189,6 +222,26 @@ mod tests {
         assert_eq!(ports, [Port::Plain, Port::Secure]);
         assert_eq!(sockets.secure_address(), config.secure);
         assert!(!sockets.is_secure_on_interface());
+    }
+
+    #[tokio::test]
+    async fn a_secure_socket_on_the_hosts_address_has_its_reason_in_the_status() {
+        let mut config = config();
+        config.secure = SocketAddr::new([192, 0, 2, 1].into(), config.secure.port());
+        let (dummy, mut inheritance) = (config.secure.ip(), Inheritance::default());
+        let mut sockets =
+            Sockets::bind_host(&config, Some(dummy), &mut inheritance).expect("bound");
+        sockets
+            .add_on_host(&config, &mut inheritance)
+            .expect("bound");
+        let admin = SocketAddr::new(LOOPBACK, 1);
+        let statuses = sockets.statuses(admin);
+        let purposes: Vec<_> = statuses.iter().map(|status| status.purpose).collect();
+        assert_eq!(purposes, [Purpose::Plain, Purpose::Secure, Purpose::Admin]);
+        let reason = statuses[1].reason.as_deref().expect("a reason");
+        assert!(reason.contains("192.0.2.1"), "{reason}");
+        assert_eq!((&statuses[0].reason, &statuses[2].reason), (&None, &None));
+        assert_eq!(statuses[2].address, admin);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use super::bind::{Sockets, inherit_or_bind};
 use super::certificates::{self, add_node_address};
 use super::handover::Inheritance;
 use super::tasks::Tasks;
-use super::{AppError, Bound, limits, startup_log};
+use super::{AppError, Bound, limits};
 use crate::admin::{Admin, Condition, Handles, State};
 use crate::authz::authorizer::Authorizer;
 use crate::authz::reader::StoreReader;
@@ -88,7 +88,7 @@ impl Bound {
             certificates: Arc::clone(&certificates),
             table: Arc::clone(&table),
             counters: Arc::clone(&counters),
-            listeners: startup_log::describe_listeners(&sockets, admin.address()),
+            listeners: sockets.statuses(admin.address()),
             warnings,
         });
         admin

@@ -13,7 +13,7 @@ use super::table::{
 use super::{Output, StatusArgs};
 use crate::admin::status::{
     API_VERSION, CallerStatus, CertificateStatus, CloudStatus, Component, ConnectionsStatus,
-    EbpfStatus, FlowStatus, RequestsStatus, Status, StoreStatus, TypeMeta,
+    EbpfStatus, FlowStatus, ListenerStatus, RequestsStatus, Status, StoreStatus, TypeMeta,
 };
 use crate::text::printable_json;
 
@@ -92,7 +92,7 @@ fn print_status(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     print_daemon(status, out)?;
     print_line_section("unready", &status.unready, out)?;
     print_line_section("warnings", &status.warnings, out)?;
-    print_line_section("listeners", &status.listeners, out)?;
+    print_listeners(&status.listeners, out)?;
     print_optional(status.certificate.as_ref(), print_certificate, out)?;
     print_components(&status.components, out)?;
     print_optional(status.ebpf.as_ref(), print_ebpf, out)?;
@@ -118,6 +118,21 @@ fn print_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         ("uptime", format!("{} s", status.uptime_seconds)),
     ];
     print_fields(&fields, "", out)
+}
+
+fn print_listeners(listeners: &[ListenerStatus], out: &mut dyn Write) -> io::Result<()> {
+    let rows: Vec<_> = listeners.iter().map(listener_row).collect();
+    let columns = ["address", "protocols", "state", "reason"];
+    print_table("listeners", &columns, &rows, out)
+}
+
+fn listener_row(listener: &ListenerStatus) -> Vec<String> {
+    vec![
+        listener.address.to_string(),
+        listener.purpose.protocols().to_owned(),
+        listener.state.as_str().to_owned(),
+        or_dash(listener.reason.as_ref()),
+    ]
 }
 
 fn print_certificate(certificate: &CertificateStatus, out: &mut dyn Write) -> io::Result<()> {
@@ -341,7 +356,7 @@ mod tests {
         for line in [
             "version  0.1.0\n",
             "UNREADY\n  hublet is stopping\n",
-            "LISTENERS\n  169.254.2.1:10268 HTTPS\n",
+            "  127.0.0.1:10268  HTTPS      accepting  no interface\n",
             "  valid until     2027-01-02\n",
             "  steering  no  no CAP_BPF\n",
             "  hub_connect4  7   cgroup connect4\n",

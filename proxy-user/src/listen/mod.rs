@@ -19,6 +19,7 @@ mod probe;
 mod protocol;
 mod socket;
 mod stall;
+mod status;
 mod table;
 mod tls;
 
@@ -33,6 +34,7 @@ pub(crate) use counters::{AcceptedConnections, ClosedConnections};
 pub(crate) use counters::{ConnectionsStatus, Counters};
 pub(crate) use probe::{INTERVAL as PROBE_INTERVAL, probe};
 pub(crate) use socket::{Purpose, bind};
+pub(crate) use status::{ListenerState, ListenerStatus};
 pub(crate) use table::ConnectionTable;
 pub(crate) use tls::server_config;
 

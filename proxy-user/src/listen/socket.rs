@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::ListenError;
@@ -13,7 +14,8 @@ use super::ListenError;
 const BACKLOG: i32 = 1024;
 
 /// The use of a listening socket. It decides which flags move the socket elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Purpose {
     /// Plain HTTP, and TLS as well.
     Plain,
@@ -22,6 +24,15 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
+    /// The protocols of its connections, or their use.
+    pub(crate) fn protocols(self) -> &'static str {
+        match self {
+            Self::Plain => "HTTP and HTTPS",
+            Self::Secure => "HTTPS",
+            Self::Admin => "health, metrics, status",
+        }
+    }
+
     fn flag_names(self) -> (&'static str, &'static str) {
         match self {
             Self::Plain => ("--bind-proxy-address", "--proxy-port"),
