@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use hublet::ebpf::dump::MapEntries;
 use hublet::ebpf::pins::Pinned;
 use hublet_tests::cgroup::Cgroup;
 use hublet_tests::client::{self, Client};
@@ -272,8 +273,10 @@ fn a_successor_gets_the_cgroup_to_itself_when_the_old_daemon_ends() -> Result<()
     })?;
     let Some(mut site) = site else { return Ok(()) };
     let bpffs = site.daemon.bpffs().unwrap().to_path_buf();
-    let left_out =
-        || Ok::<_, anyhow::Error>(Pinned::find(&bpffs)?.dump("hub_config")?["ownCgroup"].clone());
+    let left_out = || match Pinned::find(&bpffs)?.dump("hub_config")? {
+        MapEntries::Config(config) => Ok(config.own_cgroup),
+        other => anyhow::bail!("no configuration: {other:?}"),
+    };
     let own = std::fs::metadata(cgroup.path())?.ino();
     assert_eq!(left_out()?, own, "alone in it from the start");
     assert!(site.daemon.hand_over()?.success());

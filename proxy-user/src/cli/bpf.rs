@@ -5,11 +5,16 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use super::Output;
 use super::table::{or_dash, print_field_section, print_line_section, print_table, yes_no};
-use crate::ebpf::pins::{MAPS, Pinned, PinnedError};
+use crate::ebpf::dump::{
+    AllEntries, CommandEntry, ConfigEntry, DecisionCounts, InterfaceEntry, MapEntries,
+    SelectionEntry, ServiceEntry,
+};
+use crate::ebpf::flows::Flow;
+use crate::ebpf::pins::{Pinned, PinnedError, PinnedLink};
 use crate::text::printable_json;
 
 /// Subcommands of `hublet bpf`.
@@ -49,6 +54,27 @@ pub enum BpfError {
     Pinned(#[from] PinnedError),
     #[error("can't write: {0}")]
     Write(#[from] io::Error),
+    #[error("can't format as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The document of `hublet bpf status`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BpfStatus {
+    links: Vec<PinnedLink>,
+    #[serde(flatten)]
+    maps: Option<AllEntries>,
+    /// The reason why the maps can't be read.
+    problem: Option<String>,
+}
+
+/// The document of `hublet bpf detach`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Detached {
+    /// The pins that were removed.
+    detached: Vec<String>,
 }
 
 /// Runs a subcommand.
@@ -58,169 +84,355 @@ pub enum BpfError {
 pub fn bpf(command: &BpfCommand, out: &mut dyn Write) -> Result<(), BpfError> {
     match command {
         BpfCommand::Status(args) => {
-            let status = read_status(&Pinned::find(&args.bpffs)?)?;
-            print_value(&status, args.output, out)
+            let status = BpfStatus::read(&Pinned::find(&args.bpffs)?)?;
+            print(&status, args.output, out)
         }
         BpfCommand::Dump(DumpArgs { map, common }) => {
-            let rows = Pinned::find(&common.bpffs)?.dump(map)?;
-            let shown = match common.output {
-                Output::Json => rows,
-                Output::Table => json!({ map.as_str(): rows }),
-            };
-            print_value(&shown, common.output, out)
+            let entries = Pinned::find(&common.bpffs)?.dump(map)?;
+            print(&entries, common.output, out)
         }
         BpfCommand::Detach(args) => {
-            let detached: Vec<_> = Pinned::find(&args.bpffs)?
-                .detach()?
-                .iter()
-                .map(|pin| pin.display().to_string())
-                .collect();
-            print_value(&json!({ "detached": detached }), args.output, out)
+            let pins = Pinned::find(&args.bpffs)?.detach()?;
+            let detached = pins.iter().map(|pin| pin.display().to_string());
+            let detached = detached.collect();
+            print(&Detached { detached }, args.output, out)
         }
     }
 }
 
-/// Reads the links and every map. Maps of another version can't be decoded: then a note says so.
-fn read_status(pinned: &Pinned) -> Result<Value, PinnedError> {
-    let mut status = Map::from_iter([("links".to_owned(), pinned.links()?)]);
-    for map in MAPS {
-        let section = map.trim_start_matches("HUB_").to_lowercase();
-        match pinned.dump(map) {
-            Ok(rows) => status.insert(section, rows),
-            Err(error @ PinnedError::Layout { .. }) => {
-                status.insert("note".into(), error.to_string().into());
-                break;
-            }
+impl BpfStatus {
+    /// Reads the links and every map. Maps of another version can't be decoded: then the problem is named.
+    fn read(pinned: &Pinned) -> Result<Self, PinnedError> {
+        let links = pinned.links()?;
+        let (maps, problem) = match pinned.dump_all() {
+            Ok(maps) => (Some(maps), None),
+            Err(error @ PinnedError::Layout { .. }) => (None, Some(error.to_string())),
             Err(error) => return Err(error),
         };
+        Ok(Self {
+            links,
+            maps,
+            problem,
+        })
     }
-    Ok(Value::Object(status))
 }
 
-fn print_value(value: &Value, output: Output, out: &mut dyn Write) -> Result<(), BpfError> {
+/// A document that can be printed for people.
+trait Sections: Serialize {
+    fn print_sections(&self, out: &mut dyn Write) -> io::Result<()>;
+}
+
+fn print(document: &impl Sections, output: Output, out: &mut dyn Write) -> Result<(), BpfError> {
     match output {
-        Output::Json => writeln!(out, "{}", printable_json(&format!("{value:#}")))?,
-        Output::Table => print_sections(value, out)?,
+        Output::Json => {
+            let json = serde_json::to_string_pretty(document)?;
+            writeln!(out, "{}", printable_json(&json))?;
+        }
+        Output::Table => document.print_sections(out)?,
     }
     Ok(())
 }
 
-/// Prints a section for each map: fields of an object, a table of a list of objects.
-fn print_sections(value: &Value, out: &mut dyn Write) -> io::Result<()> {
-    let sections = value.as_object().into_iter().flatten();
-    for (name, value) in sections {
-        match value {
-            Value::Object(fields) => print_field_section(name, &to_fields(fields), out)?,
-            Value::Array(items) => print_items(name, items, out)?,
-            other => print_line_section(name, &[to_cell(other)], out)?,
+impl Sections for Detached {
+    fn print_sections(&self, out: &mut dyn Write) -> io::Result<()> {
+        print_line_section("detached", &self.detached, out)
+    }
+}
+
+impl Sections for BpfStatus {
+    fn print_sections(&self, out: &mut dyn Write) -> io::Result<()> {
+        print_links(&self.links, out)?;
+        if let Some(maps) = &self.maps {
+            print_config(&maps.config, out)?;
+            print_services(&maps.services, out)?;
+            print_selections(&maps.select, out)?;
+            print_commands(&maps.select_cmd, out)?;
+            print_interfaces(&maps.ifaces, out)?;
+            print_decisions(&maps.stats, out)?;
+            print_flows(&maps.flows, out)?;
+        }
+        print_line_section("problem", self.problem.as_slice(), out)
+    }
+}
+
+impl Sections for MapEntries {
+    fn print_sections(&self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Config(config) => print_config(config, out),
+            Self::Services(services) => print_services(services, out),
+            Self::Selections(selections) => print_selections(selections, out),
+            Self::Commands(commands) => print_commands(commands, out),
+            Self::Interfaces(interfaces) => print_interfaces(interfaces, out),
+            Self::Decisions(counts) => print_decisions(counts, out),
+            Self::Flows(flows) => print_flows(flows, out),
         }
     }
-    Ok(())
 }
 
-fn to_fields(fields: &Map<String, Value>) -> Vec<(&String, String)> {
-    let fields = fields.iter();
-    fields.map(|(name, value)| (name, to_cell(value))).collect()
-}
-
-fn print_items(name: &str, items: &[Value], out: &mut dyn Write) -> io::Result<()> {
-    let rows: Vec<_> = items.iter().filter_map(Value::as_object).collect();
-    if rows.is_empty() {
-        let lines: Vec<_> = items.iter().map(to_cell).collect();
-        return print_line_section(name, &lines, out);
-    }
-    let columns = column_names(&rows);
-    let cells: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| {
-            columns
-                .iter()
-                .map(|name| to_cell(row.get(*name).unwrap_or(&Value::Null)))
-                .collect()
-        })
-        .collect();
-    print_table(name, &columns, &cells, out)
-}
-
-/// Columns that come first, in this order.
-const LEADING: [&str; 5] = ["name", "service", "to", "kind", "command"];
-
-/// The rows of one map have the same fields. Buckets are for programs: `-o json` has them.
-fn column_names<'a>(rows: &[&'a Map<String, Value>]) -> Vec<&'a String> {
-    let names = rows.first().into_iter().flat_map(|row| row.keys());
-    let mut names: Vec<_> = names.filter(|name| *name != "latency").collect();
-    names.sort_by_key(|name| {
-        let position = LEADING.iter().position(|leading| leading == name);
-        position.unwrap_or(LEADING.len())
+fn print_links(links: &[PinnedLink], out: &mut dyn Write) -> io::Result<()> {
+    let rows = links.iter().map(|link| {
+        let PinnedLink {
+            name,
+            hook,
+            program,
+            pin,
+        } = link.clone();
+        vec![name, hook, program, pin]
     });
-    names
+    let rows: Vec<_> = rows.collect();
+    print_table("links", &["name", "hook", "program", "pin"], &rows, out)
 }
 
-fn to_cell(value: &Value) -> String {
-    match value {
-        Value::Null => or_dash::<&str>(None),
-        Value::Bool(value) => yes_no(*value),
-        Value::String(text) => text.clone(),
-        Value::Array(items) if items.is_empty() => or_dash::<&str>(None),
-        Value::Array(items) => items.iter().map(to_cell).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
-    }
+fn print_config(config: &ConfigEntry, out: &mut dyn Write) -> io::Result<()> {
+    let age = config.heartbeat_age_ms.map(|age| format!("{age} ms"));
+    let ports: Vec<_> = config.ports.iter().map(u16::to_string).collect();
+    let fields = [
+        ("steering", yes_no(config.steering)),
+        ("guard", yes_no(config.guard)),
+        ("selected processes only", yes_no(config.selected)),
+        ("pods", yes_no(config.pods)),
+        ("heartbeat age", or_dash(age)),
+        ("heartbeat limit", format!("{} ms", config.ttl_ms)),
+        ("network namespace", config.netns.to_string()),
+        ("own cgroup", config.own_cgroup.to_string()),
+        ("bypass mark", config.bypass_mark.to_string()),
+        ("proxy", config.proxy.to_string()),
+        ("ports", ports.join(", ")),
+    ];
+    print_field_section("config", &fields, out)
+}
+
+fn print_services(services: &[ServiceEntry], out: &mut dyn Write) -> io::Result<()> {
+    let rows = services.iter().map(|entry| {
+        vec![
+            entry.service.to_string(),
+            entry.to.to_string(),
+            entry.usage.to_owned(),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    print_table("services", &["service", "to", "use"], &rows, out)
+}
+
+fn print_selections(selections: &[SelectionEntry], out: &mut dyn Write) -> io::Result<()> {
+    let rows = selections.iter().map(|entry| {
+        vec![
+            entry.kind.to_owned(),
+            entry.value.to_string(),
+            entry.verdict.to_owned(),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    print_table("select", &["kind", "value", "verdict"], &rows, out)
+}
+
+fn print_commands(commands: &[CommandEntry], out: &mut dyn Write) -> io::Result<()> {
+    let rows = commands
+        .iter()
+        .map(|entry| vec![entry.command.clone(), entry.verdict.to_owned()]);
+    let rows: Vec<_> = rows.collect();
+    print_table("select_cmd", &["command", "verdict"], &rows, out)
+}
+
+fn print_interfaces(interfaces: &[InterfaceEntry], out: &mut dyn Write) -> io::Result<()> {
+    let rows = interfaces.iter().map(|entry| {
+        vec![
+            entry.name.clone(),
+            entry.index.to_string(),
+            entry.kind.to_owned(),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    print_table("ifaces", &["name", "index", "kind"], &rows, out)
+}
+
+fn print_decisions(counts: &DecisionCounts, out: &mut dyn Write) -> io::Result<()> {
+    let fields = counts.iter().map(|(name, count)| (name, count.to_string()));
+    print_field_section("stats", &fields.collect::<Vec<_>>(), out)
+}
+
+/// The buckets of the latency are for programs: `-o json` has them.
+fn print_flows(flows: &[Flow], out: &mut dyn Write) -> io::Result<()> {
+    let columns = [
+        "service",
+        "cgroup",
+        "steered",
+        "direct",
+        "off",
+        "own",
+        "not selected",
+        "stale",
+        "no listener",
+        "established",
+        "closed",
+        "bytes up",
+        "bytes down",
+        "retransmits",
+        "latency µs",
+    ];
+    let rows: Vec<_> = flows.iter().map(flow_row).collect();
+    print_table("flows", &columns, &rows, out)
+}
+
+fn flow_row(flow: &Flow) -> Vec<String> {
+    let counts = &flow.counts;
+    let numbers = [
+        flow.cgroup_id,
+        counts.steered,
+        counts.direct,
+        counts.off,
+        counts.own,
+        counts.not_selected,
+        counts.stale,
+        counts.no_listener,
+        counts.established,
+        counts.closed,
+        counts.bytes_up,
+        counts.bytes_down,
+        counts.retransmits,
+        counts.latency_us,
+    ];
+    let numbers = numbers.iter().map(u64::to_string);
+    [flow.service.to_string()]
+        .into_iter()
+        .chain(numbers)
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use hublet_ebpf::FlowCounts;
+
     use super::*;
 
-    fn printed(value: &Value) -> String {
+    const GOLDEN: &str = include_str!("bpf.golden.json");
+    const SERVICE: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 443);
+
+    fn printed(document: &impl Sections, output: Output) -> String {
         let mut out = Vec::new();
-        print_value(value, Output::Table, &mut out).expect("written");
+        print(document, output, &mut out).expect("written");
         String::from_utf8(out).expect("UTF-8")
     }
 
+    /// A document in which every part has content.
+    fn sample_status() -> BpfStatus {
+        let link = PinnedLink {
+            name: "hub_connect4".to_owned(),
+            hook: "cgroup 1".to_owned(),
+            program: "hub_connect4".to_owned(),
+            pin: "/sys/fs/bpf/hublet/0/links/hub_connect4".to_owned(),
+        };
+        BpfStatus {
+            links: vec![link],
+            maps: Some(sample_maps()),
+            problem: Some("another layout".to_owned()),
+        }
+    }
+
+    fn sample_maps() -> AllEntries {
+        AllEntries {
+            config: sample_config(),
+            services: vec![ServiceEntry {
+                service: SERVICE,
+                to: ([127, 0, 0, 1], 10268).into(),
+                usage: "steered",
+            }],
+            select: vec![SelectionEntry {
+                kind: "uid",
+                value: 4242,
+                verdict: "except",
+            }],
+            select_cmd: vec![CommandEntry {
+                command: "kubelet".to_owned(),
+                verdict: "steer",
+            }],
+            ifaces: vec![InterfaceEntry {
+                name: "lo".to_owned(),
+                index: 1,
+                kind: "local",
+            }],
+            stats: [("steered", 3), ("seen", 5)].into(),
+            flows: vec![sample_flow()],
+        }
+    }
+
+    fn sample_config() -> ConfigEntry {
+        ConfigEntry {
+            steering: true,
+            guard: false,
+            selected: false,
+            pods: false,
+            heartbeat_age_ms: None,
+            ttl_ms: 3000,
+            netns: 849,
+            own_cgroup: 0,
+            bypass_mark: 7,
+            proxy: [127, 0, 0, 1].into(),
+            ports: vec![443, 10268],
+        }
+    }
+
+    fn sample_flow() -> Flow {
+        let mut counts = FlowCounts {
+            steered: 2,
+            latency_us: 40,
+            ..FlowCounts::default()
+        };
+        counts.latency[1] = 2;
+        Flow {
+            cgroup_id: 99,
+            service: SERVICE,
+            counts,
+        }
+    }
+
+    /// Scripts of operators read it.
     #[test]
-    fn a_map_of_entries_is_a_table_whose_leading_columns_come_first() {
-        let text = printed(&json!({"services": [
-            {"use": "steered", "to": "169.254.2.1:10268", "service": "10.96.0.1:443"},
-            {"use": "own", "to": "127.0.0.1:10261", "service": "127.0.0.1:10261"},
-        ]}));
-        assert_eq!(
-            text,
-            "\nSERVICES\n  SERVICE          TO                 USE\n  \
-             10.96.0.1:443    169.254.2.1:10268  steered\n  \
-             127.0.0.1:10261  127.0.0.1:10261    own\n"
-        );
+    fn the_document_is_the_golden_one() {
+        let written = printed(&sample_status(), Output::Json);
+        assert_eq!(written, GOLDEN, "written now:\n{written}");
     }
 
     #[test]
-    fn a_single_entry_is_a_list_of_fields() {
-        let config = json!({"steering": true, "guard": false, "heartbeatAgeMs": null, "ports": [443, 10268]});
-        let text = printed(&json!({ "config": config }));
-        for line in [
-            "CONFIG\n",
-            "guard           no\n",
-            "heartbeatAgeMs  -\n",
-            "ports           443, 10268\n",
-            "steering        yes\n",
+    fn the_table_shows_every_part() {
+        let text = printed(&sample_status(), Output::Table);
+        for section in [
+            "\nLINKS\n  NAME          HOOK      PROGRAM       PIN\n  hub_connect4  cgroup 1  hub_connect4  /sys",
+            "\nCONFIG\n  steering                 yes\n  guard                    no\n",
+            "  heartbeat age            -\n  heartbeat limit          3000 ms\n",
+            "  ports                    443, 10268\n",
+            "\nSERVICES\n  SERVICE        TO               USE\n  10.96.0.1:443  127.0.0.1:10268  steered\n",
+            "\nSELECT\n  KIND  VALUE  VERDICT\n  uid   4242   except\n",
+            "\nSELECT_CMD\n  COMMAND  VERDICT\n  kubelet  steer\n",
+            "\nIFACES\n  NAME  INDEX  KIND\n  lo    1      local\n",
+            "\nSTATS\n  seen     5\n  steered  3\n",
+            "\nFLOWS\n  SERVICE        CGROUP  STEERED  DIRECT ",
+            "\n  10.96.0.1:443  99      2        0 ",
+            "\nPROBLEM\n  another layout\n",
         ] {
-            assert!(text.contains(line), "{line} in {text}");
+            assert!(text.contains(section), "{section} in {text}");
         }
     }
 
     #[test]
-    fn pins_and_notes_are_lines_and_an_empty_map_is_left_out() {
-        let text =
-            printed(&json!({"detached": ["/a", "/b"], "flows": [], "note": "another layout"}));
-        assert_eq!(text, "\nDETACHED\n  /a\n  /b\n\nNOTE\n  another layout\n");
+    fn one_maps_entries_are_printed_alone() {
+        let dumped = MapEntries::Interfaces(sample_maps().ifaces);
+        let json = printed(&dumped, Output::Json);
+        assert!(json.starts_with("[\n  {\n    \"name\": \"lo\""), "{json}");
+        let table = printed(&dumped, Output::Table);
+        assert!(table.starts_with("\nIFACES\n"), "{table}");
+        let none = printed(&MapEntries::Flows(Vec::new()), Output::Table);
+        assert_eq!(none, "", "a map without entries");
     }
 
     #[test]
-    fn buckets_are_in_json_only() {
-        let rows =
-            json!({"flows": [{"service": "10.96.0.1:443", "latency": [0, 1], "steered": 1}]});
-        assert!(!printed(&rows).contains("LATENCY"));
-        let mut out = Vec::new();
-        print_value(&rows, Output::Json, &mut out).expect("written");
-        assert_eq!(serde_json::from_slice::<Value>(&out).expect("JSON"), rows);
+    fn pins_that_were_removed_are_lines() {
+        let detached = vec!["/a".to_owned(), "/b".to_owned()];
+        let text = printed(&Detached { detached }, Output::Table);
+        assert_eq!(text, "\nDETACHED\n  /a\n  /b\n");
     }
 
     #[test]

@@ -12,13 +12,15 @@ use super::sys::Plain;
 pub(crate) type FlowTable = PerCpuHashMap<MapData, Plain<FlowKey>, Plain<FlowCounts>>;
 
 /// An entry of the map.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Flow {
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flow {
     /// cgroup v2 id of the caller.
-    pub(crate) cgroup_id: u64,
+    pub cgroup_id: u64,
     /// The address that was dialled.
-    pub(crate) service: SocketAddr,
-    pub(crate) counts: FlowCounts,
+    pub service: SocketAddr,
+    #[serde(flatten)]
+    pub counts: FlowCounts,
 }
 
 /// An entry of the map with the path of the caller's cgroup.

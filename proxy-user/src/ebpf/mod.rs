@@ -3,7 +3,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod bpffs;
-mod dump;
+pub mod dump;
 pub mod flows;
 #[cfg(feature = "bpf-log")]
 mod log;

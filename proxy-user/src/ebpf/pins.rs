@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, MapError};
 use hublet_ebpf::{LAYOUT, maps};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::attach;
 use super::bpffs::{DIRECTORY, Pins, paths_in};
-use super::dump::map_rows;
+use super::dump::{self, AllEntries, MapEntries};
 use crate::node::unavailable::Unavailable;
 use crate::text::with_causes;
 
@@ -57,6 +57,30 @@ impl PinnedError {
     }
 }
 
+/// The pin of a link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PinnedLink {
+    pub name: String,
+    /// What the program is attached to.
+    pub hook: String,
+    pub program: String,
+    pub pin: String,
+}
+
+impl PinnedLink {
+    fn read(pin: &Path) -> io::Result<Self> {
+        let link = attach::describe_link(pin)?;
+        let name = pin.file_name().unwrap_or_default();
+        Ok(Self {
+            name: name.to_string_lossy().into_owned(),
+            hook: link.hook,
+            program: link.program,
+            pin: pin.display().to_string(),
+        })
+    }
+}
+
 /// The pins below a bpffs.
 #[derive(Debug)]
 pub struct Pinned {
@@ -87,16 +111,14 @@ impl Pinned {
         }
     }
 
-    /// Links of all versions as JSON: pin, hook, program.
+    /// Links of all versions.
     ///
     /// # Errors
     /// A pin can't be opened.
-    pub fn links(&self) -> Result<Value, PinnedError> {
-        let mut rows = Vec::new();
-        for pin in self.link_pins()? {
-            rows.push(link_row(&pin).map_err(PinnedError::file(&pin))?);
-        }
-        Ok(Value::Array(rows))
+    pub fn links(&self) -> Result<Vec<PinnedLink>, PinnedError> {
+        let pins = self.link_pins()?.into_iter();
+        pins.map(|pin| PinnedLink::read(&pin).map_err(PinnedError::file(&pin)))
+            .collect()
     }
 
     fn link_pins(&self) -> Result<Vec<PathBuf>, PinnedError> {
@@ -108,16 +130,40 @@ impl Pinned {
         Ok(pins)
     }
 
-    /// The entries of a map as JSON.
+    /// The entries of a map.
     ///
     /// # Errors
     /// No such map, the layout of another version, or the kernel refuses.
-    pub fn dump(&self, name: &str) -> Result<Value, PinnedError> {
-        let layout = self.own_layout()?;
+    pub fn dump(&self, name: &str) -> Result<MapEntries, PinnedError> {
         let name = known_map(name)?;
-        MapData::from_pin(layout.join("maps").join(name))
+        self.read(name, |map| dump::read_entries(name, map))
+    }
+
+    /// The entries of all maps.
+    ///
+    /// # Errors
+    /// The layout of another version, or the kernel refuses.
+    pub fn dump_all(&self) -> Result<AllEntries, PinnedError> {
+        Ok(AllEntries {
+            config: self.read(maps::CONFIG, dump::read_config)?,
+            services: self.read(maps::SERVICES, dump::read_services)?,
+            select: self.read(maps::SELECT, dump::read_selections)?,
+            select_cmd: self.read(maps::SELECT_CMD, dump::read_commands)?,
+            ifaces: self.read(maps::IFACES, dump::read_interfaces)?,
+            stats: self.read(maps::STATS, dump::read_stats)?,
+            flows: self.read(maps::FLOWS, dump::read_flows)?,
+        })
+    }
+
+    fn read<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(Map) -> Result<T, MapError>,
+    ) -> Result<T, PinnedError> {
+        let pin = self.own_layout()?.join("maps").join(name);
+        MapData::from_pin(pin)
             .and_then(Map::from_map_data)
-            .and_then(|map| map_rows(name, map))
+            .and_then(read)
             .map_err(|source| PinnedError::Map {
                 map: name.into(),
                 source: Box::new(source),
@@ -178,16 +224,6 @@ fn remove_all(bpffs: &Path, lock: Option<OwnedFd>) -> Result<(), PinnedError> {
     pins.remove_other_layouts();
     let directory = bpffs.join(DIRECTORY);
     pins.remove().map_err(PinnedError::file(&directory))
-}
-
-fn link_row(pin: &Path) -> io::Result<Value> {
-    let link = attach::describe_link(pin)?;
-    Ok(json!({
-        "name": pin.file_name().map(|name| name.to_string_lossy().into_owned()),
-        "hook": link.hook,
-        "program": link.program,
-        "pin": pin.display().to_string(),
-    }))
 }
 
 /// The map's own spelling of a name in any case.
