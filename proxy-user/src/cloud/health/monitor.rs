@@ -320,5 +320,4 @@ fn jitter() -> f64 {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
