@@ -11,7 +11,7 @@ const PURE: [&str; 8] = [
     "proxy-user/wire/src/**/*.rs",
     "proxy-user/src/proxy/route.rs",
     "proxy-user/src/config/*.rs",
-    "proxy-user/src/cache/key.rs",
+    "proxy-user/src/cache/keys.rs",
     "proxy-user/src/cloud/health/*.rs",
     "proxy-user/src/authz/*.rs",
     "proxy-user/src/text.rs",

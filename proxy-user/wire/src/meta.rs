@@ -208,6 +208,7 @@ mod tests {
         assert_eq!(early.age_at(late).to_string(), "2");
         assert_eq!(late.age_at(early), Age::default());
         assert_eq!(early + Duration::from_millis(2_500), late);
+        assert_eq!(late - Duration::from_millis(2_500), early);
         assert_eq!(early - Duration::from_secs(9), Timestamp::EPOCH);
         assert_eq!(Timestamp::MAX + Duration::MAX, Timestamp::MAX);
     }

@@ -331,6 +331,23 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_of_exactly_the_limit_is_taken_however_it_is_cut() {
+        let padding = MAX_OBJECT - r#"{"a":""}"#.len();
+        let json = format!(r#"{{"a":"{}"}}"#, "x".repeat(padding));
+        for chunk in [json.len(), 64 << 10] {
+            let (mut splitter, mut len) = (JsonWatchSplitter::default(), 0);
+            for part in json.as_bytes().chunks(chunk) {
+                let pushed = splitter.push(part, &mut |frame| {
+                    len = frame.len();
+                    Ok(())
+                });
+                assert_eq!(pushed, Ok(()));
+            }
+            assert_eq!(len, MAX_OBJECT);
+        }
+    }
+
+    #[test]
     fn a_frame_over_the_limit_is_refused_however_it_is_cut() {
         let json = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_OBJECT));
         for chunk in [json.len(), 64 << 10] {

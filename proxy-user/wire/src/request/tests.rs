@@ -129,6 +129,8 @@ fn a_request_that_is_not_wholly_understood_keeps_its_verb_and_has_no_key() {
         ("GET /api/v1/pods?w%61tch=yes&limit=many", Verb::Watch),
         ("GET /api/v1/watch/namespaces/d/pods/a", Verb::Watch),
         ("GET /api/v1/watch/pods?sendInitialEvents=true", Verb::Watch),
+        ("GET /api/v1/proxy/nodes/a", Verb::Get),
+        ("POST /api/v1/proxy/nodes/a", Verb::Other),
         ("GET /api/v1/namespaces/d/pods%2Fa", Verb::Get),
         ("GET /api/v1%2Fnamespaces/d/pods?watch=1", Verb::Watch),
         ("GET /api/v1/namespaces/../pods/x", Verb::Get),
@@ -411,6 +413,20 @@ fn an_understood_request_gives_its_parts() {
     read("GET /api/v1/pods", |info| {
         assert!(!info.understood().unwrap().has_selectors());
     });
+}
+
+/// The server reads `hash` of these documents alone.
+#[test]
+fn a_document_of_openapi_v3_is_understood_with_its_hash() {
+    for (call, hash) in [
+        ("GET /openapi/v3/apis/apps/v1?hash=AB12", Some("AB12")),
+        ("GET /openapi/v3/apis/apps/v1", Some("")),
+        ("GET /openapi/v3?hash=AB12", None),
+    ] {
+        read(call, |info| {
+            assert_eq!(info.understood().map(ApiRequest::hash), hash, "{call}");
+        });
+    }
 }
 
 /// Go's own limits aren't reached by the recorded readings.
