@@ -13,7 +13,7 @@ pub(crate) use crate::cache::status::StoreStatus;
 pub(crate) use crate::certs::CertificateStatus;
 pub(crate) use crate::cloud::status::CloudStatus;
 pub(crate) use crate::ebpf::flows::FlowStatus;
-pub(crate) use crate::ebpf::status::EbpfStatus;
+pub(crate) use crate::ebpf::status::{EbpfStatus, ProgramStatus};
 pub(crate) use crate::listen::{ConnectionsStatus, ListenerStatus};
 pub(crate) use crate::node::component::Component;
 pub(crate) use crate::proxy::stages::RequestsStatus;
@@ -31,19 +31,23 @@ pub(crate) struct TypeMeta {
     pub(crate) kind: Cow<'static, str>,
 }
 
-impl TypeMeta {
-    const CURRENT: Self = Self {
-        api_version: Cow::Borrowed(API_VERSION),
-        kind: Cow::Borrowed(KIND),
-    };
+impl Default for TypeMeta {
+    fn default() -> Self {
+        Self {
+            api_version: Cow::Borrowed(API_VERSION),
+            kind: Cow::Borrowed(KIND),
+        }
+    }
+}
 
+impl TypeMeta {
     pub(crate) fn is_current(&self) -> bool {
-        *self == Self::CURRENT
+        *self == Self::default()
     }
 }
 
 /// A part that is not known yet, or no longer during shutdown, is `None` or empty.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Status {
     #[serde(flatten)]
@@ -83,21 +87,11 @@ impl Status {
 
     fn without_stages(state: &State) -> Self {
         Self {
-            type_meta: TypeMeta::CURRENT,
             version: VERSION.to_owned(),
             node: state.node().to_owned(),
             uptime_seconds: state.uptime().as_secs(),
             unready: state.unready_reasons(),
-            warnings: Vec::new(),
-            listeners: Vec::new(),
-            certificate: None,
-            components: Vec::new(),
-            ebpf: None,
-            connections: None,
-            requests: None,
-            cloud: None,
-            store: None,
-            callers: Vec::new(),
+            ..Self::default()
         }
     }
 

@@ -8,7 +8,7 @@ use super::*;
 use crate::cache::status::NotStoredCount;
 use crate::caller::{Port, Process};
 use crate::cloud::health::CloudState;
-use crate::ebpf::status::{DecisionCount, ProgramStatus};
+use crate::ebpf::status::DecisionCount;
 use crate::listen::{AcceptedConnections, ClosedConnections, ListenerState, Purpose};
 use crate::telemetry::CallerCounts;
 
@@ -18,7 +18,7 @@ const GUIDE: &str = include_str!("../../../docs/debugging.md");
 /// A document in which every part and every list has content.
 pub(crate) fn sample_status() -> Status {
     Status {
-        type_meta: TypeMeta::CURRENT,
+        type_meta: TypeMeta::default(),
         version: "0.1.0".to_owned(),
         node: "edge-1".to_owned(),
         uptime_seconds: 61,

@@ -179,8 +179,7 @@ fn print_links(links: &[PinnedLink], out: &mut dyn Write) -> io::Result<()> {
         } = link.clone();
         vec![name, hook, program, pin]
     });
-    let rows: Vec<_> = rows.collect();
-    print_table("links", &["name", "hook", "program", "pin"], &rows, out)
+    print_table("links", &["name", "hook", "program", "pin"], rows, out)
 }
 
 fn print_config(config: &ConfigEntry, out: &mut dyn Write) -> io::Result<()> {
@@ -199,7 +198,7 @@ fn print_config(config: &ConfigEntry, out: &mut dyn Write) -> io::Result<()> {
         ("proxy", config.proxy.to_string()),
         ("ports", ports.join(", ")),
     ];
-    print_field_section("config", &fields, out)
+    print_field_section("config", fields, out)
 }
 
 fn print_services(services: &[ServiceEntry], out: &mut dyn Write) -> io::Result<()> {
@@ -210,8 +209,7 @@ fn print_services(services: &[ServiceEntry], out: &mut dyn Write) -> io::Result<
             entry.usage.to_owned(),
         ]
     });
-    let rows: Vec<_> = rows.collect();
-    print_table("services", &["service", "to", "use"], &rows, out)
+    print_table("services", &["service", "to", "use"], rows, out)
 }
 
 fn print_selections(selections: &[SelectionEntry], out: &mut dyn Write) -> io::Result<()> {
@@ -222,16 +220,14 @@ fn print_selections(selections: &[SelectionEntry], out: &mut dyn Write) -> io::R
             entry.verdict.to_owned(),
         ]
     });
-    let rows: Vec<_> = rows.collect();
-    print_table("select", &["kind", "value", "verdict"], &rows, out)
+    print_table("select", &["kind", "value", "verdict"], rows, out)
 }
 
 fn print_commands(commands: &[CommandEntry], out: &mut dyn Write) -> io::Result<()> {
     let rows = commands
         .iter()
         .map(|entry| vec![entry.command.clone(), entry.verdict.to_owned()]);
-    let rows: Vec<_> = rows.collect();
-    print_table("select_cmd", &["command", "verdict"], &rows, out)
+    print_table("select_cmd", &["command", "verdict"], rows, out)
 }
 
 fn print_interfaces(interfaces: &[InterfaceEntry], out: &mut dyn Write) -> io::Result<()> {
@@ -242,13 +238,12 @@ fn print_interfaces(interfaces: &[InterfaceEntry], out: &mut dyn Write) -> io::R
             entry.kind.to_owned(),
         ]
     });
-    let rows: Vec<_> = rows.collect();
-    print_table("ifaces", &["name", "index", "kind"], &rows, out)
+    print_table("ifaces", &["name", "index", "kind"], rows, out)
 }
 
 fn print_decisions(counts: &DecisionCounts, out: &mut dyn Write) -> io::Result<()> {
     let fields = counts.iter().map(|(name, count)| (name, count.to_string()));
-    print_field_section("stats", &fields.collect::<Vec<_>>(), out)
+    print_field_section("stats", fields, out)
 }
 
 /// The buckets of the latency are for programs: `-o json` has them.
@@ -270,8 +265,7 @@ fn print_flows(flows: &[Flow], out: &mut dyn Write) -> io::Result<()> {
         "retransmits",
         "latency µs",
     ];
-    let rows: Vec<_> = flows.iter().map(flow_row).collect();
-    print_table("flows", &columns, &rows, out)
+    print_table("flows", &columns, flows.iter().map(flow_row), out)
 }
 
 fn flow_row(flow: &Flow) -> Vec<String> {

@@ -13,7 +13,7 @@ use super::table::{
 use super::{Output, StatusArgs};
 use crate::admin::status::{
     API_VERSION, CallerStatus, CertificateStatus, CloudStatus, Component, ConnectionsStatus,
-    EbpfStatus, FlowStatus, ListenerStatus, RequestsStatus, Status, StoreStatus, TypeMeta,
+    EbpfStatus, FlowStatus, ListenerStatus, ProgramStatus, RequestsStatus, Status, StoreStatus, TypeMeta,
 };
 use crate::text::printable_json;
 
@@ -117,13 +117,12 @@ fn print_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         ("node", status.node.clone()),
         ("uptime", format!("{} s", status.uptime_seconds)),
     ];
-    print_fields(&fields, "", out)
+    print_fields(fields, "", out)
 }
 
 fn print_listeners(listeners: &[ListenerStatus], out: &mut dyn Write) -> io::Result<()> {
-    let rows: Vec<_> = listeners.iter().map(listener_row).collect();
     let columns = ["address", "protocols", "state", "reason"];
-    print_table("listeners", &columns, &rows, out)
+    print_table("listeners", &columns, listeners.iter().map(listener_row), out)
 }
 
 fn listener_row(listener: &ListenerStatus) -> Vec<String> {
@@ -144,12 +143,12 @@ fn print_certificate(certificate: &CertificateStatus, out: &mut dyn Write) -> io
             or_dash(certificate.development_ca.as_ref()),
         ),
     ];
-    print_field_section("certificate", &fields, out)
+    print_field_section("certificate", fields, out)
 }
 
 fn print_components(components: &[Component], out: &mut dyn Write) -> io::Result<()> {
-    let rows: Vec<_> = components.iter().map(component_row).collect();
-    print_table("components", &["name", "on", "detail"], &rows, out)
+    let rows = components.iter().map(component_row);
+    print_table("components", &["name", "on", "detail"], rows, out)
 }
 
 fn component_row(component: &Component) -> Vec<String> {
@@ -161,21 +160,20 @@ fn component_row(component: &Component) -> Vec<String> {
 }
 
 fn print_ebpf(ebpf: &EbpfStatus, out: &mut dyn Write) -> io::Result<()> {
-    let programs = ebpf.programs.iter().map(|program| {
-        vec![
-            program.name.clone(),
-            program.id.to_string(),
-            program.attached.clone(),
-        ]
-    });
-    let programs: Vec<_> = programs.collect();
-    print_table("ebpf programs", &["name", "id", "attached"], &programs, out)?;
+    let programs = ebpf.programs.iter().map(program_row);
+    print_table("ebpf programs", &["name", "id", "attached"], programs, out)?;
     let decisions = ebpf.decisions.iter();
-    let decisions: Vec<_> = decisions
-        .map(|count| (&*count.decision, count.count.to_string()))
-        .collect();
-    print_field_section("ebpf decisions", &decisions, out)?;
+    let decisions = decisions.map(|count| (&*count.decision, count.count.to_string()));
+    print_field_section("ebpf decisions", decisions, out)?;
     print_flows(&ebpf.flows, out)
+}
+
+fn program_row(program: &ProgramStatus) -> Vec<String> {
+    vec![
+        program.name.clone(),
+        program.id.to_string(),
+        program.attached.clone(),
+    ]
 }
 
 fn print_flows(flows: &[FlowStatus], out: &mut dyn Write) -> io::Result<()> {
@@ -191,8 +189,7 @@ fn print_flows(flows: &[FlowStatus], out: &mut dyn Write) -> io::Result<()> {
         "bytes down",
         "retransmits",
     ];
-    let rows: Vec<_> = flows.iter().map(flow_row).collect();
-    print_table("ebpf flows", &columns, &rows, out)
+    print_table("ebpf flows", &columns, flows.iter().map(flow_row), out)
 }
 
 fn flow_row(flow: &FlowStatus) -> Vec<String> {
@@ -240,7 +237,7 @@ fn print_connections(connections: &ConnectionsStatus, out: &mut dyn Write) -> io
             connections.self_probe_failures.to_string(),
         ),
     ];
-    print_field_section("connections", &fields, out)
+    print_field_section("connections", fields, out)
 }
 
 fn print_requests(requests: &RequestsStatus, out: &mut dyn Write) -> io::Result<()> {
@@ -251,7 +248,7 @@ fn print_requests(requests: &RequestsStatus, out: &mut dyn Write) -> io::Result<
         ("bytes under way", requests.bytes_under_way.to_string()),
         ("limit of bytes", requests.max_bytes_under_way.to_string()),
     ];
-    print_field_section("requests", &fields, out)
+    print_field_section("requests", fields, out)
 }
 
 fn print_cloud(cloud: &CloudStatus, out: &mut dyn Write) -> io::Result<()> {
@@ -265,7 +262,7 @@ fn print_cloud(cloud: &CloudStatus, out: &mut dyn Write) -> io::Result<()> {
             format!("{:.3} s", cloud.fallback_timeout_seconds),
         ),
     ];
-    print_field_section("cloud", &fields, out)
+    print_field_section("cloud", fields, out)
 }
 
 fn print_store(store: &StoreStatus, out: &mut dyn Write) -> io::Result<()> {
@@ -286,12 +283,10 @@ fn print_store(store: &StoreStatus, out: &mut dyn Write) -> io::Result<()> {
         ("failed writes", store.writes_failed.to_string()),
         ("opened in", format!("{:.3} s", store.opened_in_seconds)),
     ];
-    print_field_section("store", &fields, out)?;
+    print_field_section("store", fields, out)?;
     let not_stored = store.not_stored.iter().filter(|count| count.count > 0);
-    let not_stored: Vec<_> = not_stored
-        .map(|count| (&*count.reason, count.count.to_string()))
-        .collect();
-    print_field_section("not stored", &not_stored, out)
+    let not_stored = not_stored.map(|count| (&*count.reason, count.count.to_string()));
+    print_field_section("not stored", not_stored, out)
 }
 
 fn print_callers(callers: &[CallerStatus], out: &mut dyn Write) -> io::Result<()> {
@@ -312,8 +307,7 @@ fn print_callers(callers: &[CallerStatus], out: &mut dyn Write) -> io::Result<()
         "bytes down",
         "last connect",
     ];
-    let rows: Vec<_> = callers.iter().map(caller_row).collect();
-    print_table("callers", &columns, &rows, out)
+    print_table("callers", &columns, callers.iter().map(caller_row), out)
 }
 
 fn caller_row(caller: &CallerStatus) -> Vec<String> {
@@ -348,11 +342,15 @@ mod tests {
     const ADMIN: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10267);
 
+    fn printed(status: &Status) -> String {
+        let mut out = Vec::new();
+        print_status(status, &mut out).expect("written");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
     #[test]
     fn the_table_shows_every_part() {
-        let mut out = Vec::new();
-        print_status(&sample_status(), &mut out).expect("written");
-        let text = String::from_utf8(out).expect("UTF-8");
+        let text = printed(&sample_status());
         for line in [
             "version  0.1.0\n",
             "UNREADY\n  hublet is stopping\n",
@@ -378,21 +376,10 @@ mod tests {
     #[test]
     fn a_daemon_that_starts_has_no_empty_sections() {
         let status = Status {
-            certificate: None,
-            components: Vec::new(),
-            ebpf: None,
-            connections: None,
-            requests: None,
-            cloud: None,
-            store: None,
-            callers: Vec::new(),
-            listeners: Vec::new(),
-            warnings: Vec::new(),
-            ..sample_status()
+            unready: vec!["the store isn't open yet".to_owned()],
+            ..Status::default()
         };
-        let mut out = Vec::new();
-        print_status(&status, &mut out).expect("written");
-        let text = String::from_utf8(out).expect("UTF-8");
+        let text = printed(&status);
         let headings = text
             .lines()
             .filter(|line| line.starts_with(char::is_uppercase));

@@ -19,13 +19,14 @@ pub(super) fn yes_no(value: bool) -> String {
 
 /// Prints a name and its value on each line.
 pub(super) fn print_fields<N: AsRef<str>>(
-    fields: &[(N, String)],
+    fields: impl IntoIterator<Item = (N, String)>,
     indent: &str,
     out: &mut dyn Write,
 ) -> io::Result<()> {
+    let fields: Vec<_> = fields.into_iter().collect();
     let names = fields.iter().map(|(name, _)| name.as_ref().chars().count());
     let width = names.max().unwrap_or_default();
-    for (name, value) in fields {
+    for (name, value) in &fields {
         let (name, value) = (Printable(name.as_ref()).to_string(), Printable(value));
         writeln!(out, "{indent}{name:width$}  {value}")?;
     }
@@ -35,10 +36,11 @@ pub(super) fn print_fields<N: AsRef<str>>(
 /// A section that isn't printed if it has no fields.
 pub(super) fn print_field_section<N: AsRef<str>>(
     heading: &str,
-    fields: &[(N, String)],
+    fields: impl IntoIterator<Item = (N, String)>,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    if fields.is_empty() {
+    let mut fields = fields.into_iter().peekable();
+    if fields.peek().is_none() {
         return Ok(());
     }
     print_heading(heading, out)?;
@@ -64,21 +66,18 @@ pub(super) fn print_line_section(
 pub(super) fn print_table<C: AsRef<str>>(
     heading: &str,
     columns: &[C],
-    rows: &[Vec<String>],
+    rows: impl IntoIterator<Item = Vec<String>>,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    if rows.is_empty() {
+    let mut rows = rows.into_iter().peekable();
+    if rows.peek().is_none() {
         return Ok(());
     }
     print_heading(heading, out)?;
     let titles = columns.iter().map(|title| title.as_ref().to_uppercase());
-    let lines: Vec<Vec<String>> = std::iter::once(titles.collect::<Vec<_>>())
-        .chain(rows.iter().cloned())
-        .map(|line| {
-            line.iter()
-                .map(|cell| Printable(cell).to_string())
-                .collect()
-        })
+    let lines: Vec<Vec<String>> = std::iter::once(titles.collect())
+        .chain(rows)
+        .map(printable_cells)
         .collect();
     let widths: Vec<usize> = (0..columns.len())
         .map(|column| column_width(&lines, column))
@@ -86,6 +85,11 @@ pub(super) fn print_table<C: AsRef<str>>(
     lines
         .iter()
         .try_for_each(|line| print_row(line, &widths, out))
+}
+
+fn printable_cells(cells: Vec<String>) -> Vec<String> {
+    let cells = cells.into_iter();
+    cells.map(|cell| Printable(cell).to_string()).collect()
 }
 
 fn column_width(lines: &[Vec<String>], column: usize) -> usize {
@@ -123,7 +127,7 @@ mod tests {
             vec!["12345".to_owned(), "c".to_owned()],
         ];
         assert_eq!(
-            printed(|out| print_table("callers", &["pid", "command"], &rows, out)),
+            printed(|out| print_table("callers", &["pid", "command"], rows, out)),
             "\nCALLERS\n  PID    COMMAND\n  1      kubelet\n  12345  c\n"
         );
     }
@@ -135,7 +139,7 @@ mod tests {
             ("uptime", or_dash::<u8>(None)),
         ];
         assert_eq!(
-            printed(|out| print_field_section("daemon", &fields, out)),
+            printed(|out| print_field_section("daemon", fields, out)),
             "\nDAEMON\n  node    edge-1\n  uptime  -\n"
         );
     }
@@ -144,8 +148,8 @@ mod tests {
     fn a_section_without_content_is_left_out() {
         let text = printed(|out| {
             print_line_section("unready", &[], out)?;
-            print_table("callers", &["pid"], &[], out)?;
-            print_field_section::<&str>("cloud", &[], out)
+            print_table("callers", &["pid"], [], out)?;
+            print_field_section::<&str>("cloud", [], out)
         });
         assert_eq!(text, "");
     }
@@ -154,9 +158,9 @@ mod tests {
     fn control_characters_are_escaped_everywhere() {
         let hostile = || "\u{1b}[31m\n".to_owned();
         let text = printed(|out| {
-            print_fields(&[(hostile(), hostile())], "", out)?;
+            print_fields([(hostile(), hostile())], "", out)?;
             print_line_section("lines", &[hostile()], out)?;
-            print_table(&hostile(), &[hostile()], &[vec![hostile()]], out)
+            print_table(&hostile(), &[hostile()], [vec![hostile()]], out)
         });
         assert!(!text.contains('\u{1b}'), "{text}");
         assert_eq!(text.matches("\\u{1b}").count(), 6, "{text}");
