@@ -302,8 +302,10 @@ mod tests {
     use super::*;
 
     const GOLDEN: &str = include_str!("bpf.golden.json");
-    const SERVICE: SocketAddr =
-        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 443);
+    const SERVICE: SocketAddr = SocketAddr::new(
+        std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)),
+        443,
+    );
 
     fn printed(document: &impl Sections, output: Output) -> String {
         let mut out = Vec::new();

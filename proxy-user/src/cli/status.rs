@@ -13,7 +13,8 @@ use super::table::{
 use super::{Output, StatusArgs};
 use crate::admin::status::{
     API_VERSION, CallerStatus, CertificateStatus, CloudStatus, Component, ConnectionsStatus,
-    EbpfStatus, FlowStatus, ListenerStatus, ProgramStatus, RequestsStatus, Status, StoreStatus, TypeMeta,
+    EbpfStatus, FlowStatus, ListenerStatus, ProgramStatus, RequestsStatus, Status, StoreStatus,
+    TypeMeta,
 };
 use crate::text::printable_json;
 
@@ -122,7 +123,12 @@ fn print_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
 
 fn print_listeners(listeners: &[ListenerStatus], out: &mut dyn Write) -> io::Result<()> {
     let columns = ["address", "protocols", "state", "reason"];
-    print_table("listeners", &columns, listeners.iter().map(listener_row), out)
+    print_table(
+        "listeners",
+        &columns,
+        listeners.iter().map(listener_row),
+        out,
+    )
 }
 
 fn listener_row(listener: &ListenerStatus) -> Vec<String> {

@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::health::activity::{LinkActivity, TrackedStream};
+use super::health::activity::{LinkActivity, ReadRecorder, TrackedStream};
 use super::resolve::Resolver;
 use crate::config::Server;
 use crate::text::with_causes;
@@ -172,7 +172,8 @@ impl Dialer {
     async fn connect_tls(&self, alpn: Alpn) -> Result<CloudStream, DialError> {
         let (address, tcp) = self.connect_tcp().await?;
         self.resolver.record_connected(address);
-        let tcp = TrackedStream::new(tcp, Arc::clone(&self.activity));
+        let recorder = ReadRecorder::new(Arc::clone(&self.activity));
+        let tcp = TrackedStream::new(tcp, recorder);
         let connector = match alpn {
             Alpn::Http2OrHttp1 => &self.http2_or_http1,
             Alpn::Http1Only => &self.http1_only,

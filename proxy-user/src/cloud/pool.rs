@@ -218,7 +218,7 @@ impl Pool {
         dial: PendingDial,
     ) -> Result<Lease, DialError> {
         let (windows, flow) = (dial.windows, dial.flow);
-        let activity = Arc::clone(tls.get_ref().0.activity());
+        let activity = Arc::clone(tls.get_ref().0.observer().connection());
         let ended = Arc::clone(&self.connection_ended);
         let on_end = move |error: Option<hyper::Error>| {
             if let Some(error) = error {
@@ -278,7 +278,7 @@ impl Pool {
         let closing = self.closing.subscribe();
         let closing_stream = self.closing.subscribe();
         let tls = self.dial(Alpn::Http1Only).await?;
-        let permit = StreamPermit::http1(tls.get_ref().0.activity(), limit);
+        let permit = StreamPermit::http1(tls.get_ref().0.observer().connection(), limit);
         Ok(UpgradeLease {
             sender: handshake_http1(tls, closing).await?,
             permit,
@@ -307,7 +307,7 @@ async fn lease_http1(
     closing: WaitForCancellationFutureOwned,
     permit: ConnectionPermit,
 ) -> Result<Lease, DialError> {
-    let permit = StreamPermit::http1(tls.get_ref().0.activity(), permit);
+    let permit = StreamPermit::http1(tls.get_ref().0.observer().connection(), permit);
     let sender = RequestSender::Http1(handshake_http1(tls, closing).await?);
     Ok(Lease { sender, permit })
 }

@@ -17,7 +17,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use super::acceptor::{Accepted, Acceptor};
-use super::metered::Metered;
+use super::metered::{Meter, MeteredStream};
 use super::protocol::{FirstBytes, Protocol};
 use super::table::{Activity, Directive, HttpVersion, InFlight, TrackedBody, TrackedIo};
 use super::tls::H2;
@@ -70,7 +70,11 @@ pub(super) async fn serve(acceptor: Arc<Acceptor>, accepted: Accepted) {
         connection.tls = tls;
         connection.caller = Some(Arc::clone(&caller));
     }
-    let stream = Metered::new(stream, first_bytes, caller);
+    let meter = Meter {
+        first_bytes,
+        caller,
+    };
+    let stream = MeteredStream::new(stream, meter);
     match protocol {
         Protocol::Tls => Box::pin(serve_tls(&acceptor, stream, connection, activity)).await,
         Protocol::Http2 => serve_http2(&acceptor, stream, connection, activity).await,
@@ -110,7 +114,7 @@ async fn peek_protocol(
 
 async fn serve_tls(
     acceptor: &Acceptor,
-    stream: Metered,
+    stream: MeteredStream,
     connection: Arc<Connection>,
     activity: Arc<Activity>,
 ) {
@@ -135,10 +139,10 @@ async fn serve_tls(
 /// Future and result are boxed: a handshake is many times larger than what remains of it.
 async fn handshake(
     acceptor: &Acceptor,
-    stream: Metered,
+    stream: MeteredStream,
     connection: &Connection,
     activity: &Activity,
-) -> Option<Box<TlsStream<Metered>>> {
+) -> Option<Box<TlsStream<MeteredStream>>> {
     let handshake = acceptor
         .tls
         .accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));

@@ -18,7 +18,7 @@ use crate::budget::Flow;
 use crate::cloud::forward::{Cloud, ForwardError};
 use crate::cloud::pool::StreamPermit;
 use crate::local::SOURCE;
-use crate::telemetry::{CountedStream, Metrics, Source};
+use crate::telemetry::{Metrics, ObservedStream, Source, StreamBytes};
 
 impl Proxy {
     /// Upgrades a connection. Its streams take the admission along if the server switches protocols.
@@ -74,7 +74,7 @@ impl Streams {
     /// request's admission as long.
     async fn join(self, mut admission: Option<Admission>, flow: Arc<Flow>) {
         if let (Ok(client), Ok(server)) = tokio::join!(self.client, self.server) {
-            let mut client = CountedStream::new(TokioIo::new(client));
+            let mut client = ObservedStream::new(TokioIo::new(client), StreamBytes::default());
             let mut server = TokioIo::new(server);
             tokio::select! {
                 _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
@@ -82,7 +82,7 @@ impl Streams {
                 () = flow.until_cut_off() => {}
             }
             if let Some(admission) = &mut admission {
-                admission.record().add_stream(&client);
+                admission.record().add_stream(*client.observer());
             }
         }
         drop((admission, self.permit));

@@ -10,8 +10,9 @@ use http_body::Body;
 use hublet_wire::request::Verb;
 use tracing::{Level, debug, enabled, warn};
 
-use super::counted::{CountedBody, CountedStream, ReceivedBytes};
+use super::counted::{CountedBody, ReceivedBytes};
 use super::requests::{FinishedRequest, Lifetime, RequestMetrics, Source, verb_label};
+use super::stream::StreamBytes;
 use super::warnings::{Suppressed, WarningKind};
 use super::{Caller, Metrics};
 
@@ -115,9 +116,9 @@ impl RequestRecord {
     }
 
     /// Counts the bytes of an upgraded connection, when it has ended.
-    pub(crate) fn add_stream<S>(&mut self, client: &CountedStream<S>) {
-        self.streamed += client.received();
-        self.sent += client.sent();
+    pub(crate) fn add_stream(&mut self, client: StreamBytes) {
+        self.streamed += client.received;
+        self.sent += client.sent;
     }
 
     fn received(&self) -> u64 {
@@ -209,6 +210,7 @@ mod tests {
     use super::super::Port;
     use super::super::registry::encode_metrics;
     use super::*;
+    use crate::telemetry::ObservedStream;
     use hublet_wire::meta::Timestamp;
 
     fn description() -> Description {
@@ -315,11 +317,11 @@ mod tests {
         let mut record = RequestRecord::begin(&metrics, None);
         record.count_body(http_body_util::Empty::<Bytes>::new());
         let (near, mut far) = tokio::io::duplex(64);
-        let mut client = CountedStream::new(near);
+        let mut client = ObservedStream::new(near, StreamBytes::default());
         far.write_all(b"stdin").await.unwrap();
         client.read_exact(&mut [0; 5]).await.unwrap();
         client.write_all(b"out").await.unwrap();
-        record.add_stream(&client);
+        record.add_stream(*client.observer());
         assert_eq!((record.received(), record.sent), (5, 3));
         assert!(record.body.is_none(), "nothing is allocated for no body");
     }

@@ -1,16 +1,14 @@
 //! The time of the last read from the API server, on the link as a whole and on each connection, and
 //! the round-trip time of the link.
 
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+
+use crate::telemetry::{ObservedStream, StreamObserver};
 
 /// Round trips that take longer count as this long.
 const MAX_ROUND_TRIP: Duration = Duration::from_secs(2);
@@ -121,70 +119,32 @@ impl ConnectionActivity {
 
 /// A TCP stream that records its reads. Connecting is no activity: a load balancer or a tunnel before a
 /// dead server accepts connections, too.
+pub(crate) type TrackedStream = ObservedStream<TcpStream, ReadRecorder>;
+
+/// Records the reads of a connection, for itself and for its link.
 #[derive(Debug)]
-pub(crate) struct TrackedStream {
-    tcp: TcpStream,
+pub(crate) struct ReadRecorder {
     link: Arc<LinkActivity>,
     connection: Arc<ConnectionActivity>,
 }
 
-impl TrackedStream {
-    pub(crate) fn new(tcp: TcpStream, link: Arc<LinkActivity>) -> Self {
+impl ReadRecorder {
+    pub(crate) fn new(link: Arc<LinkActivity>) -> Self {
         Self {
-            tcp,
             link,
             connection: Arc::default(),
         }
     }
 
-    pub(crate) fn activity(&self) -> &Arc<ConnectionActivity> {
+    pub(crate) fn connection(&self) -> &Arc<ConnectionActivity> {
         &self.connection
     }
 }
 
-impl AsyncRead for TrackedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.tcp).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.link.record_read();
-            self.connection.last_read.set_now();
-        }
-        read
-    }
-}
-
-impl AsyncWrite for TrackedStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+impl StreamObserver for ReadRecorder {
+    fn on_read(&mut self, _bytes: usize) {
+        self.link.record_read();
+        self.connection.last_read.set_now();
     }
 }
 
@@ -254,13 +214,15 @@ mod tests {
             .await
             .unwrap();
         let (server, _) = listener.accept().await.unwrap();
-        (server, TrackedStream::new(tcp, Arc::default()))
+        let recorder = ReadRecorder::new(Arc::default());
+        (server, TrackedStream::new(tcp, recorder))
     }
 
     #[tokio::test]
     async fn only_bytes_that_are_read_count_as_activity() {
         let (mut server, mut stream) = connect().await;
-        let (link, connection) = (Arc::clone(&stream.link), Arc::clone(stream.activity()));
+        let recorder = stream.observer();
+        let (link, connection) = (Arc::clone(&recorder.link), Arc::clone(&recorder.connection));
         let created = (link.last_read(), connection.last_read());
         connection.quarantine();
         tokio::time::sleep(MS * 2).await;
@@ -276,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_the_stream_is_no_activity() {
         let (server, mut stream) = connect().await;
-        let link = Arc::clone(&stream.link);
+        let link = Arc::clone(&stream.observer().link);
         let created = link.last_read();
         tokio::time::sleep(MS * 2).await;
         drop(server);
