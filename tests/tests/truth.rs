@@ -27,6 +27,15 @@ fn source(answer: &Answer) -> &str {
     answer.header("x-hublet-source")
 }
 
+#[track_caller]
+fn assert_answer(answer: &Answer, status: u16, from: &str) {
+    assert_eq!(
+        (answer.status, source(answer)),
+        (status, from),
+        "{answer:?}"
+    );
+}
+
 /// One GET of this path is answered so.
 fn answer_once(site: &Site, path: &str, code: u16, body: &Value) {
     answer_in(
@@ -134,20 +143,12 @@ fn objects_created_by_patch_or_put_are_stored() -> Result<()> {
                 .header("content-type", "application/apply-patch+yaml")
                 .body(body)?,
         )?;
-        assert_eq!(
-            (answer.status, source(&answer)),
-            (201, "cloud"),
-            "{answer:?}"
-        );
+        assert_answer(&answer, 201, "cloud");
     }
     site.cut_link()?;
     for name in ["patch", "put"] {
         let stored = admin.get(&format!("{MAPS}/{name}"))?;
-        assert_eq!(
-            (stored.status, source(&stored)),
-            (200, "store"),
-            "{stored:?}"
-        );
+        assert_answer(&stored, 200, "store");
         assert_eq!(stored.json()["data"]["a"], "1", "{stored:?}");
     }
     Ok(())
@@ -172,11 +173,7 @@ fn i2_a_created_object_is_not_absent_whatever_the_form_of_the_answer() -> Result
     assert_eq!(made.status, 201, "{made:?}");
     site.cut_link()?;
     let unknown = admin.get(&format!("{MAPS}/made"))?;
-    assert_eq!(
-        (unknown.status, source(&unknown)),
-        (503, "hublet"),
-        "{unknown:?}"
-    );
+    assert_answer(&unknown, 503, "hublet");
     Ok(())
 }
 
@@ -238,18 +235,10 @@ fn i2_an_object_that_exists_already_is_not_absent() -> Result<()> {
     assert_eq!(admin.get(&path)?.status, 404);
     site.cloud.put(map("taken", &json!({}), "1"))?;
     let refused = admin.send_json("POST", MAPS, &map("taken", &json!({}), "2"))?;
-    assert_eq!(
-        (refused.status, source(&refused)),
-        (409, "cloud"),
-        "{refused:?}"
-    );
+    assert_answer(&refused, 409, "cloud");
     site.cut_link()?;
     let answer = admin.get(&path)?;
-    assert_eq!(
-        (answer.status, source(&answer)),
-        (503, "hublet"),
-        "{answer:?}"
-    );
+    assert_answer(&answer, 503, "hublet");
     Ok(())
 }
 
@@ -274,20 +263,12 @@ fn an_object_that_a_write_did_not_find_is_gone() -> Result<()> {
         let body = serde_json::to_vec(&map(&object, &json!({}), "2"))?;
         let request = Request::builder().method(method).uri(&path);
         let answer = admin.send(request.header("content-type", content_type).body(body)?)?;
-        assert_eq!(
-            (answer.status, source(&answer)),
-            (404, "cloud"),
-            "{answer:?}"
-        );
+        assert_answer(&answer, 404, "cloud");
     }
     site.cut_link()?;
     for name in ["patch", "put"] {
         let answer = admin.get(&format!("{MAPS}/{name}"))?;
-        assert_eq!(
-            (answer.status, source(&answer)),
-            (404, "store"),
-            "{answer:?}"
-        );
+        assert_answer(&answer, 404, "store");
     }
     Ok(())
 }
@@ -305,17 +286,9 @@ fn i2_an_absence_is_no_newer_than_its_404() -> Result<()> {
         assert_eq!(admin.get(&path)?.status, 404);
         site.cut_link()?;
         let answer = admin.get(&format!("{path}?resourceVersion=0"))?;
-        assert_eq!(
-            (answer.status, source(&answer)),
-            (404, "store"),
-            "{answer:?}"
-        );
+        assert_answer(&answer, 404, "store");
         let answer = admin.get(&format!("{path}?resourceVersion=1000000"))?;
-        assert_eq!(
-            (answer.status, source(&answer)),
-            (503, "hublet"),
-            "{answer:?}"
-        );
+        assert_answer(&answer, 503, "hublet");
         site.fault.set(Fault::None)?;
         eventually(SOON, "connected", || {
             (source(&admin.get(&path).ok()?) == "cloud").then_some(())
@@ -459,11 +432,7 @@ fn the_state_of_a_restored_cluster_is_adopted() -> Result<()> {
     }
     site.cut_link()?;
     let stored = admin.get(NODES)?;
-    assert_eq!(
-        (stored.status, source(&stored)),
-        (200, "store"),
-        "{stored:?}"
-    );
+    assert_answer(&stored, 200, "store");
     assert_eq!(version(&stored.json()), "900");
     assert_eq!(
         stored.json()["items"][0]["metadata"]["labels"]["restored"],
@@ -632,11 +601,7 @@ fn i2_a_selection_whose_member_has_changed_since_is_unknown() -> Result<()> {
     );
     site.cut_link()?;
     let stored = admin.get(&selected)?;
-    assert_eq!(
-        (stored.status, source(&stored)),
-        (503, "hublet"),
-        "{stored:?}"
-    );
+    assert_answer(&stored, 503, "hublet");
     Ok(())
 }
 
@@ -656,17 +621,9 @@ fn i2_an_empty_list_belongs_to_the_requested_api_version() -> Result<()> {
     assert_eq!(admin.get(path)?.status, 200);
     site.cut_link()?;
     let stored = admin.get(path)?;
-    assert_eq!(
-        (stored.status, source(&stored)),
-        (200, "store"),
-        "{stored:?}"
-    );
+    assert_answer(&stored, 200, "store");
     let unknown = admin.get(other)?;
-    assert_eq!(
-        (unknown.status, source(&unknown)),
-        (503, "hublet"),
-        "{unknown:?}"
-    );
+    assert_answer(&unknown, 503, "hublet");
     Ok(())
 }
 
@@ -740,11 +697,7 @@ fn i2_a_pod_of_the_same_name_on_another_node_is_not_this_nodes() -> Result<()> {
     assert_eq!(admin.get(path)?.json()["spec"]["nodeName"], "there");
     site.cut_link()?;
     let stored = admin.get(mine)?;
-    assert_eq!(
-        (stored.status, source(&stored)),
-        (503, "hublet"),
-        "{stored:?}"
-    );
+    assert_answer(&stored, 503, "hublet");
     Ok(())
 }
 
@@ -786,11 +739,7 @@ fn a_plain_list_in_the_place_of_a_table_is_stored() -> Result<()> {
     site.cut_link()?;
     for path in [NODES, NODE, "/apis/crd.projectcalico.org/v1/ippools"] {
         let stored = get_as(&admin, TABLE, path)?;
-        assert_eq!(
-            (stored.status, source(&stored)),
-            (200, "store"),
-            "{stored:?}"
-        );
+        assert_answer(&stored, 200, "store");
         assert_eq!(admin.get(path)?.status, 200);
     }
     Ok(())
@@ -820,11 +769,7 @@ fn i2_a_table_in_pages_is_stored_as_a_whole() -> Result<()> {
     }
     site.cut_link()?;
     let stored = get_as(&admin, TABLE, &first)?;
-    assert_eq!(
-        (stored.status, source(&stored)),
-        (200, "store"),
-        "{stored:?}"
-    );
+    assert_answer(&stored, 200, "store");
     let table = stored.json();
     assert_eq!(
         (&table["kind"], version(&table).as_str()),
@@ -889,11 +834,7 @@ fn a_table_from_before_a_list_does_not_show_what_that_lacks() -> Result<()> {
     }
     site.cut_link()?;
     let stored = get_as(&admin, TABLE, MAPS)?;
-    assert_eq!(
-        (stored.status, source(&stored)),
-        (200, "store"),
-        "{stored:?}"
-    );
+    assert_answer(&stored, 200, "store");
     let stored = stored.json();
     assert_eq!(
         (&stored["kind"], version(&stored).as_str()),

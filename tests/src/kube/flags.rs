@@ -102,6 +102,11 @@ pub(super) fn write_files(dir: &Path, authority: &Ca, addresses: &[IpAddr]) -> R
     write_file(dir, "audit-policy.yaml", AUDIT_POLICY)
 }
 
+/// `--FLAG=DIR/NAME`.
+fn file_flag(flag: &str, dir: &Path, name: &str) -> String {
+    format!("--{flag}={}", dir.join(name).display())
+}
+
 /// kube-apiserver with its flags.
 pub(super) fn apiserver_command(binaries: &Binaries, dir: &Path, ports: &Ports) -> Command {
     let mut command = binaries.apiserver_command();
@@ -111,40 +116,22 @@ pub(super) fn apiserver_command(binaries: &Binaries, dir: &Path, ports: &Ports) 
         "--advertise-address=127.0.0.1".into(),
         "--endpoint-reconciler-type=none".into(), // it refuses a loopback advertise address otherwise
         format!("--secure-port={}", ports.apiserver),
-        format!("--tls-cert-file={}", dir.join("apiserver.crt").display()),
-        format!(
-            "--tls-private-key-file={}",
-            dir.join("apiserver.key").display()
-        ),
-        format!("--client-ca-file={}", dir.join("ca.crt").display()),
+        file_flag("tls-cert-file", dir, "apiserver.crt"),
+        file_flag("tls-private-key-file", dir, "apiserver.key"),
+        file_flag("client-ca-file", dir, "ca.crt"),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
-        format!(
-            "--service-account-key-file={}",
-            dir.join("sa.pub").display()
-        ),
-        format!(
-            "--service-account-signing-key-file={}",
-            dir.join("sa.key").display()
-        ),
+        file_flag("service-account-key-file", dir, "sa.pub"),
+        file_flag("service-account-signing-key-file", dir, "sa.key"),
         format!("--service-cluster-ip-range={SERVICE_NETWORK}"),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         "--enable-bootstrap-token-auth".into(),
         "--allow-privileged=true".into(),
         "--kubelet-preferred-address-types=InternalIP".into(),
-        format!(
-            "--kubelet-client-certificate={}",
-            dir.join("kubelet-client.crt").display()
-        ),
-        format!(
-            "--kubelet-client-key={}",
-            dir.join("kubelet-client.key").display()
-        ),
-        format!(
-            "--audit-policy-file={}",
-            dir.join("audit-policy.yaml").display()
-        ),
-        format!("--audit-log-path={}", dir.join("audit.log").display()),
+        file_flag("kubelet-client-certificate", dir, "kubelet-client.crt"),
+        file_flag("kubelet-client-key", dir, "kubelet-client.key"),
+        file_flag("audit-policy-file", dir, "audit-policy.yaml"),
+        file_flag("audit-log-path", dir, "audit.log"),
         "--profiling=false".into(),
     ]);
     command
@@ -162,30 +149,18 @@ pub(super) fn controller_manager_command(
     };
     let user = "system:kube-controller-manager";
     let identity = authority.issue_client_cert(user, &[user])?;
-    let config = dir.join("kcm.kubeconfig");
-    std::fs::write(
-        &config,
-        render_kubeconfig(server, authority.pem(), Credential::Certificate(&identity)),
-    )?;
+    let config = render_kubeconfig(server, authority.pem(), Credential::Certificate(&identity));
+    write_file(dir, "kcm.kubeconfig", &config)?;
     command.args([
-        format!("--kubeconfig={}", config.display()),
+        file_flag("kubeconfig", dir, "kcm.kubeconfig"),
         "--secure-port=0".into(),
         "--leader-elect=false".into(),
         "--use-service-account-credentials".into(),
         format!("--controllers={CONTROLLERS}"),
-        format!(
-            "--service-account-private-key-file={}",
-            dir.join("sa.key").display()
-        ),
-        format!("--root-ca-file={}", dir.join("ca.crt").display()),
-        format!(
-            "--cluster-signing-cert-file={}",
-            dir.join("ca.crt").display()
-        ),
-        format!(
-            "--cluster-signing-key-file={}",
-            dir.join("ca.key").display()
-        ),
+        file_flag("service-account-private-key-file", dir, "sa.key"),
+        file_flag("root-ca-file", dir, "ca.crt"),
+        file_flag("cluster-signing-cert-file", dir, "ca.crt"),
+        file_flag("cluster-signing-key-file", dir, "ca.key"),
         "--kube-api-qps=200".into(),
         "--kube-api-burst=400".into(),
     ]);
