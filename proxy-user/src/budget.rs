@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_read_all_gets_on_however_full_it_is() {
+    fn a_client_that_has_read_everything_proceeds_however_full_it_is() {
         let budget = Budget::new(1 << 10);
         let flows: Vec<_> = (0..50).map(|n| budget.open_flow(client(n))).collect();
         let held: Vec<_> = flows
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_when_there_is_room_again() {
+    async fn a_waiting_client_is_woken_when_there_is_room_again() {
         let budget = Budget::new(100 << 10);
         let flow = budget.open_flow(client(1));
         let mut held = Vec::new();

@@ -36,31 +36,27 @@ const REQUEST_TARGET: &str = "hublet::telemetry::request";
 
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
+        Ok(Command::Run(flags)) if !flags.own.print_config => return run_daemon(flags),
         Ok(command) => command,
         Err(usage) => usage.exit(),
     };
-    let result = match command {
-        Command::Run(flags) if flags.own.print_config => print_config(flags),
-        Command::Run(flags) => return run_daemon(flags),
-        Command::Config(flags) => print_config(flags),
-        Command::Status(args) => {
-            cli::status::status(&args, &mut io::stdout().lock()).map_err(Into::into)
-        }
-        Command::Bpf(command) => {
-            cli::bpf::bpf(&command, &mut io::stdout().lock()).map_err(Into::into)
-        }
-        Command::Uninstall(args) => {
-            cli::uninstall::uninstall(&args, &mut io::stdout().lock()).map_err(Into::into)
-        }
-        Command::Version => {
-            writeln!(io::stdout(), "hublet {}", hublet::VERSION).map_err(Into::into)
-        }
-    };
-    match result {
+    match print_result(command, &mut io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&*error) => ExitCode::from(EXIT_BROKEN_PIPE),
         Err(error) => fail(&*error),
     }
+}
+
+/// Runs a command that isn't the daemon.
+fn print_result(command: Command, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Run(flags) | Command::Config(flags) => print_config(flags, out)?,
+        Command::Status(args) => cli::status::status(&args, out)?,
+        Command::Bpf(command) => cli::bpf::bpf(&command, out)?,
+        Command::Uninstall(args) => cli::uninstall::uninstall(&args, out)?,
+        Command::Version => writeln!(out, "hublet {}", hublet::VERSION)?,
+    }
+    Ok(())
 }
 
 /// Checks the flags; exits on an error.
@@ -72,14 +68,13 @@ fn check_flags(flags: Flags) -> Checked {
     })
 }
 
-fn print_config(flags: Flags) -> Result<(), Box<dyn Error>> {
+fn print_config(flags: Flags, out: &mut dyn Write) -> io::Result<()> {
     let Checked { config, warnings } = check_flags(flags);
     for warning in warnings {
         print_error(&warning);
     }
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &config).map_err(io::Error::from)?;
-    Ok(writeln!(out)?)
+    serde_json::to_writer_pretty(&mut *out, &config)?;
+    writeln!(out)
 }
 
 fn run_daemon(flags: Flags) -> ExitCode {

@@ -641,7 +641,7 @@ fn a_refusal_names_its_source_and_the_object() -> Result<()> {
         .to_owned();
     assert!(
         message.contains("the log of pods")
-            && message.contains("can't be had while the cloud is away"),
+            && message.contains("is not available while the cloud is away"),
         "{message}"
     );
     assert!(!message.contains("store"), "{message}");

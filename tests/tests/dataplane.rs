@@ -521,7 +521,7 @@ fn without_bpftool_the_pins_are_shown_and_detached() {
         output: Output::Json,
     };
     let nothing = cli(&BpfCommand::Status(at.clone())).unwrap_err();
-    assert!(nothing.contains("nothing of hublet is pinned"), "{nothing}");
+    assert!(nothing.contains("hublet has nothing pinned"), "{nothing}");
     let Some((setup, _listener)) = steering(&node, |config| {
         config.select.except = vec![Selector::Uid(4242)]
     }) else {

@@ -19,7 +19,7 @@ impl Instrumented for EbpfMetrics<'_> {
         let components = self.0.components();
         registry.register(
             "component_on",
-            "Components of the node's setup that work",
+            "1 for each component of the node's setup that works",
             LabeledValues {
                 label: "component",
                 kind: ValueKind::Gauge,

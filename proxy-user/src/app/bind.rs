@@ -78,7 +78,7 @@ impl Sockets {
     ) -> Result<(), ListenError> {
         let secure = config.secure;
         let host = SocketAddr::new(config.plain[0].ip(), secure.port());
-        let reason = format!("{secure} can't be served without its interface");
+        let reason = format!("{secure} can't be bound without the dummy interface");
         warn!("{reason}: TLS is served on {host} instead");
         self.secure_moved = Some(reason);
         self.add(host, Port::Secure, inheritance)

@@ -48,31 +48,30 @@ impl Bound {
             early_certificates,
         } = Predecessor::take_over(&config)?;
 
-        let state = State::new(config.node_name.clone());
-        let admin_socket = inherit_or_bind(config.admin, Purpose::Admin, &mut inheritance)?;
-        let admin = start_admin(&admin_socket, &state)?;
+        let admin = AdminServer::start(&config, &mut inheritance)?;
         let certificates = match early_certificates {
             Some(certificates) => certificates,
             None => certificates::open(&config)?,
         };
-        let dummy = config.setup.dummy.as_ref().map(|dummy| dummy.ip);
-        let mut sockets = Sockets::bind_host(&config.listen, dummy, &mut inheritance)?;
-        let inherited = std::mem::take(&mut inheritance.setup);
-        let setup = Setup::take_over(&config.setup, config.cloud.mark, inherited).await?;
-        let serving = match sockets.bind_interface(&config.listen, &setup, &mut inheritance) {
-            Ok(()) => Serving::build(&config, &certificates, &roots),
-            Err(error) => Err(error.into()),
-        };
-        let Serving { proxy, tls } = match serving {
-            Ok(serving) => serving,
-            Err(error) => {
-                setup.undo().await;
-                return Err(error);
-            }
-        };
-        state.set_met(Condition::Store);
+        let node = PreparedNode::build(&config, &certificates, &roots, &mut inheritance).await?;
+        admin.state.set_met(Condition::Store);
 
-        let setup = Owner::new(setup);
+        let bound = Self::assemble(config, admin, certificates, node, inheritance);
+        bound.attach_stages(warnings);
+        let renewal = certificates::renew(Arc::clone(&bound.certificates));
+        bound.admin.runtime().spawn(renewal);
+        Ok(bound)
+    }
+
+    fn assemble(
+        config: Config,
+        admin: AdminServer,
+        certificates: Arc<Certificates>,
+        node: PreparedNode,
+        inheritance: Inheritance,
+    ) -> Self {
+        let Serving { proxy, tls } = node.serving;
+        let setup = Owner::new(node.setup);
         let table = build_table(&config.listen);
         let counters = Arc::new(Counters::default());
         let acceptor = Acceptor::new(
@@ -82,34 +81,94 @@ impl Bound {
             Arc::clone(&table),
             Arc::clone(&counters),
         );
-        state.attach_stages(Handles {
-            proxy: Arc::clone(&proxy),
-            setup: setup.share(),
-            certificates: Arc::clone(&certificates),
-            table: Arc::clone(&table),
-            counters: Arc::clone(&counters),
-            listeners: sockets.statuses(admin.address()),
-            warnings,
-        });
-        admin
-            .runtime()
-            .spawn(certificates::renew(Arc::clone(&certificates)));
-        Ok(Self {
+        Self {
             _dir_locks: DirectoryLocks::lock_shared([&config.certs.root_dir, &config.cache.dir]),
             config,
-            admin,
-            state,
+            admin: admin.thread,
+            state: admin.state,
             setup,
             proxy,
             acceptor,
             certificates,
             table,
             counters,
-            sockets,
-            admin_socket,
+            sockets: node.sockets,
+            admin_socket: admin.socket,
             inheritance,
             tasks: Tasks::default(),
+        }
+    }
+
+    /// Gives the admin server access to the stages, which it reports on.
+    fn attach_stages(&self, warnings: Vec<String>) {
+        self.state.attach_stages(Handles {
+            proxy: Arc::clone(&self.proxy),
+            setup: self.setup.share(),
+            certificates: Arc::clone(&self.certificates),
+            table: Arc::clone(&self.table),
+            counters: Arc::clone(&self.counters),
+            listeners: self.sockets.statuses(self.admin.address()),
+            warnings,
+        });
+    }
+}
+
+/// The admin server, which reports on the start from its beginning.
+struct AdminServer {
+    thread: Admin,
+    state: Arc<State>,
+    /// A duplicate of the thread's socket, for a successor.
+    socket: TcpListener,
+}
+
+impl AdminServer {
+    fn start(config: &Config, inheritance: &mut Inheritance) -> Result<Self, AppError> {
+        let state = State::new(config.node_name.clone());
+        let socket = inherit_or_bind(config.admin, Purpose::Admin, inheritance)?;
+        let thread = start_admin(&socket, &state)?;
+        Ok(Self {
+            thread,
+            state,
+            socket,
         })
+    }
+}
+
+/// The setup of the node, the sockets of clients, and the stages that serve them.
+struct PreparedNode {
+    setup: Setup,
+    sockets: Sockets,
+    serving: Serving,
+}
+
+impl PreparedNode {
+    /// # Errors
+    /// What can't be bound, set up or built; the setup is undone.
+    async fn build(
+        config: &Config,
+        certificates: &Certificates,
+        roots: &Arc<RootCertStore>,
+        inheritance: &mut Inheritance,
+    ) -> Result<Self, AppError> {
+        let dummy = config.setup.dummy.as_ref().map(|dummy| dummy.ip);
+        let mut sockets = Sockets::bind_host(&config.listen, dummy, inheritance)?;
+        let inherited = std::mem::take(&mut inheritance.setup);
+        let setup = Setup::take_over(&config.setup, config.cloud.mark, inherited).await?;
+        let serving = match sockets.bind_interface(&config.listen, &setup, inheritance) {
+            Ok(()) => Serving::build(config, certificates, roots),
+            Err(error) => Err(error.into()),
+        };
+        match serving {
+            Ok(serving) => Ok(Self {
+                setup,
+                sockets,
+                serving,
+            }),
+            Err(error) => {
+                setup.undo().await;
+                Err(error)
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tracing::warn;
 
 use crate::certs::{Certificates, CertsError};
-use crate::config::Config;
+use crate::config::{Config, Server};
 
 /// Interval between checks of the serving certificate.
 const CHECK_INTERVAL: Duration = Duration::from_secs(600);
@@ -34,20 +34,17 @@ pub(super) fn add_node_address(config: &mut Config) {
         return;
     }
     let server = config.cloud.servers.first();
-    let ip = server.and_then(|server| source_address(&server.host, server.port));
-    if let Some(ip) = ip
-        && !config.certs.ip_sans.contains(&ip)
-    {
-        config.certs.ip_sans.push(ip);
-    }
+    let ip = server.and_then(source_address);
+    let sans = &mut config.certs.ip_sans;
+    sans.extend(ip.filter(|ip| !sans.contains(ip)));
 }
 
 /// The source address that the kernel chooses towards a server. Connecting a UDP socket sends
 /// nothing. DNS names aren't resolved: that could hold up the start.
-fn source_address(host: &str, port: u16) -> Option<IpAddr> {
-    let server: IpAddr = host.parse().ok()?;
-    let socket = UdpSocket::bind((unspecified(server), 0)).ok()?;
-    socket.connect((server, port)).ok()?;
+fn source_address(server: &Server) -> Option<IpAddr> {
+    let ip: IpAddr = server.host.parse().ok()?;
+    let socket = UdpSocket::bind((unspecified(ip), 0)).ok()?;
+    socket.connect((ip, server.port)).ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_unspecified()).then_some(ip)
 }
@@ -67,7 +64,11 @@ mod tests {
     #[test]
     fn the_source_address_is_the_routes() {
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        assert_eq!(source_address("127.0.0.1", 6443), Some(loopback));
-        assert_eq!(source_address("api.example.com", 6443), None, "no DNS");
+        let [address, name] = ["127.0.0.1", "api.example.com"].map(|host| Server {
+            host: host.to_owned(),
+            port: 6443,
+        });
+        assert_eq!(source_address(&address), Some(loopback));
+        assert_eq!(source_address(&name), None, "no DNS");
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn max_connections(wanted: usize) -> usize {
     }
     let possible = possible.max(1);
     warn!(
-        "--max-connections={wanted} is lowered to {possible}: this process may open only {limit} files; allow {needed} \
+        "--max-connections={wanted} is lowered to {possible}: this process may open only {limit} files; raise its limit to {needed} \
          (systemd: LimitNOFILE={needed})"
     );
     possible
@@ -33,11 +33,8 @@ fn raise_open_files(needed: usize) -> usize {
         return needed;
     };
     let raised = hard.min(u64::try_from(needed).unwrap_or(u64::MAX));
-    let limit = if raised > soft && setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok() {
-        raised
-    } else {
-        soft
-    };
+    let is_raised = raised > soft && setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok();
+    let limit = if is_raised { raised } else { soft };
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 

@@ -99,18 +99,7 @@ enum End {
 impl Bound {
     /// Accepts, steers and serves until shutdown or hand-over; then drains and undoes the setup.
     pub async fn run(mut self, mut shutdown: Shutdown) {
-        self.start_listeners();
-        let mut discovery = self.discovery();
-        discovery.read().await;
-        let probe = self.self_probe();
-        if probe.run_once().await {
-            self.start_steering();
-        }
-        self.tasks.spawn("discovery", discovery.run());
-        self.tasks.spawn("self-probe", probe.run());
-        startup_log::log_components(&self);
-        self.release_predecessor();
-
+        self.start().await;
         let mut handover = HandoverListener::start(&self.config.certs.root_dir);
         match self.serve(&mut shutdown, handover.as_mut()).await {
             End::Shutdown => {
@@ -122,6 +111,21 @@ impl Bound {
             // The socket in the root directory is the successor's from now on.
             End::Handover(successor) => stop::hand_over(self, successor).await,
         }
+    }
+
+    /// Starts accepting, then steering if the secure listener answers.
+    async fn start(&mut self) {
+        self.start_listeners();
+        let mut discovery = self.discovery();
+        discovery.read().await;
+        let probe = self.self_probe();
+        if probe.run_once().await {
+            self.start_steering();
+        }
+        self.tasks.spawn("discovery", discovery.run());
+        self.tasks.spawn("self-probe", probe.run());
+        startup_log::log_components(self);
+        self.release_predecessor();
     }
 
     fn self_probe(&self) -> SelfProbe {
@@ -163,7 +167,7 @@ impl Bound {
     fn start_steering(&self) {
         self.attest_plain_listeners();
         if let Err(error) = self.setup.defend(self.admin.address()) {
-            warn!("the admin port isn't closed to pods: {error}");
+            warn!("the guard can't close the admin port to pods: {error}");
         }
         if !self.sockets.is_secure_on_interface() {
             self.warn_of_missing_interface();
@@ -194,7 +198,7 @@ impl Bound {
         }
     }
 
-    /// Lets the daemon whose place this one took exit.
+    /// Lets the daemon that this one replaces exit.
     fn release_predecessor(&mut self) {
         let inheritance = std::mem::take(&mut self.inheritance);
         if let Some(predecessor) = inheritance.confirm_serving() {
@@ -220,7 +224,7 @@ impl Bound {
             match stop::send_items(self, &successor) {
                 Ok(()) => return End::Handover(successor),
                 Err(error) => {
-                    warn!("a new hublet asked to take over, but did not: {error}");
+                    warn!("a new hublet requested a take-over but exited: {error}");
                 }
             }
         }

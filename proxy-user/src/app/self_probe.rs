@@ -49,12 +49,16 @@ impl SelfProbe {
                 self.log_change(probed.as_ref().err());
             }
             was_healthy = probed.is_ok();
-            if was_healthy {
-                self.setup.write_heartbeat();
-                self.state.record_probe();
-            } else {
-                self.counters.count_probe_failure();
-            }
+            self.record(&probed);
+        }
+    }
+
+    fn record(&self, probed: &io::Result<()>) {
+        if probed.is_ok() {
+            self.setup.write_heartbeat();
+            self.state.record_probe();
+        } else {
+            self.counters.count_probe_failure();
         }
     }
 

@@ -11,6 +11,8 @@ use tracing::{info, warn};
 
 use super::handover::{PeerProcess, Successor};
 use super::{Bound, Shutdown};
+use crate::drain::Owner;
+use crate::steer::Setup;
 
 /// Time for closed connections to be gone, and then for the last user of the setup.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,7 +28,7 @@ pub(super) async fn shut_down(bound: Bound, mut shutdown: Shutdown) {
     bound.setup.stop_steering();
     let limit = bound.config.listen.drain;
     info!(
-        "stopping: {} connections are open, up to {limit:?} for their answers",
+        "stopping: {} open connections have up to {limit:?} to finish",
         bound.table.open()
     );
     drain_connections(&bound, limit, shutdown.immediate()).await;
@@ -74,7 +76,7 @@ async fn undo_setup(bound: Bound) {
     match setup.reclaim(CLOSE_TIMEOUT).await {
         Some(setup) => setup.undo().await,
         None => warn!(
-            "a connection is still being accepted: interface and eBPF pins are left for the next start"
+            "a connection is still being accepted: interface and eBPF pins are left in place for the next start"
         ),
     }
     admin.stop();
@@ -98,11 +100,23 @@ pub(super) fn send_items(bound: &Bound, successor: &Successor) -> io::Result<()>
 pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     let started = Instant::now();
     info!(
-        "a new hublet takes over: no new connections, {} are open",
+        "a new hublet takes over: no longer accepting, {} connections are open",
         bound.table.open()
     );
     let limit = bound.config.listen.drain.min(HANDOVER_DRAIN);
     drain_connections(&bound, limit, std::future::pending()).await;
+    let setup = release_stages(bound).await;
+    if wait_for_successor(successor).await {
+        // Pins, interface and their locks belong to the successor: they are not undone.
+        drop(setup);
+        info!("handed over after {:.1?}", started.elapsed());
+    } else {
+        re_exec();
+    }
+}
+
+/// Ends every stage, and closes this process's copies of the sockets. The setup of the node stays.
+async fn release_stages(bound: Bound) -> Owner<Setup> {
     let Bound {
         acceptor,
         state,
@@ -119,20 +133,14 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     tasks.end().await;
     admin.stop();
     drop(proxy);
-    if wait_for_successor(successor).await {
-        // Pins, interface and their locks belong to the successor: they are not undone.
-        drop(setup);
-        info!("handed over after {:.1?}", started.elapsed());
-    } else {
-        re_exec();
-    }
+    setup
 }
 
 /// True once the successor serves; false if it never will.
 async fn wait_for_successor(successor: Successor) -> bool {
     let process = successor.process();
-    let waited = tokio::task::spawn_blocking(|| successor.wait_until_serving()).await;
-    let Err(error) = waited.unwrap_or_else(|error| Err(io::Error::other(error))) else {
+    let waiting = tokio::task::spawn_blocking(|| successor.wait_until_serving());
+    let Err(error) = waiting.await.map_err(io::Error::other).flatten() else {
         return true;
     };
     warn!("the new hublet did not start serving ({error}): starting again");

@@ -59,7 +59,7 @@ pub(crate) enum Denied {
     #[error("hublet: the cloud is away, and has not been seen to accept this credential")]
     UnknownCredential,
     /// Subresources (logs, scale) are never stored.
-    #[error("hublet: {0} can't be had while the cloud is away")]
+    #[error("hublet: {0} is not available while the cloud is away")]
     CloudOnly(String),
     /// The cloud has neither allowed this to the caller nor denied it.
     #[error("hublet: {0}")]

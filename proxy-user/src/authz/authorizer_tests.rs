@@ -105,7 +105,7 @@ impl Bench {
 const ME: &str = "Authorization: Bearer me";
 
 #[tokio::test]
-async fn i7_only_an_answer_that_nobody_gets_without_it_proves_a_token() {
+async fn i7_only_a_response_that_needs_a_token_proves_it() {
     let bench = Bench::new();
     for open in [
         "/version",
@@ -154,7 +154,7 @@ async fn i7_only_an_answer_that_nobody_gets_without_it_proves_a_token() {
 }
 
 #[tokio::test]
-async fn i7_a_404_is_this_absence_and_a_subresource_is_nothing() {
+async fn i7_a_404_allows_only_the_same_404_and_a_subresource_nothing() {
     let bench = Bench::new();
     bench.observe(ME, "/api", 200);
     bench.observe(ME, SECRET, 404);
@@ -180,7 +180,7 @@ async fn i7_a_404_is_this_absence_and_a_subresource_is_nothing() {
 }
 
 #[tokio::test]
-async fn i7_a_refusal_of_a_part_takes_the_whole() {
+async fn i7_a_refusal_in_a_namespace_revokes_the_grant_for_all_namespaces() {
     let bench = Bench::new();
     let (all, here, selected) = (
         "/api/v1/pods",
@@ -211,7 +211,7 @@ async fn i7_a_refusal_of_a_part_takes_the_whole() {
 
 /// A slow response belongs to a request from before the caller lost the right.
 #[tokio::test]
-async fn i7_a_slow_answer_takes_no_later_refusal_back() {
+async fn i7_a_late_response_undoes_no_later_refusal() {
     let bench = Bench::new();
     bench.observe(ME, SECRET, 200);
     let requested_at = bench.authorizer.now();
@@ -271,7 +271,7 @@ async fn i7_an_unchanged_document_is_allowed() {
 }
 
 #[tokio::test]
-async fn i7_an_unproven_token_takes_nothing_from_whom_it_names() {
+async fn i7_an_unproven_token_revokes_nothing_of_the_account_it_names() {
     let bench = Bench::new();
     let claims = "eyJpc3MiOiJrIiwic3ViIjoic3lzdGVtOnNlcnZpY2VhY2NvdW50OmQ6Y25pIn0";
     let (real, forged) = (format!("h.{claims}.1"), format!("h.{claims}.2"));
@@ -291,7 +291,7 @@ async fn i7_an_unproven_token_takes_nothing_from_whom_it_names() {
 }
 
 #[tokio::test]
-async fn i7_alices_grants_are_hers_whoever_stands_in_for_her() {
+async fn i7_grants_while_impersonating_alice_count_only_while_impersonating_alice() {
     let bench = Bench::new();
     let (alice, bob) = (
         format!("{ME}\nImpersonate-User: alice"),
@@ -307,7 +307,7 @@ async fn i7_alices_grants_are_hers_whoever_stands_in_for_her() {
 
 /// A daemon that starts with its clock in the past must neither forget what was allowed nor believe it for ever.
 #[tokio::test]
-async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_back() {
+async fn i7_grants_survive_a_start_with_the_clock_set_back_and_age_from_then_on() {
     let mut bench = Bench::new();
     bench.observe(ME, SECRET, 200);
     bench.cache.close().await;
@@ -330,7 +330,7 @@ async fn i7_grants_survive_a_start_and_age_from_then_on_where_the_clock_went_bac
 /// A slow response to a request from before the token was revoked (a write whose body came late) proved the token again,
 /// and undid the denial of a 404.
 #[tokio::test]
-async fn i7_a_slow_answer_takes_neither_a_401_nor_a_refused_absence_back() {
+async fn i7_a_late_response_undoes_neither_a_401_nor_a_refused_absence() {
     let bench = Bench::new();
     bench.observe(ME, "/api", 200);
     bench.observe(ME, SECRET, 200);
@@ -383,7 +383,7 @@ async fn i7_a_grant_in_a_wider_scope_is_for_its_verb_alone() {
 }
 
 #[tokio::test]
-async fn i7_a_403_takes_back_the_right_of_every_verb_for_good() {
+async fn i7_a_403_revokes_the_right_of_every_verb_across_a_restart() {
     let paths = [
         SECRET,
         "/api/v1/namespaces/d/secrets",
@@ -406,7 +406,7 @@ async fn i7_a_403_takes_back_the_right_of_every_verb_for_good() {
 
 /// The proof is made of the request that was decided on, so that no other can be read with it.
 #[tokio::test]
-async fn i7_the_proof_holds_the_request_that_was_decided_on() {
+async fn i7_the_proof_holds_the_request_that_was_authorised() {
     struct Request<'a>(Attributes<'a>);
 
     impl<'a> AsRef<Attributes<'a>> for Request<'a> {

@@ -75,7 +75,7 @@ fn i7_a_rotated_token_keeps_its_accounts_grants_once_the_cloud_accepted_it() {
 }
 
 #[test]
-fn i7_grants_age_and_a_refusal_takes_them_back() {
+fn i7_grants_expire_and_a_refusal_revokes_them() {
     let grants = Grants::empty();
     let me = bearer("opaque");
     assert_eq!(allow(&grants, &me, "a", 0), 2);
@@ -155,7 +155,7 @@ fn i14_a_flood_evicts_its_own_and_refused_tokens_are_few() {
 
 /// Calico gets a 404 for a handle, creates it, and reads it again offline.
 #[test]
-fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
+fn i7_a_404_and_a_later_write_allow_reading_the_object() {
     let grants = Grants::empty();
     let (me, other) = (bearer("me"), bearer("other"));
     for one in [&me, &other] {
@@ -196,7 +196,7 @@ fn i7_who_was_told_404_and_wrote_the_object_may_get_it() {
 }
 
 #[test]
-fn i7_an_ignored_credential_uses_what_is_everybodys_and_adds_nothing() {
+fn i7_an_ignored_credential_uses_anonymous_grants_and_adds_none() {
     let grants = Grants::empty();
     let right = get(&Credential::Anonymous, "a");
     assert!(grants.allow(&Credential::Ignored, right, at(0)).is_empty());
@@ -237,7 +237,7 @@ fn i7_a_grant_from_the_future_ages_from_now_on() {
 /// start.
 /// And each further 403 cost a write.
 #[test]
-fn i7_a_no_is_written_once_and_never_given_up() {
+fn i7_a_refusal_is_written_once_and_never_dropped() {
     let grants = Grants::empty();
     let me = bearer("opaque");
     allow(&grants, &me, "a", 0);

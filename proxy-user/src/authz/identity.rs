@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn i7_what_is_not_wholly_understood_is_nobodys() {
+    fn i7_a_credential_that_is_not_understood_has_no_identity() {
         let bearer = ("authorization", "Bearer t.o.k");
         let websocket = (
             "sec-websocket-protocol",
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn i7_whom_a_caller_stands_in_for_belongs_to_the_identity() {
+    fn i7_impersonation_is_part_of_the_identity() {
         let of = |pairs: &[(&'static str, &str)]| {
             let all = [&[("authorization", "Bearer t")], pairs].concat();
             Credential::from_headers(&headers(&all))
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn i7_a_service_account_is_one_whatever_its_token_and_a_user_is_all_his_claims() {
+    fn i7_a_service_account_is_its_subject_and_another_user_all_claims() {
         let pod = |pod: &str| {
             let sub = "system:serviceaccount:kube-system:cni";
             jwt(&format!(

@@ -24,14 +24,14 @@ impl StoreReader {
         self.cache.clock.now()
     }
 
-    /// The number of times that the store has been opened anew since the start.
+    /// The number of times that the store has been reopened since the start.
     pub(crate) fn generation(&self) -> u64 {
         self.cache.generation()
     }
 
     /// Waits, for a moment, until a store that has failed is reopened; false if the read failed for another reason.
-    pub(crate) async fn opened_anew(&self, since: u64) -> bool {
-        self.cache.opened_anew(since).await
+    pub(crate) async fn wait_until_reopened(&self, since: u64) -> bool {
+        self.cache.wait_until_reopened(since).await
     }
 
     /// Notes that a client has been answered with what is stored at this key, for the order of eviction.

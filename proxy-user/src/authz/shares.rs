@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn i14_who_fills_the_table_evicts_his_own_oldest() {
+    fn i14_an_account_that_fills_the_table_evicts_its_own_oldest() {
         let mut shares = Shares::new(LIMITS);
         shares.insert(who(1), 0, allowed(0));
         for n in 0..100u64 {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn i14_when_all_of_it_is_taken_whoever_has_most_gives() {
+    fn i14_a_full_table_evicts_from_the_account_with_most() {
         let mut shares = Shares::new(LIMITS);
         for n in 0..6u64 {
             shares.insert(who(1), n, allowed(100 + n));

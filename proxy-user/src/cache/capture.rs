@@ -89,7 +89,7 @@ impl Ingest {
             exchange: Box::new(exchange),
         };
         if self.counters.full.load(Ordering::Relaxed) || !self.queue.send(begin, Urgency::Lingers) {
-            self.counters.give_up(NotStored::QueueFull, 1);
+            self.counters.count_abandoned(NotStored::QueueFull, 1);
             return None;
         }
         Some(Capture {
@@ -111,7 +111,7 @@ impl Ingest {
         if changes.iter().all(Change::is_revocation) {
             self.send_always(Message::Changes(changes));
         } else if !self.queue.send(Message::Changes(changes), Urgency::Lingers) {
-            self.counters.give_up(NotStored::QueueFull, 1);
+            self.counters.count_abandoned(NotStored::QueueFull, 1);
         }
     }
 
@@ -192,24 +192,26 @@ impl Capture {
                     received_at: self.ingest.clock.now(),
                 };
                 if !queue.send(data, queue.urgency()) {
-                    self.give_up();
+                    self.abandon();
                 }
             }
-            Poll::Ready(None) => self.give_up(),
+            Poll::Ready(None) => self.abandon(),
             Poll::Pending => {
                 let sleep = self
                     .waiting
                     .get_or_insert_with(|| Box::pin(tokio::time::sleep(QUEUE_TIMEOUT)));
                 ready!(sleep.as_mut().poll(cx));
-                self.give_up();
+                self.abandon();
             }
         }
         Poll::Ready(())
     }
 
-    fn give_up(&mut self) {
+    fn abandon(&mut self) {
         self.open = false;
-        self.ingest.counters.give_up(NotStored::QueueFull, 1);
+        self.ingest
+            .counters
+            .count_abandoned(NotStored::QueueFull, 1);
         self.ingest.send_always(Message::Abort(self.id));
     }
 

@@ -3,6 +3,8 @@
 //! writer thread while nothing waits for it.
 
 use std::fs::File;
+use std::io;
+use std::path::Path;
 
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
 
@@ -43,18 +45,19 @@ fn copy(store: &Store, place: &StoreLocation, busy: &dyn Fn() -> bool) -> Result
     // Open before it takes the old one's place: behind the rename nothing may fail that would leave the writer in a
     // file that no name leads to.
     let reopened = place.writable(new.file.as_ref())?;
-    let directory = |source| StoreError::Directory {
-        path: place.path.clone(),
-        source,
-    };
-    std::fs::rename(&place.path, &store.place().path).map_err(directory)?;
+    std::fs::rename(&place.path, &store.place().path)
+        .map_err(|error| place.directory_error(error))?;
     store.superseded_by(reopened);
-    if let Some(dir) = place.path.parent() {
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(directory)?;
-    }
+    sync_directory(&place.path).map_err(|error| place.directory_error(error))?;
     Ok(true)
+}
+
+/// Makes the rename of a file durable.
+fn sync_directory(of: &Path) -> io::Result<()> {
+    match of.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 /// Copies every table; false if `busy` ended it.

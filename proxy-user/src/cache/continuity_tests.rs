@@ -100,7 +100,7 @@ async fn a_404_from_the_future_is_of_unknown_age() {
 }
 
 #[tokio::test]
-async fn a_lagging_list_takes_nothing_away() {
+async fn a_lagging_list_removes_nothing() {
     let bench = Bench::new();
     let cached = format!("{PODS}?resourceVersion=0");
     bench
@@ -125,7 +125,7 @@ async fn a_lagging_list_takes_nothing_away() {
 }
 
 #[tokio::test]
-async fn of_one_object_a_lower_version_counts_once_it_is_certain() {
+async fn a_lower_version_of_one_object_counts_once_it_is_confirmed() {
     let bench = Bench::new();
     bench.then(POD, 200, &pod("a", 9)).await;
     for _ in 0..3 {
@@ -171,7 +171,7 @@ async fn of_one_object_a_lower_version_counts_once_it_is_certain() {
 
 /// The further pages of a list, and a list at an exact resourceVersion, show a state from before their request.
 #[tokio::test]
-async fn lists_of_the_past_overrule_nothing() {
+async fn older_lists_override_nothing() {
     let bench = Bench::new();
     bench.then(POD, 200, &pod("a", 9)).await;
     for round in 0..4 {
@@ -359,7 +359,7 @@ async fn events_are_not_kept_longer_than_the_cloud_keeps_them() {
 
 /// An empty list of metadata, by a watch in protobuf, was stored as the empty list of the objects themselves.
 #[tokio::test]
-async fn what_an_answer_is_stands_in_itself() {
+async fn a_response_is_classified_by_its_own_bytes() {
     use hublet_wire::meta::TypeMeta;
     use hublet_wire::protobuf::{encode_envelope, put_bytes};
     let bench = Bench::new();
@@ -479,7 +479,7 @@ async fn leaving_a_selection_takes_no_copy_of_the_same_version_away() {
 /// An extension API server that keeps its objects in memory, or an etcd of SnapshotLeases that was lost, begins with new uids
 /// and low resourceVersions: two such objects emptied the store of everything else, grants included.
 #[tokio::test]
-async fn what_lives_apart_from_the_cluster_begins_anew_alone() {
+async fn resources_stored_apart_from_the_cluster_are_reset_alone() {
     for (group, resource, kind) in [
         ("x.io", "things", "Thing"),
         ("coordination.k8s.io", "leases", "Lease"),

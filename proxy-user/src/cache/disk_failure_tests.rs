@@ -148,7 +148,7 @@ async fn read(bench: &Bench) -> u64 {
         match snapshot.object(ObjectKey::new(b"/pods/d/a"), |r| r.version) {
             Ok(Lookup::Found(version)) => return version,
             Ok(other) => panic!("it was stored: {other:?}"),
-            Err(error) => assert!(bench.cache.opened_anew(generation).await, "{error}"),
+            Err(error) => assert!(bench.cache.wait_until_reopened(generation).await, "{error}"),
         }
     }
     panic!("opened anew, and still not to be read");
@@ -259,7 +259,7 @@ async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
 
 /// A change that is dropped leaves a gap: no watch that spans it advances its collection, and no list that spans it counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn i2_what_the_disk_did_not_take_is_a_gap_that_nothing_goes_over() {
+async fn i2_nothing_is_written_over_the_gap_of_a_failed_write() {
     let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
     let bench = disk.bench(dir.path());
     bench

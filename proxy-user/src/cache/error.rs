@@ -16,19 +16,19 @@ pub enum StoreError {
     /// Another process has it.
     #[error("the store {0} is in use by another process; is a hublet running already?")]
     InUse(PathBuf),
-    /// A hand-over, or the end.
+    /// During a hand-over or shutdown.
     #[error("the store is closed: hublet is stopping")]
     Closed,
     /// Written by another version.
-    #[error("the store is of format {0}, which this version doesn't read")]
+    #[error("the store has format {0}, which this version of hublet can't read")]
     Format(u64),
     #[error("the store failed: {0}; is the disk full or failing?")]
     Redb(Box<redb::Error>),
     /// A value that can't be parsed.
-    #[error("a stored value is damaged; it will be replaced by what the cloud says next")]
+    #[error("a stored value is damaged; the next response from the cloud replaces it")]
     Damaged,
     #[error(
-        "what watches feed alone needs more than --cache-max-bytes ({0} bytes): it is not kept; allow the store more"
+        "the lists that open watches keep current exceed --cache-max-bytes ({0} bytes) and are not stored; raise the limit"
     )]
     Full(u64),
     /// A list that is being sent to a client changed, so that it can't be completed consistently.

@@ -21,7 +21,7 @@ use crate::cache::tables::{COLLECTIONS, DOCUMENTS, MEMBERS, OBJECTS};
 
 /// Most keys whose last request is remembered; beyond it the older half is forgotten, for which the time of the API
 /// server's last response counts.
-const MAX_ASKED: usize = 8_192;
+const MAX_REQUESTED_KEYS: usize = 8_192;
 /// Most distinct times of a survey; beyond it neighbours are merged.
 const MAX_TIMES: usize = 32_768;
 /// Most rows evicted in one transaction.
@@ -44,9 +44,9 @@ impl LastRequested {
             *at = now;
             return;
         }
-        if last_requested.len() >= MAX_ASKED {
+        if last_requested.len() >= MAX_REQUESTED_KEYS {
             let mut times: Vec<Timestamp> = last_requested.values().copied().collect();
-            let (_, median, _) = times.select_nth_unstable(MAX_ASKED / 2);
+            let (_, median, _) = times.select_nth_unstable(MAX_REQUESTED_KEYS / 2);
             let median = *median;
             last_requested.retain(|_, at| *at > median);
         }
@@ -174,13 +174,8 @@ impl UsageSurvey {
     }
 
     fn document_usage(&self, key: &[u8], at: Timestamp) -> Timestamp {
-        let cut = |mark: u8| {
-            key.iter()
-                .position(|b| *b == mark)
-                .map_or(key, |end| &key[..end])
-        };
-        at.max(self.last_requested.at(cut(b'\n')))
-            .max(self.last_requested.at(cut(b'?')))
+        at.max(self.last_requested.at(up_to(key, b'\n')))
+            .max(self.last_requested.at(up_to(key, b'?')))
     }
 
     /// The time up to which rows must be evicted to free `bytes`, and the bytes that this frees. Collections that a watch
@@ -432,9 +427,15 @@ impl SizeBudget {
             tracing::info!(
                 before = size,
                 after = self.compacted,
-                "the store's file has been made small again"
+                "the store's file was compacted"
             );
         }
         Ok(())
     }
+}
+
+/// The part of a key before this byte; all of it where there is none.
+fn up_to(key: &[u8], end: u8) -> &[u8] {
+    let position = key.iter().position(|byte| *byte == end);
+    &key[..position.unwrap_or(key.len())]
 }

@@ -178,7 +178,7 @@ fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
 }
 
 #[test]
-fn i14_beyond_the_budget_goes_what_nobody_has_asked_for_longest() {
+fn i14_over_budget_the_least_recently_requested_is_evicted() {
     let (_dir, store) = open();
     let asked = Arc::new(LastRequested::default());
     let mut budget = SizeBudget::new(16 * MIB, Arc::clone(&asked));
@@ -312,7 +312,7 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
 
 /// A store that watches fill beyond three quarters was looked through for every batch, though nothing could go.
 #[test]
-fn a_store_that_nothing_can_go_from_is_not_looked_through_for_every_batch() {
+fn a_store_with_nothing_to_evict_is_not_scanned_for_every_batch() {
     let (_dir, store) = open();
     let mut budget = SizeBudget::new(16 * MIB, Arc::default());
     fill(&store, &names(240), 60 * KIB);

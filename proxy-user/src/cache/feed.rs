@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_sent_of_keys_that_nobody_wants() {
+    async fn changes_of_keys_without_a_subscriber_are_not_sent() {
         let (_dir, store, subscription) = subscribed();
         let changes = [upsert("/secrets/n/a")];
         store.feed().publish_observed(&changes);

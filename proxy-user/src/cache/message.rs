@@ -52,8 +52,8 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Counts copies that end before their responses do.
-    pub(super) fn give_up(&self, reason: NotStored, copies: u64) {
+    /// Counts copies that ended before their responses did.
+    pub(super) fn count_abandoned(&self, reason: NotStored, copies: u64) {
         self.given_up.fetch_add(copies, Ordering::Relaxed);
         self.not_stored.add(reason, copies);
     }

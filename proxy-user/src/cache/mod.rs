@@ -132,7 +132,7 @@ impl Cache {
 
     /// Called after a read has failed. If the cause was the disk, waits up to [`REOPEN`] until the store is reopened; true
     /// if it was, so that the read can be repeated. `since` is the generation before the read.
-    pub(crate) async fn opened_anew(&self, since: u64) -> bool {
+    pub(crate) async fn wait_until_reopened(&self, since: u64) -> bool {
         if self.store.generation() == since {
             if !self.store.has_failed() {
                 return false;
@@ -186,7 +186,7 @@ impl Cache {
     }
 
     /// Forgets that an object, or objects of a collection, did not exist: a write may have created them since.
-    pub(crate) fn appeared(&self, key: &[u8]) {
+    pub(crate) fn clear_absence(&self, key: &[u8]) {
         self.ingest
             .submit(vec![Change::ClearAbsence { key: key.to_vec() }]);
     }

@@ -1,6 +1,7 @@
 //! Opens the store. In: its directory. Out: a writable database, or a read-only or empty one and the reason. A store is
 //! renamed and replaced only if its contents are damaged, never because of a disk error.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -126,20 +127,20 @@ impl StoreLocation {
     /// It has none.
     pub(super) fn has_room(&self) -> Result<(), StoreError> {
         let path = self.beside("room");
-        let written = self.opener.open(&path, Access::Write).and_then(|file| {
-            let block = [0x5a; 64 << 10];
-            (0..SPACE_NEEDED / block.len())
-                .try_for_each(|n| file.write((n * block.len()) as u64, &block))?;
-            file.sync()
-        });
+        let opened = self.opener.open(&path, Access::Write);
+        let written = opened.and_then(|file| fill_and_sync(&*file));
         let _ = std::fs::remove_file(&path);
         match written {
             // A directory without write permission does not mean that the file can't be written.
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
-            written => written.map_err(|source| StoreError::Directory {
-                path: self.path.clone(),
-                source,
-            }),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            written => written.map_err(|error| self.directory_error(error)),
+        }
+    }
+
+    pub(super) fn directory_error(&self, source: io::Error) -> StoreError {
+        StoreError::Directory {
+            path: self.path.clone(),
+            source,
         }
     }
 
@@ -151,42 +152,39 @@ impl StoreLocation {
         for left_over in ["room", "new"] {
             let _ = std::fs::remove_file(self.beside(left_over));
         }
-        let error = match self.writable(None) {
-            Err(error) if error.is_corruption() => match self.set_aside(&error) {
-                Ok(()) => self.writable(None),
-                Err(unmoved) => {
-                    tracing::error!(error = %unmoved, "the damaged store can't be set aside, and is not used");
-                    return Self::unreadable(&error.to_string(), None);
-                }
-            },
-            other => other,
-        };
-        match error {
+        match self.writable_or_replaced() {
             Err(error @ StoreError::InUse(_)) => Err(error),
             Err(error) => {
-                tracing::error!(%error, "the store can't be written: it is served as it is, and nothing new is kept");
+                tracing::error!(%error, "the store can't be written: stored data is still served, new responses are not stored");
                 self.read_only(None, &error.to_string())
             }
             opened => opened,
         }
     }
 
+    /// Opens it to be written. A damaged one is set aside first.
+    fn writable_or_replaced(&self) -> Result<OpenDatabase, StoreError> {
+        let damage = match self.writable(None) {
+            Err(error) if error.is_corruption() => error,
+            opened => return opened,
+        };
+        match self.set_aside(&damage) {
+            Ok(()) => self.writable(None),
+            Err(unmoved) => {
+                tracing::error!(error = %unmoved, "the damaged store can't be set aside; hublet runs without it");
+                Self::unreadable(&damage.to_string(), None)
+            }
+        }
+    }
+
     /// Opens it to be written; over `held`, where that is the file, since the lock belongs to it.
     pub(super) fn writable(&self, held: Option<&LockedFile>) -> Result<OpenDatabase, StoreError> {
-        let directory = |source| StoreError::Directory {
-            path: self.path.clone(),
-            source,
-        };
         let file = self.file(held)?;
-        let fresh = file.len().map_err(directory)? == 0;
+        let len = file.len().map_err(|error| self.directory_error(error))?;
         let backend = Backend::writing(Arc::clone(&file));
-        let opened = self.database(&backend).and_then(|db| {
-            prepare(&db)?;
-            Ok(db)
-        });
-        let db = opened.inspect_err(|_| {
+        let db = self.database(&backend).inspect_err(|_| {
             backend.cut();
-            if fresh {
+            if len == 0 {
                 // A new file that a full disk left incomplete is not a store.
                 let _ = file.set_len(0);
             }
@@ -201,13 +199,8 @@ impl StoreLocation {
 
     /// The file, open to be written and locked.
     fn file(&self, held: Option<&LockedFile>) -> Result<Arc<dyn StorageFile>, StoreError> {
-        let directory = |source| StoreError::Directory {
-            path: self.path.clone(),
-            source,
-        };
         if let Some((file, Access::Write)) = held
-            && let (Ok(held), Ok(there)) = (file.identity(), identity(&self.path))
-            && held == there
+            && self.is_in_place(&**file)
         {
             return Ok(Arc::clone(file));
         }
@@ -217,17 +210,29 @@ impl StoreLocation {
                 source,
             })?;
         }
-        let file = self
-            .opener
-            .open(&self.path, Access::Write)
-            .map_err(directory)?;
+        let file = self.open_file(Access::Write)?;
         if let Some((held, _)) = held {
             held.unlock();
         }
+        self.lock(&*file)?;
+        Ok(file)
+    }
+
+    fn is_in_place(&self, file: &dyn StorageFile) -> bool {
+        let (open, there) = (file.identity(), identity(&self.path));
+        matches!((open, there), (Ok(open), Ok(there)) if open == there)
+    }
+
+    fn open_file(&self, access: Access) -> Result<Arc<dyn StorageFile>, StoreError> {
+        let opened = self.opener.open(&self.path, access);
+        opened.map_err(|error| self.directory_error(error))
+    }
+
+    fn lock(&self, file: &dyn StorageFile) -> Result<(), StoreError> {
         match file.lock() {
-            Ok(true) => Ok(file),
+            Ok(true) => Ok(()),
             Ok(false) => Err(StoreError::InUse(self.path.clone())),
-            Err(source) => Err(directory(source)),
+            Err(error) => Err(self.directory_error(error)),
         }
     }
 
@@ -240,41 +245,34 @@ impl StoreLocation {
         held: Option<&LockedFile>,
         problem: &str,
     ) -> Result<OpenDatabase, StoreError> {
-        let open = || -> Result<_, StoreError> {
-            let directory = |source| StoreError::Directory {
-                path: self.path.clone(),
-                source,
-            };
-            let file = match held {
-                Some(held) => held.clone(),
-                None => (
-                    self.opener
-                        .open(&self.path, Access::Read)
-                        .map_err(directory)?,
-                    Access::Read,
-                ),
-            };
-            if held.is_none() && !file.0.lock().map_err(directory)? {
-                return Err(StoreError::InUse(self.path.clone()));
-            }
-            let backend = Backend::reading(Some(Arc::clone(&file.0))).map_err(directory)?;
-            let db = self.database(&backend)?;
-            prepare(&db)?;
-            Ok(OpenDatabase::new(
-                db,
-                backend,
-                Some(file),
-                Condition::ReadOnly(problem.to_owned()),
-            ))
-        };
-        match open() {
+        match self.open_read_only(held, problem) {
             Ok(opened) => Ok(opened),
             Err(error @ StoreError::InUse(_)) => Err(error),
             Err(error) => {
-                tracing::error!(%error, "the store can't be read: while the cloud is away nothing is answered from it");
+                tracing::error!(%error, "the store can't be read: while the cloud is away, no request can be answered from it");
                 Self::unreadable(problem, held.cloned())
             }
         }
+    }
+
+    fn open_read_only(
+        &self,
+        held: Option<&LockedFile>,
+        problem: &str,
+    ) -> Result<OpenDatabase, StoreError> {
+        let file = match held {
+            Some(held) => held.clone(),
+            None => {
+                let file = self.open_file(Access::Read)?;
+                self.lock(&*file)?;
+                (file, Access::Read)
+            }
+        };
+        let backend = Backend::reading(Some(Arc::clone(&file.0)))
+            .map_err(|error| self.directory_error(error))?;
+        let db = self.database(&backend)?;
+        let condition = Condition::ReadOnly(problem.to_owned());
+        Ok(OpenDatabase::new(db, backend, Some(file), condition))
     }
 
     fn unreadable(problem: &str, file: Option<LockedFile>) -> Result<OpenDatabase, StoreError> {
@@ -291,48 +289,55 @@ impl StoreLocation {
         ))
     }
 
+    /// Opens the database with every table.
     fn database(&self, backend: &Backend) -> Result<Database, StoreError> {
-        Ok(Database::builder()
+        let db = Database::builder()
             .set_cache_size(self.page_cache)
-            .create_with_backend(backend.clone())?)
+            .create_with_backend(backend.clone())?;
+        prepare(&db)?;
+        Ok(db)
     }
 
     /// Renames the file to an unused name that holds the time.
-    pub(super) fn set_aside(&self, error: &StoreError) -> std::io::Result<()> {
+    pub(super) fn set_aside(&self, error: &StoreError) -> io::Result<()> {
         let seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| d.as_secs());
-        let name = |n: u32| {
-            self.path
-                .with_extension(format!("redb.aside-{seconds}-{n}"))
-        };
-        let aside = (0..)
-            .map(name)
-            .find(|p| !p.exists())
-            .unwrap_or_else(|| name(0));
+        let aside = (0_u32..)
+            .map(|n| self.beside(&format!("aside-{seconds}-{n}")))
+            .find(|path| !path.exists())
+            .expect("a directory holds fewer than 2^32 files");
         std::fs::rename(&self.path, &aside)?;
-        tracing::error!(%error, aside = %aside.display(), "the store is damaged: set aside, beginning anew");
+        tracing::error!(%error, aside = %aside.display(), "the store is damaged: it was set aside, and an empty one is used");
         Ok(())
     }
 }
 
-fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+/// Writes [`SPACE_NEEDED`] bytes.
+fn fill_and_sync(file: &dyn StorageFile) -> io::Result<()> {
+    let block = [0x5a; 64 << 10];
+    (0..SPACE_NEEDED / block.len())
+        .try_for_each(|n| file.write((n * block.len()) as u64, &block))?;
+    file.sync()
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Makes the directory, 0700, where it isn't there.
-fn make_dir(dir: &Path) -> std::io::Result<()> {
+fn make_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     if let Ok(metadata) = dir.metadata()
         && metadata.is_dir()
     {
         // Anyone may rename what is in it: the file is looked at, but can be taken away.
-        if metadata.permissions().mode() & 0o022 != 0 && metadata.permissions().mode() & 0o1000 == 0
-        {
+        let mode = metadata.permissions().mode();
+        if mode & 0o022 != 0 && mode & 0o1000 == 0 {
             tracing::warn!(
-                "the store's directory {} may be written by others",
+                "other users can write to the store's directory {}",
                 dir.display()
             );
         }
@@ -342,7 +347,7 @@ fn make_dir(dir: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(parent)?;
     }
     match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         made => made,
     }
 }
@@ -350,18 +355,24 @@ fn make_dir(dir: &Path) -> std::io::Result<()> {
 /// Makes every table, so that reads never meet a missing one; writes nothing where all are there.
 fn prepare(db: &Database) -> Result<(), StoreError> {
     let txn = db.begin_read()?;
-    let format = match txn.open_table(META) {
-        Ok(meta) => redb::ReadableTable::get(&meta, "format")?.map(|v| v.value()),
-        Err(TableError::TableDoesNotExist(_)) => None,
-        Err(error) => return Err(error.into()),
-    };
-    if let Some(other) = format.filter(|f| *f != u64::from(FORMAT)) {
-        return Err(StoreError::Format(other));
-    }
-    if format.is_some() && has_tables(&txn)? {
-        return Ok(());
+    match read_format(&txn)? {
+        Some(format) if format != u64::from(FORMAT) => return Err(StoreError::Format(format)),
+        Some(_) if has_tables(&txn)? => return Ok(()),
+        _ => {}
     }
     drop(txn);
+    create_tables(db)
+}
+
+fn read_format(txn: &ReadTransaction) -> Result<Option<u64>, StoreError> {
+    match txn.open_table(META) {
+        Ok(meta) => Ok(redb::ReadableTable::get(&meta, "format")?.map(|v| v.value())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn create_tables(db: &Database) -> Result<(), StoreError> {
     let mut txn = db.begin_write()?;
     txn.set_quick_repair(true);
     txn.open_table(META)?.insert("format", u64::from(FORMAT))?;

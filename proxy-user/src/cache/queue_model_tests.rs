@@ -91,7 +91,7 @@ fn start() -> (Sender<u32>, Arc<Written>, thread::JoinHandle<()>) {
 }
 
 #[test]
-fn what_is_accepted_is_written_before_a_close_returns() {
+fn everything_accepted_is_written_before_a_close_returns() {
     model(|| {
         let (sender, written, writer) = start();
         let accepted = Arc::new(Mutex::new(Vec::new()));

@@ -68,10 +68,10 @@ impl Cache {
     }
 
     fn not_stored_counts(&self) -> Vec<NotStoredCount> {
-        let count = |reason: NotStored| NotStoredCount {
+        let counts = NotStored::ALL.map(|reason| NotStoredCount {
             reason: reason.as_str().into(),
             count: self.not_stored().get(reason),
-        };
-        NotStored::ALL.map(count).to_vec()
+        });
+        counts.to_vec()
     }
 }

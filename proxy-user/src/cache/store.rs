@@ -64,10 +64,10 @@ impl Store {
     /// The access that the store allows now.
     pub(crate) fn condition(&self) -> Condition {
         let opened = self.shared.opened.load();
-        let closed = || Condition::Unreadable(StoreError::Closed.to_string());
-        opened
-            .as_ref()
-            .map_or_else(closed, |opened| opened.condition.clone())
+        match opened.as_ref() {
+            Some(opened) => opened.condition.clone(),
+            None => Condition::Unreadable(StoreError::Closed.to_string()),
+        }
     }
 
     /// The generation of the store, which grows each time it is reopened: a read that failed before may succeed then.
@@ -105,7 +105,7 @@ impl Store {
     ///
     /// # Errors
     /// It can't be renamed, or the new one can't be created.
-    pub(super) fn begin_anew(&self, error: &StoreError) -> Result<(), StoreError> {
+    pub(super) fn replace_damaged(&self, error: &StoreError) -> Result<(), StoreError> {
         let path = self.place.path.clone();
         self.place
             .set_aside(error)
@@ -151,7 +151,7 @@ impl Store {
             return;
         };
         if let Err(error) = opened.close() {
-            tracing::warn!(%error, "the store could not be closed well: the next start repairs it");
+            tracing::warn!(%error, "the store was not closed cleanly: the next start repairs it");
         }
         if let Some((file, _)) = &opened.file {
             file.unlock();

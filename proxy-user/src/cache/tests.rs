@@ -209,7 +209,7 @@ async fn the_newest_copy_wins_in_whatever_order_and_way_it_came() {
 }
 
 #[tokio::test]
-async fn i2_only_what_the_cloud_said_404_to_is_absent() {
+async fn i2_only_a_404_of_the_cloud_makes_a_name_absent() {
     let bench = Bench::new();
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     bench.respond(POD, 404, b"404 page not found\n", 0).await;
@@ -259,7 +259,7 @@ async fn i2_only_what_the_cloud_said_404_to_is_absent() {
 }
 
 #[tokio::test]
-async fn a_delete_that_waits_for_finalizers_or_a_grace_period_is_no_end() {
+async fn a_delete_that_waits_for_finalizers_or_a_grace_period_is_no_deletion() {
     let bench = Bench::new();
     let held = pod("a", 8).replace(
         "\"uid\"",
@@ -378,7 +378,7 @@ async fn initial_events_are_a_list_once_their_bookmark_has_come() {
 }
 
 #[tokio::test]
-async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
+async fn an_object_that_leaves_a_selector_is_unknown_and_one_that_leaves_its_node_is_gone() {
     let bench = Bench::new();
     bench
         .respond(
@@ -409,7 +409,7 @@ async fn what_leaves_a_selector_is_unknown_and_what_a_node_loses_is_gone() {
 }
 
 #[tokio::test]
-async fn gzip_is_undone_for_the_store_and_a_bomb_is_not_swallowed() {
+async fn gzip_is_decoded_for_the_store_up_to_a_limit() {
     use std::io::Write;
     let bench = Bench::new();
     let gzip = |body: &[u8]| {
@@ -489,7 +489,7 @@ async fn i15_a_store_reads_back_and_a_damaged_one_is_set_aside() {
 }
 
 #[tokio::test]
-async fn what_says_nothing_new_costs_no_write() {
+async fn a_repeated_response_costs_no_write() {
     let bench = Bench::new();
     let written = || bench.cache.ingest().commits();
     let gone = gone("b");

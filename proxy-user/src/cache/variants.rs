@@ -28,15 +28,19 @@ pub(crate) fn is_variant(api_version: &str, kind: &str) -> bool {
 
 /// True if a JSON body with this beginning is a variant; `None` if that can't be decided yet.
 pub(crate) fn is_variant_json(beginning: &[u8]) -> Option<bool> {
-    let find = |what: &str| memchr::memmem::find(beginning, what.as_bytes());
     let end = [r#""metadata""#, r#""items""#, r#""rows""#]
         .iter()
-        .filter_map(|key| find(key))
+        .filter_map(|key| find(beginning, key))
         .min();
     if end.is_none() && beginning.len() < BEGINNING {
         return None;
     }
-    Some(find(r#""meta.k8s.io/"#).is_some_and(|at| end.is_none_or(|end| at < end)))
+    let group = find(beginning, r#""meta.k8s.io/"#);
+    Some(group.is_some_and(|at| end.is_none_or(|end| at < end)))
+}
+
+fn find(bytes: &[u8], text: &str) -> Option<usize> {
+    memchr::memmem::find(bytes, text.as_bytes())
 }
 
 /// The media type of a variant, as in [`hublet_wire::media::requested_variants`]; `None` for any other kind.
@@ -162,19 +166,11 @@ impl VariantAssembler {
         head: &PageHead<'_>,
         body: &[u8],
     ) -> Result<Option<AssembledVariant>, CodecError> {
-        let bad = |error: serde_json::Error| CodecError::Json(error.to_string());
-        let page: PartialList<'_> = serde_json::from_slice(body).map_err(bad)?;
+        let page: PartialList<'_> =
+            serde_json::from_slice(body).map_err(|error| CodecError::Json(error.to_string()))?;
         let rows = rows(page.rows.or(page.items))?;
-        let mut whole = if head.continue_token.is_empty() {
-            begin(head, &page)
-        } else {
-            let Some(before) = self.0.remove(head.continue_token) else {
-                return Ok(None);
-            };
-            if before.key != head.key || before.version != head.version {
-                return Ok(None);
-            }
-            before
+        let Some(mut whole) = self.begin_or_continue(head, &page) else {
+            return Ok(None);
         };
         if !whole.rows.is_empty() && !rows.is_empty() {
             whole.rows.push(b',');
@@ -191,6 +187,19 @@ impl VariantAssembler {
         }
         self.keep_waiting(head.next, whole);
         Ok(None)
+    }
+
+    /// The document that a page belongs to; `None` if its earlier pages are missing.
+    fn begin_or_continue(
+        &mut self,
+        head: &PageHead<'_>,
+        page: &PartialList<'_>,
+    ) -> Option<Waiting> {
+        if head.continue_token.is_empty() {
+            return Some(begin(head, page));
+        }
+        let before = self.0.remove(head.continue_token)?;
+        (before.key == head.key && before.version == head.version).then_some(before)
     }
 
     fn keep_waiting(&mut self, next: &str, whole: Waiting) {
@@ -341,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_a_body_tells_its_form() {
+    fn the_beginning_of_a_body_identifies_its_variant() {
         let table = br#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{}"#;
         assert_eq!(is_variant_json(&table[..40]), None);
         assert_eq!(is_variant_json(table), Some(true));

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tries_become_rarer_up_to_a_limit() {
+    fn retries_back_off_up_to_a_limit() {
         let now = Instant::now();
         let mut outage = WriteOutage::begin(now);
         let mut waits = vec![outage.next - now];

@@ -16,6 +16,7 @@ use crate::cache::decode::ResponseDecoder;
 use crate::cache::evict::SizeBudget;
 use crate::cache::exchange::{Author, Exchange};
 use crate::cache::grant_rows::ClusterGeneration;
+use crate::cache::keys::ObjectKeyBuf;
 use crate::cache::message::{CaptureId, Counters, Message};
 use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::ListAssembler;
@@ -174,7 +175,7 @@ impl Writer {
         if let Err(error) = self.budget.tidy(&self.store, &|| {
             queue.is_behind() && began.elapsed() > COMPACT_TIMEOUT
         }) {
-            tracing::warn!(%error, "the store's file can't be made small");
+            tracing::warn!(%error, "the store's file can't be compacted");
             if self.store.has_failed() {
                 self.fall_back(&error.to_string());
             }
@@ -258,24 +259,14 @@ impl Writer {
             self.changes.extend(creation);
             self.count_malformed(&error);
         } else if let Some(author) = author {
-            self.shown_to(&*author, before, now);
+            self.grant_author(&*author, before, now);
         }
     }
 
-    /// Adds the author's grants to the objects that the response to its write has shown: those of the changes from `from` on.
-    fn shown_to(&mut self, author: &dyn Author, from: usize, now: Timestamp) {
-        let key = |change: &Change| {
-            if let Change::Upsert { key, .. } = change {
-                Some(key.clone())
-            } else {
-                None
-            }
-        };
-        for key in self.changes[from..]
-            .iter()
-            .filter_map(key)
-            .collect::<Vec<_>>()
-        {
+    /// Adds the author's grants for the objects in the response to its write: those of the changes from `from` on.
+    fn grant_author(&mut self, author: &dyn Author, from: usize, now: Timestamp) {
+        let written = self.changes[from..].iter();
+        for key in written.filter_map(upserted_key).collect::<Vec<_>>() {
             self.changes
                 .append(&mut author.observe_object(key.as_key(), now));
         }
@@ -319,7 +310,7 @@ impl Writer {
                 return;
             };
             self.abandon(longest);
-            self.counters.give_up(NotStored::QueueFull, 1);
+            self.counters.count_abandoned(NotStored::QueueFull, 1);
         }
     }
 
@@ -332,8 +323,8 @@ impl Writer {
         }
         self.store.feed().publish_observed(&self.changes);
         let written = self.write_batch();
-        let anew = written.is_ok() && self.continuity.cluster_replaced;
-        if anew {
+        let is_other_cluster = written.is_ok() && self.continuity.cluster_replaced;
+        if is_other_cluster {
             self.cluster.advance();
             self.store.feed().publish_reset();
         }
@@ -370,7 +361,7 @@ impl Writer {
         }
         match applied {
             Err(error) if error.is_corruption() => {
-                self.store.begin_anew(&error)?;
+                self.store.replace_damaged(&error)?;
                 self.store.feed().publish_reset();
                 let applied = apply(&self.store, &self.changes, &mut self.continuity);
                 if applied.is_err() {
@@ -403,7 +394,7 @@ impl Writer {
             .is_none_or(|at| at.elapsed() > Duration::from_secs(60))
         {
             self.last_error = Some(Instant::now());
-            tracing::error!(%error, "what the cloud says can't be stored; answers go on from what is there");
+            tracing::error!(%error, "responses can't be stored; stored data is still served");
         }
         if error.is_failure() || matches!(error, StoreError::InUse(_)) {
             self.fall_back(&error.to_string());
@@ -413,7 +404,7 @@ impl Writer {
             self.keep_unwritten();
         } else {
             // The batch itself can't be written: a retry would fail the same way.
-            self.give_up();
+            self.abandon_captures();
             self.changes.retain(Change::is_revocation);
             self.bytes = self.changes.iter().map(Change::size).sum();
         }
@@ -448,15 +439,15 @@ impl Writer {
             .extend(beyond.into_iter().filter(Change::is_revocation).take(room));
         self.bytes = self.changes.iter().map(Change::size).sum();
         self.kept = (self.changes.len(), self.bytes);
-        self.give_up();
+        self.abandon_captures();
         self.counters.full.store(true, Ordering::Relaxed);
     }
 
     /// Aborts all open captures: an event of a watch or a page of a list may have been lost, so none of them can be complete
     /// any more.
-    fn give_up(&mut self) {
+    fn abandon_captures(&mut self) {
         self.counters
-            .give_up(NotStored::StoreFailed, 1 + self.decoders.len() as u64);
+            .count_abandoned(NotStored::StoreFailed, 1 + self.decoders.len() as u64);
         self.decoders.clear();
         self.held = 0;
         self.pages = ListAssembler::default();
@@ -469,10 +460,17 @@ impl Writer {
     }
 }
 
+fn upserted_key(change: &Change) -> Option<ObjectKeyBuf> {
+    match change {
+        Change::Upsert { key, .. } => Some(key.clone()),
+        _ => None,
+    }
+}
+
 fn log_malformed(error: &CodecError) {
     if !matches!(error, CodecError::Variant(_)) && LOGGED.set(()).is_ok() {
-        tracing::warn!(%error, "an answer of the cloud was passed on but not stored (further ones: debug level)");
+        tracing::warn!(%error, "a response was forwarded but not stored (further ones are logged at debug level)");
     } else {
-        tracing::debug!(%error, "an answer of the cloud was passed on but not stored");
+        tracing::debug!(%error, "a response was forwarded but not stored");
     }
 }

@@ -43,16 +43,21 @@ impl Authority {
         if !crt.exists() && !key.exists() {
             return Self::create(crt, &key, now);
         }
-        let reason = match Self::load(&crt, &key, now)? {
-            Ok(authority) => return Ok(authority),
-            Err(reason) => reason,
-        };
-        set_aside(&[&crt, &key], &reason, now)?;
+        match Self::load(&crt, &key, now)? {
+            Ok(authority) => Ok(authority),
+            Err(reason) => {
+                set_aside(&[&crt, &key], &reason, now)?;
+                Self::replace(crt, &key, now)
+            }
+        }
+    }
+
+    fn replace(crt: PathBuf, key: &Path, now: OffsetDateTime) -> Result<Self, CertsError> {
         tracing::warn!(
             "creating a new development CA: give clients the new {}",
             crt.display()
         );
-        Self::create(crt, &key, now)
+        Self::create(crt, key, now)
     }
 
     /// The CA on disk; the inner error is the reason why it is unusable.

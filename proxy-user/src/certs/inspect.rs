@@ -25,12 +25,16 @@ pub(super) fn parse_certified_key(pem: &str) -> Result<CertifiedKey, String> {
     let key = PrivateKeyDer::from_pem_slice(pem.as_bytes())
         .map_err(|error| format!("holds no key ({error})"))?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
+    CertifiedKey::from_der(chain, key, &provider).map_err(unusable_key)
+}
+
+fn unusable_key(error: rustls::Error) -> String {
+    match error {
         rustls::Error::InconsistentKeys(_) => {
             "holds a key that doesn't belong to its certificate".into()
         }
         other => format!("holds an unusable certificate or key ({other})"),
-    })
+    }
 }
 
 fn parse_chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -119,6 +123,16 @@ impl CertificateInfo {
     /// The time to replace the certificate: after four fifths of its life.
     pub(super) fn renew_after(&self) -> OffsetDateTime {
         self.not_after - (self.not_after - self.not_before) / 5
+    }
+
+    /// # Errors
+    /// The reason continues a sentence that begins with the file's name.
+    pub(super) fn check_validity(&self, now: OffsetDateTime) -> Result<(), String> {
+        if self.is_valid(now) {
+            return Ok(());
+        }
+        let (from, to) = (self.not_before.date(), self.not_after.date());
+        Err(format!("is only valid from {from} to {to}"))
     }
 
     pub(super) fn is_valid(&self, now: OffsetDateTime) -> bool {

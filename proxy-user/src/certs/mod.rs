@@ -21,6 +21,8 @@ pub(crate) use owned::hublet_files;
 pub(crate) use serving::{CertificateStatus, Certificates};
 pub(crate) use trust::cloud_roots;
 
+use crate::config::CertsConfig;
+
 #[derive(Debug, thiserror::Error)]
 pub enum CertsError {
     #[error("can't read {purpose} {path}: {source}; {fix}", path = path.display())]
@@ -93,6 +95,14 @@ struct Subject {
 }
 
 impl Subject {
+    fn new(node: &str, config: &CertsConfig) -> Self {
+        Self {
+            node: node.to_owned(),
+            ips: config.ip_sans.clone(),
+            dns: config.dns_sans.clone(),
+        }
+    }
+
     fn common_name(&self) -> String {
         format!("system:node:{}", self.node)
     }

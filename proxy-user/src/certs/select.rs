@@ -40,6 +40,15 @@ pub(super) struct Origin {
     pub(super) expires: OffsetDateTime,
 }
 
+impl Origin {
+    pub(super) fn describe_issuer(&self) -> String {
+        match &self.development_ca {
+            Some(ca) => format!("clients must trust {}", ca.display()),
+            None => "from the cluster".to_owned(),
+        }
+    }
+}
+
 /// The certificate's requirements and the place where it is stored.
 #[derive(Clone, Copy)]
 pub(super) struct Selection<'a> {
@@ -68,12 +77,8 @@ impl Selection<'_> {
     fn load_cluster_certificate(&self, file: &Path) -> Result<Selected, String> {
         let pem = files::read_text(file).map_err(|error| format!("can't be read ({error})"))?;
         let loaded = LoadedCertificate::parse(&pem)?;
-        let info = &loaded.info;
-        if !info.is_valid(self.now) {
-            let (from, to) = (info.not_before.date(), info.not_after.date());
-            return Err(format!("is only valid from {from} to {to}"));
-        }
-        self.warn_of_missing_names(file, info);
+        loaded.info.check_validity(self.now)?;
+        self.warn_of_missing_names(file, &loaded.info);
         Ok(loaded.select(file, None))
     }
 
@@ -104,20 +109,28 @@ impl Selection<'_> {
         file: &Path,
         authority: &Authority,
     ) -> Result<Option<LoadedCertificate>, CertsError> {
-        let loaded = match load_existing(file)? {
-            Existing::Absent => return Ok(None),
+        match load_existing(file)? {
+            Existing::Absent => Ok(None),
             Existing::Unusable(reason) => {
                 self.set_aside(file, &reason)?;
-                return Ok(None);
+                Ok(None)
             }
-            Existing::Certificate(loaded) => *loaded,
-        };
+            Existing::Certificate(loaded) => Ok(self.keep_unless_due(*loaded, file, authority)),
+        }
+    }
+
+    fn keep_unless_due(
+        &self,
+        loaded: LoadedCertificate,
+        file: &Path,
+        authority: &Authority,
+    ) -> Option<LoadedCertificate> {
         if let Some(reason) = self.renewal_reason(&loaded, authority) {
             info!("renewing {PURPOSE} {}: {reason}", file.display());
-            return Ok(None);
+            return None;
         }
         files::restrict_to_owner(file);
-        Ok(Some(loaded))
+        Some(loaded)
     }
 
     fn set_aside(&self, file: &Path, reason: &str) -> Result<(), CertsError> {
@@ -132,16 +145,13 @@ impl Selection<'_> {
 
     fn renewal_reason(
         &self,
-        LoadedCertificate { key, info }: &LoadedCertificate,
+        loaded: &LoadedCertificate,
         authority: &Authority,
     ) -> Option<&'static str> {
-        let is_own = key
-            .cert
-            .first()
-            .is_some_and(|leaf| is_signed_by(leaf, authority.certificate(), self.now));
+        let info = &loaded.info;
         if !info.is_valid(self.now) {
             Some("it is not valid at this time")
-        } else if !is_own {
+        } else if !loaded.is_signed_by(authority, self.now) {
             Some("it is signed by another CA")
         } else if !info.matches(self.subject) {
             Some("the node's name or addresses have changed")
@@ -171,6 +181,15 @@ enum Existing {
     Certificate(Box<LoadedCertificate>),
 }
 
+impl Existing {
+    fn parse(pem: &str) -> Self {
+        match LoadedCertificate::parse(pem) {
+            Ok(loaded) => Self::Certificate(Box::new(loaded)),
+            Err(reason) => Self::Unusable(reason),
+        }
+    }
+}
+
 /// A certificate with its key, and the fields that decide whether it is kept.
 struct LoadedCertificate {
     key: CertifiedKey,
@@ -182,6 +201,11 @@ impl LoadedCertificate {
         let key = parse_certified_key(pem)?;
         let info = CertificateInfo::from_chain(&key.cert)?;
         Ok(Self { key, info })
+    }
+
+    fn is_signed_by(&self, authority: &Authority, now: OffsetDateTime) -> bool {
+        let leaf = self.key.cert.first();
+        leaf.is_some_and(|leaf| is_signed_by(leaf, authority.certificate(), now))
     }
 
     fn select(self, file: &Path, development_ca: Option<&Path>) -> Selected {
@@ -197,17 +221,13 @@ impl LoadedCertificate {
 }
 
 fn load_existing(file: &Path) -> Result<Existing, CertsError> {
-    let pem = match files::read_text(file) {
-        Ok(pem) => pem,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::Absent),
+    match files::read_text(file) {
+        Ok(pem) => Ok(Existing::parse(&pem)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Existing::Absent),
         // Another user's file must not be set aside.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(CertsError::other_user(PURPOSE, file, error));
+            Err(CertsError::other_user(PURPOSE, file, error))
         }
-        Err(error) => return Ok(Existing::Unusable(format!("can't be read ({error})"))),
-    };
-    Ok(match LoadedCertificate::parse(&pem) {
-        Ok(loaded) => Existing::Certificate(Box::new(loaded)),
-        Err(reason) => Existing::Unusable(reason),
-    })
+        Err(error) => Ok(Existing::Unusable(format!("can't be read ({error})"))),
+    }
 }

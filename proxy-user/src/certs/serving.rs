@@ -23,6 +23,14 @@ pub(crate) struct Resolver {
     current: ArcSwap<CertifiedKey>,
 }
 
+impl Resolver {
+    fn new(key: Arc<CertifiedKey>) -> Self {
+        Self {
+            current: ArcSwap::new(key),
+        }
+    }
+}
+
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.current.load_full())
@@ -63,11 +71,7 @@ impl Certificates {
     ) -> Result<Self, CertsError> {
         let pki = config.root_dir.join("pki");
         files::create_private_directory(&pki)?;
-        let subject = Subject {
-            node: node.to_owned(),
-            ips: config.ip_sans.clone(),
-            dns: config.dns_sans.clone(),
-        };
+        let subject = Subject::new(node, config);
         let selection = Selection {
             mode: config.mode,
             pki: &pki,
@@ -79,9 +83,7 @@ impl Certificates {
             mode: config.mode,
             pki,
             subject: Mutex::new(subject),
-            resolver: Arc::new(Resolver {
-                current: ArcSwap::new(key),
-            }),
+            resolver: Arc::new(Resolver::new(key)),
             origin: ArcSwap::from_pointee(origin),
         })
     }
@@ -157,14 +159,11 @@ impl Certificates {
     /// File, expiry and the CA to trust, in words.
     pub(crate) fn describe(&self) -> String {
         let origin = self.origin.load();
-        let issuer = match &origin.development_ca {
-            Some(ca) => format!("clients must trust {}", ca.display()),
-            None => "from the cluster".to_owned(),
-        };
         format!(
-            "{} until {}, {issuer}",
+            "{} until {}, {}",
             origin.file.display(),
-            origin.expires.date()
+            origin.expires.date(),
+            origin.describe_issuer()
         )
     }
 }

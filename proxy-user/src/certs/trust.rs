@@ -75,20 +75,9 @@ pub(crate) fn cloud_roots(config: &CertsConfig) -> Result<Arc<RootCertStore>, Ce
 }
 
 fn load_kubeconfig_roots(path: &Path) -> Result<RootCertStore, CertsError> {
-    let text = files::read_text(path).map_err(|source| CertsError::Read {
-        purpose: BOOTSTRAP_FILE,
-        path: path.to_owned(),
-        source,
-        fix: "set --bootstrap-file to a readable kubeconfig with certificate-authority-data",
-    })?;
-    let cluster = parse_cluster(&text).map_err(|reason| bad_kubeconfig(path, reason))?;
+    let cluster = read_cluster(path)?;
     match (cluster.ca_data(), cluster.ca_file()) {
-        (Some(data), _) => parse_base64_roots(data).map_err(|reason| {
-            bad_kubeconfig(
-                path,
-                format!("has certificate-authority-data that {reason}"),
-            )
-        }),
+        (Some(data), _) => parse_inline_roots(path, data),
         // Relative to the kubeconfig, as in client-go.
         (None, Some(file)) => load_pem_roots(&PemFile {
             purpose: "certificate-authority",
@@ -97,6 +86,24 @@ fn load_kubeconfig_roots(path: &Path) -> Result<RootCertStore, CertsError> {
         }),
         (None, None) => Err(bad_kubeconfig(path, NO_CA)),
     }
+}
+
+/// The cluster of a kubeconfig's current context.
+fn read_cluster(path: &Path) -> Result<Cluster, CertsError> {
+    let text = files::read_text(path).map_err(|source| CertsError::Read {
+        purpose: BOOTSTRAP_FILE,
+        path: path.to_owned(),
+        source,
+        fix: "set --bootstrap-file to a readable kubeconfig with certificate-authority-data",
+    })?;
+    parse_cluster(&text).map_err(|reason| bad_kubeconfig(path, reason))
+}
+
+fn parse_inline_roots(path: &Path, data: &str) -> Result<RootCertStore, CertsError> {
+    parse_base64_roots(data).map_err(|reason| {
+        let reason = format!("has certificate-authority-data that {reason}");
+        bad_kubeconfig(path, reason)
+    })
 }
 
 fn bad_kubeconfig(path: &Path, reason: impl Into<String>) -> CertsError {

@@ -52,7 +52,7 @@ pub struct DumpArgs {
 pub enum BpfError {
     #[error(transparent)]
     Pinned(#[from] PinnedError),
-    #[error("can't write: {0}")]
+    #[error("can't write the output: {0}")]
     Write(#[from] io::Error),
     #[error("can't format as JSON: {0}")]
     Json(#[from] serde_json::Error),

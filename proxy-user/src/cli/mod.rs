@@ -67,15 +67,10 @@ pub enum Output {
 /// # Errors
 /// Wrong usage, or a request for help; [`clap::Error::exit`] prints both with the right exit code.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
-    let arguments = arguments
-        .into_iter()
-        .enumerate()
-        .map(|(n, argument)| match n {
-            0 => OsString::from("hublet"),
-            _ => with_dashes(argument),
-        });
-    let line =
-        CommandLine::from_arg_matches(&CommandLine::command().try_get_matches_from(arguments)?)?;
+    let arguments = arguments.into_iter().skip(1).map(with_dashes);
+    let named = std::iter::once(OsString::from("hublet")).chain(arguments);
+    let matches = CommandLine::command().try_get_matches_from(named)?;
+    let line = CommandLine::from_arg_matches(&matches)?;
     Ok(line.command.unwrap_or(Command::Run(line.run)))
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::Deserialize;
 use ureq::Agent;
 
 use super::table::{
@@ -26,17 +27,17 @@ const MAX_RESPONSE: u64 = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
     #[error(
-        "no hublet answers on {0}: {1}; is it running, and is its --serve-port another? Say so by --admin=ADDR:PORT"
+        "hublet does not answer on {0}: {1}; is it running? If its --serve-port differs, use --admin=ADDR:PORT"
     )]
     Connect(SocketAddr, io::Error),
-    #[error("what answers on {0} is no hublet: {1}")]
+    #[error("the server on {0} is not hublet: {1}")]
     Answer(SocketAddr, String),
     #[error(
-        "the hublet on {admin} reports its status as {found}, and this binary reads {API_VERSION} only: use the binary of the running version"
+        "hublet on {admin} reports its status as {found}, but this binary reads only {API_VERSION}: use the binary of the running version"
     )]
     ApiVersion { admin: SocketAddr, found: String },
     /// The output is closed.
-    #[error("can't write: {0}")]
+    #[error("can't write the output: {0}")]
     Write(#[from] io::Error),
 }
 
@@ -55,17 +56,20 @@ pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<(), StatusError>
 }
 
 fn fetch_status(admin: SocketAddr) -> Result<String, StatusError> {
-    let not_answered = |error: ureq::Error| StatusError::Connect(admin, error.into_io());
-    let mut response = http_agent()
+    let response = http_agent()
         .get(format!("http://{admin}/v1/status"))
         .call()
-        .map_err(not_answered)?;
+        .map_err(|error| StatusError::Connect(admin, error.into_io()))?;
     if response.status() != StatusCode::OK {
-        let problem = format!("it says {}", response.status());
+        let problem = format!("it answered {}", response.status());
         return Err(StatusError::Answer(admin, problem));
     }
+    read_body(response).map_err(|error| StatusError::Connect(admin, error.into_io()))
+}
+
+fn read_body(mut response: http::Response<ureq::Body>) -> Result<String, ureq::Error> {
     let body = response.body_mut().with_config().limit(MAX_RESPONSE);
-    body.read_to_string().map_err(not_answered)
+    body.read_to_string()
 }
 
 /// Asks the address itself, whatever proxy the environment names.
@@ -80,13 +84,16 @@ fn http_agent() -> Agent {
 
 /// Reads the version first: the rest of another version's document may not be readable.
 fn parse_status(admin: SocketAddr, json: &str) -> Result<Status, StatusError> {
-    let malformed = |error: serde_json::Error| StatusError::Answer(admin, error.to_string());
-    let type_meta: TypeMeta = serde_json::from_str(json).map_err(malformed)?;
+    let type_meta: TypeMeta = parse_json(admin, json)?;
     if !type_meta.is_current() {
         let found = type_meta.api_version.into_owned();
         return Err(StatusError::ApiVersion { admin, found });
     }
-    serde_json::from_str(json).map_err(malformed)
+    parse_json(admin, json)
+}
+
+fn parse_json<'a, T: Deserialize<'a>>(admin: SocketAddr, json: &'a str) -> Result<T, StatusError> {
+    serde_json::from_str(json).map_err(|error| StatusError::Answer(admin, error.to_string()))
 }
 
 fn print_status(status: &Status, out: &mut dyn Write) -> io::Result<()> {
@@ -400,7 +407,7 @@ mod tests {
             .expect_err("version 2")
             .to_string();
         assert!(
-            error.contains("hublet/v2") && error.contains("hublet/v1 only"),
+            error.contains("hublet/v2") && error.contains("only hublet/v1"),
             "{error}"
         );
     }
@@ -443,7 +450,7 @@ mod tests {
         let (admin, server) = serve_once(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
         let error = failure(admin);
         assert!(
-            error.contains("no hublet") && error.contains("404"),
+            error.contains("not hublet") && error.contains("404"),
             "{error}"
         );
         server.join().expect("joined");
@@ -459,7 +466,7 @@ mod tests {
     fn a_server_without_http_is_no_hublet() {
         let (admin, server) = serve_once(b"SSH-2.0-OpenSSH_9.2\r\n");
         let error = failure(admin);
-        assert!(error.contains("no hublet"), "{error}");
+        assert!(error.contains("does not answer"), "{error}");
         server.join().expect("joined");
     }
 }

@@ -107,13 +107,17 @@ fn remove_files(args: &UninstallArgs, report: &mut Report<'_>) -> Result<(), Uni
             Err(source) => return Err(UninstallError::File { path, source }),
         }
     }
-    for directory in [&args.disk_cache_path, &pki, &args.root_dir] {
-        // Fails unless it is empty: files of others stay.
+    remove_empty_directories([&args.disk_cache_path, &pki, &args.root_dir], report);
+    Ok(())
+}
+
+/// Directories that hold files of others stay.
+fn remove_empty_directories(directories: [&Path; 3], report: &mut Report<'_>) {
+    for directory in directories {
         if fs::remove_dir(directory).is_ok() {
             report.removed(directory.display());
         }
     }
-    Ok(())
 }
 
 fn files_with_prefix(directory: &Path, prefix: &str) -> Vec<PathBuf> {

@@ -80,12 +80,15 @@ impl DialError {
     pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Busy | Self::NoStreams => true,
-            Self::Connect { source, .. } | Self::Resolve { source, .. } => source
-                .raw_os_error()
-                .is_some_and(|code| LOCAL_ERRORS.iter().any(|e| e.raw_os_error() == code)),
+            Self::Connect { source, .. } | Self::Resolve { source, .. } => is_shortage(source),
             Self::Tls { .. } | Self::Http(_) | Self::Timeout => false,
         }
     }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    code.is_some_and(|code| LOCAL_ERRORS.iter().any(|e| e.raw_os_error() == code))
 }
 
 /// The HTTP versions offered to the server (ALPN, RFC 7301).
@@ -174,17 +177,17 @@ impl Dialer {
         self.resolver.record_connected(address);
         let recorder = ReadRecorder::new(Arc::clone(&self.activity));
         let tcp = TrackedStream::new(tcp, recorder);
-        let connector = match alpn {
-            Alpn::Http2OrHttp1 => &self.http2_or_http1,
-            Alpn::Http1Only => &self.http1_only,
-        };
-        let tls = connector.connect(self.name.clone(), tcp).await;
-        let tls = tls.map_err(|source| DialError::Tls {
-            host: self.server.host.clone(),
-            source,
-        })?;
+        let connecting = self.connector(alpn).connect(self.name.clone(), tcp);
+        let tls = connecting.await.map_err(|error| self.tls_error(error))?;
         self.resolver.record_served(address);
         Ok(tls)
+    }
+
+    fn connector(&self, alpn: Alpn) -> &TlsConnector {
+        match alpn {
+            Alpn::Http2OrHttp1 => &self.http2_or_http1,
+            Alpn::Http1Only => &self.http1_only,
+        }
     }
 
     /// Connects to the first address that accepts. Each is tried [`ATTEMPT_DELAY`] after the one
@@ -209,6 +212,13 @@ impl Dialer {
         }
     }
 
+    fn tls_error(&self, source: io::Error) -> DialError {
+        DialError::Tls {
+            host: self.server.host.clone(),
+            source,
+        }
+    }
+
     fn resolve_error(&self, source: io::Error) -> DialError {
         DialError::Resolve {
             host: self.server.host.clone(),
@@ -218,17 +228,13 @@ impl Dialer {
 
     async fn connect_to(&self, address: SocketAddr) -> Result<(SocketAddr, TcpStream), DialError> {
         let connect = async { self.socket(address)?.connect(address).await };
-        match connect.await {
-            Ok(tcp) => Ok((address, tcp)),
-            Err(source) => Err(DialError::Connect { address, source }),
-        }
+        let tcp = connect.await;
+        tcp.map(|tcp| (address, tcp))
+            .map_err(|source| DialError::Connect { address, source })
     }
 
     fn socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
-        let socket = match address {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
+        let socket = unbound_socket(address)?;
         // Without CAP_NET_ADMIN hublet can't steer either, so an unmarked socket is safe.
         if let Err(error) = SockRef::from(&socket).set_mark(self.mark) {
             tracing::trace!(%error, "upstream socket not marked");
@@ -236,6 +242,13 @@ impl Dialer {
         socket.set_nodelay(true)?;
         set_keepalive(&socket)?;
         Ok(socket)
+    }
+}
+
+fn unbound_socket(to: SocketAddr) -> io::Result<TcpSocket> {
+    match to {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
     }
 }
 
@@ -346,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_on_this_node_says_nothing_about_the_cloud() {
+    fn a_shortage_on_this_node_does_not_disconnect_the_cloud() {
         use rustix::io::Errno;
         for (error, local) in [
             (connect_error(Errno::MFILE), true),

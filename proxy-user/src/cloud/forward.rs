@@ -33,26 +33,26 @@ pub(crate) enum ForwardError {
     #[error("the cloud is away")]
     Disconnected,
     /// The server closed the connection, or the stream, without having processed the request.
-    #[error("the cloud did not take the request: {}", with_causes(.0))]
+    #[error("the cloud did not process the request: {}", with_causes(.0))]
     NotProcessed(#[source] hyper::Error),
     /// The client's upload broke off.
-    #[error("the request's body broke off: {}", with_causes(.0))]
+    #[error("the client's request body ended early: {}", with_causes(.0))]
     Upload(#[source] hyper::Error),
-    #[error("the cloud's connection broke after the request was sent: {}", with_causes(.0))]
+    #[error("the connection to the cloud broke after the request was sent: {}", with_causes(.0))]
     Broken(#[source] hyper::Error),
     /// The link was found dead while a request waited for the head of its response.
     #[error(
-        "the cloud's connection broke after the request was sent: no response before the link was found dead"
+        "the connection to the cloud was found dead after the request was sent, before any response"
     )]
     NoResponse,
     /// The link was found dead behind the head of a response.
     #[error(
-        "the cloud's connection broke after the request was sent: nothing behind the response's head before the link was found dead"
+        "the connection to the cloud was found dead after the response's headers, before its body"
     )]
     NoBody,
-    #[error("the cloud's connection broke after the request was sent: {0}")]
+    #[error("the connection to the cloud broke after the request was sent: {0}")]
     Body(#[from] CloudBodyError),
-    #[error("the server takes nothing of the request's body")]
+    #[error("the server has stopped reading the request's body")]
     UploadStalled,
 }
 
@@ -238,12 +238,12 @@ impl Cloud {
             let retry = options.allows_retry(delivery, attempt);
             match failed.returned.or(copy).filter(|_| retry) {
                 Some(again) => request = again,
-                None => return Err(self.give_up(failed.error, delivery)),
+                None => return Err(self.report_failure(failed.error, delivery)),
             }
         }
     }
 
-    fn give_up(&self, error: hyper::Error, delivery: Delivery) -> ForwardError {
+    fn report_failure(&self, error: hyper::Error, delivery: Delivery) -> ForwardError {
         match delivery {
             // Neither of the first two is a failure of the cloud.
             _ if is_upload_error(&error) => ForwardError::Upload(error),

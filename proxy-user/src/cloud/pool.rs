@@ -176,9 +176,7 @@ impl Pool {
             // Registers before the attempt, so that a stream freed in between is not missed.
             freed.as_mut().enable();
             if self.http1_only.load(Ordering::Relaxed) {
-                return self
-                    .acquire_http1(self.accepted.try_acquire(client)?, reuse)
-                    .await;
+                return self.acquire_accepted(client, reuse).await;
             }
             match self.shared.try_acquire(kind)? {
                 Acquired::Lease(lease) => return Ok(lease),
@@ -197,9 +195,7 @@ impl Pool {
     ) -> Result<Lease, DialError> {
         if self.http1_only.load(Ordering::Relaxed) {
             drop(dial);
-            return self
-                .acquire_http1(self.accepted.try_acquire(client)?, reuse)
-                .await;
+            return self.acquire_accepted(client, reuse).await;
         }
         let closing = self.closing.subscribe();
         let tls = self.dial(Alpn::Http2OrHttp1).await?;
@@ -219,15 +215,26 @@ impl Pool {
     ) -> Result<Lease, DialError> {
         let (windows, flow) = (dial.windows, dial.flow);
         let activity = Arc::clone(tls.get_ref().0.observer().connection());
+        let on_end = self.end_notifier();
+        let connection = handshake_http2(tls, flow, closing, dial, on_end).await?;
+        Ok(self.shared.add(connection, activity, windows))
+    }
+
+    /// Called when a shared connection ends, with the error if it broke.
+    fn end_notifier(&self) -> impl FnOnce(Option<hyper::Error>) + Send + 'static {
         let ended = Arc::clone(&self.connection_ended);
-        let on_end = move |error: Option<hyper::Error>| {
+        move |error| {
             if let Some(error) = error {
                 tracing::debug!(%error, "a connection to the cloud broke");
             }
             ended.notify_waiters();
-        };
-        let connection = handshake_http2(tls, flow, closing, dial, on_end).await?;
-        Ok(self.shared.add(connection, activity, windows))
+        }
+    }
+
+    /// Leases an HTTP/1.1 connection of a server that speaks nothing else.
+    async fn acquire_accepted(&self, client: Client, reuse: Reuse) -> Result<Lease, DialError> {
+        let permit = self.accepted.try_acquire(client)?;
+        self.acquire_http1(permit, reuse).await
     }
 
     async fn acquire_http1(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
+use tokio::time::timeout;
 
 use crate::config::Server;
 
@@ -60,14 +61,14 @@ impl Resolver {
     /// The name does not resolve, and has not before.
     pub(crate) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let known = self.known.lock().addresses.clone();
-        let found = match tokio::time::timeout(LOOKUP_TIMEOUT, self.look_up()).await {
-            Ok(found) => found,
-            Err(_) if known.is_empty() => self.look_up().await,
-            Err(_) => Ok(known.clone()),
-        };
-        let addresses = match found {
-            Err(_) if !known.is_empty() => known,
-            found => found.map_err(|error| io::Error::new(error.kind(), error.to_string()))?,
+        let addresses = if known.is_empty() {
+            let found = self.look_up().await;
+            found.map_err(|error| io::Error::new(error.kind(), error.to_string()))?
+        } else {
+            match timeout(LOOKUP_TIMEOUT, self.look_up()).await {
+                Ok(Ok(found)) => found,
+                _ => known,
+            }
         };
         let mut known = self.known.lock();
         known.addresses = addresses;
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn families_take_turns_and_experience_goes_first() {
+    fn address_families_alternate_after_the_one_that_served_last() {
         let (a, b, c, d) = (
             "[2001:db8::1]:1",
             "[2001:db8::2]:1",
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_addresses_some_are_tried() {
+    fn only_some_of_very_many_addresses_are_tried() {
         let many: Vec<String> = (0..40).map(|n| format!("192.0.2.{n}:1")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let order = in_order(&known(&many, Some(("192.0.2.39:1", true))));

@@ -32,12 +32,12 @@ pub(crate) trait BodyTee: Unpin {
 /// The error of a response body that broke off. The client sees a cut stream, never a shortened body as complete.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CloudBodyError {
-    #[error("the cloud's answer broke off: {}", with_causes(.0))]
+    #[error("the cloud's response broke off: {}", with_causes(.0))]
     Broken(#[from] hyper::Error),
     /// The server neither answers nor reads the request's body. Only this lets hyper notice that the
     /// client has gone.
     #[error(
-        "the cloud has taken nothing of the request's body, and sent nothing of its answer, for {} s",
+        "for {} s the cloud has neither read the request's body nor sent any of its response",
         STALL_TIMEOUT.as_secs()
     )]
     Stalled,

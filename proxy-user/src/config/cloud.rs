@@ -41,15 +41,6 @@ pub struct CloudConfig {
 }
 
 pub(super) fn check(flags: &YurthubFlags) -> Result<CloudConfig, ConfigError> {
-    let threshold = flags.heartbeat_healthy_threshold;
-    if threshold == 0 {
-        let reason = "must be at least 1";
-        return Err(ConfigError::invalid(
-            "heartbeat-healthy-threshold",
-            threshold,
-            reason,
-        ));
-    }
     Ok(CloudConfig {
         servers: parse_servers(&flags.server_addr)?,
         lb_mode: check_lb_mode(&flags.lb_mode)?,
@@ -61,9 +52,20 @@ pub(super) fn check(flags: &YurthubFlags) -> Result<CloudConfig, ConfigError> {
             "heartbeat-timeout-seconds",
             flags.heartbeat_timeout_seconds,
         )?,
-        healthy_threshold: threshold,
+        healthy_threshold: check_threshold(flags.heartbeat_healthy_threshold)?,
         mark: UPSTREAM_MARK,
     })
+}
+
+fn check_threshold(threshold: u32) -> Result<u32, ConfigError> {
+    if threshold == 0 {
+        return Err(ConfigError::invalid(
+            "heartbeat-healthy-threshold",
+            threshold,
+            "must be at least 1",
+        ));
+    }
+    Ok(threshold)
 }
 
 fn positive_seconds(flag: &'static str, seconds: u32) -> Result<Duration, ConfigError> {

@@ -19,7 +19,7 @@ pub enum ConfigError {
         /// The rule that is broken, and a value that obeys it.
         reason: String,
     },
-    #[error("--{first} and --{second} are both {value}: use a port of its own for each")]
+    #[error("--{first} and --{second} are both {value}: use different ports")]
     SamePort {
         first: &'static str,
         second: &'static str,

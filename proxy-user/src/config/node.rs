@@ -36,16 +36,7 @@ pub(super) fn node_name(
     flag: Option<&str>,
     environment: Environment<'_>,
 ) -> Result<String, ConfigError> {
-    let from_environment = environment(NODE_NAME_VARIABLE).filter(|name| !name.is_empty());
-    let name = match flag {
-        None | Some("") => from_environment.ok_or_else(missing_node_name)?,
-        // The kubelet expands $(NODE_NAME) only when the container's env has it; systemd and
-        // shells never do.
-        Some(literal @ ("$(NODE_NAME)" | "${NODE_NAME}" | "$NODE_NAME")) => {
-            from_environment.ok_or_else(|| unexpanded_node_name(literal))?
-        }
-        Some(name) => name.to_owned(),
-    };
+    let name = given_node_name(flag, environment)?;
     if !is_dns_subdomain(&name) {
         return Err(ConfigError::invalid(
             NODE_NAME,
@@ -54,6 +45,23 @@ pub(super) fn node_name(
         ));
     }
     Ok(name)
+}
+
+/// The flag's value, or the environment's.
+fn given_node_name(
+    flag: Option<&str>,
+    environment: Environment<'_>,
+) -> Result<String, ConfigError> {
+    let from_environment = environment(NODE_NAME_VARIABLE).filter(|name| !name.is_empty());
+    match flag {
+        None | Some("") => from_environment.ok_or_else(missing_node_name),
+        // The kubelet expands $(NODE_NAME) only when the container's env has it; systemd and
+        // shells never do.
+        Some(literal @ ("$(NODE_NAME)" | "${NODE_NAME}" | "$NODE_NAME")) => {
+            from_environment.ok_or_else(|| unexpanded_node_name(literal))
+        }
+        Some(name) => Ok(name.to_owned()),
+    }
 }
 
 const NODE_NAME_VARIABLE: &str = "NODE_NAME";

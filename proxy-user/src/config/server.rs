@@ -37,17 +37,22 @@ pub(super) fn parse_servers(urls: &[String]) -> Result<Vec<Server>, ConfigError>
             .map_err(|reason| ConfigError::invalid(FLAG, url, reason))?;
         servers.push(server);
     }
-    match servers.len() {
+    check_count(servers.len(), urls)?;
+    Ok(servers)
+}
+
+fn check_count(count: usize, urls: &[String]) -> Result<(), ConfigError> {
+    match count {
         0 => Err(ConfigError::missing(
             FLAG,
             "give the API server's URL, as in --server-addr=https://192.168.1.102:6443",
         )),
-        count if count > MAX_SERVERS => Err(ConfigError::invalid(
+        1..=MAX_SERVERS => Ok(()),
+        _ => Err(ConfigError::invalid(
             FLAG,
             urls.join(","),
             format!("at most {MAX_SERVERS} servers are supported"),
         )),
-        _ => Ok(servers),
     }
 }
 

@@ -20,7 +20,7 @@ impl LogReader {
         let mut logger = match EbpfLogger::init_with_logger(object, ToTracing) {
             Ok(logger) => logger,
             Err(error) => {
-                tracing::warn!(%error, "no debug lines: was the BPF object built with the feature `log`?");
+                tracing::warn!(%error, "the eBPF programs can't log: was the BPF object built with the feature `log`?");
                 return None;
             }
         };

@@ -30,11 +30,11 @@ pub const MAPS: [&str; 7] = [
 #[derive(Debug, thiserror::Error)]
 pub enum PinnedError {
     #[error(
-        "nothing of hublet is pinned in {0}: no hublet runs with that --bpffs, or eBPF is off (`hublet status` says why)"
+        "hublet has nothing pinned in {0}: it does not run with this --bpffs, or eBPF is off (see `hublet status`)"
     )]
     Nothing(PathBuf),
     #[error(
-        "what is pinned is of another version's layout ({found}; this is {LAYOUT:016x}): use that version's binary"
+        "the pinned maps have another version's layout ({found}; this binary has {LAYOUT:016x}): use that version's binary"
     )]
     Layout { found: String },
     #[error("no map {name}; use one of {}", MAPS.join(", "))]
@@ -212,10 +212,10 @@ pub(crate) fn remove_leftovers(bpffs: &Path, lock: Option<OwnedFd>) {
     }
     match remove_all(bpffs, lock) {
         Ok(()) => tracing::info!(
-            "removed the pins of an earlier daemon in {}: --ebpf=false",
+            "--ebpf=false: removed an earlier daemon's pins in {}",
             bpffs.display()
         ),
-        Err(error) => tracing::warn!("the pins in {} stay: {error}", bpffs.display()),
+        Err(error) => tracing::warn!("can't remove the pins in {}: {error}", bpffs.display()),
     }
 }
 

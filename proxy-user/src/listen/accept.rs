@@ -55,9 +55,8 @@ pub(super) async fn accept_until_drain(
 }
 
 fn spawn_connection(acceptor: &Arc<Acceptor>, accepted: Accepted) {
-    if !acceptor.counters.is_probe(accepted.remote) {
-        acceptor.counters.count_accepted(accepted.port);
-    }
+    let counters = &acceptor.counters;
+    counters.count_accepted(accepted.remote, accepted.port);
     tokio::spawn(connection::serve(Arc::clone(acceptor), accepted));
 }
 

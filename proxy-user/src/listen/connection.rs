@@ -59,9 +59,7 @@ pub(super) async fn serve(acceptor: Arc<Acceptor>, accepted: Accepted) {
     let tls = protocol == Protocol::Tls;
     // Plain HTTP on the secure port is the self-probe, or a mistake: no caller.
     if port == Port::Secure && !tls {
-        if !acceptor.counters.is_probe(remote) {
-            acceptor.counters.count_plain_on_secure();
-        }
+        acceptor.counters.count_plain_on_secure(remote);
         return refuse_plain(stream).await;
     }
     let caller = acceptor.proxy.stages().record_connection(&connection);

@@ -70,7 +70,11 @@ impl Drop for Probing<'_> {
 }
 
 impl Counters {
-    pub(super) fn count_accepted(&self, port: Port) {
+    /// Counts a connection, unless it is the self-probe's.
+    pub(super) fn count_accepted(&self, from: SocketAddr, port: Port) {
+        if self.is_probe(from) {
+            return;
+        }
         let slot = match port {
             Port::Plain => &self.plain,
             Port::Secure => &self.secure,
@@ -91,8 +95,11 @@ impl Counters {
         self.handshake_errors.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn count_plain_on_secure(&self) {
-        self.plain_on_secure.fetch_add(1, Relaxed);
+    /// Counts plain HTTP on the secure port, unless it is the self-probe.
+    pub(super) fn count_plain_on_secure(&self, from: SocketAddr) {
+        if !self.is_probe(from) {
+            self.plain_on_secure.fetch_add(1, Relaxed);
+        }
     }
 
     pub(super) fn count_slow_head(&self) {

@@ -64,16 +64,19 @@ fn open_listening(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
-    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_keepalive(&keepalive())?;
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4)
 }
 
 fn explain_failure(error: &io::Error, address: SocketAddr, purpose: Purpose) -> String {
@@ -103,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_named_with_the_way_out() {
+    fn a_port_in_use_is_named_with_a_remedy() {
         let first =
             bind("127.0.0.1:0".parse().expect("address"), Purpose::Plain).expect("a free port");
         let taken = first.local_addr().expect("address");
@@ -119,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_no_interface_has_is_named_with_the_way_out() {
+    fn an_address_that_no_interface_has_is_named_with_a_remedy() {
         let error = bind("192.0.2.1:10268".parse().expect("address"), Purpose::Plain)
             .expect_err("TEST-NET")
             .to_string();

@@ -127,7 +127,7 @@ impl Local {
         let mut answer = self.read(&permission).await;
         // After an error of the disk the store is reopened: one more attempt.
         if matches!(answer, Err(LocalError::Store(_)))
-            && Box::pin(self.store.opened_anew(generation)).await
+            && Box::pin(self.store.wait_until_reopened(generation)).await
         {
             answer = Box::pin(self.read(&permission)).await;
         }

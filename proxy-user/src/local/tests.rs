@@ -310,7 +310,7 @@ async fn a_nonresource_path_honours_if_none_match() {
 }
 
 #[tokio::test]
-async fn i7_nothing_is_told_to_a_credential_that_was_never_accepted() {
+async fn i7_a_credential_that_was_never_accepted_learns_nothing() {
     let bench = Bench::new();
     for uri in [POD, PODS, "/api/v1/namespaces/d/secrets/s"] {
         let error = bench.read(uri).await.expect_err("never accepted");

@@ -95,12 +95,14 @@ impl Cgroups {
             fs::read_to_string("/proc/thread-self/mountinfo").map_err(Unavailable::NoCgroup)?;
         match mount_point_in(&mounts) {
             Some(root) => Ok(Self::new(root, None)),
-            None => {
-                let mount = mount_privately().map_err(Unavailable::NoCgroup)?;
-                let root = format!("/proc/self/fd/{}", mount.as_raw_fd());
-                Ok(Self::new(root.into(), Some(mount)))
-            }
+            None => Self::mount().map_err(Unavailable::NoCgroup),
         }
+    }
+
+    fn mount() -> io::Result<Self> {
+        let mount = mount_privately()?;
+        let root = format!("/proc/self/fd/{}", mount.as_raw_fd());
+        Ok(Self::new(root.into(), Some(mount)))
     }
 
     fn new(root: PathBuf, private: Option<File>) -> Self {

@@ -22,7 +22,7 @@ pub struct DirectoryLocks {
 /// A daemon runs with one of the directories.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "a hublet is running with {}{}: stop it first (its unit with `systemctl stop`, or its process with SIGTERM)",
+    "hublet is running with {}{}: stop it first (`systemctl stop` its unit, or send the process SIGTERM)",
     path.display(),
     pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 )]
@@ -33,6 +33,15 @@ pub struct DaemonRunning {
     pub pid: Option<u32>,
 }
 
+impl DaemonRunning {
+    fn with(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            pid: find_lock_holder(path),
+        }
+    }
+}
+
 impl DirectoryLocks {
     /// Locks a running daemon's directories. Failure (a file system without locks) is only logged.
     pub(crate) fn lock_shared(directories: [&Path; 2]) -> Self {
@@ -41,7 +50,7 @@ impl DirectoryLocks {
             match lock_file(directory, FlockArg::LockSharedNonblock) {
                 Ok(lock) => locks.push(lock),
                 Err(error) => warn!(
-                    "`hublet uninstall` would not notice this daemon: {}: {error}",
+                    "can't lock {}, so `hublet uninstall` won't detect this daemon: {error}",
                     directory.display()
                 ),
             }
@@ -61,10 +70,7 @@ impl DirectoryLocks {
             match lock_file(path, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => locks.push(lock),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(DaemonRunning {
-                        path: path.to_owned(),
-                        pid: find_lock_holder(path),
-                    });
+                    return Err(DaemonRunning::with(path));
                 }
                 // Absent, or on a file system without locks.
                 Err(_) => {}

@@ -52,8 +52,8 @@ pub enum InterfaceError {
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     #[error(
-        "{ip} is on the interface {link}, not on {wanted}: remove it there \
-         (`ip address del {ip} dev {link}`), or name {link} or another address"
+        "{ip} is already assigned to {link}, not to {wanted}: remove it (`ip address del {ip} dev {link}`), \
+         or set --dummy-if-name={link} or another --dummy-if-ip"
     )]
     AddressElsewhere {
         ip: IpAddr,
@@ -67,11 +67,11 @@ pub enum InterfaceError {
     },
     #[error("opening a netlink socket: {0}")]
     Socket(#[source] io::Error),
-    #[error("a hublet runs with the interface {name}: stop it first")]
+    #[error("a running hublet uses the interface {name}: stop it first")]
     InUse { name: String },
     #[error(
-        "the link {name} vanished while it was set up; something else manages it (NetworkManager, \
-         systemd-networkd?): exclude it there"
+        "the interface {name} disappeared during setup: another program manages it (NetworkManager, \
+         systemd-networkd?); exclude {name} there"
     )]
     LinkGone { name: String },
 }
@@ -230,16 +230,18 @@ impl Node {
     async fn ensure_address(&self) -> Result<LinkState, InterfaceError> {
         let mut state = match self.find_address().await? {
             Some(index) => self.existing_address(index).await?,
-            None => {
-                let mut state = self.find_or_create_link().await?;
-                self.add_address(state.index).await?;
-                state.made_address = true;
-                state
-            }
+            None => self.create_address().await?,
         };
         self.set_up(&state).await?;
         // An address on a link of an earlier hublet is hublet's, too: both go at the end.
         state.made_address |= state.made_link;
+        Ok(state)
+    }
+
+    async fn create_address(&self) -> Result<LinkState, InterfaceError> {
+        let mut state = self.find_or_create_link().await?;
+        self.add_address(state.index).await?;
+        state.made_address = true;
         Ok(state)
     }
 
@@ -302,18 +304,8 @@ impl Node {
         &self,
         candidate: LinkMessage,
     ) -> Result<Option<LinkState>, InterfaceError> {
-        if let Err(error) = self.handle.link().add(candidate).execute().await {
-            match errno(&error) {
-                // Another process was faster.
-                Some(Errno::EEXIST) => {}
-                Some(Errno::EOPNOTSUPP | Errno::ENOENT | Errno::ENODEV) => return Ok(None),
-                _ => {
-                    return Err(change_error(
-                        format!("making the link {}", self.name),
-                        error,
-                    ));
-                }
-            }
+        if !self.add_link(candidate).await? {
+            return Ok(None);
         }
         let link = self.find_link(self.request_by_name()).await?;
         let link = link.ok_or_else(|| self.link_gone())?;
@@ -322,6 +314,22 @@ impl Node {
             made_link: true,
             ..link_state(&link)
         }))
+    }
+
+    /// False if the kernel has no links of this type.
+    async fn add_link(&self, candidate: LinkMessage) -> Result<bool, InterfaceError> {
+        let Err(error) = self.handle.link().add(candidate).execute().await else {
+            return Ok(true);
+        };
+        match errno(&error) {
+            // Another process was faster.
+            Some(Errno::EEXIST) => Ok(true),
+            Some(Errno::EOPNOTSUPP | Errno::ENOENT | Errno::ENODEV) => Ok(false),
+            _ => Err(change_error(
+                format!("making the link {}", self.name),
+                error,
+            )),
+        }
     }
 
     /// Sets the alias, and keeps the kernel from adding an IPv6 link-local address. The address also works without.

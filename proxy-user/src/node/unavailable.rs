@@ -25,9 +25,9 @@ pub enum Unavailable {
         operation: String,
         needs: &'static str,
     },
-    /// EPERM although the capabilities are there.
+    /// EPERM despite sufficient capabilities.
     #[error(
-        "{operation} is refused although the capabilities are there: the kernel is locked down \
+        "{operation} is denied despite sufficient capabilities: the kernel is locked down \
          (see /sys/kernel/security/lockdown) or the container's seccomp profile forbids it"
     )]
     Refused { operation: String },
@@ -46,7 +46,7 @@ pub enum Unavailable {
     Cgroup { path: PathBuf, source: io::Error },
     /// The verifier rejected a program.
     #[error(
-        "the kernel's verifier refuses {program} ({source}); please report this with the log:\n{log}"
+        "the kernel's verifier rejected {program} ({source}); please report this with the log:\n{log}"
     )]
     Verifier {
         program: &'static str,
@@ -55,12 +55,12 @@ pub enum Unavailable {
         log: String,
     },
     #[error(
-        "another hublet runs on this node and steers (it holds {pins}): stop it, or give this one its own --bpffs"
+        "another hublet on this node is already steering (it holds {pins}): stop it, or give this one its own --bpffs"
     )]
     Busy { pins: PathBuf },
     #[error("{interface}: no such interface; `ip link` lists those that exist")]
     NoInterface { interface: String },
-    #[error("{0}: not in the embedded BPF object, which is of another version")]
+    #[error("{0} is missing from the embedded BPF object, which was built from another version")]
     NotInObject(String),
     #[error("{operation}: {}", with_causes(&**source))]
     Failed {
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_kernel_is_no_defect_of_ours() {
+    fn a_verifier_error_on_an_old_kernel_is_not_reported_as_a_bug() {
         let refused = |program, log: &str| {
             from_verifier(
                 program,
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_names_a_way_out() {
+    fn every_reason_names_a_remedy() {
         let text = from_kernel(
             "loading the programs",
             io::Error::from_raw_os_error(libc::ENOSYS),

@@ -174,7 +174,7 @@ impl ProxyError {
     pub(crate) fn upload_stalled(request: &RequestInfo) -> Self {
         let (verb, seconds) = (request.verb().as_str(), STALL_TIMEOUT.as_secs());
         Self::outcome_unknown(format!(
-            "hublet: the server has taken nothing of this {verb}'s body for {seconds} s: its outcome is unknown"
+            "hublet: the server has read none of this {verb}'s body for {seconds} s: its outcome is unknown"
         ))
     }
 
@@ -211,7 +211,7 @@ impl ProxyError {
             Delivery::NotSent => Self::write_unavailable(request),
             Delivery::NotProcessed => Self::new(
                 ErrorKind::NotTaken,
-                format!("hublet: {error}: nothing was done"),
+                format!("hublet: {error}; nothing was changed"),
             ),
             Delivery::Unknown => Self::outcome_unknown(format!(
                 "hublet: the link to the cloud broke before the response: the outcome of this {} is unknown",
@@ -222,7 +222,7 @@ impl ProxyError {
 
     /// An upgrade (exec, attach, port-forward) that was not established.
     pub(crate) fn not_upgraded(error: ForwardError) -> Self {
-        let message = format!("hublet: no stream to the cloud: {error}");
+        let message = format!("hublet: can't open a stream to the cloud: {error}");
         let failed = match error.delivery() {
             Delivery::Unknown => Self::outcome_unknown(message),
             _ => Self::new(ErrorKind::NotTaken, message),
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_limit_of_ours_says_when_to_come_back() {
+    fn only_hublets_own_limits_have_a_retry_after() {
         let patch = request("PATCH", "/api/v1/namespaces/a/pods/p");
         let away = ProxyError::write_unavailable(&patch).to_response(Encoding::Json);
         assert_eq!(away.status(), 503);

@@ -187,7 +187,7 @@ impl Proxy {
             .understood()
             .or(request.as_ref().ok().and_then(RequestInfo::understood));
         if let Some(request) = named.filter(|request| may_create(request)) {
-            self.stages.cache.appeared(&encode_scope(request));
+            self.stages.cache.clear_absence(&encode_scope(request));
         }
     }
 }

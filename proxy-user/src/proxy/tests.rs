@@ -231,7 +231,7 @@ async fn an_upgrade_is_refused_while_the_cloud_is_away_or_has_too_many() {
     };
     let mut away = Bench::start(CloudState::Recovering).await;
     let reply = away.send(exec(), "").await;
-    reply.expect(503, "ServiceUnavailable", "no stream to the cloud");
+    reply.expect(503, "ServiceUnavailable", "stream to the cloud");
     let mut full = Bench::start(CloudState::Connected).await;
     let upgrades = Arc::clone(&full.proxy.stages.limits.upgrades);
     let places = u32::try_from(upgrades.available_permits()).expect("few");

@@ -285,22 +285,19 @@ impl DataPlane {
     }
 
     fn guard_component(&self) -> Component {
-        let lookup = self.programs.unavailable("guard");
-        let state = match (&self.guard, lookup) {
-            (GuardState::Unavailable(reason), _) => Err(reason),
-            (_, Some(reason)) => Err(reason),
-            (_, None) => Ok(
-                "packets from uplinks to hublet's addresses are refused, pods reach the secure port only"
-                    .into(),
-            ),
-        };
-        let mut component = Component::from_result("guard", state);
-        if let (GuardState::Running(_), Some(_)) = (&self.guard, lookup) {
-            component
-                .detail
-                .push_str("; XDP drops packets from uplinks, but pods reach hublet's other ports");
+        const DETAIL: &str = "packets from uplinks to hublet's addresses are refused, pods reach the secure port only";
+        const XDP_ONLY: &str =
+            "; XDP drops packets from uplinks, but pods reach hublet's other ports";
+        match (&self.guard, self.programs.unavailable("guard")) {
+            (GuardState::Unavailable(reason), _) => Component::from_result("guard", Err(reason)),
+            (_, None) => Component::from_result("guard", Ok(DETAIL.into())),
+            (GuardState::NotAttached, Some(reason)) => Component::from_result("guard", Err(reason)),
+            (GuardState::Running(_), Some(reason)) => {
+                let mut component = Component::from_result("guard", Err(reason));
+                component.detail.push_str(XDP_ONLY);
+                component
+            }
         }
-        component
     }
 
     fn optional_component(&self, name: &'static str) -> Component {

@@ -176,7 +176,7 @@ impl Discovery {
             Ok(true) => {}
             Ok(false) => warn!(
                 "{service} is steered, but the serving certificate does not name {ip}: clients that \
-                 verify it by that address will refuse it"
+                 verify it by that address will reject it"
             ),
             Err(error) => warn!("the serving certificate can't be issued for {ip}: {error}"),
         }
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reset_makes_everything_be_read() {
+    async fn a_reset_causes_everything_to_be_read() {
         let mut fixture = fixture().await;
         let discovery = &mut fixture.discovery;
         discovery.read().await;

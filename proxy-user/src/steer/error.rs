@@ -14,7 +14,7 @@ pub enum SetupError {
     /// Listeners are bound to one address, so that clients can be steered to it.
     #[error("the listener is bound to {0}; clients can be steered to one address only")]
     NotOneAddress(String),
-    #[error("the kernel refuses the listener {address}: {source}")]
+    #[error("the kernel rejected the listener {address}: {source}")]
     Listener {
         address: SocketAddr,
         source: io::Error,

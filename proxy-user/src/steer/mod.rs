@@ -128,7 +128,7 @@ impl Setup {
         if let Ok(data_plane) = &self.data_plane
             && let Err(error) = data_plane.exempt_own_cgroup()
         {
-            tracing::warn!(%error, "hublet's cgroup can't be exempted from steering; its sockets are by their mark");
+            tracing::warn!(%error, "hublet's cgroup can't be exempted from steering; its sockets are exempted by their mark only");
         }
     }
 
@@ -183,7 +183,7 @@ impl Setup {
         if let Ok(data_plane) = &self.data_plane
             && let Err(error) = data_plane.programs.write_heartbeat()
         {
-            tracing::error!(%error, "the heartbeat can't be written: steering ends by itself");
+            tracing::error!(%error, "the heartbeat can't be written: steering stops when the last one expires");
         }
     }
 
@@ -231,7 +231,7 @@ impl Setup {
         if let Ok(data_plane) = &self.data_plane
             && let Err(error) = data_plane.programs.stop_steering()
         {
-            tracing::error!(%error, "steering can't be switched off; it ends with the listener");
+            tracing::error!(%error, "steering can't be switched off: it stops when the listener closes");
         }
     }
 
@@ -241,7 +241,7 @@ impl Setup {
         if let Ok(data_plane) = self.data_plane
             && let Err(error) = data_plane.remove().await
         {
-            tracing::error!(%error, "pins are left in bpffs; remove its directory `hublet` to detach the programs");
+            tracing::error!(%error, "some pins remain in bpffs; remove its directory `hublet` to detach the programs");
         }
         if let Ok(interface) = self.interface
             && let Err(error) = interface.remove().await

@@ -51,19 +51,23 @@ impl PodOptIns {
     pub(super) fn observe(&mut self, objects: &[ObservedObject]) -> bool {
         let before = self.observed.len();
         for object in objects {
-            let is_pod = object.key.as_bytes().starts_with(PODS);
-            if !is_pod && !object.key.as_bytes().starts_with(NAMESPACES) {
-                continue;
-            }
-            let Some(record) = object.record().filter(mentions_key) else {
-                continue;
-            };
-            self.key_seen = true;
-            let opt_in = OptIn::of(&record).filter(|opt_in| opt_in.steer == Some(true));
-            self.observed
-                .extend(opt_in.filter(|_| is_pod).map(|opt_in| opt_in.uid));
+            self.observe_object(object);
         }
         self.observed.len() > before
+    }
+
+    fn observe_object(&mut self, object: &ObservedObject) {
+        let is_pod = object.key.as_bytes().starts_with(PODS);
+        if !is_pod && !object.key.as_bytes().starts_with(NAMESPACES) {
+            return;
+        }
+        let Some(record) = object.record().filter(mentions_key) else {
+            return;
+        };
+        self.key_seen = true;
+        let opt_in = OptIn::of(&record).filter(|opt_in| opt_in.steer == Some(true));
+        self.observed
+            .extend(opt_in.filter(|_| is_pod).map(|opt_in| opt_in.uid));
     }
 
     /// True if the stored opt-ins may have changed, so that [`read_opt_ins`] is due.

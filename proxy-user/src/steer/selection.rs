@@ -105,16 +105,11 @@ impl Selection {
         let mut installed = None;
         let mut watches = DirectoryWatches::new().inspect_err(|error| {
             tracing::warn!(
-                "changes of the cgroup tree are noticed every {CHECK_INTERVAL:?} only: {error}"
+                "can't watch the cgroup tree, so it is checked every {CHECK_INTERVAL:?}: {error}"
             );
         });
         loop {
-            let mut current = self.current();
-            if let Ok(watches) = &mut watches {
-                watches.add(&current.directories);
-                // A cgroup may have appeared before its directory was watched.
-                current = self.current();
-            }
+            let current = self.watch_current(&mut watches);
             if installed.as_ref() != Some(&current.entries) && install(&programs, &current) {
                 installed = Some(current.entries);
             }
@@ -124,6 +119,17 @@ impl Selection {
                 () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
         }
+    }
+
+    /// The selection, with watches on the directories in which it may change.
+    fn watch_current(&self, watches: &mut io::Result<DirectoryWatches>) -> CurrentSelection {
+        let current = self.current();
+        let Ok(watches) = watches else {
+            return current;
+        };
+        watches.add(&current.directories);
+        // A cgroup may have appeared before its directory was watched.
+        self.current()
     }
 
     pub(super) fn current(&self) -> CurrentSelection {
@@ -191,7 +197,7 @@ impl CurrentSelection {
 fn install(programs: &Programs, current: &CurrentSelection) -> bool {
     let set = programs.set_selection(&current.entries);
     set.inspect_err(|error| {
-        tracing::error!("the kernel refuses the selection of callers: {error}");
+        tracing::error!("the kernel rejected the selection of callers: {error}");
     })
     .is_ok()
 }

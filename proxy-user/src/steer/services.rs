@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::pods::bytes_fields;
 use crate::cache::feed::{Lookup, ObjectKey, Record, Snapshot, StoreError};
-use crate::config::{CloudConfig, Services};
+use crate::config::{CloudConfig, Server, Services};
 
 /// The key of the API service, `default/kubernetes`, in the store.
 pub(super) const API_SERVICE: &[u8] = b"/services/default/kubernetes";
@@ -25,11 +25,7 @@ pub(super) struct ServicePolicy {
 impl ServicePolicy {
     pub(super) fn new(services: &Services, cloud: &CloudConfig) -> Self {
         let servers = cloud.servers.iter().filter(|_| services.cloud);
-        // Server names are left out: clients are steered by address, and a node that is cut off has no DNS.
-        let servers = servers.filter_map(|server| {
-            let ip = server.host.parse().ok()?;
-            Some(SocketAddr::new(ip, server.port))
-        });
+        let servers = servers.filter_map(server_address);
         Self {
             named: services.addresses.iter().copied().chain(servers).collect(),
             api_service: services.kubernetes,
@@ -46,6 +42,12 @@ impl ServicePolicy {
     pub(super) fn is_named(&self, service: &SocketAddr) -> bool {
         self.named.contains(service)
     }
+}
+
+/// `None` for a server name: clients are steered by address, and a node that is cut off has no DNS.
+fn server_address(server: &Server) -> Option<SocketAddr> {
+    let ip = server.host.parse().ok()?;
+    Some(SocketAddr::new(ip, server.port))
 }
 
 /// The ClusterIPs of the API service with its TCP ports; empty while the store doesn't know it.
@@ -113,10 +115,7 @@ impl ServiceSpec {
 
     fn of_protobuf(spec: &[u8]) -> Self {
         Self {
-            cluster_ip: bytes_fields(spec, fields::SPEC_CLUSTER_IP)
-                .last()
-                .map(lossy_text)
-                .unwrap_or_default(),
+            cluster_ip: text_field(spec, fields::SPEC_CLUSTER_IP),
             cluster_ips: bytes_fields(spec, fields::SPEC_CLUSTER_IPS)
                 .map(lossy_text)
                 .collect(),
@@ -149,10 +148,7 @@ impl ServicePort {
             _ => None,
         })?;
         Some(Self {
-            protocol: bytes_fields(port, fields::PORT_PROTOCOL)
-                .last()
-                .map(lossy_text)
-                .unwrap_or_default(),
+            protocol: text_field(port, fields::PORT_PROTOCOL),
             port: number,
         })
     }
@@ -161,6 +157,12 @@ impl ServicePort {
     fn is_tcp(&self) -> bool {
         matches!(self.protocol.as_str(), "" | "TCP")
     }
+}
+
+/// Empty when absent, as protobuf has it.
+fn text_field(message: &[u8], field: u64) -> String {
+    let last = bytes_fields(message, field).last();
+    last.map(lossy_text).unwrap_or_default()
 }
 
 fn lossy_text(bytes: &[u8]) -> String {

@@ -133,9 +133,9 @@ impl Updater {
             Ok(found) if found == self.installed => {}
             Ok(found) => match self.programs.set_guard(&found) {
                 Ok(()) => self.installed = found,
-                Err(error) => tracing::error!("the guard does not know new interfaces: {error}"),
+                Err(error) => tracing::error!("the guard can't learn of new interfaces: {error}"),
             },
-            Err(error) => tracing::error!("the guard can't read the interfaces: {error}"),
+            Err(error) => tracing::error!("the guard can't list the interfaces: {error}"),
         }
     }
 }

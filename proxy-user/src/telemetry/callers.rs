@@ -41,7 +41,6 @@ pub(crate) struct Caller {
     requests: AtomicU64,
     /// Responses with a status of 400 or more.
     errors: AtomicU64,
-    /// Milliseconds since the epoch.
     /// [`Timestamp`] in milliseconds.
     last_connect: AtomicU64,
     bytes_up: AtomicU64,

@@ -83,7 +83,7 @@ impl Instrumented for Metrics {
         requests::register(&self.requests, registry);
         registry.register(
             "client_bytes",
-            "Bytes on clients' connections, TLS included",
+            "Bytes on client connections, TLS included",
             self.client_bytes.clone(),
         );
         registry.register(
@@ -98,12 +98,12 @@ impl Instrumented for Metrics {
         );
         registry.register(
             "cloud_state",
-            "1 for the state that the cloud is in",
+            "1 for the current state of the cloud",
             self.cloud_state.clone(),
         );
         registry.register(
             "cloud_transitions",
-            "Changes of the cloud's state",
+            "Transitions into each state of the cloud",
             self.cloud_transitions.clone(),
         );
     }

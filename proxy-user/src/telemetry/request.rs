@@ -99,12 +99,15 @@ impl RequestRecord {
         if status >= 300 {
             self.lifetime = Lifetime::Response;
         }
-        self.warning = WarningKind::of_status(status)
-            .zip(self.caller.as_ref())
-            .and_then(|(kind, caller)| caller.admit_warning(kind));
+        self.warning = self.admit_warning();
         if self.warning.is_some() || enabled!(Level::DEBUG) {
             self.description = Some(Box::new(describe()));
         }
+    }
+
+    fn admit_warning(&self) -> Option<Suppressed> {
+        let kind = WarningKind::of_status(self.status)?;
+        self.caller.as_ref()?.admit_warning(kind)
     }
 
     /// Counts the bytes of the request's body as they arrive.

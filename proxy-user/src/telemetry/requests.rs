@@ -104,6 +104,15 @@ struct Slot {
     streams: DurationHistogram<StreamBounds>,
 }
 
+impl Slot {
+    /// The labels of the status codes that have occurred, with their counts.
+    fn counted_codes(&self) -> impl Iterator<Item = (String, u64)> {
+        let counts = self.codes.iter().map(|count| count.load(Relaxed));
+        let occurred = counts.enumerate().filter(|(_, count)| *count > 0);
+        occurred.map(|(index, count)| (code_label(index), count))
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct RequestMetrics {
     slots: [[Slot; Source::ALL.len()]; VERBS.len()],
@@ -141,7 +150,7 @@ pub(super) fn register(metrics: &Arc<RequestMetrics>, registry: &mut Registry) {
     );
     registry.register_with_unit(
         "request_duration",
-        "Time from a request's head to the end of its response, but for watches and upgrades",
+        "Time from a request's headers to the end of its response, except for watches and upgrades",
         Unit::Seconds,
         Durations(Arc::clone(metrics), |slot| {
             histogram_values(&slot.responses)
@@ -149,7 +158,7 @@ pub(super) fn register(metrics: &Arc<RequestMetrics>, registry: &mut Registry) {
     );
     registry.register_with_unit(
         "stream_duration",
-        "The same for watches and upgraded connections",
+        "Time from a request's headers to the end of its watch or upgraded connection",
         Unit::Seconds,
         Durations(Arc::clone(metrics), |slot| histogram_values(&slot.streams)),
     );
@@ -165,15 +174,11 @@ struct RequestCounters(Arc<RequestMetrics>);
 impl EncodeMetric for RequestCounters {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         for ([verb, source], slot) in self.0.labeled_slots() {
-            for (index, count) in slot.codes.iter().enumerate() {
-                let count = count.load(Relaxed);
-                if count > 0 {
-                    let code = code_label(index);
-                    let labels = [verb, source, ("code", code.as_str())];
-                    encoder
-                        .encode_family(&labels)?
-                        .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-                }
+            for (code, count) in slot.counted_codes() {
+                let labels = [verb, source, ("code", code.as_str())];
+                encoder
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
             }
         }
         Ok(())

@@ -43,6 +43,11 @@ pub struct StatusHead<'a> {
 /// # Errors
 /// Not UTF-8, not JSON, not an object, or `metadata` is no map.
 pub fn parse_head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
+    from_bytes(bytes)
+}
+
+/// As `serde_json::from_slice`, but refuses text that isn't UTF-8 in skipped strings, too.
+fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> {
     let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
     serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))
 }
@@ -52,9 +57,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Head<'_>, CodecError> {
 /// # Errors
 /// Not UTF-8, not JSON, or a field is missing.
 pub fn parse_watch_event(bytes: &[u8]) -> Result<(Cow<'_, str>, &[u8]), CodecError> {
-    let text = std::str::from_utf8(bytes).map_err(|_| CodecError::Json("not UTF-8".into()))?;
-    let event: Event<'_> =
-        serde_json::from_str(text).map_err(|e| CodecError::Json(e.to_string()))?;
+    let event: Event<'_> = from_bytes(bytes)?;
     let object = event
         .object
         .ok_or_else(|| CodecError::Json("a watch event without an object".into()))?;
@@ -64,45 +67,51 @@ pub fn parse_watch_event(bytes: &[u8]) -> Result<(Cow<'_, str>, &[u8]), CodecErr
 /// A string that is borrowed from the input where it holds no escapes; anything that is no string reads as empty.
 struct Lenient<'a>(Cow<'a, str>);
 
+impl Lenient<'_> {
+    const EMPTY: Self = Self(Cow::Borrowed(""));
+}
+
 impl<'de> Deserialize<'de> for Lenient<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Lenient<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
-            }
-            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Self::Value, E> {
-                Ok(Lenient(Cow::Borrowed(v)))
-            }
-            fn visit_str<E>(self, v: &str) -> Result<Self::Value, E> {
-                Ok(Lenient(Cow::Owned(v.to_owned())))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Lenient(Cow::Borrowed("")))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Lenient(Cow::Borrowed("")))
-            }
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Lenient(Cow::Borrowed("")))
-            }
-            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-                Ok(Lenient(Cow::Borrowed("")))
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-                Ok(Lenient(Cow::Borrowed("")))
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-                Ok(Lenient(Cow::Borrowed("")))
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Lenient(Cow::Borrowed("")))
-            }
-        }
-        from.deserialize_any(Text)
+        from.deserialize_any(LenientVisitor)
+    }
+}
+
+struct LenientVisitor;
+
+impl<'de> Visitor<'de> for LenientVisitor {
+    type Value = Lenient<'de>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Self::Value, E> {
+        Ok(Lenient(Cow::Borrowed(v)))
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Self::Value, E> {
+        Ok(Lenient(Cow::Owned(v.to_owned())))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Lenient::EMPTY)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Lenient::EMPTY)
+    }
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Lenient::EMPTY)
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(Lenient::EMPTY)
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(Lenient::EMPTY)
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Lenient::EMPTY)
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Lenient::EMPTY)
     }
 }
 
@@ -195,28 +204,30 @@ from_map!(Meta, "metadata", |out, map| {
 
 impl<'de> Deserialize<'de> for Annotations {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Annotations;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("annotations")
-            }
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Annotations(false))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut end = false;
-                while let Some(key) = map.next_key::<Lenient<'de>>()? {
-                    if key.0 == INITIAL_EVENTS_END {
-                        end = map.next_value::<Lenient<'de>>()?.0 == "true";
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(Annotations(end))
+        from.deserialize_any(AnnotationsVisitor)
+    }
+}
+
+struct AnnotationsVisitor;
+
+impl<'de> Visitor<'de> for AnnotationsVisitor {
+    type Value = Annotations;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("annotations")
+    }
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Annotations(false))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut end = false;
+        while let Some(key) = map.next_key::<Lenient<'de>>()? {
+            if key.0 == INITIAL_EVENTS_END {
+                end = map.next_value::<Lenient<'de>>()?.0 == "true";
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
         }
-        from.deserialize_any(Keys)
+        Ok(Annotations(end))
     }
 }
 

@@ -85,12 +85,8 @@ impl ListHead {
 
     /// The envelope of a protobuf list, whose items ([`push_protobuf_item`]) have this length.
     pub fn encode_protobuf(&self, items_len: usize) -> ListEnvelope {
-        let mut meta = Vec::new();
-        put_bytes(&mut meta, 1, b"");
-        put_bytes(&mut meta, 2, self.resource_version.as_bytes());
-        put_bytes(&mut meta, 3, self.continue_token.as_bytes());
         let mut list_meta = Vec::new();
-        put_bytes(&mut list_meta, 1, &meta);
+        put_bytes(&mut list_meta, 1, &self.encode_list_meta());
         let type_meta = TypeMeta {
             api_version: &self.api_version,
             kind: &self.kind,
@@ -101,6 +97,15 @@ impl ListHead {
             head,
             tail: TAIL.to_vec(),
         }
+    }
+
+    /// `metav1.ListMeta` in protobuf.
+    fn encode_list_meta(&self) -> Vec<u8> {
+        let mut meta = Vec::new();
+        put_bytes(&mut meta, 1, b"");
+        put_bytes(&mut meta, 2, self.resource_version.as_bytes());
+        put_bytes(&mut meta, 3, self.continue_token.as_bytes());
+        meta
     }
 }
 

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_told_from_plain_objects() {
+    fn a_table_is_distinguished_from_plain_objects() {
         let table = headers("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
         assert_eq!(
             requested_variants(&table),
@@ -240,7 +240,7 @@ mod tests {
 
     /// Found by fuzzing: the API server refuses these clauses.
     #[test]
-    fn a_group_or_version_alone_asks_for_no_plain_object() {
+    fn a_group_or_version_alone_does_not_accept_plain_objects() {
         for parameter in ["g=meta.k8s.io", "v=v1"] {
             let accept = headers(&format!("application/json;{parameter}"));
             let accepts = Accepts::from_headers(&accept);

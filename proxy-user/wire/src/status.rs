@@ -127,7 +127,7 @@ mod tests {
     };
 
     #[test]
-    fn a_404_in_json_is_the_recorded_one() {
+    fn a_404_in_json_equals_the_recorded_one() {
         let expected = concat!(
             r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"#,
             r#""ipamconfigs.crd.projectcalico.org \"default\" not found","reason":"NotFound","details":"#,
@@ -139,7 +139,7 @@ mod tests {
 
     /// Recorded: GET ipamconfigs/default with Accept protobuf,json at kube-apiserver 1.34.4.
     #[test]
-    fn a_404_in_protobuf_is_the_recorded_one() {
+    fn a_404_in_protobuf_equals_the_recorded_one() {
         let hex = "6b3873000a0c0a0276311206537461747573128801\
             0a060a0012001a0012074661696c7572651a356970616d636f6e666967732e6372642e70726f6a65637463616c\
             69636f2e6f7267202264656661756c7422206e6f7420666f756e6422084e6f74466f756e642a310a0764656661756c74\

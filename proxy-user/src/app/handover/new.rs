@@ -82,6 +82,19 @@ impl Inheritance {
 }
 
 fn receive_manifest(from: &UnixStream) -> Result<(Manifest, Vec<OwnedFd>), HandoverError> {
+    let (bytes, descriptors) = receive_descriptors(from)?;
+    let manifest = Manifest::parse(&bytes)?;
+    if manifest.items.len() != descriptors.len() {
+        return Err(HandoverError::Descriptors {
+            items: manifest.items.len(),
+            descriptors: descriptors.len(),
+        });
+    }
+    Ok((manifest, descriptors))
+}
+
+/// Receives one message of at most [`MAX_MANIFEST`] bytes, and the descriptors that come with it.
+fn receive_descriptors(from: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_MANIFEST];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ITEMS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -90,21 +103,13 @@ fn receive_manifest(from: &UnixStream) -> Result<(Manifest, Vec<OwnedFd>), Hando
         &mut [IoSliceMut::new(&mut bytes)],
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
-    )
-    .map_err(io::Error::from)?;
+    )?;
     if received.bytes == 0 {
-        let closed = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
-        return Err(closed.into());
+        let closed = "it closed the connection";
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, closed));
     }
-    let descriptors = take_descriptors(&mut control);
-    let manifest = Manifest::parse(&bytes[..received.bytes])?;
-    if manifest.items.len() != descriptors.len() {
-        return Err(HandoverError::Descriptors {
-            items: manifest.items.len(),
-            descriptors: descriptors.len(),
-        });
-    }
-    Ok((manifest, descriptors))
+    bytes.truncate(received.bytes);
+    Ok((bytes, take_descriptors(&mut control)))
 }
 
 fn take_descriptors(control: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {

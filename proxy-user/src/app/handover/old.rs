@@ -36,16 +36,11 @@ impl HandoverListener {
     pub(crate) fn start(root_dir: &Path) -> Option<Self> {
         let path = socket_path(root_dir);
         let (sender, successors) = mpsc::channel(1);
-        let started = bind_socket(&path).and_then(|listener| {
-            std::thread::Builder::new()
-                .name("hublet-handover".into())
-                .spawn(move || accept_successors(&listener, &sender))
-        });
-        match started {
-            Ok(_detached) => Some(Self { path, successors }),
+        match start_accepting(&path, sender) {
+            Ok(()) => Some(Self { path, successors }),
             Err(error) => {
                 warn!(
-                    "a later hublet can't take over from this one: {}: {error}",
+                    "can't listen on {}, so a new hublet can't take over from this one: {error}",
                     path.display()
                 );
                 None
@@ -64,6 +59,15 @@ impl HandoverListener {
         // Another daemon may have removed it already.
         let _ = fs::remove_file(self.path);
     }
+}
+
+/// Accepts successors on a thread, which ends with the process.
+fn start_accepting(path: &Path, successors: mpsc::Sender<Successor>) -> io::Result<()> {
+    let listener = bind_socket(path)?;
+    std::thread::Builder::new()
+        .name("hublet-handover".into())
+        .spawn(move || accept_successors(&listener, &successors))?;
+    Ok(())
 }
 
 /// Replaces the socket that an earlier daemon left behind.

@@ -198,7 +198,7 @@ impl Batch<'_> {
     /// Another cluster has answered since that time: removes everything older, and all grants and credentials.
     fn begin_anew(&mut self, since: Timestamp) -> Result<(), StoreError> {
         tracing::warn!(
-            "another cluster answers in the place of the one that was stored: the store begins anew"
+            "responses come from another cluster than the stored data: the old data is discarded"
         );
         (self.changed, self.continuity.cluster_replaced) = (true, true);
         let continuity = &self.continuity;

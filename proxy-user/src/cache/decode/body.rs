@@ -122,7 +122,7 @@ impl WholeBody<'_> {
         let key = exchange.object_key(&record.namespace, &record.name);
         if !exchange.name.is_empty() && key.as_key() != exchange.requested_object() {
             return Err(CodecError::Json(
-                "the answer is another object than was asked for".into(),
+                "the response holds another object than the one requested".into(),
             ));
         }
         let observed = exchange.observation();

@@ -101,14 +101,18 @@ impl<L: Link> HealthMonitor<L> {
 
     pub(super) async fn run(mut self) {
         loop {
-            let Transition { to, reason } = match self.health.state() {
-                CloudState::Connected => self.watch_connected().await,
-                CloudState::Suspect | CloudState::Silent => self.probe_once().await,
-                CloudState::Disconnected => self.probe_until_success().await,
-                CloudState::Recovering => self.confirm_recovery().await,
-            };
+            let Transition { to, reason } = self.next_transition().await;
             self.enter(to, &reason);
             self.health.known.store(true, Ordering::Relaxed);
+        }
+    }
+
+    async fn next_transition(&mut self) -> Transition {
+        match self.health.state() {
+            CloudState::Connected => self.watch_connected().await,
+            CloudState::Suspect | CloudState::Silent => self.probe_once().await,
+            CloudState::Disconnected => self.probe_until_success().await,
+            CloudState::Recovering => self.confirm_recovery().await,
         }
     }
 
@@ -127,29 +131,33 @@ impl<L: Link> HealthMonitor<L> {
     }
 
     fn log(&self, from: CloudState, to: CloudState, reason: &str) {
-        let (from, is_back) = (
-            from.as_str(),
-            !from.awaits_probe() || !self.health.is_known(),
-        );
+        let is_back = !from.awaits_probe() || !self.health.is_known();
+        let from = from.as_str();
         match to {
             CloudState::Disconnected => {
                 tracing::warn!(from, reason, "the cloud is away: answering from the store");
             }
-            CloudState::Connected if is_back => tracing::info!(from, reason, "the cloud answers"),
+            CloudState::Connected if is_back => {
+                tracing::info!(from, reason, "connected to the cloud")
+            }
             _ => tracing::debug!(from, to = to.as_str(), reason, "cloud state"),
         }
     }
 
     /// Waits for a reason to probe: a signal, a connection that ends, or an interval of silence.
     async fn watch_connected(&mut self) -> Transition {
-        // Never longer than the interval, so that a dead link is noticed within it and one probe.
-        let interval = self.config.probe_interval.mul_f64(0.8 + jitter() / 5.0);
+        let interval = self.jittered_interval();
         tokio::select! {
             Some(signal) = self.signals.recv() => self.handle_signal(signal),
             () = self.link.connection_ended() => {}
             () = until_quiet(&self.health.activity, interval, self.last_probe) => {}
         }
         self.probe_once().await
+    }
+
+    /// Never longer than the interval, so that a dead link is noticed within it and one probe.
+    fn jittered_interval(&self) -> Duration {
+        self.config.probe_interval.mul_f64(0.8 + jitter() / 5.0)
     }
 
     fn handle_signal(&self, signal: Signal) {
@@ -188,10 +196,16 @@ impl<L: Link> HealthMonitor<L> {
         match result {
             Ok(()) => self.probe_succeeded(),
             Err(error) if error.is_local() => retry_locally(health.state(), &error).await,
-            Err(error) if health.responses() != responses => {
-                Transition::new(CloudState::Connected, error.to_string())
-            }
-            Err(error) => Transition::new(CloudState::Disconnected, error.to_string()),
+            Err(error) => Transition::new(self.state_after_failure(responses), error.to_string()),
+        }
+    }
+
+    /// A probe that failed is ignored if requests were answered since there were `responses`.
+    fn state_after_failure(&self, responses: u64) -> CloudState {
+        if self.health.responses() == responses {
+            CloudState::Disconnected
+        } else {
+            CloudState::Connected
         }
     }
 

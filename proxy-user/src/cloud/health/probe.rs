@@ -34,7 +34,7 @@ pub(crate) enum ProbeError {
     Http(#[from] hyper::Error),
     #[error("the server's /readyz answered {0}")]
     NotReady(StatusCode),
-    #[error("nothing heard for {} s after a probe", .0.as_secs_f32())]
+    #[error("the cloud sent nothing for {} s after a probe", .0.as_secs_f32())]
     Timeout(Duration),
 }
 
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_check_is_no_absence_unless_requests_would_fail_as_well() {
+    fn a_failed_check_is_no_outage_unless_requests_would_fail_as_well() {
         let list = |check: &str| {
             format!(
                 "[+]ping ok\n[+]log ok\n[-]{check} failed: reason withheld\nreadyz check failed\n"

@@ -242,7 +242,7 @@ async fn a_connection_takes_no_more_than_the_server_allows_less_a_tenth() {
 }
 
 #[tokio::test]
-async fn of_waiting_requests_as_many_wait_as_a_dial_has_streams_for() {
+async fn only_as_many_requests_wait_as_a_dial_has_streams_for() {
     let site = Site::new();
     let dial = site.dial(StreamKind::Watch);
     let waits: Vec<_> = (0..STREAMS_BEFORE_SETTINGS)

@@ -101,14 +101,8 @@ impl Slots {
         flow: &Flow,
         scanned: &mut Vec<Arc<Activity>>,
     ) -> Admission {
-        let free = (self.limit + self.evicting).saturating_sub(self.open());
-        let held = self.count(client);
-        // Unlike a permit of the cloud's connections (`cloud/pool/limit.rs`), a slot is taken from the largest client for
-        // a newcomer. So one client may hold half of all slots, and those in reserve count as free.
-        let exceeds_share = !client.is_privileged()
-            && held > 0
-            && (held >= free || flow.has_too_many_connections());
-        if free > self.reserved_from(client) && !exceeds_share {
+        let exceeds_share = self.exceeds_share(client, flow);
+        if self.free() > self.reserved_from(client) && !exceeds_share {
             return Admission::Free;
         }
         if self.open() >= self.limit + MAX_EVICTING {
@@ -122,6 +116,20 @@ impl Slots {
         victim
             .and_then(|victim| self.evict(victim, scanned))
             .map_or(Admission::Full, Admission::Evict)
+    }
+
+    fn free(&self) -> usize {
+        (self.limit + self.evicting).saturating_sub(self.open())
+    }
+
+    /// Unlike a permit of the cloud's connections (`cloud/pool/limit.rs`), a slot is taken from the
+    /// largest client for a newcomer. So one client may hold half of all slots, and those in
+    /// reserve count as free.
+    fn exceeds_share(&self, client: Client, flow: &Flow) -> bool {
+        let held = self.count(client);
+        !client.is_privileged()
+            && held > 0
+            && (held >= self.free() || flow.has_too_many_connections())
     }
 
     fn reserved_from(&self, client: Client) -> usize {

@@ -15,7 +15,7 @@ async fn i2_another_api_version_is_not_answered_with_the_stored_one() {
 }
 
 #[tokio::test]
-async fn i7_the_author_of_a_write_may_read_it_where_a_404_told_that_it_may_get() {
+async fn i7_the_author_of_a_write_may_read_it_after_a_404() {
     let bench = Bench::new();
     bench.respond("/api", 200, "{}").await;
     bench.respond(POD, 404, NOT_FOUND_JSON).await;
@@ -26,11 +26,11 @@ async fn i7_the_author_of_a_write_may_read_it_where_a_404_told_that_it_may_get()
 }
 
 #[tokio::test]
-async fn i7_who_was_told_404_is_told_nothing_of_the_object_that_came_since() {
+async fn i7_a_404_does_not_allow_reading_an_object_created_since() {
     let bench = Bench::new();
     bench.respond("/api", 200, "{}").await;
     bench.respond(POD, 404, NOT_FOUND_JSON).await;
-    bench.cache.appeared(POD_KEY);
+    bench.cache.clear_absence(POD_KEY);
     bench.cache.settle().await;
     let error = bench.read(POD).await.expect_err("may exist by now");
     assert!(

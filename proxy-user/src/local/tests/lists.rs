@@ -31,7 +31,7 @@ async fn i2_one_page_is_not_the_list() {
 }
 
 #[tokio::test]
-async fn i2_a_selection_is_no_other_selection() {
+async fn i2_a_selection_never_answers_for_another() {
     let bench = Bench::new();
     let selected = |label: &str| format!("{PODS}?labelSelector=app%3D{label}");
     bench.respond(PODS, 200, LIST_JSON).await;

@@ -101,11 +101,7 @@ impl ProtobufListSplitter {
             1 if self.seen_metadata => return Err(CodecError::Protobuf("metadata twice")),
             1 => {
                 self.seen_metadata = true;
-                let meta = protobuf::parse_list_meta(field.value)?;
-                meta.resource_version
-                    .clone_into(&mut self.head.resource_version);
-                meta.continue_token
-                    .clone_into(&mut self.head.continue_token);
+                read_metadata(&mut self.head, field.value)?;
             }
             2 => on_item(&self.head, field.value)?,
             _ => {}
@@ -122,6 +118,13 @@ impl ProtobufListSplitter {
         self.tail.extend_from_slice(input);
         Ok((!input.is_empty()).then_some(input.len()))
     }
+}
+
+fn read_metadata(head: &mut ListHead, metadata: &[u8]) -> Result<(), CodecError> {
+    let meta = protobuf::parse_list_meta(metadata)?;
+    meta.resource_version.clone_into(&mut head.resource_version);
+    meta.continue_token.clone_into(&mut head.continue_token);
+    Ok(())
 }
 
 /// The beginning of a protobuf list, up to its first field.

@@ -25,7 +25,7 @@ async fn i11_slow_answers_change_nothing_while_the_cloud_is_heard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_way_never_flaps_and_is_found_again() {
+async fn a_long_link_never_flaps_and_recovers() {
     for round_trip in [600, 700, 1300] {
         let site = Site::start(Way::Silent, round_trip);
         site.until(CloudState::Disconnected, TIMEOUT * 2).await;

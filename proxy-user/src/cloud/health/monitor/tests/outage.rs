@@ -17,7 +17,7 @@ async fn a_refused_connection_is_known_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_refused_connection_is_no_verdict_while_the_server_answers() {
+async fn one_refused_connection_is_ignored_while_the_server_answers() {
     let site = Site::connected(1).await;
     site.health.signal(Signal::Refused);
     site.until(CloudState::Suspect, MS * 100).await;
@@ -57,7 +57,7 @@ async fn the_state_follows_a_black_hole_though_nobody_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shared_connection_that_ends_is_a_reason_to_ask() {
+async fn a_shared_connection_that_ends_triggers_a_probe() {
     let site = Site::connected(80).await;
     site.set(Way::Refuses);
     site.way.ended.notify_waiters();
@@ -65,7 +65,7 @@ async fn a_shared_connection_that_ends_is_a_reason_to_ask() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_only_the_cloud_can_answer_makes_it_probe() {
+async fn a_request_that_only_the_cloud_can_answer_triggers_a_probe() {
     let site = Site::connected(1).await;
     site.set(Way::Silent);
     let request = site.health.probe_while_silent(std::future::pending::<()>());
@@ -77,7 +77,7 @@ async fn a_request_that_only_the_cloud_can_answer_makes_it_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_want_of_file_descriptors_is_never_taken_for_the_clouds_absence() {
+async fn a_lack_of_file_descriptors_is_never_taken_for_an_outage() {
     let site = Site::connected(1).await;
     site.way.kept.store(false, Ordering::Relaxed);
     site.set(Way::Lacks);
@@ -96,7 +96,7 @@ async fn a_want_of_file_descriptors_is_never_taken_for_the_clouds_absence() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_fails_is_no_verdict_while_requests_are_answered() {
+async fn a_failed_probe_is_ignored_while_requests_are_answered() {
     let site = Site::connected(80).await;
     let reads = async {
         loop {
@@ -119,7 +119,7 @@ async fn a_probe_that_fails_is_no_verdict_while_requests_are_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kept_connection_that_died_alone_is_replaced_without_a_verdict() {
+async fn a_kept_connection_that_died_alone_is_replaced_without_a_transition() {
     let site = Site::connected(80).await;
     // The address translation forgot it: its answers never come, those on new connections do.
     let way = Arc::clone(&site.way);

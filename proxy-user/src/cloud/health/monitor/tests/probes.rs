@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn idle_costs_one_probe_an_interval() {
+async fn an_idle_link_costs_one_probe_an_interval() {
     let site = Site::connected(80).await;
     let before = site.way.probes.load(Ordering::Relaxed);
     sleep(INTERVAL * 100).await;

@@ -11,7 +11,7 @@ async fn a_start_with_the_cloud_there_is_connected_after_one_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_suspect_cloud_settles_for_all_that_wait() {
+async fn one_probe_settles_a_suspect_cloud_for_all_that_wait() {
     let site = Site::start(Way::Answers, 80);
     let health = &site.health;
     let settled = tokio::join!(health.settled(), health.settled(), health.settled());
@@ -59,7 +59,7 @@ async fn recovery_takes_as_many_probes_as_the_threshold_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_recovery_that_fails_begins_anew() {
+async fn a_failed_recovery_starts_over() {
     let site = Site::start_with(Way::Silent, 10, 3);
     site.until(CloudState::Disconnected, TIMEOUT * 2).await;
     let closed = site.way.closed.load(Ordering::Relaxed);

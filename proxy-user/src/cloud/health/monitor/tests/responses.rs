@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn gateway_errors_ask_for_a_probe_once_a_second() {
+async fn gateway_errors_trigger_a_probe_once_a_second() {
     let site = Site::connected(1).await;
     let before = site.probes();
     let responses = site.health.responses();
@@ -21,7 +21,7 @@ async fn gateway_errors_ask_for_a_probe_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_in_front_of_a_dead_server_does_not_hide_its_absence() {
+async fn a_gateway_in_front_of_a_dead_server_does_not_hide_the_outage() {
     let site = Site::connected(1).await;
     site.way.kept.store(false, Ordering::Relaxed);
     site.set(Way::Refuses);
