@@ -222,6 +222,34 @@ fn i2_a_perhaps_created_object_is_not_absent() -> Result<()> {
     Ok(())
 }
 
+/// Before, a list was stored without its items of another namespace, and served as all there was; one of another kind was
+/// stored as an empty list.
+#[test]
+fn i2_a_list_of_what_was_not_requested_is_unknown() -> Result<()> {
+    let Some(site) = Site::start("otherlist", |_| {})? else {
+        return Ok(());
+    };
+    let admin = site.admin_client()?;
+    assert_eq!(admin.get(NODE)?.status, 200);
+    let mut elsewhere = map("b", &json!({}), "1");
+    elsewhere["metadata"]["namespace"] = json!("elsewhere");
+    for (kind, items) in [
+        ("ConfigMapList", json!([elsewhere])),
+        ("PodList", json!([])),
+    ] {
+        let meta = json!({"resourceVersion": "1000000"});
+        let list = json!({"kind": kind, "apiVersion": "v1", "metadata": meta, "items": items});
+        answer_once(&site, MAPS, 200, &list);
+        let answer = admin.get(MAPS)?;
+        assert_eq!((answer.status, source(&answer)), (200, "cloud"));
+        assert_eq!(answer.json()["kind"], kind);
+    }
+    site.cut_link()?;
+    let unknown = admin.get(MAPS)?;
+    assert_eq!((unknown.status, source(&unknown)), (503, "hublet"));
+    Ok(())
+}
+
 /// Before, a client that got 409 for creating an object that exists already got 404 for it offline: the 404 from
 /// before somebody else created it was still in place.
 #[test]

@@ -125,7 +125,6 @@ impl ResponseDecoder {
         let Some(mut gunzip) = self.gunzip.take() else {
             return self.push_plain(chunk, now, changes);
         };
-        let not_gzip = |_| CodecError::Json("not gzip".into());
         for part in chunk.chunks(GUNZIP_STEP) {
             gunzip.write_all(part).map_err(not_gzip)?;
             let plain = std::mem::take(gunzip.get_mut());
@@ -136,6 +135,15 @@ impl ResponseDecoder {
         self.push_plain(&plain, now, changes)?;
         self.gunzip = Some(gunzip);
         Ok(())
+    }
+
+    /// Checks the end of a compressed body: a member that is cut off, or bytes that are none, may hide anything.
+    fn end_gunzip(&mut self, now: Timestamp, changes: &mut Vec<Change>) -> Result<(), CodecError> {
+        let Some(mut gunzip) = self.gunzip.take() else {
+            return Ok(());
+        };
+        gunzip.try_finish().map_err(not_gzip)?;
+        self.push_plain(gunzip.get_ref(), now, changes)
     }
 
     fn push_plain(
@@ -192,11 +200,12 @@ impl ResponseDecoder {
     /// # Errors
     /// It is incomplete, or isn't what was requested.
     pub(crate) fn finish(
-        self,
+        mut self,
         now: Timestamp,
         lists: &mut ListAssembler,
         changes: &mut Vec<Change>,
     ) -> Result<(), CodecError> {
+        self.end_gunzip(now, changes)?;
         let exchange = self.exchange;
         let (head, members) = match self.state {
             BodyState::JsonWatch { .. } | BodyState::ProtobufWatch { .. } => return Ok(()),
@@ -242,6 +251,10 @@ impl BodyState {
     }
 }
 
+fn not_gzip(_: std::io::Error) -> CodecError {
+    CodecError::Json("not gzip, or cut off".into())
+}
+
 fn max_whole_body(verb: Verb) -> usize {
     // A list held whole is a variant.
     if matches!(verb, Verb::NonResource | Verb::List) {
@@ -271,6 +284,10 @@ fn decode_item(
         return Err(CodecError::Limit("a list has too many items"));
     }
     let hint = item_type(head)?;
+    // The head of an unstructured list comes last.
+    if members.is_empty() && !head.unstructured {
+        exchange.check_type(hint)?;
+    }
     let record = match exchange.encoding {
         Encoding::Json => NewRecord::json(item, hint, exchange.answered_at)?,
         Encoding::Protobuf => NewRecord::protobuf_item(item, hint, exchange.answered_at)?,
@@ -332,9 +349,13 @@ fn list_page(
     if variants::is_variant(&head.api_version, &head.kind) {
         return Err(CodecError::Variant(head.kind));
     }
-    if !head.kind.ends_with("List") {
+    let Some(kind) = head.kind.strip_suffix("List") else {
         return Err(not_a_list(&head.kind));
-    }
+    };
+    exchange.check_type(TypeHint {
+        api_version: &head.api_version,
+        kind,
+    })?;
     let version = parse_version(&head.resource_version)
         .ok_or_else(|| CodecError::Json("a list without a resourceVersion".into()))?;
     let observed = exchange.list_observation();

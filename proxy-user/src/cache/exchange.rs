@@ -9,7 +9,7 @@ use http::{HeaderMap, header};
 use crate::cache::change::{Change, Observation, ObservedBy};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::not_stored::NotStored;
-use crate::cache::record::NewRecord;
+use crate::cache::record::{NewRecord, TypeHint};
 use hublet_wire::CodecError;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{Timestamp, parse_version};
@@ -80,6 +80,45 @@ fn is_rpc(group: &str, plural: &str) -> bool {
         "authentication.k8s.io" | "authorization.k8s.io" => plural.ends_with("reviews"),
         "" => matches!(plural, "bindings" | "componentstatuses"),
         _ => false,
+    }
+}
+
+/// The groups that the API server has itself, whose resources are the plurals of their kinds. In other groups a custom
+/// resource's or an aggregated API's kind (`NodeMetrics`) may have any name.
+const BUILT_IN_GROUPS: [&str; 23] = [
+    "",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "apiregistration.k8s.io",
+    "apps",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+    "events.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "internal.apiserver.k8s.io",
+    "networking.k8s.io",
+    "node.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "resource.k8s.io",
+    "scheduling.k8s.io",
+    "storage.k8s.io",
+    "storagemigration.k8s.io",
+];
+
+/// True if the API server's convention gives a kind this plural (`meta.UnsafeGuessKindToResource`).
+fn is_plural_of(plural: &str, kind: &str) -> bool {
+    let singular = kind.to_ascii_lowercase();
+    match singular.strip_suffix('y') {
+        _ if singular == "endpoints" => plural == singular,
+        Some(stem) => plural.strip_suffix("ies") == Some(stem),
+        None if singular.ends_with('s') => plural.strip_suffix("es") == Some(&singular),
+        None => plural.strip_suffix('s') == Some(&singular),
     }
 }
 
@@ -293,6 +332,23 @@ impl Exchange {
         }
     }
 
+    /// Checks that objects of this type are what was requested.
+    ///
+    /// # Errors
+    /// They are of another API version, or of another kind as far as that is known.
+    pub(super) fn check_type(&self, found: TypeHint<'_>) -> Result<(), CodecError> {
+        let TypeHint { api_version, kind } = found;
+        let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        let is_known_kind = !BUILT_IN_GROUPS.contains(&group) || is_plural_of(&self.plural, kind);
+        if api_version == self.api_version && is_known_kind {
+            return Ok(());
+        }
+        let plural = &self.plural;
+        Err(CodecError::Json(format!(
+            "{kind:?} of {api_version:?} instead of {plural}"
+        )))
+    }
+
     /// The object that was requested.
     pub(super) fn requested_object(&self) -> ObjectKey<'_> {
         ObjectKey::new(&self.key)
@@ -348,4 +404,28 @@ pub(crate) fn variant_key(scope: &[u8], api_version: &str, media_type: &str) -> 
 pub(super) fn is_custom_resource(resource: &[u8]) -> bool {
     let group = resource.split(|b| *b == b'/').next().unwrap_or_default();
     group.contains(&b'.') && !group.ends_with(b".k8s.io")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_has_the_plural_of_its_resource() {
+        for (plural, kind) in [
+            ("pods", "Pod"),
+            ("endpoints", "Endpoints"),
+            ("ingresses", "Ingress"),
+            ("networkpolicies", "NetworkPolicy"),
+            ("storageclasses", "StorageClass"),
+            ("csistoragecapacities", "CSIStorageCapacity"),
+            ("ipaddresses", "IPAddress"),
+            ("events", "Event"),
+        ] {
+            assert!(is_plural_of(plural, kind), "{kind}");
+        }
+        for (plural, kind) in [("pods", "ConfigMap"), ("pods", ""), ("policies", "Policys")] {
+            assert!(!is_plural_of(plural, kind), "{kind}");
+        }
+    }
 }

@@ -149,6 +149,13 @@ pub(super) fn event(kind: &str, name: &str, version: u64) -> String {
     )
 }
 
+fn gzip(body: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    out.write_all(body).unwrap();
+    out.finish().unwrap()
+}
+
 pub(super) const POD: &str = "GET /api/v1/namespaces/d/pods/a";
 pub(super) const PODS: &str = "GET /api/v1/namespaces/d/pods";
 pub(super) const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"a\" not found","reason":"NotFound","details":{"name":"a","kind":"pods"},"code":404}"#;
@@ -321,6 +328,49 @@ async fn i2_a_list_counts_only_when_it_is_whole() {
     );
 }
 
+/// Each of these was stored as the whole collection, down to an empty one.
+#[tokio::test]
+async fn i2_a_list_of_something_else_or_of_a_part_is_not_stored() {
+    let bench = Bench::new();
+    for names in [&[("a", 7)][..], &[]] {
+        for (from, to) in [
+            (r#""8""#, r#""8","remainingItemCount":1"#),
+            ("\"items\"", "\"Items\""),
+            ("PodList", "ConfigMapList"),
+            ("PodList", "List"),
+            ("\"v1\"", "\"v2\""),
+        ] {
+            let body = list(8, "", names).replacen(from, to, 1);
+            bench.respond(PODS, 200, body.as_bytes(), 0).await;
+            assert_eq!(bench.collection("/pods/d/").await, None, "{body}");
+        }
+    }
+    let table = r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"8","remainingItemCount":1},"rows":null}"#;
+    let whole = table.replace("remaining", "other");
+    let stored = async |body: &str| {
+        bench.respond(PODS, 200, body.as_bytes(), 0).await;
+        let snapshot = bench.cache.snapshot().await.unwrap();
+        snapshot.documents("/pods/d/").unwrap().len()
+    };
+    assert_eq!(stored(table).await, 0);
+    assert_eq!(stored(&whole.replace("rows", "Rows")).await, 0);
+    assert_eq!(stored(&whole).await, 1);
+}
+
+/// What these bytes hide may be a part of the list.
+#[tokio::test]
+async fn i2_a_compressed_list_needs_its_end() {
+    let bench = Bench::new();
+    let member = gzip(list(8, "", &[("a", 7)]).as_bytes());
+    let cut = &member[..member.len() - 1];
+    for body in [cut, &[&member[..], b"garbage"].concat()] {
+        bench.respond(PODS, 200, body, 0).await;
+        assert_eq!(bench.collection("/pods/d/").await, None);
+    }
+    bench.respond(PODS, 200, &member, 0).await;
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 8);
+}
+
 #[tokio::test]
 async fn watches_carry_a_list_on_and_a_gap_stops_it() {
     let bench = Bench::new();
@@ -352,7 +402,7 @@ async fn watches_carry_a_list_on_and_a_gap_stops_it() {
 }
 
 #[tokio::test]
-async fn initial_events_are_a_list_once_their_bookmark_has_come() {
+async fn i2_initial_events_are_a_list_once_their_bookmark_has_come() {
     let bench = Bench::new();
     let call =
         format!("{PODS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
@@ -366,6 +416,12 @@ async fn initial_events_are_a_list_once_their_bookmark_has_come() {
         )
         .await;
     assert_eq!(bench.collection("/pods/d/").await, None);
+    let elsewhere = event("ADDED", "a", 15).replace("\"d\"", "\"e\"") + end;
+    let of_a_kind = end.replace("\"Pod\"", "\"ConfigMap\"");
+    for body in [elsewhere, of_a_kind] {
+        bench.respond(&call, 200, body.as_bytes(), 0).await;
+        assert_eq!(bench.collection("/pods/d/").await, None, "{body}");
+    }
     let events = event("ADDED", "a", 15) + end + &event("ADDED", "c", 21);
     bench.respond(&call, 200, events.as_bytes(), 0).await;
     let collection = bench.collection("/pods/d/").await.unwrap();
@@ -410,13 +466,7 @@ async fn an_object_that_leaves_a_selector_is_unknown_and_one_that_leaves_its_nod
 
 #[tokio::test]
 async fn gzip_is_decoded_for_the_store_up_to_a_limit() {
-    use std::io::Write;
     let bench = Bench::new();
-    let gzip = |body: &[u8]| {
-        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-        out.write_all(body).unwrap();
-        out.finish().unwrap()
-    };
     bench
         .respond(PODS, 200, &gzip(list(8, "", &[("a", 7)]).as_bytes()), 0)
         .await;

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use hublet_wire::CodecError;
@@ -57,10 +57,42 @@ pub(crate) fn media_type(api_version: &str, kind: &str) -> Option<String> {
 struct PartialList<'a> {
     #[serde(borrow)]
     column_definitions: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     rows: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     items: Option<&'a RawValue>,
+}
+
+/// A field that is there, even if it is null.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
+}
+
+impl<'a> PartialList<'a> {
+    /// # Errors
+    /// Not JSON, or a Table or list that has no rows or items: it says nothing of what there is.
+    fn parse(kind: &str, body: &'a [u8]) -> Result<Self, CodecError> {
+        let page: Self =
+            serde_json::from_slice(body).map_err(|error| CodecError::Json(error.to_string()))?;
+        let lacks_rows = match kind {
+            "Table" => page.rows.is_none(),
+            "PartialObjectMetadataList" => page.items.is_none(),
+            _ => false,
+        };
+        if lacks_rows {
+            return Err(CodecError::Json(format!("a {kind} without its rows")));
+        }
+        Ok(page)
+    }
+}
+
+/// Checks that a variant holds what a body of its kind must.
+///
+/// # Errors
+/// As [`VariantAssembler::add_page`].
+pub(crate) fn check_rows(kind: &str, body: &[u8]) -> Result<(), CodecError> {
+    let page = PartialList::parse(kind, body)?;
+    rows(page.rows.or(page.items)).map(drop)
 }
 
 /// Namespace and name of each object in a variant; `None` if one of them is missing.
@@ -160,14 +192,13 @@ impl VariantAssembler {
     /// Adds a page; returns the whole document if this was its last page and all others have arrived.
     ///
     /// # Errors
-    /// Its rows or items are not a list.
+    /// Its rows or items are missing, or not a list.
     pub(crate) fn add_page(
         &mut self,
         head: &PageHead<'_>,
         body: &[u8],
     ) -> Result<Option<AssembledVariant>, CodecError> {
-        let page: PartialList<'_> =
-            serde_json::from_slice(body).map_err(|error| CodecError::Json(error.to_string()))?;
+        let page = PartialList::parse(head.kind, body)?;
         let rows = rows(page.rows.or(page.items))?;
         let Some(mut whole) = self.begin_or_continue(head, &page) else {
             return Ok(None);
@@ -225,6 +256,9 @@ impl VariantAssembler {
 fn rows(list: Option<&RawValue>) -> Result<&[u8], CodecError> {
     let Some(list) = list else { return Ok(&[]) };
     let text = list.get().trim();
+    if text == "null" {
+        return Ok(&[]);
+    }
     let inner = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'));

@@ -196,6 +196,7 @@ from_map!(Meta, "metadata", |out, map| {
     "resourceVersion" => out.resource_version = map.next_value::<Lenient<'de>>()?.0,
     "continue" if !out.continue_token.is_empty() => return Err(twice("continue")),
     "continue" => out.continue_token = map.next_value::<Option<Cow<'de, str>>>()?.unwrap_or_default(),
+    "remainingItemCount" => out.has_remaining_items = map.next_value::<Option<i64>>()?.is_some_and(|count| count != 0),
     "deletionTimestamp" => out.deleting = !map.next_value::<Lenient<'de>>()?.0.is_empty(),
     "deletionGracePeriodSeconds" => out.grace_seconds = map.next_value::<Option<u64>>()?.unwrap_or(0),
     "finalizers" => out.finalizers = map.next_value::<Option<Vec<IgnoredAny>>>()?.is_some_and(|f| !f.is_empty()),

@@ -26,6 +26,8 @@ pub struct ListMeta<'a> {
     pub resource_version: &'a str,
     /// `metadata.continue`, empty on the last page.
     pub continue_token: &'a str,
+    /// `metadata.remainingItemCount` is there and not zero.
+    pub has_remaining_items: bool,
 }
 
 /// The fields of `metav1.ObjectMeta` and `metav1.ListMeta` that a store needs.
@@ -41,6 +43,8 @@ pub struct Meta<'a> {
     pub resource_version: Cow<'a, str>,
     /// `metadata.continue` of a list that has further pages.
     pub continue_token: Cow<'a, str>,
+    /// `metadata.remainingItemCount` of a list is there and not zero.
+    pub has_remaining_items: bool,
     /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
     /// `metadata.deletionGracePeriodSeconds`, 0 when absent.
@@ -51,7 +55,19 @@ pub struct Meta<'a> {
     pub initial_events_end: bool,
 }
 
+impl ListMeta<'_> {
+    /// The list has further pages, and no token for them: it is neither whole nor a page.
+    pub fn lacks_token(&self) -> bool {
+        self.has_remaining_items && self.continue_token.is_empty()
+    }
+}
+
 impl Meta<'_> {
+    /// As [`ListMeta::lacks_token`].
+    pub fn lacks_token(&self) -> bool {
+        self.has_remaining_items && self.continue_token.is_empty()
+    }
+
     /// The resourceVersion as a number; `None` where it is no ordered number (KEP-5504).
     pub fn version(&self) -> Option<u64> {
         parse_version(&self.resource_version)

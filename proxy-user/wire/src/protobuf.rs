@@ -209,6 +209,7 @@ pub fn parse_list_meta(bytes: &[u8]) -> Result<ListMeta<'_>, CodecError> {
         match field? {
             (2, Value::Bytes(v)) => meta.resource_version = parse_text(v)?,
             (3, Value::Bytes(v)) => meta.continue_token = parse_text(v)?,
+            (4, Value::Varint(count)) => meta.has_remaining_items = count != 0,
             _ => {}
         }
     }

@@ -148,8 +148,12 @@ impl WholeBody<'_> {
             return Ok(());
         }
         let key = variant_key(&exchange.key, &exchange.api_version, media_type);
+        if head.meta.lacks_token() {
+            return Err(CodecError::Json("rows remain without a token".into()));
+        }
         let next = &*head.meta.continue_token;
         if exchange.continue_token.is_empty() && next.is_empty() {
+            variants::check_rows(&head.kind, self.bytes)?;
             self.put_variant(exchange.sent_at, key, self.bytes);
             return Ok(());
         }

@@ -61,7 +61,7 @@ impl EventSink<'_> {
 
     fn push_object(&mut self, object: &[u8]) -> Result<(), CodecError> {
         let record = self.decode_record(object)?;
-        let key = self.exchange.object_key(&record.namespace, &record.name);
+        let key = self.exchange.member_key(&record)?;
         let version = record.version;
         let observed = match self.initial {
             Some(members) if members.len() >= MAX_MEMBERS => {
@@ -85,7 +85,7 @@ impl EventSink<'_> {
 
     fn push_deletion(&mut self, object: &[u8]) -> Result<(), CodecError> {
         let record = self.decode_record(object)?;
-        let key = self.exchange.object_key(&record.namespace, &record.name);
+        let key = self.exchange.member_key(&record)?;
         let version = record.version;
         // An object that leaves a changeable selector is reported as DELETED, but may still exist.
         let member = self.membership(&key, false);
@@ -111,15 +111,26 @@ impl EventSink<'_> {
             return Ok(());
         };
         match self.initial.take_if(|_| bookmark.ends_initial_events) {
-            Some(members) => self.complete_initial_events(version, &bookmark.kind, members),
-            None => self.advance(version, None),
+            Some(members) => self.complete_initial_events(version, bookmark, members),
+            None => {
+                self.advance(version, None);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Stores the initial events, which are complete now, as a list.
-    fn complete_initial_events(&mut self, version: u64, kind: &str, members: Vec<ObjectKeyBuf>) {
-        let api_version = self.exchange.api_version.clone();
+    fn complete_initial_events(
+        &mut self,
+        version: u64,
+        bookmark: &Bookmark,
+        members: Vec<ObjectKeyBuf>,
+    ) -> Result<(), CodecError> {
+        let Bookmark {
+            api_version, kind, ..
+        } = bookmark;
+        self.exchange.check_type(TypeHint { api_version, kind })?;
+        let api_version = api_version.clone();
         let record = Collection {
             unstructured: is_custom_resource(&self.exchange.resource),
             ..Collection::new(version, self.now, format!("{kind}List"), api_version)
@@ -130,6 +141,7 @@ impl EventSink<'_> {
             members,
             observed: self.initial_observation(),
         });
+        Ok(())
     }
 
     fn advance(&mut self, version: u64, member: Option<Membership>) {

@@ -84,11 +84,17 @@ impl JsonListSplitter {
             return Err(malformed("the list is cut off"));
         }
         self.read_head()?;
+        if !self.seen_items && self.head.kind.ends_with("List") {
+            return Err(malformed("a list without items"));
+        }
         Ok(self.head)
     }
 
     fn read_head(&mut self) -> Result<(), CodecError> {
         let head = json::parse_head(&self.envelope)?;
+        if head.meta.lacks_token() {
+            return Err(malformed("items remain, and there is no continue token"));
+        }
         self.head = ListHead {
             kind: head.kind.into_owned(),
             api_version: head.api_version.into_owned(),
@@ -309,6 +315,10 @@ mod tests {
             r#"{"metadata":{"continue":"t"},"items":[{}],"metadata":{"resourceVersion":"9"}}"#,
             r#"{"metadata":{"continue":"t","continue":""},"items":[{}]}"#,
             r#"{"metadata":{"continue":7},"items":[{}]}"#,
+            r#"{"metadata":{"remainingItemCount":1},"items":[{}]}"#,
+            r#"{"items":[{}],"metadata":{"continue":"","remainingItemCount":1}}"#,
+            r#"{"kind":"PodList","metadata":{"resourceVersion":"9"}}"#,
+            r#"{"kind":"PodList","Items":[{}]}"#,
             r#"{"items":[}]}"#,
             "x",
             &deep,

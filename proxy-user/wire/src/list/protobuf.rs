@@ -122,6 +122,9 @@ impl ProtobufListSplitter {
 
 fn read_metadata(head: &mut ListHead, metadata: &[u8]) -> Result<(), CodecError> {
     let meta = protobuf::parse_list_meta(metadata)?;
+    if meta.lacks_token() {
+        return Err(CodecError::Protobuf("items remain without a token"));
+    }
     meta.resource_version.clone_into(&mut head.resource_version);
     meta.continue_token.clone_into(&mut head.continue_token);
     Ok(())
@@ -236,6 +239,25 @@ mod tests {
         let body = protobuf::encode_envelope(list, &raw);
         let refused = Err(CodecError::Protobuf("metadata twice"));
         assert_eq!(split_protobuf(&body, body.len()), refused);
+    }
+
+    #[test]
+    fn a_page_without_a_token_for_the_next_is_refused() {
+        let list = TypeMeta {
+            api_version: "v1",
+            kind: "PodList",
+        };
+        let split = |token: &[u8], count| {
+            let (mut raw, mut meta) = (Vec::new(), Vec::new());
+            protobuf::put_bytes(&mut meta, 3, token);
+            meta.extend_from_slice(&[4 << 3, count]);
+            protobuf::put_bytes(&mut raw, 1, &meta);
+            let body = protobuf::encode_envelope(list, &raw);
+            split_protobuf(&body, body.len()).map(drop)
+        };
+        let refused = Err(CodecError::Protobuf("items remain without a token"));
+        assert_eq!(split(b"", 1), refused);
+        assert_eq!((split(b"t", 1), split(b"", 0)), (Ok(()), Ok(())));
     }
 
     fn split_protobuf(body: &[u8], chunk: usize) -> Result<(ListHead, Vec<String>), CodecError> {
