@@ -657,3 +657,39 @@ fn a_refusal_names_its_source_and_the_object() -> Result<()> {
     );
     Ok(())
 }
+
+/// Before, the answer to an upgrade passed by whatever observes the cloud's answers, so that a 403 to a watch by WebSocket
+/// revoked nothing.
+#[test]
+fn i7_a_refused_upgrade_revokes_as_any_other_request() -> Result<()> {
+    let Some(site) = Site::start("upgrade", |_| {})? else {
+        return Ok(());
+    };
+    let client = Client::new(Options {
+        alpn: vec!["http/1.1"],
+        ..site.daemon.client_options(Some(&site.cloud.admin_token))?
+    })?;
+    let list = format!("{NAMESPACE}/configmaps");
+    assert_eq!(client.get(&list)?.status, 200);
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403});
+    let forbidden = ServerFault::Exactly {
+        code: 403,
+        content_type: "application/json".to_owned(),
+        body: serde_json::to_vec(&status)?,
+    };
+    let rule = ServerFaultRule::new("GET", &list, forbidden);
+    site.cloud.server_faults().add_rule(rule.times(1));
+    let websocket = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let refused = ask(&client, &format!("{list}?watch=true"), &websocket)?;
+    assert_eq!(refused.status, 403, "{refused:?}");
+    assert_eq!(refused.header("x-hublet-source"), "cloud");
+    site.cut_link()?;
+    let answer = client.get(&list)?;
+    assert_eq!(answer.status, 403, "{answer:?}");
+    assert_eq!(answer.header("x-hublet-source"), "hublet");
+    Ok(())
+}

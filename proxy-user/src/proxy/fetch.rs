@@ -118,7 +118,7 @@ impl Proxy {
     }
 
     /// Records the cloud's decision on the caller's rights, by the status code of its response.
-    fn record_decision(&self, call: &Call, response: ObservedResponse) {
+    pub(super) fn record_decision(&self, call: &Call, response: ObservedResponse) {
         // A backend's 401 is no decision on the token, which the API server does not pass on.
         if response.status == 401 && call.request.is_proxied() {
             return;

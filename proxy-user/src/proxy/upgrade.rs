@@ -14,6 +14,7 @@ use super::body::Body;
 use super::call::{Call, Inbound};
 use super::error::ProxyError;
 use super::route::SendTime;
+use crate::authz::authorizer::ObservedResponse;
 use crate::budget::Flow;
 use crate::cloud::forward::{Cloud, ForwardError};
 use crate::cloud::pool::StreamPermit;
@@ -36,9 +37,15 @@ impl Proxy {
             return Err(ProxyError::not_upgraded(ForwardError::Disconnected));
         }
         let stages = &self.stages;
+        let requested_at = stages.cache.clock.now();
         let exchange = forward(&stages.cloud, call, inbound, &stages.metrics);
         let upgraded = stages.cloud.or_disconnected(exchange).await;
         let (mut response, streams) = upgraded.map_err(ProxyError::not_upgraded)?;
+        let observed = ObservedResponse {
+            status: response.status().as_u16(),
+            requested_at,
+        };
+        self.record_decision(call, observed);
         if let Some(admission) = admission {
             admission.hold_upgrade(permit);
         }
