@@ -296,7 +296,8 @@ fn status_shows_the_callers_as_a_table_and_as_json() {
         "ADDRESS",
         "CLOUD",
         "STORE",
-        "169.254.2.1:10268 HTTPS",
+        "LISTENERS",
+        "169.254.2.1:10268  HTTPS                    accepting",
     ] {
         assert!(
             table.contains(part),
