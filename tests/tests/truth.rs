@@ -185,12 +185,17 @@ fn i2_a_perhaps_created_object_is_not_absent() -> Result<()> {
         return Ok(());
     };
     let admin = site.admin_client()?;
+    let mut options = site.daemon.client_options(Some(&site.cloud.admin_token))?;
+    options.timeout = Duration::from_secs(2);
+    let writer = Client::new(options)?;
     assert_eq!(admin.get(NODE)?.status, 200);
     let writes = [
         ("odd", "?fieldManager=a&fieldManager=b", None),
         ("short", "", Some(ServerFault::Truncate(20))),
         ("cut", "", Some(ServerFault::CutAfter(20))),
         ("lost", "", Some(ServerFault::Break)),
+        // Its client leaves before the response comes.
+        ("left", "", Some(ServerFault::Hang)),
     ];
     let maps = |namespace: &str| format!("/api/v1/namespaces/{namespace}/configmaps");
     for (name, query, fault) in writes.clone() {
@@ -204,7 +209,7 @@ fn i2_a_perhaps_created_object_is_not_absent() -> Result<()> {
         }
         let mut object = map(name, &json!({}), "1");
         object["metadata"]["namespace"] = json!(name);
-        let created = admin.send_json("POST", &format!("{}{query}", maps(name)), &object);
+        let created = writer.send_json("POST", &format!("{}{query}", maps(name)), &object);
         // The others' responses are incomplete or missing.
         if name == "odd" {
             assert_eq!(created?.status, 201);

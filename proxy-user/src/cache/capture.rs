@@ -102,17 +102,21 @@ impl Ingest {
         })
     }
 
-    /// Queues changes that do not come from a response body.
-    pub(crate) fn submit(&self, changes: Vec<Change>) {
+    /// Queues changes that do not come from a response body; false if they are lost, since the queue is full.
+    pub(crate) fn submit(&self, changes: Vec<Change>) -> bool {
         if changes.is_empty() {
-            return;
+            return true;
         }
         // An eviction travels with the right that it makes room for, and may be lost with it.
         if changes.iter().all(Change::is_revocation) {
             self.send_always(Message::Changes(changes));
-        } else if !self.queue.send(Message::Changes(changes), Urgency::Lingers) {
+            return true;
+        }
+        let is_queued = self.queue.send(Message::Changes(changes), Urgency::Lingers);
+        if !is_queued {
             self.counters.count_abandoned(NotStored::QueueFull, 1);
         }
+        is_queued
     }
 
     /// Reports that a read failed because of the disk, so that the writer reopens the store.
@@ -288,6 +292,8 @@ mod tests {
         };
         ingest.submit(vec![grant(Verdict::allowed_at(Timestamp::from_millis(1)))]);
         ingest.submit(vec![grant(Verdict::denied_at(Timestamp::from_millis(1)))]);
+        let appeared = Change::ClearAbsence { key: Vec::new() };
+        assert!(!ingest.submit(vec![appeared]), "the caller keeps it");
         drop(ingest);
         let told: Vec<Message> = std::iter::from_fn(|| receiver.recv(None).ok())
             .map(|received| match received {

@@ -74,7 +74,7 @@ pub(crate) enum Change {
     },
     /// The object may exist by now, so a remembered 404 no longer counts.
     ClearAbsence {
-        /// An object's key, or a collection's for any object in it.
+        /// An object's key, or a collection's for any object in it; empty for all objects.
         key: Vec<u8>,
     },
     /// A complete list: what is stored under it and not in `members` did not exist at its
@@ -148,6 +148,15 @@ impl Change {
             Self::DeleteGrant { .. } | Self::DeleteCredential { .. } => true,
             Self::PutGrant { verdict, .. } => !verdict.is_allowed(),
             _ => false,
+        }
+    }
+
+    /// The key of the object or collection whose absence ends with this.
+    pub(super) fn ended_absence(&self) -> Option<&[u8]> {
+        match self {
+            Self::Upsert { key, .. } => Some(key.as_bytes()),
+            Self::ClearAbsence { key } => Some(key),
+            _ => None,
         }
     }
 

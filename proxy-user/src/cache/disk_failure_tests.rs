@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::tests::{Bench, POD, PODS, event, list, pod};
+use super::tests::{Bench, POD, PODS, event, gone, list, pod};
 use super::*;
 use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
 use crate::cache::grant_rows::GrantCounts;
@@ -315,6 +315,39 @@ async fn i2_nothing_is_written_over_the_gap_of_a_failed_write() {
         Some(21),
         "what is seen from now on is kept"
     );
+}
+
+/// While the disk was full, a 404 from before was served for objects that had been created since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i2_an_object_created_while_the_disk_is_full_is_not_absent() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    for name in ["a", "b", "c"] {
+        let call = format!("GET /api/v1/namespaces/d/pods/{name}");
+        bench.respond(&call, 404, gone(name).as_bytes(), 0).await;
+        assert!(bench.is_absent(&format!("/pods/d/{name}")).await);
+    }
+    disk.0.fail_writes(ENOSPC, 0);
+    let create = "POST /api/v1/namespaces/d/pods";
+    bench.respond(create, 201, pod("a", 7).as_bytes(), 0).await;
+    bench.cache.clear_absence(b"/pods/d/b");
+    bench.cache.settle().await;
+    for name in ["a", "b"] {
+        let created = bench.object(&format!("/pods/d/{name}")).await;
+        assert_eq!(created, Lookup::Unknown, "{name}");
+    }
+    assert!(bench.is_absent("/pods/d/c").await);
+    disk.mend();
+    writable(&bench.cache).await;
+    assert_eq!(bench.version("/pods/d/a").await, Some(7));
+    assert_eq!(bench.object("/pods/d/b").await, Lookup::Unknown);
+    assert!(bench.is_absent("/pods/d/c").await);
+    assert!(bench.cache.store.ended_absences().is_empty());
+    // Beyond the limit all absences have ended, and the disk takes that as well.
+    bench.cache.store.ended_absences().add(b"");
+    bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
+    assert_eq!(bench.object("/pods/d/c").await, Lookup::Unknown);
+    assert!(bench.cache.store.ended_absences().is_empty());
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod compact;
 pub(crate) mod continuity;
 pub(crate) mod cursor;
 pub(crate) mod decode;
+mod ended_absences;
 pub(crate) mod error;
 pub(crate) mod evict;
 pub(crate) mod exchange;
@@ -187,8 +188,10 @@ impl Cache {
 
     /// Forgets that an object, or objects of a collection, did not exist: a write may have created them since.
     pub(crate) fn clear_absence(&self, key: &[u8]) {
-        self.ingest
-            .submit(vec![Change::ClearAbsence { key: key.to_vec() }]);
+        let change = Change::ClearAbsence { key: key.to_vec() };
+        if !self.ingest.submit(vec![change]) {
+            self.store.ended_absences().add(key);
+        }
     }
 
     /// Waits until everything captured is on disk.

@@ -7,6 +7,7 @@ use arc_swap::ArcSwapOption;
 use hublet_wire::meta::Timestamp;
 use redb::ReadTransaction;
 
+use crate::cache::ended_absences::EndedAbsences;
 use crate::cache::error::StoreError;
 use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use crate::cache::keys::{self, CollectionKey, ObjectKey};
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     pub(super) generation: tokio::sync::watch::Sender<u64>,
     /// Walks that hold a snapshot.
     pub(super) leases: Leases,
+    pub(super) ended_absences: EndedAbsences,
 }
 
 impl Shared {
@@ -91,7 +93,8 @@ impl Snapshot {
             .open_table(ABSENT)?
             .get(key)?
             .map(|v| Absence::from_row(v.value()).at);
-        Ok(absent.map_or(Lookup::Unknown, Lookup::Absent))
+        let counts = absent.filter(|_| !self.shared.ended_absences.contains(key));
+        Ok(counts.map_or(Lookup::Unknown, Lookup::Absent))
     }
 
     /// The state of a collection, if it is stored.

@@ -8,6 +8,7 @@ use arc_swap::ArcSwapOption;
 use redb::WriteTransaction;
 
 use crate::cache::backend::FileSystem;
+use crate::cache::ended_absences::EndedAbsences;
 use crate::cache::leases::Leases;
 use crate::cache::notices::Feed;
 use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
@@ -47,6 +48,7 @@ impl Store {
             opened: ArcSwapOption::from_pointee(opened),
             generation: tokio::sync::watch::Sender::new(0),
             leases: Leases::default(),
+            ended_absences: EndedAbsences::default(),
         };
         Ok(Self {
             place,
@@ -166,6 +168,10 @@ impl Store {
 
     pub(super) fn feed(&self) -> &Feed {
         &self.feed
+    }
+
+    pub(super) fn ended_absences(&self) -> &EndedAbsences {
+        &self.shared.ended_absences
     }
 
     pub(super) fn place(&self) -> &StoreLocation {

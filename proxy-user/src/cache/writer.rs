@@ -318,7 +318,7 @@ impl Writer {
         let now = Instant::now();
         match &self.outage {
             Some(outage) if !self.is_closing && outage.next > now => return self.keep_unwritten(),
-            None if self.changes.is_empty() => return,
+            None if self.changes.is_empty() && self.store.ended_absences().is_empty() => return,
             _ => {}
         }
         self.store.feed().publish_observed(&self.changes);
@@ -332,7 +332,10 @@ impl Writer {
             self.store.feed().publish_committed(&self.changes);
         }
         match written {
-            Ok(changed) => self.finish_batch(changed),
+            Ok(changed) => {
+                self.write_ended_absences();
+                self.finish_batch(changed);
+            }
             Err(error) => self.not_written(&error),
         }
     }
@@ -373,6 +376,26 @@ impl Writer {
         }
     }
 
+    /// Writes the absences that ended while the queue or the disk took no changes. Until then none of them is read.
+    fn write_ended_absences(&mut self) {
+        if self.store.ended_absences().is_empty() {
+            return;
+        }
+        let pending = self.store.ended_absences().pending();
+        match apply(&self.store, &pending.changes, &mut self.continuity) {
+            Ok(_) => self.store.ended_absences().forget(&pending),
+            Err(error) => tracing::debug!(%error, "ended absences are written with the next batch"),
+        }
+    }
+
+    /// Ends the absences of objects that changes show which the disk has not taken.
+    fn end_unwritten_absences(&self) {
+        let unwritten = self.changes.iter().skip(self.kept.0);
+        for key in unwritten.filter_map(Change::ended_absence) {
+            self.store.ended_absences().add(key);
+        }
+    }
+
     fn finish_batch(&mut self, changed: bool) {
         if changed {
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
@@ -389,6 +412,7 @@ impl Writer {
 
     fn not_written(&mut self, error: &StoreError) {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        self.end_unwritten_absences();
         if self
             .last_error
             .is_none_or(|at| at.elapsed() > Duration::from_secs(60))
@@ -427,6 +451,7 @@ impl Writer {
     /// Keeps changes that can't be written, up to a limit and without a gap, so that writing them later gives a state that
     /// existed. Changes beyond the limit are dropped; all captures that are open then are aborted, since they span the gap.
     fn keep_unwritten(&mut self) {
+        self.end_unwritten_absences();
         if self.changes.len() <= MAX_UNWRITTEN_CHANGES.max(self.kept.0)
             && self.bytes <= MAX_UNWRITTEN_BYTES.max(self.kept.1)
         {
@@ -448,7 +473,12 @@ impl Writer {
     fn abandon_captures(&mut self) {
         self.counters
             .count_abandoned(NotStored::StoreFailed, 1 + self.decoders.len() as u64);
-        self.decoders.clear();
+        for (_, open_response) in self.decoders.drain() {
+            let creation = open_response.decoder.possible_creation();
+            if let Some(key) = creation.as_ref().and_then(Change::ended_absence) {
+                self.store.ended_absences().add(key);
+            }
+        }
         self.held = 0;
         self.pages = ListAssembler::default();
     }

@@ -30,6 +30,22 @@ use crate::local::{SOURCE, encode_scope};
 /// Longest pause of a response that is fetched for the store alone.
 const BACKGROUND_FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A write until its response comes. Dropped before, since its client has left or the link has died, it may have created
+/// its object all the same.
+struct UnansweredWrite<'a> {
+    proxy: &'a Proxy,
+    /// `None` for a read, and once there is nothing to clear.
+    call: Option<&'a Call>,
+}
+
+impl Drop for UnansweredWrite<'_> {
+    fn drop(&mut self) {
+        if let Some(call) = self.call {
+            self.proxy.clear_absence(call);
+        }
+    }
+}
+
 impl Proxy {
     /// The head of a response, and its body as it comes.
     pub(super) async fn fetch(
@@ -43,12 +59,16 @@ impl Proxy {
         let requested_at = stages.cache.clock.now();
         let progress = upload.as_ref().and_then(upload::progress);
         let options = send_options(call, class);
+        let mut unanswered = UnansweredWrite {
+            proxy: self,
+            call: (!call.verb().is_read()).then_some(call),
+        };
         let sent = stages.cloud.send(&call.parts, upload, options).await;
-        let (response, mut permit) = sent.inspect_err(|error| {
-            if error.delivery() == Delivery::Unknown {
-                self.clear_absence(call);
-            }
-        })?;
+        if !matches!(&sent, Err(error) if error.delivery() == Delivery::Unknown) {
+            unanswered.call = None;
+        }
+        drop(unanswered);
+        let (response, mut permit) = sent?;
         let (head, body) = response.into_parts();
         let observed = ObservedResponse {
             status: head.status.as_u16(),
@@ -139,7 +159,13 @@ impl Proxy {
         requested_at: Timestamp,
     ) -> Option<Capture> {
         match self.storable_exchange(call, dry_run, head, requested_at) {
-            Ok(exchange) => self.stages.cache.capture(exchange),
+            Ok(exchange) => {
+                let capture = self.stages.cache.capture(exchange);
+                if capture.is_none() {
+                    self.clear_absence(call);
+                }
+                capture
+            }
             Err(reason) => {
                 // A server that fails may have done what it was asked for.
                 if head.status.is_success() || head.status.is_server_error() {

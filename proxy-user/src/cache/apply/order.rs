@@ -246,10 +246,11 @@ impl Batch<'_> {
 
     /// Removes absences. Lists that are older than a removed absence may lack the object, and are incomplete.
     pub(super) fn end_absences(&mut self, scope: &[u8]) -> Result<(), StoreError> {
-        let end = if scope.ends_with(b"/") {
-            keys::end_of(scope)
-        } else {
-            [scope, &[0]].concat()
+        let end = match scope {
+            // Behind every key.
+            [] => vec![u8::MAX],
+            [.., b'/'] => keys::end_of(scope),
+            _ => [scope, &[0]].concat(),
         };
         let mut ended = Vec::new();
         for row in self

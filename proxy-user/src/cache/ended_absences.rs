@@ -1,0 +1,118 @@
+//! Absences that the store still holds and that no longer count: the object may exist by now, and neither the queue nor the
+//! disk has taken that. In: keys. Out: the answer to a read, and the changes that the disk takes once it can.
+
+use std::collections::HashSet;
+
+use parking_lot::RwLock;
+
+use crate::cache::change::Change;
+use crate::cache::keys;
+
+/// Most keys, and most bytes of them; beyond either no absence counts until the disk takes changes again.
+const MAX_KEYS: usize = 4_096;
+const MAX_BYTES: usize = 256 << 10;
+
+/// The key that stands for all.
+const EVERY: &[u8] = b"";
+
+#[derive(Debug, Default)]
+pub(super) struct EndedAbsences(RwLock<Ended>);
+
+#[derive(Debug, Default)]
+struct Ended {
+    /// Of objects, and of collections for any object in them.
+    keys: HashSet<Vec<u8>>,
+    bytes: usize,
+    /// Counts the calls of [`EndedAbsences::add`].
+    additions: u64,
+}
+
+/// Ended absences as changes to the store.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub changes: Vec<Change>,
+    additions: u64,
+}
+
+impl EndedAbsences {
+    /// Ends the absence of an object, or of all objects of a collection.
+    pub(super) fn add(&self, key: &[u8]) {
+        let mut ended = self.0.write();
+        ended.additions += 1;
+        if !ended.keys.contains(EVERY) && ended.keys.insert(key.to_vec()) {
+            ended.bytes += key.len();
+        }
+        if ended.keys.len() > MAX_KEYS || ended.bytes > MAX_BYTES {
+            ended.keys = HashSet::from([EVERY.to_vec()]);
+            ended.bytes = 0;
+        }
+    }
+
+    /// True if the absence of this object no longer counts.
+    pub(super) fn contains(&self, object: &[u8]) -> bool {
+        let ended = self.0.read();
+        !ended.keys.is_empty()
+            && keys::collections_around(object)
+                .chain([object, EVERY])
+                .any(|key| ended.keys.contains(key))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.read().keys.is_empty()
+    }
+
+    pub(super) fn pending(&self) -> Pending {
+        let ended = self.0.read();
+        let clear = |key: &Vec<u8>| Change::ClearAbsence { key: key.clone() };
+        Pending {
+            changes: ended.keys.iter().map(clear).collect(),
+            additions: ended.additions,
+        }
+    }
+
+    /// Forgets what the store has taken, unless something was added meanwhile: then all of it is written again.
+    pub(super) fn forget(&self, written: &Pending) {
+        let mut ended = self.0.write();
+        if ended.additions == written.additions {
+            ended.keys = HashSet::new();
+            ended.bytes = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_ends_the_absence_of_what_it_names() {
+        let ended = EndedAbsences::default();
+        assert!(!ended.contains(b"/pods/d/a"));
+        ended.add(b"/pods/d/a");
+        ended.add(b"/pods/e/");
+        for (key, expected) in [("d/a", true), ("d/b", false), ("e/a", true)] {
+            assert_eq!(ended.contains(format!("/pods/{key}").as_bytes()), expected);
+        }
+        let pending = ended.pending();
+        assert_eq!(pending.changes.len(), 2);
+        ended.add(b"/pods/d/b");
+        ended.forget(&pending);
+        assert!(ended.contains(b"/pods/d/b") && ended.contains(b"/pods/d/a"));
+        ended.forget(&ended.pending());
+        assert!(ended.is_empty() && !ended.contains(b"/pods/d/a"));
+    }
+
+    #[test]
+    fn i14_beyond_the_limit_no_absence_counts() {
+        for (count, length) in [(MAX_KEYS + 1, 8), (2, MAX_BYTES / 2)] {
+            let ended = EndedAbsences::default();
+            for n in 0..count {
+                assert!(!ended.contains(b"/pods/d/other"));
+                let name = "x".repeat(length);
+                ended.add(format!("/pods/{n}{name}").as_bytes());
+            }
+            assert!(ended.contains(b"/pods/d/other"));
+            assert_eq!(ended.pending().changes.len(), 1);
+        }
+    }
+}
