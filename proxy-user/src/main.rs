@@ -131,24 +131,33 @@ fn start_logging(verbosity: u8) {
 }
 
 fn log_filter(verbosity: u8) -> Targets {
-    let own = match verbosity {
+    Targets::new()
+        .with_target("hublet", own_level(verbosity))
+        .with_target(REQUEST_TARGET, request_level(verbosity))
+        .with_default(library_level(verbosity))
+}
+
+fn own_level(verbosity: u8) -> LevelFilter {
+    match verbosity {
         0 => LevelFilter::WARN,
         1 | 2 => LevelFilter::INFO,
         3 | 4 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
-    };
-    let requests = match verbosity {
+    }
+}
+
+fn request_level(verbosity: u8) -> LevelFilter {
+    match verbosity {
         3 => LevelFilter::INFO,
-        _ => own,
-    };
-    let libraries = match verbosity {
+        _ => own_level(verbosity),
+    }
+}
+
+fn library_level(verbosity: u8) -> LevelFilter {
+    match verbosity {
         0..9 => LevelFilter::WARN,
         _ => LevelFilter::DEBUG,
-    };
-    Targets::new()
-        .with_target("hublet", own)
-        .with_target(REQUEST_TARGET, requests)
-        .with_default(libraries)
+    }
 }
 
 /// Formats an event as one line, whatever callers and servers have put into it.

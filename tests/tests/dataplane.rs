@@ -591,7 +591,7 @@ fn uninstall_removes_everything_unless_a_daemon_runs() {
     };
     let refused = uninstall(&args, &mut Vec::new()).unwrap_err().to_string();
     assert!(
-        refused.contains("another hublet runs") && refused.contains("stop hublet first"),
+        refused.contains("already steering") && refused.contains("stop hublet first"),
         "{refused}"
     );
     assert!(store.join("hublet.redb").exists() && ip("-brief link").contains("hub-dummy0"));

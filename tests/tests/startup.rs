@@ -185,7 +185,7 @@ fn wrong_usage_is_exit_code_2_and_names_the_remedy() {
         ("--working-mode=local", "edge"),
         ("--bootstrap-mode=magic", "development"),
         ("--lb-mode=round-robin", "rr"),
-        ("--proxy-port=10268", "own"),
+        ("--proxy-port=10268", "different ports"),
         ("--min-request-timeout=0s", "greater than zero"),
         ("--steer=kubernetes:443", "10.96.0.1:443"),
         ("--steer-only=kubelet", "command:NAME"),

@@ -62,32 +62,12 @@ pub(crate) fn apply(
 /// and not of others.
 fn tenth_to_evict(rows: Vec<(Vec<u8>, Timestamp)>) -> Vec<Vec<u8>> {
     let tenth = (rows.len() / 10).max(1);
-    let mut shares: HashMap<Vec<u8>, Vec<(Timestamp, Vec<u8>)>> = HashMap::new();
+    let mut shares = Shares::new();
     for (key, at) in rows {
-        let selection = key.iter().position(|b| matches!(b, b'?' | b'\n'));
-        let end = selection
-            .or_else(|| Some(key.iter().rposition(|b| *b == b'/')? + 1))
-            .unwrap_or(key.len());
-        shares
-            .entry(key[..end].to_vec())
-            .or_default()
-            .push((at, key));
+        let share = shares.entry(share_of(&key).to_vec()).or_default();
+        share.push((at, key));
     }
-    let beyond = |cap: usize| {
-        shares
-            .values()
-            .map(|share| share.len().saturating_sub(cap))
-            .sum::<usize>()
-    };
-    let (mut cap, mut too_high) = (0, shares.values().map(Vec::len).max().unwrap_or(0) + 1);
-    while cap + 1 < too_high {
-        let middle = cap.midpoint(too_high);
-        if beyond(middle) >= tenth {
-            cap = middle
-        } else {
-            too_high = middle
-        }
-    }
+    let cap = largest_cap(&shares, tenth);
     let mut due = Vec::new();
     for mut share in shares.into_values() {
         share.sort_unstable();
@@ -97,6 +77,36 @@ fn tenth_to_evict(rows: Vec<(Vec<u8>, Timestamp)>) -> Vec<Vec<u8>> {
     due.sort_unstable();
     due.truncate(tenth);
     due.into_iter().map(|(_, key)| key).collect()
+}
+
+/// Rows by the collection that they belong to.
+type Shares = HashMap<Vec<u8>, Vec<(Timestamp, Vec<u8>)>>;
+
+/// The beginning of a row's key that names its collection.
+fn share_of(key: &[u8]) -> &[u8] {
+    let selection = key.iter().position(|b| matches!(b, b'?' | b'\n'));
+    let end = selection.or_else(|| Some(key.iter().rposition(|b| *b == b'/')? + 1));
+    &key[..end.unwrap_or(key.len())]
+}
+
+/// The largest size of a share beyond which all shares together have at least this many rows.
+fn largest_cap(shares: &Shares, rows: usize) -> usize {
+    let largest = shares.values().map(Vec::len).max().unwrap_or(0);
+    let (mut cap, mut too_high) = (0, largest + 1);
+    while cap + 1 < too_high {
+        let middle = cap.midpoint(too_high);
+        if rows_beyond(shares, middle) >= rows {
+            cap = middle
+        } else {
+            too_high = middle
+        }
+    }
+    cap
+}
+
+fn rows_beyond(shares: &Shares, cap: usize) -> usize {
+    let shares = shares.values();
+    shares.map(|share| share.len().saturating_sub(cap)).sum()
 }
 
 struct Batch<'t> {

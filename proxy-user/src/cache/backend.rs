@@ -281,6 +281,10 @@ struct Overlay {
     blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
 }
 
+fn distance(from: u64, to: u64) -> usize {
+    usize::try_from(to - from).unwrap_or(usize::MAX)
+}
+
 impl Overlay {
     fn read(&self, file: Option<&dyn StorageFile>, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let end = offset + out.len() as u64;
@@ -297,10 +301,8 @@ impl Overlay {
         for (index, block) in self.blocks.range(first..end.div_ceil(BLOCK as u64)) {
             let start = index * BLOCK as u64;
             let (from, to) = (start.max(offset), (start + BLOCK as u64).min(end));
-            let at =
-                |position: u64, base: u64| usize::try_from(position - base).unwrap_or(usize::MAX);
-            out[at(from, offset)..at(to, offset)]
-                .copy_from_slice(&block[at(from, start)..at(to, start)]);
+            out[distance(offset, from)..distance(offset, to)]
+                .copy_from_slice(&block[distance(start, from)..distance(start, to)]);
         }
         Ok(())
     }

@@ -45,10 +45,7 @@ impl LastRequested {
             return;
         }
         if last_requested.len() >= MAX_REQUESTED_KEYS {
-            let mut times: Vec<Timestamp> = last_requested.values().copied().collect();
-            let (_, median, _) = times.select_nth_unstable(MAX_REQUESTED_KEYS / 2);
-            let median = *median;
-            last_requested.retain(|_, at| *at > median);
+            forget_older_half(&mut last_requested);
         }
         last_requested.insert(scope.to_vec(), now);
     }
@@ -61,6 +58,19 @@ impl LastRequested {
     fn at(&self, scope: &[u8]) -> Timestamp {
         self.0.lock().get(scope).copied().unwrap_or_default()
     }
+
+    /// The last request of a collection, at least the time at which the API server confirmed it.
+    fn of_collection(&self, key: &[u8], collection: Option<Collection>) -> Timestamp {
+        let confirmed = collection.map(|collection| collection.at);
+        confirmed.unwrap_or_default().max(self.at(key))
+    }
+}
+
+fn forget_older_half(last_requested: &mut HashMap<Vec<u8>, Timestamp>) {
+    let mut times: Vec<_> = last_requested.values().copied().collect();
+    let middle = times.len() / 2;
+    let median = *times.select_nth_unstable(middle).1;
+    last_requested.retain(|_, at| *at > median);
 }
 
 /// Approximate bytes of a row in the file: redb rounds rows longer than a page up to a power of two, and fills its other
@@ -115,9 +125,7 @@ impl UsageSurvey {
     ) -> Result<Self, StoreError> {
         let mut collections: HashMap<Vec<u8>, Timestamp> = HashMap::new();
         snapshot.for_each_collection(|key, collection| {
-            let at = collection
-                .map_or(Timestamp::EPOCH, |c: Collection| c.at)
-                .max(last_requested.at(key));
+            let at = last_requested.of_collection(key, collection);
             let last = collections
                 .entry(keys::without_selectors(key).to_vec())
                 .or_default();
@@ -150,11 +158,14 @@ impl UsageSurvey {
             .entry(time.as_millis() >> self.shift)
             .or_default() += bytes;
         while self.times.len() > MAX_TIMES {
-            self.shift += 1;
-            let finer = std::mem::take(&mut self.times);
-            for (time, bytes) in finer {
-                *self.times.entry(time >> 1).or_default() += bytes;
-            }
+            self.merge_neighbours();
+        }
+    }
+
+    fn merge_neighbours(&mut self) {
+        self.shift += 1;
+        for (time, bytes) in std::mem::take(&mut self.times) {
+            *self.times.entry(time >> 1).or_default() += bytes;
         }
     }
 
@@ -193,6 +204,11 @@ impl UsageSurvey {
         limit
     }
 
+    /// True of a collection that a watch keeps current.
+    fn is_fed(&self, key: &[u8]) -> bool {
+        self.collections.get(keys::without_selectors(key)) == Some(&Timestamp::MAX)
+    }
+
     /// Evicts the rows whose last request was at `limit` or before; returns how many.
     fn evict(
         &self,
@@ -202,11 +218,8 @@ impl UsageSurvey {
     ) -> Result<u64, StoreError> {
         let mut changes = Vec::new();
         store.snapshot()?.for_each_collection(|key, collection| {
-            let at = collection
-                .map_or(Timestamp::EPOCH, |c| c.at)
-                .max(self.last_requested.at(key));
-            let fed = self.collections.get(keys::without_selectors(key)) == Some(&Timestamp::MAX);
-            if at <= limit && !fed {
+            let at = self.last_requested.of_collection(key, collection);
+            if at <= limit && !self.is_fed(key) {
                 changes.push(Change::Evict(Evicted::Collection(
                     CollectionKey::new(key).to_buf(),
                 )));
@@ -356,17 +369,13 @@ impl SizeBudget {
         let growth: u64 = changes.iter().map(growth).sum();
         self.written += growth;
         self.live = self.live.map(|live| live + growth);
-        let full = self.limit / 4 * 3;
-        let small = store.size() + growth <= self.limit / 8 * 7;
-        // A survey reads the whole store: after one that could not free enough, wait until the store has grown.
-        let enough = full.max(self.stayed + self.limit / 16).min(self.limit);
-        if small || self.live.is_some_and(|live| live <= enough) {
+        if !self.is_survey_due(store.size() + growth) {
             return Ok(0);
         }
         let survey = self.count_bytes(store, fed)?;
         let live = survey.live + growth;
         self.live = Some(live);
-        if live <= full {
+        if live <= self.full() {
             return Ok(0);
         }
         let due = survey.usage_limit(live - self.limit / 8 * 5);
@@ -386,6 +395,18 @@ impl SizeBudget {
         } else {
             Ok(evicted)
         }
+    }
+
+    /// A survey reads the whole store: after one that could not free enough, the store must have grown.
+    fn is_survey_due(&self, size: u64) -> bool {
+        let grown = self.stayed + self.limit / 16;
+        let enough = self.full().max(grown).min(self.limit);
+        size > self.limit / 8 * 7 && self.live.is_none_or(|live| live > enough)
+    }
+
+    /// The size beyond which rows are evicted.
+    fn full(&self) -> u64 {
+        self.limit / 4 * 3
     }
 
     fn count_bytes(

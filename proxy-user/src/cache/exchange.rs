@@ -200,23 +200,40 @@ pub(crate) fn may_create(request: &ApiRequest) -> bool {
 
 /// The encoding of a response that may be stored, or the reason why it isn't, from the request and the headers alone.
 fn reject_unstorable(request: &ApiRequest, headers: &HeaderMap) -> Result<Encoding, NotStored> {
-    let encoding = Encoding::from_content_type(text(headers, header::CONTENT_TYPE));
-    let options = request.options();
-    if !matches!(
-        text(headers, header::CONTENT_ENCODING),
-        "" | "identity" | "gzip"
-    ) {
+    if !has_known_content_encoding(headers) {
         return Err(NotStored::ContentEncoding);
     }
+    let encoding = Encoding::from_content_type(text(headers, header::CONTENT_TYPE));
     match request.verb() {
-        Verb::Other => return Err(NotStored::Verb),
-        Verb::NonResource if !is_document(request.path()) => {
-            return Err(NotStored::LiveNonResource);
+        Verb::Other => Err(NotStored::Verb),
+        Verb::NonResource => {
+            reject_live_path(request)?;
+            Ok(encoding.unwrap_or(Encoding::Json))
         }
-        Verb::NonResource if options.pretty => return Err(NotStored::Pretty),
-        Verb::NonResource => return Ok(encoding.unwrap_or(Encoding::Json)),
-        _ => {}
+        _ => {
+            reject_non_object(request)?;
+            encoding.ok_or(NotStored::ContentType)
+        }
     }
+}
+
+fn has_known_content_encoding(headers: &HeaderMap) -> bool {
+    let encoding = text(headers, header::CONTENT_ENCODING);
+    matches!(encoding, "" | "identity" | "gzip")
+}
+
+fn reject_live_path(request: &ApiRequest) -> Result<(), NotStored> {
+    if !is_document(request.path()) {
+        Err(NotStored::LiveNonResource)
+    } else if request.options().pretty {
+        Err(NotStored::Pretty)
+    } else {
+        Ok(())
+    }
+}
+
+fn reject_non_object(request: &ApiRequest) -> Result<(), NotStored> {
+    let options = request.options();
     if is_rpc(request.group(), request.resource()) {
         Err(NotStored::NotAnObject)
     } else if !request.is_resource() {
@@ -228,7 +245,7 @@ fn reject_unstorable(request: &ApiRequest, headers: &HeaderMap) -> Result<Encodi
     } else if options.pretty {
         Err(NotStored::Pretty)
     } else {
-        encoding.ok_or(NotStored::ContentType)
+        Ok(())
     }
 }
 

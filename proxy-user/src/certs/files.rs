@@ -26,12 +26,13 @@ pub(super) fn read_text(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?.take(MAX_BYTES + 1);
     file.read_to_string(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "more than 1 MiB",
-        ));
+        return Err(too_large());
     }
     Ok(text)
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, "more than 1 MiB")
 }
 
 /// Replaces a file atomically and durably; mode 0600.

@@ -205,7 +205,7 @@ impl Dialer {
                 attempt = attempts.next() => match attempt {
                     Some(Ok(connected)) => return Ok(connected),
                     Some(Err(error)) => failed = Some(more_telling(failed, error)),
-                    None => return Err(failed.unwrap_or_else(|| self.resolve_error(io::Error::other("no address")))),
+                    None => return Err(failed.unwrap_or_else(|| self.no_address())),
                 },
                 () = tokio::time::sleep(ATTEMPT_DELAY), if addresses.len() > 0 => {}
             }
@@ -217,6 +217,10 @@ impl Dialer {
             host: self.server.host.clone(),
             source,
         }
+    }
+
+    fn no_address(&self) -> DialError {
+        self.resolve_error(io::Error::other("no address"))
     }
 
     fn resolve_error(&self, source: io::Error) -> DialError {

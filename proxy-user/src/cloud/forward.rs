@@ -270,11 +270,7 @@ impl Cloud {
     }
 
     fn upstream_request(&self, parts: &Parts, body: Option<Upload>) -> Request<Upload> {
-        let mut headers = end_to_end_headers(&parts.headers);
-        if body.is_none() {
-            // A length without a body would be taken from the next request on the connection.
-            headers.remove(header::CONTENT_LENGTH);
-        }
+        let headers = upstream_headers(parts, body.as_ref());
         let mut request = Request::new(body.unwrap_or_else(|| Either::Right(Full::default())));
         let path = parts.uri.path_and_query();
         let path = path.map(http::uri::PathAndQuery::as_str);
@@ -312,6 +308,15 @@ impl Cloud {
             Signal::Failed
         });
     }
+}
+
+fn upstream_headers(parts: &Parts, body: Option<&Upload>) -> HeaderMap {
+    let mut headers = end_to_end_headers(&parts.headers);
+    if body.is_none() {
+        // A length without a body would be taken from the next request on the connection.
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    headers
 }
 
 fn delivery_of(failed: &SendError) -> Delivery {

@@ -150,11 +150,7 @@ impl Local {
     ) -> Result<CompleteCollection, LocalError> {
         let key = CollectionKey::new(request.scope());
         let (collection, key, selection) = if request.request().has_selectors() {
-            let collection = if snapshot.has_all_members(key)? {
-                find_complete(&snapshot, key)?
-            } else {
-                None
-            };
+            let collection = find_selection(&snapshot, key)?;
             (collection, key.to_buf(), Some(key.to_buf()))
         } else {
             let (collection, key) = find_covering(&snapshot, request)?;
@@ -177,6 +173,18 @@ impl Local {
     /// Events that the API server has deleted by now are no longer known.
     pub(super) fn has_expired(&self, key: &[u8], at: Timestamp) -> bool {
         is_event(key) && self.store.now() - at >= EVENT_TTL
+    }
+}
+
+/// The collection with selectors, if each of its members is known.
+fn find_selection(
+    snapshot: &Snapshot,
+    key: CollectionKey<'_>,
+) -> Result<Option<Collection>, StoreError> {
+    if snapshot.has_all_members(key)? {
+        find_complete(snapshot, key)
+    } else {
+        Ok(None)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::cache::record::Record;
 use crate::cache::store::Lookup;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{Timestamp, parse_version};
+use hublet_wire::request::ApiRequest;
 use hublet_wire::status::{Status, StatusDetails};
 
 /// The part of a record that answers a request, copied out of the store's page.
@@ -46,19 +47,8 @@ impl Local {
                 let body = LocalBody::whole(bytes);
                 Ok(self.response(encoding.content_type(), stored_at, body))
             }
-            Lookup::Found(Extract::OtherVersion(stored)) => {
-                Err(LocalError::NotAcceptable(format!(
-                    "the newest copy of {} is of apiVersion {stored}",
-                    allowed.describe()
-                )))
-            }
-            Lookup::Found(Extract::OtherEncoding(stored)) => {
-                Err(LocalError::NotAcceptable(format!(
-                    "the newest copy of {} is in {}, which the request does not accept",
-                    allowed.describe(),
-                    stored.content_type()
-                )))
-            }
+            Lookup::Found(Extract::OtherVersion(stored)) => Err(other_version(&allowed, &stored)),
+            Lookup::Found(Extract::OtherEncoding(stored)) => Err(other_encoding(&allowed, stored)),
             Lookup::Absent(at) => self.not_found(&allowed, at),
             Lookup::Found(Extract::TooOld) | Lookup::Unknown => Err(allowed.not_cached()),
         }
@@ -106,17 +96,10 @@ impl Local {
         at: Timestamp,
     ) -> Result<Response<LocalBody>, LocalError> {
         let info = request.request();
-        // It may have been created since, at or before the resourceVersion that the client requested.
-        if parse_version(info.resource_version()).is_some_and(|wanted| wanted > 0) {
+        if names_a_version(info) {
             return Err(request.not_cached());
         }
-        let dot = if info.group().is_empty() { "" } else { "." };
-        let message = format!(
-            "{}{dot}{} \"{}\" not found",
-            info.resource(),
-            info.group(),
-            info.name()
-        );
+        let message = not_found_message(info);
         let status = Status {
             code: 404,
             reason: "NotFound",
@@ -133,4 +116,31 @@ impl Local {
         *response.status_mut() = StatusCode::NOT_FOUND;
         Ok(response)
     }
+}
+
+fn other_version(request: &LocalRequest<'_>, stored: &str) -> LocalError {
+    let object = request.describe();
+    LocalError::NotAcceptable(format!(
+        "the newest copy of {object} is of apiVersion {stored}"
+    ))
+}
+
+fn other_encoding(request: &LocalRequest<'_>, stored: Encoding) -> LocalError {
+    LocalError::NotAcceptable(format!(
+        "the newest copy of {} is in {}, which the request does not accept",
+        request.describe(),
+        stored.content_type()
+    ))
+}
+
+/// An absent object may have been created since, at or before the version that the client names.
+fn names_a_version(request: &ApiRequest) -> bool {
+    parse_version(request.resource_version()).is_some_and(|wanted| wanted > 0)
+}
+
+/// As the API server words it: `deployments.apps "web" not found`.
+fn not_found_message(request: &ApiRequest) -> String {
+    let (resource, group, name) = (request.resource(), request.group(), request.name());
+    let dot = if group.is_empty() { "" } else { "." };
+    format!("{resource}{dot}{group} \"{name}\" not found")
 }

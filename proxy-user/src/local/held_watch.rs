@@ -109,31 +109,35 @@ impl HeldWatch {
 
     /// Waits for the next bookmark; `None` when the watch ends.
     async fn wait(&mut self) -> Option<Bytes> {
-        let connected = &mut self.connected;
-        let return_delay = self.return_delay;
-        let cloud_returns = async move {
-            // The sender is dropped with the whole daemon.
-            let _ = connected.wait_for(|connected| *connected).await;
-            sleep(return_delay).await;
-        };
-        let bookmark_is_due = async {
-            match self.bookmarks {
-                Some(_) => sleep_until(self.next_bookmark).await,
-                None => std::future::pending().await,
-            }
-        };
+        let bookmark_due = self.bookmarks.as_ref().map(|_| self.next_bookmark);
         tokio::select! {
             biased;
             () = self.draining.cancelled() => None,
             () = sleep_until(self.end) => None,
-            () = cloud_returns => None,
-            () = bookmark_is_due => {
-                self.next_bookmark += BOOKMARK_INTERVAL;
-                let mut bookmark = Vec::new();
-                self.bookmarks.as_ref()?.push(&mut bookmark, BookmarkPlace::Later);
-                Some(bookmark.into())
-            }
+            () = until_cloud_returns(&mut self.connected, self.return_delay) => None,
+            () = until_due(bookmark_due) => self.take_bookmark(),
         }
+    }
+
+    fn take_bookmark(&mut self) -> Option<Bytes> {
+        self.next_bookmark += BOOKMARK_INTERVAL;
+        let mut bookmark = Vec::new();
+        let bookmarks = self.bookmarks.as_ref()?;
+        bookmarks.push(&mut bookmark, BookmarkPlace::Later);
+        Some(bookmark.into())
+    }
+}
+
+async fn until_cloud_returns(connected: &mut watch::Receiver<bool>, delay: Duration) {
+    // The sender is dropped with the whole daemon.
+    let _ = connected.wait_for(|connected| *connected).await;
+    sleep(delay).await;
+}
+
+async fn until_due(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

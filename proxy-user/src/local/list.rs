@@ -8,7 +8,6 @@ use super::error::LocalError;
 use super::stored_list::StoredList;
 use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
-use crate::cache::record::Collection;
 use hublet_wire::meta::parse_version;
 use hublet_wire::request::ApiRequest;
 
@@ -32,7 +31,7 @@ impl Local {
         if !request.continue_token().is_empty() {
             return Err(LocalError::Expired(CONTINUE_EXPIRED.into()));
         }
-        if !has_requested_version(&found.collection, request) {
+        if !is_requested_version(found.collection.version, request) {
             return Err(allowed.not_cached());
         }
         let encoding = found.encoding(request, &allowed.accepts)?;
@@ -43,12 +42,13 @@ impl Local {
     }
 }
 
-/// True if the list is as new as the request's `resourceVersion`, or has exactly that one with `resourceVersionMatch=Exact`.
-fn has_requested_version(collection: &Collection, request: &ApiRequest) -> bool {
+/// True if a list's version is as new as the request's `resourceVersion`, or exactly that one with
+/// `resourceVersionMatch=Exact`.
+pub(super) fn is_requested_version(version: u64, request: &ApiRequest) -> bool {
     let requested = parse_version(request.resource_version()).unwrap_or(0);
     if request.options().exact {
-        collection.version == requested
+        version == requested
     } else {
-        collection.version >= requested
+        version >= requested
     }
 }

@@ -28,9 +28,7 @@ impl Local {
         let (at, etag, body) = document.ok_or_else(|| allowed.not_cached())?;
 
         let mut response = if is_unchanged(allowed.headers, &etag) {
-            let mut response = Response::new(LocalBody::empty());
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            response
+            not_modified()
         } else {
             Response::new(LocalBody::whole(body))
         };
@@ -41,6 +39,12 @@ impl Local {
         self.insert_origin(headers, at);
         Ok(response)
     }
+}
+
+fn not_modified() -> Response<LocalBody> {
+    let mut response = Response::new(LocalBody::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
 }
 
 /// The stored type that the `Accept` header ranks first.

@@ -5,6 +5,7 @@ use http::Response;
 
 use super::body::LocalBody;
 use super::error::LocalError;
+use super::list::is_requested_version;
 use super::{Local, LocalRequest};
 use crate::cache::exchange::variant_key;
 use crate::cache::keys::{self, CollectionKey, ObjectKeyBuf};
@@ -12,7 +13,7 @@ use crate::cache::store::{Snapshot, StoreError};
 use crate::cache::variants;
 use hublet_wire::json;
 use hublet_wire::media::{Encoding, requested_variants};
-use hublet_wire::meta::{Timestamp, parse_version};
+use hublet_wire::meta::Timestamp;
 
 /// A stored variant of one object or a list.
 struct Variant {
@@ -28,19 +29,13 @@ impl Local {
         snapshot: &Snapshot,
         request: &LocalRequest<'_>,
     ) -> Result<Option<Response<LocalBody>>, LocalError> {
-        let options = request.request().options();
-        if !request.accepts.asks_for_variant
-            || options.include_object
-            || !request.request().continue_token().is_empty()
-        {
+        if !asks_for_whole_variant(request) {
             return Ok(None);
         }
         let Some(variant) = find_variant(snapshot, request)? else {
             return Ok(None);
         };
-        let wanted = parse_version(request.request().resource_version()).unwrap_or(0);
-        if variant.version < wanted
-            || (options.exact && variant.version != wanted)
+        if !is_requested_version(variant.version, request.request())
             || !self.is_current(snapshot, request, &variant)?
         {
             return Ok(None);
@@ -64,6 +59,14 @@ impl Local {
             && !snapshot.has_lost_since(scope, variant.version)?
             && !shows_missing_object(snapshot, request.scope(), variant)?)
     }
+}
+
+/// Variants are stored as a whole, and without their objects.
+fn asks_for_whole_variant(request: &LocalRequest<'_>) -> bool {
+    let info = request.request();
+    request.accepts.asks_for_variant
+        && !info.options().include_object
+        && info.continue_token().is_empty()
 }
 
 fn find_variant(

@@ -29,9 +29,8 @@ impl Local {
     ) -> Result<Response<LocalBody>, LocalError> {
         let snapshot = self.store.snapshot(&allowed).await?;
         let found = match self.find_collection(snapshot, &allowed) {
-            Ok(found) => Some(found),
             Err(LocalError::NotCached(_)) => None,
-            Err(error) => return Err(error),
+            found => Some(found?),
         };
         let from = resume_version(allowed.request());
         let beginning = match (from, &found) {
@@ -44,7 +43,7 @@ impl Local {
             Beginning::Events { encoding, events } => {
                 let options = allowed.request().options();
                 let bookmarks = found
-                    .filter(|_| options.bookmarks || options.send_initial_events)
+                    .filter(|_| wants_bookmarks(options))
                     .map(|found| bookmarks_of(&found, encoding, from));
                 let watch = self.held_watch(options, events, bookmarks);
                 (encoding, LocalBody::watch(watch.into_stream()))
@@ -121,6 +120,11 @@ impl Local {
 /// The version that a watch resumes at. `sendInitialEvents` asks for the whole collection, whatever the resourceVersion.
 fn resume_version(request: &ApiRequest) -> Option<u64> {
     parse_version(request.resource_version()).filter(|_| !request.options().send_initial_events)
+}
+
+/// `sendInitialEvents` needs one at their end.
+fn wants_bookmarks(options: &Options) -> bool {
+    options.bookmarks || options.send_initial_events
 }
 
 /// `from` is the version that the client resumes at, which may be newer than the collection's.

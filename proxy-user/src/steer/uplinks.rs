@@ -76,9 +76,7 @@ impl Guard {
         let installed = read_interfaces(&handle, &config)
             .await
             .map_err(interfaces_unreadable)?;
-        programs
-            .set_guard(&installed)
-            .map_err(|error| unavailable::from_kernel("writing the guard's interfaces", error))?;
+        install(&programs, &installed)?;
         let changes = events.filter(|(message, _)| {
             let relevant = may_change_uplinks(&message.payload);
             async move { relevant }
@@ -100,6 +98,11 @@ impl Guard {
         self.updates.stop().await;
         self.connection.stop().await;
     }
+}
+
+fn install(programs: &Programs, interfaces: &[GuardedInterface]) -> Result<(), Unavailable> {
+    let set = programs.set_guard(interfaces);
+    set.map_err(|error| unavailable::from_kernel("writing the guard's interfaces", error))
 }
 
 fn interfaces_unreadable(error: rtnetlink::Error) -> Unavailable {

@@ -102,13 +102,11 @@ impl Caller {
             return String::new();
         };
         let executable = process.executable.as_deref().unwrap_or(&process.command);
-        let pod = process
-            .pod_uid
-            .as_ref()
-            .map_or_else(String::new, |uid| format!(", pod {uid}"));
         format!(
-            " (process {}, user {}, {executable}{pod})",
-            process.pid, process.uid
+            " (process {}, user {}, {executable}{})",
+            process.pid,
+            process.uid,
+            pod_label(process)
         )
     }
 
@@ -134,13 +132,21 @@ impl Caller {
 
     fn is(&self, process: Option<&Process>, address: SocketAddr, port: Port) -> bool {
         match (&self.process, process) {
-            (Some(a), Some(b)) => {
-                a.pid == b.pid && a.command == b.command && a.cgroup_id == b.cgroup_id
-            }
+            (Some(known), Some(process)) => is_same_process(known, process),
             (None, None) => self.address.ip() == address.ip() && self.port == port,
             _ => false,
         }
     }
+}
+
+fn pod_label(process: &Process) -> String {
+    let uid = process.pod_uid.as_ref();
+    uid.map_or_else(String::new, |uid| format!(", pod {uid}"))
+}
+
+/// A pid may be reused.
+fn is_same_process(a: &Process, b: &Process) -> bool {
+    a.pid == b.pid && a.command == b.command && a.cgroup_id == b.cgroup_id
 }
 
 /// A caller in `/v1/status`.

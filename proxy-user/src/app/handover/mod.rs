@@ -74,11 +74,13 @@ impl Message {
         if byte[0] == self as u8 {
             Ok(())
         } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("expected {self:?}, got byte {:#04x}", byte[0]),
-            ))
+            Err(self.unexpected(byte[0]))
         }
+    }
+
+    fn unexpected(self, byte: u8) -> io::Error {
+        let problem = format!("expected {self:?}, got byte {byte:#04x}");
+        io::Error::new(io::ErrorKind::InvalidData, problem)
     }
 }
 
@@ -112,6 +114,13 @@ enum Item {
 }
 
 impl Manifest {
+    fn new(items: Vec<Item>) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            items,
+        }
+    }
+
     fn parse(bytes: &[u8]) -> Result<Self, HandoverError> {
         let manifest: Self = serde_json::from_slice(bytes)?;
         if manifest.protocol != PROTOCOL {

@@ -14,7 +14,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Item, MAX_ITEMS, Manifest, Message, PEER_TIMEOUT, PROTOCOL, PeerProcess, socket_path};
+use super::{Item, MAX_ITEMS, Manifest, Message, PEER_TIMEOUT, PeerProcess, socket_path};
 use crate::steer;
 
 /// Without a free descriptor accept() fails at once, and again.
@@ -141,10 +141,7 @@ impl Successor {
             .chain(interface)
             .take(MAX_ITEMS)
             .unzip();
-        let manifest = serde_json::to_vec(&Manifest {
-            protocol: PROTOCOL,
-            items,
-        })?;
+        let manifest = serde_json::to_vec(&Manifest::new(items))?;
         send_descriptors(&self.0, &manifest, &descriptors)
     }
 

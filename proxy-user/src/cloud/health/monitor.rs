@@ -230,7 +230,7 @@ impl<L: Link> HealthMonitor<L> {
         let mut probes = FuturesUnordered::new();
         let mut backoff = MIN_BACKOFF;
         loop {
-            let mut pause = pin!(sleep(backoff.mul_f64(0.75 + jitter() / 4.0)));
+            let mut pause = pin!(sleep(jittered_backoff(backoff)));
             loop {
                 tokio::select! {
                     () = &mut pause => break,
@@ -324,6 +324,11 @@ async fn probe_kept_or_new<L: Link>(link: &L, hedge_after: Duration) -> Result<(
         Some(result) = &mut kept, if is_pending => result,
         result = link.probe_new() => result,
     }
+}
+
+/// Three quarters of it at least.
+fn jittered_backoff(backoff: Duration) -> Duration {
+    backoff.mul_f64(0.75 + jitter() / 4.0)
 }
 
 /// A random number in 0..=1, so that a fleet of nodes doesn't probe in step.

@@ -54,11 +54,7 @@ impl SweepState {
         } else {
             self.idle_sweeps + 1
         };
-        self.slow_head_sweeps = match (now.has_unparsed_bytes, new_requests) {
-            (true, false) => self.slow_head_sweeps + 1,
-            (true, true) => 1,
-            (false, _) => 0,
-        };
+        self.slow_head_sweeps = self.next_slow_head_sweeps(now, new_requests);
         if self.slow_head_sweeps >= SLOW_HEAD_SWEEPS {
             return SweepAction::CloseSlow;
         }
@@ -67,6 +63,15 @@ impl SweepState {
             return SweepAction::CloseIdle;
         }
         SweepAction::Keep
+    }
+
+    /// A head that began before the last sweep, and one that began since.
+    fn next_slow_head_sweeps(&self, now: ActivitySnapshot, new_requests: bool) -> u32 {
+        match (now.has_unparsed_bytes, new_requests) {
+            (true, false) => self.slow_head_sweeps + 1,
+            (true, true) => 1,
+            (false, _) => 0,
+        }
     }
 
     fn reset_idle(&mut self) {
