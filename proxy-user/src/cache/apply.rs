@@ -6,7 +6,7 @@ mod order;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use crate::cache::change::{Change, Evicted, Membership};
@@ -245,7 +245,7 @@ impl<'t> Batch<'t> {
     fn remove_object(
         &mut self,
         key: ObjectKey<'_>,
-    ) -> Result<Option<(u64, Timestamp)>, StoreError> {
+    ) -> Result<Option<(ResourceVersion, Timestamp)>, StoreError> {
         self.changed = true;
         let Some(value) = self.objects.remove(key.as_bytes())? else {
             return Ok(None);
@@ -305,7 +305,11 @@ impl<'t> Batch<'t> {
         self.replace_members(key, &[])
     }
 
-    fn invalidate_object(&mut self, key: ObjectKey<'_>, version: u64) -> Result<(), StoreError> {
+    fn invalidate_object(
+        &mut self,
+        key: ObjectKey<'_>,
+        version: ResourceVersion,
+    ) -> Result<(), StoreError> {
         // A stored copy of this version or a later one shows the object after it left the selection: it exists.
         if self
             .read_stored(key)?

@@ -3,7 +3,7 @@
 use super::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::{Collection, NewRecord};
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 /// The kind of response that an object was seen in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,14 +63,14 @@ pub(crate) enum Change {
     Delete {
         key: ObjectKeyBuf,
         /// resourceVersion of the deletion, 0 where the response has none.
-        version: u64,
+        version: ResourceVersion,
         observed: Observation,
     },
     /// The object left a selector that it may still exist outside of, so it becomes unknown.
     Invalidate {
         key: ObjectKeyBuf,
         /// resourceVersion of the event.
-        version: u64,
+        version: ResourceVersion,
     },
     /// The object may exist by now, so a remembered 404 no longer counts.
     ClearAbsence {
@@ -90,8 +90,8 @@ pub(crate) enum Change {
     AdvanceCollection {
         collection: CollectionKeyBuf,
         /// resourceVersion that the watch started from.
-        from: u64,
-        version: u64,
+        from: ResourceVersion,
+        version: ResourceVersion,
         at: Timestamp,
         /// The object that joined or left a collection with selectors.
         member: Option<Membership>,

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 use crate::cache::keys::{ObjectKey, ObjectKeyBuf};
 use crate::cache::record::Record;
@@ -42,7 +42,7 @@ pub(crate) struct Continuity {
 /// The fields of a stored object that another copy is compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stored {
-    pub(super) version: u64,
+    pub(super) version: ResourceVersion,
     pub(super) uid: String,
     pub(super) at: Timestamp,
     pub(super) is_json: bool,

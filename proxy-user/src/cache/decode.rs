@@ -9,7 +9,7 @@ use std::io::Write;
 use flate2::write::MultiGzDecoder;
 use hublet_wire::list::{JsonListSplitter, ListHead, ProtobufListSplitter};
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{Timestamp, parse_version};
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::request::Verb;
 use hublet_wire::watch::{JsonWatchSplitter, ProtobufWatchSplitter};
 use hublet_wire::{CodecError, MAX_OBJECT};
@@ -356,7 +356,7 @@ fn list_page(
         api_version: &head.api_version,
         kind,
     })?;
-    let version = parse_version(&head.resource_version)
+    let version = ResourceVersion::parse(&head.resource_version)
         .ok_or_else(|| CodecError::Json("a list without a resourceVersion".into()))?;
     let observed = exchange.list_observation();
     let record = Collection {

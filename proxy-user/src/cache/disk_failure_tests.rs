@@ -145,7 +145,7 @@ async fn read(bench: &Bench) -> u64 {
     for _ in 0..2 {
         let generation = bench.cache.generation();
         let snapshot = bench.cache.snapshot().await.unwrap();
-        match snapshot.object(ObjectKey::new(b"/pods/d/a"), |r| r.version) {
+        match snapshot.object(ObjectKey::new(b"/pods/d/a"), |r| r.version.get()) {
             Ok(Lookup::Found(version)) => return version,
             Ok(other) => panic!("it was stored: {other:?}"),
             Err(error) => assert!(bench.cache.wait_until_reopened(generation).await, "{error}"),
@@ -297,7 +297,7 @@ async fn i2_nothing_is_written_over_the_gap_of_a_failed_write() {
         )
         .await;
     assert_eq!(
-        bench.collection("/pods/d/").await.unwrap().version,
+        bench.collection("/pods/d/").await.unwrap().version.get(),
         10,
         "a page of it is missing"
     );
@@ -306,7 +306,7 @@ async fn i2_nothing_is_written_over_the_gap_of_a_failed_write() {
         .respond(&watch, 200, event("ADDED", "e", 21).as_bytes(), 0)
         .await;
     assert_eq!(
-        bench.collection("/pods/d/").await.unwrap().version,
+        bench.collection("/pods/d/").await.unwrap().version.get(),
         10,
         "events before it are missing"
     );

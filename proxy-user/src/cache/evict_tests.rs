@@ -13,7 +13,7 @@ use crate::cache::record::{Collection, NewRecord, ResponseRecord, TypeHint};
 use crate::cache::store::{ListSource, Lookup, Store, StoreError};
 use crate::clock::Clock;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 const KIB: usize = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -56,7 +56,7 @@ fn upsert(name: &str, (version, at): (u64, u64), len: usize) -> Change {
 
 fn collection(version: u64, at: u64) -> Collection {
     Collection::new(
-        version,
+        ResourceVersion::new(version),
         Timestamp::from_millis(at),
         "PodList".to_owned(),
         "v1".to_owned(),
@@ -111,7 +111,7 @@ fn a_reader_that_stalls_does_not_make_the_file_grow() {
         .snapshot()
         .unwrap()
         .list_cursor(listed(Encoding::Json));
-    assert_eq!(stalled.next(|r| r.version).unwrap(), Some(7));
+    assert_eq!(stalled.next(|r| r.version.get()).unwrap(), Some(7));
     let mut size = 0;
     for version in 11..40 {
         store.end_old_snapshots(Duration::ZERO);
@@ -124,7 +124,7 @@ fn a_reader_that_stalls_does_not_make_the_file_grow() {
     }
     assert!(store.size() <= size + MIB, "{} after {size}", store.size());
     let mut rest = 0;
-    while let Some(version) = stalled.next(|r| r.version).unwrap() {
+    while let Some(version) = stalled.next(|r| r.version.get()).unwrap() {
         assert_eq!(version, 39, "newer than the list, as a change after it is");
         rest += 1;
     }
@@ -148,7 +148,7 @@ fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
     };
     let gone = Change::Delete {
         key: key("p0002"),
-        version: 12,
+        version: ResourceVersion::new(12),
         observed: listed_at(1),
     };
     assert_eq!(
@@ -158,7 +158,7 @@ fn a_list_that_can_not_be_ended_as_it_was_begun_breaks_off() {
     );
     let forget = Change::Invalidate {
         key: key("p0002"),
-        version: 12,
+        version: ResourceVersion::new(12),
     };
     assert!(
         matches!(after(&[forget], Encoding::Json), Err(StoreError::Changed)),
@@ -300,7 +300,7 @@ fn a_file_that_is_mostly_empty_becomes_small_and_readers_go_on() {
     let found = store
         .snapshot()
         .unwrap()
-        .object(key("p0000").as_key(), |r| r.version)
+        .object(key("p0000").as_key(), |r| r.version.get())
         .unwrap();
     assert_eq!(
         found,
@@ -391,7 +391,7 @@ fn i14_a_flood_of_absences_evicts_its_own() {
     let (_dir, store) = open();
     let gone = |key: String, at: u64| Change::Delete {
         key: ObjectKey::new(key.as_bytes()).to_buf(),
-        version: 0,
+        version: ResourceVersion::UNSET,
         observed: listed_at(at),
     };
     apply(

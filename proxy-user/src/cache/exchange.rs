@@ -12,7 +12,7 @@ use crate::cache::not_stored::NotStored;
 use crate::cache::record::{NewRecord, TypeHint};
 use hublet_wire::CodecError;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{Timestamp, parse_version};
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::request::{ApiRequest, Verb};
 
 /// A request, and the head of its response.
@@ -33,7 +33,7 @@ pub(crate) struct Exchange {
     /// True for selectors whose result loses a member only when that is deleted.
     pub stable_selector: bool,
     /// resourceVersion that a watch started from.
-    pub watch_from: u64,
+    pub watch_from: ResourceVersion,
     /// A watch with `sendInitialEvents`, which begins with the objects that exist.
     pub initial_events: bool,
     /// The `continue` token of the request; empty for the first page.
@@ -278,7 +278,8 @@ impl Exchange {
             plural: request.resource().to_owned(),
             name: request.name().to_owned(),
             stable_selector: is_stable_selector(request),
-            watch_from: parse_version(request.resource_version()).unwrap_or(u64::MAX),
+            watch_from: ResourceVersion::parse(request.resource_version())
+                .unwrap_or(ResourceVersion::MAX),
             initial_events: options.send_initial_events,
             continue_token: request.continue_token().to_owned(),
             status,

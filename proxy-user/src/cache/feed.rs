@@ -116,6 +116,7 @@ mod tests {
     use crate::cache::change::{Change, Observation};
     use crate::cache::notices::CAPACITY;
     use crate::cache::record::{NewRecord, TypeHint};
+    use hublet_wire::meta::ResourceVersion;
 
     fn subscribed() -> (tempfile::TempDir, Arc<Store>, Subscription) {
         let (dir, store) = testing::store_with(&[]);
@@ -142,7 +143,7 @@ mod tests {
             upsert("/secrets/n/a"),
             Change::Delete {
                 key: ObjectKey::new(b"/pods/n/b").to_buf(),
-                version: 1,
+                version: ResourceVersion::new(1),
                 observed: Observation::watch_event(testing::AT),
             },
         ];

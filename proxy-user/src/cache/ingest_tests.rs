@@ -181,7 +181,9 @@ fn stored(store: &Store) -> Model {
     for name in NAMES {
         let key = format!("/pods/d/{name}");
         match snapshot
-            .object(ObjectKey::new(key.as_bytes()), |record| record.version)
+            .object(ObjectKey::new(key.as_bytes()), |record| {
+                record.version.get()
+            })
             .unwrap()
         {
             Lookup::Found(version) => model.objects.insert(name, Known::Present(version)),
@@ -194,7 +196,7 @@ fn stored(store: &Store) -> Model {
         .unwrap();
     model.collection = collection.map(|collection| {
         assert!(collection.is_whole(), "{collection:?}");
-        collection.version
+        collection.version.get()
     });
     model
 }
@@ -345,7 +347,7 @@ impl Comparison {
                 Write::Delete(_) => {
                     let bookmark = Bookmark {
                         type_meta: POD,
-                        resource_version: ResourceVersion(version),
+                        resource_version: ResourceVersion::new(version),
                         place: BookmarkPlace::Later,
                     };
                     bookmark.push_frame(&mut body, step.encoding);

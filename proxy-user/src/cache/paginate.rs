@@ -100,11 +100,17 @@ impl PartialList {
 mod tests {
     use super::*;
     use crate::cache::keys::CollectionKey;
+    use hublet_wire::meta::ResourceVersion;
 
     fn page(continue_token: &str, next: &str, version: u64) -> PartialList {
         PartialList {
             collection: CollectionKey::new(b"c").to_buf(),
-            record: Collection::new(version, Timestamp::EPOCH, "L".into(), "v1".into()),
+            record: Collection::new(
+                ResourceVersion::new(version),
+                Timestamp::EPOCH,
+                "L".into(),
+                "v1".into(),
+            ),
             members: vec![ObjectKeyBuf::join(b"/pods/", "", continue_token)],
             received_at: Timestamp::EPOCH,
             observed: Observation::watch_event(Timestamp::EPOCH),

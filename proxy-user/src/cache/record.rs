@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::variants;
 use hublet_wire::list::{protobuf_item_len, push_protobuf_item};
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{Meta, Timestamp, TypeMeta};
+use hublet_wire::meta::{Meta, ResourceVersion, Timestamp, TypeMeta};
 use hublet_wire::{CodecError, json, protobuf};
 
 /// Version of the format of everything in this module. A store with another number is renamed and an empty one begun.
@@ -20,7 +20,7 @@ pub(crate) struct Record<'a> {
     /// Encoding of `body`.
     pub encoding: Encoding,
     /// resourceVersion.
-    pub version: u64,
+    pub version: ResourceVersion,
     /// Time of the API server's response.
     pub stored_at: Timestamp,
     /// `apiVersion`.
@@ -62,7 +62,7 @@ impl<'a> Record<'a> {
         let item = (short(24), short(28));
         (item.0.checked_add(item.1)? <= rest.len()).then_some(Self {
             encoding,
-            version: number(8),
+            version: ResourceVersion::new(number(8)),
             stored_at: Timestamp::from_millis(number(16)),
             api_version,
             kind,
@@ -77,7 +77,7 @@ impl<'a> Record<'a> {
     pub(crate) fn bare(encoding: Encoding, body: &'a [u8]) -> Self {
         Self {
             encoding,
-            version: 1,
+            version: ResourceVersion::new(1),
             stored_at: Timestamp::EPOCH,
             api_version: "",
             kind: "",
@@ -124,7 +124,7 @@ pub(crate) struct NewRecord {
     /// Name.
     pub name: String,
     /// resourceVersion.
-    pub version: u64,
+    pub version: ResourceVersion,
     /// In the response to a DELETE: the object no longer exists, since no finalizer or grace period delays its removal.
     pub is_gone: bool,
     /// It has the annotation that marks the end of initial events.
@@ -257,7 +257,7 @@ impl NewRecord {
             short(&meta.uid)?,
         ];
         value.extend_from_slice(&[FORMAT, encoding as u8, 0, lens[0], lens[1], lens[2], 0, 0]);
-        value.extend_from_slice(&version.to_le_bytes());
+        value.extend_from_slice(&version.get().to_le_bytes());
         value.extend_from_slice(&body.at.as_millis().to_le_bytes());
         value.extend_from_slice(&long(body.item.0)?.to_le_bytes());
         value.extend_from_slice(&long(body.item.1)?.to_le_bytes());
@@ -289,19 +289,21 @@ pub(crate) struct Absence {
     /// Time of that response or event.
     pub at: Timestamp,
     /// resourceVersion of the deletion; 0 for a 404, which has none.
-    pub version: u64,
+    pub version: ResourceVersion,
 }
 
 impl Absence {
     /// Reads a row of the table of absences.
     pub(crate) const fn from_row((at, version): (u64, u64)) -> Self {
-        let at = Timestamp::from_millis(at);
-        Self { at, version }
+        Self {
+            at: Timestamp::from_millis(at),
+            version: ResourceVersion::new(version),
+        }
     }
 
     /// The row for the table of absences.
     pub(crate) const fn to_row(self) -> (u64, u64) {
-        (self.at.as_millis(), self.version)
+        (self.at.as_millis(), self.version.get())
     }
 }
 
@@ -309,7 +311,7 @@ impl Absence {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Collection {
     /// The list's resourceVersion, advanced by watches.
-    pub version: u64,
+    pub version: ResourceVersion,
     /// Time of the API server's last response.
     pub at: Timestamp,
     /// The list's `kind`.
@@ -322,22 +324,27 @@ pub(crate) struct Collection {
     pub complete: bool,
     /// All changes since this resourceVersion were seen by a watch; `None`: none before `version`.
     #[serde(default)]
-    pub followed_from: Option<u64>,
+    pub followed_from: Option<ResourceVersion>,
     /// resourceVersion of the last deletion, or departure from the selection, since then.
     #[serde(default)]
-    pub departed: u64,
+    pub departed: ResourceVersion,
     /// resourceVersion of the last list that lacked a stored object: that was removed without a deletion having been seen.
     #[serde(default)]
-    pub unnamed: u64,
+    pub unnamed: ResourceVersion,
     /// resourceVersion at which an object left a selection. Until the collection's own watch has reached it, it is unknown
     /// whether that object still exists.
     #[serde(default)]
-    pub unclear: u64,
+    pub unclear: ResourceVersion,
 }
 
 impl Collection {
     /// The state of a complete list that was just received.
-    pub(crate) fn new(version: u64, at: Timestamp, kind: String, api_version: String) -> Self {
+    pub(crate) fn new(
+        version: ResourceVersion,
+        at: Timestamp,
+        kind: String,
+        api_version: String,
+    ) -> Self {
         let unstructured = false;
         Self {
             version,
@@ -347,9 +354,9 @@ impl Collection {
             unstructured,
             complete: true,
             followed_from: None,
-            departed: 0,
-            unnamed: 0,
-            unclear: 0,
+            departed: ResourceVersion::UNSET,
+            unnamed: ResourceVersion::UNSET,
+            unclear: ResourceVersion::UNSET,
         }
     }
 
@@ -423,7 +430,10 @@ mod tests {
         let record = Record::read(&new.value).unwrap();
         let whole = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"d","uid":"u","resourceVersion":"7"},"spec":{}}"#;
         assert_eq!(record.body.trim_ascii_end(), whole);
-        assert_eq!((record.version, record.stored_at, record.uid), (7, AT, "u"));
+        assert_eq!(
+            (record.version.get(), record.stored_at, record.uid),
+            (7, AT, "u")
+        );
         let mut out = Vec::new();
         record.push_item(&mut out, false);
         assert_eq!(out, item);
@@ -450,7 +460,7 @@ mod tests {
         let mut raw = Vec::new();
         protobuf::put_bytes(&mut raw, 1, b"\x0a\x01a\x32\x017");
         let new = NewRecord::protobuf_item(&raw, HINT, AT).unwrap();
-        assert_eq!((&*new.name, new.version), ("a", 7));
+        assert_eq!((&*new.name, new.version.get()), ("a", 7));
         let record = Record::read(&new.value).unwrap();
         let (mut out, mut expected) = (Vec::new(), Vec::new());
         record.push_item(&mut out, false);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use redb::ReadTransaction;
 
 use crate::cache::ended_absences::EndedAbsences;
@@ -32,7 +32,7 @@ pub(crate) enum Lookup<T> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Covered {
     /// The resourceVersion.
-    pub version: u64,
+    pub version: ResourceVersion,
     /// The time.
     pub until: Timestamp,
 }
@@ -227,7 +227,7 @@ impl Snapshot {
     pub(crate) fn has_changed_since(
         &self,
         prefix: &[u8],
-        version: u64,
+        version: ResourceVersion,
         at: Timestamp,
     ) -> Result<bool, StoreError> {
         let end = if prefix.ends_with(b"/") {
@@ -257,7 +257,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// redb's, or a damaged value.
-    pub(crate) fn has_lost_since(&self, scope: &[u8], version: u64) -> Result<bool, StoreError> {
+    pub(crate) fn has_lost_since(
+        &self,
+        scope: &[u8],
+        version: ResourceVersion,
+    ) -> Result<bool, StoreError> {
         let own = self.collection(CollectionKey::new(scope))?;
         let all = self.collection(CollectionKey::new(keys::resource_of(scope)))?;
         let incomplete = own.as_ref().is_some_and(|own| !own.is_whole());

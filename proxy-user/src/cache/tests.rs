@@ -78,7 +78,7 @@ impl Bench {
     pub(super) async fn version(&self, key: &str) -> Option<u64> {
         let snapshot = self.cache.snapshot().await.unwrap();
         match snapshot
-            .object(ObjectKey::new(key.as_bytes()), |r| r.version)
+            .object(ObjectKey::new(key.as_bytes()), |r| r.version.get())
             .unwrap()
         {
             Lookup::Found(version) => Some(version),
@@ -307,7 +307,7 @@ async fn i2_a_list_counts_only_when_it_is_whole() {
     bench
         .respond(&second, 200, list(8, "", &[("b", 5)]).as_bytes(), 0)
         .await;
-    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 8);
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version.get(), 8);
     bench
         .respond(PODS, 200, list(10, "", &[("b", 5)]).as_bytes(), 0)
         .await;
@@ -322,7 +322,7 @@ async fn i2_a_list_counts_only_when_it_is_whole() {
     let partial = list(13, "", &[]).replace("PodList", "PartialObjectMetadataList");
     bench.respond(PODS, 200, partial.as_bytes(), 0).await;
     assert_eq!(
-        bench.collection("/pods/d/").await.unwrap().version,
+        bench.collection("/pods/d/").await.unwrap().version.get(),
         10,
         "another form of it is not the list"
     );
@@ -368,7 +368,7 @@ async fn i2_a_compressed_list_needs_its_end() {
         assert_eq!(bench.collection("/pods/d/").await, None);
     }
     bench.respond(PODS, 200, &member, 0).await;
-    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 8);
+    assert_eq!(bench.collection("/pods/d/").await.unwrap().version.get(), 8);
 }
 
 #[tokio::test]
@@ -380,14 +380,17 @@ async fn watches_carry_a_list_on_and_a_gap_stops_it() {
     let watch = |from: u64| format!("{PODS}?watch=true&resourceVersion={from}");
     let events = event("ADDED", "b", 11) + &event("DELETED", "a", 12);
     bench.respond(&watch(10), 200, events.as_bytes(), 0).await;
-    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 12);
+    assert_eq!(
+        bench.collection("/pods/d/").await.unwrap().version.get(),
+        12
+    );
     assert!(bench.is_absent("/pods/d/a").await);
     assert_eq!(bench.names("/pods/d/").await, 1);
     bench
         .respond(&watch(50), 200, event("ADDED", "c", 51).as_bytes(), 0)
         .await;
     assert_eq!(
-        bench.collection("/pods/d/").await.unwrap().version,
+        bench.collection("/pods/d/").await.unwrap().version.get(),
         12,
         "events between 12 and 50 were missed"
     );
@@ -398,7 +401,10 @@ async fn watches_carry_a_list_on_and_a_gap_stops_it() {
     );
     let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"60"}}}"#;
     bench.respond(&watch(12), 200, bookmark.as_bytes(), 0).await;
-    assert_eq!(bench.collection("/pods/d/").await.unwrap().version, 60);
+    assert_eq!(
+        bench.collection("/pods/d/").await.unwrap().version.get(),
+        60
+    );
 }
 
 #[tokio::test]
@@ -425,7 +431,10 @@ async fn i2_initial_events_are_a_list_once_their_bookmark_has_come() {
     let events = event("ADDED", "a", 15) + end + &event("ADDED", "c", 21);
     bench.respond(&call, 200, events.as_bytes(), 0).await;
     let collection = bench.collection("/pods/d/").await.unwrap();
-    assert_eq!((collection.version, &*collection.kind), (20, "PodList"));
+    assert_eq!(
+        (collection.version.get(), &*collection.kind),
+        (20, "PodList")
+    );
     assert_eq!(
         bench.object("/pods/d/b").await,
         Lookup::Unknown,

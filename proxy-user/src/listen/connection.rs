@@ -269,6 +269,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use crate::listen::{ConnectionTable, Counters};
+    use crate::proxy::Proxy;
 
     /// An accepted connection in the table, whose client has sent nothing.
     struct Bench {
@@ -366,5 +367,16 @@ mod tests {
         );
         let tls = size_of_future_4(serve_tls);
         assert!(tls <= 768, "{tls} bytes more with TLS");
+    }
+
+    fn size_of_future_3<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// hyper keeps room for one such future for as long as an HTTP/1.1 connection lasts.
+    #[test]
+    fn the_future_of_a_request_is_small() {
+        let bytes = size_of_future_3(Proxy::handle);
+        assert!(bytes <= 2048, "{bytes} bytes a request");
     }
 }

@@ -8,7 +8,7 @@ use crate::cache::record::{Collection, Record};
 use crate::cache::selector::stays;
 use crate::cache::store::{Covered, ListCursor, ListSource, Snapshot, StoreError, Walk};
 use hublet_wire::media::{Accepts, Encoding};
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::request::ApiRequest;
 
 /// A complete collection that covers a request.
@@ -71,7 +71,7 @@ impl CompleteCollection {
     /// the client's.
     pub(super) fn last_deletion_beyond(
         &self,
-        client: u64,
+        client: ResourceVersion,
     ) -> Result<Option<Timestamp>, StoreError> {
         let covered = Covered {
             version: self.collection.version.max(client),

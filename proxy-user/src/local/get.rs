@@ -11,7 +11,7 @@ use crate::cache::keys::ObjectKey;
 use crate::cache::record::Record;
 use crate::cache::store::Lookup;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{Timestamp, parse_version};
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::request::ApiRequest;
 use hublet_wire::status::{Status, StatusDetails};
 
@@ -57,7 +57,8 @@ impl Local {
     fn extract(&self, request: &LocalRequest<'_>, record: &Record<'_>) -> Extract {
         let encoding = record.encoding;
         let stored_at = record.stored_at;
-        let wanted = parse_version(request.request().resource_version()).unwrap_or(0);
+        let wanted =
+            ResourceVersion::parse(request.request().resource_version()).unwrap_or_default();
         if record.api_version != request.request().api_version() {
             Extract::OtherVersion(record.api_version.to_owned())
         } else if record.version < wanted || self.has_expired(request.scope(), stored_at) {
@@ -135,7 +136,7 @@ fn other_encoding(request: &LocalRequest<'_>, stored: Encoding) -> LocalError {
 
 /// An absent object may have been created since, at or before the version that the client names.
 fn names_a_version(request: &ApiRequest) -> bool {
-    parse_version(request.resource_version()).is_some_and(|wanted| wanted > 0)
+    ResourceVersion::parse(request.resource_version()).is_some()
 }
 
 /// As the API server words it: `deployments.apps "web" not found`.

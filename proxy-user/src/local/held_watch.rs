@@ -200,7 +200,7 @@ mod tests {
                     encoding: Encoding::Json,
                     kind: "Pod".into(),
                     api_version: "v1".into(),
-                    version: ResourceVersion(7),
+                    version: ResourceVersion::new(7),
                 }),
                 next_bookmark,
                 end,

@@ -8,7 +8,7 @@ use super::error::LocalError;
 use super::stored_list::StoredList;
 use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
-use hublet_wire::meta::parse_version;
+use hublet_wire::meta::ResourceVersion;
 use hublet_wire::request::ApiRequest;
 
 const CONTINUE_EXPIRED: &str = "hublet: the cloud is unreachable and the rest of this list can't be continued: list again from the start";
@@ -44,8 +44,8 @@ impl Local {
 
 /// True if a list's version is as new as the request's `resourceVersion`, or exactly that one with
 /// `resourceVersionMatch=Exact`.
-pub(super) fn is_requested_version(version: u64, request: &ApiRequest) -> bool {
-    let requested = parse_version(request.resource_version()).unwrap_or(0);
+pub(super) fn is_requested_version(version: ResourceVersion, request: &ApiRequest) -> bool {
+    let requested = ResourceVersion::parse(request.resource_version()).unwrap_or_default();
     if request.options().exact {
         version == requested
     } else {

@@ -15,7 +15,7 @@ use crate::cache::record::{Collection, Record};
 use crate::cache::store::{Covered, StoreError};
 use crate::caller::Client;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::request::Verb;
 use hublet_wire::status::Status;
 use hublet_wire::watch::{EventType, push_frame};
@@ -91,7 +91,7 @@ impl Beginning {
 /// A change since the client's resourceVersion.
 #[derive(Debug)]
 struct Changed {
-    version: u64,
+    version: ResourceVersion,
     encoding: Encoding,
     object: Vec<u8>,
 }
@@ -99,9 +99,9 @@ struct Changed {
 #[derive(Debug)]
 struct Changes {
     /// The resourceVersion that the client has.
-    from: u64,
+    from: ResourceVersion,
     /// The resourceVersion up to which the collection is complete.
-    covered: u64,
+    covered: ResourceVersion,
     changed: Vec<Changed>,
     bytes: usize,
     /// The time of the last change beyond the collection's resourceVersion.
@@ -109,7 +109,7 @@ struct Changes {
 }
 
 impl Changes {
-    fn new(from: u64, covered: u64) -> Self {
+    fn new(from: ResourceVersion, covered: ResourceVersion) -> Self {
         Self {
             from,
             covered,
@@ -163,7 +163,7 @@ impl Local {
         &self,
         allowed: &Allowed<LocalRequest<'_>>,
         found: Option<&CompleteCollection>,
-        from: u64,
+        from: ResourceVersion,
     ) -> Result<Beginning, LocalError> {
         let Some(found) = found else {
             return Ok(if self.has_changed_since(allowed, from)? {
@@ -195,7 +195,7 @@ impl Local {
         &self,
         allowed: &Allowed<LocalRequest<'_>>,
         found: &CompleteCollection,
-        from: u64,
+        from: ResourceVersion,
     ) -> Result<Option<Changes>, StoreError> {
         let mut changes = Changes::new(from, found.collection.version);
         let mut cursor = found.cursor()?;
@@ -209,7 +209,7 @@ impl Local {
     fn has_changed_since(
         &self,
         allowed: &Allowed<LocalRequest<'_>>,
-        from: u64,
+        from: ResourceVersion,
     ) -> Result<bool, StoreError> {
         // Objects that have left a selection aren't known.
         if allowed.request().has_selectors() || allowed.request().verb() != Verb::Watch {
@@ -227,7 +227,7 @@ impl Local {
 }
 
 /// The version from which on every change of the collection can be sent as an event.
-fn changes_known_from(collection: &Collection) -> u64 {
+fn changes_known_from(collection: &Collection) -> ResourceVersion {
     let followed_from = collection.followed_from;
     followed_from
         .unwrap_or(collection.version)

@@ -13,13 +13,13 @@ use crate::cache::store::{Snapshot, StoreError};
 use crate::cache::variants;
 use hublet_wire::json;
 use hublet_wire::media::{Encoding, requested_variants};
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 /// A stored variant of one object or a list.
 struct Variant {
     at: Timestamp,
     body: Bytes,
-    version: u64,
+    version: ResourceVersion,
 }
 
 impl Local {

@@ -13,7 +13,7 @@ use super::resume::{Beginning, expired_event};
 use super::{Local, LocalRequest};
 use crate::authz::authorizer::Allowed;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{ResourceVersion, Timestamp, parse_version};
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::request::{ApiRequest, Options};
 
 /// All watches end within this time after the cloud's return.
@@ -118,8 +118,9 @@ impl Local {
 }
 
 /// The version that a watch resumes at. `sendInitialEvents` asks for the whole collection, whatever the resourceVersion.
-fn resume_version(request: &ApiRequest) -> Option<u64> {
-    parse_version(request.resource_version()).filter(|_| !request.options().send_initial_events)
+fn resume_version(request: &ApiRequest) -> Option<ResourceVersion> {
+    ResourceVersion::parse(request.resource_version())
+        .filter(|_| !request.options().send_initial_events)
 }
 
 /// `sendInitialEvents` needs one at their end.
@@ -128,14 +129,18 @@ fn wants_bookmarks(options: &Options) -> bool {
 }
 
 /// `from` is the version that the client resumes at, which may be newer than the collection's.
-fn bookmarks_of(found: &CompleteCollection, encoding: Encoding, from: Option<u64>) -> Bookmarks {
+fn bookmarks_of(
+    found: &CompleteCollection,
+    encoding: Encoding,
+    from: Option<ResourceVersion>,
+) -> Bookmarks {
     let collection = &found.collection;
     let kind = &collection.kind;
     Bookmarks {
         encoding,
         kind: kind.strip_suffix("List").unwrap_or(kind).to_owned(),
         api_version: collection.api_version.clone(),
-        version: ResourceVersion(from.unwrap_or(0).max(collection.version)),
+        version: from.unwrap_or_default().max(collection.version),
     }
 }
 

@@ -235,6 +235,7 @@ impl<'de> Visitor<'de> for AnnotationsVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::ResourceVersion;
 
     #[test]
     fn heads_are_read_and_arrays_are_refused() {
@@ -251,7 +252,7 @@ mod tests {
                 head.meta.finalizers,
                 head.meta.deleting
             ),
-            (Some(7), true, false)
+            (Some(ResourceVersion::new(7)), true, false)
         );
         assert_eq!(head.status.status, "");
         for bad in [

@@ -69,21 +69,29 @@ impl Meta<'_> {
     }
 
     /// The resourceVersion as a number; `None` where it is no ordered number (KEP-5504).
-    pub fn version(&self) -> Option<u64> {
-        parse_version(&self.resource_version)
+    pub fn version(&self) -> Option<ResourceVersion> {
+        ResourceVersion::parse(&self.resource_version)
     }
 }
 
-/// A resourceVersion as a number: decimal, no leading zero.
-pub fn parse_version(text: &str) -> Option<u64> {
-    ResourceVersion::parse(text).map(ResourceVersion::get)
-}
-
 /// A resourceVersion, which is an ordered number within one resource of one cluster (KEP-5504).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ResourceVersion(pub u64);
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct ResourceVersion(u64);
 
 impl ResourceVersion {
+    /// No version, and lower than every real one: a request's `0` or a missing parameter, a 404.
+    pub const UNSET: Self = Self(0);
+    /// Higher than every real version.
+    pub const MAX: Self = Self(u64::MAX);
+
+    /// Makes a version of its number.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
     /// Reads a decimal number without a leading zero; `None` of `0`, which means "any version".
     pub fn parse(text: &str) -> Option<Self> {
         if text.is_empty() || text.starts_with('0') || !text.bytes().all(|b| b.is_ascii_digit()) {
@@ -235,9 +243,8 @@ mod tests {
             resource_version: text.to_owned().into(),
             ..Meta::default()
         };
-        assert_eq!(meta("42").version(), Some(42));
+        assert_eq!(meta("42").version(), Some(ResourceVersion(42)));
         assert_eq!(meta("0").version(), None);
-        assert_eq!(parse_version("7"), Some(7));
         assert_eq!(Timestamp::from_millis(7).as_millis(), 7);
         let age = Age::from(Duration::from_millis(2_900));
         assert_eq!(

@@ -299,7 +299,7 @@ mod tests {
                 api_version: "v1",
                 kind: "ConfigMap",
             },
-            resource_version: ResourceVersion(10_681),
+            resource_version: ResourceVersion::new(10_681),
             place,
         };
         let end = bookmark(BookmarkPlace::InitialEventsEnd);
@@ -324,7 +324,7 @@ mod tests {
             let meta = crate::protobuf::parse_object_meta(unknown.raw).unwrap();
             assert_eq!(
                 (meta.version(), meta.initial_events_end),
-                (Some(10_681), is_end)
+                (Some(ResourceVersion::new(10_681)), is_end)
             );
             assert_eq!(unknown.type_meta, end.type_meta);
         }

@@ -308,7 +308,7 @@ fn a_written_watch_holds_its_objects_and_bookmarks() {
     for place in [BookmarkPlace::InitialEventsEnd, BookmarkPlace::Later] {
         let bookmark = Bookmark {
             type_meta: POD,
-            resource_version: ResourceVersion(42),
+            resource_version: ResourceVersion::new(42),
             place,
         };
         bookmark.push_frame(&mut stream, Encoding::Protobuf);

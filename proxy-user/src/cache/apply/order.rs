@@ -15,7 +15,7 @@ use crate::cache::record::{Absence, Collection, NewRecord, Record, ResponseRecor
 use crate::cache::store::StoreError;
 use crate::cache::tables::CLUSTER;
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 use super::ReadableTableMetadata;
 
@@ -65,7 +65,7 @@ impl Batch<'_> {
     fn is_unlisted(
         &self,
         key: ObjectKey<'_>,
-        version: u64,
+        version: ResourceVersion,
         observed: Observation,
     ) -> Result<bool, StoreError> {
         if observed.is_consistent() {
@@ -88,11 +88,11 @@ impl Batch<'_> {
         &mut self,
         key: ObjectKey<'_>,
         gone: Absence,
-        version: u64,
+        version: ResourceVersion,
         observed: Observation,
     ) -> bool {
         let (at, since_version) = (self.continuity.past(gone.at), gone.version);
-        if since_version == 0 {
+        if since_version == ResourceVersion::UNSET {
             return observed.requested_at >= at;
         }
         if version > since_version {
@@ -146,7 +146,7 @@ impl Batch<'_> {
     fn rewind_resource(
         &mut self,
         resource: &[u8],
-        version: u64,
+        version: ResourceVersion,
         observed: Observation,
     ) -> Result<(), StoreError> {
         let end = keys::end_of(resource);
@@ -283,27 +283,29 @@ impl Batch<'_> {
     pub(super) fn record_absence(
         &mut self,
         key: ObjectKey<'_>,
-        version: u64,
+        version: ResourceVersion,
         observed: Observation,
     ) -> Result<(), StoreError> {
         let stored = self.read_stored(key)?;
         if let Some(stored) = &stored {
             // Seen again since: in a later version or, for a 404, which has none, after the request was sent.
-            let later = stored.version > version && stored.at >= observed.not_before;
-            if if version > 0 {
-                later
-            } else {
+            let seen_since = if version == ResourceVersion::UNSET {
                 stored.at > observed.requested_at
-            } {
+            } else {
+                stored.version > version && stored.at >= observed.not_before
+            };
+            if seen_since {
                 return Ok(());
             }
         }
         let before = self.read_absence(key)?;
-        let known = before.map_or(0, |before| before.version);
+        let known = before.map_or(ResourceVersion::UNSET, |before| before.version);
         let since_version = match (version, stored) {
-            (0, Some(stored)) if observed.is_consistent() => known.max(stored.version),
+            (ResourceVersion::UNSET, Some(stored)) if observed.is_consistent() => {
+                known.max(stored.version)
+            }
             // A 404 from a watch cache may only mean that the cache lags: it doesn't show which versions are deleted.
-            (0, _) => known,
+            (ResourceVersion::UNSET, _) => known,
             (version, _) => version.max(known),
         };
         let age = before.map(|before| self.continuity.past(before.at) + MIN_REWRITE_AGE);
@@ -366,12 +368,14 @@ impl Batch<'_> {
         let unnamed = if departed {
             new.version
         } else {
-            follows.as_ref().map_or(0, |old| old.unnamed)
+            follows
+                .as_ref()
+                .map_or(ResourceVersion::UNSET, |old| old.unnamed)
         };
         let departed = if departed {
             new.version
         } else {
-            follows.map_or(0, |old| old.departed)
+            follows.map_or(ResourceVersion::UNSET, |old| old.departed)
         };
         let followed_from = followed_from.or(Some(new.version));
         self.put_collection(
@@ -394,7 +398,7 @@ impl Batch<'_> {
     fn drop_unlisted(
         &mut self,
         collection: CollectionKey<'_>,
-        version: u64,
+        version: ResourceVersion,
         observed: Observation,
         listed: &[ObjectKey<'_>],
     ) -> Result<bool, StoreError> {

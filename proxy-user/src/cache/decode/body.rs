@@ -1,7 +1,7 @@
 //! Bodies that are held whole: an object, a `Status`, a non-resource response, or a variant.
 
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::request::Verb;
 use hublet_wire::{CodecError, json, protobuf};
 
@@ -75,7 +75,7 @@ impl WholeBody<'_> {
         if name.is_some_and(|name| name == exchange.name) {
             self.changes.push(Change::Delete {
                 key: exchange.requested_object().to_buf(),
-                version: 0,
+                version: ResourceVersion::UNSET,
                 observed: exchange.observation(),
             });
         }
@@ -106,7 +106,7 @@ impl WholeBody<'_> {
         };
         self.changes.push(Change::Delete {
             key: exchange.requested_object().to_buf(),
-            version: 0,
+            version: ResourceVersion::UNSET,
             observed,
         });
     }

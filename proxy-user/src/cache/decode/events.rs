@@ -1,7 +1,7 @@
 //! Watch events: each frame reports a change of one object and advances its collection.
 
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::{CodecError, json, protobuf};
 
 use crate::cache::change::{Change, Membership, Observation};
@@ -25,7 +25,7 @@ pub(super) struct EventSink<'a> {
 struct Bookmark {
     api_version: String,
     kind: String,
-    version: Option<u64>,
+    version: Option<ResourceVersion>,
     ends_initial_events: bool,
 }
 
@@ -122,7 +122,7 @@ impl EventSink<'_> {
     /// Stores the initial events, which are complete now, as a list.
     fn complete_initial_events(
         &mut self,
-        version: u64,
+        version: ResourceVersion,
         bookmark: &Bookmark,
         members: Vec<ObjectKeyBuf>,
     ) -> Result<(), CodecError> {
@@ -144,15 +144,20 @@ impl EventSink<'_> {
         Ok(())
     }
 
-    fn advance(&mut self, version: u64, member: Option<Membership>) {
+    fn advance(&mut self, version: ResourceVersion, member: Option<Membership>) {
         self.push_advance(version, member, false);
     }
 
-    fn advance_past_departure(&mut self, version: u64, member: Option<Membership>) {
+    fn advance_past_departure(&mut self, version: ResourceVersion, member: Option<Membership>) {
         self.push_advance(version, member, true);
     }
 
-    fn push_advance(&mut self, version: u64, member: Option<Membership>, departs: bool) {
+    fn push_advance(
+        &mut self,
+        version: ResourceVersion,
+        member: Option<Membership>,
+        departs: bool,
+    ) {
         // Initial events are in no order of versions: only the bookmark behind them counts.
         if self.initial.is_none() {
             self.changes.push(Change::AdvanceCollection {
