@@ -138,6 +138,7 @@ fn a_request_that_is_not_wholly_understood_keeps_its_verb_and_has_no_key() {
         ("GET /api/v1/namespaces/d%3Fl=a/pods", Verb::List),
         ("GET /api/v1/namespaces/d/pods/a/status/b", Verb::Get),
         ("GET /api/v1/pods/", Verb::List),
+        ("GET /api/v1/nodes/a^", Verb::Get),
         ("GET /api/v1/pods?resourceVersion=now", Verb::List),
         ("GET /api/v1/namespaces/d/pods/a?export=true", Verb::Get),
         ("GET /openapi/v2?x=1", Verb::NonResource),
@@ -427,6 +428,180 @@ fn a_document_of_openapi_v3_is_understood_with_its_hash() {
             assert_eq!(info.understood().map(ApiRequest::hash), hash, "{call}");
         });
     }
+}
+
+fn is_understood(call: &str) -> bool {
+    let mut understood = false;
+    read(call, |info| understood = info.understood().is_some());
+    understood
+}
+
+#[test]
+fn a_collection_of_a_group_is_found_in_its_namespace() {
+    read("GET /apis/apps/v1/namespaces/d/deployments", |info| {
+        let request = info.understood().unwrap();
+        assert_eq!(
+            (request.namespace(), request.resource(), request.name()),
+            ("d", "deployments", "")
+        );
+    });
+}
+
+#[test]
+fn a_log_has_parameters_of_its_own() {
+    let log = "GET /api/v1/namespaces/d/pods/a/log?follow=true&container=c";
+    assert!(is_understood(log));
+}
+
+#[test]
+fn each_parameter_is_understood_for_the_verbs_that_read_it() {
+    let calls = [
+        ("get", "GET /api/v1/namespaces/d/pods/a?"),
+        ("list", "GET /api/v1/namespaces/d/pods?"),
+        ("watch", "GET /api/v1/namespaces/d/pods?watch=true&"),
+        ("create", "POST /api/v1/namespaces/d/pods?"),
+        ("update", "PUT /api/v1/namespaces/d/pods/a?"),
+        ("patch", "PATCH /api/v1/namespaces/d/pods/a?"),
+        ("delete", "DELETE /api/v1/namespaces/d/pods/a?"),
+        ("deletecollection", "DELETE /api/v1/namespaces/d/pods?"),
+    ];
+    let all = "get list watch create update patch delete deletecollection";
+    let lists = "list watch deletecollection";
+    let writes = "create update patch";
+    let deletes = "delete deletecollection";
+    for (query, verbs) in [
+        ("timeout=5s", all),
+        ("pretty=true", all),
+        ("hash=1", ""),
+        (
+            "resourceVersion=5",
+            "get list watch delete deletecollection",
+        ),
+        ("includeObject=None", "get list watch"),
+        ("watch=false", "list"),
+        ("labelSelector=a", lists),
+        ("fieldSelector=a%3Db", lists),
+        ("allowWatchBookmarks=true", lists),
+        ("timeoutSeconds=5", lists),
+        ("limit=5", lists),
+        ("continue=x", "list deletecollection"),
+        (
+            "resourceVersion=5&resourceVersionMatch=Exact",
+            "list deletecollection",
+        ),
+        (
+            "sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
+            "watch",
+        ),
+        ("dryRun=All", "create update patch delete deletecollection"),
+        ("force=true", "patch"),
+        ("fieldManager=a", writes),
+        ("fieldValidation=Strict", writes),
+        ("gracePeriodSeconds=5", deletes),
+        ("orphanDependents=true", deletes),
+        ("propagationPolicy=Orphan", deletes),
+        ("uid=a", deletes),
+        (
+            "ignoreStoreReadErrorWithClusterBreakingPotential=true",
+            deletes,
+        ),
+    ] {
+        let understood = calls.iter().filter(|(_, call)| {
+            let call = format!("{call}{query}");
+            is_understood(&call)
+        });
+        let understood: Vec<_> = understood.map(|(verb, _)| *verb).collect();
+        assert_eq!(understood.join(" "), verbs, "{query}");
+    }
+}
+
+/// `metainternalversion/validation.ValidateListOptions`, and the storage's rules of `continue`.
+#[test]
+fn options_of_lists_and_watches_that_the_api_server_refuses_are_not_understood() {
+    const LIST: &str = "GET /api/v1/pods?";
+    const WATCH: &str = "GET /api/v1/pods?watch=true&";
+    const WATCH_PATH: &str = "GET /api/v1/watch/pods?";
+    for (call, query, accepted) in [
+        (LIST, "resourceVersionMatch=Exact", false),
+        (LIST, "resourceVersion=0&resourceVersionMatch=Exact", false),
+        (
+            LIST,
+            "resourceVersion=0&resourceVersionMatch=NotOlderThan",
+            true,
+        ),
+        (LIST, "resourceVersion=5&resourceVersionMatch=Newest", false),
+        (
+            LIST,
+            "resourceVersion=0&resourceVersionMatch=NotOlderThan&continue=x",
+            false,
+        ),
+        (LIST, "resourceVersion=5&continue=x", false),
+        (LIST, "resourceVersion=0&continue=x", true),
+        (LIST, "resourceVersion=&continue=x", true),
+        (LIST, "sendInitialEvents=true", false),
+        (WATCH, "resourceVersionMatch=NotOlderThan", false),
+        (WATCH, "sendInitialEvents=true", false),
+        (
+            WATCH,
+            "sendInitialEvents=true&resourceVersionMatch=Exact",
+            false,
+        ),
+        (
+            WATCH,
+            "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&continue=x",
+            false,
+        ),
+        (WATCH, "continue=x", false),
+        (WATCH_PATH, "resourceVersion=5", true),
+        (WATCH_PATH, "resourceVersionMatch=NotOlderThan", false),
+        (WATCH_PATH, "sendInitialEvents=true", false),
+        (
+            WATCH_PATH,
+            "sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
+            false,
+        ),
+        (WATCH_PATH, "continue=x", false),
+    ] {
+        let call = format!("{call}{query}");
+        assert_eq!(is_understood(&call), accepted, "{call}");
+    }
+}
+
+#[test]
+fn the_values_of_parameters_are_read() {
+    read(
+        "GET /api/v1/pods?watch=1&allowWatchBookmarks=true&sendInitialEvents=&resourceVersionMatch=NotOlderThan&timeoutSeconds=7",
+        |info| {
+            let request = info.understood().unwrap();
+            let options = request.options();
+            assert!(options.bookmarks && options.send_initial_events && !options.exact);
+            assert_eq!(options.timeout_seconds, Some(7));
+        },
+    );
+    read(
+        "GET /api/v1/pods?watch=1&allowWatchBookmarks=0&sendInitialEvents=False&resourceVersionMatch=NotOlderThan",
+        |info| {
+            let options = info.understood().unwrap().options().to_owned();
+            assert!(!options.bookmarks && !options.send_initial_events);
+        },
+    );
+    read(
+        "GET /api/v1/pods?resourceVersion=12&resourceVersionMatch=Exact&limit=3",
+        |info| {
+            let request = info.understood().unwrap();
+            assert_eq!(
+                (request.resource_version(), request.options().limit),
+                ("12", 3)
+            );
+            assert!(request.options().exact);
+        },
+    );
+    read("GET /api/v1/pods?continue=a%2Bb", |info| {
+        assert_eq!(info.understood().unwrap().continue_token(), "a+b");
+    });
+    read("DELETE /api/v1/pods?dryRun=All", |info| {
+        assert!(info.understood().unwrap().options().dry_run);
+    });
 }
 
 /// Go's own limits aren't reached by the recorded readings.
