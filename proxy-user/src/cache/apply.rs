@@ -15,7 +15,8 @@ use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::store::{Store, StoreError};
 use crate::cache::tables::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS,
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, MENTIONED, META,
+    OBJECTS,
 };
 
 /// Most absences stored; beyond it a tenth is evicted.
@@ -46,6 +47,7 @@ pub(crate) fn apply(
         batch.apply_change(change)?;
     }
     batch.sweep_events()?;
+    batch.write_mention()?;
     // Responses to repeated requests mostly hold nothing new: they must not cost a flush to disk.
     let changed = batch.write_encoding_counts(&txn)?;
     if changed {
@@ -120,6 +122,8 @@ struct Batch<'t> {
     meta: Table<'t, &'static str, u64>,
     continuity: &'t mut Continuity,
     forms: EncodingDeltas,
+    /// True if an object of this batch mentions hublet's domain.
+    mentioned: bool,
     /// True if there is something to commit.
     changed: bool,
 }
@@ -149,6 +153,7 @@ impl<'t> Batch<'t> {
             meta: txn.open_table(META)?,
             continuity,
             forms: HashMap::new(),
+            mentioned: false,
             changed: false,
         })
     }
@@ -255,6 +260,15 @@ impl<'t> Batch<'t> {
         };
         *self.forms.entry(form_key(key, &record)).or_default() -= 1;
         Ok(Some((record.version, record.stored_at)))
+    }
+
+    /// Remembers for good that some object mentions hublet's domain.
+    fn write_mention(&mut self) -> Result<(), StoreError> {
+        if self.mentioned && self.meta.get(MENTIONED)?.is_none() {
+            self.meta.insert(MENTIONED, 1)?;
+            self.changed = true;
+        }
+        Ok(())
     }
 
     fn evict_absent(&mut self) -> Result<(), StoreError> {

@@ -125,12 +125,22 @@ mod tests {
         (dir, store, subscription)
     }
 
+    fn pod(metadata: &str) -> String {
+        format!(
+            r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"a","resourceVersion":"5"{metadata}}}}}"#
+        )
+    }
+
     fn upsert(key: &str) -> Change {
-        let json =
-            br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":"5"}}"#;
+        upsert_with(key, r#","labels":{"hublet.io/steer":"true"}"#)
+    }
+
+    fn upsert_with(key: &str, metadata: &str) -> Change {
+        let json = pod(metadata);
         Change::Upsert {
             key: ObjectKey::new(key.as_bytes()).to_buf(),
-            record: NewRecord::json(json, TypeHint::default(), testing::AT).expect("an object"),
+            record: NewRecord::json(json.as_bytes(), TypeHint::default(), testing::AT)
+                .expect("an object"),
             observed: Observation::watch_event(testing::AT),
         }
     }
@@ -140,6 +150,7 @@ mod tests {
         let (_dir, store, mut subscription) = subscribed();
         let changes = [
             upsert("/pods/n/a"),
+            upsert_with("/pods/n/silent", ""),
             upsert("/secrets/n/a"),
             Change::Delete {
                 key: ObjectKey::new(b"/pods/n/b").to_buf(),
@@ -155,10 +166,28 @@ mod tests {
         assert_eq!(objects.len(), 1, "{objects:?}");
         assert_eq!(objects[0].key.as_bytes(), b"/pods/n/a");
         assert_eq!(objects[0].record().expect("a record").kind, "Pod");
-        let Some(Notice::Committed(keys)) = subscription.next().await else {
+        let Some(Notice::Committed(prefixes)) = subscription.next().await else {
             panic!("no commit");
         };
-        assert_eq!(*keys, [b"/pods/n/a".to_vec(), b"/pods/n/b".to_vec()]);
+        assert_eq!(*prefixes, [b"/pods/"]);
+    }
+
+    #[tokio::test]
+    async fn a_mention_is_remembered_from_the_first_object_on() {
+        let has_mention = |objects: &[(String, String)]| -> bool {
+            let (_dir, store) = testing::store_with(objects);
+            store
+                .snapshot()
+                .expect("snapshot")
+                .has_mention()
+                .expect("read")
+        };
+        let stored = |metadata| [("/pods/n/a".to_owned(), pod(metadata))];
+        assert!(!has_mention(&[]));
+        assert!(!has_mention(&stored("")));
+        assert!(has_mention(&stored(
+            r#","labels":{"hublet.io/steer":"false"}"#
+        )));
     }
 
     #[tokio::test]

@@ -26,13 +26,21 @@ impl ObservedObject {
     }
 }
 
+/// Prefix of the annotations and labels that are meant for hublet.
+const DOMAIN: &[u8] = b"hublet.io/";
+
+/// True if an object's value mentions hublet's own domain, as an annotation or label for it does.
+pub(super) fn mentions_domain(value: &[u8]) -> bool {
+    memchr::memmem::find(value, DOMAIN).is_some()
+}
+
 /// A change of the store.
 #[derive(Debug, Clone)]
 pub(crate) enum Notice {
-    /// Objects that are about to be written; the store may hold later versions of them.
+    /// Objects with hublet's domain in them that are about to be written; the store may hold later versions of them.
     Observed(Arc<[ObservedObject]>),
-    /// Keys of objects and of listed collections; their changes are on disk.
-    Committed(Arc<[Vec<u8>]>),
+    /// The prefixes below which objects or listed collections have changed on disk.
+    Committed(Arc<[&'static [u8]]>),
     /// Anything may have changed: the store was emptied, or the subscriber has lagged.
     Reset,
 }
@@ -67,7 +75,9 @@ impl Feed {
         let objects: Vec<_> = changes
             .iter()
             .filter_map(|change| match change {
-                Change::Upsert { key, record, .. } if is_wanted(&wanted, key.as_bytes()) => {
+                Change::Upsert { key, record, .. }
+                    if is_wanted(&wanted, key.as_bytes()) && mentions_domain(&record.value) =>
+                {
                     Some(ObservedObject {
                         key: key.clone(),
                         value: record.value.clone(),
@@ -85,15 +95,17 @@ impl Feed {
     /// Call after `changes` have been written.
     pub(super) fn publish_committed(&self, changes: &[Change]) {
         let wanted = self.prefixes.lock();
-        let keys: Vec<_> = changes
-            .iter()
-            .filter_map(changed_key)
-            .filter(|key| is_wanted(&wanted, key))
-            .map(<[u8]>::to_vec)
-            .collect();
+        let mut changed: Vec<&'static [u8]> = Vec::new();
+        for key in changes.iter().filter_map(changed_key) {
+            for prefix in wanted.iter().filter(|prefix| key.starts_with(prefix)) {
+                if !changed.contains(prefix) {
+                    changed.push(prefix);
+                }
+            }
+        }
         drop(wanted);
-        if !keys.is_empty() {
-            self.send_notice(Notice::Committed(keys.into()));
+        if !changed.is_empty() {
+            self.send_notice(Notice::Committed(changed.into()));
         }
     }
 

@@ -15,7 +15,8 @@ use crate::cache::leases::Leases;
 use crate::cache::open::OpenDatabase;
 use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::tables::{
-    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, OBJECTS,
+    ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, MENTIONED, META,
+    OBJECTS,
 };
 use crate::cache::walk::{Members, Walk, behind};
 
@@ -74,6 +75,15 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// True if an object that mentions hublet's domain was ever stored. Where none was, a walk over all objects in search
+    /// of one would only push everything else out of the page cache.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn has_mention(&self) -> Result<bool, StoreError> {
+        Ok(self.txn.open_table(META)?.get(MENTIONED)?.is_some())
+    }
+
     /// One object; `read` copies out of the page what it needs.
     ///
     /// # Errors

@@ -22,8 +22,10 @@ pub(super) const DOCUMENTS: BytesTable = TableDefinition::new("documents");
 pub(super) const GRANTS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("allowed");
 /// SHA-256 of a bearer token → the time at which the API server last accepted it, then the account.
 pub(super) const CREDENTIALS: BytesTable = TableDefinition::new("accepted");
-/// Format version and [`CLUSTER`].
+/// Format version, [`CLUSTER`] and [`MENTIONED`].
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
 /// In [`META`]: a fingerprint of the uid of the cluster's kube-system namespace.
 pub(super) const CLUSTER: &str = "cluster";
+/// In [`META`]: 1 once an object was stored that mentions hublet's domain ([`super::notices::mentions_domain`]).
+pub(super) const MENTIONED: &str = "mentioned";

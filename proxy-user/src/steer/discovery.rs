@@ -136,10 +136,10 @@ impl Discovery {
                     self.setup.set_opted_in(opt_ins.uids());
                 }
             }
-            Notice::Committed(keys) => {
-                self.read_due |= keys.iter().any(|key| key == API_SERVICE);
+            Notice::Committed(prefixes) => {
+                self.read_due |= prefixes.contains(&API_SERVICE);
                 let opt_ins = self.opt_ins.as_mut();
-                if opt_ins.is_some_and(|opt_ins| opt_ins.commit(keys)) {
+                if opt_ins.is_some_and(|opt_ins| opt_ins.commit(prefixes)) {
                     (self.read_due, self.read_pods) = (true, ReadPods::Yes);
                 }
             }
@@ -281,8 +281,8 @@ mod tests {
         }
     }
 
-    fn committed(key: &[u8]) -> Notice {
-        Notice::Committed(vec![key.to_vec()].into())
+    fn committed(prefix: &'static [u8]) -> Notice {
+        Notice::Committed(vec![prefix].into())
     }
 
     #[tokio::test]
@@ -304,7 +304,7 @@ mod tests {
         let discovery = &mut fixture.discovery;
         discovery.read().await;
         assert!(!discovery.read_due);
-        discovery.handle_notice(&committed(b"/services/default/other"));
+        discovery.handle_notice(&committed(PODS));
         assert!(!discovery.read_due);
         discovery.handle_notice(&committed(API_SERVICE));
         assert!(discovery.read_due && discovery.read_pods == ReadPods::No);

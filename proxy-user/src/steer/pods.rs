@@ -71,10 +71,8 @@ impl PodOptIns {
     }
 
     /// True if the stored opt-ins may have changed, so that [`read_opt_ins`] is due.
-    pub(super) fn commit(&mut self, keys: &[Vec<u8>]) -> bool {
-        let concerned = keys
-            .iter()
-            .any(|key| key.starts_with(PODS) || key.starts_with(NAMESPACES));
+    pub(super) fn commit(&mut self, prefixes: &[&[u8]]) -> bool {
+        let concerned = prefixes.contains(&PODS) || prefixes.contains(&NAMESPACES);
         if concerned {
             self.commit_all();
         }
@@ -109,6 +107,9 @@ impl PodOptIns {
 /// The store's.
 pub(super) fn read_opt_ins(snapshot: &Snapshot) -> Result<StoredOptIns, StoreError> {
     let mut stored = StoredOptIns::default();
+    if !snapshot.has_mention()? {
+        return Ok(stored);
+    }
     let namespaces = stored.read_namespaces(snapshot)?;
     stored.read_pods(snapshot, &namespaces)?;
     Ok(stored)

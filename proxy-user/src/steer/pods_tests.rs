@@ -1,7 +1,5 @@
 //! Pods that opt in or out, as the store's feed reports them.
 
-use std::sync::Arc;
-
 use hublet_wire::meta::TypeMeta;
 use hublet_wire::protobuf::{encode_envelope, put_bytes};
 
@@ -107,11 +105,10 @@ fn an_opted_out_pod_alone_makes_later_reads_due() {
 fn an_observed_pod_counts_until_the_read_after_its_commit() {
     let mut opt_ins = PodOptIns::default();
     let (key, json) = pod("a", "wants", OPTS_IN);
-    let keys = Arc::new([key.clone().into_bytes()]);
     assert!(opt_ins.observe(&[observed(&key, &json)]));
     assert!(!opt_ins.observe(&[observed(&key, &json)]), "known already");
     assert_eq!(opt_ins.uids(), uids(&["wants"]));
-    assert!(opt_ins.commit(&*keys));
+    assert!(opt_ins.commit(&[PODS]));
     assert_eq!(opt_ins.uids(), uids(&["wants"]));
     let unread = opt_ins.begin_read();
     opt_ins.end_read(unread, Some(StoredOptIns::default()));
@@ -123,7 +120,7 @@ fn a_failed_read_loses_no_pod() {
     let mut opt_ins = PodOptIns::default();
     let (key, json) = pod("a", "wants", OPTS_IN);
     opt_ins.observe(&[observed(&key, &json)]);
-    opt_ins.commit(&[key.into_bytes()]);
+    opt_ins.commit(&[PODS]);
     let unread = opt_ins.begin_read();
     opt_ins.end_read(unread, None);
     assert_eq!(opt_ins.uids(), uids(&["wants"]));
@@ -134,9 +131,9 @@ fn no_read_is_due_while_no_object_carries_the_key() {
     let mut opt_ins = PodOptIns::default();
     let (key, json) = pod("a", "silent", "");
     assert!(!opt_ins.observe(&[observed(&key, &json)]));
-    assert!(!opt_ins.commit(&[key.into_bytes()]));
+    assert!(!opt_ins.commit(&[PODS]));
     let (key, json) = namespace("a", LABEL_IN);
     assert!(!opt_ins.observe(&[observed(&key, &json)]), "no pod");
-    assert!(opt_ins.commit(&[key.into_bytes()]));
-    assert!(!opt_ins.commit(&[b"/services/default/kubernetes".to_vec()]));
+    assert!(opt_ins.commit(&[NAMESPACES]));
+    assert!(!opt_ins.commit(&[b"/services/default/kubernetes"]));
 }

@@ -11,6 +11,7 @@ use crate::cache::change::{Observation, ObservedBy};
 use crate::cache::continuity::{KUBE_SYSTEM, Stored, fingerprint};
 use crate::cache::exchange::{EVENT_TTL, is_event, may_use_other_etcd};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
+use crate::cache::notices::mentions_domain;
 use crate::cache::record::{Absence, Collection, NewRecord, Record, ResponseRecord};
 use crate::cache::store::StoreError;
 use crate::cache::tables::CLUSTER;
@@ -51,6 +52,7 @@ impl Batch<'_> {
             return Ok(());
         }
         self.changed = true;
+        self.mentioned |= mentions_domain(&new.value);
         *self.forms.entry(form_key(key, &incoming)).or_default() += 1;
         let replaced = self.objects.insert(key.as_bytes(), new.value.as_slice())?;
         if let Some(form) =
