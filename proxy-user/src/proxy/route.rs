@@ -153,6 +153,7 @@ mod tests {
 
     const POD: &str = "/api/v1/namespaces/a/pods/p";
     const LOG: &str = "/api/v1/namespaces/a/pods/p/log";
+    const STATUS: &str = "/api/v1/namespaces/a/pods/p/status";
     const PROXIED: &str = "/api/v1/namespaces/a/services/s/proxy/a%2fb";
     const CLOUD: Forward = Forward::CloudOnly(SendTime::Now);
     const AFTER_PROBE: Forward = Forward::CloudOnly(SendTime::AfterProbe);
@@ -210,10 +211,12 @@ mod tests {
     }
 
     #[test]
-    fn a_subresource_is_sent_to_the_cloud_until_that_is_away() {
+    fn a_read_that_is_never_stored_is_sent_to_the_cloud_until_that_is_away() {
         let cloud = Route::Forward(CLOUD, Unary);
         let expected = [cloud, cloud, cloud, Route::Store, Route::Store];
-        assert_eq!(routes(&case("GET", LOG)), expected);
+        for path in [LOG, STATUS, "/healthz"] {
+            assert_eq!(routes(&case("GET", path)), expected, "{path}");
+        }
     }
 
     #[test]
