@@ -222,7 +222,7 @@ impl Backend {
         self.record_failure(if allowed {
             work()
         } else {
-            Err(refused("the store has been opened anew"))
+            Err(refused("the store was reopened"))
         })
     }
 }
@@ -238,7 +238,7 @@ impl StorageBackend for Backend {
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let gate = self.gate.read();
         self.record_failure(match &self.overlay {
-            _ if *gate == Gate::Cut => Err(refused("the store has been opened anew")),
+            _ if *gate == Gate::Cut => Err(refused("the store was reopened")),
             Some(overlay) => overlay.lock().read(self.file.as_deref(), offset, out),
             None => self.open_file()?.read(offset, out),
         })

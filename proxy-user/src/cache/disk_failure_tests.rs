@@ -140,7 +140,7 @@ fn asides(dir: &Path) -> usize {
         .count()
 }
 
-/// As the local answers do it: another try where the store is opened anew meanwhile.
+/// As the local answers do it: another try where the store is reopened meanwhile.
 async fn read(bench: &Bench) -> u64 {
     for _ in 0..2 {
         let generation = bench.cache.generation();
@@ -151,7 +151,7 @@ async fn read(bench: &Bench) -> u64 {
             Err(error) => assert!(bench.cache.wait_until_reopened(generation).await, "{error}"),
         }
     }
-    panic!("opened anew, and still not to be read");
+    panic!("reopened, and still unreadable");
 }
 
 /// One failed write made redb refuse reads for ever, and the next start set the store aside.

@@ -127,7 +127,7 @@ impl UploadGuard {
         }
     }
 
-    /// Starts the time of [`Self::poll_stalled`] anew: something of the response has arrived.
+    /// Restarts the time of [`Self::poll_stalled`]: something of the response has arrived.
     pub(crate) fn reset_stall_timer(&mut self) {
         self.stall = None;
     }

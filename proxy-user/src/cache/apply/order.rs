@@ -10,7 +10,7 @@ use super::{Batch, MAX_ABSENT, MAX_COLLECTIONS, form_key};
 use crate::cache::change::{Observation, ObservedBy};
 use crate::cache::continuity::{KUBE_SYSTEM, Stored, fingerprint};
 use crate::cache::exchange::{EVENT_TTL, is_event, may_use_other_etcd};
-use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
+use crate::cache::keys::{self, CollectionKey, CollectionKeyBuf, ObjectKey, ObjectKeyBuf};
 use crate::cache::notices::mentions_domain;
 use crate::cache::record::{Absence, Collection, NewRecord, Record, ResponseRecord};
 use crate::cache::store::StoreError;
@@ -125,11 +125,11 @@ impl Batch<'_> {
             let fresh = json == old.is_json && new.stored_at < old.at + MIN_REWRITE_AGE;
             return Ok(!(old.is_json && !json || fresh));
         }
-        let certain = |continuity: &mut super::Continuity| {
-            (other && observed.source == ObservedBy::Read)
-                || continuity.confirm_contradiction(key.as_bytes())
-        };
-        if !observed.overrules(old.at) || !certain(self.continuity) {
+        if !observed.overrules(old.at) {
+            return Ok(false);
+        }
+        let is_proof = other && observed.source == ObservedBy::Read;
+        if !is_proof && !self.continuity.confirm_contradiction(key.as_bytes()) {
             return Ok(false);
         }
         let tells_of_cluster = other && !may_use_other_etcd(key.resource());
@@ -138,7 +138,7 @@ impl Batch<'_> {
                 .continuity
                 .record_replacement(key, observed.requested_at)
         {
-            self.begin_anew(since)?;
+            self.discard_old_cluster(since)?;
         }
         self.rewind_resource(key.resource(), new.version, observed)?;
         Ok(true)
@@ -167,11 +167,9 @@ impl Batch<'_> {
             self.put_collection(key.as_key(), &collection)?;
         }
         let continuity = &self.continuity;
-        let stays = |gone: Absence| {
-            gone.version <= version || continuity.past(gone.at) >= observed.requested_at
-        };
         self.absent.retain_in(resource..end.as_slice(), |_, row| {
-            stays(Absence::from_row(row))
+            let absence = Absence::from_row(row);
+            absence.version <= version || continuity.past(absence.at) >= observed.requested_at
         })?;
         self.changed = true;
         Ok(())
@@ -190,7 +188,7 @@ impl Batch<'_> {
             if stored.is_some_and(|stored| observed.requested_at < stored.at) {
                 return Ok(());
             }
-            self.begin_anew(self.continuity.since(observed.requested_at))?;
+            self.discard_old_cluster(self.continuity.since(observed.requested_at))?;
         }
         self.changed = true;
         self.meta.insert(CLUSTER, seen)?;
@@ -198,41 +196,54 @@ impl Batch<'_> {
     }
 
     /// Another cluster has answered since that time: removes everything older, and all grants and credentials.
-    fn begin_anew(&mut self, since: Timestamp) -> Result<(), StoreError> {
+    fn discard_old_cluster(&mut self, since: Timestamp) -> Result<(), StoreError> {
         tracing::warn!(
             "responses come from another cluster than the stored data: the old data is discarded"
         );
         (self.changed, self.continuity.cluster_replaced) = (true, true);
         let continuity = &self.continuity;
-        let old = |at: Timestamp| continuity.past(at) <= since;
-        let mut objects = Vec::new();
-        for row in self.objects.iter()? {
-            let (key, value) = row?;
-            let former = Record::read(value.value()).is_none_or(|r| old(r.stored_at));
-            let key = ObjectKey::new(key.value()).to_buf();
-            if former && !continuity.is_replacement(&key) {
-                objects.push(key);
-            }
-        }
-        let mut collections = Vec::new();
-        for row in self.collections.iter()? {
-            let (key, value) = row?;
-            if serde_json::from_slice::<Collection>(value.value()).map_or(true, |c| old(c.at)) {
-                collections.push(CollectionKey::new(key.value()).to_buf());
-            }
-        }
+        let is_new = |at: Timestamp| continuity.past(at) > since;
         self.absent
-            .retain(|_, row| !old(Absence::from_row(row).at))?;
+            .retain(|_, row| is_new(Absence::from_row(row).at))?;
         self.documents
-            .retain(|_, value| ResponseRecord::read(value).is_some_and(|d| !old(d.at)))?;
+            .retain(|_, value| ResponseRecord::read(value).is_some_and(|d| is_new(d.at)))?;
         self.grants.retain(|_, _| false)?;
         self.credentials.retain(|_, _| false)?;
-        for key in objects {
+        for key in self.objects_until(since)? {
             self.remove_object(key.as_key())?;
         }
-        collections
-            .iter()
-            .try_for_each(|key| self.drop_collection(key.as_key()))
+        for key in self.collections_until(since)? {
+            self.drop_collection(key.as_key())?;
+        }
+        Ok(())
+    }
+
+    /// Objects that were stored up to this time, except those that the new cluster has replaced.
+    fn objects_until(&self, time: Timestamp) -> Result<Vec<ObjectKeyBuf>, StoreError> {
+        let mut keys = Vec::new();
+        for row in self.objects.iter()? {
+            let (key, value) = row?;
+            let key = ObjectKey::new(key.value()).to_buf();
+            let stored_at = Record::read(value.value()).map(|record| record.stored_at);
+            let is_old = stored_at.is_none_or(|at| self.continuity.past(at) <= time);
+            if is_old && !self.continuity.is_replacement(&key) {
+                keys.push(key);
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Collections that were confirmed up to this time.
+    fn collections_until(&self, time: Timestamp) -> Result<Vec<CollectionKeyBuf>, StoreError> {
+        let mut keys = Vec::new();
+        for row in self.collections.iter()? {
+            let (key, value) = row?;
+            let collection = serde_json::from_slice::<Collection>(value.value());
+            if collection.map_or(true, |c| self.continuity.past(c.at) <= time) {
+                keys.push(CollectionKey::new(key.value()).to_buf());
+            }
+        }
+        Ok(keys)
     }
 
     pub(super) fn read_stored(&self, key: ObjectKey<'_>) -> Result<Option<Stored>, StoreError> {
