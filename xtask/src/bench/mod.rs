@@ -58,12 +58,34 @@ struct Extent {
 }
 
 impl Extent {
+    fn of(arguments: &BenchArguments) -> Self {
+        let rounds = if arguments.quick { 2 } else { arguments.rounds };
+        Self {
+            names: arguments.names.clone(),
+            rounds: usize::from(rounds),
+            quick: arguments.quick,
+        }
+    }
+
     fn includes(&self, test: &str) -> bool {
         self.names.is_empty()
             || self
                 .names
                 .iter()
                 .any(|name| test.starts_with(name.as_str()))
+    }
+}
+
+fn check_names(names: &[String]) -> Result<(), Usage> {
+    let tests = plan::test_names();
+    let unknown = names
+        .iter()
+        .find(|name| !tests.iter().any(|test| test.starts_with(name.as_str())));
+    match unknown {
+        Some(unknown) => Err(Usage(format!(
+            "no test begins with {unknown}; see `cargo xtask bench --list`"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -75,31 +97,13 @@ pub(crate) fn run(project: &Project, arguments: &BenchArguments) -> Result<()> {
             .for_each(|name| println!("{name}"));
         return Ok(());
     }
-    let unknown = arguments.names.iter().find(|name| {
-        !plan::test_names()
-            .iter()
-            .any(|test| test.starts_with(name.as_str()))
-    });
-    if let Some(unknown) = unknown {
-        return Err(Usage(format!(
-            "no test begins with {unknown}; see `cargo xtask bench --list`"
-        ))
-        .into());
-    }
+    check_names(&arguments.names)?;
     if !is_root() {
         bail!(
             "the bench needs root: a network namespace for hublet's address, and eBPF (sudo -E cargo xtask bench)"
         );
     }
-    let extent = Extent {
-        names: arguments.names.clone(),
-        rounds: if arguments.quick {
-            2
-        } else {
-            usize::from(arguments.rounds)
-        },
-        quick: arguments.quick,
-    };
+    let extent = Extent::of(arguments);
     let interrupt = Interrupt::listen()?;
     toolchain::install_packages(
         project,

@@ -5,6 +5,7 @@ mod files;
 mod flags;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -58,25 +59,9 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
     } else {
         Some(Cloud::start_in(project, arguments.cloud, &dev, &interrupt)?)
     };
-    if let Some(cloud) = &cloud {
-        flags.set_default("--server-addr", &cloud.server);
-        flags.set_default(
-            "--bootstrap-file",
-            &dev.join("bootstrap.kubeconfig").display().to_string(),
-        );
-    }
-    flags.set_default("--node-name", "dev-node");
-    flags.set_default("--bootstrap-mode", "development");
-    flags.set_default("--root-dir", &dev.join("hublet").display().to_string());
-    let store = dev.join("hublet").join(if own_cluster {
-        "cache-of-your-cluster"
-    } else {
-        "cache"
-    });
-    if !own_cluster && store.exists() {
-        // Each start of a cloud of ours is a new cluster: what was stored of the last one says nothing of it.
-        std::fs::remove_dir_all(&store)?;
-    }
+    set_cloud_flags(&mut flags, cloud.as_ref(), &dev);
+    set_node_flags(&mut flags, &dev);
+    let store = prepare_store(&dev, cloud.as_ref())?;
     flags.set_default("--disk-cache-path", &store.display().to_string());
     let restricted = !is_root();
     if restricted {
@@ -98,6 +83,33 @@ pub(crate) fn run(project: &Project, arguments: &RunArguments) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn set_cloud_flags(flags: &mut Flags, cloud: Option<&Cloud>, dev: &Path) {
+    let Some(cloud) = cloud else { return };
+    let kubeconfig = dev.join("bootstrap.kubeconfig");
+    flags.set_default("--server-addr", &cloud.server);
+    flags.set_default("--bootstrap-file", &kubeconfig.display().to_string());
+}
+
+fn set_node_flags(flags: &mut Flags, dev: &Path) {
+    flags.set_default("--node-name", "dev-node");
+    flags.set_default("--bootstrap-mode", "development");
+    flags.set_default("--root-dir", &dev.join("hublet").display().to_string());
+}
+
+/// The directory of the store: that of the user's cluster is kept, that of a cloud of ours is emptied, since each start
+/// of it is a new cluster.
+fn prepare_store(dev: &Path, cloud: Option<&Cloud>) -> Result<PathBuf> {
+    let hublet = dev.join("hublet");
+    if cloud.is_none() {
+        return Ok(hublet.join("cache-of-your-cluster"));
+    }
+    let store = hublet.join("cache");
+    if store.exists() {
+        std::fs::remove_dir_all(&store)?;
+    }
+    Ok(store)
 }
 
 fn start_hublet(project: &Project, flags: &Flags) -> Result<Child> {

@@ -126,15 +126,7 @@ impl Suite {
         interrupt: &Interrupt,
     ) -> Result<Outcome> {
         let (reader, writer) = pipe()?;
-        let mut command = Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .args(mode.arguments)
-            .current_dir(&self.dir)
-            .stdin(Stdio::null());
-        command
-            .env("CARGO_MANIFEST_DIR", &self.dir)
-            .env("CARGO_TARGET_DIR", &project.target);
+        let mut command = self.command(project, mode);
         command
             .stdout(writer.try_clone()?)
             .stderr(writer)
@@ -171,19 +163,27 @@ impl Suite {
                 if interrupted {
                     bail!("interrupted");
                 }
-                outcome.program_ended(
-                    &format!(
-                        "did not end within {} minutes: killed",
-                        LIMIT.as_secs() / 60
-                    ),
-                    false,
-                );
+                let minutes = LIMIT.as_secs() / 60;
+                let end = format!("did not end within {minutes} minutes: killed");
+                outcome.program_ended(&end, false);
                 return Ok(outcome);
             }
         }
         let status = process.wait()?;
         outcome.program_ended(&format!("ended with {status}"), status.success());
         Ok(outcome)
+    }
+
+    fn command(&self, project: &Project, mode: Mode<'_>) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .args(mode.arguments)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .env("CARGO_MANIFEST_DIR", &self.dir)
+            .env("CARGO_TARGET_DIR", &project.target);
+        command
     }
 
     fn create_log(&self, project: &Project) -> Result<File> {
