@@ -124,6 +124,7 @@ fn a_request_that_is_not_wholly_understood_keeps_its_verb_and_has_no_key() {
         ),
         ("GET /api/v1/pods?labelSelector=a%3Db;limit=1", Verb::List),
         ("GET /api/v1/pods?labelSelector=a%3Db&x=%zz", Verb::List),
+        ("GET /api/v1/pods?watch=true;limit=1", Verb::List),
         ("GET /api/v1/pods?watch=true&watch=false", Verb::Watch),
         ("GET /api/v1/pods?watch=false&watch=true", Verb::List),
         ("GET /api/v1/pods?w%61tch=yes&limit=many", Verb::Watch),

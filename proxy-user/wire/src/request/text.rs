@@ -12,8 +12,8 @@ impl Part {
     pub(super) fn resolve<'t>(self, raw: &'t str, decoded: &'t str) -> &'t str {
         let (start, end) = (self.start as usize, self.end as usize);
         match start.checked_sub(raw.len()) {
-            Some(start) if end > raw.len() => &decoded[start..end - raw.len()],
-            _ => &raw[start..end],
+            Some(start) => &decoded[start..end - raw.len()],
+            None => &raw[start..end],
         }
     }
 
