@@ -34,6 +34,20 @@ pub(crate) struct Record<'a> {
     item: (usize, usize),
 }
 
+fn u32_at(header: &[u8; HEADER], at: usize) -> u32 {
+    u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default())
+}
+
+fn u64_at(header: &[u8; HEADER], at: usize) -> u64 {
+    u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default())
+}
+
+/// A text of this length, and the bytes behind it.
+fn split_text(bytes: &[u8], len: usize) -> Option<(&str, &[u8])> {
+    let (text, rest) = bytes.split_at_checked(len)?;
+    Some((std::str::from_utf8(text).ok()?, rest))
+}
+
 impl<'a> Record<'a> {
     /// Parses a stored value; `None` if it is malformed (a damaged page that redb did not notice).
     pub(crate) fn read(value: &'a [u8]) -> Option<Self> {
@@ -46,28 +60,19 @@ impl<'a> Record<'a> {
         } else {
             Encoding::Protobuf
         };
-        let lens = [header[3], header[4], header[5]].map(usize::from);
-        let number =
-            |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
-        let short = |at: usize| {
-            u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default()) as usize
-        };
-        let mut rest = &value[HEADER..];
-        let mut text = |len: usize| -> Option<&'a str> {
-            let (text, after) = rest.split_at_checked(len)?;
-            rest = after;
-            std::str::from_utf8(text).ok()
-        };
-        let (api_version, kind, uid) = (text(lens[0])?, text(lens[1])?, text(lens[2])?);
-        let item = (short(24), short(28));
-        (item.0.checked_add(item.1)? <= rest.len()).then_some(Self {
+        let rest = &value[HEADER..];
+        let (api_version, rest) = split_text(rest, header[3].into())?;
+        let (kind, rest) = split_text(rest, header[4].into())?;
+        let (uid, body) = split_text(rest, header[5].into())?;
+        let item = (u32_at(header, 24) as usize, u32_at(header, 28) as usize);
+        (item.0.checked_add(item.1)? <= body.len()).then_some(Self {
             encoding,
-            version: ResourceVersion::new(number(8)),
-            stored_at: Timestamp::from_millis(number(16)),
+            version: ResourceVersion::new(u64_at(header, 8)),
+            stored_at: Timestamp::from_millis(u64_at(header, 16)),
             api_version,
             kind,
             uid,
-            body: rest,
+            body,
             item,
         })
     }
@@ -230,37 +235,24 @@ impl NewRecord {
         kind: TypeHint<'_>,
         body: &Body<'_>,
     ) -> Result<Self, CodecError> {
-        if variants::is_variant(kind.api_version, kind.kind) {
-            return Err(CodecError::Variant(kind.kind.to_owned()));
-        }
-        if matches!(kind.kind, "" | "Status") {
-            return Err(CodecError::Json(format!(
-                "kind {:?} is no object to store",
-                kind.kind
-            )));
-        }
+        check_kind(kind)?;
         if meta.name.is_empty() {
             return Err(CodecError::Json("an object without a name".into()));
         }
         let version = meta
             .version()
             .ok_or_else(|| CodecError::Json("no resourceVersion to order it by".into()))?;
-        let short = |text: &str| {
-            u8::try_from(text.len()).map_err(|_| CodecError::Limit("a type is too long"))
-        };
-        let long =
-            |n: usize| u32::try_from(n).map_err(|_| CodecError::Limit("an object is too long"));
         let mut value = Vec::with_capacity(HEADER + 80 + body.bytes.len());
         let lens = [
-            short(kind.api_version)?,
-            short(kind.kind)?,
-            short(&meta.uid)?,
+            text_len(kind.api_version)?,
+            text_len(kind.kind)?,
+            text_len(&meta.uid)?,
         ];
         value.extend_from_slice(&[FORMAT, encoding as u8, 0, lens[0], lens[1], lens[2], 0, 0]);
         value.extend_from_slice(&version.get().to_le_bytes());
         value.extend_from_slice(&body.at.as_millis().to_le_bytes());
-        value.extend_from_slice(&long(body.item.0)?.to_le_bytes());
-        value.extend_from_slice(&long(body.item.1)?.to_le_bytes());
+        value.extend_from_slice(&body_len(body.item.0)?.to_le_bytes());
+        value.extend_from_slice(&body_len(body.item.1)?.to_le_bytes());
         for text in [kind.api_version, kind.kind, &meta.uid] {
             value.extend_from_slice(text.as_bytes());
         }
@@ -274,6 +266,26 @@ impl NewRecord {
             value,
         })
     }
+}
+
+fn check_kind(hint: TypeHint<'_>) -> Result<(), CodecError> {
+    let kind = hint.kind;
+    if variants::is_variant(hint.api_version, kind) {
+        return Err(CodecError::Variant(kind.to_owned()));
+    }
+    if matches!(kind, "" | "Status") {
+        let problem = format!("kind {kind:?} is no object to store");
+        return Err(CodecError::Json(problem));
+    }
+    Ok(())
+}
+
+fn text_len(text: &str) -> Result<u8, CodecError> {
+    u8::try_from(text.len()).map_err(|_| CodecError::Limit("a type is too long"))
+}
+
+fn body_len(len: usize) -> Result<u32, CodecError> {
+    u32::try_from(len).map_err(|_| CodecError::Limit("an object is too long"))
 }
 
 struct Body<'a> {
@@ -396,21 +408,22 @@ impl<'a> ResponseRecord<'a> {
 
     /// Reads a stored value.
     pub(crate) fn read(value: &'a [u8]) -> Option<Self> {
-        let (at, mut rest) = value.split_first_chunk::<8>()?;
-        let mut text = || -> Option<&'a str> {
-            let (len, after) = rest.split_first_chunk::<2>()?;
-            let (text, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;
-            rest = after;
-            std::str::from_utf8(text).ok()
-        };
-        let (content_type, etag) = (text()?, text()?);
+        let (at, rest) = value.split_first_chunk::<8>()?;
+        let (content_type, rest) = split_prefixed_text(rest)?;
+        let (etag, body) = split_prefixed_text(rest)?;
         Some(Self {
             at: Timestamp::from_millis(u64::from_le_bytes(*at)),
             content_type,
             etag,
-            body: rest,
+            body,
         })
     }
+}
+
+/// A text behind its length, and the bytes behind it.
+fn split_prefixed_text(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (len, rest) = bytes.split_first_chunk::<2>()?;
+    split_text(rest, u16::from_le_bytes(*len).into())
 }
 
 #[cfg(test)]
