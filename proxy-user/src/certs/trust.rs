@@ -2,6 +2,7 @@
 //! installer gives none with `--bootstrap-mode=kubeletcertificate`; then the cluster's CA as kubeadm
 //! installs it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -162,13 +163,19 @@ struct PemFile<'a> {
     fix: &'static str,
 }
 
+impl PemFile<'_> {
+    fn read_error(&self, source: io::Error) -> CertsError {
+        CertsError::Read {
+            purpose: self.purpose,
+            path: self.path.to_owned(),
+            source,
+            fix: self.fix,
+        }
+    }
+}
+
 fn load_pem_roots(file: &PemFile<'_>) -> Result<RootCertStore, CertsError> {
-    let text = files::read_text(file.path).map_err(|source| CertsError::Read {
-        purpose: file.purpose,
-        path: file.path.to_owned(),
-        source,
-        fix: file.fix,
-    })?;
+    let text = files::read_text(file.path).map_err(|error| file.read_error(error))?;
     parse_pem_roots(text.as_bytes())
         .map_err(|reason| CertsError::content(file.purpose, file.path, reason))
 }

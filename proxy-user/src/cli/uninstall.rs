@@ -86,14 +86,17 @@ fn remove_pins(bpffs: &Path, report: &mut Report<'_>) -> Result<(), UninstallErr
 }
 
 fn remove_dummy(name: &str, report: &mut Report<'_>) -> Result<(), UninstallError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(UninstallError::Runtime)?;
+    let runtime = netlink_runtime().map_err(UninstallError::Runtime)?;
     if runtime.block_on(remove_interface(name))? {
         report.removed(format_args!("the interface {name}"));
     }
     Ok(())
+}
+
+fn netlink_runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }
 
 fn remove_files(args: &UninstallArgs, report: &mut Report<'_>) -> Result<(), UninstallError> {

@@ -99,11 +99,7 @@ impl Listeners {
         let listeners = flags.into_iter().zip(self.addresses());
         listeners
             .filter(|(_, ip)| !stays_on_node(*ip))
-            .map(|(flag, ip)| {
-                format!(
-                    "--{flag}={ip} is reachable from outside this node: use 127.0.0.1 unless a firewall protects it"
-                )
-            })
+            .map(|(flag, ip)| warn_of_exposure(flag, ip))
             .collect()
     }
 }
@@ -149,6 +145,12 @@ fn check_reader_timeout(timeout: Duration) -> Result<Duration, ConfigError> {
         ));
     }
     Ok(timeout)
+}
+
+fn warn_of_exposure(flag: &str, ip: IpAddr) -> String {
+    format!(
+        "--{flag}={ip} is reachable from outside this node: use 127.0.0.1 unless a firewall protects it"
+    )
 }
 
 fn stays_on_node(ip: IpAddr) -> bool {

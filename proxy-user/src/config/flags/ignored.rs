@@ -204,12 +204,14 @@ fn warning_of(flag: &IgnoredFlag, matches: &ArgMatches) -> Option<String> {
     if last == flag.silent_value {
         return None;
     }
-    let shown = match flag.kind {
+    let IgnoredFlag { name, reason, .. } = flag;
+    let shown = shown_value(flag.kind, &values);
+    Some(format!("--{name}={shown} is ignored: {reason}"))
+}
+
+fn shown_value(kind: Kind, values: &[&str]) -> String {
+    match kind {
         Kind::Secret => "…".to_owned(),
         _ => values.join(","),
-    };
-    Some(format!(
-        "--{}={shown} is ignored: {}",
-        flag.name, flag.reason
-    ))
+    }
 }

@@ -98,9 +98,11 @@ fn parse_size(text: &str) -> Result<usize, String> {
         .parse::<usize>()
         .ok()
         .and_then(|n| n.checked_mul(1 << shift))
-        .ok_or_else(|| {
-            format!("invalid size {text:?}; use bytes, or a number with a suffix Ki, Mi or Gi, as in 1Mi")
-        })
+        .ok_or_else(|| invalid_size(text))
+}
+
+fn invalid_size(text: &str) -> String {
+    format!("invalid size {text:?}; use bytes, or a number with a suffix Ki, Mi or Gi, as in 1Mi")
 }
 
 #[cfg(test)]
