@@ -39,8 +39,8 @@ const FLOOR: Duration = Duration::from_millis(100);
 /// The same where the attack keeps the test's cloud busy, which is one thread and shakes hands for each request.
 const BUSY_CLOUD: Duration = Duration::from_secs(1);
 const EVENT: Duration = Duration::from_secs(1);
-/// How long the client is watched before an attack, how long this takes both processors to begin, and how long the client
-/// is watched from then on.
+/// Times: to watch the client before an attack, to let the attack occupy both processors, and to watch the client from
+/// then on.
 const QUIET: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_secs(2);
 const UNDER_ATTACK: Duration = Duration::from_secs(4);

@@ -16,7 +16,7 @@ use hublet_tests::kube::{KubeCloud, Options};
 use hublet_tests::replay::{Exchange, Recording, Replay, known};
 use serde_json::json;
 
-/// What the plugin's every ADD and DEL begins with.
+/// The first request of each ADD and DEL of the plugin.
 const INFORMATION: &str = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
 const SEQUENCES: [&str; 3] = ["add-first-pod-of-the-node", "add-second-pod", "del"];
 

@@ -659,7 +659,7 @@ fn role(name: &str, node: &Node) -> Command {
     command
 }
 
-/// What the other processes do; not a test.
+/// Runs as one of the other processes; not a test.
 #[test]
 #[ignore = "started by the tests above"]
 fn other_process() {

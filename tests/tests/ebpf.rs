@@ -609,7 +609,7 @@ impl Started {
     }
 }
 
-/// What the roles do; not a test.
+/// Runs one of the roles; not a test.
 #[test]
 #[ignore = "started by the tests above"]
 fn role() {

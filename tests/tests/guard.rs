@@ -26,7 +26,7 @@ const OTHERS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9999);
 const FOREIGN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const LINK_LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 7);
 
-/// What the pod's link is to the node.
+/// The kind of link between pod and node.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     name: &'static str,

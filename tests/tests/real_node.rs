@@ -35,10 +35,10 @@ const CLOUD_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const POD_NETWORK: &str = "10.244.7.0/24";
-/// What both pods ask for.
+/// The URL that both pods request.
 const ASKED: &str = "https://10.96.0.1/api/v1/namespaces/default/configmaps/greeting";
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-/// Who serves, by the certificate.
+/// The servers, by the subjects of their certificates.
 const HUBLET: &str = "CN=system:node:edge-real,O=system:nodes";
 const APISERVER: &str = "CN=kube-apiserver";
 /// From a pod's creation to its first call. Ten seconds alone.
@@ -50,7 +50,7 @@ const SEVERAL: usize = 3;
 struct Field {
     node: RealNode,
     daemon: Daemon,
-    /// What pods reach as 10.96.0.1 when nobody steers them.
+    /// The server that pods reach as 10.96.0.1 if they aren't steered.
     service: FaultProxy,
     _front: FaultProxy,
     there: Netns,
@@ -132,7 +132,7 @@ impl Field {
         self.cloud.admin()
     }
 
-    /// What the pods need: an account that may read, whom to trust, something to read.
+    /// Creates everything that the pods need: an account that may read, a CA to trust, an object to read.
     fn fill(&self) -> Result<()> {
         let api = self.api();
         let namespace = "/api/v1/namespaces/default";
@@ -230,7 +230,7 @@ impl Caller<'_> {
         id(&pod).context("a container without an id")
     }
 
-    /// What hublet says of it: its entries among the last callers.
+    /// Its entries among hublet's last callers.
     fn attested(&self) -> Result<Vec<Value>> {
         let status = self.field.daemon.fetch_status()?;
         let callers = status["callers"].as_array().cloned().unwrap_or_default();

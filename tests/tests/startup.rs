@@ -63,7 +63,7 @@ impl Place {
         fs::write(self.path(name), text).expect("written");
     }
 
-    /// What a start without interface and eBPF needs, on ports that the kernel has just called free.
+    /// Flags for a start without interface and eBPF, on ports that the kernel has just reported as free.
     fn flags(&self) -> Vec<String> {
         let free: Vec<_> = (0..3)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))

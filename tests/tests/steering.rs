@@ -39,7 +39,7 @@ struct Steered {
 }
 
 impl Steered {
-    /// What really is at that address is another server, with another authority.
+    /// At that address there really is another server, with another authority.
     fn start() -> Result<Option<Self>> {
         let with = |options: &mut hublet_tests::daemon::Options| {
             options.steer = "10.96.0.1:443".into();

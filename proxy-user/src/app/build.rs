@@ -143,7 +143,7 @@ struct PreparedNode {
 
 impl PreparedNode {
     /// # Errors
-    /// What can't be bound, set up or built; the setup is undone.
+    /// Something can't be bound, set up or built; the setup is undone.
     async fn build(
         config: &Config,
         certificates: &Certificates,

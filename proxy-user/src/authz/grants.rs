@@ -165,7 +165,7 @@ impl GrantTables {
         shares.get(account, right)
     }
 
-    /// Notes the denial of a right that has no row. Where an older one is evicted for it, every right of that one's
+    /// Records the denial of a right that has no row. If an older denial is evicted for it, every right of that denial's
     /// account counts as denied now.
     fn put_denial(&mut self, account: Identity, right: Right, now: Timestamp) {
         let denied = Verdict::denied_at(now);

@@ -263,7 +263,7 @@ fn i7_a_refusal_is_written_once_and_never_dropped() {
     assert_eq!(grants.deny(&me, &[get(&me, "a")], at(4)).len(), 1);
 }
 
-/// Whoever is denied more than is kept has every right count as denied since, and no one else has.
+/// An account with more denials than are kept counts as denied every right since then; other accounts don't.
 #[test]
 fn i14_a_flood_of_denials_grants_nothing_and_evicts_its_own() {
     let grants = Grants::empty();

@@ -91,7 +91,7 @@ fn share_of(key: &[u8]) -> &[u8] {
     &key[..end.unwrap_or(key.len())]
 }
 
-/// The largest size of a share beyond which all shares together have at least this many rows.
+/// The largest size to which shares can be cut so that at least this many rows are evicted.
 fn largest_cap(shares: &Shares, rows: usize) -> usize {
     let largest = shares.values().map(Vec::len).max().unwrap_or(0);
     let (mut cap, mut too_high) = (0, largest + 1);

@@ -151,7 +151,7 @@ impl Change {
         }
     }
 
-    /// The key of the object or collection whose absence ends with this.
+    /// The key of the object whose absence this ends, or of the collection for any object in it.
     pub(super) fn ended_absence(&self) -> Option<&[u8]> {
         match self {
             Self::Upsert { key, .. } => Some(key.as_bytes()),

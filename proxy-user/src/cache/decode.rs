@@ -137,7 +137,7 @@ impl ResponseDecoder {
         Ok(())
     }
 
-    /// Checks the end of a compressed body: a member that is cut off, or bytes that are none, may hide anything.
+    /// Checks the end of a compressed body: a gzip member that is cut off, or other bytes after it, may hide anything.
     fn end_gunzip(&mut self, now: Timestamp, changes: &mut Vec<Change>) -> Result<(), CodecError> {
         let Some(mut gunzip) = self.gunzip.take() else {
             return Ok(());

@@ -1,5 +1,5 @@
-//! Absences that the store still holds and that no longer count: the object may exist by now, and neither the queue nor the
-//! disk has taken that. In: keys. Out: the answer to a read, and the changes that the disk takes once it can.
+//! Absences that no longer count, since the object may exist by now, but that are still on disk: the queue was full, or the
+//! disk can't be written. In: keys. Out: whether an absence counts, and the changes to write once that is possible.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use crate::cache::keys;
 const MAX_KEYS: usize = 4_096;
 const MAX_BYTES: usize = 256 << 10;
 
-/// The key that stands for all.
+/// The key that stands for all objects.
 const EVERY: &[u8] = b"";
 
 #[derive(Debug, Default)]

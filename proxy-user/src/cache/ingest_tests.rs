@@ -30,7 +30,7 @@ const POD: TypeMeta<'static> = TypeMeta {
 };
 /// Version of the cluster before its history, and of nothing in it.
 const FIRST: u64 = 10;
-/// When the first response comes, and how long after it the next.
+/// Time of the first response, and from it to the next.
 const START: Timestamp = Timestamp::from_millis(1_000_000);
 const PACE: Duration = Duration::from_secs(1);
 
@@ -55,7 +55,7 @@ enum Fetch {
 /// A fetch, and how its response arrives.
 #[derive(Debug, Clone)]
 struct Step {
-    /// How much of its history the cluster has seen by then.
+    /// The part of its history that the cluster has seen by then.
     now: Index,
     fetch: Fetch,
     encoding: Encoding,
@@ -293,7 +293,7 @@ struct Comparison {
     /// The same, for bodies that come in one chunk.
     unchunked: ListAssembler,
     now: Timestamp,
-    /// How many writes the cluster has seen.
+    /// Number of writes that the cluster has seen.
     writes: usize,
 }
 

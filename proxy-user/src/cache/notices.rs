@@ -29,7 +29,7 @@ impl ObservedObject {
 /// Prefix of the annotations and labels that are meant for hublet.
 const DOMAIN: &[u8] = b"hublet.io/";
 
-/// True if an object's value mentions hublet's own domain, as an annotation or label for it does.
+/// True if an object's value contains hublet's own domain, as its annotations and labels for hublet do.
 pub(super) fn mentions_domain(value: &[u8]) -> bool {
     memchr::memmem::find(value, DOMAIN).is_some()
 }
@@ -37,7 +37,7 @@ pub(super) fn mentions_domain(value: &[u8]) -> bool {
 /// A change of the store.
 #[derive(Debug, Clone)]
 pub(crate) enum Notice {
-    /// Objects with hublet's domain in them that are about to be written; the store may hold later versions of them.
+    /// Objects that mention hublet's domain and are about to be written; the store may hold later versions of them.
     Observed(Arc<[ObservedObject]>),
     /// The prefixes below which objects or listed collections have changed on disk.
     Committed(Arc<[&'static [u8]]>),

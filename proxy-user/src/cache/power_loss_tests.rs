@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::Timestamp;
 
-/// How often a part of the unsynced writes is drawn for each sync.
+/// Number of draws of a part of the unsynced writes, for each sync.
 const DRAWS: u64 = 4;
 
 /// Batches of everything that the writer may be given, each of which a commit ends.

@@ -103,8 +103,8 @@ impl Snapshot {
             .open_table(ABSENT)?
             .get(key)?
             .map(|v| Absence::from_row(v.value()).at);
-        let counts = absent.filter(|_| !self.shared.ended_absences.contains(key));
-        Ok(counts.map_or(Lookup::Unknown, Lookup::Absent))
+        let still_absent = absent.filter(|_| !self.shared.ended_absences.contains(key));
+        Ok(still_absent.map_or(Lookup::Unknown, Lookup::Absent))
     }
 
     /// The state of a collection, if it is stored.

@@ -357,7 +357,7 @@ async fn i2_a_list_of_something_else_or_of_a_part_is_not_stored() {
     assert_eq!(stored(&whole).await, 1);
 }
 
-/// What these bytes hide may be a part of the list.
+/// These bytes may hide a part of the list.
 #[tokio::test]
 async fn i2_a_compressed_list_needs_its_end() {
     let bench = Bench::new();
@@ -608,7 +608,7 @@ async fn a_create_right_after_a_404_is_not_taken_for_older() {
     }
 }
 
-/// When an object left a selection and the selection's watch reported it first, the whole collection became incomplete, and
+/// Where an object left a selection and the selection's watch reported it first, the whole collection became incomplete, and
 /// stayed so even after its own watch had reported the change.
 #[tokio::test]
 async fn a_collection_is_whole_again_once_its_own_watch_has_told_what_left_a_selection() {

@@ -66,7 +66,7 @@ pub(super) struct Writer {
     counters: Arc<Counters>,
     cluster: ClusterGeneration,
     decoders: HashMap<CaptureId, OpenResponse>,
-    /// The sum of what they hold.
+    /// Bytes that all of them hold.
     held: usize,
     pages: ListAssembler,
     continuity: Continuity,
@@ -77,7 +77,7 @@ pub(super) struct Writer {
     last_error: Option<Instant>,
     budget: SizeBudget,
     outage: Option<WriteOutage>,
-    /// Of `ops`, in an outage: how many are without a gap, and their bytes.
+    /// During an outage: the number of `changes` up to the first gap, and their bytes.
     kept: (usize, usize),
     tidy_at: Option<Instant>,
 }
@@ -132,7 +132,7 @@ impl Writer {
             queue.finish(taken);
             let waiting = std::mem::take(&mut self.waiting);
             if self.is_closing {
-                // A successor that waited for this may open the file at once, though readers still hold the store.
+                // A successor that waited for this may open the file at once, even if readers still hold the store.
                 self.store.close();
                 return waiting.into_iter().for_each(notify_waiter);
             }
@@ -376,7 +376,7 @@ impl Writer {
         }
     }
 
-    /// Writes the absences that ended while the queue or the disk took no changes. Until then none of them is read.
+    /// Clears on disk the absences that ended while the queue or the disk took no changes. Reads ignore them already.
     fn write_ended_absences(&mut self) {
         if self.store.ended_absences().is_empty() {
             return;
@@ -388,7 +388,7 @@ impl Writer {
         }
     }
 
-    /// Ends the absences of objects that changes show which the disk has not taken.
+    /// Ends the absence of each object that may exist according to changes that could not be written.
     fn end_unwritten_absences(&self) {
         let unwritten = self.changes.iter().skip(self.kept.0);
         for key in unwritten.filter_map(Change::ended_absence) {

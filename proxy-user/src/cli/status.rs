@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_without_http_is_no_hublet() {
+    fn a_server_without_http_does_not_answer() {
         let (admin, server) = serve_once(b"SSH-2.0-OpenSSH_9.2\r\n");
         let error = failure(admin);
         assert!(error.contains("does not answer"), "{error}");

@@ -29,7 +29,8 @@ pub(crate) trait BodyTee: Unpin {
     fn finish(self);
 }
 
-/// The error of a response body that broke off. The client sees a cut stream, never a shortened body as complete.
+/// The error of a response body that broke off. The client sees a broken stream, never a truncated body that
+/// looks complete.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CloudBodyError {
     #[error("the cloud's response broke off: {}", with_causes(.0))]

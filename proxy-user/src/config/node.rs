@@ -12,7 +12,7 @@ const NODE_NAME: &str = "node-name";
 /// Kubernetes' limit for a DNS subdomain (RFC 1123).
 const MAX_DNS_SUBDOMAIN: usize = 253;
 
-/// Where hublet runs (`--working-mode`).
+/// The place where hublet runs (`--working-mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkingMode {

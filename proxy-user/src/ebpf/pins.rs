@@ -62,7 +62,7 @@ impl PinnedError {
 #[serde(rename_all = "camelCase")]
 pub struct PinnedLink {
     pub name: String,
-    /// What the program is attached to.
+    /// The hook that the program is attached to.
     pub hook: String,
     pub program: String,
     pub pin: String,

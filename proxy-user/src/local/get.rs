@@ -28,6 +28,7 @@ enum Extract {
 }
 
 impl Local {
+    /// Answers a GET of an object. An absence is 404; an object that the store doesn't know is an error, which becomes 503.
     pub(super) async fn get(
         &self,
         allowed: Allowed<LocalRequest<'_>>,
@@ -82,15 +83,15 @@ impl Local {
         if let Some(at) = self.store.absent_since(absence).await? {
             return self.not_found(absence, at);
         }
-        // The object exists, or did: this caller may have been allowed it by its own write, which
-        // the writer has committed by now.
+        // The absence doesn't count any more. This caller's own write may have allowed it the object
+        // since: the snapshot above waited until such a grant was written.
         match self.authorizer.authorize(**absence)? {
             Permission::Read(allowed) => self.get(allowed).await,
             Permission::AbsenceOnly(_) => Err(Denied::undecided(&absence.attributes).into()),
         }
     }
 
-    /// Repeats the 404 that the API server answered at that time.
+    /// Repeats the 404 that the API server answered at that time, unless the request names a resourceVersion.
     fn not_found(
         &self,
         request: &LocalRequest<'_>,
@@ -134,7 +135,7 @@ fn other_encoding(request: &LocalRequest<'_>, stored: Encoding) -> LocalError {
     ))
 }
 
-/// An absent object may have been created since, at or before the version that the client names.
+/// True if the request names a resourceVersion: an absent object may have been created since, up to that version.
 fn names_a_version(request: &ApiRequest) -> bool {
     ResourceVersion::parse(request.resource_version()).is_some()
 }

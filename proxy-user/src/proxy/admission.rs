@@ -14,7 +14,7 @@ use crate::telemetry::RequestRecord;
 /// Longest wait of a request whose client has too many bytes in flight.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A request's share of all limits, and its record: held until its response, or the connection it became, has ended.
+/// A request's share of all limits, and its record. Held until its response has ended, or its upgraded connection.
 #[derive(Debug)]
 pub(crate) struct Admission {
     _in_flight: OwnedSemaphorePermit,
@@ -37,7 +37,7 @@ impl Admission {
         }
     }
 
-    /// Recorded when the admission is dropped.
+    /// The request's record, which is written when the admission is dropped.
     pub(super) fn record(&mut self) -> &mut RequestRecord {
         &mut self.record
     }
@@ -57,7 +57,7 @@ impl Proxy {
     /// Admits a request when its client has room for its bytes, and a place among those in flight is free.
     ///
     /// # Errors
-    /// It is not admitted; its record is given back.
+    /// The request is not admitted; its record is returned.
     pub(super) async fn admit(
         &self,
         flow: &Arc<Flow>,
@@ -67,7 +67,7 @@ impl Proxy {
         let Some(charge) = charge(flow, max_held_bytes(body)).await else {
             return Err(record);
         };
-        // Only now: a client that waits takes no place from others.
+        // Only now, so that a waiting client takes no place from others.
         match Arc::clone(&self.stages.limits.in_flight).try_acquire_owned() {
             Ok(permit) => Ok(Admission::new(permit, charge, record)),
             Err(_) => Err(record),

@@ -20,7 +20,7 @@ pub(super) enum Answer {
     Store(Response<Body>, FallbackReason),
 }
 
-/// The state of the cloud for which the store answers in its place.
+/// The reason for which the store answers instead of the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FallbackReason {
     Away,
@@ -50,7 +50,7 @@ pub(super) fn respond(
         source,
         reason,
     } = Outcome::of(call, answer);
-    // An upgraded connection has taken the admission along, and noted its response.
+    // The streams of an upgraded connection have taken the admission, and recorded the response.
     if let Some(admission) = &mut admission {
         let record = admission.record();
         if call.protocol == Protocol::Http {
@@ -65,7 +65,7 @@ pub(super) fn respond(
     response
 }
 
-/// A response, and what its record tells of it.
+/// A response, and the fields of its record.
 struct Outcome {
     response: Response<Body>,
     source: Source,

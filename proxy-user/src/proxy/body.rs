@@ -14,7 +14,7 @@ use crate::local::body::LocalBody;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
-/// The error of a body that broke off; the client sees a cut stream, never a shortened whole.
+/// The error of a body that broke off; the client sees a broken stream, never a truncated body that looks complete.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error(transparent)]

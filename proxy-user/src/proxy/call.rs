@@ -31,7 +31,7 @@ pub(crate) struct Call {
     pub flow: Arc<Flow>,
 }
 
-/// The identity that a request goes out with.
+/// The identity that a request is sent with.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub credential: Credential,

@@ -1,4 +1,4 @@
-//! The accepted connection that requests come on: its addresses, the attested caller, and the credential of each request.
+//! The accepted connection that requests arrive on: its addresses, the attested caller, and the credential of each request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ pub(crate) struct Connection {
     pub tls: bool,
     /// The process at the other end, as eBPF attests it; an unknown one has no privilege.
     pub process: Option<Process>,
-    /// The process's counts; none before its protocol is known.
+    /// The counters of its caller; `None` until its protocol is known.
     pub caller: Option<Arc<Caller>>,
-    /// Its bytes under way.
+    /// The flow that its bytes under way count for.
     pub flow: Arc<Flow>,
-    /// Clients send the same one each time.
+    /// The token of the last request: a client mostly sends the same one again.
     last_token: Mutex<Option<DigestedToken>>,
 }
 

@@ -19,13 +19,14 @@ use crate::cloud::pool::ConnectionClass;
 use crate::cloud::upload;
 use crate::telemetry::CountedBody;
 
-/// Bytes that a forwarded request holds besides its own while nobody reads its response: a window of most connections to
-/// the cloud, as much that was read ahead, and both streams. Of a watch half a window, since few are stuck at their fullest.
+/// Bytes held for a forwarded request whose client reads nothing, besides those of the request itself: a flow-control
+/// window (16 KiB on most connections to the cloud), as much again that was read ahead, and the state of both streams.
 const UNREAD_RESPONSE: usize = 40 << 10;
+/// The same for a watch: half a window, since few watches ever fill one.
 const UNREAD_WATCH: usize = 8 << 10;
 
 impl Proxy {
-    /// Answers a call by its route. An upgraded connection takes the admission along, which else stays for the response.
+    /// Answers a call by its route. An upgraded connection takes the admission; otherwise it is left for the response.
     pub(super) async fn dispatch(
         self: &Arc<Self>,
         route: Route,
@@ -34,7 +35,7 @@ impl Proxy {
         admission: &mut Option<Admission>,
     ) -> Result<Answer, ProxyError> {
         match route {
-            // Boxed: the way to the cloud is long, and the connection would keep room for it.
+            // Boxed: this future is large, and the connection would reserve room for it.
             Route::Forward(forward, class) => {
                 charge_unread(call, admission)?;
                 Box::pin(self.forward(forward, class, call, inbound.body)).await
@@ -78,7 +79,7 @@ impl Proxy {
         }
     }
 
-    /// Waits until a request is to be sent; false if the probe that it waits for has not found the cloud.
+    /// Waits until a request may be sent; false if the probe that it waited for did not reach the cloud.
     pub(super) async fn may_send(&self, time: SendTime) -> bool {
         match time {
             SendTime::Now => true,
@@ -95,7 +96,7 @@ impl Proxy {
         Ok(self.stages.local.answer(request).await?.map(Body::from))
     }
 
-    /// A request that only the cloud can answer, with its body.
+    /// Sends a request that only the cloud can answer, with its body.
     async fn send(
         &self,
         call: &Call,
@@ -116,7 +117,7 @@ impl Proxy {
         }
     }
 
-    /// A read while the cloud is connected: its response, or the store's where it fails or stays silent (I11).
+    /// A read while the cloud is connected: the cloud's response, or the store's if the cloud fails or stays silent (I11).
     async fn fetch_or_fall_back(
         self: &Arc<Self>,
         call: &Arc<Call>,
@@ -144,7 +145,7 @@ impl Proxy {
         }
     }
 
-    /// A read while the cloud is silent: the store's answer at once, and the cloud's where the store has none.
+    /// A read while the cloud is silent: the store's answer at once, or the cloud's if the store has none.
     async fn answer_or_fetch(
         &self,
         call: &Call,
@@ -162,7 +163,7 @@ impl Proxy {
     }
 }
 
-/// Charges the bytes of a response that hublet may hold while its client does not read.
+/// Charges the bytes of a response that hublet may hold while its client does not read it.
 fn charge_unread(call: &Call, admission: &mut Option<Admission>) -> Result<(), ProxyError> {
     let bytes = max_unread_bytes(call.verb());
     match admission.as_mut().map(|held| held.charge_more(bytes)) {

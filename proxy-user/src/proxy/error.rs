@@ -53,7 +53,7 @@ pub(crate) enum ErrorKind {
     NotAcceptable,
     /// The cloud is away and this is a write (503).
     WriteUnavailable,
-    /// The cloud did not take the request, and nothing was done (503).
+    /// The cloud did not process the request, so nothing was changed (503).
     NotTaken,
     /// The cloud did not respond after it was sent the request: the outcome of a write is not known (504).
     OutcomeUnknown,
@@ -78,7 +78,7 @@ pub(crate) enum Sent {
 impl ErrorKind {
     /// HTTP status code and `metav1.StatusReason`.
     ///
-    /// No 503 has a `Retry-After`: callers are to fail fast and use what they have.
+    /// No 503 has a `Retry-After`, so that callers fail fast and use the data that they have.
     fn status(self) -> (StatusCode, &'static str) {
         match self {
             Self::BadRequest => (StatusCode::BAD_REQUEST, "BadRequest"),
@@ -237,7 +237,7 @@ impl ProxyError {
         }
     }
 
-    /// The store's error, caused by one of the cloud: the client gets the former, the log both.
+    /// Adds the cloud's error as the cause of the store's: the client gets only the store's, the log both.
     pub(crate) fn after_forwarding(self, error: ForwardError) -> Self {
         self.caused_by(error)
     }

@@ -27,11 +27,11 @@ use crate::cloud::upload::{self, Upload};
 use crate::config::WorkingMode;
 use crate::local::{SOURCE, encode_scope};
 
-/// Longest pause of a response that is fetched for the store alone.
+/// Longest wait for the head, and then for each frame, of a response that is fetched for the store alone.
 const BACKGROUND_FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A write until its response comes. Dropped before, since its client has left or the link has died, it may have created
-/// its object all the same.
+/// A write that has no response yet. If it is dropped as such, since its client has left or the link has died, it may still
+/// have created its object, and the recorded absence is cleared.
 struct UnansweredWrite<'a> {
     proxy: &'a Proxy,
     /// `None` for a read, and once there is nothing to clear.
@@ -47,7 +47,7 @@ impl Drop for UnansweredWrite<'_> {
 }
 
 impl Proxy {
-    /// The head of a response, and its body as it comes.
+    /// Sends a request. Returns the head of its response, with a body that streams.
     pub(super) async fn fetch(
         &self,
         call: &Call,
@@ -82,14 +82,14 @@ impl Proxy {
             .with_watch_end(is_watch.then(|| stages.local.draining()))
             .with_upload(progress);
         if is_pending && !is_watch {
-            // Frees its connection, of which there are few, whether its client reads or not.
+            // Frees its connection, of which there are few, even if its client doesn't read.
             body.prefetch().await;
         }
         Ok(forwarded_response(&head, Body::cloud(body)))
     }
 
-    /// A response whose body has begun, so that the store can still answer in its place until then. A watch's head is
-    /// enough: its first event may come tomorrow.
+    /// As [`Self::fetch`], but waits until the body has begun: until then the store can still answer instead. For a watch
+    /// the head is enough: its first event may come tomorrow.
     pub(super) async fn fetch_first_frame(
         &self,
         call: &Call,
@@ -104,7 +104,7 @@ impl Proxy {
         Ok(response)
     }
 
-    /// Lets a response into the store whose caller has been answered from there.
+    /// Reads a response to its end for the store, after its caller was answered from there.
     pub(super) fn drain_into_store(
         &self,
         verb: Verb,
@@ -139,7 +139,7 @@ impl Proxy {
 
     /// Records the cloud's decision on the caller's rights, by the status code of its response.
     pub(super) fn record_decision(&self, call: &Call, response: ObservedResponse) {
-        // A backend's 401 is no decision on the token, which the API server does not pass on.
+        // A backend's 401 says nothing about the token, since the API server does not pass it on.
         if response.status == 401 && call.request.is_proxied() {
             return;
         }
@@ -150,7 +150,7 @@ impl Proxy {
         }
     }
 
-    /// Begins to copy a response into the store, or counts why it is not stored.
+    /// Begins to copy a response into the store, or counts the reason against it.
     fn capture(
         &self,
         call: &Call,
@@ -167,7 +167,7 @@ impl Proxy {
                 capture
             }
             Err(reason) => {
-                // A server that fails may have done what it was asked for.
+                // A write whose response is a server error may have succeeded.
                 if head.status.is_success() || head.status.is_server_error() {
                     self.clear_absence(call);
                 }
@@ -205,7 +205,7 @@ impl Proxy {
         if call.verb().is_read() {
             return;
         }
-        // Of parameters that are not understood none decides which object is written.
+        // Parameters that are not understood don't change which object is written.
         let path = call.request.path().parse::<Uri>();
         let request = path.map(|path| RequestInfo::parse(&call.parts.method, &path));
         let named = call
@@ -230,7 +230,7 @@ async fn drain_response(mut body: Body) {
     while let Ok(Some(Ok(_))) = timeout(BACKGROUND_FETCH_TIMEOUT, body.frame()).await {}
 }
 
-/// A response with the cloud's head, but for headers of its connection.
+/// A response with the cloud's head, except for the headers of its connection.
 fn forwarded_response(head: &Head, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = head.status;

@@ -39,7 +39,7 @@ impl Protocol {
     }
 }
 
-/// A list header (RFC 9110 §5.6.1) has this token.
+/// True if a list header (RFC 9110 §5.6.1) has this token.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     headers
         .get_all(name)
@@ -49,7 +49,7 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .any(|value| value.trim().eq_ignore_ascii_case(token))
 }
 
-/// A subresource may stream. Its parameters need not be understood here.
+/// True of most subresources, and of a request that is not understood, which may be to one.
 fn may_stream(request: &RequestInfo) -> bool {
     request
         .understood()

@@ -80,7 +80,7 @@ impl DryRun {
     }
 }
 
-/// An escape may hide the name (`dry\u0052un`), so it counts as one.
+/// An escape may hide the name (`dry\u0052un`), so any escape counts as a dry run.
 fn is_json_dry_run(options: &[u8]) -> bool {
     memchr::memchr(b'\\', options).is_some() || memchr::memmem::find(options, b"dryRun").is_some()
 }
@@ -93,8 +93,8 @@ fn is_protobuf_dry_run(options: &[u8]) -> bool {
     })
 }
 
-/// Drains the body of a read, which has none as a rule. Until a body has ended hyper reads nothing else, and so does not
-/// see its client leave.
+/// Drains the body of a read, which normally has none. Until a body has ended, hyper reads nothing else, and so does not
+/// notice that its client has left.
 ///
 /// # Errors
 /// The body is too long, too slow, or breaks off.

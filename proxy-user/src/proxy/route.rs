@@ -114,7 +114,7 @@ fn route_read(
         CloudState::Disconnected | CloudState::Recovering if !has_store => {
             return Route::Refuse(Refusal::NoStore);
         }
-        // Also for what is never stored: rights are checked first, so that a refusal reveals nothing of the store.
+        // Even if it is never stored: rights are checked first, so that a refusal reveals nothing of the store.
         CloudState::Disconnected | CloudState::Recovering if request.understood().is_some() => {
             return Route::Store;
         }

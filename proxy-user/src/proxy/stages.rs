@@ -80,7 +80,7 @@ impl Limits {
 }
 
 impl Stages {
-    /// A connection has been accepted and speaks a protocol that is served here; its bytes are to be counted there.
+    /// Records a connection whose protocol is known. Its bytes are counted for the caller that is returned.
     pub(crate) fn record_connection(&self, connection: &Connection) -> Arc<Caller> {
         self.metrics.callers.accepted(
             connection.process.as_ref(),
@@ -168,7 +168,7 @@ fn register_store(cache: &Cache, registry: &mut Registry) {
     for (name, help, value) in [
         (
             "store_copies_given_up",
-            "Copies of responses given up: the writer was behind",
+            "Responses that the store stopped copying: the writer was behind, or the disk failed",
             ingest.given_up(),
         ),
         (

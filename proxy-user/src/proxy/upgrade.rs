@@ -22,7 +22,7 @@ use crate::local::SOURCE;
 use crate::telemetry::{Metrics, ObservedStream, Source, StreamBytes};
 
 impl Proxy {
-    /// Upgrades a connection. Its streams take the admission along if the server switches protocols.
+    /// Upgrades a connection. Its streams take the admission if the server switches protocols.
     pub(super) async fn upgrade(
         &self,
         time: SendTime,
@@ -68,7 +68,7 @@ struct Streams {
 }
 
 impl Streams {
-    /// Notes the response, and joins both sides in a task of their own.
+    /// Records the response, and joins both sides in a task of its own.
     fn spawn(self, call: &Call, status: StatusCode, mut admission: Option<Admission>) {
         if let Some(record) = admission.as_mut().map(Admission::record) {
             record.mark_upgraded();
@@ -78,7 +78,7 @@ impl Streams {
     }
 
     /// Copies both ways until either side ends, the cloud is found to be away, or the client is cut off. Holds the
-    /// request's admission as long.
+    /// request's admission until then.
     async fn join(self, mut admission: Option<Admission>, flow: Arc<Flow>) {
         if let (Ok(client), Ok(server)) = tokio::join!(self.client, self.server) {
             let mut client = ObservedStream::new(TokioIo::new(client), StreamBytes::default());
@@ -96,7 +96,7 @@ impl Streams {
     }
 }
 
-/// Sends an upgrade to the cloud. [`Streams`] are there when the server switches protocols.
+/// Sends an upgrade to the cloud. Returns [`Streams`] if the server switches protocols.
 ///
 /// # Errors
 /// See [`ForwardError`].

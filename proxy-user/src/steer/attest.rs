@@ -22,7 +22,7 @@ use crate::node::cgroup::{Cgroups, container_id_in, pod_uid_in};
 /// Processes whose /proc directory is held open: most connections come from the same few.
 const MAX_PROCESSES: usize = 64;
 
-/// How long a cached executable path is trusted: too short for the pid to be reused.
+/// Time for which a cached executable path is trusted: too short for the pid to be reused.
 const EXECUTABLE_TTL: Duration = Duration::from_millis(100);
 
 /// The most recent callers.

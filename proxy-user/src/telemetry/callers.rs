@@ -29,12 +29,12 @@ pub(crate) struct ClientBytes {
     pub(super) down: Counter,
 }
 
-/// A caller, and what it has done so far. Shared by its connections and requests.
+/// A caller and its counters. Shared by its connections and requests.
 #[derive(Debug)]
 pub(crate) struct Caller {
     /// Attested by eBPF; `None` where it is not known.
     pub(crate) process: Option<Process>,
-    /// Of its first connection.
+    /// The address of its first connection.
     pub(crate) address: SocketAddr,
     pub(crate) port: Port,
     connections: AtomicU64,
@@ -144,7 +144,7 @@ fn pod_label(process: &Process) -> String {
     uid.map_or_else(String::new, |uid| format!(", pod {uid}"))
 }
 
-/// A pid may be reused.
+/// Compares more than the pid, which may be reused.
 fn is_same_process(a: &Process, b: &Process) -> bool {
     a.pid == b.pid && a.command == b.command && a.cgroup_id == b.cgroup_id
 }
@@ -155,7 +155,7 @@ fn is_same_process(a: &Process, b: &Process) -> bool {
 pub(crate) struct CallerStatus {
     /// Attested by eBPF; `None` where it is not known.
     pub(crate) process: Option<Process>,
-    /// Of its first connection.
+    /// The address of its first connection.
     pub(crate) address: SocketAddr,
     pub(crate) port: Port,
     #[serde(with = "time::serde::rfc3339")]

@@ -15,7 +15,7 @@ pub(super) type ReceivedBytes = Arc<AtomicU64>;
 #[derive(Debug)]
 pub(crate) struct CountedBody<B> {
     body: B,
-    /// `None` of a body without bytes.
+    /// `None` for a body without bytes.
     received: Option<ReceivedBytes>,
 }
 

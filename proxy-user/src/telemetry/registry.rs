@@ -84,7 +84,7 @@ fn as_gauge(value: u64) -> i64 {
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct HistogramValues {
     pub(crate) sum_seconds: f64,
-    /// Upper bound and count of each bucket alone; the last bound is infinite.
+    /// Upper bound and count of each bucket, not cumulative; the last bound is infinite.
     pub(crate) buckets: Vec<(f64, u64)>,
 }
 

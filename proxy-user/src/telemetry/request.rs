@@ -1,5 +1,5 @@
-//! The record of one request: a guard from its head to the end of its response, which then counts
-//! the request in metrics, at its caller and in the log, once.
+//! The record of one request: a guard that lives from its head to the end of its response, and then
+//! records it once: in the metrics, in its caller's counters, and in the log.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use super::stream::StreamBytes;
 use super::warnings::{Suppressed, WarningKind};
 use super::{Caller, Metrics};
 
-/// Recorded when it is dropped: with the response's body, or with the request where its caller went
-/// before there was a response.
+/// Written when it is dropped: with the response's body, or with the request if its caller
+/// disconnects before there is a response.
 #[derive(Debug)]
 pub(crate) struct RequestRecord {
     metrics: Arc<RequestMetrics>,
@@ -28,7 +28,7 @@ pub(crate) struct RequestRecord {
     /// 0 before there is a response.
     status: u16,
     lifetime: Lifetime,
-    /// Of a refusal, or of an answer from the store that the cloud should have given.
+    /// The reason of a refusal, or of an answer from the store instead of the cloud.
     reason: Option<&'static str>,
     warning: Option<Suppressed>,
     /// Present only where a line will be logged.
@@ -76,7 +76,7 @@ impl RequestRecord {
         }
     }
 
-    /// The connection leaves HTTP, and lasts as long as its stream.
+    /// Marks the request as a stream: its connection leaves HTTP, and the request lasts as long.
     pub(crate) fn mark_upgraded(&mut self) {
         self.lifetime = Lifetime::Stream;
     }
@@ -86,7 +86,7 @@ impl RequestRecord {
         self.reason = Some(reason);
     }
 
-    /// Notes the response. `describe` is called only where the request will be logged.
+    /// Records the response. `describe` is called only if the request will be logged.
     pub(crate) fn respond(
         &mut self,
         source: Source,

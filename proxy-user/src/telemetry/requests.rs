@@ -70,7 +70,7 @@ fn code_index(code: u16) -> usize {
     })
 }
 
-/// `none` where the caller went before there was a response.
+/// `none` if the caller disconnected before there was a response.
 fn code_label(index: usize) -> String {
     match CODES.get(index) {
         Some(0) => "none".to_owned(),
@@ -79,7 +79,7 @@ fn code_label(index: usize) -> String {
     }
 }
 
-/// Requests that end with their response, as opposed to those that stay.
+/// Tells requests that end with their response from those that last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lifetime {
     Response,

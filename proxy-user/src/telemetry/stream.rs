@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Is told of the bytes that pass through an [`ObservedStream`], which are never zero.
+/// Counts the bytes that pass through an [`ObservedStream`]. It is never called with 0 bytes.
 pub(crate) trait StreamObserver {
     /// Moves bytes into `buffer` that were read before the stream was observed. False when none are left.
     fn replay(&mut self, _buffer: &mut ReadBuf<'_>) -> bool {

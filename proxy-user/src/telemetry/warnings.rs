@@ -32,7 +32,7 @@ impl WarningKind {
 /// Identifies a caller among warnings; see [`Caller::warning_key`](super::Caller::warning_key).
 pub(super) type WarningKey = u64;
 
-/// Events of a kind that were not warned of since its last warning.
+/// Number of events of one kind that got no warning since the last one that did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Suppressed(pub(crate) u64);
 
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn suppressed_warnings_are_told_only_where_there_are_some() {
+    fn suppressed_warnings_are_mentioned_only_if_there_are_any() {
         assert_eq!(Suppressed(0).to_string(), "");
         assert!(Suppressed(3).to_string().contains("3 more"));
     }

@@ -70,7 +70,7 @@ impl Node {
         self.dir.path().join("bpf")
     }
 
-    /// What the daemon is told by default, but for the private bpffs.
+    /// The daemon's default configuration, except for the private bpffs.
     pub fn config(&self) -> SetupConfig {
         config(&self.bpffs())
     }
@@ -167,7 +167,7 @@ pub fn component(setup: &Setup, name: &str) -> Component {
         .unwrap_or_else(|| panic!("no component {name}"))
 }
 
-/// How often a decision was taken.
+/// The count of a decision of the eBPF programs.
 pub fn counter(setup: &Setup, name: &str) -> u64 {
     let mut decisions = setup.ebpf().decisions.into_iter();
     decisions

@@ -6,8 +6,8 @@ pub(super) const LEAVES: [&str; 6] = ["budget", "caller", "clock", "config", "dr
 /// The composition root uses everything, and nothing but `main` uses it.
 pub(super) const ROOT: &str = "app";
 
-/// What each stage may use beside [`LEAVES`], and why; the highest layer first. `cache::feed` allows one module of a
-/// stage and what it re-exports.
+/// The stages that each stage may use besides [`LEAVES`], and the reasons; the highest layer first. `cache::feed` allows
+/// one module of a stage and what it re-exports.
 #[rustfmt::skip]
 pub(super) const STAGES: [Stage; 13] = [
     stage("cli", &["admin::status", "certs", "ebpf", "node"], "prints the status document; other commands need no daemon"),

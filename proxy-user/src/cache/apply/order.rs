@@ -20,7 +20,7 @@ use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 use super::ReadableTableMetadata;
 
-/// An unchanged answer is written again once the stored one is this old: its age alone is not worth a write each time.
+/// Age of a stored response from which on an unchanged one is written again: a newer time alone is not worth a write.
 const MIN_REWRITE_AGE: Duration = Duration::from_secs(10);
 
 impl Batch<'_> {
@@ -120,7 +120,7 @@ impl Batch<'_> {
         let other = new.uid != old.uid && !new.uid.is_empty() && !old.uid.is_empty();
         if new.version == old.version && !other {
             self.continuity.clear_contradiction(key.as_bytes());
-            // Of one version the JSON copy is kept, since every client accepts JSON. A newer time alone isn't worth a write.
+            // Of two copies of one version, JSON is kept: every client accepts it. A newer time alone isn't worth a write.
             let json = new.encoding == Encoding::Json;
             let fresh = json == old.is_json && new.stored_at < old.at + MIN_REWRITE_AGE;
             return Ok(!(old.is_json && !json || fresh));
@@ -257,10 +257,11 @@ impl Batch<'_> {
         Ok(row.map(|row| Absence::from_row(row.value())))
     }
 
-    /// Removes absences. Lists that are older than a removed absence may lack the object, and are incomplete.
+    /// Removes the absences in a scope; in all if it is empty. Lists older than a removed absence may lack the object, and
+    /// become incomplete.
     pub(super) fn end_absences(&mut self, scope: &[u8]) -> Result<(), StoreError> {
         let end = match scope {
-            // Behind every key.
+            // After every key.
             [] => vec![u8::MAX],
             [.., b'/'] => keys::end_of(scope),
             _ => [scope, &[0]].concat(),

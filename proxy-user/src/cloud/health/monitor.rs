@@ -200,7 +200,8 @@ impl<L: Link> HealthMonitor<L> {
         }
     }
 
-    /// A probe that failed is ignored if requests were answered since there were `responses`.
+    /// A failed probe is ignored if requests were answered meanwhile; `responses` is their number
+    /// from before it.
     fn state_after_failure(&self, responses: u64) -> CloudState {
         if self.health.responses() == responses {
             CloudState::Disconnected
@@ -326,7 +327,7 @@ async fn probe_kept_or_new<L: Link>(link: &L, hedge_after: Duration) -> Result<(
     }
 }
 
-/// Three quarters of it at least.
+/// Between three quarters of it and all of it.
 fn jittered_backoff(backoff: Duration) -> Duration {
     backoff.mul_f64(0.75 + jitter() / 4.0)
 }

@@ -122,9 +122,9 @@ impl Slots {
         (self.limit + self.evicting).saturating_sub(self.open())
     }
 
-    /// Unlike a permit of the cloud's connections (`cloud/pool/limit.rs`), a slot is taken from the
-    /// largest client for a newcomer. So one client may hold half of all slots, and those in
-    /// reserve count as free.
+    /// True if the client has its share of slots already. Unlike a permit of the cloud's connections
+    /// (`cloud/pool/limit.rs`), a slot is taken from the largest client for a newcomer. So one client
+    /// may hold half of all slots, and those in reserve count as free.
     fn exceeds_share(&self, client: Client, flow: &Flow) -> bool {
         let held = self.count(client);
         !client.is_privileged()

@@ -65,7 +65,8 @@ impl SweepState {
         SweepAction::Keep
     }
 
-    /// A head that began before the last sweep, and one that began since.
+    /// The number of sweeps for which a request's head has been incomplete; 1 if it began since the
+    /// last sweep.
     fn next_slow_head_sweeps(&self, now: ActivitySnapshot, new_requests: bool) -> u32 {
         match (now.has_unparsed_bytes, new_requests) {
             (true, false) => self.slow_head_sweeps + 1,
