@@ -20,7 +20,7 @@
 //! | `proxy` | the phases of a request; where its answer comes from; errors as a Kubernetes `Status` |
 //! | `authz` | identities, and what the cloud has allowed them |
 //! | `cloud` | the API servers: health, connection pool, forwarding, upgrades |
-//! | `local` | answers from the store while the cloud is unreachable |
+//! | `local` | answers from the store while the cloud is away |
 //! | `cache` | the store: one copy of each object, captured from the cloud's answers |
 //! | `telemetry`, `budget` | metrics, a record for each request; memory for requests in flight |
 //! | `admin`, [`cli`] | health, readiness, metrics and status; the commands |

@@ -359,7 +359,7 @@ fn a_successor_that_has_gone_before_it_takes_anything_changes_nothing() -> Resul
     let refused = || {
         site.daemon
             .read_log()
-            .contains("requested a take-over but exited")
+            .contains("can't hand over to a new hublet")
     };
     eventually(Duration::from_secs(5), "it is told", || {
         refused().then_some(())

@@ -224,7 +224,7 @@ impl Bound {
             match stop::send_items(self, &successor) {
                 Ok(()) => return End::Handover(successor),
                 Err(error) => {
-                    warn!("a new hublet requested a take-over but exited: {error}");
+                    warn!("can't hand over to a new hublet, so this one keeps serving: {error}");
                 }
             }
         }

@@ -16,7 +16,7 @@ const MAX_DNS_SUBDOMAIN: usize = 253;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkingMode {
-    /// Responses are stored, and answer reads while the cloud is unreachable.
+    /// Responses are stored, and answer reads while the cloud is away.
     Edge,
     /// Everything is forwarded and nothing stored, for a node that is never cut off.
     Cloud,

@@ -1,4 +1,4 @@
-//! A watch that is held open while the cloud is unreachable: initial events, then bookmarks, until its
+//! A watch that is held open while the cloud is away: initial events, then bookmarks, until its
 //! timeout, the cloud's return, or a drain (I5).
 
 use std::time::Duration;

@@ -11,7 +11,7 @@ use crate::authz::authorizer::Allowed;
 use hublet_wire::meta::ResourceVersion;
 use hublet_wire::request::ApiRequest;
 
-const CONTINUE_EXPIRED: &str = "hublet: the cloud is unreachable and the rest of this list can't be continued: list again from the start";
+const CONTINUE_EXPIRED: &str = "hublet: the cloud is away and the rest of this list can't be continued: list again from the start";
 
 impl Local {
     pub(super) async fn list(

@@ -1,4 +1,4 @@
-//! Answers reads from the store while the cloud is unreachable: the bytes that the cloud sent, with
+//! Answers reads from the store while the cloud is away: the bytes that the cloud sent, with
 //! their age, or a [`LocalError`] for what is not known (I2) or not allowed (I7).
 
 pub(crate) mod body;

@@ -1,4 +1,4 @@
-//! WATCH while the cloud is unreachable: the initial events or the changes since the client's
+//! WATCH while the cloud is away: the initial events or the changes since the client's
 //! resourceVersion; then a [`HeldWatch`].
 
 use std::time::Duration;
