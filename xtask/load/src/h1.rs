@@ -65,7 +65,13 @@ impl<S: Read + Write> H1<S> {
 
     pub(crate) fn read_status(&mut self, request: &Request) -> io::Result<u16> {
         self.write_request(request)?;
-        Ok(self.read_head()?.status)
+        let head = self.read_head()?;
+        if head.length.is_some() {
+            return Err(protocol_error(
+                "a whole response, where a watch has no length",
+            ));
+        }
+        Ok(head.status)
     }
 
     fn write_request(&mut self, request: &Request) -> io::Result<()> {

@@ -30,8 +30,19 @@ const LISTS: usize = 4;
 const AT_ONCE: usize = 8;
 /// Watches, and how they are spread over connections: (connections, streams on each, HTTP/2).
 const WATCHES: [(usize, usize, bool); 2] = [(1_000, 1, false), (20, 50, true)];
-const WATCH: &str =
-    "/api/v1/namespaces/bench/configmaps?watch=true&resourceVersion=1&timeoutSeconds=3000";
+/// The collection that is watched, from the version of its list on.
+const WATCHED: &str = "/api/v1/namespaces/bench/configmaps";
+
+/// A watch that resumes at the version of this list, so that it stays open.
+fn watch_path(list: &[u8]) -> Result<String> {
+    let list: serde_json::Value = serde_json::from_slice(list).context("the watched list")?;
+    let version = list["metadata"]["resourceVersion"]
+        .as_str()
+        .context("a list without a resourceVersion")?;
+    Ok(format!(
+        "{WATCHED}?watch=true&resourceVersion={version}&timeoutSeconds=3000"
+    ))
+}
 
 /// A bench in its place.
 #[derive(Debug)]
@@ -492,7 +503,7 @@ impl<'a> Bench<'a> {
     ) -> Result<Running> {
         let load = Load {
             mode: "hold",
-            path: WATCH.to_owned(),
+            path: watch_path(&self.first_body(hublet, WATCHED)?)?,
             h2,
             connections,
             requests: streams,
