@@ -255,12 +255,9 @@ impl Authorizer {
             (status, right) if is_success(status) => right,
             _ => None,
         };
-        // A slow response to an earlier request doesn't take a later denial back.
         match allowed {
-            Some(right) if !grants.denied_since(credential, &right, response.requested_at) => {
-                grants.allow(credential, right, now)
-            }
-            _ => Vec::new(),
+            Some(right) => grants.allow(credential, right, response.requested_at, now),
+            None => Vec::new(),
         }
     }
 

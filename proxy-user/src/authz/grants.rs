@@ -107,8 +107,12 @@ struct GrantTables {
     anonymous: Shares<Right>,
     /// The last denials of rights that have no row in the tables above.
     denials: Shares<Right>,
+    /// The time up to which rights of any account may have been denied whose denials are forgotten.
+    denials_lost_at: Option<Timestamp>,
     /// The last tokens that were rejected, and when; newest at the back.
     rejected: VecDeque<(TokenDigest, Timestamp)>,
+    /// The time of the last rejection that is forgotten.
+    rejections_lost_at: Option<Timestamp>,
 }
 
 impl GrantTables {
@@ -123,7 +127,9 @@ impl GrantTables {
             grants: Shares::new(GRANTS),
             anonymous: Shares::new(anonymous),
             denials: Shares::new(DENIALS),
+            denials_lost_at: None,
             rejected: VecDeque::new(),
+            rejections_lost_at: None,
         }
     }
 
@@ -134,17 +140,18 @@ impl GrantTables {
             .map(|(_, at)| *at)
     }
 
+    /// The token has been rejected after `moment`, as far as is remembered: a forgotten rejection may be any token's.
+    fn rejected_since(&self, token: &TokenDigest, moment: Timestamp, now: Timestamp) -> bool {
+        let rejected_at = self.rejected_at(token).or(self.rejections_lost_at);
+        rejected_at.is_some_and(|at| moment < at && at <= now)
+    }
+
     fn put_rejected(&mut self, token: TokenDigest, now: Timestamp) {
-        match self
-            .rejected
-            .iter_mut()
-            .find(|(digest, _)| *digest == token)
-        {
-            Some((_, at)) => *at = now,
-            None => self.rejected.push_back((token, now)),
-        }
+        self.rejected.retain(|(digest, _)| *digest != token);
+        self.rejected.push_back((token, now));
         if self.rejected.len() > MAX_REJECTED {
-            self.rejected.pop_front();
+            let forgotten = self.rejected.pop_front().map(|(_, at)| at);
+            self.rejections_lost_at = self.rejections_lost_at.max(forgotten);
         }
     }
 
@@ -166,11 +173,14 @@ impl GrantTables {
     }
 
     /// Records the denial of a right that has no row. If an older denial is evicted for it, every right of that denial's
-    /// account counts as denied now.
+    /// account counts as denied now; if there is no room for that either, every right of all accounts.
     fn put_denial(&mut self, account: Identity, right: Right, now: Timestamp) {
         let denied = Verdict::denied_at(now);
-        if let Some((from, _)) = self.denials.insert(account, right, denied) {
-            self.denials.insert(from, Right::EVERY, denied);
+        if let Some((from, ..)) = self.denials.insert(account, right, denied)
+            && let Some((other, ..)) = self.denials.insert(from, Right::EVERY, denied)
+            && other != from
+        {
+            self.denials_lost_at = self.denials_lost_at.max(Some(now));
         }
     }
 
@@ -178,9 +188,26 @@ impl GrantTables {
     fn denial(&self, account: Identity, right: &Right) -> Option<Timestamp> {
         let of_this = self.denials.get(account, right);
         let of_every = self.denials.get(account, &Right::EVERY);
-        of_this.into_iter().chain(of_every).map(Verdict::time).max()
+        let known = of_this.into_iter().chain(of_every).map(Verdict::time);
+        known.chain(self.denials_lost_at).max()
     }
 
+    /// The cloud has denied this after `moment`, to the account or to this token.
+    fn denied_since(&self, credential: &Credential, right: &Right, moment: Timestamp) -> bool {
+        let Some(account) = account_of(credential) else {
+            return false;
+        };
+        if let Some(verdict) = self.grant(account, right) {
+            return !verdict.is_allowed() && verdict.time() > moment;
+        }
+        let accounts = [Some(account), unproven_account_of(credential)];
+        let denials = accounts.iter().flatten();
+        denials
+            .filter_map(|account| self.denial(*account, right))
+            .any(|at| at > moment)
+    }
+
+    /// Puts a row in. If a denial is evicted for it, that counts as one of a right that has no row.
     fn put_grant(
         &mut self,
         account: Identity,
@@ -188,7 +215,11 @@ impl GrantTables {
         verdict: Verdict,
         changes: &mut Vec<Change>,
     ) {
-        if let Some((from, right)) = self.grants_of(account).insert(account, right, verdict) {
+        let evicted = self.grants_of(account).insert(account, right, verdict);
+        if let Some((from, right, evicted)) = evicted {
+            if !evicted.is_allowed() {
+                self.put_denial(from, right, verdict.time());
+            }
             changes.push(Change::DeleteGrant {
                 key: grant_key(from, right),
             });
@@ -197,7 +228,7 @@ impl GrantTables {
     }
 
     fn put_credential(&mut self, token: &Token, verdict: Verdict, changes: &mut Vec<Change>) {
-        if let Some((_, digest)) = self
+        if let Some((_, digest, _)) = self
             .credentials
             .insert(token.account, token.digest, verdict)
         {
@@ -294,6 +325,8 @@ impl Grants {
         grants.append(&mut tables.anonymous.redate_future(now));
         let credentials = tables.credentials.redate_future(now).into_iter();
         tables.denials.redate_future(now);
+        tables.denials_lost_at = tables.denials_lost_at.min(Some(now));
+        tables.rejections_lost_at = tables.rejections_lost_at.min(Some(now));
         grants
             .into_iter()
             .map(|(account, right, verdict)| put_grant(account, right, verdict))
@@ -376,27 +409,6 @@ impl Grants {
         (now - verdict.time() <= max_age).then(|| verdict.is_allowed())
     }
 
-    /// The cloud has denied this after `moment`, to the account or to this token.
-    pub(crate) fn denied_since(
-        &self,
-        credential: &Credential,
-        right: &Right,
-        moment: Timestamp,
-    ) -> bool {
-        let Some(account) = account_of(credential) else {
-            return false;
-        };
-        let tables = self.read();
-        if let Some(verdict) = tables.grant(account, right) {
-            return !verdict.is_allowed() && verdict.time() > moment;
-        }
-        let accounts = [Some(account), unproven_account_of(credential)];
-        let denials = accounts.iter().flatten();
-        denials
-            .filter_map(|account| tables.denial(*account, right))
-            .any(|at| at > moment)
-    }
-
     /// The cloud has just answered a request of `requested_at` as it answers only callers whose token it accepts. Returns
     /// the changes to write: none if the token has been rejected since.
     pub(crate) fn accept(
@@ -410,8 +422,7 @@ impl Grants {
             return changes;
         }
         let mut tables = self.write();
-        let rejected_at = tables.rejected_at(&token.digest);
-        if rejected_at.is_some_and(|at| requested_at < at && at <= now) {
+        if tables.rejected_since(&token.digest, requested_at, now) {
             return changes;
         }
         tables.put_credential(token, Verdict::allowed_at(now), &mut changes);
@@ -421,21 +432,25 @@ impl Grants {
         changes
     }
 
-    /// The cloud has just allowed this to an anonymous caller or to a credential that it has accepted.
+    /// The cloud has just allowed this, in a response to a request of `requested_at`, to an anonymous caller or to a
+    /// credential that it has accepted. Returns the changes to write: none if the right has been denied since.
     pub(crate) fn allow(
         &self,
         credential: &Credential,
         right: Right,
+        requested_at: Timestamp,
         now: Timestamp,
     ) -> Vec<Change> {
         let mut changes = Vec::new();
         let Some(account) = learning_account_of(credential) else {
             return changes;
         };
-        if !is_fresh(self.read().grant(account, &right), now) {
-            let verdict = Verdict::allowed_at(now);
-            self.write()
-                .put_grant(account, right, verdict, &mut changes);
+        if is_fresh(self.read().grant(account, &right), now) {
+            return changes;
+        }
+        let mut tables = self.write();
+        if !tables.denied_since(credential, &right, requested_at) {
+            tables.put_grant(account, right, Verdict::allowed_at(now), &mut changes);
         }
         changes
     }
@@ -448,12 +463,21 @@ impl Grants {
         object: ObjectKey<'_>,
         now: Timestamp,
     ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let Some(account) = learning_account_of(author) else {
+            return changes;
+        };
         let absence = Right::of(author, Action::AbsenceOnly, object.as_bytes());
-        if self.verdict(author, &absence, now, MAX_AGE_FOR_AUTHOR) != Some(true) {
-            return Vec::new();
-        }
         let get = Right::of(author, Action::Read(Verb::Get), object.as_bytes());
-        self.allow(author, get, now)
+        // One lock for both, or a denial between them would be overwritten.
+        let mut tables = self.write();
+        let may_read = tables.grant(account, &absence).is_some_and(|absence| {
+            absence.is_allowed() && now - absence.time() <= MAX_AGE_FOR_AUTHOR
+        });
+        if may_read && !is_fresh(tables.grant(account, &get), now) {
+            tables.put_grant(account, get, Verdict::allowed_at(now), &mut changes);
+        }
+        changes
     }
 
     /// The cloud has just answered 403: none of these rights holds any more. Returns the changes to write; the denial of

@@ -54,7 +54,7 @@ fn allows(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> Op
 
 fn allow(grants: &Grants, credential: &Credential, scope: &str, now: u64) -> usize {
     let mut changes = grants.accept(token(credential), at(now), at(now));
-    changes.append(&mut grants.allow(credential, get(credential, scope), at(now)));
+    changes.append(&mut grants.allow(credential, get(credential, scope), at(now), at(now)));
     changes.len()
 }
 
@@ -145,7 +145,7 @@ fn i14_a_flood_evicts_its_own_and_refused_tokens_are_few() {
     assert_eq!(grants.read().rejected.len(), MAX_REJECTED);
     for n in 0..2 * ANONYMOUS_GRANTS {
         let right = get(&Credential::Anonymous, &n.to_string());
-        grants.allow(&Credential::Anonymous, right, at(1));
+        grants.allow(&Credential::Anonymous, right, at(1), at(1));
     }
     assert_eq!(
         grants.row_counts().grants,
@@ -168,7 +168,7 @@ fn i7_a_404_and_a_later_write_allow_reading_the_object() {
         "a right to write is none to read"
     );
     let absence = Right::of(&me, Action::AbsenceOnly, b"a");
-    grants.allow(&me, absence, at(0));
+    grants.allow(&me, absence, at(0), at(0));
     assert_eq!(
         grants.allow_author(&me, ObjectKey::new(b"a"), at(1)).len(),
         1
@@ -186,7 +186,7 @@ fn i7_a_404_and_a_later_write_allow_reading_the_object() {
             .is_empty()
     );
     let absence = Right::of(&other, Action::AbsenceOnly, b"c");
-    grants.allow(&other, absence, at(0));
+    grants.allow(&other, absence, at(0), at(0));
     assert!(
         grants
             .allow_author(&other, ObjectKey::new(b"c"), at(DAY))
@@ -199,8 +199,12 @@ fn i7_a_404_and_a_later_write_allow_reading_the_object() {
 fn i7_an_ignored_credential_uses_anonymous_grants_and_adds_none() {
     let grants = Grants::empty();
     let right = get(&Credential::Anonymous, "a");
-    assert!(grants.allow(&Credential::Ignored, right, at(0)).is_empty());
-    grants.allow(&Credential::Anonymous, right, at(0));
+    assert!(
+        grants
+            .allow(&Credential::Ignored, right, at(0), at(0))
+            .is_empty()
+    );
+    grants.allow(&Credential::Anonymous, right, at(0), at(0));
     assert!(
         grants
             .deny(&Credential::Ignored, &[right], at(0))
@@ -251,12 +255,12 @@ fn i7_a_refusal_is_written_once_and_never_dropped() {
         "said before"
     );
     assert!(
-        grants.denied_since(&me, &get(&me, "a"), at(1)),
+        grants.read().denied_since(&me, &get(&me, "a"), at(1)),
         "the last time counts all the same"
     );
     assert!(
         !grants
-            .allow(&me, get(&me, "a"), at(3))
+            .allow(&me, get(&me, "a"), at(3), at(3))
             .iter()
             .any(Change::is_revocation)
     );
@@ -276,14 +280,83 @@ fn i14_a_flood_of_denials_grants_nothing_and_evicts_its_own() {
         grants.deny(&flood, &[get(&flood, &n.to_string())], at(n));
     }
     assert_eq!(grants.read().denials.row_count(), DENIALS.account + 1);
-    let denied = |who, scope, moment| grants.denied_since(who, &get(who, scope), at(moment));
+    let denied = |who, scope, moment| {
+        grants
+            .read()
+            .denied_since(who, &get(who, scope), at(moment))
+    };
     assert!(denied(&flood, "1", 0) && denied(&me, "a", 0));
     assert!(!denied(&me, "a", 1) && !denied(&me, "b", 0));
-    for n in 0..2 * DENIALS.all {
-        let other = bearer(&n.to_string());
-        grants.deny_unproven(&other, &[get(&other, "a")], at(1));
+    let many: Vec<_> = (0..2 * DENIALS.all)
+        .map(|n| bearer(&n.to_string()))
+        .collect();
+    for other in &many {
+        grants.deny_unproven(other, &[get(other, "a")], at(1));
     }
     assert_eq!(grants.read().denials.row_count(), DENIALS.all);
+    assert!(many.iter().all(|other| denied(other, "a", 0)));
+    assert!(
+        !denied(&me, "b", 1),
+        "of requests from before the flood alone"
+    );
+}
+
+/// The denial of a known right is a row among the grants, and was lost when newer grants evicted it.
+#[test]
+fn i7_a_denial_that_grants_evict_still_counts() {
+    let grants = Grants::empty();
+    for (caller, limit) in [
+        (bearer("me"), GRANTS.account),
+        (Credential::Anonymous, ANONYMOUS_GRANTS),
+    ] {
+        let right = get(&caller, "a");
+        grants.allow(&caller, right, at(1), at(1));
+        grants.deny(&caller, &[right], at(2));
+        for n in 0..limit as u64 {
+            grants.allow(&caller, get(&caller, &n.to_string()), at(n + 3), at(n + 3));
+        }
+        assert!(
+            grants.read().denied_since(&caller, &right, at(1)),
+            "{caller:?}"
+        );
+    }
+}
+
+/// The author's right to read was looked up and put by two locks, so that a 403 between them was overwritten.
+#[test]
+fn i7_a_refusal_during_a_write_is_not_overwritten() {
+    let me = bearer("me");
+    let (absence, read) = (Right::of(&me, Action::AbsenceOnly, b"a"), get(&me, "a"));
+    for _ in 0..2_000 {
+        let grants = Grants::empty();
+        grants.allow(&me, absence, at(0), at(0));
+        let barrier = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                barrier.wait();
+                grants.deny(&me, &[absence, read], at(2))
+            });
+            barrier.wait();
+            grants.allow_author(&me, ObjectKey::new(b"a"), at(1));
+        });
+        assert_ne!(allows(&grants, &me, "a", 3), Some(true));
+    }
+}
+
+/// A flood of other tokens' 401s pushed out the memory of a token's, and a late 2xx then proved it again.
+#[test]
+fn i7_a_late_success_proves_no_token_whose_rejection_may_be_forgotten() {
+    let grants = Grants::empty();
+    let me = bearer("me");
+    grants.accept(token(&me), at(0), at(0));
+    grants.reject(&me, at(2));
+    for n in 0..MAX_REJECTED {
+        grants.reject(&bearer(&n.to_string()), at(3));
+    }
+    grants.accept(token(&me), at(1), at(4));
+    assert!(!grants.has_accepted(&me, at(4), ONE_DAY));
+    grants.accept(token(&me), at(2), at(4));
+    assert!(grants.has_accepted(&me, at(4), ONE_DAY), "requested since");
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         account: Identity,
         key: K,
         verdict: Verdict,
-    ) -> Option<(Identity, K)> {
+    ) -> Option<(Identity, K, Verdict)> {
         let rows = self.accounts.get(&account);
         let evicted = match rows.map_or((false, 0), |rows| (rows.contains_key(&key), rows.len())) {
             (true, _) => None,
@@ -53,10 +53,10 @@ impl<K: Copy + Eq + Hash> Shares<K> {
             (false, own) if self.len >= self.limits.all => Some(self.largest_account(account, own)),
             _ => None,
         };
-        let evicted = evicted.and_then(|from| Some((from, self.oldest_key(from)?)));
-        if let Some((from, key)) = &evicted {
-            self.remove(*from, key);
-        }
+        let evicted = evicted.and_then(|from| {
+            let key = self.oldest_key(from)?;
+            Some((from, key, self.remove(from, &key)?))
+        });
         let before = self
             .accounts
             .entry(account)
@@ -157,7 +157,10 @@ mod tests {
         for n in 0..4u64 {
             shares.insert(who(2), n, allowed(n));
         }
-        assert_eq!(shares.insert(who(3), 0, allowed(200)), Some((who(1), 0)));
+        assert_eq!(
+            shares.insert(who(3), 0, allowed(200)),
+            Some((who(1), 0, allowed(100)))
+        );
         assert_eq!(
             shares.insert(who(3), 0, allowed(300)),
             None,
