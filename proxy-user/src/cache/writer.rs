@@ -431,6 +431,8 @@ impl Writer {
             self.abandon_captures();
             self.changes.retain(Change::is_revocation);
             self.bytes = self.changes.iter().map(Change::size).sum();
+            // What was kept until now is gone: a count of it would hide upserts that come next.
+            self.kept = (0, 0);
         }
     }
 
@@ -504,3 +506,7 @@ fn log_malformed(error: &CodecError) {
         tracing::debug!(%error, "a response was forwarded but not stored");
     }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

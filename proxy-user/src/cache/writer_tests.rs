@@ -1,0 +1,75 @@
+//! The writer's bookkeeping while batches fail, without its thread.
+
+use super::*;
+use crate::cache::change::Observation;
+use crate::cache::record::{NewRecord, TypeHint};
+
+const AT: Timestamp = Timestamp::from_millis(1_000);
+
+fn new_writer() -> (tempfile::TempDir, Writer) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1 << 20).unwrap();
+    let writer = Writer::new(
+        Arc::new(store),
+        ClusterGeneration::default(),
+        Arc::default(),
+        SizeBudget::new(512 << 20, Arc::default()),
+        Clock::default(),
+    );
+    (dir, writer)
+}
+
+fn key(name: &str) -> ObjectKeyBuf {
+    ObjectKeyBuf::join(b"/pods/", "d", name)
+}
+
+fn upsert(name: &str, version: u64, len: usize) -> Change {
+    let filler = "x".repeat(len);
+    let json = format!(
+        r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"d","uid":"u","resourceVersion":"{version}"}},"spec":"{filler}"}}"#
+    );
+    Change::Upsert {
+        key: key(name),
+        record: NewRecord::json(json.as_bytes(), TypeHint::default(), AT).unwrap(),
+        observed: Observation::watch_event(AT),
+    }
+}
+
+impl Writer {
+    fn take_changes(&mut self, changes: Vec<Change>) {
+        self.take_received(Received::Message(Message::Changes(changes)));
+    }
+
+    fn fail_to_write(&mut self) {
+        let source = std::io::Error::from_raw_os_error(28);
+        let path = "hublet.redb".into();
+        self.not_written(&StoreError::Directory { path, source });
+    }
+
+    fn has_ended(&self, name: &str) -> bool {
+        self.store
+            .ended_absences()
+            .contains(key(name).as_key().as_bytes())
+    }
+}
+
+/// The number of changes that were kept outlived them: an object created next stayed absent, or the writer panicked.
+#[test]
+fn i2_a_batch_dropped_during_an_outage_hides_no_later_creation() {
+    let (_dir, mut writer) = new_writer();
+    writer.take_changes(vec![
+        upsert("a", 1, 0),
+        upsert("b", 2, 0),
+        upsert("c", 3, 0),
+    ]);
+    writer.fail_to_write();
+    writer.not_written(&StoreError::Full(1));
+    assert!(writer.changes.is_empty());
+    writer.take_changes(vec![upsert("d", 4, 0)]);
+    writer.fail_to_write();
+    assert!(writer.has_ended("d"));
+    writer.not_written(&StoreError::Full(1));
+    writer.take_changes(vec![upsert("e", 5, MAX_UNWRITTEN_BYTES)]);
+    writer.fail_to_write();
+    assert!(writer.has_ended("e"));
+}
