@@ -2,6 +2,7 @@
 //! disk can't be written. In: keys. Out: whether an absence counts, and the changes to write once that is possible.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
@@ -16,7 +17,11 @@ const MAX_BYTES: usize = 256 << 10;
 const EVERY: &[u8] = b"";
 
 #[derive(Debug, Default)]
-pub(super) struct EndedAbsences(RwLock<Ended>);
+pub(super) struct EndedAbsences {
+    ended: RwLock<Ended>,
+    /// Counts the calls of [`EndedAbsences::forget`] that forgot something.
+    forgets: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Ended {
@@ -37,7 +42,7 @@ pub(super) struct Pending {
 impl EndedAbsences {
     /// Ends the absence of an object, or of all objects of a collection.
     pub(super) fn add(&self, key: &[u8]) {
-        let mut ended = self.0.write();
+        let mut ended = self.ended.write();
         ended.additions += 1;
         if !ended.keys.contains(EVERY) && ended.keys.insert(key.to_vec()) {
             ended.bytes += key.len();
@@ -50,19 +55,24 @@ impl EndedAbsences {
 
     /// True if the absence of this object no longer counts.
     pub(super) fn contains(&self, object: &[u8]) -> bool {
-        let ended = self.0.read();
+        let ended = self.ended.read();
         !ended.keys.is_empty()
             && keys::collections_around(object)
                 .chain([object, EVERY])
                 .any(|key| ended.keys.contains(key))
     }
 
+    /// How often keys were forgotten. Snapshots from before the last time may still hold the absences of those keys.
+    pub(super) fn forgets(&self) -> u64 {
+        self.forgets.load(Ordering::Acquire)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.0.read().keys.is_empty()
+        self.ended.read().keys.is_empty()
     }
 
     pub(super) fn pending(&self) -> Pending {
-        let ended = self.0.read();
+        let ended = self.ended.read();
         let clear = |key: &Vec<u8>| Change::ClearAbsence { key: key.clone() };
         Pending {
             changes: ended.keys.iter().map(clear).collect(),
@@ -72,8 +82,9 @@ impl EndedAbsences {
 
     /// Forgets what the store has taken, unless something was added meanwhile: then all of it is written again.
     pub(super) fn forget(&self, written: &Pending) {
-        let mut ended = self.0.write();
+        let mut ended = self.ended.write();
         if ended.additions == written.additions {
+            self.forgets.fetch_add(1, Ordering::Release);
             ended.keys = HashSet::new();
             ended.bytes = 0;
         }

@@ -52,9 +52,12 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn snapshot(self: &Arc<Self>) -> Result<Snapshot, StoreError> {
+        // Read before the transaction begins: what is forgotten from here on may be missing in it.
+        let forgets = self.ended_absences.forgets();
         let opened = self.opened.load_full().ok_or(StoreError::Closed)?;
         Ok(Snapshot {
             txn: opened.begin_read()?,
+            forgets,
             _opened: opened,
             shared: Arc::clone(self),
         })
@@ -69,6 +72,8 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(super) txn: ReadTransaction,
+    /// [`EndedAbsences::forgets`] when it was begun.
+    forgets: u64,
     /// Open as long as it is read.
     _opened: Arc<OpenDatabase>,
     pub(super) shared: Arc<Shared>,
@@ -103,8 +108,16 @@ impl Snapshot {
             .open_table(ABSENT)?
             .get(key)?
             .map(|v| Absence::from_row(v.value()).at);
-        let still_absent = absent.filter(|_| !self.shared.ended_absences.contains(key));
+        let still_absent = absent.filter(|_| !self.may_have_ended(key));
         Ok(still_absent.map_or(Lookup::Unknown, Lookup::Absent))
+    }
+
+    /// True if the absence of this object ended, or if it may have: since the snapshot was begun, ended absences were written
+    /// and forgotten.
+    fn may_have_ended(&self, object: &[u8]) -> bool {
+        let ended = &self.shared.ended_absences;
+        // In this order, so that a key that is forgotten in between is not missed.
+        ended.contains(object) || ended.forgets() != self.forgets
     }
 
     /// The state of a collection, if it is stored.

@@ -3,6 +3,8 @@
 use super::*;
 use crate::cache::change::Observation;
 use crate::cache::record::{NewRecord, TypeHint};
+use crate::cache::store::{Lookup, Snapshot};
+use hublet_wire::meta::ResourceVersion;
 
 const AT: Timestamp = Timestamp::from_millis(1_000);
 
@@ -32,6 +34,14 @@ fn upsert(name: &str, version: u64, len: usize) -> Change {
         key: key(name),
         record: NewRecord::json(json.as_bytes(), TypeHint::default(), AT).unwrap(),
         observed: Observation::watch_event(AT),
+    }
+}
+
+fn delete(name: &str, at: Timestamp) -> Change {
+    Change::Delete {
+        key: key(name),
+        version: ResourceVersion::UNSET,
+        observed: Observation::watch_event(at),
     }
 }
 
@@ -72,4 +82,28 @@ fn i2_a_batch_dropped_during_an_outage_hides_no_later_creation() {
     writer.take_changes(vec![upsert("e", 5, MAX_UNWRITTEN_BYTES)]);
     writer.fail_to_write();
     assert!(writer.has_ended("e"));
+}
+
+/// Between the start of a read and its lookup the writer cleared the absence and forgot that it had ended: a stale 404.
+#[test]
+fn i2_a_snapshot_from_before_an_absence_was_cleared_reports_no_absence() {
+    let (_dir, mut writer) = new_writer();
+    writer.take_changes(vec![delete("a", AT)]);
+    writer.commit_batch();
+    let is_absent = |snapshot: &Snapshot| {
+        let found = snapshot.object(key("a").as_key(), |_| ()).unwrap();
+        matches!(found, Lookup::Absent(_))
+    };
+    assert!(is_absent(&writer.store.snapshot().unwrap()));
+    writer
+        .store
+        .ended_absences()
+        .add(key("a").as_key().as_bytes());
+    let before = writer.store.snapshot().unwrap();
+    writer.commit_batch();
+    assert!(writer.store.ended_absences().is_empty());
+    assert!(!is_absent(&before));
+    writer.take_changes(vec![delete("a", AT + Duration::from_secs(60))]);
+    writer.commit_batch();
+    assert!(is_absent(&writer.store.snapshot().unwrap()));
 }
