@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
+
 use super::tests::{Bench, POD, PODS, event, gone, list, pod};
 use super::*;
 use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
@@ -28,6 +30,9 @@ struct Faults {
     after: AtomicI64,
     /// errno of reads, 0: none.
     read: AtomicI32,
+    /// Syncs hang as long as this is set.
+    stalled: Mutex<bool>,
+    resumed: Condvar,
 }
 
 impl Faults {
@@ -85,6 +90,9 @@ impl StorageFile for FailingFile {
         self.1.writes().and_then(|()| self.0.set_len(len))
     }
     fn sync(&self) -> io::Result<()> {
+        let mut stalled = self.1.stalled.lock();
+        self.1.resumed.wait_while(&mut stalled, |stalled| *stalled);
+        drop(stalled);
         self.1.writes().and_then(|()| self.0.sync())
     }
     fn lock(&self) -> io::Result<bool> {
@@ -348,6 +356,26 @@ async fn i2_an_object_created_while_the_disk_is_full_is_not_absent() {
     bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/c").await, Lookup::Unknown);
     assert!(bench.cache.store.ended_absences().is_empty());
+}
+
+/// While a sync hung without failing, a 404 from before was served for objects that had been created since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i2_while_a_sync_hangs_nothing_is_absent() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    for name in ["a", "b"] {
+        let call = format!("GET /api/v1/namespaces/d/pods/{name}");
+        bench.respond(&call, 404, gone(name).as_bytes(), 0).await;
+    }
+    *disk.0.stalled.lock() = true;
+    bench.cache.clear_absence(b"/pods/d/a");
+    let while_stalled = bench.object("/pods/d/a").await;
+    *disk.0.stalled.lock() = false;
+    disk.0.resumed.notify_all();
+    assert_eq!(while_stalled, Lookup::Unknown);
+    bench.cache.settle().await;
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
+    assert!(bench.is_absent("/pods/d/b").await);
 }
 
 #[tokio::test]

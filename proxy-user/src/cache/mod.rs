@@ -161,16 +161,22 @@ impl Cache {
         self.store.size()
     }
 
-    /// A snapshot that includes all responses captured so far. Waits for the writer only if it is behind.
+    /// A snapshot that includes all responses captured so far. Waits for the writer only if it is behind; if it stays behind,
+    /// the latest responses are missing, and every absence is unknown.
     ///
     /// # Errors
     /// redb's.
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        if self.ingest.is_behind() {
-            // A writer that can't keep up (a failing disk) must not make readers hang: then they read what is stored.
-            let _ = Box::pin(tokio::time::timeout(READ_YOUR_WRITES, self.ingest.flush())).await;
+        if !self.ingest.is_behind() {
+            return self.store.snapshot();
         }
-        self.store.snapshot()
+        // A writer that can't keep up (a failing disk) must not make readers hang: then they read what is stored.
+        let flushed = Box::pin(tokio::time::timeout(READ_YOUR_WRITES, self.ingest.flush())).await;
+        let snapshot = self.store.snapshot()?;
+        Ok(match flushed {
+            Ok(()) => snapshot,
+            Err(_) => snapshot.without_absences(),
+        })
     }
 
     /// A snapshot of what is on disk; the latest captured responses may be missing.

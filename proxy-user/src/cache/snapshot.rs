@@ -57,7 +57,7 @@ impl Shared {
         let opened = self.opened.load_full().ok_or(StoreError::Closed)?;
         Ok(Snapshot {
             txn: opened.begin_read()?,
-            forgets,
+            forgets: Some(forgets),
             _opened: opened,
             shared: Arc::clone(self),
         })
@@ -72,8 +72,8 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(super) txn: ReadTransaction,
-    /// [`EndedAbsences::forgets`] when it was begun.
-    forgets: u64,
+    /// [`EndedAbsences::forgets`] when it was begun. `None`: no absence counts.
+    forgets: Option<u64>,
     /// Open as long as it is read.
     _opened: Arc<OpenDatabase>,
     pub(super) shared: Arc<Shared>,
@@ -112,12 +112,20 @@ impl Snapshot {
         Ok(still_absent.map_or(Lookup::Unknown, Lookup::Absent))
     }
 
+    /// This snapshot with every absence unknown, since objects may have been created that the writer hasn't reached yet.
+    pub(super) fn without_absences(self) -> Self {
+        Self {
+            forgets: None,
+            ..self
+        }
+    }
+
     /// True if the absence of this object ended, or if it may have: since the snapshot was begun, ended absences were written
     /// and forgotten.
     fn may_have_ended(&self, object: &[u8]) -> bool {
         let ended = &self.shared.ended_absences;
         // In this order, so that a key that is forgotten in between is not missed.
-        ended.contains(object) || ended.forgets() != self.forgets
+        ended.contains(object) || self.forgets != Some(ended.forgets())
     }
 
     /// The state of a collection, if it is stored.
