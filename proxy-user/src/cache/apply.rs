@@ -264,7 +264,8 @@ impl<'t> Batch<'t> {
 
     /// Remembers for good that some object mentions hublet's domain.
     fn write_mention(&mut self) -> Result<(), StoreError> {
-        if self.mentioned && self.meta.get(MENTIONED)?.is_none() {
+        let is_first = self.mentioned && self.meta.get(MENTIONED)?.is_none_or(|v| v.value() == 0);
+        if is_first {
             self.meta.insert(MENTIONED, 1)?;
             self.changed = true;
         }

@@ -71,6 +71,8 @@ fn copy_tables(
             return Ok(false);
         }
     }
+    // A new store's rows must not stand in for rows that the old one lacks.
+    to.delete_table(META)?;
     Ok(copy_table(from, to, ABSENT, busy)?
         && copy_table(from, to, MEMBERS, busy)?
         && copy_table(from, to, ENCODINGS, busy)?

@@ -72,6 +72,7 @@ pub(crate) mod testing {
     use crate::cache::change::{Change, Observation};
     use crate::cache::continuity::Continuity;
     use crate::cache::record::{NewRecord, TypeHint};
+    use crate::cache::tables::{MENTIONED, META};
     use crate::clock::Clock;
     use hublet_wire::meta::Timestamp;
 
@@ -95,6 +96,15 @@ pub(crate) mod testing {
         (dir, store)
     }
 
+    /// As a store of a version that did not write it.
+    pub(super) fn remove_mention_row(store: &Store) {
+        let txn = store.begin_write().expect("a transaction");
+        let mut meta = txn.open_table(META).expect("a table");
+        meta.remove(MENTIONED).expect("removed");
+        drop(meta);
+        txn.commit().expect("committed");
+    }
+
     pub(crate) fn subscribe(
         store: &Arc<Store>,
         prefixes: &'static [&'static [u8]],
@@ -114,6 +124,7 @@ pub(crate) mod testing {
 mod tests {
     use super::*;
     use crate::cache::change::{Change, Observation};
+    use crate::cache::compact::compact;
     use crate::cache::notices::CAPACITY;
     use crate::cache::record::{NewRecord, TypeHint};
     use hublet_wire::meta::ResourceVersion;
@@ -188,6 +199,22 @@ mod tests {
         assert!(has_mention(&stored(
             r#","labels":{"hublet.io/steer":"false"}"#
         )));
+    }
+
+    /// A store that an earlier version had written counted as one that mentions nothing: its pods were not steered until one
+    /// of them changed.
+    #[test]
+    fn a_store_without_a_row_for_mentions_may_have_some() {
+        let (dir, store) = testing::store_with(&[("/pods/n/a".to_owned(), pod(""))]);
+        testing::remove_mention_row(&store);
+        let may_have_mention = |store: &Store| store.snapshot().unwrap().has_mention().unwrap();
+        assert!(may_have_mention(&store));
+        assert!(compact(&store, &|| false).expect("compacted"));
+        assert!(may_have_mention(&store));
+        store.close();
+        drop(store);
+        let store = Store::open(dir.path(), 1 << 20).expect("store");
+        assert!(may_have_mention(&store));
     }
 
     #[tokio::test]

@@ -8,15 +8,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
 use redb::{
-    Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError, WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase, Table, TableDefinition, TableError,
+    WriteTransaction,
 };
 
 use crate::cache::backend::{Access, Backend, FileOpener, StorageFile};
 use crate::cache::error::StoreError;
 use crate::cache::record::FORMAT;
 use crate::cache::tables::{
-    ABSENT, BytesTable, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META,
-    OBJECTS,
+    ABSENT, BytesTable, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, MENTIONED,
+    META, OBJECTS,
 };
 
 /// Beginning of the names of everything of the store.
@@ -375,7 +376,7 @@ fn read_format(txn: &ReadTransaction) -> Result<Option<u64>, StoreError> {
 fn create_tables(db: &Database) -> Result<(), StoreError> {
     let mut txn = db.begin_write()?;
     txn.set_quick_repair(true);
-    txn.open_table(META)?.insert("format", u64::from(FORMAT))?;
+    write_meta(&mut txn.open_table(META)?)?;
     for table in [OBJECTS, COLLECTIONS, DOCUMENTS, CREDENTIALS] {
         txn.open_table(table)?;
     }
@@ -387,6 +388,14 @@ fn create_tables(db: &Database) -> Result<(), StoreError> {
     txn.delete_table(TableDefinition::<&[u8], u64>::new("grants"))?;
     txn.delete_table(BytesTable::new("credentials"))?;
     txn.commit()?;
+    Ok(())
+}
+
+fn write_meta(meta: &mut Table<'_, &'static str, u64>) -> Result<(), StoreError> {
+    let is_new = meta.insert("format", u64::from(FORMAT))?.is_none();
+    if is_new {
+        meta.insert(MENTIONED, 0)?;
+    }
     Ok(())
 }
 

@@ -80,13 +80,14 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// True if an object that mentions hublet's domain was ever stored. Where none was, a walk over all objects in search
-    /// of one would only push everything else out of the page cache.
+    /// True if an object that mentions hublet's domain may have been stored. Where none was, a walk over all objects in
+    /// search of one would only push everything else out of the page cache.
     ///
     /// # Errors
     /// redb's.
     pub(crate) fn has_mention(&self) -> Result<bool, StoreError> {
-        Ok(self.txn.open_table(META)?.get(MENTIONED)?.is_some())
+        let mentioned = self.txn.open_table(META)?.get(MENTIONED)?;
+        Ok(mentioned.is_none_or(|mentioned| mentioned.value() != 0))
     }
 
     /// One object; `read` copies out of the page what it needs.

@@ -27,5 +27,6 @@ pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::ne
 
 /// In [`META`]: a fingerprint of the uid of the cluster's kube-system namespace.
 pub(super) const CLUSTER: &str = "cluster";
-/// In [`META`]: 1 once an object was stored that mentions hublet's domain ([`super::notices::mentions_domain`]).
+/// In [`META`]: 1 once an object was stored that mentions hublet's domain ([`super::notices::mentions_domain`]), 0 before.
+/// Absent in a store of an earlier version, where it is unknown.
 pub(super) const MENTIONED: &str = "mentioned";
