@@ -352,7 +352,11 @@ async fn i2_an_object_created_while_the_disk_is_full_is_not_absent() {
     assert!(bench.is_absent("/pods/d/c").await);
     assert!(bench.cache.store.ended_absences().is_empty());
     // Beyond the limit all absences have ended, and the disk takes that as well.
-    bench.cache.store.ended_absences().add(b"");
+    bench
+        .cache
+        .store
+        .ended_absences()
+        .add(b"", EndedBy::Dropped);
     bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/c").await, Lookup::Unknown);
     assert!(bench.cache.store.ended_absences().is_empty());

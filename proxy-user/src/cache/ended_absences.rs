@@ -1,7 +1,7 @@
 //! Absences that no longer count, since the object may exist by now, but that are still on disk: the queue was full, or the
 //! disk can't be written. In: keys. Out: whether an absence counts, and the changes to write once that is possible.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
@@ -23,10 +23,19 @@ pub(super) struct EndedAbsences {
     forgets: AtomicU64,
 }
 
+/// The fate of the change that ended an absence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EndedBy {
+    /// The writer keeps it, and will write it in its order.
+    Kept,
+    /// It is dropped: the absence has to be cleared in its stead.
+    Dropped,
+}
+
 #[derive(Debug, Default)]
 struct Ended {
     /// Of objects, and of collections for any object in them.
-    keys: HashSet<Vec<u8>>,
+    keys: HashMap<Vec<u8>, EndedBy>,
     bytes: usize,
     /// Counts the calls of [`EndedAbsences::add`].
     additions: u64,
@@ -41,14 +50,22 @@ pub(super) struct Pending {
 
 impl EndedAbsences {
     /// Ends the absence of an object, or of all objects of a collection.
-    pub(super) fn add(&self, key: &[u8]) {
+    pub(super) fn add(&self, key: &[u8], by: EndedBy) {
         let mut ended = self.ended.write();
         ended.additions += 1;
-        if !ended.keys.contains(EVERY) && ended.keys.insert(key.to_vec()) {
-            ended.bytes += key.len();
+        if ended.keys.contains_key(EVERY) {
+            return;
+        }
+        match ended.keys.get_mut(key) {
+            Some(before) if by == EndedBy::Dropped => *before = by,
+            Some(_) => {}
+            None => {
+                ended.keys.insert(key.to_vec(), by);
+                ended.bytes += key.len();
+            }
         }
         if ended.keys.len() > MAX_KEYS || ended.bytes > MAX_BYTES {
-            ended.keys = HashSet::from([EVERY.to_vec()]);
+            ended.keys = HashMap::from([(EVERY.to_vec(), EndedBy::Dropped)]);
             ended.bytes = 0;
         }
     }
@@ -59,7 +76,7 @@ impl EndedAbsences {
         !ended.keys.is_empty()
             && keys::collections_around(object)
                 .chain([object, EVERY])
-                .any(|key| ended.keys.contains(key))
+                .any(|key| ended.keys.contains_key(key))
     }
 
     /// How often keys were forgotten. Snapshots from before the last time may still hold the absences of those keys.
@@ -71,11 +88,13 @@ impl EndedAbsences {
         self.ended.read().keys.is_empty()
     }
 
+    /// The absences to clear once the writer has written the changes that it keeps.
     pub(super) fn pending(&self) -> Pending {
         let ended = self.ended.read();
+        let dropped = ended.keys.iter().filter(|(_, by)| **by == EndedBy::Dropped);
         let clear = |key: &Vec<u8>| Change::ClearAbsence { key: key.clone() };
         Pending {
-            changes: ended.keys.iter().map(clear).collect(),
+            changes: dropped.map(|(key, _)| clear(key)).collect(),
             additions: ended.additions,
         }
     }
@@ -85,7 +104,7 @@ impl EndedAbsences {
         let mut ended = self.ended.write();
         if ended.additions == written.additions {
             self.forgets.fetch_add(1, Ordering::Release);
-            ended.keys = HashSet::new();
+            ended.keys = HashMap::new();
             ended.bytes = 0;
         }
     }
@@ -99,14 +118,17 @@ mod tests {
     fn a_key_ends_the_absence_of_what_it_names() {
         let ended = EndedAbsences::default();
         assert!(!ended.contains(b"/pods/d/a"));
-        ended.add(b"/pods/d/a");
-        ended.add(b"/pods/e/");
-        for (key, expected) in [("d/a", true), ("d/b", false), ("e/a", true)] {
+        ended.add(b"/pods/d/a", EndedBy::Dropped);
+        ended.add(b"/pods/d/a", EndedBy::Kept);
+        ended.add(b"/pods/e/", EndedBy::Kept);
+        ended.add(b"/pods/e/", EndedBy::Dropped);
+        ended.add(b"/pods/f/", EndedBy::Kept);
+        for (key, expected) in [("d/a", true), ("d/b", false), ("e/a", true), ("f/a", true)] {
             assert_eq!(ended.contains(format!("/pods/{key}").as_bytes()), expected);
         }
         let pending = ended.pending();
         assert_eq!(pending.changes.len(), 2);
-        ended.add(b"/pods/d/b");
+        ended.add(b"/pods/d/b", EndedBy::Kept);
         ended.forget(&pending);
         assert!(ended.contains(b"/pods/d/b") && ended.contains(b"/pods/d/a"));
         ended.forget(&ended.pending());
@@ -120,7 +142,7 @@ mod tests {
             for n in 0..count {
                 assert!(!ended.contains(b"/pods/d/other"));
                 let name = "x".repeat(length);
-                ended.add(format!("/pods/{n}{name}").as_bytes());
+                ended.add(format!("/pods/{n}{name}").as_bytes(), EndedBy::Kept);
             }
             assert!(ended.contains(b"/pods/d/other"));
             assert_eq!(ended.pending().changes.len(), 1);

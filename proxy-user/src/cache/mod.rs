@@ -59,6 +59,7 @@ use crate::clock::Clock;
 use crate::config::CacheConfig;
 use capture::{Capture, Ingest};
 use change::Change;
+use ended_absences::EndedBy;
 use evict::{LastRequested, SizeBudget};
 use exchange::Exchange;
 use grant_rows::ClusterGeneration;
@@ -196,7 +197,7 @@ impl Cache {
     pub(crate) fn clear_absence(&self, key: &[u8]) {
         let change = Change::ClearAbsence { key: key.to_vec() };
         if !self.ingest.submit(vec![change]) {
-            self.store.ended_absences().add(key);
+            self.store.ended_absences().add(key, EndedBy::Dropped);
         }
     }
 

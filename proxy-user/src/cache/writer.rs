@@ -13,6 +13,7 @@ use crate::cache::apply::apply;
 use crate::cache::change::Change;
 use crate::cache::continuity::Continuity;
 use crate::cache::decode::ResponseDecoder;
+use crate::cache::ended_absences::EndedBy;
 use crate::cache::evict::SizeBudget;
 use crate::cache::exchange::{Author, Exchange};
 use crate::cache::grant_rows::ClusterGeneration;
@@ -376,7 +377,8 @@ impl Writer {
         }
     }
 
-    /// Clears on disk the absences that ended while the queue or the disk took no changes. Reads ignore them already.
+    /// Clears on disk the absences that were ended by changes which the queue or the disk did not take. Reads ignore them
+    /// already. Comes after the batch, which may hold an absence from before such a change.
     fn write_ended_absences(&mut self) {
         if self.store.ended_absences().is_empty() {
             return;
@@ -389,10 +391,9 @@ impl Writer {
     }
 
     /// Ends the absence of each object that may exist according to changes that could not be written.
-    fn end_unwritten_absences(&self) {
-        let unwritten = self.changes.iter().skip(self.kept.0);
-        for key in unwritten.filter_map(Change::ended_absence) {
-            self.store.ended_absences().add(key);
+    fn end_unwritten_absences(&self, unwritten: &[Change], by: EndedBy) {
+        for key in unwritten.iter().filter_map(Change::ended_absence) {
+            self.store.ended_absences().add(key, by);
         }
     }
 
@@ -412,7 +413,6 @@ impl Writer {
 
     fn not_written(&mut self, error: &StoreError) {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
-        self.end_unwritten_absences();
         if self
             .last_error
             .is_none_or(|at| at.elapsed() > Duration::from_secs(60))
@@ -423,12 +423,14 @@ impl Writer {
         if error.is_failure() || matches!(error, StoreError::InUse(_)) {
             self.fall_back(&error.to_string());
             if self.kept.0 == 0 {
+                self.end_unwritten_absences(&self.changes, EndedBy::Kept);
                 self.kept = (self.changes.len(), self.bytes);
             }
             self.keep_unwritten();
         } else {
             // The batch itself can't be written: a retry would fail the same way.
             self.abandon_captures();
+            self.end_unwritten_absences(&self.changes, EndedBy::Dropped);
             self.changes.retain(Change::is_revocation);
             self.bytes = self.changes.iter().map(Change::size).sum();
             // What was kept until now is gone: a count of it would hide upserts that come next.
@@ -453,7 +455,7 @@ impl Writer {
     /// Keeps changes that can't be written, up to a limit and without a gap, so that writing them later gives a state that
     /// existed. Changes beyond the limit are dropped; all captures that are open then are aborted, since they span the gap.
     fn keep_unwritten(&mut self) {
-        self.end_unwritten_absences();
+        self.end_unwritten_absences(&self.changes[self.kept.0..], EndedBy::Kept);
         if self.changes.len() <= MAX_UNWRITTEN_CHANGES.max(self.kept.0)
             && self.bytes <= MAX_UNWRITTEN_BYTES.max(self.kept.1)
         {
@@ -461,6 +463,7 @@ impl Writer {
             return;
         }
         let beyond = self.changes.split_off(self.kept.0);
+        self.end_unwritten_absences(&beyond, EndedBy::Dropped);
         let room = MAX_UNWRITTEN_REVOCATIONS.saturating_sub(self.changes.len());
         self.changes
             .extend(beyond.into_iter().filter(Change::is_revocation).take(room));
@@ -478,7 +481,7 @@ impl Writer {
         for (_, open_response) in self.decoders.drain() {
             let creation = open_response.decoder.possible_creation();
             if let Some(key) = creation.as_ref().and_then(Change::ended_absence) {
-                self.store.ended_absences().add(key);
+                self.store.ended_absences().add(key, EndedBy::Dropped);
             }
         }
         self.held = 0;

@@ -37,12 +37,17 @@ fn upsert(name: &str, version: u64, len: usize) -> Change {
     }
 }
 
-fn delete(name: &str, at: Timestamp) -> Change {
+fn delete(name: &str, version: u64, at: Timestamp) -> Change {
     Change::Delete {
         key: key(name),
-        version: ResourceVersion::UNSET,
+        version: ResourceVersion::new(version),
         observed: Observation::watch_event(at),
     }
+}
+
+fn is_absent(snapshot: &Snapshot, name: &str) -> bool {
+    let found = snapshot.object(key(name).as_key(), |_| ()).unwrap();
+    matches!(found, Lookup::Absent(_))
 }
 
 impl Writer {
@@ -54,6 +59,14 @@ impl Writer {
         let source = std::io::Error::from_raw_os_error(28);
         let path = "hublet.redb".into();
         self.not_written(&StoreError::Directory { path, source });
+    }
+
+    fn retry(&mut self) {
+        let outage = self.outage.as_mut().unwrap();
+        outage.next = Instant::now();
+        self.commit_batch();
+        assert!(self.outage.is_none());
+        assert!(self.store.ended_absences().is_empty());
     }
 
     fn has_ended(&self, name: &str) -> bool {
@@ -88,22 +101,54 @@ fn i2_a_batch_dropped_during_an_outage_hides_no_later_creation() {
 #[test]
 fn i2_a_snapshot_from_before_an_absence_was_cleared_reports_no_absence() {
     let (_dir, mut writer) = new_writer();
-    writer.take_changes(vec![delete("a", AT)]);
+    writer.take_changes(vec![delete("a", 0, AT)]);
     writer.commit_batch();
-    let is_absent = |snapshot: &Snapshot| {
-        let found = snapshot.object(key("a").as_key(), |_| ()).unwrap();
-        matches!(found, Lookup::Absent(_))
-    };
-    assert!(is_absent(&writer.store.snapshot().unwrap()));
+    assert!(is_absent(&writer.store.snapshot().unwrap(), "a"));
     writer
         .store
         .ended_absences()
-        .add(key("a").as_key().as_bytes());
+        .add(key("a").as_key().as_bytes(), EndedBy::Dropped);
     let before = writer.store.snapshot().unwrap();
     writer.commit_batch();
     assert!(writer.store.ended_absences().is_empty());
-    assert!(!is_absent(&before));
-    writer.take_changes(vec![delete("a", AT + Duration::from_secs(60))]);
+    assert!(!is_absent(&before, "a"));
+    writer.take_changes(vec![delete("a", 0, AT + Duration::from_secs(60))]);
     writer.commit_batch();
-    assert!(is_absent(&writer.store.snapshot().unwrap()));
+    assert!(is_absent(&writer.store.snapshot().unwrap(), "a"));
+}
+
+/// The absences that had ended during an outage were cleared after the batch, and with them the deletions in it.
+#[test]
+fn a_deletion_that_is_kept_during_an_outage_is_an_absence() {
+    let (_dir, mut writer) = new_writer();
+    writer.take_changes(vec![upsert("a", 1, 0)]);
+    writer.fail_to_write();
+    writer.take_changes(vec![delete("a", 2, AT), upsert("b", 3, 0)]);
+    writer.commit_batch();
+    assert!(writer.has_ended("a") && writer.has_ended("b"));
+    writer.retry();
+    assert!(is_absent(&writer.store.snapshot().unwrap(), "a"));
+}
+
+#[test]
+fn i2_a_deletion_from_before_a_dropped_creation_is_no_absence() {
+    let (_dir, mut writer) = new_writer();
+    writer.take_changes(vec![delete("a", 0, AT), upsert("b", 1, 0)]);
+    writer.fail_to_write();
+    writer.take_changes(vec![upsert("a", 2, MAX_UNWRITTEN_BYTES)]);
+    writer.commit_batch();
+    writer.retry();
+    assert!(!is_absent(&writer.store.snapshot().unwrap(), "a"));
+}
+
+#[test]
+fn i2_a_kept_creation_that_is_dropped_later_ends_its_absence() {
+    let (_dir, mut writer) = new_writer();
+    writer.take_changes(vec![delete("a", 0, AT)]);
+    writer.commit_batch();
+    writer.take_changes(vec![upsert("a", 1, 0)]);
+    writer.fail_to_write();
+    writer.not_written(&StoreError::Full(1));
+    writer.retry();
+    assert!(!is_absent(&writer.store.snapshot().unwrap(), "a"));
 }
