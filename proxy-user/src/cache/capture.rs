@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ const QUEUE_KIB: usize = 8 << 10;
 const BATCH_KIB: usize = 1 << 10;
 /// Most messages that wait, not counting ends: one for each KiB above, and as many beginnings.
 const MAX_MESSAGES: usize = 4 * QUEUE_KIB;
-/// Longest wait of a stream for room, after which its capture is aborted. The client's own bytes are sent on then.
+/// Longest wait of a stream for room, after which its capture is aborted. The client's own bytes are sent on then. A writer
+/// that left one stream without room makes no other wait until there is room again.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The sending end of the writer's queue, and its counters.
@@ -38,6 +39,8 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Ingest {
     queue: queue::Sender<Message>,
     next_capture: Arc<AtomicU64>,
+    /// A stream has waited [`QUEUE_TIMEOUT`] for nothing, and there has been no room since.
+    is_stalled: Arc<AtomicBool>,
     counters: Arc<Counters>,
     clock: Clock,
 }
@@ -67,6 +70,7 @@ impl Ingest {
         Ok(Self {
             queue: sender,
             next_capture: Arc::default(),
+            is_stalled: Arc::default(),
             counters,
             clock,
         })
@@ -189,6 +193,7 @@ impl Capture {
         match queue.poll_reserve(&mut self.room, kib, cx) {
             Poll::Ready(Some(permit)) => {
                 self.waiting = None;
+                self.ingest.is_stalled.store(false, Ordering::Relaxed);
                 let data = Message::Data {
                     id: self.id,
                     bytes: frame.clone(),
@@ -200,11 +205,13 @@ impl Capture {
                 }
             }
             Poll::Ready(None) => self.abandon(),
+            Poll::Pending if self.ingest.is_stalled.load(Ordering::Relaxed) => self.abandon(),
             Poll::Pending => {
                 let sleep = self
                     .waiting
                     .get_or_insert_with(|| Box::pin(tokio::time::sleep(QUEUE_TIMEOUT)));
                 ready!(sleep.as_mut().poll(cx));
+                self.ingest.is_stalled.store(true, Ordering::Relaxed);
                 self.abandon();
             }
         }
@@ -252,32 +259,63 @@ mod tests {
     use hublet_wire::meta::Timestamp;
     use hublet_wire::request::RequestInfo;
 
-    /// While the queue was full neither the end of a response nor its interruption reached the writer, which kept the
-    /// capture for ever: collections that a watch had kept current were never evicted.
-    #[test]
-    fn an_end_and_a_refusal_are_told_however_full_the_queue_is() {
+    fn ingest_with_room(messages: usize, room: usize) -> (Ingest, queue::Receiver<Message>) {
         let (sender, receiver) = queue::channel(Limits {
-            messages: 2,
-            room: QUEUE_KIB,
-            batch: BATCH_KIB,
+            messages,
+            room,
+            batch: room / 2,
         });
         let ingest = Ingest {
             queue: sender,
             next_capture: Arc::default(),
+            is_stalled: Arc::default(),
             counters: Arc::default(),
             clock: Clock::default(),
         };
-        let (uri, mut headers) = (
-            Uri::from_static("/api/v1/namespaces/d/pods/a"),
-            HeaderMap::new(),
-        );
-        headers.insert(
-            "content-type",
-            http::HeaderValue::from_static("application/json"),
-        );
+        (ingest, receiver)
+    }
+
+    fn exchange() -> Exchange {
+        let uri = Uri::from_static("/api/v1/namespaces/d/pods/a");
+        let json = http::HeaderValue::from_static("application/json");
+        let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, json)]);
         let info = RequestInfo::parse(&Method::GET, &uri);
-        let exchange =
-            Exchange::of(info.understood().unwrap(), 200, &headers, Timestamp::EPOCH).unwrap();
+        Exchange::of(info.understood().unwrap(), 200, &headers, Timestamp::EPOCH).unwrap()
+    }
+
+    /// While the disk hung, each response waited two seconds for room that nobody made.
+    #[tokio::test(start_paused = true)]
+    async fn one_stream_waits_for_a_writer_that_hangs() {
+        let (ingest, receiver) = ingest_with_room(64, 8);
+        let frame = Bytes::from(vec![0; 8 << 10]);
+        let push = async || {
+            let mut capture = ingest.capture(exchange()).expect("the queue has room");
+            let began = tokio::time::Instant::now();
+            std::future::poll_fn(|cx| capture.poll_push(cx, &frame)).await;
+            (capture.open, began.elapsed())
+        };
+        assert_eq!(push().await, (true, Duration::ZERO));
+        assert_eq!(push().await, (false, QUEUE_TIMEOUT));
+        assert_eq!(
+            push().await,
+            (false, Duration::ZERO),
+            "nobody waits behind it"
+        );
+        while let Ok(Received::Message(message)) = receiver.recv(None) {
+            if matches!(message, Message::Data { .. }) {
+                break;
+            }
+        }
+        assert_eq!(push().await, (true, Duration::ZERO), "there is room again");
+        assert_eq!(push().await, (false, QUEUE_TIMEOUT), "and to be waited for");
+    }
+
+    /// While the queue was full neither the end of a response nor its interruption reached the writer, which kept the
+    /// capture for ever: collections that a watch had kept current were never evicted.
+    #[test]
+    fn an_end_and_a_refusal_are_told_however_full_the_queue_is() {
+        let (ingest, receiver) = ingest_with_room(2, QUEUE_KIB);
+        let exchange = exchange();
         let copies = [
             ingest.capture(exchange.clone()),
             ingest.capture(exchange.clone()),
