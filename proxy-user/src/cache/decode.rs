@@ -25,8 +25,8 @@ use events::EventSink;
 
 /// Longest non-resource response and variant, in bytes (OpenAPI v2 of a large cluster is about 6 MB).
 const MAX_RESPONSE: usize = variants::MAX_BYTES;
-/// Approximate memory of a decompressor, in bytes.
-const GUNZIP_BYTES: usize = 48 << 10;
+/// Approximate memory of a decompressor, in bytes: its window, its tables and its output.
+const GUNZIP_BYTES: usize = 80 << 10;
 /// Approximate memory of one member's key, in bytes.
 const MEMBER_BYTES: usize = 128;
 /// Compressed bytes that are unpacked at once: a bomb then meets the limits of what it unpacks to.
@@ -241,14 +241,20 @@ impl BodyState {
     fn buffered_bytes(&self) -> usize {
         match self {
             Self::Whole(bytes) | Self::ListStart(bytes) => bytes.capacity(),
-            Self::JsonList { members, .. } | Self::ProtobufList { members, .. } => {
-                members.len() * MEMBER_BYTES
+            Self::JsonList { list, members } => list.buffered_bytes() + member_bytes(members),
+            Self::ProtobufList { list, members } => list.buffered_bytes() + member_bytes(members),
+            Self::JsonWatch { frames, initial } => {
+                frames.buffered_bytes() + initial.as_deref().map_or(0, member_bytes)
             }
-            Self::JsonWatch { initial, .. } | Self::ProtobufWatch { initial, .. } => {
-                initial.as_ref().map_or(0, Vec::len) * MEMBER_BYTES
+            Self::ProtobufWatch { frames, initial } => {
+                frames.buffered_bytes() + initial.as_deref().map_or(0, member_bytes)
             }
         }
     }
+}
+
+fn member_bytes(members: &[ObjectKeyBuf]) -> usize {
+    members.len() * MEMBER_BYTES
 }
 
 fn not_gzip(_: std::io::Error) -> CodecError {

@@ -51,7 +51,7 @@ impl Response<'_> {
         changes
     }
 
-    fn exchange(&self) -> Exchange {
+    pub(super) fn exchange(&self) -> Exchange {
         let (method, uri) = self.call.split_once(' ').unwrap();
         let (method, uri): (Method, Uri) = (method.parse().unwrap(), uri.parse().unwrap());
         let info = RequestInfo::parse(&method, &uri);

@@ -4,7 +4,11 @@ use super::*;
 use crate::cache::change::Observation;
 use crate::cache::record::{NewRecord, TypeHint};
 use crate::cache::store::{Lookup, Snapshot};
-use hublet_wire::meta::ResourceVersion;
+use crate::cache::testing::Response;
+use hublet_wire::media::Encoding;
+use hublet_wire::meta::{ResourceVersion, TypeMeta};
+use hublet_wire::protobuf::{encode_envelope, put_bytes};
+use hublet_wire::watch::{EventType, push_frame};
 
 const AT: Timestamp = Timestamp::from_millis(1_000);
 
@@ -151,4 +155,95 @@ fn i2_a_kept_creation_that_is_dropped_later_ends_its_absence() {
     writer.not_written(&StoreError::Full(1));
     writer.retry();
     assert!(!is_absent(&writer.store.snapshot().unwrap(), "a"));
+}
+
+const CUT_BODY_BYTES: usize = 1 << 20;
+
+fn long_list(encoding: Encoding) -> Vec<u8> {
+    let item = "x".repeat(2 * CUT_BODY_BYTES);
+    if encoding == Encoding::Json {
+        let head = r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"9"}"#;
+        return format!(r#"{head},"items":[{{"a":"{item}"}}]}}"#).into_bytes();
+    }
+    let mut list = Vec::new();
+    put_bytes(&mut list, 2, item.as_bytes());
+    let kind = TypeMeta {
+        api_version: "v1",
+        kind: "PodList",
+    };
+    encode_envelope(kind, &list)
+}
+
+fn long_watch(encoding: Encoding) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let object = format!(r#"{{"a":"{}"}}"#, "x".repeat(2 * CUT_BODY_BYTES));
+    push_frame(&mut frame, EventType::Added, encoding, object.as_bytes());
+    frame
+}
+
+/// Only members were counted: clients that stopped reading within an item or a frame took 4 MiB each, without a limit.
+#[test]
+fn i14_copies_that_are_cut_within_an_item_or_a_frame_are_limited() {
+    let (list, watch) = ("GET /api/v1/pods", "GET /api/v1/pods?watch=true");
+    for (call, encoding, body) in [
+        (list, Encoding::Json, long_list(Encoding::Json)),
+        (list, Encoding::Protobuf, long_list(Encoding::Protobuf)),
+        (watch, Encoding::Json, long_watch(Encoding::Json)),
+        (watch, Encoding::Protobuf, long_watch(Encoding::Protobuf)),
+    ] {
+        let (_dir, mut writer) = new_writer();
+        let response = Response {
+            call,
+            status: 200,
+            encoding,
+            body: &body,
+            at: AT,
+        };
+        for id in (0..40).map(CaptureId) {
+            writer.begin_response(id, response.exchange());
+            for chunk in body[..CUT_BODY_BYTES].chunks(16 << 10) {
+                writer.push_data(id, chunk, AT + Duration::from_millis(id.0));
+            }
+        }
+        let open = writer.decoders.len();
+        assert!((4..=16).contains(&open), "{call} {encoding:?}: {open}");
+        assert!(writer.decoders.contains_key(&CaptureId(39)));
+        let not_stored = writer.counters.not_stored.get(NotStored::QueueFull);
+        assert_eq!(not_stored, 40 - open as u64, "{call} {encoding:?}");
+    }
+}
+
+#[test]
+fn a_watch_holds_nothing_between_its_frames() {
+    for encoding in [Encoding::Json, Encoding::Protobuf] {
+        let (_dir, mut writer) = new_writer();
+        let json = r#"{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"9"}}"#;
+        let mut meta = Vec::new();
+        put_bytes(&mut meta, 6, b"9");
+        let mut pod = Vec::new();
+        put_bytes(&mut pod, 1, &meta);
+        let kind = TypeMeta {
+            api_version: "v1",
+            kind: "Pod",
+        };
+        let object = match encoding {
+            Encoding::Json => json.as_bytes().to_vec(),
+            Encoding::Protobuf => encode_envelope(kind, &pod),
+        };
+        let mut frame = Vec::new();
+        push_frame(&mut frame, EventType::Bookmark, encoding, &object);
+        let response = Response {
+            call: "GET /api/v1/pods?watch=true",
+            status: 200,
+            encoding,
+            body: &frame,
+            at: AT,
+        };
+        writer.begin_response(CaptureId(0), response.exchange());
+        writer.push_data(CaptureId(0), &frame[..20], AT);
+        assert!(writer.held > 0, "{encoding:?}");
+        writer.push_data(CaptureId(0), &frame[20..], AT);
+        assert!(writer.decoders.contains_key(&CaptureId(0)));
+        assert_eq!(writer.held, 0, "{encoding:?}");
+    }
 }

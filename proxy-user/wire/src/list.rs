@@ -28,6 +28,9 @@ pub struct ListHead {
     pub unstructured: bool,
 }
 
+/// The capacity that a splitter keeps between items, in bytes.
+const KEPT_CAPACITY: usize = 16 << 10;
+
 /// Receives each item: the list's head as far as it is known yet, and the item's bytes.
 pub type OnItem<'a> = dyn FnMut(&ListHead, &[u8]) -> Result<(), CodecError> + 'a;
 
@@ -41,6 +44,13 @@ pub struct ListEnvelope {
 }
 
 impl ListHead {
+    fn buffered_bytes(&self) -> usize {
+        self.kind.capacity()
+            + self.api_version.capacity()
+            + self.resource_version.capacity()
+            + self.continue_token.capacity()
+    }
+
     /// The envelope of a JSON list as the API server writes it.
     pub fn encode_json(&self) -> ListEnvelope {
         if self.unstructured {

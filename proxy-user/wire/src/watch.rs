@@ -12,9 +12,6 @@ use crate::{CodecError, MAX_OBJECT};
 /// Receives each whole frame; of protobuf without its length.
 pub type OnFrame<'a> = dyn FnMut(&[u8]) -> Result<(), CodecError> + 'a;
 
-/// The capacity that a splitter keeps between frames, in bytes.
-const KEPT_CAPACITY: usize = 16 << 10;
-
 /// Splits concatenated JSON objects.
 #[derive(Debug, Default)]
 pub struct JsonWatchSplitter {
@@ -48,12 +45,16 @@ impl JsonWatchSplitter {
                 Some(_) => {
                     self.buffer.extend_from_slice(part);
                     on_frame(&self.buffer)?;
-                    self.buffer.clear();
-                    self.buffer.shrink_to(KEPT_CAPACITY);
+                    self.buffer = Vec::new();
                 }
             }
             rest = behind;
         }
+    }
+
+    /// Bytes of memory that it keeps until the next chunk: none between two frames.
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffer.capacity()
     }
 }
 
@@ -94,9 +95,17 @@ impl ProtobufWatchSplitter {
             on_frame(frame)?;
             at += 4 + len;
         }
-        self.buffer.drain(..at);
-        self.buffer.shrink_to(KEPT_CAPACITY);
+        // A frame that is still cut keeps its room to grow.
+        if at > 0 {
+            self.buffer.drain(..at);
+            self.buffer.shrink_to_fit();
+        }
         Ok(())
+    }
+
+    /// Bytes of memory that it keeps until the next chunk: none between two frames.
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffer.capacity()
     }
 }
 

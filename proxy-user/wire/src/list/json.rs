@@ -1,6 +1,6 @@
 //! The splitter of JSON lists, which follows the list's own keys and brackets byte by byte.
 
-use super::{ListHead, OnItem};
+use super::{KEPT_CAPACITY, ListHead, OnItem};
 use crate::scan::{Scanner, Step, is_whitespace};
 use crate::{CodecError, MAX_OBJECT, json};
 
@@ -73,6 +73,11 @@ impl JsonListSplitter {
             rest = &rest[used..];
         }
         Ok(())
+    }
+
+    /// Bytes of memory that it keeps until the list has ended.
+    pub fn buffered_bytes(&self) -> usize {
+        self.envelope.capacity() + self.item.capacity() + self.head.buffered_bytes()
     }
 
     /// Ends the list and returns its head.
@@ -213,6 +218,7 @@ impl JsonListSplitter {
                 self.item.extend_from_slice(part);
                 on_item(&self.head, &self.item)?;
                 self.item.clear();
+                self.item.shrink_to(KEPT_CAPACITY);
             }
         }
         if end.is_some() {

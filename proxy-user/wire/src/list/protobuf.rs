@@ -1,6 +1,6 @@
 //! The splitter of protobuf lists, which reads one whole field of the list's message after the other.
 
-use super::{ListHead, OnItem};
+use super::{KEPT_CAPACITY, ListHead, OnItem};
 use crate::meta::TypeMeta;
 use crate::protobuf::{self, MAGIC, read_varint};
 use crate::{CodecError, MAX_OBJECT};
@@ -39,11 +39,19 @@ impl ProtobufListSplitter {
         while let Some(used) = self.read_next(at, on_item)? {
             at += used;
         }
-        self.buffer.drain(..at);
+        if at > 0 {
+            self.buffer.drain(..at);
+            self.buffer.shrink_to(KEPT_CAPACITY);
+        }
         if self.buffer.len() > MAX_OBJECT {
             return Err(CodecError::Limit("an item is too long"));
         }
         Ok(())
+    }
+
+    /// Bytes of memory that it keeps until the list has ended.
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffer.capacity() + self.tail.capacity() + self.head.buffered_bytes()
     }
 
     /// Ends the list and returns its head.
