@@ -221,7 +221,7 @@ impl Bound {
                 () = shutdown.graceful() => return End::Shutdown,
                 successor = next_successor(handover.as_deref_mut()) => successor,
             };
-            match stop::send_items(self, &successor) {
+            match stop::begin_hand_over(self, &successor).await {
                 Ok(()) => return End::Handover(successor),
                 Err(error) => {
                     warn!("can't hand over to a new hublet, so this one keeps serving: {error}");

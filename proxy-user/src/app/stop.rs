@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -16,6 +17,14 @@ use crate::steer::Setup;
 
 /// Time for closed connections to be gone, and then for the last user of the setup.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Least time for the store to be closed, when open answers have used up the drain's time. A close
+/// takes a few syncs; a disk that hangs must not keep the process from ending.
+const MIN_STORE_CLOSE: Duration = Duration::from_millis(500);
+
+/// Longest time that the disk may take for a test write before a hand-over. Closing and opening the
+/// store take several writes, for which new connections would wait.
+const DISK_TEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for open answers during a hand-over. New connections queue up meanwhile, and none is to
 /// wait longer than 2.5 s. A read that the store can answer takes 0.8 s at most, however dead the
@@ -31,32 +40,60 @@ pub(super) async fn shut_down(bound: Bound, mut shutdown: Shutdown) {
         "stopping: {} open connections have up to {limit:?} to finish",
         bound.table.open()
     );
-    drain_connections(&bound, limit, shutdown.immediate()).await;
+    // It has been logged; the lock on the file ends with the process.
+    let _ = drain_connections(&bound, limit, shutdown.immediate()).await;
     undo_setup(bound).await;
     info!("stopped after {:.1?}", started.elapsed());
 }
 
 /// Stops accepting, ends streams, waits for the other answers, and closes the store. `cut_off` ends
 /// the wait.
-async fn drain_connections(bound: &Bound, limit: Duration, cut_off: impl Future<Output = ()>) {
+///
+/// # Errors
+/// The store isn't closed: its writer still waits for the disk.
+async fn drain_connections(
+    bound: &Bound,
+    limit: Duration,
+    cut_off: impl Future<Output = ()>,
+) -> Result<(), Elapsed> {
     bound.state.start_draining();
     bound.table.drain();
     bound.proxy.stages().end_streams();
-    wait_for_answers(bound, limit, cut_off).await;
+    let remaining = wait_for_answers(bound, limit, cut_off).await;
     bound.table.close_all();
     let _ = timeout(CLOSE_TIMEOUT, bound.table.drained()).await;
     bound.tasks.abort_all();
-    bound.proxy.stages().close().await;
+    close_store(bound, remaining.max(MIN_STORE_CLOSE)).await
 }
 
-async fn wait_for_answers(bound: &Bound, limit: Duration, cut_off: impl Future<Output = ()>) {
+async fn close_store(bound: &Bound, limit: Duration) -> Result<(), Elapsed> {
+    let closed = bound.proxy.stages().close_within(limit).await;
+    if closed.is_err() {
+        warn!(
+            "the store is not closed after {limit:.1?}, since the disk is slow or hangs: responses and revocations received since its last write may be lost"
+        );
+    }
+    closed
+}
+
+/// Returns what remains of `limit`; nothing after `cut_off`.
+async fn wait_for_answers(
+    bound: &Bound,
+    limit: Duration,
+    cut_off: impl Future<Output = ()>,
+) -> Duration {
+    let started = Instant::now();
     tokio::select! {
         drained = timeout(limit, bound.table.drained()) => {
             if drained.is_err() {
                 warn!("closing {} connections after {limit:?}", bound.table.open());
             }
+            limit.saturating_sub(started.elapsed())
         }
-        () = cut_off => warn!("second signal: closing {} connections", bound.table.open()),
+        () = cut_off => {
+            warn!("second signal: closing {} connections", bound.table.open());
+            Duration::ZERO
+        }
     }
 }
 
@@ -82,11 +119,24 @@ async fn undo_setup(bound: Bound) {
     admin.stop();
 }
 
-/// Gives a successor the sockets and locks.
+/// Gives a successor the sockets and locks, if the disk lets the store be closed in time.
 ///
 /// # Errors
-/// The successor has exited: nothing was given away.
-pub(super) fn send_items(bound: &Bound, successor: &Successor) -> io::Result<()> {
+/// The disk is too slow, or the successor has exited: nothing was given away.
+pub(super) async fn begin_hand_over(bound: &Bound, successor: &Successor) -> io::Result<()> {
+    let tested = bound.proxy.stages().cache.test_disk(DISK_TEST_TIMEOUT);
+    tested.await.map_err(|_| slow_disk())?;
+    send_items(bound, successor)
+}
+
+fn slow_disk() -> io::Error {
+    let problem = format!(
+        "the disk of the store has not finished a write within {DISK_TEST_TIMEOUT:?}: check it, and try again"
+    );
+    io::Error::new(io::ErrorKind::TimedOut, problem)
+}
+
+fn send_items(bound: &Bound, successor: &Successor) -> io::Result<()> {
     let mut listeners = Vec::new();
     for listener in bound.sockets.listeners() {
         listeners.push((listener.socket.local_addr()?, listener.socket.as_fd()));
@@ -95,8 +145,8 @@ pub(super) fn send_items(bound: &Bound, successor: &Successor) -> io::Result<()>
     successor.send_items(&listeners, &bound.setup.hand_over())
 }
 
-/// Finishes open answers, then waits until the successor serves. If it dies before that, this
-/// process re-executes itself.
+/// Finishes open answers, then waits until the successor serves. If it dies before that, or the
+/// store can't be closed for it, this process re-executes itself.
 pub(super) async fn hand_over(bound: Bound, successor: Successor) {
     let started = Instant::now();
     info!(
@@ -104,9 +154,13 @@ pub(super) async fn hand_over(bound: Bound, successor: Successor) {
         bound.table.open()
     );
     let limit = bound.config.listen.drain.min(HANDOVER_DRAIN);
-    drain_connections(&bound, limit, std::future::pending()).await;
+    let closed = drain_connections(&bound, limit, std::future::pending()).await;
     let setup = release_stages(bound).await;
-    if wait_for_successor(successor).await {
+    if closed.is_err() {
+        // The writer may still write: until its thread ends, no other process may open the file.
+        dismiss(successor).await;
+        re_exec();
+    } else if wait_for_successor(successor).await {
         // Pins, interface and their locks belong to the successor: they are not undone.
         drop(setup);
         info!("handed over after {:.1?}", started.elapsed());
@@ -148,6 +202,24 @@ async fn wait_for_successor(successor: Successor) -> bool {
         kill_hanging(process).await;
     }
     false
+}
+
+/// Ends a successor that can't have the store, and waits until it has released the sockets.
+async fn dismiss(successor: Successor) {
+    let process = successor.process();
+    // It exits when this connection does.
+    drop(successor);
+    match process {
+        Some(process) => {
+            if timeout(CLOSE_TIMEOUT, process.wait_for_exit())
+                .await
+                .is_err()
+            {
+                kill_hanging(Some(process)).await;
+            }
+        }
+        None => tokio::time::sleep(CLOSE_TIMEOUT).await,
+    }
 }
 
 /// While a hanging one has the sockets, no other process can listen there.

@@ -143,6 +143,12 @@ impl Ingest {
         self.queue.flush().await;
     }
 
+    /// As [`Ingest::flush`], and syncs the disk even if nothing is pending.
+    pub(super) async fn test_disk(&self) {
+        self.queue.send(Message::TestDisk, Urgency::Writes);
+        self.queue.flush().await;
+    }
+
     /// As [`Ingest::flush`], and ends the thread and closes the store.
     pub(crate) async fn close(&self) {
         self.queue.close().await;

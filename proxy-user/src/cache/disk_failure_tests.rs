@@ -15,7 +15,7 @@ use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
 use crate::cache::grant_rows::GrantCounts;
 use crate::cache::keys::ObjectKey;
 use crate::cache::open::StoreLocation;
-use crate::cache::store::{Condition, Lookup, Store};
+use crate::cache::store::{Condition, Lookup, Store, StoreError};
 
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
@@ -380,6 +380,35 @@ async fn i2_while_a_sync_hangs_nothing_is_absent() {
     bench.cache.settle().await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     assert!(bench.is_absent("/pods/d/b").await);
+}
+
+/// SIGTERM and a hand-over waited for the disk for ever.
+#[tokio::test(start_paused = true)]
+async fn i12_on_a_disk_that_hangs_a_test_and_a_close_end_at_their_limits() {
+    let limit = Duration::from_millis(500);
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.cache.settle().await;
+    *disk.0.stalled.lock() = true;
+    let began = tokio::time::Instant::now();
+    assert!(bench.cache.test_disk(limit).await.is_err());
+    assert!(bench.cache.close_within(limit).await.is_err());
+    assert!(began.elapsed() < 2 * limit + Duration::from_millis(10));
+    let other = Store::open(dir.path(), 1 << 20);
+    assert!(matches!(other, Err(StoreError::InUse(_))), "{other:?}");
+    *disk.0.stalled.lock() = false;
+    disk.0.resumed.notify_all();
+    bench.cache.close().await;
+    assert_eq!(read(&disk.bench(dir.path())).await, 7);
+}
+
+#[tokio::test]
+async fn i12_a_disk_that_writes_passes_the_test_though_nothing_is_pending() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = FailingDisk::default().bench(dir.path());
+    assert!(bench.cache.test_disk(Duration::from_secs(30)).await.is_ok());
+    assert!(!dir.path().join("hublet.redb.room").exists());
 }
 
 #[tokio::test]

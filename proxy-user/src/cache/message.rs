@@ -37,6 +37,8 @@ pub(super) enum Message {
     Changes(Vec<Change>),
     /// A read found that the disk has failed.
     DiskFailed,
+    /// Writes a file beside the store: a disk that hangs shows only in a write.
+    TestDisk,
 }
 
 /// Figures of the writer and of those who send to it, since the start.

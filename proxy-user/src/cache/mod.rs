@@ -55,6 +55,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 use capture::{Capture, Ingest};
@@ -142,7 +145,7 @@ impl Cache {
             self.ingest.report_disk_failure();
         }
         let mut generations = self.store.generations();
-        tokio::time::timeout(REOPEN, generations.wait_for(|now| *now != since))
+        timeout(REOPEN, generations.wait_for(|now| *now != since))
             .await
             .is_ok_and(|r| r.is_ok())
     }
@@ -172,7 +175,7 @@ impl Cache {
             return self.store.snapshot();
         }
         // A writer that can't keep up (a failing disk) must not make readers hang: then they read what is stored.
-        let flushed = Box::pin(tokio::time::timeout(READ_YOUR_WRITES, self.ingest.flush())).await;
+        let flushed = Box::pin(timeout(READ_YOUR_WRITES, self.ingest.flush())).await;
         let snapshot = self.store.snapshot()?;
         Ok(match flushed {
             Ok(()) => snapshot,
@@ -208,8 +211,20 @@ impl Cache {
     }
 
     /// Writes what is pending, ends the writer and closes the store, even if somebody still holds it or a snapshot.
+    /// Fails if the disk doesn't finish that within `limit`; then the file is in use until this process ends.
+    pub(crate) async fn close_within(&self, limit: Duration) -> Result<(), Elapsed> {
+        timeout(limit, self.ingest.close()).await
+    }
+
+    /// As [`Cache::close_within`], however long it takes.
+    #[cfg(test)]
     pub(crate) async fn close(&self) {
         self.ingest.close().await;
+    }
+
+    /// Fails if the disk doesn't finish what is pending, and a test file, within `limit`.
+    pub(crate) async fn test_disk(&self, limit: Duration) -> Result<(), Elapsed> {
+        timeout(limit, self.ingest.test_disk()).await
     }
 
     /// Responses that were not stored, by reason.

@@ -1,9 +1,11 @@
 //! The stages behind the proxy, and their metrics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use tokio::time::error::Elapsed;
 
 use crate::authz::authorizer::Authorizer;
 use crate::budget::{Budget, Flow};
@@ -117,9 +119,12 @@ impl Stages {
     }
 
     /// Commits what is pending and closes the store.
-    pub(crate) async fn close(&self) {
+    ///
+    /// # Errors
+    /// The disk didn't finish that within `limit`: the file is in use until this process ends.
+    pub(crate) async fn close_within(&self, limit: Duration) -> Result<(), Elapsed> {
         self.cloud.pool.close_all();
-        self.cache.close().await;
+        self.cache.close_within(limit).await
     }
 }
 

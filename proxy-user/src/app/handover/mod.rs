@@ -169,7 +169,7 @@ impl PeerProcess {
             .map(Self)
     }
 
-    pub(super) async fn wait_for_exit(self) {
+    pub(super) async fn wait_for_exit(&self) {
         // Fails only when the runtime ends.
         let _ready = self.0.readable().await;
     }

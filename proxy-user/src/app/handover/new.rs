@@ -105,7 +105,7 @@ fn receive_descriptors(from: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)>
         RecvFlags::CMSG_CLOEXEC,
     )?;
     if received.bytes == 0 {
-        let closed = "it closed the connection";
+        let closed = "it closed the connection; its log names the reason";
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, closed));
     }
     bytes.truncate(received.bytes);
