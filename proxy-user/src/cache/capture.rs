@@ -78,9 +78,9 @@ impl Ingest {
 
     /// Sends a message that must not be lost, however full the queue is: the end of a capture, which the writer would
     /// otherwise keep for ever, or the revocation of a right. There are at most as many of these as captures and rights.
-    fn send_always(&self, message: Message) {
+    fn send_always(&self, message: Message, urgency: Urgency) {
         // Once the queue is closed, no capture is open and no grant is used any more.
-        self.queue.send_always(message);
+        self.queue.send_always(message, urgency);
     }
 
     /// Begins to copy a response; `None` if the writer is too far behind.
@@ -113,7 +113,8 @@ impl Ingest {
         }
         // An eviction travels with the right that it makes room for, and may be lost with it.
         if changes.iter().all(Change::is_revocation) {
-            self.send_always(Message::Changes(changes));
+            // After a crash before the write the right would hold again.
+            self.send_always(Message::Changes(changes), Urgency::Writes);
             return true;
         }
         let is_queued = self.queue.send(Message::Changes(changes), Urgency::Lingers);
@@ -229,16 +230,18 @@ impl Capture {
         self.ingest
             .counters
             .count_abandoned(NotStored::QueueFull, 1);
-        self.ingest.send_always(Message::Abort(self.id));
+        self.ingest
+            .send_always(Message::Abort(self.id), Urgency::Lingers);
     }
 
     /// Ends the capture of a body that is complete.
     pub(crate) fn end(mut self) {
         if std::mem::take(&mut self.open) {
-            self.ingest.send_always(Message::End {
+            let end = Message::End {
                 id: self.id,
                 received_at: self.ingest.clock.now(),
-            });
+            };
+            self.ingest.send_always(end, Urgency::Lingers);
         }
     }
 }
@@ -250,13 +253,16 @@ impl Drop for Capture {
             if self.verb != Verb::Watch {
                 self.ingest.not_stored().increment(NotStored::Interrupted);
             }
-            self.ingest.send_always(Message::Abort(self.id));
+            self.ingest
+                .send_always(Message::Abort(self.id), Urgency::Lingers);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use http::{HeaderMap, Method, Uri};
 
     use super::*;
@@ -316,6 +322,34 @@ mod tests {
         assert_eq!(push().await, (false, QUEUE_TIMEOUT), "and to be waited for");
     }
 
+    fn grant(verdict: Verdict) -> Change {
+        Change::PutGrant {
+            key: GrantKey([0; 48]),
+            verdict,
+        }
+    }
+
+    /// A revocation waited 50 ms for more to write; after a crash within that time the right held again.
+    #[test]
+    fn i7_a_revocation_is_written_without_delay() {
+        let (ingest, receiver) = ingest_with_room(64, 8);
+        let delay = Duration::from_secs(10);
+        let at = Timestamp::from_millis(1);
+        ingest.submit(vec![grant(Verdict::allowed_at(at))]);
+        ingest.submit(vec![grant(Verdict::denied_at(at))]);
+        let began = Instant::now();
+        receiver.recv(None).unwrap();
+        assert!(receiver.linger(began + delay).is_some());
+        assert!(receiver.linger(began + delay).is_none());
+        assert!(began.elapsed() < delay);
+
+        ingest.submit(vec![grant(Verdict::allowed_at(at))]);
+        receiver.recv(None).unwrap();
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert!(receiver.linger(soon).is_none());
+        assert!(Instant::now() >= soon, "a grant waits for more");
+    }
+
     /// While the queue was full neither the end of a response nor its interruption reached the writer, which kept the
     /// capture for ever: collections that a watch had kept current were never evicted.
     #[test]
@@ -330,10 +364,6 @@ mod tests {
         let [ended, broken_off] = copies.map(Option::unwrap);
         ended.end();
         drop(broken_off);
-        let grant = |verdict| Change::PutGrant {
-            key: GrantKey([0; 48]),
-            verdict,
-        };
         ingest.submit(vec![grant(Verdict::allowed_at(Timestamp::from_millis(1)))]);
         ingest.submit(vec![grant(Verdict::denied_at(Timestamp::from_millis(1)))]);
         let appeared = Change::ClearAbsence { key: Vec::new() };

@@ -180,8 +180,8 @@ impl<T> Sender<T> {
     }
 
     /// Queues a message however many wait; false where the queue is closed.
-    pub(super) fn send_always(&self, message: T) -> bool {
-        self.push(Received::Message(message), usize::MAX, Urgency::Lingers)
+    pub(super) fn send_always(&self, message: T, urgency: Urgency) -> bool {
+        self.push(Received::Message(message), usize::MAX, urgency)
     }
 
     /// Waits until everything that was sent before is finished, or there is no receiver.
@@ -265,7 +265,8 @@ impl<T> Receiver<T> {
     /// None arrived until `deadline`, or every sender was dropped.
     pub(super) fn recv(&self, deadline: Option<Instant>) -> Result<Received<T>, RecvTimeoutError> {
         let mut state = self.0.lock();
-        state.is_urgent = false;
+        // An urgent message that arrived during the batch before still waits, and must not linger in this one.
+        state.is_urgent &= !state.waiting.is_empty();
         loop {
             state.receiver = Activity::Busy;
             if let Some(message) = state.waiting.pop_front() {
@@ -293,6 +294,7 @@ impl<T> Receiver<T> {
             }
             let is_over = state.is_urgent || !state.has_senders || self.0.is_crowded();
             if is_over || deadline <= Instant::now() {
+                state.is_urgent = false;
                 return None;
             }
             state.receiver = Activity::Lingering;

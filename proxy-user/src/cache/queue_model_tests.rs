@@ -100,7 +100,7 @@ fn everything_accepted_is_written_before_a_close_returns() {
             for message in [1, 2] {
                 let is_accepted = match message {
                     1 => other.send(message, Urgency::Lingers),
-                    _ => other.send_always(message),
+                    _ => other.send_always(message, Urgency::Lingers),
                 };
                 if is_accepted {
                     others.lock().unwrap().push(message);
@@ -114,7 +114,7 @@ fn everything_accepted_is_written_before_a_close_returns() {
             before.iter().all(|message| written.has(*message)),
             "{before:?}"
         );
-        assert!(!sender.send_always(3), "closed");
+        assert!(!sender.send_always(3, Urgency::Writes), "closed");
         producer.join().unwrap();
         writer.join().unwrap();
         assert_eq!(*accepted.lock().unwrap(), *written.messages.lock().unwrap());
@@ -128,7 +128,7 @@ fn a_flush_returns_once_what_was_sent_before_it_is_written() {
         let (sender, written, writer) = start();
         let other = sender.clone();
         let reader = thread::spawn(move || block_on(other.flush()));
-        assert!(sender.send_always(1));
+        assert!(sender.send_always(1, Urgency::Writes));
         block_on(sender.flush());
         assert!(written.has(1));
         reader.join().unwrap();
