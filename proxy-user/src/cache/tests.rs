@@ -1,4 +1,5 @@
 //! The store's guarantees, with a real redb file: reads return the newest state, in whatever order the responses arrived.
+//! One file, since all of them share the store, clock and shorthand below.
 
 use http::{HeaderMap, Method, Uri};
 

@@ -437,7 +437,7 @@ impl Writer {
             self.end_unwritten_absences(&self.changes, EndedBy::Dropped);
             self.changes.retain(Change::is_revocation);
             self.bytes = self.changes.iter().map(Change::size).sum();
-            // What was kept until now is gone: a count of it would hide upserts that come next.
+            // The kept changes are gone with the batch: their count would hide the next upserts.
             self.kept = (0, 0);
         }
     }

@@ -1,4 +1,5 @@
 //! Requests are read as the API server reads them: by tables, and by the readings of its own code.
+//! Most of it is tables of paths and queries, which are read side by side.
 
 use super::*;
 
