@@ -185,7 +185,7 @@ macro_rules! request_service {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     in_flight.mark_upgraded();
                 }
-                Ok::<_, Infallible>(response.map(|body| TrackedBody { body, in_flight }))
+                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, in_flight)))
             }
         })
     }};

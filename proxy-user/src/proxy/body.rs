@@ -22,6 +22,8 @@ pub(crate) enum BodyError {
     /// The store failed within a list.
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("its client has left too much of other responses unread for --reader-timeout")]
+    OutOfRoom,
 }
 
 type FrameResult = Result<Frame<Bytes>, BodyError>;

@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 
@@ -68,6 +69,15 @@ impl Activity {
 
     pub(super) fn write_progress(&self) -> WriteProgress {
         self.flow.write_progress()
+    }
+
+    /// The client may be sent more.
+    pub(super) fn has_room(&self) -> bool {
+        self.flow.has_capacity()
+    }
+
+    pub(super) fn reader_timeout(&self) -> Duration {
+        self.table.reader_timeout()
     }
 
     pub(super) fn begin_request(&self) {

@@ -54,7 +54,7 @@ impl Rig {
                         event.map(|event| (event, receiver))
                     });
                     let body = Body::from(crate::local::body::LocalBody::watch(events));
-                    Ok::<_, Infallible>(Response::new(TrackedBody { body, in_flight }))
+                    Ok::<_, Infallible>(Response::new(TrackedBody::new(body, in_flight)))
                 }
             });
             let mut builder = http1::Builder::new();

@@ -6,10 +6,11 @@ use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
 
 use super::activity::Activity;
 use crate::listen::stall;
-use crate::proxy::body::Body;
+use crate::proxy::body::{Body, BodyError};
 
 /// A request, from its head to the end of its response body.
 #[derive(Debug)]
@@ -24,6 +25,21 @@ impl InFlight {
     pub(crate) fn mark_upgraded(&self) {
         self.0.mark_upgraded();
     }
+
+    /// Ready once the client has had no room for the reader timeout. `timer` runs while it has none.
+    fn poll_out_of_room(
+        &self,
+        cx: &mut Context<'_>,
+        timer: &mut Option<Pin<Box<Sleep>>>,
+    ) -> Poll<()> {
+        if self.0.has_room() {
+            *timer = None;
+            return Poll::Pending;
+        }
+        let limit = self.0.reader_timeout();
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        timer.as_mut().poll(cx)
+    }
 }
 
 impl Drop for InFlight {
@@ -33,11 +49,24 @@ impl Drop for InFlight {
 }
 
 pin_project! {
-    /// A response body, whose request is in flight until it is dropped.
+    /// A response body, whose request is in flight until it is dropped. It fails when it can't go on
+    /// for the reader timeout because its client leaves too much of other responses unread: nothing of
+    /// its own is pending then, so no check of the connection's progress would end it.
     pub(crate) struct TrackedBody {
         #[pin]
-        pub(crate) body: Body,
-        pub(crate) in_flight: InFlight,
+        body: Body,
+        in_flight: InFlight,
+        out_of_room: Option<Pin<Box<Sleep>>>,
+    }
+}
+
+impl TrackedBody {
+    pub(crate) fn new(body: Body, in_flight: InFlight) -> Self {
+        Self {
+            body,
+            in_flight,
+            out_of_room: None,
+        }
     }
 }
 
@@ -49,12 +78,19 @@ impl http_body::Body for TrackedBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        let frame = self.project().body.poll_frame(cx);
+        let this = self.project();
+        let frame = this.body.poll_frame(cx);
         stall::record_poll(match frame {
             Poll::Ready(Some(Ok(_))) => stall::BodyPoll::Frame,
             _ => stall::BodyPoll::NoFrame,
         });
-        frame
+        if frame.is_ready() {
+            *this.out_of_room = None;
+            return frame;
+        }
+        this.in_flight
+            .poll_out_of_room(cx, this.out_of_room)
+            .map(|()| Some(Err(BodyError::OutOfRoom)))
     }
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
@@ -121,3 +157,7 @@ impl<T: Write> Write for TrackedIo<T> {
         self.project().stream.poll_write_vectored(cx, bufs)
     }
 }
+
+#[cfg(test)]
+#[path = "tracked_tests.rs"]
+mod tests;
