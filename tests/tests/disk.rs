@@ -156,6 +156,36 @@ fn i13_a_disk_that_fills_up_costs_no_read_and_is_written_again_when_it_has_room(
     Ok(())
 }
 
+/// Absences that had ended, and rights that had been revoked, were in memory only, and counted again after a restart.
+#[test]
+fn what_a_full_disk_has_not_taken_counts_after_a_restart() -> Result<()> {
+    let Some((mut site, disk)) = site(6, |_| Ok(()))? else {
+        return Ok(());
+    };
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let (created, missing) = (format!("{maps}/created"), format!("{maps}/missing"));
+    let admin = site.admin_client()?;
+    assert_eq!(admin.get(NODES)?.status, 200);
+    for path in [&created, &missing] {
+        assert_eq!(admin.get(path)?.status, 404);
+    }
+    written(&site)?;
+    disk.fill()?;
+    exhaust(&site)?;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "created", "namespace": "default"}});
+    assert_eq!(admin.send_json("POST", maps, &map)?.status, 201);
+    site.cut_link()?;
+    assert_ne!(admin.get(&created)?.status, 404);
+    site.daemon.kill()?;
+    site.daemon.restart()?;
+    let admin = site.admin_client()?;
+    writable(&site, false)?;
+    assert_eq!(admin.get(&created)?.status, 503);
+    assert_eq!(admin.get(&missing)?.status, 404);
+    Ok(())
+}
+
 #[test]
 fn i13_a_disk_that_is_full_at_the_first_start_keeps_no_request_from_the_cloud() -> Result<()> {
     let Some((site, disk)) = site(4, SmallDisk::fill)? else {

@@ -166,6 +166,7 @@ impl<'t> Batch<'t> {
                 | Change::DeleteGrant { .. }
                 | Change::PutCredential { .. }
                 | Change::DeleteCredential { .. }
+                | Change::DeleteAllRights
                 | Change::Evict(_)
         );
         match change {
@@ -206,6 +207,7 @@ impl<'t> Batch<'t> {
                 self.credentials.remove(key.0.as_slice())?;
                 Ok(())
             }
+            Change::DeleteAllRights => self.delete_all_rights(),
             Change::Evict(evicted) => self.apply_eviction(evicted),
         }
     }
@@ -233,6 +235,12 @@ impl<'t> Batch<'t> {
         let stored_at = self.continuity.past(old.at);
         let is_older = self.continuity.past(new.at) < stored_at;
         is_older || (old.body == new.body && new.at < stored_at + Duration::from_secs(60))
+    }
+
+    fn delete_all_rights(&mut self) -> Result<(), StoreError> {
+        self.grants.retain(|_, _| false)?;
+        self.credentials.retain(|_, _| false)?;
+        Ok(())
     }
 
     fn apply_eviction(&mut self, evicted: &Evicted) -> Result<(), StoreError> {

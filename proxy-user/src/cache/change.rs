@@ -51,7 +51,7 @@ impl Observation {
 }
 
 /// One change to the store.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Change {
     /// The object exists in this version.
     Upsert {
@@ -120,19 +120,21 @@ pub(crate) enum Change {
     DeleteCredential {
         key: CredentialKey,
     },
+    /// It is unknown which grants and credentials were revoked.
+    DeleteAllRights,
     /// Removed to make room; the row becomes unknown.
     Evict(Evicted),
 }
 
 /// An object that joined or left a collection with selectors.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Membership {
     pub key: ObjectKeyBuf,
     pub joins: bool,
 }
 
 /// A row that is evicted, by its key.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Evicted {
     /// An object that no remaining collection contains.
     Object(ObjectKeyBuf),
@@ -145,8 +147,27 @@ impl Change {
     /// Takes a right back. If it were lost, the right would hold again after a restart.
     pub(crate) fn is_revocation(&self) -> bool {
         match self {
-            Self::DeleteGrant { .. } | Self::DeleteCredential { .. } => true,
+            Self::DeleteGrant { .. } | Self::DeleteCredential { .. } | Self::DeleteAllRights => {
+                true
+            }
             Self::PutGrant { verdict, .. } => !verdict.is_allowed(),
+            _ => false,
+        }
+    }
+
+    pub(super) fn revokes_grant(&self, grant: &GrantKey) -> bool {
+        match self {
+            Self::DeleteGrant { key } => key == grant,
+            Self::PutGrant { key, verdict } => key == grant && !verdict.is_allowed(),
+            Self::DeleteAllRights => true,
+            _ => false,
+        }
+    }
+
+    pub(super) fn revokes_credential(&self, credential: &CredentialKey) -> bool {
+        match self {
+            Self::DeleteCredential { key } => key == credential,
+            Self::DeleteAllRights => true,
             _ => false,
         }
     }

@@ -12,10 +12,11 @@ use parking_lot::{Condvar, Mutex};
 use super::tests::{Bench, POD, PODS, event, gone, list, pod};
 use super::*;
 use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
-use crate::cache::grant_rows::GrantCounts;
+use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantCounts, GrantKey, Verdict};
 use crate::cache::keys::ObjectKey;
 use crate::cache::open::StoreLocation;
 use crate::cache::store::{Condition, Lookup, Store, StoreError};
+use hublet_wire::meta::Timestamp;
 
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
@@ -62,47 +63,69 @@ impl Faults {
 struct FailingDisk(Arc<Faults>);
 
 #[derive(Debug)]
-struct FailingFile(Arc<dyn StorageFile>, Arc<Faults>);
+struct FailingFile {
+    file: Arc<dyn StorageFile>,
+    faults: Arc<Faults>,
+    /// Its blocks are allocated, and overwritten in place.
+    is_reserved: bool,
+}
+
+impl FailingFile {
+    fn writes(&self) -> io::Result<()> {
+        let is_full = self.faults.write.load(Ordering::SeqCst) == ENOSPC;
+        let is_allocated = || self.file.len().is_ok_and(|len| len > 0);
+        if self.is_reserved && is_full && is_allocated() {
+            Ok(())
+        } else {
+            self.faults.writes()
+        }
+    }
+}
 
 impl FileOpener for FailingDisk {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>> {
         if access == Access::Write && self.0.write.load(Ordering::SeqCst) == EROFS {
             return Err(io::Error::from_raw_os_error(EROFS));
         }
-        Ok(Arc::new(FailingFile(
-            FileSystem.open(path, access)?,
-            Arc::clone(&self.0),
-        )))
+        Ok(Arc::new(FailingFile {
+            file: FileSystem.open(path, access)?,
+            faults: Arc::clone(&self.0),
+            is_reserved: path.extension().is_some_and(|name| name == "pending"),
+        }))
     }
 }
 
 impl StorageFile for FailingFile {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.file.len()
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.1.reads().and_then(|()| self.0.read(offset, out))
+        self.faults
+            .reads()
+            .and_then(|()| self.file.read(offset, out))
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.1.writes().and_then(|()| self.0.write(offset, data))
+        self.writes().and_then(|()| self.file.write(offset, data))
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.1.writes().and_then(|()| self.0.set_len(len))
+        self.writes().and_then(|()| self.file.set_len(len))
     }
     fn sync(&self) -> io::Result<()> {
-        let mut stalled = self.1.stalled.lock();
-        self.1.resumed.wait_while(&mut stalled, |stalled| *stalled);
+        let mut stalled = self.faults.stalled.lock();
+        self.faults
+            .resumed
+            .wait_while(&mut stalled, |stalled| *stalled);
         drop(stalled);
-        self.1.writes().and_then(|()| self.0.sync())
+        self.writes().and_then(|()| self.file.sync())
     }
     fn lock(&self) -> io::Result<bool> {
-        self.0.lock()
+        self.file.lock()
     }
     fn unlock(&self) {
-        self.0.unlock();
+        self.file.unlock();
     }
     fn identity(&self) -> io::Result<(u64, u64)> {
-        self.0.identity()
+        self.file.identity()
     }
 }
 
@@ -360,6 +383,112 @@ async fn i2_an_object_created_while_the_disk_is_full_is_not_absent() {
     bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/c").await, Lookup::Unknown);
     assert!(bench.cache.store.ended_absences().is_empty());
+}
+
+/// A copy of a store that is still open, as a kill leaves it.
+fn left_by_a_kill(dir: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(dir).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    copy
+}
+
+/// Absences that had ended while the disk was full counted again after a restart: 404 for objects that existed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i2_an_absence_that_ended_while_the_disk_was_full_does_not_count_after_a_restart() {
+    for is_killed in [true, false] {
+        let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+        let bench = disk.bench(dir.path());
+        for name in ["a", "b", "c"] {
+            let call = format!("GET /api/v1/namespaces/d/pods/{name}");
+            bench.respond(&call, 404, gone(name).as_bytes(), 0).await;
+        }
+        disk.0.fail_writes(ENOSPC, 0);
+        let create = "POST /api/v1/namespaces/d/pods";
+        bench.respond(create, 201, pod("a", 7).as_bytes(), 0).await;
+        bench.cache.clear_absence(b"/pods/d/b");
+        bench.cache.settle().await;
+        let left = left_by_a_kill(dir.path());
+        if !is_killed {
+            bench.cache.close().await;
+        }
+        let dir = if is_killed { left.path() } else { dir.path() };
+        let bench = disk.bench(dir);
+        assert!(!bench.cache.is_writable());
+        for (name, is_absent) in [("a", false), ("b", false), ("c", true)] {
+            let key = format!("/pods/d/{name}");
+            assert_eq!(bench.is_absent(&key).await, is_absent, "{name}");
+        }
+        disk.mend();
+        writable(&bench.cache).await;
+        assert!(bench.cache.store.ended_absences().is_empty());
+        bench.cache.close().await;
+        let bench = disk.bench(dir);
+        for (name, is_absent) in [("a", false), ("b", false), ("c", true)] {
+            let key = format!("/pods/d/{name}");
+            assert_eq!(bench.is_absent(&key).await, is_absent, "{name}");
+        }
+        assert!(bench.cache.store.ended_absences().is_empty());
+    }
+}
+
+fn grant_of(key: u8, verdict: Verdict) -> Change {
+    let key = GrantKey([key; 48]);
+    Change::PutGrant { key, verdict }
+}
+
+fn allowed_grants(cache: &Cache) -> Vec<u8> {
+    let mut rows = cache.stored().unwrap().grants().unwrap();
+    rows.retain(|(_, verdict)| verdict.is_allowed());
+    rows.iter().map(|(key, _)| key.0[0]).collect()
+}
+
+/// Rights that were revoked while the disk was full held again after a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i7_a_revocation_while_the_disk_is_full_counts_after_a_restart() {
+    let at = Timestamp::from_millis;
+    for is_killed in [true, false] {
+        let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+        let bench = disk.bench(dir.path());
+        let token = CredentialKey([9; 32]);
+        let row = CredentialRow {
+            verdict: Verdict::allowed_at(at(1)),
+            account: [1; 16],
+        };
+        let mut rights = vec![Change::PutCredential { key: token, row }];
+        rights.extend([1, 2, 3].map(|key| grant_of(key, Verdict::allowed_at(at(1)))));
+        bench.cache.ingest().submit(rights);
+        bench.cache.settle().await;
+        disk.0.fail_writes(ENOSPC, 0);
+        let revocations = vec![
+            grant_of(1, Verdict::denied_at(at(2))),
+            Change::DeleteGrant {
+                key: GrantKey([2; 48]),
+            },
+            Change::DeleteCredential { key: token },
+        ];
+        bench.cache.ingest().submit(revocations);
+        bench.cache.settle().await;
+        let left = left_by_a_kill(dir.path());
+        if !is_killed {
+            bench.cache.close().await;
+        }
+        let dir = if is_killed { left.path() } else { dir.path() };
+        let bench = disk.bench(dir);
+        assert!(!bench.cache.is_writable());
+        let has_token = |cache: &Cache| !cache.stored().unwrap().credentials().unwrap().is_empty();
+        assert_eq!(allowed_grants(&bench.cache), [3]);
+        assert!(!has_token(&bench.cache));
+        disk.mend();
+        writable(&bench.cache).await;
+        bench.cache.close().await;
+        let bench = disk.bench(dir);
+        assert_eq!(allowed_grants(&bench.cache), [3]);
+        assert!(!has_token(&bench.cache));
+        assert!(bench.cache.store.revocations().is_empty());
+    }
 }
 
 /// While a sync hung without failing, a 404 from before was served for objects that had been created since.

@@ -88,6 +88,19 @@ impl EndedAbsences {
         self.ended.read().keys.is_empty()
     }
 
+    /// Every key as a change, for a store that is opened anew.
+    pub(super) fn to_changes(&self) -> Vec<Change> {
+        let ended = self.ended.read();
+        let keys = ended.keys.keys().cloned();
+        keys.map(|key| Change::ClearAbsence { key }).collect()
+    }
+
+    /// The number of keys and their bytes, which tell whether any was added.
+    pub(super) fn len(&self) -> (usize, usize) {
+        let ended = self.ended.read();
+        (ended.keys.len(), ended.bytes)
+    }
+
     /// The absences to clear once the writer has written the changes that it keeps.
     pub(super) fn pending(&self) -> Pending {
         let ended = self.ended.read();

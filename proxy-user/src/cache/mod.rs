@@ -22,6 +22,7 @@ pub(crate) mod not_stored;
 mod notices;
 mod open;
 pub(crate) mod paginate;
+mod pending_file;
 mod queue;
 pub(crate) mod record;
 pub(crate) mod selector;

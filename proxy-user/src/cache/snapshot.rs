@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
+use parking_lot::RwLock;
 use redb::ReadTransaction;
 
+use crate::cache::change::Change;
 use crate::cache::ended_absences::EndedAbsences;
 use crate::cache::error::StoreError;
 use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
@@ -48,6 +50,8 @@ pub(super) struct Shared {
     /// Walks that hold a snapshot.
     pub(super) leases: Leases,
     pub(super) ended_absences: EndedAbsences,
+    /// Revocations of an earlier process that are not in the tables yet.
+    pub(super) revocations: RwLock<Vec<Change>>,
 }
 
 impl Shared {
@@ -389,8 +393,9 @@ impl Snapshot {
         Ok(true)
     }
 
-    /// All grants, which are few.
+    /// All grants, which are few, less those that an earlier process revoked and could not write.
     pub(crate) fn grants(&self) -> Result<Vec<(GrantKey, Verdict)>, StoreError> {
+        let revocations = self.shared.revocations.read();
         let mut grants = Vec::new();
         for row in self.txn.open_table(GRANTS)?.range::<&[u8]>(..)? {
             let (key, value) = row?;
@@ -398,11 +403,13 @@ impl Snapshot {
                 grants.push((GrantKey(key), Verdict::from_stored(value.value())));
             }
         }
+        grants.retain(|(key, _)| !revocations.iter().any(|revoked| revoked.revokes_grant(key)));
         Ok(grants)
     }
 
-    /// All credentials, which are few.
+    /// All credentials, which are few, less those that an earlier process revoked and could not write.
     pub(crate) fn credentials(&self) -> Result<Vec<(CredentialKey, CredentialRow)>, StoreError> {
+        let revocations = self.shared.revocations.read();
         let mut credentials = Vec::new();
         for row in self.txn.open_table(CREDENTIALS)?.range::<&[u8]>(..)? {
             let (key, value) = row?;
@@ -411,6 +418,11 @@ impl Snapshot {
                 credentials.push((CredentialKey(key), credential));
             }
         }
+        credentials.retain(|(key, _)| {
+            !revocations
+                .iter()
+                .any(|revoked| revoked.revokes_credential(key))
+        });
         Ok(credentials)
     }
 

@@ -5,13 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::RwLock;
 use redb::WriteTransaction;
 
 use crate::cache::backend::FileSystem;
-use crate::cache::ended_absences::EndedAbsences;
+use crate::cache::change::Change;
+use crate::cache::ended_absences::{EndedAbsences, EndedBy};
 use crate::cache::leases::Leases;
 use crate::cache::notices::Feed;
 use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
+use crate::cache::pending_file::PendingFile;
 use crate::cache::snapshot::Shared;
 
 pub(crate) use crate::cache::cursor::{ListCursor, ListSource};
@@ -25,6 +28,7 @@ pub(crate) struct Store {
     place: StoreLocation,
     shared: Arc<Shared>,
     feed: Feed,
+    pending_file: PendingFile,
 }
 
 impl Store {
@@ -44,16 +48,25 @@ impl Store {
     /// As [`Store::open`].
     pub(super) fn open_at(place: StoreLocation) -> Result<Self, StoreError> {
         let opened = place.open()?;
+        let (pending_file, pending) = PendingFile::open(&place);
+        let (revocations, others): (Vec<_>, Vec<_>) =
+            pending.into_iter().partition(Change::is_revocation);
+        let ended_absences = EndedAbsences::default();
+        for key in others.iter().filter_map(Change::ended_absence) {
+            ended_absences.add(key, EndedBy::Dropped);
+        }
         let shared = Shared {
             opened: ArcSwapOption::from_pointee(opened),
             generation: tokio::sync::watch::Sender::new(0),
             leases: Leases::default(),
-            ended_absences: EndedAbsences::default(),
+            ended_absences,
+            revocations: RwLock::new(revocations),
         };
         Ok(Self {
             place,
             shared: Arc::new(shared),
             feed: Feed::default(),
+            pending_file,
         })
     }
 
@@ -172,6 +185,20 @@ impl Store {
 
     pub(super) fn ended_absences(&self) -> &EndedAbsences {
         &self.shared.ended_absences
+    }
+
+    pub(super) fn pending_file(&self) -> &PendingFile {
+        &self.pending_file
+    }
+
+    /// Revocations that an earlier process could not write.
+    pub(super) fn revocations(&self) -> Vec<Change> {
+        self.shared.revocations.read().clone()
+    }
+
+    /// Called once they are written.
+    pub(super) fn forget_revocations(&self) {
+        *self.shared.revocations.write() = Vec::new();
     }
 
     pub(super) fn place(&self) -> &StoreLocation {

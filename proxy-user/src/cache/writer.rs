@@ -80,7 +80,17 @@ pub(super) struct Writer {
     outage: Option<WriteOutage>,
     /// During an outage: the number of `changes` up to the first gap, and their bytes.
     kept: (usize, usize),
+    /// The extent of what the file of pending changes holds.
+    pending: PendingExtent,
     tidy_at: Option<Instant>,
+}
+
+/// The changes that must outlast a restart though the store can't be written, by their numbers: as long as it can't, there
+/// are only ever more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct PendingExtent {
+    ended_absences: (usize, usize),
+    revocations: usize,
 }
 
 fn notify_waiter(waiting: oneshot::Sender<()>) {
@@ -101,6 +111,8 @@ impl Writer {
         // A store that can't be written at the start is retried like one that fails later.
         let outage =
             (store.condition() != Condition::Writable).then(|| WriteOutage::begin(Instant::now()));
+        let changes = store.revocations();
+        let pending = PendingExtent::of(&store, &changes);
         Self {
             store,
             counters,
@@ -109,20 +121,23 @@ impl Writer {
             held: 0,
             pages: ListAssembler::default(),
             continuity: Continuity::new(clock),
-            changes: Vec::new(),
-            bytes: 0,
+            bytes: changes.iter().map(Change::size).sum(),
+            changes,
             waiting: Vec::new(),
             is_closing: false,
             last_error: None,
             budget,
             outage,
             kept: (0, 0),
+            pending,
             tidy_at: Some(Instant::now() + COMPACT_DELAY),
         }
     }
 
     /// Runs until a close is received or the last sender is dropped.
     pub(super) fn run(mut self, queue: &Receiver<Message>) {
+        // An earlier process may have left changes behind.
+        self.commit_batch();
         loop {
             let taken = match queue.recv(self.next_due()) {
                 Ok(first) => self.take_batch(first, queue),
@@ -320,6 +335,11 @@ impl Writer {
     }
 
     fn commit_batch(&mut self) {
+        self.write_or_keep();
+        self.update_pending_file();
+    }
+
+    fn write_or_keep(&mut self) {
         let now = Instant::now();
         match &self.outage {
             Some(outage) if !self.is_closing && outage.next > now => return self.keep_unwritten(),
@@ -338,6 +358,7 @@ impl Writer {
         }
         match written {
             Ok(changed) => {
+                self.store.forget_revocations();
                 self.write_ended_absences();
                 self.finish_batch(changed);
             }
@@ -391,6 +412,28 @@ impl Writer {
         match apply(&self.store, &pending.changes, &mut self.continuity) {
             Ok(_) => self.store.ended_absences().forget(&pending),
             Err(error) => tracing::debug!(%error, "ended absences are written with the next batch"),
+        }
+    }
+
+    /// Writes beside the store what it has not taken and must not forget, or that this is over.
+    fn update_pending_file(&mut self) {
+        let extent = PendingExtent::of(&self.store, &self.changes);
+        if extent == self.pending {
+            return;
+        }
+        let file = self.store.pending_file();
+        let updated = if extent == PendingExtent::default() {
+            file.clear()
+        } else {
+            let absences = self.store.ended_absences().to_changes();
+            let revocations = self.changes.iter().filter(|change| change.is_revocation());
+            file.replace(&revocations.chain(&absences).collect::<Vec<_>>())
+        };
+        match updated {
+            Ok(()) => self.pending = extent,
+            Err(error) => {
+                tracing::warn!(%error, "revoked rights and ended absences are in memory only: after a restart they would count again")
+            }
         }
     }
 
@@ -496,6 +539,15 @@ impl Writer {
         self.changes.clear();
         self.changes.shrink_to(MAX_BATCH_CHANGES);
         (self.bytes, self.kept) = (0, (0, 0));
+    }
+}
+
+impl PendingExtent {
+    fn of(store: &Store, changes: &[Change]) -> Self {
+        Self {
+            ended_absences: store.ended_absences().len(),
+            revocations: changes.iter().filter(|c| c.is_revocation()).count(),
+        }
     }
 }
 

@@ -207,8 +207,7 @@ impl Batch<'_> {
             .retain(|_, row| is_new(Absence::from_row(row).at))?;
         self.documents
             .retain(|_, value| ResponseRecord::read(value).is_some_and(|d| is_new(d.at)))?;
-        self.grants.retain(|_, _| false)?;
-        self.credentials.retain(|_, _| false)?;
+        self.delete_all_rights()?;
         for key in self.objects_until(since)? {
             self.remove_object(key.as_key())?;
         }

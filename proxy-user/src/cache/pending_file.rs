@@ -1,0 +1,280 @@
+//! A file beside the store that names the rows which no longer count, for as long as the store itself can't be written. Its
+//! blocks are allocated in advance and overwritten in place, so that a full disk can't refuse them. In: changes that take
+//! something away. Out: the same at the next start.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use hublet_wire::meta::Timestamp;
+use parking_lot::Mutex;
+
+use crate::cache::backend::{Access, FileOpener, StorageFile};
+use crate::cache::change::Change;
+use crate::cache::grant_rows::{CredentialKey, GrantKey, Verdict};
+use crate::cache::open::StoreLocation;
+
+/// Bytes of the file. What doesn't fit is replaced by a change that takes away more.
+const CAPACITY: usize = 64 << 10;
+/// Stands at the beginning of a file that holds changes; an empty one has zeros.
+const MAGIC: [u8; 8] = *b"hubpend1";
+const CHECKSUM: usize = 8;
+/// The magic, the length of the changes, and their checksum.
+const HEADER: usize = MAGIC.len() + size_of::<u32>() + CHECKSUM;
+
+#[derive(Debug)]
+pub(super) struct PendingFile {
+    path: PathBuf,
+    opener: Arc<dyn FileOpener>,
+    /// `None` until the disk has room for it.
+    reserved: Mutex<Option<Arc<dyn StorageFile>>>,
+}
+
+impl PendingFile {
+    /// Opens the file beside a store that is locked, and returns the changes in it. Makes it if it is missing.
+    pub(super) fn open(place: &StoreLocation) -> (Self, Vec<Change>) {
+        let path = place.beside("pending");
+        let opener = Arc::clone(&place.opener);
+        let file = opener.open(&path, Access::Read);
+        let changes = file.map_or_else(|_| Vec::new(), |file| read_or_distrust(&*file));
+        let reserved = reserve(&*opener, &path)
+            .inspect_err(|error| tracing::debug!(%error, "no place is reserved for changes yet"));
+        let file = Self {
+            path,
+            opener,
+            reserved: Mutex::new(reserved.ok()),
+        };
+        (file, changes)
+    }
+
+    /// Replaces the contents; returns once that is on disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn replace(&self, changes: &[&Change]) -> io::Result<()> {
+        self.overwrite(&encode_within_capacity(changes))
+    }
+
+    /// Empties it; returns once that is on disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        self.overwrite(&[0; HEADER])
+    }
+
+    fn overwrite(&self, contents: &[u8]) -> io::Result<()> {
+        let mut reserved = self.reserved.lock();
+        let file = match &*reserved {
+            Some(file) => file,
+            None => reserved.insert(reserve(&*self.opener, &self.path)?),
+        };
+        file.write(0, contents)?;
+        file.sync()
+    }
+}
+
+/// Opens the file to be written, and allocates what is missing of it.
+fn reserve(opener: &dyn FileOpener, path: &std::path::Path) -> io::Result<Arc<dyn StorageFile>> {
+    let file = opener.open(path, Access::Write)?;
+    let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
+    if len < CAPACITY {
+        file.write(len as u64, &vec![0; CAPACITY - len])?;
+        file.sync()?;
+    }
+    Ok(file)
+}
+
+/// The changes in the file. If it can't be read, nothing that they might take away may count.
+fn read_or_distrust(file: &dyn StorageFile) -> Vec<Change> {
+    read(file).unwrap_or_else(|error| {
+        tracing::warn!(%error, "it is unknown what the disk could not take before the start: rights and absences are learned anew");
+        vec![Change::DeleteAllRights, clear_all_absences()]
+    })
+}
+
+fn read(file: &dyn StorageFile) -> io::Result<Vec<Change>> {
+    let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
+    let mut contents = vec![0; len.min(CAPACITY)];
+    file.read(0, &mut contents)?;
+    match contents.first_chunk() {
+        Some(&MAGIC) => decode(&contents).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        None | Some([0, 0, 0, 0, 0, 0, 0, 0]) => Ok(Vec::new()),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn clear_all_absences() -> Change {
+    Change::ClearAbsence { key: Vec::new() }
+}
+
+fn encode_within_capacity(changes: &[&Change]) -> Vec<u8> {
+    let (revocations, others): (Vec<_>, Vec<_>) =
+        changes.iter().copied().partition(|c| c.is_revocation());
+    let every_object = [&clear_all_absences()];
+    for objects in [&*others, &every_object] {
+        let encoded = encode(revocations.iter().chain(objects).copied());
+        if encoded.len() <= CAPACITY {
+            return encoded;
+        }
+    }
+    encode([&Change::DeleteAllRights, every_object[0]].into_iter())
+}
+
+fn encode<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<u8> {
+    let mut out = vec![0; HEADER];
+    changes.for_each(|change| push_change(&mut out, change));
+    let len = u32::try_from(out.len() - HEADER).unwrap_or(u32::MAX);
+    let sum = checksum(&out[HEADER..]);
+    let header = [&MAGIC[..], &len.to_le_bytes(), &sum].concat();
+    out[..HEADER].copy_from_slice(&header);
+    out
+}
+
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM] {
+    let digest = digest(&SHA256, bytes);
+    digest.as_ref().first_chunk().copied().unwrap_or_default()
+}
+
+/// The kinds of changes in the file.
+#[derive(Debug, Clone, Copy)]
+enum Tag {
+    ClearAbsence = 1,
+    DenyGrant = 2,
+    DeleteGrant = 3,
+    DeleteCredential = 4,
+    DeleteAllRights = 5,
+}
+
+/// Appends a change: its tag, the length of its contents, and these.
+fn push_change(out: &mut Vec<u8>, change: &Change) {
+    let (tag, contents) = match change {
+        Change::ClearAbsence { key } => (Tag::ClearAbsence, key.clone()),
+        Change::PutGrant { key, verdict } if !verdict.is_allowed() => {
+            let time = verdict.time().as_millis().to_le_bytes();
+            (Tag::DenyGrant, [&key.0[..], &time].concat())
+        }
+        Change::DeleteGrant { key } => (Tag::DeleteGrant, key.0.to_vec()),
+        Change::DeleteCredential { key } => (Tag::DeleteCredential, key.0.to_vec()),
+        Change::DeleteAllRights => (Tag::DeleteAllRights, Vec::new()),
+        // Nothing is taken away.
+        _ => return,
+    };
+    out.push(tag as u8);
+    let len = u16::try_from(contents.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(&contents[..usize::from(len)]);
+}
+
+/// The changes of a file that begins with the magic; `None` if they are damaged.
+fn decode(contents: &[u8]) -> Option<Vec<Change>> {
+    let (len, rest) = contents.get(MAGIC.len()..)?.split_first_chunk()?;
+    let (sum, rest) = rest.split_first_chunk::<CHECKSUM>()?;
+    let mut rest = rest.get(..usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
+    if checksum(rest) != *sum {
+        return None;
+    }
+    let mut changes = Vec::new();
+    while let Some((&[tag, low, high], behind)) = rest.split_first_chunk() {
+        let (contents, next) = behind.split_at_checked(u16::from_le_bytes([low, high]).into())?;
+        changes.push(decode_change(tag, contents)?);
+        rest = next;
+    }
+    Some(changes)
+}
+
+fn decode_change(tag: u8, contents: &[u8]) -> Option<Change> {
+    Some(match tag {
+        1 => Change::ClearAbsence {
+            key: contents.to_vec(),
+        },
+        2 => {
+            let (key, time) = contents.split_first_chunk()?;
+            let time = Timestamp::from_millis(u64::from_le_bytes(time.try_into().ok()?));
+            Change::PutGrant {
+                key: GrantKey(*key),
+                verdict: Verdict::denied_at(time),
+            }
+        }
+        3 => Change::DeleteGrant {
+            key: GrantKey(contents.try_into().ok()?),
+        },
+        4 => Change::DeleteCredential {
+            key: CredentialKey(contents.try_into().ok()?),
+        },
+        5 => Change::DeleteAllRights,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deletions(count: usize) -> Vec<Change> {
+        let key = |n: usize| GrantKey([u8::try_from(n % 251).unwrap(); 48]);
+        let delete = |n| Change::DeleteGrant { key: key(n) };
+        (0..count).map(delete).collect()
+    }
+
+    fn absences(count: usize) -> Vec<Change> {
+        let key = |n| format!("/pods/d/{n}").into_bytes();
+        let clear = |n| Change::ClearAbsence { key: key(n) };
+        (0..count).map(clear).collect()
+    }
+
+    fn decoded(changes: &[Change]) -> Vec<Change> {
+        let encoded = encode_within_capacity(&changes.iter().collect::<Vec<_>>());
+        assert!(encoded.len() <= CAPACITY);
+        decode(&encoded).unwrap()
+    }
+
+    #[test]
+    fn changes_are_decoded_as_they_were_encoded() {
+        let denied = Change::PutGrant {
+            key: GrantKey([1; 48]),
+            verdict: Verdict::denied_at(Timestamp::from_millis(7)),
+        };
+        let credential = Change::DeleteCredential {
+            key: CredentialKey([2; 32]),
+        };
+        let mut changes = vec![denied, credential, Change::DeleteAllRights];
+        changes.extend(deletions(1).into_iter().chain(absences(2)));
+        let found = decoded(&changes);
+        assert_eq!(format!("{found:?}"), format!("{changes:?}"));
+        assert!(decoded(&[]).is_empty());
+    }
+
+    #[test]
+    fn i14_beyond_the_capacity_more_is_taken_away() {
+        let found = decoded(
+            &[deletions(2), absences(10_000)]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>(),
+        );
+        assert_eq!(found.len(), 3, "the revocations, and every absence");
+        assert!(matches!(&found[2], Change::ClearAbsence { key } if key.is_empty()));
+        let found = decoded(&deletions(10_000));
+        assert!(matches!(
+            &found[..],
+            [Change::DeleteAllRights, Change::ClearAbsence { key }] if key.is_empty()
+        ));
+    }
+
+    #[test]
+    fn i13_a_damaged_file_takes_everything_away() {
+        let whole = encode(absences(3).iter());
+        let dir = tempfile::tempdir().unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x10;
+            let path = dir.path().join("pending");
+            std::fs::write(&path, damaged).unwrap();
+            let file = std::fs::File::open(path).unwrap();
+            let found = read_or_distrust(&file);
+            assert!(matches!(&found[..], [Change::DeleteAllRights, _]), "{at}");
+        }
+    }
+}
