@@ -15,7 +15,9 @@ use crate::stats::count;
 #[btf_map]
 static HUB_FLOWS: LruPerCpuHashMap<FlowKey, FlowCounts, MAX_FLOWS> = LruPerCpuHashMap::new();
 
-/// New entries are copied from here: the struct is too large for the stack.
+/// New entries are copied from here: the struct is too large for the stack. The name is fixed, since a mangled one
+/// has a hash of all dependencies' versions, and the object is to change with its own sources only.
+#[unsafe(export_name = "EMPTY_FLOW")]
 #[unsafe(link_section = ".rodata")]
 static EMPTY: FlowCounts = FlowCounts {
     steered: 0,

@@ -12,17 +12,11 @@ use crate::{compile, ebpf, step, toolchain};
 /// The daemon's build script embeds the object that this variable names.
 pub(crate) const OBJECT: &str = "HUBLET_BPF_OBJECT";
 
-/// The BPF object, built from source.
-pub(crate) fn bpf_object(project: &Project) -> Result<PathBuf> {
-    toolchain::for_bpf(project)?;
-    ebpf::build_object(project)
-}
-
 /// `cargo SUBCOMMAND` with the object named for the daemon's build script.
 pub(crate) fn cargo_with_object(project: &Project, object: &Path, subcommand: &str) -> Command {
     let mut command = project.cargo();
     command.arg(subcommand).env(OBJECT, object);
-    if std::env::var_os("HUBLET_BPF_LOG").is_some_and(|v| v == "1") {
+    if ebpf::has_debug_lines() {
         // The object has debug lines then; the daemon must read them.
         command.args(["--features", "hublet/bpf-log"]);
     }
@@ -33,7 +27,7 @@ pub(crate) fn cargo_with_object(project: &Project, object: &Path, subcommand: &s
 /// Gives the object's path. Always the whole workspace, as `test` and clippy do, so that cargo settles
 /// on one set of features and builds each dependency once.
 pub(crate) fn build_development(project: &Project) -> Result<PathBuf> {
-    let object = bpf_object(project)?;
+    let object = ebpf::object(project)?;
     let mut command = cargo_with_object(project, &object, "build");
     command.args(["--bins", "--workspace"]);
     compile::run(
@@ -62,7 +56,7 @@ pub(crate) fn release_daemon(project: &Project) -> Result<PathBuf> {
 
 /// Builds programs (each in the package of its name) and puts them into `target/release/`.
 fn build_released(project: &Project, programs: &[&str]) -> Result<Vec<PathBuf>> {
-    let object = bpf_object(project)?;
+    let object = ebpf::object(project)?;
     let mut command = cargo_with_object(project, &object, "build");
     command.arg("--release");
     for program in programs {
@@ -134,7 +128,7 @@ pub(crate) fn build_bench(project: &Project, given: Option<&Path>) -> Result<Ben
 
 /// The scriptable cloud, optimised: unoptimised it takes longer for the long list than hublet has patience.
 fn bench_cloud(project: &Project) -> Result<()> {
-    let object = bpf_object(project)?;
+    let object = ebpf::object(project)?;
     let mut command = cargo_with_object(project, &object, "build");
     command.args(["--package", "hublet", "--package", "hublet-tests", "--bins"]);
     command.args(["--config", "profile.dev.package.hublet-tests.opt-level=2"]);

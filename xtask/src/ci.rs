@@ -1,6 +1,7 @@
 //! `cargo xtask ci`: the steps that must hold for a change to land, the cheapest first. `cargo xtask check`: those of
 //! them that take seconds and need no root.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use serde::Serialize;
 
 use crate::project::{OutputFormat, Project, Usage};
 use crate::test::TestArguments;
-use crate::{arrows, build, fuzz, reproducible, step, test, toolchain, vm};
+use crate::{arrows, build, ebpf, fuzz, step, test, toolchain, vm};
 
 /// One step of `ci`.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -53,8 +54,8 @@ const DOCUMENTATION: Step = Step {
 };
 const OBJECT: Step = Step {
     name: "object",
-    about: "the BPF object, built twice in different folders, is the same",
-    run: reproducible::step,
+    about: "the BPF object, built twice in different folders, is the committed one",
+    run: ebpf::check_step,
 };
 const TESTS: Step = Step {
     name: "tests",
@@ -218,7 +219,7 @@ fn check_format(project: &Project) -> Result<()> {
 }
 
 fn check_lints(project: &Project) -> Result<()> {
-    let mut clippy = cargo_with_known_object(project, "clippy");
+    let mut clippy = cargo_with_known_object(project, "clippy")?;
     clippy.args([
         "--workspace",
         "--all-targets",
@@ -238,21 +239,20 @@ fn check_lints(project: &Project) -> Result<()> {
 }
 
 fn unit_tests(project: &Project) -> Result<()> {
-    let mut test = cargo_with_known_object(project, "test");
+    let mut test = cargo_with_known_object(project, "test")?;
     test.args(["--workspace", "--lib", "--bins", "--locked", "--quiet"]);
     step::run("unit tests: cargo test --lib --bins", &mut test)
 }
 
-/// cargo with the BPF object of the last build, if there is one: without it the daemon would be compiled anew for
-/// an empty object, and again by the next `run` or `test`.
-fn cargo_with_known_object(project: &Project, subcommand: &str) -> std::process::Command {
-    let object = project.target.join("bpf/hublet.bpf.o");
-    if object.is_file() {
-        return build::cargo_with_object(project, &object, subcommand);
+/// cargo with the committed BPF object or that of the last build, if there is one: without it the daemon would be
+/// compiled anew for an empty object, and again by the next `run` or `test`.
+fn cargo_with_known_object(project: &Project, subcommand: &str) -> Result<Command> {
+    if let Some(object) = ebpf::known_object(project)? {
+        return Ok(build::cargo_with_object(project, &object, subcommand));
     }
     let mut cargo = project.cargo();
     cargo.arg(subcommand);
-    cargo
+    Ok(cargo)
 }
 
 /// The checks that need no advisory database, which is outside of the registries.
@@ -274,7 +274,7 @@ fn check_licences(project: &Project) -> Result<()> {
 }
 
 fn check_documentation(project: &Project) -> Result<()> {
-    let mut doc = cargo_with_known_object(project, "doc");
+    let mut doc = cargo_with_known_object(project, "doc")?;
     doc.args(["--workspace", "--no-deps", "--locked"])
         .env("RUSTDOCFLAGS", "-D warnings");
     step::run("documentation: cargo doc", &mut doc)

@@ -15,7 +15,6 @@ mod interrupt;
 mod mutants;
 mod plain_http;
 mod project;
-mod reproducible;
 mod run;
 mod step;
 mod test;
@@ -42,7 +41,7 @@ enum Verb {
     Run(run::RunArguments),
     /// Builds the BPF object and the release daemon, target/release/hublet.
     Build,
-    /// Builds the BPF object alone and prints its path.
+    /// Builds the BPF object from source, writes it to proxy-ebpf/object/, and prints the built one's path.
     Ebpf(EbpfArguments),
     /// Runs every test, or the suites named.
     Test(test::TestArguments),
@@ -64,8 +63,8 @@ enum Verb {
 
 #[derive(Debug, Args)]
 struct EbpfArguments {
-    /// Builds it a second time, from a copy of the sources in another folder, and fails unless both are the same;
-    /// prints what `sha256sum` does instead of the path.
+    /// Builds it a second time, from a copy of the sources in another folder, and fails unless both are the same and
+    /// that of proxy-ebpf/object/; prints what `sha256sum` does instead of the path.
     #[arg(long)]
     check: bool,
 }
@@ -76,10 +75,10 @@ fn main() -> ExitCode {
         Verb::Run(arguments) => run::run(&project, &arguments),
         Verb::Build => build::build_release(&project).map(drop),
         Verb::Ebpf(EbpfArguments { check: false }) => {
-            build::bpf_object(&project).map(|path| println!("{}", path.display()))
+            ebpf::update_committed(&project).map(|path| println!("{}", path.display()))
         }
         Verb::Ebpf(EbpfArguments { check: true }) => {
-            reproducible::check_object(&project).map(|sum| println!("{sum}"))
+            ebpf::check_object(&project).map(|sum| println!("{sum}"))
         }
         Verb::Test(arguments) => test::run(&project, &arguments),
         Verb::Vm(arguments) => vm::run(&project, &arguments),

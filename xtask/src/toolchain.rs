@@ -7,7 +7,7 @@ use crate::project::{Project, find_program, is_ci, is_root};
 use crate::step;
 
 /// Must fit rustc's LLVM (rust-toolchain.toml); change both together.
-const BPF_LINKER: &str = "0.10.3";
+pub(crate) const BPF_LINKER: &str = "0.10.3";
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_MUTANTS: &str = "27.1.0";
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::apt::Apt;
 use crate::project::Project;
 use crate::test::suite::{self, Suite};
-use crate::{build, step};
+use crate::{build, ebpf, step};
 
 /// Debian's name of the architecture.
 pub(super) const DEBIAN: &str = "arm64";
@@ -34,7 +34,7 @@ pub(super) fn build_for(
     apt: &Apt<'_>,
     names: &[String],
 ) -> Result<(PathBuf, Vec<Suite>)> {
-    let object = build::bpf_object(project)?;
+    let object = ebpf::object(project)?;
     let installed =
         step::read_output(
             project

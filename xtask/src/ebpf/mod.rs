@@ -1,8 +1,11 @@
-//! Builds the BPF object that the daemon embeds: the same bytes on every machine with the same toolchain, with BTF and
-//! source lines but without DWARF.
+//! The BPF object that the daemon embeds: the committed one, or one built from source where its inputs changed. A build
+//! gives the same bytes on every machine with the same toolchain, with BTF and source lines but without DWARF.
 //!
 //! `HUBLET_BPF_LOG=1` builds it with aya-log's debug lines, for a daemon with the feature `bpf-log`. The object that
 //! ships has none: their ring is a legacy map, which libbpf and bpftool refuse to load.
+
+mod committed;
+mod reproducible;
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,16 +14,73 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::project::Project;
-use crate::step;
+use crate::{step, toolchain};
+
+pub(crate) use reproducible::{check_object, step as check_step};
 
 /// Both of our architectures are little-endian; one object serves them.
 const TARGET: &str = "bpfel-unknown-none";
 /// Between flags in `CARGO_ENCODED_RUSTFLAGS`.
 const SEPARATOR: &str = "\x1f";
 
+/// Flags that don't depend on the machine.
+const FIXED_FLAGS: [&str; 6] = [
+    // It chooses registers that none of our programs reads: fixed, so that all hosts build the same.
+    "--cfg=bpf_target_arch=\"x86_64\"",
+    // With the sources embedded, BTF gets their lines although the remapped paths lead nowhere.
+    "-Cdebuginfo=2",
+    "-Zdwarf-version=5",
+    "-Zembed-source=yes",
+    "-Clink-arg=--btf",
+    "-Alinker_messages",
+];
+
+/// The object for the daemon; instant when nothing changed.
+pub(crate) fn object(project: &Project) -> Result<PathBuf> {
+    if has_debug_lines() {
+        return build_object(project);
+    }
+    if let Some(object) = committed::copy_current(project)? {
+        return Ok(object);
+    }
+    step::note(
+        "proxy-ebpf/object/ is older than the programs' sources: `cargo xtask ebpf` renews it",
+    );
+    build_object(project)
+}
+
+/// The object for the daemon if that needs no build.
+pub(crate) fn known_object(project: &Project) -> Result<Option<PathBuf>> {
+    Ok(committed::copy_current(project)?.or_else(|| {
+        let built = object_path(project);
+        built.is_file().then_some(built)
+    }))
+}
+
+/// Builds the object from source and writes it and its inputs to `proxy-ebpf/object/`. The one with debug lines stays
+/// in the target directory.
+pub(crate) fn update_committed(project: &Project) -> Result<PathBuf> {
+    let object = build_object(project)?;
+    if !has_debug_lines() {
+        committed::write(project, &object)?;
+    }
+    Ok(object)
+}
+
+/// Is the variant with aya-log's debug lines wanted?
+pub(crate) fn has_debug_lines() -> bool {
+    std::env::var_os("HUBLET_BPF_LOG").is_some_and(|value| value == "1")
+}
+
+/// The daemon's build script reads it there.
+fn object_path(project: &Project) -> PathBuf {
+    project.target.join("bpf").join("hublet.bpf.o")
+}
+
 /// Builds proxy-ebpf for the kernel and gives the object's path. Instant when nothing changed.
-pub(crate) fn build_object(project: &Project) -> Result<PathBuf> {
-    let with_log = std::env::var_os("HUBLET_BPF_LOG").is_some_and(|value| value == "1");
+fn build_object(project: &Project) -> Result<PathBuf> {
+    toolchain::for_bpf(project)?;
+    let with_log = has_debug_lines();
     // A target directory of its own: other flags, and cargo would wait for its own lock.
     let dir = project.target.join("bpf");
     let sysroot = PathBuf::from(
@@ -57,11 +117,11 @@ pub(crate) fn build_object(project: &Project) -> Result<PathBuf> {
     )?;
 
     let built = dir.join(TARGET).join("release").join("hublet-bpf");
-    let object = dir.join(if with_log {
-        "hublet-log.bpf.o"
+    let object = if with_log {
+        dir.join("hublet-log.bpf.o")
     } else {
-        "hublet.bpf.o"
-    });
+        object_path(project)
+    };
     strip_dwarf(project, &sysroot, &built, &object)?;
     Ok(object)
 }
@@ -77,17 +137,7 @@ fn rustc_flags(project: &Project, sysroot: &Path) -> Result<OsString> {
         }
     };
     let library = sysroot.join("lib/rustlib/src/rust");
-    // bpf_target_arch chooses registers that none of our programs reads: fixed, so that all hosts build the same.
-    let mut flags = OsString::from("--cfg=bpf_target_arch=\"x86_64\"");
-    // With the sources embedded, BTF gets their lines although the remapped paths below lead nowhere.
-    let debug = ["-Cdebuginfo=2", "-Zdwarf-version=5", "-Zembed-source=yes"];
-    for flag in debug
-        .into_iter()
-        .chain(["-Clink-arg=--btf", "-Alinker_messages"])
-    {
-        flags.push(SEPARATOR);
-        flags.push(flag);
-    }
+    let mut flags = OsString::from(FIXED_FLAGS.join(SEPARATOR));
     for (from, to) in [
         (project.root.as_path(), "hublet"),
         (home.as_path(), "cargo"),
@@ -103,7 +153,6 @@ fn rustc_flags(project: &Project, sysroot: &Path) -> Result<OsString> {
 }
 
 /// Takes the DWARF out (four fifths of the object; BTF was made from it) with the objcopy that comes with rustc.
-/// An object that did not change keeps its time, so that the daemon is not built again.
 fn strip_dwarf(project: &Project, sysroot: &Path, built: &Path, object: &Path) -> Result<()> {
     let host = step::read_output(project.command("rustc").arg("-vV"))?;
     let host = host
@@ -138,13 +187,16 @@ fn strip_dwarf(project: &Project, sysroot: &Path, built: &Path, object: &Path) -
             built.display()
         );
     }
-    if fs::read(object).is_ok_and(|old| old == new) {
-        fs::remove_file(&stripped)?;
-    } else {
-        fs::rename(&stripped, object)
-            .with_context(|| format!("cannot write {}", object.display()))?;
+    fs::remove_file(&stripped)?;
+    write_if_changed(object, &new)
+}
+
+/// A file that has these bytes keeps its time, so that nothing is built again.
+fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
     }
-    Ok(())
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn contains(bytes: &[u8], word: &[u8]) -> bool {

@@ -1,34 +1,36 @@
-//! `cargo xtask ebpf --check`: builds the BPF object a second time, from a copy of the sources in another folder with an
-//! empty target directory, and compares the bytes.
+//! `cargo xtask ebpf --check`: builds the BPF object twice, the second time from a copy of the sources in another folder with
+//! an empty target directory, and compares the bytes with each other and with the committed object's.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::{build_object, committed};
 use crate::project::Project;
-use crate::{build, ebpf, step};
+use crate::step;
 
 /// Folders of a checkout that are no sources.
 const NOT_SOURCES: [&str; 2] = ["target", ".git"];
 
 /// Builds the object twice; gives the line that `sha256sum` prints, with the path from the checkout.
 pub(crate) fn check_object(project: &Project) -> Result<String> {
-    let object = build::bpf_object(project)?;
+    committed::check_inputs(project)?;
+    let object = build_object(project)?;
     let again = SecondBuild::prepare(project)?;
-    let second = ebpf::build_object(&again.0)?;
-    let (sum, other) = (sha256(project, &object)?, sha256(project, &second)?);
-    let line = format!("{sum}  {}", project.relative_path(&object));
-    match first_difference(&fs::read(&object)?, &fs::read(&second)?) {
-        None => {
-            again.remove()?;
-            Ok(line)
-        }
-        Some(at) => bail!(
-            "the BPF object differs from byte {at} on when it is built in another folder:\n{line}\n{other}  {}",
+    let second = build_object(&again.0)?;
+    let sums = sha256(project, &[object.clone(), second.clone()])?;
+    let line = format!("{}  {}", sums[0], project.relative_path(&object));
+    if let Some(at) = first_difference(&fs::read(&object)?, &fs::read(&second)?) {
+        bail!(
+            "the BPF object differs from byte {at} on when it is built in another folder:\n{line}\n{}  {}",
+            sums[1],
             project.relative_path(&second)
-        ),
+        );
     }
+    again.remove()?;
+    committed::check_bytes(project, &object)?;
+    Ok(line)
 }
 
 /// As a step of `ci`.
@@ -83,17 +85,23 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn sha256(project: &Project, path: &Path) -> Result<String> {
-    let printed = step::read_output(project.command("sha256sum").arg(path))?;
-    let sum = printed
-        .split_whitespace()
-        .next()
-        .context("sha256sum prints a sum")?;
-    Ok(sum.to_owned())
+/// One digest a file, in order.
+pub(super) fn sha256(project: &Project, files: &[PathBuf]) -> Result<Vec<String>> {
+    let printed = step::read_output(project.command("sha256sum").args(files))?;
+    let sums = printed.lines().filter_map(|line| line.split(' ').next());
+    let sums: Vec<String> = sums.map(str::to_owned).collect();
+    if sums.len() != files.len() {
+        bail!(
+            "sha256sum printed {} sums of {} files",
+            sums.len(),
+            files.len()
+        );
+    }
+    Ok(sums)
 }
 
 /// Offset of the first byte that differs.
-fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
+pub(super) fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
     let shorter = one.len().min(other.len());
     let at = one.iter().zip(other).position(|(one, other)| one != other);
     at.or_else(|| (one.len() != other.len()).then_some(shorter))
