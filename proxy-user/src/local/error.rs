@@ -18,6 +18,9 @@ pub(crate) enum LocalError {
     /// A list or watch cannot go on from the state that the request names.
     #[error("{0}")]
     Expired(String),
+    /// The client leaves too much of its other responses unread.
+    #[error("hublet: too many responses are unread, please try again later")]
+    NoRoom,
     #[error("hublet: {0}")]
     Store(#[from] StoreError),
 }

@@ -33,7 +33,7 @@ impl Local {
         &self,
         allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let snapshot = self.store.snapshot(&allowed).await?;
+        let snapshot = self.snapshot(&allowed).await?;
         if let Some(response) = self.stored_variant(&snapshot, &allowed)? {
             return Ok(response);
         }

@@ -19,7 +19,7 @@ impl Local {
         allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
         let request = allowed.request();
-        let snapshot = self.store.snapshot(&allowed).await?;
+        let snapshot = self.snapshot(&allowed).await?;
         if let Some(response) = self.stored_variant(&snapshot, &allowed)? {
             self.listed.remember(&allowed, self.store.now());
             return Ok(response);

@@ -19,13 +19,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Response, header};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::authz::attributes::Attributes;
-use crate::authz::authorizer::{Authorizer, Permission};
+use crate::authz::authorizer::{Allowed, Authorizer, Permission};
 use crate::authz::reader::StoreReader;
 use crate::budget::Flow;
 use crate::cache::keys;
+use crate::cache::store::Snapshot;
 use crate::config::LocalConfig;
 use body::LocalBody;
 use error::LocalError;
@@ -35,6 +37,9 @@ use hublet_wire::request::{ApiRequest, Verb};
 
 /// The header with an answer's origin: `cloud`, `store`, or `hublet` for its own errors.
 pub(crate) const SOURCE: http::HeaderName = http::HeaderName::from_static("x-hublet-source");
+
+/// Longest wait of a read whose client leaves too much of other responses unread.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(crate) struct Local {
@@ -119,12 +124,11 @@ impl Local {
         request: LocalRequest<'_>,
     ) -> Result<Response<LocalBody>, LocalError> {
         let permission = self.authorizer.authorize(request)?;
-        // The answer is copied out of the store, a whole object or document at once.
-        if !request.flow.has_capacity() {
-            Box::pin(request.flow.wait_for_capacity()).await;
-        }
         let generation = self.store.generation();
         let mut answer = self.read(&permission).await;
+        if matches!(answer, Err(LocalError::NoRoom)) {
+            answer = Box::pin(self.read_once_there_is_room(&permission, request.flow)).await;
+        }
         // After an error of the disk the store is reopened: one more attempt.
         if matches!(answer, Err(LocalError::Store(_)))
             && Box::pin(self.store.wait_until_reopened(generation)).await
@@ -154,6 +158,41 @@ impl Local {
             Verb::NonResource => Box::pin(self.nonresource(allowed)).await,
             // Writes are never routed to the store.
             _ => Err(allowed.not_cached()),
+        }
+    }
+
+    /// Reads whenever the client has room for an answer, until one is made.
+    async fn read_once_there_is_room(
+        &self,
+        permission: &Permission<LocalRequest<'_>>,
+        flow: &Arc<Flow>,
+    ) -> Result<Response<LocalBody>, LocalError> {
+        let read = async {
+            loop {
+                flow.wait_for_capacity().await;
+                match self.read(permission).await {
+                    Err(LocalError::NoRoom) => {}
+                    answer => return answer,
+                }
+            }
+        };
+        timeout(ROOM_TIMEOUT, read)
+            .await
+            .unwrap_or(Err(LocalError::NoRoom))
+    }
+
+    /// A snapshot to copy an answer from at once, a whole object or document. Only here is it known
+    /// whether the client has room: answers that waited together for the writer would each find the
+    /// room that is there for one.
+    ///
+    /// # Errors
+    /// The client has no room; or redb's.
+    async fn snapshot(&self, allowed: &Allowed<LocalRequest<'_>>) -> Result<Snapshot, LocalError> {
+        let snapshot = self.store.snapshot(allowed).await?;
+        if allowed.flow.has_capacity() {
+            Ok(snapshot)
+        } else {
+            Err(LocalError::NoRoom)
         }
     }
 

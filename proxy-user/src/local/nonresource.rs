@@ -16,7 +16,7 @@ impl Local {
         allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
         let path = nonresource_key(allowed.request());
-        let snapshot = self.store.snapshot(&allowed).await?;
+        let snapshot = self.snapshot(&allowed).await?;
         let stored_types = snapshot.documents(&path)?;
         let content_type =
             best_type(&stored_types, allowed.headers).ok_or_else(|| allowed.not_cached())?;

@@ -114,6 +114,12 @@ impl Bench {
 
     /// The cloud answers a request of this caller: a path, or a method and a path.
     async fn respond(&self, uri: &str, status: u16, body: &str) {
+        self.observe(uri, status, body).await;
+        self.cache.settle().await;
+    }
+
+    /// The same, without waiting for the writer.
+    async fn observe(&self, uri: &str, status: u16, body: &str) {
         let mut headers = HeaderMap::new();
         headers.insert("content-type", HeaderValue::from_static("application/json"));
         let requested_at = self.clock.now();
@@ -138,7 +144,6 @@ impl Bench {
             std::future::poll_fn(|cx| capture.poll_push(cx, &body)).await;
             capture.end();
         }
-        self.cache.settle().await;
     }
 
     async fn read_with(

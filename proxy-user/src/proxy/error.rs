@@ -306,6 +306,7 @@ impl From<&LocalError> for ErrorKind {
             LocalError::Denied(_) | LocalError::NotCached(_) => Self::NotCached,
             LocalError::NotAcceptable(_) => Self::NotAcceptable,
             LocalError::Expired(_) => Self::Expired,
+            LocalError::NoRoom => Self::TooManyRequests,
             LocalError::Store(_) => Self::StoreFailed,
         }
     }

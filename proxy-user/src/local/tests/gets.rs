@@ -53,3 +53,39 @@ async fn an_event_is_known_no_longer_than_the_api_server_keeps_it() {
     let error = bench.read(path).await.expect_err("deleted by now");
     assert!(matches!(error, LocalError::NotCached(_)), "{error}");
 }
+
+/// Reads that waited together for the writer, or for room, each found the room that was there for one:
+/// their answers took eight times the budget.
+#[tokio::test]
+async fn answers_that_begin_at_once_stay_within_the_clients_room() {
+    const BUDGET: usize = 1 << 20;
+    let mut bench = Bench::new();
+    bench.flow = Budget::new(BUDGET).open_flow(bench.flow.client());
+    let large = POD_JSON.replace("}}", &format!(r#"}},"data":"{}"}}"#, "x".repeat(200 << 10)));
+    bench.respond(POD, 200, &large).await;
+    bench.observe(POD, 200, &large).await;
+    tokio::time::pause();
+    let reads = (0..20).map(|_| async {
+        let body = text(bench.read(POD).await?).await;
+        Ok::<_, LocalError>(bench.flow.charge_chunk(body.into()))
+    });
+    let answers = futures_util::future::join_all(reads).await;
+    let pending = bench.flow.write_progress().pending;
+    assert!((1..BUDGET).contains(&pending), "{pending} bytes");
+    let refused = |answer: &&Result<_, LocalError>| matches!(answer, Err(LocalError::NoRoom));
+    assert!(answers.iter().filter(refused).count() > 10);
+}
+
+#[tokio::test]
+async fn a_read_goes_on_once_its_client_has_room() {
+    let mut bench = Bench::new();
+    bench.flow = Budget::new(1 << 20).open_flow(bench.flow.client());
+    bench.respond(POD, 200, POD_JSON).await;
+    let unread = bench.flow.charge_chunk(vec![0; 1 << 20].into());
+    let read_others = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(unread);
+    };
+    let (answer, ()) = tokio::join!(bench.read(POD), read_others);
+    assert_eq!(answer.expect("stored").status(), StatusCode::OK);
+}
