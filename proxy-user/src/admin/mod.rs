@@ -4,6 +4,7 @@
 //! In: a bound socket and [`State`], which `app` fills as stages come up. Out: YurtHub's `/v1/healthz` and
 //! `/v1/readyz` (bodies exactly `OK`), `/metrics`, and `/v1/status` for `hublet status`.
 
+mod connections;
 mod ebpf_metrics;
 mod respond;
 mod state;
@@ -19,15 +20,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
+use connections::{Connections, LastUse};
 pub(crate) use state::{Condition, Handles, State};
 
-/// Most open connections: probes, a scraper, an operator.
-const MAX_CONNECTIONS: usize = 64;
-
 /// Longest wait for a request's head, and for a next request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The running admin thread.
 #[derive(Debug)]
@@ -94,29 +93,90 @@ impl Admin {
 }
 
 async fn accept_connections(listener: tokio::net::TcpListener, state: Arc<State>) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = Connections::default();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            continue;
-        };
-        let state = Arc::clone(&state);
-        tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let response = respond::respond(&request, &state);
-                async move { Ok::<_, std::convert::Infallible>(response) }
-            });
-            let mut http1 = http1::Builder::new();
-            http1
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(16 * 1024);
-            // Errors here are clients that went away.
-            let _ = http1.serve_connection(TokioIo::new(stream), service).await;
-            drop(permit);
-        });
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                connections.spawn(|last_use| serve(stream, last_use, Arc::clone(&state)));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn serve(stream: tokio::net::TcpStream, last_use: LastUse, state: Arc<State>) {
+    let service = service_fn(|request| {
+        last_use.note();
+        let response = respond::respond(&request, &state);
+        async move { Ok::<_, std::convert::Infallible>(response) }
+    });
+    let mut http1 = http1::Builder::new();
+    http1
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(16 * 1024);
+    // Errors here are clients that went away.
+    let _ = http1.serve_connection(TokioIo::new(stream), service).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    async fn listen() -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a socket");
+        let address = listener.local_addr().expect("its address");
+        tokio::spawn(accept_connections(listener, State::new("edge-1".into())));
+        address
+    }
+
+    async fn connect(address: SocketAddr, bytes: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.expect("connected");
+        stream.write_all(bytes.as_bytes()).await.expect("sent");
+        stream
+    }
+
+    async fn is_healthy(stream: &mut TcpStream) -> bool {
+        let mut head = [0; 15];
+        let read = stream.read_exact(&mut head);
+        let read = timeout(Duration::from_secs(5), read).await;
+        matches!(read, Ok(Ok(_))) && head == *b"HTTP/1.1 200 OK"
+    }
+
+    const HEALTH: &str = "GET /v1/healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    /// 64 such connections shut out the probe of whoever restarts a hublet that isn't healthy.
+    #[tokio::test]
+    async fn connections_without_requests_shut_no_probe_out() {
+        let address = listen().await;
+        let mut idle = Vec::new();
+        for number in 0..3 * connections::MAX_CONNECTIONS {
+            let begun = ["", "GET /v1/healthz HTTP/1.1\r\nHost: x\r\n"][number % 2];
+            idle.push(connect(address, begun).await);
+        }
+        for _ in 0..3 {
+            let mut probe = connect(address, HEALTH).await;
+            assert!(is_healthy(&mut probe).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_makes_room_is_the_least_recently_used() {
+        let address = listen().await;
+        let mut used = connect(address, HEALTH).await;
+        assert!(is_healthy(&mut used).await);
+        let mut idle = Vec::new();
+        for _ in 0..2 * connections::MAX_CONNECTIONS {
+            idle.push(connect(address, "").await);
+            let mut rest = [0; 4096];
+            let _ = used.read(&mut rest).await.expect("the answer's rest");
+            used.write_all(HEALTH.as_bytes()).await.expect("sent");
+            assert!(is_healthy(&mut used).await, "after {}", idle.len());
+        }
     }
 }
