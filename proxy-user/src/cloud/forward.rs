@@ -1,6 +1,7 @@
 //! Sends one request to the API server and waits for the head of its response, or until the cloud is found
 //! to be disconnected.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -199,7 +200,7 @@ impl Cloud {
     /// While it waits in silence, the cloud is probed.
     pub(crate) async fn or_disconnected<T>(
         &self,
-        exchange: impl Future<Output = Result<T, ForwardError>>,
+        exchange: Pin<&mut impl Future<Output = Result<T, ForwardError>>>,
     ) -> Result<T, ForwardError> {
         tokio::select! {
             biased;

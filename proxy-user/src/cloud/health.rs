@@ -9,6 +9,7 @@ pub(crate) mod activity;
 pub(crate) mod monitor;
 pub(crate) mod probe;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -290,11 +291,14 @@ impl Health {
     }
 
     /// The result of a request that only the cloud can answer. While it waits in silence, the cloud is
-    /// probed, so that the state tells when waiting is in vain.
-    pub(crate) async fn probe_while_silent<T>(&self, request: impl Future<Output = T>) -> T {
-        let mut request = std::pin::pin!(request);
+    /// probed, so that the state tells when waiting is in vain. The request is pinned by its caller: moved
+    /// in here, a future of kilobytes would be held twice.
+    pub(crate) async fn probe_while_silent<T>(
+        &self,
+        mut request: Pin<&mut impl Future<Output = T>>,
+    ) -> T {
         loop {
-            if let Some(result) = self.unless_silent(&mut request).await {
+            if let Some(result) = self.unless_silent(request.as_mut()).await {
                 return result;
             }
         }

@@ -6,8 +6,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::Either;
-use http::StatusCode;
+use http::{Response, StatusCode};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -22,6 +23,7 @@ use super::protocol::{FirstBytes, Protocol};
 use super::table::{Activity, Directive, HttpVersion, InFlight, TrackedBody, TrackedIo};
 use super::tls::H2;
 use crate::caller::{Client, Port};
+use crate::proxy::body::Body;
 use crate::proxy::connection::Connection;
 use crate::telemetry::WarningKind;
 
@@ -179,16 +181,22 @@ macro_rules! request_service {
         let activity = Arc::clone(&$activity);
         service_fn(move |request| {
             let in_flight = InFlight::new(&activity);
-            let response = Arc::clone(&proxy).handle(Arc::clone(&connection), request);
-            async move {
-                let response = response.await;
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    in_flight.mark_upgraded();
-                }
-                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, in_flight)))
-            }
+            // Boxed: a stream of HTTP/2 keeps the room of this future until its body has ended, a connection of
+            // HTTP/1.1 until it closes.
+            let response = Box::pin(Arc::clone(&proxy).handle(Arc::clone(&connection), request));
+            response.map(move |response| track(response, in_flight))
         })
     }};
+}
+
+fn track(
+    response: Response<Body>,
+    in_flight: InFlight,
+) -> Result<Response<TrackedBody>, Infallible> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        in_flight.mark_upgraded();
+    }
+    Ok(response.map(|body| TrackedBody::new(body, in_flight)))
 }
 
 fn serve_http1<T>(

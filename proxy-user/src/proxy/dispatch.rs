@@ -1,5 +1,6 @@
 //! Carries out a [`Route`]: to the cloud, to the store, or to one after the other.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::Response;
@@ -105,7 +106,7 @@ impl Proxy {
     ) -> Result<Response<Body>, ProxyError> {
         let (upload, dry_run) = request_body::for_cloud(&call.parts.method, body).await?;
         let progress = upload.as_ref().and_then(upload::progress);
-        let fetch = self.fetch(call, class, upload, dry_run);
+        let fetch = pin!(self.fetch(call, class, upload, dry_run));
         tokio::select! {
             biased;
             fetched = self.stages.cloud.health.probe_while_silent(fetch) => {
@@ -155,7 +156,7 @@ impl Proxy {
             Ok(stored) => return Ok(Answer::Store(stored, FallbackReason::Silent)),
             Err(not_stored) => not_stored,
         };
-        let fetch = self.fetch(call, class, None, DryRun::No);
+        let fetch = pin!(self.fetch(call, class, None, DryRun::No));
         match self.stages.cloud.health.probe_while_silent(fetch).await {
             Ok(response) => Ok(Answer::Cloud(response)),
             Err(error) => Err(not_stored.after_forwarding(error)),

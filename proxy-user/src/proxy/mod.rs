@@ -61,7 +61,7 @@ impl Proxy {
     /// Answers one request. Never fails: an error is a response with a `Status`.
     #[expect(
         clippy::manual_async_fn,
-        reason = "an async fn holds its arguments twice, and hyper copies the future of each request into its connection"
+        reason = "an async fn holds its arguments twice, in each request that waits"
     )]
     pub(crate) fn handle(
         self: Arc<Self>,

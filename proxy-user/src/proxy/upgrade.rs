@@ -1,5 +1,6 @@
 //! Requests that leave HTTP (exec, attach, port-forward by SPDY or WebSocket): bytes both ways until either side ends.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
@@ -38,7 +39,7 @@ impl Proxy {
         }
         let stages = &self.stages;
         let requested_at = stages.cache.clock.now();
-        let exchange = forward(&stages.cloud, call, inbound, &stages.metrics);
+        let exchange = pin!(forward(&stages.cloud, call, inbound, &stages.metrics));
         let upgraded = stages.cloud.or_disconnected(exchange).await;
         let (mut response, streams) = upgraded.map_err(ProxyError::not_upgraded)?;
         let observed = ObservedResponse {

@@ -1,5 +1,7 @@
 //! The end of a link, told from a slow answer and from one broken connection.
 
+use std::pin::pin;
+
 use super::*;
 use crate::cloud::health::MAX_SIGNALS;
 
@@ -68,7 +70,8 @@ async fn a_shared_connection_that_ends_triggers_a_probe() {
 async fn a_request_that_only_the_cloud_can_answer_triggers_a_probe() {
     let site = Site::connected(1).await;
     site.set(Way::Silent);
-    let request = site.health.probe_while_silent(std::future::pending::<()>());
+    let silence = pin!(std::future::pending::<()>());
+    let request = site.health.probe_while_silent(silence);
     tokio::select! {
         () = request => {}
         () = site.health.until_disconnected() => {}
