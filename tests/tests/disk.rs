@@ -164,25 +164,37 @@ fn what_a_full_disk_has_not_taken_counts_after_a_restart() -> Result<()> {
     };
     let maps = "/api/v1/namespaces/default/configmaps";
     let (created, missing) = (format!("{maps}/created"), format!("{maps}/missing"));
+    let changed = format!("{maps}/changed");
     let admin = site.admin_client()?;
+    let object = |data: Value, name: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "data": data,
+            "metadata": {"name": name, "namespace": "default"}})
+    };
+    site.cloud.put(object(json!({"k": "old"}), "changed"))?;
     assert_eq!(admin.get(NODES)?.status, 200);
+    assert_eq!(admin.get(&changed)?.status, 200);
     for path in [&created, &missing] {
         assert_eq!(admin.get(path)?.status, 404);
     }
     written(&site)?;
     disk.fill()?;
     exhaust(&site)?;
-    let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": "created", "namespace": "default"}});
+    let map = object(json!({}), "created");
     assert_eq!(admin.send_json("POST", maps, &map)?.status, 201);
+    let map = object(json!({"k": "new"}), "changed");
+    assert_eq!(admin.send_json("PUT", &changed, &map)?.status, 200);
     site.cut_link()?;
-    assert_ne!(admin.get(&created)?.status, 404);
+    assert_eq!(admin.get(&created)?.status, 503);
+    assert_eq!(admin.get(&changed)?.status, 503);
+    assert_eq!(admin.get(NODES)?.status, 200);
     site.daemon.kill()?;
     site.daemon.restart()?;
     let admin = site.admin_client()?;
     writable(&site, false)?;
     assert_eq!(admin.get(&created)?.status, 503);
+    assert_eq!(admin.get(&changed)?.status, 503);
     assert_eq!(admin.get(&missing)?.status, 404);
+    assert_eq!(admin.get(NODES)?.status, 200);
     Ok(())
 }
 

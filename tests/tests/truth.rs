@@ -227,6 +227,65 @@ fn i2_a_perhaps_created_object_is_not_absent() -> Result<()> {
     Ok(())
 }
 
+/// Before, the copy from before a change was served if the change's request was not understood.
+#[test]
+fn i2_after_a_change_whose_response_cant_be_stored_the_former_copy_is_unknown() -> Result<()> {
+    let Some(site) = Site::start("changed", |_| {})? else {
+        return Ok(());
+    };
+    let admin = site.admin_client()?;
+    let odd = "?fieldManager=a&fieldManager=b";
+    for name in ["put", "patch", "delete", "other"] {
+        site.cloud.put(map(name, &json!({"k": "old"}), "1"))?;
+        assert_eq!(admin.get(&format!("{MAPS}/{name}"))?.status, 200);
+    }
+    assert_eq!(admin.get(MAPS)?.status, 200);
+    for (method, name) in [("PUT", "put"), ("PATCH", "patch"), ("DELETE", "delete")] {
+        let mut new = map(name, &json!({"k": "new"}), "1");
+        new["metadata"]
+            .as_object_mut()
+            .unwrap()
+            .remove("resourceVersion");
+        let answer = admin.send_json(method, &format!("{MAPS}/{name}{odd}"), &new)?;
+        assert_eq!(answer.status, 200, "{method}: {answer:?}");
+    }
+    site.cut_link()?;
+    for (path, expected) in [
+        ("/put", (503, "hublet")),
+        ("/patch", (503, "hublet")),
+        ("/delete", (503, "hublet")),
+        ("", (503, "hublet")),
+        ("/other", (200, "store")),
+    ] {
+        let answer = admin.get(&format!("{MAPS}{path}"))?;
+        assert_eq!((answer.status, source(&answer)), expected, "{path}");
+    }
+    Ok(())
+}
+
+/// Before, anyone could make the known absences of a collection unknown by writes that were broken off.
+#[test]
+fn a_write_that_a_stranger_breaks_off_makes_no_absence_unknown() -> Result<()> {
+    let Some(site) = Site::start("stranger", |_| {})? else {
+        return Ok(());
+    };
+    let admin = site.admin_client()?;
+    let missing = format!("{MAPS}/missing");
+    assert_eq!(admin.get(NODE)?.status, 200);
+    assert_eq!(admin.get(&missing)?.status, 404);
+    let mut options = site.daemon.client_options(Some("a-token-of-nobody"))?;
+    options.timeout = Duration::from_secs(1);
+    let stranger = Client::new(options)?;
+    let rule = ServerFaultRule::new("POST", MAPS, ServerFault::Hang);
+    site.cloud.server_faults().add_rule(rule.times(1));
+    let object = map("missing", &json!({}), "1");
+    assert!(stranger.send_json("POST", MAPS, &object).is_err());
+    site.cut_link()?;
+    let absent = admin.get(&missing)?;
+    assert_eq!((absent.status, source(&absent)), (404, "store"));
+    Ok(())
+}
+
 /// Before, a list was stored without its items of another namespace, and served as all there was; one of another kind was
 /// stored as an empty list.
 #[test]

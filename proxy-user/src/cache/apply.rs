@@ -14,6 +14,7 @@ use crate::cache::continuity::Continuity;
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::store::{Store, StoreError};
+use crate::cache::superseded::Extent;
 use crate::cache::tables::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, MENTIONED, META,
     OBJECTS,
@@ -181,7 +182,7 @@ impl<'t> Batch<'t> {
                 observed,
             } => self.record_absence(key.as_key(), *version, *observed),
             Change::Invalidate { key, version } => self.invalidate_object(key.as_key(), *version),
-            Change::ClearAbsence { key } => self.end_absences(key),
+            Change::Supersede { key, extent } => self.supersede(key, *extent),
             Change::ReplaceCollection {
                 collection,
                 record,
@@ -326,6 +327,45 @@ impl<'t> Batch<'t> {
         self.changed = true;
         self.collections.remove(key.as_bytes())?;
         self.replace_members(key, &[])
+    }
+
+    /// Makes what is stored of an object, or of those of a collection, unknown.
+    fn supersede(&mut self, scope: &[u8], extent: Extent) -> Result<(), StoreError> {
+        if extent == Extent::Copies {
+            for key in self.objects_in(scope)? {
+                self.remove_object(key.as_key())?;
+            }
+        }
+        if extent >= Extent::Lists {
+            self.mark_incomplete(scope)?;
+        }
+        self.end_absences(scope)
+    }
+
+    fn objects_in(&self, scope: &[u8]) -> Result<Vec<ObjectKeyBuf>, StoreError> {
+        let end = keys::end_of_scope(scope);
+        let rows = self.objects.range(scope..end.as_slice())?;
+        rows.map(|row| Ok(ObjectKey::new(row?.0.value()).to_buf()))
+            .collect()
+    }
+
+    /// The lists that may hold objects of this scope, with and without selectors, are not whole any more.
+    fn mark_incomplete(&mut self, scope: &[u8]) -> Result<(), StoreError> {
+        let mut lists = Vec::new();
+        for row in self.collections.iter()? {
+            let (key, value) = row?;
+            let prefix = keys::without_selectors(key.value());
+            let is_touched = prefix.starts_with(scope) || scope.starts_with(prefix);
+            let list = serde_json::from_slice::<Collection>(value.value());
+            if let (true, Ok(list)) = (is_touched, list) {
+                lists.push((CollectionKey::new(key.value()).to_buf(), list));
+            }
+        }
+        for (key, mut list) in lists.into_iter().filter(|(_, list)| list.complete) {
+            list.complete = false;
+            self.put_collection(key.as_key(), &list)?;
+        }
+        Ok(())
     }
 
     fn invalidate_object(

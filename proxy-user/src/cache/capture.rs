@@ -20,6 +20,7 @@ use crate::cache::message::{CaptureId, Counters, Message};
 use crate::cache::not_stored::{NotStored, NotStoredCounts};
 use crate::cache::queue::{self, Limits, Urgency};
 use crate::cache::store::{Store, StoreError};
+use crate::cache::superseded::Superseded;
 use crate::cache::writer::Writer;
 use crate::clock::Clock;
 use hublet_wire::request::Verb;
@@ -42,6 +43,7 @@ pub(crate) struct Ingest {
     /// A stream has waited [`QUEUE_TIMEOUT`] for nothing, and there has been no room since.
     is_stalled: Arc<AtomicBool>,
     counters: Arc<Counters>,
+    superseded: Arc<Superseded>,
     clock: Clock,
 }
 
@@ -62,6 +64,7 @@ impl Ingest {
             batch: BATCH_KIB,
         });
         let counters = Arc::new(Counters::default());
+        let superseded = Arc::clone(store.superseded());
         let writer = Writer::new(store, cluster, Arc::clone(&counters), budget, clock.clone());
         std::thread::Builder::new()
             .name("hublet-store".into())
@@ -72,6 +75,7 @@ impl Ingest {
             next_capture: Arc::default(),
             is_stalled: Arc::default(),
             counters,
+            superseded,
             clock,
         })
     }
@@ -88,11 +92,7 @@ impl Ingest {
         exchange.answered_at = self.clock.now();
         let verb = exchange.verb;
         let id = CaptureId(self.next_capture.fetch_add(1, Ordering::Relaxed));
-        let begin = Message::Begin {
-            id,
-            exchange: Box::new(exchange),
-        };
-        if self.counters.full.load(Ordering::Relaxed) || !self.queue.send(begin, Urgency::Lingers) {
+        if self.counters.full.load(Ordering::Relaxed) || !self.begin(id, exchange) {
             self.counters.count_abandoned(NotStored::QueueFull, 1);
             return None;
         }
@@ -104,6 +104,23 @@ impl Ingest {
             waiting: None,
             open: true,
         })
+    }
+
+    /// Queues the begin of a capture; false where there is no room. A write is in flight from here on.
+    fn begin(&self, id: CaptureId, exchange: Exchange) -> bool {
+        let write = exchange.supersedes();
+        let write = write.map(|(key, extent)| (key.to_vec(), extent));
+        if let Some((key, extent)) = &write {
+            self.superseded.take_off(key, *extent);
+        }
+        let exchange = Box::new(exchange);
+        let is_queued = self
+            .queue
+            .send(Message::Begin { id, exchange }, Urgency::Lingers);
+        if let (false, Some((key, _))) = (is_queued, write) {
+            self.superseded.land(&key);
+        }
+        is_queued
     }
 
     /// Queues changes that do not come from a response body; false if they are lost, since the queue is full.
@@ -268,6 +285,7 @@ mod tests {
     use super::*;
     use crate::cache::grant_rows::{GrantKey, Verdict};
     use crate::cache::queue::Received;
+    use crate::cache::superseded::Extent;
     use hublet_wire::meta::Timestamp;
     use hublet_wire::request::RequestInfo;
 
@@ -282,6 +300,7 @@ mod tests {
             next_capture: Arc::default(),
             is_stalled: Arc::default(),
             counters: Arc::default(),
+            superseded: Arc::default(),
             clock: Clock::default(),
         };
         (ingest, receiver)
@@ -366,7 +385,10 @@ mod tests {
         drop(broken_off);
         ingest.submit(vec![grant(Verdict::allowed_at(Timestamp::from_millis(1)))]);
         ingest.submit(vec![grant(Verdict::denied_at(Timestamp::from_millis(1)))]);
-        let appeared = Change::ClearAbsence { key: Vec::new() };
+        let appeared = Change::Supersede {
+            key: Vec::new(),
+            extent: Extent::Absences,
+        };
         assert!(!ingest.submit(vec![appeared]), "the caller keeps it");
         drop(ingest);
         let told: Vec<Message> = std::iter::from_fn(|| receiver.recv(None).ok())

@@ -3,6 +3,7 @@
 use super::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::{Collection, NewRecord};
+use super::superseded::Extent;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 /// The kind of response that an object was seen in.
@@ -72,10 +73,11 @@ pub(crate) enum Change {
         /// resourceVersion of the event.
         version: ResourceVersion,
     },
-    /// The object may exist by now, so a remembered 404 no longer counts.
-    ClearAbsence {
+    /// There is a later state that isn't known: these rows no longer count.
+    Supersede {
         /// An object's key, or a collection's for any object in it; empty for all objects.
         key: Vec<u8>,
+        extent: Extent,
     },
     /// A complete list: what is stored under it and not in `members` did not exist at its
     /// resourceVersion.
@@ -172,11 +174,12 @@ impl Change {
         }
     }
 
-    /// The key of the object whose absence this ends, or of the collection for any object in it.
-    pub(super) fn ended_absence(&self) -> Option<&[u8]> {
+    /// The object, or collection for any object in it, of which stored rows don't count if this change is not written.
+    /// Beyond absences these are only what a client has changed itself.
+    pub(super) fn superseded(&self) -> Option<(&[u8], Extent)> {
         match self {
-            Self::Upsert { key, .. } => Some(key.as_bytes()),
-            Self::ClearAbsence { key } => Some(key),
+            Self::Upsert { key, .. } => Some((key.as_bytes(), Extent::Absences)),
+            Self::Supersede { key, extent } => Some((key, *extent)),
             _ => None,
         }
     }

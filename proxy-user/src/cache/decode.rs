@@ -91,9 +91,8 @@ impl ResponseDecoder {
         }
     }
 
-    /// See [`Exchange::possible_creation`].
-    pub(super) fn possible_creation(&self) -> Option<Change> {
-        self.exchange.possible_creation()
+    pub(super) fn exchange(&self) -> &Exchange {
+        &self.exchange
     }
 
     /// Bytes of memory that it keeps until the body has ended.

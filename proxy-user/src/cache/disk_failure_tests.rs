@@ -13,10 +13,10 @@ use super::tests::{Bench, POD, PODS, event, gone, list, pod};
 use super::*;
 use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
 use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantCounts, GrantKey, Verdict};
-use crate::cache::keys::ObjectKey;
+use crate::cache::keys::{CollectionKey, ObjectKey};
 use crate::cache::open::StoreLocation;
 use crate::cache::store::{Condition, Lookup, Store, StoreError};
-use hublet_wire::meta::Timestamp;
+use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
@@ -373,16 +373,16 @@ async fn i2_an_object_created_while_the_disk_is_full_is_not_absent() {
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
     assert_eq!(bench.object("/pods/d/b").await, Lookup::Unknown);
     assert!(bench.is_absent("/pods/d/c").await);
-    assert!(bench.cache.store.ended_absences().is_empty());
+    assert!(bench.cache.store.superseded().is_empty());
     // Beyond the limit all absences have ended, and the disk takes that as well.
     bench
         .cache
         .store
-        .ended_absences()
-        .add(b"", EndedBy::Dropped);
+        .superseded()
+        .add(b"", Extent::Absences, Fate::Dropped);
     bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
     assert_eq!(bench.object("/pods/d/c").await, Lookup::Unknown);
-    assert!(bench.cache.store.ended_absences().is_empty());
+    assert!(bench.cache.store.superseded().is_empty());
 }
 
 /// A copy of a store that is still open, as a kill leaves it.
@@ -423,14 +423,14 @@ async fn i2_an_absence_that_ended_while_the_disk_was_full_does_not_count_after_a
         }
         disk.mend();
         writable(&bench.cache).await;
-        assert!(bench.cache.store.ended_absences().is_empty());
+        assert!(bench.cache.store.superseded().is_empty());
         bench.cache.close().await;
         let bench = disk.bench(dir);
         for (name, is_absent) in [("a", false), ("b", false), ("c", true)] {
             let key = format!("/pods/d/{name}");
             assert_eq!(bench.is_absent(&key).await, is_absent, "{name}");
         }
-        assert!(bench.cache.store.ended_absences().is_empty());
+        assert!(bench.cache.store.superseded().is_empty());
     }
 }
 
@@ -509,6 +509,127 @@ async fn i2_while_a_sync_hangs_nothing_is_absent() {
     bench.cache.settle().await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     assert!(bench.is_absent("/pods/d/b").await);
+}
+
+/// A pod, lists with and without selectors that hold it, and an absence.
+async fn store_pods(bench: &Bench) {
+    let pods = list(10, "", &[("a", 7), ("b", 8), ("d", 9)]);
+    bench.respond(PODS, 200, pods.as_bytes(), 0).await;
+    let others = "GET /api/v1/namespaces/e/pods";
+    let empty = list(10, "", &[]);
+    bench.respond(others, 200, empty.as_bytes(), 0).await;
+    let missing = "GET /api/v1/namespaces/d/pods/c";
+    bench.respond(missing, 404, gone("c").as_bytes(), 0).await;
+}
+
+/// A client changes pod `a`, deletes `d` and creates `c`, and a request that isn't understood changes `b`.
+async fn write_pods(bench: &Bench) {
+    let path = "/api/v1/namespaces/d/pods";
+    let put = format!("PUT {path}/a");
+    bench.pass(&put, 200, pod("a", 11).as_bytes(), 0).await;
+    let delete = format!("DELETE {path}/d");
+    bench.pass(&delete, 200, pod("d", 13).as_bytes(), 0).await;
+    let post = format!("POST {path}");
+    bench.pass(&post, 201, pod("c", 12).as_bytes(), 0).await;
+    bench.cache.supersede(b"/pods/d/b", Extent::Copies);
+}
+
+/// Nothing from before the writes is served.
+async fn assert_pods_unknown(bench: &Bench) {
+    for name in ["a", "b", "c", "d"] {
+        let found = bench.object(&format!("/pods/d/{name}")).await;
+        assert_eq!(found, Lookup::Unknown, "{name}");
+    }
+    let snapshot = bench.cache.snapshot().await.unwrap();
+    for (list, expected) in [("/pods/d/", false), ("/pods/", false), ("/pods/e/", true)] {
+        assert_eq!(snapshot.is_up_to_date(list.as_bytes()), expected, "{list}");
+    }
+}
+
+async fn assert_pods_written(bench: &Bench) {
+    assert_eq!(bench.version("/pods/d/a").await, Some(11));
+    assert_eq!(bench.version("/pods/d/c").await, Some(12));
+    assert_eq!(bench.object("/pods/d/b").await, Lookup::Unknown);
+    assert!(bench.is_absent("/pods/d/d").await);
+    let snapshot = bench.cache.snapshot().await.unwrap();
+    assert!(snapshot.is_up_to_date(b"/pods/d/"));
+    assert!(
+        !bench.collection("/pods/d/").await.unwrap().complete,
+        "b is unknown"
+    );
+}
+
+/// While a sync hung, clients were given what they had seen changed or deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i2_while_a_sync_hangs_nothing_older_than_a_write_is_served() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    store_pods(&bench).await;
+    *disk.0.stalled.lock() = true;
+    write_pods(&bench).await;
+    assert_pods_unknown(&bench).await;
+    *disk.0.stalled.lock() = false;
+    disk.0.resumed.notify_all();
+    bench.cache.settle().await;
+    assert_pods_written(&bench).await;
+}
+
+/// The same while the disk was full, and after a restart on the full disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i2_while_the_disk_is_full_nothing_older_than_a_write_is_served() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    store_pods(&bench).await;
+    disk.0.fail_writes(ENOSPC, 0);
+    write_pods(&bench).await;
+    bench.cache.settle().await;
+    assert_pods_unknown(&bench).await;
+    let left = left_by_a_kill(dir.path());
+    assert_pods_unknown(&disk.bench(left.path())).await;
+    disk.mend();
+    writable(&bench.cache).await;
+    assert_pods_written(&bench).await;
+    let restarted = disk.bench(left.path());
+    writable(&restarted.cache).await;
+    let snapshot = restarted.cache.snapshot().await.unwrap();
+    assert!(snapshot.is_up_to_date(b"/pods/d/"));
+    for name in ["a", "b", "c", "d"] {
+        let found = restarted.object(&format!("/pods/d/{name}")).await;
+        assert_eq!(found, Lookup::Unknown, "{name}");
+    }
+    assert!(!restarted.collection("/pods/d/").await.unwrap().complete);
+    assert!(restarted.collection("/pods/e/").await.unwrap().complete);
+}
+
+/// A selection, and a Table, counted as unchanged though a member that had been absent was created.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i2_a_selection_whose_absent_member_exists_again_is_unknown() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    let (call, key) = (
+        format!("{PODS}?labelSelector=app%3Dx"),
+        CollectionKey::new(b"/pods/d/?l=app=x&f="),
+    );
+    let pods = list(10, "", &[("a", 7), ("b", 8)]);
+    bench.respond(&call, 200, pods.as_bytes(), 0).await;
+    bench.respond(POD, 404, gone("a").as_bytes(), 0).await;
+    let has_all_members = async || {
+        let snapshot = bench.cache.snapshot().await.unwrap();
+        let mut members = snapshot.members_cursor(key).unwrap();
+        while let Ok(Some(())) = members.next(|_| ()) {}
+        snapshot.has_all_members(key).unwrap()
+    };
+    let has_changed = async || {
+        let snapshot = bench.cache.snapshot().await.unwrap();
+        let (version, at) = (ResourceVersion::MAX, Timestamp::MAX);
+        snapshot
+            .has_changed_since(b"/pods/d/", version, at)
+            .unwrap()
+    };
+    assert!(has_all_members().await && !has_changed().await);
+    disk.0.fail_writes(ENOSPC, 0);
+    bench.respond(POD, 200, pod("a", 11).as_bytes(), 0).await;
+    assert!(!has_all_members().await && has_changed().await);
 }
 
 /// SIGTERM and a hand-over waited for the disk for ever.

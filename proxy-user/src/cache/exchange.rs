@@ -10,6 +10,7 @@ use crate::cache::change::{Change, Observation, ObservedBy};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::not_stored::NotStored;
 use crate::cache::record::{NewRecord, TypeHint};
+use crate::cache::superseded::Extent;
 use hublet_wire::CodecError;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
@@ -188,6 +189,33 @@ pub(crate) fn is_stable_selector(request: &ApiRequest) -> bool {
     fixed && !value.is_empty() && !value.contains(',') && request.label_selector().is_empty()
 }
 
+/// What a successful write with this verb supersedes.
+fn written_extent(verb: Verb) -> Option<Extent> {
+    match verb {
+        Verb::Create => Some(Extent::Lists),
+        Verb::Update | Verb::Patch | Verb::Delete | Verb::DeleteCollection => Some(Extent::Copies),
+        _ => None,
+    }
+}
+
+/// What a write supersedes that was successful, though its response can't be stored. One to a subresource (`scale`) changes
+/// its object; what is created at one (a token, an eviction) is something else.
+pub(crate) fn superseded_by(request: &ApiRequest) -> Option<Extent> {
+    let is_object = match (request.verb(), request.subresource()) {
+        (_, "") | (Verb::Update | Verb::Patch, _) => request.subresource() != "proxy",
+        _ => false,
+    };
+    let is_stored = request.is_resource()
+        && !is_rpc(request.group(), request.resource())
+        && !request.options().dry_run;
+    let extent = written_extent(request.verb()).filter(|_| is_object && is_stored)?;
+    Some(if extent == Extent::Lists {
+        Extent::Absences
+    } else {
+        extent
+    })
+}
+
 /// True for a write that may create an object. Where its response can't be stored, the object is no longer known to be
 /// absent.
 pub(crate) fn may_create(request: &ApiRequest) -> bool {
@@ -306,13 +334,24 @@ impl Exchange {
         Ok(exchange)
     }
 
-    /// For a successful write: the change that clears the absence of what it may have created, if its response turns out
-    /// to be unreadable.
-    pub(super) fn possible_creation(&self) -> Option<Change> {
-        let writes = matches!(self.verb, Verb::Create | Verb::Update | Verb::Patch);
+    /// For a successful write: what it supersedes until its response is stored.
+    pub(super) fn supersedes(&self) -> Option<(&[u8], Extent)> {
         let is_success = matches!(self.status, 200..=299);
-        (writes && is_success).then(|| Change::ClearAbsence {
-            key: self.key.clone(),
+        let extent = written_extent(self.verb).filter(|_| is_success)?;
+        Some((keys::without_selectors(&self.key), extent))
+    }
+
+    /// For a successful write: the change to make if its response turns out to be unreadable.
+    pub(super) fn unreadable_write(&self) -> Option<Change> {
+        let (key, extent) = self.supersedes()?;
+        Some(Change::Supersede {
+            key: key.to_vec(),
+            // The watch that keeps a list current reports what was created.
+            extent: if extent == Extent::Lists {
+                Extent::Absences
+            } else {
+                extent
+            },
         })
     }
 

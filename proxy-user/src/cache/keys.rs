@@ -192,6 +192,16 @@ pub(crate) fn end_of(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
+/// The first key behind those of a scope: of an object, of all in a collection, or of all objects where it is empty.
+pub(crate) fn end_of_scope(scope: &[u8]) -> Vec<u8> {
+    match scope {
+        // Behind every key.
+        [] => vec![u8::MAX],
+        [.., b'/'] => end_of(scope),
+        _ => [scope, &[0]].concat(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use http::{Method, Uri};

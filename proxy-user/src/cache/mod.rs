@@ -9,7 +9,6 @@ mod compact;
 pub(crate) mod continuity;
 pub(crate) mod cursor;
 pub(crate) mod decode;
-mod ended_absences;
 pub(crate) mod error;
 pub(crate) mod evict;
 pub(crate) mod exchange;
@@ -29,6 +28,7 @@ pub(crate) mod selector;
 pub(crate) mod snapshot;
 pub(crate) mod status;
 pub(crate) mod store;
+pub(crate) mod superseded;
 mod sync;
 mod tables;
 pub(crate) mod variants;
@@ -63,12 +63,12 @@ use crate::clock::Clock;
 use crate::config::CacheConfig;
 use capture::{Capture, Ingest};
 use change::Change;
-use ended_absences::EndedBy;
 use evict::{LastRequested, SizeBudget};
 use exchange::Exchange;
 use grant_rows::ClusterGeneration;
 use not_stored::NotStoredCounts;
 use store::{Condition, Snapshot, Store, StoreError};
+use superseded::{Extent, Fate};
 
 /// Longest wait of a read for responses that are captured and not yet written.
 const READ_YOUR_WRITES: Duration = Duration::from_millis(250);
@@ -167,7 +167,7 @@ impl Cache {
     }
 
     /// A snapshot that includes all responses captured so far. Waits for the writer only if it is behind; if it stays behind,
-    /// the latest responses are missing, and every absence is unknown.
+    /// the latest responses are missing, every absence is unknown, and so is what writes have changed meanwhile.
     ///
     /// # Errors
     /// redb's.
@@ -177,11 +177,10 @@ impl Cache {
         }
         // A writer that can't keep up (a failing disk) must not make readers hang: then they read what is stored.
         let flushed = Box::pin(timeout(READ_YOUR_WRITES, self.ingest.flush())).await;
-        let snapshot = self.store.snapshot()?;
-        Ok(match flushed {
-            Ok(()) => snapshot,
-            Err(_) => snapshot.without_absences(),
-        })
+        match flushed {
+            Ok(()) => self.store.snapshot(),
+            Err(_) => self.store.snapshot_behind(),
+        }
     }
 
     /// A snapshot of what is on disk; the latest captured responses may be missing.
@@ -199,9 +198,21 @@ impl Cache {
 
     /// Forgets that an object, or objects of a collection, did not exist: a write may have created them since.
     pub(crate) fn clear_absence(&self, key: &[u8]) {
-        let change = Change::ClearAbsence { key: key.to_vec() };
+        self.supersede(key, Extent::Absences);
+    }
+
+    /// Forgets what is stored of an object, or of those of a collection: a client knows of a later state that can't be
+    /// stored.
+    pub(crate) fn supersede(&self, key: &[u8], extent: Extent) {
+        let change = Change::Supersede {
+            key: key.to_vec(),
+            extent,
+        };
+        let superseded = self.store.superseded();
+        superseded.take_off(key, extent);
         if !self.ingest.submit(vec![change]) {
-            self.store.ended_absences().add(key, EndedBy::Dropped);
+            superseded.add(key, extent, Fate::Dropped);
+            superseded.land(key);
         }
     }
 

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use hublet_wire::meta::Timestamp;
@@ -14,6 +15,7 @@ use crate::cache::backend::{Access, FileOpener, StorageFile};
 use crate::cache::change::Change;
 use crate::cache::grant_rows::{CredentialKey, GrantKey, Verdict};
 use crate::cache::open::StoreLocation;
+use crate::cache::superseded::Extent;
 
 /// Bytes of the file. What doesn't fit is replaced by a change that takes away more.
 const CAPACITY: usize = 64 << 10;
@@ -29,23 +31,50 @@ pub(super) struct PendingFile {
     opener: Arc<dyn FileOpener>,
     /// `None` until the disk has room for it.
     reserved: Mutex<Option<Arc<dyn StorageFile>>>,
+    is_unread: AtomicBool,
 }
 
 impl PendingFile {
-    /// Opens the file beside a store that is locked, and returns the changes in it. Makes it if it is missing.
-    pub(super) fn open(place: &StoreLocation) -> (Self, Vec<Change>) {
+    /// Opens the file beside a store that is locked; makes it if it is missing.
+    pub(super) fn open(place: &StoreLocation) -> Self {
         let path = place.beside("pending");
         let opener = Arc::clone(&place.opener);
-        let file = opener.open(&path, Access::Read);
-        let changes = file.map_or_else(|_| Vec::new(), |file| read_or_distrust(&*file));
         let reserved = reserve(&*opener, &path)
             .inspect_err(|error| tracing::debug!(%error, "no place is reserved for changes yet"));
-        let file = Self {
+        Self {
             path,
             opener,
             reserved: Mutex::new(reserved.ok()),
+            is_unread: AtomicBool::new(true),
+        }
+    }
+
+    /// The changes that an earlier process has left. If they are damaged, nothing that they might take away may count.
+    ///
+    /// # Errors
+    /// The disk's; it is still unread then.
+    pub(super) fn read(&self) -> io::Result<Vec<Change>> {
+        let changes = match self.opener.open(&self.path, Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            opened => match read(&*opened?) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => self.distrust(&error),
+                read => read?,
+            },
         };
-        (file, changes)
+        self.is_unread.store(false, Ordering::Release);
+        Ok(changes)
+    }
+
+    /// The changes that take everything away, since those in the file can't be read.
+    pub(super) fn distrust(&self, error: &io::Error) -> Vec<Change> {
+        tracing::warn!(%error, "it is unknown what the disk could not take before the start: all that is stored is learned anew");
+        self.is_unread.store(false, Ordering::Release);
+        vec![Change::DeleteAllRights, supersede(&[], Extent::Copies)]
+    }
+
+    /// True until its contents are known, and may be replaced.
+    pub(super) fn is_unread(&self) -> bool {
+        self.is_unread.load(Ordering::Acquire)
     }
 
     /// Replaces the contents; returns once that is on disk.
@@ -86,14 +115,6 @@ fn reserve(opener: &dyn FileOpener, path: &std::path::Path) -> io::Result<Arc<dy
     Ok(file)
 }
 
-/// The changes in the file. If it can't be read, nothing that they might take away may count.
-fn read_or_distrust(file: &dyn StorageFile) -> Vec<Change> {
-    read(file).unwrap_or_else(|error| {
-        tracing::warn!(%error, "it is unknown what the disk could not take before the start: rights and absences are learned anew");
-        vec![Change::DeleteAllRights, clear_all_absences()]
-    })
-}
-
 fn read(file: &dyn StorageFile) -> io::Result<Vec<Change>> {
     let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
     let mut contents = vec![0; len.min(CAPACITY)];
@@ -105,14 +126,24 @@ fn read(file: &dyn StorageFile) -> io::Result<Vec<Change>> {
     }
 }
 
-fn clear_all_absences() -> Change {
-    Change::ClearAbsence { key: Vec::new() }
+fn supersede(key: &[u8], extent: Extent) -> Change {
+    Change::Supersede {
+        key: key.to_vec(),
+        extent,
+    }
+}
+
+/// Takes all objects away if one of `changes` takes away more than absences.
+fn supersede_all(changes: &[&Change]) -> Change {
+    let extents = changes.iter().filter_map(|change| change.superseded());
+    let most = extents.map(|(_, extent)| extent).max();
+    supersede(&[], most.unwrap_or(Extent::Absences))
 }
 
 fn encode_within_capacity(changes: &[&Change]) -> Vec<u8> {
     let (revocations, others): (Vec<_>, Vec<_>) =
         changes.iter().copied().partition(|c| c.is_revocation());
-    let every_object = [&clear_all_absences()];
+    let every_object = [&supersede_all(&others)];
     for objects in [&*others, &every_object] {
         let encoded = encode(revocations.iter().chain(objects).copied());
         if encoded.len() <= CAPACITY {
@@ -140,17 +171,29 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM] {
 /// The kinds of changes in the file.
 #[derive(Debug, Clone, Copy)]
 enum Tag {
-    ClearAbsence = 1,
+    EndAbsences = 1,
     DenyGrant = 2,
     DeleteGrant = 3,
     DeleteCredential = 4,
     DeleteAllRights = 5,
+    EndLists = 6,
+    EndCopies = 7,
+}
+
+impl Tag {
+    fn of(extent: Extent) -> Self {
+        match extent {
+            Extent::Absences => Self::EndAbsences,
+            Extent::Lists => Self::EndLists,
+            Extent::Copies => Self::EndCopies,
+        }
+    }
 }
 
 /// Appends a change: its tag, the length of its contents, and these.
 fn push_change(out: &mut Vec<u8>, change: &Change) {
     let (tag, contents) = match change {
-        Change::ClearAbsence { key } => (Tag::ClearAbsence, key.clone()),
+        Change::Supersede { key, extent } => (Tag::of(*extent), key.clone()),
         Change::PutGrant { key, verdict } if !verdict.is_allowed() => {
             let time = verdict.time().as_millis().to_le_bytes();
             (Tag::DenyGrant, [&key.0[..], &time].concat())
@@ -186,9 +229,7 @@ fn decode(contents: &[u8]) -> Option<Vec<Change>> {
 
 fn decode_change(tag: u8, contents: &[u8]) -> Option<Change> {
     Some(match tag {
-        1 => Change::ClearAbsence {
-            key: contents.to_vec(),
-        },
+        1 => supersede(contents, Extent::Absences),
         2 => {
             let (key, time) = contents.split_first_chunk()?;
             let time = Timestamp::from_millis(u64::from_le_bytes(time.try_into().ok()?));
@@ -204,6 +245,8 @@ fn decode_change(tag: u8, contents: &[u8]) -> Option<Change> {
             key: CredentialKey(contents.try_into().ok()?),
         },
         5 => Change::DeleteAllRights,
+        6 => supersede(contents, Extent::Lists),
+        7 => supersede(contents, Extent::Copies),
         _ => return None,
     })
 }
@@ -211,6 +254,7 @@ fn decode_change(tag: u8, contents: &[u8]) -> Option<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::backend::FileSystem;
 
     fn deletions(count: usize) -> Vec<Change> {
         let key = |n: usize| GrantKey([u8::try_from(n % 251).unwrap(); 48]);
@@ -220,8 +264,9 @@ mod tests {
 
     fn absences(count: usize) -> Vec<Change> {
         let key = |n| format!("/pods/d/{n}").into_bytes();
-        let clear = |n| Change::ClearAbsence { key: key(n) };
-        (0..count).map(clear).collect()
+        let extents = [Extent::Absences, Extent::Lists, Extent::Copies];
+        let end = |n: usize| supersede(&key(n), extents[n % 3]);
+        (0..count).map(end).collect()
     }
 
     fn decoded(changes: &[Change]) -> Vec<Change> {
@@ -240,7 +285,7 @@ mod tests {
             key: CredentialKey([2; 32]),
         };
         let mut changes = vec![denied, credential, Change::DeleteAllRights];
-        changes.extend(deletions(1).into_iter().chain(absences(2)));
+        changes.extend(deletions(1).into_iter().chain(absences(3)));
         let found = decoded(&changes);
         assert_eq!(format!("{found:?}"), format!("{changes:?}"));
         assert!(decoded(&[]).is_empty());
@@ -255,11 +300,11 @@ mod tests {
                 .collect::<Vec<_>>(),
         );
         assert_eq!(found.len(), 3, "the revocations, and every absence");
-        assert!(matches!(&found[2], Change::ClearAbsence { key } if key.is_empty()));
+        assert!(matches!(&found[2], Change::Supersede { key, .. } if key.is_empty()));
         let found = decoded(&deletions(10_000));
         assert!(matches!(
             &found[..],
-            [Change::DeleteAllRights, Change::ClearAbsence { key }] if key.is_empty()
+            [Change::DeleteAllRights, Change::Supersede { key, .. }] if key.is_empty()
         ));
     }
 
@@ -267,13 +312,12 @@ mod tests {
     fn i13_a_damaged_file_takes_everything_away() {
         let whole = encode(absences(3).iter());
         let dir = tempfile::tempdir().unwrap();
+        let place = StoreLocation::new(dir.path(), 1 << 20, Arc::new(FileSystem));
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;
-            let path = dir.path().join("pending");
-            std::fs::write(&path, damaged).unwrap();
-            let file = std::fs::File::open(path).unwrap();
-            let found = read_or_distrust(&file);
+            std::fs::write(place.beside("pending"), damaged).unwrap();
+            let found = PendingFile::open(&place).read().unwrap();
             assert!(matches!(&found[..], [Change::DeleteAllRights, _]), "{at}");
         }
     }

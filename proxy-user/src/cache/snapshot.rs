@@ -9,13 +9,13 @@ use parking_lot::RwLock;
 use redb::ReadTransaction;
 
 use crate::cache::change::Change;
-use crate::cache::ended_absences::EndedAbsences;
 use crate::cache::error::StoreError;
 use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use crate::cache::keys::{self, CollectionKey, ObjectKey};
 use crate::cache::leases::Leases;
 use crate::cache::open::OpenDatabase;
 use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
+use crate::cache::superseded::{Fate, Moment, Superseded};
 use crate::cache::tables::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, MENTIONED, META,
     OBJECTS,
@@ -49,19 +49,35 @@ pub(super) struct Shared {
     pub(super) generation: tokio::sync::watch::Sender<u64>,
     /// Walks that hold a snapshot.
     pub(super) leases: Leases,
-    pub(super) ended_absences: EndedAbsences,
+    pub(super) superseded: Arc<Superseded>,
     /// Revocations of an earlier process that are not in the tables yet.
     pub(super) revocations: RwLock<Vec<Change>>,
 }
 
 impl Shared {
     pub(super) fn snapshot(self: &Arc<Self>) -> Result<Snapshot, StoreError> {
-        // Read before the transaction begins: what is forgotten from here on may be missing in it.
-        let forgets = self.ended_absences.forgets();
+        self.snapshot_after(self.superseded.moment())
+    }
+
+    pub(super) fn snapshot_behind(self: &Arc<Self>) -> Result<Snapshot, StoreError> {
+        self.snapshot_after(self.superseded.moment_behind())
+    }
+
+    /// Changes of an earlier process that are not in the tables yet.
+    pub(super) fn take_away(&self, changes: Vec<Change>) {
+        let (revocations, others): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(Change::is_revocation);
+        for (key, extent) in others.iter().filter_map(Change::superseded) {
+            self.superseded.add(key, extent, Fate::Dropped);
+        }
+        *self.revocations.write() = revocations;
+    }
+
+    fn snapshot_after(self: &Arc<Self>, moment: Moment) -> Result<Snapshot, StoreError> {
         let opened = self.opened.load_full().ok_or(StoreError::Closed)?;
         Ok(Snapshot {
             txn: opened.begin_read()?,
-            forgets: Some(forgets),
+            moment,
             _opened: opened,
             shared: Arc::clone(self),
         })
@@ -76,8 +92,8 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(super) txn: ReadTransaction,
-    /// [`EndedAbsences::forgets`] when it was begun. `None`: no absence counts.
-    forgets: Option<u64>,
+    /// Before it was begun.
+    moment: Moment,
     /// Open as long as it is read.
     _opened: Arc<OpenDatabase>,
     pub(super) shared: Arc<Shared>,
@@ -105,32 +121,30 @@ impl Snapshot {
     ) -> Result<Lookup<T>, StoreError> {
         let key = key.as_bytes();
         if let Some(value) = self.txn.open_table(OBJECTS)?.get(key)? {
+            if !self.shared.superseded.copy_counts(key, self.moment) {
+                return Ok(Lookup::Unknown);
+            }
             let record = Record::read(value.value()).ok_or(StoreError::Damaged)?;
             return Ok(Lookup::Found(read(record)));
         }
-        let absent = self
-            .txn
-            .open_table(ABSENT)?
-            .get(key)?
-            .map(|v| Absence::from_row(v.value()).at);
-        let still_absent = absent.filter(|_| !self.may_have_ended(key));
+        let absent = self.txn.open_table(ABSENT)?.get(key)?;
+        let absent = absent.map(|v| Absence::from_row(v.value()).at);
+        let still_absent = absent.filter(|_| self.absence_counts(key));
         Ok(still_absent.map_or(Lookup::Unknown, Lookup::Absent))
     }
 
-    /// This snapshot with every absence unknown, since objects may have been created that the writer hasn't reached yet.
-    pub(super) fn without_absences(self) -> Self {
-        Self {
-            forgets: None,
-            ..self
-        }
+    /// False if the object may exist though it is stored as absent.
+    fn absence_counts(&self, object: &[u8]) -> bool {
+        self.shared.superseded.absence_counts(object, self.moment)
     }
 
-    /// True if the absence of this object ended, or if it may have: since the snapshot was begun, ended absences were written
-    /// and forgotten.
-    fn may_have_ended(&self, object: &[u8]) -> bool {
-        let ended = &self.shared.ended_absences;
-        // In this order, so that a key that is forgotten in between is not missed.
-        ended.contains(object) || self.forgets != Some(ended.forgets())
+    /// False if a client has written an object of this list, or the object of this key, and the store doesn't have it yet.
+    pub(crate) fn is_up_to_date(&self, scope: &[u8]) -> bool {
+        let superseded = &self.shared.superseded;
+        match keys::without_selectors(scope) {
+            prefix @ [.., b'/'] => superseded.list_counts(prefix, self.moment),
+            object => superseded.copy_counts(object, self.moment),
+        }
     }
 
     /// The state of a collection, if it is stored.
@@ -252,11 +266,13 @@ impl Snapshot {
             skip: start.len(),
             objects: self.txn.open_table(OBJECTS)?,
             absent: self.txn.open_table(ABSENT)?,
+            superseded: Arc::clone(&self.shared.superseded),
+            moment: self.moment,
         })))
     }
 
-    /// True if the object at `prefix`, or one of the collection without selectors, is newer than `version` or was found
-    /// absent after `at`.
+    /// True if the object at `prefix`, or one of the collection without selectors, is newer than `version`, was found
+    /// absent after `at`, or has changed in a way that is not on disk yet.
     ///
     /// # Errors
     /// redb's.
@@ -266,11 +282,10 @@ impl Snapshot {
         version: ResourceVersion,
         at: Timestamp,
     ) -> Result<bool, StoreError> {
-        let end = if prefix.ends_with(b"/") {
-            keys::end_of(prefix)
-        } else {
-            [prefix, &[0]].concat()
-        };
+        if self.shared.superseded.touches(prefix) {
+            return Ok(true);
+        }
+        let end = keys::end_of_scope(prefix);
         for row in self
             .txn
             .open_table(OBJECTS)?
@@ -367,7 +382,7 @@ impl Snapshot {
         Ok(last)
     }
 
-    /// True if each member of a collection with selectors is stored, or stored as absent.
+    /// True if each member of a collection with selectors is stored, or known to be absent.
     ///
     /// # Errors
     /// redb's.
@@ -386,7 +401,8 @@ impl Snapshot {
         {
             let (row, ()) = row.map(|(k, _)| (k, ()))?;
             let key = &row.value()[start.len()..];
-            if objects.get(key)?.is_none() && absent.get(key)?.is_none() {
+            let is_absent = absent.get(key)?.is_some() && self.absence_counts(key);
+            if objects.get(key)?.is_none() && !is_absent {
                 return Ok(false);
             }
         }

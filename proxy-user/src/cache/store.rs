@@ -10,12 +10,12 @@ use redb::WriteTransaction;
 
 use crate::cache::backend::FileSystem;
 use crate::cache::change::Change;
-use crate::cache::ended_absences::{EndedAbsences, EndedBy};
 use crate::cache::leases::Leases;
 use crate::cache::notices::Feed;
 use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
 use crate::cache::pending_file::PendingFile;
 use crate::cache::snapshot::Shared;
+use crate::cache::superseded::Superseded;
 
 pub(crate) use crate::cache::cursor::{ListCursor, ListSource};
 pub(crate) use crate::cache::error::StoreError;
@@ -48,20 +48,21 @@ impl Store {
     /// As [`Store::open`].
     pub(super) fn open_at(place: StoreLocation) -> Result<Self, StoreError> {
         let opened = place.open()?;
-        let (pending_file, pending) = PendingFile::open(&place);
-        let (revocations, others): (Vec<_>, Vec<_>) =
-            pending.into_iter().partition(Change::is_revocation);
-        let ended_absences = EndedAbsences::default();
-        for key in others.iter().filter_map(Change::ended_absence) {
-            ended_absences.add(key, EndedBy::Dropped);
-        }
+        let is_unreadable = matches!(opened.condition, Condition::Unreadable(_));
         let shared = Shared {
             opened: ArcSwapOption::from_pointee(opened),
             generation: tokio::sync::watch::Sender::new(0),
             leases: Leases::default(),
-            ended_absences,
-            revocations: RwLock::new(revocations),
+            superseded: Arc::default(),
+            revocations: RwLock::default(),
         };
+        let pending_file = PendingFile::open(&place);
+        match pending_file.read() {
+            Ok(changes) => shared.take_away(changes),
+            // Nothing is served; it is read again with the store.
+            Err(_) if is_unreadable => {}
+            Err(error) => shared.take_away(pending_file.distrust(&error)),
+        }
         Ok(Self {
             place,
             shared: Arc::new(shared),
@@ -97,6 +98,17 @@ impl Store {
     pub(super) fn reopen(&self) -> Result<(), StoreError> {
         self.place.has_room()?;
         self.replace_database(|held| self.place.writable(held))
+    }
+
+    /// Reads the changes of an earlier process that could not be read at the start, and returns the revocations.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn read_pending(&self) -> Result<Vec<Change>, StoreError> {
+        let pending = self.pending_file.read();
+        let pending = pending.map_err(|error| self.place.directory_error(error))?;
+        self.shared.take_away(pending);
+        Ok(self.revocations())
     }
 
     /// True if a read or write of the disk has failed since the store was opened.
@@ -183,8 +195,8 @@ impl Store {
         &self.feed
     }
 
-    pub(super) fn ended_absences(&self) -> &EndedAbsences {
-        &self.shared.ended_absences
+    pub(super) fn superseded(&self) -> &Arc<Superseded> {
+        &self.shared.superseded
     }
 
     pub(super) fn pending_file(&self) -> &PendingFile {
@@ -224,6 +236,14 @@ impl Store {
     /// redb's, or the store is closed.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
         self.shared.snapshot()
+    }
+
+    /// As [`Store::snapshot`], for a reader that doesn't wait for the writer: what it may lack counts as unknown.
+    ///
+    /// # Errors
+    /// As [`Store::snapshot`].
+    pub(super) fn snapshot_behind(&self) -> Result<Snapshot, StoreError> {
+        self.shared.snapshot_behind()
     }
 
     /// Ends the snapshots that walks have held for longer than `age`; those walks continue in new snapshots.

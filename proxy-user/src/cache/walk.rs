@@ -1,11 +1,13 @@
 //! Walks over stored objects in key order, within one snapshot.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use redb::ReadOnlyTable;
 
 use crate::cache::error::StoreError;
 use crate::cache::record::Record;
+use crate::cache::superseded::{Moment, Superseded};
 
 /// A walk within one snapshot.
 pub(crate) enum Walk {
@@ -23,6 +25,9 @@ pub(crate) struct Members {
     pub(super) objects: ReadOnlyTable<&'static [u8], &'static [u8]>,
     /// Objects that are stored as absent.
     pub(super) absent: ReadOnlyTable<&'static [u8], (u64, u64)>,
+    pub(super) superseded: Arc<Superseded>,
+    /// Before the snapshot.
+    pub(super) moment: Moment,
 }
 
 impl std::fmt::Debug for Walk {
@@ -80,7 +85,8 @@ impl Members {
                     .ok_or(StoreError::Damaged);
             }
             // A member that was deleted since is left out; if one is unknown, the list can't be completed.
-            if self.absent.get(key)?.is_none() {
+            let counts = || self.superseded.absence_counts(key, self.moment);
+            if self.absent.get(key)?.is_none() || !counts() {
                 return Err(StoreError::Changed);
             }
         }

@@ -13,7 +13,6 @@ use crate::cache::apply::apply;
 use crate::cache::change::Change;
 use crate::cache::continuity::Continuity;
 use crate::cache::decode::ResponseDecoder;
-use crate::cache::ended_absences::EndedBy;
 use crate::cache::evict::SizeBudget;
 use crate::cache::exchange::{Author, Exchange};
 use crate::cache::grant_rows::ClusterGeneration;
@@ -23,6 +22,7 @@ use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::ListAssembler;
 use crate::cache::queue::{Received, Receiver};
 use crate::cache::store::{Condition, Store, StoreError};
+use crate::cache::superseded::{Extent, Fate};
 use crate::cache::write_retry::WriteOutage;
 use crate::clock::Clock;
 use hublet_wire::CodecError;
@@ -61,6 +61,45 @@ struct OpenResponse {
     at: Timestamp,
 }
 
+/// A write of a client.
+struct CapturedWrite {
+    /// Its key in flight.
+    key: Vec<u8>,
+    extent: Extent,
+    /// The object that it has created in the collection at that key, once it is decoded.
+    created: Option<ObjectKeyBuf>,
+}
+
+impl CapturedWrite {
+    fn of(decoder: &ResponseDecoder) -> Option<Self> {
+        let (key, extent) = decoder.exchange().supersedes()?;
+        Some(Self::new(key, extent))
+    }
+
+    fn new(key: &[u8], extent: Extent) -> Self {
+        Self {
+            key: key.to_vec(),
+            extent,
+            created: None,
+        }
+    }
+
+    /// The write whose response can't be stored.
+    fn unstored(change: &Change) -> Option<Self> {
+        match change {
+            Change::Supersede { key, extent } => Some(Self::new(key, *extent)),
+            _ => None,
+        }
+    }
+
+    fn superseded(&self) -> (&[u8], Extent) {
+        match &self.created {
+            Some(created) => (created.as_bytes(), Extent::Copies),
+            None => (&self.key, self.extent),
+        }
+    }
+}
+
 /// Decodes captured responses and applies their changes to the store. Lives on one thread.
 pub(super) struct Writer {
     store: Arc<Store>,
@@ -73,6 +112,8 @@ pub(super) struct Writer {
     continuity: Continuity,
     changes: Vec<Change>,
     bytes: usize,
+    /// Writes of clients whose responses have ended, and are among the changes.
+    writes: Vec<CapturedWrite>,
     waiting: Vec<oneshot::Sender<()>>,
     is_closing: bool,
     last_error: Option<Instant>,
@@ -89,7 +130,7 @@ pub(super) struct Writer {
 /// are only ever more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct PendingExtent {
-    ended_absences: (usize, usize),
+    superseded: (usize, usize, usize),
     revocations: usize,
 }
 
@@ -123,6 +164,7 @@ impl Writer {
             continuity: Continuity::new(clock),
             bytes: changes.iter().map(Change::size).sum(),
             changes,
+            writes: Vec::new(),
             waiting: Vec::new(),
             is_closing: false,
             last_error: None,
@@ -228,7 +270,11 @@ impl Writer {
             }
             Message::End { id, received_at } => self.end_response(id, received_at),
             Message::Abort(id) => self.abandon(id),
-            Message::Changes(mut changes) => self.changes.append(&mut changes),
+            Message::Changes(mut changes) => {
+                let unstored = changes.iter().filter_map(CapturedWrite::unstored);
+                self.writes.extend(unstored);
+                self.changes.append(&mut changes);
+            }
             Message::DiskFailed if self.store.has_failed() => {
                 self.fall_back("reading from the disk failed");
             }
@@ -272,13 +318,20 @@ impl Writer {
             .decoders
             .get_mut(&id)
             .and_then(|open_response| open_response.author.take());
+        let writes = self.writes.len();
         let ended = self.end_copy(id);
-        let creation = ended.as_ref().and_then(ResponseDecoder::possible_creation);
+        let unreadable = ended.as_ref().and_then(unreadable_write);
         let finished = ended.map(|o| o.finish(now, &mut self.pages, &mut self.changes));
         if let Some(Err(error)) = finished {
-            self.changes.extend(creation);
+            self.changes.extend(unreadable);
             self.count_malformed(&error);
-        } else if let Some(author) = author {
+            return;
+        }
+        let created = self.changes[before..].iter().find_map(upserted_key);
+        for write in &mut self.writes[writes..] {
+            write.created = created.clone().filter(|_| write.extent == Extent::Lists);
+        }
+        if let Some(author) = author {
             self.grant_author(&*author, before, now);
         }
     }
@@ -300,14 +353,16 @@ impl Writer {
     fn end_copy(&mut self, id: CaptureId) -> Option<ResponseDecoder> {
         let open_response = self.decoders.remove(&id)?;
         self.held -= open_response.held;
+        self.writes
+            .extend(CapturedWrite::of(&open_response.decoder));
         Some(open_response.decoder)
     }
 
-    /// Aborts a capture. An object that the write may have created is then no longer known to be absent.
+    /// Aborts a capture. What a write has changed is then unknown.
     fn abandon(&mut self, id: CaptureId) {
         let decoder = self.end_copy(id);
         self.changes
-            .extend(decoder.and_then(|decoder| decoder.possible_creation()));
+            .extend(decoder.as_ref().and_then(unreadable_write));
     }
 
     /// Recounts the bytes that a capture holds, and aborts the ones that have waited longest while all together hold too
@@ -339,11 +394,15 @@ impl Writer {
         self.update_pending_file();
     }
 
+    fn is_idle(&self) -> bool {
+        self.changes.is_empty() && self.writes.is_empty() && self.store.superseded().is_empty()
+    }
+
     fn write_or_keep(&mut self) {
         let now = Instant::now();
         match &self.outage {
             Some(outage) if !self.is_closing && outage.next > now => return self.keep_unwritten(),
-            None if self.changes.is_empty() && self.store.ended_absences().is_empty() => return,
+            None if self.is_idle() => return,
             _ => {}
         }
         self.store.feed().publish_observed(&self.changes);
@@ -359,7 +418,8 @@ impl Writer {
         match written {
             Ok(changed) => {
                 self.store.forget_revocations();
-                self.write_ended_absences();
+                self.land_writes();
+                self.write_superseded();
                 self.finish_batch(changed);
             }
             Err(error) => self.not_written(&error),
@@ -369,6 +429,7 @@ impl Writer {
     /// Writes what is pending. First reopens a store that could not be written, or replaces a damaged one.
     fn write_batch(&mut self) -> Result<bool, StoreError> {
         if self.outage.is_some() {
+            self.read_pending()?;
             self.store.reopen()?;
         }
         self.store.end_old_snapshots(MAX_SNAPSHOT_AGE);
@@ -402,45 +463,71 @@ impl Writer {
         }
     }
 
-    /// Clears on disk the absences that were ended by changes which the queue or the disk did not take. Reads ignore them
-    /// already. Comes after the batch, which may hold an absence from before such a change.
-    fn write_ended_absences(&mut self) {
-        if self.store.ended_absences().is_empty() {
+    /// Reads what an earlier process has left, where that could not be read at the start.
+    fn read_pending(&mut self) -> Result<(), StoreError> {
+        if self.store.pending_file().is_unread() {
+            let revocations = self.store.read_pending()?;
+            self.kept.0 += revocations.len();
+            self.changes.splice(0..0, revocations);
+        }
+        Ok(())
+    }
+
+    /// Makes unknown on disk what changes supersede that the queue or the disk did not take. Reads ignore it already. Comes
+    /// after the batch, which may hold an absence from before such a change.
+    fn write_superseded(&mut self) {
+        if self.store.superseded().is_empty() {
             return;
         }
-        let pending = self.store.ended_absences().pending();
+        let pending = self.store.superseded().pending();
         match apply(&self.store, &pending.changes, &mut self.continuity) {
-            Ok(_) => self.store.ended_absences().forget(&pending),
-            Err(error) => tracing::debug!(%error, "ended absences are written with the next batch"),
+            Ok(_) => self.store.superseded().forget(&pending),
+            Err(error) => {
+                tracing::debug!(%error, "superseded rows are written with the next batch")
+            }
         }
     }
 
     /// Writes beside the store what it has not taken and must not forget, or that this is over.
     fn update_pending_file(&mut self) {
         let extent = PendingExtent::of(&self.store, &self.changes);
-        if extent == self.pending {
+        let file = self.store.pending_file();
+        if extent == self.pending || file.is_unread() {
             return;
         }
-        let file = self.store.pending_file();
         let updated = if extent == PendingExtent::default() {
             file.clear()
         } else {
-            let absences = self.store.ended_absences().to_changes();
+            let superseded = self.store.superseded().to_changes();
             let revocations = self.changes.iter().filter(|change| change.is_revocation());
-            file.replace(&revocations.chain(&absences).collect::<Vec<_>>())
+            file.replace(&revocations.chain(&superseded).collect::<Vec<_>>())
         };
         match updated {
             Ok(()) => self.pending = extent,
             Err(error) => {
-                tracing::warn!(%error, "revoked rights and ended absences are in memory only: after a restart they would count again")
+                tracing::warn!(%error, "revoked rights and changed objects are noted in memory only: after a restart their former state would count again")
             }
         }
     }
 
-    /// Ends the absence of each object that may exist according to changes that could not be written.
-    fn end_unwritten_absences(&self, unwritten: &[Change], by: EndedBy) {
-        for key in unwritten.iter().filter_map(Change::ended_absence) {
-            self.store.ended_absences().add(key, by);
+    /// Notes what is superseded by changes that could not be written.
+    fn supersede_by(&self, unwritten: &[Change], fate: Fate) {
+        for (key, extent) in unwritten.iter().filter_map(Change::superseded) {
+            self.store.superseded().add(key, extent, fate);
+        }
+    }
+
+    /// Ends the flight of writes whose changes were not written.
+    fn supersede_by_writes(&mut self, fate: Fate) {
+        for (key, extent) in self.writes.iter().map(CapturedWrite::superseded) {
+            self.store.superseded().add(key, extent, fate);
+        }
+        self.land_writes();
+    }
+
+    fn land_writes(&mut self) {
+        for write in std::mem::take(&mut self.writes) {
+            self.store.superseded().land(&write.key);
         }
     }
 
@@ -470,14 +557,17 @@ impl Writer {
         if error.is_failure() || matches!(error, StoreError::InUse(_)) {
             self.fall_back(&error.to_string());
             if self.kept.0 == 0 {
-                self.end_unwritten_absences(&self.changes, EndedBy::Kept);
+                self.supersede_by(&self.changes, Fate::Kept);
+                self.supersede_by_writes(Fate::Kept);
                 self.kept = (self.changes.len(), self.bytes);
             }
             self.keep_unwritten();
         } else {
             // The batch itself can't be written: a retry would fail the same way.
             self.abandon_captures();
-            self.end_unwritten_absences(&self.changes, EndedBy::Dropped);
+            self.supersede_by(&self.changes, Fate::Dropped);
+            self.supersede_by_writes(Fate::Dropped);
+            self.store.superseded().drop_kept();
             self.changes.retain(Change::is_revocation);
             self.bytes = self.changes.iter().map(Change::size).sum();
             // The kept changes are gone with the batch: their count would hide the next upserts.
@@ -502,21 +592,23 @@ impl Writer {
     /// Keeps changes that can't be written, up to a limit and without a gap, so that writing them later gives a state that
     /// existed. Changes beyond the limit are dropped; all captures that are open then are aborted, since they span the gap.
     fn keep_unwritten(&mut self) {
-        self.end_unwritten_absences(&self.changes[self.kept.0..], EndedBy::Kept);
+        self.supersede_by(&self.changes[self.kept.0..], Fate::Kept);
         if self.changes.len() <= MAX_UNWRITTEN_CHANGES.max(self.kept.0)
             && self.bytes <= MAX_UNWRITTEN_BYTES.max(self.kept.1)
         {
             self.kept = (self.changes.len(), self.bytes);
+            self.supersede_by_writes(Fate::Kept);
             return;
         }
         let beyond = self.changes.split_off(self.kept.0);
-        self.end_unwritten_absences(&beyond, EndedBy::Dropped);
+        self.abandon_captures();
+        self.supersede_by(&beyond, Fate::Dropped);
+        self.supersede_by_writes(Fate::Dropped);
         let room = MAX_UNWRITTEN_REVOCATIONS.saturating_sub(self.changes.len());
         self.changes
             .extend(beyond.into_iter().filter(Change::is_revocation).take(room));
         self.bytes = self.changes.iter().map(Change::size).sum();
         self.kept = (self.changes.len(), self.bytes);
-        self.abandon_captures();
         self.counters.full.store(true, Ordering::Relaxed);
     }
 
@@ -525,12 +617,9 @@ impl Writer {
     fn abandon_captures(&mut self) {
         self.counters
             .count_abandoned(NotStored::StoreFailed, 1 + self.decoders.len() as u64);
-        for (_, open_response) in self.decoders.drain() {
-            let creation = open_response.decoder.possible_creation();
-            if let Some(key) = creation.as_ref().and_then(Change::ended_absence) {
-                self.store.ended_absences().add(key, EndedBy::Dropped);
-            }
-        }
+        let decoders = std::mem::take(&mut self.decoders).into_values();
+        let open = decoders.filter_map(|open_response| CapturedWrite::of(&open_response.decoder));
+        self.writes.extend(open);
         self.held = 0;
         self.pages = ListAssembler::default();
     }
@@ -545,10 +634,14 @@ impl Writer {
 impl PendingExtent {
     fn of(store: &Store, changes: &[Change]) -> Self {
         Self {
-            ended_absences: store.ended_absences().len(),
+            superseded: store.superseded().len(),
             revocations: changes.iter().filter(|c| c.is_revocation()).count(),
         }
     }
+}
+
+fn unreadable_write(decoder: &ResponseDecoder) -> Option<Change> {
+    decoder.exchange().unreadable_write()
 }
 
 fn upserted_key(change: &Change) -> Option<ObjectKeyBuf> {

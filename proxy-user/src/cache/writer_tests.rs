@@ -70,13 +70,12 @@ impl Writer {
         outage.next = Instant::now();
         self.commit_batch();
         assert!(self.outage.is_none());
-        assert!(self.store.ended_absences().is_empty());
+        assert!(self.store.superseded().is_empty());
     }
 
     fn has_ended(&self, name: &str) -> bool {
-        self.store
-            .ended_absences()
-            .contains(key(name).as_key().as_bytes())
+        let superseded = self.store.superseded();
+        !superseded.absence_counts(key(name).as_bytes(), superseded.moment())
     }
 }
 
@@ -108,13 +107,14 @@ fn i2_a_snapshot_from_before_an_absence_was_cleared_reports_no_absence() {
     writer.take_changes(vec![delete("a", 0, AT)]);
     writer.commit_batch();
     assert!(is_absent(&writer.store.snapshot().unwrap(), "a"));
-    writer
-        .store
-        .ended_absences()
-        .add(key("a").as_key().as_bytes(), EndedBy::Dropped);
+    writer.store.superseded().add(
+        key("a").as_key().as_bytes(),
+        Extent::Absences,
+        Fate::Dropped,
+    );
     let before = writer.store.snapshot().unwrap();
     writer.commit_batch();
-    assert!(writer.store.ended_absences().is_empty());
+    assert!(writer.store.superseded().is_empty());
     assert!(!is_absent(&before, "a"));
     writer.take_changes(vec![delete("a", 0, AT + Duration::from_secs(60))]);
     writer.commit_batch();

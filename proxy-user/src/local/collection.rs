@@ -148,6 +148,9 @@ impl Local {
         snapshot: Snapshot,
         request: &LocalRequest<'_>,
     ) -> Result<CompleteCollection, LocalError> {
+        if !snapshot.is_up_to_date(request.scope()) {
+            return Err(request.not_cached());
+        }
         let key = CollectionKey::new(request.scope());
         let (collection, key, selection) = if request.request().has_selectors() {
             let collection = find_selection(&snapshot, key)?;

@@ -54,7 +54,8 @@ impl Local {
         variant: &Variant,
     ) -> Result<bool, StoreError> {
         let scope = keys::without_selectors(request.scope());
-        Ok(!self.has_expired(scope, variant.at)
+        Ok(snapshot.is_up_to_date(scope)
+            && !self.has_expired(scope, variant.at)
             && !snapshot.has_changed_since(scope, variant.version, variant.at)?
             && !snapshot.has_lost_since(scope, variant.version)?
             && !shows_missing_object(snapshot, request.scope(), variant)?)

@@ -7,7 +7,7 @@ use http::response::Parts as Head;
 use http::{HeaderValue, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hublet_wire::meta::Timestamp;
-use hublet_wire::request::{RequestInfo, Verb};
+use hublet_wire::request::{ApiRequest, RequestInfo, Verb};
 use tokio::time::timeout;
 
 use super::Proxy;
@@ -16,7 +16,8 @@ use super::call::{Acceptance, Call};
 use super::request_body::DryRun;
 use crate::authz::authorizer::ObservedResponse;
 use crate::cache::capture::Capture;
-use crate::cache::exchange::{Exchange, may_create};
+use crate::cache::exchange::{Exchange, may_create, superseded_by};
+use crate::cache::keys;
 use crate::cache::not_stored::NotStored;
 use crate::cloud::forward::{
     Delivery, ForwardError, SendOptions, end_to_end_headers, is_retryable,
@@ -31,7 +32,7 @@ use crate::local::{SOURCE, encode_scope};
 const BACKGROUND_FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A write that has no response yet. If it is dropped as such, since its client has left or the link has died, it may still
-/// have created its object, and the recorded absence is cleared.
+/// have created its object.
 struct UnansweredWrite<'a> {
     proxy: &'a Proxy,
     /// `None` for a read, and once there is nothing to clear.
@@ -41,7 +42,7 @@ struct UnansweredWrite<'a> {
 impl Drop for UnansweredWrite<'_> {
     fn drop(&mut self) {
         if let Some(call) = self.call {
-            self.proxy.clear_absence(call);
+            self.proxy.record_possible_creation(call);
         }
     }
 }
@@ -162,15 +163,12 @@ impl Proxy {
             Ok(exchange) => {
                 let capture = self.stages.cache.capture(exchange);
                 if capture.is_none() {
-                    self.clear_absence(call);
+                    self.record_unstored_write(call, dry_run, head.status);
                 }
                 capture
             }
             Err(reason) => {
-                // A write whose response is a server error may have succeeded.
-                if head.status.is_success() || head.status.is_server_error() {
-                    self.clear_absence(call);
-                }
+                self.record_unstored_write(call, dry_run, head.status);
                 self.stages.cache.not_stored().increment(reason);
                 None
             }
@@ -200,22 +198,48 @@ impl Proxy {
         })
     }
 
-    /// Clears the recorded absence of an object that a write may have created, where its response is not stored.
-    fn clear_absence(&self, call: &Call) {
-        if call.verb().is_read() {
-            return;
-        }
-        // Parameters that are not understood don't change which object is written.
-        let path = call.request.path().parse::<Uri>();
-        let request = path.map(|path| RequestInfo::parse(&call.parts.method, &path));
-        let named = call
-            .request
-            .understood()
-            .or(request.as_ref().ok().and_then(RequestInfo::understood));
-        if let Some(request) = named.filter(|request| may_create(request)) {
-            self.stages.cache.clear_absence(&encode_scope(request));
+    /// A write was answered, and the response can't be stored: what is stored of its object counts no more.
+    fn record_unstored_write(&self, call: &Call, dry_run: DryRun, status: StatusCode) {
+        let is_dry_run = dry_run == DryRun::Perhaps || call.request.may_be_dry_run();
+        let is_failure = status.is_server_error() || status == StatusCode::CONFLICT;
+        if is_failure || (status.is_success() && is_dry_run) {
+            self.record_possible_creation(call);
+        } else if status.is_success() && !call.verb().is_read() {
+            with_named(call, |request| {
+                if let Some(extent) = superseded_by(request) {
+                    let key = encode_scope(request);
+                    let key = keys::without_selectors(&key);
+                    self.stages.cache.supersede(key, extent);
+                }
+            });
         }
     }
+
+    /// A write may have created its object, whose absence counts no more. That of a caller whom the cloud has not accepted
+    /// has no such effect: anyone could make known absences unknown by requests that it breaks off. If its object was
+    /// created, nobody has been told so.
+    fn record_possible_creation(&self, call: &Call) {
+        let is_accepted = || {
+            let authorizer = &self.stages.authorizer;
+            authorizer.has_accepted(&call.caller.credential)
+        };
+        if call.verb().is_read() || !is_accepted() {
+            return;
+        }
+        with_named(call, |request| {
+            if may_create(request) {
+                self.stages.cache.clear_absence(&encode_scope(request));
+            }
+        });
+    }
+}
+
+/// Hands over what a request names. Parameters that are not understood don't change which object is written.
+fn with_named(call: &Call, record: impl FnOnce(&ApiRequest)) {
+    let path = call.request.path().parse::<Uri>();
+    let request = path.map(|path| RequestInfo::parse(&call.parts.method, &path));
+    let by_path = request.as_ref().ok().and_then(RequestInfo::understood);
+    call.request.understood().or(by_path).map(record);
 }
 
 fn send_options(call: &Call, class: ConnectionClass) -> SendOptions {

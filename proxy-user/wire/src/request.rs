@@ -138,6 +138,16 @@ impl RequestInfo {
         }
     }
 
+    /// A parameter asks for a dry run, or may do so in a spelling that isn't understood.
+    pub fn may_be_dry_run(&self) -> bool {
+        match &self.0 {
+            Kind::Understood(request) => request.options().dry_run,
+            Kind::Opaque { target, .. } => {
+                query::mentions_dry_run(target.query().unwrap_or_default())
+            }
+        }
+    }
+
     /// A proxy of the API server's may pass the request on (`services/NAME/proxy/…`, and pods' and
     /// nodes'), so that the response is not the API server's own.
     pub fn is_proxied(&self) -> bool {

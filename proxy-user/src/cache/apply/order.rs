@@ -259,12 +259,7 @@ impl Batch<'_> {
     /// Removes the absences in a scope; in all if it is empty. Lists older than a removed absence may lack the object, and
     /// become incomplete.
     pub(super) fn end_absences(&mut self, scope: &[u8]) -> Result<(), StoreError> {
-        let end = match scope {
-            // After every key.
-            [] => vec![u8::MAX],
-            [.., b'/'] => keys::end_of(scope),
-            _ => [scope, &[0]].concat(),
-        };
+        let end = keys::end_of_scope(scope);
         let mut ended = Vec::new();
         for row in self
             .absent

@@ -10,6 +10,7 @@ use crate::cache::change::{Change, Observation};
 use crate::cache::exchange::{Exchange, is_event, variant_key};
 use crate::cache::paginate::ListAssembler;
 use crate::cache::record::{NewRecord, ResponseRecord, TypeHint};
+use crate::cache::superseded::Extent;
 use crate::cache::variants::{self, PageHead};
 
 /// A whole body, and where its changes go.
@@ -84,10 +85,10 @@ impl WholeBody<'_> {
 
     fn decode_conflict(&mut self) -> Result<(), CodecError> {
         let existing = named_in_status(self.exchange, self.bytes, "AlreadyExists")?;
-        self.changes
-            .extend(existing.map(|name| Change::ClearAbsence {
-                key: [&self.exchange.key, name.as_bytes()].concat(),
-            }));
+        self.changes.extend(existing.map(|name| Change::Supersede {
+            key: [&self.exchange.key, name.as_bytes()].concat(),
+            extent: Extent::Absences,
+        }));
         Ok(())
     }
 
@@ -128,8 +129,9 @@ impl WholeBody<'_> {
         let observed = exchange.observation();
         self.changes.push(match exchange.verb {
             // A client never reads its own Events again, and the cloud drops them after an hour.
-            Verb::Create if is_event(key.as_bytes()) => Change::ClearAbsence {
+            Verb::Create if is_event(key.as_bytes()) => Change::Supersede {
                 key: key.as_bytes().to_vec(),
+                extent: Extent::Absences,
             },
             Verb::Delete if exchange.status == 200 => delete_or_upsert(key, record, observed),
             _ => Change::Upsert {

@@ -290,6 +290,12 @@ pub(super) fn asks_to_watch(raw: &str) -> bool {
     value.is_some_and(|value| is_true(&percent_decode_str(value).decode_utf8_lossy()))
 }
 
+/// True if a parameter is called `dryRun`, or looks like it, once its name is decoded.
+pub(super) fn mentions_dry_run(query: &str) -> bool {
+    let decoded = percent_decode_str(query).decode_utf8_lossy();
+    decoded.contains("dryRun")
+}
+
 /// Decodes a name or value; `None` where Go drops it (`;`, broken escapes), and where it is no
 /// text.
 fn decode(raw: &str) -> Option<Cow<'_, str>> {

@@ -1,0 +1,395 @@
+//! Stored rows that no longer count, since this node has seen a later state that is not on disk yet: the writer is behind,
+//! the queue was full, or the disk can't be written. In: keys. Out: whether a row counts, and the changes to write once
+//! that is possible.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::cache::change::Change;
+use crate::cache::keys;
+
+/// Most keys, and most bytes of them. Beyond either, resources stand for their objects, and then one key for all.
+const MAX_KEYS: usize = 4_096;
+const MAX_BYTES: usize = 256 << 10;
+
+/// The key that stands for all objects.
+const EVERY: &[u8] = b"";
+
+/// The rows at a key that no longer count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Extent {
+    /// Absences: the object may exist by now.
+    Absences,
+    /// And lists: a client knows that the object was created.
+    Lists,
+    /// And copies: a client knows that the object was changed or deleted.
+    Copies,
+}
+
+/// The fate of the change that holds the later state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The writer keeps it, and will write it in its order.
+    Kept,
+    /// It is dropped: in its stead the rows have to become unknown.
+    Dropped,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Superseded {
+    /// By changes that the disk, or the queue, did not take.
+    unwritten: RwLock<Unwritten>,
+    /// By writes that are captured and on their way to the disk, and how many of them. There are at most as many as
+    /// captures.
+    in_flight: RwLock<HashMap<Vec<u8>, (Extent, usize)>>,
+    /// Counts the calls of [`Superseded::forget`] that forgot something, and those that forgot more than absences.
+    forgets: AtomicU64,
+    reveals: AtomicU64,
+    /// Counts the writes that are in flight no more.
+    landings: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Unwritten {
+    /// Of objects, and of collections for any object in them.
+    keys: HashMap<Vec<u8>, (Extent, Fate)>,
+    bytes: usize,
+    /// Counts the calls of [`Superseded::add`].
+    additions: u64,
+}
+
+/// Superseded rows as changes to the store.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub changes: Vec<Change>,
+    additions: u64,
+}
+
+/// The moment before a snapshot began: what is written and forgotten after it may be missing in the snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    forgets: u64,
+    reveals: u64,
+    /// For a snapshot that does not wait for the writer: no absence counts in it, nor does what writes in flight supersede.
+    landings: Option<u64>,
+}
+
+impl Superseded {
+    /// Of a snapshot that holds all that was captured before it.
+    pub(super) fn moment(&self) -> Moment {
+        Moment {
+            forgets: self.forgets.load(Ordering::Acquire),
+            reveals: self.reveals.load(Ordering::Acquire),
+            landings: None,
+        }
+    }
+
+    /// Of a snapshot that the writer is behind.
+    pub(super) fn moment_behind(&self) -> Moment {
+        Moment {
+            landings: Some(self.landings.load(Ordering::Acquire)),
+            ..self.moment()
+        }
+    }
+
+    /// A write of this object, or in this collection, is on its way to the disk until it has landed.
+    pub(super) fn take_off(&self, key: &[u8], extent: Extent) {
+        let mut in_flight = self.in_flight.write();
+        let (known, writes) = in_flight.entry(key.to_vec()).or_insert((extent, 0));
+        (*known, *writes) = ((*known).max(extent), *writes + 1);
+    }
+
+    /// Such a write is on disk, or among the unwritten.
+    pub(super) fn land(&self, key: &[u8]) {
+        let mut in_flight = self.in_flight.write();
+        self.landings.fetch_add(1, Ordering::Release);
+        if let Some((_, writes)) = in_flight.get_mut(key) {
+            *writes -= 1;
+            if *writes == 0 {
+                in_flight.remove(key);
+            }
+        }
+        if in_flight.is_empty() {
+            in_flight.shrink_to(64);
+        }
+    }
+
+    /// What is stored of an object, or of all objects of a collection, is superseded by a change that is not written.
+    pub(super) fn add(&self, key: &[u8], extent: Extent, fate: Fate) {
+        let mut unwritten = self.unwritten.write();
+        unwritten.additions += 1;
+        unwritten.add(key, extent, fate);
+        if unwritten.is_over_limit() {
+            unwritten.merge(keys::resource_of);
+        }
+        if unwritten.is_over_limit() {
+            unwritten.merge(|_| EVERY);
+        }
+    }
+
+    /// The changes that were kept are lost after all.
+    pub(super) fn drop_kept(&self) {
+        let mut unwritten = self.unwritten.write();
+        unwritten.additions += 1;
+        for (_, fate) in unwritten.keys.values_mut() {
+            *fate = Fate::Dropped;
+        }
+    }
+
+    /// True if the stored absence of this object counts, in a snapshot begun after `since`.
+    pub(super) fn absence_counts(&self, object: &[u8], since: Moment) -> bool {
+        // In this order, so that a key that is forgotten in between is not missed.
+        since.landings.is_none()
+            && !self.unwritten.read().covers(object, Extent::Absences)
+            && since.forgets == self.forgets.load(Ordering::Acquire)
+    }
+
+    /// True if the stored copy of this object counts, in a snapshot begun after `since`.
+    pub(super) fn copy_counts(&self, object: &[u8], since: Moment) -> bool {
+        !self.unwritten.read().covers(object, Extent::Copies)
+            && since.reveals == self.reveals.load(Ordering::Acquire)
+            && self.lands_later(since, |key, extent| {
+                extent == Extent::Copies && is_around(key, object)
+            })
+    }
+
+    /// True if lists of the objects under this prefix count, in a snapshot begun after `since`.
+    pub(super) fn list_counts(&self, prefix: &[u8], since: Moment) -> bool {
+        let touches = |key: &[u8], extent| {
+            extent >= Extent::Lists && (is_around(prefix, key) || is_around(key, prefix))
+        };
+        let is_touched = {
+            let unwritten = self.unwritten.read();
+            let mut keys = unwritten.keys.iter();
+            keys.any(|(key, (extent, _))| touches(key, *extent))
+        };
+        !is_touched
+            && since.reveals == self.reveals.load(Ordering::Acquire)
+            && self.lands_later(since, touches)
+    }
+
+    /// True if the object, or anything of the collection, is superseded by a change that is not written.
+    pub(super) fn touches(&self, scope: &[u8]) -> bool {
+        let unwritten = self.unwritten.read();
+        let mut keys = unwritten.keys.keys();
+        keys.any(|key| is_around(key, scope) || is_around(scope, key))
+    }
+
+    /// True if no write in flight that `concerns` the reader may be missing in its snapshot.
+    fn lands_later(&self, since: Moment, concerns: impl Fn(&[u8], Extent) -> bool) -> bool {
+        let Some(landings) = since.landings else {
+            return true;
+        };
+        let in_flight = self.in_flight.read();
+        let mut writes = in_flight.iter();
+        landings == self.landings.load(Ordering::Acquire)
+            && !writes.any(|(key, (extent, _))| concerns(key, *extent))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.unwritten.read().keys.is_empty()
+    }
+
+    /// Every unwritten key as a change, for a store that is opened anew.
+    pub(super) fn to_changes(&self) -> Vec<Change> {
+        let unwritten = self.unwritten.read();
+        let keys = unwritten.keys.iter();
+        keys.map(|(key, (extent, _))| supersede(key, *extent))
+            .collect()
+    }
+
+    /// The number of unwritten keys, their bytes, and the sum of their extents, which tell whether there are more.
+    pub(super) fn len(&self) -> (usize, usize, usize) {
+        let unwritten = self.unwritten.read();
+        let extents = unwritten.keys.values().map(|(extent, _)| *extent as usize);
+        (unwritten.keys.len(), unwritten.bytes, extents.sum())
+    }
+
+    /// The rows to change once the writer has written the changes that it keeps.
+    pub(super) fn pending(&self) -> Pending {
+        let unwritten = self.unwritten.read();
+        let dropped = unwritten
+            .keys
+            .iter()
+            .filter(|(_, (_, fate))| *fate == Fate::Dropped);
+        Pending {
+            changes: dropped
+                .map(|(key, (extent, _))| supersede(key, *extent))
+                .collect(),
+            additions: unwritten.additions,
+        }
+    }
+
+    /// Forgets what the store has taken, unless something was added meanwhile: then all of it is written again.
+    pub(super) fn forget(&self, written: &Pending) {
+        let mut unwritten = self.unwritten.write();
+        if unwritten.additions != written.additions {
+            return;
+        }
+        self.forgets.fetch_add(1, Ordering::Release);
+        let mut extents = unwritten.keys.values().map(|(extent, _)| *extent);
+        if extents.any(|extent| extent > Extent::Absences) {
+            self.reveals.fetch_add(1, Ordering::Release);
+        }
+        unwritten.keys = HashMap::new();
+        unwritten.bytes = 0;
+    }
+}
+
+impl Unwritten {
+    fn add(&mut self, key: &[u8], extent: Extent, fate: Fate) {
+        let every = self.keys.get_mut(EVERY);
+        if let Some((known, _)) = every {
+            *known = (*known).max(extent);
+            return;
+        }
+        match self.keys.get_mut(key) {
+            Some((known, before)) => {
+                *known = (*known).max(extent);
+                if fate == Fate::Dropped {
+                    *before = fate;
+                }
+            }
+            None => {
+                self.keys.insert(key.to_vec(), (extent, fate));
+                self.bytes += key.len();
+            }
+        }
+    }
+
+    fn is_over_limit(&self) -> bool {
+        self.keys.len() > MAX_KEYS || self.bytes > MAX_BYTES
+    }
+
+    /// Replaces each key by what stands for it. The writer may not have seen all that a shorter key covers.
+    fn merge(&mut self, stand_in: impl Fn(&[u8]) -> &[u8]) {
+        self.bytes = 0;
+        for (key, (extent, _)) in std::mem::take(&mut self.keys) {
+            self.add(stand_in(&key), extent, Fate::Dropped);
+        }
+    }
+
+    fn covers(&self, object: &[u8], at_least: Extent) -> bool {
+        let is_covered = |key: &[u8]| {
+            let known = self.keys.get(key);
+            known.is_some_and(|(extent, _)| *extent >= at_least)
+        };
+        !self.keys.is_empty()
+            && keys::collections_around(object)
+                .chain([object, EVERY])
+                .any(is_covered)
+    }
+}
+
+/// True if `key` is this object or collection, or one that contains it.
+fn is_around(key: &[u8], scope: &[u8]) -> bool {
+    key == scope || (scope.starts_with(key) && matches!(key, [] | [.., b'/']))
+}
+
+fn supersede(key: &[u8], extent: Extent) -> Change {
+    Change::Supersede {
+        key: key.to_vec(),
+        extent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(superseded: &Superseded, name: &str) -> [bool; 2] {
+        let (key, now) = (format!("/pods/{name}"), superseded.moment());
+        [
+            superseded.absence_counts(key.as_bytes(), now),
+            superseded.copy_counts(key.as_bytes(), now),
+        ]
+    }
+
+    #[test]
+    fn a_key_supersedes_what_it_names() {
+        let superseded = Superseded::default();
+        assert_eq!(counts(&superseded, "d/a"), [true, true]);
+        superseded.add(b"/pods/d/a", Extent::Absences, Fate::Dropped);
+        superseded.add(b"/pods/d/a", Extent::Absences, Fate::Kept);
+        superseded.add(b"/pods/e/", Extent::Copies, Fate::Kept);
+        superseded.add(b"/pods/e/", Extent::Lists, Fate::Dropped);
+        superseded.add(b"/pods/f/", Extent::Lists, Fate::Kept);
+        for (name, expected) in [
+            ("d/a", [false, true]),
+            ("d/b", [true, true]),
+            ("e/a", [false, false]),
+            ("f/a", [false, true]),
+        ] {
+            assert_eq!(counts(&superseded, name), expected, "{name}");
+        }
+        let now = superseded.moment();
+        for (prefix, expected) in [("d/", true), ("e/", false), ("f/", false), ("", false)] {
+            let prefix = format!("/pods/{prefix}");
+            assert_eq!(superseded.list_counts(prefix.as_bytes(), now), expected);
+        }
+        let pending = superseded.pending();
+        assert_eq!(pending.changes.len(), 2);
+        superseded.add(b"/pods/d/b", Extent::Absences, Fate::Kept);
+        superseded.forget(&pending);
+        assert_eq!(counts(&superseded, "d/b"), [false, true]);
+        superseded.forget(&superseded.pending());
+        assert!(superseded.is_empty());
+        assert_eq!(counts(&superseded, "e/a"), [true, true]);
+        assert!(!superseded.list_counts(b"/pods/d/", now), "begun before");
+    }
+
+    #[test]
+    fn a_write_in_flight_concerns_only_readers_that_did_not_wait() {
+        let superseded = Superseded::default();
+        let copy = |moment| superseded.copy_counts(b"/pods/d/a", moment);
+        let list = |moment| superseded.list_counts(b"/pods/", moment);
+        for _ in 0..2 {
+            superseded.take_off(b"/pods/d/a", Extent::Copies);
+        }
+        superseded.take_off(b"/pods/e/", Extent::Lists);
+        let behind = superseded.moment_behind();
+        assert!(copy(superseded.moment()) && list(superseded.moment()));
+        assert!(!copy(behind) && !list(behind));
+        assert!(superseded.copy_counts(b"/pods/e/b", behind));
+        superseded.land(b"/pods/d/a");
+        assert!(!copy(superseded.moment_behind()), "of two, one has landed");
+        superseded.land(b"/pods/d/a");
+        assert!(copy(superseded.moment_behind()));
+        assert!(!copy(behind), "what has landed since is missing in it");
+        assert!(!list(superseded.moment_behind()));
+        superseded.land(b"/pods/e/");
+        assert!(list(superseded.moment_behind()));
+        assert!(superseded.in_flight.read().is_empty());
+    }
+
+    #[test]
+    fn i14_beyond_the_limit_nothing_of_the_resource_counts() {
+        for (count, length) in [(MAX_KEYS + 1, 8), (2, MAX_BYTES / 2)] {
+            let superseded = Superseded::default();
+            for n in 0..count {
+                assert_eq!(counts(&superseded, "d/other"), [true, true]);
+                let key = format!("/pods/{n}{}", "x".repeat(length));
+                superseded.add(key.as_bytes(), Extent::Copies, Fate::Kept);
+            }
+            assert_eq!(counts(&superseded, "d/other"), [false, false]);
+            let now = superseded.moment();
+            assert!(superseded.copy_counts(b"/nodes/n", now));
+            assert_eq!(superseded.pending().changes.len(), 1);
+        }
+    }
+
+    #[test]
+    fn i14_beyond_the_limit_of_resources_nothing_counts() {
+        let superseded = Superseded::default();
+        for n in 0..=MAX_KEYS {
+            let key = format!("{n}/pods/d/a");
+            superseded.add(key.as_bytes(), Extent::Absences, Fate::Kept);
+        }
+        assert_eq!(counts(&superseded, "d/other"), [false, true]);
+        superseded.add(b"/nodes/n", Extent::Copies, Fate::Kept);
+        assert_eq!(counts(&superseded, "d/other"), [false, false]);
+        assert_eq!(superseded.pending().changes.len(), 1);
+    }
+}
