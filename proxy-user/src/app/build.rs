@@ -22,7 +22,7 @@ use crate::cloud::forward::Cloud;
 use crate::cloud::health::Health;
 use crate::cloud::pool::Pool;
 use crate::config::{Checked, CloudConfig, Config, ListenConfig};
-use crate::drain::Owner;
+use crate::drain::{DrainTrigger, Owner};
 use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError, Purpose};
 use crate::local::Local;
 use crate::node::dir_locks::DirectoryLocks;
@@ -95,6 +95,7 @@ impl Bound {
             sockets: node.sockets,
             admin_socket: admin.socket,
             inheritance,
+            probing: DrainTrigger::new(),
             tasks: Tasks::default(),
         }
     }

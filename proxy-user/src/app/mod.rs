@@ -34,7 +34,7 @@ use crate::cache::store::StoreError;
 use crate::caller::Port;
 use crate::certs::{Certificates, CertsError};
 use crate::config::Config;
-use crate::drain::Owner;
+use crate::drain::{DrainTrigger, Owner};
 use crate::listen::{self, Acceptor, ConnectionTable, Counters, ListenError};
 use crate::node::dir_locks::DirectoryLocks;
 use crate::proxy::Proxy;
@@ -86,6 +86,8 @@ pub struct Bound {
     /// A duplicate of the admin socket, for a successor.
     admin_socket: TcpListener,
     inheritance: Inheritance,
+    /// Ends the self-probe.
+    probing: DrainTrigger,
     tasks: Tasks,
     _dir_locks: DirectoryLocks,
 }
@@ -123,7 +125,8 @@ impl Bound {
             self.start_steering();
         }
         self.tasks.spawn("discovery", discovery.run());
-        self.tasks.spawn("self-probe", probe.run());
+        let probing = probe.run(self.probing.watcher());
+        self.tasks.spawn("self-probe", probing);
         startup_log::log_components(self);
         self.release_predecessor();
     }

@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::admin::State;
-use crate::drain::Shared;
+use crate::drain::{DrainWatcher, Shared};
 use crate::listen::{self, Counters, PROBE_INTERVAL};
 use crate::steer::Setup;
 
@@ -36,14 +36,18 @@ impl SelfProbe {
         true
     }
 
-    /// Probes until the task is aborted. Each answer is a heartbeat; without one the eBPF programs
-    /// stop steering by themselves.
-    pub(super) async fn run(self) {
+    /// Probes until the drain starts; a probe under way is finished. Each answer is a heartbeat; without
+    /// one the eBPF programs stop steering by themselves.
+    pub(super) async fn run(self, mut drain: DrainWatcher) {
         let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut was_healthy = true;
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                biased;
+                () = drain.started() => return,
+                _ = ticks.tick() => {}
+            }
             let probed = listen::probe(self.address, &self.counters).await;
             if probed.is_ok() != was_healthy {
                 self.log_change(probed.as_ref().err());

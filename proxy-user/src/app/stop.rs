@@ -57,6 +57,9 @@ async fn drain_connections(
     cut_off: impl Future<Output = ()>,
 ) -> Result<(), Elapsed> {
     bound.state.start_draining();
+    // First, since a probe that is not accepted would be the successor's, which takes it for a client.
+    bound.probing.start();
+    bound.probing.drained().await;
     bound.table.drain();
     bound.proxy.stages().end_streams();
     let remaining = wait_for_answers(bound, limit, cut_off).await;
