@@ -19,12 +19,14 @@ use anyhow::Result;
 use hublet::ebpf::dump::MapEntries;
 use hublet::ebpf::pins::Pinned;
 use hublet_tests::cgroup::Cgroup;
-use hublet_tests::client::{self, Client};
+use hublet_tests::client::{self, Answer, Client};
+use hublet_tests::cloud::{Request, ServerFault, ServerFaultRule};
 use hublet_tests::eventually::{eventually, slowness_factor};
 use hublet_tests::fault::Fault;
 use hublet_tests::require;
 use hublet_tests::site::Site;
 use nix::sys::socket::{MsgFlags, recvmsg};
+use serde_json::json;
 
 const SERVICE: &str = "https://10.96.0.1:443";
 const CALL: &str = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
@@ -258,6 +260,58 @@ fn upgrades_as_the_link_dies(ask: impl Fn(&Site) -> Result<()>) -> Result<()> {
         Ok(())
     })?;
     all_of_it_is_the_last_ones(&mut site)
+}
+
+/// Responses to a write and to a read that the API server never answers, over a hand-over.
+fn hand_over_with_open_requests(site: &mut Site) -> Result<[Result<Answer>; 2]> {
+    const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+    const LOG: &str = "/api/v1/namespaces/default/pods/web/log";
+    for (method, path) in [("POST", MAPS), ("GET", LOG)] {
+        let rule = ServerFaultRule::new(method, path, ServerFault::Hang);
+        site.cloud.server_faults().add_rule(rule);
+    }
+    let [writer, reader] = [by_service(site)?, by_service(site)?];
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}});
+    std::thread::scope(|scope| {
+        let write = scope.spawn(move || writer.send_json("POST", MAPS, &map));
+        let read = scope.spawn(move || reader.get(LOG));
+        eventually(Duration::from_secs(5), "both are under way", || {
+            let sent = |request: &Request| [MAPS, LOG].contains(&request.path.as_str());
+            (site.cloud.record().count_matching(sent) == 2).then_some(())
+        })?;
+        assert!(site.daemon.hand_over()?.success());
+        Ok([write.join().unwrap(), read.join().unwrap()])
+    })
+}
+
+/// They were cut off without a status, however long `--drain-timeout` was.
+#[test]
+fn requests_that_outlast_a_hand_over_are_answered() -> Result<()> {
+    let Some(mut site) = site()? else {
+        return Ok(());
+    };
+    for answer in hand_over_with_open_requests(&mut site)? {
+        let answer = answer?;
+        assert_eq!(answer.status, 504, "{}", answer.text());
+        assert_eq!(answer.json()["reason"], "Timeout");
+    }
+    Ok(())
+}
+
+/// Probes that the old daemon no longer accepted were the new one's, which took them for clients; and the
+/// old one warned that new connections went past it.
+#[test]
+fn a_hand_over_leaves_no_probe_to_the_successor() -> Result<()> {
+    let Some(mut site) = site()? else {
+        return Ok(());
+    };
+    let _answers = hand_over_with_open_requests(&mut site)?;
+    let connections = &site.daemon.fetch_status()?["connections"];
+    assert_eq!(connections["accepted"]["secure"], 0, "{connections:#}");
+    assert_eq!(connections["closed"]["plainOnSecure"], 0, "{connections:#}");
+    let log = site.daemon.read_log();
+    assert!(!log.contains("does not answer its own probe"), "{log}");
+    Ok(())
 }
 
 #[test]

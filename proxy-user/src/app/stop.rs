@@ -18,6 +18,10 @@ use crate::steer::Setup;
 /// Time for closed connections to be gone, and then for the last user of the setup.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The part of a drain's time in which requests are answered that still wait for the cloud, at most a
+/// quarter of it.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
+
 /// Least time for the store to be closed, when open answers have used up the drain's time. A close
 /// takes a few syncs; a disk that hangs must not keep the process from ending.
 const MIN_STORE_CLOSE: Duration = Duration::from_millis(500);
@@ -87,7 +91,7 @@ async fn wait_for_answers(
 ) -> Duration {
     let started = Instant::now();
     tokio::select! {
-        drained = timeout(limit, bound.table.drained()) => {
+        drained = finish_requests(bound, limit) => {
             if drained.is_err() {
                 warn!("closing {} connections after {limit:?}", bound.table.open());
             }
@@ -98,6 +102,18 @@ async fn wait_for_answers(
             Duration::ZERO
         }
     }
+}
+
+/// Requests that the cloud has not answered in time are answered without it, rather than cut off
+/// without a status.
+async fn finish_requests(bound: &Bound, limit: Duration) -> Result<(), Elapsed> {
+    let last_answers = LAST_ANSWERS.min(limit / 4);
+    let drained = timeout(limit - last_answers, bound.table.drained()).await;
+    if drained.is_ok() {
+        return drained;
+    }
+    bound.proxy.stages().answer_without_cloud();
+    timeout(last_answers, bound.table.drained()).await
 }
 
 async fn undo_setup(bound: Bound) {

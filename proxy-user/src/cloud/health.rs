@@ -94,6 +94,8 @@ pub(crate) struct Health {
     connected: watch::Sender<bool>,
     signals: mpsc::Sender<Signal>,
     known: AtomicBool,
+    /// The state is the last one.
+    has_ended: AtomicBool,
     /// Smoothed time to the head of a response, in microseconds.
     latency: AtomicU64,
     /// Responses of the server since the start.
@@ -124,6 +126,7 @@ impl Health {
             connected: watch::Sender::new(false),
             signals,
             known: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
             latency: AtomicU64::new(0),
             responses: AtomicU64::new(0),
             response_seen: Notify::new(),
@@ -166,8 +169,23 @@ impl Health {
     }
 
     fn set_state(&self, state: CloudState) {
-        self.state.send_replace(state);
-        self.connected.send_replace(state == CloudState::Connected);
+        let is_set = self.state.send_if_modified(|current| {
+            // Within the channel's lock, so that none follows the last state.
+            let may_change = !self.has_ended.load(Ordering::Relaxed);
+            if may_change {
+                *current = state;
+            }
+            may_change
+        });
+        if is_set {
+            self.connected.send_replace(state == CloudState::Connected);
+        }
+    }
+
+    /// Disconnects for good: requests that wait for the cloud are answered without it.
+    pub(crate) fn end(&self) {
+        self.has_ended.store(true, Ordering::Relaxed);
+        self.state.send_replace(CloudState::Disconnected);
     }
 
     /// True while the state is [`CloudState::Connected`].
@@ -378,6 +396,16 @@ mod tests {
                 () = probe => panic!("silence, though every probe was answered after {round_trip} ms"),
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_state_follows_the_end() {
+        let (health, _) = health();
+        health.set_state(CloudState::Connected);
+        let waiting = health.until_disconnected();
+        let (_, ()) = tokio::join!(waiting, async { health.end() });
+        health.set_state(CloudState::Connected);
+        assert_eq!(health.state(), CloudState::Disconnected);
     }
 
     #[tokio::test(start_paused = true)]

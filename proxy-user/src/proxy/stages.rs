@@ -118,6 +118,11 @@ impl Stages {
         self.local.end_streams();
     }
 
+    /// Answers all requests that wait for the cloud without it: from the store, or by an error.
+    pub(crate) fn answer_without_cloud(&self) {
+        self.cloud.health.end();
+    }
+
     /// Commits what is pending and closes the store.
     ///
     /// # Errors

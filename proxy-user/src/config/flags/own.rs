@@ -79,7 +79,7 @@ pub struct OwnFlags {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1,
         require_equals = true, value_parser = go_bool, action = ArgAction::Set)]
     pub take_over: bool,
-    /// Time for open requests to finish after SIGTERM
+    /// Time for open requests to finish after SIGTERM (at a hand-over 1.5s at most)
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
     pub drain_timeout: Duration,
     /// Print the effective configuration as JSON and exit
