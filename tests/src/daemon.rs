@@ -337,6 +337,17 @@ impl Daemon {
         Ok(ended)
     }
 
+    /// Starts another one that is to take over from it (`--take-over`), and does not wait.
+    pub fn start_successor(&mut self) -> anyhow::Result<Child> {
+        let old = self.child.take();
+        self.options.flags.push("--take-over".into());
+        let spawned = self.spawn();
+        self.options.flags.pop();
+        let successor = std::mem::replace(&mut self.child, old);
+        spawned?;
+        successor.context("it was spawned")
+    }
+
     /// Starts it with one more flag, this time only.
     pub fn start_with(&mut self, flag: &str) -> anyhow::Result<Duration> {
         self.options.flags.push(flag.into());

@@ -1,14 +1,15 @@
-//! A node whose store is on a small disk that can be full, or read-only.
+//! A node whose store is on a small disk that can be full or read-only, or on one that can hang.
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::site::Site;
-use crate::{cloud, daemon};
+use crate::{cloud, daemon, require};
 
 /// A small disk; dropping it unmounts it.
 #[derive(Debug)]
@@ -103,4 +104,65 @@ pub fn start_site(
     before(&disk)?;
     site.start_daemon()?;
     Ok(Some((site, disk)))
+}
+
+/// A disk that can hang: a file with ext4, which the kernel can freeze. Dropping it unmounts it.
+#[derive(Debug)]
+pub struct HangingDisk {
+    mount: PathBuf,
+    _image: tempfile::NamedTempFile,
+}
+
+impl HangingDisk {
+    /// Mounts it. `None`: this machine has no loop devices or no ext4, and the reason was printed (in CI this fails).
+    ///
+    /// # Errors
+    /// A command fails; the message holds its output.
+    pub fn mount(path: PathBuf) -> Result<Option<Self>> {
+        let has_loop_devices = Path::new("/dev/loop-control").exists();
+        if !require::skip_unless(has_loop_devices, "it needs loop devices: modprobe loop") {
+            return Ok(None);
+        }
+        fs::create_dir_all(&path)?;
+        let image = tempfile::NamedTempFile::new()?;
+        image.as_file().set_len(64 << 20)?;
+        run(Command::new("mkfs.ext4").arg("-q").arg(image.path()))?;
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .args([image.path(), &path]))?;
+        Ok(Some(Self {
+            mount: path,
+            _image: image,
+        }))
+    }
+
+    /// Every write waits from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn hang(&self) -> Result<()> {
+        run(Command::new("fsfreeze").arg("-f").arg(&self.mount))
+    }
+
+    /// The writes that wait go on.
+    ///
+    /// # Errors
+    /// It doesn't hang.
+    pub fn go_on(&self) -> Result<()> {
+        run(Command::new("fsfreeze").arg("-u").arg(&self.mount))
+    }
+}
+
+impl Drop for HangingDisk {
+    fn drop(&mut self) {
+        let _ = self.go_on();
+        let _ = umount2(&self.mount, MntFlags::MNT_DETACH);
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {stderr}");
+    Ok(())
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hublet_tests::client::Answer;
-use hublet_tests::cloud;
-use hublet_tests::disk::{self, SmallDisk};
+use hublet_tests::cloud::{self, ServerFault, ServerFaultRule};
+use hublet_tests::disk::{self, HangingDisk, SmallDisk};
 use hublet_tests::eventually::eventually;
 use hublet_tests::fault::Fault;
 use hublet_tests::metrics::metric;
@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 const NODE: &str = "/api/v1/nodes/edge-1";
 const NODES: &str = "/api/v1/nodes";
+const SOON: Duration = Duration::from_secs(20);
 /// The writer tries again after ten seconds at the most.
 const BACK: Duration = Duration::from_secs(25);
 
@@ -304,5 +305,54 @@ fn i14_the_budget_holds_and_recently_requested_objects_stay() -> Result<()> {
             .unwrap()
             > 20
     );
+    Ok(())
+}
+
+/// The store can't be closed for the new daemon, so that one has to go; the old one, whose writer waits for the disk,
+/// starts again when the disk goes on, and never before.
+#[test]
+fn a_disk_that_hangs_within_a_hand_over_brings_the_old_daemon_back() -> Result<()> {
+    const LOG: &str = "/api/v1/namespaces/default/pods/web/log";
+    let Some(mut site) = Site::prepare("disk", cloud::Options::default(), |_| {})? else {
+        return Ok(());
+    };
+    let Some(disk) = HangingDisk::mount(site.daemon.root_dir().join("cache"))? else {
+        return Ok(());
+    };
+    site.start_daemon()?;
+    let client = site.admin_client()?;
+    assert_eq!(client.get(NODE)?.status, 200);
+    let logs = |site: &Site, line: &str| site.daemon.read_log().matches(line).count();
+
+    // An open request keeps the store open for as long as the test needs to make the disk hang.
+    let rule = ServerFaultRule::new("GET", LOG, ServerFault::Hang);
+    site.cloud.server_faults().add_rule(rule);
+    let reader = site.admin_client()?;
+    let reading = std::thread::spawn(move || reader.get(LOG));
+    eventually(SOON, "the request is under way", || {
+        let sent = site.cloud.record();
+        (sent.count_matching(|request| request.path == LOG) == 1).then_some(())
+    })?;
+    let mut successor = site.daemon.start_successor()?;
+    eventually(SOON, "the hand-over begins", || {
+        (logs(&site, "a new hublet takes over") == 1).then_some(())
+    })?;
+    disk.hang()?;
+    let ended = eventually(SOON, "the new one gives up", || {
+        successor.try_wait().ok().flatten()
+    })?;
+    assert!(!ended.success(), "{ended}");
+    assert_eq!(logs(&site, "the store is not closed after"), 1);
+    assert_eq!(logs(&site, "serves node"), 1, "the disk still hangs");
+    let _cut = reading.join().unwrap();
+    let pid = site.daemon.pid();
+    disk.go_on()?;
+    eventually(SOON, "the old one starts itself anew", || {
+        (logs(&site, "serves node") == 2).then_some(())
+    })?;
+    site.daemon.wait_ready()?;
+    assert_eq!(site.daemon.pid(), pid, "in the same process");
+    assert_eq!(site.admin_client()?.get(NODE)?.status, 200);
+    assert!(site.daemon.stop()?.success());
     Ok(())
 }
