@@ -5,7 +5,7 @@ use crate::{Sealed, Shared};
 
 macro_rules! decisions {
     ($($(#[$doc:meta])* $name:ident = $slot:literal $field:ident,)*) => {
-        /// What a program decided; its place in [`Stats`].
+        /// A program's decision; its place in [`Stats`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u32)]
         pub enum Decision { $($(#[$doc])* $name = $slot,)* }
@@ -30,7 +30,7 @@ macro_rules! decisions {
         const _: () = assert!(size_of::<Stats>() == 8 * Decision::ALL.len());
 
         impl Stats {
-            /// How often a decision was taken.
+            /// The number of times that a decision was taken.
             pub const fn of(&self, decision: Decision) -> u64 {
                 match decision { $(Decision::$name => self.$field,)* }
             }

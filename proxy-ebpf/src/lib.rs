@@ -162,9 +162,9 @@ pub trait Shared: Sealed + Copy + 'static {}
 shared! {
     /// The daemon's configuration of the programs; the only entry of `HUB_CONFIG`.
     pub struct Config {
-        /// When the daemon last proved that it serves (CLOCK_MONOTONIC).
+        /// The time at which the daemon last proved that it serves (CLOCK_MONOTONIC).
         pub heartbeat_ns: u64,
-        /// How long that proof holds.
+        /// The time for which that proof holds.
         pub ttl_ns: u64,
         /// Cookie of the network namespace whose sockets are steered: the daemon's own.
         pub netns: u64,
@@ -218,7 +218,7 @@ shared! {
         pub netns: u64,
         /// Cookie of the client's socket (`ss -e` shows it).
         pub cookie: u64,
-        /// When connect() was called (CLOCK_MONOTONIC).
+        /// The time at which connect() was called (CLOCK_MONOTONIC).
         pub connect_ns: u64,
         /// Thread group id in the initial pid namespace.
         pub pid: u32,
