@@ -653,6 +653,30 @@ async fn i12_on_a_disk_that_hangs_a_test_and_a_close_end_at_their_limits() {
     assert_eq!(read(&disk.bench(dir.path())).await, 7);
 }
 
+/// A start waited for a disk that hung, however long that took.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i12_a_start_on_a_disk_that_hangs_is_without_the_store_until_it_answers() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.cache.close().await;
+    *disk.0.stalled.lock() = true;
+    let began = Instant::now();
+    let bench = disk.bench(dir.path());
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(matches!(
+        bench.cache.store.condition(),
+        Condition::Unreadable(_)
+    ));
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
+    *disk.0.stalled.lock() = false;
+    disk.0.resumed.notify_all();
+    writable(&bench.cache).await;
+    assert_eq!(read(&bench).await, 7);
+    bench.cache.close().await;
+    assert_eq!(read(&disk.bench(dir.path())).await, 7);
+}
+
 #[tokio::test]
 async fn i12_a_disk_that_writes_passes_the_test_though_nothing_is_pending() {
     let dir = tempfile::tempdir().unwrap();

@@ -20,6 +20,7 @@ mod message;
 pub(crate) mod not_stored;
 mod notices;
 mod open;
+mod opening;
 pub(crate) mod paginate;
 mod pending_file;
 mod queue;

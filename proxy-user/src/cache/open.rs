@@ -276,7 +276,14 @@ impl StoreLocation {
         Ok(OpenDatabase::new(db, backend, Some(file), condition))
     }
 
-    fn unreadable(problem: &str, file: Option<LockedFile>) -> Result<OpenDatabase, StoreError> {
+    /// An empty one in memory, for a file that can't be read.
+    ///
+    /// # Errors
+    /// redb can't open it (never seen).
+    pub(super) fn unreadable(
+        problem: &str,
+        file: Option<LockedFile>,
+    ) -> Result<OpenDatabase, StoreError> {
         let backend = Backend::reading(None).map_err(redb::Error::Io)?;
         let db = Database::builder()
             .set_cache_size(0)

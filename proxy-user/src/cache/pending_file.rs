@@ -35,17 +35,23 @@ pub(super) struct PendingFile {
 }
 
 impl PendingFile {
-    /// Opens the file beside a store that is locked; makes it if it is missing.
-    pub(super) fn open(place: &StoreLocation) -> Self {
-        let path = place.beside("pending");
-        let opener = Arc::clone(&place.opener);
-        let reserved = reserve(&*opener, &path)
-            .inspect_err(|error| tracing::debug!(%error, "no place is reserved for changes yet"));
+    /// The file beside the store.
+    pub(super) fn new(place: &StoreLocation) -> Self {
         Self {
-            path,
-            opener,
-            reserved: Mutex::new(reserved.ok()),
+            path: place.beside("pending"),
+            opener: Arc::clone(&place.opener),
+            reserved: Mutex::default(),
             is_unread: AtomicBool::new(true),
+        }
+    }
+
+    /// Makes it, if it is missing and the disk has room. The store must be locked.
+    pub(super) fn reserve(&self) {
+        let mut reserved = self.reserved.lock();
+        if reserved.is_none() {
+            *reserved = reserve(&*self.opener, &self.path)
+                .inspect_err(|error| tracing::debug!(%error, "no place is reserved for changes"))
+                .ok();
         }
     }
 
@@ -317,7 +323,7 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;
             std::fs::write(place.beside("pending"), damaged).unwrap();
-            let found = PendingFile::open(&place).read().unwrap();
+            let found = PendingFile::new(&place).read().unwrap();
             assert!(matches!(&found[..], [Change::DeleteAllRights, _]), "{at}");
         }
     }

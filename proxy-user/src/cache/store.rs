@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
@@ -13,6 +14,7 @@ use crate::cache::change::Change;
 use crate::cache::leases::Leases;
 use crate::cache::notices::Feed;
 use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
+use crate::cache::opening::Opening;
 use crate::cache::pending_file::PendingFile;
 use crate::cache::snapshot::Shared;
 use crate::cache::superseded::Superseded;
@@ -28,13 +30,19 @@ pub(crate) struct Store {
     place: StoreLocation,
     shared: Arc<Shared>,
     feed: Feed,
-    pending_file: PendingFile,
+    /// The opening at the start, if that has not ended yet.
+    opening: Opening,
+    pending_file: Arc<PendingFile>,
 }
+
+/// Longest wait for the disk at the start. A store that is opened later is served from then on.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+const HANGING_DISK: &str = "the disk has not answered since the start";
 
 impl Store {
     /// Opens `dir/hublet.redb`, creating it if it is missing. A damaged store, or one of another format, is renamed (the
     /// log has its new path) and replaced by an empty one. If the disk can't be written, the store is served read-only; if
-    /// it can't be read either, an empty one is served. [`Store::condition`] reports which.
+    /// it can't be read either, or the disk hangs, an empty one is served. [`Store::condition`] reports which.
     ///
     /// # Errors
     /// Another process has the store.
@@ -47,7 +55,17 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub(super) fn open_at(place: StoreLocation) -> Result<Self, StoreError> {
-        let opened = place.open()?;
+        let pending_file = Arc::new(PendingFile::new(&place));
+        let opening = Opening::begin(place.clone(), Arc::clone(&pending_file))?;
+        let (opened, is_late) = match opening.wait(OPEN_TIMEOUT) {
+            Some(opened) => (opened?, false),
+            None => {
+                tracing::error!(
+                    "the disk of the store has not answered within {OPEN_TIMEOUT:?}: hublet starts without what is stored"
+                );
+                (StoreLocation::unreadable(HANGING_DISK, None)?, true)
+            }
+        };
         let is_unreadable = matches!(opened.condition, Condition::Unreadable(_));
         let shared = Shared {
             opened: ArcSwapOption::from_pointee(opened),
@@ -56,17 +74,19 @@ impl Store {
             superseded: Arc::default(),
             revocations: RwLock::default(),
         };
-        let pending_file = PendingFile::open(&place);
-        match pending_file.read() {
-            Ok(changes) => shared.take_away(changes),
-            // Nothing is served; it is read again with the store.
-            Err(_) if is_unreadable => {}
-            Err(error) => shared.take_away(pending_file.distrust(&error)),
+        if !is_late {
+            match pending_file.read() {
+                Ok(changes) => shared.take_away(changes),
+                // Nothing is served; it is read again with the store.
+                Err(_) if is_unreadable => {}
+                Err(error) => shared.take_away(pending_file.distrust(&error)),
+            }
         }
         Ok(Self {
             place,
             shared: Arc::new(shared),
             feed: Feed::default(),
+            opening,
             pending_file,
         })
     }
@@ -91,11 +111,26 @@ impl Store {
         self.shared.generation.subscribe()
     }
 
-    /// Reopens the store for writing. For the writer.
+    /// The store that was not open in time at the start, once.
+    ///
+    /// # Errors
+    /// It is still being opened, or could not be.
+    pub(super) fn late_database(&self) -> Result<Option<OpenDatabase>, StoreError> {
+        self.opening.take_late(&self.place)
+    }
+
+    /// Reopens the store for writing, over `late` where that is not the writable one. For the writer.
     ///
     /// # Errors
     /// It still can't be written; its condition does not change.
-    pub(super) fn reopen(&self) -> Result<(), StoreError> {
+    pub(super) fn reopen(&self, late: Option<OpenDatabase>) -> Result<(), StoreError> {
+        if let Some(late) = late {
+            let is_writable = late.condition == Condition::Writable;
+            self.publish_database(late);
+            if is_writable {
+                return Ok(());
+            }
+        }
         self.place.has_room()?;
         self.replace_database(|held| self.place.writable(held))
     }
@@ -174,6 +209,7 @@ impl Store {
     /// Closes the file, so that another process may open it. Reads in snapshots that are still held fail from here on. Must
     /// not be called during a write transaction, which would keep the file open until it ends.
     pub(super) fn close(&self) {
+        self.opening.cancel();
         let Some(opened) = self.shared.opened.swap(None) else {
             return;
         };
@@ -227,7 +263,7 @@ impl Store {
             old.backend.seal();
         }
         self.publish_database(opened);
-        self.end_old_snapshots(std::time::Duration::ZERO);
+        self.end_old_snapshots(Duration::ZERO);
     }
 
     /// A snapshot to read from.
@@ -247,7 +283,7 @@ impl Store {
     }
 
     /// Ends the snapshots that walks have held for longer than `age`; those walks continue in new snapshots.
-    pub(super) fn end_old_snapshots(&self, age: std::time::Duration) {
+    pub(super) fn end_old_snapshots(&self, age: Duration) {
         self.shared.leases.end_older_than(age);
     }
 }

@@ -429,8 +429,9 @@ impl Writer {
     /// Writes what is pending. First reopens a store that could not be written, or replaces a damaged one.
     fn write_batch(&mut self) -> Result<bool, StoreError> {
         if self.outage.is_some() {
+            let late = self.store.late_database()?;
             self.read_pending()?;
-            self.store.reopen()?;
+            self.store.reopen(late)?;
         }
         self.store.end_old_snapshots(MAX_SNAPSHOT_AGE);
         let fed: HashSet<Vec<u8>> = self
@@ -537,12 +538,16 @@ impl Writer {
             self.tidy_at
                 .get_or_insert_with(|| Instant::now() + COMPACT_DELAY);
         }
+        self.end_outage();
+        self.clear_batch();
+    }
+
+    fn end_outage(&mut self) {
         if let Some(outage) = self.outage.take() {
             let seconds = outage.lasts(Instant::now()).as_secs();
             tracing::info!(seconds, "the store can be written again");
             self.counters.full.store(false, Ordering::Relaxed);
         }
-        self.clear_batch();
     }
 
     fn not_written(&mut self, error: &StoreError) {
@@ -572,6 +577,10 @@ impl Writer {
             self.bytes = self.changes.iter().map(Change::size).sum();
             // The kept changes are gone with the batch: their count would hide the next upserts.
             self.kept = (0, 0);
+            // The disk has taken writes again, or it would have failed before.
+            if self.store.condition() == Condition::Writable {
+                self.end_outage();
+            }
         }
     }
 

@@ -157,6 +157,23 @@ fn i2_a_kept_creation_that_is_dropped_later_ends_its_absence() {
     assert!(!is_absent(&writer.store.snapshot().unwrap(), "a"));
 }
 
+/// After an outage that ended with a batch which the store had no room for, the next batch reopened the store once more.
+#[test]
+fn an_outage_ends_though_the_batch_is_too_large() {
+    let (_dir, mut writer) = new_writer();
+    writer.take_changes(vec![upsert("a", 1, 0)]);
+    writer.fail_to_write();
+    let generation = writer.store.generation();
+    writer.outage.as_mut().unwrap().next = Instant::now();
+    writer.budget = SizeBudget::new(0, Arc::default());
+    writer.commit_batch();
+    assert_eq!(writer.counters.failures.load(Ordering::Relaxed), 2);
+    assert!(writer.outage.is_none());
+    writer.take_changes(vec![upsert("b", 2, 0)]);
+    writer.commit_batch();
+    assert_eq!(writer.store.generation(), generation + 1);
+}
+
 const CUT_BODY_BYTES: usize = 1 << 20;
 
 fn long_list(encoding: Encoding) -> Vec<u8> {
