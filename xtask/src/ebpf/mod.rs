@@ -100,9 +100,11 @@ fn build_object(project: &Project) -> Result<PathBuf> {
     if with_log {
         cargo.args(["--features", "log"]);
     }
-    // RUSTC_BOOTSTRAP: `-Z` on the stable compiler that builds everything else too.
+    // RUSTC_BOOTSTRAP: `-Z` on the stable compiler that builds everything else too. An incremental build gives other,
+    // slower instructions.
     cargo
         .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_INCREMENTAL", "0")
         .env("CARGO_TARGET_DIR", &dir)
         .env_remove("RUSTFLAGS");
     cargo.env("CARGO_ENCODED_RUSTFLAGS", rustc_flags(project, &sysroot)?);
