@@ -24,12 +24,11 @@ pub(crate) fn cargo_with_object(project: &Project, object: &Path, subcommand: &s
 }
 
 /// The object, the daemon and the tests' cloud in the dev profile: quick to build, optimised where it counts.
-/// Gives the object's path. Always the whole workspace, as `test` and clippy do, so that cargo settles
-/// on one set of features and builds each dependency once.
+/// Gives the object's path.
 pub(crate) fn build_development(project: &Project) -> Result<PathBuf> {
     let object = ebpf::object(project)?;
     let mut command = cargo_with_object(project, &object, "build");
-    command.args(["--bins", "--workspace"]);
+    command.args(["--package", "hublet", "--package", "hublet-tests", "--bins"]);
     compile::run(
         "building hublet and its test clouds (minutes the first time, seconds later)",
         &mut command,
@@ -163,6 +162,37 @@ fn musl_target(project: &Project) -> Option<String> {
         Err(error) => {
             step::note(format_args!("no static build: {error:#}"));
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Crates with the features that cargo chooses for these packages, one a line.
+    fn features_of(packages: &[&str]) -> HashSet<String> {
+        let project = Project::find().unwrap();
+        let mut tree = project.cargo();
+        tree.args(["tree", "--locked", "--edges", "normal", "--prefix", "none"]);
+        tree.args(["--no-dedupe", "--format", "{p} [{f}]"])
+            .args(packages);
+        let lines = step::read_output(&mut tree).unwrap();
+        lines.lines().map(str::to_owned).collect()
+    }
+
+    /// A crate that a verb builds with other features is compiled a second time: half a minute of the first `run`.
+    #[test]
+    fn xtask_the_daemon_and_the_workspace_share_their_crates() {
+        let all = features_of(&["--workspace"]);
+        for packages in [
+            ["-p", "xtask"].as_slice(),
+            &["-p", "hublet", "-p", "hublet-tests"],
+        ] {
+            let others: Vec<_> = features_of(packages).difference(&all).cloned().collect();
+            assert!(others.is_empty(), "{packages:?} compile anew: {others:#?}");
         }
     }
 }

@@ -8,7 +8,6 @@ use http::{HeaderValue, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hublet_wire::meta::Timestamp;
 use hublet_wire::request::{ApiRequest, RequestInfo, Verb};
-use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::Proxy;
@@ -60,7 +59,17 @@ impl Proxy {
         let stages = &self.stages;
         let requested_at = stages.cache.clock.now();
         let progress = upload.as_ref().and_then(upload::progress);
-        let (response, mut permit) = self.fetch_head(call, class, upload).await?;
+        let options = send_options(call, class);
+        let mut unanswered = UnansweredWrite {
+            proxy: self,
+            call: (!call.verb().is_read()).then_some(call),
+        };
+        let sent = stages.cloud.send(&call.parts, upload, options).await;
+        if !matches!(&sent, Err(error) if error.delivery() == Delivery::Unknown) {
+            unanswered.call = None;
+        }
+        drop(unanswered);
+        let (response, mut permit) = sent?;
         let (head, body) = response.into_parts();
         let observed = ObservedResponse {
             status: head.status.as_u16(),
@@ -78,25 +87,6 @@ impl Proxy {
             body.prefetch().await;
         }
         Ok(forwarded_response(&head, Body::cloud(body)))
-    }
-
-    /// Sends a request, and waits for the head of its response.
-    async fn fetch_head(
-        &self,
-        call: &Call,
-        class: ConnectionClass,
-        upload: Option<Upload>,
-    ) -> Result<(Response<Incoming>, StreamPermit), ForwardError> {
-        let options = send_options(call, class);
-        let mut unanswered = UnansweredWrite {
-            proxy: self,
-            call: (!call.verb().is_read()).then_some(call),
-        };
-        let sent = self.stages.cloud.send(&call.parts, upload, options).await;
-        if !matches!(&sent, Err(error) if error.delivery() == Delivery::Unknown) {
-            unanswered.call = None;
-        }
-        sent
     }
 
     /// As [`Self::fetch`], but waits until the body has begun: until then the store can still answer instead. For a watch
