@@ -65,7 +65,7 @@ pub(crate) fn apply(
 /// and not of others.
 fn tenth_to_evict(rows: Vec<(Vec<u8>, Timestamp)>) -> Vec<Vec<u8>> {
     let tenth = (rows.len() / 10).max(1);
-    let mut shares = Shares::new();
+    let mut shares = RowsByCollection::new();
     for (key, at) in rows {
         let share = shares.entry(share_of(&key).to_vec()).or_default();
         share.push((at, key));
@@ -83,7 +83,7 @@ fn tenth_to_evict(rows: Vec<(Vec<u8>, Timestamp)>) -> Vec<Vec<u8>> {
 }
 
 /// Rows by the collection that they belong to.
-type Shares = HashMap<Vec<u8>, Vec<(Timestamp, Vec<u8>)>>;
+type RowsByCollection = HashMap<Vec<u8>, Vec<(Timestamp, Vec<u8>)>>;
 
 /// The beginning of a row's key that names its collection.
 fn share_of(key: &[u8]) -> &[u8] {
@@ -93,7 +93,7 @@ fn share_of(key: &[u8]) -> &[u8] {
 }
 
 /// The largest size to which shares can be cut so that at least this many rows are evicted.
-fn largest_cap(shares: &Shares, rows: usize) -> usize {
+fn largest_cap(shares: &RowsByCollection, rows: usize) -> usize {
     let largest = shares.values().map(Vec::len).max().unwrap_or(0);
     let (mut cap, mut too_high) = (0, largest + 1);
     while cap + 1 < too_high {
@@ -107,7 +107,7 @@ fn largest_cap(shares: &Shares, rows: usize) -> usize {
     cap
 }
 
-fn rows_beyond(shares: &Shares, cap: usize) -> usize {
+fn rows_beyond(shares: &RowsByCollection, cap: usize) -> usize {
     let shares = shares.values();
     shares.map(|share| share.len().saturating_sub(cap)).sum()
 }

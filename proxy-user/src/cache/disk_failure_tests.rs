@@ -480,6 +480,9 @@ async fn i7_a_revocation_while_the_disk_is_full_counts_after_a_restart() {
         assert!(!bench.cache.is_writable());
         let has_token = |cache: &Cache| !cache.stored().unwrap().credentials().unwrap().is_empty();
         assert_eq!(allowed_grants(&bench.cache), [3]);
+        let denied = (GrantKey([1; 48]), Verdict::denied_at(at(2)));
+        let grants = bench.cache.stored().unwrap().grants().unwrap();
+        assert!(grants.contains(&denied));
         assert!(!has_token(&bench.cache));
         disk.mend();
         writable(&bench.cache).await;

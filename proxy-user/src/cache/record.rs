@@ -372,6 +372,26 @@ impl Collection {
         }
     }
 
+    /// This list, received after `before`; `lacks_objects` where an object is not in it that was stored.
+    #[must_use]
+    pub(super) fn following(&self, before: Option<&Self>, lacks_objects: bool) -> Self {
+        let unset = ResourceVersion::UNSET;
+        let (departed, unnamed) = match before {
+            _ if lacks_objects => (self.version, self.version),
+            Some(before) => (before.departed, before.unnamed),
+            None => (unset, unset),
+        };
+        let known_from = before.map_or(self.version, |before| {
+            before.followed_from.unwrap_or(before.version)
+        });
+        Self {
+            followed_from: Some(known_from),
+            departed,
+            unnamed,
+            ..self.clone()
+        }
+    }
+
     /// True if the list can be served: it is complete, and one of objects. (Versions before 0.1 stored an empty
     /// PartialObjectMetadataList in its place.)
     pub(crate) fn is_whole(&self) -> bool {

@@ -409,17 +409,26 @@ impl Snapshot {
         Ok(true)
     }
 
-    /// All grants, which are few, less those that an earlier process revoked and could not write.
+    /// All grants, which are few, as an earlier process has revoked them even where it could not write that.
+    ///
+    /// # Errors
+    /// redb's.
     pub(crate) fn grants(&self) -> Result<Vec<(GrantKey, Verdict)>, StoreError> {
         let revocations = self.shared.revocations.read();
         let mut grants = Vec::new();
         for row in self.txn.open_table(GRANTS)?.range::<&[u8]>(..)? {
             let (key, value) = row?;
-            if let Ok(key) = key.value().try_into() {
-                grants.push((GrantKey(key), Verdict::from_stored(value.value())));
-            }
+            let Ok(key) = key.value().try_into().map(GrantKey) else {
+                continue;
+            };
+            let revoked = revocations.iter().find(|change| change.revokes_grant(&key));
+            let verdict = match revoked {
+                None => Verdict::from_stored(value.value()),
+                Some(Change::PutGrant { verdict, .. }) => *verdict,
+                Some(_) => continue,
+            };
+            grants.push((key, verdict));
         }
-        grants.retain(|(key, _)| !revocations.iter().any(|revoked| revoked.revokes_grant(key)));
         Ok(grants)
     }
 

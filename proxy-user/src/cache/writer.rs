@@ -434,9 +434,21 @@ impl Writer {
             self.store.reopen(late)?;
         }
         self.store.end_old_snapshots(MAX_SNAPSHOT_AGE);
-        let fed: HashSet<Vec<u8>> = self
-            .decoders
-            .values()
+        self.make_room()?;
+        match self.apply_changes() {
+            Err(error) if error.is_corruption() => {
+                self.store.replace_damaged(&error)?;
+                self.store.feed().publish_reset();
+                self.apply_changes()
+            }
+            applied => applied,
+        }
+    }
+
+    /// Evicts what the batch needs room for, except for collections that a watch keeps current.
+    fn make_room(&mut self) -> Result<(), StoreError> {
+        let decoders = self.decoders.values();
+        let fed: HashSet<Vec<u8>> = decoders
             .filter_map(|open_response| open_response.decoder.watched_collection())
             .map(|collection| collection.as_bytes().to_vec())
             .collect();
@@ -444,24 +456,17 @@ impl Writer {
             self.budget
                 .evict_for(&self.store, &self.changes, &fed, &mut self.continuity)?;
         self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
-        // A batch that is applied again must not confirm its own contradictions.
+        Ok(())
+    }
+
+    /// Applies the batch. One that fails and is applied again must not confirm its own contradictions.
+    fn apply_changes(&mut self) -> Result<bool, StoreError> {
         let before = self.continuity.clone();
         let applied = apply(&self.store, &self.changes, &mut self.continuity);
         if applied.is_err() {
-            self.continuity = before.clone();
+            self.continuity = before;
         }
-        match applied {
-            Err(error) if error.is_corruption() => {
-                self.store.replace_damaged(&error)?;
-                self.store.feed().publish_reset();
-                let applied = apply(&self.store, &self.changes, &mut self.continuity);
-                if applied.is_err() {
-                    self.continuity = before;
-                }
-                applied
-            }
-            applied => applied,
-        }
+        applied
     }
 
     /// Reads what an earlier process has left, where that could not be read at the start.

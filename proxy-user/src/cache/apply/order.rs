@@ -344,62 +344,50 @@ impl Batch<'_> {
         let old = self
             .read_collection(collection)?
             .filter(Collection::is_whole);
-        if let Some(old) = &old {
-            let at = self.continuity.past(old.at);
-            if old.version > new.version {
-                let overrules = observed.is_consistent() && observed.overrules(at);
-                if !overrules || !self.continuity.confirm_contradiction(collection.as_bytes()) {
-                    return Ok(());
-                }
-                self.rewind_resource(collection.resource(), new.version, observed)?;
-            } else {
-                self.continuity.clear_contradiction(collection.as_bytes());
-                // The same list again: a newer time alone isn't worth a write.
-                if old.version == new.version && new.at < at + MIN_REWRITE_AGE {
-                    return Ok(());
-                }
-            }
+        if let Some(old) = &old
+            && !self.is_newer_list(collection, old, new, observed)?
+        {
+            return Ok(());
         }
         let mut listed: Vec<_> = members.iter().map(ObjectKeyBuf::as_key).collect();
         listed.sort_unstable();
-        let departed = if collection.has_selectors() {
-            let departed = self.has_other_members(collection, &listed)?;
+        let lacks_objects = if collection.has_selectors() {
+            let lacks_members = self.has_other_members(collection, &listed)?;
             self.replace_members(collection, members)?;
-            departed
+            lacks_members
         } else {
             self.drop_unlisted(collection, new.version, observed, &listed)?
         };
         let follows = old.filter(|old| old.version <= new.version);
-        let followed_from = follows
-            .as_ref()
-            .and_then(|old| old.followed_from.or(Some(old.version)));
-        let unnamed = if departed {
-            new.version
-        } else {
-            follows
-                .as_ref()
-                .map_or(ResourceVersion::UNSET, |old| old.unnamed)
-        };
-        let departed = if departed {
-            new.version
-        } else {
-            follows.map_or(ResourceVersion::UNSET, |old| old.departed)
-        };
-        let followed_from = followed_from.or(Some(new.version));
-        self.put_collection(
-            collection,
-            &Collection {
-                followed_from,
-                departed,
-                unnamed,
-                ..new.clone()
-            },
-        )?;
+        let new = new.following(follows.as_ref(), lacks_objects);
+        self.put_collection(collection, &new)?;
         if self.collections.len()? > MAX_COLLECTIONS {
             self.evict_collections()
         } else {
             Ok(())
         }
+    }
+
+    /// True if a list replaces the stored one: it is newer, or confirms that etcd was restored.
+    fn is_newer_list(
+        &mut self,
+        collection: CollectionKey<'_>,
+        old: &Collection,
+        new: &Collection,
+        observed: Observation,
+    ) -> Result<bool, StoreError> {
+        let at = self.continuity.past(old.at);
+        if old.version <= new.version {
+            self.continuity.clear_contradiction(collection.as_bytes());
+            // The same list again: a newer time alone isn't worth a write.
+            return Ok(old.version != new.version || new.at >= at + MIN_REWRITE_AGE);
+        }
+        let overrules = observed.is_consistent() && observed.overrules(at);
+        if !overrules || !self.continuity.confirm_contradiction(collection.as_bytes()) {
+            return Ok(false);
+        }
+        self.rewind_resource(collection.resource(), new.version, observed)?;
+        Ok(true)
     }
 
     /// Removes the stored objects that a complete list lacks, without storing absences for them; true if there were any.
