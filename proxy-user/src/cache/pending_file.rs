@@ -19,6 +19,8 @@ use crate::cache::superseded::Extent;
 
 /// Bytes of the file. What doesn't fit is replaced by a change that takes away more.
 const CAPACITY: usize = 64 << 10;
+/// Bytes that are allocated at once.
+const BLOCK: usize = 4 << 10;
 /// Stands at the beginning of a file that holds changes; an empty one has zeros.
 const MAGIC: [u8; 8] = *b"hubpend1";
 const CHECKSUM: usize = 8;
@@ -115,7 +117,10 @@ fn reserve(opener: &dyn FileOpener, path: &std::path::Path) -> io::Result<Arc<dy
     let file = opener.open(path, Access::Write)?;
     let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
     if len < CAPACITY {
-        file.write(len as u64, &vec![0; CAPACITY - len])?;
+        for start in (len..CAPACITY).step_by(BLOCK) {
+            let block = [0; BLOCK];
+            file.write(start as u64, &block[..BLOCK.min(CAPACITY - start)])?;
+        }
         file.sync()?;
     }
     Ok(file)
@@ -123,12 +128,19 @@ fn reserve(opener: &dyn FileOpener, path: &std::path::Path) -> io::Result<Arc<dy
 
 fn read(file: &dyn StorageFile) -> io::Result<Vec<Change>> {
     let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
-    let mut contents = vec![0; len.min(CAPACITY)];
-    file.read(0, &mut contents)?;
-    match contents.first_chunk() {
-        Some(&MAGIC) => decode(&contents).ok_or_else(|| io::ErrorKind::InvalidData.into()),
-        None | Some([0, 0, 0, 0, 0, 0, 0, 0]) => Ok(Vec::new()),
-        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    let mut magic = [0; MAGIC.len()];
+    if len >= magic.len() {
+        file.read(0, &mut magic)?;
+    }
+    match magic {
+        MAGIC => {
+            let mut contents = vec![0; len.min(CAPACITY)];
+            file.read(0, &mut contents)?;
+            decode(&contents).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        }
+        // Empty.
+        [0, 0, 0, 0, 0, 0, 0, 0] => Ok(Vec::new()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
