@@ -96,6 +96,12 @@ fn send_lock(successor: &Successor) {
     successor.send_items(&[], &setup).expect("sent");
 }
 
+/// Sends these bytes in the place of a manifest. The request is read first: sent to a closed socket, it would fail.
+fn send_manifest(mut stream: UnixStream, bytes: &[u8]) {
+    Message::Request.expect(&stream).expect("requested");
+    stream.write_all(bytes).expect("sent");
+}
+
 /// Runs the old side on a thread of its own, and the new side here.
 fn exchange(old: impl FnOnce(UnixStream) + Send + 'static) -> Result<Inheritance, HandoverError> {
     let (old_stream, new_stream) = UnixStream::pair().expect("socket pair");
@@ -148,12 +154,11 @@ async fn a_successor_confirms_that_it_serves() {
 async fn an_old_daemon_that_fails_is_an_error_with_its_cause() {
     let died = exchange(drop).expect_err("it has exited");
     assert!(matches!(died, HandoverError::Io(_)), "{died}");
-    let garbled = exchange(|mut stream| stream.write_all(b"{").expect("sent"));
+    let garbled = exchange(|stream| send_manifest(stream, b"{"));
     let garbled = garbled.expect_err("no JSON");
     assert!(matches!(garbled, HandoverError::Manifest(_)), "{garbled}");
-    let short = exchange(|mut stream| {
-        let bytes = serde_json::to_vec(&manifest()).expect("JSON");
-        stream.write_all(&bytes).expect("sent");
+    let short = exchange(|stream| {
+        send_manifest(stream, &serde_json::to_vec(&manifest()).expect("JSON"));
     });
     let short = short.expect_err("no descriptors");
     assert!(
