@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,7 +15,13 @@ type Opened = Result<OpenDatabase, StoreError>;
 
 /// An opening that has not ended; empty once its result was taken.
 #[derive(Debug, Default)]
-pub(super) struct Opening(Mutex<Option<Receiver<Opened>>>);
+pub(super) struct Opening(Mutex<Option<Running>>);
+
+#[derive(Debug)]
+struct Running {
+    opened: Receiver<Opened>,
+    thread: JoinHandle<()>,
+}
 
 impl Opening {
     /// Opens the store, and the file of pending changes with it.
@@ -26,7 +33,7 @@ impl Opening {
         pending_file: Arc<PendingFile>,
     ) -> Result<Self, StoreError> {
         let (sender, opened) = sync_channel(1);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("hublet-open".into())
             .spawn(move || {
                 let opened = place.open();
@@ -37,20 +44,23 @@ impl Opening {
                 let _ = sender.send(opened);
             })
             .map_err(redb::Error::Io)?;
-        Ok(Self(Mutex::new(Some(opened))))
+        Ok(Self(Mutex::new(Some(Running { opened, thread }))))
     }
 
     /// Waits for its end; `None` where that doesn't come within `limit`.
     pub(super) fn wait(&self, limit: Duration) -> Option<Opened> {
         let mut opening = self.0.lock();
-        match opening.as_ref()?.recv_timeout(limit) {
+        match opening.as_ref()?.opened.recv_timeout(limit) {
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
                 *opening = None;
                 None
             }
             Ok(opened) => {
-                *opening = None;
+                // The next thread takes over the memory of its stack.
+                if let Some(running) = opening.take() {
+                    let _ = running.thread.join();
+                }
                 Some(opened)
             }
         }
@@ -70,7 +80,7 @@ impl Opening {
         place: &StoreLocation,
     ) -> Result<Option<OpenDatabase>, StoreError> {
         let mut opening = self.0.lock();
-        let received = opening.as_ref().map(Receiver::try_recv);
+        let received = opening.as_ref().map(|running| running.opened.try_recv());
         match received {
             Some(Err(TryRecvError::Empty)) => {
                 Err(place.directory_error(std::io::ErrorKind::TimedOut.into()))
