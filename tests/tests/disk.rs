@@ -324,7 +324,7 @@ fn a_disk_that_hangs_within_a_hand_over_brings_the_old_daemon_back() -> Result<(
     assert_eq!(client.get(NODE)?.status, 200);
     let logs = |site: &Site, line: &str| site.daemon.read_log().matches(line).count();
 
-    // An open request keeps the store open for as long as the test needs to make the disk hang.
+    // An open request keeps the store open for 1.25 s, in which the test makes the disk hang.
     let rule = ServerFaultRule::new("GET", LOG, ServerFault::Hang);
     site.cloud.server_faults().add_rule(rule);
     let reader = site.admin_client()?;
@@ -344,7 +344,7 @@ fn a_disk_that_hangs_within_a_hand_over_brings_the_old_daemon_back() -> Result<(
     assert!(!ended.success(), "{ended}");
     assert_eq!(logs(&site, "the store is not closed after"), 1);
     assert_eq!(logs(&site, "serves node"), 1, "the disk still hangs");
-    let _cut = reading.join().unwrap();
+    let _answer = reading.join().unwrap();
     let pid = site.daemon.pid();
     disk.go_on()?;
     eventually(SOON, "the old one starts itself anew", || {

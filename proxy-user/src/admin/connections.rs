@@ -1,4 +1,4 @@
-//! The connections of the admin port: at most so many, and a new one always finds room.
+//! The connections of the admin port. Their number is limited, and a new one always finds room.
 //!
 //! An unprivileged process could otherwise shut out the probe of whoever restarts hublet when its health
 //! is not known, by connections on which it says nothing.
@@ -18,7 +18,7 @@ pub(super) struct Connections {
     uses: Arc<AtomicU64>,
 }
 
-/// The time of a connection's last request, or of its begin, in uses of all connections.
+/// The moment of a connection's last request, or of its start, as a count of all such events.
 #[derive(Debug, Clone)]
 pub(super) struct LastUse {
     at: Arc<AtomicU64>,

@@ -73,7 +73,7 @@ pub(crate) enum Change {
         /// resourceVersion of the event.
         version: ResourceVersion,
     },
-    /// There is a later state that isn't known: these rows no longer count.
+    /// These rows no longer count, since there is a later state that isn't known.
     Supersede {
         /// An object's key, or a collection's for any object in it; empty for all objects.
         key: Vec<u8>,
@@ -174,8 +174,8 @@ impl Change {
         }
     }
 
-    /// The object, or collection for any object in it, of which stored rows don't count if this change is not written.
-    /// Beyond absences these are only what a client has changed itself.
+    /// The stored rows that don't count as long as this change isn't written: the key of an object, or of a collection for
+    /// any object in it. A change that was only read ends absences; copies and lists go on to count.
     pub(super) fn superseded(&self) -> Option<(&[u8], Extent)> {
         match self {
             Self::Upsert { key, .. } => Some((key.as_bytes(), Extent::Absences)),

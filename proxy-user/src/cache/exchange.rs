@@ -189,7 +189,7 @@ pub(crate) fn is_stable_selector(request: &ApiRequest) -> bool {
     fixed && !value.is_empty() && !value.contains(',') && request.label_selector().is_empty()
 }
 
-/// What a successful write with this verb supersedes.
+/// The extent of the rows that a successful write with this verb supersedes.
 fn written_extent(verb: Verb) -> Option<Extent> {
     match verb {
         Verb::Create => Some(Extent::Lists),
@@ -198,8 +198,8 @@ fn written_extent(verb: Verb) -> Option<Extent> {
     }
 }
 
-/// What a write supersedes that was successful, though its response can't be stored. One to a subresource (`scale`) changes
-/// its object; what is created at one (a token, an eviction) is something else.
+/// The extent of the rows that a successful write supersedes whose response can't be stored. An update of a subresource
+/// (`scale`) changes the object itself; a create at one (a token, an eviction) makes another object, which is not stored.
 pub(crate) fn superseded_by(request: &ApiRequest) -> Option<Extent> {
     let is_object = match (request.verb(), request.subresource()) {
         (_, "") | (Verb::Update | Verb::Patch, _) => request.subresource() != "proxy",
@@ -334,7 +334,7 @@ impl Exchange {
         Ok(exchange)
     }
 
-    /// For a successful write: what it supersedes until its response is stored.
+    /// For a successful write: the rows that don't count until its response is stored.
     pub(super) fn supersedes(&self) -> Option<(&[u8], Extent)> {
         let is_success = matches!(self.status, 200..=299);
         let extent = written_extent(self.verb).filter(|_| is_success)?;

@@ -47,7 +47,7 @@ impl PendingFile {
         }
     }
 
-    /// Makes it, if it is missing and the disk has room. The store must be locked.
+    /// Creates the file if it is missing and the disk has room. The store must be locked.
     pub(super) fn reserve(&self) {
         let mut reserved = self.reserved.lock();
         if reserved.is_none() {

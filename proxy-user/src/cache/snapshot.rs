@@ -63,7 +63,7 @@ impl Shared {
         self.snapshot_after(self.superseded.moment_behind())
     }
 
-    /// Changes of an earlier process that are not in the tables yet.
+    /// Applies to reads the changes that an earlier process could not write to the tables.
     pub(super) fn take_away(&self, changes: Vec<Change>) {
         let (revocations, others): (Vec<_>, Vec<_>) =
             changes.into_iter().partition(Change::is_revocation);
@@ -92,7 +92,7 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(super) txn: ReadTransaction,
-    /// Before it was begun.
+    /// The moment before it was begun.
     moment: Moment,
     /// Open as long as it is read.
     _opened: Arc<OpenDatabase>,

@@ -119,7 +119,7 @@ impl Store {
         self.opening.take_late(&self.place)
     }
 
-    /// Reopens the store for writing, over `late` where that is not the writable one. For the writer.
+    /// Reopens the store for writing. A `late` database is served at once, and is enough if it is writable. For the writer.
     ///
     /// # Errors
     /// It still can't be written; its condition does not change.
@@ -244,7 +244,7 @@ impl Store {
         self.shared.revocations.read().clone()
     }
 
-    /// Called once they are written.
+    /// Forgets them, once they are in the tables.
     pub(super) fn forget_revocations(&self) {
         *self.shared.revocations.write() = Vec::new();
     }

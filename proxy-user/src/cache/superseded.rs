@@ -41,13 +41,14 @@ pub(super) enum Fate {
 pub(super) struct Superseded {
     /// By changes that the disk, or the queue, did not take.
     unwritten: RwLock<Unwritten>,
-    /// By writes that are captured and on their way to the disk, and how many of them. There are at most as many as
-    /// captures.
+    /// By writes that are on their way to the disk, with the number of them. There are at most as many as open captures and
+    /// queued messages.
     in_flight: RwLock<HashMap<Vec<u8>, (Extent, usize)>>,
-    /// Counts the calls of [`Superseded::forget`] that forgot something, and those that forgot more than absences.
+    /// Counts the calls of [`Superseded::forget`] that forgot something.
     forgets: AtomicU64,
+    /// Counts those of them that forgot more than absences.
     reveals: AtomicU64,
-    /// Counts the writes that are in flight no more.
+    /// Counts the writes that are no longer in flight.
     landings: AtomicU64,
 }
 
@@ -116,7 +117,7 @@ impl Superseded {
         }
     }
 
-    /// What is stored of an object, or of all objects of a collection, is superseded by a change that is not written.
+    /// Notes a change that is not written, and supersedes what is stored of an object or of all objects of a collection.
     pub(super) fn add(&self, key: &[u8], extent: Extent, fate: Fate) {
         let mut unwritten = self.unwritten.write();
         unwritten.additions += 1;

@@ -26,7 +26,7 @@ pub(crate) struct Members {
     /// Objects that are stored as absent.
     pub(super) absent: ReadOnlyTable<&'static [u8], (u64, u64)>,
     pub(super) superseded: Arc<Superseded>,
-    /// Before the snapshot.
+    /// The moment before the snapshot was begun.
     pub(super) moment: Moment,
 }
 

@@ -1,5 +1,5 @@
-//! The object in `proxy-ebpf/object/`, with the list of its inputs: who changes nothing of them needs neither bpf-linker
-//! nor rust-src. `cargo xtask ebpf` writes both files, and `cargo xtask ebpf --check` compares them with the sources.
+//! The object in `proxy-ebpf/object/`, with the list of its inputs: as long as these are unchanged, neither bpf-linker nor
+//! rust-src is needed. `cargo xtask ebpf` writes both files, and `cargo xtask ebpf --check` compares them with the sources.
 
 use std::fmt::Write;
 use std::fs;

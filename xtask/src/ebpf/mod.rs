@@ -67,7 +67,7 @@ pub(crate) fn update_committed(project: &Project) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Is the variant with aya-log's debug lines wanted?
+/// True if the environment asks for the variant with aya-log's debug lines.
 pub(crate) fn has_debug_lines() -> bool {
     std::env::var_os("HUBLET_BPF_LOG").is_some_and(|value| value == "1")
 }
