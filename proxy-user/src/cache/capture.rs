@@ -111,14 +111,14 @@ impl Ingest {
         let write = exchange.supersedes();
         let write = write.map(|(key, extent)| (key.to_vec(), extent));
         if let Some((key, extent)) = &write {
-            self.superseded.take_off(key, *extent);
+            self.superseded.begin_write(key, *extent);
         }
         let exchange = Box::new(exchange);
         let is_queued = self
             .queue
             .send(Message::Begin { id, exchange }, Urgency::Lingers);
         if let (false, Some((key, _))) = (is_queued, write) {
-            self.superseded.land(&key);
+            self.superseded.end_write(&key);
         }
         is_queued
     }

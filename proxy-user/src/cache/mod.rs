@@ -210,10 +210,10 @@ impl Cache {
             extent,
         };
         let superseded = self.store.superseded();
-        superseded.take_off(key, extent);
+        superseded.begin_write(key, extent);
         if !self.ingest.submit(vec![change]) {
             superseded.add(key, extent, Fate::Dropped);
-            superseded.land(key);
+            superseded.end_write(key);
         }
     }
 

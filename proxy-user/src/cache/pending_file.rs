@@ -65,7 +65,9 @@ impl PendingFile {
         let changes = match self.opener.open(&self.path, Access::Read) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             opened => match read(&*opened?) {
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => self.distrust(&error),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.supersede_everything(&error)
+                }
                 read => read?,
             },
         };
@@ -74,7 +76,7 @@ impl PendingFile {
     }
 
     /// The changes that take everything away, since those in the file can't be read.
-    pub(super) fn distrust(&self, error: &io::Error) -> Vec<Change> {
+    pub(super) fn supersede_everything(&self, error: &io::Error) -> Vec<Change> {
         tracing::warn!(%error, "it is unknown what the disk could not take before the start: all that is stored is learned anew");
         self.is_unread.store(false, Ordering::Release);
         vec![Change::DeleteAllRights, supersede(&[], Extent::Copies)]

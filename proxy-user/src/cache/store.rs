@@ -79,7 +79,7 @@ impl Store {
                 Ok(changes) => shared.take_away(changes),
                 // Nothing is served; it is read again with the store.
                 Err(_) if is_unreadable => {}
-                Err(error) => shared.take_away(pending_file.distrust(&error)),
+                Err(error) => shared.take_away(pending_file.supersede_everything(&error)),
             }
         }
         Ok(Self {

@@ -47,9 +47,9 @@ pub(super) struct Superseded {
     /// Counts the calls of [`Superseded::forget`] that forgot something.
     forgets: AtomicU64,
     /// Counts those of them that forgot more than absences.
-    reveals: AtomicU64,
+    copy_forgets: AtomicU64,
     /// Counts the writes that are no longer in flight.
-    landings: AtomicU64,
+    ended_writes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +59,16 @@ struct Unwritten {
     bytes: usize,
     /// Counts the calls of [`Superseded::add`].
     additions: u64,
+}
+
+/// The size of all unwritten keys: while the store can't be written, one that is unchanged means unchanged keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct UnwrittenSize {
+    keys: usize,
+    /// Of the keys.
+    bytes: usize,
+    /// Their sum: an extent only grows.
+    extents: usize,
 }
 
 /// Superseded rows as changes to the store.
@@ -72,9 +82,9 @@ pub(super) struct Pending {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     forgets: u64,
-    reveals: u64,
+    copy_forgets: u64,
     /// For a snapshot that does not wait for the writer: no absence counts in it, nor does what writes in flight supersede.
-    landings: Option<u64>,
+    ended_writes: Option<u64>,
 }
 
 impl Superseded {
@@ -82,30 +92,30 @@ impl Superseded {
     pub(super) fn moment(&self) -> Moment {
         Moment {
             forgets: self.forgets.load(Ordering::Acquire),
-            reveals: self.reveals.load(Ordering::Acquire),
-            landings: None,
+            copy_forgets: self.copy_forgets.load(Ordering::Acquire),
+            ended_writes: None,
         }
     }
 
     /// Of a snapshot that the writer is behind.
     pub(super) fn moment_behind(&self) -> Moment {
         Moment {
-            landings: Some(self.landings.load(Ordering::Acquire)),
+            ended_writes: Some(self.ended_writes.load(Ordering::Acquire)),
             ..self.moment()
         }
     }
 
-    /// A write of this object, or in this collection, is on its way to the disk until it has landed.
-    pub(super) fn take_off(&self, key: &[u8], extent: Extent) {
+    /// A write of this object, or in this collection, is on its way to the disk until it has ended.
+    pub(super) fn begin_write(&self, key: &[u8], extent: Extent) {
         let mut in_flight = self.in_flight.write();
         let (known, writes) = in_flight.entry(key.to_vec()).or_insert((extent, 0));
         (*known, *writes) = ((*known).max(extent), *writes + 1);
     }
 
     /// Such a write is on disk, or among the unwritten.
-    pub(super) fn land(&self, key: &[u8]) {
+    pub(super) fn end_write(&self, key: &[u8]) {
         let mut in_flight = self.in_flight.write();
-        self.landings.fetch_add(1, Ordering::Release);
+        self.ended_writes.fetch_add(1, Ordering::Release);
         if let Some((_, writes)) = in_flight.get_mut(key) {
             *writes -= 1;
             if *writes == 0 {
@@ -142,7 +152,7 @@ impl Superseded {
     /// True if the stored absence of this object counts, in a snapshot begun after `since`.
     pub(super) fn absence_counts(&self, object: &[u8], since: Moment) -> bool {
         // In this order, so that a key that is forgotten in between is not missed.
-        since.landings.is_none()
+        since.ended_writes.is_none()
             && !self.unwritten.read().covers(object, Extent::Absences)
             && since.forgets == self.forgets.load(Ordering::Acquire)
     }
@@ -150,8 +160,8 @@ impl Superseded {
     /// True if the stored copy of this object counts, in a snapshot begun after `since`.
     pub(super) fn copy_counts(&self, object: &[u8], since: Moment) -> bool {
         !self.unwritten.read().covers(object, Extent::Copies)
-            && since.reveals == self.reveals.load(Ordering::Acquire)
-            && self.lands_later(since, |key, extent| {
+            && since.copy_forgets == self.copy_forgets.load(Ordering::Acquire)
+            && self.no_write_is_missing(since, |key, extent| {
                 extent == Extent::Copies && is_around(key, object)
             })
     }
@@ -167,8 +177,8 @@ impl Superseded {
             keys.any(|(key, (extent, _))| touches(key, *extent))
         };
         !is_touched
-            && since.reveals == self.reveals.load(Ordering::Acquire)
-            && self.lands_later(since, touches)
+            && since.copy_forgets == self.copy_forgets.load(Ordering::Acquire)
+            && self.no_write_is_missing(since, touches)
     }
 
     /// True if the object, or anything of the collection, is superseded by a change that is not written.
@@ -179,13 +189,13 @@ impl Superseded {
     }
 
     /// True if no write in flight that `concerns` the reader may be missing in its snapshot.
-    fn lands_later(&self, since: Moment, concerns: impl Fn(&[u8], Extent) -> bool) -> bool {
-        let Some(landings) = since.landings else {
+    fn no_write_is_missing(&self, since: Moment, concerns: impl Fn(&[u8], Extent) -> bool) -> bool {
+        let Some(ended_writes) = since.ended_writes else {
             return true;
         };
         let in_flight = self.in_flight.read();
         let mut writes = in_flight.iter();
-        landings == self.landings.load(Ordering::Acquire)
+        ended_writes == self.ended_writes.load(Ordering::Acquire)
             && !writes.any(|(key, (extent, _))| concerns(key, *extent))
     }
 
@@ -201,11 +211,14 @@ impl Superseded {
             .collect()
     }
 
-    /// The number of unwritten keys, their bytes, and the sum of their extents, which tell whether there are more.
-    pub(super) fn len(&self) -> (usize, usize, usize) {
+    pub(super) fn size(&self) -> UnwrittenSize {
         let unwritten = self.unwritten.read();
         let extents = unwritten.keys.values().map(|(extent, _)| *extent as usize);
-        (unwritten.keys.len(), unwritten.bytes, extents.sum())
+        UnwrittenSize {
+            keys: unwritten.keys.len(),
+            bytes: unwritten.bytes,
+            extents: extents.sum(),
+        }
     }
 
     /// The rows to change once the writer has written the changes that it keeps.
@@ -232,7 +245,7 @@ impl Superseded {
         self.forgets.fetch_add(1, Ordering::Release);
         let mut extents = unwritten.keys.values().map(|(extent, _)| *extent);
         if extents.any(|extent| extent > Extent::Absences) {
-            self.reveals.fetch_add(1, Ordering::Release);
+            self.copy_forgets.fetch_add(1, Ordering::Release);
         }
         unwritten.keys = HashMap::new();
         unwritten.bytes = 0;
@@ -347,20 +360,20 @@ mod tests {
         let copy = |moment| superseded.copy_counts(b"/pods/d/a", moment);
         let list = |moment| superseded.list_counts(b"/pods/", moment);
         for _ in 0..2 {
-            superseded.take_off(b"/pods/d/a", Extent::Copies);
+            superseded.begin_write(b"/pods/d/a", Extent::Copies);
         }
-        superseded.take_off(b"/pods/e/", Extent::Lists);
+        superseded.begin_write(b"/pods/e/", Extent::Lists);
         let behind = superseded.moment_behind();
         assert!(copy(superseded.moment()) && list(superseded.moment()));
         assert!(!copy(behind) && !list(behind));
         assert!(superseded.copy_counts(b"/pods/e/b", behind));
-        superseded.land(b"/pods/d/a");
-        assert!(!copy(superseded.moment_behind()), "of two, one has landed");
-        superseded.land(b"/pods/d/a");
+        superseded.end_write(b"/pods/d/a");
+        assert!(!copy(superseded.moment_behind()), "of two, one has ended");
+        superseded.end_write(b"/pods/d/a");
         assert!(copy(superseded.moment_behind()));
-        assert!(!copy(behind), "what has landed since is missing in it");
+        assert!(!copy(behind), "what has ended since is missing in it");
         assert!(!list(superseded.moment_behind()));
-        superseded.land(b"/pods/e/");
+        superseded.end_write(b"/pods/e/");
         assert!(list(superseded.moment_behind()));
         assert!(superseded.in_flight.read().is_empty());
     }

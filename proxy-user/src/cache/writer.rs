@@ -22,7 +22,7 @@ use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::ListAssembler;
 use crate::cache::queue::{Received, Receiver};
 use crate::cache::store::{Condition, Store, StoreError};
-use crate::cache::superseded::{Extent, Fate};
+use crate::cache::superseded::{Extent, Fate, UnwrittenSize};
 use crate::cache::write_retry::WriteOutage;
 use crate::clock::Clock;
 use hublet_wire::CodecError;
@@ -119,18 +119,25 @@ pub(super) struct Writer {
     last_error: Option<Instant>,
     budget: SizeBudget,
     outage: Option<WriteOutage>,
-    /// During an outage: the number of `changes` up to the first gap, and their bytes.
-    kept: (usize, usize),
+    /// During an outage: the `changes` up to the first gap.
+    kept: KeptChanges,
     /// The extent of what the file of pending changes holds.
     pending: PendingExtent,
     tidy_at: Option<Instant>,
+}
+
+/// Changes that are kept until the disk accepts them.
+#[derive(Debug, Clone, Copy, Default)]
+struct KeptChanges {
+    count: usize,
+    bytes: usize,
 }
 
 /// The changes that must outlast a restart though the store can't be written, by their numbers: as long as it can't, there
 /// are only ever more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct PendingExtent {
-    superseded: (usize, usize, usize),
+    superseded: UnwrittenSize,
     revocations: usize,
 }
 
@@ -170,7 +177,7 @@ impl Writer {
             last_error: None,
             budget,
             outage,
-            kept: (0, 0),
+            kept: KeptChanges::default(),
             pending,
             tidy_at: Some(Instant::now() + COMPACT_DELAY),
         }
@@ -418,7 +425,7 @@ impl Writer {
         match written {
             Ok(changed) => {
                 self.store.forget_revocations();
-                self.land_writes();
+                self.end_writes();
                 self.write_superseded();
                 self.finish_batch(changed);
             }
@@ -473,7 +480,10 @@ impl Writer {
     fn read_pending(&mut self) -> Result<(), StoreError> {
         if self.store.pending_file().is_unread() {
             let revocations = self.store.read_pending()?;
-            self.kept.0 += revocations.len();
+            let bytes: usize = revocations.iter().map(Change::size).sum();
+            self.kept.count += revocations.len();
+            self.kept.bytes += bytes;
+            self.bytes += bytes;
             self.changes.splice(0..0, revocations);
         }
         Ok(())
@@ -528,12 +538,12 @@ impl Writer {
         for (key, extent) in self.writes.iter().map(CapturedWrite::superseded) {
             self.store.superseded().add(key, extent, fate);
         }
-        self.land_writes();
+        self.end_writes();
     }
 
-    fn land_writes(&mut self) {
+    fn end_writes(&mut self) {
         for write in std::mem::take(&mut self.writes) {
-            self.store.superseded().land(&write.key);
+            self.store.superseded().end_write(&write.key);
         }
     }
 
@@ -566,10 +576,10 @@ impl Writer {
         }
         if error.is_failure() || matches!(error, StoreError::InUse(_)) {
             self.fall_back(&error.to_string());
-            if self.kept.0 == 0 {
+            if self.kept.count == 0 {
                 self.supersede_by(&self.changes, Fate::Kept);
                 self.supersede_by_writes(Fate::Kept);
-                self.kept = (self.changes.len(), self.bytes);
+                self.kept = self.all_changes();
             }
             self.keep_unwritten();
         } else {
@@ -581,7 +591,7 @@ impl Writer {
             self.changes.retain(Change::is_revocation);
             self.bytes = self.changes.iter().map(Change::size).sum();
             // The kept changes are gone with the batch: their count would hide the next upserts.
-            self.kept = (0, 0);
+            self.kept = KeptChanges::default();
             // The disk has taken writes again, or it would have failed before.
             if self.store.condition() == Condition::Writable {
                 self.end_outage();
@@ -606,15 +616,15 @@ impl Writer {
     /// Keeps changes that can't be written, up to a limit and without a gap, so that writing them later gives a state that
     /// existed. Changes beyond the limit are dropped; all captures that are open then are aborted, since they span the gap.
     fn keep_unwritten(&mut self) {
-        self.supersede_by(&self.changes[self.kept.0..], Fate::Kept);
-        if self.changes.len() <= MAX_UNWRITTEN_CHANGES.max(self.kept.0)
-            && self.bytes <= MAX_UNWRITTEN_BYTES.max(self.kept.1)
+        self.supersede_by(&self.changes[self.kept.count..], Fate::Kept);
+        if self.changes.len() <= MAX_UNWRITTEN_CHANGES.max(self.kept.count)
+            && self.bytes <= MAX_UNWRITTEN_BYTES.max(self.kept.bytes)
         {
-            self.kept = (self.changes.len(), self.bytes);
+            self.kept = self.all_changes();
             self.supersede_by_writes(Fate::Kept);
             return;
         }
-        let beyond = self.changes.split_off(self.kept.0);
+        let beyond = self.changes.split_off(self.kept.count);
         self.abandon_captures();
         self.supersede_by(&beyond, Fate::Dropped);
         self.supersede_by_writes(Fate::Dropped);
@@ -622,8 +632,15 @@ impl Writer {
         self.changes
             .extend(beyond.into_iter().filter(Change::is_revocation).take(room));
         self.bytes = self.changes.iter().map(Change::size).sum();
-        self.kept = (self.changes.len(), self.bytes);
+        self.kept = self.all_changes();
         self.counters.full.store(true, Ordering::Relaxed);
+    }
+
+    fn all_changes(&self) -> KeptChanges {
+        KeptChanges {
+            count: self.changes.len(),
+            bytes: self.bytes,
+        }
     }
 
     /// Aborts all open captures: an event of a watch or a page of a list may have been lost, so none of them can be complete
@@ -641,14 +658,15 @@ impl Writer {
     fn clear_batch(&mut self) {
         self.changes.clear();
         self.changes.shrink_to(MAX_BATCH_CHANGES);
-        (self.bytes, self.kept) = (0, (0, 0));
+        self.bytes = 0;
+        self.kept = KeptChanges::default();
     }
 }
 
 impl PendingExtent {
     fn of(store: &Store, changes: &[Change]) -> Self {
         Self {
-            superseded: store.superseded().len(),
+            superseded: store.superseded().size(),
             revocations: changes.iter().filter(|c| c.is_revocation()).count(),
         }
     }
