@@ -47,14 +47,6 @@ impl StoreReader {
         self.cache.snapshot().await
     }
 
-    /// A snapshot of what is on disk.
-    ///
-    /// # Errors
-    /// redb's.
-    pub(crate) fn stored<R>(&self, _: &Allowed<R>) -> Result<Snapshot, StoreError> {
-        self.cache.stored()
-    }
-
     /// The time of the cloud's 404, if nothing has been seen of the object since.
     ///
     /// # Errors

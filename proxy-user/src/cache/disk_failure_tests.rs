@@ -545,7 +545,10 @@ async fn assert_pods_unknown(bench: &Bench) {
     }
     let snapshot = bench.cache.snapshot().await.unwrap();
     for (list, expected) in [("/pods/d/", false), ("/pods/", false), ("/pods/e/", true)] {
-        assert_eq!(snapshot.is_up_to_date(list.as_bytes()), expected, "{list}");
+        let list = list.as_bytes();
+        assert_eq!(snapshot.is_up_to_date(list), expected, "{list:?}");
+        let has_changed = snapshot.has_changed_since(list, ResourceVersion::MAX, Timestamp::MAX);
+        assert_eq!(has_changed.unwrap(), !expected, "{list:?}");
     }
 }
 

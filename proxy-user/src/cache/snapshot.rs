@@ -282,7 +282,7 @@ impl Snapshot {
         version: ResourceVersion,
         at: Timestamp,
     ) -> Result<bool, StoreError> {
-        if self.shared.superseded.touches(prefix) {
+        if self.shared.superseded.touches(prefix) || !self.is_up_to_date(prefix) {
             return Ok(true);
         }
         let end = keys::end_of_scope(prefix);

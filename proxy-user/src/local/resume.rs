@@ -159,14 +159,14 @@ impl Changes {
 
 impl Local {
     /// Resumes a watch of a client that has seen version `from`.
-    pub(super) fn resume(
+    pub(super) async fn resume(
         &self,
         allowed: &Allowed<LocalRequest<'_>>,
         found: Option<&CompleteCollection>,
         from: ResourceVersion,
     ) -> Result<Beginning, LocalError> {
         let Some(found) = found else {
-            return Ok(if self.has_changed_since(allowed, from)? {
+            return Ok(if self.has_changed_since(allowed, from).await? {
                 Beginning::Expired(format!("too old resource version: {from}"))
             } else {
                 Beginning::unchanged(allowed)
@@ -206,7 +206,7 @@ impl Local {
     }
 
     /// True if an object has changed in a collection that is not completely known.
-    fn has_changed_since(
+    async fn has_changed_since(
         &self,
         allowed: &Allowed<LocalRequest<'_>>,
         from: ResourceVersion,
@@ -215,7 +215,7 @@ impl Local {
         if allowed.request().has_selectors() || allowed.request().verb() != Verb::Watch {
             return Ok(false);
         }
-        let snapshot = self.store.stored(allowed)?;
+        let snapshot = self.store.snapshot(allowed).await?;
         let scope = allowed.scope();
         let covered = Covered {
             version: from,

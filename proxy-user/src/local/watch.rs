@@ -27,14 +27,14 @@ impl Local {
         &self,
         allowed: Allowed<LocalRequest<'_>>,
     ) -> Result<Response<LocalBody>, LocalError> {
-        let snapshot = self.store.snapshot(&allowed).await?;
+        let snapshot = self.snapshot(&allowed).await?;
         let found = match self.find_collection(snapshot, &allowed) {
             Err(LocalError::NotCached(_)) => None,
             found => Some(found?),
         };
         let from = resume_version(allowed.request());
         let beginning = match (from, &found) {
-            (Some(from), found) => self.resume(&allowed, found.as_ref(), from)?,
+            (Some(from), found) => self.resume(&allowed, found.as_ref(), from).await?,
             (None, Some(found)) => self.begin_with_all(&allowed, found)?,
             (None, None) => return Err(allowed.not_cached()),
         };

@@ -76,3 +76,16 @@ async fn a_watch_lasts_as_long_as_its_client_or_the_api_server_says() {
         assert!((seconds(1800)..=seconds(3600)).contains(&timeout));
     }
 }
+
+/// The events of a resumed watch are copied out at once, up to a megabyte of them.
+#[tokio::test]
+async fn a_watch_begins_only_once_its_client_has_room() {
+    let mut bench = Bench::followed(&event("MODIFIED", 9)).await;
+    bench.flow = Budget::new(1 << 20).open_flow(bench.flow.client());
+    let unread = bench.flow.charge_chunk(vec![0; 1 << 20].into());
+    tokio::time::pause();
+    let refused = bench.read(&watch_from(7)).await.expect_err("no room");
+    assert!(matches!(refused, LocalError::NoRoom), "{refused}");
+    drop(unread);
+    assert_eq!(bench.resume(7).await, event("MODIFIED", 9));
+}
