@@ -141,6 +141,11 @@ impl Ingest {
         is_queued
     }
 
+    /// The number of messages that the queue has accepted since the start.
+    pub(super) fn accepted(&self) -> u64 {
+        self.queue.accepted()
+    }
+
     /// Reports that a read failed because of the disk, so that the writer reopens the store.
     pub(super) fn report_disk_failure(&self) {
         self.queue.send(Message::DiskFailed, Urgency::Writes);

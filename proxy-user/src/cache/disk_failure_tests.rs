@@ -16,6 +16,7 @@ use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantCounts, GrantK
 use crate::cache::keys::{CollectionKey, ObjectKey};
 use crate::cache::open::StoreLocation;
 use crate::cache::store::{Condition, Lookup, Store, StoreError};
+use crate::cache::superseded::Fate;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
 
 const ENOSPC: i32 = 28;

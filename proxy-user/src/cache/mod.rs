@@ -69,7 +69,7 @@ use exchange::Exchange;
 use grant_rows::ClusterGeneration;
 use not_stored::NotStoredCounts;
 use store::{Condition, Snapshot, Store, StoreError};
-use superseded::{Extent, Fate};
+use superseded::Extent;
 
 /// Longest wait of a read for responses that are captured and not yet written.
 const READ_YOUR_WRITES: Duration = Duration::from_millis(250);
@@ -212,7 +212,7 @@ impl Cache {
         let superseded = self.store.superseded();
         superseded.begin_write(key, extent);
         if !self.ingest.submit(vec![change]) {
-            superseded.add(key, extent, Fate::Dropped);
+            superseded.add_refused(key, extent, self.ingest.accepted());
             superseded.end_write(key);
         }
     }

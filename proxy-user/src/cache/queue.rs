@@ -58,6 +58,8 @@ enum Activity {
 #[derive(Debug)]
 struct State<T> {
     waiting: VecDeque<Received<T>>,
+    /// Messages that have been accepted since the start.
+    accepted: u64,
     receiver: Activity,
     /// An urgent message has arrived.
     is_urgent: bool,
@@ -81,6 +83,7 @@ pub(super) fn channel<T>(limits: Limits) -> (Sender<T>, Receiver<T>) {
     let queue = Arc::new(Queue {
         state: Mutex::new(State {
             waiting: VecDeque::new(),
+            accepted: 0,
             receiver: Activity::Busy,
             is_urgent: false,
             is_closed: false,
@@ -212,6 +215,11 @@ impl<T> Sender<T> {
         self.queue().unfinished.load(Ordering::Acquire) > 0
     }
 
+    /// The number of messages that have been accepted since the start.
+    pub(super) fn accepted(&self) -> u64 {
+        self.queue().lock().accepted
+    }
+
     /// Room for messages, for [`Sender::poll_reserve`].
     pub(super) fn room(&self) -> PollSemaphore {
         PollSemaphore::new(Arc::clone(&self.queue().room))
@@ -248,6 +256,7 @@ impl<T> Sender<T> {
         state.is_closed |= matches!(message, Received::Close(_));
         state.is_urgent |= urgency == Urgency::Writes;
         state.waiting.push_back(message);
+        state.accepted += 1;
         self.queue().unfinished.fetch_add(1, Ordering::Release);
         self.queue().wake(state);
         true

@@ -59,6 +59,8 @@ struct Unwritten {
     bytes: usize,
     /// Counts the calls of [`Superseded::add`].
     additions: u64,
+    /// The number of messages that the queue had accepted when it last refused a change: among them are older copies.
+    queued: u64,
 }
 
 /// The size of all unwritten keys: while the store can't be written, one that is unchanged means unchanged keys.
@@ -138,6 +140,21 @@ impl Superseded {
         if unwritten.is_over_limit() {
             unwritten.merge(|_| EVERY);
         }
+    }
+
+    /// As [`Superseded::add`], of a change that the queue refused behind so many accepted messages.
+    pub(super) fn add_refused(&self, key: &[u8], extent: Extent, accepted: u64) {
+        {
+            let mut unwritten = self.unwritten.write();
+            unwritten.queued = unwritten.queued.max(accepted);
+        }
+        self.add(key, extent, Fate::Dropped);
+    }
+
+    /// True if messages from before a refused change are still queued behind the first `received`. What is made unknown now
+    /// they would make known again, as it was.
+    pub(super) fn awaits_queued(&self, received: u64) -> bool {
+        received < self.unwritten.read().queued
     }
 
     /// The changes that were kept are lost after all.

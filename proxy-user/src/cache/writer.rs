@@ -115,6 +115,8 @@ pub(super) struct Writer {
     /// Writes of clients whose responses have ended, and are among the changes.
     writes: Vec<CapturedWrite>,
     waiting: Vec<oneshot::Sender<()>>,
+    /// Messages received since the start.
+    received: u64,
     is_closing: bool,
     last_error: Option<Instant>,
     budget: SizeBudget,
@@ -173,6 +175,7 @@ impl Writer {
             changes,
             writes: Vec::new(),
             waiting: Vec::new(),
+            received: 0,
             is_closing: false,
             last_error: None,
             budget,
@@ -248,6 +251,7 @@ impl Writer {
     }
 
     fn take_received(&mut self, received: Received<Message>) {
+        self.received += 1;
         match received {
             Received::Message(message) => {
                 let before = self.changes.len();
@@ -490,12 +494,13 @@ impl Writer {
     }
 
     /// Makes unknown on disk what changes supersede that the queue or the disk did not take. Reads ignore it already. Comes
-    /// after the batch, which may hold an absence from before such a change.
+    /// after the batch and all that was queued before such a change, which may hold an older copy or absence.
     fn write_superseded(&mut self) {
-        if self.store.superseded().is_empty() {
+        let superseded = self.store.superseded();
+        if superseded.is_empty() || superseded.awaits_queued(self.received) {
             return;
         }
-        let pending = self.store.superseded().pending();
+        let pending = superseded.pending();
         match apply(&self.store, &pending.changes, &mut self.continuity) {
             Ok(_) => self.store.superseded().forget(&pending),
             Err(error) => {

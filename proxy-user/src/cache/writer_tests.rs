@@ -157,6 +157,27 @@ fn i2_a_kept_creation_that_is_dropped_later_ends_its_absence() {
     assert!(!is_absent(&writer.store.snapshot().unwrap(), "a"));
 }
 
+/// Once one batch was written, a copy from before a change that the full queue had refused was served again.
+#[test]
+fn i2_what_is_queued_before_a_refused_change_brings_nothing_older_back() {
+    let (_dir, mut writer) = new_writer();
+    let (superseded, pod) = (Arc::clone(writer.store.superseded()), key("a"));
+    superseded.add_refused(pod.as_bytes(), Extent::Copies, 2);
+    writer.take_changes(vec![upsert("b", 1, 0)]);
+    writer.commit_batch();
+    writer.take_changes(vec![upsert("a", 2, 0)]);
+    writer.commit_batch();
+    let snapshot = writer.store.snapshot().unwrap();
+    let found = snapshot.object(pod.as_key(), |_| ()).unwrap();
+    assert_eq!(found, Lookup::Unknown);
+    assert!(superseded.is_empty());
+    writer.take_changes(vec![upsert("a", 3, 0)]);
+    writer.commit_batch();
+    let snapshot = writer.store.snapshot().unwrap();
+    let found = snapshot.object(pod.as_key(), |_| ()).unwrap();
+    assert_eq!(found, Lookup::Found(()));
+}
+
 /// After an outage that ended with a batch which the store had no room for, the next batch reopened the store once more.
 #[test]
 fn an_outage_ends_though_the_batch_is_too_large() {
