@@ -2,13 +2,9 @@
 //! system. Out: the same store in a new file, which replaces the old one by a rename. Reads go on meanwhile; runs on the
 //! writer thread while nothing waits for it.
 
-use std::fs::File;
-use std::io;
-use std::path::Path;
-
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
 
-use crate::cache::open::StoreLocation;
+use crate::cache::open::{StoreLocation, sync_directory};
 use crate::cache::store::{Store, StoreError};
 use crate::cache::tables::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, META, OBJECTS,
@@ -50,14 +46,6 @@ fn copy(store: &Store, place: &StoreLocation, busy: &dyn Fn() -> bool) -> Result
     store.superseded_by(reopened);
     sync_directory(&place.path).map_err(|error| place.directory_error(error))?;
     Ok(true)
-}
-
-/// Makes the rename of a file durable.
-fn sync_directory(of: &Path) -> io::Result<()> {
-    match of.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 /// Copies every table; false if `busy` ended it.

@@ -35,6 +35,10 @@ struct Faults {
     /// Syncs hang as long as this is set.
     stalled: Mutex<bool>,
     resumed: Condvar,
+    /// Reads of the file of pending changes hang as long as this is set.
+    pending_stalled: Mutex<bool>,
+    /// Failed writes of the file of pending changes.
+    pending_failures: AtomicI64,
 }
 
 impl Faults {
@@ -78,7 +82,11 @@ impl FailingFile {
         if self.is_reserved && is_full && is_allocated() {
             Ok(())
         } else {
-            self.faults.writes()
+            let count_failure = |_: &io::Error| {
+                let failures = &self.faults.pending_failures;
+                failures.fetch_add(self.is_reserved.into(), Ordering::SeqCst);
+            };
+            self.faults.writes().inspect_err(count_failure)
         }
     }
 }
@@ -101,6 +109,11 @@ impl StorageFile for FailingFile {
         self.file.len()
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if self.is_reserved {
+            let mut stalled = self.faults.pending_stalled.lock();
+            let resumed = &self.faults.resumed;
+            resumed.wait_while(&mut stalled, |stalled| *stalled);
+        }
         self.faults
             .reads()
             .and_then(|()| self.file.read(offset, out))
@@ -682,6 +695,98 @@ async fn i12_a_start_on_a_disk_that_hangs_is_without_the_store_until_it_answers(
     assert_eq!(read(&bench).await, 7);
     bench.cache.close().await;
     assert_eq!(read(&disk.bench(dir.path())).await, 7);
+}
+
+/// The pending changes were read outside the limit of a start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i12_a_start_waits_no_longer_for_the_pending_changes_than_for_the_store() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.cache.close().await;
+    *disk.0.pending_stalled.lock() = true;
+    let faults = Arc::clone(&disk.0);
+    let resume = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        *faults.pending_stalled.lock() = false;
+        faults.resumed.notify_all();
+    });
+    let began = Instant::now();
+    let bench = disk.bench(dir.path());
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let condition = bench.cache.store.condition();
+    assert!(matches!(condition, Condition::Unreadable(_)));
+    resume.await.unwrap();
+    writable(&bench.cache).await;
+    assert_eq!(read(&bench).await, 7);
+}
+
+/// Puts something that can't be read in the place of the pending changes.
+fn replace_pending(dir: &Path) {
+    let pending = dir.join("hublet.redb.pending");
+    std::fs::remove_file(&pending).unwrap();
+    std::fs::create_dir(&pending).unwrap();
+}
+
+/// The store opens again, and what it held before is unknown.
+async fn assert_learned_anew(bench: &Bench) {
+    writable(&bench.cache).await;
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
+    bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
+    assert_eq!(read(bench).await, 8);
+}
+
+/// A store that opened late was never served while the pending changes could not be read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i13_a_late_store_opens_though_its_pending_changes_cant_be_read() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.cache.close().await;
+    replace_pending(dir.path());
+    *disk.0.stalled.lock() = true;
+    let bench = disk.bench(dir.path());
+    assert!(!bench.cache.is_writable());
+    *disk.0.stalled.lock() = false;
+    disk.0.resumed.notify_all();
+    assert_learned_anew(&bench).await;
+}
+
+/// The same for a store that could not be read at the start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i13_an_unreadable_store_opens_though_its_pending_changes_cant_be_read() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    bench.cache.close().await;
+    replace_pending(dir.path());
+    disk.0.read.store(EIO, Ordering::SeqCst);
+    let bench = disk.bench(dir.path());
+    let condition = bench.cache.store.condition();
+    assert!(matches!(condition, Condition::Unreadable(_)));
+    disk.mend();
+    assert_learned_anew(&bench).await;
+}
+
+/// While the file of pending changes could not be written, every batch tried and logged it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pending_changes_are_retried_no_more_often_than_the_store() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    let bench = disk.bench(dir.path());
+    disk.0.fail_writes(EROFS, 0);
+    let began = Instant::now();
+    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
+    for n in 0..20 {
+        let key = format!("/pods/d/{n}");
+        bench.cache.supersede(key.as_bytes(), Extent::Copies);
+        bench.cache.settle().await;
+    }
+    let retries = i64::try_from(began.elapsed().as_millis() / 500).unwrap();
+    let failures = disk.0.pending_failures.load(Ordering::SeqCst);
+    assert!((1..=1 + retries).contains(&failures), "{failures}");
+    disk.mend();
+    writable(&bench.cache).await;
+    assert!(bench.cache.store.superseded().is_empty());
 }
 
 #[tokio::test]

@@ -335,6 +335,14 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
+/// Makes the creation or rename of a file durable.
+pub(super) fn sync_directory(of: &Path) -> io::Result<()> {
+    match of.parent() {
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
 /// Makes the directory, 0700, where it isn't there.
 fn make_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};

@@ -7,11 +7,20 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::cache::change::Change;
 use crate::cache::error::StoreError;
 use crate::cache::open::{OpenDatabase, StoreLocation};
 use crate::cache::pending_file::PendingFile;
 
-type Opened = Result<OpenDatabase, StoreError>;
+type Opened = Result<OpenedStore, StoreError>;
+
+/// The database, and the changes that an earlier process has left beside it.
+#[derive(Debug)]
+pub(super) struct OpenedStore {
+    pub database: OpenDatabase,
+    /// `None` if neither can be read.
+    pub pending: Option<Vec<Change>>,
+}
 
 /// An opening that has not ended; empty once its result was taken.
 #[derive(Debug, Default)]
@@ -24,7 +33,7 @@ struct Running {
 }
 
 impl Opening {
-    /// Opens the store, and the file of pending changes with it.
+    /// Opens the store, and reads the file of pending changes with it.
     ///
     /// # Errors
     /// The kernel refuses a thread.
@@ -36,10 +45,11 @@ impl Opening {
         let thread = std::thread::Builder::new()
             .name("hublet-open".into())
             .spawn(move || {
-                let opened = place.open();
-                if opened.is_ok() {
+                let opened = place.open().map(|database| {
+                    let pending = pending_file.read_beside(&database.condition);
                     pending_file.reserve();
-                }
+                    OpenedStore { database, pending }
+                });
                 // Dropped, and so closed, if the store has been closed meanwhile.
                 let _ = sender.send(opened);
             })
@@ -78,7 +88,7 @@ impl Opening {
     pub(super) fn take_late(
         &self,
         place: &StoreLocation,
-    ) -> Result<Option<OpenDatabase>, StoreError> {
+    ) -> Result<Option<OpenedStore>, StoreError> {
         let mut opening = self.0.lock();
         let received = opening.as_ref().map(|running| running.opened.try_recv());
         match received {

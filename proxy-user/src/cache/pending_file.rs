@@ -3,7 +3,7 @@
 //! something away. Out: the same at the next start.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::cache::backend::{Access, FileOpener, StorageFile};
 use crate::cache::change::Change;
 use crate::cache::grant_rows::{CredentialKey, GrantKey, Verdict};
-use crate::cache::open::StoreLocation;
+use crate::cache::open::{Condition, StoreLocation, sync_directory};
 use crate::cache::superseded::Extent;
 
 /// Bytes of the file. What doesn't fit is replaced by a change that takes away more.
@@ -57,34 +57,33 @@ impl PendingFile {
         }
     }
 
-    /// The changes that an earlier process has left. If they are damaged, nothing that they might take away may count.
-    ///
-    /// # Errors
-    /// The disk's; it is still unread then.
-    pub(super) fn read(&self) -> io::Result<Vec<Change>> {
-        let changes = match self.opener.open(&self.path, Access::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            opened => match read(&*opened?) {
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    self.supersede_everything(&error)
-                }
-                read => read?,
-            },
-        };
-        self.is_unread.store(false, Ordering::Release);
-        Ok(changes)
+    /// The changes that an earlier process has left. If they are damaged, or can't be read beside a store that can,
+    /// nothing that they might take away may count. `None` if neither can be read: they are read again with the store.
+    pub(super) fn read_beside(&self, store: &Condition) -> Option<Vec<Change>> {
+        match self.read() {
+            Ok(changes) => Some(changes),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Some(supersede_everything(&error))
+            }
+            Err(_) if matches!(store, Condition::Unreadable(_)) => None,
+            Err(error) => Some(supersede_everything(&error)),
+        }
     }
 
-    /// The changes that take everything away, since those in the file can't be read.
-    pub(super) fn supersede_everything(&self, error: &io::Error) -> Vec<Change> {
-        tracing::warn!(%error, "it is unknown what the disk could not take before the start: all that is stored is learned anew");
-        self.is_unread.store(false, Ordering::Release);
-        vec![Change::DeleteAllRights, supersede(&[], Extent::Copies)]
+    fn read(&self) -> io::Result<Vec<Change>> {
+        match self.opener.open(&self.path, Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            opened => read(&*opened?),
+        }
     }
 
-    /// True until its contents are known, and may be replaced.
+    /// True until readers of the store take its contents into account; it must not be replaced before.
     pub(super) fn is_unread(&self) -> bool {
         self.is_unread.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_read(&self) {
+        self.is_unread.store(false, Ordering::Release);
     }
 
     /// Replaces the contents; returns once that is on disk.
@@ -114,8 +113,14 @@ impl PendingFile {
     }
 }
 
+/// The changes that take everything away, for a file that can't be read.
+fn supersede_everything(error: &io::Error) -> Vec<Change> {
+    tracing::warn!(%error, "it is unknown what the disk could not take before the start: all that is stored is learned anew");
+    vec![Change::DeleteAllRights, supersede(&[], Extent::Copies)]
+}
+
 /// Opens the file to be written, and allocates what is missing of it.
-fn reserve(opener: &dyn FileOpener, path: &std::path::Path) -> io::Result<Arc<dyn StorageFile>> {
+fn reserve(opener: &dyn FileOpener, path: &Path) -> io::Result<Arc<dyn StorageFile>> {
     let file = opener.open(path, Access::Write)?;
     let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
     if len < CAPACITY {
@@ -124,6 +129,7 @@ fn reserve(opener: &dyn FileOpener, path: &std::path::Path) -> io::Result<Arc<dy
             file.write(start as u64, &block[..BLOCK.min(CAPACITY - start)])?;
         }
         file.sync()?;
+        sync_directory(path)?;
     }
     Ok(file)
 }
@@ -337,7 +343,9 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;
             std::fs::write(place.beside("pending"), damaged).unwrap();
-            let found = PendingFile::new(&place).read().unwrap();
+            let found = PendingFile::new(&place)
+                .read_beside(&Condition::Writable)
+                .unwrap();
             assert!(matches!(&found[..], [Change::DeleteAllRights, _]), "{at}");
         }
     }

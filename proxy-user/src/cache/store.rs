@@ -14,7 +14,7 @@ use crate::cache::change::Change;
 use crate::cache::leases::Leases;
 use crate::cache::notices::Feed;
 use crate::cache::open::{LockedFile, OpenDatabase, StoreLocation};
-use crate::cache::opening::Opening;
+use crate::cache::opening::{OpenedStore, Opening};
 use crate::cache::pending_file::PendingFile;
 use crate::cache::snapshot::Shared;
 use crate::cache::superseded::Superseded;
@@ -57,38 +57,42 @@ impl Store {
     pub(super) fn open_at(place: StoreLocation) -> Result<Self, StoreError> {
         let pending_file = Arc::new(PendingFile::new(&place));
         let opening = Opening::begin(place.clone(), Arc::clone(&pending_file))?;
-        let (opened, is_late) = match opening.wait(OPEN_TIMEOUT) {
-            Some(opened) => (opened?, false),
+        let opened = match opening.wait(OPEN_TIMEOUT) {
+            Some(opened) => opened?,
             None => {
                 tracing::error!(
                     "the disk of the store has not answered within {OPEN_TIMEOUT:?}: hublet starts without what is stored"
                 );
-                (StoreLocation::unreadable(HANGING_DISK, None)?, true)
+                OpenedStore {
+                    database: StoreLocation::unreadable(HANGING_DISK, None)?,
+                    pending: None,
+                }
             }
         };
-        let is_unreadable = matches!(opened.condition, Condition::Unreadable(_));
         let shared = Shared {
-            opened: ArcSwapOption::from_pointee(opened),
+            opened: ArcSwapOption::from_pointee(opened.database),
             generation: tokio::sync::watch::Sender::new(0),
             leases: Leases::default(),
             superseded: Arc::default(),
             revocations: RwLock::default(),
         };
-        if !is_late {
-            match pending_file.read() {
-                Ok(changes) => shared.take_away(changes),
-                // Nothing is served; it is read again with the store.
-                Err(_) if is_unreadable => {}
-                Err(error) => shared.take_away(pending_file.supersede_everything(&error)),
-            }
-        }
-        Ok(Self {
+        let store = Self {
             place,
             shared: Arc::new(shared),
             feed: Feed::default(),
             opening,
             pending_file,
-        })
+        };
+        store.take_away(opened.pending);
+        Ok(store)
+    }
+
+    /// Applies to reads what an earlier process has left, if that is known.
+    fn take_away(&self, pending: Option<Vec<Change>>) {
+        if let Some(changes) = pending {
+            self.shared.take_away(changes);
+            self.pending_file.set_read();
+        }
     }
 
     /// Begins a write transaction. For the writer.
@@ -115,35 +119,25 @@ impl Store {
     ///
     /// # Errors
     /// It is still being opened, or could not be.
-    pub(super) fn late_database(&self) -> Result<Option<OpenDatabase>, StoreError> {
+    pub(super) fn late_opening(&self) -> Result<Option<OpenedStore>, StoreError> {
         self.opening.take_late(&self.place)
     }
 
-    /// Reopens the store for writing. A `late` database is served at once, and is enough if it is writable. For the writer.
+    /// Reopens the store for writing. A `late` one is served at once, and is enough if it is writable. For the writer.
     ///
     /// # Errors
     /// It still can't be written; its condition does not change.
-    pub(super) fn reopen(&self, late: Option<OpenDatabase>) -> Result<(), StoreError> {
+    pub(super) fn reopen(&self, late: Option<OpenedStore>) -> Result<(), StoreError> {
         if let Some(late) = late {
-            let is_writable = late.condition == Condition::Writable;
-            self.publish_database(late);
+            let is_writable = late.database.condition == Condition::Writable;
+            self.take_away(late.pending);
+            self.publish_database(late.database);
             if is_writable {
                 return Ok(());
             }
         }
         self.place.has_room()?;
         self.replace_database(|held| self.place.writable(held))
-    }
-
-    /// Reads the changes of an earlier process that could not be read at the start, and returns the revocations.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub(super) fn read_pending(&self) -> Result<Vec<Change>, StoreError> {
-        let pending = self.pending_file.read();
-        let pending = pending.map_err(|error| self.place.directory_error(error))?;
-        self.shared.take_away(pending);
-        Ok(self.revocations())
     }
 
     /// True if a read or write of the disk has failed since the store was opened.
@@ -198,8 +192,11 @@ impl Store {
         Ok(())
     }
 
-    /// Makes `opened` the database that new snapshots read.
+    /// Makes `opened` the database that new snapshots read, with what an earlier process has left beside it.
     fn publish_database(&self, opened: OpenDatabase) {
+        if self.pending_file.is_unread() {
+            self.take_away(self.pending_file.read_beside(&opened.condition));
+        }
         self.shared.opened.store(Some(Arc::new(opened)));
         self.shared
             .generation

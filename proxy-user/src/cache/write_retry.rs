@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A time in which the disk accepts no writes.
 #[derive(Debug)]
@@ -36,9 +37,34 @@ impl WriteOutage {
     }
 }
 
+/// Admits one log line a minute.
+#[derive(Debug, Default)]
+pub(super) struct LogLimit {
+    last: Option<Instant>,
+}
+
+impl LogLimit {
+    pub(super) fn admits(&mut self, now: Instant) -> bool {
+        let is_due = self
+            .last
+            .is_none_or(|last| now.duration_since(last) > LOG_INTERVAL);
+        if is_due {
+            self.last = Some(now);
+        }
+        is_due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_logged_once_a_minute() {
+        let (mut limit, now) = (LogLimit::default(), Instant::now());
+        let logged = (0..130).filter(|n| limit.admits(now + Duration::from_secs(*n)));
+        assert_eq!(logged.collect::<Vec<_>>(), [0, 61, 122]);
+    }
 
     #[test]
     fn retries_back_off_up_to_a_limit() {

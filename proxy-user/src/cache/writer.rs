@@ -23,7 +23,7 @@ use crate::cache::paginate::ListAssembler;
 use crate::cache::queue::{Received, Receiver};
 use crate::cache::store::{Condition, Store, StoreError};
 use crate::cache::superseded::{Extent, Fate, UnwrittenSize};
-use crate::cache::write_retry::WriteOutage;
+use crate::cache::write_retry::{LogLimit, WriteOutage};
 use crate::clock::Clock;
 use hublet_wire::CodecError;
 use hublet_wire::meta::Timestamp;
@@ -118,13 +118,18 @@ pub(super) struct Writer {
     /// Messages received since the start.
     received: u64,
     is_closing: bool,
-    last_error: Option<Instant>,
+    error_log: LogLimit,
     budget: SizeBudget,
     outage: Option<WriteOutage>,
     /// During an outage: the `changes` up to the first gap.
     kept: KeptChanges,
-    /// The extent of what the file of pending changes holds.
-    pending: PendingExtent,
+    /// The extent of what the file of pending changes holds; `None` where that is unknown.
+    pending: Option<PendingExtent>,
+    /// The time in which that file can't be written.
+    pending_outage: Option<WriteOutage>,
+    pending_log: LogLimit,
+    /// Revocations that an earlier process has left are among the changes, or written.
+    has_read_pending: bool,
     tidy_at: Option<Instant>,
 }
 
@@ -162,7 +167,8 @@ impl Writer {
         let outage =
             (store.condition() != Condition::Writable).then(|| WriteOutage::begin(Instant::now()));
         let changes = store.revocations();
-        let pending = PendingExtent::of(&store, &changes);
+        let pending = Some(PendingExtent::of(&store, &changes));
+        let has_read_pending = !store.pending_file().is_unread();
         Self {
             store,
             counters,
@@ -177,11 +183,14 @@ impl Writer {
             waiting: Vec::new(),
             received: 0,
             is_closing: false,
-            last_error: None,
+            error_log: LogLimit::default(),
             budget,
             outage,
             kept: KeptChanges::default(),
             pending,
+            pending_outage: None,
+            pending_log: LogLimit::default(),
+            has_read_pending,
             tidy_at: Some(Instant::now() + COMPACT_DELAY),
         }
     }
@@ -227,7 +236,8 @@ impl Writer {
 
     /// The time of the next retry of the disk, or of the next compaction check.
     fn next_due(&self) -> Option<Instant> {
-        let retry = self.outage.as_ref().map(|outage| outage.next);
+        let outages = self.outage.iter().chain(&self.pending_outage);
+        let retry = outages.map(|outage| outage.next).min();
         retry.or(self.tidy_at)
     }
 
@@ -440,9 +450,10 @@ impl Writer {
     /// Writes what is pending. First reopens a store that could not be written, or replaces a damaged one.
     fn write_batch(&mut self) -> Result<bool, StoreError> {
         if self.outage.is_some() {
-            let late = self.store.late_database()?;
-            self.read_pending()?;
-            self.store.reopen(late)?;
+            let late = self.store.late_opening()?;
+            let reopened = self.store.reopen(late);
+            self.add_pending_revocations();
+            reopened?;
         }
         self.store.end_old_snapshots(MAX_SNAPSHOT_AGE);
         self.make_room()?;
@@ -480,17 +491,17 @@ impl Writer {
         applied
     }
 
-    /// Reads what an earlier process has left, where that could not be read at the start.
-    fn read_pending(&mut self) -> Result<(), StoreError> {
-        if self.store.pending_file().is_unread() {
-            let revocations = self.store.read_pending()?;
+    /// Adds the revocations that an earlier process has left, once they are read, where that was not possible at the start.
+    fn add_pending_revocations(&mut self) {
+        if !self.has_read_pending && !self.store.pending_file().is_unread() {
+            self.has_read_pending = true;
+            let revocations = self.store.revocations();
             let bytes: usize = revocations.iter().map(Change::size).sum();
             self.kept.count += revocations.len();
             self.kept.bytes += bytes;
             self.bytes += bytes;
             self.changes.splice(0..0, revocations);
         }
-        Ok(())
     }
 
     /// Makes unknown on disk what changes supersede that the queue or the disk did not take. Reads ignore it already. Comes
@@ -512,22 +523,50 @@ impl Writer {
     /// Writes beside the store what it has not taken and must not forget, or that this is over.
     fn update_pending_file(&mut self) {
         let extent = PendingExtent::of(&self.store, &self.changes);
-        let file = self.store.pending_file();
-        if extent == self.pending || file.is_unread() {
+        if self.pending == Some(extent) || !self.has_read_pending {
+            self.pending_outage = None;
             return;
         }
-        let updated = if extent == PendingExtent::default() {
-            file.clear()
-        } else {
-            let superseded = self.store.superseded().to_changes();
-            let revocations = self.changes.iter().filter(|change| change.is_revocation());
-            file.replace(&revocations.chain(&superseded).collect::<Vec<_>>())
-        };
-        match updated {
-            Ok(()) => self.pending = extent,
-            Err(error) => {
-                tracing::warn!(%error, "revoked rights and changed objects are noted in memory only: after a restart their former state would count again")
+        let now = Instant::now();
+        if let Some(outage) = &self.pending_outage
+            && outage.next > now
+            && !self.is_closing
+        {
+            return;
+        }
+        match self.write_pending_file(extent) {
+            Ok(()) => {
+                self.pending = Some(extent);
+                self.pending_outage = None;
             }
+            Err(error) => self.pending_file_failed(&error, extent),
+        }
+    }
+
+    fn write_pending_file(&self, extent: PendingExtent) -> std::io::Result<()> {
+        let file = self.store.pending_file();
+        if extent == PendingExtent::default() {
+            return file.clear();
+        }
+        let superseded = self.store.superseded().to_changes();
+        let revocations = self.changes.iter().filter(|change| change.is_revocation());
+        file.replace(&revocations.chain(&superseded).collect::<Vec<_>>())
+    }
+
+    fn pending_file_failed(&mut self, error: &std::io::Error, extent: PendingExtent) {
+        let now = Instant::now();
+        self.pending = None;
+        match &mut self.pending_outage {
+            Some(outage) => outage.back_off(now),
+            None => self.pending_outage = Some(WriteOutage::begin(now)),
+        }
+        if !self.pending_log.admits(now) {
+            return;
+        }
+        if extent == PendingExtent::default() {
+            tracing::warn!(%error, "the file of pending changes can't be emptied: after a restart, what they took away is learned anew");
+        } else {
+            tracing::warn!(%error, "revoked rights and changed objects are noted in memory only: after a restart their former state would count again");
         }
     }
 
@@ -572,11 +611,7 @@ impl Writer {
 
     fn not_written(&mut self, error: &StoreError) {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
-        if self
-            .last_error
-            .is_none_or(|at| at.elapsed() > Duration::from_secs(60))
-        {
-            self.last_error = Some(Instant::now());
+        if self.error_log.admits(Instant::now()) {
             tracing::error!(%error, "responses can't be stored; stored data is still served");
         }
         if error.is_failure() || matches!(error, StoreError::InUse(_)) {
