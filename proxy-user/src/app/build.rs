@@ -227,6 +227,8 @@ fn build_proxy(config: &Config, roots: &Arc<RootCertStore>) -> Result<Arc<Proxy>
     let cache = Arc::new(Cache::open(&config.cache, Clock::default())?);
     let authorizer = Authorizer::load(Arc::clone(&cache), config.local.grant_max_age)?;
     let authorizer = Arc::new(authorizer);
+    let late = Arc::clone(&authorizer);
+    tokio::spawn(async move { late.load_late().await });
     let cloud = build_cloud(config, roots, &metrics)?;
     let local = Local::new(
         Arc::clone(&authorizer),

@@ -9,6 +9,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -23,6 +24,9 @@ use crate::cache::grant_rows::GrantCounts;
 use crate::cache::keys::ObjectKey;
 use crate::cache::store::StoreError;
 use hublet_wire::meta::Timestamp;
+
+/// Time between two attempts to read the stored rights.
+const RELOAD_DELAY: Duration = Duration::from_secs(1);
 
 /// The parts of an API server's response that prove or revoke rights.
 #[derive(Debug, Clone, Copy)]
@@ -118,6 +122,8 @@ pub(crate) struct Authorizer {
     grants: Arc<Grants>,
     /// Held while a right changes, here and on its way to the disk, so that both see the same order.
     changing: Mutex<()>,
+    /// The store could not be read when the grants were loaded.
+    is_partial: AtomicBool,
     /// The age up to which an observed right or credential counts.
     max_age: Duration,
 }
@@ -130,14 +136,42 @@ impl Authorizer {
     pub(crate) fn load(cache: Arc<Cache>, max_age: Duration) -> Result<Self, StoreError> {
         let cluster = cache.cluster_generation();
         let now = cache.clock.now();
+        let is_partial = !cache.is_readable();
         let (grants, redated) = Grants::load(&cache.stored()?, now, cluster)?;
         cache.ingest().submit(redated);
         Ok(Self {
             cache,
             grants: Arc::new(grants),
             changing: Mutex::default(),
+            is_partial: AtomicBool::new(is_partial),
             max_age,
         })
+    }
+
+    /// Adds the grants of a store that could not be read by [`Self::load`], once it can be. Returns at once if it could.
+    pub(crate) async fn load_late(&self) {
+        while self.is_partial.load(Ordering::Acquire) {
+            self.cache.wait_until_readable().await;
+            match self.add_late() {
+                Ok(()) => self.is_partial.store(false, Ordering::Release),
+                Err(error) => {
+                    tracing::warn!(%error, "the stored rights can't be read yet");
+                    tokio::time::sleep(RELOAD_DELAY).await;
+                }
+            }
+        }
+    }
+
+    fn add_late(&self) -> Result<(), StoreError> {
+        let _changing = self.changing.lock();
+        let generation = self.cache.cluster_generation().current();
+        let snapshot = self.cache.stored()?;
+        let changes = self.grants.add_late(&snapshot, generation, self.now())?;
+        let (revoked, others): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(Change::is_revocation);
+        self.submit(revoked);
+        self.submit(others);
+        Ok(())
     }
 
     /// Learns from a response of the cloud what its caller is allowed.

@@ -404,6 +404,44 @@ async fn i7_a_403_revokes_the_right_of_every_verb_across_a_restart() {
     }
 }
 
+/// The grants of a store that could not be read at the start stayed on disk as they were, whatever was refused meanwhile,
+/// and counted again after the next start; until then nobody was served.
+#[tokio::test]
+async fn i7_what_is_refused_before_a_store_is_opened_late_stays_refused() {
+    const TAKEN: &str = "Authorization: Bearer taken";
+    const UNPROVEN: &str = "Authorization: Bearer unproven";
+    const REFUSED: &str = "Authorization: Bearer refused";
+    let mut bench = Bench::new();
+    for caller in [ME, TAKEN, UNPROVEN, REFUSED] {
+        bench.observe(caller, SECRET, 200);
+    }
+    bench.cache.close().await;
+    let path = bench.config.dir.join("hublet.redb");
+    let elsewhere = path.with_extension("away");
+    std::fs::rename(&path, &elsewhere).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    bench.reopen();
+    assert!(!bench.cache.is_readable());
+    assert_eq!(bench.decide(ME, SECRET), Decision::UnknownCredential);
+    bench.observe(TAKEN, "/api/v1/nodes", 200);
+    bench.observe(TAKEN, SECRET, 403);
+    bench.observe(UNPROVEN, SECRET, 403);
+    bench.observe(REFUSED, SECRET, 401);
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&elsewhere, &path).unwrap();
+    bench.authorizer.load_late().await;
+    for _ in 0..2 {
+        assert_eq!(bench.decide(ME, SECRET), Decision::Read);
+        assert_eq!(bench.decide(TAKEN, SECRET), Decision::Forbidden);
+        assert_eq!(bench.decide(UNPROVEN, SECRET), Decision::Forbidden);
+        let refused = bench.decide(REFUSED, SECRET);
+        let expected = [Decision::Unauthorized, Decision::UnknownCredential];
+        assert!(expected.contains(&refused), "{refused:?}");
+        bench.cache.close().await;
+        bench.reopen();
+    }
+}
+
 /// The proof is made of the request that was decided on, so that no other can be read with it.
 #[tokio::test]
 async fn i7_the_proof_holds_the_request_that_was_authorised() {

@@ -3,7 +3,7 @@
 //! A row belongs to the account of a token that has proven itself ([`super::authorizer`]), or to anonymous callers. Each
 //! account has its share of the tables. Nothing that a client says of itself (User-Agent, an unproven token's claims) counts.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -227,6 +227,52 @@ impl GrantTables {
         changes.push(put_grant(account, right, verdict));
     }
 
+    /// Adds a token that an earlier process has seen accepted, or has it deleted if this one has seen it rejected.
+    fn add_late_credential(
+        &mut self,
+        account: Identity,
+        key: CredentialKey,
+        verdict: Verdict,
+        changes: &mut Vec<Change>,
+    ) {
+        if self.credentials.get(account, &key.0).is_some() {
+            return;
+        }
+        let rejected = self.rejected_at(&key.0).or(self.rejections_lost_at);
+        let deleted = match rejected {
+            Some(_) => Some(key.0),
+            None => self
+                .credentials
+                .insert(account, key.0, verdict)
+                .map(|(_, digest, _)| digest),
+        };
+        changes.extend(deleted.map(|digest| Change::DeleteCredential {
+            key: CredentialKey(digest),
+        }));
+    }
+
+    /// Adds a right that an earlier process has seen, as `denied` if this one has seen that.
+    fn add_late_grant(
+        &mut self,
+        (account, right): (Identity, Right),
+        verdict: Verdict,
+        denied: Option<Verdict>,
+        changes: &mut Vec<Change>,
+    ) {
+        if self.grant(account, &right).is_some() {
+            return;
+        }
+        let mut put = Vec::new();
+        let is_revoked = verdict.is_allowed() && denied.is_some();
+        let verdict = denied.filter(|_| is_revoked).unwrap_or(verdict);
+        self.put_grant(account, right, verdict, &mut put);
+        if !is_revoked {
+            // It is on disk; a row that it evicts has to leave.
+            put.retain(|change| matches!(change, Change::DeleteGrant { .. }));
+        }
+        changes.append(&mut put);
+    }
+
     fn put_credential(&mut self, token: &Token, verdict: Verdict, changes: &mut Vec<Change>) {
         if let Some((_, digest, _)) = self
             .credentials
@@ -307,6 +353,44 @@ impl Grants {
         };
         let redated = grants.follow_clock(now);
         Ok((grants, redated))
+    }
+
+    /// Adds the rows of a store that could not be read when [`Self::load`] did. Whatever this process has seen is later: a
+    /// row that it has refused meanwhile stays refused, and becomes so on disk. Returns the changes to write: none if
+    /// `generation`, from before the snapshot, is over.
+    ///
+    /// # Errors
+    /// redb's.
+    pub(crate) fn add_late(
+        &self,
+        snapshot: &Snapshot,
+        generation: u64,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, StoreError> {
+        let (grants, credentials) = (snapshot.grants()?, snapshot.credentials()?);
+        let (mut changes, mut tokens) = (Vec::new(), HashMap::<_, Vec<_>>::new());
+        let mut tables = self.write();
+        if tables.generation != generation {
+            return Ok(changes);
+        }
+        for (key, row) in credentials {
+            let account = Identity(row.account);
+            tokens.entry(account).or_default().push(unproven(&key.0));
+            tables.add_late_credential(account, key, row.verdict, &mut changes);
+        }
+        for (key, verdict) in grants {
+            if let Some((account, right)) = split_grant_key(&key) {
+                let tokens = tokens.get(&account).into_iter().flatten();
+                let accounts = tokens.copied().chain([account]);
+                let denied = accounts.filter_map(|account| tables.denial(account, &right));
+                let denied = denied.max().map(Verdict::denied_at);
+                tables.add_late_grant((account, right), verdict, denied, &mut changes);
+            }
+        }
+        drop(tables);
+        self.latest.store(u64::MAX, Ordering::Relaxed);
+        changes.append(&mut self.follow_clock(now));
+        Ok(changes)
     }
 
     /// Follows a clock that has been set back: rows from the future count as of `now` from here on, so that they age.
@@ -564,7 +648,11 @@ fn unproven_account_of(credential: &Credential) -> Option<Identity> {
     let Credential::Token { token, .. } = credential else {
         return None;
     };
-    token.digest.first_chunk().copied().map(Identity)
+    Some(unproven(&token.digest))
+}
+
+fn unproven(digest: &TokenDigest) -> Identity {
+    Identity(digest.first_chunk().copied().unwrap_or_default())
 }
 
 fn is_fresh(verdict: Option<Verdict>, now: Timestamp) -> bool {

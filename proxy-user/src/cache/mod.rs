@@ -152,6 +152,17 @@ impl Cache {
             .is_ok_and(|r| r.is_ok())
     }
 
+    /// Waits until the store can be read; without end once it is closed.
+    pub(crate) async fn wait_until_readable(&self) {
+        let mut generations = self.store.generations();
+        let _ = generations.wait_for(|_| self.is_readable()).await;
+    }
+
+    /// True if the store can be read.
+    pub(crate) fn is_readable(&self) -> bool {
+        !matches!(self.store.condition(), Condition::Unreadable(_))
+    }
+
     /// Notes that a client's request was answered from the store, for the order of eviction.
     pub(crate) fn note_request(&self, scope: &[u8]) {
         self.last_requested.note(scope, self.clock.now());
