@@ -11,6 +11,7 @@ use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use crate::cache::change::{Change, Evicted, Membership};
 use crate::cache::continuity::Continuity;
+use crate::cache::exchange::variant_scope;
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::store::{Store, StoreError};
@@ -338,8 +339,27 @@ impl<'t> Batch<'t> {
         }
         if extent >= Extent::Lists {
             self.mark_incomplete(scope)?;
+            self.drop_variants(scope)?;
         }
         self.end_absences(scope)
+    }
+
+    /// Removes the Tables and other variants that may show objects of this scope.
+    fn drop_variants(&mut self, scope: &[u8]) -> Result<(), StoreError> {
+        let resource = keys::resource_of(scope);
+        let end = keys::end_of_scope(resource);
+        let mut dropped = Vec::new();
+        for row in self.documents.range(resource..end.as_slice())? {
+            let (key, _) = row?;
+            if variant_scope(key.value()).is_some_and(|of| keys::overlap(of, scope)) {
+                dropped.push(key.value().to_vec());
+            }
+        }
+        for key in dropped {
+            self.changed = true;
+            self.documents.remove(key.as_slice())?;
+        }
+        Ok(())
     }
 
     fn objects_in(&self, scope: &[u8]) -> Result<Vec<ObjectKeyBuf>, StoreError> {
@@ -354,8 +374,7 @@ impl<'t> Batch<'t> {
         let mut lists = Vec::new();
         for row in self.collections.iter()? {
             let (key, value) = row?;
-            let prefix = keys::without_selectors(key.value());
-            let is_touched = prefix.starts_with(scope) || scope.starts_with(prefix);
+            let is_touched = keys::overlap(keys::without_selectors(key.value()), scope);
             let list = serde_json::from_slice::<Collection>(value.value());
             if let (true, Ok(list)) = (is_touched, list) {
                 lists.push((CollectionKey::new(key.value()).to_buf(), list));

@@ -457,6 +457,13 @@ pub(crate) fn variant_key(scope: &[u8], api_version: &str, media_type: &str) -> 
     .concat()
 }
 
+/// The object or the collection without selectors that a variant's key names; `None` for the key of another document.
+pub(super) fn variant_scope(key: &[u8]) -> Option<&[u8]> {
+    let scope = key.split(|b| *b == b'\n').next()?;
+    let is_variant = !std::str::from_utf8(scope).is_ok_and(is_document);
+    is_variant.then(|| keys::without_selectors(scope))
+}
+
 /// The API server's own groups end in `.k8s.io` or have no dot; others are custom or aggregated.
 pub(super) fn is_custom_resource(resource: &[u8]) -> bool {
     let group = resource.split(|b| *b == b'/').next().unwrap_or_default();

@@ -179,6 +179,14 @@ pub(crate) fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
     slashes.skip(1).take(2).chain(selection)
 }
 
+/// True if an object may be of both scopes: of two objects or collections without selectors.
+pub(super) fn overlap(one: &[u8], other: &[u8]) -> bool {
+    let contains = |outer: &[u8], inner: &[u8]| {
+        outer == inner || (inner.starts_with(outer) && matches!(outer, [] | [.., b'/']))
+    };
+    contains(one, other) || contains(other, one)
+}
+
 /// The first key behind every key that starts with `prefix`.
 pub(crate) fn end_of(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();

@@ -85,7 +85,7 @@ pub(super) struct Pending {
 pub(super) struct Moment {
     forgets: u64,
     copy_forgets: u64,
-    /// For a snapshot that does not wait for the writer: no absence counts in it, nor does what writes in flight supersede.
+    /// For a snapshot that does not wait for the writer: no absence counts in it, nor does what has been written since.
     ended_writes: Option<u64>,
 }
 
@@ -170,6 +170,7 @@ impl Superseded {
     pub(super) fn absence_counts(&self, object: &[u8], since: Moment) -> bool {
         // In this order, so that a key that is forgotten in between is not missed.
         since.ended_writes.is_none()
+            && self.no_write_is_missing(since, |key, _| is_around(key, object))
             && !self.unwritten.read().covers(object, Extent::Absences)
             && since.forgets == self.forgets.load(Ordering::Acquire)
     }
@@ -207,12 +208,12 @@ impl Superseded {
 
     /// True if no write in flight that `concerns` the reader may be missing in its snapshot.
     fn no_write_is_missing(&self, since: Moment, concerns: impl Fn(&[u8], Extent) -> bool) -> bool {
-        let Some(ended_writes) = since.ended_writes else {
-            return true;
-        };
         let in_flight = self.in_flight.read();
         let mut writes = in_flight.iter();
-        ended_writes == self.ended_writes.load(Ordering::Acquire)
+        let none_ended = since
+            .ended_writes
+            .is_none_or(|ended| ended == self.ended_writes.load(Ordering::Acquire));
+        none_ended
             && !writes.any(|(key, (extent, _))| concerns(key, *extent))
     }
 
@@ -372,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_in_flight_concerns_only_readers_that_did_not_wait() {
+    fn i2_a_write_in_flight_concerns_every_reader() {
         let superseded = Superseded::default();
         let copy = |moment| superseded.copy_counts(b"/pods/d/a", moment);
         let list = |moment| superseded.list_counts(b"/pods/", moment);
@@ -380,15 +381,19 @@ mod tests {
             superseded.begin_write(b"/pods/d/a", Extent::Copies);
         }
         superseded.begin_write(b"/pods/e/", Extent::Lists);
-        let behind = superseded.moment_behind();
-        assert!(copy(superseded.moment()) && list(superseded.moment()));
-        assert!(!copy(behind) && !list(behind));
-        assert!(superseded.copy_counts(b"/pods/e/b", behind));
+        let (behind, waited) = (superseded.moment_behind(), superseded.moment());
+        for moment in [behind, waited] {
+            assert!(!copy(moment) && !list(moment));
+            assert!(superseded.copy_counts(b"/pods/e/b", moment));
+            assert!(!superseded.absence_counts(b"/pods/e/b", moment));
+        }
+        assert!(superseded.absence_counts(b"/pods/f/a", waited));
         superseded.end_write(b"/pods/d/a");
         assert!(!copy(superseded.moment_behind()), "of two, one has ended");
         superseded.end_write(b"/pods/d/a");
         assert!(copy(superseded.moment_behind()));
         assert!(!copy(behind), "what has ended since is missing in it");
+        assert!(copy(waited), "the write's answer had not ended before it");
         assert!(!list(superseded.moment_behind()));
         superseded.end_write(b"/pods/e/");
         assert!(list(superseded.moment_behind()));

@@ -1,6 +1,7 @@
 //! Tables, as the cloud encoded them.
 
 use super::*;
+use crate::cache::superseded::Extent;
 
 #[tokio::test]
 async fn a_table_is_answered_while_nothing_has_changed_since() {
@@ -15,6 +16,27 @@ async fn a_table_is_answered_while_nothing_has_changed_since() {
         .await
         .expect_err("its row is older than the object");
     assert!(matches!(error, LocalError::NotCached(_)), "{error}");
+}
+
+/// Once a write that can't be stored had made its object unknown on disk, Tables that showed it counted again.
+#[tokio::test]
+async fn i2_no_table_outlasts_a_write_that_cant_be_stored() {
+    let others = ["/api/v1/nodes", "/api/v1/namespaces/e/pods"];
+    for written in ["/pods/d/p", "/pods/d/"] {
+        let bench = Bench::new();
+        for path in [PODS, POD, "/api/v1/pods"].iter().chain(&others) {
+            bench.respond(path, 200, TABLE_JSON).await;
+        }
+        bench.cache.supersede(written.as_bytes(), Extent::Copies);
+        bench.cache.settle().await;
+        for path in [PODS, POD, "/api/v1/pods"] {
+            let answer = bench.read_with(path, &table_headers()).await;
+            assert!(matches!(answer, Err(LocalError::NotCached(_))), "{path}");
+        }
+        for path in others {
+            assert!(bench.read_with(path, &table_headers()).await.is_ok());
+        }
+    }
 }
 
 #[tokio::test]
