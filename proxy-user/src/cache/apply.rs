@@ -9,13 +9,13 @@ use std::time::Duration;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
+use crate::cache::change::Extent;
 use crate::cache::change::{Change, Evicted, Membership};
 use crate::cache::continuity::Continuity;
 use crate::cache::exchange::variant_scope;
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::store::{Store, StoreError};
-use crate::cache::superseded::Extent;
 use crate::cache::tables::{
     ABSENT, COLLECTIONS, CREDENTIALS, DOCUMENTS, ENCODINGS, GRANTS, MEMBERS, MENTIONED, META,
     OBJECTS,

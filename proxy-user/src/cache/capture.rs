@@ -288,9 +288,9 @@ mod tests {
     use http::{HeaderMap, Method, Uri};
 
     use super::*;
+    use crate::cache::change::Extent;
     use crate::cache::grant_rows::{GrantKey, Verdict};
     use crate::cache::queue::Received;
-    use crate::cache::superseded::Extent;
     use hublet_wire::meta::Timestamp;
     use hublet_wire::request::RequestInfo;
 

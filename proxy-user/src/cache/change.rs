@@ -3,8 +3,18 @@
 use super::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use super::keys::{CollectionKeyBuf, ObjectKeyBuf};
 use super::record::{Collection, NewRecord};
-use super::superseded::Extent;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
+
+/// The rows at a key that no longer count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Extent {
+    /// Absences: the object may exist by now.
+    Absences,
+    /// And lists: a client knows that the object was created.
+    Lists,
+    /// And copies: a client knows that the object was changed or deleted.
+    Copies,
+}
 
 /// The kind of response that an object was seen in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use hublet_wire::request::Verb;
 use hublet_wire::watch::{JsonWatchSplitter, ProtobufWatchSplitter};
 use hublet_wire::{CodecError, MAX_OBJECT};
 
-use super::change::{Change, Observation};
+use super::change::{Change, Evicted, Observation};
 use super::exchange::Exchange;
 use super::keys::{CollectionKey, ObjectKeyBuf};
 use super::paginate::{ListAssembler, MAX_MEMBERS, PartialList};
@@ -299,7 +299,12 @@ fn decode_item(
     };
     let key = exchange.member_key(&record)?;
     if exchange.verb == Verb::DeleteCollection {
-        changes.push(delete_or_upsert(key, record, exchange.observation()));
+        if members.is_empty() {
+            changes.push(exchange.lists_changed());
+            members.push(key.clone());
+        }
+        // It is shown as it was before. Finalizers, or a grace period, may keep it.
+        changes.push(Change::Evict(Evicted::Object(key)));
         return Ok(());
     }
     members.push(key.clone());

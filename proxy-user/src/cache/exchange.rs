@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, header};
 
+use crate::cache::change::Extent;
 use crate::cache::change::{Change, Observation, ObservedBy};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::not_stored::NotStored;
 use crate::cache::record::{NewRecord, TypeHint};
-use crate::cache::superseded::Extent;
 use hublet_wire::CodecError;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
@@ -353,6 +353,14 @@ impl Exchange {
                 extent
             },
         })
+    }
+
+    /// No list that may hold objects of the requested collection is whole any more.
+    pub(super) fn lists_changed(&self) -> Change {
+        Change::Supersede {
+            key: keys::without_selectors(&self.key).to_vec(),
+            extent: Extent::Lists,
+        }
     }
 
     /// True if the body of a response with this verb and status code can be stored, or shows whether an object exists.

@@ -64,12 +64,12 @@ use crate::clock::Clock;
 use crate::config::CacheConfig;
 use capture::{Capture, Ingest};
 use change::Change;
+use change::Extent;
 use evict::{LastRequested, SizeBudget};
 use exchange::Exchange;
 use grant_rows::ClusterGeneration;
 use not_stored::NotStoredCounts;
 use store::{Condition, Snapshot, Store, StoreError};
-use superseded::Extent;
 
 /// Longest wait of a read for responses that are captured and not yet written.
 const READ_YOUR_WRITES: Duration = Duration::from_millis(250);

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 
 use crate::cache::backend::{Access, FileOpener, StorageFile};
 use crate::cache::change::Change;
+use crate::cache::change::Extent;
 use crate::cache::grant_rows::{CredentialKey, GrantKey, Verdict};
 use crate::cache::open::{Condition, StoreLocation, sync_directory};
-use crate::cache::superseded::Extent;
 
 /// Bytes of the file. What doesn't fit is replaced by a change that takes away more.
 const CAPACITY: usize = 64 << 10;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-use crate::cache::change::Change;
+use crate::cache::change::{Change, Extent};
 use crate::cache::keys;
 
 /// Most keys, and most bytes of them. Beyond either, resources stand for their objects, and then one key for all.
@@ -16,17 +16,6 @@ const MAX_BYTES: usize = 256 << 10;
 
 /// The key that stands for all objects.
 const EVERY: &[u8] = b"";
-
-/// The rows at a key that no longer count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Extent {
-    /// Absences: the object may exist by now.
-    Absences,
-    /// And lists: a client knows that the object was created.
-    Lists,
-    /// And copies: a client knows that the object was changed or deleted.
-    Copies,
-}
 
 /// The fate of the change that holds the later state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,8 +202,7 @@ impl Superseded {
         let none_ended = since
             .ended_writes
             .is_none_or(|ended| ended == self.ended_writes.load(Ordering::Acquire));
-        none_ended
-            && !writes.any(|(key, (extent, _))| concerns(key, *extent))
+        none_ended && !writes.any(|(key, (extent, _))| concerns(key, *extent))
     }
 
     pub(super) fn is_empty(&self) -> bool {

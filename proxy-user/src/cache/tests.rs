@@ -276,6 +276,21 @@ async fn i2_only_a_404_of_the_cloud_makes_a_name_absent() {
     assert_eq!(bench.version("/pods/d/a").await, Some(19), "made anew");
 }
 
+/// The API server answers with the objects as they were before it deleted each: some may wait for finalizers or a grace
+/// period, and their names were 404.
+#[tokio::test]
+async fn i2_what_a_deleted_collection_held_is_unknown() {
+    let bench = Bench::new();
+    let pods = list(10, "", &[("a", 7), ("b", 8)]);
+    bench.respond(PODS, 200, pods.as_bytes(), 0).await;
+    let delete = "DELETE /api/v1/namespaces/d/pods?labelSelector=x";
+    let deleted = list(10, "", &[("a", 7)]);
+    bench.respond(delete, 200, deleted.as_bytes(), 0).await;
+    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
+    assert_eq!(bench.version("/pods/d/b").await, Some(8));
+    assert!(!bench.collection("/pods/d/").await.unwrap().complete);
+}
+
 #[tokio::test]
 async fn a_delete_that_waits_for_finalizers_or_a_grace_period_is_no_deletion() {
     let bench = Bench::new();

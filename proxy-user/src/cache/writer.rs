@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::cache::apply::apply;
-use crate::cache::change::Change;
+use crate::cache::change::{Change, Extent};
 use crate::cache::continuity::Continuity;
 use crate::cache::decode::ResponseDecoder;
 use crate::cache::evict::SizeBudget;
@@ -22,7 +22,7 @@ use crate::cache::not_stored::NotStored;
 use crate::cache::paginate::ListAssembler;
 use crate::cache::queue::{Received, Receiver};
 use crate::cache::store::{Condition, Store, StoreError};
-use crate::cache::superseded::{Extent, Fate, UnwrittenSize};
+use crate::cache::superseded::{Fate, UnwrittenSize};
 use crate::cache::write_retry::{LogLimit, WriteOutage};
 use crate::clock::Clock;
 use hublet_wire::CodecError;

@@ -6,11 +6,11 @@ use hublet_wire::request::Verb;
 use hublet_wire::{CodecError, json, protobuf};
 
 use super::delete_or_upsert;
+use crate::cache::change::Extent;
 use crate::cache::change::{Change, Observation};
 use crate::cache::exchange::{Exchange, is_event, variant_key};
 use crate::cache::paginate::ListAssembler;
 use crate::cache::record::{NewRecord, ResponseRecord, TypeHint};
-use crate::cache::superseded::Extent;
 use crate::cache::variants::{self, PageHead};
 
 /// A whole body, and where its changes go.

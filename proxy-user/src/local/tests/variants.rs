@@ -1,7 +1,7 @@
 //! Tables, as the cloud encoded them.
 
 use super::*;
-use crate::cache::superseded::Extent;
+use crate::cache::change::Extent;
 
 #[tokio::test]
 async fn a_table_is_answered_while_nothing_has_changed_since() {
