@@ -1,5 +1,7 @@
 //! The store's one writer. In: the messages of its queue. Out: batches for `apply`, each one commit of everything received
 //! meanwhile. While the disk fails, it reopens the store and keeps changes until they can be written.
+//!
+//! A long file: what it keeps during an outage, what it notes beside the store and what it commits are one state machine.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
