@@ -166,11 +166,11 @@ impl Superseded {
 
     /// True if the stored copy of this object counts, in a snapshot begun after `since`.
     pub(super) fn copy_counts(&self, object: &[u8], since: Moment) -> bool {
-        !self.unwritten.read().covers(object, Extent::Copies)
+        let concerns = |key: &[u8], extent| extent == Extent::Copies && is_around(key, object);
+        // In this order, so that a write that ends in between is found among the unwritten.
+        self.no_write_is_missing(since, concerns)
+            && !self.unwritten.read().covers(object, Extent::Copies)
             && since.copy_forgets == self.copy_forgets.load(Ordering::Acquire)
-            && self.no_write_is_missing(since, |key, extent| {
-                extent == Extent::Copies && is_around(key, object)
-            })
     }
 
     /// True if lists of the objects under this prefix count, in a snapshot begun after `since`.
@@ -178,14 +178,10 @@ impl Superseded {
         let touches = |key: &[u8], extent| {
             extent >= Extent::Lists && (is_around(prefix, key) || is_around(key, prefix))
         };
-        let is_touched = {
-            let unwritten = self.unwritten.read();
-            let mut keys = unwritten.keys.iter();
-            keys.any(|(key, (extent, _))| touches(key, *extent))
-        };
-        !is_touched
+        // In the order of `copy_counts`.
+        self.no_write_is_missing(since, touches)
+            && !self.unwritten.read().any(touches)
             && since.copy_forgets == self.copy_forgets.load(Ordering::Acquire)
-            && self.no_write_is_missing(since, touches)
     }
 
     /// True if the object, or anything of the collection, is superseded by a change that is not written.
@@ -291,6 +287,11 @@ impl Unwritten {
         }
     }
 
+    fn any(&self, concerns: impl Fn(&[u8], Extent) -> bool) -> bool {
+        let mut keys = self.keys.iter();
+        keys.any(|(key, (extent, _))| concerns(key, *extent))
+    }
+
     fn covers(&self, object: &[u8], at_least: Extent) -> bool {
         let is_covered = |key: &[u8]| {
             let known = self.keys.get(key);
@@ -317,6 +318,8 @@ fn supersede(key: &[u8], extent: Extent) -> Change {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     fn counts(superseded: &Superseded, name: &str) -> [bool; 2] {
@@ -386,6 +389,33 @@ mod tests {
         superseded.end_write(b"/pods/e/");
         assert!(list(superseded.moment_behind()));
         assert!(superseded.in_flight.read().is_empty());
+    }
+
+    /// Both were looked at in the other order: a write that the disk did not take was missed by a reader that looked at the
+    /// unwritten before it was there, and at those in flight after it had left.
+    #[test]
+    fn i2_a_write_is_not_missed_while_it_becomes_an_unwritten_one() {
+        const POD: &[u8] = b"/pods/d/a";
+        let copies = |s: &Superseded, m| s.copy_counts(POD, m);
+        let lists = |s: &Superseded, m| s.list_counts(b"/pods/d/", m);
+        let absences = |s: &Superseded, m| s.absence_counts(POD, m);
+        for counts in [copies, lists, absences] {
+            let superseded = Superseded::default();
+            superseded.begin_write(POD, Extent::Copies);
+            let moment = superseded.moment();
+            let mut in_flight = superseded.in_flight.write();
+            std::thread::scope(|scope| {
+                let reader = scope.spawn(|| counts(&superseded, moment));
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_millis(50) {
+                    std::thread::yield_now();
+                }
+                superseded.add(POD, Extent::Copies, Fate::Kept);
+                in_flight.clear();
+                drop(in_flight);
+                assert!(!reader.join().unwrap());
+            });
+        }
     }
 
     #[test]
