@@ -183,8 +183,7 @@ pub(crate) fn is_stable_selector(request: &ApiRequest) -> bool {
     let Some((field, value)) = fields.split_once('=') else {
         return false;
     };
-    let pods = request.group().is_empty() && request.resource() == "pods";
-    let fixed = field == "metadata.name" || (field == "spec.nodeName" && pods);
+    let fixed = field == "metadata.name" || (field == "spec.nodeName" && is_of_pods(request));
     let value = value.strip_prefix('=').unwrap_or(value);
     fixed && !value.is_empty() && !value.contains(',') && request.label_selector().is_empty()
 }
@@ -199,21 +198,26 @@ fn written_extent(verb: Verb) -> Option<Extent> {
 }
 
 /// The extent of the rows that a successful write supersedes whose response can't be stored. An update of a subresource
-/// (`scale`) changes the object itself; a create at one (a token, an eviction) makes another object, which is not stored.
+/// (`scale`) changes the object itself, and so do the eviction and the binding of a pod; whatever else is created at a
+/// subresource (a token) is another object, which is not stored.
 pub(crate) fn superseded_by(request: &ApiRequest) -> Option<Extent> {
-    let is_object = match (request.verb(), request.subresource()) {
-        (_, "") | (Verb::Update | Verb::Patch, _) => request.subresource() != "proxy",
-        _ => false,
-    };
     let is_stored = request.is_resource()
         && !is_rpc(request.group(), request.resource())
         && !request.options().dry_run;
-    let extent = written_extent(request.verb()).filter(|_| is_object && is_stored)?;
-    Some(if extent == Extent::Lists {
-        Extent::Absences
-    } else {
-        extent
-    })
+    match (request.verb(), request.subresource()) {
+        _ if !is_stored => None,
+        // The watch that keeps a list current reports what was created.
+        (Verb::Create, "") => Some(Extent::Absences),
+        (Verb::Create, "binding" | "eviction") if is_of_pods(request) => Some(Extent::Copies),
+        (Verb::Create, _) | (_, "proxy") => None,
+        (Verb::Update | Verb::Patch, _) => Some(Extent::Copies),
+        (Verb::Delete | Verb::DeleteCollection, "") => Some(Extent::Copies),
+        _ => None,
+    }
+}
+
+fn is_of_pods(request: &ApiRequest) -> bool {
+    request.group().is_empty() && request.resource() == "pods"
 }
 
 /// True for a write that may create an object. Where its response can't be stored, the object is no longer known to be
@@ -480,7 +484,38 @@ pub(super) fn is_custom_resource(resource: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+    use hublet_wire::request::RequestInfo;
+
     use super::*;
+
+    #[test]
+    fn i2_a_write_whose_answer_is_not_stored_supersedes_what_it_changes() {
+        let of = |method: Method, target: &str| {
+            let info = RequestInfo::parse(&method, &target.parse().unwrap());
+            superseded_by(info.understood().unwrap())
+        };
+        let (pod, copies) = ("/api/v1/namespaces/d/pods/p", Some(Extent::Copies));
+        for (method, target, expected) in [
+            (Method::POST, "/eviction", copies),
+            (Method::POST, "/binding", copies),
+            (Method::POST, "/eviction?dryRun=All", None),
+            (Method::POST, "/exec", None),
+            (Method::POST, "/proxy", None),
+            (Method::PUT, "/proxy", None),
+            (Method::PUT, "/ephemeralcontainers", copies),
+            (Method::PATCH, "/status", copies),
+            (Method::DELETE, "", copies),
+            (Method::GET, "", None),
+        ] {
+            assert_eq!(of(method, &format!("{pod}{target}")), expected, "{target}");
+        }
+        let token = "/api/v1/namespaces/d/serviceaccounts/s/token";
+        assert_eq!(of(Method::POST, token), None);
+        let pods = "/api/v1/namespaces/d/pods";
+        assert_eq!(of(Method::POST, pods), Some(Extent::Absences));
+        assert_eq!(of(Method::DELETE, pods), copies);
+    }
 
     #[test]
     fn a_kind_has_the_plural_of_its_resource() {

@@ -146,7 +146,9 @@ pub(super) fn parse(
         options: Options::default(),
         seen: Seen::default(),
     };
-    if !(raw.is_empty() || target.has_own_parameters()) {
+    if target.has_own_parameters() {
+        reader.options.dry_run = mentions_dry_run(raw);
+    } else if !raw.is_empty() {
         reader.read_pairs(raw, target)?;
     }
     Some((reader.values, reader.options))

@@ -601,9 +601,12 @@ fn the_values_of_parameters_are_read() {
     read("GET /api/v1/pods?continue=a%2Bb", |info| {
         assert_eq!(info.understood().unwrap().continue_token(), "a+b");
     });
-    read("DELETE /api/v1/pods?dryRun=All", |info| {
-        assert!(info.understood().unwrap().options().dry_run);
-    });
+    for path in ["", "/p/status", "/p/eviction"] {
+        let call = |query| format!("PATCH /api/v1/namespaces/d/pods{path}{query}");
+        let is_dry_run = |info: RequestInfo| info.understood().unwrap().options().dry_run;
+        read(&call("?dryRun=All"), |info| assert!(is_dry_run(info)));
+        read(&call(""), |info| assert!(!is_dry_run(info)));
+    }
 }
 
 /// Go's own limits aren't reached by the recorded readings.
