@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use redb::StorageBackend;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// Bytes of a block that is kept in memory.
@@ -106,8 +107,8 @@ pub(super) trait FileOpener: Debug + Send + Sync {
 pub(super) struct FileSystem;
 
 impl FileOpener for FileSystem {
-    /// The file is 0600 before anything is in it, and belongs to this user or to root: in a directory that others may
-    /// write, somebody else's file would be read by them.
+    /// The file is 0600 before anything is in it, belongs to this user or to root, and is no symbolic link: in a directory
+    /// that others may write, they would read their own file, or have one that the link leads to overwritten.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>> {
         let write = access == Access::Write;
         let file = OpenOptions::new()
@@ -116,7 +117,9 @@ impl FileOpener for FileSystem {
             .create(write)
             .truncate(false)
             .mode(0o600)
-            .open(path)?;
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)
+            .map_err(name_symbolic_link)?;
         let metadata = file.metadata()?;
         if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
             let owner = metadata.uid();
@@ -129,6 +132,15 @@ impl FileOpener for FileSystem {
             file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
         }
         Ok(Arc::new(file))
+    }
+}
+
+fn name_symbolic_link(error: io::Error) -> io::Error {
+    match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => {
+            io::Error::other("the file is a symbolic link; only its directory may be one")
+        }
+        _ => error,
     }
 }
 

@@ -1,6 +1,7 @@
 //! A disk that fills up, fails or can't be written never loses what is stored: that is served read-only, changes are kept
 //! up to a limit and written later, and only a damaged store is renamed and replaced.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,6 +92,10 @@ impl FailingFile {
     }
 }
 
+fn is_of_pending_file(extension: &OsStr) -> bool {
+    extension == "pending" || extension == "pending-new"
+}
+
 impl FileOpener for FailingDisk {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>> {
         if access == Access::Write && self.0.write.load(Ordering::SeqCst) == EROFS {
@@ -99,7 +104,7 @@ impl FileOpener for FailingDisk {
         Ok(Arc::new(FailingFile {
             file: FileSystem.open(path, access)?,
             faults: Arc::clone(&self.0),
-            is_reserved: path.extension().is_some_and(|name| name == "pending"),
+            is_reserved: path.extension().is_some_and(is_of_pending_file),
         }))
     }
 }

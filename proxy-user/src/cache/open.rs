@@ -201,7 +201,7 @@ impl StoreLocation {
     /// The file, open to be written and locked.
     fn file(&self, held: Option<&LockedFile>) -> Result<Arc<dyn StorageFile>, StoreError> {
         if let Some((file, Access::Write)) = held
-            && self.is_in_place(&**file)
+            && is_in_place(&**file, &self.path)
         {
             return Ok(Arc::clone(file));
         }
@@ -217,11 +217,6 @@ impl StoreLocation {
         }
         self.lock(&*file)?;
         Ok(file)
-    }
-
-    fn is_in_place(&self, file: &dyn StorageFile) -> bool {
-        let (open, there) = (file.identity(), identity(&self.path));
-        matches!((open, there), (Ok(open), Ok(there)) if open == there)
     }
 
     fn open_file(&self, access: Access) -> Result<Arc<dyn StorageFile>, StoreError> {
@@ -327,6 +322,12 @@ fn fill_and_sync(file: &dyn StorageFile) -> io::Result<()> {
     (0..SPACE_NEEDED / block.len())
         .try_for_each(|n| file.write((n * block.len()) as u64, &block))?;
     file.sync()
+}
+
+/// True if the open file is the one at `path`.
+pub(super) fn is_in_place(file: &dyn StorageFile, path: &Path) -> bool {
+    let (open, there) = (file.identity(), identity(path));
+    matches!((open, there), (Ok(open), Ok(there)) if open == there)
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

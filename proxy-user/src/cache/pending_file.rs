@@ -15,17 +15,19 @@ use crate::cache::backend::{Access, FileOpener, StorageFile};
 use crate::cache::change::Change;
 use crate::cache::change::Extent;
 use crate::cache::grant_rows::{CredentialKey, GrantKey, Verdict};
-use crate::cache::open::{Condition, StoreLocation, sync_directory};
+use crate::cache::open::{Condition, StoreLocation, is_in_place, sync_directory};
 
 /// Bytes of the file. What doesn't fit is replaced by a change that takes away more.
 const CAPACITY: usize = 64 << 10;
 /// Bytes that are allocated at once.
 const BLOCK: usize = 4 << 10;
-/// Stands at the beginning of a file that holds changes; an empty one has zeros.
+/// Stands at the beginning of a file that holds changes.
 const MAGIC: [u8; 8] = *b"hubpend1";
 const CHECKSUM: usize = 8;
 /// The magic, the length of the changes, and their checksum.
 const HEADER: usize = MAGIC.len() + size_of::<u32>() + CHECKSUM;
+/// The header of a file that holds no changes.
+const EMPTY: [u8; HEADER] = [0; HEADER];
 
 #[derive(Debug)]
 pub(super) struct PendingFile {
@@ -99,14 +101,14 @@ impl PendingFile {
     /// # Errors
     /// The disk's.
     pub(super) fn clear(&self) -> io::Result<()> {
-        self.overwrite(&[0; HEADER])
+        self.overwrite(&EMPTY)
     }
 
     fn overwrite(&self, contents: &[u8]) -> io::Result<()> {
         let mut reserved = self.reserved.lock();
         let file = match &*reserved {
-            Some(file) => file,
-            None => reserved.insert(reserve(&*self.opener, &self.path)?),
+            Some(file) if is_in_place(&**file, &self.path) => file,
+            _ => reserved.insert(reserve(&*self.opener, &self.path)?),
         };
         file.write(0, contents)?;
         file.sync()
@@ -121,35 +123,55 @@ fn supersede_everything(error: &io::Error) -> Vec<Change> {
 
 /// Opens the file to be written, and allocates what is missing of it.
 fn reserve(opener: &dyn FileOpener, path: &Path) -> io::Result<Arc<dyn StorageFile>> {
-    let file = opener.open(path, Access::Write)?;
-    let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
-    if len < CAPACITY {
-        for start in (len..CAPACITY).step_by(BLOCK) {
-            let block = [0; BLOCK];
-            file.write(start as u64, &block[..BLOCK.min(CAPACITY - start)])?;
+    match opener.open(path, Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(opener, path),
+        Err(error) => Err(error),
+        Ok(_) => {
+            let file = opener.open(path, Access::Write)?;
+            if length(&*file)? < CAPACITY {
+                allocate(&*file)?;
+            }
+            Ok(file)
         }
-        file.sync()?;
-        sync_directory(path)?;
     }
+}
+
+/// Creates the file, which gets its name once it has its length: a shorter one is damaged, and not the rest of a creation
+/// that a power loss has ended.
+fn create(opener: &dyn FileOpener, path: &Path) -> io::Result<Arc<dyn StorageFile>> {
+    let unfinished = path.with_extension("pending-new");
+    let file = opener.open(&unfinished, Access::Write)?;
+    allocate(&*file)?;
+    std::fs::rename(&unfinished, path)?;
+    sync_directory(path)?;
     Ok(file)
 }
 
+/// Appends zeros up to the capacity; returns once the file is on disk.
+fn allocate(file: &dyn StorageFile) -> io::Result<()> {
+    for start in (length(file)?..CAPACITY).step_by(BLOCK) {
+        let block = [0; BLOCK];
+        file.write(start as u64, &block[..BLOCK.min(CAPACITY - start)])?;
+    }
+    file.sync()
+}
+
+fn length(file: &dyn StorageFile) -> io::Result<usize> {
+    Ok(usize::try_from(file.len()?).unwrap_or(usize::MAX))
+}
+
 fn read(file: &dyn StorageFile) -> io::Result<Vec<Change>> {
-    let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
-    let mut magic = [0; MAGIC.len()];
-    if len >= magic.len() {
-        file.read(0, &mut magic)?;
+    let mut header = [0; HEADER];
+    if length(file)? < CAPACITY {
+        return Err(io::ErrorKind::InvalidData.into());
     }
-    match magic {
-        MAGIC => {
-            let mut contents = vec![0; len.min(CAPACITY)];
-            file.read(0, &mut contents)?;
-            decode(&contents).ok_or_else(|| io::ErrorKind::InvalidData.into())
-        }
-        // Empty.
-        [0, 0, 0, 0, 0, 0, 0, 0] => Ok(Vec::new()),
-        _ => Err(io::ErrorKind::InvalidData.into()),
+    file.read(0, &mut header)?;
+    if header == EMPTY {
+        return Ok(Vec::new());
     }
+    let mut contents = vec![0; CAPACITY];
+    file.read(0, &mut contents)?;
+    decode(&contents).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn supersede(key: &[u8], extent: Extent) -> Change {
@@ -236,9 +258,9 @@ fn push_change(out: &mut Vec<u8>, change: &Change) {
     out.extend_from_slice(&contents[..usize::from(len)]);
 }
 
-/// The changes of a file that begins with the magic; `None` if they are damaged.
+/// The changes of a file that isn't empty; `None` if they are damaged.
 fn decode(contents: &[u8]) -> Option<Vec<Change>> {
-    let (len, rest) = contents.get(MAGIC.len()..)?.split_first_chunk()?;
+    let (len, rest) = contents.strip_prefix(&MAGIC)?.split_first_chunk()?;
     let (sum, rest) = rest.split_first_chunk::<CHECKSUM>()?;
     let mut rest = rest.get(..usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
     if checksum(rest) != *sum {
@@ -334,19 +356,117 @@ mod tests {
         ));
     }
 
+    struct Bench {
+        dir: tempfile::TempDir,
+        place: StoreLocation,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let place = StoreLocation::new(dir.path(), 1 << 20, Arc::new(FileSystem));
+            Self { dir, place }
+        }
+
+        fn file(&self) -> PendingFile {
+            PendingFile::new(&self.place)
+        }
+
+        /// The changes that a start finds in a file with these contents.
+        fn read(&self, contents: &[u8]) -> Vec<Change> {
+            std::fs::write(self.place.beside("pending"), contents).unwrap();
+            self.file().read_beside(&Condition::Writable).unwrap()
+        }
+    }
+
+    fn is_everything_taken_away(found: &[Change]) -> bool {
+        matches!(found, [Change::DeleteAllRights, Change::Supersede { key, .. }] if key.is_empty())
+    }
+
+    fn written(changes: &[Change]) -> Vec<u8> {
+        let bench = Bench::new();
+        let file = bench.file();
+        file.replace(&changes.iter().collect::<Vec<_>>()).unwrap();
+        std::fs::read(&file.path).unwrap()
+    }
+
     #[test]
     fn i13_a_damaged_file_takes_everything_away() {
-        let whole = encode(absences(3).iter());
-        let dir = tempfile::tempdir().unwrap();
-        let place = StoreLocation::new(dir.path(), 1 << 20, Arc::new(FileSystem));
-        for at in 0..whole.len() {
+        let (bench, whole) = (Bench::new(), written(&absences(3)));
+        assert_eq!(bench.read(&whole).len(), 3);
+        let end = encode(absences(3).iter()).len();
+        for at in 0..end {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;
-            std::fs::write(place.beside("pending"), damaged).unwrap();
-            let found = PendingFile::new(&place)
-                .read_beside(&Condition::Writable)
-                .unwrap();
-            assert!(matches!(&found[..], [Change::DeleteAllRights, _]), "{at}");
+            assert!(is_everything_taken_away(&bench.read(&damaged)), "{at}");
+        }
+    }
+
+    /// A file that was cut off, or whose beginning was lost, counted as an empty one: what it took away counted again.
+    #[test]
+    fn i13_a_file_that_was_cut_or_zeroed_takes_everything_away() {
+        let (bench, whole) = (Bench::new(), written(&absences(3)));
+        for len in [0, 1, 7, 8, HEADER, HEADER + 9, CAPACITY - 1] {
+            let cut = &whole[..len];
+            assert!(is_everything_taken_away(&bench.read(cut)), "{len}");
+        }
+        let zeroed = [&[0; 8], &whole[8..]].concat();
+        assert!(is_everything_taken_away(&bench.read(&zeroed)));
+        let file = bench.file();
+        file.clear().unwrap();
+        let found = file.read_beside(&Condition::Writable);
+        assert!(found.unwrap().is_empty(), "it is whole again");
+    }
+
+    /// A power loss may leave any part of a file that was being created.
+    #[test]
+    fn i15_a_file_whose_creation_was_cut_off_is_an_empty_one() {
+        for len in [0, 1, BLOCK, CAPACITY] {
+            let (bench, unfinished) = (Bench::new(), vec![0; len]);
+            std::fs::write(bench.place.beside("pending-new"), unfinished).unwrap();
+            for _ in 0..2 {
+                let file = bench.file();
+                let found = file.read_beside(&Condition::Writable);
+                assert!(found.unwrap().is_empty(), "{len}");
+                file.reserve();
+            }
+            let names = std::fs::read_dir(bench.dir.path()).unwrap();
+            assert_eq!(names.count(), 1, "it has its name");
+            assert_eq!(std::fs::metadata(bench.file().path).unwrap().len(), 65_536);
+        }
+    }
+
+    /// It was written to without its name, and was missing at the next start.
+    #[test]
+    fn i15_a_file_that_is_removed_while_it_is_open_is_created_anew() {
+        let (bench, change) = (Bench::new(), &absences(1)[0]);
+        let file = bench.file();
+        file.replace(&[change]).unwrap();
+        std::fs::remove_file(&file.path).unwrap();
+        file.replace(&[change]).unwrap();
+        let found = bench.file().read_beside(&Condition::Writable);
+        assert_eq!(found.unwrap().len(), 1);
+    }
+
+    /// It was followed, and what it led to was overwritten.
+    #[test]
+    fn i8_a_symbolic_link_is_not_followed() {
+        let bench = Bench::new();
+        let target = bench.dir.path().join("target");
+        std::fs::write(&target, "theirs").unwrap();
+        for name in ["pending", "pending-new", "room"] {
+            let link = bench.place.beside(name);
+            std::os::unix::fs::symlink(&target, &link).unwrap();
+            let file = bench.file();
+            let changes = absences(1);
+            match name {
+                "room" => assert!(bench.place.has_room().is_err()),
+                _ => assert!(file.replace(&[&changes[0]]).is_err()),
+            }
+            let found = file.read_beside(&Condition::Writable).unwrap();
+            assert_eq!(is_everything_taken_away(&found), name == "pending");
+            assert_eq!(std::fs::read(&target).unwrap(), b"theirs", "{name}");
+            let _ = std::fs::remove_file(link);
         }
     }
 }

@@ -241,9 +241,16 @@ impl Random {
 
 impl FileOpener for MemoryDisk {
     /// The name of the file is the file system's, so that a damaged store can be set aside.
-    fn open(&self, path: &Path, _: Access) -> io::Result<Arc<dyn StorageFile>> {
-        if path.extension().is_some_and(|name| name == "pending") {
-            return Ok(Arc::new(Self::default()));
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>> {
+        match path.extension().and_then(|name| name.to_str()) {
+            Some("pending") if access == Access::Read => {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            Some("pending-new") => {
+                File::create(path)?;
+                return Ok(Arc::new(Self::default()));
+            }
+            _ => {}
         }
         if File::create_new(path).is_ok() {
             self.with_power(|disk| disk.write_unsynced(Unsynced::SetLen(0)))?;
