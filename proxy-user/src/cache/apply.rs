@@ -13,6 +13,7 @@ use crate::cache::change::Extent;
 use crate::cache::change::{Change, Evicted, Membership};
 use crate::cache::continuity::Continuity;
 use crate::cache::exchange::variant_scope;
+use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
 use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::store::{Store, StoreError};
@@ -139,6 +140,20 @@ fn form_key(key: ObjectKey<'_>, record: &Record<'_>) -> Vec<u8> {
     .concat()
 }
 
+/// True if the batch has to be committed for this change. The other changes depend on the rows that are stored already.
+fn always_changes_store(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::Invalidate { .. }
+            | Change::PutGrant { .. }
+            | Change::DeleteGrant { .. }
+            | Change::PutCredential { .. }
+            | Change::DeleteCredential { .. }
+            | Change::DeleteAllRights
+            | Change::Evict(_)
+    )
+}
+
 impl<'t> Batch<'t> {
     fn open_tables(
         txn: &'t WriteTransaction,
@@ -161,16 +176,7 @@ impl<'t> Batch<'t> {
     }
 
     fn apply_change(&mut self, change: &Change) -> Result<(), StoreError> {
-        self.changed |= matches!(
-            change,
-            Change::Invalidate { .. }
-                | Change::PutGrant { .. }
-                | Change::DeleteGrant { .. }
-                | Change::PutCredential { .. }
-                | Change::DeleteCredential { .. }
-                | Change::DeleteAllRights
-                | Change::Evict(_)
-        );
+        self.changed |= always_changes_store(change);
         match change {
             Change::Upsert {
                 key,
@@ -192,23 +198,10 @@ impl<'t> Batch<'t> {
             } => self.replace_collection(collection.as_key(), record, members, *observed),
             Change::AdvanceCollection { .. } => self.advance_collection(change),
             Change::PutResponse { key, value } => self.put_response(key, value),
-            Change::PutGrant { key, verdict } => {
-                self.grants.insert(key.0.as_slice(), verdict.stored())?;
-                Ok(())
-            }
-            Change::DeleteGrant { key } => {
-                self.grants.remove(key.0.as_slice())?;
-                Ok(())
-            }
-            Change::PutCredential { key, row } => {
-                self.credentials
-                    .insert(key.0.as_slice(), row.encode().as_slice())?;
-                Ok(())
-            }
-            Change::DeleteCredential { key } => {
-                self.credentials.remove(key.0.as_slice())?;
-                Ok(())
-            }
+            Change::PutGrant { key, verdict } => self.put_grant(key, *verdict),
+            Change::DeleteGrant { key } => self.delete_grant(key),
+            Change::PutCredential { key, row } => self.put_credential(key, row),
+            Change::DeleteCredential { key } => self.delete_credential(key),
             Change::DeleteAllRights => self.delete_all_rights(),
             Change::Evict(evicted) => self.apply_eviction(evicted),
         }
@@ -237,6 +230,31 @@ impl<'t> Batch<'t> {
         let stored_at = self.continuity.past(old.at);
         let is_older = self.continuity.past(new.at) < stored_at;
         is_older || (old.body == new.body && new.at < stored_at + Duration::from_secs(60))
+    }
+
+    fn put_grant(&mut self, key: &GrantKey, verdict: Verdict) -> Result<(), StoreError> {
+        self.grants.insert(key.0.as_slice(), verdict.stored())?;
+        Ok(())
+    }
+
+    fn delete_grant(&mut self, key: &GrantKey) -> Result<(), StoreError> {
+        self.grants.remove(key.0.as_slice())?;
+        Ok(())
+    }
+
+    fn put_credential(
+        &mut self,
+        key: &CredentialKey,
+        row: &CredentialRow,
+    ) -> Result<(), StoreError> {
+        let row = row.encode();
+        self.credentials.insert(key.0.as_slice(), row.as_slice())?;
+        Ok(())
+    }
+
+    fn delete_credential(&mut self, key: &CredentialKey) -> Result<(), StoreError> {
+        self.credentials.remove(key.0.as_slice())?;
+        Ok(())
     }
 
     fn delete_all_rights(&mut self) -> Result<(), StoreError> {

@@ -156,16 +156,12 @@ impl ResponseDecoder {
             BodyState::Whole(bytes) => append_within(bytes, chunk, max_whole_body(exchange.verb)),
             BodyState::ListStart(bytes) => {
                 bytes.extend_from_slice(chunk);
-                let Some(is_variant) = variants::is_variant_json(bytes) else {
+                let Some(state) = BodyState::for_json_list(bytes) else {
                     return Ok(());
                 };
-                let bytes = std::mem::take(bytes);
-                self.state = if is_variant {
-                    BodyState::Whole(Vec::new())
-                } else {
-                    BodyState::new_json_list()
-                };
-                self.push_plain(&bytes, now, changes)
+                let start = std::mem::take(bytes);
+                self.state = state;
+                self.push_plain(&start, now, changes)
             }
             BodyState::JsonList { list, members } => list.push(chunk, &mut |head, item| {
                 decode_item(exchange, head, item, members, changes)
@@ -174,21 +170,11 @@ impl ResponseDecoder {
                 decode_item(exchange, head, item, members, changes)
             }),
             BodyState::JsonWatch { frames, initial } => {
-                let mut sink = EventSink {
-                    exchange,
-                    initial,
-                    now,
-                    changes,
-                };
+                let mut sink = EventSink::new(exchange, initial, now, changes);
                 frames.push(chunk, &mut |frame| sink.push_frame(frame))
             }
             BodyState::ProtobufWatch { frames, initial } => {
-                let mut sink = EventSink {
-                    exchange,
-                    initial,
-                    now,
-                    changes,
-                };
+                let mut sink = EventSink::new(exchange, initial, now, changes);
                 frames.push(chunk, &mut |frame| sink.push_frame(frame))
             }
         }
@@ -235,6 +221,16 @@ impl BodyState {
             list: Box::default(),
             members: Vec::new(),
         }
+    }
+
+    /// The state that a JSON list with this beginning needs; `None` if that can't be decided yet.
+    fn for_json_list(beginning: &[u8]) -> Option<Self> {
+        let is_variant = variants::is_variant_json(beginning)?;
+        Some(if is_variant {
+            Self::Whole(Vec::new())
+        } else {
+            Self::new_json_list()
+        })
     }
 
     fn buffered_bytes(&self) -> usize {

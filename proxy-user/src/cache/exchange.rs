@@ -329,13 +329,17 @@ impl Exchange {
         if !exchange.is_storable() {
             return Err(NotStored::StatusCode);
         }
-        if request.verb() == Verb::NonResource {
-            exchange.key = nonresource_key(request).into_bytes();
-        } else {
-            keys::push_resource(&mut exchange.resource, request.group(), request.resource());
-            keys::push_scope(&mut exchange.key, request);
-        }
+        exchange.set_keys(request);
         Ok(exchange)
+    }
+
+    fn set_keys(&mut self, request: &ApiRequest) {
+        if request.verb() == Verb::NonResource {
+            self.key = nonresource_key(request).into_bytes();
+        } else {
+            keys::push_resource(&mut self.resource, request.group(), request.resource());
+            keys::push_scope(&mut self.key, request);
+        }
     }
 
     /// For a successful write: the rows that don't count until its response is stored.

@@ -10,6 +10,7 @@ mod reproducible;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -86,28 +87,10 @@ fn build_object(project: &Project) -> Result<PathBuf> {
     let sysroot = PathBuf::from(
         step::read_output(project.command("rustc").args(["--print", "sysroot"]))?.trim(),
     );
-    let mut cargo = project.cargo();
-    cargo.args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "hublet-ebpf",
-        "--bin",
-        "hublet-bpf",
-    ]);
-    cargo.args(["--target", TARGET, "-Z", "build-std=core"]);
+    let mut cargo = cargo_build(project, &dir, rustc_flags(project, &sysroot)?);
     if with_log {
         cargo.args(["--features", "log"]);
     }
-    // RUSTC_BOOTSTRAP: `-Z` on the stable compiler that builds everything else too. An incremental build gives other,
-    // slower instructions.
-    cargo
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_INCREMENTAL", "0")
-        .env("CARGO_TARGET_DIR", &dir)
-        .env_remove("RUSTFLAGS");
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", rustc_flags(project, &sysroot)?);
     let what = if with_log {
         "building the BPF object with debug lines"
     } else {
@@ -126,6 +109,23 @@ fn build_object(project: &Project) -> Result<PathBuf> {
     };
     strip_dwarf(project, &sysroot, &built, &object)?;
     Ok(object)
+}
+
+/// cargo's command that builds the programs for the kernel, in a target directory.
+fn cargo_build(project: &Project, target_dir: &Path, rustc_flags: OsString) -> Command {
+    let mut cargo = project.cargo();
+    cargo.args(["build", "--quiet", "--release"]);
+    cargo.args(["--package", "hublet-ebpf", "--bin", "hublet-bpf"]);
+    cargo.args(["--target", TARGET, "-Z", "build-std=core"]);
+    // RUSTC_BOOTSTRAP: `-Z` on the stable compiler that builds everything else too. An incremental build gives other,
+    // slower instructions.
+    cargo
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_INCREMENTAL", "0")
+        .env("CARGO_TARGET_DIR", target_dir)
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", rustc_flags);
+    cargo
 }
 
 /// Flags for rustc and bpf-linker. Paths of this machine become `hublet/…`, `cargo/…` and `rust/…`: they are in

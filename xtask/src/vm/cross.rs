@@ -35,19 +35,7 @@ pub(super) fn build_for(
     names: &[String],
 ) -> Result<(PathBuf, Vec<Suite>)> {
     let object = ebpf::object(project)?;
-    let installed =
-        step::read_output(
-            project
-                .command("rustup")
-                .args(["target", "list", "--installed"]),
-        )?;
-    if !installed.lines().any(|line| line == TRIPLE) {
-        let mut add = project.command("rustup");
-        step::run(
-            &format!("fetching the standard library for {TRIPLE}"),
-            add.args(["target", "add", TRIPLE]),
-        )?;
-    }
+    install_standard_library(project)?;
     let compiler = find_compiler(project, apt)?;
     let cargo = |subcommand: &str| {
         let mut command = build::cargo_with_object(project, &object, subcommand);
@@ -69,6 +57,19 @@ pub(super) fn build_for(
     step::announce("building the suites for aarch64 (ten minutes the first time on two cores)");
     let suites = suite::build_programs(tests)?;
     Ok((project.target.join(TRIPLE).join("release/hublet"), suites))
+}
+
+fn install_standard_library(project: &Project) -> Result<()> {
+    let mut list = project.command("rustup");
+    let installed = step::read_output(list.args(["target", "list", "--installed"]))?;
+    if installed.lines().any(|line| line == TRIPLE) {
+        return Ok(());
+    }
+    let mut add = project.command("rustup");
+    step::run(
+        &format!("fetching the standard library for {TRIPLE}"),
+        add.args(["target", "add", TRIPLE]),
+    )
 }
 
 /// A C compiler for musl on aarch64: Debian's cross gcc with musl's headers, as `musl-gcc` is for this machine.

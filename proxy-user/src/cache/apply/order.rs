@@ -23,6 +23,29 @@ use super::ReadableTableMetadata;
 /// Age of a stored response from which on an unchanged one is written again: a newer time alone is not worth a write.
 const MIN_REWRITE_AGE: Duration = Duration::from_secs(10);
 
+/// True if the object was seen again after it was absent: in a later version or, for a 404, which has no version, after
+/// the request was sent.
+fn is_seen_since(stored: &Stored, version: ResourceVersion, observed: Observation) -> bool {
+    if version == ResourceVersion::UNSET {
+        stored.at > observed.requested_at
+    } else {
+        stored.version > version && stored.at >= observed.not_before
+    }
+}
+
+/// The latest version of the object that an absence shows to be deleted.
+fn deleted_version(
+    stored: Option<&Stored>,
+    version: ResourceVersion,
+    observed: Observation,
+) -> ResourceVersion {
+    match (version, stored) {
+        (ResourceVersion::UNSET, Some(stored)) if observed.is_consistent() => stored.version,
+        // A 404 from a watch cache may only mean that the cache lags: it shows no version to be deleted.
+        (version, _) => version,
+    }
+}
+
 impl Batch<'_> {
     pub(super) fn upsert_object(
         &mut self,
@@ -295,27 +318,14 @@ impl Batch<'_> {
         observed: Observation,
     ) -> Result<(), StoreError> {
         let stored = self.read_stored(key)?;
-        if let Some(stored) = &stored {
-            // Seen again since: in a later version or, for a 404, which has none, after the request was sent.
-            let seen_since = if version == ResourceVersion::UNSET {
-                stored.at > observed.requested_at
-            } else {
-                stored.version > version && stored.at >= observed.not_before
-            };
-            if seen_since {
-                return Ok(());
-            }
+        if let Some(stored) = &stored
+            && is_seen_since(stored, version, observed)
+        {
+            return Ok(());
         }
         let before = self.read_absence(key)?;
         let known = before.map_or(ResourceVersion::UNSET, |before| before.version);
-        let since_version = match (version, stored) {
-            (ResourceVersion::UNSET, Some(stored)) if observed.is_consistent() => {
-                known.max(stored.version)
-            }
-            // A 404 from a watch cache may only mean that the cache lags: it doesn't show which versions are deleted.
-            (ResourceVersion::UNSET, _) => known,
-            (version, _) => version.max(known),
-        };
+        let since_version = known.max(deleted_version(stored.as_ref(), version, observed));
         let age = before.map(|before| self.continuity.past(before.at) + MIN_REWRITE_AGE);
         if age.is_some_and(|fresh| observed.not_after < fresh) && since_version <= known {
             return Ok(());

@@ -13,12 +13,12 @@ use crate::cache::variants;
 
 /// Decodes the frames of one chunk of a watch.
 pub(super) struct EventSink<'a> {
-    pub exchange: &'a Exchange,
+    exchange: &'a Exchange,
     /// The keys seen so far, until the bookmark that ends the initial events.
-    pub initial: &'a mut Option<Vec<ObjectKeyBuf>>,
+    initial: &'a mut Option<Vec<ObjectKeyBuf>>,
     /// Time of the chunk's arrival.
-    pub now: Timestamp,
-    pub changes: &'a mut Vec<Change>,
+    now: Timestamp,
+    changes: &'a mut Vec<Change>,
 }
 
 /// The fields of a bookmark that matter here.
@@ -29,7 +29,21 @@ struct Bookmark {
     ends_initial_events: bool,
 }
 
-impl EventSink<'_> {
+impl<'a> EventSink<'a> {
+    pub(super) fn new(
+        exchange: &'a Exchange,
+        initial: &'a mut Option<Vec<ObjectKeyBuf>>,
+        now: Timestamp,
+        changes: &'a mut Vec<Change>,
+    ) -> Self {
+        Self {
+            exchange,
+            initial,
+            now,
+            changes,
+        }
+    }
+
     pub(super) fn push_frame(&mut self, frame: &[u8]) -> Result<(), CodecError> {
         match self.exchange.encoding {
             Encoding::Json => {

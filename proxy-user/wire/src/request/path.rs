@@ -16,8 +16,18 @@ const MAX_SEGMENTS: usize = 9;
 enum PathVerb {
     /// `/api/v1/watch/…`, deprecated since 1.11 and still served.
     Watch,
-    /// `/api/v1/proxy/…`, no longer served and still told apart.
+    /// `/api/v1/proxy/…`, no longer served but still recognized.
     Proxy,
+}
+
+impl PathVerb {
+    fn from_segment(segment: &str) -> Option<Self> {
+        match segment {
+            "watch" => Some(Self::Watch),
+            "proxy" => Some(Self::Proxy),
+            _ => None,
+        }
+    }
 }
 
 /// The segments that name a resource; all empty where the path names none.
@@ -58,6 +68,15 @@ enum SubresourceKind {
     NoneOrStatus,
     /// Logs, exec, proxy and the like read parameters of their own.
     Other,
+}
+
+impl SubresourceKind {
+    fn from_segment(segment: &str) -> Self {
+        match segment {
+            "" | "status" => Self::NoneOrStatus,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// The first segments of a path, and how many there are in all.
@@ -126,11 +145,7 @@ impl Target {
         }
         names.version = segments.get(at);
         at += 1;
-        let path_verb = match text.get(segments.get(at)) {
-            "watch" => Some(PathVerb::Watch),
-            "proxy" => Some(PathVerb::Proxy),
-            _ => None,
-        };
+        let path_verb = PathVerb::from_segment(text.get(segments.get(at)));
         at += usize::from(path_verb.is_some());
         if is_namespaced(segments, at, text) {
             names.namespace = segments.get(at + 1);
@@ -139,15 +154,11 @@ impl Target {
         names.resource = segments.get(at);
         names.name = segments.get(at + 1);
         names.subresource = segments.get(at + 2);
-        let subresource_kind = match text.get(names.subresource) {
-            "" | "status" => SubresourceKind::NoneOrStatus,
-            _ => SubresourceKind::Other,
-        };
         Some(Self {
             names,
             kind: TargetKind::Resource,
             path_verb,
-            subresource_kind,
+            subresource_kind: SubresourceKind::from_segment(text.get(names.subresource)),
             has_rest: segments.count > at + 3,
         })
     }

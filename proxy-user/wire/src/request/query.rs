@@ -174,14 +174,15 @@ impl Reader<'_, '_> {
                     text: decode(value)?,
                     start: end - value.len(),
                 };
-                self.take(parameter, &value)?;
+                self.read_parameter(parameter, &value)?;
             }
             start = end + 1;
         }
         self.is_accepted(target).then_some(())
     }
 
-    fn take(&mut self, parameter: Parameter, value: &Value<'_>) -> Option<()> {
+    // Longer than 40 lines because it is a table: an arm for each parameter.
+    fn read_parameter(&mut self, parameter: Parameter, value: &Value<'_>) -> Option<()> {
         let (values, options) = (&mut self.values, &mut self.options);
         match parameter {
             Parameter::Timeout => is_timeout(&value.text).then_some(())?,
@@ -211,7 +212,7 @@ impl Reader<'_, '_> {
             Parameter::Limit => options.limit = parse_number(&value.text)?,
             Parameter::Continue => values.continue_token = value.part(self.text),
             Parameter::DryRun => options.dry_run = true,
-            // The verb says it already.
+            // It is part of the verb.
             Parameter::Watch => {}
             // They change no successful response.
             Parameter::Force
