@@ -32,15 +32,21 @@ impl LastUse {
 }
 
 impl Connections {
-    /// Adds a connection, and closes the least recently used one if there are too many.
+    /// Closes the least recently used connection if there is no room for another; true if it did.
+    pub(super) fn make_room(&mut self) -> bool {
+        self.open.retain(|(_, task)| !task.is_finished());
+        let is_full = self.open.len() >= MAX_CONNECTIONS;
+        if is_full {
+            self.close_least_recently_used();
+        }
+        is_full
+    }
+
+    /// Adds a connection.
     pub(super) fn spawn<F>(&mut self, serve: impl FnOnce(LastUse) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.open.retain(|(_, task)| !task.is_finished());
-        if self.open.len() >= MAX_CONNECTIONS {
-            self.close_least_recently_used();
-        }
         let last_use = LastUse {
             at: Arc::default(),
             uses: Arc::clone(&self.uses),

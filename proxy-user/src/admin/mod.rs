@@ -97,6 +97,9 @@ async fn accept_connections(listener: tokio::net::TcpListener, state: Arc<State>
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                if connections.make_room() {
+                    state.count_closed_connection();
+                }
                 connections.spawn(|last_use| serve(stream, last_use, Arc::clone(&state)));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -126,13 +129,15 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::telemetry::registry::encode_metrics;
 
-    async fn listen() -> SocketAddr {
+    async fn listen() -> (SocketAddr, Arc<State>) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("a socket");
         let address = listener.local_addr().expect("its address");
-        tokio::spawn(accept_connections(listener, State::new("edge-1".into())));
-        address
+        let state = State::new("edge-1".into());
+        tokio::spawn(accept_connections(listener, Arc::clone(&state)));
+        (address, state)
     }
 
     async fn connect(address: SocketAddr, bytes: &str) -> TcpStream {
@@ -153,7 +158,7 @@ mod tests {
     /// 64 such connections shut out the probe of whoever restarts a hublet that isn't healthy.
     #[tokio::test]
     async fn connections_without_requests_shut_no_probe_out() {
-        let address = listen().await;
+        let (address, state) = listen().await;
         let mut idle = Vec::new();
         for number in 0..3 * connections::MAX_CONNECTIONS {
             let begun = ["", "GET /v1/healthz HTTP/1.1\r\nHost: x\r\n"][number % 2];
@@ -163,11 +168,21 @@ mod tests {
             let mut probe = connect(address, HEALTH).await;
             assert!(is_healthy(&mut probe).await);
         }
+        // A probe that has left needs no room.
+        let most = 2 * connections::MAX_CONNECTIONS + 3;
+        assert!((most - 2..=most).contains(&closed_for_room(&state)));
+    }
+
+    fn closed_for_room(state: &State) -> usize {
+        let metrics = encode_metrics(&[state]);
+        let mut lines = metrics.lines();
+        let value = lines.find_map(|l| l.strip_prefix("hublet_admin_connections_closed_total "));
+        value.expect("the metric").parse().expect("a number")
     }
 
     #[tokio::test]
     async fn the_connection_that_makes_room_is_the_least_recently_used() {
-        let address = listen().await;
+        let (address, _) = listen().await;
         let mut used = connect(address, HEALTH).await;
         assert!(is_healthy(&mut used).await);
         let mut idle = Vec::new();

@@ -14,7 +14,7 @@ use crate::drain::Shared;
 use crate::listen::{ConnectionTable, Counters, ListenerState, ListenerStatus, Purpose};
 use crate::proxy::Proxy;
 use crate::steer::Setup;
-use crate::telemetry::registry::{Instrumented, Registry, Unit, register_gauge};
+use crate::telemetry::registry::{Instrumented, Registry, Unit, register_counter, register_gauge};
 
 /// A self-probe older than this means that traffic isn't served: three of them are missing.
 const PROBE_AGE: Duration = Duration::from_secs(3);
@@ -58,6 +58,8 @@ pub(crate) struct State {
     draining: AtomicBool,
     /// Milliseconds after `started` of the last answered self-probe, plus one; 0 = none yet.
     probed: AtomicU64,
+    /// Connections to the admin port that made room for others.
+    closed_connections: AtomicU64,
     handles: Mutex<Option<Arc<Handles>>>,
 }
 
@@ -71,6 +73,7 @@ impl State {
             store: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             probed: AtomicU64::new(0),
+            closed_connections: AtomicU64::new(0),
             handles: Mutex::new(None),
         })
     }
@@ -86,6 +89,11 @@ impl State {
     pub(crate) fn record_probe(&self) {
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         self.probed.store(millis + 1, Relaxed);
+    }
+
+    /// A connection to the admin port was closed, since another one needed its place.
+    pub(super) fn count_closed_connection(&self) {
+        self.closed_connections.fetch_add(1, Relaxed);
     }
 
     /// The daemon is not ready any more.
@@ -184,6 +192,12 @@ impl Instrumented for State {
             "build",
             "Version of this process",
             Info::new([("version", VERSION)]),
+        );
+        register_counter(
+            registry,
+            "admin_connections_closed",
+            "Connections to the admin port that made room for others",
+            self.closed_connections.load(Relaxed),
         );
     }
 }

@@ -251,6 +251,17 @@ impl Cache {
         timeout(limit, self.ingest.test_disk()).await
     }
 
+    /// Times since the start that so many objects had a later state which was not on disk that their resources stood for
+    /// them.
+    pub(crate) fn unwritten_merges(&self) -> u64 {
+        self.store.superseded().merges()
+    }
+
+    /// Times since the start that the file of pending changes was too small for them.
+    pub(crate) fn pending_overflows(&self) -> u64 {
+        self.store.pending_file().overflows()
+    }
+
     /// Responses that were not stored, by reason.
     pub(crate) fn not_stored(&self) -> &NotStoredCounts {
         self.ingest.not_stored()

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use hublet_wire::meta::Timestamp;
@@ -36,6 +36,8 @@ pub(super) struct PendingFile {
     /// `None` until the disk has room for it.
     reserved: Mutex<Option<Arc<dyn StorageFile>>>,
     is_unread: AtomicBool,
+    /// Counts the contents that did not fit.
+    overflows: AtomicU64,
 }
 
 impl PendingFile {
@@ -46,6 +48,7 @@ impl PendingFile {
             opener: Arc::clone(&place.opener),
             reserved: Mutex::default(),
             is_unread: AtomicBool::new(true),
+            overflows: AtomicU64::new(0),
         }
     }
 
@@ -93,7 +96,17 @@ impl PendingFile {
     /// # Errors
     /// The disk's.
     pub(super) fn replace(&self, changes: &[&Change]) -> io::Result<()> {
-        self.overwrite(&encode_within_capacity(changes))
+        let mut encoded = encode(changes.iter().copied());
+        if encoded.len() > CAPACITY {
+            self.overflows.fetch_add(1, Ordering::Relaxed);
+            encoded = encode_wider(changes);
+        }
+        self.overwrite(&encoded)
+    }
+
+    /// Times since the start that more had to be taken away, since the changes did not fit.
+    pub(super) fn overflows(&self) -> u64 {
+        self.overflows.load(Ordering::Relaxed)
     }
 
     /// Empties it; returns once that is on disk.
@@ -188,17 +201,17 @@ fn supersede_all(changes: &[&Change]) -> Change {
     supersede(&[], most.unwrap_or(Extent::Absences))
 }
 
-fn encode_within_capacity(changes: &[&Change]) -> Vec<u8> {
+/// Encodes changes that take away more than these, and fit.
+fn encode_wider(changes: &[&Change]) -> Vec<u8> {
     let (revocations, others): (Vec<_>, Vec<_>) =
         changes.iter().copied().partition(|c| c.is_revocation());
-    let every_object = [&supersede_all(&others)];
-    for objects in [&*others, &every_object] {
-        let encoded = encode(revocations.iter().chain(objects).copied());
-        if encoded.len() <= CAPACITY {
-            return encoded;
-        }
+    let every_object = supersede_all(&others);
+    let encoded = encode(revocations.into_iter().chain([&every_object]));
+    if encoded.len() <= CAPACITY {
+        encoded
+    } else {
+        encode([&Change::DeleteAllRights, &every_object].into_iter())
     }
-    encode([&Change::DeleteAllRights, every_object[0]].into_iter())
 }
 
 fn encode<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<u8> {
@@ -317,10 +330,14 @@ mod tests {
         (0..count).map(end).collect()
     }
 
-    fn decoded(changes: &[Change]) -> Vec<Change> {
-        let encoded = encode_within_capacity(&changes.iter().collect::<Vec<_>>());
-        assert!(encoded.len() <= CAPACITY);
-        decode(&encoded).unwrap()
+    /// What a start finds of these, and how often they did not fit.
+    fn read_back(changes: &[Change]) -> (Vec<Change>, u64) {
+        let bench = Bench::new();
+        let file = bench.file();
+        file.replace(&changes.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(std::fs::metadata(&file.path).unwrap().len(), 65_536);
+        let found = file.read_beside(&Condition::Writable);
+        (found.unwrap(), file.overflows())
     }
 
     #[test]
@@ -334,22 +351,24 @@ mod tests {
         };
         let mut changes = vec![denied, credential, Change::DeleteAllRights];
         changes.extend(deletions(1).into_iter().chain(absences(3)));
-        let found = decoded(&changes);
+        let (found, overflows) = read_back(&changes);
         assert_eq!(format!("{found:?}"), format!("{changes:?}"));
-        assert!(decoded(&[]).is_empty());
+        assert_eq!(overflows, 0);
+        assert!(read_back(&[]).0.is_empty());
     }
 
     #[test]
     fn i14_beyond_the_capacity_more_is_taken_away() {
-        let found = decoded(
+        let (found, overflows) = read_back(
             &[deletions(2), absences(10_000)]
                 .into_iter()
                 .flatten()
                 .collect::<Vec<_>>(),
         );
         assert_eq!(found.len(), 3, "the revocations, and every absence");
+        assert_eq!(overflows, 1);
         assert!(matches!(&found[2], Change::Supersede { key, .. } if key.is_empty()));
-        let found = decoded(&deletions(10_000));
+        let (found, _) = read_back(&deletions(10_000));
         assert!(matches!(
             &found[..],
             [Change::DeleteAllRights, Change::Supersede { key, .. }] if key.is_empty()

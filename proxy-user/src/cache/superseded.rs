@@ -39,6 +39,8 @@ pub(super) struct Superseded {
     copy_forgets: AtomicU64,
     /// Counts the writes that are no longer in flight.
     ended_writes: AtomicU64,
+    /// Counts the times that there were too many unwritten keys.
+    merges: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +126,7 @@ impl Superseded {
         unwritten.additions += 1;
         unwritten.add(key, extent, fate);
         if unwritten.is_over_limit() {
+            self.merges.fetch_add(1, Ordering::Relaxed);
             unwritten.merge(keys::resource_of);
         }
         if unwritten.is_over_limit() {
@@ -199,6 +202,11 @@ impl Superseded {
             .ended_writes
             .is_none_or(|ended| ended == self.ended_writes.load(Ordering::Acquire));
         none_ended && !writes.any(|(key, (extent, _))| concerns(key, *extent))
+    }
+
+    /// Times since the start that resources had to stand for their objects, or one key for all.
+    pub(super) fn merges(&self) -> u64 {
+        self.merges.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -431,6 +439,7 @@ mod tests {
             let now = superseded.moment();
             assert!(superseded.copy_counts(b"/nodes/n", now));
             assert_eq!(superseded.pending().changes.len(), 1);
+            assert_eq!(superseded.merges(), 1);
         }
     }
 

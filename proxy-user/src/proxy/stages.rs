@@ -191,6 +191,16 @@ fn register_store(cache: &Cache, registry: &mut Registry) {
             "Objects, collections and documents evicted to make room",
             ingest.evicted(),
         ),
+        (
+            "store_unwritten_merged",
+            "Times that too many objects had a later state than the disk: all of their resources counted as changed",
+            cache.unwritten_merges(),
+        ),
+        (
+            "store_pending_overflows",
+            "Times that the changes which the disk did not take did not fit in hublet.redb.pending",
+            cache.pending_overflows(),
+        ),
     ] {
         register_counter(registry, name, help, value);
     }
