@@ -9,8 +9,7 @@ use std::time::Duration;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
-use crate::cache::change::Extent;
-use crate::cache::change::{Change, Evicted, Membership};
+use crate::cache::change::{Change, Evicted, Extent, Membership, Observation};
 use crate::cache::continuity::Continuity;
 use crate::cache::exchange::variant_scope;
 use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
@@ -189,6 +188,11 @@ impl<'t> Batch<'t> {
                 observed,
             } => self.record_absence(key.as_key(), *version, *observed),
             Change::Invalidate { key, version } => self.invalidate_object(key.as_key(), *version),
+            Change::Outdate {
+                key,
+                version,
+                observed,
+            } => self.outdate_object(key.as_key(), *version, *observed),
             Change::Supersede { key, extent } => self.supersede(key, *extent),
             Change::ReplaceCollection {
                 collection,
@@ -418,12 +422,39 @@ impl<'t> Batch<'t> {
             return Ok(());
         }
         self.remove_object(key)?;
-        // Lists without selectors that contained it are incomplete until they are listed again or their watches report it.
+        self.mark_unclear(key, version, Timestamp::EPOCH)
+    }
+
+    /// Makes an object unknown of which only the version that a client has written is known, unless its watch was faster.
+    fn outdate_object(
+        &mut self,
+        key: ObjectKey<'_>,
+        version: ResourceVersion,
+        observed: Observation,
+    ) -> Result<(), StoreError> {
+        if self.is_stored_since(key, version, observed)? {
+            return Ok(());
+        }
+        self.remove_object(key)?;
+        self.absent.remove(key.as_bytes())?;
+        self.drop_variants(key.as_bytes())?;
+        self.mark_unclear(key, version, observed.not_after)
+    }
+
+    /// Lists without selectors that may hold an object of this version, which isn't stored, are incomplete until they are
+    /// listed again, or their watches report it.
+    fn mark_unclear(
+        &mut self,
+        key: ObjectKey<'_>,
+        version: ResourceVersion,
+        written_at: Timestamp,
+    ) -> Result<(), StoreError> {
         for scope in key.collections() {
             if let Some(mut collection) = self.read_collection(scope)? {
                 // A list whose watch had already passed this version lacks an object that the watch reported.
                 collection.complete &= collection.version < version;
                 collection.unclear = collection.unclear.max(version);
+                collection.written_at = collection.written_at.max(written_at);
                 self.put_collection(scope, &collection)?;
             }
         }

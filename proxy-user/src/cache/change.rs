@@ -83,6 +83,12 @@ pub(crate) enum Change {
         /// resourceVersion of the event.
         version: ResourceVersion,
     },
+    /// A client's write has made this version of the object, and only that is known of it.
+    Outdate {
+        key: ObjectKeyBuf,
+        version: ResourceVersion,
+        observed: Observation,
+    },
     /// These rows no longer count, since there is a later state that isn't known.
     Supersede {
         /// An object's key, or a collection's for any object in it; empty for all objects.
@@ -189,6 +195,7 @@ impl Change {
     pub(super) fn superseded(&self) -> Option<(&[u8], Extent)> {
         match self {
             Self::Upsert { key, .. } => Some((key.as_bytes(), Extent::Absences)),
+            Self::Outdate { key, .. } => Some((key.as_bytes(), Extent::Copies)),
             Self::Supersede { key, extent } => Some((key, *extent)),
             _ => None,
         }

@@ -63,6 +63,8 @@ pub(crate) struct Exchange {
     pub answered_at: Timestamp,
     /// The caller of a write; its response shows the object as written.
     pub author: Option<Arc<dyn Author>>,
+    /// The reason for which only the resourceVersion in the response to a write is taken, and not the object.
+    pub version_only: Option<NotStored>,
 }
 
 /// The caller of a write; its response shows the object that it wrote.
@@ -197,6 +199,21 @@ fn written_extent(verb: Verb) -> Option<Extent> {
     }
 }
 
+/// True for a write whose response has the resourceVersion that the object has got, even if it is not the object: a `Scale`
+/// has its parent's (`autoscaling/v1`).
+fn shows_version(request: &ApiRequest) -> bool {
+    let subresource = request.subresource();
+    let shows_parent = matches!(
+        subresource,
+        "approval" | "ephemeralcontainers" | "finalize" | "resize" | "scale" | "status"
+    );
+    match request.verb() {
+        Verb::Create | Verb::Delete => subresource.is_empty(),
+        Verb::Update | Verb::Patch => subresource.is_empty() || shows_parent,
+        _ => false,
+    }
+}
+
 /// The extent of the rows that a successful write supersedes whose response can't be stored. An update of a subresource
 /// (`scale`) changes the object itself, and so do the eviction and the binding of a pod; whatever else is created at a
 /// subresource (a token) is another object, which is not stored.
@@ -206,8 +223,7 @@ pub(crate) fn superseded_by(request: &ApiRequest) -> Option<Extent> {
         && !request.options().dry_run;
     match (request.verb(), request.subresource()) {
         _ if !is_stored => None,
-        // The watch that keeps a list current reports what was created.
-        (Verb::Create, "") => Some(Extent::Absences),
+        (Verb::Create, "") => Some(Extent::Lists),
         (Verb::Create, "binding" | "eviction") if is_of_pods(request) => Some(Extent::Copies),
         (Verb::Create, _) | (_, "proxy") => None,
         (Verb::Update | Verb::Patch, _) => Some(Extent::Copies),
@@ -300,7 +316,51 @@ impl Exchange {
         headers: &HeaderMap,
         sent_at: Timestamp,
     ) -> Result<Self, NotStored> {
-        let encoding = reject_unstorable(request, headers)?;
+        match reject_unstorable(request, headers) {
+            Ok(encoding) => {
+                let exchange = Self::new(request, status, headers, sent_at, encoding);
+                exchange
+                    .is_storable()
+                    .then_some(exchange)
+                    .ok_or(NotStored::StatusCode)
+            }
+            Err(reason @ (NotStored::Pretty | NotStored::Subresource)) => {
+                Self::of_version(request, status, headers, sent_at, reason)
+            }
+            Err(reason) => Err(reason),
+        }
+    }
+
+    /// As [`Self::of`], for a successful write of which only the resourceVersion is taken, for this reason.
+    ///
+    /// # Errors
+    /// The same reason, if the response has none.
+    pub(crate) fn of_version(
+        request: &ApiRequest,
+        status: u16,
+        headers: &HeaderMap,
+        sent_at: Timestamp,
+        reason: NotStored,
+    ) -> Result<Self, NotStored> {
+        let is_written = matches!(status, 200..=299)
+            && shows_version(request)
+            && superseded_by(request).is_some()
+            && has_known_content_encoding(headers);
+        let encoding = Encoding::from_content_type(text(headers, header::CONTENT_TYPE));
+        let encoding = encoding.filter(|_| is_written).ok_or(reason)?;
+        Ok(Self {
+            version_only: Some(reason),
+            ..Self::new(request, status, headers, sent_at, encoding)
+        })
+    }
+
+    fn new(
+        request: &ApiRequest,
+        status: u16,
+        headers: &HeaderMap,
+        sent_at: Timestamp,
+        encoding: Encoding,
+    ) -> Self {
         let options = request.options();
         let mut exchange = Self {
             verb: request.verb(),
@@ -325,12 +385,10 @@ impl Exchange {
             sent_at,
             answered_at: sent_at,
             author: None,
+            version_only: None,
         };
-        if !exchange.is_storable() {
-            return Err(NotStored::StatusCode);
-        }
         exchange.set_keys(request);
-        Ok(exchange)
+        exchange
     }
 
     fn set_keys(&mut self, request: &ApiRequest) {
@@ -354,12 +412,7 @@ impl Exchange {
         let (key, extent) = self.supersedes()?;
         Some(Change::Supersede {
             key: key.to_vec(),
-            // The watch that keeps a list current reports what was created.
-            extent: if extent == Extent::Lists {
-                Extent::Absences
-            } else {
-                extent
-            },
+            extent,
         })
     }
 
@@ -389,6 +442,26 @@ impl Exchange {
     /// The key of an object of this resource.
     pub(super) fn object_key(&self, namespace: &str, name: &str) -> ObjectKeyBuf {
         ObjectKeyBuf::join(&self.resource, namespace, name)
+    }
+
+    /// The key of the object that the response shows.
+    ///
+    /// # Errors
+    /// It is another than the one requested, or has no name.
+    pub(super) fn shown_object(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<ObjectKeyBuf, CodecError> {
+        let key = self.object_key(namespace, name);
+        let is_requested = self.name.is_empty() || key.as_key() == self.requested_object();
+        if is_requested && !name.is_empty() {
+            Ok(key)
+        } else {
+            Err(CodecError::Json(
+                "the response holds another object than the one requested".into(),
+            ))
+        }
     }
 
     /// The key of an object of the requested collection.
@@ -444,6 +517,34 @@ impl Exchange {
             not_before,
             not_after: self.answered_at,
             source: ObservedBy::Read,
+        }
+    }
+
+    /// The deletion of the requested object by this request. Any state of it that was seen between request and response is
+    /// deleted, too.
+    pub(super) fn deletion(&self) -> Change {
+        Change::Delete {
+            key: self.requested_object().to_buf(),
+            version: ResourceVersion::UNSET,
+            observed: Observation {
+                requested_at: self.answered_at,
+                not_before: self.answered_at,
+                not_after: self.answered_at,
+                ..self.observation()
+            },
+        }
+    }
+
+    /// The change by an update after which nothing delays the object's deletion. A namespace has finalizers of its own besides
+    /// (`spec.finalizers`), so it may still exist.
+    pub(super) fn deletion_by_update(&self) -> Change {
+        if self.resource == b"/namespaces/" {
+            Change::Supersede {
+                key: self.key.clone(),
+                extent: Extent::Copies,
+            }
+        } else {
+            self.deletion()
         }
     }
 
@@ -517,7 +618,7 @@ mod tests {
         let token = "/api/v1/namespaces/d/serviceaccounts/s/token";
         assert_eq!(of(Method::POST, token), None);
         let pods = "/api/v1/namespaces/d/pods";
-        assert_eq!(of(Method::POST, pods), Some(Extent::Absences));
+        assert_eq!(of(Method::POST, pods), Some(Extent::Lists));
         assert_eq!(of(Method::DELETE, pods), copies);
     }
 

@@ -46,6 +46,8 @@ mod evict_tests;
 #[cfg(test)]
 mod ingest_tests;
 #[cfg(test)]
+mod outdated_tests;
+#[cfg(test)]
 mod power_loss_tests;
 #[cfg(test)]
 mod queue_model_tests;

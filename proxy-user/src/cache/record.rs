@@ -132,6 +132,9 @@ pub(crate) struct NewRecord {
     pub version: ResourceVersion,
     /// In the response to a DELETE: the object no longer exists, since no finalizer or grace period delays its removal.
     pub is_gone: bool,
+    /// In the response to an update: marked for deletion, and nothing delays that any more. The update has deleted the object
+    /// (`ShouldDeleteDuringUpdate` of the API server's generic registry).
+    pub is_deleted_by_update: bool,
     /// It has the annotation that marks the end of initial events.
     pub initial_events_end: bool,
     /// The value for the store.
@@ -261,7 +264,8 @@ impl NewRecord {
             namespace: meta.namespace.clone().into_owned(),
             name: meta.name.clone().into_owned(),
             version,
-            is_gone: !(meta.deleting && (meta.finalizers || meta.grace_seconds > 0)),
+            is_gone: !(meta.deleting && meta.is_deletion_delayed()),
+            is_deleted_by_update: meta.deleting && !meta.is_deletion_delayed(),
             initial_events_end: meta.initial_events_end,
             value,
         })
@@ -343,10 +347,13 @@ pub(crate) struct Collection {
     /// resourceVersion of the last list that lacked a stored object: that was removed without a deletion having been seen.
     #[serde(default)]
     pub unnamed: ResourceVersion,
-    /// resourceVersion at which an object left a selection. Until the collection's own watch has reached it, it is unknown
-    /// whether that object still exists.
+    /// resourceVersion at which an object left a selection, or was written by a client that was answered without the object.
+    /// Until the collection's own watch has reached it, the state of that object is unknown.
     #[serde(default)]
     pub unclear: ResourceVersion,
+    /// Time of the answer to the last such write.
+    #[serde(default)]
+    pub written_at: Timestamp,
 }
 
 impl Collection {
@@ -369,6 +376,7 @@ impl Collection {
             departed: ResourceVersion::UNSET,
             unnamed: ResourceVersion::UNSET,
             unclear: ResourceVersion::UNSET,
+            written_at: Timestamp::EPOCH,
         }
     }
 

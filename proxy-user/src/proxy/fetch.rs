@@ -161,6 +161,9 @@ impl Proxy {
     ) -> Option<Capture> {
         match self.storable_exchange(call, dry_run, head, requested_at) {
             Ok(exchange) => {
+                if let Some(reason) = exchange.version_only {
+                    self.stages.cache.not_stored().increment(reason);
+                }
                 let capture = self.stages.cache.capture(exchange);
                 if capture.is_none() {
                     self.record_unstored_write(call, dry_run, head.status);
@@ -185,7 +188,9 @@ impl Proxy {
         if self.policy.working_mode == WorkingMode::Cloud {
             return Err(NotStored::WorkingMode);
         }
-        let request = call.request.understood().ok_or(NotStored::UnknownRequest)?;
+        let Some(request) = call.request.understood() else {
+            return opaque_write(call, dry_run, head, requested_at);
+        };
         if dry_run == DryRun::Perhaps {
             return Err(NotStored::DryRun);
         }
@@ -234,12 +239,31 @@ impl Proxy {
     }
 }
 
+/// The response to a write that isn't understood to its last parameter: it still has the version that the object has got.
+fn opaque_write(
+    call: &Call,
+    dry_run: DryRun,
+    head: &Head,
+    requested_at: Timestamp,
+) -> Result<Exchange, NotStored> {
+    let reason = NotStored::UnknownRequest;
+    let may_be_dry_run = dry_run == DryRun::Perhaps || call.request.may_be_dry_run();
+    if call.verb().is_read() || may_be_dry_run {
+        return Err(reason);
+    }
+    let (status, headers) = (head.status.as_u16(), &head.headers);
+    with_named(call, |request| {
+        Exchange::of_version(request, status, headers, requested_at, reason)
+    })
+    .unwrap_or(Err(reason))
+}
+
 /// Hands over what a request names. Parameters that are not understood don't change which object is written.
-fn with_named(call: &Call, record: impl FnOnce(&ApiRequest)) {
+fn with_named<T>(call: &Call, record: impl FnOnce(&ApiRequest) -> T) -> Option<T> {
     let path = call.request.path().parse::<Uri>();
     let request = path.map(|path| RequestInfo::parse(&call.parts.method, &path));
     let by_path = request.as_ref().ok().and_then(RequestInfo::understood);
-    call.request.understood().or(by_path).map(record);
+    call.request.understood().or(by_path).map(record)
 }
 
 fn send_options(call: &Call, class: ConnectionClass) -> SendOptions {

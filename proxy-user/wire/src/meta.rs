@@ -68,6 +68,11 @@ impl Meta<'_> {
         self.has_remaining_items && self.continue_token.is_empty()
     }
 
+    /// Finalizers or a grace period keep the object once it is marked for deletion.
+    pub fn is_deletion_delayed(&self) -> bool {
+        self.finalizers || self.grace_seconds > 0
+    }
+
     /// The resourceVersion as a number; `None` where it is no ordered number (KEP-5504).
     pub fn version(&self) -> Option<ResourceVersion> {
         ResourceVersion::parse(&self.resource_version)

@@ -138,7 +138,7 @@ impl Write<'_> {
         make: impl FnOnce(&Json) -> Result<Json, Failure>,
     ) -> Result<Answer, Failure> {
         let (kind, key) = (self.kind, self.own_key());
-        let mut dry = None;
+        let mut unwritten = None;
         let result = self.store.change_object(kind, &key, |present| {
             let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
             let object = make(present)?;
@@ -164,21 +164,22 @@ impl Write<'_> {
             }
             let object = self.keep_server_fields(present, object);
             if self.is_dry_run() {
-                dry = Some(object);
+                unwritten = Some(object);
                 return Ok(Some(present.clone()));
             }
-            // A finalizer that goes last takes the object with it.
+            // A finalizer that goes last takes the object with it, and the answer is the object as it would have become.
             let dying = !object
                 .text_at(&["metadata", "deletionTimestamp"])
                 .is_empty();
-            Ok(
-                (!(dying && count_finalizers(&object) == 0 && count_finalizers(present) > 0))
-                    .then_some(object),
-            )
+            if dying && count_finalizers(&object) == 0 && count_finalizers(present) > 0 {
+                unwritten = Some(object);
+                return Ok(None);
+            }
+            Ok(Some(object))
         })?;
         Ok(object_answer(
             200,
-            &dry.map_or(result.as_ref().clone(), |object| {
+            &unwritten.map_or(result.as_ref().clone(), |object| {
                 object.into_server_order(kind.builtin)
             }),
         ))

@@ -311,6 +311,23 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// True if the object is stored, or known to be absent, as it was at this version or later.
+    pub(super) fn is_stored_since(
+        &self,
+        key: ObjectKey<'_>,
+        version: ResourceVersion,
+        observed: Observation,
+    ) -> Result<bool, StoreError> {
+        if let Some(stored) = self.read_stored(key)? {
+            let is_same = stored.version == version;
+            return Ok(is_same || (stored.version > version && !observed.overrules(stored.at)));
+        }
+        let absence = self.read_absence(key)?;
+        Ok(absence.is_some_and(|absence| {
+            absence.version >= version && !observed.overrules(self.continuity.past(absence.at))
+        }))
+    }
+
     pub(super) fn record_absence(
         &mut self,
         key: ObjectKey<'_>,
@@ -351,10 +368,9 @@ impl Batch<'_> {
         members: &[ObjectKeyBuf],
         observed: Observation,
     ) -> Result<(), StoreError> {
-        let old = self
-            .read_collection(collection)?
-            .filter(Collection::is_whole);
-        if let Some(old) = &old
+        let before = self.read_collection(collection)?;
+        let old = before.as_ref().filter(|before| before.is_whole());
+        if let Some(old) = old
             && !self.is_newer_list(collection, old, new, observed)?
         {
             return Ok(());
@@ -369,13 +385,24 @@ impl Batch<'_> {
             self.drop_unlisted(collection, new.version, observed, &listed)?
         };
         let follows = old.filter(|old| old.version <= new.version);
-        let new = new.following(follows.as_ref(), lacks_objects);
+        let mut new = new.following(follows, lacks_objects);
+        if let Some(before) = &before
+            && self.may_lack_write(&new, before, observed)
+        {
+            (new.unclear, new.written_at) = (before.unclear, before.written_at);
+        }
         self.put_collection(collection, &new)?;
         if self.collections.len()? > MAX_COLLECTIONS {
             self.evict_collections()
         } else {
             Ok(())
         }
+    }
+
+    /// True if the list may be from before a client's write that the one `before` it did not show.
+    fn may_lack_write(&self, new: &Collection, before: &Collection, observed: Observation) -> bool {
+        new.version < before.unclear
+            && observed.not_before < self.continuity.past(before.written_at)
     }
 
     /// True if a list replaces the stored one: it is newer, or confirms that etcd was restored.

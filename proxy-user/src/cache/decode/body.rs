@@ -1,13 +1,12 @@
 //! Bodies that are held whole: an object, a `Status`, a non-resource response, or a variant.
 
 use hublet_wire::media::Encoding;
-use hublet_wire::meta::{ResourceVersion, Timestamp};
+use hublet_wire::meta::{Meta, ResourceVersion, Timestamp};
 use hublet_wire::request::Verb;
 use hublet_wire::{CodecError, json, protobuf};
 
 use super::delete_or_upsert;
-use crate::cache::change::Extent;
-use crate::cache::change::{Change, Observation};
+use crate::cache::change::{Change, Extent};
 use crate::cache::exchange::{Exchange, is_event, variant_key};
 use crate::cache::paginate::ListAssembler;
 use crate::cache::record::{NewRecord, ResponseRecord, TypeHint};
@@ -28,6 +27,7 @@ impl WholeBody<'_> {
             _ if exchange.verb == Verb::NonResource => return self.store_nonresource(),
             404 => return self.decode_not_found(),
             409 => return self.decode_conflict(),
+            _ if exchange.version_only.is_some() => return self.decode_version(),
             _ => {}
         }
         let may_be_variant = exchange.encoding == Encoding::Json && exchange.verb.is_read();
@@ -94,22 +94,32 @@ impl WholeBody<'_> {
 
     /// The `Success` that a DELETE without a remaining object is answered with.
     fn decode_deleted(&mut self) {
-        let exchange = self.exchange;
-        if exchange.status != 200 {
-            return;
+        if self.exchange.status == 200 {
+            self.changes.push(self.exchange.deletion());
         }
-        // Any state of the object seen between request and response is deleted, too.
-        let observed = Observation {
-            requested_at: exchange.answered_at,
-            not_before: exchange.answered_at,
-            not_after: exchange.answered_at,
-            ..exchange.observation()
-        };
-        self.changes.push(Change::Delete {
-            key: exchange.requested_object().to_buf(),
-            version: ResourceVersion::UNSET,
-            observed,
+    }
+
+    /// The name and resourceVersion in the response to a write. That to a DELETE may show the object as it was before.
+    fn decode_version(&mut self) -> Result<(), CodecError> {
+        let exchange = self.exchange;
+        if exchange.verb == Verb::Delete {
+            if !is_success(exchange, self.bytes)? {
+                return Err(no_version());
+            }
+            self.decode_deleted();
+            return Ok(());
+        }
+        let meta = object_meta(exchange.encoding, self.bytes)?;
+        if meta.deleting && !meta.is_deletion_delayed() {
+            self.changes.push(exchange.deletion_by_update());
+            return Ok(());
+        }
+        self.changes.push(Change::Outdate {
+            key: exchange.shown_object(&meta.namespace, &meta.name)?,
+            version: meta.version().ok_or_else(no_version)?,
+            observed: exchange.observation(),
         });
+        Ok(())
     }
 
     fn decode_object(&mut self) -> Result<(), CodecError> {
@@ -120,12 +130,7 @@ impl WholeBody<'_> {
             }
             Encoding::Protobuf => NewRecord::protobuf(self.bytes, exchange.answered_at)?,
         };
-        let key = exchange.object_key(&record.namespace, &record.name);
-        if !exchange.name.is_empty() && key.as_key() != exchange.requested_object() {
-            return Err(CodecError::Json(
-                "the response holds another object than the one requested".into(),
-            ));
-        }
+        let key = exchange.shown_object(&record.namespace, &record.name)?;
         let observed = exchange.observation();
         self.changes.push(match exchange.verb {
             // A client never reads its own Events again, and the cloud drops them after an hour.
@@ -134,6 +139,9 @@ impl WholeBody<'_> {
                 extent: Extent::Absences,
             },
             Verb::Delete if exchange.status == 200 => delete_or_upsert(key, record, observed),
+            Verb::Update | Verb::Patch if record.is_deleted_by_update => {
+                exchange.deletion_by_update()
+            }
             _ => Change::Upsert {
                 key,
                 record,
@@ -186,6 +194,17 @@ impl WholeBody<'_> {
             value: response.write(),
         });
     }
+}
+
+fn object_meta(encoding: Encoding, bytes: &[u8]) -> Result<Meta<'_>, CodecError> {
+    match encoding {
+        Encoding::Json => Ok(json::parse_head(bytes)?.meta),
+        Encoding::Protobuf => protobuf::parse_object_meta(protobuf::Unknown::parse(bytes)?.raw),
+    }
+}
+
+fn no_version() -> CodecError {
+    CodecError::Json("no resourceVersion to order it by".into())
 }
 
 /// The name in a `Status` of this resource with that reason.
