@@ -253,4 +253,56 @@ mod tests {
         assert_eq!(end_of(b"/pods/"), b"/pods0");
         assert_eq!(end_of(&[1, 255]), [2]);
     }
+
+    #[test]
+    fn keys_name_their_resource_and_their_scopes() {
+        let pod = ObjectKey::new(b"/pods/d/a");
+        let node = ObjectKeyBuf::join(b"/nodes/", "", "n");
+        assert_eq!(node.as_bytes(), b"/nodes/n");
+        assert_eq!(ObjectKeyBuf::join(b"/pods/", "d", "a").as_key(), pod);
+        assert_eq!(
+            (pod.resource(), node.as_key().resource()),
+            (b"/pods/".as_slice(), b"/nodes/".as_slice())
+        );
+        let scopes: Vec<_> = pod.collections().map(CollectionKey::as_bytes).collect();
+        assert_eq!(scopes, [b"/pods/".as_slice(), b"/pods/d/"]);
+        let selection = CollectionKey::new(b"apps/deployments/d/?l=a/b&f=");
+        assert_eq!(selection.resource(), b"apps/deployments/");
+        assert!(selection.has_selectors());
+        let whole = selection.without_selectors();
+        assert_eq!(whole.as_bytes(), b"apps/deployments/d/");
+        assert!(!whole.has_selectors());
+        assert_eq!(resource_of(b"/version"), b"/version");
+    }
+
+    #[test]
+    fn a_members_row_is_within_its_collections_prefix() {
+        let selection = CollectionKey::new(b"/pods/d/?l=a&f=");
+        let row = selection.member_row(ObjectKey::new(b"/pods/d/a"));
+        assert_eq!(row, b"/pods/d/?l=a&f=\0/pods/d/a");
+        assert!(row.starts_with(&selection.member_prefix()));
+        let longer = CollectionKey::new(b"/pods/d/?l=a&f=x");
+        let other = longer.member_row(ObjectKey::new(b"/pods/d/a"));
+        assert!(!other.starts_with(&selection.member_prefix()));
+    }
+
+    #[test]
+    fn a_scope_ends_behind_its_last_key() {
+        for (scope, inside, outside) in [
+            (
+                b"/pods/d/".as_slice(),
+                b"/pods/d/zz".as_slice(),
+                b"/pods/e/a".as_slice(),
+            ),
+            (b"/pods/d/a", b"/pods/d/a", b"/pods/d/aa"),
+            (b"", b"x.io/ys/z", b"\xff"),
+        ] {
+            let end = end_of_scope(scope);
+            assert!(inside < end.as_slice() && outside >= end.as_slice());
+            assert!(overlap(scope, inside) && overlap(inside, scope));
+        }
+        assert!(!overlap(b"/pods/d/a", b"/pods/d/aa"));
+        assert!(!overlap(b"/pods/d/", b"/pods/e/"));
+        assert!(overlap(b"/pods/", b"/pods/e/a"));
+    }
 }
