@@ -1,208 +1,20 @@
 //! A disk that fills up, fails or can't be written never loses what is stored: that is served read-only, changes are kept
 //! up to a limit and written later, and only a damaged store is renamed and replaced.
 
-use std::ffi::OsStr;
-use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
-
+use super::failing_disk::{
+    EIO, ENOSPC, EROFS, FailingDisk, count_set_aside, disk_with_store, pod_version, until_writable,
+};
 use super::tests::{Bench, POD, PODS, event, gone, list, pod};
 use super::*;
-use crate::cache::backend::{Access, FileOpener, FileSystem, StorageFile};
 use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantCounts, GrantKey, Verdict};
-use crate::cache::keys::{CollectionKey, ObjectKey};
-use crate::cache::open::StoreLocation;
-use crate::cache::store::{Condition, Lookup, Store, StoreError};
+use crate::cache::keys::CollectionKey;
+use crate::cache::store::{Condition, Lookup, Store};
 use crate::cache::superseded::Fate;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
-
-const ENOSPC: i32 = 28;
-const EROFS: i32 = 30;
-const EIO: i32 = 5;
-
-/// Operations that fail, and from which one on.
-#[derive(Debug, Default)]
-struct Faults {
-    /// errno of writes, 0: none.
-    write: AtomicI32,
-    /// Writes, growths and syncs that still go well.
-    after: AtomicI64,
-    /// errno of reads, 0: none.
-    read: AtomicI32,
-    /// Syncs hang as long as this is set.
-    stalled: Mutex<bool>,
-    resumed: Condvar,
-    /// Reads of the file of pending changes hang as long as this is set.
-    pending_stalled: Mutex<bool>,
-    /// Failed writes of the file of pending changes.
-    pending_failures: AtomicI64,
-}
-
-impl Faults {
-    fn fail_writes(&self, errno: i32, after: i64) {
-        self.after.store(after, Ordering::SeqCst);
-        self.write.store(errno, Ordering::SeqCst);
-    }
-
-    fn writes(&self) -> io::Result<()> {
-        match self.write.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            _ if self.after.fetch_sub(1, Ordering::SeqCst) > 0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
-    }
-
-    fn reads(&self) -> io::Result<()> {
-        match self.read.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
-    }
-}
-
-/// The file system, with faults.
-#[derive(Debug, Clone, Default)]
-struct FailingDisk(Arc<Faults>);
-
-#[derive(Debug)]
-struct FailingFile {
-    file: Arc<dyn StorageFile>,
-    faults: Arc<Faults>,
-    /// Its blocks are allocated, and overwritten in place.
-    is_reserved: bool,
-}
-
-impl FailingFile {
-    fn writes(&self) -> io::Result<()> {
-        let is_full = self.faults.write.load(Ordering::SeqCst) == ENOSPC;
-        let is_allocated = || self.file.len().is_ok_and(|len| len > 0);
-        if self.is_reserved && is_full && is_allocated() {
-            Ok(())
-        } else {
-            let count_failure = |_: &io::Error| {
-                let failures = &self.faults.pending_failures;
-                failures.fetch_add(self.is_reserved.into(), Ordering::SeqCst);
-            };
-            self.faults.writes().inspect_err(count_failure)
-        }
-    }
-}
-
-fn is_of_pending_file(extension: &OsStr) -> bool {
-    extension == "pending" || extension == "pending-new"
-}
-
-impl FileOpener for FailingDisk {
-    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>> {
-        if access == Access::Write && self.0.write.load(Ordering::SeqCst) == EROFS {
-            return Err(io::Error::from_raw_os_error(EROFS));
-        }
-        Ok(Arc::new(FailingFile {
-            file: FileSystem.open(path, access)?,
-            faults: Arc::clone(&self.0),
-            is_reserved: path.extension().is_some_and(is_of_pending_file),
-        }))
-    }
-}
-
-impl StorageFile for FailingFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        if self.is_reserved {
-            let mut stalled = self.faults.pending_stalled.lock();
-            let resumed = &self.faults.resumed;
-            resumed.wait_while(&mut stalled, |stalled| *stalled);
-        }
-        self.faults
-            .reads()
-            .and_then(|()| self.file.read(offset, out))
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.writes().and_then(|()| self.file.write(offset, data))
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.writes().and_then(|()| self.file.set_len(len))
-    }
-    fn sync(&self) -> io::Result<()> {
-        let mut stalled = self.faults.stalled.lock();
-        self.faults
-            .resumed
-            .wait_while(&mut stalled, |stalled| *stalled);
-        drop(stalled);
-        self.writes().and_then(|()| self.file.sync())
-    }
-    fn lock(&self) -> io::Result<bool> {
-        self.file.lock()
-    }
-    fn unlock(&self) {
-        self.file.unlock();
-    }
-    fn identity(&self) -> io::Result<(u64, u64)> {
-        self.file.identity()
-    }
-}
-
-impl FailingDisk {
-    fn open_in(&self, dir: &Path) -> Cache {
-        let store =
-            Store::open_at(StoreLocation::new(dir, 1 << 20, Arc::new(self.clone()))).unwrap();
-        Cache::over(store, 512 << 20, Clock::default(), Instant::now()).unwrap()
-    }
-
-    fn bench(&self, dir: &Path) -> Bench {
-        Bench {
-            cache: self.open_in(dir),
-            _dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn mend(&self) {
-        self.0.write.store(0, Ordering::SeqCst);
-        self.0.read.store(0, Ordering::SeqCst);
-    }
-}
-
-async fn writable(cache: &Cache) {
-    let until = Instant::now() + Duration::from_secs(15);
-    while !cache.is_writable() {
-        assert!(
-            Instant::now() < until,
-            "the writer comes back by itself: {:?}",
-            cache.store.condition()
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    cache.settle().await;
-}
-
-fn asides(dir: &Path) -> usize {
-    let names = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().file_name());
-    names
-        .filter(|name| name.to_string_lossy().contains("aside"))
-        .count()
-}
-
-/// As the local answers do it: another try where the store is reopened meanwhile.
-async fn read(bench: &Bench) -> u64 {
-    for _ in 0..2 {
-        let generation = bench.cache.generation();
-        let snapshot = bench.cache.snapshot().await.unwrap();
-        match snapshot.object(ObjectKey::new(b"/pods/d/a"), |r| r.version.get()) {
-            Ok(Lookup::Found(version)) => return version,
-            Ok(other) => panic!("it was stored: {other:?}"),
-            Err(error) => assert!(bench.cache.wait_until_reopened(generation).await, "{error}"),
-        }
-    }
-    panic!("reopened, and still unreadable");
-}
 
 /// One failed write made redb refuse reads for ever, and the next start set the store aside.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,23 +33,23 @@ async fn i13_whichever_write_fails_reads_go_on_and_nothing_is_lost() {
         bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
         disk.0.fail_writes(errno, after);
         bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
-        let seen = read(&bench).await;
+        let seen = pod_version(&bench).await;
         assert!((7..=8).contains(&seen), "write {after}: {seen}");
         if let Condition::ReadOnly(problem) = bench.cache.store.condition() {
             assert!(problem.contains("disk"), "{problem}");
         }
         assert_eq!(bench.cache.status(GrantCounts::default()).objects, 1);
         disk.mend();
-        writable(&bench.cache).await;
+        until_writable(&bench.cache).await;
         assert_eq!(
-            read(&bench).await,
+            pod_version(&bench).await,
             8,
             "write {after}: what came meanwhile was kept"
         );
         bench.cache.close().await;
         drop(bench);
-        assert_eq!(read(&disk.bench(dir.path())).await, 8);
-        assert_eq!(asides(dir.path()), 0);
+        assert_eq!(pod_version(&disk.bench(dir.path())).await, 8);
+        assert_eq!(count_set_aside(dir.path()), 0);
     }
 }
 
@@ -264,14 +76,14 @@ async fn i13_a_store_that_was_killed_is_served_from_a_disk_that_cant_be_written(
         bench.cache.store.condition(),
         Condition::ReadOnly(_)
     ));
-    assert_eq!(read(&bench).await, 7);
+    assert_eq!(pod_version(&bench).await, 7);
     assert_eq!(bench.cache.status(GrantCounts::default()).collections, 1);
     assert!(!bench.cache.status(GrantCounts::default()).writable);
     bench.respond(POD, 200, pod("a", 11).as_bytes(), 0).await;
     disk.mend();
-    writable(&bench.cache).await;
-    assert_eq!(read(&bench).await, 11);
-    assert_eq!(asides(other.path()), 0);
+    until_writable(&bench.cache).await;
+    assert_eq!(pod_version(&bench).await, 11);
+    assert_eq!(count_set_aside(other.path()), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -283,18 +95,14 @@ async fn i13_a_disk_that_is_full_at_the_first_start_keeps_nobody_from_starting()
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
     disk.mend();
-    writable(&bench.cache).await;
-    assert_eq!(read(&bench).await, 7);
-    assert_eq!(asides(dir.path()), 0);
+    until_writable(&bench.cache).await;
+    assert_eq!(pod_version(&bench).await, 7);
+    assert_eq!(count_set_aside(dir.path()), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    let bench = disk.bench(dir.path());
-    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
-    bench.cache.close().await;
-    drop(bench);
+    let (disk, dir) = disk_with_store().await;
     disk.0.read.store(EIO, Ordering::SeqCst);
     let bench = disk.bench(dir.path());
     assert!(matches!(
@@ -302,9 +110,9 @@ async fn i13_a_read_that_fails_is_tried_again_and_sets_nothing_aside() {
         Condition::Unreadable(_)
     ));
     disk.mend();
-    writable(&bench.cache).await;
-    assert_eq!(read(&bench).await, 7);
-    assert_eq!(asides(dir.path()), 0);
+    until_writable(&bench.cache).await;
+    assert_eq!(pod_version(&bench).await, 7);
+    assert_eq!(count_set_aside(dir.path()), 0);
 }
 
 /// A change that is dropped leaves a gap: no watch that spans it advances its collection, and no list that spans it counts.
@@ -337,7 +145,7 @@ async fn i2_nothing_is_written_over_the_gap_of_a_failed_write() {
     }
     assert!(bench.cache.ingest().given_up() > 0, "more than is kept");
     disk.mend();
-    writable(&bench.cache).await;
+    until_writable(&bench.cache).await;
     bench
         .respond(
             &format!("{PODS}?limit=1&continue=next"),
@@ -388,7 +196,7 @@ async fn i2_an_object_created_while_the_disk_is_full_is_not_absent() {
     }
     assert!(bench.is_absent("/pods/d/c").await);
     disk.mend();
-    writable(&bench.cache).await;
+    until_writable(&bench.cache).await;
     assert_eq!(bench.version("/pods/d/a").await, Some(7));
     assert_eq!(bench.object("/pods/d/b").await, Lookup::Unknown);
     assert!(bench.is_absent("/pods/d/c").await);
@@ -441,7 +249,7 @@ async fn i2_an_absence_that_ended_while_the_disk_was_full_does_not_count_after_a
             assert_eq!(bench.is_absent(&key).await, is_absent, "{name}");
         }
         disk.mend();
-        writable(&bench.cache).await;
+        until_writable(&bench.cache).await;
         assert!(bench.cache.store.superseded().is_empty());
         bench.cache.close().await;
         let bench = disk.bench(dir);
@@ -504,7 +312,7 @@ async fn i7_a_revocation_while_the_disk_is_full_counts_after_a_restart() {
         assert!(grants.contains(&denied));
         assert!(!has_token(&bench.cache));
         disk.mend();
-        writable(&bench.cache).await;
+        until_writable(&bench.cache).await;
         bench.cache.close().await;
         let bench = disk.bench(dir);
         assert_eq!(allowed_grants(&bench.cache), [3]);
@@ -513,28 +321,8 @@ async fn i7_a_revocation_while_the_disk_is_full_counts_after_a_restart() {
     }
 }
 
-/// While a sync hung without failing, a 404 from before was served for objects that had been created since.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn i2_while_a_sync_hangs_nothing_is_absent() {
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    let bench = disk.bench(dir.path());
-    for name in ["a", "b"] {
-        let call = format!("GET /api/v1/namespaces/d/pods/{name}");
-        bench.respond(&call, 404, gone(name).as_bytes(), 0).await;
-    }
-    *disk.0.stalled.lock() = true;
-    bench.cache.clear_absence(b"/pods/d/a");
-    let while_stalled = bench.object("/pods/d/a").await;
-    *disk.0.stalled.lock() = false;
-    disk.0.resumed.notify_all();
-    assert_eq!(while_stalled, Lookup::Unknown);
-    bench.cache.settle().await;
-    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
-    assert!(bench.is_absent("/pods/d/b").await);
-}
-
 /// A pod, lists with and without selectors that hold it, and an absence.
-async fn store_pods(bench: &Bench) {
+pub(super) async fn store_pods(bench: &Bench) {
     let pods = list(10, "", &[("a", 7), ("b", 8), ("d", 9)]);
     bench.respond(PODS, 200, pods.as_bytes(), 0).await;
     let others = "GET /api/v1/namespaces/e/pods";
@@ -545,7 +333,7 @@ async fn store_pods(bench: &Bench) {
 }
 
 /// A client changes pod `a`, deletes `d` and creates `c`, and a request that isn't understood changes `b`.
-async fn write_pods(bench: &Bench) {
+pub(super) async fn write_pods(bench: &Bench) {
     let path = "/api/v1/namespaces/d/pods";
     let put = format!("PUT {path}/a");
     bench.pass(&put, 200, pod("a", 11).as_bytes(), 0).await;
@@ -557,7 +345,7 @@ async fn write_pods(bench: &Bench) {
 }
 
 /// Nothing from before the writes is served.
-async fn assert_pods_unknown(bench: &Bench) {
+pub(super) async fn assert_pods_unknown(bench: &Bench) {
     for name in ["a", "b", "c", "d"] {
         let found = bench.object(&format!("/pods/d/{name}")).await;
         assert_eq!(found, Lookup::Unknown, "{name}");
@@ -571,7 +359,7 @@ async fn assert_pods_unknown(bench: &Bench) {
     }
 }
 
-async fn assert_pods_written(bench: &Bench) {
+pub(super) async fn assert_pods_written(bench: &Bench) {
     assert_eq!(bench.version("/pods/d/a").await, Some(11));
     assert_eq!(bench.version("/pods/d/c").await, Some(12));
     assert_eq!(bench.object("/pods/d/b").await, Lookup::Unknown);
@@ -582,21 +370,6 @@ async fn assert_pods_written(bench: &Bench) {
         !bench.collection("/pods/d/").await.unwrap().complete,
         "b is unknown"
     );
-}
-
-/// While a sync hung, clients were given what they had seen changed or deleted.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn i2_while_a_sync_hangs_nothing_older_than_a_write_is_served() {
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    let bench = disk.bench(dir.path());
-    store_pods(&bench).await;
-    *disk.0.stalled.lock() = true;
-    write_pods(&bench).await;
-    assert_pods_unknown(&bench).await;
-    *disk.0.stalled.lock() = false;
-    disk.0.resumed.notify_all();
-    bench.cache.settle().await;
-    assert_pods_written(&bench).await;
 }
 
 /// The same while the disk was full, and after a restart on the full disk.
@@ -612,10 +385,10 @@ async fn i2_while_the_disk_is_full_nothing_older_than_a_write_is_served() {
     let left = left_by_a_kill(dir.path());
     assert_pods_unknown(&disk.bench(left.path())).await;
     disk.mend();
-    writable(&bench.cache).await;
+    until_writable(&bench.cache).await;
     assert_pods_written(&bench).await;
     let restarted = disk.bench(left.path());
-    writable(&restarted.cache).await;
+    until_writable(&restarted.cache).await;
     let snapshot = restarted.cache.snapshot().await.unwrap();
     assert!(snapshot.is_up_to_date(b"/pods/d/"));
     for name in ["a", "b", "c", "d"] {
@@ -657,75 +430,6 @@ async fn i2_a_selection_whose_absent_member_exists_again_is_unknown() {
     assert!(!has_all_members().await && has_changed().await);
 }
 
-/// SIGTERM and a hand-over waited for the disk for ever.
-#[tokio::test(start_paused = true)]
-async fn i12_on_a_disk_that_hangs_a_test_and_a_close_end_at_their_limits() {
-    let limit = Duration::from_millis(500);
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    let bench = disk.bench(dir.path());
-    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
-    bench.cache.settle().await;
-    *disk.0.stalled.lock() = true;
-    let began = tokio::time::Instant::now();
-    assert!(bench.cache.test_disk(limit).await.is_err());
-    assert!(bench.cache.close_within(limit).await.is_err());
-    assert!(began.elapsed() < 2 * limit + Duration::from_millis(10));
-    let other = Store::open(dir.path(), 1 << 20);
-    assert!(matches!(other, Err(StoreError::InUse(_))), "{other:?}");
-    *disk.0.stalled.lock() = false;
-    disk.0.resumed.notify_all();
-    bench.cache.close().await;
-    assert_eq!(read(&disk.bench(dir.path())).await, 7);
-}
-
-/// A start waited for a disk that hung, however long that took.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn i12_a_start_on_a_disk_that_hangs_is_without_the_store_until_it_answers() {
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    let bench = disk.bench(dir.path());
-    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
-    bench.cache.close().await;
-    *disk.0.stalled.lock() = true;
-    let began = Instant::now();
-    let bench = disk.bench(dir.path());
-    assert!(began.elapsed() < Duration::from_secs(10));
-    assert!(matches!(
-        bench.cache.store.condition(),
-        Condition::Unreadable(_)
-    ));
-    assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
-    *disk.0.stalled.lock() = false;
-    disk.0.resumed.notify_all();
-    writable(&bench.cache).await;
-    assert_eq!(read(&bench).await, 7);
-    bench.cache.close().await;
-    assert_eq!(read(&disk.bench(dir.path())).await, 7);
-}
-
-/// The pending changes were read outside the limit of a start.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn i12_a_start_waits_no_longer_for_the_pending_changes_than_for_the_store() {
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    let bench = disk.bench(dir.path());
-    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
-    bench.cache.close().await;
-    *disk.0.pending_stalled.lock() = true;
-    let faults = Arc::clone(&disk.0);
-    let resume = tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_secs(6)).await;
-        *faults.pending_stalled.lock() = false;
-        faults.resumed.notify_all();
-    });
-    let began = Instant::now();
-    let bench = disk.bench(dir.path());
-    assert!(began.elapsed() < Duration::from_secs(5));
-    let condition = bench.cache.store.condition();
-    assert!(matches!(condition, Condition::Unreadable(_)));
-    resume.await.unwrap();
-    writable(&bench.cache).await;
-    assert_eq!(read(&bench).await, 7);
-}
-
 /// Puts something that can't be read in the place of the pending changes.
 fn replace_pending(dir: &Path) {
     let pending = dir.join("hublet.redb.pending");
@@ -735,35 +439,28 @@ fn replace_pending(dir: &Path) {
 
 /// The store opens again, and what it held before is unknown.
 async fn assert_learned_anew(bench: &Bench) {
-    writable(&bench.cache).await;
+    until_writable(&bench.cache).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
-    assert_eq!(read(bench).await, 8);
+    assert_eq!(pod_version(bench).await, 8);
 }
 
 /// A store that opened late was never served while the pending changes could not be read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i13_a_late_store_opens_though_its_pending_changes_cant_be_read() {
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    let bench = disk.bench(dir.path());
-    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
-    bench.cache.close().await;
+    let (disk, dir) = disk_with_store().await;
     replace_pending(dir.path());
-    *disk.0.stalled.lock() = true;
+    disk.stall();
     let bench = disk.bench(dir.path());
     assert!(!bench.cache.is_writable());
-    *disk.0.stalled.lock() = false;
-    disk.0.resumed.notify_all();
+    disk.resume();
     assert_learned_anew(&bench).await;
 }
 
 /// The same for a store that could not be read at the start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i13_an_unreadable_store_opens_though_its_pending_changes_cant_be_read() {
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    let bench = disk.bench(dir.path());
-    bench.respond(POD, 200, pod("a", 7).as_bytes(), 0).await;
-    bench.cache.close().await;
+    let (disk, dir) = disk_with_store().await;
     replace_pending(dir.path());
     disk.0.read.store(EIO, Ordering::SeqCst);
     let bench = disk.bench(dir.path());
@@ -790,16 +487,8 @@ async fn pending_changes_are_retried_no_more_often_than_the_store() {
     let failures = disk.0.pending_failures.load(Ordering::SeqCst);
     assert!((1..=1 + retries).contains(&failures), "{failures}");
     disk.mend();
-    writable(&bench.cache).await;
+    until_writable(&bench.cache).await;
     assert!(bench.cache.store.superseded().is_empty());
-}
-
-#[tokio::test]
-async fn i12_a_disk_that_writes_passes_the_test_though_nothing_is_pending() {
-    let dir = tempfile::tempdir().unwrap();
-    let bench = FailingDisk::default().bench(dir.path());
-    assert!(bench.cache.test_disk(Duration::from_secs(30)).await.is_ok());
-    assert!(!dir.path().join("hublet.redb.room").exists());
 }
 
 #[tokio::test]

@@ -42,7 +42,11 @@ mod continuity_tests;
 #[cfg(test)]
 mod disk_failure_tests;
 #[cfg(test)]
+mod disk_hang_tests;
+#[cfg(test)]
 mod evict_tests;
+#[cfg(test)]
+mod failing_disk;
 #[cfg(test)]
 mod ingest_tests;
 #[cfg(test)]
