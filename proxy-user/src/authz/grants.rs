@@ -3,42 +3,23 @@
 //! A row belongs to the account of a token that has proven itself ([`super::authorizer`]), or to anonymous callers. Each
 //! account has its share of the tables. Nothing that a client says of itself (User-Agent, an unproven token's claims) counts.
 
-use std::collections::{HashMap, VecDeque};
+mod tables;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::identity::{Credential, Identity, Token, TokenDigest, sha256};
-use super::shares::{Limits, Shares};
 use crate::cache::change::Change;
-use crate::cache::grant_rows::{
-    ClusterGeneration, CredentialKey, CredentialRow, GrantCounts, GrantKey, Verdict,
-};
+use crate::cache::grant_rows::{ClusterGeneration, CredentialKey, GrantCounts, GrantKey, Verdict};
 use crate::cache::keys::ObjectKey;
 use crate::cache::store::{Snapshot, StoreError};
 use hublet_wire::meta::Timestamp;
 use hublet_wire::request::Verb;
+use tables::{GrantTables, grant_key, put_credential, put_grant, split_grant_key};
 
-/// Most grants kept, in all and of one account.
-pub(crate) const GRANTS: Limits = Limits {
-    all: 16_384,
-    account: 4_096,
-};
-/// Most grants of anonymous callers, beside those.
-pub(crate) const ANONYMOUS_GRANTS: usize = 64;
-/// Most credentials kept, in all and of one account.
-pub(crate) const CREDENTIALS: Limits = Limits {
-    all: 1_024,
-    account: 256,
-};
-/// Most denials of unknown rights kept, in all and of one account, in memory only.
-const DENIALS: Limits = Limits {
-    all: 1_024,
-    account: 128,
-};
-/// Most digests of rejected tokens kept, in memory only.
-const MAX_REJECTED: usize = 1_024;
 /// A grant is written again when its time on disk is older than this.
 const REFRESH: Duration = Duration::from_secs(3600);
 /// The age up to which a 404 allows its caller to read the object that it then writes: twice as long as it
@@ -95,226 +76,6 @@ pub(crate) enum CredentialStatus {
     Rejected,
     /// None is known, or the credential isn't understood.
     Unknown,
-}
-
-#[derive(Debug)]
-struct GrantTables {
-    /// The cluster that the rows are of.
-    generation: u64,
-    /// Tokens that have proven themselves, and when last.
-    credentials: Shares<TokenDigest>,
-    grants: Shares<Right>,
-    anonymous: Shares<Right>,
-    /// The last denials of rights that have no row in the tables above.
-    denials: Shares<Right>,
-    /// The time up to which rights of any account may have been denied whose denials are forgotten.
-    denials_lost_at: Option<Timestamp>,
-    /// The last tokens that were rejected, and when; newest at the back.
-    rejected: VecDeque<(TokenDigest, Timestamp)>,
-    /// The time of the last rejection that is forgotten.
-    rejections_lost_at: Option<Timestamp>,
-}
-
-impl GrantTables {
-    fn new(generation: u64) -> Self {
-        let anonymous = Limits {
-            all: ANONYMOUS_GRANTS,
-            account: ANONYMOUS_GRANTS,
-        };
-        Self {
-            generation,
-            credentials: Shares::new(CREDENTIALS),
-            grants: Shares::new(GRANTS),
-            anonymous: Shares::new(anonymous),
-            denials: Shares::new(DENIALS),
-            denials_lost_at: None,
-            rejected: VecDeque::new(),
-            rejections_lost_at: None,
-        }
-    }
-
-    fn rejected_at(&self, token: &TokenDigest) -> Option<Timestamp> {
-        self.rejected
-            .iter()
-            .find(|(digest, _)| digest == token)
-            .map(|(_, at)| *at)
-    }
-
-    /// The token has been rejected after `moment`, as far as is remembered: a forgotten rejection may be any token's.
-    fn rejected_since(&self, token: &TokenDigest, moment: Timestamp, now: Timestamp) -> bool {
-        let rejected_at = self.rejected_at(token).or(self.rejections_lost_at);
-        rejected_at.is_some_and(|at| moment < at && at <= now)
-    }
-
-    fn put_rejected(&mut self, token: TokenDigest, now: Timestamp) {
-        self.rejected.retain(|(digest, _)| *digest != token);
-        self.rejected.push_back((token, now));
-        if self.rejected.len() > MAX_REJECTED {
-            let forgotten = self.rejected.pop_front().map(|(_, at)| at);
-            self.rejections_lost_at = self.rejections_lost_at.max(forgotten);
-        }
-    }
-
-    fn grants_of(&mut self, account: Identity) -> &mut Shares<Right> {
-        if account == Identity::ANONYMOUS {
-            &mut self.anonymous
-        } else {
-            &mut self.grants
-        }
-    }
-
-    fn grant(&self, account: Identity, right: &Right) -> Option<Verdict> {
-        let shares = if account == Identity::ANONYMOUS {
-            &self.anonymous
-        } else {
-            &self.grants
-        };
-        shares.get(account, right)
-    }
-
-    /// Records the denial of a right that has no row. If an older denial is evicted for it, every right of that denial's
-    /// account counts as denied now; if there is no room for that either, every right of all accounts.
-    fn put_denial(&mut self, account: Identity, right: Right, now: Timestamp) {
-        let denied = Verdict::denied_at(now);
-        if let Some((from, ..)) = self.denials.insert(account, right, denied)
-            && let Some((other, ..)) = self.denials.insert(from, Right::EVERY, denied)
-            && other != from
-        {
-            self.denials_lost_at = self.denials_lost_at.max(Some(now));
-        }
-    }
-
-    /// The time of the last denial of a right that had no row.
-    fn denial(&self, account: Identity, right: &Right) -> Option<Timestamp> {
-        let of_this = self.denials.get(account, right);
-        let of_every = self.denials.get(account, &Right::EVERY);
-        let known = of_this.into_iter().chain(of_every).map(Verdict::time);
-        known.chain(self.denials_lost_at).max()
-    }
-
-    /// The cloud has denied this after `moment`, to the account or to this token.
-    fn denied_since(&self, credential: &Credential, right: &Right, moment: Timestamp) -> bool {
-        let Some(account) = account_of(credential) else {
-            return false;
-        };
-        if let Some(verdict) = self.grant(account, right) {
-            return !verdict.is_allowed() && verdict.time() > moment;
-        }
-        let accounts = [Some(account), unproven_account_of(credential)];
-        let denials = accounts.iter().flatten();
-        denials
-            .filter_map(|account| self.denial(*account, right))
-            .any(|at| at > moment)
-    }
-
-    /// Puts a row in. If a denial is evicted for it, that counts as one of a right that has no row.
-    fn put_grant(
-        &mut self,
-        account: Identity,
-        right: Right,
-        verdict: Verdict,
-        changes: &mut Vec<Change>,
-    ) {
-        let evicted = self.grants_of(account).insert(account, right, verdict);
-        if let Some((from, right, evicted)) = evicted {
-            if !evicted.is_allowed() {
-                self.put_denial(from, right, verdict.time());
-            }
-            changes.push(Change::DeleteGrant {
-                key: grant_key(from, right),
-            });
-        }
-        changes.push(put_grant(account, right, verdict));
-    }
-
-    /// Adds a token that an earlier process has seen accepted, or has it deleted if this one has seen it rejected.
-    fn add_late_credential(
-        &mut self,
-        account: Identity,
-        key: CredentialKey,
-        verdict: Verdict,
-        changes: &mut Vec<Change>,
-    ) {
-        if self.credentials.get(account, &key.0).is_some() {
-            return;
-        }
-        let rejected = self.rejected_at(&key.0).or(self.rejections_lost_at);
-        let deleted = match rejected {
-            Some(_) => Some(key.0),
-            None => self
-                .credentials
-                .insert(account, key.0, verdict)
-                .map(|(_, digest, _)| digest),
-        };
-        changes.extend(deleted.map(|digest| Change::DeleteCredential {
-            key: CredentialKey(digest),
-        }));
-    }
-
-    /// Adds a right that an earlier process has seen, as `denied` if this one has seen that.
-    fn add_late_grant(
-        &mut self,
-        (account, right): (Identity, Right),
-        verdict: Verdict,
-        denied: Option<Verdict>,
-        changes: &mut Vec<Change>,
-    ) {
-        if self.grant(account, &right).is_some() {
-            return;
-        }
-        let mut put = Vec::new();
-        let is_revoked = verdict.is_allowed() && denied.is_some();
-        let verdict = denied.filter(|_| is_revoked).unwrap_or(verdict);
-        self.put_grant(account, right, verdict, &mut put);
-        if !is_revoked {
-            // It is on disk; a row that it evicts has to leave.
-            put.retain(|change| matches!(change, Change::DeleteGrant { .. }));
-        }
-        changes.append(&mut put);
-    }
-
-    fn put_credential(&mut self, token: &Token, verdict: Verdict, changes: &mut Vec<Change>) {
-        if let Some((_, digest, _)) = self
-            .credentials
-            .insert(token.account, token.digest, verdict)
-        {
-            changes.push(Change::DeleteCredential {
-                key: CredentialKey(digest),
-            });
-        }
-        changes.push(put_credential(token.account, token.digest, verdict));
-    }
-}
-
-/// Joins an account and a right of it.
-fn grant_key(account: Identity, right: Right) -> GrantKey {
-    let mut key = [0; 48];
-    let (account_part, right_part) = key.split_at_mut(account.0.len());
-    account_part.copy_from_slice(&account.0);
-    right_part.copy_from_slice(&right.0);
-    GrantKey(key)
-}
-
-fn split_grant_key(key: &GrantKey) -> Option<(Identity, Right)> {
-    let (account, right) = key.0.split_first_chunk()?;
-    Some((Identity(*account), Right(right.try_into().ok()?)))
-}
-
-fn put_grant(account: Identity, right: Right, verdict: Verdict) -> Change {
-    Change::PutGrant {
-        key: grant_key(account, right),
-        verdict,
-    }
-}
-
-fn put_credential(account: Identity, digest: TokenDigest, verdict: Verdict) -> Change {
-    Change::PutCredential {
-        key: CredentialKey(digest),
-        row: CredentialRow {
-            verdict,
-            account: account.0,
-        },
-    }
 }
 
 /// The grants in memory.
@@ -384,7 +145,7 @@ impl Grants {
                 let accounts = tokens.copied().chain([account]);
                 let denied = accounts.filter_map(|account| tables.denial(account, &right));
                 let denied = denied.max().map(Verdict::denied_at);
-                tables.add_late_grant((account, right), verdict, denied, &mut changes);
+                tables.add_late_grant(account, right, verdict, denied, &mut changes);
             }
         }
         drop(tables);

@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderValue};
 
+use super::tables::{ANONYMOUS_GRANTS, CREDENTIALS, DENIALS, GRANTS, MAX_REJECTED};
 use super::*;
 
 impl Grants {

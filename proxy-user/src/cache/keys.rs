@@ -181,10 +181,12 @@ pub(crate) fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// True if an object may be of both scopes: of two objects or collections without selectors.
 pub(super) fn overlap(one: &[u8], other: &[u8]) -> bool {
-    let contains = |outer: &[u8], inner: &[u8]| {
-        outer == inner || (inner.starts_with(outer) && matches!(outer, [] | [.., b'/']))
-    };
     contains(one, other) || contains(other, one)
+}
+
+/// True if `outer` is the object or collection `inner`, or a collection around it; the empty key contains everything.
+pub(super) fn contains(outer: &[u8], inner: &[u8]) -> bool {
+    outer == inner || (inner.starts_with(outer) && matches!(outer, [] | [.., b'/']))
 }
 
 /// The first key behind every key that starts with `prefix`.

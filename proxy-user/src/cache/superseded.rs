@@ -162,28 +162,25 @@ impl Superseded {
     pub(super) fn absence_counts(&self, object: &[u8], since: Moment) -> bool {
         // In this order, so that a key that is forgotten in between is not missed.
         since.ended_writes.is_none()
-            && self.no_write_is_missing(since, |key, _| is_around(key, object))
+            && self.no_write_is_missing(since, |key, _| keys::contains(key, object))
             && !self.unwritten.read().covers(object, Extent::Absences)
             && since.forgets == self.forgets.load(Ordering::Acquire)
     }
 
     /// True if the stored copy of this object counts, in a snapshot begun after `since`.
     pub(super) fn copy_counts(&self, object: &[u8], since: Moment) -> bool {
-        let concerns = |key: &[u8], extent| extent == Extent::Copies && is_around(key, object);
         // In this order, so that a write that ends in between is found among the unwritten.
-        self.no_write_is_missing(since, concerns)
-            && !self.unwritten.read().covers(object, Extent::Copies)
+        self.no_write_is_missing(since, |key, extent| {
+            extent == Extent::Copies && keys::contains(key, object)
+        }) && !self.unwritten.read().covers(object, Extent::Copies)
             && since.copy_forgets == self.copy_forgets.load(Ordering::Acquire)
     }
 
     /// True if lists of the objects under this prefix count, in a snapshot begun after `since`.
     pub(super) fn list_counts(&self, prefix: &[u8], since: Moment) -> bool {
-        let touches = |key: &[u8], extent| {
-            extent >= Extent::Lists && (is_around(prefix, key) || is_around(key, prefix))
-        };
         // In the order of `copy_counts`.
-        self.no_write_is_missing(since, touches)
-            && !self.unwritten.read().any(touches)
+        self.no_write_is_missing(since, |key, extent| outdates_lists(key, extent, prefix))
+            && !self.unwritten.read().outdates_lists(prefix)
             && since.copy_forgets == self.copy_forgets.load(Ordering::Acquire)
     }
 
@@ -191,7 +188,7 @@ impl Superseded {
     pub(super) fn touches(&self, scope: &[u8]) -> bool {
         let unwritten = self.unwritten.read();
         let mut keys = unwritten.keys.keys();
-        keys.any(|key| is_around(key, scope) || is_around(scope, key))
+        keys.any(|key| keys::overlap(key, scope))
     }
 
     /// True if no write in flight that `concerns` the reader may be missing in its snapshot.
@@ -295,26 +292,23 @@ impl Unwritten {
         }
     }
 
-    fn any(&self, concerns: impl Fn(&[u8], Extent) -> bool) -> bool {
+    fn outdates_lists(&self, prefix: &[u8]) -> bool {
         let mut keys = self.keys.iter();
-        keys.any(|(key, (extent, _))| concerns(key, *extent))
+        keys.any(|(key, (extent, _))| outdates_lists(key, *extent, prefix))
     }
 
     fn covers(&self, object: &[u8], at_least: Extent) -> bool {
-        let is_covered = |key: &[u8]| {
-            let known = self.keys.get(key);
-            known.is_some_and(|(extent, _)| *extent >= at_least)
-        };
         !self.keys.is_empty()
             && keys::collections_around(object)
                 .chain([object, EVERY])
-                .any(is_covered)
+                .filter_map(|key| self.keys.get(key))
+                .any(|(extent, _)| *extent >= at_least)
     }
 }
 
-/// True if `key` is this object or collection, or one that contains it.
-fn is_around(key: &[u8], scope: &[u8]) -> bool {
-    key == scope || (scope.starts_with(key) && matches!(key, [] | [.., b'/']))
+/// True if a write of this extent at `key` makes lists of the objects under `prefix` out of date.
+fn outdates_lists(key: &[u8], extent: Extent, prefix: &[u8]) -> bool {
+    extent >= Extent::Lists && keys::overlap(prefix, key)
 }
 
 fn supersede(key: &[u8], extent: Extent) -> Change {

@@ -85,8 +85,8 @@ impl Members {
                     .ok_or(StoreError::Damaged);
             }
             // A member that was deleted since is left out; if one is unknown, the list can't be completed.
-            let counts = || self.superseded.absence_counts(key, self.moment);
-            if self.absent.get(key)?.is_none() || !counts() {
+            if self.absent.get(key)?.is_none() || !self.superseded.absence_counts(key, self.moment)
+            {
                 return Err(StoreError::Changed);
             }
         }

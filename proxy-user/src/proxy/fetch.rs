@@ -224,11 +224,8 @@ impl Proxy {
     /// has no such effect: anyone could make known absences unknown by requests that it breaks off. If its object was
     /// created, nobody has been told so.
     fn record_possible_creation(&self, call: &Call) {
-        let is_accepted = || {
-            let authorizer = &self.stages.authorizer;
-            authorizer.has_accepted(&call.caller.credential)
-        };
-        if call.verb().is_read() || !is_accepted() {
+        let authorizer = &self.stages.authorizer;
+        if call.verb().is_read() || !authorizer.has_accepted(&call.caller.credential) {
             return;
         }
         with_named(call, |request| {
