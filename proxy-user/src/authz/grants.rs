@@ -1,7 +1,7 @@
 //! Rights that the cloud has granted to callers, kept in memory and in the store (I7): one hash lookup a request.
 //!
 //! A row belongs to the account of a token that has proven itself ([`super::authorizer`]), or to anonymous callers. Each
-//! account has its share of the tables. Nothing that a client says of itself (User-Agent, an unproven token's claims) counts.
+//! account has its share of the tables. What a client claims about itself (User-Agent, an unproven token's claims) is ignored.
 
 mod tables;
 
@@ -116,9 +116,9 @@ impl Grants {
         Ok((grants, redated))
     }
 
-    /// Adds the rows of a store that could not be read when [`Self::load`] did. Whatever this process has seen is later: a
-    /// row that it has refused meanwhile stays refused, and becomes so on disk. Returns the changes to write: none if
-    /// `generation`, from before the snapshot, is over.
+    /// Adds the rows of a store that [`Self::load`] could not read. Anything that this process has seen is newer: a right
+    /// that was refused meanwhile stays refused, and the refusal is written to disk. Returns the changes to write: none if
+    /// the cluster is no longer that of `generation`, which was current before the snapshot.
     ///
     /// # Errors
     /// redb's.
@@ -154,7 +154,7 @@ impl Grants {
         Ok(changes)
     }
 
-    /// Follows a clock that has been set back: rows from the future count as of `now` from here on, so that they age.
+    /// Follows a clock that has been set back: rows from the future get the time `now`, so that they age.
     /// Returns the changes to write.
     pub(crate) fn follow_clock(&self, now: Timestamp) -> Vec<Change> {
         let latest = Timestamp::from_millis(self.latest.load(Ordering::Relaxed));

@@ -8,11 +8,11 @@ use hublet_wire::meta::{ResourceVersion, Timestamp};
 /// The rows at a key that no longer count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Extent {
-    /// Absences: the object may exist by now.
+    /// Absences alone: the object may exist by now.
     Absences,
-    /// And lists: a client knows that the object was created.
+    /// Absences and lists: a client knows that the object was created.
     Lists,
-    /// And copies: a client knows that the object was changed or deleted.
+    /// Absences, lists and copies: a client knows that the object was changed or deleted.
     Copies,
 }
 

@@ -299,7 +299,7 @@ fn decode_item(
             changes.push(exchange.lists_changed());
             members.push(key.clone());
         }
-        // It is shown as it was before. Finalizers, or a grace period, may keep it.
+        // The response shows the object as it was before. It may still exist, for its finalizers or a grace period.
         changes.push(Change::Evict(Evicted::Object(key)));
         return Ok(());
     }

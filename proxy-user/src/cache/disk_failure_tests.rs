@@ -430,15 +430,15 @@ async fn i2_a_selection_whose_absent_member_exists_again_is_unknown() {
     assert!(!has_all_members().await && has_changed().await);
 }
 
-/// Puts something that can't be read in the place of the pending changes.
+/// Replaces the file of pending changes by something that can't be read.
 fn replace_pending(dir: &Path) {
     let pending = dir.join("hublet.redb.pending");
     std::fs::remove_file(&pending).unwrap();
     std::fs::create_dir(&pending).unwrap();
 }
 
-/// The store opens again, and what it held before is unknown.
-async fn assert_learned_anew(bench: &Bench) {
+/// The store opens, and what it held before is unknown until it is received again.
+async fn assert_opens_with_all_unknown(bench: &Bench) {
     until_writable(&bench.cache).await;
     assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown);
     bench.respond(POD, 200, pod("a", 8).as_bytes(), 0).await;
@@ -454,7 +454,7 @@ async fn i13_a_late_store_opens_though_its_pending_changes_cant_be_read() {
     let bench = disk.bench(dir.path());
     assert!(!bench.cache.is_writable());
     disk.resume();
-    assert_learned_anew(&bench).await;
+    assert_opens_with_all_unknown(&bench).await;
 }
 
 /// The same for a store that could not be read at the start.
@@ -467,7 +467,7 @@ async fn i13_an_unreadable_store_opens_though_its_pending_changes_cant_be_read()
     let condition = bench.cache.store.condition();
     assert!(matches!(condition, Condition::Unreadable(_)));
     disk.mend();
-    assert_learned_anew(&bench).await;
+    assert_opens_with_all_unknown(&bench).await;
 }
 
 /// While the file of pending changes could not be written, every batch tried and logged it.

@@ -179,7 +179,7 @@ pub(crate) fn collections_around(scope: &[u8]) -> impl Iterator<Item = &[u8]> {
     slashes.skip(1).take(2).chain(selection)
 }
 
-/// True if an object may be of both scopes: of two objects or collections without selectors.
+/// True if an object can be in both scopes, which are objects or collections without selectors.
 pub(super) fn overlap(one: &[u8], other: &[u8]) -> bool {
     contains(one, other) || contains(other, one)
 }

@@ -17,7 +17,7 @@ use crate::cache::change::Extent;
 use crate::cache::grant_rows::{CredentialKey, GrantKey, Verdict};
 use crate::cache::open::{Condition, StoreLocation, is_in_place, sync_directory};
 
-/// Bytes of the file. What doesn't fit is replaced by a change that takes away more.
+/// Bytes of the file. Changes that don't fit are replaced by fewer ones that make more rows unknown.
 const CAPACITY: usize = 64 << 10;
 /// Bytes that are allocated at once.
 const BLOCK: usize = 4 << 10;
@@ -62,8 +62,8 @@ impl PendingFile {
         }
     }
 
-    /// The changes that an earlier process has left. If they are damaged, or can't be read beside a store that can,
-    /// nothing that they might take away may count. `None` if neither can be read: they are read again with the store.
+    /// The changes that an earlier process has left. If they are damaged, or can't be read although the store can,
+    /// everything that they might change is unknown. `None` if neither can be read: they are read again with the store.
     pub(super) fn read_beside(&self, store: &Condition) -> Option<Vec<Change>> {
         match self.read() {
             Ok(changes) => Some(changes),
@@ -104,7 +104,7 @@ impl PendingFile {
         self.overwrite(&encoded)
     }
 
-    /// Times since the start that more had to be taken away, since the changes did not fit.
+    /// Times since the start that the changes did not fit, so that more rows had to become unknown.
     pub(super) fn overflows(&self) -> u64 {
         self.overflows.load(Ordering::Relaxed)
     }
@@ -128,9 +128,9 @@ impl PendingFile {
     }
 }
 
-/// The changes that take everything away, for a file that can't be read.
+/// The changes that make everything stored unknown, for a file that can't be read.
 fn supersede_everything(error: &io::Error) -> Vec<Change> {
-    tracing::warn!(%error, "it is unknown what the disk could not take before the start: all that is stored is learned anew");
+    tracing::warn!(%error, "the changes that the disk did not take before the restart are unknown: nothing stored is served until the cloud has sent it again");
     vec![Change::DeleteAllRights, supersede(&[], Extent::Copies)]
 }
 
@@ -194,14 +194,14 @@ fn supersede(key: &[u8], extent: Extent) -> Change {
     }
 }
 
-/// Takes all objects away if one of `changes` takes away more than absences.
+/// One change for all objects, of the widest extent among `changes`.
 fn supersede_all(changes: &[&Change]) -> Change {
     let extents = changes.iter().filter_map(|change| change.superseded());
     let most = extents.map(|(_, extent)| extent).max();
     supersede(&[], most.unwrap_or(Extent::Absences))
 }
 
-/// Encodes changes that take away more than these, and fit.
+/// Encodes changes that make more rows unknown than these do, and fit.
 fn encode_wider(changes: &[&Change]) -> Vec<u8> {
     let (revocations, others): (Vec<_>, Vec<_>) =
         changes.iter().copied().partition(|c| c.is_revocation());
@@ -262,7 +262,7 @@ fn push_change(out: &mut Vec<u8>, change: &Change) {
         Change::DeleteGrant { key } => (Tag::DeleteGrant, key.0.to_vec()),
         Change::DeleteCredential { key } => (Tag::DeleteCredential, key.0.to_vec()),
         Change::DeleteAllRights => (Tag::DeleteAllRights, Vec::new()),
-        // Nothing is taken away.
+        // It makes nothing unknown.
         _ => return,
     };
     out.push(tag as u8);

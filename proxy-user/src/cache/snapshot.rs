@@ -64,7 +64,7 @@ impl Shared {
     }
 
     /// Applies to reads the changes that an earlier process could not write to the tables.
-    pub(super) fn take_away(&self, changes: Vec<Change>) {
+    pub(super) fn apply_pending(&self, changes: Vec<Change>) {
         let (revocations, others): (Vec<_>, Vec<_>) =
             changes.into_iter().partition(Change::is_revocation);
         for (key, extent) in others.iter().filter_map(Change::superseded) {

@@ -83,14 +83,14 @@ impl Store {
             opening,
             pending_file,
         };
-        store.take_away(opened.pending);
+        store.apply_pending(opened.pending);
         Ok(store)
     }
 
     /// Applies to reads what an earlier process has left, if that is known.
-    fn take_away(&self, pending: Option<Vec<Change>>) {
+    fn apply_pending(&self, pending: Option<Vec<Change>>) {
         if let Some(changes) = pending {
-            self.shared.take_away(changes);
+            self.shared.apply_pending(changes);
             self.pending_file.set_read();
         }
     }
@@ -130,7 +130,7 @@ impl Store {
     pub(super) fn reopen(&self, late: Option<OpenedStore>) -> Result<(), StoreError> {
         if let Some(late) = late {
             let is_writable = late.database.condition == Condition::Writable;
-            self.take_away(late.pending);
+            self.apply_pending(late.pending);
             self.publish_database(late.database);
             if is_writable {
                 return Ok(());
@@ -195,7 +195,7 @@ impl Store {
     /// Makes `opened` the database that new snapshots read, with what an earlier process has left beside it.
     fn publish_database(&self, opened: OpenDatabase) {
         if self.pending_file.is_unread() {
-            self.take_away(self.pending_file.read_beside(&opened.condition));
+            self.apply_pending(self.pending_file.read_beside(&opened.condition));
         }
         self.shared.opened.store(Some(Arc::new(opened)));
         self.shared

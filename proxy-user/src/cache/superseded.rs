@@ -10,11 +10,12 @@ use parking_lot::RwLock;
 use crate::cache::change::{Change, Extent};
 use crate::cache::keys;
 
-/// Most keys, and most bytes of them. Beyond either, resources stand for their objects, and then one key for all.
+/// Most keys, and most bytes of them. Beyond either, a resource's key replaces those of its objects, then
+/// one key all others.
 const MAX_KEYS: usize = 4_096;
 const MAX_BYTES: usize = 256 << 10;
 
-/// The key that stands for all objects.
+/// The key of all objects.
 const EVERY: &[u8] = b"";
 
 /// The fate of the change that holds the later state.
@@ -22,16 +23,16 @@ const EVERY: &[u8] = b"";
 pub(super) enum Fate {
     /// The writer keeps it, and will write it in its order.
     Kept,
-    /// It is dropped: in its stead the rows have to become unknown.
+    /// It is dropped, so the rows have to become unknown instead.
     Dropped,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Superseded {
-    /// By changes that the disk, or the queue, did not take.
+    /// Keys superseded by changes that the queue refused or the disk has not taken.
     unwritten: RwLock<Unwritten>,
-    /// By writes that are on their way to the disk, with the number of them. There are at most as many as open captures and
-    /// queued messages.
+    /// Keys superseded by writes on their way to the disk, with the number of these. There are at most as many as open
+    /// captures and queued messages.
     in_flight: RwLock<HashMap<Vec<u8>, (Extent, usize)>>,
     /// Counts the calls of [`Superseded::forget`] that forgot something.
     forgets: AtomicU64,
@@ -45,7 +46,7 @@ pub(super) struct Superseded {
 
 #[derive(Debug, Default)]
 struct Unwritten {
-    /// Of objects, and of collections for any object in them.
+    /// Keys of objects, and of collections for every object in them.
     keys: HashMap<Vec<u8>, (Extent, Fate)>,
     bytes: usize,
     /// Counts the calls of [`Superseded::add`].
@@ -54,13 +55,12 @@ struct Unwritten {
     queued: u64,
 }
 
-/// The size of all unwritten keys: while the store can't be written, one that is unchanged means unchanged keys.
+/// The size of all unwritten keys. While the store can't be written, as long as this stays the same, so do the keys.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct UnwrittenSize {
     keys: usize,
-    /// Of the keys.
     bytes: usize,
-    /// Their sum: an extent only grows.
+    /// The sum of the extents, each of which only grows.
     extents: usize,
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Moment {
 }
 
 impl Superseded {
-    /// Of a snapshot that holds all that was captured before it.
+    /// The moment of a snapshot that holds everything captured before it.
     pub(super) fn moment(&self) -> Moment {
         Moment {
             forgets: self.forgets.load(Ordering::Acquire),
@@ -90,7 +90,7 @@ impl Superseded {
         }
     }
 
-    /// Of a snapshot that the writer is behind.
+    /// The moment of a snapshot that lacks what the writer has yet to write.
     pub(super) fn moment_behind(&self) -> Moment {
         Moment {
             ended_writes: Some(self.ended_writes.load(Ordering::Acquire)),
@@ -98,14 +98,14 @@ impl Superseded {
         }
     }
 
-    /// A write of this object, or in this collection, is on its way to the disk until it has ended.
+    /// Notes that a write of this object, or in this collection, is on its way to the disk, until [`Self::end_write`].
     pub(super) fn begin_write(&self, key: &[u8], extent: Extent) {
         let mut in_flight = self.in_flight.write();
         let (known, writes) = in_flight.entry(key.to_vec()).or_insert((extent, 0));
         (*known, *writes) = ((*known).max(extent), *writes + 1);
     }
 
-    /// Such a write is on disk, or among the unwritten.
+    /// The write is on disk, or its key is among the unwritten ones.
     pub(super) fn end_write(&self, key: &[u8]) {
         let mut in_flight = self.in_flight.write();
         self.ended_writes.fetch_add(1, Ordering::Release);
@@ -134,7 +134,7 @@ impl Superseded {
         }
     }
 
-    /// As [`Superseded::add`], of a change that the queue refused behind so many accepted messages.
+    /// As [`Superseded::add`], for a change that the queue refused after it had accepted this many messages.
     pub(super) fn add_refused(&self, key: &[u8], extent: Extent, accepted: u64) {
         {
             let mut unwritten = self.unwritten.write();
@@ -143,8 +143,8 @@ impl Superseded {
         self.add(key, extent, Fate::Dropped);
     }
 
-    /// True if messages from before a refused change are still queued behind the first `received`. What is made unknown now
-    /// they would make known again, as it was.
+    /// True if messages from before a refused change are still queued, behind the first `received` ones. They would bring
+    /// back the older state of what is made unknown now.
     pub(super) fn awaits_queued(&self, received: u64) -> bool {
         received < self.unwritten.read().queued
     }
@@ -201,7 +201,8 @@ impl Superseded {
         none_ended && !writes.any(|(key, (extent, _))| concerns(key, *extent))
     }
 
-    /// Times since the start that resources had to stand for their objects, or one key for all.
+    /// Times since the start that a resource's key had to replace those of its objects, or one key all
+    /// others.
     pub(super) fn merges(&self) -> u64 {
         self.merges.load(Ordering::Relaxed)
     }

@@ -276,8 +276,8 @@ async fn i2_only_a_404_of_the_cloud_makes_a_name_absent() {
     assert_eq!(bench.version("/pods/d/a").await, Some(19), "made anew");
 }
 
-/// The API server answers with the objects as they were before it deleted each: some may wait for finalizers or a grace
-/// period, and their names were 404.
+/// The API server answers with the objects as they were before it deleted them. Some of them may still exist, for their
+/// finalizers or a grace period, but GETs of them were answered 404.
 #[tokio::test]
 async fn i2_what_a_deleted_collection_held_is_unknown() {
     let bench = Bench::new();

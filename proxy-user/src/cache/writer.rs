@@ -130,7 +130,7 @@ pub(super) struct Writer {
     /// The time in which that file can't be written.
     pending_outage: Option<WriteOutage>,
     pending_log: LogLimit,
-    /// Revocations that an earlier process has left are among the changes, or written.
+    /// The revocations that an earlier process has left are among the changes, or written already.
     has_read_pending: bool,
     tidy_at: Option<Instant>,
 }
@@ -142,8 +142,8 @@ struct KeptChanges {
     bytes: usize,
 }
 
-/// The changes that must outlast a restart though the store can't be written, by their numbers: as long as it can't, there
-/// are only ever more.
+/// The number of changes that must outlast a restart although the store can't be written. Until it can be, the number
+/// only grows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct PendingExtent {
     superseded: UnwrittenSize,
@@ -566,9 +566,9 @@ impl Writer {
             return;
         }
         if extent == PendingExtent::default() {
-            tracing::warn!(%error, "the file of pending changes can't be emptied: after a restart, what they took away is learned anew");
+            tracing::warn!(%error, "the file of pending changes can't be emptied: after a restart, the objects and rights in it are unknown until the cloud has sent them again");
         } else {
-            tracing::warn!(%error, "revoked rights and changed objects are noted in memory only: after a restart their former state would count again");
+            tracing::warn!(%error, "revoked rights and changed objects are kept in memory only: after a restart, their former state would be served again");
         }
     }
 

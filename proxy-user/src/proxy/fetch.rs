@@ -203,7 +203,7 @@ impl Proxy {
         })
     }
 
-    /// A write was answered, and the response can't be stored: what is stored of its object counts no more.
+    /// A write was answered, and the response can't be stored: what is stored of its object no longer counts.
     fn record_unstored_write(&self, call: &Call, dry_run: DryRun, status: StatusCode) {
         let is_dry_run = dry_run == DryRun::Perhaps || call.request.may_be_dry_run();
         let is_failure = status.is_server_error() || status == StatusCode::CONFLICT;
@@ -220,9 +220,9 @@ impl Proxy {
         }
     }
 
-    /// A write may have created its object, whose absence counts no more. That of a caller whom the cloud has not accepted
-    /// has no such effect: anyone could make known absences unknown by requests that it breaks off. If its object was
-    /// created, nobody has been told so.
+    /// A write may have created its object, whose absence no longer counts. A write by a caller whom the cloud has not
+    /// accepted has no such effect: otherwise anyone could make known absences unknown with requests that it breaks off.
+    /// If such a write did create its object, no client has been told.
     fn record_possible_creation(&self, call: &Call) {
         let authorizer = &self.stages.authorizer;
         if call.verb().is_read() || !authorizer.has_accepted(&call.caller.credential) {

@@ -194,7 +194,7 @@ impl GrantTables {
         }));
     }
 
-    /// Adds a right that an earlier process has seen, as `denied` if this one has seen that.
+    /// Adds a right that an earlier process has seen; as `denied` if this process has seen it denied.
     pub(super) fn add_late_grant(
         &mut self,
         account: Identity,
@@ -211,7 +211,7 @@ impl GrantTables {
         let verdict = denied.filter(|_| is_revoked).unwrap_or(verdict);
         self.put_grant(account, right, verdict, &mut put);
         if !is_revoked {
-            // It is on disk; a row that it evicts has to leave.
+            // The row is on disk already; only one that it evicts has to be deleted there.
             put.retain(|change| matches!(change, Change::DeleteGrant { .. }));
         }
         changes.append(&mut put);
