@@ -454,26 +454,8 @@ fn run(
     row: &Row,
 ) -> Result<Outcome> {
     site.daemon.restart()?;
-    let token = site.cloud.rbac().issue_token(User::new("reader", &[]));
-    site.cloud.rbac().add_rule(Rule::for_resources(
-        "reader",
-        "get list watch",
-        "",
-        "configmaps",
-    ));
-    for token in [&token, &site.cloud.admin_token] {
-        let client = site.daemon.client(Some(token))?;
-        eventually(Duration::from_secs(10), "the list is stored", || {
-            (client.get(BIG).ok()?.status == 200).then_some(())
-        })?;
-    }
-    if row.cut {
-        site.cut_link()?;
-    }
-    let state = if row.cut { "disconnected" } else { "connected" };
-    eventually(Duration::from_secs(20), state, || {
-        (site.daemon.fetch_status().ok()?["cloud"]["state"] == state).then_some(())
-    })?;
+    let token = store_list(site)?;
+    reach_cloud_state(site, row)?;
     let beside = Beside::start(site, !row.cut)?;
     wait(QUIET);
     let quiet = beside.take();
@@ -482,21 +464,7 @@ fn run(
         cloud_connects,
         busy: busy(site)?,
     };
-    let rule = match &row.attack {
-        Attack::Unfinished(..) => Some(ServerFaultRule::new(
-            "GET",
-            DOCUMENT,
-            ServerFault::Long(4_000_000),
-        )),
-        Attack::UnreadStreams(.., path) if path == DOCUMENT => Some(ServerFaultRule::new(
-            "GET",
-            DOCUMENT,
-            ServerFault::Long(40_000),
-        )),
-        Attack::Uploads(..) => Some(ServerFaultRule::new("POST", BIG, ServerFault::Hang)),
-        _ => None,
-    };
-    if let Some(rule) = rule {
+    if let Some(rule) = fault_rule(&row.attack) {
         site.cloud.server_faults().add_rule(rule);
     }
     if row.full_disk {
@@ -534,14 +502,57 @@ fn run(
     }
     site.cloud.server_faults().clear();
     site.fault.set(Fault::None)?;
-    Ok(judge(row, (&quiet, &seen), peak, (checked, ready)))
+    Ok(assess(row, (&quiet, &seen), peak, (checked, ready)))
+}
+
+/// Has the list stored for a reader, whose token this returns, and for the administrator.
+fn store_list(site: &Site) -> Result<String> {
+    let token = site.cloud.rbac().issue_token(User::new("reader", &[]));
+    site.cloud.rbac().add_rule(Rule::for_resources(
+        "reader",
+        "get list watch",
+        "",
+        "configmaps",
+    ));
+    for token in [&token, &site.cloud.admin_token] {
+        let client = site.daemon.client(Some(token))?;
+        eventually(Duration::from_secs(10), "the list is stored", || {
+            (client.get(BIG).ok()?.status == 200).then_some(())
+        })?;
+    }
+    Ok(token)
+}
+
+/// Cuts the link if the attack needs that, and waits until hublet knows the cloud's state.
+fn reach_cloud_state(site: &Site, row: &Row) -> Result<()> {
+    if row.cut {
+        site.cut_link()?;
+    }
+    let state = if row.cut { "disconnected" } else { "connected" };
+    eventually(Duration::from_secs(20), state, || {
+        (site.daemon.fetch_status().ok()?["cloud"]["state"] == state).then_some(())
+    })
+}
+
+/// The answers of the cloud that an attack needs.
+fn fault_rule(attack: &Attack) -> Option<ServerFaultRule> {
+    let (method, path, fault) = match attack {
+        Attack::Unfinished(..) => ("GET", DOCUMENT, ServerFault::Long(4_000_000)),
+        Attack::UnreadStreams(.., path) if path == DOCUMENT => {
+            ("GET", DOCUMENT, ServerFault::Long(40_000))
+        }
+        Attack::Uploads(..) => ("POST", BIG, ServerFault::Hang),
+        _ => return None,
+    };
+    Some(ServerFaultRule::new(method, path, fault))
 }
 
 fn bar(row: &Row, quiet: &Seen) -> Duration {
     (quiet.p99() * 2).max(row.floor * slowness_factor())
 }
 
-fn judge(
+/// Compares the calls beside an attack with those before it, and with the bars.
+fn assess(
     row: &Row,
     (quiet, seen): (&Seen, &Seen),
     peak: u64,

@@ -153,7 +153,7 @@ impl Page {
     }
 }
 
-pub(super) fn encode_list(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Vec<u8> {
+fn encode_items(kind: &Kind, objects: &[Arc<Json>]) -> Vec<u8> {
     let mut items = Vec::new();
     for (index, object) in objects.iter().enumerate() {
         if index > 0 {
@@ -170,6 +170,12 @@ pub(super) fn encode_list(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Ve
             object => items.extend(object.to_bytes()),
         }
     }
+    items
+}
+
+/// Encodes a list as the API server does: fields in Go's order for built-in kinds, in the alphabet's for custom resources.
+pub(super) fn encode_list(kind: &Kind, page: &Page, objects: &[Arc<Json>]) -> Vec<u8> {
+    let items = encode_items(kind, objects);
     let Page {
         version,
         next,

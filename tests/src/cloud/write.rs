@@ -142,26 +142,7 @@ impl Write<'_> {
         let result = self.store.change_object(kind, &key, |present| {
             let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
             let object = make(present)?;
-            let differs = |field: &str| {
-                let (wanted, found) = (
-                    object.text_at(&["metadata", field]),
-                    present.text_at(&["metadata", field]),
-                );
-                (!matches!(wanted, "" | "0") && wanted != found)
-                    .then(|| (wanted.to_owned(), found.to_owned()))
-            };
-            if let Some((wanted, found)) = differs("uid") {
-                return Err(Failure::uid_of_update(kind, &key.1, &wanted, &found));
-            }
-            if differs("resourceVersion").is_some() {
-                return Err(Failure::conflict(kind, &key.1));
-            }
-            if let Some((wanted, found)) = differs("name") {
-                let why = format!(
-                    "the name of the object ({wanted}) does not match the name on the URL ({found})"
-                );
-                return Err(Failure::bad_request(why));
-            }
+            check_identity(kind, &key.1, &object, present)?;
             let object = self.keep_server_fields(present, object);
             if self.is_dry_run() {
                 unwritten = Some(object);
@@ -217,15 +198,8 @@ impl Write<'_> {
         for (name, value) in present.entries().iter().filter(|(name, _)| kept(name)) {
             object.set(&[name], value.clone());
         }
-        let object_spec = |object: &Json| {
-            object
-                .clone()
-                .into_server_order(kind.builtin)
-                .get_path(&["spec"])
-                .cloned()
-        };
         if let Some(Json::Number(number)) = present.get_path(&["metadata", "generation"])
-            && object_spec(present) != object_spec(&object)
+            && ordered_spec(kind, present) != ordered_spec(kind, &object)
         {
             object.set(
                 &["metadata", "generation"],
@@ -246,20 +220,7 @@ impl Write<'_> {
         let mut graceful = false;
         let result = self.store.change_object(kind, &key, |present| {
             let present = present.ok_or_else(|| Failure::not_found(kind, &key.1))?;
-            for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
-                let (wanted, found) = (
-                    options.text_at(&["preconditions", field]),
-                    present.text_at(&["metadata", field]),
-                );
-                if !wanted.is_empty() && wanted != found {
-                    return Err(Failure::delete_precondition(
-                        kind,
-                        &key.1,
-                        what,
-                        [wanted, found],
-                    ));
-                }
-            }
+            check_preconditions(kind, &key.1, &options, present)?;
             let scheduled =
                 kind.resource == "pods" && !present.text_at(&["spec", "nodeName"]).is_empty();
             graceful = (scheduled && grace != Some(0)) || count_finalizers(present) > 0;
@@ -287,6 +248,55 @@ impl Write<'_> {
             deleted_status(kind, &key.1, result.text_at(&["metadata", "uid"])),
         ))
     }
+}
+
+/// Fails if an update names another object, or another version, than the present one.
+fn check_identity(kind: &Kind, name: &str, object: &Json, present: &Json) -> Result<(), Failure> {
+    let differing = |field: &str| {
+        let wanted = object.text_at(&["metadata", field]);
+        let found = present.text_at(&["metadata", field]);
+        (!matches!(wanted, "" | "0") && wanted != found).then_some((wanted, found))
+    };
+    if let Some((wanted, found)) = differing("uid") {
+        return Err(Failure::uid_of_update(kind, name, wanted, found));
+    }
+    if differing("resourceVersion").is_some() {
+        return Err(Failure::conflict(kind, name));
+    }
+    if let Some((wanted, found)) = differing("name") {
+        let why = format!(
+            "the name of the object ({wanted}) does not match the name on the URL ({found})"
+        );
+        return Err(Failure::bad_request(why));
+    }
+    Ok(())
+}
+
+/// Fails if the options of a DELETE require another UID or version than the present one.
+fn check_preconditions(
+    kind: &Kind,
+    name: &str,
+    options: &Json,
+    present: &Json,
+) -> Result<(), Failure> {
+    for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
+        let wanted = options.text_at(&["preconditions", field]);
+        let found = present.text_at(&["metadata", field]);
+        if !wanted.is_empty() && wanted != found {
+            return Err(Failure::delete_precondition(
+                kind,
+                name,
+                what,
+                [wanted, found],
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn ordered_spec(kind: &Kind, object: &Json) -> Option<Json> {
+    let ordered = object.clone().into_server_order(kind.builtin);
+    ordered.get_path(&["spec"]).cloned()
 }
 
 /// Deletes all that a collection selects, and answers with it.

@@ -23,6 +23,34 @@ const SERVICE: SocketAddr = SocketAddr::new(
 );
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
+/// The programs whose time is reported, and the names of their metrics by destination.
+const PROGRAMS: [&str; 3] = ["hub_connect4", "hub_sockops", "hub_lookup"];
+const STEERED_METRICS: [&str; 3] = [
+    "connect4 ns, steered",
+    "sock_ops ns a call, steered",
+    "sk_lookup ns a call, steered",
+];
+const DIRECT_METRICS: [&str; 3] = [
+    "connect4 ns, direct",
+    "sock_ops ns a call, direct",
+    "sk_lookup ns a call, direct",
+];
+const ELSEWHERE_METRICS: [&str; 3] = [
+    "connect4 ns, elsewhere",
+    "sock_ops ns a call, elsewhere",
+    "sk_lookup ns a call, elsewhere",
+];
+
+/// Nanoseconds and runs of each program so far.
+type ProgramTimes = BTreeMap<String, (u64, u64)>;
+
+/// Nanoseconds and runs of a program between two readings.
+fn spent_between(before: &ProgramTimes, after: &ProgramTimes, program: &str) -> (f64, f64) {
+    let (old_time, old_runs) = before.get(program).copied().unwrap_or_default();
+    let (new_time, new_runs) = after.get(program).copied().unwrap_or_default();
+    ((new_time - old_time) as f64, (new_runs - old_runs) as f64)
+}
+
 /// A program in `bpftool prog show -j`.
 #[derive(Debug, Deserialize)]
 struct Program {
@@ -91,60 +119,37 @@ impl Bench<'_> {
             self.sample_each(report, round, &test, &[steered.clone(), direct.clone()])?;
             let _counting = BpfStats::enable()?;
             for (server, metrics) in [
-                (
-                    &steered,
-                    [
-                        "connect4 ns, steered",
-                        "sock_ops ns a call, steered",
-                        "sk_lookup ns a call, steered",
-                    ],
-                ),
-                (
-                    &direct,
-                    [
-                        "connect4 ns, direct",
-                        "sock_ops ns a call, direct",
-                        "sk_lookup ns a call, direct",
-                    ],
-                ),
-                (
-                    &elsewhere,
-                    [
-                        "connect4 ns, elsewhere",
-                        "sock_ops ns a call, elsewhere",
-                        "sk_lookup ns a call, elsewhere",
-                    ],
-                ),
+                (&steered, STEERED_METRICS),
+                (&direct, DIRECT_METRICS),
+                (&elsewhere, ELSEWHERE_METRICS),
             ] {
-                let before = self.program_times()?;
-                server.take_sample(self.generator(), &test.load)?;
-                let after = self.program_times()?;
-                let spent = |name: &str| {
-                    let (time, count) = after.get(name).copied().unwrap_or_default();
-                    let (was, counted) = before.get(name).copied().unwrap_or_default();
-                    ((time - was) as f64, (count - counted) as f64)
-                };
-                // Its own self-probe calls meanwhile, too: calls are what connect4 counted.
-                let (time, calls) = spent("hub_connect4");
-                report.add_value(PROGRAMS_TEST, "hublet", metrics[0], time / calls.max(1.0));
-                report.add_value(
-                    PROGRAMS_TEST,
-                    "hublet",
-                    metrics[1],
-                    spent("hub_sockops").0 / calls.max(1.0),
-                );
-                report.add_value(
-                    PROGRAMS_TEST,
-                    "hublet",
-                    metrics[2],
-                    spent("hub_lookup").0 / calls.max(1.0),
-                );
+                self.measure_programs(report, server, &test.load, metrics)?;
             }
         }
         Ok(())
     }
 
-    fn program_times(&self) -> Result<BTreeMap<String, (u64, u64)>> {
+    /// Adds the programs' own time for calls to a server, under the metrics for [`PROGRAMS`].
+    fn measure_programs(
+        &self,
+        report: &mut Report,
+        server: &Server,
+        load: &Load,
+        metrics: [&'static str; 3],
+    ) -> Result<()> {
+        let before = self.program_times()?;
+        server.take_sample(self.generator(), load)?;
+        let after = self.program_times()?;
+        // hublet's self-probe connects meanwhile, too: so calls are counted by connect4 itself.
+        let (_, calls) = spent_between(&before, &after, "hub_connect4");
+        for (program, metric) in PROGRAMS.into_iter().zip(metrics) {
+            let (time, _) = spent_between(&before, &after, program);
+            report.add_value(PROGRAMS_TEST, "hublet", metric, time / calls.max(1.0));
+        }
+        Ok(())
+    }
+
+    fn program_times(&self) -> Result<ProgramTimes> {
         let text = step::read_output(
             self.project()
                 .command("bpftool")

@@ -438,57 +438,52 @@ impl<'a> Bench<'a> {
         daemon: &Daemon<'_>,
         beside: &Child,
     ) -> Result<()> {
-        let pause = Pause::new();
         if self.extent.includes(plan::IDLE) {
-            step::announce("idle memory");
-            for _ in 0..self.extent.rounds.min(3) {
-                let (child, hublet) = daemon.start_ready()?;
-                pause.wait(SETTLE);
-                report.add_value(
-                    plan::IDLE,
-                    hublet.name,
-                    RSS,
-                    hublet.process_tree().memory_mib("VmRSS")?,
-                );
-                daemon::stop_cleanly(child)?;
-            }
-            let nginx = nginx::caching_server(beside, &daemon.ca_path());
-            report.add_value(
-                plan::IDLE,
-                nginx.name,
-                "RSS summed MiB",
-                nginx.process_tree().memory_mib("VmRSS")?,
-            );
-            report.add_value(
-                plan::IDLE,
-                nginx.name,
-                "Pss MiB",
-                nginx.process_tree().proportional_mib()?,
-            );
+            self.measure_idle(report, daemon, beside)?;
         }
         if self.extent.includes(plan::WATCHES) {
-            for (connections, streams, h2) in WATCHES {
-                step::announce(format_args!(
-                    "memory with {} idle watches on {connections} connections",
-                    connections * streams
-                ));
-                let (child, hublet) = daemon.start_ready()?;
-                let held = self.open_watches(&hublet, connections, streams, h2)?;
-                pause.wait(SETTLE);
-                let metric = if h2 {
-                    "RSS MiB, h2 20×50"
-                } else {
-                    "RSS MiB, h1 1000×1"
-                };
-                report.add_value(
-                    plan::WATCHES,
-                    hublet.name,
-                    metric,
-                    hublet.process_tree().memory_mib("VmRSS")?,
-                );
-                drop(held);
-                daemon::stop_cleanly(child)?;
-            }
+            self.measure_watches(report, daemon)?;
+        }
+        Ok(())
+    }
+
+    fn measure_idle(&self, report: &mut Report, daemon: &Daemon<'_>, beside: &Child) -> Result<()> {
+        let pause = Pause::new();
+        step::announce("idle memory");
+        for _ in 0..self.extent.rounds.min(3) {
+            let (child, hublet) = daemon.start_ready()?;
+            pause.wait(SETTLE);
+            let resident = hublet.process_tree().memory_mib("VmRSS")?;
+            report.add_value(plan::IDLE, hublet.name, RSS, resident);
+            daemon::stop_cleanly(child)?;
+        }
+        let nginx = nginx::caching_server(beside, &daemon.ca_path());
+        let resident = nginx.process_tree().memory_mib("VmRSS")?;
+        report.add_value(plan::IDLE, nginx.name, "RSS summed MiB", resident);
+        let proportional = nginx.process_tree().proportional_mib()?;
+        report.add_value(plan::IDLE, nginx.name, "Pss MiB", proportional);
+        Ok(())
+    }
+
+    fn measure_watches(&self, report: &mut Report, daemon: &Daemon<'_>) -> Result<()> {
+        let pause = Pause::new();
+        for (connections, streams, h2) in WATCHES {
+            step::announce(format_args!(
+                "memory with {} idle watches on {connections} connections",
+                connections * streams
+            ));
+            let (child, hublet) = daemon.start_ready()?;
+            let held = self.open_watches(&hublet, connections, streams, h2)?;
+            pause.wait(SETTLE);
+            let metric = if h2 {
+                "RSS MiB, h2 20×50"
+            } else {
+                "RSS MiB, h1 1000×1"
+            };
+            let resident = hublet.process_tree().memory_mib("VmRSS")?;
+            report.add_value(plan::WATCHES, hublet.name, metric, resident);
+            drop(held);
+            daemon::stop_cleanly(child)?;
         }
         Ok(())
     }

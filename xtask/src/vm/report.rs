@@ -44,6 +44,37 @@ struct Ran {
     failures: Vec<Failure>,
 }
 
+impl Ran {
+    fn counts_line(&self) -> String {
+        let Self {
+            name,
+            seconds,
+            passed,
+            failed,
+            skipped,
+            ..
+        } = self;
+        format!(
+            "{name:<40} {passed:>7} {failed:>6} {:>7} {seconds:>8.1}",
+            skipped.len()
+        )
+    }
+
+    /// The skipped tests, and the failed ones with what they printed.
+    fn problem_lines(&self) -> Vec<String> {
+        let name = &self.name;
+        let skipped = self.skipped.iter();
+        let mut lines: Vec<_> = skipped
+            .map(|skip| format!("SKIPPED {name}: {skip}"))
+            .collect();
+        for Failure { test, printed } in &self.failures {
+            lines.push(format!("FAILED {name}: {test}"));
+            lines.extend(printed.lines().map(|line| format!("    {line}")));
+        }
+        lines
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Failure {
     test: String,
@@ -226,33 +257,8 @@ impl Run {
         lines.push(
             "suite                                     passed failed skipped  seconds".to_owned(),
         );
-        for Ran {
-            name,
-            seconds,
-            passed,
-            failed,
-            skipped,
-            ..
-        } in &self.suites
-        {
-            lines.push(format!(
-                "{name:<40} {passed:>7} {failed:>6} {:>7} {seconds:>8.1}",
-                skipped.len()
-            ));
-        }
-        for Ran {
-            name,
-            skipped,
-            failures,
-            ..
-        } in &self.suites
-        {
-            lines.extend(skipped.iter().map(|skip| format!("SKIPPED {name}: {skip}")));
-            for Failure { test, printed } in failures {
-                lines.push(format!("FAILED {name}: {test}"));
-                lines.extend(printed.lines().map(|line| format!("    {line}")));
-            }
-        }
+        lines.extend(self.suites.iter().map(Ran::counts_line));
+        lines.extend(self.suites.iter().flat_map(Ran::problem_lines));
         lines.extend(
             self.left_out
                 .iter()
