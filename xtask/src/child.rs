@@ -95,23 +95,13 @@ impl Child {
         patience: Duration,
         interrupt: &Interrupt,
     ) -> Result<String> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let mut log = File::options().append(true).open(&self.log)?;
-        thread::spawn(move || {
-            let mut lines = BufReader::new(stdout)
-                .lines()
-                .map_while(std::result::Result::ok);
-            if let Some(first) = lines.next() {
-                let _ = sender.send(first);
-            }
-            // Nobody reads the log while it is written: a failed write loses only log lines.
-            lines.for_each(|line| drop(writeln!(log, "{line}")));
-        });
+        let log = File::options().append(true).open(&self.log)?;
+        let receiver = split_output(stdout, log);
         let deadline = Instant::now() + patience;
-        let mut said = Instant::now();
+        let mut noted = Instant::now();
         loop {
-            if said.elapsed() > PROGRESS {
-                said = Instant::now();
+            if noted.elapsed() > PROGRESS {
+                noted = Instant::now();
                 step::note(self.last_line());
             }
             if let Ok(line) = receiver.try_recv() {
@@ -227,4 +217,20 @@ fn die_with_parent(command: &Command) -> Command {
     tied.args(["--pdeathsig", "TERM", "--"])
         .arg(command.get_program());
     step::copy_command(command, tied)
+}
+
+/// Sends the first line to the receiver and writes the others to the log, on a thread.
+fn split_output(stdout: ChildStdout, mut log: File) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    thread::spawn(move || {
+        let mut lines = BufReader::new(stdout)
+            .lines()
+            .map_while(std::result::Result::ok);
+        if let Some(first) = lines.next() {
+            let _ = sender.send(first);
+        }
+        // Nobody reads the log while it is written: a failed write loses only log lines.
+        lines.for_each(|line| drop(writeln!(log, "{line}")));
+    });
+    receiver
 }

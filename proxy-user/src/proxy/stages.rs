@@ -165,6 +165,7 @@ impl Instrumented for Stages {
     }
 }
 
+// Long because it is a table of metrics.
 fn register_store(cache: &Cache, registry: &mut Registry) {
     register_gauge(
         registry,

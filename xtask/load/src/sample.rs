@@ -82,21 +82,13 @@ pub(crate) fn sample_kept(
             Arc::clone(&expected),
             Arc::clone(&barrier),
         );
-        threads.push(thread::spawn(move || -> Result<Times> {
+        threads.push(thread::spawn(move || {
             barrier.wait();
-            let mut times = Times::with_capacity(each);
-            for at in 0..each {
-                let started = Instant::now();
-                let response = connection
-                    .send_request(&templates[at % templates.len()], &mut Sink::default())?;
-                check_response(&response, &expected[at % templates.len()])?;
-                times.add(started.elapsed(), &response);
-            }
-            Ok(times)
+            send_in_turn(connection, &templates, &expected, each)
         }));
     }
     if !wait_for_go(&expected[0])? {
-        // The caller is gone: so are we, threads and all.
+        // The caller is gone; the threads end with this process.
         return Ok(Sample::default());
     }
     let begin = Instant::now();
@@ -110,6 +102,24 @@ pub(crate) fn sample_kept(
         );
     }
     Ok(times.into_sample(begin.elapsed()))
+}
+
+/// Sends so many requests on a connection, each after the response to the one before.
+fn send_in_turn(
+    mut connection: Connection,
+    templates: &[Request],
+    expected: &[Response],
+    requests: usize,
+) -> Result<Times> {
+    let mut times = Times::with_capacity(requests);
+    for at in 0..requests {
+        let started = Instant::now();
+        let response =
+            connection.send_request(&templates[at % templates.len()], &mut Sink::default())?;
+        check_response(&response, &expected[at % templates.len()])?;
+        times.add(started.elapsed(), &response);
+    }
+    Ok(times)
 }
 
 /// From go to the first response of a server that is starting.

@@ -41,6 +41,17 @@ const ELSEWHERE_METRICS: [&str; 3] = [
     "sk_lookup ns a call, elsewhere",
 ];
 
+fn fresh_load(requests: usize) -> Load {
+    Load {
+        mode: "fresh",
+        path: super::objects::SMALL.to_owned(),
+        h2: false,
+        connections: 1,
+        requests,
+        forwarded: false,
+    }
+}
+
 /// Nanoseconds and runs of each program so far.
 type ProgramTimes = BTreeMap<String, (u64, u64)>;
 
@@ -94,21 +105,12 @@ impl Bench<'_> {
             return Ok(());
         }
         let requests = if self.extent().quick { 250 } else { 1_000 };
-        let path = super::objects::SMALL.to_owned();
-        let load = Load {
-            mode: "fresh",
-            path,
-            h2: false,
-            connections: 1,
-            requests,
-            forwarded: false,
-        };
         let steered = hublet.dialled_by(hublet.name, SERVICE);
         let direct = hublet.dialled_by("direct", hublet.address);
         let elsewhere = nginx::caching_server(beside, ca);
         let test = Test {
             name: plan::CONNECT.to_owned(),
-            load,
+            load: fresh_load(requests),
         };
         for round in 0..self.extent().rounds {
             step::announce(format_args!(

@@ -95,13 +95,7 @@ impl<'a> Bench<'a> {
                 .arg(cloud.child.pid().to_string()),
         )?;
         let direct = self.cloud_server(&cloud)?;
-        step::announce(format_args!(
-            "filling the cloud with {} Pods",
-            objects::PODS
-        ));
-        let file = self.dir.join("objects");
-        std::fs::write(&file, objects::post_file())?;
-        self.generator.post_objects(&direct, &file)?;
+        self.fill_cloud(&direct)?;
 
         let daemon = self.daemon(&cloud);
         let (child, hublet) = daemon.start_ready()?;
@@ -131,6 +125,16 @@ impl<'a> Bench<'a> {
         self.measure_steering(report, &daemon, &beside)?;
         self.measure_list_offline(report, &daemon, &beside)?;
         self.measure_memory(report, &daemon, &beside)
+    }
+
+    fn fill_cloud(&self, cloud: &Server) -> Result<()> {
+        step::announce(format_args!(
+            "filling the cloud with {} Pods",
+            objects::PODS
+        ));
+        let file = self.dir.join("objects");
+        std::fs::write(&file, objects::post_file())?;
+        self.generator.post_objects(cloud, &file)
     }
 
     fn cloud_server(&self, cloud: &Cloud) -> Result<Server> {
@@ -369,34 +373,31 @@ impl<'a> Bench<'a> {
             ));
             let (child, hublet) = daemon.start_ready()?;
             for server in [&hublet, &nginx] {
-                server.process_tree().reset_peak()?;
-                self.measure_list(report, plan::LIST_OFFLINE, server)?;
-                report.add_value(
-                    plan::LIST_OFFLINE,
-                    server.name,
-                    PEAK,
-                    server.process_tree().memory_mib("VmHWM")?,
-                );
-                server.process_tree().reset_peak()?;
-                let path = objects::LIST.to_owned();
-                let load = Load {
-                    mode: "kept",
-                    path,
-                    h2: false,
-                    connections: AT_ONCE,
-                    requests: AT_ONCE,
-                    forwarded: false,
-                };
-                server.take_sample(&self.generator, &load)?;
-                report.add_value(
-                    plan::LIST_OFFLINE,
-                    server.name,
-                    "peak at 8 MiB",
-                    server.process_tree().memory_mib("VmHWM")?,
-                );
+                self.measure_list_peaks(report, server)?;
             }
             daemon::stop_cleanly(child)?;
         }
+        Ok(())
+    }
+
+    /// The server's peak memory while it answers one list, and while it answers several at once.
+    fn measure_list_peaks(&self, report: &mut Report, server: &Server) -> Result<()> {
+        server.process_tree().reset_peak()?;
+        self.measure_list(report, plan::LIST_OFFLINE, server)?;
+        let peak = server.process_tree().memory_mib("VmHWM")?;
+        report.add_value(plan::LIST_OFFLINE, server.name, PEAK, peak);
+        server.process_tree().reset_peak()?;
+        let load = Load {
+            mode: "kept",
+            path: objects::LIST.to_owned(),
+            h2: false,
+            connections: AT_ONCE,
+            requests: AT_ONCE,
+            forwarded: false,
+        };
+        server.take_sample(&self.generator, &load)?;
+        let peak = server.process_tree().memory_mib("VmHWM")?;
+        report.add_value(plan::LIST_OFFLINE, server.name, "peak at 8 MiB", peak);
         Ok(())
     }
 

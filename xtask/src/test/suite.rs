@@ -2,10 +2,10 @@
 //! the tests' own lines to the screen.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write, pipe};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -54,6 +54,13 @@ pub(crate) struct Suite {
     pub(crate) program: PathBuf,
     arguments: Vec<String>,
     dir: PathBuf,
+}
+
+fn kill_group(process: &mut Child, group: Pid) -> Result<()> {
+    // The group is gone when this fails.
+    let _ = killpg(group, Signal::SIGKILL);
+    process.wait()?;
+    Ok(())
 }
 
 /// Builds every test program of the workspace.
@@ -125,18 +132,9 @@ impl Suite {
         environment: &dyn Fn(&mut Command),
         interrupt: &Interrupt,
     ) -> Result<Outcome> {
-        let (reader, writer) = pipe()?;
         let mut command = self.command(project, mode);
-        command
-            .stdout(writer.try_clone()?)
-            .stderr(writer)
-            .process_group(0);
         environment(&mut command);
-        let mut process = command
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.program.display()))?;
-        // Drops our ends of the pipe.
-        drop(command);
+        let (mut process, reader) = self.spawn(command)?;
         let group = Pid::from_raw(i32::try_from(process.id()).context("a pid fits i32")?);
         let lines = read_lines(reader, self.create_log(project)?);
         let mut outcome = Outcome::default();
@@ -155,14 +153,12 @@ impl Suite {
                 step::note("a process that the suite started is still there");
                 break;
             }
-            let interrupted = interrupt.wait(Duration::ZERO);
-            if interrupted || (mode.limit == Limit::Suite && begin.elapsed() > LIMIT) {
-                // The group is gone when this fails.
-                let _ = killpg(group, Signal::SIGKILL);
-                process.wait()?;
-                if interrupted {
-                    bail!("interrupted");
-                }
+            if interrupt.wait(Duration::ZERO) {
+                kill_group(&mut process, group)?;
+                bail!("interrupted");
+            }
+            if mode.limit == Limit::Suite && begin.elapsed() > LIMIT {
+                kill_group(&mut process, group)?;
                 let minutes = LIMIT.as_secs() / 60;
                 let end = format!("did not end within {minutes} minutes: killed");
                 outcome.program_ended(&end, false);
@@ -172,6 +168,20 @@ impl Suite {
         let status = process.wait()?;
         outcome.program_ended(&format!("ended with {status}"), status.success());
         Ok(outcome)
+    }
+
+    /// Starts it in a process group of its own; its output can be read from the pipe.
+    fn spawn(&self, mut command: Command) -> Result<(Child, PipeReader)> {
+        let (reader, writer) = pipe()?;
+        command
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            .process_group(0);
+        // With the command, our writing ends of the pipe are closed.
+        let process = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        Ok((process, reader))
     }
 
     fn command(&self, project: &Project, mode: Mode<'_>) -> Command {

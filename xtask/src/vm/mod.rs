@@ -295,19 +295,13 @@ fn boot_kernel(
     fs::create_dir_all(&dir)?;
     let expected = kernel.expected();
     let initramfs = dir.join("initramfs.cpio");
-    step::announce(format_args!(
-        "packing the machine's files for {}",
-        kernel.name
-    ));
+    let (name, seconds) = (&kernel.name, limit.as_secs());
+    step::announce(format_args!("packing the machine's files for {name}"));
     contents
         .build_tree(project, board, kernel, &expected)?
         .write(&initramfs)?;
     initramfs::print_size(&initramfs)?;
-    step::announce(format_args!(
-        "booting {} (at most {} s)",
-        kernel.name,
-        limit.as_secs()
-    ));
+    step::announce(format_args!("booting {name} (at most {seconds} s)"));
     let machine = Machine {
         board,
         kernel,
@@ -321,10 +315,7 @@ fn boot_kernel(
         }
     })?;
     let why = match end {
-        End::TooLong => Some(format!(
-            "the machine did not end within {} s",
-            limit.as_secs()
-        )),
+        End::TooLong => Some(format!("the machine did not end within {seconds} s")),
         End::Gone => machine.panic_message(),
     };
     run.machine_ended(why, &expected);

@@ -132,31 +132,20 @@ impl Machine<'_> {
             ..
         } = self.board;
         let mut command = project.command(qemu);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ]);
-        // One thread for both processors. With a thread each, QEMU 7.2 may keep a stale translation of what the one
-        // patches while the other gets there: the kernel then stands for good in connect(), where attaching to a
-        // cgroup flips a static key.
-        command.args([
-            "-machine",
-            machine,
-            "-accel",
-            "tcg,thread=single",
-            "-cpu",
-            processor,
-        ]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
+        command.args(["-display", "none"]);
+        // One thread for both processors. With a thread each, QEMU 7.2 may go on running its old translation of code that
+        // the other processor has patched: the kernel then loops for ever in connect(), where attaching to a cgroup flips
+        // a static key.
+        command.args(["-accel", "tcg,thread=single"]);
+        command.args(["-machine", machine, "-cpu", processor]);
         command.args(["-smp", PROCESSORS, "-m", MEMORY]);
         command
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(self.initramfs);
-        // A panic ends QEMU at once (with -no-reboot). An oops is one too, and a processor that stands for a minute.
+        // A panic ends QEMU at once (with -no-reboot). An oops and a processor that hangs for a minute become panics.
         let words = &self.kernel.words;
         let append = format!(
             "console={console} panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30 {words}"
