@@ -425,7 +425,8 @@ impl<'t> Batch<'t> {
         self.mark_unclear(key, version, Timestamp::EPOCH)
     }
 
-    /// Makes an object unknown of which only the version that a client has written is known, unless its watch was faster.
+    /// Makes an object unknown after a write of which only the resourceVersion is known, unless a watch has shown it
+    /// already.
     fn outdate_object(
         &mut self,
         key: ObjectKey<'_>,
@@ -441,8 +442,8 @@ impl<'t> Batch<'t> {
         self.mark_unclear(key, version, observed.not_after)
     }
 
-    /// Lists without selectors that may hold an object of this version, which isn't stored, are incomplete until they are
-    /// listed again, or their watches report it.
+    /// Makes lists without selectors that may hold this version of an object, which isn't stored, incomplete until they are
+    /// listed again or their watches report it.
     fn mark_unclear(
         &mut self,
         key: ObjectKey<'_>,

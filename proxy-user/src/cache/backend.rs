@@ -107,8 +107,8 @@ pub(super) trait FileOpener: Debug + Send + Sync {
 pub(super) struct FileSystem;
 
 impl FileOpener for FileSystem {
-    /// The file is 0600 before anything is in it, belongs to this user or to root, and is no symbolic link: in a directory
-    /// that others may write, they would read their own file, or have one that the link leads to overwritten.
+    /// The file is 0600 before anything is in it, belongs to this user or to root, and is no symbolic link. Otherwise, in a
+    /// directory that others may write to, they could read it as its owner, or have another file overwritten through a link.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StorageFile>> {
         let write = access == Access::Write;
         let file = OpenOptions::new()

@@ -83,7 +83,7 @@ pub(crate) enum Change {
         /// resourceVersion of the event.
         version: ResourceVersion,
     },
-    /// A client's write has made this version of the object, and only that is known of it.
+    /// A client's write has made this version of the object; nothing else is known about it.
     Outdate {
         key: ObjectKeyBuf,
         version: ResourceVersion,

@@ -199,8 +199,8 @@ fn written_extent(verb: Verb) -> Option<Extent> {
     }
 }
 
-/// True for a write whose response has the resourceVersion that the object has got, even if it is not the object: a `Scale`
-/// has its parent's (`autoscaling/v1`).
+/// True for a write whose response has the object's new resourceVersion even if it isn't the object: a `Scale` has its
+/// parent's (`autoscaling/v1`).
 fn shows_version(request: &ApiRequest) -> bool {
     let subresource = request.subresource();
     let shows_parent = matches!(
@@ -331,7 +331,7 @@ impl Exchange {
         }
     }
 
-    /// As [`Self::of`], for a successful write of which only the resourceVersion is taken, for this reason.
+    /// As [`Self::of`], for a successful write of whose response only the resourceVersion is used, for this reason.
     ///
     /// # Errors
     /// The same reason, if the response has none.
@@ -447,7 +447,7 @@ impl Exchange {
     /// The key of the object that the response shows.
     ///
     /// # Errors
-    /// It is another than the one requested, or has no name.
+    /// It isn't the requested one, or has no name.
     pub(super) fn shown_object(
         &self,
         namespace: &str,
@@ -535,8 +535,8 @@ impl Exchange {
         }
     }
 
-    /// The change by an update after which nothing delays the object's deletion. A namespace has finalizers of its own besides
-    /// (`spec.finalizers`), so it may still exist.
+    /// The change made by an update after which nothing delays the object's deletion. A namespace may still exist, since it
+    /// also has finalizers in its spec.
     pub(super) fn deletion_by_update(&self) -> Change {
         if self.resource == b"/namespaces/" {
             Change::Supersede {

@@ -257,8 +257,8 @@ impl Cache {
         timeout(limit, self.ingest.test_disk()).await
     }
 
-    /// Times since the start that so many objects had a later state which was not on disk that their resources stood for
-    /// them.
+    /// Times since the start that too many objects had a later state than the disk, so that all of their resources counted
+    /// as changed.
     pub(crate) fn unwritten_merges(&self) -> u64 {
         self.store.superseded().merges()
     }

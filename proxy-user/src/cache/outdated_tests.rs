@@ -20,7 +20,7 @@ impl Bench {
     }
 }
 
-/// Such a list stayed unknown until it was listed again, which a client with a watch never does.
+/// Such a list stayed unknown until it was listed again, but a client with a watch doesn't list again.
 #[tokio::test]
 async fn i2_a_watch_completes_the_list_after_a_write_of_which_only_the_version_is_known() {
     for (write, status, name, version) in [

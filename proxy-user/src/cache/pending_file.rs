@@ -149,8 +149,8 @@ fn reserve(opener: &dyn FileOpener, path: &Path) -> io::Result<Arc<dyn StorageFi
     }
 }
 
-/// Creates the file, which gets its name once it has its length: a shorter one is damaged, and not the rest of a creation
-/// that a power loss has ended.
+/// Creates the file under another name, and renames it once it has its full length. So a shorter file is damaged, and not
+/// one whose creation a power loss cut off.
 fn create(opener: &dyn FileOpener, path: &Path) -> io::Result<Arc<dyn StorageFile>> {
     let unfinished = path.with_extension("pending-new");
     let file = opener.open(&unfinished, Access::Write)?;
@@ -330,7 +330,7 @@ mod tests {
         (0..count).map(end).collect()
     }
 
-    /// What a start finds of these, and how often they did not fit.
+    /// The changes that a start finds after these were written, and how often they did not fit.
     fn read_back(changes: &[Change]) -> (Vec<Change>, u64) {
         let bench = Bench::new();
         let file = bench.file();

@@ -394,8 +394,8 @@ mod tests {
         assert!(superseded.in_flight.read().is_empty());
     }
 
-    /// Both were looked at in the other order: a write that the disk did not take was missed by a reader that looked at the
-    /// unwritten before it was there, and at those in flight after it had left.
+    /// The two were read in the other order, and a reader missed a write that the disk did not take: it read the unwritten
+    /// keys before the write was among them, and those in flight after the write had ended.
     #[test]
     fn i2_a_write_is_not_missed_while_it_becomes_an_unwritten_one() {
         const POD: &[u8] = b"/pods/d/a";

@@ -236,7 +236,7 @@ impl Proxy {
     }
 }
 
-/// The response to a write that isn't understood to its last parameter: it still has the version that the object has got.
+/// The response to a write that isn't understood to its last parameter: it still has the object's new resourceVersion.
 fn opaque_write(
     call: &Call,
     dry_run: DryRun,
@@ -255,7 +255,8 @@ fn opaque_write(
     .unwrap_or(Err(reason))
 }
 
-/// Hands over what a request names. Parameters that are not understood don't change which object is written.
+/// Calls `record` with the request as far as it is understood, by its path alone if need be: parameters that aren't
+/// understood don't change which object is written.
 fn with_named<T>(call: &Call, record: impl FnOnce(&ApiRequest) -> T) -> Option<T> {
     let path = call.request.path().parse::<Uri>();
     let request = path.map(|path| RequestInfo::parse(&call.parts.method, &path));

@@ -148,7 +148,7 @@ impl Write<'_> {
                 unwritten = Some(object);
                 return Ok(Some(present.clone()));
             }
-            // A finalizer that goes last takes the object with it, and the answer is the object as it would have become.
+            // Removing the last finalizer deletes the object; the answer is the object as it would have become.
             let dying = !object
                 .text_at(&["metadata", "deletionTimestamp"])
                 .is_empty();

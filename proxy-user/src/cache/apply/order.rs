@@ -399,7 +399,7 @@ impl Batch<'_> {
         }
     }
 
-    /// True if the list may be from before a client's write that the one `before` it did not show.
+    /// True if the list may predate a client's write that the list `before` it did not show.
     fn may_lack_write(&self, new: &Collection, before: &Collection, observed: Observation) -> bool {
         new.version < before.unclear
             && observed.not_before < self.continuity.past(before.written_at)
