@@ -1,6 +1,8 @@
 //! A request to the API server and the head of its response, which decide whether and how the response is stored. In: a
 //! request, a status code and headers. Out: an [`Exchange`], by which `decode` reads the body, or why it isn't stored.
 
+mod writes;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ use hublet_wire::CodecError;
 use hublet_wire::media::Encoding;
 use hublet_wire::meta::{ResourceVersion, Timestamp};
 use hublet_wire::request::{ApiRequest, Verb};
+use writes::{is_of_pods, is_rpc, shows_version, written_extent};
+pub(crate) use writes::{may_create, superseded_by};
 
 /// A request, and the head of its response.
 #[derive(Debug, Clone)]
@@ -76,15 +80,6 @@ pub(crate) trait Author: std::fmt::Debug + Send + Sync {
 /// The longest that a watch cache is assumed to lag behind etcd: an API server that lags longer fails its
 /// own readiness check.
 const MAX_WATCH_CACHE_LAG: Duration = Duration::from_secs(60);
-
-/// True for resources that are remote procedure calls rather than objects (reviews, bindings): they are never stored.
-fn is_rpc(group: &str, plural: &str) -> bool {
-    match group {
-        "authentication.k8s.io" | "authorization.k8s.io" => plural.ends_with("reviews"),
-        "" => matches!(plural, "bindings" | "componentstatuses"),
-        _ => false,
-    }
-}
 
 /// The groups that the API server has itself, whose resources are the plurals of their kinds. In other groups a custom
 /// resource's or an aggregated API's kind (`NodeMetrics`) may have any name.
@@ -188,62 +183,6 @@ pub(crate) fn is_stable_selector(request: &ApiRequest) -> bool {
     let fixed = field == "metadata.name" || (field == "spec.nodeName" && is_of_pods(request));
     let value = value.strip_prefix('=').unwrap_or(value);
     fixed && !value.is_empty() && !value.contains(',') && request.label_selector().is_empty()
-}
-
-/// The extent of the rows that a successful write with this verb supersedes.
-fn written_extent(verb: Verb) -> Option<Extent> {
-    match verb {
-        Verb::Create => Some(Extent::Lists),
-        Verb::Update | Verb::Patch | Verb::Delete | Verb::DeleteCollection => Some(Extent::Copies),
-        _ => None,
-    }
-}
-
-/// True for a write whose response has the object's new resourceVersion even if it isn't the object: a `Scale` has its
-/// parent's (`autoscaling/v1`).
-fn shows_version(request: &ApiRequest) -> bool {
-    let subresource = request.subresource();
-    let shows_parent = matches!(
-        subresource,
-        "approval" | "ephemeralcontainers" | "finalize" | "resize" | "scale" | "status"
-    );
-    match request.verb() {
-        Verb::Create | Verb::Delete => subresource.is_empty(),
-        Verb::Update | Verb::Patch => subresource.is_empty() || shows_parent,
-        _ => false,
-    }
-}
-
-/// The extent of the rows that a successful write supersedes whose response can't be stored. An update of a subresource
-/// (`scale`) changes the object itself, and so do the eviction and the binding of a pod; whatever else is created at a
-/// subresource (a token) is another object, which is not stored.
-pub(crate) fn superseded_by(request: &ApiRequest) -> Option<Extent> {
-    let is_stored = request.is_resource()
-        && !is_rpc(request.group(), request.resource())
-        && !request.options().dry_run;
-    match (request.verb(), request.subresource()) {
-        _ if !is_stored => None,
-        (Verb::Create, "") => Some(Extent::Lists),
-        (Verb::Create, "binding" | "eviction") if is_of_pods(request) => Some(Extent::Copies),
-        (Verb::Create, _) | (_, "proxy") => None,
-        (Verb::Update | Verb::Patch, _) => Some(Extent::Copies),
-        (Verb::Delete | Verb::DeleteCollection, "") => Some(Extent::Copies),
-        _ => None,
-    }
-}
-
-fn is_of_pods(request: &ApiRequest) -> bool {
-    request.group().is_empty() && request.resource() == "pods"
-}
-
-/// True for a write that may create an object. Where its response can't be stored, the object is no longer known to be
-/// absent.
-pub(crate) fn may_create(request: &ApiRequest) -> bool {
-    let writes = matches!(request.verb(), Verb::Create | Verb::Update | Verb::Patch);
-    let stored = request.is_resource()
-        && request.subresource().is_empty()
-        && !is_rpc(request.group(), request.resource());
-    writes && stored && !request.options().dry_run
 }
 
 /// The encoding of a response that may be stored, or the reason why it isn't, from the request and the headers alone.
@@ -589,38 +528,7 @@ pub(super) fn is_custom_resource(resource: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::Method;
-    use hublet_wire::request::RequestInfo;
-
     use super::*;
-
-    #[test]
-    fn i2_a_write_whose_answer_is_not_stored_supersedes_what_it_changes() {
-        let of = |method: Method, target: &str| {
-            let info = RequestInfo::parse(&method, &target.parse().unwrap());
-            superseded_by(info.understood().unwrap())
-        };
-        let (pod, copies) = ("/api/v1/namespaces/d/pods/p", Some(Extent::Copies));
-        for (method, target, expected) in [
-            (Method::POST, "/eviction", copies),
-            (Method::POST, "/binding", copies),
-            (Method::POST, "/eviction?dryRun=All", None),
-            (Method::POST, "/exec", None),
-            (Method::POST, "/proxy", None),
-            (Method::PUT, "/proxy", None),
-            (Method::PUT, "/ephemeralcontainers", copies),
-            (Method::PATCH, "/status", copies),
-            (Method::DELETE, "", copies),
-            (Method::GET, "", None),
-        ] {
-            assert_eq!(of(method, &format!("{pod}{target}")), expected, "{target}");
-        }
-        let token = "/api/v1/namespaces/d/serviceaccounts/s/token";
-        assert_eq!(of(Method::POST, token), None);
-        let pods = "/api/v1/namespaces/d/pods";
-        assert_eq!(of(Method::POST, pods), Some(Extent::Lists));
-        assert_eq!(of(Method::DELETE, pods), copies);
-    }
 
     #[test]
     fn a_kind_has_the_plural_of_its_resource() {
