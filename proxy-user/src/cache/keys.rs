@@ -274,6 +274,7 @@ mod tests {
         let whole = selection.without_selectors();
         assert_eq!(whole.as_bytes(), b"apps/deployments/d/");
         assert!(!whole.has_selectors());
+        assert_eq!(whole.to_buf().as_bytes(), whole.as_bytes());
         assert_eq!(resource_of(b"/version"), b"/version");
     }
 
