@@ -10,10 +10,10 @@ use hublet_wire::meta::{ResourceVersion, Timestamp};
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use crate::cache::change::{Change, Evicted, Extent, Membership, Observation};
-use crate::cache::continuity::Continuity;
+use crate::cache::continuity::{Continuity, Write};
 use crate::cache::exchange::variant_scope;
 use crate::cache::grant_rows::{CredentialKey, CredentialRow, GrantKey, Verdict};
-use crate::cache::keys::{self, CollectionKey, ObjectKey, ObjectKeyBuf};
+use crate::cache::keys::{self, CollectionKey, CollectionKeyBuf, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::{Absence, Collection, Record, ResponseRecord};
 use crate::cache::store::{Store, StoreError};
 use crate::cache::tables::{
@@ -422,7 +422,16 @@ impl<'t> Batch<'t> {
             return Ok(());
         }
         self.remove_object(key)?;
-        self.mark_unclear(key, version, Timestamp::EPOCH)
+        let write = Write {
+            version,
+            at: Timestamp::EPOCH,
+        };
+        for scope in key.collections() {
+            if let Some(list) = self.read_collection(scope)? {
+                self.mark_unclear(scope, list, write)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes an object unknown after a write of which only the resourceVersion is known, unless a watch has shown it
@@ -436,30 +445,55 @@ impl<'t> Batch<'t> {
         if self.is_stored_since(key, version, observed)? {
             return Ok(());
         }
+        let write = Write {
+            version,
+            at: observed.not_after,
+        };
+        if self.continuity.is_from_before_write(key, version, observed) {
+            return Ok(());
+        }
+        self.continuity.remember_write(key, write);
         self.remove_object(key)?;
         self.absent.remove(key.as_bytes())?;
         self.drop_variants(key.as_bytes())?;
-        self.mark_unclear(key, version, observed.not_after)
-    }
-
-    /// Makes lists without selectors that may hold this version of an object, which isn't stored, incomplete until they are
-    /// listed again or their watches report it.
-    fn mark_unclear(
-        &mut self,
-        key: ObjectKey<'_>,
-        version: ResourceVersion,
-        written_at: Timestamp,
-    ) -> Result<(), StoreError> {
-        for scope in key.collections() {
-            if let Some(mut collection) = self.read_collection(scope)? {
-                // A list whose watch had already passed this version lacks an object that the watch reported.
-                collection.complete &= collection.version < version;
-                collection.unclear = collection.unclear.max(version);
-                collection.written_at = collection.written_at.max(written_at);
-                self.put_collection(scope, &collection)?;
-            }
+        for (scope, list) in self.lists_that_may_hold(key)? {
+            self.mark_unclear(scope.as_key(), list, write)?;
         }
         Ok(())
+    }
+
+    /// Makes a list that may hold an object of this version, which isn't stored, incomplete until it is listed again or
+    /// its watch has reached the version.
+    fn mark_unclear(
+        &mut self,
+        scope: CollectionKey<'_>,
+        mut list: Collection,
+        write: Write,
+    ) -> Result<(), StoreError> {
+        // A list whose watch had already passed this version lacks an object that the watch reported.
+        list.complete &= list.version < write.version;
+        list.unclear = list.unclear.max(write.version);
+        list.written_at = list.written_at.max(write.at);
+        self.put_collection(scope, &list)
+    }
+
+    /// The lists, with and without selectors, that may hold the object.
+    fn lists_that_may_hold(
+        &self,
+        object: ObjectKey<'_>,
+    ) -> Result<Vec<(CollectionKeyBuf, Collection)>, StoreError> {
+        let resource = object.resource();
+        let end = keys::end_of(resource);
+        let mut lists = Vec::new();
+        for row in self.collections.range(resource..end.as_slice())? {
+            let (key, value) = row?;
+            let key = CollectionKey::new(key.value());
+            let list = serde_json::from_slice::<Collection>(value.value());
+            if let (true, Ok(list)) = (key.may_hold(object), list) {
+                lists.push((key.to_buf(), list));
+            }
+        }
+        Ok(lists)
     }
 
     fn read_collection(&self, key: CollectionKey<'_>) -> Result<Option<Collection>, StoreError> {

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use hublet_wire::meta::{ResourceVersion, Timestamp};
 
-use crate::cache::keys::{ObjectKey, ObjectKeyBuf};
+use crate::cache::change::Observation;
+use crate::cache::keys::{CollectionKey, ObjectKey, ObjectKeyBuf};
 use crate::cache::record::Record;
 use crate::clock::Clock;
 
@@ -19,6 +20,8 @@ use crate::clock::Clock;
 const MAX_CONTRADICTIONS: usize = 1_024;
 /// Number of objects with another uid and a lower resourceVersion that prove another cluster.
 const REPLACEMENTS_OF_A_NEW_CLUSTER: usize = 2;
+/// Most writes remembered of which only the version is known; beyond it the oldest is forgotten.
+const MAX_WRITES: usize = 1_024;
 /// Time between searches for old Events.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// The namespace that every cluster has, and that can't be deleted.
@@ -33,10 +36,20 @@ pub(crate) struct Continuity {
     contradicted: HashSet<Vec<u8>>,
     /// Objects that were replaced by one of another uid and a lower resourceVersion → the time of that request.
     replacements: HashMap<ObjectKeyBuf, Timestamp>,
+    /// Objects that clients have written and that haven't been received since.
+    writes: HashMap<ObjectKeyBuf, Write>,
     /// True if the batch that is being applied belongs to a new cluster.
     pub(super) cluster_replaced: bool,
     /// Time of the last search for old Events.
     swept: Timestamp,
+}
+
+/// A client's write of which only the version is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Write {
+    pub(super) version: ResourceVersion,
+    /// Time of the response.
+    pub(super) at: Timestamp,
 }
 
 /// The fields of a stored object that another copy is compared with.
@@ -58,6 +71,7 @@ impl Continuity {
             now,
             contradicted,
             replacements,
+            writes: HashMap::new(),
             cluster_replaced: false,
             swept: Timestamp::EPOCH,
         }
@@ -72,7 +86,56 @@ impl Continuity {
         if self.cluster_replaced {
             self.contradicted.clear();
             self.replacements.clear();
+            self.writes.clear();
         }
+    }
+
+    /// Remembers a write until its object is received, so that nothing from before it is taken for the object's state.
+    pub(super) fn remember_write(&mut self, key: ObjectKey<'_>, write: Write) {
+        if self.writes.len() >= MAX_WRITES {
+            let oldest = self.writes.iter().min_by_key(|(_, write)| write.at);
+            let oldest = oldest.map(|(key, _)| key.clone());
+            oldest.map(|key| self.writes.remove(&key));
+        }
+        self.writes.insert(key.to_buf(), write);
+    }
+
+    pub(super) fn forget_write(&mut self, key: ObjectKey<'_>) {
+        if !self.writes.is_empty() {
+            self.writes.remove(&key.to_buf());
+        }
+    }
+
+    /// True if a response shows this object as it was before a client wrote it.
+    pub(super) fn is_from_before_write(
+        &self,
+        key: ObjectKey<'_>,
+        version: ResourceVersion,
+        observed: Observation,
+    ) -> bool {
+        !self.writes.is_empty()
+            && (self.writes.get(&key.to_buf()))
+                .is_some_and(|write| self.precedes(version, observed, write))
+    }
+
+    /// The latest version and time of those writes that a list of this version may be from before.
+    pub(super) fn writes_after(
+        &self,
+        list: CollectionKey<'_>,
+        version: ResourceVersion,
+        observed: Observation,
+    ) -> Option<Write> {
+        let of_list = self.writes.iter().filter(|(key, write)| {
+            self.precedes(version, observed, write) && list.may_hold(key.as_key())
+        });
+        of_list.map(|(_, write)| *write).reduce(|one, other| Write {
+            version: one.version.max(other.version),
+            at: one.at.max(other.at),
+        })
+    }
+
+    fn precedes(&self, version: ResourceVersion, observed: Observation, write: &Write) -> bool {
+        version < write.version && !observed.overrules(self.past(write.at))
     }
 
     /// A stored time to compare with others; the epoch if it is in the future: the clock has been set back since, and the

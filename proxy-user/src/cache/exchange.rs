@@ -477,7 +477,7 @@ impl Exchange {
     /// The change made by an update after which nothing delays the object's deletion. A namespace may still exist, since it
     /// also has finalizers in its spec.
     pub(super) fn deletion_by_update(&self) -> Change {
-        if self.resource == b"/namespaces/" {
+        if self.is_of_namespaces() {
             Change::Supersede {
                 key: self.key.clone(),
                 extent: Extent::Copies,
@@ -485,6 +485,10 @@ impl Exchange {
         } else {
             self.deletion()
         }
+    }
+
+    pub(super) fn is_of_namespaces(&self) -> bool {
+        self.resource == b"/namespaces/"
     }
 
     /// The times of an object in a list, as this response shows it.

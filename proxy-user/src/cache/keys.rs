@@ -92,6 +92,15 @@ impl<'a> CollectionKey<'a> {
         Self(without_selectors(self.0))
     }
 
+    /// False if the object is of another collection, or another name is selected. Other selectors may match any object.
+    pub(crate) fn may_hold(self, object: ObjectKey<'_>) -> bool {
+        let prefix = self.without_selectors().as_bytes();
+        let is_within = object.as_bytes().starts_with(prefix);
+        let selected = self.0[prefix.len()..].strip_prefix(b"?l=&f=metadata.name=");
+        let name = selected.filter(|name| !name.iter().any(|b| matches!(b, b'=' | b',')));
+        is_within && name.is_none_or(|name| object.0.rsplit(|b| *b == b'/').next() == Some(name))
+    }
+
     /// The prefix of the rows of its members, where it has selectors.
     pub(crate) fn member_prefix(self) -> Vec<u8> {
         [self.0, &[0]].concat()

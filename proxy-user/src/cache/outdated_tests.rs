@@ -142,3 +142,92 @@ async fn a_namespace_without_finalizers_in_its_metadata_is_unknown_after_an_upda
         assert_eq!(bench.object("/namespaces/d").await, Lookup::Unknown);
     }
 }
+
+const PRETTY_PUT: &str = "PUT /api/v1/namespaces/d/pods/a?pretty=true";
+
+/// A response to an earlier request, or a watch that lags, shows the object as it was before the write.
+#[tokio::test]
+async fn i2_a_copy_from_before_the_write_does_not_replace_it() {
+    let cached = format!("{POD}?resourceVersion=0");
+    let (earlier, lagging) = (event("MODIFIED", "a", 9), list(9, "", &[("a", 7)]));
+    let all = "GET /api/v1/pods?resourceVersion=0";
+    for (call, body, ago) in [
+        (POD, pod("a", 7), 1_000),
+        ("PUT /api/v1/namespaces/d/pods/a", pod("a", 9), 1_000),
+        (&cached, pod("a", 7), 0),
+        (WATCH, earlier, 0),
+        (all, lagging, 0),
+    ] {
+        let bench = listed().await;
+        bench
+            .respond(PRETTY_PUT, 200, pod("a", 10).as_bytes(), 0)
+            .await;
+        bench.respond(call, 200, body.as_bytes(), ago).await;
+        assert_eq!(bench.object("/pods/d/a").await, Lookup::Unknown, "{call}");
+        bench.respond(POD, 200, pod("a", 10).as_bytes(), 0).await;
+        assert_eq!(bench.version("/pods/d/a").await, Some(10), "{call}");
+    }
+}
+
+/// A 404 that was requested before the write, and a deletion that preceded it.
+#[tokio::test]
+async fn i2_an_absence_from_before_the_write_does_not_count() {
+    let (create, lost) = ("POST /api/v1/namespaces/d/pods?pretty=true", gone("c"));
+    let (read, deleted) = (format!("{PODS}/c"), event("DELETED", "c", 9));
+    for (call, status, body) in [(read.as_str(), 404, lost), (WATCH, 200, deleted)] {
+        let bench = listed().await;
+        bench.respond(create, 201, pod("c", 10).as_bytes(), 0).await;
+        bench.respond(call, status, body.as_bytes(), 1_000).await;
+        assert_eq!(bench.object("/pods/d/c").await, Lookup::Unknown, "{call}");
+        let deleted = event("DELETED", "c", 11);
+        bench.respond(WATCH, 200, deleted.as_bytes(), 0).await;
+        assert!(bench.is_absent("/pods/d/c").await, "{call}");
+    }
+}
+
+/// The list was under way while a client wrote; before, no list had been stored that the write could make incomplete.
+#[tokio::test]
+async fn i2_the_first_list_from_before_the_write_is_not_whole() {
+    let bench = Bench::new();
+    let create = "POST /api/v1/namespaces/d/pods?pretty=true";
+    bench.respond(create, 201, pod("c", 10).as_bytes(), 0).await;
+    let before = list(8, "", &[("a", 7), ("b", 5)]);
+    bench.respond(PODS, 200, before.as_bytes(), 1_000).await;
+    assert!(!bench.is_list_whole().await);
+    let shown = event("ADDED", "c", 10);
+    bench.respond(WATCH, 200, shown.as_bytes(), 0).await;
+    assert!(bench.is_list_whole().await);
+}
+
+/// The object may match the selectors now.
+#[tokio::test]
+async fn i2_a_selection_that_may_hold_the_written_object_is_unknown() {
+    let whole = async |bench: &Bench, key: &str| bench.collection(key).await.unwrap().is_whole();
+    let labelled = format!("{PODS}?labelSelector=x");
+    let (by_label, by_name) = ("/pods/d/?l=x&f=", "/pods/d/?l=&f=metadata.name=b");
+    let bench = listed().await;
+    let named = format!("{PODS}?fieldSelector=metadata.name=b");
+    for selection in [&labelled, &named] {
+        let items = list(8, "", &[("b", 5)]);
+        bench.respond(selection, 200, items.as_bytes(), 0).await;
+    }
+    bench
+        .respond(PRETTY_PUT, 200, pod("a", 10).as_bytes(), 0)
+        .await;
+    assert!(!whole(&bench, by_label).await);
+    assert!(whole(&bench, by_name).await, "of another object");
+    let watch = format!("{labelled}&watch=true&resourceVersion=8");
+    let shown = event("ADDED", "a", 10);
+    bench.respond(&watch, 200, shown.as_bytes(), 0).await;
+    assert!(whole(&bench, by_label).await);
+}
+
+/// The answer shows it as it goes on to exist: its finalizers are in its spec.
+#[tokio::test]
+async fn i2_a_namespace_that_is_terminating_is_not_absent() {
+    let bench = Bench::new();
+    let namespace = r#"{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"d","deletionTimestamp":"2026-01-01T00:00:00Z","resourceVersion":"8"},"spec":{"finalizers":["kubernetes"]}}"#;
+    let delete = "DELETE /api/v1/namespaces/d";
+    bench.respond(delete, 200, namespace.as_bytes(), 0).await;
+    assert_eq!(bench.object("/namespaces/d").await, Lookup::Unknown);
+}

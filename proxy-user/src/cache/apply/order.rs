@@ -58,7 +58,12 @@ impl Batch<'_> {
             self.check_cluster(incoming.uid, observed)?;
         }
         let stored = self.read_stored(key)?;
-        if stored.is_none() && self.is_unlisted(key, new.version, observed)? {
+        if stored.is_none()
+            && (self
+                .continuity
+                .is_from_before_write(key, new.version, observed)
+                || self.is_unlisted(key, new.version, observed)?)
+        {
             return Ok(());
         }
         let gone = self.read_absence(key)?;
@@ -75,6 +80,7 @@ impl Batch<'_> {
             return Ok(());
         }
         self.changed = true;
+        self.continuity.forget_write(key);
         self.mentioned |= mentions_domain(&new.value);
         *self.forms.entry(form_key(key, &incoming)).or_default() += 1;
         let replaced = self.objects.insert(key.as_bytes(), new.value.as_slice())?;
@@ -340,6 +346,10 @@ impl Batch<'_> {
         {
             return Ok(());
         }
+        if stored.is_none() && self.continuity.is_from_before_write(key, version, observed) {
+            return Ok(());
+        }
+        self.continuity.forget_write(key);
         let before = self.read_absence(key)?;
         let known = before.map_or(ResourceVersion::UNSET, |before| before.version);
         let since_version = known.max(deleted_version(stored.as_ref(), version, observed));
@@ -390,6 +400,13 @@ impl Batch<'_> {
             && self.may_lack_write(&new, before, observed)
         {
             (new.unclear, new.written_at) = (before.unclear, before.written_at);
+        }
+        let writes = self
+            .continuity
+            .writes_after(collection, new.version, observed);
+        if let Some(write) = writes {
+            new.unclear = new.unclear.max(write.version);
+            new.written_at = new.written_at.max(write.at);
         }
         self.put_collection(collection, &new)?;
         if self.collections.len()? > MAX_COLLECTIONS {

@@ -138,6 +138,9 @@ impl WholeBody<'_> {
                 key: key.as_bytes().to_vec(),
                 extent: Extent::Absences,
             },
+            Verb::Delete if record.is_deleted_by_update && exchange.is_of_namespaces() => {
+                exchange.deletion_by_update()
+            }
             Verb::Delete if exchange.status == 200 => delete_or_upsert(key, record, observed),
             Verb::Update | Verb::Patch if record.is_deleted_by_update => {
                 exchange.deletion_by_update()
